@@ -1,0 +1,58 @@
+"""Sizes and the integer types that must not be swapped. Pure; imports only errors."""
+
+import re
+from typing import NewType
+
+from balloon_daemon.errors import ConfigError
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+PAGE_SIZE = 4096
+"""One balloon page, whatever the host's or the guest's page size (virtio 1.3, 5.5.6)."""
+
+NumPages = NewType("NumPages", int)
+"""A count of 4 KiB balloon pages."""
+
+GuestAddr = NewType("GuestAddr", int)
+"""A guest-physical address, as it stands in a descriptor or in a PFN × 4096."""
+
+FrontendAddr = NewType("FrontendAddr", int)
+"""An address in the front-end's own address space, as SET_VRING_ADDR carries it."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
+_FACTOR = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024 * GIB}
+
+
+def parse_size(text: str) -> int:
+    """Parses a size as people write it: ``4G``, ``1.5GiB``, ``512 MB``, ``1048576``.
+
+    Suffixes are binary, with or without ``iB`` or ``B``, in either case.
+
+    Returns:
+        The size in bytes; at least 1.
+
+    Raises:
+        ConfigError: the text is not a size, is zero, or is not a whole number of bytes.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is not a size; write it like 4G, 512M or 1.5GiB")
+    number, suffix = match.groups(default="")
+    size = (
+        float(number) * _FACTOR[suffix.lower()]
+        if "." in number
+        else (int(number) * _FACTOR[suffix.lower()])
+    )
+    if size != int(size) or size < 1:
+        raise ConfigError(f"{text!r} is not a size of at least one whole byte")
+    return int(size)
+
+
+def format_size(size_bytes: int) -> str:
+    """Writes a size for people: ``3 GiB``, ``192 MiB``, ``1.5 GiB``, ``0 B``."""
+    for factor, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if abs(size_bytes) >= factor:
+            return f"{size_bytes / factor:.2f}".rstrip("0").rstrip(".") + f" {name}"
+    return f"{size_bytes} B"

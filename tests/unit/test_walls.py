@@ -1,0 +1,128 @@
+"""The house: which module may import which, read from the sources themselves.
+
+``docs/architecture.md`` draws it. A forbidden import fails here, with its file and line.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "balloon_daemon"
+
+PURE = {
+    "errors",
+    "units",
+    "balloon_policy",
+    "virtio.balloon",
+    "virtio.split_queue",
+    "virtio.guest_memory",
+    "vhost_user.messages",
+    "vhost_user.backend",
+    "tube.messages",
+    "seccomp.parser",
+    "seccomp.compiler",
+    "seccomp.constants",
+}
+IMPURE = {
+    "os", "socket", "select", "time", "random", "ctypes", "mmap", "logging",
+    "asyncio", "subprocess", "signal",
+}  # fmt: skip
+
+# Each room and the rooms it may import from; errors and units are open to all.
+ROOMS = {
+    "errors": set[str](),
+    "units": set[str](),
+    "balloon_policy": set[str](),
+    "virtio": set[str](),
+    "linux": set[str](),
+    "low_memory": {"linux"},
+    "vhost_user": {"virtio", "linux"},
+    "tube": {"virtio", "linux"},
+    "seccomp": {"linux"},
+    "device": {"virtio", "tube", "seccomp", "linux"},
+    "config": {"balloon_policy"},
+    "controller": {
+        "balloon_policy", "low_memory", "vhost_user", "tube", "seccomp", "device",
+        "virtio", "linux", "config",
+    },
+    "cli": {"config", "controller", "low_memory", "seccomp", "linux", "balloon_policy"},
+    "__main__": {"cli"},
+    "fake_guest": {"virtio", "vhost_user", "linux"},
+    "ctl": {"config", "seccomp", "linux", "balloon_policy"},
+}  # fmt: skip
+
+# Third-party and standard modules that have one door only.
+DOORS = {
+    "ctypes": {"linux"},
+    "pyseccomp": {"seccomp.filter"},
+    "prctl": {"linux.jail"},
+    "asyncio": {"controller", "low_memory", "cli"},
+    "threading": set[str](),
+    "rich": {"ctl"},
+    "plotext": {"ctl"},
+    "matplotlib": {"ctl"},
+    "numpy": {"ctl", "fake_guest"},
+}
+
+
+def modules() -> dict[str, Path]:
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        names[name] = path
+    del names[""]
+    return names
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Every absolute module name imported in the file, with its line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            if node.module == "balloon_daemon":
+                for alias in node.names:
+                    yield node.lineno, f"balloon_daemon.{alias.name}"
+            elif node.module is not None:
+                yield node.lineno, node.module
+
+
+def offences(name: str, path: Path) -> Iterator[str]:
+    room = name.partition(".")[0]
+    for line, target in imports(path):
+        where = f"{path.relative_to(ROOT)}:{line}: imports {target}"
+        if target.startswith("balloon_daemon."):
+            inner = target.removeprefix("balloon_daemon.")
+            target_room = inner.partition(".")[0]
+            if name in PURE and not any(inner == p or inner.startswith(p + ".") for p in PURE):
+                yield f"{where}, which is not pure"
+            if target_room not in {room, "errors", "units", "__version__"} | ROOMS[room]:
+                yield f"{where}: an arrow that does not point down"
+        else:
+            top = target.partition(".")[0]
+            if name in PURE and top in IMPURE:
+                yield f"{where}, but {name} is pure"
+            doors = DOORS.get(top)
+            if doors is not None and name not in doors and room not in doors:
+                yield f"{where}, which only {sorted(doors)} may"
+
+
+@pytest.mark.parametrize("name", modules())
+def test_module_imports_only_what_it_may(name: str) -> None:
+    assert list(offences(name, modules()[name])) == []
+
+
+def test_fork_appears_in_one_place_at_most() -> None:
+    users = {name for name, path in modules().items() if "os.fork(" in path.read_text()}
+    assert users <= {"device.process"}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_module_is_at_most_400_lines(name: str) -> None:
+    assert len(modules()[name].read_text().splitlines()) <= 400
