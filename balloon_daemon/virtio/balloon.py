@@ -1,0 +1,157 @@
+"""The traditional memory balloon device's own numbers: features, queues, config space, statistics.
+
+Pure. Source: virtio 1.3, 5.5 "Traditional Memory Balloon Device"; names as in
+``linux/virtio_balloon.h``.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum, IntFlag
+
+from balloon_daemon.units import PAGE_SIZE, NumPages
+
+VIRTIO_ID_BALLOON = 5
+"""Device id (virtio 1.3, 5.5.1)."""
+
+
+class BalloonFeature(IntFlag):
+    """Feature bits that a balloon device can meet (virtio 1.3, 5.5.3 and section 6)."""
+
+    MUST_TELL_HOST = 1 << 0
+    STATS_VQ = 1 << 1
+    DEFLATE_ON_OOM = 1 << 2
+    FREE_PAGE_HINT = 1 << 3
+    PAGE_POISON = 1 << 4
+    REPORTING = 1 << 5
+    INDIRECT_DESC = 1 << 28
+    EVENT_IDX = 1 << 29
+    VERSION_1 = 1 << 32
+
+
+OFFERED_FEATURES = (
+    BalloonFeature.VERSION_1
+    | BalloonFeature.MUST_TELL_HOST
+    | BalloonFeature.STATS_VQ
+    | BalloonFeature.DEFLATE_ON_OOM
+    | BalloonFeature.REPORTING
+)
+"""EVENT_IDX, indirect descriptors, hinting and poison are not implemented, so not offered."""
+
+
+class BalloonQueue(Enum):
+    """The virtqueues, by the specification's names (virtio 1.3, 5.5.2)."""
+
+    INFLATEQ = "inflateq"
+    DEFLATEQ = "deflateq"
+    STATSQ = "statsq"
+    FREE_PAGE_VQ = "free_page_vq"
+    REPORTING_VQ = "reporting_vq"
+
+
+MAX_QUEUES = len(BalloonQueue)
+
+_OPTIONAL_QUEUES = (
+    (BalloonFeature.STATS_VQ, BalloonQueue.STATSQ),
+    (BalloonFeature.FREE_PAGE_HINT, BalloonQueue.FREE_PAGE_VQ),
+    (BalloonFeature.REPORTING, BalloonQueue.REPORTING_VQ),
+)
+
+
+def queue_numbers(acknowledged: int) -> dict[int, BalloonQueue]:
+    """Says which virtqueue stands behind each queue index.
+
+    The indices are compacted: a queue whose feature was not acknowledged takes none, so
+    reporting alone is queue 2, and queue 3 beside statistics. Linux and QEMU both count so.
+
+    Args:
+        acknowledged: the feature bits that the driver accepted (SET_FEATURES).
+
+    Returns:
+        Index to queue, from 0 without gaps.
+    """
+    queues = [BalloonQueue.INFLATEQ, BalloonQueue.DEFLATEQ]
+    queues += [queue for bit, queue in _OPTIONAL_QUEUES if acknowledged & bit]
+    return dict(enumerate(queues))
+
+
+@dataclass(slots=True)
+class BalloonConfig:
+    """The device's configuration space (virtio 1.3, 5.5.4): ours to write is ``num_pages`` only.
+
+    Attributes:
+        num_pages: 4 KiB pages that the device wants in the balloon.
+        actual: 4 KiB pages that the driver says are in it.
+    """
+
+    num_pages: NumPages = field(default=NumPages(0))
+    actual: NumPages = field(default=NumPages(0))
+
+    # num_pages, actual, free_page_hint_cmd_id, poison_val; the last two belong to features
+    # that are not offered and read as zero.
+    _LAYOUT = struct.Struct("<IIII")
+    SIZE = _LAYOUT.size
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """Reads ``length`` bytes from ``offset``; None where that leaves the config space."""
+        if offset + length > self.SIZE:
+            return None
+        return self._LAYOUT.pack(self.num_pages, self.actual, 0, 0)[offset : offset + length]
+
+    def write(self, offset: int, content: bytes) -> bool:
+        """Takes a driver's write: of all that it covers only ``actual`` (bytes 4–7) is kept.
+
+        QEMU always writes the whole space, with its own cached ``num_pages`` in it; that
+        must not undo ours.
+
+        Returns:
+            False where the write leaves the config space; then nothing changes.
+        """
+        if offset + len(content) > self.SIZE:
+            return False
+        space = bytearray(self._LAYOUT.pack(self.num_pages, self.actual, 0, 0))
+        space[offset : offset + len(content)] = content
+        self.actual = NumPages(self._LAYOUT.unpack(space)[1])
+        return True
+
+
+def pages_of(size_bytes: int) -> NumPages:
+    """The whole 4 KiB balloon pages in a size."""
+    return NumPages(size_bytes // PAGE_SIZE)
+
+
+class StatTag(IntEnum):
+    """Tags of the statistics that a driver reports (virtio 1.3, 5.5.6.4; linux/virtio_balloon.h).
+
+    The values are bytes, except the faults, allocations and scans, which are counts.
+    """
+
+    SWAP_IN = 0
+    SWAP_OUT = 1
+    MAJFLT = 2
+    MINFLT = 3
+    MEMFREE = 4
+    MEMTOT = 5
+    AVAIL = 6
+    CACHES = 7
+    HTLB_PGALLOC = 8
+    HTLB_PGFAIL = 9
+    OOM_KILL = 10
+    ALLOC_STALL = 11
+    ASYNC_SCAN = 12
+    DIRECT_SCAN = 13
+    ASYNC_RECLAIM = 14
+    DIRECT_RECLAIM = 15
+
+
+STAT_ENTRY = struct.Struct("<HQ")
+"""One statistic: u16 tag, u64 value, packed (10 bytes)."""
+
+MAX_STATS = 64
+"""Entries that we look at in one buffer; Linux 7.2 sends 16."""
+
+
+def decode_stats(buffer: bytes) -> Iterator[tuple[int, int]]:
+    """Yields (tag, value) of each whole entry; unknown tags too, a rest is left alone."""
+    whole = min(len(buffer) // STAT_ENTRY.size, MAX_STATS) * STAT_ENTRY.size
+    yield from STAT_ENTRY.iter_unpack(buffer[:whole])

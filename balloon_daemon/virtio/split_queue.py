@@ -1,0 +1,179 @@
+"""The device's side of a split virtqueue in shared memory (virtio 1.3, 2.7).
+
+Pure: memory arrives as memoryviews. The driver may write to all three areas at any moment and
+may be hostile, so every field is read once, the copy is checked, and the copy is used.
+
+A chain is used in the order in which it was made available, and nothing is answered twice.
+So ``used.idx`` alone says how far we are: a new process goes on from there.
+
+Memory order: the driver publishes a chain by storing ``avail.idx`` after the ring entry, and we
+publish by storing ``used.idx`` after the used element (2.7.13). Between the two stores and loads
+x86-64 keeps the order by itself; elsewhere the interpreter's own work between two bytecodes is no
+barrier by contract, which is why balloond checks at start that it runs where this holds.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from balloon_daemon.errors import GuestError, RingError
+
+MAX_QUEUE_SIZE = 32768
+"""virtio 1.3, 2.7: the maximum queue size of a split virtqueue."""
+
+VIRTQ_DESC_F_NEXT = 1
+VIRTQ_DESC_F_WRITE = 2
+VIRTQ_DESC_F_INDIRECT = 4
+VIRTQ_AVAIL_F_NO_INTERRUPT = 1
+VIRTQ_USED_F_NO_NOTIFY = 1
+
+DESCRIPTOR = struct.Struct("<QIHH")
+"""addr, len, flags, next (virtio 1.3, 2.7.5)."""
+
+USED_ELEMENT = struct.Struct("<II")
+"""id, len (virtio 1.3, 2.7.8)."""
+
+
+def descriptors_bytes(size: int) -> int:
+    """Length of the descriptor table of a queue of ``size`` entries."""
+    return DESCRIPTOR.size * size
+
+
+def available_bytes(size: int) -> int:
+    """Length of the available ring: flags, idx, ring (without ``used_event``)."""
+    return 4 + 2 * size
+
+
+def used_bytes(size: int) -> int:
+    """Length of the used ring: flags, idx, ring (without ``avail_event``)."""
+    return 4 + USED_ELEMENT.size * size
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorChain:
+    """One chain, copied out of the descriptor table and checked.
+
+    Attributes:
+        head: index of its first descriptor, to be given back by ``push``.
+        readable: (guest-physical address, length) of what the device may read, in order.
+        writable: the same of what the device may write.
+    """
+
+    head: int
+    readable: list[tuple[int, int]]
+    writable: list[tuple[int, int]]
+
+
+class SplitQueue:
+    """One running virtqueue, device side.
+
+    Args:
+        name: the queue's name in the specification, for errors.
+        size: entries; a power of two from 1 to 32768.
+        descriptors: the descriptor table, ``descriptors_bytes(size)`` long.
+        available: the available ring, ``available_bytes(size)`` long, 2-aligned.
+        used: the used ring, ``used_bytes(size)`` long, 4-aligned, writable.
+
+    Raises:
+        RingError: a size or a length that the specification does not allow.
+    """
+
+    __slots__ = ("_available", "_descriptors", "_mask", "_used", "_used16", "name", "next", "size")
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        descriptors: memoryview,
+        available: memoryview,
+        used: memoryview,
+    ) -> None:
+        if not 1 <= size <= MAX_QUEUE_SIZE or size & (size - 1):
+            raise RingError(name, f"queue size {size}, allowed are powers of two up to 32768")
+        if (len(descriptors), len(available), len(used)) != (
+            descriptors_bytes(size),
+            available_bytes(size),
+            used_bytes(size),
+        ):
+            raise RingError(name, "its three areas do not have the lengths of its size")
+        self.name = name
+        self.size = size
+        self._mask = size - 1
+        self._descriptors = descriptors
+        # A cast view reads each 16-bit field with one aligned load: never half of an index.
+        self._available = available.cast("H")
+        self._used = used
+        self._used16 = used.cast("H")
+        self.next = self._used16[1]
+        """The next entry to take from the available ring, free-running modulo 65536."""
+
+    def pending(self) -> int:
+        """Chains made available and not taken yet.
+
+        Raises:
+            RingError: more than the ring can hold: the index jumped.
+        """
+        count = (self._available[1] - self.next) & 0xFFFF
+        if count > self.size:
+            raise RingError(
+                self.name, f"avail.idx jumped {count} ahead, its {self.size} entries allow no more"
+            )
+        return count
+
+    def pop(self) -> DescriptorChain:
+        """Takes the next available chain; call it only while ``pending()`` is not 0.
+
+        Raises:
+            GuestError: a chain that breaks the rules. It is taken all the same: answer it with
+                ``push(error.head)`` and go on.
+            RingError: the entry names no descriptor, so it cannot even be answered.
+        """
+        head = self._available[2 + (self.next & self._mask)]
+        if head >= self.size:
+            raise RingError(self.name, f"head {head}, its {self.size} descriptors end before")
+        self.next = (self.next + 1) & 0xFFFF
+        readable: list[tuple[int, int]] = []
+        writable: list[tuple[int, int]] = []
+        index = head
+        # A chain longer than the queue must visit a descriptor twice: it loops.
+        for _ in range(self.size):
+            addr, length, flags, following = DESCRIPTOR.unpack_from(
+                self._descriptors, index * DESCRIPTOR.size
+            )
+            if flags & VIRTQ_DESC_F_INDIRECT:
+                raise GuestError(self.name, head, "is indirect, which was not offered")
+            if flags & VIRTQ_DESC_F_WRITE:
+                writable.append((addr, length))
+            elif writable:
+                raise GuestError(self.name, head, "has a readable part after a writable one")
+            else:
+                readable.append((addr, length))
+            if not flags & VIRTQ_DESC_F_NEXT:
+                return DescriptorChain(head, readable, writable)
+            if following >= self.size:
+                raise GuestError(
+                    self.name, head, f"goes on at descriptor {following} of {self.size}"
+                )
+            index = following
+        raise GuestError(self.name, head, f"is longer than its queue's {self.size}: it loops")
+
+    def push(self, head: int, written_bytes: int = 0) -> None:
+        """Answers a chain: puts it into the used ring and publishes it.
+
+        Args:
+            head: what ``pop`` gave.
+            written_bytes: how many bytes of its writable part the device wrote.
+        """
+        index = self._used16[1]
+        USED_ELEMENT.pack_into(
+            self._used, 4 + USED_ELEMENT.size * (index & self._mask), head, written_bytes
+        )
+        self._used16[1] = (index + 1) & 0xFFFF
+
+    @property
+    def used_index(self) -> int:
+        """Chains answered so far, modulo 65536: the base for GET_VRING_BASE."""
+        return self._used16[1]
+
+    def wants_call(self) -> bool:
+        """Tells whether the driver wants to hear of used chains (2.7.7, without EVENT_IDX)."""
+        return not self._available[0] & VIRTQ_AVAIL_F_NO_INTERRUPT
