@@ -15,6 +15,7 @@ PACKAGE = ROOT / "balloon_daemon"
 PURE = {
     "errors",
     "units",
+    "balloon_decision",
     "balloon_policy",
     "virtio.balloon",
     "virtio.split_queue",
@@ -35,10 +36,11 @@ IMPURE = {
 ROOMS = {
     "errors": set[str](),
     "units": set[str](),
-    "balloon_policy": set[str](),
+    "balloon_decision": set[str](),
+    "balloon_policy": {"balloon_decision"},
     "virtio": set[str](),
     "linux": set[str](),
-    "low_memory": {"linux"},
+    "low_memory": {"linux", "balloon_policy"},
     "vhost_user": {"virtio", "linux"},
     "tube": {"virtio", "linux"},
     "seccomp": {"linux"},

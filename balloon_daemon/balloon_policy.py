@@ -1,0 +1,398 @@
+"""How big each balloon should be: ChromeOS's balloon policy as a pure state machine.
+
+Runs in the controller, one instance per VM; events and a clock reading in, actions out. It never
+does I/O, looks at a clock, draws a random number or logs: all of these arrive as arguments.
+
+Theory of operation
+    The state is a *level* of 0…``steps`` and two deadlines. Level ``k`` is a target of
+    ``max_bytes × k / steps``, rounded down to whole pages.
+
+    =============  ====================  ======================================================
+    state          event                 what happens
+    =============  ====================  ======================================================
+    listening      LowMemory             one level up (not past the top); stop listening; arm
+                                         the recheck; arm the release from the start
+    not listening  LowMemoryTimer        listen again and look at once: still low is a new event
+    release armed  AvailableMemoryTimer  level 0: disarm. Else re-arm, and one level down if
+                                         there is room for it
+    =============  ====================  ======================================================
+
+    "Listening" is the same as "no recheck pending"; a level above 0 always has a release pending.
+    **An illegal event raises StateError and changes nothing**: any other event, and a LowMemory
+    whose reading is not low. Whether the device runs is left out on purpose: a target is absolute,
+    so the controller repeats it to a new device and nothing here has to know.
+
+Source:
+    crosvm, "balloon: Implement device policy" (2018); its jitter is ours only where both of its
+    promises survive it: the maximum within 16 s of the first event while memory stays low, zero
+    within 9 minutes of the last event once memory is back.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Self, assert_never
+
+# Events carry readings and steps carry decisions: one import is enough for whoever drives this.
+from balloon_daemon.balloon_decision import Decision as Decision
+from balloon_daemon.balloon_decision import PolicyStatistics as PolicyStatistics
+from balloon_daemon.balloon_decision import Reading as Reading
+from balloon_daemon.balloon_decision import Reason as Reason
+from balloon_daemon.errors import ConfigError, StateError
+from balloon_daemon.units import GIB, MIB, PAGE_SIZE
+
+MAX_STEPS = 1024
+"""More steps than this make an increment of less than 1 MiB from a VM of 2 GiB."""
+
+
+def max_balloon_bytes(vm_mem_bytes: int) -> int:
+    """How much of a VM's memory its balloon may hold at most.
+
+    Returns:
+        Bytes, in whole 4 KiB pages: all but 1 GiB of a VM of more than 1.5 GiB, half of one of at
+        least 500 MiB, nothing of a smaller one.
+
+    Source: crosvm's device policy, whose GB and MB are binary.
+    """
+    if vm_mem_bytes > GIB + 512 * MIB:
+        limit = vm_mem_bytes - GIB
+    elif vm_mem_bytes >= 500 * MIB:
+        limit = vm_mem_bytes // 2
+    else:
+        limit = 0
+    return limit // PAGE_SIZE * PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """The policy's numbers: a count of steps, and times in seconds; the defaults are the seed's.
+
+    Each jitter is the width of a uniform draw that is added to its time, so that the VMs of a
+    host do not move together.
+
+    Raises:
+        ConfigError: a number that no policy could run on.
+    """
+
+    steps: int = 16
+    recheck_s: float = 1.0
+    recheck_jitter_s: float = 0.05
+    release_after_s: float = 60.0
+    release_after_jitter_s: float = 12.0
+    release_every_s: float = 30.0
+    release_every_jitter_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ConfigError(f"steps is {self.steps}; it must be from 1 to {MAX_STEPS}")
+        for field in fields(self)[1:]:
+            seconds = getattr(self, field.name)
+            jitter = field.name.endswith("_jitter_s")
+            if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not jitter):
+                allowed = "0 or more" if jitter else "more than 0"
+                raise ConfigError(f"{field.name} is {seconds}; it must be {allowed} seconds")
+
+    def faster(self, speed: float) -> "PolicySettings":
+        """The same policy ``speed`` times as fast: every time divided by it.
+
+        Raises:
+            ConfigError: the speed is not a number above 0, or no time is left at that speed.
+        """
+        if not math.isfinite(speed) or speed <= 0:
+            raise ConfigError(f"the policy's speed is {speed}; it must be more than 0")
+        times = {f.name: getattr(self, f.name) / speed for f in fields(self)[1:]}
+        return replace(self, **times)
+
+    @property
+    def seconds_to_maximum(self) -> float:
+        """The longest from the first low-memory event to the maximum while memory stays low."""
+        return (self.steps - 1) * (self.recheck_s + self.recheck_jitter_s)
+
+    @property
+    def seconds_to_zero(self) -> float:
+        """The longest from the last low-memory event to zero when memory is back at once."""
+        first = self.release_after_s + self.release_after_jitter_s
+        return first + (self.steps - 1) * (self.release_every_s + self.release_every_jitter_s)
+
+
+class Timer(Enum):
+    """The policy's two timers; arming one that runs moves its deadline."""
+
+    LOW_MEMORY = "recheck"
+    AVAILABLE_MEMORY = "release"
+
+
+@dataclass(frozen=True, slots=True)
+class LowMemory:
+    """The source, listened to, says that the host is low on memory."""
+
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class LowMemoryTimer:
+    """The recheck timer fired."""
+
+
+@dataclass(frozen=True, slots=True)
+class AvailableMemoryTimer:
+    """The release timer fired, and this is what the source says now; None: unknown."""
+
+    reading: Reading | None
+
+
+Event = LowMemory | LowMemoryTimer | AvailableMemoryTimer
+
+
+@dataclass(frozen=True, slots=True)
+class SetTarget:
+    """Send this absolute target, in bytes of balloon, to the device."""
+
+    target_bytes: int
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArmTimer:
+    """Let the timer fire once, after this delay, whether or not it was armed before."""
+
+    timer: Timer
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DisarmTimer:
+    """Let the timer not fire."""
+
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
+class PauseLowMemory:
+    """Stop listening to the source: no LowMemory until ResumeLowMemory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeLowMemory:
+    """Listen again, and look at once: waiting for the next poll would break the 16 s."""
+
+
+Action = SetTarget | ArmTimer | DisarmTimer | PauseLowMemory | ResumeLowMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step asks for, in the order in which to do it, and the decision behind it."""
+
+    actions: tuple[Action, ...]
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """All that another process needs to go on: the level and both deadlines.
+
+    Attributes:
+        recheck_at_s: When to listen again, on the clock that ``step`` was given; None: listening.
+        release_at_s: When to try a step down; None: nothing to release.
+    """
+
+    level: int = 0
+    recheck_at_s: float | None = None
+    release_at_s: float | None = None
+
+    @property
+    def listening(self) -> bool:
+        """Whether LowMemory is a legal event."""
+        return self.recheck_at_s is None
+
+
+class BalloonPolicy:
+    """The policy of one VM's balloon.
+
+    Args:
+        max_bytes: The target at the top level, in whole pages (``max_balloon_bytes``).
+        settings: The numbers.
+        draw: Gives a uniform number of [0, 1); called once per arming of a timer.
+
+    Raises:
+        ConfigError: ``max_bytes`` is negative or not in whole pages.
+    """
+
+    def __init__(
+        self, max_bytes: int, settings: PolicySettings, draw: Callable[[], float]
+    ) -> None:
+        if max_bytes < 0 or max_bytes % PAGE_SIZE:
+            raise ConfigError(
+                f"a balloon of at most {max_bytes} bytes; it must be whole pages of {PAGE_SIZE}"
+            )
+        self.max_bytes = max_bytes
+        self.settings = settings
+        self._draw = draw
+        self._state = PolicyState()
+        self._statistics = PolicyStatistics()
+
+    @classmethod
+    def restore(
+        cls,
+        state: PolicyState,
+        max_bytes: int,
+        settings: PolicySettings,
+        draw: Callable[[], float],
+    ) -> Self:
+        """A policy that goes on from another one's ``state``; call ``resume`` next.
+
+        The maximum may differ: the level counts, and its target follows the new maximum.
+
+        Raises:
+            ConfigError: as the constructor.
+            StateError: no policy with these settings can be in that state.
+        """
+        deadlines = (state.recheck_at_s, state.release_at_s)
+        if (
+            not 0 <= state.level <= settings.steps
+            or (state.level > 0 and (state.release_at_s is None or max_bytes == 0))
+            or not all(math.isfinite(at_s) for at_s in deadlines if at_s is not None)
+        ):
+            raise StateError(f"{state} is no state of a policy of {settings.steps} steps")
+        policy = cls(max_bytes, settings, draw)
+        policy._state = state
+        return policy
+
+    @property
+    def level(self) -> int:
+        """The level, 0…``settings.steps``."""
+        return self._state.level
+
+    @property
+    def target_bytes(self) -> int:
+        """The balloon's absolute target, 0…``max_bytes``, in whole pages."""
+        # Pages are divided, not bytes: the same floor, and no remainder below a page.
+        return self.max_bytes // PAGE_SIZE * self.level // self.settings.steps * PAGE_SIZE
+
+    @property
+    def listening(self) -> bool:
+        """Whether LowMemory is a legal event now."""
+        return self._state.listening
+
+    def state(self) -> PolicyState:
+        """The state to hand to ``restore``."""
+        return self._state
+
+    def statistics(self) -> PolicyStatistics:
+        """The counters."""
+        return self._statistics
+
+    def step(self, event: Event, now_s: float) -> Step:
+        """Takes one event.
+
+        Args:
+            event: What happened.
+            now_s: The clock, in seconds; it counts only relative to other calls.
+
+        Raises:
+            StateError: the event is illegal in this state; nothing has changed.
+        """
+        match event:
+            case LowMemory(reading):
+                return self._low_memory(reading, now_s)
+            case LowMemoryTimer():
+                return self._recheck()
+            case AvailableMemoryTimer(reading):
+                return self._release(reading, now_s)
+            case _:
+                assert_never(event)
+
+    def resume(self, now_s: float) -> Step:
+        """What brings a controller into line with a restored state: target, listening, timers.
+
+        Deadlines that passed fire at once. None lies further off than a fresh arming could put it,
+        so that a clock that started anew cannot hold the balloon for ever.
+        """
+        s, recheck_at_s, release_at_s = self.settings, None, None
+        actions: list[Action] = [SetTarget(self.target_bytes, self.level)]
+        if self._state.recheck_at_s is None:
+            actions.append(ResumeLowMemory())
+        else:
+            longest_s = s.recheck_s + s.recheck_jitter_s
+            delay_s = min(max(self._state.recheck_at_s - now_s, 0.0), longest_s)
+            recheck_at_s = now_s + delay_s
+            actions += [PauseLowMemory(), ArmTimer(Timer.LOW_MEMORY, delay_s)]
+        if self._state.release_at_s is not None:
+            longest_s = s.release_after_s + s.release_after_jitter_s
+            delay_s = min(max(self._state.release_at_s - now_s, 0.0), longest_s)
+            release_at_s = now_s + delay_s
+            actions.append(ArmTimer(Timer.AVAILABLE_MEMORY, delay_s))
+        self._state = PolicyState(self.level, recheck_at_s, release_at_s)
+        return Step(tuple(actions), self._decision(Reason.RESTORED, self.level))
+
+    def _low_memory(self, reading: Reading, now_s: float) -> Step:
+        if not self.listening:
+            raise StateError("LowMemory while the recheck is pending")
+        if not reading.is_low:
+            raise StateError(f"LowMemory with {reading}, which is not low")
+        before, top = self.level, self.settings.steps
+        up = self.max_bytes > 0 and before < top
+        level = before + 1 if up else before
+        s = self.settings
+        recheck = self._arm(Timer.LOW_MEMORY, s.recheck_s, s.recheck_jitter_s)
+        release = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)
+        self._state = PolicyState(level, now_s + recheck.delay_s, now_s + release.delay_s)
+        self._count("low_memory_events")
+        actions: tuple[Action, ...] = (PauseLowMemory(), recheck, release)
+        if up:
+            self._count("steps_up")
+            actions = (SetTarget(self.target_bytes, level), *actions)
+            reason = Reason.LOW_MEMORY
+        else:
+            reason = Reason.AT_MAXIMUM if self.max_bytes else Reason.NO_BALLOON
+        return Step(actions, self._decision(reason, before, reading))
+
+    def _recheck(self) -> Step:
+        if self.listening:
+            raise StateError("LowMemoryTimer while listening")
+        self._state = replace(self._state, recheck_at_s=None)
+        return Step((ResumeLowMemory(),), self._decision(Reason.RECHECK, self.level))
+
+    def _release(self, reading: Reading | None, now_s: float) -> Step:
+        if self._state.release_at_s is None:
+            raise StateError("AvailableMemoryTimer while it is not armed")
+        before = self.level
+        if before == 0:
+            self._state = replace(self._state, release_at_s=None)
+            decision = self._decision(Reason.ALL_RETURNED, before, reading)
+            return Step((DisarmTimer(Timer.AVAILABLE_MEMORY),), decision)
+        s = self.settings
+        arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_every_s, s.release_every_jitter_s)
+        self._state = replace(self._state, release_at_s=now_s + arm.delay_s)
+        if reading is None:
+            self._count("releases_unknown")
+            return Step((arm,), self._decision(Reason.UNKNOWN, before))
+        # Two increments above the margin, and rounded in this order, as crosvm compares.
+        increment_bytes = self.max_bytes // self.settings.steps
+        needed_mib = reading.margin_mib + 2 * (increment_bytes >> 20)
+        if reading.available_mib < needed_mib:
+            self._count("releases_refused")
+            decision = self._decision(Reason.NOT_ENOUGH_BACK, before, reading, needed_mib)
+            return Step((arm,), decision)
+        self._state = replace(self._state, level=before - 1)
+        self._count("steps_down")
+        decision = self._decision(Reason.MEMORY_BACK, before, reading, needed_mib)
+        return Step((SetTarget(self.target_bytes, self.level), arm), decision)
+
+    def _arm(self, timer: Timer, base_s: float, jitter_s: float) -> ArmTimer:
+        return ArmTimer(timer, base_s + jitter_s * self._draw())
+
+    def _decision(
+        self,
+        reason: Reason,
+        level_before: int,
+        reading: Reading | None = None,
+        needed_mib: int | None = None,
+    ) -> Decision:
+        steps, target = self.settings.steps, self.target_bytes
+        return Decision(reason, level_before, self.level, steps, target, reading, needed_mib)
+
+    def _count(self, name: str) -> None:
+        self._statistics = replace(self._statistics, **{name: getattr(self._statistics, name) + 1})
