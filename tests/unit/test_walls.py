@@ -21,6 +21,7 @@ PURE = {
     "virtio.split_queue",
     "virtio.guest_memory",
     "vhost_user.messages",
+    "vhost_user.memory_table",
     "vhost_user.backend",
     "tube.messages",
     "seccomp.parser",

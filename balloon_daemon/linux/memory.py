@@ -1,0 +1,57 @@
+"""Guest memory files: what kind they are, and mapping them."""
+
+import fcntl
+import mmap
+import os
+import stat
+from dataclasses import dataclass
+
+# linux/fcntl.h; shmem and hugetlbfs answer it, every other file system refuses with EINVAL.
+F_GET_SEALS = 1034
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """What a region's file can hold and how it gives memory back.
+
+    Attributes:
+        size_bytes: its length.
+        page_bytes: the smallest piece that MADV_REMOVE frees: 4096 on shmem, else the huge page.
+    """
+
+    size_bytes: int
+    page_bytes: int
+
+
+def inspect_memory_file(fd: int) -> MemoryFile:
+    """Looks at a file that is to be guest memory, without mapping it.
+
+    Raises:
+        ValueError: not shared memory that MADV_REMOVE works on, or not open for writing.
+        OSError: the kernel's own refusal.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is not a file")
+    try:
+        fcntl.fcntl(fd, F_GET_SEALS)
+    except OSError as err:
+        raise ValueError("is not shared memory (memfd, tmpfs or hugetlbfs)") from err
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        raise ValueError("is not open for reading and writing")
+    return MemoryFile(status.st_size, max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE))
+
+
+def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
+    """Maps a part of a file, shared, readable and writable.
+
+    Raises:
+        ValueError, OSError: the file does not reach that far or cannot be mapped so.
+    """
+    return mmap.mmap(
+        fd,
+        size_bytes,
+        flags=mmap.MAP_SHARED,
+        prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        offset=offset_bytes,
+    )

@@ -1,0 +1,207 @@
+"""What controller and device say to each other: one message a datagram, little-endian.
+
+Pure. Down (controller to device) go the target, 8 bytes, and short commands of 4. Up go typed
+reports. Every number is absolute, never a difference, so a lost or repeated message heals with
+the next one. What neither side would send raises TubeError; the receiver counts it and goes on.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from balloon_daemon.errors import TubeError
+from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS, STAT_ENTRY
+
+MAX_MESSAGE_BYTES = 1024
+"""Longer than any message here."""
+
+_TARGET = struct.Struct("<Q")
+_COMMAND = struct.Struct("<I")
+_KIND = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The balloon's wanted size in bytes, absolute."""
+
+    target_bytes: int
+
+
+class Command(IntEnum):
+    """Short orders to the device."""
+
+    REQUEST_STATS = 1
+    STOP = 2
+
+
+Down = Target | Command
+
+
+def encode_down(message: Down) -> bytes:
+    """Encodes a message to the device."""
+    if isinstance(message, Target):
+        return _TARGET.pack(message.target_bytes)
+    return _COMMAND.pack(message)
+
+
+def decode_down(datagram: bytes) -> Down:
+    """Decodes a message to the device; its length tells the two kinds apart.
+
+    Raises:
+        TubeError: another length, or a command that does not exist.
+    """
+    if len(datagram) == _TARGET.size:
+        return Target(*_TARGET.unpack(datagram))
+    if len(datagram) == _COMMAND.size:
+        try:
+            return Command(_COMMAND.unpack(datagram)[0])
+        except ValueError as err:
+            raise TubeError(f"command {datagram.hex()} does not exist") from err
+    raise TubeError(f"message of {len(datagram)} bytes, allowed are 4 and 8")
+
+
+class FaultKind(IntEnum):
+    """What went wrong in the device, for the controller to put into words."""
+
+    CHAIN = 1
+    """The guest broke the rules in one chain, which was dropped."""
+    RING = 2
+    """A ring cannot be trusted any more; its queue is stopped."""
+    HOST = 3
+    """The host's kernel refused to take a page back; ``detail`` is the errno."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The device is jailed and serves its rings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What this device process did since it started. Sent after work, at a limited rate.
+
+    Attributes:
+        inflated_pages: 4 KiB pages that the guest handed over.
+        deflated_pages: 4 KiB pages that it took back.
+        reported_bytes: free memory that it reported (VIRTIO_BALLOON_F_REPORTING).
+        removed_bytes: given back to the host, by inflation or report.
+        removals: MADV_REMOVE calls that it took.
+        buffers: chains answered.
+        faults: chains dropped.
+    """
+
+    inflated_pages: int = 0
+    deflated_pages: int = 0
+    reported_bytes: int = 0
+    removed_bytes: int = 0
+    removals: int = 0
+    buffers: int = 0
+    faults: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The guest's own statistics, as (tag, value) pairs; at most 64."""
+
+    entries: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault, with how many like it were not reported in between.
+
+    Attributes:
+        kind: whose it is and what was done.
+        queue: the vring's index.
+        code: which rule, a number of device/balloon.py's ``Rule``.
+        head: the chain's head descriptor index; 65535 where none is to blame.
+        detail: the value that broke the rule (a PFN, a length, an errno).
+        suppressed: faults since the last report that were only counted.
+    """
+
+    kind: FaultKind
+    queue: int
+    code: int
+    head: int
+    detail: int
+    suppressed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The device ends; ``used.idx`` of each vring by its index, for GET_VRING_BASE."""
+
+    used_indices: tuple[tuple[int, int], ...]
+
+
+Up = Ready | Progress | Stats | Fault | Stopped
+
+_PROGRESS = struct.Struct("<7Q")
+_FAULT = struct.Struct("<IIIIQQ")
+_PAIR = struct.Struct("<II")
+
+
+class _Kind(IntEnum):
+    READY = 1
+    PROGRESS = 2
+    STATS = 3
+    FAULT = 4
+    STOPPED = 5
+
+
+def encode_up(message: Up) -> bytes:
+    """Encodes a report."""
+    match message:
+        case Ready():
+            return _KIND.pack(_Kind.READY)
+        case Progress():
+            return _KIND.pack(_Kind.PROGRESS) + _PROGRESS.pack(
+                message.inflated_pages,
+                message.deflated_pages,
+                message.reported_bytes,
+                message.removed_bytes,
+                message.removals,
+                message.buffers,
+                message.faults,
+            )
+        case Stats(entries):
+            return _KIND.pack(_Kind.STATS) + b"".join(STAT_ENTRY.pack(*entry) for entry in entries)
+        case Fault():
+            return _KIND.pack(_Kind.FAULT) + _FAULT.pack(
+                message.kind,
+                message.queue,
+                message.code,
+                message.head,
+                message.detail,
+                message.suppressed,
+            )
+        case Stopped(pairs):
+            return _KIND.pack(_Kind.STOPPED) + b"".join(_PAIR.pack(*pair) for pair in pairs)
+
+
+def decode_up(datagram: bytes) -> Up:
+    """Decodes a report. The device may have been taken over: nothing in it is taken on trust.
+
+    Raises:
+        TubeError: unknown kind, wrong length, or a field out of its range.
+    """
+    if len(datagram) < _KIND.size:
+        raise TubeError(f"report of {len(datagram)} bytes")
+    (kind,) = _KIND.unpack_from(datagram)
+    body = datagram[_KIND.size :]
+    if kind == _Kind.READY and not body:
+        return Ready()
+    if kind == _Kind.PROGRESS and len(body) == _PROGRESS.size:
+        return Progress(*_PROGRESS.unpack(body))
+    if kind == _Kind.STATS and not len(body) % STAT_ENTRY.size:
+        if len(body) <= MAX_STATS * STAT_ENTRY.size:
+            return Stats(tuple(STAT_ENTRY.iter_unpack(body)))
+    elif kind == _Kind.FAULT and len(body) == _FAULT.size:
+        number, queue, code, head, detail, suppressed = _FAULT.unpack(body)
+        if number in FaultKind.__members__.values() and queue < MAX_QUEUES:
+            return Fault(FaultKind(number), queue, code, head, detail, suppressed)
+    elif kind == _Kind.STOPPED and not len(body) % _PAIR.size:
+        pairs = tuple(_PAIR.iter_unpack(body))
+        if len(pairs) <= MAX_QUEUES and all(q < MAX_QUEUES and i < 65536 for q, i in pairs):
+            return Stopped(pairs)
+    raise TubeError(f"report of kind {kind} with {len(body)} bytes that the device never sends")

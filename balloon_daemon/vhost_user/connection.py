@@ -1,0 +1,121 @@
+"""The vhost-user socket: whole messages with their file descriptors, never blocking.
+
+Runs in the controller. Bytes from a VMM arrive here and nowhere else.
+"""
+
+import array
+import socket
+
+from balloon_daemon.errors import FrontendError
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.vhost_user.messages import HEADER, MAX_FDS, MAX_PAYLOAD_BYTES, Message
+
+_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+MAX_UNSENT_BYTES = 64 * 1024
+"""Replies that a front-end may leave unread before its connection is closed."""
+
+
+class Connection:
+    """One front-end's connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Takes over a connected stream socket."""
+        sock.setblocking(False)
+        self._socket = sock
+        self._received = bytearray()
+        self._wanted = HEADER.size
+        self._header: tuple[int, int, int] | None = None
+        self._fds: list[OwnedFd] = []
+        self._unsent = bytearray()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Closes the socket and every descriptor that arrived and was not taken."""
+        for fd in self._fds:
+            fd.close()
+        self._socket.close()
+
+    def receive(self) -> tuple[Message, tuple[OwnedFd, ...]] | None:
+        """Reads the next message.
+
+        The kernel hands over descriptors with the first byte of the message that they were sent
+        with, so a message's header is read by itself: what comes with it belongs to it.
+
+        Returns:
+            A whole message with its descriptors, now the caller's; None where none is whole yet.
+
+        Raises:
+            EOFError: the front-end hung up between two messages.
+            FrontendError: it hung up in mid-message, or its header cannot be right.
+        """
+        while True:
+            if not self._receive_some():
+                return None
+            if len(self._received) < self._wanted:
+                continue
+            if self._header is None:
+                request, flags, size = HEADER.unpack(self._received)
+                self._received.clear()
+                if size > MAX_PAYLOAD_BYTES:
+                    raise FrontendError(
+                        Message(request, flags, b"").name,
+                        f"payload of {size} bytes, at most {MAX_PAYLOAD_BYTES} are allowed",
+                    )
+                self._header, self._wanted = (request, flags, size), size
+                if size:
+                    continue
+            request, flags, _ = self._header
+            message, fds = Message(request, flags, bytes(self._received)), tuple(self._fds)
+            self._received.clear()
+            self._header, self._wanted, self._fds = None, HEADER.size, []
+            return message, fds
+
+    def _receive_some(self) -> bool:
+        """Reads what the present part still lacks; False where nothing waits."""
+        try:
+            content, ancillary, flags, _ = self._socket.recvmsg(
+                self._wanted - len(self._received), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            content, ancillary, flags = b"", [], 0
+        for level, kind, packed in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(packed[: len(packed) - len(packed) % numbers.itemsize])
+                self._fds += map(OwnedFd, numbers)
+        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+            raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
+        if not content:
+            if self._received or self._header is not None:
+                name = "header" if self._header is None else Message(*self._header[:2], b"").name
+                raise FrontendError(
+                    name, f"hung up after {len(self._received)} of {self._wanted} bytes"
+                )
+            raise EOFError
+        self._received += content
+        return True
+
+    def send(self, reply: bytes) -> None:
+        """Sends a reply, or keeps what the socket does not take for ``flush``.
+
+        Raises:
+            FrontendError: the front-end has left too many replies unread.
+            OSError: the front-end is gone.
+        """
+        self._unsent += reply
+        if len(self._unsent) > MAX_UNSENT_BYTES:
+            raise FrontendError("reply", f"{len(self._unsent)} bytes of replies were never read")
+        self.flush()
+
+    def flush(self) -> bool:
+        """Sends what is left over; True once nothing is."""
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            return False
+        return True
