@@ -1,0 +1,46 @@
+"""Where a test waits: for a condition, with a deadline, and it says what it waited for."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_POLL_S = 0.01
+"""Short beside anything a guest under TCG does (a buffer of 256 pages takes it 2.6 ms)."""
+
+
+class DeadlineError(AssertionError):
+    """The condition did not come true in time; says which, and what was seen last."""
+
+
+def wait_until(
+    condition: Callable[[], T],
+    *,
+    deadline_s: float,
+    what: str,
+    seen: Callable[[], object] | None = None,
+) -> T:
+    """Waits until a condition holds, and fails the test if it does not in time.
+
+    Args:
+        condition: polled; what it returns counts by its truth.
+        deadline_s: seconds of real time to wait at most.
+        what: the condition in words, for the failure's message.
+        seen: asked once, at the deadline, for what there was instead.
+
+    Returns:
+        The condition's first true value.
+
+    Raises:
+        DeadlineError: it stayed false until the deadline.
+    """
+    end = time.monotonic() + deadline_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            instead = f"; seen last: {seen()}" if seen else ""
+            raise DeadlineError(f"not in {deadline_s:g} s: {what}{instead}")
+        time.sleep(_POLL_S)
