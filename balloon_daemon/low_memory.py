@@ -1,0 +1,382 @@
+"""Where "the host is low on memory" comes from: ChromeOS's files, or MemAvailable.
+
+Runs in the controller. A source never blocks and never raises because of what it reads: a figure
+that cannot be had is *unknown* (``read`` gives None), and it recovers by itself when the figure
+does, since nothing but the alarm's fd is kept from one reading to the next.
+
+How to drive one, from a single loop:
+
+- wait until ``wait_fd()``, where there is one, is readable; then ``acknowledge()`` and ``read()``;
+- ``read()`` every second while ``needs_poll`` (it changes: ask each time), now and then otherwise,
+  so that a device file that went away is noticed;
+- after every ``read()``, log each ``take_notice()`` until it gives None.
+"""
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.memory_alarm import DeviceAlarm, PressureAlarm
+from balloon_daemon.units import MIB, format_size
+
+CHROMEOS_DIR = Path("/sys/kernel/mm/chromeos-low_mem")
+CHROMEOS_DEVICE = Path("/dev/chromeos-low-mem")
+PRESSURE_FILE = Path("/proc/pressure/memory")
+
+MARGIN_PER_MILLE = 52
+"""The default margin, in thousandths of the RAM: ChromeOS's critical margin is 5.2 %."""
+
+# Of MiB. More than 12 digits are garbage: 64 bits of address space have 1.8e13 of them.
+_NUMBER = re.compile(rb"[0-9]{1,12}")
+
+
+@dataclass(frozen=True, slots=True)
+class LowMemoryStatistics:
+    """Counters of a source since it was made.
+
+    Attributes:
+        reads: Readings asked for.
+        unknown: How many of them gave nothing.
+        wakeups: How often the kernel woke us.
+    """
+
+    reads: int = 0
+    unknown: int = 0
+    wakeups: int = 0
+
+
+class LowMemorySource(Protocol):
+    """What the controller knows of a source; see the module's docstring for how to drive it."""
+
+    @property
+    def name(self) -> str:
+        """``chromeos`` or ``meminfo``."""
+
+    @property
+    def last_error(self) -> str:
+        """Why the last reading gave nothing; "" if it did give something."""
+
+    @property
+    def needs_poll(self) -> bool:
+        """Whether nobody but a poll would notice low memory at this moment."""
+
+    def read(self) -> Reading | None:
+        """What is available now, and the margin; None: unknown, and counted."""
+
+    def wait_fd(self) -> int | None:
+        """The fd that becomes readable when memory may be low, the same one until ``close``."""
+
+    def acknowledge(self) -> None:
+        """Consumes a wake-up of ``wait_fd``; to be called for each, before ``read``."""
+
+    def take_notice(self) -> str | None:
+        """The next line worth a log: an error that began or ended; None when there is no more."""
+
+    def statistics(self) -> LowMemoryStatistics:
+        """The counters."""
+
+    def describe(self) -> str:
+        """One line for people: which source, paths, margin, what wakes us, what it says now."""
+
+    def close(self) -> None:
+        """Lets go of the alarm; ``wait_fd`` is gone afterwards."""
+
+
+class _Journal:
+    """A source's memory of its readings: counted, with the beginning and end of each error noted.
+
+    Attributes:
+        last_error: Why the last reading gave nothing; "" if it did give something.
+    """
+
+    def __init__(self) -> None:
+        self.last_error = ""
+        self._statistics = LowMemoryStatistics()
+        self._failed_reads = 0
+        # Whoever never asks for notices must not pay for them with memory.
+        self._notices: deque[str] = deque(maxlen=8)
+
+    def take_notice(self) -> str | None:
+        """The next line worth a log: an error that began or ended; None when there is no more."""
+        return self._notices.popleft() if self._notices else None
+
+    def statistics(self) -> LowMemoryStatistics:
+        """The counters."""
+        return self._statistics
+
+    def _note_reading(self, measured: Reading | str) -> Reading | None:
+        reads = self._statistics.reads + 1
+        self._statistics = replace(self._statistics, reads=reads)
+        if isinstance(measured, str):
+            unknown = self._statistics.unknown + 1
+            self._statistics = replace(self._statistics, unknown=unknown)
+            if not self._failed_reads:
+                self._notices.append(f"available memory is unknown: {measured}")
+            self._failed_reads += 1
+            self.last_error = measured
+            return None
+        if self._failed_reads:
+            failed = f"after {self._failed_reads} failed reads"
+            self._notices.append(f"available memory is known again, {failed}")
+        self._failed_reads, self.last_error = 0, ""
+        return measured
+
+    def _note_wakeup(self) -> None:
+        self._statistics = replace(self._statistics, wakeups=self._statistics.wakeups + 1)
+
+
+class ChromeosLowMemory(_Journal):
+    """ChromeOS's low-memory driver: two text files in MiB, and a device to wait for.
+
+    Args:
+        directory: Where ``available`` and ``margin`` are. The first number in ``margin`` counts.
+        device: A file that is readable while memory is low; it may be absent. None: none.
+        margin_bytes: A margin to use instead of the file's, in bytes.
+
+    Raises:
+        ConfigError: the margin is less than the 1 MiB in which all of this is counted.
+    """
+
+    name = "chromeos"
+
+    def __init__(
+        self,
+        directory: Path = CHROMEOS_DIR,
+        *,
+        device: Path | None = None,
+        margin_bytes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.directory = directory
+        self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
+        self._alarm = None if device is None else DeviceAlarm(device)
+
+    @property
+    def needs_poll(self) -> bool:
+        """False while the device file is there and can wake us."""
+        return self._alarm is None or not self._alarm.armed
+
+    def read(self) -> Reading | None:
+        """What is available now, and the margin; None: unknown, and counted."""
+        # The device first: what happens between the two then wakes us rather than nobody.
+        if self._alarm is not None:
+            before = self._alarm.problem
+            self._alarm.refresh()
+            if self._alarm.problem != before:
+                what = self._alarm.problem or "it is back, waiting for it again"
+                self._notices.append(f"{self._alarm.path}: {what}")
+        return self._note_reading(self._measure())
+
+    def wait_fd(self) -> int | None:
+        """The fd around the device, which may be absent for now; None: no device was named."""
+        return None if self._alarm is None else self._alarm.fileno()
+
+    def acknowledge(self) -> None:
+        """Consumes a wake-up, and mutes the device until ``read`` finds it quiet."""
+        if self._alarm is not None and self._alarm.acknowledge():
+            self._note_wakeup()
+
+    def describe(self) -> str:
+        """One line for people: which source, paths, margin, what wakes us, what it says now."""
+        margin = f"{self.directory}/margin"
+        if self._margin_mib is not None:
+            margin = f"a margin of {self._margin_mib:,} MiB"
+        if self._alarm is None:
+            woken = "polled"
+        elif self._alarm.problem:
+            woken = f"polled, as nothing wakes us ({self._alarm.path}: {self._alarm.problem})"
+        else:
+            woken = f"woken by {self._alarm.path}"
+        return _describe(f"{self.directory}/available against {margin}", woken, self._measure())
+
+    def close(self) -> None:
+        """Lets go of the device; ``wait_fd`` is None afterwards."""
+        if self._alarm is not None:
+            self._alarm.close()
+        self._alarm = None
+
+    def _measure(self) -> Reading | str:
+        try:
+            available_mib = _read_mib(self.directory / "available", several=False)
+            margin_mib = self._margin_mib
+            if margin_mib is None:
+                margin_mib = _read_mib(self.directory / "margin", several=True)
+        except OSError as err:
+            return f"{err.filename or self.directory}: {err.strerror}"
+        except ValueError as err:
+            return str(err)
+        return Reading(available_mib, margin_mib)
+
+
+def host_memory() -> tuple[int, int]:
+    """This host's memory: all of it and what is available, in bytes.
+
+    Raises:
+        OSError, KeyError, ValueError: /proc/meminfo cannot be had or is not what it was.
+    """
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available
+
+
+class MeminfoLowMemory(_Journal):
+    """MemAvailable against a margin, for hosts that are not ChromeOS.
+
+    A PSI trigger wakes us early where the kernel lends one, but it speaks of stalls, not of a
+    margin: nothing says that it comes in time, so this source always has to be polled too.
+
+    Args:
+        margin_bytes: The margin in bytes. None: 5.2 % of the RAM, asked for at each reading.
+        pressure: Where to register the trigger. None: none.
+        memory: Gives the RAM and what is available of it, in bytes.
+
+    Raises:
+        ConfigError: the margin is less than 1 MiB, or not below this host's RAM.
+    """
+
+    name = "meminfo"
+    needs_poll = True
+
+    def __init__(
+        self,
+        *,
+        margin_bytes: int | None = None,
+        pressure: Path | None = PRESSURE_FILE,
+        memory: Callable[[], tuple[int, int]] = host_memory,
+    ) -> None:
+        super().__init__()
+        self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
+        self._memory = memory
+        total_bytes = self._total_bytes()
+        if margin_bytes is not None and total_bytes is not None and margin_bytes >= total_bytes:
+            raise ConfigError(
+                f"a margin of {format_size(margin_bytes)} on a host of {format_size(total_bytes)} "
+                "would always be low memory; give a smaller one"
+            )
+        self._alarm = None if pressure is None else PressureAlarm(pressure)
+
+    def read(self) -> Reading | None:
+        """What is available now, and the margin; None: unknown, and counted."""
+        return self._note_reading(self._measure())
+
+    def wait_fd(self) -> int | None:
+        """The fd around the PSI trigger; None: the kernel lends none."""
+        return self._alarm.fileno() if self._alarm is not None and self._alarm.armed else None
+
+    def acknowledge(self) -> None:
+        """Consumes a wake-up; the kernel allows itself one per window."""
+        if self._alarm is not None:
+            # Counted either way: to wait for a trigger is to consume it.
+            self._alarm.acknowledge()
+            self._note_wakeup()
+
+    def describe(self) -> str:
+        """One line for people: which source, margin, what wakes us, what it says now."""
+        margin = f"{MARGIN_PER_MILLE / 10} % of the RAM"
+        if self._margin_mib is not None:
+            margin = f"a margin of {self._margin_mib:,} MiB"
+        woken = "polled"
+        if self._alarm is not None:
+            woken = f"polled, and woken early by {self._alarm.path}"
+            if self._alarm.problem:
+                woken = f"polled, as nothing wakes us ({self._alarm.path}: {self._alarm.problem})"
+        return _describe(f"available memory against {margin}", woken, self._measure())
+
+    def close(self) -> None:
+        """Withdraws the PSI trigger; ``wait_fd`` is None afterwards."""
+        if self._alarm is not None:
+            self._alarm.close()
+        self._alarm = None
+
+    def _total_bytes(self) -> int | None:
+        try:
+            return self._memory()[0]
+        except (OSError, KeyError, ValueError):
+            return None  # the first reading says so
+
+    def _measure(self) -> Reading | str:
+        try:
+            total_bytes, available_bytes = self._memory()
+        except (OSError, KeyError, ValueError) as err:
+            return f"this host's memory figures: {err}"
+        margin_mib = self._margin_mib
+        if margin_mib is None:
+            margin_mib = total_bytes * MARGIN_PER_MILLE // 1000 // MIB
+        return Reading(available_bytes // MIB, margin_mib)
+
+
+def choose_source(
+    *, low_mem_dir: Path | None, margin_bytes: int | None, device: Path | None = None
+) -> LowMemorySource:
+    """The source for this host: the directory named, else ChromeOS's own, else MemAvailable.
+
+    Args:
+        low_mem_dir: A directory with ``available`` and ``margin``; None: as the host has it.
+        margin_bytes: A margin to use instead of the source's own, in bytes.
+        device: The device that speaks for ``low_mem_dir``; by default ChromeOS's for ChromeOS's
+            own directory and none for any other, of which that device knows nothing.
+
+    Raises:
+        ConfigError: the directory named is not there, or the margin makes no sense.
+    """
+    if low_mem_dir is not None:
+        try:
+            os.stat(f"{low_mem_dir}/.")  # fails on all but a directory that we may enter
+        except OSError as err:
+            raise ConfigError(
+                f"low-memory directory {low_mem_dir}: {err.strerror}; it must be a directory with "
+                "the files available and margin, or leave it out to use this host's own figures"
+            ) from err
+    elif CHROMEOS_DIR.is_dir():
+        low_mem_dir = CHROMEOS_DIR
+    else:
+        return MeminfoLowMemory(margin_bytes=margin_bytes)
+    if device is None and low_mem_dir == CHROMEOS_DIR:
+        device = CHROMEOS_DEVICE
+    return ChromeosLowMemory(low_mem_dir, device=device, margin_bytes=margin_bytes)
+
+
+def _whole_mib(margin_bytes: int) -> int:
+    if margin_bytes < MIB:
+        raise ConfigError(f"a margin of {margin_bytes} bytes; it must be at least 1 MiB")
+    return margin_bytes // MIB
+
+
+def _read_mib(path: Path, *, several: bool) -> int:
+    """Reads a figure in MiB; the first one of several, where several are allowed.
+
+    Opened anew each time (it costs a few µs): a file that was replaced is then the new one.
+
+    Raises:
+        OSError: the kernel's reason.
+        ValueError: the file holds no such figure; says which file and what it holds.
+    """
+    # O_NONBLOCK: a FIFO put there by mistake must not hold the daemon.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, 256)
+    except OSError as err:
+        raise OSError(err.errno, err.strerror, os.fspath(path)) from err
+    finally:
+        os.close(fd)
+    words = data.split()
+    if not words:
+        raise ValueError(f"{path} is empty")
+    if not _NUMBER.fullmatch(words[0]) or not (several or len(words) == 1):
+        raise ValueError(f"{path} holds {data[:40]!r}, not a whole number of MiB")
+    return int(words[0])
+
+
+def _describe(source: str, woken: str, measured: Reading | str) -> str:
+    if isinstance(measured, str):
+        return f"{source}; {woken}; now unknown: {measured}"
+    low = "low" if measured.is_low else "not low"
+    now = f"{measured.available_mib:,} MiB available, margin {measured.margin_mib:,} MiB, {low}"
+    return f"{source}; {woken}; now {now}"
