@@ -14,6 +14,10 @@
 None of them ends the controller. Failures of the kernel stay ``OSError``, with their errno.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
 
 class BalloondError(Exception):
     """The root of all errors that balloond raises on purpose."""
@@ -23,26 +27,110 @@ class ConfigError(BalloondError):
     """The operator's mistake: names the setting, what was found and what is allowed."""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyProblem:
+    """One thing to say about a seccomp policy file, an error or a warning, with its place.
+
+    Attributes:
+        file: the file's path, as it was opened.
+        line: counted from 1.
+        column: counted from 1, in characters.
+        length: how many characters the caret line marks; at least 1.
+        source: the whole line, without its end.
+        message: what was found and what is allowed.
+    """
+
+    file: str
+    line: int
+    column: int
+    length: int
+    source: str
+    message: str
+
+    def __str__(self) -> str:
+        """``file:line:column: message``, then the source line, then carets under the place."""
+        # Tabs stay tabs below the line, or the carets would stand elsewhere on a terminal.
+        before = "".join("\t" if c == "\t" else " " for c in self.source[: self.column - 1])
+        return (
+            f"{self.file}:{self.line}:{self.column}: {self.message}\n"
+            f"    {self.source}\n"
+            f"    {before}{'^' * self.length}"
+        )
+
+
 class PolicyFileError(BalloondError):
-    """The operator's mistake in a seccomp policy file, with its place in that file."""
+    """The operator's mistakes in a seccomp policy file: every one of them, with its place."""
+
+    def __init__(self, problems: Sequence[PolicyProblem]) -> None:
+        """Args: what is wrong, in the order of the text; at least one."""
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+class Rule(IntEnum):
+    """The rules of virtio that a guest can break, by numbers that can cross the tube.
+
+    A device tells the controller a rule and the value it found; the words are made from them
+    here, so that no text ever leaves the jail.
+    """
+
+    INDIRECT = 1
+    ORDER = 2
+    NEXT = 3
+    LOOP = 4
+    DIRECTION = 5
+    LENGTH = 6
+    LIMIT = 7
+    ADDRESS = 8
+    PFN = 9
+    AVAIL_IDX = 10
+    HEAD = 11
+    RING = 12
+
+
+_RULES = {
+    Rule.INDIRECT: "is indirect, which was not offered",
+    Rule.ORDER: "has a readable part after a writable one",
+    Rule.NEXT: "goes on at descriptor {found}, its queue ends before",
+    Rule.LOOP: "is longer than its queue's {found} descriptors: it loops",
+    Rule.DIRECTION: "has {found} parts of the wrong direction",
+    Rule.LENGTH: "has {found} bytes, which is no whole number of entries",
+    Rule.LIMIT: "has {found} bytes, over the limit",
+    Rule.ADDRESS: "names address {found:#x}, outside guest memory",
+    Rule.PFN: "names PFN {found:#x}, outside guest memory",
+    Rule.AVAIL_IDX: "avail.idx jumped {found} ahead, more than its entries allow",
+    Rule.HEAD: "head {found} is beyond its descriptors",
+    Rule.RING: "its memory at {found:#x} cannot hold a ring",
+}
+
+NO_HEAD = 0xFFFF
+"""No chain is to blame, but the ring itself."""
 
 
 class GuestError(BalloondError):
-    """The guest broke the virtio rules in one descriptor chain."""
+    """The guest broke the virtio rules in one descriptor chain.
 
-    def __init__(self, queue: str, head: int, message: str) -> None:
-        """Args: the queue's name, the chain's head descriptor index, what was found."""
-        super().__init__(f"{queue}: chain {head} {message}")
+    Args:
+        queue: the queue's name in the specification.
+        head: the chain's head descriptor index.
+        rule: which rule.
+        found: the value that broke it.
+    """
+
+    def __init__(self, queue: str, head: int, rule: Rule, found: int = 0) -> None:
+        chain = "" if head == NO_HEAD else f"chain {head} "
+        super().__init__(f"{queue}: {chain}{_RULES[rule].format(found=found)}")
         self.queue = queue
         self.head = head
+        self.rule = rule
+        self.found = found
 
 
 class RingError(GuestError):
     """The ring itself cannot be trusted any more; its queue must stop."""
 
-    def __init__(self, queue: str, message: str) -> None:
-        super().__init__(queue, -1, message)
-        self.args = (f"{queue}: {message}",)
+    def __init__(self, queue: str, rule: Rule, found: int = 0) -> None:
+        super().__init__(queue, NO_HEAD, rule, found)
 
 
 class FrontendError(BalloondError):

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-from balloon_daemon.errors import TubeError
+from balloon_daemon.errors import Rule, TubeError
 from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS, STAT_ENTRY
 
 MAX_MESSAGE_BYTES = 1024
@@ -68,7 +68,7 @@ class FaultKind(IntEnum):
     RING = 2
     """A ring cannot be trusted any more; its queue is stopped."""
     HOST = 3
-    """The host's kernel refused to take a page back; ``detail`` is the errno."""
+    """The host's kernel refused to take memory back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,9 @@ class Fault:
     Attributes:
         kind: whose it is and what was done.
         queue: the vring's index.
-        code: which rule, a number of device/balloon.py's ``Rule``.
-        head: the chain's head descriptor index; 65535 where none is to blame.
-        detail: the value that broke the rule (a PFN, a length, an errno).
+        code: the ``Rule``; for HOST the errno.
+        head: the chain's head descriptor index, or ``NO_HEAD``.
+        detail: the value that broke the rule (a PFN, a length); for HOST the address.
         suppressed: faults since the last report that were only counted.
     """
 
@@ -198,7 +198,8 @@ def decode_up(datagram: bytes) -> Up:
             return Stats(tuple(STAT_ENTRY.iter_unpack(body)))
     elif kind == _Kind.FAULT and len(body) == _FAULT.size:
         number, queue, code, head, detail, suppressed = _FAULT.unpack(body)
-        if number in FaultKind.__members__.values() and queue < MAX_QUEUES:
+        codes = range(4096) if number == FaultKind.HOST else list(Rule)
+        if number in list(FaultKind) and queue < MAX_QUEUES and code in codes:
             return Fault(FaultKind(number), queue, code, head, detail, suppressed)
     elif kind == _Kind.STOPPED and not len(body) % _PAIR.size:
         pairs = tuple(_PAIR.iter_unpack(body))

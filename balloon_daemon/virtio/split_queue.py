@@ -15,7 +15,7 @@ barrier by contract, which is why balloond checks at start that it runs where th
 import struct
 from dataclasses import dataclass
 
-from balloon_daemon.errors import GuestError, RingError
+from balloon_daemon.errors import GuestError, RingError, Rule, StateError
 
 MAX_QUEUE_SIZE = 32768
 """virtio 1.3, 2.7: the maximum queue size of a split virtqueue."""
@@ -74,7 +74,7 @@ class SplitQueue:
         used: the used ring, ``used_bytes(size)`` long, 4-aligned, writable.
 
     Raises:
-        RingError: a size or a length that the specification does not allow.
+        StateError: a size or a length that the specification does not allow.
     """
 
     __slots__ = ("_available", "_descriptors", "_mask", "_used", "_used16", "name", "next", "size")
@@ -88,13 +88,13 @@ class SplitQueue:
         used: memoryview,
     ) -> None:
         if not 1 <= size <= MAX_QUEUE_SIZE or size & (size - 1):
-            raise RingError(name, f"queue size {size}, allowed are powers of two up to 32768")
+            raise StateError(f"{name}: queue size {size}, allowed are powers of two up to 32768")
         if (len(descriptors), len(available), len(used)) != (
             descriptors_bytes(size),
             available_bytes(size),
             used_bytes(size),
         ):
-            raise RingError(name, "its three areas do not have the lengths of its size")
+            raise StateError(f"{name}: its three areas do not have the lengths of its size")
         self.name = name
         self.size = size
         self._mask = size - 1
@@ -114,9 +114,7 @@ class SplitQueue:
         """
         count = (self._available[1] - self.next) & 0xFFFF
         if count > self.size:
-            raise RingError(
-                self.name, f"avail.idx jumped {count} ahead, its {self.size} entries allow no more"
-            )
+            raise RingError(self.name, Rule.AVAIL_IDX, count)
         return count
 
     def pop(self) -> DescriptorChain:
@@ -129,7 +127,7 @@ class SplitQueue:
         """
         head = self._available[2 + (self.next & self._mask)]
         if head >= self.size:
-            raise RingError(self.name, f"head {head}, its {self.size} descriptors end before")
+            raise RingError(self.name, Rule.HEAD, head)
         self.next = (self.next + 1) & 0xFFFF
         readable: list[tuple[int, int]] = []
         writable: list[tuple[int, int]] = []
@@ -140,21 +138,19 @@ class SplitQueue:
                 self._descriptors, index * DESCRIPTOR.size
             )
             if flags & VIRTQ_DESC_F_INDIRECT:
-                raise GuestError(self.name, head, "is indirect, which was not offered")
+                raise GuestError(self.name, head, Rule.INDIRECT)
             if flags & VIRTQ_DESC_F_WRITE:
                 writable.append((addr, length))
             elif writable:
-                raise GuestError(self.name, head, "has a readable part after a writable one")
+                raise GuestError(self.name, head, Rule.ORDER)
             else:
                 readable.append((addr, length))
             if not flags & VIRTQ_DESC_F_NEXT:
                 return DescriptorChain(head, readable, writable)
             if following >= self.size:
-                raise GuestError(
-                    self.name, head, f"goes on at descriptor {following} of {self.size}"
-                )
+                raise GuestError(self.name, head, Rule.NEXT, following)
             index = following
-        raise GuestError(self.name, head, f"is longer than its queue's {self.size}: it loops")
+        raise GuestError(self.name, head, Rule.LOOP, self.size)
 
     def push(self, head: int, written_bytes: int = 0) -> None:
         """Answers a chain: puts it into the used ring and publishes it.

@@ -1,0 +1,190 @@
+"""The balloon device: what each virtqueue means (virtio 1.3, 5.5.6). Runs in the jail."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from balloon_daemon.device.reclaim import Reclaimer
+from balloon_daemon.errors import GuestError, RingError, Rule
+from balloon_daemon.linux.events import signal_event
+from balloon_daemon.tube.messages import Progress
+from balloon_daemon.virtio.balloon import MAX_STATS, STAT_ENTRY, BalloonQueue, decode_stats
+from balloon_daemon.virtio.guest_memory import GuestMemory
+from balloon_daemon.virtio.split_queue import DescriptorChain, SplitQueue
+
+MAX_PFN_BYTES = 64 * 1024
+"""PFN bytes in one chain: Linux sends 1 KiB, other drivers a page; more is refused."""
+
+MAX_STATS_BYTES = MAX_STATS * STAT_ENTRY.size
+
+MAX_CHAINS_A_TURN = 256
+"""Chains taken from one queue before the others and the controller get their turn."""
+
+
+@dataclass(slots=True)
+class RunningQueue:
+    """A virtqueue that is served: its vring's index, its ring, its call eventfd if it has one."""
+
+    index: int
+    queue: BalloonQueue
+    ring: SplitQueue
+    kick_fd: int
+    call_fd: int | None
+
+
+class BalloonDevice:
+    """Serves the queues of one guest.
+
+    Args:
+        memory: the guest's regions.
+        reclaimer: removes them.
+        queues: what is ready.
+        fault: hears of each fault: (queue, error).
+        stats: hears of the guest's statistics.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        reclaimer: Reclaimer,
+        queues: list[RunningQueue],
+        fault: Callable[[RunningQueue, GuestError], None],
+        stats: Callable[[tuple[tuple[int, int], ...]], object],
+    ) -> None:
+        self._memory = memory
+        self._reclaimer = reclaimer
+        self.queues = queues
+        self._fault = fault
+        self._stats = stats
+        self._held_stats_head: int | None = None
+        self._handlers: dict[BalloonQueue, Callable[[DescriptorChain], int | None]] = {
+            BalloonQueue.INFLATEQ: self._inflate,
+            BalloonQueue.DEFLATEQ: self._deflate,
+            BalloonQueue.STATSQ: self._take_stats,
+            BalloonQueue.REPORTING_VQ: self._discard_reported,
+        }
+        self._inflated_pages = 0
+        self._deflated_pages = 0
+        self._reported_bytes = 0
+        self._buffers = 0
+        self._faults = 0
+
+    def statistics(self) -> Progress:
+        """What was done since the start."""
+        return Progress(
+            self._inflated_pages,
+            self._deflated_pages,
+            self._reported_bytes,
+            self._reclaimer.removed_bytes,
+            self._reclaimer.removals,
+            self._buffers,
+            self._faults,
+        )
+
+    def process(self, running: RunningQueue) -> bool:
+        """Serves what waits in one queue, at most a turn's worth, and calls the driver.
+
+        Returns:
+            True where more may wait.
+
+        Raises:
+            RingError: the ring cannot be trusted any more; what was served before is answered.
+        """
+        ring, handler = running.ring, self._handlers[running.queue]
+        answered, taken = False, 0
+        try:
+            while taken < MAX_CHAINS_A_TURN and (pending := ring.pending()):
+                for _ in range(min(pending, MAX_CHAINS_A_TURN - taken)):
+                    taken += 1
+                    try:
+                        head = handler(ring.pop())
+                    except RingError:
+                        raise
+                    except GuestError as err:
+                        self._faults += 1
+                        self._fault(running, err)
+                        if running.queue is BalloonQueue.STATSQ:
+                            self._answer_held(ring)
+                        head = err.head
+                    self._buffers += 1
+                    if head is not None:
+                        ring.push(head)
+                        answered = True
+        finally:
+            if answered:
+                _call(running)
+        return taken >= MAX_CHAINS_A_TURN
+
+    def request_stats(self) -> None:
+        """Gives the held statistics buffer back, which asks the driver to fill it anew."""
+        for running in self.queues:
+            if running.queue is BalloonQueue.STATSQ and self._answer_held(running.ring):
+                _call(running)
+
+    def _answer_held(self, ring: SplitQueue) -> bool:
+        """Answers the held statistics buffer; before any later one, as used.idx must tell all."""
+        if self._held_stats_head is None:
+            return False
+        ring.push(self._held_stats_head)
+        self._held_stats_head = None
+        return True
+
+    def _inflate(self, chain: DescriptorChain) -> int:
+        pfns = self._pfns("inflateq", chain)
+        if pfns:
+            count = len(pfns)
+            self._reclaimer.inflate("inflateq", chain.head, pfns)
+            self._inflated_pages += count
+        return chain.head
+
+    def _deflate(self, chain: DescriptorChain) -> int:
+        pfns = self._pfns("deflateq", chain)
+        if pfns:
+            count = len(pfns)
+            self._reclaimer.deflate("deflateq", chain.head, pfns)
+            self._deflated_pages += count
+        return chain.head
+
+    def _take_stats(self, chain: DescriptorChain) -> int | None:
+        """Keeps the buffer: giving it back is how new statistics are asked for (5.5.6.3).
+
+        Returns:
+            The buffer held before this one, if there was one: only one is ever kept.
+        """
+        content = self._readable("statsq", chain, MAX_STATS_BYTES)
+        self._stats(tuple(decode_stats(content)))
+        before, self._held_stats_head = self._held_stats_head, chain.head
+        return before
+
+    def _discard_reported(self, chain: DescriptorChain) -> int:
+        if chain.readable:
+            raise GuestError("reporting_vq", chain.head, Rule.DIRECTION, len(chain.readable))
+        self._reported_bytes += self._reclaimer.discard("reporting_vq", chain.head, chain.writable)
+        return chain.head
+
+    def _readable(self, queue: str, chain: DescriptorChain, limit: int) -> bytes:
+        """Copies a chain's readable bytes out of guest memory, once."""
+        if chain.writable:
+            raise GuestError(queue, chain.head, Rule.DIRECTION, len(chain.writable))
+        total = sum(length for _, length in chain.readable)
+        if total > limit:
+            raise GuestError(queue, chain.head, Rule.LIMIT, total)
+        parts = []
+        for addr, length in chain.readable:
+            view = self._memory.view(addr, length)
+            if view is None:
+                raise GuestError(queue, chain.head, Rule.ADDRESS, addr)
+            parts.append(bytes(view))
+        return b"".join(parts) if len(parts) != 1 else parts[0]
+
+    def _pfns(self, queue: str, chain: DescriptorChain) -> list[int]:
+        """The chain's little-endian u32 page frame numbers."""
+        content = self._readable(queue, chain, MAX_PFN_BYTES)
+        if len(content) % 4:
+            raise GuestError(queue, chain.head, Rule.LENGTH, len(content))
+        return memoryview(content).cast("I").tolist()
+
+
+def _call(running: RunningQueue) -> None:
+    """Tells the driver of used chains, where it wants to hear of them."""
+    if running.call_fd is not None and running.ring.wants_call():
+        signal_event(running.call_fd)

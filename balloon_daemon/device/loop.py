@@ -1,0 +1,184 @@
+"""The device's loop: one bare epoll over the tube, the kicks and the back-end channel.
+
+Runs in the jail, and never returns to the controller's code. Nothing in it opens, forks or sleeps.
+"""
+
+import os
+import select
+from collections.abc import Callable
+from time import monotonic
+
+from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
+from balloon_daemon.errors import GuestError, RingError
+from balloon_daemon.linux.events import drain_event
+from balloon_daemon.tube.connection import DeviceEnd
+from balloon_daemon.tube.messages import Command, Fault, FaultKind, Ready, Stopped, Target
+
+REPORT_EVERY_S = 0.1
+"""Progress goes up at most this often, and once more when work ends."""
+
+FAULTS_A_SECOND = 4
+"""Faults of one queue that are reported one by one; the others are counted."""
+
+
+class Reporter:
+    """Sends faults up at a limited rate. What is left out is counted in the next."""
+
+    def __init__(self, tube: DeviceEnd, clock: Callable[[], float] = monotonic) -> None:
+        self._tube = tube
+        self._clock = clock
+        self._second = -1
+        self._sent = 0
+        self._suppressed = 0
+
+    def fault(self, kind: FaultKind, queue: int, code: int, head: int, detail: int) -> None:
+        """Reports a fault, or counts it."""
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._sent = second, 0
+        if self._sent >= FAULTS_A_SECOND:
+            self._suppressed += 1
+            return
+        self._sent += 1
+        fault = Fault(kind, queue, code, head, detail & (1 << 64) - 1, self._suppressed)
+        if self._tube.send(fault):
+            self._suppressed = 0
+
+
+class DeviceLoop:
+    """Runs a BalloonDevice until the controller says stop or is gone.
+
+    Args:
+        device: what serves the queues.
+        tube: the device's end.
+        reporter: for faults.
+        channel_fd: the back-end channel to the VMM, non-blocking; None where there is none.
+        config_change: the message that says there: the config space changed.
+    """
+
+    def __init__(
+        self,
+        device: BalloonDevice,
+        tube: DeviceEnd,
+        reporter: Reporter,
+        channel_fd: int | None,
+        config_change: bytes,
+    ) -> None:
+        self._device = device
+        self._tube = tube
+        self._reporter = reporter
+        self._channel_fd = channel_fd
+        self._config_change = config_change
+        self._unsent_config_change = b""
+        self._queues = {running.kick_fd: running for running in device.queues}
+        # A new device looks at every ring once: its predecessor may have taken the kick.
+        self._backlog = dict(self._queues)
+        self._epoll = select.epoll()
+        self._epoll.register(tube.fileno(), select.EPOLLIN)
+        for fd in self._queues:
+            self._epoll.register(fd, select.EPOLLIN)
+        if channel_fd is not None:
+            self._epoll.register(channel_fd, 0)
+        self._unreported = False
+        self._report_at = 0.0
+
+    def fds(self) -> list[int]:
+        """Every descriptor that the loop needs; all others may be closed."""
+        fds = [self._epoll.fileno(), self._tube.fileno(), *self._queues]
+        fds += [q.call_fd for q in self._device.queues if q.call_fd is not None]
+        return fds if self._channel_fd is None else [*fds, self._channel_fd]
+
+    def run(self) -> None:
+        """Serves until told to stop; then says where each ring stands."""
+        self._tube.send(Ready())
+        while self.turn():
+            pass
+        # Whatever was begun is answered; what waits is the next device's, which looks by itself.
+        indices = tuple((q.index, q.ring.used_index) for q in self._device.queues)
+        self._tube.send(self._device.statistics())
+        self._tube.send(Stopped(indices))
+
+    def turn(self) -> bool:
+        """Waits for something to do and does it; False at the end."""
+        backlog, self._backlog = self._backlog, {}
+        for running in backlog.values():
+            self._process(running)
+        for fd, event in self._epoll.poll(self._timeout()):
+            kicked = self._queues.get(fd)
+            if kicked is not None:
+                if event & select.EPOLLIN:
+                    drain_event(fd)
+                    self._process(kicked)
+                else:
+                    # Not a living eventfd: level-triggered, it would spin us for ever.
+                    self._drop(kicked)
+            elif fd == self._channel_fd:
+                self._send_config_change(event)
+            elif not self._obey():
+                return False
+        self._report()
+        return True
+
+    def _timeout(self) -> float:
+        if self._backlog:
+            return 0
+        return max(0.0, self._report_at - monotonic()) if self._unreported else -1
+
+    def _process(self, running: RunningQueue) -> None:
+        self._unreported = True
+        try:
+            if self._device.process(running):
+                self._backlog[running.kick_fd] = running
+        except RingError as err:
+            self._drop(running)
+            self._reporter.fault(FaultKind.RING, running.index, err.rule, err.head, err.found)
+
+    def _drop(self, running: RunningQueue) -> None:
+        """Serves this queue no more; the others go on."""
+        self._epoll.unregister(running.kick_fd)
+        del self._queues[running.kick_fd]
+
+    def _obey(self) -> bool:
+        orders = self._tube.receive()
+        if orders is None:
+            return False
+        for order in orders:
+            match order:
+                case Target():
+                    # The config space holds it already; all that is left is to say so.
+                    self._unsent_config_change = self._config_change
+                    self._send_config_change(0)
+                case Command.REQUEST_STATS:
+                    self._device.request_stats()
+                case Command.STOP:
+                    return False
+        return True
+
+    def _send_config_change(self, event: int) -> None:
+        if self._channel_fd is None:
+            return
+        if event & (select.EPOLLHUP | select.EPOLLERR):
+            self._epoll.unregister(self._channel_fd)
+            self._channel_fd = None
+            return
+        if self._unsent_config_change:
+            try:
+                sent = os.write(self._channel_fd, self._unsent_config_change)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                sent = len(self._unsent_config_change)
+            self._unsent_config_change = self._unsent_config_change[sent:]
+        waits = select.EPOLLOUT if self._unsent_config_change else 0
+        self._epoll.modify(self._channel_fd, waits)
+
+    def _report(self) -> None:
+        now = monotonic()
+        if self._unreported and now >= self._report_at:
+            self._report_at = now + REPORT_EVERY_S
+            self._unreported = not self._tube.send(self._device.statistics())
+
+
+def report_guest_error(reporter: Reporter, running: RunningQueue, err: GuestError) -> None:
+    """A chain was dropped: says so, at a limited rate."""
+    reporter.fault(FaultKind.CHAIN, running.index, err.rule, err.head, err.found)

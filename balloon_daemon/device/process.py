@@ -1,0 +1,228 @@
+"""Forking a device: the one place in balloond that forks.
+
+``spawn`` runs in the controller; everything from ``_child`` on runs in the child, which never
+returns. In between lies the jail: nothing of a guest is read before the filter is loaded.
+"""
+
+import contextlib
+import gc
+import linecache
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
+from balloon_daemon.device.loop import DeviceLoop, Reporter, report_guest_error
+from balloon_daemon.device.reclaim import Reclaimer
+from balloon_daemon.errors import NO_HEAD, Rule
+from balloon_daemon.linux import jail, libc
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.memory import map_shared
+from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
+from balloon_daemon.tube.messages import FaultKind, Stats
+from balloon_daemon.units import FrontendAddr, GuestAddr
+from balloon_daemon.virtio.balloon import BalloonQueue
+from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
+from balloon_daemon.virtio.split_queue import (
+    SplitQueue,
+    available_bytes,
+    descriptors_bytes,
+    used_bytes,
+)
+
+EXIT_INTERNAL_ERROR = 70
+"""sysexits.h, EX_SOFTWARE: the device's own bug; its last words are on standard error."""
+
+STANDARD_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """A memory region to map; ``fd`` stays the caller's."""
+
+    guest_addr: GuestAddr
+    frontend_addr: FrontendAddr
+    size_bytes: int
+    mmap_offset_bytes: int
+    page_bytes: int
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class VringSpec:
+    """A vring to serve; the fds stay the caller's."""
+
+    index: int
+    queue: BalloonQueue
+    size: int
+    descriptors: FrontendAddr
+    available: FrontendAddr
+    used: FrontendAddr
+    kick_fd: int
+    call_fd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """All that a device needs, known before it is forked.
+
+    Attributes:
+        name: for ``ps`` and ``top``; the kernel keeps 15 bytes.
+        channel_fd: the back-end channel; None: no target can be signalled.
+        config_change: the message for it.
+        identity: whom to become where the controller is root.
+        load_filter: loads the seccomp filter into the calling process.
+    """
+
+    name: str
+    regions: tuple[RegionSpec, ...]
+    vrings: tuple[VringSpec, ...]
+    channel_fd: int | None
+    config_change: bytes
+    identity: jail.Identity | None
+    load_filter: Callable[[], None]
+
+
+class DeviceProcess:
+    """A forked device, as the controller sees it."""
+
+    def __init__(self, pid: int, tube: ControllerEnd) -> None:
+        self.pid = pid
+        self.tube = tube
+        self.pidfd = OwnedFd(os.pidfd_open(pid))
+        """Readable once the device has ended."""
+
+    def kill(self) -> None:
+        """Ends it at once; no harm where it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
+
+    def reap(self) -> int | None:
+        """Collects its exit code, negative for a signal; None while it runs."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if pid else None
+
+    def close(self) -> None:
+        """Closes what the controller holds of it."""
+        self.tube.close()
+        self.pidfd.close()
+
+
+def spawn(spec: DeviceSpec) -> DeviceProcess:
+    """Forks a device.
+
+    Raises:
+        OSError: no process or no descriptor to be had.
+    """
+    upper, lower = open_tube()
+    parent = os.getpid()
+    # A signal that arrived between fork and reset would run the controller's handler in the child.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _child(spec, lower, parent)
+    except BaseException:
+        upper.close()
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        lower.close()
+    return DeviceProcess(pid, upper)
+
+
+def prepare_fork() -> None:
+    """Runs once in the controller before its first fork, when all is imported.
+
+    Everything that exists now is taken out of the garbage collector's sight: a collection in a
+    child would otherwise write to, and so copy, every page of the heap that both share.
+    """
+    # A traceback in the jail must open no source file.
+    linecache.checkcache = lambda filename=None: None
+    linecache.updatecache = lambda filename, module_globals=None: []
+    try:
+        raise RuntimeError("the first traceback imports what later ones need")
+    except RuntimeError:
+        traceback.format_exc()
+    gc.collect()
+    gc.freeze()
+
+
+def _child(spec: DeviceSpec, tube: DeviceEnd, parent: int) -> NoReturn:
+    try:
+        gc.freeze()
+        jail.reset_signals()
+        loop = _assemble(spec, tube)
+        keep = [STANDARD_ERROR, *loop.fds()]
+        jail.close_fds_except(keep)
+        jail.enter(spec.name, parent, spec.identity)
+        libc.keep_heap_off_brk()
+        spec.load_filter()
+        loop.run()
+        os._exit(0)
+    except BaseException:
+        jail.write_last_words(f"{spec.name}: {traceback.format_exc()}")
+    finally:
+        os._exit(EXIT_INTERNAL_ERROR)
+
+
+def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
+    """Maps the guest and wires everything up; reads nothing of it but ``used.idx``."""
+    maps = [map_shared(r.fd, r.size_bytes, r.mmap_offset_bytes) for r in spec.regions]
+    order = sorted(range(len(maps)), key=lambda i: spec.regions[i].guest_addr)
+    maps = [maps[i] for i in order]
+    memory = GuestMemory(
+        [
+            MemoryRegion(
+                region.guest_addr,
+                region.frontend_addr,
+                region.size_bytes,
+                memoryview(mapped),
+                region.page_bytes,
+            )
+            for region, mapped in zip((spec.regions[i] for i in order), maps, strict=True)
+        ]
+    )
+    reporter = Reporter(tube)
+    queues = []
+    for vring in spec.vrings:
+        running = _running_queue(vring, memory)
+        if running is None:
+            reporter.fault(FaultKind.RING, vring.index, Rule.RING, NO_HEAD, vring.descriptors)
+        else:
+            queues.append(running)
+    reclaimer = Reclaimer(
+        memory,
+        maps,
+        lambda errno, addr: reporter.fault(FaultKind.HOST, 0, errno, NO_HEAD, addr),
+    )
+    device = BalloonDevice(
+        memory,
+        reclaimer,
+        queues,
+        lambda running, err: report_guest_error(reporter, running, err),
+        lambda entries: tube.send(Stats(entries)),
+    )
+    if spec.channel_fd is not None:
+        os.set_blocking(spec.channel_fd, False)
+    return DeviceLoop(device, tube, reporter, spec.channel_fd, spec.config_change)
+
+
+def _running_queue(vring: VringSpec, memory: GuestMemory) -> RunningQueue | None:
+    """The ring in guest memory; None where its addresses are not wholly inside one region."""
+    areas = (
+        memory.view_of_frontend(vring.descriptors, descriptors_bytes(vring.size)),
+        memory.view_of_frontend(vring.available, available_bytes(vring.size)),
+        memory.view_of_frontend(vring.used, used_bytes(vring.size)),
+    )
+    descriptors, available, used = areas
+    if descriptors is None or available is None or used is None:
+        return None
+    os.set_blocking(vring.kick_fd, False)
+    if vring.call_fd is not None:
+        os.set_blocking(vring.call_fd, False)
+    ring = SplitQueue(vring.queue.value, vring.size, descriptors, available, used)
+    return RunningQueue(vring.index, vring.queue, ring, vring.kick_fd, vring.call_fd)

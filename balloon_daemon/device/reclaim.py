@@ -1,0 +1,160 @@
+"""Giving a guest's pages back to the host: sort, coalesce, MADV_REMOVE.
+
+Runs in the jail. Never removes a host page of which the guest has not handed over every part.
+"""
+
+import mmap
+from collections.abc import Callable, Sequence
+
+from balloon_daemon.errors import GuestError, Rule
+from balloon_daemon.units import PAGE_SIZE
+from balloon_daemon.virtio.guest_memory import GuestMemory
+
+HostFault = Callable[[int, int], None]
+"""Hears of the kernel's refusals: (errno, guest-physical address)."""
+
+
+def coalesce(pfns: list[int]) -> list[tuple[int, int]]:
+    """Sorts page frame numbers and merges neighbours.
+
+    Args:
+        pfns: in any order, with repetitions or without; sorted in place. At least one.
+
+    Returns:
+        (first PFN, number of pages) of each run, ascending, without overlap.
+    """
+    pfns.sort()
+    runs = []
+    first = last = pfns[0]
+    for pfn in pfns:
+        if pfn > last + 1:
+            runs.append((first, last + 1 - first))
+            first = pfn
+        last = pfn
+    runs.append((first, last + 1 - first))
+    return runs
+
+
+class Reclaimer:
+    """Removes memory of one guest.
+
+    Args:
+        memory: the guest's regions.
+        maps: the mapping behind each of ``memory.regions``, in the same order.
+        host_fault: hears of the kernel's refusals; what it refuses stays with the guest's file.
+    """
+
+    def __init__(
+        self, memory: GuestMemory, maps: Sequence[mmap.mmap], host_fault: HostFault
+    ) -> None:
+        self._memory = memory
+        self._maps = tuple(maps)
+        self._host_fault = host_fault
+        # For each region of huge pages: which 4 KiB parts of each are in the balloon, as bits.
+        self._parts: list[dict[int, int]] = [{} for _ in self._maps]
+        self.removed_bytes = 0
+        self.removals = 0
+
+    def inflate(self, queue: str, head: int, pfns: list[int]) -> None:
+        """Removes the pages that the guest put into the balloon.
+
+        Raises:
+            GuestError: a PFN outside guest memory; then nothing is removed at all.
+        """
+        for index, offset, length in self._located(queue, head, pfns):
+            if self._memory.regions[index].host_page_bytes == PAGE_SIZE:
+                self._remove(index, offset, length)
+            else:
+                self._collect(index, offset, length)
+
+    def deflate(self, queue: str, head: int, pfns: list[int]) -> None:
+        """Forgets the pages that the guest took back.
+
+        Raises:
+            GuestError: a PFN outside guest memory; then nothing is forgotten.
+        """
+        for index, offset, length in self._located(queue, head, pfns):
+            page_bytes = self._memory.regions[index].host_page_bytes
+            if page_bytes > PAGE_SIZE:
+                parts = self._parts[index]
+                for page, mask in _masks(offset, length, page_bytes):
+                    if page in parts:
+                        parts[page] &= ~mask
+
+    def discard(self, queue: str, head: int, ranges: Sequence[tuple[int, int]]) -> int:
+        """Removes ranges that the guest reported as free (free page reporting).
+
+        Args:
+            ranges: (guest-physical address, length in bytes); only host pages that lie wholly
+                inside one range are removed.
+
+        Returns:
+            Bytes that were reported.
+
+        Raises:
+            GuestError: a range outside guest memory; then nothing is removed.
+        """
+        places = []
+        for addr, length in ranges:
+            place = self._memory.locate(addr, length)
+            if place is None:
+                raise GuestError(queue, head, Rule.ADDRESS, addr)
+            places.append((*place, length))
+        for index, offset, length in places:
+            page_bytes = self._memory.regions[index].host_page_bytes
+            start = -(-offset // page_bytes) * page_bytes
+            end = (offset + length) // page_bytes * page_bytes
+            if start < end:
+                self._remove(index, start, end - start)
+        return sum(length for _, _, length in places)
+
+    def _located(self, queue: str, head: int, pfns: list[int]) -> list[tuple[int, int, int]]:
+        """Where each run is: (region, offset, length), all checked before any is touched."""
+        places = []
+        for first, count in coalesce(pfns):
+            addr, rest = first * PAGE_SIZE, count * PAGE_SIZE
+            while rest:
+                place = self._memory.locate(addr, PAGE_SIZE)
+                if place is None:
+                    raise GuestError(queue, head, Rule.PFN, addr // PAGE_SIZE)
+                index, offset = place
+                # Two regions may touch: a run that crosses the border is two.
+                length = min(rest, self._memory.regions[index].size_bytes - offset)
+                places.append((index, offset, length))
+                addr += length
+                rest -= length
+        return places
+
+    def _remove(self, index: int, offset: int, length: int) -> None:
+        try:
+            self._maps[index].madvise(mmap.MADV_REMOVE, offset, length)
+        except OSError as err:
+            region = self._memory.regions[index]
+            self._host_fault(err.errno or 0, region.guest_addr + offset)
+            return
+        self.removals += 1
+        self.removed_bytes += length
+
+    def _collect(self, index: int, offset: int, length: int) -> None:
+        """Notes 4 KiB parts of huge pages; removes each huge page that is complete."""
+        parts = self._parts[index]
+        page_bytes = self._memory.regions[index].host_page_bytes
+        whole = (1 << page_bytes // PAGE_SIZE) - 1
+        for page, mask in _masks(offset, length, page_bytes):
+            before = parts.get(page, 0)
+            parts[page] = before | mask
+            if parts[page] == whole != before:
+                self._remove(index, page * page_bytes, page_bytes)
+
+
+def _masks(offset: int, length: int, page_bytes: int) -> list[tuple[int, int]]:
+    """The huge pages that a range touches, each with the bits of its touched 4 KiB parts."""
+    masks = []
+    end = offset + length
+    while offset < end:
+        page, start = divmod(offset, page_bytes)
+        stop = min(page_bytes, start + end - offset)
+        count = (stop - start) // PAGE_SIZE
+        masks.append((page, ((1 << count) - 1) << start // PAGE_SIZE))
+        offset += stop - start
+    return masks

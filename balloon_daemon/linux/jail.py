@@ -1,0 +1,88 @@
+"""The jail's outer walls, entered by a forked child before it touches a guest's byte.
+
+The only user of python-prctl. What comes last, the seccomp filter, is loaded by the caller.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import prctl
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a device becomes where the controller runs as root."""
+
+    uid: int
+    gid: int
+
+
+def reset_signals() -> None:
+    """Forgets the parent's signal handlers, right after fork.
+
+    A handler must not run in the jail: its return is rt_sigreturn(2), which the policy kills. The
+    terminal's and the service manager's signals are for the controller, who ends its devices
+    itself, after they have given the memory back: they are ignored here.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def close_fds_except(keep: Iterable[int]) -> None:
+    """Closes every file descriptor but these (standard error is to be named among them)."""
+    previous = -1
+    for fd in sorted(keep):
+        os.closerange(previous + 1, fd)
+        previous = fd
+    os.closerange(previous + 1, 2**31 - 1)
+
+
+def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
+    """Gives up everything that needs no filter to be given up.
+
+    In this order: name, ids and capabilities, parent-death signal (changing ids clears it), no
+    core, not dumpable, no_new_privs.
+
+    Raises:
+        OSError, PermissionError: the kernel refuses; nobody may run a guest's bytes then.
+    """
+    prctl.set_name(name)
+    if os.geteuid() == 0:
+        _drop_privileges(identity)
+    prctl.set_pdeathsig(signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        # It died before its death could be signalled.
+        os._exit(0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    prctl.set_dumpable(0)
+    prctl.set_no_new_privs(1)
+
+
+def _drop_privileges(identity: Identity | None) -> None:
+    with contextlib.suppress(PermissionError):
+        # Not permitted where root itself was started without CAP_SETPCAP: nothing to drop then.
+        prctl.securebits.noroot = True
+        prctl.securebits.noroot_locked = True
+        prctl.capbset.limit()
+    if identity is not None:
+        os.setgroups([])
+        os.setresgid(identity.gid, identity.gid, identity.gid)
+        os.setresuid(identity.uid, identity.uid, identity.uid)
+    prctl.cap_effective.limit()
+    prctl.cap_permitted.limit()
+    prctl.cap_inheritable.limit()
+
+
+def write_last_words(text: str) -> None:
+    """Writes to standard error with write(2) alone, and never fails."""
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode(errors="replace"))
