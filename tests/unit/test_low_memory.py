@@ -1,0 +1,345 @@
+"""Both sources on files of the test's own: figures, garbage, and how they recover."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from balloon_daemon import low_memory
+from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.low_memory import (
+    ChromeosLowMemory,
+    LowMemorySource,
+    LowMemoryStatistics,
+    MeminfoLowMemory,
+    choose_source,
+    host_memory,
+)
+from balloon_daemon.units import GIB, MIB
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A low-memory directory with 1,000 MiB available and a margin of 400 MiB."""
+    directory = tmp_path / "chromeos-low_mem"
+    directory.mkdir()
+    (directory / "available").write_text("1000\n")
+    (directory / "margin").write_text("400\n")
+    return directory
+
+
+def notices(source: LowMemorySource) -> list[str]:
+    return list(iter(source.take_notice, None))
+
+
+def test_reading_of_directory_is_its_figures(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+
+    assert source.read() == Reading(available_mib=1000, margin_mib=400)
+    assert source.last_error == ""
+    assert notices(source) == []
+    assert source.statistics() == LowMemoryStatistics(reads=1)
+
+
+@pytest.mark.parametrize(("available", "low"), [("399", True), ("400", False)])
+def test_reading_is_low_below_the_margin_and_not_at_it(
+    directory: Path, available: str, low: bool
+) -> None:
+    (directory / "available").write_text(available)
+
+    reading = ChromeosLowMemory(directory).read()
+
+    assert reading is not None
+    assert reading.is_low is low
+
+
+def test_margin_of_several_numbers_is_the_first(directory: Path) -> None:
+    (directory / "margin").write_text("400 3200\n")
+
+    assert ChromeosLowMemory(directory).read() == Reading(1000, 400)
+
+
+def test_margin_given_replaces_the_file(directory: Path) -> None:
+    (directory / "margin").unlink()
+
+    source = ChromeosLowMemory(directory, margin_bytes=1200 * MIB + 1)
+
+    assert source.read() == Reading(1000, 1200)
+
+
+GARBAGE = {
+    "empty": b"",
+    "blank": b" \n\n",
+    "word": b"lots\n",
+    "off": b"off\n",
+    "negative": b"-5\n",
+    "fraction": b"12.5\n",
+    "hexadecimal": b"0x10\n",
+    "underscored": b"1_000\n",
+    "huge": b"9" * 13 + b"\n",
+    "endless": b"7" * 100_000,
+    "not utf-8": b"\xff\xfe1\n",
+    "arabic digits": "٤٠٠\n".encode(),
+    "zeros": bytes(64),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+@pytest.mark.parametrize("name", ["available", "margin"])
+def test_garbage_in_file_is_unknown_and_recovers(
+    directory: Path, name: str, garbage: bytes
+) -> None:
+    source = ChromeosLowMemory(directory)
+    good = (directory / name).read_bytes()
+
+    (directory / name).write_bytes(garbage)
+    unknown = source.read()
+    error = source.last_error
+    (directory / name).write_bytes(good)
+    recovered = source.read()
+
+    assert unknown is None
+    assert str(directory / name) in error
+    assert recovered == Reading(1000, 400)
+    assert source.last_error == ""
+    assert source.statistics() == LowMemoryStatistics(reads=2, unknown=1)
+
+
+def test_available_of_several_numbers_is_unknown(directory: Path) -> None:
+    (directory / "available").write_text("1000 2000\n")
+
+    assert ChromeosLowMemory(directory).read() is None
+
+
+def vanish(path: Path) -> None:
+    path.unlink()
+
+
+def turn_into_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def turn_into_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def turn_into_link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    "spoil", [vanish, turn_into_directory, turn_into_fifo, turn_into_link_to_itself]
+)
+@pytest.mark.parametrize("name", ["available", "margin"])
+def test_file_that_is_no_file_any_more_is_unknown_at_once(
+    directory: Path, name: str, spoil: Callable[[Path], None]
+) -> None:
+    source = ChromeosLowMemory(directory)
+    source.read()
+
+    spoil(directory / name)
+
+    assert source.read() is None
+    assert str(directory / name) in source.last_error
+
+
+def test_directory_that_vanishes_is_unknown_and_recovers(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+    elsewhere = directory.rename(directory.with_name("elsewhere"))
+
+    assert source.read() is None
+    elsewhere.rename(directory)
+    assert source.read() == Reading(1000, 400)
+
+
+def test_file_renamed_over_is_the_new_one(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+    source.read()
+    (directory / "new").write_text("300\n")
+
+    (directory / "new").rename(directory / "available")
+
+    assert source.read() == Reading(300, 400)
+
+
+def test_error_that_lasts_is_noted_when_it_begins_and_when_it_ends(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+    available = directory / "available"
+
+    available.write_text("")
+    for _ in range(3):
+        source.read()
+    begun = notices(source)
+    available.write_text("x")  # another error, but the same trouble
+    source.read()
+    between = notices(source)
+    available.write_text("1000")
+    for _ in range(3):
+        source.read()
+    ended = notices(source)
+
+    assert begun == [f"available memory is unknown: {available} is empty"]
+    assert between == []
+    assert ended == ["available memory is known again, after 4 failed reads"]
+
+
+def test_notices_nobody_takes_are_bounded(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+    for text in ["", "1000"] * 50:
+        (directory / "available").write_text(text)
+        source.read()
+
+    assert len(notices(source)) <= 8
+
+
+def test_reading_keeps_no_descriptor_open(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+    before = psutil.Process().num_fds()
+
+    source.read()
+    (directory / "available").write_text("")
+    source.read()
+    turn_into_directory(directory / "available")
+    source.read()
+
+    assert psutil.Process().num_fds() == before
+
+
+def test_source_without_device_has_to_be_polled(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+
+    assert source.needs_poll
+    assert source.wait_fd() is None
+    source.acknowledge()  # of nothing
+    source.close()
+    assert source.statistics().wakeups == 0
+
+
+def test_description_names_paths_margin_and_reading(directory: Path) -> None:
+    assert ChromeosLowMemory(directory).describe() == (
+        f"{directory}/available against {directory}/margin; polled; "
+        "now 1,000 MiB available, margin 400 MiB, not low"
+    )
+    assert ChromeosLowMemory(directory, margin_bytes=2 * GIB).describe() == (
+        f"{directory}/available against a margin of 2,048 MiB; polled; "
+        "now 1,000 MiB available, margin 2,048 MiB, low"
+    )
+
+
+def test_description_of_unknown_says_why_and_counts_nothing(directory: Path) -> None:
+    (directory / "available").unlink()
+    source = ChromeosLowMemory(directory)
+
+    assert source.describe().endswith(
+        f"now unknown: {directory}/available: No such file or directory"
+    )
+    assert source.statistics() == LowMemoryStatistics()
+
+
+@pytest.mark.parametrize("margin_bytes", [0, -1, MIB - 1])
+def test_margin_of_less_than_a_mib_raises(directory: Path, margin_bytes: int) -> None:
+    with pytest.raises(ConfigError, match="at least 1 MiB"):
+        ChromeosLowMemory(directory, margin_bytes=margin_bytes)
+    with pytest.raises(ConfigError, match="at least 1 MiB"):
+        MeminfoLowMemory(margin_bytes=margin_bytes, pressure=None)
+
+
+def test_meminfo_margin_is_5_2_per_cent_of_the_ram_unless_given() -> None:
+    # 16,000 MiB × 0.052 = 832 MiB exactly.
+    memory = (16_000 * MIB, 1000 * MIB - 1)
+
+    default = MeminfoLowMemory(pressure=None, memory=lambda: memory)
+    given = MeminfoLowMemory(pressure=None, memory=lambda: memory, margin_bytes=2 * GIB)
+
+    assert default.read() == Reading(available_mib=999, margin_mib=832)
+    assert given.read() == Reading(available_mib=999, margin_mib=2048)
+
+
+def test_meminfo_margin_as_large_as_the_ram_raises() -> None:
+    with pytest.raises(ConfigError, match="a margin of 4 GiB on a host of 4 GiB"):
+        MeminfoLowMemory(margin_bytes=4 * GIB, pressure=None, memory=lambda: (4 * GIB, 2 * GIB))
+
+
+@pytest.mark.parametrize("error", [OSError(2, "No such file"), KeyError("MemTotal"), ValueError()])
+def test_meminfo_that_fails_is_unknown_and_recovers(error: Exception) -> None:
+    answers: list[Exception | tuple[int, int]] = [error, error, (1000 * MIB, 500 * MIB)]
+
+    def memory() -> tuple[int, int]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    source = MeminfoLowMemory(pressure=None, memory=memory)
+
+    assert source.read() is None
+    assert source.last_error.startswith("this host's memory figures")
+    assert source.read() == Reading(500, 52)
+    assert len(notices(source)) == 2
+
+
+def test_meminfo_without_pressure_file_is_polled_and_says_so(tmp_path: Path) -> None:
+    source = MeminfoLowMemory(
+        pressure=tmp_path / "memory", memory=lambda: (16_000 * MIB, 1000 * MIB)
+    )
+
+    assert source.needs_poll
+    assert source.wait_fd() is None
+    assert source.describe() == (
+        "available memory against 5.2 % of the RAM; polled, as nothing wakes us "
+        f"({tmp_path}/memory: No such file or directory); "
+        "now 1,000 MiB available, margin 832 MiB, not low"
+    )
+    source.close()
+
+
+def test_host_memory_is_the_kernels() -> None:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+
+    total_bytes, available_bytes = host_memory()
+
+    assert f"{total_bytes // 1024} kB" == fields["MemTotal"].strip()
+    assert 0 < available_bytes <= total_bytes
+
+
+def test_choice_with_directory_is_that_directory_without_the_hosts_device(
+    directory: Path,
+) -> None:
+    source = choose_source(low_mem_dir=directory, margin_bytes=None)
+
+    assert isinstance(source, ChromeosLowMemory)
+    assert source.directory == directory
+    assert source.wait_fd() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("nowhere", "No such file or directory"), ("file", "Not a directory")],
+)
+def test_choice_of_directory_that_is_none_raises_with_the_remedy(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigError, match=f"{tmp_path}/{name}: {reason}; it must be a directory"):
+        choose_source(low_mem_dir=tmp_path / name, margin_bytes=None)
+
+
+def test_choice_without_chromeos_is_meminfo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(low_memory, "CHROMEOS_DIR", tmp_path / "absent")
+
+    source = choose_source(low_mem_dir=None, margin_bytes=100 * MIB)
+
+    assert isinstance(source, MeminfoLowMemory)
+    reading = source.read()
+    assert reading is not None
+    assert reading.margin_mib == 100
+    source.close()
