@@ -1,0 +1,1 @@
+"""The controller: the main process, which never reads a byte of a guest."""

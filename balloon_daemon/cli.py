@@ -1,0 +1,283 @@
+"""``balloond``: flags to Config to Controller. All of the daemon's print() and exit codes."""
+
+import argparse
+import asyncio
+import os
+import platform
+import pwd
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from balloon_daemon import __version__
+from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
+from balloon_daemon.config import Config, default_policy_file, default_socket
+from balloon_daemon.controller.keeper import Jail
+from balloon_daemon.controller.loop import Controller, listen
+from balloon_daemon.errors import BalloondError, ConfigError, PolicyFileError
+from balloon_daemon.linux.jail import Identity
+from balloon_daemon.linux.systemd import logs_to_journal
+from balloon_daemon.log import EventLog, configure
+from balloon_daemon.low_memory import LowMemorySource, choose_source
+from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
+from balloon_daemon.units import format_size, parse_size
+
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
+
+_DESCRIPTION = """\
+Keeps a host that runs virtual machines out of memory trouble: when it runs low, takes memory back
+from the guests through a virtio balloon, step by step; when it has memory again, gives it back.
+
+Listens on one vhost-user socket. Each VM that connects gets a balloon of its own, served by a
+jailed process of its own. Ends on SIGTERM or SIGINT, after giving the guests their memory back.
+"""
+
+_EPILOG = """\
+SIZE is a number with K, M, G or T (binary): 4G, 512M, 1.5GiB.
+
+exit status: 0 ended as asked, 1 could not run (socket in use, no permission), 2 a wrong flag,
+setting or policy file.
+
+examples:
+  balloond --vm-mem 4G
+  balloond --socket /run/balloond/web.sock --margin 400M --log json
+  balloond --check
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where to read on."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Lets argparse show a ConfigError as the flag's own."""
+
+    def wrapper(text: str) -> Any:
+        try:
+            return parse(text)
+        except ConfigError as err:
+            raise argparse.ArgumentTypeError(str(err)) from err
+
+    return wrapper
+
+
+def _speed(text: str) -> float:
+    try:
+        speed = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0.1 <= speed <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0.1 to 1000")
+    return speed
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``balloond``."""
+    parser = _Parser(
+        prog="balloond",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    size = _checked(parse_size)
+    parser.add_argument(
+        "--vm-mem",
+        type=size,
+        metavar="SIZE",
+        help="size of a VM (default: what its memory table says)",
+    )
+    parser.add_argument(
+        "--socket",
+        type=Path,
+        default=default_socket(),
+        metavar="PATH",
+        help="where VMMs connect; made with mode 0600 (default: %(default)s)",
+    )
+    source = parser.add_argument_group("when the host is low on memory")
+    source.add_argument(
+        "--low-mem-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory with the files available and margin, in MiB (default: "
+        "/sys/kernel/mm/chromeos-low_mem where there is one, else MemAvailable)",
+    )
+    source.add_argument(
+        "--margin",
+        type=size,
+        metavar="SIZE",
+        help="less available than this is low (default: the margin file, else 5.2 %% of RAM)",
+    )
+    jail = parser.add_argument_group("the device's jail")
+    jail.add_argument(
+        "--policy",
+        type=Path,
+        default=default_policy_file(),
+        metavar="FILE",
+        help="seccomp policy file of the device (default: the one that came with balloond)",
+    )
+    jail.add_argument(
+        "--user",
+        default="nobody",
+        metavar="NAME",
+        help="whom a device becomes when balloond runs as root (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--log",
+        choices=("text", "json"),
+        default="text",
+        help="how to write the log to standard error (default: %(default)s)",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    parser.add_argument(
+        "--speed",
+        type=_speed,
+        default=1.0,
+        metavar="N",
+        help="run the policy's timers N times faster, for demonstrations and tests",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check flags, policy file, permissions and source, say what was found, and end",
+    )
+    parser.add_argument("--version", action="version", version=f"balloond {__version__}")
+    return parser
+
+
+def _config(args: argparse.Namespace) -> Config:
+    return Config(
+        socket=args.socket,
+        vm_mem_bytes=args.vm_mem,
+        policy_file=args.policy,
+        low_mem_dir=args.low_mem_dir,
+        margin_bytes=args.margin,
+        policy=PolicySettings().faster(args.speed),
+        poll_s=1.0 / args.speed,
+        device_user=args.user,
+    )
+
+
+def _check_platform() -> None:
+    """Refuses machines on which a shared ring cannot be served from Python."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        # Elsewhere nothing orders the interpreter's stores to a shared ring (split_queue.py).
+        raise ConfigError(
+            f"balloond runs on x86-64 Linux, not on {platform.machine()} {platform.system()}"
+        )
+
+
+def _compile(path: Path) -> CompiledFilter:
+    try:
+        return compile_policy(path)
+    except PolicyFileError:
+        raise
+    except OSError as err:
+        raise ConfigError(f"policy file {path}: {err.strerror}") from err
+
+
+def _identity(user: str) -> Identity | None:
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigError(
+            f"--user {user}: there is no such user; create it or name another"
+        ) from None
+    if entry.pw_uid == 0:
+        raise ConfigError(f"--user {user}: a device must not run as root")
+    return Identity(entry.pw_uid, entry.pw_gid)
+
+
+def _how_to_attach(config: Config) -> str:
+    size = config.vm_mem_bytes
+    mem = "SIZE" if size is None else f"{size >> 20}M"
+    crosvm_mem = "MIB" if size is None else f"{size >> 20}"
+    return f"""\
+Attach a VM to {config.socket}
+
+  crosvm:
+    crosvm run --mem {crosvm_mem} --no-balloon --vhost-user balloon,socket={config.socket} ...
+
+  QEMU 10.2 or newer:
+    qemu-system-x86_64 ... -m {mem} \\
+      -object memory-backend-memfd,id=mem,size={mem},share=on -machine q35,memory-backend=mem \\
+      -chardev socket,id=balloond,path={config.socket} \\
+      -device vhost-user-test-device-pci,chardev=balloond,virtio-id=5,num_vqs=5,config_size=16
+"""
+
+
+def _report(config: Config, source: LowMemorySource, identity: Identity | None) -> None:
+    """What ``--check`` prints once all is well."""
+    print(f"policy file  {config.policy_file}: compiled")
+    print(f"low memory   {source.describe()}")
+    if config.vm_mem_bytes is not None:
+        limit = max_balloon_bytes(config.vm_mem_bytes)
+        step = format_size(limit // config.policy.steps)
+        print(
+            f"balloon      at most {format_size(limit)} of {format_size(config.vm_mem_bytes)}, "
+            f"in {config.policy.steps} steps of {step}"
+        )
+    who = f"user {config.device_user}" if identity else "the user who starts balloond (not root)"
+    print(f"device       runs as {who}, under seccomp")
+    print(f"socket       {config.socket}: free")
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = _config(args)
+    _check_platform()
+    compiled = _compile(config.policy_file)
+    identity = _identity(config.device_user)
+    source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
+    if config.socket == default_socket() and os.geteuid() == 0:
+        config.socket.parent.mkdir(mode=0o755, exist_ok=True)
+    try:
+        listener = listen(config.socket)
+    except ConfigError as err:
+        print(f"balloond: {err}", file=sys.stderr)
+        return EXIT_FAILURE
+    if args.check:
+        listener.close()
+        config.socket.unlink(missing_ok=True)
+        _report(config, source, identity)
+        return EXIT_OK
+    configure(args.log, verbose=args.verbose)
+    for warning in compiled.warnings:
+        EventLog().warning("policy-file", str(warning).splitlines()[0])
+    if not logs_to_journal(sys.stdout.fileno()):
+        print(_how_to_attach(config), flush=True)
+    controller = Controller(config, source, Jail(compiled.load, identity), listener)
+    asyncio.run(controller.run())
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``balloond``.
+
+    Args:
+        argv: the arguments without the program's name; by default the process's own.
+
+    Returns:
+        The exit status: 0, 1 (cannot run) or 2 (wrong flag, setting or policy file).
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return _run(args)
+    except PolicyFileError as err:
+        print(err, file=sys.stderr)
+        return EXIT_USAGE
+    except BalloondError as err:
+        print(f"balloond: {err}", file=sys.stderr)
+        return EXIT_USAGE
+    except PermissionError as err:
+        print(
+            f"balloond: {err.filename or ''}: {err.strerror}".replace(": :", ":"), file=sys.stderr
+        )
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        return EXIT_OK

@@ -1,0 +1,49 @@
+"""The daemon's settings, as values; where they came from is the command line's business."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from balloon_daemon.balloon_policy import PolicySettings
+
+POLICY_FILE = "balloon_device.policy"
+
+
+def default_socket() -> Path:
+    """Where to listen: /run/balloond for root, else the user's runtime directory, else /tmp."""
+    if os.geteuid() == 0:
+        return Path("/run/balloond/balloond.sock")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime, "balloond.sock") if runtime else Path(f"/tmp/balloond-{os.getuid()}.sock")
+
+
+def default_policy_file() -> Path:
+    """The shipped seccomp policy: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "policies" / POLICY_FILE
+    return installed if installed.exists() else package.parent / "policies" / POLICY_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that a controller needs to know.
+
+    Attributes:
+        socket: path of the vhost-user socket; each connection to it is one VM.
+        vm_mem_bytes: size of a VM; None: what its memory table says.
+        policy_file: the device's seccomp policy.
+        low_mem_dir: directory of ``available`` and ``margin``; None: choose by what is there.
+        margin_bytes: overrides the source's own margin.
+        policy: the balloon policy's numbers.
+        poll_s: how often to read the source where nothing wakes us, in seconds.
+        device_user: user name that a device becomes where the daemon runs as root.
+    """
+
+    socket: Path = field(default_factory=default_socket)
+    vm_mem_bytes: int | None = None
+    policy_file: Path = field(default_factory=default_policy_file)
+    low_mem_dir: Path | None = None
+    margin_bytes: int | None = None
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    poll_s: float = 1.0
+    device_user: str = "nobody"

@@ -1,0 +1,297 @@
+"""Keeps one guest's device running: forks it, hears its reports, ends it, and forks it anew.
+
+Runs in the controller. The device may be taken over by its guest at any moment, so its reports are
+numbers that are logged and added up, and nothing that it says is obeyed.
+"""
+
+import asyncio
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from balloon_daemon.device.process import (
+    EXIT_INTERNAL_ERROR,
+    DeviceProcess,
+    DeviceSpec,
+    RegionSpec,
+    VringSpec,
+    spawn,
+)
+from balloon_daemon.errors import GuestError, RingError, Rule
+from balloon_daemon.linux.jail import Identity
+from balloon_daemon.linux.kernel_log import find_seccomp_kill
+from balloon_daemon.log import EventLog
+from balloon_daemon.seccomp.filter import syscall_name
+from balloon_daemon.tube.messages import (
+    Command,
+    Fault,
+    FaultKind,
+    Progress,
+    Ready,
+    Stats,
+    Stopped,
+    Target,
+    Up,
+)
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
+
+SETTLE_S = 0.005
+"""A front-end sends a burst of messages; a device is forked once it has been quiet this long."""
+
+STOP_WITHIN_S = 1.0
+"""A device that is told to stop and does not is killed after this."""
+
+MAX_DEATHS = 5
+DEATHS_WITHIN_S = 60.0
+"""More deaths than this in so many seconds, and no new device is forked for that guest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jail:
+    """What every device's jail is made of.
+
+    Attributes:
+        load_filter: loads the compiled seccomp filter.
+        identity: whom a device becomes; None: nobody else.
+    """
+
+    load_filter: Callable[[], None]
+    identity: Identity | None
+
+
+class DeviceKeeper:
+    """The device of one guest, or the absence of one.
+
+    Args:
+        backend: knows the memory, the vrings and the descriptors.
+        jail: for each fork.
+        target: the balloon's present target in bytes, whenever a device asks for it.
+        log: bound to the guest.
+        name: the guest's, for ``ps``.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        jail: Jail,
+        target: Callable[[], int],
+        log: EventLog,
+        name: str,
+    ) -> None:
+        self._backend = backend
+        self._jail = jail
+        self._target = target
+        self._log = log
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._device: DeviceProcess | None = None
+        self._gone: asyncio.Future[None] | None = None
+        self._settling: asyncio.TimerHandle | None = None
+        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
+        self._gave_up = False
+        self._before = Progress()
+        self._now = Progress()
+        self.stats: dict[int, int] = {}
+        """The guest's latest statistics, by tag."""
+        self.started = 0
+        """Devices forked so far."""
+
+    @property
+    def running(self) -> bool:
+        return self._device is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The device's process id; None where none runs."""
+        return None if self._device is None else self._device.pid
+
+    def statistics(self) -> Progress:
+        """What all devices of this guest have done."""
+        return _sum(self._before, self._now)
+
+    def settle(self) -> None:
+        """Forks a device once the front-end has been quiet for a moment, if one can run."""
+        if self._settling is not None:
+            self._settling.cancel()
+        self._settling = self._loop.call_later(SETTLE_S, self._start)
+
+    def send_target(self) -> None:
+        """Sends the present target, absolute, if a device runs; else it waits for the next."""
+        if self._device is not None:
+            self._device.tube.send(Target(self._target()))
+
+    def request_stats(self) -> None:
+        """Asks the guest for new statistics; ``stats`` changes when they come."""
+        if self._device is not None:
+            self._device.tube.send(Command.REQUEST_STATS)
+
+    async def stop(self) -> None:
+        """Ends the device; on return nobody touches the guest's memory or rings any more."""
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        if self._device is None:
+            return
+        device, self._gone = self._device, self._loop.create_future()
+        if not device.tube.send(Command.STOP):
+            device.kill()
+        try:
+            await asyncio.wait_for(asyncio.shield(self._gone), STOP_WITHIN_S)
+        except TimeoutError:
+            self._log.warning("device", "device does not stop, killing it", pid=device.pid)
+            device.kill()
+            await self._gone
+        finally:
+            self._gone = None
+
+    def _start(self) -> None:
+        self._settling = None
+        vrings = self._backend.ready_vrings()
+        if self._device is not None or self._gave_up or not vrings:
+            return
+        spec = self._spec()
+        try:
+            device = spawn(spec)
+        except OSError as err:
+            self._log.error("device", f"cannot fork a device: {err.strerror}; trying again")
+            self._settling = self._loop.call_later(1.0, self._start)
+            return
+        self._device = device
+        self.started += 1
+        self._loop.add_reader(device.tube.fileno(), self._hear, device)
+        self._loop.add_reader(device.pidfd.fileno(), self._reap, device)
+        names = ", ".join(vring.queue.value for vring in vrings)
+        self._log.info("device", f"device {device.pid} serves {names}", pid=device.pid)
+        if self._backend.config.num_pages != self._backend.config.actual:
+            self.send_target()
+
+    def _spec(self) -> DeviceSpec:
+        regions = tuple(
+            RegionSpec(
+                region.description.guest_addr,
+                region.description.frontend_addr,
+                region.description.size_bytes,
+                region.description.mmap_offset_bytes,
+                region.page_bytes,
+                region.fd.fileno(),
+            )
+            for region in self._backend.memory.regions
+        )
+        vrings = tuple(
+            VringSpec(
+                vring.index,
+                vring.queue,
+                vring.size,
+                vring.addr.descriptors,
+                vring.addr.available,
+                vring.addr.used,
+                vring.kick.fileno(),
+                None if vring.call is None else vring.call.fileno(),
+            )
+            for vring in self._backend.ready_vrings()
+        )
+        channel = self._backend.channel
+        return DeviceSpec(
+            name=f"balloon-{self._name}",
+            regions=regions,
+            vrings=vrings,
+            channel_fd=None if channel is None else channel.fileno(),
+            config_change=CONFIG_CHANGE_MSG,
+            identity=self._jail.identity,
+            load_filter=self._jail.load_filter,
+        )
+
+    def _hear(self, device: DeviceProcess) -> None:
+        reports = device.tube.receive()
+        if reports is None:
+            self._loop.remove_reader(device.tube.fileno())
+            return
+        for report in reports:
+            self._take(report)
+
+    def _take(self, report: Up) -> None:
+        match report:
+            case Ready():
+                self._log.debug("device", "device is jailed and ready")
+            case Progress():
+                self._now = report
+            case Stats(entries):
+                self.stats = dict(entries)
+            case Fault():
+                self._log_fault(report)
+            case Stopped(indices):
+                for index, used_index in indices:
+                    self._backend.vrings[index].base = used_index
+
+    def _log_fault(self, fault: Fault) -> None:
+        more = f" ({fault.suppressed} more like it)" if fault.suppressed else ""
+        if fault.kind is FaultKind.HOST:
+            self._log.error(
+                "host-fault",
+                f"the kernel refused to free guest memory at {fault.detail:#x}: "
+                f"errno {fault.code}{more}",
+            )
+            return
+        queue = next(
+            (v.queue.value for v in self._backend.ready_vrings() if v.index == fault.queue),
+            f"vring {fault.queue}",
+        )
+        error = GuestError(queue, fault.head, Rule(fault.code), fault.detail)
+        if fault.kind is FaultKind.RING:
+            error = RingError(queue, Rule(fault.code), fault.detail)
+            self._log.error("guest-fault", f"{error}; the queue is stopped{more}")
+        else:
+            self._log.warning("guest-fault", f"{error}; dropped{more}")
+
+    def _reap(self, device: DeviceProcess) -> None:
+        code = device.reap()
+        if code is None:
+            return
+        # Its last reports are still in the tube.
+        self._hear(device)
+        self._loop.remove_reader(device.tube.fileno())
+        self._loop.remove_reader(device.pidfd.fileno())
+        device.close()
+        self._device = None
+        self._before, self._now = self.statistics(), Progress()
+        if self._gone is not None:
+            self._gone.set_result(None)
+        else:
+            self._died(device.pid, code)
+
+    def _died(self, pid: int, code: int) -> None:
+        """Nobody told it to: says why, and forks another unless that happens too often."""
+        now = self._loop.time()
+        self._deaths.append(now)
+        why = _cause(pid, code)
+        if len(self._deaths) > MAX_DEATHS and now - self._deaths[0] < DEATHS_WITHIN_S:
+            self._gave_up = True
+            self._log.error(
+                "device",
+                f"device {pid} {why}, the {len(self._deaths)}th death within "
+                f"{DEATHS_WITHIN_S:.0f} s: this VM's balloon stops until its VMM reconnects",
+                pid=pid,
+                exit_code=code,
+            )
+            return
+        self._log.error("device", f"device {pid} {why}; forking another", pid=pid, exit_code=code)
+        self._start()
+
+
+def _cause(pid: int, code: int) -> str:
+    """An exit code in words."""
+    if code == -signal.SIGSYS:
+        number = find_seccomp_kill(pid)
+        name = "a forbidden system call" if number is None else f"{syscall_name(number)}()"
+        return f"was killed by its seccomp policy for {name}"
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    if code == EXIT_INTERNAL_ERROR:
+        return "failed, see its last words above"
+    return f"ended with status {code}"
+
+
+def _sum(one: Progress, other: Progress) -> Progress:
+    return Progress(*(getattr(one, f.name) + getattr(other, f.name) for f in fields(Progress)))

@@ -1,0 +1,172 @@
+"""The controller: one asyncio loop that listens, watches the host and serves every guest."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+
+from balloon_daemon.config import Config
+from balloon_daemon.controller.guests import Guest, Surroundings
+from balloon_daemon.controller.keeper import Jail
+from balloon_daemon.controller.watch import MemoryWatch
+from balloon_daemon.device.process import prepare_fork
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.linux.systemd import notify
+from balloon_daemon.log import EventLog
+from balloon_daemon.low_memory import LowMemorySource
+from balloon_daemon.vhost_user.connection import Connection
+
+GIVE_BACK_WITHIN_S = 2.0
+"""At the end, how long the guests have to take their memory back."""
+
+ACCEPT_AGAIN_S = 1.0
+"""Out of file descriptors: how long to leave the next connection waiting."""
+
+
+def listen(path: Path) -> socket.socket:
+    """Binds the vhost-user socket; only its owner may connect (mode 0600).
+
+    A socket that a dead process left behind is replaced; one that a living process answers is not.
+
+    Raises:
+        ConfigError: the path is in use, is no socket, is too long, or cannot be made.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _clear(path)
+        umask = os.umask(0o177)
+        try:
+            sock.bind(os.fspath(path))
+        finally:
+            os.umask(umask)
+        sock.listen(64)
+        sock.setblocking(False)
+    except OSError as err:
+        sock.close()
+        if "too long" in str(err):
+            raise ConfigError(
+                f"socket {path}: the path is too long, 107 bytes are allowed"
+            ) from err
+        if err.errno == errno.ENOENT:
+            raise ConfigError(f"socket {path}: there is no directory {path.parent}") from err
+        raise ConfigError(f"socket {path}: {err.strerror}") from err
+    except ConfigError:
+        sock.close()
+        raise
+    return sock
+
+
+def _clear(path: Path) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(
+            f"socket {path}: there is something else; name another path or remove it"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # Its backlog is full: it lives.
+    raise ConfigError(
+        f"socket {path}: a running process listens there; stop it or name another path"
+    )
+
+
+class Controller:
+    """The daemon, between a bound socket and its end.
+
+    Args:
+        config: the settings.
+        source: where low memory comes from.
+        jail: what devices are put into.
+        listener: the bound vhost-user socket.
+    """
+
+    def __init__(
+        self, config: Config, source: LowMemorySource, jail: Jail, listener: socket.socket
+    ) -> None:
+        self._config = config
+        self._source = source
+        self._jail = jail
+        self._listener = listener
+        self._log = EventLog()
+        self._guests: dict[Guest, asyncio.Task[None]] = {}
+        self._count = 0
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT; then gives the guests' memory back and ends."""
+        loop = asyncio.get_running_loop()
+        watch = MemoryWatch(self._source, self._config.poll_s, self._log)
+        self._shared = Surroundings(self._config, watch, self._jail)
+        stopping = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, stopping, number)
+        prepare_fork()
+        loop.add_reader(self._listener.fileno(), self._accept)
+        notify("READY=1", f"STATUS=listening on {self._config.socket}")
+        self._log.info("listening", f"listening on {self._config.socket}")
+        try:
+            await stopping
+        finally:
+            notify("STOPPING=1")
+            await self._end()
+            watch.close()
+
+    def _stop(self, stopping: "asyncio.Future[None]", number: signal.Signals) -> None:
+        if not stopping.done():
+            self._log.info("stop", f"{number.name}: ending")
+            stopping.set_result(None)
+
+    def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as err:
+            self._log.error("accept", f"cannot take a connection: {err.strerror}")
+            loop.remove_reader(self._listener.fileno())
+            loop.call_later(ACCEPT_AGAIN_S, loop.add_reader, self._listener.fileno(), self._accept)
+            return
+        self._count += 1
+        guest = Guest(f"vm{self._count}", Connection(sock), self._shared, self._log)
+        task = loop.create_task(guest.serve())
+        self._guests[guest] = task
+        task.add_done_callback(lambda task: self._forget(guest, task))
+
+    def _forget(self, guest: Guest, task: "asyncio.Task[None]") -> None:
+        del self._guests[guest]
+        if not task.cancelled() and (err := task.exception()) is not None:
+            # A bug of ours in one guest must not take the others down.
+            self._log.error("bug", f"{guest.name}: {type(err).__name__}: {err}")
+
+    async def _end(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._config.socket)
+        guests = dict(self._guests)
+        returning = [loop.create_task(guest.give_back()) for guest in guests]
+        if returning:
+            _, late = await asyncio.wait(returning, timeout=GIVE_BACK_WITHIN_S)
+            for task in late:
+                task.cancel()
+            if late:
+                self._log.warning(
+                    "stop", f"{len(late)} guests have not taken all of their memory back in time"
+                )
+        for task in guests.values():
+            task.cancel()
+        await asyncio.gather(*guests.values(), return_exceptions=True)

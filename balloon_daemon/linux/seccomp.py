@@ -1,0 +1,70 @@
+"""Loads a seccomp filter that is already BPF: seccomp(2), and nothing of libseccomp.
+
+libseccomp loads only what it compiled itself, and its compiler cannot carry every policy
+(docs/policy-files.md). All that allocates or looks something up happens in ``Program()``, before
+a fork; ``load`` is one system call.
+"""
+
+import ctypes
+import os
+import platform
+
+# linux/seccomp.h
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_TSYNC = 1 << 0
+SECCOMP_FILTER_FLAG_LOG = 1 << 1
+
+# linux/prctl.h
+PR_SET_NO_NEW_PRIVS = 38
+
+# asm/unistd.h of the machines that have a table of calls
+_NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
+
+_SOCK_FILTER_BYTES = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+class _SockFprog(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+class Program:
+    """A filter program in the kernel's layout, ready to be loaded."""
+
+    def __init__(self, bpf: bytes) -> None:
+        """Copies the program. Args: an array of struct sock_filter."""
+        self._instructions = ctypes.create_string_buffer(bpf, len(bpf))
+        self._fprog = _SockFprog(
+            len(bpf) // _SOCK_FILTER_BYTES, ctypes.addressof(self._instructions)
+        )
+        self._arguments = (
+            ctypes.c_long(_NR_SECCOMP.get(platform.machine(), -1)),
+            ctypes.c_ulong(SECCOMP_SET_MODE_FILTER),
+            ctypes.c_ulong(0),
+            ctypes.byref(self._fprog),
+        )
+
+    def load(self) -> None:
+        """Puts this thread, for ever, under the filter; no_new_privs must be set, or root.
+
+        Raises:
+            OSError: EACCES without no_new_privs, EINVAL for a program the kernel refuses.
+        """
+        if _libc.syscall(*self._arguments) != 0:
+            errno = ctypes.get_errno()
+            raise OSError(errno, f"seccomp: {os.strerror(errno)}")
+
+
+def set_no_new_privs() -> None:
+    """Gives up, for ever, gaining privileges by execve; what loading a filter asks for.
+
+    Raises:
+        OSError: the kernel's own refusal.
+    """
+    if _libc.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0))) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"prctl(PR_SET_NO_NEW_PRIVS): {os.strerror(errno)}")

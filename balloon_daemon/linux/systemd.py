@@ -1,0 +1,32 @@
+"""What a service says to its manager (sd_notify(3)): one datagram, no library needed."""
+
+import os
+import socket
+
+
+def notify(*assignments: str) -> bool:
+    """Sends assignments such as ``READY=1`` to the service manager.
+
+    Returns:
+        False where there is no manager to tell; a manager that cannot be reached is no error of
+        the daemon either.
+    """
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
+        return False
+    address = "\0" + path[1:] if path.startswith("@") else path
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto("\n".join(assignments).encode(), socket.MSG_DONTWAIT, address)
+    except OSError:
+        return False
+    return True
+
+
+def logs_to_journal(fd: int) -> bool:
+    """Tells whether a file descriptor is the journal's own stream (systemd.exec(5))."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

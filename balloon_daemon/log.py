@@ -1,0 +1,90 @@
+"""Log lines: text for people and the journal, or one JSON object a line for machines.
+
+A line is an event with fields. A log that cannot be written (a full disk, a closed pipe) is never
+a reason to stop.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from balloon_daemon.linux.systemd import logs_to_journal
+
+LOGGER = logging.getLogger("balloond")
+
+# sd-daemon(3): what the journal takes as a line's priority.
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+
+class _Text(logging.Formatter):
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        vm = record.__dict__.get("fields", {}).get("vm")
+        # Whatever a message quotes, it stays one line.
+        message = record.getMessage().replace("\n", " | ")
+        line = f"{vm}: {message}" if vm else message
+        if self._journal:
+            return f"<{_PRIORITIES.get(record.levelno, 6)}>{line}"
+        when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
+        mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return f"{when} balloond: {mark}{line}"
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        entry.update(record.__dict__.get("fields", {}))
+        return json.dumps(entry, default=str)
+
+
+def configure(style: str, *, verbose: bool) -> None:
+    """Sends balloond's log to standard error.
+
+    Args:
+        style: ``text`` or ``json``.
+        verbose: debug lines too.
+    """
+    logging.raiseExceptions = False
+    handler = logging.StreamHandler(sys.stderr)
+    journal = logs_to_journal(sys.stderr.fileno())
+    handler.setFormatter(_Json() if style == "json" else _Text(journal=journal))
+    LOGGER.handlers = [handler]
+    LOGGER.propagate = False
+    LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+class EventLog:
+    """A logger that carries fields, such as which VM a line is about."""
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = fields
+
+    def bind(self, **fields: Any) -> "EventLog":
+        """A log with more fields."""
+        return EventLog(**self._fields, **fields)
+
+    def debug(self, event: str, message: str, **fields: Any) -> None:
+        self._log(logging.DEBUG, event, message, fields)
+
+    def info(self, event: str, message: str, **fields: Any) -> None:
+        self._log(logging.INFO, event, message, fields)
+
+    def warning(self, event: str, message: str, **fields: Any) -> None:
+        self._log(logging.WARNING, event, message, fields)
+
+    def error(self, event: str, message: str, **fields: Any) -> None:
+        self._log(logging.ERROR, event, message, fields)
+
+    def _log(self, level: int, event: str, message: str, fields: dict[str, Any]) -> None:
+        if LOGGER.isEnabledFor(level):
+            extra = {"fields": {"event": event, **self._fields, **fields}}
+            LOGGER.log(level, "%s", message, extra=extra)
