@@ -1,0 +1,30 @@
+"""Minijail's seccomp policy files: parsed, judged, compiled, loaded.
+
+What the daemon uses, all from ``seccomp.filter``::
+
+    compile_policy(path, *, default=Action.KILL_PROCESS, arch=NATIVE_ARCH) -> CompiledFilter
+        in the controller, at start-up, before any fork. PolicyFileError carries every mistake
+        of the file (``.problems``; ``str()`` shows file:line:column, the line and a caret);
+        OSError: the file cannot be read.
+    CompiledFilter.load() -> None
+        in the forked child, last step of the jail, no_new_privs already set: one seccomp(2) call
+        on memory made by compile_policy. OSError: the kernel refuses.
+    CompiledFilter.bpf: bytes            the program, an array of struct sock_filter
+    CompiledFilter.warnings              PolicyProblems worth a line each in the log
+    syscall_name(number, arch=NATIVE_ARCH) -> str
+        for the report of a SIGSYS; reads a table: never in the jail.
+
+For tools (``balloonctl seccomp``), besides those::
+
+    filter.read_policy(path, *, default, arch, read) -> ParsedPolicy
+    filter.load_arch(name) -> Arch
+    compiler.compile_bpf(policy) -> bytes
+    evaluator.evaluate(policy, audit_arch, number, arguments) -> Decision
+
+Modules: ``tokens`` → ``rules`` → ``parser`` make a ``policy.ParsedPolicy`` of the text;
+``evaluator`` says what that means for one call; ``compiler`` makes a graph of tests of it and
+``bpf`` lays that out. All of these are pure; only ``filter`` reads files. ``constants`` holds
+what an architecture is, ``tables/`` the names, made by ``policies/make_constants.py``.
+
+The language and its surprises are in docs/policy-files.md.
+"""

@@ -1,0 +1,172 @@
+"""Classic BPF, as seccomp takes it: a graph of tests and returns, and its assembler. Pure.
+
+Jumps go forward only, so a program is laid out from its end: every node is made after the nodes
+that it leads to, and written in the order of making, back to front. A conditional jump reaches
+255 instructions; a target beyond gets a return of its own, or an unconditional jump, nearby.
+
+Source: linux/bpf_common.h, linux/filter.h, linux/seccomp.h; Documentation/networking/filter.rst.
+"""
+
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+BPF_LD_W_ABS = 0x20
+BPF_JMP_JA = 0x05
+BPF_RET_K = 0x06
+BPF_MAXINSNS = 4096
+"""The longest program that the kernel takes. linux/bpf_common.h"""
+
+MAX_JUMP = 255
+"""How far a conditional jump reaches: jt and jf are one byte."""
+
+SOCK_FILTER = struct.Struct("<HBBI")
+"""struct sock_filter: code, jt, jf, k."""
+
+NR_OFFSET = 0
+ARCH_OFFSET = 4
+
+
+def argument_offset(index: int, *, high: bool) -> int:
+    """Where half an argument stands in struct seccomp_data, on a little-endian machine."""
+    return 16 + 8 * index + (4 if high else 0)
+
+
+class Jump(IntEnum):
+    """The comparisons of the accumulator with a constant, unsigned."""
+
+    EQ = 0x15
+    GT = 0x25
+    GE = 0x35
+    SET = 0x45
+
+    def holds(self, word: int, k: int) -> bool:
+        """Whether the comparison is true of this word."""
+        match self:
+            case Jump.EQ:
+                return word == k
+            case Jump.GT:
+                return word > k
+            case Jump.GE:
+                return word >= k
+            case Jump.SET:
+                return word & k != 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Return:
+    """The filter's answer: a SECCOMP_RET_* value."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Test:
+    """Compares one 32-bit word of struct seccomp_data and goes on at ``yes`` or ``no``."""
+
+    offset: int
+    jump: Jump
+    k: int
+    yes: "Node"
+    no: "Node"
+
+
+Node = Return | Test
+
+
+def assume(node: Node, offset: int, jump: Jump, k: int, *, holds: bool) -> Node:
+    """Skips the tests at the head of a node that are decided by what is known of one word."""
+    while isinstance(node, Test) and node.offset == offset:
+        if jump is Jump.EQ and holds:
+            node = node.yes if node.jump.holds(k, node.k) else node.no
+        elif node.jump is jump and node.k == k:
+            node = node.yes if holds else node.no
+        else:
+            break
+    return node
+
+
+@dataclass(slots=True)
+class Graph:
+    """Makes nodes, the same node for the same test, so that equal parts are shared."""
+
+    nodes: list[Node] = field(default_factory=list)
+    _made: dict[tuple[int, ...], Node] = field(default_factory=dict)
+
+    def ret(self, value: int) -> Node:
+        """The node that answers this."""
+        return self._keep((value,), Return(value))
+
+    def test(self, offset: int, jump: Jump, k: int, yes: Node, no: Node) -> Node:
+        """A node that decides between two; one of them itself where there is nothing to decide."""
+        if (jump, k) == (Jump.GE, 0):
+            return yes
+        if (jump, k) in ((Jump.GT, 0xFFFFFFFF), (Jump.SET, 0)):
+            return no
+        yes = assume(yes, offset, jump, k, holds=True)
+        no = assume(no, offset, jump, k, holds=False)
+        if yes is no:
+            return yes
+        return self._keep((offset, jump, k, id(yes), id(no)), Test(offset, jump, k, yes, no))
+
+    def _keep(self, key: tuple[int, ...], node: Node) -> Node:
+        made = self._made.setdefault(key, node)
+        if made is node:
+            self.nodes.append(node)
+        return made
+
+    def assemble(self, root: Node) -> bytes:
+        """The program that starts at this node, as an array of struct sock_filter."""
+        needed, loads = self._reachable(root)
+        code: list[tuple[int, int, int, int]] = []  # back to front
+        at_load: dict[int, int] = {}  # a node's first instruction, counted from the end
+        at_test: dict[int, int] = {}  # where to enter it with its word already loaded
+
+        def entry(node: Node, loaded: int) -> int:
+            known = isinstance(node, Test) and node.offset == loaded
+            return (at_test if known else at_load)[id(node)]
+
+        def jump_to(node: Node, loaded: int, ahead: int) -> int:
+            """Where a jump goes that is written after ``ahead`` more instructions."""
+            target = entry(node, loaded)
+            if len(code) + ahead - target - 1 <= MAX_JUMP:
+                return target
+            if isinstance(node, Return):
+                code.append((BPF_RET_K, 0, 0, node.value))
+            else:
+                code.append((BPF_JMP_JA, 0, 0, len(code) - target - 1))
+            return len(code) - 1
+
+        for node in self.nodes:
+            if id(node) not in needed:
+                continue
+            if isinstance(node, Return):
+                code.append((BPF_RET_K, 0, 0, node.value))
+                at_load[id(node)] = len(code) - 1
+                continue
+            no = jump_to(node.no, node.offset, 1)
+            yes = jump_to(node.yes, node.offset, 0)
+            here = len(code)
+            code.append((node.jump, here - yes - 1, here - no - 1, node.k))
+            at_test[id(node)] = here
+            if id(node) in loads:
+                code.append((BPF_LD_W_ABS, 0, 0, node.offset))
+                at_load[id(node)] = here + 1
+        return b"".join(SOCK_FILTER.pack(*instruction) for instruction in reversed(code))
+
+    @staticmethod
+    def _reachable(root: Node) -> tuple[set[int], set[int]]:
+        """The nodes that the root leads to, and those entered with another word loaded."""
+        needed, loads = {id(root)}, {id(root)}
+        waiting = [root]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, Return):
+                continue
+            for target in (node.yes, node.no):
+                if not isinstance(target, Test) or target.offset != node.offset:
+                    loads.add(id(target))
+                if id(target) not in needed:
+                    needed.add(id(target))
+                    waiting.append(target)
+        return needed, loads

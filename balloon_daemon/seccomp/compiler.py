@@ -1,0 +1,191 @@
+"""Compiles a parsed policy into BPF, with exactly the meaning of the text. Pure.
+
+libseccomp is not asked: it is silent when rules clash, takes one comparison of an argument per
+rule, and loses the order of a filter list (docs/policy-files.md has its traps). Here a list of
+filters becomes a chain of tests in the order of the text, so the meaning needs no translation.
+
+The program first refuses other architectures, then finds the call by bisection over ranges of
+call numbers that share an answer, then tests its arguments, 32 bits at a time::
+
+    AUDIT_ARCH is ours? ── no ─► kill
+      └ bisect the call's number ─► unconditional: return
+                                  ─► conditional: words of arguments ─► return
+
+Calls of another ABI under the same AUDIT_ARCH (x32) are killed whatever the default is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from balloon_daemon.errors import PolicyFileError, PolicyProblem
+from balloon_daemon.seccomp.bpf import (
+    ARCH_OFFSET,
+    BPF_MAXINSNS,
+    NR_OFFSET,
+    SOCK_FILTER,
+    Graph,
+    Jump,
+    Node,
+    argument_offset,
+    assume,
+)
+from balloon_daemon.seccomp.constants import NO_SYSCALL
+from balloon_daemon.seccomp.policy import (
+    KILL_PROCESS,
+    MAX_U64,
+    Atom,
+    CallRules,
+    Operator,
+    ParsedPolicy,
+)
+
+_LOW = 0xFFFFFFFF
+_WEIGHT_STEPS = 1024
+"""The commonest call weighs this much against one never seen: bounds the depth of the tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Call numbers from ``start`` up to the next range's, with one answer."""
+
+    start: int
+    node: Node
+    weight: int
+
+
+def compile_bpf(policy: ParsedPolicy) -> bytes:
+    """Compiles a policy.
+
+    Returns:
+        An array of struct sock_filter, at most BPF_MAXINSNS long, that the kernel can load.
+
+    Raises:
+        PolicyFileError: the program would be longer than the kernel takes.
+    """
+    graph = Graph()
+    kill = graph.ret(KILL_PROCESS.value)
+    calls = _bisect(graph, _ranges(graph, policy))
+    bpf = graph.assemble(graph.test(ARCH_OFFSET, Jump.EQ, policy.abi.audit_arch, calls, kill))
+    length = len(bpf) // SOCK_FILTER.size
+    if length > BPF_MAXINSNS:
+        message = f"compiles to {length} instructions, and the kernel takes {BPF_MAXINSNS}"
+        raise PolicyFileError([PolicyProblem(policy.files[0], 1, 1, 1, "", message)])
+    return bpf
+
+
+def _ranges(graph: Graph, policy: ParsedPolicy) -> list[_Range]:
+    """All 2³² call numbers, cut where the answer changes."""
+    unlisted = graph.ret(policy.unlisted.value)
+    most = max((call.frequency for call in policy.calls), default=1)
+    cuts: list[_Range] = []
+    free = 0  # the first number that no range covers yet
+
+    def cover(start: int, end: int, node: Node, weight: int) -> None:
+        nonlocal free
+        if start > free:
+            cover(free, start, unlisted, 0)
+        if cuts and cuts[-1].node is node:
+            cuts[-1] = _Range(cuts[-1].start, node, cuts[-1].weight + weight)
+        else:
+            cuts.append(_Range(start, node, weight))
+        free = end
+
+    for call in sorted(policy.calls, key=lambda call: call.number):
+        weight = 1 + call.frequency * _WEIGHT_STEPS // max(most, 1)
+        cover(call.number, call.number + 1, _filters(graph, call), weight)
+    if policy.abi.foreign_bit:
+        foreign = graph.ret(KILL_PROCESS.value)
+        cover(policy.abi.foreign_bit, NO_SYSCALL, foreign, 0)
+    if free <= NO_SYSCALL:
+        cover(free, NO_SYSCALL + 1, unlisted, 0)
+    return cuts
+
+
+def _bisect(graph: Graph, ranges: Sequence[_Range]) -> Node:
+    """A search tree over the ranges: frequent calls nearer to its root."""
+    if len(ranges) == 1:
+        return ranges[0].node
+    first, last = ranges[0], ranges[-1]
+    if len(ranges) == 3 and first.node is last.node and ranges[1].start + 1 == last.start:
+        return graph.test(NR_OFFSET, Jump.EQ, ranges[1].start, ranges[1].node, first.node)
+    # Every range weighs a little, or those of weight 0 could hang in one long chain.
+    total = sum(r.weight * 2 + 1 for r in ranges)
+    before, split, best = 0, 1, total
+    for index, r in enumerate(ranges[:-1], 1):
+        before += r.weight * 2 + 1
+        uneven = abs(total - 2 * before)
+        if uneven < best:
+            split, best = index, uneven
+    left = _bisect(graph, ranges[:split])
+    right = _bisect(graph, ranges[split:])
+    return graph.test(NR_OFFSET, Jump.GE, ranges[split].start, right, left)
+
+
+def _filters(graph: Graph, call: CallRules) -> Node:
+    """One call's filters, tried in order: built from the last one to the first."""
+    node = graph.ret(call.filters[-1].verdict.value)
+    for rule in reversed(call.filters[:-1]):
+        decided = graph.ret(rule.verdict.value)
+        for clause in reversed(rule.clauses or ()):
+            matched = decided
+            for atom in reversed(clause):
+                matched = _atom(graph, atom, matched, node)
+            node = matched
+    return node
+
+
+def _atom(graph: Graph, atom: Atom, yes: Node, no: Node) -> Node:
+    """One 64-bit comparison, as one or two tests of 32 bits."""
+    value = atom.value
+    match atom.operator:
+        case Operator.EQ:
+            return _equal(graph, atom.argument, value, yes, no)
+        case Operator.NE:
+            return _equal(graph, atom.argument, value, no, yes)
+        case Operator.GT:
+            return _greater(graph, atom.argument, Jump.GT, value, yes, no)
+        case Operator.LE:
+            return _greater(graph, atom.argument, Jump.GT, value, no, yes)
+        case Operator.GE:
+            return _greater(graph, atom.argument, Jump.GE, value, yes, no)
+        case Operator.LT:
+            return _greater(graph, atom.argument, Jump.GE, value, no, yes)
+        case Operator.ANY:
+            return _any_bit(graph, atom.argument, value, yes, no)
+        case Operator.IN:
+            return _any_bit(graph, atom.argument, value ^ MAX_U64, no, yes)
+
+
+def _equal(graph: Graph, argument: int, value: int, yes: Node, no: Node) -> Node:
+    """arg == value: both halves are."""
+    high, half = argument_offset(argument, high=True), value >> 32
+    return graph.test(high, Jump.EQ, half, _low(graph, argument, Jump.EQ, value, yes, no), no)
+
+
+def _greater(graph: Graph, argument: int, jump: Jump, value: int, yes: Node, no: Node) -> Node:
+    """arg > value or arg >= value: the high half is greater, or equal and the low half decides."""
+    high, half = argument_offset(argument, high=True), value >> 32
+    low = _low(graph, argument, jump, value, yes, no)
+    # Not greater than zero is equal to it.
+    equal = graph.test(high, Jump.EQ, half, low, no) if half else low
+    return graph.test(high, Jump.GT, half, yes, equal)
+
+
+def _low(graph: Graph, argument: int, jump: Jump, value: int, yes: Node, no: Node) -> Node:
+    """The test of the low half where the high half is known to be equal to the value's."""
+    high, half = argument_offset(argument, high=True), value >> 32
+    return graph.test(
+        argument_offset(argument, high=False),
+        jump,
+        value & _LOW,
+        assume(yes, high, Jump.EQ, half, holds=True),
+        assume(no, high, Jump.EQ, half, holds=True),
+    )
+
+
+def _any_bit(graph: Graph, argument: int, mask: int, yes: Node, no: Node) -> Node:
+    """arg & mask: a bit of either half is set."""
+    low = argument_offset(argument, high=False)
+    high = argument_offset(argument, high=True)
+    either = graph.test(low, Jump.SET, mask & _LOW, yes, no)
+    return graph.test(high, Jump.SET, mask >> 32, yes, either)

@@ -1,0 +1,121 @@
+"""Architectures: their names, their system calls and the constants of their headers. Pure.
+
+The tables themselves are ``tables/ARCH.txt``, made by ``policies/make_constants.py`` and read
+by ``filter.py``; here is only what one says. A table stays text: a policy names some dozens of
+its thirteen thousand constants, and finding those in the text costs less time and memory than
+a dictionary of all.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from balloon_daemon.errors import StateError
+
+X32_SYSCALL_BIT = 0x40000000
+"""Set in the number of every call of the x32 ABI, under x86_64's own AUDIT_ARCH. asm/unistd.h"""
+
+NO_SYSCALL = 0xFFFFFFFF
+"""Call number −1: no call at all, and not x32's, though the bit is set. kernel/seccomp.c"""
+
+# Other people's names for the same thing: minijail's, Debian's.
+_ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x64": "x86_64"}
+
+ARCH_NAMES = ("x86_64", "aarch64")
+"""Every architecture that has a table."""
+
+# What [arch=...] may name without being suspected of a typing error: minijail's list.
+KNOWN_ELSEWHERE = frozenset(
+    [
+        "x86", "i386", "arm", "hppa", "parisc", "ia64", "loong64", "loongarch64", "mips", "mips64",
+        "mipsel", "mipsel64", "ppc", "ppc64", "riscv64", "s390", "s390x", "sparc", "sparc64",
+    ]
+)  # fmt: skip
+
+
+def canonical_arch(name: str) -> str:
+    """Our name of an architecture that others call otherwise: ``arm64`` is ``aarch64``."""
+    return _ALIASES.get(name, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Abi:
+    """What a filter must know to tell one ABI's calls from all others.
+
+    Attributes:
+        name: ours, one of ARCH_NAMES.
+        audit_arch: its AUDIT_ARCH_* (linux/audit.h), as the kernel puts it into seccomp_data.
+        foreign_bit: calls with this bit belong to another ABI of the same AUDIT_ARCH; 0 if none.
+    """
+
+    name: str
+    audit_arch: int
+    foreign_bit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    """One architecture's names.
+
+    Attributes:
+        abi: how the kernel tells it from others.
+        calls: each system call's number by its name.
+        origin: when, and from which headers, the table was made.
+    """
+
+    abi: Abi
+    calls: Mapping[str, int]
+    origin: str
+    _text: str = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Our name of it, one of ARCH_NAMES."""
+        return self.abi.name
+
+    def constant(self, name: str) -> int | None:
+        """What a name of the C headers is worth, as an unsigned 64-bit number; None if unknown."""
+        if not name.isidentifier():
+            return None
+        at = self._text.find(f"\n{name} ")
+        if at < 0:
+            return None
+        start = at + len(name) + 2
+        end = self._text.find("\n", start)
+        return int(self._text[start : end if end >= 0 else None])
+
+    def constant_names(self) -> list[str]:
+        """All names that ``constant`` knows, for suggestions."""
+        return re.findall(r"^(\w+) \d+$", self._text, re.MULTILINE)
+
+    def constant_name(self, value: int, prefix: str) -> str | None:
+        """A name that starts with the prefix and is worth exactly that, the shortest one."""
+        found = re.findall(rf"^({re.escape(prefix)}\w+) {value}$", self._text, re.MULTILINE)
+        return min(found, key=len, default=None)
+
+    def call_name(self, number: int) -> str | None:
+        """The name of a system call; None for a number without one."""
+        return next((name for name, n in self.calls.items() if n == number), None)
+
+
+def parse_table(text: str) -> Arch:
+    """Reads ``tables/ARCH.txt``: comments, ``arch``, then counted calls, then constants.
+
+    Raises:
+        StateError: the table is not one that ``policies/make_constants.py`` wrote.
+    """
+    head = re.match(r"# (.*)\n(?:#.*\n)*arch (\w+) (0x\w+)\ncalls (\d+)\n", text)
+    if head is None:
+        raise StateError("the table of system calls has no head")
+    origin, name, audit_arch, count = head.groups()
+    start = head.end()
+    end = text.find("\nconstants ", start)
+    calls = {}
+    for line in text[start:end].split("\n"):
+        call, _, number = line.partition(" ")
+        calls[call] = int(number)
+    if len(calls) != int(count):
+        raise StateError(f"the table of {name} has {len(calls)} calls, and says {count}")
+    foreign_bit = X32_SYSCALL_BIT if name == "x86_64" else 0
+    abi = Abi(name, int(audit_arch, 16), foreign_bit)
+    return Arch(abi, calls, origin, text[text.find("\n", end + 1) :])

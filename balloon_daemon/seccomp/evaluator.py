@@ -1,0 +1,90 @@
+"""What a policy says about one call, read straight from the parsed text. Pure.
+
+This is the reference: the shortest way from the language to an answer, slow and obvious. The
+compiled filter is held against it, in tests and by ``make fuzz-seccomp``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from balloon_daemon.seccomp.constants import NO_SYSCALL
+from balloon_daemon.seccomp.policy import (
+    KILL_PROCESS,
+    MAX_U64,
+    Atom,
+    CallRules,
+    Filter,
+    Operator,
+    ParsedPolicy,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to a call, and why.
+
+    Attributes:
+        verdict: what the filter answers.
+        rules: the call's rules; None if the text does not name it, or the ABI is foreign.
+        filter: the one that decided, with its place; None where there are no rules.
+    """
+
+    verdict: Verdict
+    rules: CallRules | None = None
+    filter: Filter | None = None
+
+
+def evaluate(
+    policy: ParsedPolicy, audit_arch: int, number: int, arguments: Sequence[int]
+) -> Decision:
+    """Judges one call.
+
+    Args:
+        policy: what was parsed.
+        audit_arch: the caller's AUDIT_ARCH_*.
+        number: the call's, as an unsigned 32-bit number.
+        arguments: six unsigned 64-bit numbers.
+    """
+    if audit_arch != policy.abi.audit_arch:
+        return Decision(KILL_PROCESS)
+    foreign = policy.abi.foreign_bit
+    if foreign and foreign <= number < NO_SYSCALL:
+        return Decision(KILL_PROCESS)
+    for rules in policy.calls:
+        if rules.number == number:
+            for rule in rules.filters:
+                if matches(rule, arguments):
+                    return Decision(rule.verdict, rules, rule)
+    return Decision(policy.unlisted)
+
+
+def matches(rule: Filter, arguments: Sequence[int]) -> bool:
+    """Whether a filter's expression is true of these arguments."""
+    if rule.clauses is None:
+        return True
+    return any(
+        all(compare(atom, arguments[atom.argument]) for atom in clause) for clause in rule.clauses
+    )
+
+
+def compare(atom: Atom, argument: int) -> bool:
+    """Whether one comparison is true of this unsigned 64-bit argument."""
+    value = atom.value
+    match atom.operator:
+        case Operator.EQ:
+            return argument == value
+        case Operator.NE:
+            return argument != value
+        case Operator.LT:
+            return argument < value
+        case Operator.LE:
+            return argument <= value
+        case Operator.GT:
+            return argument > value
+        case Operator.GE:
+            return argument >= value
+        case Operator.ANY:
+            return argument & value != 0
+        case Operator.IN:
+            return argument & (value ^ MAX_U64) == 0

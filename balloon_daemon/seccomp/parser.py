@@ -1,0 +1,240 @@
+"""Parses minijail's policy language, as its Python compiler understands it. Pure.
+
+The text becomes a ``ParsedPolicy``: for each system call its filters, in order, ending with an
+unconditional one. A mistake does not end the run: its statement is left out, the rest is read,
+and one ``PolicyFileError`` carries all that was found, included files' mistakes too.
+
+The grammar stands above each method, in the order of the language::
+
+    file      = { statement }
+    statement = '@include' path | '@frequency' path | '@default' action | '@denylist' | rule
+    rule      = ( call | '{' call { ',' call } '}' ) ':' filters
+
+docs/policy-files.md explains it to those who write such files.
+"""
+
+import difflib
+import posixpath
+from collections.abc import Callable, Iterable
+
+from balloon_daemon.errors import PolicyFileError, PolicyProblem
+from balloon_daemon.seccomp.constants import Arch
+from balloon_daemon.seccomp.policy import (
+    ALLOW,
+    Action,
+    CallRules,
+    Filter,
+    ParsedPolicy,
+    Place,
+    Verdict,
+)
+from balloon_daemon.seccomp.rules import Rule, RuleReader, StatementError, Words
+from balloon_daemon.seccomp.tokens import Kind, Token, statements
+
+INCLUDE_DEPTH_LIMIT = 10
+"""Files may include files that include files, this deep; minijail's limit."""
+
+_DIRECTIVES = ("@include", "@frequency", "@default", "@denylist")
+
+# A default must not let anything through: minijail calls the others permissive.
+_DEFAULTS = {
+    "kill": Action.KILL_PROCESS,
+    "kill-process": Action.KILL_PROCESS,
+    "kill-thread": Action.KILL_THREAD,
+    "trap": Action.TRAP,
+    "user-notify": Action.USER_NOTIF,
+}
+
+
+def parse_policy(
+    text: str,
+    *,
+    path: str,
+    arch: Arch,
+    read: Callable[[str], str],
+    default: Action = Action.KILL_PROCESS,
+) -> ParsedPolicy:
+    """Parses one policy and everything it includes.
+
+    Args:
+        text: what stands in the file.
+        path: the file's name, for messages; relative includes start at its directory.
+        arch: whose calls and constants the names mean.
+        read: returns an included file's text, or raises OSError.
+        default: what happens to calls that nothing allows, where no @default says otherwise.
+
+    Raises:
+        PolicyFileError: with every mistake in the file and its includes.
+    """
+    parser = _Parser(arch, read, Verdict(default))
+    parser.read_policy(path, text)
+    return parser.result(path)
+
+
+class _Parser:
+    """One run over a policy and its includes."""
+
+    def __init__(self, arch: Arch, read: Callable[[str], str], default: Verdict) -> None:
+        self._arch = arch
+        self._read = read
+        self._default = default
+        self._denylist = False
+        self._open: list[str] = []
+        self._files: list[str] = []
+        self._rules: list[Rule] = []
+        self._frequency: dict[int, int] = {}
+        self._problems: list[PolicyProblem] = []
+        self._reader = RuleReader(arch, self._problems.append)
+
+    def read_policy(self, path: str, text: str) -> None:
+        """The policy itself: unlike an included file it must not be empty."""
+        found = list(statements(path, text, self._problems.append))
+        self._denylist = any(tokens[0].text == "@denylist" for tokens in found)
+        self._reader.denylist = self._denylist
+        if self._denylist:
+            self._default = ALLOW
+        if not found and not self._problems:
+            place = Place(path, 1, 1, text.split("\n")[0].rstrip("\r"))
+            self._problems.append(
+                place.problem("the file has no statement, so nothing is allowed")
+            )
+        self._read_statements(path, found, None)
+
+    def _read_statements(
+        self, path: str, found: Iterable[list[Token]], included_at: Place | None
+    ) -> None:
+        self._open.append(path)
+        self._files.append(path)
+        marked = False
+        for tokens in found:
+            try:
+                words = Words(tokens)
+                if tokens[0].kind is Kind.DIRECTIVE:
+                    marked |= tokens[0].text == "@denylist"
+                    self._directive(path, words)
+                else:
+                    rule = self._reader.rule(words)
+                    self._rules.append(rule)
+                words.end()
+            except StatementError as err:
+                self._problems.append(err.problem)
+        if included_at is not None and self._denylist and not marked:
+            message = f"{path} lacks @denylist, which the file that includes it has"
+            self._problems.append(included_at.problem(message))
+        self._open.pop()
+
+    # statement = '@include' path | '@frequency' path | '@default' action | '@denylist'
+    def _directive(self, path: str, words: Words) -> None:
+        directive = words.take()
+        match directive.text:
+            case "@include":
+                self._include(path, words)
+            case "@frequency":
+                self._frequencies(path, words)
+            case "@default":
+                self._set_default(words)
+            case "@denylist":
+                if not self._denylist:
+                    raise StatementError(
+                        directive.place, "@denylist must stand in the policy itself too"
+                    )
+            case unknown:
+                near = difflib.get_close_matches(unknown, _DIRECTIVES, 1)
+                hint = (
+                    f"did you mean {near[0]}?" if near else f"there are {', '.join(_DIRECTIVES)}"
+                )
+                raise StatementError(directive.place, f"unknown directive {unknown}; {hint}")
+
+    # '@include' path;  path = '/' … | './' …
+    def _include(self, path: str, words: Words) -> None:
+        token, name, text = self._open_file(path, words)
+        if name in self._open:
+            chain = " includes ".join([*self._open[self._open.index(name) :], name])
+            raise StatementError(token.place, f"includes go in a circle: {chain}")
+        if len(self._open) > INCLUDE_DEPTH_LIMIT:
+            raise StatementError(
+                token.place, f"includes are nested more than {INCLUDE_DEPTH_LIMIT} deep"
+            )
+        found = statements(name, text, self._problems.append)
+        self._read_statements(name, found, token.place)
+
+    # '@frequency' path;  that file = { call ':' number }
+    def _frequencies(self, path: str, words: Words) -> None:
+        _, name, text = self._open_file(path, words)
+        self._files.append(name)
+        for tokens in statements(name, text, self._problems.append):
+            try:
+                line = Words(tokens)
+                calls, count = self._reader.frequency(line)
+                line.end()
+            except StatementError as err:
+                self._problems.append(err.problem)
+                continue
+            for number in calls.values():
+                self._frequency[number] = self._frequency.get(number, 0) + count
+
+    def _open_file(self, path: str, words: Words) -> tuple[Token, str, str]:
+        token = words.take("a path that starts with / or ./")
+        if token.kind is not Kind.PATH:
+            raise StatementError(
+                token.place, f"a path starts with / or ./ and {token.text!r} does not"
+            )
+        name = posixpath.normpath(posixpath.join(posixpath.dirname(path), token.text))
+        try:
+            return token, name, self._read(name)
+        except (OSError, UnicodeError) as err:
+            reason = getattr(err, "strerror", None) or str(err)
+            raise StatementError(token.place, f"cannot read {name}: {reason}") from err
+
+    # '@default' ( 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'user-notify' )
+    def _set_default(self, words: Words) -> None:
+        token = words.take("an action")
+        action = _DEFAULTS.get(token.text)
+        if action is None:
+            allowed = ", ".join(_DEFAULTS)
+            raise StatementError(
+                token.place, f"{token.text} cannot be the default; it is one of {allowed}"
+            )
+        self._default = Verdict(action)
+
+    def result(self, path: str) -> ParsedPolicy:
+        """Puts each call's filters together, in the order of the text.
+
+        Raises:
+            PolicyFileError: anything at all was wrong.
+        """
+        filters: dict[str, list[Filter]] = {}
+        for rule in self._rules:
+            for name in rule.calls:
+                of_call = filters.setdefault(name, [])
+                self._append(name, of_call, rule)
+        if self._problems:
+            raise PolicyFileError(self._problems)
+        calls = []
+        for name, of_call in filters.items():
+            if of_call[-1].clauses is not None:
+                of_call.append(Filter(None, self._default, None))
+            number = self._arch.calls[name]
+            frequency = self._frequency.get(number, 1)
+            calls.append(CallRules(name, number, frequency, tuple(of_call)))
+        return ParsedPolicy(
+            self._arch.abi,
+            tuple(calls),
+            # minijail lets a @default in a @denylist file rule the conditional calls alone.
+            ALLOW if self._denylist else self._default,
+            tuple(self._reader.warnings()),
+            tuple(dict.fromkeys(self._files)),
+            self._denylist,
+        )
+
+    def _append(self, name: str, of_call: list[Filter], rule: Rule) -> None:
+        for new in rule.filters:
+            if of_call and of_call[-1].clauses is None:
+                first = of_call[-1].place
+                where = f"{first.file}:{first.line}" if first is not None else "before"
+                place = rule.colon.place
+                self._problems.append(
+                    place.problem(f"{name} was already decided without a condition at {where}")
+                )
+                return
+            of_call.append(new)

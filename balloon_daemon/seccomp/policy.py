@@ -1,0 +1,135 @@
+"""What a policy file says, as plain values: where parser, compiler and evaluator meet. Pure."""
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from balloon_daemon.errors import PolicyProblem
+from balloon_daemon.seccomp.constants import Abi
+
+MAX_ARGUMENTS = 6
+"""System calls have six arguments; linux/seccomp.h, struct seccomp_data."""
+
+MAX_U64 = 2**64 - 1
+
+
+class Action(IntEnum):
+    """What the kernel does with a call: SECCOMP_RET_* of linux/seccomp.h."""
+
+    KILL_PROCESS = 0x80000000
+    KILL_THREAD = 0x00000000
+    TRAP = 0x00030000
+    ERRNO = 0x00050000
+    USER_NOTIF = 0x7FC00000
+    TRACE = 0x7FF00000
+    LOG = 0x7FFC0000
+    ALLOW = 0x7FFF0000
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An action and, for ERRNO, the number that the call then fails with."""
+
+    action: Action
+    errno: int = 0
+
+    @property
+    def value(self) -> int:
+        """The 32-bit value that a filter returns; its low half is SECCOMP_RET_DATA."""
+        return self.action | (self.errno & 0xFFFF)
+
+
+KILL_PROCESS = Verdict(Action.KILL_PROCESS)
+ALLOW = Verdict(Action.ALLOW)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands in a policy file; lines and columns count from 1."""
+
+    file: str
+    line: int
+    column: int
+    source: str
+    length: int = 1
+
+    def problem(self, message: str) -> PolicyProblem:
+        """Something to say about this place."""
+        return PolicyProblem(
+            self.file, self.line, self.column, max(self.length, 1), self.source, message
+        )
+
+
+class Operator(Enum):
+    """How an argument is compared: all 64 bits, unsigned."""
+
+    EQ = "=="
+    NE = "!="
+    LT = "<"
+    LE = "<="
+    GT = ">"
+    GE = ">="
+    ANY = "&"
+    """At least one bit of the value is set in the argument."""
+    IN = "in"
+    """No bit outside the value is set in the argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """One comparison: ``argN OP value``. The value is an unsigned 64-bit number."""
+
+    argument: int
+    operator: Operator
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One ``expression; action`` of a statement.
+
+    Attributes:
+        clauses: the expression: true if all atoms of any one clause are. None: always true.
+        verdict: what then happens.
+        place: where it stands; None for the default that ends a list of conditional filters.
+    """
+
+    clauses: tuple[tuple[Atom, ...], ...] | None
+    verdict: Verdict
+    place: Place | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallRules:
+    """All that the file and its includes say about one system call.
+
+    Attributes:
+        name: the call's, and its number on the policy's architecture.
+        frequency: how often it is made, from @frequency files; 1 where they do not say.
+        filters: tried in order; the last one, and no other, has no condition.
+    """
+
+    name: str
+    number: int
+    frequency: int
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedPolicy:
+    """A whole policy, for one architecture.
+
+    Attributes:
+        abi: the architecture.
+        calls: one entry for each call that the text names, in the order of first mention.
+        unlisted: what happens to all other calls.
+        warnings: what is allowed but surprises.
+        files: every file that was read, the policy itself first.
+        denylist: the text lists what is refused, not what is allowed.
+    """
+
+    abi: Abi
+    calls: tuple[CallRules, ...]
+    unlisted: Verdict
+    warnings: tuple[PolicyProblem, ...]
+    files: tuple[str, ...]
+    denylist: bool

@@ -1,0 +1,339 @@
+"""Reads one rule of a policy file: calls, a colon, filters. Pure."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from balloon_daemon.errors import PolicyProblem
+from balloon_daemon.seccomp.constants import (
+    ARCH_NAMES,
+    KNOWN_ELSEWHERE,
+    Arch,
+    canonical_arch,
+)
+from balloon_daemon.seccomp.policy import (
+    ALLOW,
+    MAX_ARGUMENTS,
+    MAX_U64,
+    Action,
+    Atom,
+    Filter,
+    Operator,
+    Place,
+    Verdict,
+)
+from balloon_daemon.seccomp.tokens import ACTIONS, Kind, Token
+
+_ACTIONS = {
+    "allow": Action.ALLOW,
+    "kill": Action.KILL_PROCESS,
+    "kill-process": Action.KILL_PROCESS,
+    "kill-thread": Action.KILL_THREAD,
+    "trap": Action.TRAP,
+    "trace": Action.TRACE,
+    "log": Action.LOG,
+    "user-notify": Action.USER_NOTIF,
+}
+MAX_ERRNO = 4095
+"""The kernel makes every larger errno of a filter this one. linux/err.h"""
+
+_RETURN_WARNING = (
+    "where the expression holds, the call fails with this error, and where it does not the next "
+    "filter or the default decides; minijail's older C compiler reads it the other way round: "
+    "allow where it holds, this error where it does not"
+)
+
+
+class StatementError(Exception):
+    """This statement cannot be read any further; the next one can."""
+
+    def __init__(self, place: Place, message: str) -> None:
+        super().__init__(message)
+        self.problem = place.problem(message)
+
+
+class Words:
+    """The words of one statement, taken one by one."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self._tokens = tokens
+        self._next = 0
+
+    def peek(self) -> Token | None:
+        """The next word; None at the end of the statement."""
+        return self._tokens[self._next] if self._next < len(self._tokens) else None
+
+    def take(self, wanted: str = "more") -> Token:
+        """The next word. Args: what to call it if there is none."""
+        token = self.peek()
+        if token is None:
+            raise StatementError(self._tokens[-1].place_after, f"expected {wanted} here")
+        self._next += 1
+        return token
+
+    def take_if(self, text: str) -> Token | None:
+        """The next word if it is this one."""
+        token = self.peek()
+        if token is None or token.text != text:
+            return None
+        self._next += 1
+        return token
+
+    def expect(self, text: str, *, opened: Token | None = None) -> Token:
+        """The next word, which must be this one. Args: the bracket that it closes, if it does."""
+        token = self.take_if(text)
+        if token is not None:
+            return token
+        if opened is not None:
+            raise StatementError(opened.place, f"{opened.text!r} is never closed by {text!r}")
+        raise self.unexpected(f"{text!r}")
+
+    def unexpected(self, wanted: str) -> StatementError:
+        """The error of finding the next word instead of something else."""
+        token = self.take(wanted)
+        return StatementError(token.place, f"expected {wanted}, found {token.text!r}")
+
+    def end(self) -> None:
+        """Raises StatementError if words are left over."""
+        token = self.peek()
+        if token is not None:
+            raise StatementError(
+                token.place, f"the statement is complete before {token.text!r}; nothing may follow"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A statement's meaning: these calls, by name and number, get these filters."""
+
+    calls: tuple[str, ...]
+    filters: tuple[Filter, ...]
+    colon: Token
+
+
+class RuleReader:
+    """Reads rules for one architecture; reports what is wrong in meaning and reads on."""
+
+    def __init__(self, arch: Arch, report: Callable[[PolicyProblem], None]) -> None:
+        self.denylist = False
+        self._arch = arch
+        self._report = report
+        self._warnings: dict[str, PolicyProblem] = {}
+
+    def warnings(self) -> Iterable[PolicyProblem]:
+        """What surprises in the rules read so far, each kind once, at its first place."""
+        return self._warnings.values()
+
+    def _warn(self, kind: str, place: Place, message: str) -> None:
+        self._warnings.setdefault(kind, place.problem(message))
+
+    # rule = ( call | '{' call { ',' call } '}' ) ':' filters
+    def rule(self, words: Words) -> Rule:
+        """Reads a whole rule.
+
+        Raises:
+            StatementError: the grammar is broken; what is only unknown was reported instead.
+        """
+        calls: list[str] = []
+        opened = words.take_if("{")
+        if opened is None:
+            calls += self._call(words)
+        else:
+            calls += self._call(words)
+            while words.take_if(","):
+                calls += self._call(words)
+            words.expect("}", opened=opened)
+        colon = words.expect(":")
+        return Rule(tuple(calls), self._filters(words), colon)
+
+    # line of a frequency file = call ':' number
+    def frequency(self, words: Words) -> tuple[dict[str, int], int]:
+        """Reads one line of a frequency file: the call's number by its name, and how often."""
+        calls = self._call(words)
+        words.expect(":")
+        token = words.take("a number")
+        count = self._number(token) if token.kind is Kind.NUMBER else None
+        if count is None or token.text.startswith("-"):
+            raise StatementError(token.place, f"expected a count, found {token.text!r}")
+        return {name: self._arch.calls[name] for name in calls}, count
+
+    # call = name [ '[' key '=' name { ',' name } { ';' … } ']' ]
+    def _call(self, words: Words) -> list[str]:
+        """The call, or nothing if it is meant for another architecture or unknown."""
+        token = words.take("a system call")
+        # kill is an action's name and a system call's.
+        if token.kind is not Kind.NAME and token.text not in ("kill", "in", "return", *ACTIONS):
+            raise StatementError(token.place, f"expected a system call, found {token.text!r}")
+        opened = words.take_if("[")
+        if opened is not None and not self._is_for_us(words, opened):
+            return []
+        if token.text in self._arch.calls:
+            return [token.text]
+        if "@" in token.text:
+            message = f"unknown group of calls {token.text}; there are no groups"
+        else:
+            message = f"unknown system call {token.text} on {self._arch.name}"
+            message += _did_you_mean(token.text, self._arch.calls)
+        self._report(token.place.problem(message))
+        return []
+
+    def _is_for_us(self, words: Words, opened: Token) -> bool:
+        keys: dict[str, list[Token]] = {}
+        while True:
+            key = words.take("a key")
+            if key.kind is not Kind.NAME:
+                raise StatementError(key.place, f"expected a key, found {key.text!r}")
+            if key.text in keys:
+                raise StatementError(key.place, f"{key.text} is given twice")
+            words.expect("=")
+            values = keys.setdefault(key.text, [])
+            while True:
+                value = words.take("a value")
+                if value.kind is not Kind.NAME:
+                    raise StatementError(value.place, f"expected a name, found {value.text!r}")
+                values.append(value)
+                if not words.take_if(","):
+                    break
+            if key.text != "arch":
+                self._warn("key", key.place, f"{key.text} means nothing here; only arch does")
+            if not words.take_if(";"):
+                break
+        words.expect("]", opened=opened)
+        for value in keys.get("arch", []):
+            if canonical_arch(value.text) not in (*ARCH_NAMES, *KNOWN_ELSEWHERE):
+                near = _did_you_mean(value.text, ARCH_NAMES)
+                self._warn("arch", value.place, f"no architecture is called {value.text}{near}")
+        names = [canonical_arch(value.text) for value in keys.get("arch", [])]
+        return "arch" not in keys or self._arch.name in names
+
+    # filters = filter | '{' filter { ',' filter } '}'
+    def _filters(self, words: Words) -> tuple[Filter, ...]:
+        opened = words.take_if("{")
+        if opened is None:
+            return (self._filter(words),)
+        filters = [self._filter(words)]
+        while words.take_if(","):
+            filters.append(self._filter(words))
+        words.expect("}", opened=opened)
+        return tuple(filters)
+
+    # filter = action | clause { '||' clause } [ ';' action ];  clause = atom { '&&' atom }
+    def _filter(self, words: Words) -> Filter:
+        first = words.peek()
+        if first is None or first.kind is not Kind.ARGUMENT:
+            verdict = self._action(words)
+            return Filter(None, verdict, first.place if first is not None else None)
+        clauses = []
+        while True:
+            atoms = [self._atom(words)]
+            while words.take_if("&&"):
+                atoms.append(self._atom(words))
+            clauses.append(tuple(atoms))
+            if not words.take_if("||"):
+                break
+        verdict = ALLOW
+        if words.take_if(";"):
+            action = words.peek()
+            verdict = self._action(words)
+            if verdict.action is Action.ERRNO and action is not None:
+                self._warn("return", action.place, _RETURN_WARNING)
+        return Filter(tuple(clauses), verdict, first.place)
+
+    # action = 'allow' | '1' | 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'trace' | 'log'
+    #        | 'user-notify' | 'return' ( name | number )
+    def _action(self, words: Words) -> Verdict:
+        token = words.take("an action or a condition")
+        if self.denylist and token.kind is not Kind.RETURN:
+            raise StatementError(
+                token.place, f"expected return, found {token.text!r}: this file is a @denylist"
+            )
+        if token.kind is Kind.ACTION:
+            return Verdict(_ACTIONS[token.text])
+        if token.kind is Kind.NUMBER and self._number(token) == 1:
+            return ALLOW
+        if token.kind is Kind.RETURN:
+            number = words.take("an error's name or number")
+            errno = self._constant(number)
+            if errno > MAX_ERRNO:
+                message = f"{number.text} is no error number: they end at {MAX_ERRNO}"
+                self._warn("errno", number.place, message)
+            return Verdict(Action.ERRNO, errno & 0xFFFF)
+        if token.kind is Kind.NUMBER:
+            raise StatementError(token.place, f"{token.text} is no action; 1 means allow")
+        message = f"expected an action or a condition, found {token.text!r}"
+        raise StatementError(token.place, message + _did_you_mean(token.text, ACTIONS))
+
+    # atom = argument operator value
+    def _atom(self, words: Words) -> Atom:
+        argument = words.take("an argument, arg0 to arg5")
+        if argument.kind is not Kind.ARGUMENT:
+            raise StatementError(
+                argument.place, f"expected an argument, arg0 to arg5, found {argument.text!r}"
+            )
+        index = int(argument.text[3:])
+        if index >= MAX_ARGUMENTS:
+            message = f"{argument.text} does not exist: system calls have arg0 to arg5"
+            self._report(argument.place.problem(message))
+        operator = words.take("an operator")
+        if operator.kind is not Kind.OPERATOR:
+            hint = "; did you mean '=='?" if operator.text == "=" else ""
+            raise StatementError(
+                operator.place, f"expected an operator, found {operator.text!r}{hint}"
+            )
+        return Atom(index, Operator(operator.text), self._value(words))
+
+    # value = term { '|' term };  term = [ '~' ] ( '(' value ')' | name | number )
+    def _value(self, words: Words) -> int:
+        value = self._term(words)
+        while words.take_if("|"):
+            value |= self._term(words)
+        return value
+
+    def _term(self, words: Words) -> int:
+        invert = words.take_if("~") is not None
+        opened = words.take_if("(")
+        if opened is None:
+            value = self._constant(words.take("a value"))
+        else:
+            value = self._value(words)
+            words.expect(")", opened=opened)
+        return value ^ MAX_U64 if invert else value
+
+    def _constant(self, token: Token) -> int:
+        """A name or number, as an unsigned 64-bit number; 0 after reporting what is wrong."""
+        if token.kind is Kind.NUMBER:
+            value = self._number(token)
+            if not -(2**63) <= value <= MAX_U64:
+                self._report(token.place.problem(f"{token.text} does not fit into 64 bits"))
+            return value & MAX_U64
+        if token.kind is not Kind.NAME:
+            raise StatementError(token.place, f"expected a value, found {token.text!r}")
+        constant = self._arch.constant(token.text)
+        if constant is None:
+            message = f"unknown constant {token.text}"
+            message += _did_you_mean(token.text, self._arch.constant_names())
+            self._report(token.place.problem(message))
+            return 0
+        return constant
+
+    def _number(self, token: Token) -> int:
+        """Decimal, 0x hexadecimal, 0 or 0o octal; as C reads them, where C does."""
+        digits = token.text.lstrip("-").lower()
+        try:
+            if digits.startswith("0") and digits.isdigit():
+                value = int(digits, 8)
+            elif "_" in digits or digits.startswith("0b"):
+                raise ValueError  # Python's, not the language's
+            else:
+                value = int(digits, 0)
+        except ValueError:
+            message = f"{token.text} is not a decimal, octal or hexadecimal number"
+            raise StatementError(token.place, message) from None
+        return -value if token.text.startswith("-") else value
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known name, as the end of a message; nothing if none is near."""
+    by_folded = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_folded, 1, 0.6)
+    return f"; did you mean {by_folded[near[0]]}?" if near else ""

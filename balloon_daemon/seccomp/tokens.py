@@ -1,0 +1,106 @@
+"""The words of a policy file, each with its place. Pure."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from balloon_daemon.errors import PolicyProblem
+from balloon_daemon.seccomp.policy import Place
+
+
+class Kind(Enum):
+    """What a word is, before the grammar looks at it."""
+
+    DIRECTIVE = auto()
+    PATH = auto()
+    NUMBER = auto()
+    NAME = auto()
+    ARGUMENT = auto()
+    OPERATOR = auto()
+    ACTION = auto()
+    RETURN = auto()
+    SIGN = auto()
+
+
+ACTIONS = frozenset(
+    ("allow", "kill", "kill-process", "kill-thread", "trap", "trace", "log", "user-notify")
+)
+_WORDS = {"in": Kind.OPERATOR, "return": Kind.RETURN} | dict.fromkeys(ACTIONS, Kind.ACTION)
+
+# In this order: a comment swallows everything, longer signs come before their beginnings.
+_TOKEN = re.compile(
+    r"""
+    (?P<skip> \#.* | \s+ | \\$ )
+  | (?P<DIRECTIVE> @[a-zA-Z]+ )
+  | (?P<PATH> \.?/\S+ )
+  | (?P<NUMBER> -?[0-9][0-9a-zA-Z_]* )
+  | (?P<ARGUMENT> arg[0-9]+(?![a-zA-Z0-9_@-]) )
+  | (?P<NAME> [a-zA-Z_][a-zA-Z_0-9@-]* )
+  | (?P<SIGN> \|\| | && | [:;,~(){}\[\]|] | =(?!=) )
+  | (?P<OPERATOR> & | == | != | <= | >= | < | > )
+    """,
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One word and its place: the column counts from 1."""
+
+    kind: Kind
+    text: str
+    file: str
+    line: int
+    column: int
+    source: str
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return Place(self.file, self.line, self.column, self.source, len(self.text))
+
+    @property
+    def place_after(self) -> Place:
+        """Where the next word was expected."""
+        column = self.column + len(self.text)
+        return Place(self.file, self.line, column, self.source)
+
+
+def statements(
+    file: str, text: str, report: Callable[[PolicyProblem], None]
+) -> Iterator[list[Token]]:
+    """Cuts a file into statements: one line each, or several that end in a backslash.
+
+    A comment ends with its own line, and a backslash at that line's end still joins the next:
+    this is how minijail's Python compiler reads it. A statement with a word that is none is
+    reported and left out, and the next one is read.
+    """
+    tokens: list[Token] = []
+    sound = True
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    for number, source in enumerate(lines, 1):
+        at = 0
+        while at < len(source):
+            match = _TOKEN.match(source, at)
+            if match is None:
+                place = Place(file, number, at + 1, source)
+                report(place.problem(f"{source[at]!r} is not part of the language"))
+                sound = False
+                break
+            at = match.end()
+            name = match.lastgroup
+            if name is not None and name != "skip":
+                word = match.group()
+                kind = _WORDS.get(word) if name == "NAME" else None
+                tokens.append(
+                    Token(kind or Kind[name], word, file, number, match.start() + 1, source)
+                )
+        if source.endswith("\\"):
+            continue
+        if tokens and sound:
+            yield tokens
+        tokens, sound = [], True
+    if tokens and sound:
+        # minijail's Python compiler drops such a statement without a word.
+        report(tokens[-1].place_after.problem("the file ends inside a continued line"))
