@@ -1,0 +1,151 @@
+"""A handle on a fake guest's process, for tests, benchmarks and soak.
+
+It starts the process, sends commands and keeps the events. It touches no guest memory and does not
+import numpy: what it knows of the guest it was told, or reads from ``/proc``.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Json = dict[str, Any]
+
+
+class FakeGuestProcess:
+    """A running fake guest.
+
+    Args:
+        arguments: its command line, ``--socket`` included.
+        timeout_s: longest wait for an answer or an event.
+
+    Raises:
+        RuntimeError: it ended before it was ready; the message carries its last words.
+        TimeoutError: it was not ready in time.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, timeout_s: float = 30.0) -> None:
+        self.timeout_s = timeout_s
+        self.events: list[Json] = []
+        """Every event so far, in order."""
+        self._answers: dict[int, Json] = {}
+        self._next_id = 0
+        self._pending = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "balloon_daemon.fake_guest", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            self.ready = self.wait_event("ready")
+        except BaseException:
+            self.kill()
+            raise
+        self.pid = int(self.ready["pid"])
+
+    def __enter__(self) -> "FakeGuestProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Kills the process, as a machine monitor dies, and reaps it."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def quit(self) -> int:
+        """Ends it the friendly way; returns its exit status."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        status = self._process.wait(self.timeout_s)
+        self.kill()
+        return status
+
+    def blocks_bytes(self) -> int:
+        """What the host holds for the guest's memory, asked of the kernel, in bytes."""
+        path = f"/proc/{self.pid}/fd/{self.ready['memfd']}"
+        return os.stat(path).st_blocks * 512
+
+    def command(self, name: str, **arguments: object) -> Json:
+        """Sends a command and waits for its answer.
+
+        Raises:
+            RuntimeError: the guest answered with an error, or ended.
+            TimeoutError: no answer in time.
+        """
+        assert self._process.stdin is not None
+        self._next_id += 1
+        number = self._next_id
+        line = json.dumps({"id": number, "command": name, **arguments})
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+        self._wait(lambda: number in self._answers, f"an answer to {name}")
+        answer = self._answers.pop(number)
+        if "error" in answer:
+            raise RuntimeError(f"{name}: {answer['error']}")
+        return answer
+
+    def status(self) -> Json:
+        """The guest's figures."""
+        return self.command("status")
+
+    def wait_event(self, name: str, *, after: int = 0) -> Json:
+        """Waits for an event among those from number ``after`` on, and returns the first."""
+
+        def found() -> Json | None:
+            named = (event for event in self.events[after:] if event["event"] == name)
+            return next(named, None)
+
+        self._wait(lambda: found() is not None, f"event {name}")
+        event = found()
+        assert event is not None
+        return event
+
+    def wait_status(self, condition: Callable[[Json], bool], what: str) -> Json:
+        """Waits until the guest's figures meet a condition, and returns them."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            status = self.status()
+            if condition(status):
+                return status
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {self.timeout_s:g} s for {what}; it is {status}")
+            self._read(0.02)
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + self.timeout_s
+        while not condition():
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"waited {self.timeout_s:g} s for {what}")
+            self._read(left_s)
+
+    def _read(self, timeout_s: float) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        poller = select.poll()
+        poller.register(stdout, select.POLLIN)
+        if not poller.poll(timeout_s * 1000):
+            return
+        data = os.read(stdout.fileno(), 1 << 16)
+        if not data:
+            assert self._process.stderr is not None
+            words = self._process.stderr.read().decode(errors="replace").strip()
+            raise RuntimeError(f"the fake guest ended: {words}")
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "event" in message:
+                self.events.append(message)
+            else:
+                self._answers[message["id"]] = message

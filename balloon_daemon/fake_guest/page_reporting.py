@@ -1,0 +1,69 @@
+"""Free page reporting, the driver's part: which blocks are free, and who holds them meanwhile.
+
+Runs in the fake guest's process. Source: virtio 1.3, 5.5.6.7; Linux ``mm/page_reporting.c``.
+"""
+
+import numpy as np
+
+from balloon_daemon.fake_guest.pages import PageStack, whole_blocks
+from balloon_daemon.fake_guest.ram import GuestRam, Pages, PageState
+from balloon_daemon.units import PAGE_SIZE
+
+MAX_REPORT_RANGES = 32
+"""Ranges in one report of Linux (PAGE_REPORTING_CAPACITY)."""
+
+REPORT_BLOCK_PAGES = 512
+"""Linux reports free blocks of 2 MiB and larger (pageblock_order)."""
+
+
+class PageReport:
+    """One walk over all free blocks, at most 32 of them at a time.
+
+    Args:
+        ram: the guest's memory.
+        free: its free pages.
+        block_pages: pages of a block, a power of two.
+        queue_size: entries of the queue; a chain can have no more descriptors.
+    """
+
+    def __init__(
+        self,
+        ram: GuestRam,
+        free: PageStack,
+        block_pages: int = REPORT_BLOCK_PAGES,
+        queue_size: int = MAX_REPORT_RANGES,
+    ) -> None:
+        self._ram = ram
+        self._free = free
+        self._max_ranges = min(MAX_REPORT_RANGES, queue_size)
+        self._waiting: Pages = np.empty(0, np.int64)
+        self._blocks: list[int] = whole_blocks(ram, free, block_pages).tolist()
+        self.block_pages = block_pages
+        self.sent_bytes = 0
+
+    @property
+    def blocks_left(self) -> int:
+        """Blocks that no chain has carried yet."""
+        return len(self._blocks)
+
+    def next_chain(self) -> list[tuple[int, int]]:
+        """Isolates the next blocks: until ``finish`` nobody may use them or give them up.
+
+        Returns:
+            (guest-physical address, length in bytes) of each; empty when the walk is over.
+        """
+        now, self._blocks = self._blocks[: self._max_ranges], self._blocks[self._max_ranges :]
+        if not now:
+            return []
+        firsts = np.array(now, np.int64)
+        self._waiting = (firsts[:, None] + np.arange(self.block_pages)).ravel()
+        self._free.remove(self._waiting)
+        self._ram.state[self._waiting] = PageState.GIVEN
+        length = self.block_pages * PAGE_SIZE
+        self.sent_bytes += len(now) * length
+        return [(int(pfn) * PAGE_SIZE, length) for pfn in self._ram.pfns(firsts)]
+
+    def finish(self) -> None:
+        """The device used the chain, or is gone: its blocks are free again, to be used last."""
+        self._free.give_last(self._waiting)
+        self._waiting = self._waiting[:0]

@@ -1,0 +1,262 @@
+"""Guest memory in a memfd, with a pattern in every page that the guest has not given up.
+
+Runs in the fake guest's process. Every page is in one state, kept here and nowhere in the
+guest's memory: what should be in a page never leaves the guest, so nothing that the daemon does
+can forge it.
+
+A hole of a memfd must never be read through the mapping: unlike anonymous memory it has no shared
+zero page, so that a mere read allocates a page and the host's count of blocks lies. Holes are
+found by SEEK_DATA, and contents are checked by preadv.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.units import GIB, PAGE_SIZE, FrontendAddr, GuestAddr
+from balloon_daemon.vhost_user.messages import RegionDescription
+from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
+
+Pages = NDArray[np.int64]
+"""Page numbers, counted through the memfd from its beginning; not PFNs."""
+
+WORDS = PAGE_SIZE // 8
+BATCH_PAGES = 2048
+"""Pages written or compared at once: 8 MiB, so that numpy's own cost does not count."""
+
+# Q35's low memory: all of a guest up to 2.75 GiB, else 2 GiB and the rest from 4 GiB up.
+Q35_ALL_LOW_BYTES = 0xB000_0000
+Q35_LOW_BYTES = 2 * GIB
+HIGH_ADDR = 4 * GIB
+
+# A VMM's mapping is somewhere else than the guest's memory; nobody may confuse the two.
+FRONTEND_BASE = 0x7F12_3400_0000
+
+
+class PageState(IntEnum):
+    """What a page should hold."""
+
+    FRESH = 0
+    """Never touched: a hole, or zeros."""
+    PATTERN = 1
+    """Touched and kept: its own pattern, whole."""
+    GIVEN = 2
+    """Given up once and not touched since: anything."""
+    BALLOON = 3
+    """In the balloon now: anything, and best nothing."""
+    DRIVER = 4
+    """Rings and buffers of the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a check of all kept pages found.
+
+    Attributes:
+        pages_checked: pages that should hold their pattern, each compared whole.
+        pages_corrupt: those that do not, and untouched pages that are not zero.
+        bad_pfns: the first of the corrupt ones, at most 16.
+        balloon_resident: pages in the balloon that the host still holds memory for.
+    """
+
+    pages_checked: int
+    pages_corrupt: int
+    bad_pfns: list[int]
+    balloon_resident: int
+
+
+def q35_layout(size_bytes: int, low_bytes: int | None = None) -> list[tuple[int, int]]:
+    """Where QEMU's q35 machine puts guest memory.
+
+    Args:
+        size_bytes: the guest's memory, whole pages.
+        low_bytes: how much of it lies below the hole at 4 GiB; None for q35's own rule.
+
+    Returns:
+        (guest-physical address, size in bytes) of each region, ascending.
+    """
+    if low_bytes is None:
+        low_bytes = size_bytes if size_bytes <= Q35_ALL_LOW_BYTES else Q35_LOW_BYTES
+    low_bytes = min(low_bytes, size_bytes)
+    high = [(HIGH_ADDR, size_bytes - low_bytes)] if low_bytes < size_bytes else []
+    return [(0, low_bytes), *high]
+
+
+class GuestRam:
+    """The memory of one guest.
+
+    Args:
+        layout: (guest-physical address, size in bytes) of each region, ascending, page-aligned.
+        seed: makes this guest's pattern different from any other guest's.
+
+    Raises:
+        ConfigError: a region that is empty or not page-aligned.
+        OSError: the kernel has no memory for the mapping.
+    """
+
+    def __init__(self, layout: Sequence[tuple[int, int]], *, seed: int = 1) -> None:
+        for addr, size in layout:
+            if size <= 0 or addr % PAGE_SIZE or size % PAGE_SIZE:
+                raise ConfigError(f"a region of {size} bytes at {addr:#x} is not whole pages")
+        self.size_bytes = sum(size for _, size in layout)
+        self.num_pages = self.size_bytes // PAGE_SIZE
+        self.fd = os.memfd_create("fake-guest-ram", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.size_bytes)
+        self._map = mmap.mmap(self.fd, self.size_bytes)
+        self._view = memoryview(self._map)
+        self.regions = list(_describe(layout))
+        self.memory = GuestMemory(
+            [
+                MemoryRegion(
+                    region.guest_addr,
+                    region.frontend_addr,
+                    region.size_bytes,
+                    self._view[region.mmap_offset_bytes :][: region.size_bytes],
+                )
+                for region in self.regions
+            ]
+        )
+        self._words = np.frombuffer(self._map, np.uint64).reshape(self.num_pages, WORDS)
+        self.state = np.full(self.num_pages, PageState.FRESH, np.uint8)
+        self._generation = np.zeros(self.num_pages, np.uint64)
+        self._seed = np.uint64(seed)
+        self._steps = np.arange(WORDS, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
+        self._starts = np.array([r.mmap_offset_bytes // PAGE_SIZE for r in self.regions])
+        self._start_pfns = np.array([r.guest_addr // PAGE_SIZE for r in self.regions])
+        self._lengths = np.array([r.size_bytes // PAGE_SIZE for r in self.regions])
+
+    def close(self) -> None:
+        """Gives the memory back to the host."""
+        os.close(self.fd)
+        self.fd = -1
+
+    def shared(self) -> list[tuple[RegionDescription, int]]:
+        """Each region with the fd of its file: the same file, as QEMU's memfd backend does."""
+        return [(region, self.fd) for region in self.regions]
+
+    # -- numbers --------------------------------------------------------------------------
+
+    def pfns(self, pages: Pages) -> NDArray[np.uint32]:
+        """The guest's page frame numbers of pages."""
+        region = np.searchsorted(self._starts, pages, side="right") - 1
+        pfns: NDArray[np.uint32] = (
+            pages - self._starts[region] + self._start_pfns[region]
+        ).astype(np.uint32)
+        return pfns
+
+    def pages(self, pfns: NDArray[np.integer]) -> Pages:
+        """The pages behind page frame numbers; −1 for those outside the guest's memory."""
+        wide = pfns.astype(np.int64)
+        region = np.searchsorted(self._start_pfns, wide, side="right") - 1
+        offset = wide - self._start_pfns[region]
+        inside = (region >= 0) & (offset < self._lengths[region])
+        return np.where(inside, offset + self._starts[region], -1).astype(np.int64)
+
+    def count(self, state: PageState) -> int:
+        """How many pages are in a state."""
+        return int(np.count_nonzero(self.state == state))
+
+    def blocks_bytes(self) -> int:
+        """What the host really holds for this guest, in bytes."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def reserve(self, size_bytes: int) -> GuestAddr:
+        """Sets memory aside for the driver, at the end of the last region.
+
+        Returns:
+            The guest-physical address of its first byte; page-aligned.
+
+        Raises:
+            ConfigError: the last region is not larger than that.
+        """
+        pages = -(-size_bytes // PAGE_SIZE)
+        last = self.regions[-1]
+        if pages * PAGE_SIZE >= last.size_bytes:
+            raise ConfigError(f"{size_bytes} bytes for rings leave nothing of the last region")
+        self.state[self.num_pages - pages :] = PageState.DRIVER
+        return GuestAddr(last.guest_addr + last.size_bytes - pages * PAGE_SIZE)
+
+    # -- contents -------------------------------------------------------------------------
+
+    def touch(self, pages: Pages) -> None:
+        """Writes a new pattern to pages, as a guest does that uses them."""
+        for at in range(0, len(pages), BATCH_PAGES):
+            part = pages[at : at + BATCH_PAGES]
+            self._generation[part] += np.uint64(1)
+            self._words[part] = self._pattern(part)
+        self.state[pages] = PageState.PATTERN
+
+    def _pattern(self, pages: Pages) -> NDArray[np.uint64]:
+        """What pages should hold: each word depends on page, word, generation and guest."""
+        base = (pages.astype(np.uint64) + self._seed) * np.uint64(0x9E3779B97F4A7C15)
+        base ^= self._generation[pages] * np.uint64(0xBF58476D1CE4E5B9)
+        rows: NDArray[np.uint64] = base[:, None] + self._steps[None, :]
+        return rows
+
+    def data_extents(self) -> Iterator[tuple[int, int]]:
+        """The parts of the memfd that the host holds memory for, as (first page, end page)."""
+        at = 0
+        while True:
+            try:
+                at = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError:  # ENXIO: nothing but a hole up to the end.
+                return
+            end = os.lseek(self.fd, at, os.SEEK_HOLE)
+            yield at // PAGE_SIZE, -(-end // PAGE_SIZE)
+            at = end
+
+    def resident(self) -> NDArray[np.bool_]:
+        """For each page, whether the host holds memory for it."""
+        found = np.zeros(self.num_pages, np.bool_)
+        for first, end in self.data_extents():
+            found[first:end] = True
+        return found
+
+    def check(self) -> CheckResult:
+        """Compares every kept page with what the guest left in it."""
+        resident = self.resident()
+        patterned = self.state == PageState.PATTERN
+        bad = [np.flatnonzero(patterned & ~resident)]
+        bad += [pages[wrong] for pages, wrong in self._compare(patterned & resident)]
+        fresh = (self.state == PageState.FRESH) & resident
+        bad += [pages[wrong] for pages, wrong in self._compare(fresh, zero=True)]
+        corrupt = np.sort(np.concatenate(bad))
+        return CheckResult(
+            int(np.count_nonzero(patterned)),
+            len(corrupt),
+            self.pfns(corrupt[:16]).tolist(),
+            int(np.count_nonzero((self.state == PageState.BALLOON) & resident)),
+        )
+
+    def _compare(
+        self, chosen: NDArray[np.bool_], *, zero: bool = False
+    ) -> Iterator[tuple[Pages, NDArray[np.bool_]]]:
+        pages = np.flatnonzero(chosen)
+        content = np.empty((BATCH_PAGES, WORDS), np.uint64)
+        raw = memoryview(content.data).cast("B")
+        for at in range(0, len(pages), BATCH_PAGES):
+            part = pages[at : at + BATCH_PAGES]
+            breaks = np.flatnonzero(np.diff(part) != 1) + 1
+            starts = [0, *breaks.tolist()]
+            for start, end in zip(starts, [*starts[1:], len(part)], strict=True):
+                target = raw[start * PAGE_SIZE : end * PAGE_SIZE]
+                got = os.preadv(self.fd, [target], int(part[start]) * PAGE_SIZE)
+                if got != len(target):
+                    raise OSError(f"read {got} of {len(target)} bytes of guest memory")
+            expected = np.uint64(0) if zero else self._pattern(part)
+            yield part, (content[: len(part)] != expected).any(axis=1)
+
+
+def _describe(layout: Sequence[tuple[int, int]]) -> Iterator[RegionDescription]:
+    offset = 0
+    for number, (addr, size) in enumerate(layout):
+        # A gap of 1 MiB between them: an address past one region's end must be nobody's.
+        frontend = FRONTEND_BASE + offset + number * 0x10_0000
+        yield RegionDescription(GuestAddr(addr), size, FrontendAddr(frontend), offset)
+        offset += size

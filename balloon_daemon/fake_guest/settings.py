@@ -1,0 +1,66 @@
+"""How a fake guest's driver behaves where drivers may differ, and what it counts."""
+
+from dataclasses import dataclass
+
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.fake_guest.pages import BUFFER_PFNS
+from balloon_daemon.fake_guest.ring import ring_bytes
+from balloon_daemon.virtio.balloon import MAX_QUEUES, OFFERED_FEATURES, STAT_ENTRY, StatTag
+
+BUFFER_BYTES = 4 * BUFFER_PFNS
+_STATS_BYTES = STAT_ENTRY.size * len(StatTag)
+
+
+@dataclass(frozen=True, slots=True)
+class DriverSettings:
+    """How this driver behaves where drivers may differ.
+
+    Attributes:
+        features: what it acknowledges of what is offered.
+        queue_size: entries of every ring, a power of two.
+        in_flight: PFN buffers sent before it waits; Linux sends one.
+        parts: descriptors of each PFN buffer; Linux needs one.
+        stat_tags: statistics in a buffer, 10 or 16.
+        interrupts: False suppresses the device's calls; the driver then polls.
+        refill: touch pages again that come out of the balloon and had been touched.
+    """
+
+    features: int = OFFERED_FEATURES
+    queue_size: int = 128
+    in_flight: int = 1
+    parts: int = 1
+    stat_tags: int = 10
+    interrupts: bool = True
+    refill: bool = False
+
+    def __post_init__(self) -> None:
+        size = self.queue_size
+        if not 1 <= size <= 32768 or size & (size - 1):
+            raise ConfigError(f"queue size {size}: allowed are powers of two up to 32768")
+        if not 1 <= self.parts <= min(size, BUFFER_BYTES):
+            raise ConfigError(f"{self.parts} descriptors a buffer in a queue of {size}")
+        if self.in_flight < 1 or self.in_flight * self.parts > size:
+            raise ConfigError(f"{self.in_flight} buffers in flight in a queue of {size}")
+        if self.stat_tags not in (10, 16):
+            raise ConfigError(f"{self.stat_tags} statistics: kernels send 10 or 16")
+
+
+@dataclass(slots=True)
+class DriverCounters:
+    """What the driver has done since it began."""
+
+    inflate_buffers: int = 0
+    deflate_buffers: int = 0
+    stats_buffers: int = 0
+    report_buffers: int = 0
+    reported_bytes: int = 0
+    kicks: int = 0
+    kicks_suppressed: int = 0
+    out_of_puff: int = 0
+    config_interrupts: int = 0
+
+
+def area_bytes(settings: DriverSettings) -> int:
+    """Guest memory that the driver's rings and buffers take."""
+    buffers = BUFFER_BYTES * settings.in_flight + _STATS_BYTES
+    return ring_bytes(settings.queue_size) * MAX_QUEUES + buffers

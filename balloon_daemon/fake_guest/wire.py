@@ -1,0 +1,175 @@
+"""One end of a vhost-user connection, for whoever plays the VMM.
+
+Runs in the fake guest's process and in tests. It sends whole messages or whatever a misbehaving
+VMM would send, and it never waits without a deadline: a back-end that does not answer hangs a real
+VMM, here it fails a test. It must never be used by the daemon, which trusts no peer's pace.
+"""
+
+import array
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+from balloon_daemon.errors import BalloondError
+from balloon_daemon.vhost_user.messages import HEADER, MAX_FDS, MAX_PAYLOAD_BYTES, Message
+
+DEFAULT_TIMEOUT_S = 10.0
+"""How long a peer may take over one message: far above any honest answer on a loaded machine."""
+
+
+class BackendError(BalloondError):
+    """The back-end broke vhost-user or refused a request: what a VMM would give up on."""
+
+
+class Wire:
+    """A stream socket that carries vhost-user messages with their file descriptors.
+
+    Args:
+        sock: a connected stream socket; owned from here on.
+        timeout_s: longest wait for the peer, in seconds.
+    """
+
+    def __init__(self, sock: socket.socket, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.timeout_s = timeout_s
+
+    @classmethod
+    def connect(cls, path: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> "Wire":
+        """Connects to a listening back-end.
+
+        Raises:
+            OSError: nobody listens there, or the socket may not be used.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Connecting blocks only while the listener's backlog is full; settimeout bounds it.
+            sock.settimeout(timeout_s)
+            sock.connect(path)
+        except OSError:
+            sock.close()
+            raise
+        return cls(sock, timeout_s=timeout_s)
+
+    def fileno(self) -> int:
+        """The socket's file descriptor; −1 when closed."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Hangs up, wherever the conversation stands."""
+        self._sock.close()
+
+    def shut_down_sending(self) -> None:
+        """Says "no more from me" while still able to read."""
+        self._sock.shutdown(socket.SHUT_WR)
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Sends bytes, well-formed or not, with any file descriptors beside the first of them.
+
+        Raises:
+            TimeoutError: the peer took nothing for the whole timeout.
+            OSError: the peer hung up.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        rest = memoryview(data)
+        while rest:
+            try:
+                sent = self._sock.sendmsg([rest], rights, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                self._wait(select.POLLOUT, deadline, "to take our message")
+                continue
+            rest = rest[sent:]
+            rights = []
+
+    def send_now(self, data: bytes) -> int:
+        """Sends as much as fits at this moment: what a VMM that floods us does.
+
+        Returns:
+            How many bytes the kernel took; 0 when the socket's buffer is full.
+        """
+        try:
+            return self._sock.send(data, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return 0
+
+    def receive(self, meanwhile: Callable[[], None] | None = None) -> tuple[Message, list[int]]:
+        """Waits for one whole message.
+
+        Args:
+            meanwhile: called at least every 50 ms while waiting, to serve other channels.
+
+        Returns:
+            The message, and the file descriptors beside it, which the caller must close.
+
+        Raises:
+            TimeoutError: no whole message within the timeout.
+            ConnectionError: the peer hung up.
+            BackendError: a payload longer than the protocol has any use for.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        fds: list[int] = []
+        try:
+            request, flags, size = HEADER.unpack(
+                self._exactly(HEADER.size, fds, deadline, meanwhile)
+            )
+            if size > MAX_PAYLOAD_BYTES:
+                raise BackendError(f"a payload of {size} bytes, at most {MAX_PAYLOAD_BYTES}")
+            payload = self._exactly(size, fds, deadline, meanwhile)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return Message(request, flags, payload), fds
+
+    def readable(self) -> bool:
+        """Tells whether bytes or an end of file wait to be read."""
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def _exactly(
+        self,
+        size: int,
+        fds: list[int],
+        deadline: float,
+        meanwhile: Callable[[], None] | None,
+    ) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                part, control, _, _ = self._sock.recvmsg(
+                    size - len(data), socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                self._wait(select.POLLIN, deadline, "to answer", meanwhile)
+                continue
+            for level, kind, content in control:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    whole = len(content) // 4 * 4
+                    fds.extend(memoryview(content[:whole]).cast("i").tolist())
+            if not part:
+                raise ConnectionResetError("the back-end hung up")
+            data += part
+        return data
+
+    def _wait(
+        self,
+        events: int,
+        deadline: float,
+        what: str,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        poller = select.poll()
+        poller.register(self._sock, events)
+        while True:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"waited {self.timeout_s:g} s for the back-end {what}")
+            slice_s = left_s if meanwhile is None else min(left_s, 0.05)
+            if poller.poll(slice_s * 1000):
+                return
+            if meanwhile is not None:
+                meanwhile()
