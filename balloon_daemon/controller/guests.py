@@ -14,6 +14,7 @@ from balloon_daemon.balloon_policy import (
     LowMemoryTimer,
     PauseLowMemory,
     Reading,
+    Reason,
     ResumeLowMemory,
     SetTarget,
     Timer,
@@ -38,6 +39,8 @@ from balloon_daemon.vhost_user.backend import (
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from balloon_daemon.virtio.balloon import pages_of
+
+_QUIET = {Reason.AT_MAXIMUM, Reason.NO_BALLOON}
 
 MESSAGES_A_TURN = 64
 """Messages taken from one front-end before the others get their turn."""
@@ -73,7 +76,8 @@ class Guest:
         self._backend = Backend(MemoryTable(_inspect))
         self._policy: BalloonPolicy | None = None
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
-        self._empty: asyncio.Event = asyncio.Event()
+        self._last_reason: Reason | None = None
+        self._empty = asyncio.Event()
         self.keeper = DeviceKeeper(
             self._backend, shared.jail, lambda: self.target_bytes, self._log, name
         )
@@ -211,7 +215,12 @@ class Guest:
         assert self._policy is not None
         step = self._policy.step(event, self._loop.time())
         decision = step.decision
-        log = self._log.debug if isinstance(event, LowMemoryTimer) else self._log.info
+        # Under lasting pressure at the maximum the same decision falls every second: said once.
+        repeated = decision.reason in _QUIET and decision.reason is self._last_reason
+        quiet = repeated or decision.reason is Reason.RECHECK
+        if decision.reason is not Reason.RECHECK:
+            self._last_reason = decision.reason
+        log = self._log.debug if quiet else self._log.info
         fields: dict[str, object] = {
             "reason": decision.reason.value,
             "level": decision.level,
