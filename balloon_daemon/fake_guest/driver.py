@@ -105,6 +105,7 @@ class BalloonDriver:
         self._had_pattern = np.zeros(ram.num_pages, np.bool_)
         self._report: PageReport | None = None
         self._leaving = False
+        self._look_again = False
         self._reset_queues()
 
     def _reset_queues(self) -> None:
@@ -200,8 +201,11 @@ class BalloonDriver:
 
     def _advance(self) -> None:
         self.wants_retry = False
+        # Linux queues its work once more when an interrupt comes while the work is waiting.
+        self._look_again = True
         while self.queues and self._slots:
             wanted = self._wanted()
+            self._look_again = False
             self.num_pages = wanted
             missing = wanted - self.actual - self._on_the_way
             if missing == 0:
@@ -261,7 +265,7 @@ class BalloonDriver:
         else:
             self._give_back(buffer.pages)
         self.transport.write_config(4, self.actual.to_bytes(4, "little"))
-        if self._sent or self.actual != self.num_pages:
+        if self._look_again or self._sent or self.actual != self.num_pages:
             self._advance()
         if self.actual == self.num_pages and not self._sent:
             self._on_event(buffer.direction.value, self._figures())

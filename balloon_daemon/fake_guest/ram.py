@@ -125,7 +125,8 @@ class GuestRam:
         self._words = np.frombuffer(self._map, np.uint64).reshape(self.num_pages, WORDS)
         self.state = np.full(self.num_pages, PageState.FRESH, np.uint8)
         self._generation = np.zeros(self.num_pages, np.uint64)
-        self._seed = np.uint64(seed)
+        # Multiplied apart: guests whose seeds are neighbours share no page's pattern.
+        self._seed = np.uint64(seed * 0xFF51AFD7ED558CCD % 2**64)
         self._steps = np.arange(WORDS, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
         self._starts = np.array([r.mmap_offset_bytes // PAGE_SIZE for r in self.regions])
         self._start_pfns = np.array([r.guest_addr // PAGE_SIZE for r in self.regions])
@@ -194,7 +195,7 @@ class GuestRam:
 
     def _pattern(self, pages: Pages) -> NDArray[np.uint64]:
         """What pages should hold: each word depends on page, word, generation and guest."""
-        base = (pages.astype(np.uint64) + self._seed) * np.uint64(0x9E3779B97F4A7C15)
+        base = pages.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + self._seed
         base ^= self._generation[pages] * np.uint64(0xBF58476D1CE4E5B9)
         rows: NDArray[np.uint64] = base[:, None] + self._steps[None, :]
         return rows
