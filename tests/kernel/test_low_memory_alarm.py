@@ -136,6 +136,8 @@ def test_muted_device_that_falls_quiet_is_armed_by_the_next_reading(
     assert not wakes(source)
     host.raise_alarm()
     assert wakes(source)
+    source.acknowledge()
+    assert not wakes(source)  # muted again, as the first time
 
 
 def test_wakeup_that_nobody_acknowledges_stays(host: Host, source: ChromeosLowMemory) -> None:
@@ -258,6 +260,21 @@ def test_device_that_cannot_wake_us_leaves_polling_and_is_described(
     assert not wakes(source)
     source.close()
     assert source.wait_fd() is None
+
+
+@needs_pressure
+def test_device_that_hangs_up_as_soon_as_it_is_opened_never_wakes() -> None:
+    # A pressure file that was given no trigger reports EPOLLERR for ever.
+    alarm = DeviceAlarm(PRESSURE_FILE)
+    poll = select.poll()
+    poll.register(alarm.fileno(), select.POLLIN)
+
+    alarm.refresh()
+
+    assert poll.poll(0) == []
+    assert not alarm.armed
+    assert alarm.problem == "it hangs up at once"
+    alarm.close()
 
 
 @needs_pressure
