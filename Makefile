@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm
+.PHONY: help setup demo test test-vm fuzz fuzz-seccomp
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -15,3 +15,8 @@ test: setup ## linters, unit, property and kernel tests
 
 test-vm: setup ## real Linux guests in QEMU
 	@.venv/bin/python -m pytest -m vm tests/vm $(ARGS)
+
+fuzz: fuzz-seccomp ## long random campaigns
+
+fuzz-seccomp: setup ## a million calls: policy text against its evaluator and its BPF (ARGS="N SEED")
+	@.venv/bin/python -m tests.property.test_seccomp_compiler $(ARGS)

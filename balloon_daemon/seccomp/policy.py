@@ -1,6 +1,6 @@
 """What a policy file says, as plain values: where parser, compiler and evaluator meet. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from balloon_daemon.errors import PolicyProblem
@@ -76,11 +76,19 @@ class Operator(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """One comparison: ``argN OP value``. The value is an unsigned 64-bit number."""
+    """One comparison: ``argN OP value``.
+
+    Attributes:
+        argument: its index, 0 to 5.
+        operator: how it is compared.
+        value: with what, an unsigned 64-bit number.
+        text: the value as it was written, for people.
+    """
 
     argument: int
     operator: Operator
     value: int
+    text: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

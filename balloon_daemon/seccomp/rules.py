@@ -71,6 +71,14 @@ class Words:
         self._next += 1
         return token
 
+    def mark(self) -> int:
+        """The present position, for ``text_since``."""
+        return self._next
+
+    def text_since(self, mark: int) -> str:
+        """The words taken since then, without their spaces."""
+        return "".join(token.text for token in self._tokens[mark : self._next])
+
     def take_if(self, text: str) -> Token | None:
         """The next word if it is this one."""
         token = self.peek()
@@ -280,7 +288,9 @@ class RuleReader:
             raise StatementError(
                 operator.place, f"expected an operator, found {operator.text!r}{hint}"
             )
-        return Atom(index, Operator(operator.text), self._value(words))
+        mark = words.mark()
+        value = self._value(words)
+        return Atom(index, Operator(operator.text), value, words.text_since(mark))
 
     # value = term { '|' term };  term = [ '~' ] ( '(' value ')' | name | number )
     def _value(self, words: Words) -> int:
