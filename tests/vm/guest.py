@@ -81,14 +81,20 @@ class Guest:
             raise GuestCommandError(f"`{command.text}` ended with {answer[2]}: {output}")
         return output
 
-    def balloon_pages(self) -> int:
-        """4 KiB pages in the balloon, by the guest kernel's own count."""
-        counts = dict(line.split() for line in self.run("cat /proc/vmstat").splitlines())
-        return int(counts["balloon_inflate"]) - int(counts["balloon_deflate"])
+    def is_done(self, command: Command) -> bool:
+        """Whether a command that was begun has ended, so that `finish` will not wait."""
+        self._read()
+        return f"@@END {command.number} " in self._received
+
+    def reboot(self) -> None:
+        """Restarts the guest's kernel, unprepared, and waits until it takes commands again."""
+        self.begin("reboot -f")
+        self.wait_boot()
 
     def balloon_bytes(self) -> int:
-        """The same in bytes."""
-        return self.balloon_pages() * _PAGE
+        """What is in the balloon, by the guest kernel's own count."""
+        counts = dict(line.split() for line in self.run("cat /proc/vmstat").splitlines())
+        return (int(counts["balloon_inflate"]) - int(counts["balloon_deflate"])) * _PAGE
 
     def meminfo_bytes(self, name: str) -> int:
         """One line of the guest's /proc/meminfo."""

@@ -138,7 +138,7 @@ class Qemu:
         self._process.wait()
         for connection in self._connections:
             connection.close()
-        shutil.rmtree(self._run_dir)
+        shutil.rmtree(self._run_dir, ignore_errors=True)
 
     def _listen(self, name: str) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX)

@@ -1,0 +1,168 @@
+"""A real guest with a balloond of its own: what most tests here drive.
+
+The test is the host: it says how much memory there is, balloond decides, the guest obeys.
+"""
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.vm.daemon import Daemon, DaemonConfig
+from tests.vm.guest import Guest
+from tests.vm.images import Images
+from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.qemu import MIB, QemuConfig
+
+BALLOON_S = 60
+"""Deadline for the balloon to reach a target, most of which takes a guest about a second."""
+
+
+_TRACING = "/sys/kernel/tracing"
+
+
+@dataclass(frozen=True, slots=True)
+class VmConfig:
+    """What kind of VM.
+
+    Attributes:
+        suite: whose kernel the guest runs; one of `images.GUEST_SUITES`.
+        memory_mib: its memory. 512 MiB is the least that comes with a balloon worth testing.
+        speed: of the balloon policy. At 100 times the seed's, all levels up take 0.2 s and all
+            levels down 5 s, about as fast as a guest under TCG can follow.
+        disk: a raw image for the guest's disk.
+    """
+
+    suite: str
+    memory_mib: int = 512
+    speed: float = 100
+    disk: Path | None = None
+
+
+class BalloonedVm:
+    """A guest and its balloond, running. `stop` it at the end, whatever happened."""
+
+    def __init__(
+        self, images: Images, config: VmConfig, log_dir: Path, host: LowMemDir | None = None
+    ) -> None:
+        """Starts balloond, then the guest.
+
+        Args:
+            images: where QEMU and the kernels are.
+            config: what kind of VM.
+            log_dir: gets the logs of both.
+            host: one that several VMs share; None for one of its own.
+        """
+        self.config = config
+        self.log_dir = log_dir
+        self._run_dir = Path(tempfile.mkdtemp(prefix="balloond-vm-"))
+        self.host = host or LowMemDir(self._run_dir / "low_mem", margin_mib=400)
+        socket = self._run_dir / "balloond.sock"
+        self.daemon = Daemon(
+            DaemonConfig(socket, config.memory_mib, self.host, config.speed), log_dir
+        )
+        try:
+            machine = QemuConfig(
+                config.suite,
+                memory_mib=config.memory_mib,
+                balloond_socket=socket,
+                disk=config.disk,
+            )
+            self.guest = Guest(images, machine, log_dir)
+        except BaseException:
+            self.daemon.kill()
+            raise
+
+    @property
+    def max_bytes(self) -> int:
+        """The balloon's maximum by the seed's rule for VMs of 500 MiB to 1.5 GiB: one half."""
+        return self.config.memory_mib * MIB // 2
+
+    def host_bytes(self) -> int:
+        """What the host really holds for the guest."""
+        return self.guest.qemu.memory_blocks_bytes()
+
+    def fill_page_cache(self) -> None:
+        """Lets the guest use all of its memory, for what it can drop at any time.
+
+        The disk is kept open: closing it would drop the pages of its cache.
+        """
+        count = self.config.memory_mib
+        self.guest.run(f"exec 9</dev/vda && dd if=/dev/vda of=/dev/null bs=1M count={count}")
+
+    def drop_page_cache(self) -> None:
+        """Lets the guest free what `fill_page_cache` took."""
+        self.guest.run("exec 9<&-")
+
+    def probe_config_changes(self) -> None:
+        """Sets a probe where the driver's config interrupt arrives.
+
+        The device's one interrupt line is no witness: it also tells of used buffers.
+        """
+        self.guest.run(
+            f"mount -t tracefs none {_TRACING}"
+            f" && echo p:changed virtballoon_changed >{_TRACING}/kprobe_events"
+            f" && echo 1 >{_TRACING}/events/kprobes/changed/enable"
+        )
+
+    def config_changes(self) -> int:
+        """How often the probe was hit."""
+        name, hits, _missed = self.guest.run(f"cat {_TRACING}/kprobe_profile").split()
+        assert name == "changed"
+        return int(hits)
+
+    def wait_target(self, target_bytes: int) -> None:
+        """Waits until balloond has decided on a target."""
+        self.daemon.wait(
+            lambda: self.daemon.target_bytes() == target_bytes,
+            deadline_s=BALLOON_S,
+            what=f"balloond decides on a balloon of {target_bytes // MIB} MiB",
+        )
+
+    def wait_balloon(self, balloon_bytes: int) -> None:
+        """Waits until the guest's driver has brought the balloon to exactly this size."""
+        self.daemon.wait(
+            lambda: self.guest.balloon_bytes() == balloon_bytes,
+            deadline_s=BALLOON_S,
+            what=f"the guest's balloon holds {balloon_bytes // MIB} MiB",
+        )
+
+    def inflate(self) -> None:
+        """Makes the host low on memory until the balloon is at its maximum."""
+        self.host.set_low()
+        self.wait_target(self.max_bytes)
+        self.wait_balloon(self.max_bytes)
+
+    def deflate(self) -> None:
+        """Gives the host plenty until the balloon is empty."""
+        self.host.set_plenty()
+        self.wait_target(0)
+        self.wait_balloon(0)
+
+    def oom_kills(self) -> list[str]:
+        """What the guest's kernel said of processes that it had to kill."""
+        return re.findall(r".*(?:oom-kill|Out of memory).*", self.guest.kernel_log())
+
+    def log_paths(self) -> list[Path]:
+        """Where to look when something went wrong."""
+        return sorted(self.log_dir.iterdir())
+
+    def kill(self) -> None:
+        """Ends guest and balloond without asking."""
+        self.guest.stop()
+        self.daemon.kill()
+        shutil.rmtree(self._run_dir, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Ends the guest, then balloond as systemd would.
+
+        Raises:
+            DaemonError: balloond did not end well.
+        """
+        self.guest.stop()
+        try:
+            self.daemon.stop()
+        finally:
+            self.daemon.kill()
+            shutil.rmtree(self._run_dir, ignore_errors=True)

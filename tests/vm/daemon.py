@@ -1,0 +1,157 @@
+"""One balloond process, as an operator starts it, and what it says in its JSON log."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import wait_until
+
+T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
+BALLOOND = ROOT / ".venv/bin/balloond"
+
+_START_S = 30
+_STOP_S = 30
+
+
+class DaemonError(AssertionError):
+    """balloond ended, or ended otherwise than it should; carries the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """How balloond is started.
+
+    Attributes:
+        socket: where it listens.
+        vm_mem_mib: what it is told of the VM's size.
+        low_mem: the host, as it sees it.
+        speed: how many times faster than the seed's its balloon policy runs.
+        options: further options, as they are typed.
+    """
+
+    socket: Path
+    vm_mem_mib: int
+    low_mem: LowMemDir
+    speed: float
+    options: tuple[str, ...] = ()
+
+    def command(self) -> list[str]:
+        """The command line."""
+        return [
+            str(BALLOOND),
+            *("--socket", str(self.socket)),
+            *("--vm-mem", f"{self.vm_mem_mib}M"),
+            *("--low-mem-dir", str(self.low_mem.path)),
+            *("--speed", f"{self.speed:g}"),
+            *("--log", "json"),
+            *self.options,
+        ]
+
+
+class Daemon:
+    """A running balloond. `stop` it at the end, whatever happened."""
+
+    def __init__(self, config: DaemonConfig, log_dir: Path) -> None:
+        """Starts it and waits until it listens.
+
+        Args:
+            config: its options.
+            log_dir: gets `balloond.log` (its log) and `balloond.out` (what it prints).
+
+        Raises:
+            DaemonError: it ended instead.
+        """
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self.config = config
+        self.log_path = log_dir / "balloond.log"
+        self._records: list[dict[str, Any]] = []
+        self._half_line = ""
+        with self.log_path.open("w") as log, (log_dir / "balloond.out").open("w") as out:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *config.command()],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+            )
+        self._log = self.log_path.open()
+        try:
+            self.wait(config.socket.exists, deadline_s=_START_S, what="balloond listens")
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The controller's process id."""
+        return self._process.pid
+
+    def records(self) -> list[dict[str, Any]]:
+        """Its log so far, without a line that it is in the middle of writing.
+
+        Raises:
+            DaemonError: a line is not JSON, a traceback perhaps.
+        """
+        *lines, self._half_line = (self._half_line + self._log.read()).split("\n")
+        try:
+            self._records += [json.loads(line) for line in lines]
+        except ValueError as err:
+            raise DaemonError(f"balloond's log is not JSON:\n{self._last_lines()}") from err
+        return self._records
+
+    def target_bytes(self) -> int:
+        """The balloon size that it has decided on last; 0 before any decision."""
+        for record in reversed(self.records()):
+            if "target_bytes" in record:
+                return int(record["target_bytes"])
+        return 0
+
+    def wait(self, condition: Callable[[], T], *, deadline_s: float, what: str) -> T:
+        """Waits for a condition, but no longer than balloond lives.
+
+        Raises:
+            DaemonError: balloond has ended.
+            DeadlineError: the condition stayed false.
+        """
+
+        def checked() -> T:
+            value = condition()
+            if not value and self._process.poll() is not None:
+                raise DaemonError(
+                    f"balloond ended with status {self._process.returncode} before: {what}\n"
+                    f"{self._last_lines()}"
+                )
+            return value
+
+        return wait_until(checked, deadline_s=deadline_s, what=what, seen=self._last_lines)
+
+    def stop(self) -> None:
+        """Ends it as systemd would.
+
+        Raises:
+            DaemonError: its exit status is not 0, or it took too long.
+        """
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            status = self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired as err:
+            self.kill()
+            raise DaemonError(
+                f"balloond did not end in {_STOP_S} s\n{self._last_lines()}"
+            ) from err
+        if status != 0:
+            raise DaemonError(f"balloond ended with status {status}\n{self._last_lines()}")
+
+    def kill(self) -> None:
+        """Ends it without asking."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _last_lines(self) -> str:
+        return "\n".join(self.log_path.read_text().splitlines()[-10:])

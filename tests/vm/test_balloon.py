@@ -1,0 +1,94 @@
+"""The balloon of a real Linux guest: every queue, both ways, with the host's blocks as witness."""
+
+import pytest
+
+from tests.vm.ballooned_vm import BALLOON_S, BalloonedVm
+from tests.vm.qemu import MIB
+
+pytestmark = pytest.mark.vm
+
+
+def test_new_target_reaches_the_driver_as_a_config_interrupt(vm: BalloonedVm) -> None:
+    vm.probe_config_changes()
+    before = vm.config_changes()
+
+    vm.inflate()
+
+    # One for each level at most: the driver may find several levels at once when it looks.
+    assert before == 0
+    assert 1 <= vm.config_changes() <= 16
+
+
+def test_inflate_frees_the_hosts_blocks(vm: BalloonedVm) -> None:
+    vm.fill_page_cache()
+    before_bytes = vm.host_bytes()
+    # All but what the guest's kernel never touches: only then is each page taken a page freed.
+    assert before_bytes > 0.95 * vm.config.memory_mib * MIB
+
+    vm.inflate()
+
+    freed_bytes = before_bytes - vm.host_bytes()
+    assert freed_bytes > 0.95 * vm.max_bytes
+
+
+def test_deflate_gives_the_guest_its_memory_back(vm: BalloonedVm) -> None:
+    vm.inflate()
+    available_bytes = vm.guest.meminfo_bytes("MemAvailable")
+
+    vm.deflate()
+
+    assert vm.guest.meminfo_bytes("MemAvailable") - available_bytes > 0.9 * vm.max_bytes
+    vm.fill_page_cache()
+    assert vm.host_bytes() > 0.95 * vm.config.memory_mib * MIB
+
+
+def test_file_in_the_guests_memory_survives_inflate_and_deflate(vm: BalloonedVm) -> None:
+    # As large as fits beside a full balloon: the driver must take all that lies between its pages.
+    vm.guest.run("dd if=/dev/urandom of=/tmp/file bs=1M count=128")
+    before = vm.guest.run("md5sum /tmp/file")
+    vm.fill_page_cache()
+
+    vm.inflate()
+    inflated = vm.guest.run("md5sum /tmp/file")
+    vm.deflate()
+    vm.fill_page_cache()
+    deflated = vm.guest.run("md5sum /tmp/file")
+
+    assert (inflated, deflated) == (before, before)
+
+
+def test_free_pages_are_reported_and_freed_without_a_target(vm: BalloonedVm) -> None:
+    vm.fill_page_cache()
+    filled_bytes = vm.host_bytes()
+
+    vm.drop_page_cache()
+
+    # The guest reports blocks of 2 MiB and more, some 2 s after it freed them.
+    vm.daemon.wait(
+        lambda: filled_bytes - vm.host_bytes() > 200 * MIB,
+        deadline_s=BALLOON_S,
+        what="200 MiB freed by page reporting alone",
+    )
+    assert vm.daemon.target_bytes() == 0
+    assert vm.guest.balloon_bytes() == 0
+
+
+def test_target_beyond_what_the_guest_can_give_waits_until_it_can(vm: BalloonedVm) -> None:
+    vm.guest.run("dd if=/dev/urandom of=/tmp/file bs=1M count=320")
+    before = vm.guest.run("md5sum /tmp/file")
+
+    vm.host.set_low()
+    vm.wait_target(vm.max_bytes)
+    vm.daemon.wait(
+        lambda: vm.guest.meminfo_bytes("MemFree") < 32 * MIB,
+        deadline_s=BALLOON_S,
+        what="the guest has given what it can",
+    )
+    squeezed_bytes = vm.guest.balloon_bytes()
+    squeezed = vm.guest.run("md5sum /tmp/file")
+    vm.guest.run("rm /tmp/file")
+    vm.wait_balloon(vm.max_bytes)
+
+    assert 0 < squeezed_bytes < vm.max_bytes
+    assert squeezed == before
+    assert vm.oom_kills() == []

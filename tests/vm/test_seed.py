@@ -1,0 +1,123 @@
+"""The seed's own test, automated.
+
+In its words: "Start 2 VMs and write out a large file (size > system RAM) in each. Observe
+/sys/kernel/mm/chromeos-low_mem/available and see that the available memory steadily decreases
+until it goes under the low memory margin at which point the available memory bounces back up as
+crosvm frees up pages."
+
+The host here is a budget: what is available is the budget minus what the two guests' memory
+really holds. Without a balloon the guests would need more than there is.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.vm.ballooned_vm import BalloonedVm, VmConfig
+from tests.vm.conftest import LOGS, Running
+from tests.vm.images import GUEST_SUITES
+from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.qemu import MIB
+from tests.vm.seed_chart import Sample, draw
+from tests.vm.waiting import wait_until
+
+pytestmark = pytest.mark.vm
+
+BUDGET_MIB = 900
+MARGIN_MIB = 200
+SPEED = 20
+"""Times the seed's: 50 ms from level to level, which the guests can follow under TCG."""
+
+FILE_MIB = 576
+PIECE_MIB = 16
+CHART = LOGS.parent / "seed-test.png"
+
+
+class BudgetHost:
+    """A host whose memory is a budget that its guests use up."""
+
+    def __init__(self, low_mem: LowMemDir) -> None:
+        self.vms: list[BalloonedVm] = []
+        self.samples: list[Sample] = []
+        self._low_mem = low_mem
+        self._start_s = time.monotonic()
+
+    def account(self) -> Sample:
+        """Tells balloond what is left now."""
+        guests = [vm.host_bytes() // MIB for vm in self.vms]
+        sample = Sample(
+            seconds=time.monotonic() - self._start_s,
+            available_mib=BUDGET_MIB - sum(guests),
+            guests_mib=guests,
+            targets_mib=[vm.daemon.target_bytes() // MIB for vm in self.vms],
+        )
+        self._low_mem.set_available(max(0, sample.available_mib))
+        self.samples.append(sample)
+        return sample
+
+    def wait(self, condition: Callable[[], bool], *, deadline_s: float, what: str) -> None:
+        """Waits for a condition while it keeps the account, some hundred times a second."""
+
+        def accounted() -> bool:
+            self.account()
+            return condition()
+
+        wait_until(accounted, deadline_s=deadline_s, what=what, seen=lambda: self.samples[-1])
+
+
+def test_available_falls_below_the_margin_and_bounces_back(vms: Running, tmp_path: Path) -> None:
+    low_mem = LowMemDir(tmp_path / "low_mem", margin_mib=MARGIN_MIB)
+    host = BudgetHost(low_mem)
+    for suite in GUEST_SUITES:
+        vm = vms.own(_with_disk(suite, tmp_path), f"{suite}-seed", host=low_mem)
+        (tmp_path / f"{suite}.img").unlink()  # QEMU has it open: it ends with QEMU.
+        vm.guest.run("mke2fs /dev/vda && mount -t ext4 /dev/vda /mnt")
+        vm.guest.run(f"dd if=/dev/urandom of=/tmp/piece bs=1M count={PIECE_MIB}")
+        host.vms.append(vm)
+
+    written = _run_in_all(host, "md5sum </tmp/piece")
+    _run_in_all(host, _for_each_piece("$dd if=/tmp/piece of=/mnt/file conv=notrunc seek=$n"))
+    read = _run_in_all(host, _for_each_piece("$dd if=/mnt/file skip=$n | md5sum") + " | sort -u")
+    _run_in_all(host, "rm /mnt/file && sync")
+    host.wait(
+        lambda: all(vm.daemon.target_bytes() == 0 for vm in host.vms),
+        deadline_s=120,
+        what="all of the balloon is given back",
+    )
+    names = [f"Linux {vm.guest.release.split('-')[0]}" for vm in host.vms]
+    title = (
+        f"Two guests of 512 MiB on {BUDGET_MIB} MiB (balloon policy at {SPEED} times its speed)"
+    )
+    draw(host.samples, names, MARGIN_MIB, title, CHART)
+
+    available = [sample.available_mib for sample in host.samples]
+    low = [mib < MARGIN_MIB for mib in available]
+    first_low = low.index(True)
+    assert not all(low[first_low:]), "available never came back over the margin"
+    assert min(available) > 0, "the host ran out of memory"
+    assert read == written
+
+
+def _with_disk(suite: str, directory: Path) -> VmConfig:
+    disk = directory / f"{suite}.img"
+    with disk.open("wb") as image:
+        image.truncate(2 * FILE_MIB * MIB)
+    return VmConfig(suite, speed=SPEED, disk=disk)
+
+
+def _for_each_piece(command: str) -> str:
+    numbers = f"$(seq 0 {FILE_MIB // PIECE_MIB - 1})"
+    return f"dd='dd status=none bs={PIECE_MIB}M count=1'; for n in {numbers}; do {command}; done"
+
+
+def _run_in_all(host: BudgetHost, command: str) -> list[str]:
+    """Runs a command in all guests at the same time."""
+    begun = [(vm.guest, vm.guest.begin(command)) for vm in host.vms]
+    host.wait(
+        lambda: all(guest.is_done(command) for guest, command in begun),
+        deadline_s=300,
+        what=f"the guests have run `{command}`",
+    )
+    return [guest.finish(command) for guest, command in begun]
