@@ -7,6 +7,7 @@ plays one scenario with the source that ``choose_source`` then finds. The machin
 """
 
 import asyncio
+import atexit
 import json
 import os
 import shutil
@@ -69,6 +70,7 @@ def build_chromeos() -> int:
 def found_source(margin_bytes: int | None = None) -> ChromeosLowMemory:
     source = choose_source(low_mem_dir=None, margin_bytes=margin_bytes)
     assert isinstance(source, ChromeosLowMemory)
+    atexit.register(source.close)
     return source
 
 
@@ -85,6 +87,7 @@ def scenario_found(far_end: int) -> Report:
 
 def scenario_explicit(far_end: int) -> Report:
     source = choose_source(low_mem_dir=CHROMEOS_DIR, margin_bytes=None)
+    atexit.register(source.close)
     return {"needs_poll": source.needs_poll}
 
 
@@ -165,9 +168,9 @@ def in_chromeos() -> Iterator[Callable[[str], Report]]:
             capture_output=True,
             text=True,
             timeout=2 * DEADLINE_S,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         )
-        assert run.returncode == 0, run.stderr
+        assert (run.returncode, run.stderr) == (0, "")
         report: Report = json.loads(run.stdout)
         return report
 
