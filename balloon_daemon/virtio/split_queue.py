@@ -77,7 +77,17 @@ class SplitQueue:
         StateError: a size or a length that the specification does not allow.
     """
 
-    __slots__ = ("_available", "_descriptors", "_mask", "_used", "_used16", "name", "next", "size")
+    __slots__ = (
+        "_available",
+        "_descriptors",
+        "_mask",
+        "_used",
+        "_used16",
+        "name",
+        "next",
+        "size",
+        "used_index",
+    )
 
     def __init__(
         self,
@@ -103,7 +113,10 @@ class SplitQueue:
         self._available = available.cast("H")
         self._used = used
         self._used16 = used.cast("H")
-        self.next = self._used16[1]
+        # Read once, here: the used ring is as open to the driver as the other two areas.
+        self.used_index = self._used16[1]
+        """Chains answered so far, modulo 65536: the base for GET_VRING_BASE."""
+        self.next = self.used_index
         """The next entry to take from the available ring, free-running modulo 65536."""
 
     def pending(self) -> int:
@@ -159,16 +172,11 @@ class SplitQueue:
             head: what ``pop`` gave.
             written_bytes: how many bytes of its writable part the device wrote.
         """
-        index = self._used16[1]
         USED_ELEMENT.pack_into(
-            self._used, 4 + USED_ELEMENT.size * (index & self._mask), head, written_bytes
+            self._used, 4 + USED_ELEMENT.size * (self.used_index & self._mask), head, written_bytes
         )
-        self._used16[1] = (index + 1) & 0xFFFF
-
-    @property
-    def used_index(self) -> int:
-        """Chains answered so far, modulo 65536: the base for GET_VRING_BASE."""
-        return self._used16[1]
+        self.used_index = (self.used_index + 1) & 0xFFFF
+        self._used16[1] = self.used_index
 
     def wants_call(self) -> bool:
         """Tells whether the driver wants to hear of used chains (2.7.7, without EVENT_IDX)."""
