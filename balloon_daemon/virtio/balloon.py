@@ -116,8 +116,8 @@ class BalloonConfig:
 
 
 def pages_of(size_bytes: int) -> NumPages:
-    """The whole 4 KiB balloon pages in a size."""
-    return NumPages(size_bytes // PAGE_SIZE)
+    """The whole 4 KiB balloon pages in a size, or as many as ``num_pages`` can say (a u32)."""
+    return NumPages(min(size_bytes // PAGE_SIZE, 0xFFFF_FFFF))
 
 
 class StatTag(IntEnum):
