@@ -8,6 +8,7 @@ a fork; ``load`` is one system call.
 import ctypes
 import os
 import platform
+from collections.abc import Sequence
 
 # linux/seccomp.h
 SECCOMP_SET_MODE_FILTER = 1
@@ -57,6 +58,23 @@ class Program:
         if _libc.syscall(*self._arguments) != 0:
             errno = ctypes.get_errno()
             raise OSError(errno, f"seccomp: {os.strerror(errno)}")
+
+    def load_and_exec(self, path: str, arguments: Sequence[str]) -> None:
+        """Becomes another program under the filter, which must allow the execve itself.
+
+        Between the two nothing is allocated: a filter without brk would kill Python for it.
+
+        Raises:
+            OSError: the kernel refuses the filter, or the program.
+        """
+        encoded = [os.fsencode(argument) for argument in arguments]
+        argv = (ctypes.c_char_p * (len(encoded) + 1))(*encoded, None)
+        program = ctypes.c_char_p(os.fsencode(path))
+        execv = _libc.execv
+        self.load()
+        execv(program, argv)
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), path)
 
 
 def set_no_new_privs() -> None:

@@ -71,6 +71,31 @@ def parse_policy(
     return parser.result(path)
 
 
+def parse_call(text: str, arch: Arch) -> tuple[int, list[int]]:
+    """Parses a call as people write it: ``madvise(0, 4096, MADV_REMOVE)``.
+
+    The arguments are values of the policy language; the call may be a number.
+
+    Returns:
+        The call's number, and as many arguments as were given.
+
+    Raises:
+        PolicyFileError: it cannot be read, or has more than six arguments.
+    """
+    problems: list[PolicyProblem] = []
+    result = None
+    for tokens in statements("call", text.replace("\n", " "), problems.append):
+        try:
+            result = RuleReader(arch, problems.append).call(Words(tokens))
+        except StatementError as err:
+            problems.append(err.problem)
+    if result is None and not problems:
+        problems.append(Place("call", 1, 1, text).problem("expected a call"))
+    if problems or result is None:
+        raise PolicyFileError(problems)
+    return result
+
+
 class _Parser:
     """One run over a policy and its includes."""
 
@@ -214,6 +239,7 @@ class _Parser:
         for name, of_call in filters.items():
             if of_call[-1].clauses is not None:
                 of_call.append(Filter(None, self._default, None))
+            self._warn_of_lost_conditions(name, of_call)
             number = self._arch.calls[name]
             frequency = self._frequency.get(number, 1)
             calls.append(CallRules(name, number, frequency, tuple(of_call)))
@@ -226,6 +252,16 @@ class _Parser:
             tuple(dict.fromkeys(self._files)),
             self._denylist,
         )
+
+    def _warn_of_lost_conditions(self, name: str, filters: list[Filter]) -> None:
+        refusals = [rule for rule in filters if rule.verdict != ALLOW]
+        if filters[-1].verdict == ALLOW and refusals and refusals[0].place is not None:
+            self._reader.warn(
+                "lost",
+                refusals[0].place,
+                f"holds here, but minijail's Python compiler drops all conditions before an "
+                f"unconditional allow: there, {name} is always allowed",
+            )
 
     def _append(self, name: str, of_call: list[Filter], rule: Rule) -> None:
         for new in rule.filters:

@@ -132,7 +132,8 @@ class RuleReader:
         """What surprises in the rules read so far, each kind once, at its first place."""
         return self._warnings.values()
 
-    def _warn(self, kind: str, place: Place, message: str) -> None:
+    def warn(self, kind: str, place: Place, message: str) -> None:
+        """Notes a surprise, unless one of its kind is noted already."""
         self._warnings.setdefault(kind, place.problem(message))
 
     # rule = ( call | '{' call { ',' call } '}' ) ':' filters
@@ -164,6 +165,32 @@ class RuleReader:
         if count is None or token.text.startswith("-"):
             raise StatementError(token.place, f"expected a count, found {token.text!r}")
         return {name: self._arch.calls[name] for name in calls}, count
+
+    # a call to be judged = ( name | number ) [ '(' [ value { ',' value } ] ')' ]
+    def call(self, words: Words) -> tuple[int, list[int]]:
+        """Reads a call with its arguments, as ``parse_call`` describes it."""
+        token = words.take("a system call")
+        if token.kind is Kind.NUMBER:
+            number = self._number(token)
+            if not 0 <= number < 2**32:
+                raise StatementError(token.place, "a call's number has 32 bits")
+        else:
+            number = self._arch.calls.get(token.text, -1)
+            if number < 0:
+                message = f"unknown system call {token.text} on {self._arch.name}"
+                near = _did_you_mean(token.text, self._arch.calls)
+                raise StatementError(token.place, message + near)
+        arguments: list[int] = []
+        opened = words.take_if("(")
+        if opened is not None and not words.take_if(")"):
+            arguments.append(self._value(words))
+            while words.take_if(","):
+                arguments.append(self._value(words))
+            words.expect(")", opened=opened)
+        words.end()
+        if len(arguments) > MAX_ARGUMENTS:
+            raise StatementError(token.place, f"a call has at most {MAX_ARGUMENTS} arguments")
+        return number, arguments
 
     # call = name [ '[' key '=' name { ',' name } { ';' … } ']' ]
     def _call(self, words: Words) -> list[str]:
@@ -203,14 +230,14 @@ class RuleReader:
                 if not words.take_if(","):
                     break
             if key.text != "arch":
-                self._warn("key", key.place, f"{key.text} means nothing here; only arch does")
+                self.warn("key", key.place, f"{key.text} means nothing here; only arch does")
             if not words.take_if(";"):
                 break
         words.expect("]", opened=opened)
         for value in keys.get("arch", []):
             if canonical_arch(value.text) not in (*ARCH_NAMES, *KNOWN_ELSEWHERE):
                 near = _did_you_mean(value.text, ARCH_NAMES)
-                self._warn("arch", value.place, f"no architecture is called {value.text}{near}")
+                self.warn("arch", value.place, f"no architecture is called {value.text}{near}")
         names = [canonical_arch(value.text) for value in keys.get("arch", [])]
         return "arch" not in keys or self._arch.name in names
 
@@ -244,7 +271,7 @@ class RuleReader:
             action = words.peek()
             verdict = self._action(words)
             if verdict.action is Action.ERRNO and action is not None:
-                self._warn("return", action.place, _RETURN_WARNING)
+                self.warn("return", action.place, _RETURN_WARNING)
         return Filter(tuple(clauses), verdict, first.place)
 
     # action = 'allow' | '1' | 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'trace' | 'log'
@@ -264,7 +291,7 @@ class RuleReader:
             errno = self._constant(number)
             if errno > MAX_ERRNO:
                 message = f"{number.text} is no error number: they end at {MAX_ERRNO}"
-                self._warn("errno", number.place, message)
+                self.warn("errno", number.place, message)
             return Verdict(Action.ERRNO, errno & 0xFFFF)
         if token.kind is Kind.NUMBER:
             raise StatementError(token.place, f"{token.text} is no action; 1 means allow")

@@ -1,0 +1,222 @@
+"""``balloonctl seccomp``: check, explain, test, compile, run and trace policy files."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from balloon_daemon.ctl import seccomp_words as words
+from balloon_daemon.ctl.seccomp_pfc import write_pfc
+from balloon_daemon.ctl.seccomp_run import add_run_parsers
+from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem
+from balloon_daemon.seccomp.bpf import SOCK_FILTER
+from balloon_daemon.seccomp.compiler import compile_bpf
+from balloon_daemon.seccomp.constants import ARCH_NAMES, Arch
+from balloon_daemon.seccomp.evaluator import Decision, evaluate
+from balloon_daemon.seccomp.filter import NATIVE_ARCH, load_arch, read_policy, read_text
+from balloon_daemon.seccomp.parser import parse_call
+from balloon_daemon.seccomp.policy import Action, ParsedPolicy
+
+_DEFAULTS = {action.name.lower().replace("_", "-"): action for action in Action} | {
+    "kill": Action.KILL_PROCESS,
+    "user-notify": Action.USER_NOTIF,
+}
+del _DEFAULTS["errno"], _DEFAULTS["user-notif"]
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds ``seccomp`` and its subcommands; each sets ``run``, which returns an exit status."""
+    parser = subparsers.add_parser(
+        "seccomp",
+        help="check, explain, test, compile, run and trace seccomp policy files",
+        description="Tools for minijail's seccomp policy files; docs/policy-files.md explains "
+        "the language.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--arch",
+        default=NATIVE_ARCH,
+        metavar="ARCH",
+        help=f"for which architecture: {', '.join(ARCH_NAMES)} (default: this machine's)",
+    )
+    common.add_argument(
+        "--default",
+        choices=sorted(_DEFAULTS),
+        default="kill-process",
+        metavar="ACTION",
+        help="for calls that nothing allows, where no @default says otherwise: "
+        f"{', '.join(sorted(_DEFAULTS))} (default: kill-process)",
+    )
+    common.add_argument(
+        "--include-map",
+        action="append",
+        default=[],
+        type=_include_map,
+        metavar="FROM=TO",
+        help="read included files whose path starts with FROM from TO instead",
+    )
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[common])
+        command.set_defaults(run=_with_errors(run))
+        return command
+
+    check = add("check", _check, "say all that is wrong with policy files; exit status 0 or 2")
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    check.add_argument("--json", action="store_true", help="write one JSON object")
+
+    explain = add("explain", _explain, "say in words what a policy allows, and what is missing")
+    explain.add_argument("file", type=Path, metavar="FILE")
+
+    test = add("test", _test, "say what happens to one call, and which rule decides")
+    test.add_argument("file", type=Path, metavar="FILE")
+    test.add_argument("call", metavar="'CALL(ARGUMENT, …)'")
+
+    compile_ = add("compile", _compile, "write the filter for another launcher to load")
+    compile_.add_argument("file", type=Path, metavar="FILE")
+    compile_.add_argument("-o", "--output", metavar="OUT", required=True, help="- for stdout")
+    compile_.add_argument(
+        "--format",
+        choices=["bpf", "pfc"],
+        default="bpf",
+        help="bpf: struct sock_filter, as minijail0 --seccomp-bpf-binary and bubblewrap "
+        "--seccomp load it; pfc: pseudo code to read",
+    )
+    add_run_parsers(commands, common, _read, _with_errors)
+
+
+def _include_map(text: str) -> tuple[str, str]:
+    source, sign, target = text.partition("=")
+    if not sign or not source:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FROM=TO")
+    return source, target
+
+
+def _with_errors(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Turns what an operator can do wrong into a line on stderr and exit status 2."""
+
+    def guarded(options: argparse.Namespace) -> int:
+        try:
+            return run(options)
+        except PolicyFileError as err:
+            print(err, file=sys.stderr)
+        except BalloondError as err:
+            print(f"balloonctl: {err}", file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except OSError as err:
+            where = f"{err.filename}: " if err.filename is not None else ""
+            print(f"balloonctl: {where}{err.strerror or err}", file=sys.stderr)
+        return 2
+
+    return guarded
+
+
+def _read(options: argparse.Namespace, path: Path) -> ParsedPolicy:
+    maps: Sequence[tuple[str, str]] = options.include_map
+
+    def read(name: str) -> str:
+        for source, target in maps:
+            if name.startswith(source):
+                return read_text(target + name.removeprefix(source))
+        return read_text(name)
+
+    default = _DEFAULTS[options.default]
+    return read_policy(path, default=default, arch=options.arch, read=read)
+
+
+def _check(options: argparse.Namespace) -> int:
+    results = [_check_one(options, path) for path in options.files]
+    if options.json:
+        json.dump({"ok": all(r["ok"] for r in results), "files": results}, sys.stdout, indent=2)
+        print()
+    return 0 if all(result["ok"] for result in results) else 2
+
+
+def _check_one(options: argparse.Namespace, path: Path) -> dict[str, object]:
+    result: dict[str, object] = {"file": str(path), "ok": False, "arch": options.arch}
+    errors: tuple[PolicyProblem, ...] = ()
+    warnings: tuple[PolicyProblem, ...] = ()
+    try:
+        policy = _read(options, path)
+        length = len(compile_bpf(policy)) // SOCK_FILTER.size
+    except PolicyFileError as err:
+        errors = err.problems
+    except OSError as err:
+        errors = (PolicyProblem(str(path), 0, 0, 1, "", f"cannot be read: {err.strerror}"),)
+    else:
+        warnings = policy.warnings
+        result |= {"ok": True, "arch": policy.abi.name, "calls": len(policy.calls)}
+        result |= {"instructions": length, "included": policy.files[1:]}
+    result["errors"] = [asdict(problem) for problem in errors]
+    result["warnings"] = [asdict(problem) for problem in warnings]
+    if not options.json:
+        for problem in errors:
+            print(
+                problem if problem.line else f"{problem.file}: {problem.message}", file=sys.stderr
+            )
+        for problem in warnings:
+            print(_warning(problem), file=sys.stderr)
+        if result["ok"]:
+            print(f"{path}: {result['calls']} calls, {length} instructions for {result['arch']}")
+    return result
+
+
+def _warning(problem: PolicyProblem) -> str:
+    at = f"{problem.file}:{problem.line}:{problem.column}: "
+    return at + "warning: " + str(problem).removeprefix(at)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    policy = _read(options, options.file)
+    for line in words.explain(policy, load_arch(options.arch)):
+        print(line)
+    for problem in policy.warnings:
+        print(f"\n{_warning(problem)}")
+    return 0
+
+
+def _test(options: argparse.Namespace) -> int:
+    policy = _read(options, options.file)
+    arch = load_arch(options.arch)
+    number, given = parse_call(options.call, arch)
+    name = arch.call_name(number) or f"call {number}"
+    arguments = [*given, *[0] * (6 - len(given))]
+    decision = evaluate(policy, policy.abi.audit_arch, number, arguments)
+    verdict = decision.verdict
+    answer = f"ERRNO({verdict.errno})" if verdict.action is Action.ERRNO else verdict.action.name
+    print(f"{answer}  {words.call_in_words(name, given, arch)}: ", end="")
+    print(words.verdict_in_words(verdict, arch))
+    print(_because(policy, decision, name, arch))
+    return 0
+
+
+def _because(policy: ParsedPolicy, decision: Decision, name: str, arch: Arch) -> str:
+    if decision.filter is None:
+        return f"no rule of {policy.files[0]} names {name}, so the default decides"
+    if decision.filter.place is not None:
+        return words.place_in_words(decision.filter.place)
+    tried = [rule.place for rule in decision.rules.filters if rule.place] if decision.rules else []
+    shown = "\n".join(str(place.problem("this does not hold")) for place in tried)
+    return f"no rule for {name} holds, so the default decides\n{shown}"
+
+
+def _compile(options: argparse.Namespace) -> int:
+    policy = _read(options, options.file)
+    if options.format == "bpf":
+        content = compile_bpf(policy)
+    else:
+        content = "".join(f"{line}\n" for line in write_pfc(policy)).encode()
+    if options.output == "-":
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    else:
+        Path(options.output).write_bytes(content)
+    for problem in policy.warnings:
+        print(_warning(problem), file=sys.stderr)
+    return 0

@@ -1,0 +1,35 @@
+"""Becomes the command of ``balloonctl seccomp run`` and ``trace``, traced by its parent.
+
+Run as ``python -m balloon_daemon.ctl.seccomp_child FD PATH ARGUMENT…``: FD holds the filter to
+load before the command starts, or is ``-`` where the parent loads one later.
+"""
+
+import os
+import signal
+import sys
+
+from balloon_daemon.linux import ptrace
+from balloon_daemon.linux.seccomp import Program, set_no_new_privs
+
+
+def main() -> int:
+    """Does not return unless the command cannot be started."""
+    source, path, *arguments = sys.argv[1:]
+    program = None
+    if source != "-":
+        with os.fdopen(int(source), "rb") as file:
+            program = Program(file.read())
+    try:
+        set_no_new_privs()
+        ptrace.trace_me()
+        os.kill(os.getpid(), signal.SIGSTOP)  # the parent chooses its events and goes on
+        if program is not None:
+            program.load_and_exec(path, arguments)
+        os.execv(path, arguments)
+    except OSError as err:
+        print(f"balloonctl: {path}: {err.strerror}", file=sys.stderr)
+    return 127
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""``balloonctl seccomp run`` and ``trace``."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from balloon_daemon.ctl import seccomp_words as words
+from balloon_daemon.ctl.seccomp_trace import UsedCalls
+from balloon_daemon.ctl.seccomp_watch import Start, Watch
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.linux.inject import UnsupportedProgramError
+from balloon_daemon.linux.ptrace import Call
+from balloon_daemon.seccomp.compiler import compile_bpf
+from balloon_daemon.seccomp.evaluator import evaluate
+from balloon_daemon.seccomp.filter import NATIVE_ARCH, load_arch
+from balloon_daemon.seccomp.policy import Action, ParsedPolicy, Verdict
+
+Run = Callable[[argparse.Namespace], int]
+
+_KILLS = (Action.KILL_PROCESS, Action.KILL_THREAD, Action.TRAP)
+
+
+def add_run_parsers(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    common: argparse.ArgumentParser,
+    read: Callable[[argparse.Namespace, Path], ParsedPolicy],
+    with_errors: Callable[[Run], Run],
+) -> None:
+    """Adds the two subcommands. Args: shared options, what reads policies, what shows errors."""
+    start = argparse.ArgumentParser(add_help=False)
+    start.add_argument(
+        "--from",
+        dest="start",
+        choices=[choice.value for choice in Start],
+        default=Start.ENTRY.value,
+        help="entry: the filter counts from the program's own entry, after its dynamic loader, "
+        "as with minijail0 (default); exec: from its execve on, as for static programs",
+    )
+    text = "run a command under a policy and name the call that a violation made"
+    run = commands.add_parser("run", help=text, description=text, parents=[common, start])
+    run.add_argument("file", type=Path, metavar="FILE")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
+    run.set_defaults(run=with_errors(lambda options: _run(options, read)))
+
+    text = "run a command with everything allowed and write a policy for the calls it made"
+    trace = commands.add_parser("trace", help=text, description=text, parents=[start])
+    trace.add_argument("-o", "--output", metavar="FILE", help="where to (default: stdout)")
+    trace.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
+    trace.set_defaults(run=with_errors(_trace))
+
+
+def _command(options: argparse.Namespace) -> list[str]:
+    command: list[str] = options.command
+    if command[:1] == ["--"]:
+        command = command[1:]
+    if not command:
+        raise ConfigError("no command was given; write it after --")
+    return command
+
+
+def _watch(watch: Watch) -> int:
+    try:
+        return watch.run()
+    except UnsupportedProgramError as err:
+        raise ConfigError(f"{err}; try --from exec") from err
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(
+    options: argparse.Namespace, read: Callable[[argparse.Namespace, Path], ParsedPolicy]
+) -> int:
+    policy = read(options, options.file)
+    if policy.abi.name != NATIVE_ARCH:
+        raise ConfigError(f"a filter for {policy.abi.name} cannot run on {NATIVE_ARCH}")
+    arch = load_arch(NATIVE_ARCH)
+    reported: set[tuple[int, Call]] = set()
+
+    def on_kill(pid: int, call: Call) -> None:
+        decision = evaluate(policy, call.audit_arch, call.number, call.arguments)
+        # The other threads of a killed process die with it, whatever they were doing.
+        if decision.verdict.action not in _KILLS or (pid, call) in reported:
+            return
+        reported.add((pid, call))
+        name = arch.call_name(call.number) or f"call {call.number}"
+        if call.audit_arch != policy.abi.audit_arch:
+            print(
+                f"balloonctl: process {pid} was killed: call {call.number} of another ABI "
+                f"(AUDIT_ARCH {call.audit_arch:#x})",
+                file=sys.stderr,
+            )
+            return
+        shown = words.call_in_words(name, call.arguments, arch)
+        stopped = "stopped" if decision.verdict.action is Action.TRAP else "killed"
+        print(f"balloonctl: process {pid} was {stopped}: {shown}", file=sys.stderr)
+        if decision.filter is not None and decision.filter.place is not None:
+            print(words.place_in_words(decision.filter.place), file=sys.stderr)
+        elif decision.rules is not None:
+            print(f"  no condition of {name} in {policy.files[0]} holds", file=sys.stderr)
+        else:
+            print(f"  {policy.files[0]} has no rule for {name}", file=sys.stderr)
+
+    def on_call(pid: int, call: Call) -> None:
+        """The policy's own ``trace``: nobody but us is there, and we let it go on."""
+
+    watch = Watch(_command(options), compile_bpf(policy), Start(options.start), on_call, on_kill)
+    return _watch(watch)
+
+
+def _trace(options: argparse.Namespace) -> int:
+    arch = load_arch(NATIVE_ARCH)
+    used = UsedCalls(arch)
+    everything = ParsedPolicy(arch.abi, (), Verdict(Action.TRACE), (), (), denylist=False)
+
+    def on_call(pid: int, call: Call) -> None:
+        used.add(call.number, call.arguments)
+
+    def on_kill(pid: int, call: Call) -> None:
+        print(
+            f"balloonctl: process {pid} was killed: call {call.number} of another ABI "
+            f"(AUDIT_ARCH {call.audit_arch:#x})",
+            file=sys.stderr,
+        )
+
+    command = _command(options)
+    status = _watch(
+        Watch(command, compile_bpf(everything), Start(options.start), on_call, on_kill)
+    )
+    lines = [
+        f"# What this used, from its {options.start} on: {' '.join(command)}",
+        f"# {len(used.counts)} calls, made {used.counts.total()} times. Other inputs, errors and",
+        "# signals use more: read it, and trace those too.",
+        *used.policy(),
+    ]
+    text = "".join(f"{line}\n" for line in lines)
+    if options.output is None:
+        sys.stdout.write(text)
+    else:
+        Path(options.output).write_text(text)
+    if status:
+        print(f"balloonctl: {command[0]} ended with status {status}", file=sys.stderr)
+    return status

@@ -1,0 +1,67 @@
+"""Writes a policy for the calls that a command made."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from balloon_daemon.ctl.seccomp_words import constant_in_words
+from balloon_daemon.seccomp.constants import Arch
+
+# The argument that says what the call does, where one number does not mean the same everywhere.
+_TELLING = {
+    "ioctl": 1, "mmap": 2, "mprotect": 2, "pkey_mprotect": 2, "madvise": 2, "prctl": 0,
+    "arch_prctl": 0, "socket": 0, "socketpair": 0, "fcntl": 1, "clone": 0, "unshare": 0,
+    "setns": 1, "personality": 0, "membarrier": 0, "tgkill": 2, "bpf": 0, "ptrace": 0,
+    "memfd_create": 1, "seccomp": 0, "keyctl": 0,
+}  # fmt: skip
+
+# Those whose values are sums of flags.
+_FLAGS = {"mmap", "mprotect", "pkey_mprotect", "clone", "unshare", "memfd_create"}
+
+
+@dataclass(slots=True)
+class UsedCalls:
+    """What was seen: each call's number of times, and its telling argument's values."""
+
+    arch: Arch
+    counts: Counter[str] = field(default_factory=Counter)
+    values: dict[str, set[int]] = field(default_factory=dict)
+    unnamed: set[int] = field(default_factory=set)
+
+    def add(self, number: int, arguments: tuple[int, ...]) -> None:
+        """Counts one call."""
+        name = self.arch.call_name(number)
+        if name is None:
+            self.unnamed.add(number)
+            return
+        self.counts[name] += 1
+        index = _TELLING.get(name)
+        if index is not None:
+            self.values.setdefault(name, set()).add(arguments[index])
+
+    def policy(self) -> Iterable[str]:
+        """The lines of a policy file that allows just that, without their ends."""
+        for name in sorted(self.counts):
+            index = _TELLING.get(name)
+            if index is None:
+                yield f"{name}: 1"
+                continue
+            comparisons = [
+                f"arg{index} == {self._written(name, index, value)}"
+                for value in sorted(self.values[name])
+            ]
+            yield f"{name}: " + " || ".join(comparisons)
+        for number in sorted(self.unnamed):
+            yield f"# call {number} has no name for {self.arch.name}. {self.arch.origin}"
+
+    def _written(self, name: str, index: int, value: int) -> str:
+        exact = constant_in_words(name, index, value, self.arch)
+        if exact is not None:
+            return exact
+        if name not in _FLAGS:
+            return f"{value:#x}"
+        bits = [1 << bit for bit in range(64) if value >> bit & 1]
+        names = [constant_in_words(name, index, bit, self.arch) for bit in bits]
+        known = [n for n in names if n is not None]
+        rest = sum(bit for bit, n in zip(bits, names, strict=True) if n is None)
+        return "|".join([*known, f"{rest:#x}"] if rest or not known else known)

@@ -1,0 +1,230 @@
+"""Policies, verdicts and calls in words, for ``balloonctl seccomp``."""
+
+from collections.abc import Iterable, Sequence
+
+from balloon_daemon.seccomp.constants import Arch
+from balloon_daemon.seccomp.policy import (
+    MAX_U64,
+    Action,
+    Atom,
+    CallRules,
+    Filter,
+    Operator,
+    ParsedPolicy,
+    Place,
+    Verdict,
+)
+
+# What an argument's numbers are called, where the call says so.
+_PREFIXES = {
+    ("madvise", 2): "MADV_", ("mmap", 2): "PROT_", ("mmap", 3): "MAP_", ("mprotect", 2): "PROT_",
+    ("prctl", 0): "PR_", ("clone", 0): "CLONE_", ("unshare", 0): "CLONE_", ("setns", 1): "CLONE_",
+    ("socket", 0): "AF_", ("socketpair", 0): "AF_", ("fcntl", 1): "F_", ("arch_prctl", 0): "ARCH_",
+    ("tgkill", 2): "SIG", ("kill", 1): "SIG", ("membarrier", 0): "MEMBARRIER_CMD_",
+    ("epoll_ctl", 1): "EPOLL_CTL_", ("bpf", 0): "BPF_", ("clock_gettime", 0): "CLOCK_",
+    ("ptrace", 0): "PTRACE_", ("personality", 0): "ADDR_", ("futex", 1): "FUTEX_",
+    ("getrandom", 2): "GRND_", ("memfd_create", 1): "MFD_", ("ioctl", 1): "",
+}  # fmt: skip
+
+# An ioctl's number belongs to many names; these families are the likely ones.
+_IOCTLS = (
+    "TC",
+    "TIOC",
+    "FIO",
+    "FION",
+    "FS_IOC_",
+    "BLK",
+    "SIOC",
+    "TUN",
+    "KVM_",
+    "VHOST_",
+    "UFFDIO",
+)
+
+_ANSWERS = {
+    Action.ALLOW: "allowed",
+    Action.LOG: "allowed, and logged",
+    Action.KILL_PROCESS: "killed, with the whole process",
+    Action.KILL_THREAD: "killed, the calling thread only",
+    Action.TRAP: "stopped with SIGSYS, which the process may handle",
+    Action.TRACE: "left to the tracer; without one it fails with ENOSYS",
+    Action.USER_NOTIF: "left to the supervisor; without one it fails with ENOSYS",
+}
+
+_COMPARED = {
+    Operator.EQ: "is {}",
+    Operator.NE: "is not {}",
+    Operator.LT: "is below {}",
+    Operator.LE: "is at most {}",
+    Operator.GT: "is above {}",
+    Operator.GE: "is at least {}",
+    Operator.ANY: "has any bit of {}",
+}
+
+NOTABLY_ABSENT = {
+    "brk": "malloc's heap cannot grow: glibc falls back to mmap, some programs die",
+    "mremap": "realloc of large blocks dies, unless M_MMAP_MAX is 0",
+    "rt_sigreturn": "the first signal that a handler handles kills on its return",
+    "rt_sigprocmask": "abort() and thread creation block signals first",
+    "restart_syscall": "stopping and continuing (SIGSTOP, SIGCONT) in a timed wait kills",
+    "exit_group": "the process cannot even end in an orderly way",
+    "exit": "threads cannot end",
+    "futex": "locks that are contended kill",
+    "mmap": "no memory beyond what is there",
+    "mprotect": "malloc arenas and thread stacks need it",
+    "clone3": "newer libc's threads start with it; it cannot be filtered by flags",
+    "openat": "no file can be opened: locales, time zones and error messages included",
+    "execve": "no other program can be started",
+    "socket": "no socket can be made",
+    "recvmsg": "no file descriptor can be received",
+    "sendmsg": "no file descriptor can be sent",
+    "fcntl": "descriptors cannot be duplicated or made non-blocking",
+    "newfstatat": "newer libc's fstat and stat are this call",
+    "fstat": "libc's stdio asks it of every file it opens",
+    "ioctl": "isatty() is one: stdio asks it of a terminal",
+    "clock_nanosleep": "sleeping kills",
+    "clock_gettime": "used where the vDSO has no clock, as in some VMs",
+    "getrandom": "libc and many libraries seed themselves with it",
+    "rseq": "newer libc registers it in every new thread",
+    "tgkill": "abort() and raise() are this call",
+}
+
+NOTABLY_PRESENT = {
+    "execve": "may start other programs, under this same filter",
+    "execveat": "may start other programs, under this same filter",
+    "ptrace": "may take over other processes",
+    "process_vm_writev": "may write into other processes",
+    "bpf": "may load programs into the kernel",
+    "mount": "may rearrange the file system, if privileged",
+    "pivot_root": "may rearrange the file system, if privileged",
+    "setns": "may enter other namespaces",
+    "unshare": "may make user namespaces, a large part of the kernel to attack",
+    "init_module": "may load code into the kernel, if privileged",
+    "finit_module": "may load code into the kernel, if privileged",
+    "kexec_load": "may replace the kernel, if privileged",
+    "keyctl": "a part of the kernel with a long list of holes",
+    "userfaultfd": "makes races in the kernel easy to win",
+    "perf_event_open": "a part of the kernel with a long list of holes",
+    "io_uring_setup": "io_uring does file and socket operations that no filter sees",
+    "io_uring_enter": "io_uring does file and socket operations that no filter sees",
+    "clone3": "its flags are behind a pointer, so a filter cannot refuse namespaces",
+}
+
+
+def verdict_in_words(verdict: Verdict, arch: Arch) -> str:
+    """``fails with EPERM``, ``killed, with the whole process``..."""
+    if verdict.action is Action.ERRNO:
+        if verdict.errno == 0:
+            return "not made, but returns 0"
+        name = arch.constant_name(verdict.errno, "E") or str(verdict.errno)
+        return f"fails with {name}"
+    return _ANSWERS[verdict.action]
+
+
+def value_in_words(call: str, atom: Atom, arch: Arch) -> str:
+    """The value as it was written, and its name or number beside it."""
+    shown = atom.text or f"{atom.value:#x}"
+    if not shown.lstrip("-")[:1].isdigit():
+        return f"{shown} ({atom.value:#x})"
+    name = constant_in_words(call, atom.argument, atom.value, arch)
+    return f"{name} ({shown})" if name else shown
+
+
+def constant_in_words(call: str, argument: int, value: int, arch: Arch) -> str | None:
+    """The name of an argument's value, if the call has names for it."""
+    prefix = _PREFIXES.get((call, argument))
+    if prefix is None:
+        return None
+    for candidate in [prefix] if prefix else _IOCTLS:
+        name = arch.constant_name(value, candidate)
+        if name is not None:
+            return name
+    return None
+
+
+def atom_in_words(call: str, atom: Atom, arch: Arch) -> str:
+    """``arg2 is MADV_REMOVE (9)``."""
+    if atom.operator is Operator.IN:
+        refused = atom.value ^ MAX_U64
+        text = f"arg{atom.argument} has no bit outside {value_in_words(call, atom, arch)}"
+        low = [1 << bit for bit in range(32) if refused >> bit & 1]
+        if 0 < len(low) <= 4:
+            names = (constant_in_words(call, atom.argument, b, arch) or f"{b:#x}" for b in low)
+            text += f", that is, not {' or '.join(names)}"
+        if refused >> 32 == 0xFFFFFFFF:
+            text += " and none of the upper 32"
+        return text
+    compared = _COMPARED[atom.operator].format(value_in_words(call, atom, arch))
+    return f"arg{atom.argument} {compared}"
+
+
+def condition_in_words(call: str, rule: Filter, arch: Arch) -> str:
+    """A filter's whole expression."""
+    return ", or ".join(
+        " and ".join(atom_in_words(call, atom, arch) for atom in clause)
+        for clause in rule.clauses or ()
+    )
+
+
+def rules_in_words(rules: CallRules, arch: Arch) -> Iterable[str]:
+    """One line for each filter of a call, in the order in which they are tried."""
+    for index, rule in enumerate(rules.filters):
+        answer = verdict_in_words(rule.verdict, arch)
+        if rule.clauses is not None:
+            yield f"{answer} if {condition_in_words(rules.name, rule, arch)}"
+        elif index == 0:
+            yield f"{answer}, whatever its arguments"
+        elif rule.place is None:
+            yield f"otherwise {answer} (the default)"
+        else:
+            yield f"otherwise {answer}"
+
+
+def call_in_words(name: str, arguments: Sequence[int], arch: Arch) -> str:
+    """``madvise(0, 0x1000, MADV_REMOVE)``, with names where there are some."""
+    shown = []
+    for index, value in enumerate(arguments):
+        named = constant_in_words(name, index, value, arch)
+        shown.append(named or (str(value) if value < 10 else f"{value:#x}"))
+    return f"{name}({', '.join(shown)})"
+
+
+def explain(policy: ParsedPolicy, arch: Arch) -> Iterable[str]:
+    """The whole policy in words: each call, then what is notably missing or notably there."""
+    width = max((len(rules.name) for rules in policy.calls), default=0)
+    for rules in sorted(policy.calls, key=lambda rules: rules.name):
+        for index, line in enumerate(rules_in_words(rules, arch)):
+            yield f"{rules.name if index == 0 else '':{width}}  {line}"
+    answer = verdict_in_words(policy.unlisted, arch)
+    yield ""
+    yield (
+        f"Every other call is {answer}."
+        if policy.unlisted.action is not Action.ERRNO
+        else (f"Every other call {answer}.")
+    )
+    yield f"Calls that are not {arch.name}'s own are killed, with the whole process."
+    named = {rules.name for rules in policy.calls}
+    if not policy.denylist:
+        yield from _notable("Notably absent:", NOTABLY_ABSENT, arch.calls.keys() - named)
+    let_through = {
+        rules.name
+        for rules in policy.calls
+        if any(rule.verdict.action in (Action.ALLOW, Action.LOG) for rule in rules.filters)
+    }
+    if policy.denylist:
+        let_through |= arch.calls.keys() - named
+    yield from _notable("Notably allowed:", NOTABLY_PRESENT, let_through)
+
+
+def _notable(title: str, reasons: dict[str, str], names: Iterable[str]) -> Iterable[str]:
+    found = [name for name in reasons if name in set(names)]
+    if found:
+        width = max(map(len, found))
+        yield ""
+        yield title
+        yield from (f"  {name:{width}}  {reasons[name]}" for name in found)
+
+
+def place_in_words(place: Place) -> str:
+    """``file:line:column``, the line, and a caret below its place."""
+    return str(place.problem("this decides"))
