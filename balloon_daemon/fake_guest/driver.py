@@ -25,8 +25,10 @@ from balloon_daemon.fake_guest.ram import GuestRam, Pages, PageState
 from balloon_daemon.fake_guest.ring import DriverQueue, ring_bytes
 from balloon_daemon.fake_guest.settings import (
     BUFFER_BYTES,
+    SCRATCH_BYTES,
     DriverCounters,
     DriverSettings,
+    area_bytes,
 )
 from balloon_daemon.fake_guest.styles import Ring
 from balloon_daemon.units import PAGE_SIZE
@@ -102,6 +104,8 @@ class BalloonDriver:
         self._buffers_at = area + ring_bytes(settings.queue_size) * MAX_QUEUES
         self.transport = transport
         self._on_event = on_event
+        self.scratch = area + area_bytes(settings) - SCRATCH_BYTES
+        """A page of the driver's that it does not use: room for a test's own buffers."""
         self._had_pattern = np.zeros(ram.num_pages, np.bool_)
         self._report: PageReport | None = None
         self._leaving = False
@@ -181,10 +185,14 @@ class BalloonDriver:
 
     def used(self, queue: BalloonQueue) -> None:
         """An interrupt of one queue, or a look at it without one."""
-        for head, _ in self.queues[queue].collect():
+        # All by name first: finishing one buffer sends the next, under a name that was free again.
+        heads = [head for head, _ in self.queues[queue].collect()]
+        for buffer in [self._sent.pop((queue, head), None) for head in heads]:
             match queue:
                 case BalloonQueue.INFLATEQ | BalloonQueue.DEFLATEQ:
-                    self._finish(self._sent.pop((queue, head)))
+                    # A chain that a test put there itself is that test's business.
+                    if buffer is not None:
+                        self._finish(buffer)
                 case BalloonQueue.STATSQ:
                     self._send_stats()
                 case BalloonQueue.REPORTING_VQ:
@@ -246,7 +254,7 @@ class BalloonDriver:
         slot = self._slots.pop()
         addr = self._buffers_at + slot * BUFFER_BYTES
         content = self.ram.pfns(pages).tobytes()
-        self._write(addr, content)
+        self.write(addr, content)
         cuts = [len(content) * part // self.settings.parts for part in range(self.settings.parts)]
         parts = [
             (addr + start, end - start)
@@ -295,7 +303,7 @@ class BalloonDriver:
         values = self.statistics()
         content = b"".join(STAT_ENTRY.pack(tag, values[StatTag(tag)]) for tag in tags)
         addr = self._buffers_at + BUFFER_BYTES * self.settings.in_flight
-        self._write(addr, content)
+        self.write(addr, content)
         self.queues[BalloonQueue.STATSQ].add([(addr, len(content))])
         self._kick(BalloonQueue.STATSQ)
 
@@ -359,7 +367,8 @@ class BalloonDriver:
         else:
             self.counters.kicks_suppressed += 1
 
-    def _write(self, addr: int, content: bytes) -> None:
+    def write(self, addr: int, content: bytes) -> None:
+        """Writes into guest memory, for whoever makes chains of his own; see ``scratch``."""
         view = self.ram.memory.view(addr, len(content))
         assert view is not None
         view[:] = content

@@ -8,6 +8,7 @@ from balloon_daemon.fake_guest.ring import ring_bytes
 from balloon_daemon.virtio.balloon import MAX_QUEUES, OFFERED_FEATURES, STAT_ENTRY, StatTag
 
 BUFFER_BYTES = 4 * BUFFER_PFNS
+SCRATCH_BYTES = 4096
 _STATS_BYTES = STAT_ENTRY.size * len(StatTag)
 
 
@@ -63,4 +64,5 @@ class DriverCounters:
 def area_bytes(settings: DriverSettings) -> int:
     """Guest memory that the driver's rings and buffers take."""
     buffers = BUFFER_BYTES * settings.in_flight + _STATS_BYTES
-    return ring_bytes(settings.queue_size) * MAX_QUEUES + buffers
+    whole = -(-buffers // SCRATCH_BYTES) * SCRATCH_BYTES
+    return ring_bytes(settings.queue_size) * MAX_QUEUES + whole + SCRATCH_BYTES

@@ -262,6 +262,20 @@ def test_several_buffers_in_flight_are_never_more_than_allowed(guests: list[Gues
     assert guest.driver.idle
 
 
+def test_buffers_used_together_are_each_finished(guests: list[Guest]) -> None:
+    guest = make(guests, DriverSettings(features=ALL, in_flight=3))
+    guest.want(6 * 256)
+    queue = guest.device.queues[INFLATEQ]
+
+    for _ in range(2):
+        for chain in [queue.pop() for _ in range(3)]:
+            queue.push(chain.head)
+        guest.driver.used(INFLATEQ)
+
+    assert guest.driver.actual == 6 * 256
+    assert guest.driver.idle
+
+
 def test_direction_changes_only_when_nothing_is_on_its_way(guests: list[Guest]) -> None:
     guest = make(guests, DriverSettings(features=ALL, in_flight=3))
     guest.want(768)
