@@ -42,8 +42,8 @@ class _Json(logging.Formatter):
             "level": record.levelname.lower(),
             "message": record.getMessage(),
         }
-        entry.update(record.__dict__.get("fields", {}))
-        return json.dumps(entry, default=str)
+        # The line's own keys win: a field named like one of them must not hide it.
+        return json.dumps({**record.__dict__.get("fields", {}), **entry}, default=str)
 
 
 def configure(style: str, *, verbose: bool) -> None:

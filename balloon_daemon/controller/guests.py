@@ -223,7 +223,7 @@ class Guest:
         log = self._log.debug if quiet else self._log.info
         fields: dict[str, object] = {
             "reason": decision.reason.value,
-            "level": decision.level,
+            "balloon_level": decision.level,
             "target_bytes": decision.target_bytes,
             "actual_bytes": self.actual_bytes,
         }
@@ -231,6 +231,9 @@ class Guest:
             fields["available_mib"] = decision.reading.available_mib
             fields["margin_mib"] = decision.reading.margin_mib
         log("decision", decision.describe(), **fields)
+        if not quiet:
+            # What the guest makes of it is worth knowing beside the next decision.
+            self.keeper.request_stats()
         for action in step.actions:
             match action:
                 case SetTarget(target_bytes, _):

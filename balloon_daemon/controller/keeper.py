@@ -36,6 +36,7 @@ from balloon_daemon.tube.messages import (
 )
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
+from balloon_daemon.virtio.balloon import StatTag
 
 SETTLE_S = 0.005
 """A front-end sends a burst of messages; a device is forked once it has been quiet this long."""
@@ -46,6 +47,10 @@ STOP_WITHIN_S = 1.0
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
 """More deaths than this in so many seconds, and no new device is forked for that guest."""
+
+
+NAME_WITHIN_S = 0.2
+"""The kernel writes its record of a seccomp kill from a thread of its own, a little later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,8 @@ class DeviceKeeper:
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._device: DeviceProcess | None = None
-        self._gone: asyncio.Future[None] | None = None
+        self._gone = self._loop.create_future()
+        self._stopping = False
         self._settling: asyncio.TimerHandle | None = None
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
         self._gave_up = False
@@ -134,7 +140,9 @@ class DeviceKeeper:
             self._settling = None
         if self._device is None:
             return
-        device, self._gone = self._device, self._loop.create_future()
+        # Stays set should this task be cancelled on the way: what was told to end did not die.
+        self._stopping = True
+        device = self._device
         if not device.tube.send(Command.STOP):
             device.kill()
         try:
@@ -142,9 +150,7 @@ class DeviceKeeper:
         except TimeoutError:
             self._log.warning("device", "device does not stop, killing it", pid=device.pid)
             device.kill()
-            await self._gone
-        finally:
-            self._gone = None
+            await asyncio.shield(self._gone)
 
     def _start(self) -> None:
         self._settling = None
@@ -159,6 +165,8 @@ class DeviceKeeper:
             self._settling = self._loop.call_later(1.0, self._start)
             return
         self._device = device
+        self._gone = self._loop.create_future()
+        self._stopping = False
         self.started += 1
         self._loop.add_reader(device.tube.fileno(), self._hear, device)
         self._loop.add_reader(device.pidfd.fileno(), self._reap, device)
@@ -219,6 +227,8 @@ class DeviceKeeper:
                 self._now = report
             case Stats(entries):
                 self.stats = dict(entries)
+                named = {_stat_name(tag): value for tag, value in entries}
+                self._log.debug("stats", "the guest's statistics", **named)
             case Fault():
                 self._log_fault(report)
             case Stopped(indices):
@@ -256,34 +266,39 @@ class DeviceKeeper:
         device.close()
         self._device = None
         self._before, self._now = self.statistics(), Progress()
-        if self._gone is not None:
-            self._gone.set_result(None)
-        else:
+        self._gone.set_result(None)
+        if not self._stopping:
             self._died(device.pid, code)
 
     def _died(self, pid: int, code: int) -> None:
-        """Nobody told it to: says why, and forks another unless that happens too often."""
+        """Nobody told it to: says so, and forks another unless that happens too often."""
         now = self._loop.time()
         self._deaths.append(now)
-        why = _cause(pid, code)
         if len(self._deaths) > MAX_DEATHS and now - self._deaths[0] < DEATHS_WITHIN_S:
             self._gave_up = True
-            self._log.error(
-                "device",
-                f"device {pid} {why}, the {len(self._deaths)}th death within "
-                f"{DEATHS_WITHIN_S:.0f} s: this VM's balloon stops until its VMM reconnects",
-                pid=pid,
-                exit_code=code,
+            then = (
+                f"the {len(self._deaths)}th death within {DEATHS_WITHIN_S:.0f} s: this VM's "
+                "balloon stops until its VMM reconnects"
             )
+        else:
+            then = "forking another"
+            self._start()
+        self._mourn(pid, code, then, NAME_WITHIN_S)
+
+    def _mourn(self, pid: int, code: int, then: str, patience_s: float) -> None:
+        """Logs a death, once the kernel's log names the call or will not any more."""
+        number = find_seccomp_kill(pid) if code == -signal.SIGSYS else None
+        if code == -signal.SIGSYS and number is None and patience_s > 0:
+            again_s = NAME_WITHIN_S / 10
+            self._loop.call_later(again_s, self._mourn, pid, code, then, patience_s - again_s)
             return
-        self._log.error("device", f"device {pid} {why}; forking another", pid=pid, exit_code=code)
-        self._start()
+        message = f"device {pid} {_cause(code, number)}; {then}"
+        self._log.error("device", message, pid=pid, exit_code=code)
 
 
-def _cause(pid: int, code: int) -> str:
-    """An exit code in words."""
+def _cause(code: int, number: int | None) -> str:
+    """An exit code in words, with the system call that a filter killed for."""
     if code == -signal.SIGSYS:
-        number = find_seccomp_kill(pid)
         name = "a forbidden system call" if number is None else f"{syscall_name(number)}()"
         return f"was killed by its seccomp policy for {name}"
     if code < 0:
@@ -291,6 +306,11 @@ def _cause(pid: int, code: int) -> str:
     if code == EXIT_INTERNAL_ERROR:
         return "failed, see its last words above"
     return f"ended with status {code}"
+
+
+def _stat_name(tag: int) -> str:
+    """A statistic's name in a log record; an unknown tag's is its number."""
+    return f"stat_{StatTag(tag).name.lower()}" if tag in list(StatTag) else f"stat_{tag}"
 
 
 def _sum(one: Progress, other: Progress) -> Progress:

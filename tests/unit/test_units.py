@@ -37,9 +37,9 @@ def test_text_that_is_no_size_raises_and_shows_how_to_write_one(text: str) -> No
         parse_size(text)
 
 
-@pytest.mark.parametrize("text", ["0", "0G", "0.0M", "1.5", "0.0001K"])
-def test_size_of_no_whole_byte_raises(text: str) -> None:
-    with pytest.raises(ConfigError, match="at least one whole byte"):
+@pytest.mark.parametrize("text", ["0", "0G", "0.0M", "0.5", "0.0001K"])
+def test_size_of_less_than_a_byte_raises(text: str) -> None:
+    with pytest.raises(ConfigError, match="at least one byte"):
         parse_size(text)
 
 
@@ -64,3 +64,13 @@ def test_size_for_people_has_the_largest_unit_that_fits(size_bytes: int, text: s
 @pytest.mark.parametrize("size_bytes", [1, 4096, 250 * MIB, 768 * MIB, 3 * GIB])
 def test_size_written_for_people_parses_to_itself(size_bytes: int) -> None:
     assert parse_size(format_size(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["1" * 400 + ".0", "1" * 5000, "\u0661G"])
+def test_size_of_absurd_digits_raises(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a size"):
+        parse_size(text)
+
+
+def test_size_with_a_fraction_drops_what_is_no_whole_byte() -> None:
+    assert parse_size("0.1G") == 107374182

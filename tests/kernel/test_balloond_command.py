@@ -1,0 +1,198 @@
+"""The command line: what is printed, where, and with which exit status."""
+
+import os
+import shlex
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon import __version__
+from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
+from tests.kernel.conftest import StartDaemon
+from tests.vm.daemon import BALLOOND, Daemon
+
+
+def balloond(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(BALLOOND), *args], capture_output=True, text=True, timeout=20)
+
+
+def test_help_names_every_flag_and_the_exit_statuses() -> None:
+    run = balloond("--help")
+
+    assert run.returncode == 0
+    for flag in ("--vm-mem", "--socket", "--low-mem-dir", "--margin", "--log", "--check"):
+        assert flag in run.stdout
+    assert "exit status" in run.stdout
+
+
+def test_version_is_the_packages() -> None:
+    assert balloond("--version").stdout == f"balloond {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        ("--vm-mem 4Q", "'4Q' is not a size; write it like 4G, 512M or 1.5GiB"),
+        ("--vm-mem 0", "'0' is not a size of at least one byte"),
+        ("--margin -5M", "argument --margin"),
+        ("--speed 0", "0 is not from 0.1 to 1000"),
+        ("--wibble", "unrecognized arguments: --wibble"),
+        ("--log xml", "invalid choice: 'xml'"),
+        ("--low-mem-dir /nonexistent --check", "/nonexistent: No such file or directory"),
+        ("--policy /nonexistent --check", "policy file /nonexistent: No such file or directory"),
+        ("--policy / --check", "policy file /: Is a directory"),
+    ],
+)
+def test_wrong_usage_one_line_status_2(args: str, complaint: str, tmp_path: Path) -> None:
+    run = balloond("--socket", str(tmp_path / "s"), *shlex.split(args))
+
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert complaint in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_policy_file_with_a_mistake_shows_place_and_caret(tmp_path: Path) -> None:
+    policy = tmp_path / "bad.policy"
+    policy.write_text("read: 1\nmadvise: arg2 == MADV_REMOVED\n")
+
+    run = balloond("--check", "--socket", str(tmp_path / "s"), "--policy", str(policy))
+
+    place, source, caret = run.stderr.splitlines()[:3]
+    assert run.returncode == 2
+    assert place.startswith(f"{policy}:2:18: ")
+    assert source.strip() == "madvise: arg2 == MADV_REMOVED"
+    assert caret.index("^") == source.index("MADV_REMOVED")
+
+
+def test_unreadable_policy_file_one_line_status_2(tmp_path: Path) -> None:
+    policy = tmp_path / "binary.policy"
+    policy.write_bytes(b"\xff\xfe\x00\x00")
+
+    run = balloond("--check", "--socket", str(tmp_path / "s"), "--policy", str(policy))
+
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert str(policy) in run.stderr
+
+
+def test_socket_of_a_living_process_is_left_alone(daemon: Daemon) -> None:
+    run = balloond("--socket", str(daemon.config.socket))
+
+    assert run.returncode == 1
+    assert run.stderr == (
+        f"balloond: socket {daemon.config.socket}: a running process listens there; "
+        "stop it or name another path\n"
+    )
+    assert daemon.config.socket.is_socket()
+
+
+def test_socket_left_by_a_dead_process_is_replaced(start_daemon: StartDaemon) -> None:
+    first = start_daemon()
+    first.kill()
+    assert first.config.socket.is_socket()
+
+    second = start_daemon()
+
+    second.wait(
+        lambda: any(r["event"] == "listening" for r in second.records()),
+        deadline_s=10,
+        what="it listens",
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_socket_path_of_something_else_is_left_alone(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    if kind == "file":
+        path.write_text("data")
+    else:
+        path.mkdir()
+
+    run = balloond("--socket", str(path))
+
+    assert run.returncode == 1
+    assert "there is something else" in run.stderr
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("/nonexistent/s", "there is no directory /nonexistent"),
+        ("/tmp/" + "x" * 200, "the path is too long"),
+    ],
+)
+def test_socket_that_cannot_be_made_one_line_status_1(path: str, complaint: str) -> None:
+    run = balloond("--socket", path)
+
+    assert run.returncode == 1
+    assert complaint in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_socket_in_a_forbidden_directory_one_line_status_1() -> None:
+    run = balloond("--socket", "/balloond-test.sock")
+
+    assert run.returncode == 1
+    assert run.stderr == "balloond: socket /balloond-test.sock: Permission denied\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who alone changes a device's user")
+@pytest.mark.parametrize("user", ["nosuchuser", "root"])
+def test_user_that_no_device_may_become_status_2(user: str, tmp_path: Path) -> None:
+    run = balloond("--check", "--socket", str(tmp_path / "s"), "--user", user)
+
+    assert run.returncode == 2
+    assert f"--user {user}: " in run.stderr
+
+
+def test_check_says_what_it_found_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "available").write_text("900\n")
+    (tmp_path / "margin").write_text("400 1000\n")
+    path = tmp_path / "s"
+
+    run = balloond(
+        "--check", "--socket", str(path), "--vm-mem", "4G", "--low-mem-dir", str(tmp_path)
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert "balloon_device.policy: compiled" in run.stdout
+    assert "900 MiB available, margin 400 MiB, not low" in run.stdout
+    assert "at most 3 GiB of 4 GiB, in 16 steps of 192 MiB" in run.stdout
+    assert not path.exists()
+
+
+def test_started_prints_how_crosvm_and_qemu_attach(daemon: Daemon) -> None:
+    printed = (daemon.log_path.parent / "balloond.out").read_text()
+
+    assert f"--vhost-user balloon,socket={daemon.config.socket}" in printed
+    assert f"-chardev socket,id=balloond,path={daemon.config.socket}" in printed
+    assert "vhost-user-test-device-pci" in printed
+
+
+def test_socket_is_its_owners_alone(daemon: Daemon) -> None:
+    assert daemon.config.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_log_on_a_full_disk_does_not_stop_the_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [str(BALLOOND), "--socket", str(path)], stdout=subprocess.PIPE, stderr=full
+        )
+    try:
+        assert process.stdout is not None
+        assert b"Attach" in process.stdout.readline()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
+            vmm.connect(str(path))
+            vmm.send(encode_request(FrontendRequest.GET_FEATURES))
+            assert len(vmm.recv(64)) == 20
+        process.terminate()
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.communicate()

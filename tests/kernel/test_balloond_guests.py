@@ -1,0 +1,303 @@
+"""A whole balloond with fake guests: the main job, and its guests' and VMMs' faults."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.pages import Population
+from balloon_daemon.fake_guest.styles import STYLES, Style
+from balloon_daemon.units import MIB
+from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
+from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.vm.daemon import Daemon
+from tests.vm.low_mem_dir import LowMemDir
+
+MAXIMUM = VM_MEM_MIB // 2 * MIB
+"""The balloon's maximum of a 512 MiB VM."""
+
+STEP = MAXIMUM // 16
+
+
+def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
+    guest.connect(str(daemon.config.socket))
+    guest.bind()
+    return guest
+
+
+def events(daemon: Daemon, event: str) -> list[str]:
+    return [record["message"] for record in daemon.records() if record["event"] == event]
+
+
+def run_until_logged(guests: list[FakeGuest], daemon: Daemon, text: str) -> None:
+    """Lets the guests run until a line with this text is in the log."""
+    run(guests, lambda: any(text in r["message"] for r in daemon.records()))
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
+def test_low_memory_takes_touched_pages_and_returns_them_all(
+    style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon("--speed", "200")
+    population = Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)
+    guest = attach(
+        make_guest(GuestSettings(VM_MEM_MIB * MIB, style=style, population=population)), daemon
+    )
+    before = guest.ram.blocks_bytes()
+
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+    freed = before - guest.ram.blocks_bytes()
+    low_mem.set_plenty()
+    run([guest], lambda: guest.driver.actual == 0, deadline_s=60)
+
+    check = guest.ram.check()
+    assert freed == 64 * MIB
+    assert check.pages_checked >= 16 * MIB // 4096
+    assert check.pages_corrupt == 0
+
+
+def test_two_guests_one_daemon_each_has_its_own_balloon(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guests = [attach(make_guest(), daemon) for _ in range(2)]
+
+    low_mem.set_low()
+    run(guests, lambda: all(guest.driver.actual * 4096 == MAXIMUM for guest in guests))
+
+    assert len(events(daemon, "attached")) == 2
+
+
+def test_sigterm_with_a_full_balloon_gives_all_back_first(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 >= 4 * STEP)
+
+    os.kill(daemon.pid, signal.SIGTERM)
+    run([guest], lambda: bool(guest.disconnected))
+
+    assert guest.driver.actual == 0
+    daemon.stop()
+    assert not daemon.config.socket.exists()
+
+
+def test_device_killed_in_mid_inflate_another_goes_on(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    population = Population(touched_bytes=128 * MIB, pinned_bytes=16 * MIB)
+    guest = attach(make_guest(GuestSettings(VM_MEM_MIB * MIB, population=population)), daemon)
+    run_until_logged([guest], daemon, "serves")
+    device = next(r["pid"] for r in daemon.records() if "serves" in r["message"])
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual > 0)
+
+    os.kill(device, signal.SIGKILL)
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+    assert f"device {device} was killed by SIGKILL; forking another" in events(daemon, "device")
+    assert guest.ram.check().pages_corrupt == 0
+    assert guest.ram.check().balloon_resident == 0
+
+
+def test_device_dying_too_often_stops_that_balloon_only(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    victim, neighbour = (attach(make_guest(), daemon) for _ in range(2))
+    killed: set[int] = set()
+
+    def living_device() -> set[int]:
+        records = [r for r in daemon.records() if r.get("vm") == "vm1"]
+        return {r["pid"] for r in records if "serves" in r["message"]} - killed
+
+    for _ in range(6):
+        run([victim, neighbour], lambda: bool(living_device()))
+        pid = living_device().pop()
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+    run_until_logged([victim, neighbour], daemon, "this VM's balloon stops")
+
+    low_mem.set_low()
+    run([victim, neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
+
+    assert victim.driver.actual == 0
+
+
+@pytest.fixture
+def kernel_log_is_complete() -> Iterator[bool]:
+    """Lifts the rate limit of the kernel's log, which other tests' kills may have reached.
+
+    Only root may, and only where the log may be read does balloond know the call's name.
+    """
+    limit = Path("/proc/sys/kernel/printk_ratelimit")
+    if os.geteuid() != 0 or not os.access("/dev/kmsg", os.R_OK) or not os.access(limit, os.W_OK):
+        yield False
+        return
+    before = limit.read_text()
+    limit.write_text("0")
+    yield True
+    limit.write_text(before)
+
+
+def test_forbidden_call_kills_the_device_and_is_named(
+    tmp_path: Path,
+    start_daemon: StartDaemon,
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+    kernel_log_is_complete: bool,
+) -> None:
+    # The shipped policy without madvise: the first page taken is the first forbidden call.
+    shipped = Path(__file__).parents[2] / "policies" / "balloon_device.policy"
+    lines = [line for line in shipped.read_text().splitlines() if not line.startswith("madvise")]
+    policy = tmp_path / "without_madvise.policy"
+    policy.write_text("\n".join(lines) + "\n")
+    daemon = start_daemon("--policy", str(policy))
+    guest = attach(make_guest(), daemon)
+
+    low_mem.set_low()
+    run_until_logged([guest], daemon, "was killed by its seccomp policy")
+
+    report = next(m for m in events(daemon, "device") if "seccomp" in m)
+    assert ("madvise()" if kernel_log_is_complete else "a forbidden system call") in report
+
+
+def test_pfn_outside_memory_drops_that_chain_and_goes_on(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    population = Population(touched_bytes=128 * MIB, pinned_bytes=16 * MIB)
+    guest = attach(make_guest(GuestSettings(VM_MEM_MIB * MIB, population=population)), daemon)
+    end = VM_MEM_MIB * MIB // 4096
+    with monkeypatch.context() as lying:
+        # One PFN just behind the memory, among good ones: nothing of that buffer may go.
+        lying.setattr(guest.ram, "pfns", lambda pages: np.array([*range(100), end], np.uint32))
+        low_mem.set_low()
+        run_until_logged([guest], daemon, f"names PFN {end:#x}, outside guest memory; dropped")
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+    assert guest.ram.check().pages_corrupt == 0
+
+
+def test_vmm_half_a_message_and_hangs_up_others_go_on(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
+        vmm.connect(str(daemon.config.socket))
+        vmm.send(encode_request(FrontendRequest.SET_FEATURES, bytes(8))[:15])
+    run_until_logged([guest], daemon, "SET_FEATURES: hung up after 3 of 8 bytes")
+
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+
+def test_vmm_gone_with_full_balloon_is_forgotten(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 >= 2 * STEP)
+
+    guest.hang_up()
+    run([], lambda: any("balloon is forgotten" in m for m in events(daemon, "vmm")))
+    low_mem.set_plenty()
+    again = attach(make_guest(), daemon)
+    low_mem.set_low()
+    run([again], lambda: again.driver.actual * 4096 == MAXIMUM)
+
+
+def test_driver_unbound_and_bound_again_reaches_the_same_target(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+    guest.unbind()
+    assert guest.driver.actual == 0
+    guest.bind()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+    assert guest.frontend is not None
+    assert guest.frontend.counters.early_config_changes == 0
+
+
+def test_paused_in_mid_inflate_resumes_where_it_stood(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual > 0)
+
+    guest.pause()
+    guest.resume()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+
+def test_vm_mem_other_than_the_memory_table_is_said(
+    start_daemon: StartDaemon, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon("--vm-mem", "1G")
+    guest = attach(make_guest(), daemon)
+
+    run_until_logged([guest], daemon, "--vm-mem says 1 GiB, the VMM's memory table 512 MiB")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [("", "is empty"), ("much\n", "not a whole number"), (None, "No such file")],
+    ids=["empty", "garbage", "vanished"],
+)
+def test_low_mem_file_broken_is_said_once_and_recovers(
+    content: str | None,
+    complaint: str,
+    daemon: Daemon,
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+) -> None:
+    guest = attach(make_guest(), daemon)
+    available = low_mem.path / "available"
+    if content is None:
+        available.unlink()
+    else:
+        available.write_text(content)
+    run_until_logged([guest], daemon, complaint)
+
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+    assert len([m for m in events(daemon, "source") if complaint in m]) == 1
+    assert any("known again" in m for m in events(daemon, "source"))
+
+
+def test_guest_statistics_come_with_a_decision(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon("-v")
+    guest = attach(make_guest(), daemon)
+    low_mem.set_low()
+
+    run([guest], lambda: len([r for r in daemon.records() if r["event"] == "stats"]) >= 2)
+
+    stats = [r for r in daemon.records() if r["event"] == "stats"][-1]
+    assert stats["stat_memtot"] == VM_MEM_MIB * MIB
+    assert {record["level"] for record in daemon.records()} == {"debug", "info"}
+
+
+def test_stopped_while_a_vmm_hangs_up_no_device_is_mourned(
+    daemon: Daemon, make_guest: MakeGuest
+) -> None:
+    guests = [attach(make_guest(), daemon) for _ in range(8)]
+    run(guests, lambda: len([m for m in events(daemon, "device") if "serves" in m]) == 8)
+
+    for guest in guests:
+        guest.hang_up()
+    daemon.stop()
+
+    assert [r for r in daemon.records() if r["level"] == "error"] == []
+    assert len([m for m in events(daemon, "device") if "serves" in m]) == 8
