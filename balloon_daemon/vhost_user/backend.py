@@ -171,7 +171,7 @@ class Backend:
             and message.request not in _ANSWERED
         )
         if wants_ack:
-            # Behind a StopDevice, before a RingsChanged: the front-end may free what it took back.
+            # Behind a StopDevice: once it reads this, the front-end may free what it took back.
             effects = [*effects, Send(wire.encode_reply(message.request, wire.U64.pack(0)))]
         return effects
 
