@@ -211,13 +211,15 @@ class DeviceKeeper:
             load_filter=self._jail.load_filter,
         )
 
-    def _hear(self, device: DeviceProcess) -> None:
+    def _hear(self, device: DeviceProcess) -> bool:
+        """Takes reports that wait; False once there will be no more."""
         reports = device.tube.receive()
         if reports is None:
             self._loop.remove_reader(device.tube.fileno())
-            return
+            return False
         for report in reports:
             self._take(report)
+        return True
 
     def _take(self, report: Up) -> None:
         match report:
@@ -259,8 +261,9 @@ class DeviceKeeper:
         code = device.reap()
         if code is None:
             return
-        # Its last reports are still in the tube.
-        self._hear(device)
+        # Its last reports are still in the tube; at each call it gives only some of them.
+        while self._hear(device):
+            pass
         self._loop.remove_reader(device.tube.fileno())
         self._loop.remove_reader(device.pidfd.fileno())
         device.close()

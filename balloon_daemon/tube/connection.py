@@ -1,6 +1,7 @@
 """The two ends of the tube. The controller's end never blocks; nor does the device's."""
 
 import contextlib
+import errno
 import os
 import socket
 
@@ -24,6 +25,15 @@ def open_tube() -> tuple["ControllerEnd", "DeviceEnd"]:
     return ControllerEnd(upper), DeviceEnd(lower)
 
 
+MAX_DATAGRAMS = 64
+"""Messages taken at a time: a device that was taken over must not hold the controller by writing
+faster than it reads. A tube holds some 280 (net.core.wmem_default)."""
+
+_LOST = {errno.EAGAIN, errno.EPIPE, errno.ECONNRESET, errno.ENOBUFS, errno.ENOMEM}
+"""Full, the other side is gone, or the host has no memory: what matters is absolute and comes
+again."""
+
+
 class _End:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -40,8 +50,9 @@ class _End:
         # write(2), not sendto(2): the seed's policy allows the device no other.
         try:
             os.write(self._socket.fileno(), datagram)
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-            # Full, or the other side is gone: what matters is absolute and comes again.
+        except OSError as err:
+            if err.errno not in _LOST:
+                raise
             return False
         return True
 
@@ -61,15 +72,20 @@ class ControllerEnd(_End):
         return self._write(encode_down(message))
 
     def receive(self) -> list[Up] | None:
-        """All reports that wait; None once the device has closed its end and all is read."""
+        """Reports that wait, of at most 64 messages; None once the device is gone and all is read.
+
+        An empty list does not say that nothing waits: it may all have been ignored.
+        """
         reports: list[Up] = []
         with contextlib.suppress(BlockingIOError):
-            while datagram := self._read():
+            for taken in range(MAX_DATAGRAMS):
+                datagram = self._read()
+                if not datagram:
+                    return None if taken == 0 else reports
                 try:
                     reports.append(decode_up(datagram))
                 except TubeError:
                     self.ignored += 1
-            return reports or None
         return reports
 
 
@@ -81,13 +97,15 @@ class DeviceEnd(_End):
         return self._write(encode_up(message))
 
     def receive(self) -> list[Down] | None:
-        """All orders that wait; None once the controller is gone."""
+        """Orders that wait, of at most 64 messages; None once the controller is gone."""
         orders: list[Down] = []
         with contextlib.suppress(BlockingIOError):
-            while datagram := self._read():
+            for _ in range(MAX_DATAGRAMS):
+                datagram = self._read()
+                if not datagram:
+                    return None
                 try:
                     orders.append(decode_down(datagram))
                 except TubeError:
                     self.ignored += 1
-            return None
         return orders
