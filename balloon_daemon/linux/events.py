@@ -19,28 +19,41 @@ class OwnedFd:
     def close(self) -> None:
         """Closes it; further calls do nothing."""
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            # Whatever close(2) says, the number is free on Linux and may be somebody else's next.
+            os.close(fd)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             self.close()
 
 
-def drain_event(fd: int) -> None:
+def drain_event(fd: int) -> bool:
     """Resets a non-blocking eventfd; fine where nothing is in it.
 
     A front-end may hand over any kind of descriptor as a kick: whatever it is, this takes at most
     eight bytes from it and never waits.
+
+    Returns:
+        False where nothing will ever come out of it: it is at its end, or cannot be read. It
+        stays readable all the same, so nobody must wait for it any more.
     """
-    with contextlib.suppress(BlockingIOError):
-        os.read(fd, 8)
+    try:
+        return bool(os.read(fd, 8))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 _ONE = (1).to_bytes(8, "little")
 
 
 def signal_event(fd: int) -> None:
-    """Adds one to an eventfd; a full one is already signalled."""
-    with contextlib.suppress(BlockingIOError):
+    """Adds one to an eventfd; a full one is already signalled.
+
+    A front-end may hand over any kind of descriptor as a call: one that takes nothing costs its
+    guest the interrupts, and nobody else anything.
+    """
+    with contextlib.suppress(OSError):
         os.write(fd, _ONE)

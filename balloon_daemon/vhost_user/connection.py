@@ -4,6 +4,8 @@ Runs in the controller. Bytes from a VMM arrive here and nowhere else.
 """
 
 import array
+import errno
+import os
 import socket
 
 from balloon_daemon.errors import FrontendError
@@ -49,6 +51,7 @@ class Connection:
         Raises:
             EOFError: the front-end hung up between two messages.
             FrontendError: it hung up in mid-message, or its header cannot be right.
+            OSError: its descriptors found no room in this process, or the socket failed.
         """
         while True:
             if not self._receive_some():
@@ -87,8 +90,11 @@ class Connection:
                 numbers = array.array("i")
                 numbers.frombytes(packed[: len(packed) - len(packed) % numbers.itemsize])
                 self._fds += map(OwnedFd, numbers)
-        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_FDS:
+        if len(self._fds) > MAX_FDS or (flags & socket.MSG_CTRUNC and len(self._fds) == MAX_FDS):
             raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
+        if flags & socket.MSG_CTRUNC:
+            # There was room for them: this process may open no more (RLIMIT_NOFILE).
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if not content:
             if self._received or self._header is not None:
                 name = "header" if self._header is None else Message(*self._header[:2], b"").name

@@ -1,0 +1,274 @@
+"""The vhost-user socket: whole messages and their descriptors, however they arrive."""
+
+import array
+import contextlib
+import errno
+import os
+import resource
+import socket
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from balloon_daemon.errors import FrontendError
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.vhost_user.connection import MAX_UNSENT_BYTES, Connection
+from balloon_daemon.vhost_user.messages import (
+    HEADER,
+    MAX_FDS,
+    MAX_PAYLOAD_BYTES,
+    VERSION,
+    FrontendRequest,
+    Message,
+    encode_reply,
+    encode_request,
+)
+
+Q = FrontendRequest
+FOUR_BYTES = Message(Q.SET_VRING_KICK, VERSION, b"four")
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Connection, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    connection = Connection(ours)
+    theirs.setblocking(False)
+    yield connection, theirs
+    connection.close()
+    theirs.close()
+
+
+@pytest.fixture
+def files() -> Iterator[list[int]]:
+    """Nine pipes' reading ends; the writing ends tell who still holds them."""
+    pipes = [os.pipe() for _ in range(MAX_FDS + 1)]
+    yield [reading for reading, _ in pipes]
+    for reading, writing in pipes:
+        os.close(reading)
+        os.close(writing)
+
+
+def send(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    assert sock.sendmsg([data], rights) == len(data)
+
+
+def received(connection: Connection) -> list[tuple[Message, int]]:
+    """All messages that are whole, each with how many descriptors it had; closes those."""
+    messages = []
+    while (whole := connection.receive()) is not None:
+        message, fds = whole
+        messages.append((message, len(fds)))
+        for fd in fds:
+            fd.close()
+    return messages
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+Pair = tuple[Connection, socket.socket]
+
+
+@pytest.mark.parametrize("cut", range(1, HEADER.size + 4))
+def test_message_split_at_any_byte_is_whole_only_at_its_end(pair: Pair, cut: int) -> None:
+    connection, theirs = pair
+    send(theirs, FOUR_BYTES.encode()[:cut])
+    assert connection.receive() is None
+    send(theirs, FOUR_BYTES.encode()[cut:])
+    assert received(connection) == [(FOUR_BYTES, 0)]
+
+
+def test_message_byte_by_byte_with_its_fd_on_the_first_is_whole(
+    pair: Pair, files: list[int]
+) -> None:
+    connection, theirs = pair
+    encoded = FOUR_BYTES.encode()
+    send(theirs, encoded[:1], files[:1])
+    for at in range(1, len(encoded)):
+        assert connection.receive() is None
+        send(theirs, encoded[at : at + 1])
+    assert received(connection) == [(FOUR_BYTES, 1)]
+
+
+def test_several_messages_in_one_send_come_one_by_one(pair: Pair) -> None:
+    connection, theirs = pair
+    messages = [
+        Message(Q.SET_OWNER, VERSION, b""),
+        FOUR_BYTES,
+        Message(Q.SET_CONFIG, 9, b"x" * 40),
+    ]
+    send(theirs, b"".join(message.encode() for message in messages))
+    assert received(connection) == [(message, 0) for message in messages]
+
+
+def test_several_messages_with_fds_each_keep_their_own(pair: Pair, files: list[int]) -> None:
+    connection, theirs = pair
+    # All wait in the socket before the first is read: the kernel must not mix them up, nor we.
+    for count in (1, 0, 8, 2):
+        send(theirs, FOUR_BYTES.encode(), files[:count])
+    assert received(connection) == [(FOUR_BYTES, count) for count in (1, 0, 8, 2)]
+
+
+def test_message_after_a_split_one_keeps_its_own_fds(pair: Pair, files: list[int]) -> None:
+    connection, theirs = pair
+    encoded = FOUR_BYTES.encode()
+    send(theirs, encoded[:5], files[:1])
+    send(theirs, encoded[5:])
+    send(theirs, encoded, files[:2])
+    assert received(connection) == [(FOUR_BYTES, 1), (FOUR_BYTES, 2)]
+
+
+def test_fds_are_the_same_files_and_closed_on_exec(pair: Pair, files: list[int]) -> None:
+    connection, theirs = pair
+    send(theirs, FOUR_BYTES.encode(), files[:2])
+    whole = connection.receive()
+    assert whole is not None
+    numbers = [fd.fileno() for fd in whole[1]]
+    assert [os.fstat(fd).st_ino for fd in numbers] == [os.fstat(fd).st_ino for fd in files[:2]]
+    assert [os.get_inheritable(fd) for fd in numbers] == [False, False]
+
+
+def test_too_many_fds_with_one_message_is_refused_and_none_stays_open(
+    pair: Pair, files: list[int]
+) -> None:
+    connection, theirs = pair
+    before = open_fds()
+    send(theirs, FOUR_BYTES.encode(), files)
+    with pytest.raises(FrontendError, match="more than 8 file descriptors"):
+        connection.receive()
+    connection.close()
+    assert open_fds() == before - 1
+
+
+def test_too_many_fds_in_portions_is_refused(pair: Pair, files: list[int]) -> None:
+    connection, theirs = pair
+    encoded = FOUR_BYTES.encode()
+    send(theirs, encoded[:2], files[:5])
+    assert connection.receive() is None
+    send(theirs, encoded[2:], files[:5])
+    with pytest.raises(FrontendError, match="more than 8 file descriptors"):
+        connection.receive()
+
+
+@contextlib.contextmanager
+def no_further_fd() -> Iterator[None]:
+    """Lets this process open not one more descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_fd_for_which_this_process_has_no_room_is_the_hosts_fault(
+    pair: Pair, files: list[int]
+) -> None:
+    connection, theirs = pair
+    send(theirs, FOUR_BYTES.encode(), files[:1])
+    with no_further_fd(), pytest.raises(OSError, match="Too many open files") as caught:
+        connection.receive()
+    assert caught.value.errno == errno.EMFILE
+
+
+@pytest.mark.parametrize("length", range(HEADER.size + 4))
+def test_hang_up_in_mid_message_is_refused_and_between_two_is_the_end(
+    pair: Pair, length: int
+) -> None:
+    connection, theirs = pair
+    send(theirs, FOUR_BYTES.encode() + FOUR_BYTES.encode()[:length])
+    theirs.close()
+    assert connection.receive() == (FOUR_BYTES, ())
+    with pytest.raises(EOFError if length == 0 else FrontendError):
+        connection.receive()
+
+
+def test_hang_up_in_mid_message_closes_the_fds_that_came(pair: Pair, files: list[int]) -> None:
+    connection, theirs = pair
+    before = open_fds()
+    send(theirs, FOUR_BYTES.encode()[:-1], files[:3])
+    theirs.close()
+    with pytest.raises(FrontendError, match="SET_VRING_KICK: hung up after 3 of 4 bytes"):
+        connection.receive()
+    connection.close()
+    assert open_fds() == before - 2
+
+
+def test_hang_up_with_our_replies_unread_is_the_end(pair: Pair) -> None:
+    connection, theirs = pair
+    connection.send(encode_reply(Q.GET_FEATURES, bytes(8)))
+    theirs.close()  # The kernel says ECONNRESET where the peer left something unread.
+    with pytest.raises(EOFError):
+        connection.receive()
+
+
+@pytest.mark.parametrize("size", [MAX_PAYLOAD_BYTES + 1, 2**32 - 1])
+def test_payload_too_long_is_refused_by_its_header(pair: Pair, size: int) -> None:
+    connection, theirs = pair
+    send(theirs, HEADER.pack(Q.SET_CONFIG, VERSION, size))
+    with pytest.raises(FrontendError, match=f"SET_CONFIG: payload of {size} bytes"):
+        connection.receive()
+
+
+def test_payload_of_the_greatest_length_is_taken(pair: Pair) -> None:
+    connection, theirs = pair
+    send(theirs, encode_request(Q.SET_CONFIG, b"c" * MAX_PAYLOAD_BYTES))
+    whole = connection.receive()
+    assert whole is not None
+    assert len(whole[0].payload) == MAX_PAYLOAD_BYTES
+
+
+def test_replies_that_are_read_arrive_in_order_however_full_the_socket_was(pair: Pair) -> None:
+    connection, theirs = pair
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    replies = [encode_reply(Q.GET_CONFIG, n.to_bytes(4, "little") * 64) for n in range(200)]
+    for reply in replies:
+        connection.send(reply)
+    got = bytearray()
+    while len(got) < sum(map(len, replies)):
+        got += theirs.recv(100_000)
+        connection.flush()
+    assert got == b"".join(replies)
+    assert connection.flush() is True
+
+
+def test_replies_that_are_never_read_end_the_connection_and_never_block(pair: Pair) -> None:
+    connection, theirs = pair
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    connection.send(encode_reply(Q.GET_CONFIG, bytes(MAX_UNSENT_BYTES - HEADER.size)))
+    while connection.flush():
+        connection.send(encode_reply(Q.GET_CONFIG, bytes(4000)))
+    with pytest.raises(FrontendError, match="were never read"):
+        connection.send(bytes(MAX_UNSENT_BYTES))
+
+
+def test_send_to_a_front_end_that_is_gone_is_an_os_error(pair: Pair) -> None:
+    connection, theirs = pair
+    theirs.close()
+    with pytest.raises(OSError, match="pipe"):
+        connection.send(encode_reply(Q.GET_FEATURES, bytes(8)))
+
+
+def test_owned_fd_closes_once() -> None:
+    fd = OwnedFd(os.dup(0))
+    number = fd.fileno()
+    fd.close()
+    assert fd.fileno() == -1
+    taken_again = os.dup2(0, number)
+    fd.close()
+    os.fstat(taken_again)
+    os.close(taken_again)
+
+
+def test_owned_fd_that_somebody_else_closed_is_let_go_all_the_same() -> None:
+    number = os.dup(0)
+    fd = OwnedFd(number)
+    os.close(number)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        fd.close()
+    # Not tried again: by now the number may be another's.
+    assert fd.fileno() == -1
