@@ -8,6 +8,7 @@
     ├── GuestError       the guest broke the virtio rules     -> drop that chain, count, go on
     │   └── RingError    its ring cannot be trusted any more  -> stop that queue, report
     ├── FrontendError    the VMM broke vhost-user             -> close that connection
+    ├── StateFileError   a state kept by another balloond     -> close that VMM's connection
     ├── TubeError        our two processes disagree           -> ignore and count the message
     └── StateError       a call made in the wrong state       -> our bug
 
@@ -49,6 +50,8 @@ class PolicyProblem:
 
     def __str__(self) -> str:
         """``file:line:column: message``, then the source line, then carets under the place."""
+        if not self.source.strip():
+            return f"{self.file}:{self.line}:{self.column}: {self.message}"
         # Tabs stay tabs below the line, or the carets would stand elsewhere on a terminal.
         before = "".join("\t" if c == "\t" else " " for c in self.source[: self.column - 1])
         return (
@@ -139,6 +142,10 @@ class FrontendError(BalloondError):
     def __init__(self, request: str, message: str) -> None:
         super().__init__(f"{request}: {message}")
         self.request = request
+
+
+class StateFileError(BalloondError):
+    """A guest's state that another controller left and that this one cannot go on from."""
 
 
 class TubeError(BalloondError):

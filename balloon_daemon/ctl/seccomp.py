@@ -13,7 +13,7 @@ from balloon_daemon.ctl.seccomp_run import add_run_parsers
 from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem
 from balloon_daemon.seccomp.bpf import SOCK_FILTER
 from balloon_daemon.seccomp.compiler import compile_bpf
-from balloon_daemon.seccomp.constants import ARCH_NAMES, Arch
+from balloon_daemon.seccomp.constants import ARCH_NAMES
 from balloon_daemon.seccomp.evaluator import Decision, evaluate
 from balloon_daemon.seccomp.filter import NATIVE_ARCH, load_arch, read_policy, read_text
 from balloon_daemon.seccomp.parser import parse_call
@@ -192,11 +192,13 @@ def _test(options: argparse.Namespace) -> int:
     answer = f"ERRNO({verdict.errno})" if verdict.action is Action.ERRNO else verdict.action.name
     print(f"{answer}  {words.call_in_words(name, given, arch)}: ", end="")
     print(words.verdict_in_words(verdict, arch))
-    print(_because(policy, decision, name, arch))
+    print(_because(policy, decision, number, name))
     return 0
 
 
-def _because(policy: ParsedPolicy, decision: Decision, name: str, arch: Arch) -> str:
+def _because(policy: ParsedPolicy, decision: Decision, number: int, name: str) -> str:
+    if words.is_foreign(number, policy):
+        return "it is a call of another ABI (x32), which no policy can allow"
     if decision.filter is None:
         return f"no rule of {policy.files[0]} names {name}, so the default decides"
     if decision.filter.place is not None:

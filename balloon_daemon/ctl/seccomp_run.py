@@ -1,6 +1,7 @@
 """``balloonctl seccomp run`` and ``trace``."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,17 @@ def _command(options: argparse.Namespace) -> list[str]:
     return command
 
 
+def _foreign_abi(policy: ParsedPolicy, call: Call) -> str:
+    """What to call the ABI that a call was made by, if it is not the policy's."""
+    if call.audit_arch != policy.abi.audit_arch:
+        return f"AUDIT_ARCH {call.audit_arch:#x}"
+    return "x32" if words.is_foreign(call.number, policy) else ""
+
+
+def _foreign_call(pid: int, call: Call, abi: str) -> str:
+    return f"balloonctl: process {pid} was killed: call {call.number} of another ABI ({abi})"
+
+
 def _watch(watch: Watch) -> int:
     try:
         return watch.run()
@@ -84,12 +96,9 @@ def _run(
             return
         reported.add((pid, call))
         name = arch.call_name(call.number) or f"call {call.number}"
-        if call.audit_arch != policy.abi.audit_arch:
-            print(
-                f"balloonctl: process {pid} was killed: call {call.number} of another ABI "
-                f"(AUDIT_ARCH {call.audit_arch:#x})",
-                file=sys.stderr,
-            )
+        abi = _foreign_abi(policy, call)
+        if abi:
+            print(_foreign_call(pid, call, abi), file=sys.stderr)
             return
         shown = words.call_in_words(name, call.arguments, arch)
         stopped = "stopped" if decision.verdict.action is Action.TRAP else "killed"
@@ -108,6 +117,10 @@ def _run(
     return _watch(watch)
 
 
+def _one_line(command: list[str]) -> str:
+    return "".join(c if c.isprintable() else " " for c in shlex.join(command))
+
+
 def _trace(options: argparse.Namespace) -> int:
     arch = load_arch(NATIVE_ARCH)
     used = UsedCalls(arch)
@@ -117,18 +130,16 @@ def _trace(options: argparse.Namespace) -> int:
         used.add(call.number, call.arguments)
 
     def on_kill(pid: int, call: Call) -> None:
-        print(
-            f"balloonctl: process {pid} was killed: call {call.number} of another ABI "
-            f"(AUDIT_ARCH {call.audit_arch:#x})",
-            file=sys.stderr,
-        )
+        abi = _foreign_abi(everything, call)
+        if abi:
+            print(_foreign_call(pid, call, abi), file=sys.stderr)
 
     command = _command(options)
     status = _watch(
         Watch(command, compile_bpf(everything), Start(options.start), on_call, on_kill)
     )
     lines = [
-        f"# What this used, from its {options.start} on: {' '.join(command)}",
+        f"# What this used, from its {options.start} on: {_one_line(command)}",
         f"# {len(used.counts)} calls, made {used.counts.total()} times. Other inputs, errors and",
         "# signals use more: read it, and trace those too.",
         *used.policy(),

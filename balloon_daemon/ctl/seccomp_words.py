@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from balloon_daemon.seccomp.constants import Arch
+from balloon_daemon.seccomp.constants import NO_SYSCALL, Arch
 from balloon_daemon.seccomp.policy import (
     MAX_U64,
     Action,
@@ -15,31 +15,34 @@ from balloon_daemon.seccomp.policy import (
     Verdict,
 )
 
-# What an argument's numbers are called, where the call says so.
-_PREFIXES = {
-    ("madvise", 2): "MADV_", ("mmap", 2): "PROT_", ("mmap", 3): "MAP_", ("mprotect", 2): "PROT_",
-    ("prctl", 0): "PR_", ("clone", 0): "CLONE_", ("unshare", 0): "CLONE_", ("setns", 1): "CLONE_",
-    ("socket", 0): "AF_", ("socketpair", 0): "AF_", ("fcntl", 1): "F_", ("arch_prctl", 0): "ARCH_",
-    ("tgkill", 2): "SIG", ("kill", 1): "SIG", ("membarrier", 0): "MEMBARRIER_CMD_",
-    ("epoll_ctl", 1): "EPOLL_CTL_", ("bpf", 0): "BPF_", ("clock_gettime", 0): "CLOCK_",
-    ("ptrace", 0): "PTRACE_", ("personality", 0): "ADDR_", ("futex", 1): "FUTEX_",
-    ("getrandom", 2): "GRND_", ("memfd_create", 1): "MFD_", ("ioctl", 1): "",
-}  # fmt: skip
-
-# An ioctl's number belongs to many names; these families are the likely ones.
-_IOCTLS = (
-    "TC",
-    "TIOC",
-    "FIO",
-    "FION",
-    "FS_IOC_",
-    "BLK",
-    "SIOC",
-    "TUN",
-    "KVM_",
-    "VHOST_",
-    "UFFDIO",
-)
+# What an argument's numbers are called, where the call says so: as regular expressions, since
+# the same letters begin names of other things (F_LOCK is lockf's, PR_TSC_ENABLE a third argument).
+_SIGNAL = r"SIG(?!IOT$|CLD$|POLL$|UNUSED$|STKSZ$)[A-Z0-9]+"
+_FAMILY = r"AF_(?!FILE$|LOCAL$|ROUTE$|MAX$)\w+"
+_NAMES = {
+    ("madvise", 2): r"MADV_\w+",
+    ("mmap", 2): r"PROT_(?!GROWS)\w+",
+    ("mmap", 3): r"MAP_(?!TYPE$|FILE$|HUGE_)\w+",
+    ("mprotect", 2): r"PROT_\w+",
+    ("pkey_mprotect", 2): r"PROT_\w+",
+    ("prctl", 0): r"PR_(?:SET|GET|CAPBSET|TASK|MCE|PAC)_(?!MM_)\w+",
+    ("clone", 0): r"CLONE_\w+",
+    ("unshare", 0): r"CLONE_\w+",
+    ("setns", 1): r"CLONE_\w+",
+    ("socket", 0): _FAMILY,
+    ("socketpair", 0): _FAMILY,
+    ("fcntl", 1): r"F_(?:DUPFD|GET|SET|ADD_|OFD_|NOTIFY|CREATED_)\w*",
+    ("arch_prctl", 0): r"ARCH_\w+",
+    ("kill", 1): _SIGNAL,
+    ("tgkill", 2): _SIGNAL,
+    ("membarrier", 0): r"MEMBARRIER_CMD_\w+",
+    ("epoll_ctl", 1): r"EPOLL_CTL_\w+",
+    ("clock_gettime", 0): r"CLOCK_(?!DEFAULT|EXT|INT|TX)\w+",
+    ("ptrace", 0): r"PTRACE_(?!O_|EVENT_|SYSCALL_)\w+",
+    ("getrandom", 2): r"GRND_\w+",
+    ("memfd_create", 1): r"MFD_(?!HUGE_)\w+",
+    ("ioctl", 1): r"(?:TC|TIOC|FIO|FS_IOC_|BLK|SIOC|TUN|KVM_|VHOST_|UFFDIO_)\w+",
+}
 
 _ANSWERS = {
     Action.ALLOW: "allowed",
@@ -116,7 +119,7 @@ def verdict_in_words(verdict: Verdict, arch: Arch) -> str:
     if verdict.action is Action.ERRNO:
         if verdict.errno == 0:
             return "not made, but returns 0"
-        name = arch.constant_name(verdict.errno, "E") or str(verdict.errno)
+        name = arch.constant_name(verdict.errno, r"E[A-Z0-9]+") or str(verdict.errno)
         return f"fails with {name}"
     return _ANSWERS[verdict.action]
 
@@ -132,14 +135,11 @@ def value_in_words(call: str, atom: Atom, arch: Arch) -> str:
 
 def constant_in_words(call: str, argument: int, value: int, arch: Arch) -> str | None:
     """The name of an argument's value, if the call has names for it."""
-    prefix = _PREFIXES.get((call, argument))
-    if prefix is None:
+    pattern = _NAMES.get((call, argument))
+    # The families of ioctls have small numbers too, for other things.
+    if pattern is None or (call == "ioctl" and value < 0x1000):
         return None
-    for candidate in [prefix] if prefix else _IOCTLS:
-        name = arch.constant_name(value, candidate)
-        if name is not None:
-            return name
-    return None
+    return arch.constant_name(value, pattern)
 
 
 def atom_in_words(call: str, atom: Atom, arch: Arch) -> str:
@@ -187,6 +187,11 @@ def call_in_words(name: str, arguments: Sequence[int], arch: Arch) -> str:
         named = constant_in_words(name, index, value, arch)
         shown.append(named or (str(value) if value < 10 else f"{value:#x}"))
     return f"{name}({', '.join(shown)})"
+
+
+def is_foreign(number: int, policy: ParsedPolicy) -> bool:
+    """Whether a call of the policy's own AUDIT_ARCH belongs to another ABI, as x32's do."""
+    return bool(policy.abi.foreign_bit) and policy.abi.foreign_bit <= number < NO_SYSCALL
 
 
 def explain(policy: ParsedPolicy, arch: Arch) -> Iterable[str]:

@@ -7,7 +7,6 @@ a fork; ``load`` is one system call.
 
 import ctypes
 import os
-import platform
 from collections.abc import Sequence
 
 # linux/seccomp.h
@@ -43,7 +42,7 @@ class Program:
             len(bpf) // _SOCK_FILTER_BYTES, ctypes.addressof(self._instructions)
         )
         self._arguments = (
-            ctypes.c_long(_NR_SECCOMP.get(platform.machine(), -1)),
+            ctypes.c_long(_NR_SECCOMP.get(os.uname().machine, -1)),
             ctypes.c_ulong(SECCOMP_SET_MODE_FILTER),
             ctypes.c_ulong(0),
             ctypes.byref(self._fprog),

@@ -121,20 +121,20 @@ class Graph:
         code: list[tuple[int, int, int, int]] = []  # back to front
         at_load: dict[int, int] = {}  # a node's first instruction, counted from the end
         at_test: dict[int, int] = {}  # where to enter it with its word already loaded
-
-        def entry(node: Node, loaded: int) -> int:
-            known = isinstance(node, Test) and node.offset == loaded
-            return (at_test if known else at_load)[id(node)]
+        nearest: dict[int, int] = {}  # of an instruction, the last one that does the same
 
         def jump_to(node: Node, loaded: int, ahead: int) -> int:
             """Where a jump goes that is written after ``ahead`` more instructions."""
-            target = entry(node, loaded)
-            if len(code) + ahead - target - 1 <= MAX_JUMP:
-                return target
+            known = isinstance(node, Test) and node.offset == loaded
+            target = (at_test if known else at_load)[id(node)]
+            reached = nearest.get(target, target)
+            if len(code) + ahead - reached - 1 <= MAX_JUMP:
+                return reached
             if isinstance(node, Return):
                 code.append((BPF_RET_K, 0, 0, node.value))
             else:
                 code.append((BPF_JMP_JA, 0, 0, len(code) - target - 1))
+            nearest[target] = len(code) - 1
             return len(code) - 1
 
         for node in self.nodes:

@@ -88,9 +88,9 @@ class Arch:
         """All names that ``constant`` knows, for suggestions."""
         return re.findall(r"^(\w+) \d+$", self._text, re.MULTILINE)
 
-    def constant_name(self, value: int, prefix: str) -> str | None:
-        """A name that starts with the prefix and is worth exactly that, the shortest one."""
-        found = re.findall(rf"^({re.escape(prefix)}\w+) {value}$", self._text, re.MULTILINE)
+    def constant_name(self, value: int, pattern: str) -> str | None:
+        """A name that is worth exactly that and matches the pattern, the shortest one."""
+        found = re.findall(rf"^({pattern}) {value}$", self._text, re.MULTILINE)
         return min(found, key=len, default=None)
 
     def call_name(self, number: int) -> str | None:

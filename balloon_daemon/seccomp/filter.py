@@ -6,7 +6,7 @@ step of its jail; that is one system call on memory prepared long before.
 """
 
 import functools
-import platform
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from balloon_daemon.seccomp.constants import ARCH_NAMES, Arch, canonical_arch, p
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Action, ParsedPolicy
 
-NATIVE_ARCH = canonical_arch(platform.machine())
+NATIVE_ARCH = canonical_arch(os.uname().machine)
 """This machine's architecture, by our name."""
 
 _TABLES = Path(__file__).parent / "tables"

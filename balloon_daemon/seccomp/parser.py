@@ -13,7 +13,6 @@ The grammar stands above each method, in the order of the language::
 docs/policy-files.md explains it to those who write such files.
 """
 
-import difflib
 import posixpath
 from collections.abc import Callable, Iterable
 
@@ -28,13 +27,14 @@ from balloon_daemon.seccomp.policy import (
     Place,
     Verdict,
 )
-from balloon_daemon.seccomp.rules import Rule, RuleReader, StatementError, Words
+from balloon_daemon.seccomp.rules import Rule, RuleReader, StatementError, Words, did_you_mean
 from balloon_daemon.seccomp.tokens import Kind, Token, statements
 
 INCLUDE_DEPTH_LIMIT = 10
 """Files may include files that include files, this deep; minijail's limit."""
 
 _DIRECTIVES = ("@include", "@frequency", "@default", "@denylist")
+_ALL_DIRECTIVES = ", ".join(_DIRECTIVES)
 
 # A default must not let anything through: minijail calls the others permissive.
 _DEFAULTS = {
@@ -119,7 +119,7 @@ class _Parser:
         if self._denylist:
             self._default = ALLOW
         if not found and not self._problems:
-            place = Place(path, 1, 1, text.split("\n")[0].rstrip("\r"))
+            place = Place(path, 1, 1, text.partition("\n")[0].rstrip("\r"))
             self._problems.append(
                 place.problem("the file has no statement, so nothing is allowed")
             )
@@ -164,28 +164,26 @@ class _Parser:
                         directive.place, "@denylist must stand in the policy itself too"
                     )
             case unknown:
-                near = difflib.get_close_matches(unknown, _DIRECTIVES, 1)
-                hint = (
-                    f"did you mean {near[0]}?" if near else f"there are {', '.join(_DIRECTIVES)}"
-                )
-                raise StatementError(directive.place, f"unknown directive {unknown}; {hint}")
+                hint = did_you_mean(unknown, _DIRECTIVES) or f"; there are {_ALL_DIRECTIVES}"
+                raise StatementError(directive.place, f"unknown directive {unknown}{hint}")
 
     # '@include' path;  path = '/' … | './' …
     def _include(self, path: str, words: Words) -> None:
-        token, name, text = self._open_file(path, words)
+        place, name = self._path(path, words)
         if name in self._open:
             chain = " includes ".join([*self._open[self._open.index(name) :], name])
-            raise StatementError(token.place, f"includes go in a circle: {chain}")
+            raise StatementError(place, f"includes go in a circle: {chain}")
         if len(self._open) > INCLUDE_DEPTH_LIMIT:
             raise StatementError(
-                token.place, f"includes are nested more than {INCLUDE_DEPTH_LIMIT} deep"
+                place, f"includes are nested more than {INCLUDE_DEPTH_LIMIT} deep"
             )
-        found = statements(name, text, self._problems.append)
-        self._read_statements(name, found, token.place)
+        found = statements(name, self._text(name, place), self._problems.append)
+        self._read_statements(name, found, place)
 
     # '@frequency' path;  that file = { call ':' number }
     def _frequencies(self, path: str, words: Words) -> None:
-        _, name, text = self._open_file(path, words)
+        place, name = self._path(path, words)
+        text = self._text(name, place)
         self._files.append(name)
         for tokens in statements(name, text, self._problems.append):
             try:
@@ -198,18 +196,21 @@ class _Parser:
             for number in calls.values():
                 self._frequency[number] = self._frequency.get(number, 0) + count
 
-    def _open_file(self, path: str, words: Words) -> tuple[Token, str, str]:
+    def _path(self, path: str, words: Words) -> tuple[Place, str]:
+        """The next word as a path, relative to the file that it stands in."""
         token = words.take("a path that starts with / or ./")
-        if token.kind is not Kind.PATH:
+        if not token.text.startswith(("/", "./")):
             raise StatementError(
                 token.place, f"a path starts with / or ./ and {token.text!r} does not"
             )
-        name = posixpath.normpath(posixpath.join(posixpath.dirname(path), token.text))
+        return token.place, posixpath.normpath(posixpath.join(posixpath.dirname(path), token.text))
+
+    def _text(self, name: str, place: Place) -> str:
         try:
-            return token, name, self._read(name)
-        except (OSError, UnicodeError) as err:
-            reason = getattr(err, "strerror", None) or str(err)
-            raise StatementError(token.place, f"cannot read {name}: {reason}") from err
+            return self._read(name)
+        except OSError as err:
+            message = f"cannot read {name}: {err.strerror or err}"
+            raise StatementError(place, message) from err
 
     # '@default' ( 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'user-notify' )
     def _set_default(self, words: Words) -> None:
@@ -234,7 +235,10 @@ class _Parser:
                 of_call = filters.setdefault(name, [])
                 self._append(name, of_call, rule)
         if self._problems:
-            raise PolicyFileError(self._problems)
+            order = {name: index for index, name in enumerate(reversed(self._files))}
+            raise PolicyFileError(
+                sorted(self._problems, key=lambda p: (-order.get(p.file, 0), p.line, p.column))
+            )
         calls = []
         for name, of_call in filters.items():
             if of_call[-1].clauses is not None:

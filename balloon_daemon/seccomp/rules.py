@@ -1,6 +1,5 @@
 """Reads one rule of a policy file: calls, a colon, filters. Pure."""
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -178,7 +177,7 @@ class RuleReader:
             number = self._arch.calls.get(token.text, -1)
             if number < 0:
                 message = f"unknown system call {token.text} on {self._arch.name}"
-                near = _did_you_mean(token.text, self._arch.calls)
+                near = did_you_mean(token.text, self._arch.calls)
                 raise StatementError(token.place, message + near)
         arguments: list[int] = []
         opened = words.take_if("(")
@@ -208,7 +207,7 @@ class RuleReader:
             message = f"unknown group of calls {token.text}; there are no groups"
         else:
             message = f"unknown system call {token.text} on {self._arch.name}"
-            message += _did_you_mean(token.text, self._arch.calls)
+            message += did_you_mean(token.text, self._arch.calls)
         self._report(token.place.problem(message))
         return []
 
@@ -236,7 +235,7 @@ class RuleReader:
         words.expect("]", opened=opened)
         for value in keys.get("arch", []):
             if canonical_arch(value.text) not in (*ARCH_NAMES, *KNOWN_ELSEWHERE):
-                near = _did_you_mean(value.text, ARCH_NAMES)
+                near = did_you_mean(value.text, ARCH_NAMES)
                 self.warn("arch", value.place, f"no architecture is called {value.text}{near}")
         names = [canonical_arch(value.text) for value in keys.get("arch", [])]
         return "arch" not in keys or self._arch.name in names
@@ -296,7 +295,7 @@ class RuleReader:
         if token.kind is Kind.NUMBER:
             raise StatementError(token.place, f"{token.text} is no action; 1 means allow")
         message = f"expected an action or a condition, found {token.text!r}"
-        raise StatementError(token.place, message + _did_you_mean(token.text, ACTIONS))
+        raise StatementError(token.place, message + did_you_mean(token.text, ACTIONS))
 
     # atom = argument operator value
     def _atom(self, words: Words) -> Atom:
@@ -348,7 +347,7 @@ class RuleReader:
         constant = self._arch.constant(token.text)
         if constant is None:
             message = f"unknown constant {token.text}"
-            message += _did_you_mean(token.text, self._arch.constant_names())
+            message += did_you_mean(token.text, self._arch.constant_names())
             self._report(token.place.problem(message))
             return 0
         return constant
@@ -369,8 +368,16 @@ class RuleReader:
         return -value if token.text.startswith("-") else value
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The nearest known name, as the end of a message; nothing if none is near."""
-    by_folded = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), by_folded, 1, 0.6)
+    import difflib  # only a mistake needs it, and the daemon starts without one
+
+    # Fifteen thousand constants are too many to compare with each: typing errors seldom change
+    # the first letter, or the length by much.
+    by_folded = {
+        candidate.lower(): candidate
+        for candidate in known
+        if candidate[0].lower() == name[0].lower() and abs(len(candidate) - len(name)) <= 3
+    }
+    near = difflib.get_close_matches(name.lower(), by_folded, 1, 0.7)
     return f"; did you mean {by_folded[near[0]]}?" if near else ""

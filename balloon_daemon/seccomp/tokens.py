@@ -43,6 +43,10 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 
+# After @include everything up to a space is the path, be it one or not: the parser says better
+# what is wrong with it than "'.' is not part of the language".
+_PATH = re.compile(r"(?P<skip>\#.*|\s+|\\$)|(?P<PATH>\S+)")
+
 
 @dataclass(frozen=True, slots=True)
 class Token:
@@ -79,10 +83,13 @@ def statements(
     tokens: list[Token] = []
     sound = True
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if not lines[-1]:
+        lines.pop()  # what follows the last line's end is no line
     for number, source in enumerate(lines, 1):
         at = 0
         while at < len(source):
-            match = _TOKEN.match(source, at)
+            wants_path = tokens and tokens[-1].text in ("@include", "@frequency")
+            match = (_PATH if wants_path else _TOKEN).match(source, at)
             if match is None:
                 place = Place(file, number, at + 1, source)
                 report(place.problem(f"{source[at]!r} is not part of the language"))

@@ -31,7 +31,7 @@ class BpfMachine:
                     sound = k < left
                 case 0x15 | 0x25 | 0x35 | 0x45:  # jump if A ==, >, >=, & k
                     sound = yes < left and no < left
-                case 0x06:  # return k
+                case 0x06 | 0x54:  # return k; A &= k
                     sound = True
                 case _:
                     sound = False
@@ -65,5 +65,7 @@ class BpfMachine:
                 a = words[k >> 2]
             elif op == 0x06:
                 return k, count
+            elif op == 0x54:
+                a &= k
             else:
                 at += k
