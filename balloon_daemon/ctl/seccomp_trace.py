@@ -15,9 +15,6 @@ _TELLING = {
     "memfd_create": 1, "seccomp": 0, "keyctl": 0,
 }  # fmt: skip
 
-# Those whose values are sums of flags.
-_FLAGS = {"mmap", "mprotect", "pkey_mprotect", "clone", "unshare", "memfd_create"}
-
 
 @dataclass(slots=True)
 class UsedCalls:
@@ -55,13 +52,4 @@ class UsedCalls:
             yield f"# call {number} has no name for {self.arch.name}. {self.arch.origin}"
 
     def _written(self, name: str, index: int, value: int) -> str:
-        exact = constant_in_words(name, index, value, self.arch)
-        if exact is not None:
-            return exact
-        if name not in _FLAGS:
-            return f"{value:#x}"
-        bits = [1 << bit for bit in range(64) if value >> bit & 1]
-        names = [constant_in_words(name, index, bit, self.arch) for bit in bits]
-        known = [n for n in names if n is not None]
-        rest = sum(bit for bit, n in zip(bits, names, strict=True) if n is None)
-        return "|".join([*known, f"{rest:#x}"] if rest or not known else known)
+        return constant_in_words(name, index, value, self.arch) or f"{value:#x}"

@@ -17,15 +17,15 @@ from balloon_daemon.seccomp.policy import (
 
 # What an argument's numbers are called, where the call says so: as regular expressions, since
 # the same letters begin names of other things (F_LOCK is lockf's, PR_TSC_ENABLE a third argument).
-_SIGNAL = r"SIG(?!IOT$|CLD$|POLL$|UNUSED$|STKSZ$)[A-Z0-9]+"
-_FAMILY = r"AF_(?!FILE$|LOCAL$|ROUTE$|MAX$)\w+"
+_SIGNAL = r"SIG(?!IOT\b|CLD\b|POLL\b|UNUSED\b|STKSZ\b)[A-Z0-9]+"
+_FAMILY = r"AF_(?!FILE\b|LOCAL\b|ROUTE\b|MAX\b)\w+"
 _NAMES = {
     ("madvise", 2): r"MADV_\w+",
     ("mmap", 2): r"PROT_(?!GROWS)\w+",
-    ("mmap", 3): r"MAP_(?!TYPE$|FILE$|HUGE_)\w+",
+    ("mmap", 3): r"MAP_(?!TYPE\b|FILE\b|HUGE_)\w+",
     ("mprotect", 2): r"PROT_\w+",
     ("pkey_mprotect", 2): r"PROT_\w+",
-    ("prctl", 0): r"PR_(?:SET|GET|CAPBSET|TASK|MCE|PAC)_(?!MM_)\w+",
+    ("prctl", 0): r"PR_(?:(?:SET|GET)_(?!MM_)|CAPBSET_|MCE_KILL\b)\w*",
     ("clone", 0): r"CLONE_\w+",
     ("unshare", 0): r"CLONE_\w+",
     ("setns", 1): r"CLONE_\w+",
@@ -43,6 +43,12 @@ _NAMES = {
     ("memfd_create", 1): r"MFD_(?!HUGE_)\w+",
     ("ioctl", 1): r"(?:TC|TIOC|FIO|FS_IOC_|BLK|SIOC|TUN|KVM_|VHOST_|UFFDIO_)\w+",
 }
+
+# Arguments that are sums of flags.
+_FLAGS = {
+    ("mmap", 2), ("mmap", 3), ("mprotect", 2), ("pkey_mprotect", 2), ("clone", 0), ("unshare", 0),
+    ("memfd_create", 1), ("getrandom", 2), ("membarrier", 0),
+}  # fmt: skip
 
 _ANSWERS = {
     Action.ALLOW: "allowed",
@@ -134,12 +140,24 @@ def value_in_words(call: str, atom: Atom, arch: Arch) -> str:
 
 
 def constant_in_words(call: str, argument: int, value: int, arch: Arch) -> str | None:
-    """The name of an argument's value, if the call has names for it."""
+    """The name of an argument's value, or its flags' names, if the call has names for it.
+
+    Flags without a name are added as a number: ``CLONE_CHILD_SETTID|0x11``.
+    """
     pattern = _NAMES.get((call, argument))
     # The families of ioctls have small numbers too, for other things.
     if pattern is None or (call == "ioctl" and value < 0x1000):
         return None
-    return arch.constant_name(value, pattern)
+    exact = arch.constant_name(value, pattern)
+    if exact is not None or (call, argument) not in _FLAGS:
+        return exact
+    bits = [1 << bit for bit in range(64) if value >> bit & 1]
+    named = {bit: arch.constant_name(bit, pattern) for bit in bits}
+    known = [name for name in named.values() if name is not None]
+    rest = sum(bit for bit, name in named.items() if name is None)
+    if not known:
+        return None
+    return "|".join([*known, f"{rest:#x}"] if rest else known)
 
 
 def atom_in_words(call: str, atom: Atom, arch: Arch) -> str:

@@ -241,3 +241,29 @@ def test_bad_flags_end_with_status_2(argv: list[str], capsys: Output) -> None:
         run(*argv)
     assert ended.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        ("socket(1, 2)", "socket(AF_UNIX, 2)"),
+        ("socket(16)", "socket(AF_NETLINK)"),
+        ("fcntl(3, 1)", "fcntl(3, F_GETFD)"),
+        ("fcntl(3, 0x406)", "fcntl(3, F_DUPFD_CLOEXEC)"),
+        ("prctl(1, 15)", "prctl(PR_SET_PDEATHSIG, 0xf)"),
+        ("prctl(38)", "prctl(PR_SET_NO_NEW_PRIVS)"),
+        ("kill(2, 6)", "kill(2, SIGABRT)"),
+        ("kill(2, 17)", "kill(2, SIGCHLD)"),
+        ("kill(2, 2)", "kill(2, SIGINT)"),
+        ("ioctl(0, 0x5401)", "ioctl(0, TCGETS)"),
+        ("ioctl(0, 1)", "ioctl(0, 1)"),
+        ("ptrace(0)", "ptrace(PTRACE_TRACEME)"),
+        ("mmap(0, 1, 1, 2)", "mmap(0, 1, PROT_READ, MAP_PRIVATE)"),
+        ("mprotect(0, 1, 3)", "mprotect(0, 1, PROT_READ|PROT_WRITE)"),
+        ("mprotect(0, 1, 0)", "mprotect(0, 1, PROT_NONE)"),
+        ("clone(0x1200011)", "clone(CLONE_CHILD_CLEARTID|CLONE_CHILD_SETTID|0x11)"),
+    ],
+)
+def test_test_calls_an_argument_by_its_kernel_name(call: str, shown: str, capsys: Output) -> None:
+    assert run("test", "--arch", "x86_64", str(POLICY), call) == 0
+    assert capsys.readouterr().out.split("  ")[1].startswith(f"{shown}: ")
