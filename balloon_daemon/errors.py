@@ -89,6 +89,7 @@ class Rule(IntEnum):
     AVAIL_IDX = 10
     HEAD = 11
     RING = 12
+    KICK = 13
 
 
 _RULES = {
@@ -104,6 +105,7 @@ _RULES = {
     Rule.AVAIL_IDX: "avail.idx jumped {found} ahead, more than its entries allow",
     Rule.HEAD: "head {found} is beyond its descriptors",
     Rule.RING: "its memory at {found:#x} cannot hold a ring",
+    Rule.KICK: "its kick is no eventfd, or hung up",
 }
 
 NO_HEAD = 0xFFFF

@@ -50,6 +50,8 @@ _FLAGS = {
     ("memfd_create", 1), ("getrandom", 2), ("membarrier", 0),
 }  # fmt: skip
 
+_MOST_FLAGS = 12
+
 _ANSWERS = {
     Action.ALLOW: "allowed",
     Action.LOG: "allowed, and logged",
@@ -152,6 +154,8 @@ def constant_in_words(call: str, argument: int, value: int, arch: Arch) -> str |
     if exact is not None or (call, argument) not in _FLAGS:
         return exact
     bits = [1 << bit for bit in range(64) if value >> bit & 1]
+    if len(bits) > _MOST_FLAGS:
+        return None  # a mask: its number says more than a line of names
     named = {bit: arch.constant_name(bit, pattern) for bit in bits}
     known = [name for name in named.values() if name is not None]
     rest = sum(bit for bit, name in named.items() if name is None)
