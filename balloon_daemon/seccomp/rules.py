@@ -126,6 +126,7 @@ class RuleReader:
         self._arch = arch
         self._report = report
         self._warnings: dict[str, PolicyProblem] = {}
+        self._constants: dict[str, int | None] = {}  # looked up already
 
     def warnings(self) -> Iterable[PolicyProblem]:
         """What surprises in the rules read so far, each kind once, at its first place."""
@@ -344,7 +345,9 @@ class RuleReader:
             return value & MAX_U64
         if token.kind is not Kind.NAME:
             raise StatementError(token.place, f"expected a value, found {token.text!r}")
-        constant = self._arch.constant(token.text)
+        if token.text not in self._constants:
+            self._constants[token.text] = self._arch.constant(token.text)
+        constant = self._constants[token.text]
         if constant is None:
             message = f"unknown constant {token.text}"
             message += did_you_mean(token.text, self._arch.constant_names())
