@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from balloon_daemon.ctl import seccomp
+from balloon_daemon.ctl import demo, seccomp
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="balloonctl", description="Tools around balloond, the memory balloon daemon."
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    demo.add_parser(subparsers)
     seccomp.add_parser(subparsers)
     options = parser.parse_args(argv)
     status: int = options.run(options)

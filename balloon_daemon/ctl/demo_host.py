@@ -1,0 +1,73 @@
+"""The demonstration's pretended host: a budget of memory, and the samples that make its chart.
+
+The guest's part is real: what the kernel holds for it. The rest is arithmetic.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story
+from balloon_daemon.units import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One moment. All in bytes but the time, which is seconds since the demonstration began."""
+
+    at_s: float
+    phase: Phase
+    load_bytes: int
+    guest_bytes: int
+    balloon_bytes: int
+    available_bytes: int
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the host is low on memory: less available than the margin, in whole MiB."""
+        return self.available_bytes // MIB < MARGIN_BYTES // MIB
+
+
+@dataclass(slots=True)
+class PretendedHost:
+    """Keeps ``available`` and ``margin`` in a directory as ChromeOS's kernel does.
+
+    Args:
+        directory: made, and filled with the two files.
+        story: the budget and the load.
+    """
+
+    directory: Path
+    story: Story
+    samples: list[Sample] = field(default_factory=list)
+    _written_mib: int = -1
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir()
+        (self.directory / "margin").write_text(f"{MARGIN_BYTES // MIB}\n")
+        self._write(self.story.budget_bytes // MIB)
+
+    def sample(self, at_s: float, guest_bytes: int, balloon_bytes: int) -> Sample:
+        """Takes note of a moment, and tells the daemon of it.
+
+        Args:
+            at_s: seconds since the demonstration began.
+            guest_bytes: what the host really holds for the guest.
+            balloon_bytes: the balloon, as the guest says.
+        """
+        load = self.story.load_bytes(at_s)
+        available = max(0, self.story.budget_bytes - guest_bytes - load)
+        phase, _ = self.story.phase(at_s)
+        sample = Sample(at_s, phase, load, guest_bytes, balloon_bytes, available)
+        self.samples.append(sample)
+        self._write(available // MIB)
+        return sample
+
+    def _write(self, available_mib: int) -> None:
+        if available_mib == self._written_mib:
+            return
+        # Written beside and renamed: no reader ever finds the file empty or half written.
+        new = self.directory / "available.new"
+        new.write_text(f"{available_mib}\n")
+        os.replace(new, self.directory / "available")
+        self._written_mib = available_mib

@@ -1,0 +1,233 @@
+"""The demonstration's two processes: a real balloond and a fake guest, and what they say.
+
+They are started as a person would start them and meet only at the socket. Nothing here waits for
+longer than it says, and nobody outlives ``close``.
+"""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from balloon_daemon.balloon_policy import Reason
+from balloon_daemon.ctl.demo_story import Story
+from balloon_daemon.errors import BalloondError
+
+START_S = 15.0
+END_S = 5.0
+
+
+class DemoError(BalloondError):
+    """Why the demonstration did not succeed, in one line."""
+
+
+def _leash() -> list[str]:
+    """Ends a child when we are killed; util-linux has it, and without it only that is lost."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
+
+
+class DemoDaemon:
+    """A running balloond.
+
+    Args:
+        directory: gets its socket and its log, and has ``low-mem``.
+        story: the VM's size and the policy's speed.
+    """
+
+    def __init__(self, directory: Path, story: Story) -> None:
+        self.socket = directory / "balloond.sock"
+        self.log_path = directory / "balloond.log"
+        self.low_memory_events = 0
+        """How often its policy took a step because the host was low."""
+        self._half_line = ""
+        command = [
+            *_leash(), sys.executable, "-m", "balloon_daemon",
+            "--socket", str(self.socket),
+            "--vm-mem", str(story.vm_bytes),
+            "--low-mem-dir", str(directory / "low-mem"),
+            "--speed", f"{story.speed:g}",
+            "--log", "json",
+        ]  # fmt: skip
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                # What it prints is how to attach a VMM; the log goes to standard error.
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._log = self.log_path.open(encoding="utf-8", errors="replace")
+
+    def look(self) -> None:
+        """Reads what is new in its log.
+
+        Raises:
+            DemoError: it has ended.
+        """
+        *lines, self._half_line = (self._half_line + self._log.read()).split("\n")
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                self.low_memory_events += entry.get("reason") == Reason.LOW_MEMORY.value
+        self.must_live()
+
+    def must_live(self, wait_s: float = 0.0) -> None:
+        """Raises DemoError if it has ended, or ends within so many seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = self._process.wait(wait_s)
+            raise DemoError(f"balloond ended with status {status}")
+
+    def tail(self, count: int = 15) -> str:
+        """The last lines of its log."""
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
+
+    def close(self) -> None:
+        """Ends it as an operator would, and harder where that takes too long."""
+        self._log.close()
+        _end(self._process)
+
+
+class DemoGuest:
+    """A running fake guest, asked for its figures without waiting for them.
+
+    Args:
+        socket: where balloond listens, or soon will.
+        directory: gets what it says on standard error.
+        story: its memory.
+    """
+
+    def __init__(self, socket: Path, directory: Path, story: Story) -> None:
+        self.status: dict[str, Any] = {}
+        """Its latest figures."""
+        self.checks: list[tuple[int, int]] = []
+        """Of each check: pages compared, and pages that differ."""
+        self._ready: dict[str, Any] | None = None
+        self._asked = False
+        self._pending = b""
+        self._error_path = directory / "guest.log"
+        command = [
+            sys.executable, "-m", "balloon_daemon.fake_guest",
+            "--socket", str(socket),
+            "--wait", f"{START_S:g}",
+            "--mem", str(story.vm_bytes),
+            "--touched", str(story.cache_bytes),
+            "--share", repr(story.share),
+            "--pinned", str(story.pinned_bytes),
+            "--refill",
+        ]  # fmt: skip
+        with self._error_path.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin = self._process.stdin.fileno()
+        self._stdout = self._process.stdout.fileno()
+        os.set_blocking(self._stdout, False)
+
+    def wait_ready(self) -> None:
+        """Waits until its driver is bound.
+
+        Raises:
+            DemoError: it ended, or was not ready in time.
+        """
+        deadline = time.monotonic() + START_S
+        while self._ready is None:
+            self.look(min(0.1, deadline - time.monotonic()))
+            if time.monotonic() > deadline:
+                raise DemoError(f"the fake guest was not ready after {START_S:g} s")
+        self.status = self._ready
+
+    @property
+    def actual_bytes(self) -> int:
+        """The balloon's size, as its driver says."""
+        return int(self.status["actual_bytes"])
+
+    def held_bytes(self) -> int:
+        """What the host holds for its memory, asked of the kernel and not of the guest."""
+        assert self._ready is not None
+        path = f"/proc/{self._ready['pid']}/fd/{self._ready['memfd']}"
+        try:
+            return os.stat(path).st_blocks * 512
+        except OSError as err:
+            raise DemoError(f"the fake guest is gone: {err.strerror}") from err
+
+    def ask_status(self) -> None:
+        """Asks for new figures, unless it has not answered the last time yet."""
+        if not self._asked:
+            self._asked = True
+            self._send("status")
+
+    def ask_check(self) -> None:
+        """Has it compare every page that it kept with what it left there; see ``checks``."""
+        self._send("check")
+
+    def look(self, wait_s: float = 0.0) -> None:
+        """Takes what it says, waiting for it at most so long.
+
+        Raises:
+            DemoError: it has ended, or lost its device.
+        """
+        poller = select.poll()
+        poller.register(self._stdout, select.POLLIN)
+        if not poller.poll(max(0.0, wait_s) * 1000):
+            return
+        data = os.read(self._stdout, 1 << 16)
+        if not data:
+            words = self._error_path.read_text(errors="replace").strip().splitlines()
+            last = words[-1].removeprefix("fake guest: ") if words else "no last words"
+            raise DemoError(f"the fake guest ended: {last}")
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for line in lines:
+            self._take(json.loads(line))
+
+    def _take(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"event": "ready"}:
+                self._ready = message
+            case {"event": "disconnected", "reason": reason}:
+                raise DemoError(f"the fake guest lost its balloon device: {reason}")
+            case {"event": _}:
+                pass
+            case {"error": error}:
+                raise DemoError(f"the fake guest could not: {error}")
+            case {"id": "check"}:
+                self.checks.append((message["pages_checked"], message["pages_corrupt"]))
+            case _:
+                self.status = message
+                self._asked = False
+
+    def _send(self, command: str) -> None:
+        try:
+            os.write(self._stdin, json.dumps({"id": command, "command": command}).encode() + b"\n")
+        except BrokenPipeError as err:
+            raise DemoError("the fake guest ended") from err
+
+    def close(self) -> None:
+        """Ends it."""
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+        _end(self._process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

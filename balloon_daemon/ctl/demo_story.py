@@ -1,0 +1,169 @@
+"""The demonstration's script: how much memory everyone has, and what the host's load does when.
+
+Pure. Every number follows from the VM's size and the policy's speed, so that the same happens with
+any VM: the load pushes the host below its margin five times, one balloon step each, then goes.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.units import GIB, MIB, PAGE_SIZE, format_size
+
+MIN_VM_BYTES = 500 * MIB
+MAX_VM_BYTES = 16 * GIB
+MIN_SPEED = 6.0
+MAX_SPEED = 50.0
+DEFAULT_SPEED = 10.0
+
+MARGIN_BYTES = 400 * MIB
+BASE_LOAD_BYTES = 400 * MIB
+SPARE_BYTES = 160 * MIB
+"""What the host has, when calm, beyond what a step down of the balloon needs."""
+
+MAX_CACHE_BYTES = 640 * MIB
+PINNED_BYTES = 64 * MIB
+"""Together with some 200 MiB for four Python processes this stays below 1 GiB."""
+
+LEVELS = 5
+"""Steps up that the load brings about."""
+
+CACHE_SHARE = 0.5
+"""Half of what the guest gives up first holds memory on the host; the rest was never touched."""
+
+
+class Phase(Enum):
+    """What the load does; the value is what the charts say."""
+
+    CALM = "calm"
+    GROWS = "another program starts"
+    PUSHES = "it needs more and more"
+    HOLDS = "it works"
+    LEAVES = "it ends"
+    RETURNS = "the guest gets its memory back"
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """One demonstration, planned.
+
+    Attributes:
+        vm_bytes: the guest's memory.
+        speed: how many times faster than ChromeOS's the policy runs.
+        step_bytes: one level of the balloon.
+        max_balloon_bytes: all sixteen.
+        cache_bytes: guest memory that holds something and may be given up.
+        share: the part of what is given up first that holds something.
+        pinned_bytes: guest memory that it keeps whatever happens.
+        budget_bytes: all memory of the pretended host.
+        peak_load_bytes: the load at its worst, without the host's own.
+    """
+
+    vm_bytes: int
+    speed: float
+    step_bytes: int
+    max_balloon_bytes: int
+    cache_bytes: int
+    share: float
+    pinned_bytes: int
+    budget_bytes: int
+    peak_load_bytes: int
+
+    @property
+    def approach_bytes(self) -> int:
+        """The load that brings the host to just above its margin, with no balloon."""
+        return 2 * self.step_bytes + SPARE_BYTES - 40 * MIB
+
+    def load_bytes(self, at_s: float) -> int:
+        """What the host's other programs hold, in bytes."""
+        phase, share = self.phase(at_s)
+        match phase:
+            case Phase.CALM | Phase.RETURNS:
+                extra = 0.0
+            case Phase.GROWS:
+                extra = self.approach_bytes * _smooth(share)
+            case Phase.PUSHES:
+                extra = self.approach_bytes + share * (self.peak_load_bytes - self.approach_bytes)
+            case Phase.HOLDS:
+                extra = self.peak_load_bytes
+            case Phase.LEAVES:
+                extra = self.peak_load_bytes * (1 - _smooth(share))
+        return BASE_LOAD_BYTES + int(extra)
+
+    def phase(self, at_s: float) -> tuple[Phase, float]:
+        """The phase at a time, and how much of it has passed, from 0 to 1."""
+        for phase, start_s, end_s in self.timetable():
+            if at_s < end_s:
+                return phase, max(0.0, (at_s - start_s) / (end_s - start_s))
+        return Phase.RETURNS, 0.0
+
+    def timetable(self) -> list[tuple[Phase, float, float]]:
+        """Every phase with its start and end, in seconds; the last has no end."""
+        # A faster policy lets the load hurry too; a slower one does not hold it up.
+        pace = min(1.0, DEFAULT_SPEED / self.speed)
+        table = []
+        start_s = 0.0
+        for phase, length_s in _LENGTHS_S.items():
+            table.append((phase, start_s, start_s + length_s * pace))
+            start_s += length_s * pace
+        return table
+
+
+_LENGTHS_S = {
+    Phase.CALM: 2.5,
+    Phase.GROWS: 3.0,
+    Phase.PUSHES: 5.0,
+    Phase.HOLDS: 3.0,
+    Phase.LEAVES: 1.5,
+    Phase.RETURNS: math.inf,
+}
+
+
+def _smooth(share: float) -> float:
+    """Starts and ends gently."""
+    return share * share * (3 - 2 * share)
+
+
+def plan(vm_bytes: int, speed: float) -> Story:
+    """Plans a demonstration.
+
+    Args:
+        vm_bytes: the guest's memory.
+        speed: how many times faster than ChromeOS's the policy runs.
+
+    Raises:
+        ConfigError: a VM or a speed with which there would be nothing to see.
+    """
+    if not MIN_VM_BYTES <= vm_bytes <= MAX_VM_BYTES or vm_bytes % PAGE_SIZE:
+        raise ConfigError(
+            f"a VM of {format_size(vm_bytes)}: the demo takes whole pages from "
+            f"{format_size(MIN_VM_BYTES)} (below it there is no balloon) to "
+            f"{format_size(MAX_VM_BYTES)}"
+        )
+    if not MIN_SPEED <= speed <= MAX_SPEED:
+        raise ConfigError(
+            f"speed {speed:g}: the demo takes {MIN_SPEED:g} (slower would last over a minute) "
+            f"to {MAX_SPEED:g}"
+        )
+    maximum = max_balloon_bytes(vm_bytes)
+    step = maximum // PolicySettings().steps
+    # A third more levels than the load brings about, half full at most.
+    levels = LEVELS * 4 / 3
+    cache = int(min(MAX_CACHE_BYTES, CACHE_SHARE * levels * step)) // PAGE_SIZE * PAGE_SIZE
+    pinned = min(PINNED_BYTES, cache // 4) // PAGE_SIZE * PAGE_SIZE
+    freed_a_level = cache / levels
+    calm_bytes = MARGIN_BYTES + 2 * step + SPARE_BYTES
+    return Story(
+        vm_bytes=vm_bytes,
+        speed=speed,
+        step_bytes=step,
+        max_balloon_bytes=maximum,
+        cache_bytes=cache,
+        share=cache / (levels * step),
+        pinned_bytes=pinned,
+        budget_bytes=calm_bytes + BASE_LOAD_BYTES + cache + pinned,
+        # A quarter of a level short of the fifth, so that it takes exactly that many.
+        peak_load_bytes=int(calm_bytes - MARGIN_BYTES + (LEVELS - 0.25) * freed_a_level),
+    )
