@@ -14,6 +14,7 @@ test: setup ## linters, unit, property and kernel tests
 	@.venv/bin/python -m pytest $(ARGS)
 
 test-vm: setup ## real Linux guests in QEMU
+	@.venv/bin/python -m tests.vm.images
 	@.venv/bin/python -m pytest -m vm tests/vm $(ARGS)
 
 fuzz: fuzz-seccomp ## long random campaigns

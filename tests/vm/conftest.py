@@ -5,6 +5,7 @@ guest is thrown away, so that each failure stands for itself; and on every failu
 names the logs of all that ran.
 """
 
+import os
 import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,9 +16,12 @@ from tests.vm.ballooned_vm import BalloonedVm, VmConfig
 from tests.vm.images import GUEST_SUITES, Images, ready_images
 from tests.vm.low_mem_dir import LowMemDir
 
-LOGS = Path(__file__).parents[2] / "build/vm-logs"
+BUILD = Path(__file__).parents[2] / "build"
+_ALL_LOGS = BUILD / "vm-logs"
+_SESSION_LOGS = _ALL_LOGS / str(os.getpid())
 
 _FAILED = pytest.StashKey[bool]()
+_RUNNING = pytest.StashKey["Running"]()
 
 
 class Running:
@@ -51,6 +55,8 @@ class Running:
             return
         for vm in own:
             vm.stop()
+        for vm in self._shared.values():
+            vm.daemon.check_log()
 
     def end(self) -> None:
         """Ends all of them."""
@@ -64,8 +70,16 @@ class Running:
 
     def _start(self, config: VmConfig, name: str, host: LowMemDir | None) -> BalloonedVm:
         self._started += 1
-        log_dir = LOGS / f"{self._started:02}-{name}"
+        log_dir = _SESSION_LOGS / f"{self._started:02}-{name}"
         return BalloonedVm(self._images, config, log_dir, host)
+
+
+def _remove_old_logs() -> None:
+    """Removes the logs of sessions that have ended; another may run in this checkout."""
+    _ALL_LOGS.mkdir(parents=True, exist_ok=True)
+    for session in _ALL_LOGS.iterdir():
+        if not Path("/proc", session.name).exists():
+            shutil.rmtree(session)
 
 
 @pytest.fixture(scope="session")
@@ -77,14 +91,11 @@ def images() -> Images:
 @pytest.fixture(scope="session")
 def running(images: Images, request: pytest.FixtureRequest) -> Iterator[Running]:
     """All VMs of this session."""
-    shutil.rmtree(LOGS, ignore_errors=True)
+    _remove_old_logs()
     running = Running(images)
     request.config.stash[_RUNNING] = running
     yield running
     running.end()
-
-
-_RUNNING = pytest.StashKey[Running]()
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ class DaemonConfig:
             *("--vm-mem", f"{self.vm_mem_mib}M"),
             *("--low-mem-dir", str(self.low_mem.path)),
             *("--speed", f"{self.speed:g}"),
-            *("--log", "json"),
+            *("--log", "json", "--verbose"),
             *self.options,
         ]
 
@@ -103,12 +103,33 @@ class Daemon:
             raise DaemonError(f"balloond's log is not JSON:\n{self._last_lines()}") from err
         return self._records
 
-    def target_bytes(self) -> int:
-        """The balloon size that it has decided on last; 0 before any decision."""
+    def decision(self) -> dict[str, Any]:
+        """Its latest decision on the balloon's size; at the beginning, that there is none."""
         for record in reversed(self.records()):
-            if "target_bytes" in record:
-                return int(record["target_bytes"])
-        return 0
+            if record["event"] == "decision":
+                return dict(record)
+        return {"reason": None, "target_bytes": 0}
+
+    def target_bytes(self) -> int:
+        """The balloon size that it has decided on last."""
+        return int(self.decision()["target_bytes"])
+
+    def guest_statistics(self) -> dict[str, int]:
+        """What the guest's driver has last reported of itself, by the log's field names."""
+        for record in reversed(self.records()):
+            if record["event"] == "stats":
+                return {name: record[name] for name in record if name.startswith("stat_")}
+        return {}
+
+    def check_log(self) -> None:
+        """Holds balloond to a log without errors: no guest here gives it a reason for one.
+
+        Raises:
+            DaemonError: there is one.
+        """
+        errors = [record for record in self.records() if record["level"] == "error"]
+        if errors:
+            raise DaemonError("balloond logged errors:\n" + "\n".join(map(str, errors)))
 
     def wait(self, condition: Callable[[], T], *, deadline_s: float, what: str) -> T:
         """Waits for a condition, but no longer than balloond lives.
@@ -133,7 +154,7 @@ class Daemon:
         """Ends it as systemd would.
 
         Raises:
-            DaemonError: its exit status is not 0, or it took too long.
+            DaemonError: its exit status is not 0, it took too long, or it logged an error.
         """
         if self._process.poll() is None:
             self._process.terminate()
@@ -146,6 +167,7 @@ class Daemon:
             ) from err
         if status != 0:
             raise DaemonError(f"balloond ended with status {status}\n{self._last_lines()}")
+        self.check_log()
 
     def kill(self) -> None:
         """Ends it without asking."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm.ballooned_vm import BalloonedVm, VmConfig
-from tests.vm.conftest import LOGS, Running
+from tests.vm.conftest import BUILD, Running
 from tests.vm.images import GUEST_SUITES
 from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.qemu import MIB
@@ -32,7 +32,7 @@ SPEED = 20
 
 FILE_MIB = 576
 PIECE_MIB = 16
-CHART = LOGS.parent / "seed-test.png"
+CHART = BUILD / "seed-test.png"
 
 
 class BudgetHost:

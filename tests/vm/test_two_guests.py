@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.vm.ballooned_vm import BalloonedVm
 from tests.vm.conftest import Running
 from tests.vm.images import GUEST_SUITES
 
@@ -14,26 +13,21 @@ def test_two_guests_give_and_take_without_disturbing_each_other(vms: Running) ->
     for vm in both:
         vm.guest.run("rm -rf /tmp/*")
         vm.deflate()
-        vm.guest.run("dd if=/dev/urandom of=/tmp/file bs=1M count=64")
-    before = [_checksum(vm) for vm in both]
+    before = [vm.write_file(64) for vm in both]
 
     # At the same time: both are low before either has answered.
     for vm in both:
         vm.host.set_low()
     for vm in both:
         vm.wait_balloon(vm.max_bytes)
-    inflated = [_checksum(vm) for vm in both]
+    inflated = [vm.checksum() for vm in both]
     # One gives and the other takes.
     both[0].host.set_plenty()
     both[0].wait_balloon(0)
     one_inflated_bytes = [vm.guest.balloon_bytes() for vm in both]
-    mixed = [_checksum(vm) for vm in both]
+    mixed = [vm.checksum() for vm in both]
     both[1].deflate()
-    deflated = [_checksum(vm) for vm in both]
+    deflated = [vm.checksum() for vm in both]
 
     assert one_inflated_bytes == [0, both[1].max_bytes]
     assert inflated == mixed == deflated == before
-
-
-def _checksum(vm: BalloonedVm) -> str:
-    return vm.guest.run("md5sum /tmp/file")
