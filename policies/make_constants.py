@@ -84,7 +84,10 @@ PRELUDE = """\
 #include <stdint.h>
 #include <linux/types.h>
 """
-KERNEL_PRELUDE = "#include <stddef.h>\n#include <linux/types.h>\n#include <linux/ioctl.h>\n"
+KERNEL_PRELUDE = "".join(
+    f"#include <{header}>\n"
+    for header in ("stddef.h", "linux/types.h", "linux/const.h", "linux/ioctl.h")
+)
 NEEDS = {
     "linux/fs.h": "linux/blktrace_api.h linux/fiemap.h",
     "linux/if_packet.h": "linux/filter.h",
@@ -95,7 +98,7 @@ NEEDS = {
     "asm/ioctls.h": "linux/termios.h linux/serial.h",
     "sys/ioctl.h": "linux/serial.h",
     "scsi/sg.h": "stdio.h",
-    "linux/sockios.h": "linux/types.h asm/posix_types.h",
+    "linux/sockios.h": "asm/posix_types.h asm/ioctls.h",
     "linux/errqueue.h": "time.h",
     "linux/shm.h": "limits.h",
     "linux/un.h": "linux/sockios.h",
@@ -108,11 +111,11 @@ NOISE = re.compile(
     r"|U?INT(8|16|32|64|PTR|MAX|_LEAST|_FAST).*|PTRDIFF_.*|SIZE_MAX|SSIZE_MAX|EXIT_.*"
     r"|linux|unix|errno|CUnix|__.*|LLONG_.*|LONG_BIT|.*_WIDTH|MB_.*|RAND_MAX|L_.*|TMP_MAX"
     r"|(U?(CHAR|SHRT|LLONG)|SCHAR|SIG_ATOMIC|WINT)_(MIN|MAX)|BUFSIZ|FOPEN_MAX|FILENAME_MAX"
-    r"|CLOCKS_PER_SEC|_POSIX.*|_XOPEN.*|_SC_.*|_PC_.*"
+    r"|CLOCKS_PER_SEC|SYS_[a-z].*|_POSIX.*|_XOPEN.*|_SC_.*|_PC_.*"
 )
 # Numbers that travel inside messages and structures and never are an argument of a call.
 NOISE_FAMILY = re.compile(
-    r"(V4L2|KEY|BTN|ABS|REL|IFLA|ETHTOOL|IW|MEDIA_(BUS|ENT|PAD|LNK)|WIN|NT|X86|SYS|RTM|RTAX|RTA"
+    r"(V4L2|KEY|BTN|ABS|REL|IFLA|ETHTOOL|IW|MEDIA_(BUS|ENT|PAD|LNK)|WIN|NT|X86|RTM|RTAX|RTA"
     r"|ARPHRD|SHT|STT|STB|R_(X86_64|AARCH64|386|ARM)|BPF_FUNC|DRM_(FORMAT|MODE)|KVM_REG)_.*"
 )
 # Errors are wanted on the line that uses a macro, not where it was defined.

@@ -27,6 +27,7 @@ ACTIONS = frozenset(
     ("allow", "kill", "kill-process", "kill-thread", "trap", "trace", "log", "user-notify")
 )
 _WORDS = {"in": Kind.OPERATOR, "return": Kind.RETURN} | dict.fromkeys(ACTIONS, Kind.ACTION)
+# in and return end before a minus sign, where a name would go on: "in-1", "return-1".
 
 # In this order: a comment swallows everything, longer signs come before their beginnings.
 _TOKEN = re.compile(
@@ -36,6 +37,7 @@ _TOKEN = re.compile(
   | (?P<PATH> \.?/\S+ )
   | (?P<NUMBER> -?[0-9][0-9a-zA-Z_]* )
   | (?P<ARGUMENT> arg[0-9]+(?![a-zA-Z0-9_@-]) )
+  | (?P<WORD> (?:in|return)\b )
   | (?P<NAME> [a-zA-Z_][a-zA-Z_0-9@-]* )
   | (?P<SIGN> \|\| | && | [:;,~(){}\[\]|] | =(?!=) )
   | (?P<OPERATOR> & | == | != | <= | >= | < | > )
@@ -99,7 +101,7 @@ def statements(
             name = match.lastgroup
             if name is not None and name != "skip":
                 word = match.group()
-                kind = _WORDS.get(word) if name == "NAME" else None
+                kind = _WORDS.get(word) if name in ("NAME", "WORD") else None
                 tokens.append(
                     Token(kind or Kind[name], word, file, number, match.start() + 1, source)
                 )

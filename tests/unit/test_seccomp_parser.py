@@ -293,6 +293,7 @@ def test_names_mean_the_architectures_own_numbers() -> None:
         "read:1",
         "# joined to the next \\\nread: 1",
         "\tread[arch=x86_64]: allow",
+        "read:arg0 in-1",
     ],
 )
 def test_spaces_comments_and_continuations_do_not_matter(text: str) -> None:
