@@ -36,6 +36,8 @@ class GuestMemory:
     def __init__(self, regions: Sequence[MemoryRegion]) -> None:
         self.regions = tuple(sorted(regions, key=lambda region: region.guest_addr))
         self._starts = [region.guest_addr for region in self.regions]
+        self._sizes = [region.size_bytes for region in self.regions]
+        self._views = [region.view for region in self.regions]
 
     def locate(self, addr: int, length: int) -> tuple[int, int] | None:
         """Finds the one region that holds ``length`` bytes at a guest-physical address.
@@ -47,9 +49,8 @@ class GuestMemory:
         index = bisect_right(self._starts, addr) - 1
         if index < 0:
             return None
-        region = self.regions[index]
-        offset = addr - region.guest_addr
-        return (index, offset) if offset + length <= region.size_bytes else None
+        offset = addr - self._starts[index]
+        return (index, offset) if offset + length <= self._sizes[index] else None
 
     def view(self, addr: int, length: int) -> memoryview | None:
         """The bytes at a guest-physical range, or None where it is not inside one region."""
@@ -57,7 +58,7 @@ class GuestMemory:
         if place is None:
             return None
         index, offset = place
-        return self.regions[index].view[offset : offset + length]
+        return self._views[index][offset : offset + length]
 
     def view_of_frontend(self, addr: FrontendAddr, length: int) -> memoryview | None:
         """The same for a front-end address, which only ring addresses are."""
