@@ -97,6 +97,39 @@ def test_long_list_of_values_stays_linear() -> None:
         assert machine.run(AUDIT, 16, [0, v]) == (ALLOW if v in values else KILL)
 
 
+@pytest.mark.parametrize("joined", ["||", "&&"])
+def test_jumps_around_the_farthest_distance_are_right(joined: str) -> None:
+    # Both ends of a conditional jump, alone and together, at 253 … 258 instructions.
+    operator = "==" if joined == "||" else "!="
+    for length in [*range(122, 132), *range(246, 262)]:
+        values = range(3, 3 + length)
+        tests = f" {joined} ".join(f"arg1 {operator} {v}" for v in values)
+        text = f"ioctl: {{ {tests}; return 1, arg1 < {length}; return 2, return 3 }}"
+        policy = parse(f"{text}\nread: arg0 == 1\ngetpid: 1")
+        machine = BpfMachine(compile_bpf(policy))
+        for value in (0, 1, 2, 3, 4, length, length + 2, length + 3, 2**32 + 3):
+            call = [1, value, 0, 0, 0, 0]
+            right = evaluate(policy, AUDIT, 16, call).verdict.value
+            assert machine.run(AUDIT, 16, call) == right, (length, value)
+        assert machine.run(AUDIT, 0, [1]) == machine.run(AUDIT, 39) == ALLOW
+
+
+def test_jump_with_both_ends_far_is_right() -> None:
+    # Calls 3 and 4 share the tests of 1 and 0. Between those and the choice of the two stands the
+    # chain of call 2, one instruction longer each time.
+    for length in range(225, 262):
+        chain = " || ".join(f"arg1 == {v}" for v in range(length))
+        policy = parse(
+            f"{{read, stat}}: arg0 == 9; trap\n{{write, close}}: arg0 == 8; return 5\n"
+            f"open: {chain}\nfstat: 1"
+        )
+        machine = BpfMachine(compile_bpf(policy))
+        for nr in range(7):
+            for call in ([9, length, 0, 0, 0, 0], [8, length - 1, 0, 0, 0, 0]):
+                right = evaluate(policy, AUDIT, nr, call).verdict.value
+                assert machine.run(AUDIT, nr, call) == right, (length, nr)
+
+
 def test_program_too_long_for_the_kernel_is_refused_by_name() -> None:
     text = "ioctl: " + " || ".join(f"arg1 == {n << 32 | n}" for n in range(1, 2500))
     with pytest.raises(

@@ -404,6 +404,12 @@ def test_denylist_with_another_action_is_refused(action: str) -> None:
     assert "this file is a @denylist" in mistakes(f"@denylist\nread: {action}")[0]
 
 
+def test_denylist_with_a_default_applies_it_to_failed_conditions_alone() -> None:
+    # What minijail makes of it; nobody should write it.
+    text = "@denylist\n@default trap\nread: arg0 == 1; return EPERM"
+    assert judge_all(text, "read(1)", "read(2)", "write") == ["ERRNO 1", "TRAP", "ALLOW"]
+
+
 def test_denylist_must_be_said_by_every_file() -> None:
     marked, bare = "@denylist\ndup: return EPERM", "dup: return EPERM"
     assert parse("@denylist\n@include ./a", {"p/a": marked}).denylist
