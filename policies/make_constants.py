@@ -5,7 +5,7 @@ A policy file must compile to the same filter on every machine, and for another 
 than this one: so names are looked up in tables that are part of the source tree, never on the
 machine that compiles. To make them anew, for example from a newer kernel's headers::
 
-    apt-get install gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+    apt-get install gcc gcc-{aarch64,riscv64}-linux-gnu libc6-dev-{arm64,riscv64}-cross
     policies/make_constants.py --linux DIR   # DIR/usr/include of an unpacked linux-libc-dev
 
 Every header is compiled by itself, because libc's and the kernel's contradict each other when
@@ -27,6 +27,7 @@ ARCHES = {
     # our name: (AUDIT_ARCH_*, compiler, the directory of its own headers, its system call list)
     "x86_64": (0xC000003E, "gcc", "x86_64-linux-gnu", "asm/unistd_64.h"),
     "aarch64": (0xC00000B7, "aarch64-linux-gnu-gcc", "aarch64-linux-gnu", "asm/unistd.h"),
+    "riscv64": (0xC00000F3, "riscv64-linux-gnu-gcc", "riscv64-linux-gnu", "asm/unistd.h"),
 }
 
 HEADER_LIST = """
@@ -135,7 +136,9 @@ def macros(text: str) -> list[str]:
 def listing(assembly: str) -> list[int]:
     """The 64-bit values of the only table in a listing; runs of zeros are written as one."""
     values: list[int] = []
-    for directive, number in re.findall(r"^\s+\.(quad|xword|zero)\s+(-?\d+)", assembly, re.M):
+    for directive, number in re.findall(
+        r"^\s+\.(quad|xword|dword|zero)\s+(-?\d+)", assembly, re.M
+    ):
         values += [0] * (int(number) // 8) if directive == "zero" else [int(number) % 2**64]
     return values
 

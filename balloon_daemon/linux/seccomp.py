@@ -18,7 +18,7 @@ SECCOMP_FILTER_FLAG_LOG = 1 << 1
 PR_SET_NO_NEW_PRIVS = 38
 
 # asm/unistd.h of the machines that have a table of calls
-_NR_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_NR_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
 
 _SOCK_FILTER_BYTES = 8
 

@@ -21,14 +21,14 @@ NO_SYSCALL = 0xFFFFFFFF
 # Other people's names for the same thing: minijail's, Debian's.
 _ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x64": "x86_64"}
 
-ARCH_NAMES = ("x86_64", "aarch64")
+ARCH_NAMES = ("x86_64", "aarch64", "riscv64")
 """Every architecture that has a table."""
 
 # What [arch=...] may name without being suspected of a typing error: minijail's list.
 KNOWN_ELSEWHERE = frozenset(
     [
         "x86", "i386", "arm", "hppa", "parisc", "ia64", "loong64", "loongarch64", "mips", "mips64",
-        "mipsel", "mipsel64", "ppc", "ppc64", "riscv64", "s390", "s390x", "sparc", "sparc64",
+        "mipsel", "mipsel64", "ppc", "ppc64", "s390", "s390x", "sparc", "sparc64",
     ]
 )  # fmt: skip
 

@@ -19,8 +19,14 @@ from balloon_daemon.seccomp.parser import parse_policy
 from tests.fakes.bpf_machine import BpfMachine
 from tests.fakes.seccomp_policies import KILL, near_calls, random_policy
 
-ARCHES = {name: load_arch(name) for name in ("x86_64", "aarch64")}
-AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "i386": 0x40000003, "arm": 0x40000028}
+ARCHES = {name: load_arch(name) for name in ("x86_64", "aarch64", "riscv64")}
+AUDIT = {
+    "x86_64": 0xC000003E,
+    "aarch64": 0xC00000B7,
+    "riscv64": 0xC00000F3,
+    "i386": 0x40000003,
+    "arm": 0x40000028,
+}
 
 
 def compare(rng: Random, each: int) -> int:

@@ -59,7 +59,11 @@ def test_constants_are_what_python_was_compiled_with() -> None:
 
 @pytest.mark.parametrize("arch", ARCH_NAMES)
 def test_calls_have_libseccomps_numbers(arch: str) -> None:
-    theirs = {"x86_64": pyseccomp.Arch.X86_64, "aarch64": pyseccomp.Arch.AARCH64}[arch]
+    theirs = {
+        "x86_64": pyseccomp.Arch.X86_64,
+        "aarch64": pyseccomp.Arch.AARCH64,
+        "riscv64": pyseccomp.Arch.RISCV64,
+    }[arch]
     calls = load_arch(arch).calls
     resolved = {name: pyseccomp.resolve_syscall(theirs, name) for name in calls}
     assert {n: (calls[n], nr) for n, nr in resolved.items() if nr >= 0 and nr != calls[n]} == {}
