@@ -1,0 +1,210 @@
+"""Target: a front-end's messages and file descriptors, through a real socket, into the back-end.
+
+The front-end says anything at all, whole or in pieces. Held to: FrontendError and nothing else; a
+refused message changes nothing and leaks no descriptor; nothing that a running device was forked
+with changes without StopDevice first; replies are such that QEMU takes them.
+"""
+
+import array
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+
+from balloon_daemon.errors import FrontendError
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.memory import inspect_memory_file
+from balloon_daemon.units import NumPages
+from balloon_daemon.vhost_user import messages as wire
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.effects import (
+    AnswerVringBase,
+    Effect,
+    RingsChanged,
+    Send,
+    StopDevice,
+)
+from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
+from tests.fuzz.choices import Choices
+from tests.fuzz.invariants import no_fd_left_open, require
+from tests.fuzz.messages import random_message
+
+FILE_PAGES = 64
+MAX_STEPS = 200
+
+
+def _pool() -> list[int]:
+    """Descriptors of every kind that a front-end may hand over; made once, never closed."""
+    memory = os.memfd_create("fuzz-ram")
+    os.ftruncate(memory, FILE_PAGES * 4096)
+    small = os.memfd_create("fuzz-small")
+    os.ftruncate(small, 4096)
+    sealed = os.memfd_create("fuzz-sealed", os.MFD_ALLOW_SEALING)
+    return [
+        memory,
+        os.eventfd(0, os.EFD_NONBLOCK),
+        small,
+        os.open(f"/proc/self/fd/{memory}", os.O_RDONLY),
+        sealed,
+        *os.pipe(),
+        os.open("/dev/null", os.O_RDWR),
+        os.open("/proc/self/exe", os.O_RDONLY),
+        os.open("/", os.O_RDONLY | os.O_DIRECTORY),
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).detach(),
+    ]
+
+
+POOL = _pool()
+
+
+def run(data: bytes) -> None:
+    """One conversation, from the first byte to the hang-up."""
+    with no_fd_left_open():
+        conversation = Conversation()
+        choices = Choices(data)
+        try:
+            for _ in range(MAX_STEPS):
+                if not choices or not conversation.step(choices):
+                    break
+        finally:
+            conversation.close()
+
+
+class Conversation:
+    """A front-end that may say anything, and the back-end that has to live with it."""
+
+    def __init__(self) -> None:
+        self._vmm, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._vmm.setblocking(False)
+        self.connection = Connection(ours)
+        self.backend = Backend(MemoryTable(_inspect))
+
+    def close(self) -> None:
+        """Hangs up and lets go of everything."""
+        self._vmm.close()
+        self.connection.close()
+        self.backend.close()
+
+    def step(self, choices: Choices) -> bool:
+        """Says something and lets the back-end answer; False once the connection is over."""
+        kind = choices.below(16)
+        if kind == 0:
+            self._say(choices.take(choices.below(64)), self._descriptors(choices, 9))
+        elif kind == 1:
+            self._vmm.shutdown(socket.SHUT_WR)
+        elif kind == 2:
+            self.backend.config.num_pages = NumPages(choices.number(4))
+        else:
+            message, count = random_message(choices)
+            fds = self._descriptors(choices, count)
+            cut = choices.below(len(message) + 1) if choices.chance(24) else 0
+            if cut:
+                self._say(message[:cut], fds)
+                if not self._listen():
+                    return False
+                # Descriptors may come with any byte of the message.
+                fds = self._descriptors(choices, 1) if choices.chance(64) else []
+            self._say(message[cut:], fds)
+        if choices.chance(200):
+            with contextlib.suppress(BlockingIOError, ConnectionResetError):
+                self._vmm.recv(1 << 16)
+        return self._listen()
+
+    def _descriptors(self, choices: Choices, expected: int) -> list[int]:
+        count = choices.below(11) if choices.chance(24) else expected
+        return [POOL[choices.below(len(POOL)) if choices.chance(64) else 0] for _ in range(count)]
+
+    def _say(self, content: bytes, fds: Sequence[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            self._vmm.sendmsg([content], rights)
+
+    def _listen(self) -> bool:
+        try:
+            while (received := self.connection.receive()) is not None:
+                for effect in handle(self.backend, *received):
+                    match effect:
+                        case Send(reply):
+                            self.connection.send(reply)
+                        case AnswerVringBase(index):
+                            self.connection.send(self.backend.stop_vring(index))
+                        case _:
+                            pass
+        except (EOFError, FrontendError, BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+
+def handle(backend: Backend, message: wire.Message, fds: Sequence[OwnedFd]) -> list[Effect]:
+    """Gives a message to the back-end, and holds the back-end to its promises.
+
+    Raises:
+        FrontendError: the message was refused, rightly.
+        InvariantBrokenError: a promise was broken.
+    """
+    before, served = _all_of(backend), what_is_served(backend)
+    num_pages = backend.config.num_pages
+    try:
+        effects = backend.handle(message, fds)
+    except FrontendError:
+        require(_all_of(backend) == before, "a refused message changed something", message)
+        require(all(fd.fileno() < 0 for fd in fds), "a refused message's fd is open", message)
+        raise
+    require(backend.config.num_pages == num_pages, "the front-end wrote num_pages", message)
+    kinds = [type(effect) for effect in effects]
+    if served and what_is_served(backend) != served:
+        require(StopDevice in kinds, "changed under a running device", message, effects)
+        require(RingsChanged in kinds, "no device after the change", message, effects)
+    if StopDevice in kinds:
+        first = kinds.index(StopDevice)
+        require(Send not in kinds[:first], "answered before the device ended", effects)
+    for effect in effects:
+        if isinstance(effect, Send):
+            request, flags, size = wire.HEADER.unpack_from(effect.reply)
+            sound = (request, flags) == (message.request, wire.VERSION | wire.FLAG_REPLY)
+            require(sound and size == len(effect.reply) - wire.HEADER.size, "reply", effect)
+    _check_memory(backend)
+    return effects
+
+
+def what_is_served(backend: Backend) -> list[object]:
+    """All that a device forked now would be given; empty where none would be."""
+    vrings = backend.ready_vrings()
+    if not vrings:
+        return []
+    files = [(region.description, region.fd.fileno()) for region in backend.memory.regions]
+    rings = [(v.index, v.queue, v.size, v.addr, v.kick.fileno(), _number(v.call)) for v in vrings]
+    return [files, rings, _number(backend.channel)]
+
+
+def _number(fd: Fd | None) -> int | None:
+    return None if fd is None else fd.fileno()
+
+
+def _all_of(backend: Backend) -> list[object]:
+    vrings = [
+        [v.size, v.base, v.addr, v.started, v.enabled, *map(_number, (v.kick, v.call, v.err))]
+        for v in backend.vrings
+    ]
+    regions = [(r.description, r.fd.fileno(), r.page_bytes) for r in backend.memory.regions]
+    config = (backend.config.num_pages, backend.config.actual)
+    negotiated = (backend.acknowledged, backend.protocol_features)
+    return [config, negotiated, vrings, _number(backend.channel), regions]
+
+
+def _check_memory(backend: Backend) -> None:
+    """No region wraps, overlaps another or reaches beyond its file."""
+    end = 0
+    for region in sorted(backend.memory.regions, key=lambda r: r.description.guest_addr):
+        place = region.description
+        require(place.guest_addr >= end and place.size_bytes > 0, "regions overlap", place)
+        end = place.guest_addr + place.size_bytes
+        require(end <= 1 << 64, "a region wraps around", place)
+        size = os.fstat(region.fd.fileno()).st_size
+        require(place.mmap_offset_bytes + place.size_bytes <= size, "beyond its file", place)
+
+
+def _inspect(fd: Fd) -> tuple[int, int]:
+    file = inspect_memory_file(fd.fileno())
+    return file.size_bytes, file.page_bytes
