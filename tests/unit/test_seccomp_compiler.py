@@ -68,7 +68,7 @@ def test_program_is_the_same_every_time() -> None:
 
 
 def test_balloon_policy_is_short() -> None:
-    # Measured: libseccomp's program for the same rules has 51, minijail's Python compiler's 57 or 59.
+    # Of the same rules libseccomp makes 51, minijail's Python compiler 57 or 59.
     assert len(compile_policy(POLICY, arch="x86_64").bpf) // 8 <= 50
 
 
