@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm fuzz fuzz-seccomp
+.PHONY: help setup demo test test-vm bench fuzz fuzz-seccomp
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,3 +21,6 @@ fuzz: fuzz-seccomp ## long random campaigns
 
 fuzz-seccomp: setup ## a million calls: policy text against its evaluator and its BPF (ARGS="N SEED")
 	@.venv/bin/python -m tests.property.test_seccomp_compiler $(ARGS)
+
+bench: setup ## speed and size beside their goals (ARGS='reclaim cost' for some)
+	@.venv/bin/python -m benchmarks $(ARGS)

@@ -1,0 +1,1 @@
+"""What balloond costs and how fast it is, measured beside the kernel's limit and its peers."""

@@ -1,0 +1,22 @@
+"""balloond on a host whose ChromeOS driver is a directory: ``DIRECTORY OPTION...``.
+
+``DIRECTORY/low_mem`` stands for ``/sys/kernel/mm/chromeos-low_mem`` and the FIFO
+``DIRECTORY/device`` for ``/dev/chromeos-low-mem``; all else is balloond as it is.
+"""
+
+import sys
+from pathlib import Path
+
+from balloon_daemon import cli, low_memory
+
+
+def main() -> int:
+    """Runs balloond there; returns its exit status."""
+    directory = Path(sys.argv[1])
+    low_memory.CHROMEOS_DIR = directory / "low_mem"
+    low_memory.CHROMEOS_DEVICE = directory / "device"
+    return cli.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

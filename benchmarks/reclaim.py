@@ -1,0 +1,60 @@
+"""Reclaim: how fast memory comes back, against the kernel's limit and a page-by-page device.
+
+For each trace, five times in turn: balloond's device, the floor in C, page by page in C, all on
+the same guest memory, touched anew before each.
+"""
+
+from collections.abc import Iterator
+
+from balloon_daemon.units import GIB
+from benchmarks import c_programs
+from benchmarks.alternation import DEVICE, Runs, alternate
+from benchmarks.figures import Figure, at_least, at_most, missing, of_count, of_samples, ratios
+from benchmarks.guest_file import GuestFile
+from benchmarks.processes import Balloond
+from benchmarks.ring_guest import RingGuest, area_bytes
+from benchmarks.traces import GUEST_BYTES, Trace, every_trace
+
+RUNS = 5
+QUEUE_SIZE = 1024
+"""Holds every trace."""
+
+TO_FLOOR, FRESH_TO_PAGES, TO_PAGES = at_least(0.9), at_least(3), at_least(1)
+
+
+def figures() -> Iterator[Figure]:
+    """Measures; yields as it goes."""
+    try:
+        floor, pages = c_programs.floor(), c_programs.page_by_page()
+    except c_programs.CompilerError as err:
+        yield missing("reclaim: speed to the floor", "×", str(err), TO_FLOOR)
+        return
+    file = GuestFile.in_memory(GUEST_BYTES + area_bytes(QUEUE_SIZE))
+    with Balloond() as daemon:
+        guest = RingGuest(str(daemon.socket), file, QUEUE_SIZE)
+        (device,) = daemon.wait_devices(1)
+        for trace in every_trace():
+            work = {
+                "floor": (floor, trace.ranges()),
+                "pages": (pages, trace.pages().astype("u4")),
+            }
+            yield from _of_trace(trace, alternate(trace, guest, device, work, RUNS))
+        guest.close()
+    file.close()
+
+
+def _of_trace(trace: Trace, runs: Runs) -> Iterator[Figure]:
+    gib, took = trace.size_bytes / GIB, runs.elapsed
+    name = f"reclaim, {trace.name}"
+    yield of_samples(f"{name}: balloond", "GiB/s", [gib / s for s in took[DEVICE]])
+    yield of_samples(f"{name}: floor in C", "GiB/s", [gib / s for s in took["floor"]])
+    yield of_samples(f"{name}: page by page in C", "GiB/s", [gib / s for s in took["pages"]])
+    yield of_samples(f"{name}: CPU", "s/GiB", [s / gib for s in runs.cpu[DEVICE]])
+    cpu_ratios = ratios(runs.cpu[DEVICE], runs.cpu["floor"])
+    yield of_samples(f"{name}: CPU to the floor's", "×", cpu_ratios)
+    to_floor = ratios(took["floor"], took[DEVICE])
+    yield of_samples(f"{name}: speed to the floor", "×", to_floor, TO_FLOOR)
+    to_pages = ratios(took["pages"], took[DEVICE])
+    goal = FRESH_TO_PAGES if trace.fresh else TO_PAGES
+    yield of_samples(f"{name}: speed to page by page", "×", to_pages, goal)
+    yield of_count(f"{name}: pages still resident", "pages", runs.resident, at_most(0))
