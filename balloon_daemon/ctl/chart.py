@@ -1,7 +1,6 @@
 """What a person sees while the demonstration runs: a live chart, or plain lines.
 
-The chart is drawn by plotext and kept in place by rich, without a thread of its own. Where either
-is not installed, or nobody looks at a terminal, there is a line a second.
+Where rich is not installed, or nobody looks at a terminal, there is a line a second.
 """
 
 from collections.abc import Sequence
@@ -11,9 +10,6 @@ from typing import Protocol, Self
 from balloon_daemon.ctl.demo_host import Sample
 from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import MIB, format_size
-
-MAX_POINTS = 400
-"""More would not be seen in any terminal, and cost time."""
 
 
 class Chart(Protocol):
@@ -32,13 +28,14 @@ class Chart(Protocol):
     ) -> None: ...
 
 
-def make_chart(story: Story, *, plain: bool) -> "PlainLines | LiveChart":
+def make_chart(story: Story, *, plain: bool) -> Chart:
     """The live chart, or plain lines where it is not wanted or not possible."""
     if not plain:
         try:
-            return LiveChart(story)
+            from balloon_daemon.ctl.live_chart import LiveChart
         except ImportError:
-            pass
+            return PlainLines(story)
+        return LiveChart(story)
     return PlainLines(story)
 
 
@@ -90,73 +87,3 @@ class PlainLines:
             print(in_words(sample), flush=True)
             self._phase = sample.phase
             self._next_s = int(sample.at_s) + 1.0
-
-
-class LiveChart:
-    """A chart that stays in its place and grows to the right.
-
-    Raises:
-        ImportError: rich or plotext is not installed.
-    """
-
-    def __init__(self, story: Story) -> None:
-        import plotext
-        from rich.live import Live
-
-        self._story = story
-        self._plotext = plotext
-        # Nothing is drawn but when we say so: rich would start a thread to do it by itself.
-        self._live = Live(auto_refresh=False, transient=False)
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.stop()
-
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Draws everything so far."""
-        from rich.console import Group
-        from rich.text import Text
-
-        size = self._live.console.size
-        last = samples[-1]
-        colour = "bold red" if last.is_low else "green"
-        picture = self._draw(samples, size.width, max(12, min(30, size.height - 7)))
-        self._live.update(
-            Group(
-                Text(introduction(self._story), style="dim"),
-                Text.from_ansi(picture),
-                Text(in_words(last), style=colour),
-            ),
-            refresh=True,
-        )
-
-    def _draw(self, samples: Sequence[Sample], width: int, height: int) -> str:
-        every = max(1, len(samples) // MAX_POINTS)
-        chosen = [*samples[::every], samples[-1]]
-        times = [sample.at_s for sample in chosen]
-        p = self._plotext
-        p.clear_figure()
-        p.theme("clear")
-        p.plotsize(width, height)
-        lines = (
-            ("available on the host", "cyan+", [s.available_bytes / MIB for s in chosen]),
-            ("margin: below it, low memory", "red+", [MARGIN_BYTES / MIB for _ in chosen]),
-            ("balloon", "orange+", [s.balloon_bytes / MIB for s in chosen]),
-            ("memory that the guest holds", "green+", [s.guest_bytes / MIB for s in chosen]),
-        )
-        for label, colour, values in lines:
-            p.plot(times, values, label=label, color=colour, marker="braille")
-        p.xlim(0, max(20.0, times[-1]))
-        p.ylim(0, self._story.budget_bytes * 0.8 / MIB)
-        p.xlabel("seconds")
-        p.title(f"MiB · {chosen[-1].phase.value}")
-        drawn: str = p.build()
-        return drawn

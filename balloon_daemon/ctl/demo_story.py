@@ -110,6 +110,14 @@ class Story:
             start_s += length_s * pace
         return table
 
+    @property
+    def expected_s(self) -> float:
+        """How long it will take, in seconds, unless something goes wrong."""
+        policy = PolicySettings().faster(self.speed)
+        last_low_s = next(start for phase, start, _ in self.timetable() if phase is Phase.HOLDS)
+        first_s = policy.release_after_s + policy.release_after_jitter_s
+        return last_low_s + first_s + (LEVELS - 1) * policy.release_every_s + 1.0
+
 
 _LENGTHS_S = {
     Phase.CALM: 2.5,

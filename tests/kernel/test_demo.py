@@ -1,7 +1,9 @@
 """``balloonctl demo``: all of it with real processes, its plan, and what it calls a success."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +14,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
+from balloon_daemon.ctl.chart import PlainLines
 from balloon_daemon.ctl.demo_host import PretendedHost, Sample
 from balloon_daemon.ctl.demo_play import freed_bytes, judge, seconds_to_relief
 from balloon_daemon.ctl.demo_processes import DemoError
 from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story, plan
+from balloon_daemon.ctl.live_chart import LiveChart, columns_of, half_blocks
+from balloon_daemon.ctl.plot import draw
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import GIB, MIB
 from tests.vm.waiting import wait_until
@@ -286,3 +292,90 @@ def test_timetable_begins_at_once_and_has_no_gaps() -> None:
     assert table[0][1] == 0
     assert all(end == start for (_, _, end), (_, start, _) in pairwise(table))
     assert story.phase(time.monotonic() + 1e6)[0] is Phase.RETURNS
+
+
+# -- the charts -----------------------------------------------------------------------------------
+
+
+def played(story: Story) -> list[Sample]:
+    """Samples of a run in which the guest gives 100 MiB whenever the host is low."""
+    samples: list[Sample] = []
+    given = 0
+    for tick in range(300):
+        load = story.load_bytes(tick / 10)
+        available = story.budget_bytes - load - 704 * MIB + given
+        phase, _ = story.phase(tick / 10)
+        samples.append(Sample(tick / 10, phase, load, 704 * MIB - given, 2 * given, available))
+        given += 100 * MIB if samples[-1].is_low else 0
+    return samples
+
+
+def test_columns_remember_a_low_moment_between_two_that_are_fine() -> None:
+    moments = [(0.1, 500), (0.2, 399), (0.3, 500), (3.5, 500)]
+    samples = [sample(at_s, Phase.CALM, mib, 0) for at_s, mib in moments]
+
+    columns = columns_of(samples, 5, 5.0)
+
+    assert [column and column.was_low for column in columns] == [True, True, True, False, None]
+    assert columns[0] is not None
+    assert columns[0].sample.at_s == 0.3
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower", "cell"),
+    [
+        (None, None, (" ", "")),
+        ("red", None, ("▀", "red")),
+        (None, "red", ("▄", "red")),
+        ("red", "red", ("█", "red")),
+        ("red", "blue", ("▀", "red on blue")),
+    ],
+)
+def test_cell_shows_its_two_pixels(
+    upper: str | None, lower: str | None, cell: tuple[str, str]
+) -> None:
+    assert half_blocks(upper, lower) == cell
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (250, 70)])
+def test_live_chart_fits_its_terminal_and_names_everything(width: int, height: int) -> None:
+    story = plan(4 * GIB, 10)
+    written = io.StringIO()
+    console = Console(file=written, width=width, height=height, force_terminal=True)
+
+    with LiveChart(story, console) as chart:
+        chart.show(played(story))
+
+    # rich draws the frame once more when it ends: the last one counts.
+    frame = "A host of" + written.getvalue().rpartition("A host of")[2]
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", frame).splitlines()
+    assert len(lines) <= height
+    assert max(len(line) for line in lines) <= width
+    seen = "\n".join(lines)
+    for name in ("margin", "the guest", "others", "balloon", "available", "▼", "█"):
+        assert name in seen
+
+
+def test_plain_lines_come_once_a_second_and_at_every_turn(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    story = plan(4 * GIB, 10)
+    samples = played(story)
+
+    with PlainLines(story) as chart:
+        for count in range(1, len(samples) + 1):
+            chart.show(samples[:count])
+
+    introduction, *lines = capsys.readouterr().out.splitlines()
+    assert "VM of 4 GiB" in introduction
+    assert 30 <= len(lines) <= 30 + len(Phase)
+    assert any("LOW" in line for line in lines)
+    assert all("balloon" in line and "margin 400 MiB" in line for line in lines)
+
+
+def test_picture_of_a_run_without_low_memory_is_still_drawn(tmp_path: Path) -> None:
+    samples = [sample(tick / 10, Phase.CALM, 900, 700) for tick in range(20)]
+
+    draw(plan(4 * GIB, 10), samples, tmp_path / "calm.png")
+
+    assert (tmp_path / "calm.png").stat().st_size > 10_000
