@@ -80,7 +80,12 @@ class Daemon:
             )
         self._log = self.log_path.open()
         try:
-            self.wait(config.socket.exists, deadline_s=_START_S, what="balloond listens")
+            # Its word, not the socket's name: that is there a moment before anybody listens.
+            self.wait(
+                lambda: any(record["event"] == "listening" for record in self.records()),
+                deadline_s=_START_S,
+                what="balloond listens",
+            )
         except BaseException:
             self.kill()
             raise
@@ -158,6 +163,14 @@ class Daemon:
         """
         if self._process.poll() is None:
             self._process.terminate()
+        self.wait_end()
+
+    def wait_end(self) -> None:
+        """Waits for the end of one that was told to end.
+
+        Raises:
+            DaemonError: its exit status is not 0, or it took too long.
+        """
         try:
             status = self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired as err:

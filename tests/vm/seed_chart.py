@@ -47,9 +47,10 @@ def draw(
     guests.set_ylabel("guests, MiB")
     guests.set_xlabel("seconds")
     for axes in (host, guests):
-        axes.set_ylim(bottom=0)
+        # Room for the legend above the curves.
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
         axes.grid(alpha=0.3)
-        axes.legend(loc="best", fontsize="small")
+        axes.legend(loc="upper right", ncols=2, fontsize="small")
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

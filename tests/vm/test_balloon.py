@@ -45,7 +45,7 @@ def test_deflate_gives_the_guest_its_memory_back(vm: BalloonedVm) -> None:
 
 def test_file_in_the_guests_memory_survives_inflate_and_deflate(vm: BalloonedVm) -> None:
     # As large as fits beside a full balloon: the driver must take all that lies between its pages.
-    before = vm.write_file(128)
+    before = vm.write_file(96)
     vm.fill_page_cache()
 
     vm.inflate()
@@ -95,7 +95,7 @@ def test_free_pages_are_reported_and_freed_without_a_target(vm: BalloonedVm) -> 
 
 
 def test_target_beyond_what_the_guest_can_give_waits_until_it_can(vm: BalloonedVm) -> None:
-    before = vm.write_file(320)
+    before = vm.write_file(256)
 
     vm.host.set_low()
     vm.wait_target(vm.max_bytes)
@@ -118,7 +118,7 @@ def test_guest_in_need_takes_pages_out_of_a_full_balloon(vm: BalloonedVm) -> Non
     vm.inflate()
 
     # More than half of its memory, and half is in the balloon: VIRTIO_BALLOON_F_DEFLATE_ON_OOM.
-    before = vm.write_file(304)
+    before = vm.write_file(256)
     deflated_bytes = vm.guest.balloon_bytes()
     vm.deflate()
 

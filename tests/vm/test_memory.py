@@ -16,9 +16,9 @@ pytestmark = pytest.mark.vm
     ("config", "file_mib"),
     [
         # The guest takes pages from its first memfd before it takes any from its second.
-        pytest.param(VmConfig("bookworm", memory_backends=2), 96, id="two memfds"),
+        pytest.param(VmConfig("bookworm", memory_backends=2, cpus=2), 96, id="two memfds"),
         # q35 maps what lies beyond 2 GiB at 4 GiB, from the same memfd with an offset.
-        pytest.param(VmConfig("forky", memory_mib=4096, cpus=2), 256, id="two regions"),
+        pytest.param(VmConfig("forky", memory_mib=4096), 128, id="two regions"),
     ],
 )
 def test_balloon_takes_pages_of_every_piece_and_no_others(
@@ -26,7 +26,7 @@ def test_balloon_takes_pages_of_every_piece_and_no_others(
 ) -> None:
     vm = vms.own(config, "pieces", LowMemDir(tmp_path / "low_mem", margin_mib=400))
     before = vm.write_file(file_mib)
-    vm.fill_page_cache(min(config.memory_mib, 1536))
+    vm.fill_page_cache(min(config.memory_mib, 1280))
     filled_bytes = vm.host_bytes()
 
     vm.inflate()
@@ -36,6 +36,6 @@ def test_balloon_takes_pages_of_every_piece_and_no_others(
     deflated = vm.checksum()
 
     kept_bytes = config.memory_mib * MIB - vm.max_bytes
-    assert filled_bytes > 1.4 * kept_bytes
+    assert filled_bytes > 1.25 * kept_bytes
     assert inflated_bytes < 1.02 * kept_bytes
     assert (inflated, deflated) == (before, before)
