@@ -36,7 +36,7 @@ from balloon_daemon.tube.messages import (
 )
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
-from balloon_daemon.virtio.balloon import StatTag
+from balloon_daemon.virtio.balloon import BalloonFeature, StatTag
 
 SETTLE_S = 0.005
 """A front-end sends a burst of messages; a device is forked once it has been quiet this long."""
@@ -209,6 +209,7 @@ class DeviceKeeper:
             config_change=CONFIG_CHANGE_MSG,
             identity=self._jail.identity,
             load_filter=self._jail.load_filter,
+            must_tell_host=bool(self._backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
         )
 
     def _hear(self, device: DeviceProcess) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 from balloon_daemon.device.reclaim import Reclaimer
 from balloon_daemon.errors import GuestError, RingError, Rule
@@ -17,7 +18,9 @@ MAX_PFN_BYTES = 64 * 1024
 MAX_STATS_BYTES = MAX_STATS * STAT_ENTRY.size
 
 MAX_CHAINS_A_TURN = 256
-"""Chains taken from one queue before the others and the controller get their turn."""
+MAX_TURN_S = 0.01
+"""Chains taken from one queue, and time spent on it, before the others and the controller get
+their turn. A chain of 32,768 descriptors that loops takes 10 ms by itself."""
 
 
 @dataclass(slots=True)
@@ -39,7 +42,7 @@ class BalloonDevice:
         reclaimer: removes them.
         queues: what is ready.
         fault: hears of each fault: (queue, error).
-        stats: hears of the guest's statistics.
+        clock: seconds, for the length of a turn.
     """
 
     def __init__(
@@ -48,14 +51,15 @@ class BalloonDevice:
         reclaimer: Reclaimer,
         queues: list[RunningQueue],
         fault: Callable[[RunningQueue, GuestError], None],
-        stats: Callable[[tuple[tuple[int, int], ...]], object],
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._memory = memory
         self._reclaimer = reclaimer
         self.queues = queues
         self._fault = fault
-        self._stats = stats
+        self._clock = clock
         self._held_stats_head: int | None = None
+        self._latest_stats: tuple[tuple[int, int], ...] | None = None
         self._handlers: dict[BalloonQueue, Callable[[DescriptorChain], int | None]] = {
             BalloonQueue.INFLATEQ: self._inflate,
             BalloonQueue.DEFLATEQ: self._deflate,
@@ -89,30 +93,50 @@ class BalloonDevice:
         Raises:
             RingError: the ring cannot be trusted any more; what was served before is answered.
         """
-        ring, handler = running.ring, self._handlers[running.queue]
+        ring, until = running.ring, self._clock() + MAX_TURN_S
         answered, taken = False, 0
         try:
             while taken < MAX_CHAINS_A_TURN and (pending := ring.pending()):
                 for _ in range(min(pending, MAX_CHAINS_A_TURN - taken)):
                     taken += 1
-                    try:
-                        head = handler(ring.pop())
-                    except RingError:
-                        raise
-                    except GuestError as err:
-                        self._faults += 1
-                        self._fault(running, err)
-                        if running.queue is BalloonQueue.STATSQ:
-                            self._answer_held(ring)
-                        head = err.head
-                    self._buffers += 1
+                    head = self._serve(running)
                     if head is not None:
                         ring.push(head)
                         answered = True
+                    if self._clock() >= until:
+                        return True
+        except RingError:
+            if running.queue is BalloonQueue.STATSQ:
+                self._held_stats_head = None  # Nothing goes into a ring that is not trusted.
+            raise
         finally:
             if answered:
                 _call(running)
         return taken >= MAX_CHAINS_A_TURN
+
+    def _serve(self, running: RunningQueue) -> int | None:
+        """Takes one chain. Returns the head to answer, if there is one yet."""
+        try:
+            head = self._handlers[running.queue](running.ring.pop())
+        except RingError:
+            raise
+        except GuestError as err:
+            self._faults += 1
+            self._fault(running, err)
+            if running.queue is BalloonQueue.STATSQ:
+                self._answer_held(running.ring)
+            head = err.head
+        self._buffers += 1
+        return head
+
+    def take_stats(self) -> tuple[tuple[int, int], ...] | None:
+        """The guest's latest statistics, once; None where none came since the last call.
+
+        Only the latest: a guest that sends them without being asked is not heard more often
+        than whoever calls this wants to hear it.
+        """
+        latest, self._latest_stats = self._latest_stats, None
+        return latest
 
     def request_stats(self) -> None:
         """Gives the held statistics buffer back, which asks the driver to fill it anew."""
@@ -151,7 +175,7 @@ class BalloonDevice:
             The buffer held before this one, if there was one: only one is ever kept.
         """
         content = self._readable("statsq", chain, MAX_STATS_BYTES)
-        self._stats(tuple(decode_stats(content)))
+        self._latest_stats = tuple(decode_stats(content))
         before, self._held_stats_head = self._held_stats_head, chain.head
         return before
 

@@ -9,10 +9,18 @@ from collections.abc import Callable
 from time import monotonic
 
 from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
-from balloon_daemon.errors import GuestError, RingError
+from balloon_daemon.errors import NO_HEAD, GuestError, RingError, Rule
 from balloon_daemon.linux.events import drain_event
 from balloon_daemon.tube.connection import DeviceEnd
-from balloon_daemon.tube.messages import Command, Fault, FaultKind, Ready, Stopped, Target
+from balloon_daemon.tube.messages import (
+    Command,
+    Fault,
+    FaultKind,
+    Ready,
+    Stats,
+    Stopped,
+    Target,
+)
 
 REPORT_EVERY_S = 0.1
 """Progress goes up at most this often, and once more when work ends."""
@@ -36,7 +44,8 @@ class Reporter:
         second = int(self._clock())
         if second != self._second:
             self._second, self._sent = second, 0
-        if self._sent >= FAULTS_A_SECOND:
+        # A ring stops once in a device's life: that is never left out.
+        if self._sent >= FAULTS_A_SECOND and kind is not FaultKind.RING:
             self._suppressed += 1
             return
         self._sent += 1
@@ -70,15 +79,23 @@ class DeviceLoop:
         self._channel_fd = channel_fd
         self._config_change = config_change
         self._unsent_config_change = b""
-        self._queues = {running.kick_fd: running for running in device.queues}
-        # A new device looks at every ring once: its predecessor may have taken the kick.
-        self._backlog = dict(self._queues)
         self._epoll = select.epoll()
         self._epoll.register(tube.fileno(), select.EPOLLIN)
-        for fd in self._queues:
-            self._epoll.register(fd, select.EPOLLIN)
+        self._queues: dict[int, RunningQueue] = {}
+        for running in device.queues:
+            try:
+                self._epoll.register(running.kick_fd, select.EPOLLIN)
+            except OSError:
+                self._report_kick(running)
+            else:
+                self._queues[running.kick_fd] = running
+        # A new device looks at every ring once: its predecessor may have taken the kick.
+        self._backlog = dict(self._queues)
         if channel_fd is not None:
-            self._epoll.register(channel_fd, 0)
+            try:
+                self._epoll.register(channel_fd, 0)
+            except OSError:  # No socket, so nobody hears there.
+                self._channel_fd = None
         self._unreported = False
         self._report_at = 0.0
 
@@ -103,21 +120,28 @@ class DeviceLoop:
         backlog, self._backlog = self._backlog, {}
         for running in backlog.values():
             self._process(running)
+        kicked = False
         for fd, event in self._epoll.poll(self._timeout()):
-            kicked = self._queues.get(fd)
-            if kicked is not None:
-                if event & select.EPOLLIN:
-                    drain_event(fd)
-                    self._process(kicked)
-                else:
-                    # Not a living eventfd: level-triggered, it would spin us for ever.
-                    self._drop(kicked)
+            if fd in self._queues:
+                kicked |= self._take_kick(self._queues[fd], event)
             elif fd == self._channel_fd:
                 self._send_config_change(event)
-            elif not self._obey():
+            elif fd == self._tube.fileno() and not self._obey():
                 return False
+        if kicked:
+            # All of them: vrings may share an eventfd, and its one kick is taken now.
+            for running in list(self._queues.values()):
+                self._process(running)
         self._report()
         return True
+
+    def _take_kick(self, running: RunningQueue, event: int) -> bool:
+        if event & select.EPOLLIN and drain_event(running.kick_fd):
+            return True
+        # Not a living eventfd: level-triggered, it would spin us for ever.
+        self._drop(running)
+        self._report_kick(running)
+        return False
 
     def _timeout(self) -> float:
         if self._backlog:
@@ -137,6 +161,10 @@ class DeviceLoop:
         """Serves this queue no more; the others go on."""
         self._epoll.unregister(running.kick_fd)
         del self._queues[running.kick_fd]
+        self._backlog.pop(running.kick_fd, None)
+
+    def _report_kick(self, running: RunningQueue) -> None:
+        self._reporter.fault(FaultKind.RING, running.index, Rule.KICK, NO_HEAD, 0)
 
     def _obey(self) -> bool:
         orders = self._tube.receive()
@@ -145,8 +173,10 @@ class DeviceLoop:
         for order in orders:
             match order:
                 case Target():
-                    # The config space holds it already; all that is left is to say so.
-                    self._unsent_config_change = self._config_change
+                    # The config space holds it already; all that is left is to say so. What is
+                    # on the way says so too, and half of it must not be followed by a whole.
+                    if not self._unsent_config_change:
+                        self._unsent_config_change = self._config_change
                     self._send_config_change(0)
                 case Command.REQUEST_STATS:
                     self._device.request_stats()
@@ -177,6 +207,9 @@ class DeviceLoop:
         if self._unreported and now >= self._report_at:
             self._report_at = now + REPORT_EVERY_S
             self._unreported = not self._tube.send(self._device.statistics())
+            stats = self._device.take_stats()
+            if stats is not None:
+                self._tube.send(Stats(stats))
 
 
 def report_guest_error(reporter: Reporter, running: RunningQueue, err: GuestError) -> None:

@@ -22,7 +22,7 @@ from balloon_daemon.linux import jail, libc
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import map_shared
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
-from balloon_daemon.tube.messages import FaultKind, Stats
+from balloon_daemon.tube.messages import FaultKind
 from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
@@ -37,6 +37,11 @@ EXIT_INTERNAL_ERROR = 70
 """sysexits.h, EX_SOFTWARE: the device's own bug; its last words are on standard error."""
 
 STANDARD_ERROR = 2
+
+MAX_LAST_WORDS_BYTES = 64 * 1024
+"""All that a pipe holds (pipe(7))."""
+MAX_LAST_WORDS = 1500
+"""Characters: a traceback's end fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class DeviceSpec:
         config_change: the message for it.
         identity: whom to become where the controller is root.
         load_filter: loads the seccomp filter into the calling process.
+        must_tell_host: the driver acknowledged VIRTIO_BALLOON_F_MUST_TELL_HOST.
     """
 
     name: str
@@ -84,14 +90,23 @@ class DeviceSpec:
     config_change: bytes
     identity: jail.Identity | None
     load_filter: Callable[[], None]
+    must_tell_host: bool
 
 
 class DeviceProcess:
-    """A forked device, as the controller sees it."""
+    """A forked device, as the controller sees it.
 
-    def __init__(self, pid: int, tube: ControllerEnd) -> None:
+    Args:
+        pid: its process id.
+        tube: the controller's end.
+        last_words: read end of the pipe that is its standard error. It hangs up when the device
+            is gone, however it went, which is how another controller can tell.
+    """
+
+    def __init__(self, pid: int, tube: ControllerEnd, last_words: OwnedFd) -> None:
         self.pid = pid
         self.tube = tube
+        self.last_words = last_words
         self.pidfd = OwnedFd(os.pidfd_open(pid))
         """Readable once the device has ended."""
 
@@ -105,8 +120,22 @@ class DeviceProcess:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
+    def read_last_words(self) -> str:
+        """The end of what it wrote to standard error, in one line of printable text.
+
+        A guest that took the device over may have written it.
+        """
+        try:
+            words = os.read(self.last_words.fileno(), MAX_LAST_WORDS_BYTES)
+        except OSError:
+            return ""
+        lines = words.decode("ascii", "backslashreplace").split("\n")
+        text = " | ".join("".join(c for c in line if c.isprintable()) for line in lines if line)
+        return text[-MAX_LAST_WORDS:]
+
     def close(self) -> None:
         """Closes what the controller holds of it."""
+        self.last_words.close()
         self.tube.close()
         self.pidfd.close()
 
@@ -117,21 +146,37 @@ def spawn(spec: DeviceSpec) -> DeviceProcess:
     Raises:
         OSError: no process or no descriptor to be had.
     """
-    upper, lower = open_tube()
     parent = os.getpid()
+    with contextlib.ExitStack() as undo:
+        upper, lower = open_tube()
+        undo.callback(upper.close)
+        with contextlib.closing(lower):
+            words_out, words_in = map(OwnedFd, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+            undo.callback(words_out.close)
+            with contextlib.closing(words_in):
+                pid = _fork(lambda: _child(spec, lower, words_in.fileno(), parent))
+        undo.callback(_end_child, pid)
+        device = DeviceProcess(pid, upper, words_out)
+        undo.pop_all()
+    return device
+
+
+def _fork(child: Callable[[], NoReturn]) -> int:
     # A signal that arrived between fork and reset would run the controller's handler in the child.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
         if pid == 0:
-            _child(spec, lower, parent)
-    except BaseException:
-        upper.close()
-        raise
+            child()
+        return pid
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-        lower.close()
-    return DeviceProcess(pid, upper)
+
+
+def _end_child(pid: int) -> None:
+    """Ends and reaps a child that nobody can watch: two devices must never serve one guest."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def prepare_fork() -> None:
@@ -151,8 +196,9 @@ def prepare_fork() -> None:
     gc.freeze()
 
 
-def _child(spec: DeviceSpec, tube: DeviceEnd, parent: int) -> NoReturn:
+def _child(spec: DeviceSpec, tube: DeviceEnd, words_fd: int, parent: int) -> NoReturn:
     try:
+        os.dup2(words_fd, STANDARD_ERROR)
         gc.freeze()
         jail.reset_signals()
         loop = _assemble(spec, tube)
@@ -198,13 +244,13 @@ def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
         memory,
         maps,
         lambda errno, addr: reporter.fault(FaultKind.HOST, 0, errno, NO_HEAD, addr),
+        must_tell_host=spec.must_tell_host,
     )
     device = BalloonDevice(
         memory,
         reclaimer,
         queues,
         lambda running, err: report_guest_error(reporter, running, err),
-        lambda entries: tube.send(Stats(entries)),
     )
     if spec.channel_fd is not None:
         os.set_blocking(spec.channel_fd, False)

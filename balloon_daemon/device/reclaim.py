@@ -42,14 +42,24 @@ class Reclaimer:
         memory: the guest's regions.
         maps: the mapping behind each of ``memory.regions``, in the same order.
         host_fault: hears of the kernel's refusals; what it refuses stays with the guest's file.
+        must_tell_host: the driver uses no page of the balloon again before its deflation is
+            answered (VIRTIO_BALLOON_F_MUST_TELL_HOST). Otherwise a part that an earlier buffer
+            handed over may be in use again, and a huge page goes only with a buffer that has
+            all of it.
     """
 
     def __init__(
-        self, memory: GuestMemory, maps: Sequence[mmap.mmap], host_fault: HostFault
+        self,
+        memory: GuestMemory,
+        maps: Sequence[mmap.mmap],
+        host_fault: HostFault,
+        *,
+        must_tell_host: bool = False,
     ) -> None:
         self._memory = memory
         self._maps = tuple(maps)
         self._host_fault = host_fault
+        self._must_tell_host = must_tell_host
         # For each region of huge pages: which 4 KiB parts of each are in the balloon, as bits.
         self._parts: list[dict[int, int]] = [{} for _ in self._maps]
         self.removed_bytes = 0
@@ -137,7 +147,7 @@ class Reclaimer:
 
     def _collect(self, index: int, offset: int, length: int) -> None:
         """Notes 4 KiB parts of huge pages; removes each huge page that is complete."""
-        parts = self._parts[index]
+        parts = self._parts[index] if self._must_tell_host else {}
         page_bytes = self._memory.regions[index].host_page_bytes
         whole = (1 << page_bytes // PAGE_SIZE) - 1
         for page, mask in _masks(offset, length, page_bytes):

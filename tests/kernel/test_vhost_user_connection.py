@@ -1,10 +1,8 @@
 """The vhost-user socket: whole messages and their descriptors, however they arrive."""
 
 import array
-import contextlib
 import errno
 import os
-import resource
 import socket
 from collections.abc import Iterator, Sequence
 
@@ -23,6 +21,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
+from tests.fakes.fd_room import open_fds, room_for_fds
 
 Q = FrontendRequest
 FOUR_BYTES = Message(Q.SET_VRING_KICK, VERSION, b"four")
@@ -62,10 +61,6 @@ def received(connection: Connection) -> list[tuple[Message, int]]:
         for fd in fds:
             fd.close()
     return messages
-
-
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 Pair = tuple[Connection, socket.socket]
@@ -134,12 +129,12 @@ def test_too_many_fds_with_one_message_is_refused_and_none_stays_open(
     pair: Pair, files: list[int]
 ) -> None:
     connection, theirs = pair
-    before = open_fds()
+    before = len(open_fds())
     send(theirs, FOUR_BYTES.encode(), files)
     with pytest.raises(FrontendError, match="more than 8 file descriptors"):
         connection.receive()
     connection.close()
-    assert open_fds() == before - 1
+    assert len(open_fds()) == before - 1
 
 
 def test_too_many_fds_in_portions_is_refused(pair: Pair, files: list[int]) -> None:
@@ -152,25 +147,12 @@ def test_too_many_fds_in_portions_is_refused(pair: Pair, files: list[int]) -> No
         connection.receive()
 
 
-@contextlib.contextmanager
-def no_further_fd() -> Iterator[None]:
-    """Lets this process open not one more descriptor."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_fd_for_which_this_process_has_no_room_is_the_hosts_fault(
     pair: Pair, files: list[int]
 ) -> None:
     connection, theirs = pair
     send(theirs, FOUR_BYTES.encode(), files[:1])
-    with no_further_fd(), pytest.raises(OSError, match="Too many open files") as caught:
+    with room_for_fds(0), pytest.raises(OSError, match="Too many open files") as caught:
         connection.receive()
     assert caught.value.errno == errno.EMFILE
 
@@ -189,13 +171,13 @@ def test_hang_up_in_mid_message_is_refused_and_between_two_is_the_end(
 
 def test_hang_up_in_mid_message_closes_the_fds_that_came(pair: Pair, files: list[int]) -> None:
     connection, theirs = pair
-    before = open_fds()
+    before = len(open_fds())
     send(theirs, FOUR_BYTES.encode()[:-1], files[:3])
     theirs.close()
     with pytest.raises(FrontendError, match="SET_VRING_KICK: hung up after 3 of 4 bytes"):
         connection.receive()
     connection.close()
-    assert open_fds() == before - 2
+    assert len(open_fds()) == before - 2
 
 
 def test_hang_up_with_our_replies_unread_is_the_end(pair: Pair) -> None:

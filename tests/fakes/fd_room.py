@@ -1,0 +1,29 @@
+"""A process that has run out of file descriptors, nearly or wholly."""
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def room_for_fds(count: int) -> Iterator[None]:
+    """Lets this process open so many descriptors more and then no other."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = [os.dup(0) for _ in range(count + 1)]
+    for fd in lowest_free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free[-1], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_fds() -> set[str]:
+    """What this process has open: numbers and what they are."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # The listing's own.
+            found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
+    return found

@@ -1,0 +1,236 @@
+"""What a VMM may hand over as kick, call, channel and memory, and what a device makes of it."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.errors import NO_HEAD, Rule
+from balloon_daemon.tube.messages import Fault, FaultKind, Ready, Target
+from balloon_daemon.virtio.balloon import BalloonQueue
+from tests.fakes.device_rig import CONFIG_CHANGE, DeviceRig
+from tests.fakes.waiting import wait_until
+
+INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
+
+# linux/fcntl.h
+F_ADD_SEALS = 1033
+F_SEAL_FUTURE_WRITE = 0x10
+
+
+@pytest.fixture
+def rig() -> Iterator[DeviceRig]:
+    rig = DeviceRig()
+    yield rig
+    rig.close()
+
+
+def assert_alive(rig: DeviceRig) -> None:
+    """The device that was first forked serves an honest buffer."""
+    rig.inflate([900])
+    assert rig.of(Ready) == [Ready()]
+
+
+# --- kicks and calls that are no eventfds -----------------------------------------------------
+
+
+def readable_for_ever(rig: DeviceRig) -> int:
+    """A socket whose peer is gone: readable, and nothing ever comes out of it."""
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return rig.own(ours.detach())
+
+
+def pipe_without_writer(rig: DeviceRig) -> int:
+    reading, writing = os.pipe()
+    os.close(writing)
+    return rig.own(reading)
+
+
+def regular_file(rig: DeviceRig) -> int:
+    return rig.own(os.memfd_create("kick"))
+
+
+def write_only_pipe(rig: DeviceRig) -> int:
+    reading, writing = os.pipe()
+    os.close(reading)
+    return rig.own(writing)
+
+
+MakeFd = Callable[[DeviceRig], int]
+NO_EVENTFDS = pytest.mark.parametrize(
+    "make", [readable_for_ever, pipe_without_writer, regular_file, write_only_pipe]
+)
+
+
+@NO_EVENTFDS
+def test_kick_that_is_no_eventfd_stops_its_queue_and_spins_nothing(
+    rig: DeviceRig, make: MakeFd
+) -> None:
+    rig.change_vring(DEFLATEQ, kick_fd=make(rig))
+    device = rig.start_ready()
+    assert rig.wait_report(Fault) == Fault(FaultKind.RING, 1, Rule.KICK, NO_HEAD, 0, 0)
+    rig.inflate([2])
+    rig.wait_progress(lambda progress: progress.buffers == 1)
+    wait_until(lambda: is_asleep(device.pid), device.tube.fileno(), "the device to rest")
+    assert rig.damaged() == {2}
+
+
+def is_asleep(pid: int) -> bool:
+    """Waiting in the kernel, in epoll_wait with nothing to do."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "S"
+
+
+def test_kick_that_hangs_up_later_stops_its_queue_and_the_others_go_on(rig: DeviceRig) -> None:
+    ours, theirs = socket.socketpair()
+    rig.change_vring(DEFLATEQ, kick_fd=rig.own(ours.detach()))
+    rig.start_ready()
+    theirs.send(b"kick")
+    rig.inflate([1])
+    assert rig.of(Fault) == []
+    theirs.close()
+    assert rig.wait_report(Fault).code == Rule.KICK
+    rig.inflate([2])
+    assert rig.of(Ready) == [Ready()]
+
+
+@NO_EVENTFDS
+def test_call_that_is_no_eventfd_costs_its_queue_the_interrupts_only(
+    rig: DeviceRig, make: MakeFd
+) -> None:
+    rig.change_vring(DEFLATEQ, call_fd=make(rig))
+    rig.start_ready()
+    rig.offer_pfns(DEFLATEQ, [1])
+    rig.wait_progress(lambda progress: progress.deflated_pages == 1)
+    assert rig.rings[DEFLATEQ].used_idx == 1
+    assert_alive(rig)
+
+
+def test_call_that_is_full_does_not_block_the_device(rig: DeviceRig) -> None:
+    os.eventfd_write(rig.calls[INFLATEQ], 2**64 - 2)
+    rig.start_ready()
+    rig.inflate([1])
+    assert rig.damaged() == {1}
+
+
+def test_vrings_that_share_one_kick_are_all_looked_at(rig: DeviceRig) -> None:
+    shared = os.dup(rig.kicks[INFLATEQ])
+    rig.change_vring(DEFLATEQ, kick_fd=rig.own(shared))
+    rig.start_ready()
+    for _ in range(50):
+        rig.offer_pfns(DEFLATEQ, [1])  # Kicks an eventfd that nobody listens to any more.
+        rig.kick(INFLATEQ)
+        rig.wait_used(DEFLATEQ)
+
+
+def test_blocking_kick_and_call_do_not_block_the_device(rig: DeviceRig) -> None:
+    for fds in (rig.kicks, rig.calls):
+        os.set_blocking(fds[INFLATEQ], True)
+    rig.start_ready()
+    rig.inflate([1])
+    assert rig.damaged() == {1}
+
+
+def test_kicks_without_work_and_work_without_kicks_are_harmless(rig: DeviceRig) -> None:
+    rig.start_ready()
+    for _ in range(200):
+        rig.kick(INFLATEQ)
+    ring = rig.rings[INFLATEQ]
+    content = (7).to_bytes(4, "little")
+    ring.offer(ring.chain([0], [rig.write_buffer(INFLATEQ, content)]))  # No kick for this one.
+    rig.offer_pfns(INFLATEQ, [8], slot=1)
+    assert rig.wait_used(INFLATEQ, 2) == [0, 1]
+    assert rig.damaged() == {7, 8}
+
+
+# --- the host and the VMM ---------------------------------------------------------------------
+
+
+def test_memory_that_the_kernel_refuses_to_free_is_the_hosts_fault(rig: DeviceRig) -> None:
+    rig.start_ready()
+    # Holes are no longer allowed from here on (fcntl(2), F_SEAL_FUTURE_WRITE): EPERM.
+    fcntl.fcntl(rig.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+    rig.inflate([3, 4])
+    fault = Fault(FaultKind.HOST, 0, errno.EPERM, NO_HEAD, 3 * 4096, 0)
+    assert rig.wait_report(Fault) == fault
+    progress = rig.wait_progress(lambda progress: progress.buffers == 1)
+    assert (progress.inflated_pages, progress.removed_bytes) == (2, 0)
+    assert rig.damaged() == set()
+
+
+def test_memory_that_the_vmm_cut_off_ends_the_device_and_nobody_else(rig: DeviceRig) -> None:
+    rig.start_ready()
+    os.ftruncate(rig.fd, 4096)
+    rig.kick(INFLATEQ)
+    assert rig.wait_end() == -signal.SIGBUS
+    # Another cannot even map it, and says so.
+    rig.start()
+    assert rig.wait_end() == EXIT_INTERNAL_ERROR
+    assert "mmap length is greater than file size" in rig.last_words
+
+
+def test_target_becomes_a_config_change_on_the_channel(rig: DeviceRig) -> None:
+    ours, theirs = socket.socketpair()
+    rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()))
+    theirs.settimeout(5)
+    rig.start_ready()
+    rig.running.tube.send(Target(1 << 20))
+    assert theirs.recv(100) == CONFIG_CHANGE
+    rig.running.tube.send(Target(2 << 20))
+    assert theirs.recv(100) == CONFIG_CHANGE
+    theirs.close()
+
+
+def test_channel_that_nobody_reads_gets_whole_messages_only(rig: DeviceRig) -> None:
+    # Far longer than the socket's buffer, so that it goes in parts.
+    long = bytes(range(256)) * 4096
+    ours, theirs = socket.socketpair()
+    rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()), config_change=long)
+    theirs.settimeout(5)
+    rig.start_ready()
+    for target in range(5):
+        rig.running.tube.send(Target(target))
+    rig.inflate([1])  # All five were taken before this, and the device is not blocked.
+    received = bytearray()
+    while len(received) < len(long):
+        received += theirs.recv(1 << 20)
+    rig.inflate([2])
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(1)
+    assert received == long
+    theirs.close()
+
+
+def test_channel_that_hung_up_before_costs_the_device_nothing(rig: DeviceRig) -> None:
+    rig.spec = replace(rig.spec, channel_fd=readable_for_ever(rig))
+    device = rig.start_ready()
+    rig.running.tube.send(Target(1))
+    assert_alive(rig)
+    rig.wait_progress(lambda progress: progress.buffers == 1)
+    wait_until(lambda: is_asleep(device.pid), device.tube.fileno(), "the device to rest")
+
+
+def test_channel_that_hangs_up_later_costs_the_device_nothing(rig: DeviceRig) -> None:
+    ours, theirs = socket.socketpair()
+    rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()))
+    device = rig.start_ready()
+    theirs.close()
+    rig.running.tube.send(Target(1))
+    assert_alive(rig)
+    rig.wait_progress(lambda progress: progress.buffers == 1)
+    wait_until(lambda: is_asleep(device.pid), device.tube.fileno(), "the device to rest")
+
+
+def test_channel_that_is_a_file_costs_the_device_nothing(rig: DeviceRig) -> None:
+    rig.spec = replace(rig.spec, channel_fd=rig.own(os.memfd_create("channel")))
+    rig.start_ready()
+    rig.running.tube.send(Target(1))
+    assert_alive(rig)
