@@ -1,0 +1,82 @@
+"""Looks at balloond's processes from outside: who runs, and that every device is in its jail."""
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.fuzz.invariants import require
+
+DEVICE_NAME = "balloon-vm"
+"""How a device's name begins, from the moment at which it enters the jail."""
+
+JAILED_WITHIN_S = 10.0
+"""From its name to its filter a device needs a millisecond; the machine may be busy."""
+
+
+def devices_of(controller: int) -> list[int]:
+    """The pids of a controller's devices, without those that have ended or are just forked."""
+    pids = []
+    for child in psutil.Process(controller).children():
+        try:
+            if _field(child.pid, "Name").startswith(DEVICE_NAME):
+                pids.append(child.pid)
+        except (OSError, KeyError):
+            continue
+    return pids
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be reaped does not."""
+    try:
+        return not _field(pid, "State").startswith(("Z", "X"))
+    except (OSError, KeyError):
+        return False
+
+
+class JailWatch:
+    """Holds every device ever seen to a jail that only gets narrower."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        """Every device that was found in its jail."""
+
+    def look(self, controller: int) -> None:
+        """Looks at all devices of a controller.
+
+        Raises:
+            InvariantBrokenError: one is not under a filter, can gain privileges, or has some.
+        """
+        for pid in devices_of(controller):
+            self._look_at(pid)
+
+    def _look_at(self, pid: int) -> None:
+        deadline = time.monotonic() + JAILED_WITHIN_S
+        while True:
+            try:
+                mode = _field(pid, "Seccomp")
+                rest = {name: _field(pid, name) for name in ("NoNewPrivs", "CapEff", "Uid")}
+            except (OSError, KeyError):
+                return
+            if mode == "2" or not is_alive(pid):
+                break
+            require(pid not in self.seen, "a device left its jail", pid, mode)
+            require(time.monotonic() < deadline, "a device is in no jail", pid, mode)
+            os.sched_yield()
+        if not is_alive(pid):
+            return
+        require(rest["NoNewPrivs"] == "1", "a device may gain privileges", pid, rest)
+        if os.geteuid() == 0:
+            require(int(rest["CapEff"], 16) == 0, "a device has capabilities", pid, rest)
+            require("0" not in rest["Uid"].split(), "a device is root", pid, rest)
+        self.seen.add(pid)
+
+
+def _field(pid: int, name: str) -> str:
+    """One line of /proc/PID/status. Raises OSError or KeyError where there is none."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return value.strip()
+    raise KeyError(name)

@@ -1,0 +1,179 @@
+"""Campaign: a real balloond between hostile VMMs, hostile guests and an honest neighbour.
+
+Held to: the controller lives; no device of ours fails by itself; every device is in its jail; the
+neighbour's balloon reaches its targets and none of its pages is lost; no page of a hostile guest
+goes that it never named; file descriptors and memory of the controller do not grow.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+import traceback
+from pathlib import Path
+from random import Random
+
+import psutil
+
+from balloon_daemon.errors import BalloondError
+from balloon_daemon.fake_guest.client import FakeGuestProcess
+from tests.fuzz.hostile import HostileGuest, converse
+from tests.fuzz.invariants import InvariantBrokenError, open_fds, require
+from tests.fuzz.jail_watch import JailWatch, is_alive
+from tests.fuzz.outcome import Finding, Outcome
+from tests.vm.daemon import Daemon, DaemonConfig
+from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import wait_until
+
+VM_MEM_MIB = 512
+MAXIMUM = VM_MEM_MIB // 2 << 20
+SPEED = 200.0
+CONVERSATIONS_A_ROUND = 25
+NEIGHBOUR_WITHIN_S = 60.0
+WARM_UP_ROUNDS = 4
+MAX_RSS_GROWTH = 12 << 20
+"""Bytes by which the controller may grow over a campaign: caches, and the allocator's rests."""
+
+
+def campaign(seconds: float, seed: int, folder: Path) -> Outcome:
+    """Attacks until the time is over or something is wrong."""
+    outcome = Outcome()
+    again = f"python -m tests.fuzz.timed whole_daemon {seconds:.0f} {seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            battle = Battle(folder, Random(seed), stack)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                outcome.executions += battle.round()
+            battle.judge()
+        except Exception as err:
+            kind = "invariant" if isinstance(err, InvariantBrokenError) else "crash"
+            what = f"{type(err).__name__}: {str(err).splitlines()[0] if str(err) else ''}"
+            details = f"{traceback.format_exc()}logs in {folder}"
+            outcome.findings.append(Finding("whole_daemon", kind, what, again, details))
+    return outcome
+
+
+class Battle:
+    """One balloond, its neighbour, and whoever attacks it.
+
+    Args:
+        folder: for its socket, files and logs.
+        random: decides everything that is not the kernel's to decide.
+        stack: ends what was started.
+    """
+
+    def __init__(self, folder: Path, random: Random, stack: contextlib.ExitStack) -> None:
+        self._random = random
+        self._low_mem = LowMemDir(folder / "low-mem", margin_mib=100)
+        config = DaemonConfig(folder / "sock", VM_MEM_MIB, self._low_mem, SPEED)
+        self.daemon = Daemon(config, folder / "log")
+        stack.callback(self.daemon.kill)
+        self._path = str(config.socket)
+        self._neighbour = stack.enter_context(
+            FakeGuestProcess(
+                [
+                    *("--socket", self._path, "--mem", f"{VM_MEM_MIB}M", "--refill"),
+                    *("--touched", "32M", "--pinned", "16M", "--seed", "7"),
+                ],
+                timeout_s=NEIGHBOUR_WITHIN_S,
+            )
+        )
+        self._controller = psutil.Process(self.daemon.pid)
+        self._jails = JailWatch()
+        self._rounds = 0
+        self._low = False
+        self._records_seen = 0
+        self._fds_before = 0
+        self._rss_before = 0
+
+    def round(self) -> int:
+        """A crowd of hostile visitors, then a look at everything. Returns the attacks made."""
+        attacks = 0
+        for _ in range(CONVERSATIONS_A_ROUND):
+            attacks += converse(self._path, self._random)
+        attacks += self._hostile_guest()
+        self._check_neighbour()
+        self._check_daemon()
+        self._rounds += 1
+        if self._rounds == WARM_UP_ROUNDS:
+            self._wait_for_quiet()
+            self._fds_before = open_fds(self.daemon.pid)
+            self._rss_before = self._controller.memory_info().rss
+        return attacks
+
+    def _hostile_guest(self) -> int:
+        """One guest's life under its own attacks."""
+        try:
+            guest = HostileGuest(self._path, self._random)
+        except (OSError, BalloondError) as err:
+            require(is_alive(self.daemon.pid), "balloond is gone", err)
+            raise
+        times = self._random.choice((1, 10, 60))
+        try:
+            for _ in range(4):
+                guest.misbehave(times)
+                self._jails.look(self.daemon.pid)
+                guest.check()
+                if self._random.random() < 0.2:
+                    guest.go_mad()
+            guest.check()
+        finally:
+            guest.close()
+        return 4 * times
+
+    def _check_neighbour(self) -> None:
+        """Its balloon goes the other way than last time, and all its pages are there."""
+        self._low = not self._low
+        if self._low:
+            self._low_mem.set_low()
+        else:
+            self._low_mem.set_plenty()
+        wanted = MAXIMUM if self._low else 0
+        try:
+            self._neighbour.wait_status(
+                lambda status: status["actual_bytes"] == wanted, f"a balloon of {wanted}"
+            )
+        except (TimeoutError, RuntimeError) as err:
+            raise InvariantBrokenError(f"the neighbour is disturbed: {err}") from err
+        checked = self._neighbour.command("check")
+        require(checked["pages_corrupt"] == 0, "the neighbour lost pages", checked)
+
+    def _check_daemon(self) -> None:
+        require(is_alive(self.daemon.pid), "balloond is gone")
+        self._jails.look(self.daemon.pid)
+        records = self.daemon.records()
+        for record in records[self._records_seen :]:
+            said = str(record["message"])
+            ours = record["event"] == "bug" or "failed, see its last words" in said
+            require(
+                not ours and "seccomp policy" not in said, "balloond complains of itself", said
+            )
+        self._records_seen = len(records)
+
+    def _wait_for_quiet(self) -> None:
+        """Waits until only the neighbour's device is left."""
+        self.daemon.wait(
+            lambda: len(psutil.Process(self.daemon.pid).children()) <= 1,
+            deadline_s=NEIGHBOUR_WITHIN_S,
+            what="all hostile guests' devices are gone",
+        )
+
+    def judge(self) -> None:
+        """The end: what grew, and whether it still ends in order."""
+        if self._rounds > WARM_UP_ROUNDS:
+            self._wait_for_quiet()
+            fds = open_fds(self.daemon.pid) - self._fds_before
+            require(fds <= 0, "file descriptors of the controller grew", fds)
+            rss = self._controller.memory_info().rss - self._rss_before
+            require(rss <= MAX_RSS_GROWTH, "memory of the controller grew", rss)
+        require(self._jails.seen, "no device was ever seen in its jail")
+        self._neighbour.kill()
+        os.kill(self.daemon.pid, signal.SIGTERM)
+        wait_until(
+            lambda: not is_alive(self.daemon.pid),
+            deadline_s=NEIGHBOUR_WITHIN_S,
+            what="balloond ends when told to",
+        )
