@@ -90,7 +90,7 @@ def ready_images() -> Images:
         raise ImagesError(f"the cache for guest images cannot be made: {err}") from err
     root = cache / _recipe_hash()
     with _only_maker(cache):
-        if (fault := _find_fault(root)) is not None:
+        if (fault := find_fault(root)) is not None:
             if root.exists():
                 print(f"guest images: {fault}; making them anew", file=sys.stderr)
                 shutil.rmtree(root)
@@ -118,20 +118,25 @@ def _only_maker(cache: Path) -> Iterator[None]:
         yield
 
 
-def _find_fault(root: Path) -> str | None:
-    """Compares the directory with its manifest, whole; None if they agree."""
+def find_fault(root: Path) -> str | None:
+    """Compares a directory of images with its manifest, whole.
+
+    Returns:
+        What is wrong, in words; None if all is as it was made.
+    """
     try:
-        wanted = json.loads((root / "manifest.json").read_text())["files"]
-    except (OSError, ValueError, KeyError) as err:
+        wanted = dict(json.loads((root / "manifest.json").read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError) as err:
         return f"no manifest that can be read ({err})"
-    found = _hash_files(root)
+    found = hash_files(root)
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             return f"{name} is not what was made"
     return None
 
 
-def _hash_files(root: Path) -> dict[str, str]:
+def hash_files(root: Path) -> dict[str, str]:
+    """Gives every file below a directory with its SHA-256, every link with its target."""
     found = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
@@ -153,7 +158,7 @@ def _make(cache: Path, root: Path) -> None:
             packages = _make_images(work, made)
         except (apt.AptError, OSError) as err:
             raise ImagesError(f"guest images cannot be made: {err}") from err
-        manifest = {"packages": packages, "files": _hash_files(made)}
+        manifest = {"packages": packages, "files": hash_files(made)}
         (made / "manifest.json").write_text(json.dumps(manifest, indent=1))
         made.rename(root)
 
