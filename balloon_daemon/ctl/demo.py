@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -73,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
             _check_plot(args.plot)
     except ConfigError as err:
         _complain(str(err))
+        return 2
+    if find_spec("numpy") is None:
+        _complain("it needs numpy, and draws with rich: pip install 'balloond[ctl]'")
         return 2
     if psutil.virtual_memory().available < NEEDED_BYTES:
         _complain(f"it takes up to {format_size(NEEDED_BYTES)} of memory, and less is available")

@@ -8,7 +8,7 @@ deflate queue.
 Source: virtio 1.3, 5.5; Linux ``drivers/virtio/virtio_balloon.c`` for the order of things.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -185,20 +185,21 @@ class BalloonDriver:
 
     def used(self, queue: BalloonQueue) -> None:
         """An interrupt of one queue, or a look at it without one."""
-        # All by name first: finishing one buffer sends the next, under a name that was free again.
         heads = [head for head, _ in self.queues[queue].collect()]
-        for buffer in [self._sent.pop((queue, head), None) for head in heads]:
-            match queue:
-                case BalloonQueue.INFLATEQ | BalloonQueue.DEFLATEQ:
-                    # A chain that a test put there itself is that test's business.
-                    if buffer is not None:
-                        self._finish(buffer)
-                case BalloonQueue.STATSQ:
-                    self._send_stats()
-                case BalloonQueue.REPORTING_VQ:
-                    self._finish_report()
-                case BalloonQueue.FREE_PAGE_VQ:
-                    raise RuntimeError("a used buffer in a queue that we never fill")
+        if not heads:
+            return
+        match queue:
+            case BalloonQueue.INFLATEQ | BalloonQueue.DEFLATEQ:
+                # A chain that a test put there itself is that test's business.
+                ours = [self._sent.pop((queue, h)) for h in heads if (queue, h) in self._sent]
+                if ours:
+                    self._finish(ours)
+            case BalloonQueue.STATSQ:
+                self._send_stats()
+            case BalloonQueue.REPORTING_VQ:
+                self._finish_report()
+            case BalloonQueue.FREE_PAGE_VQ:
+                raise RuntimeError("a used buffer in a queue that we never fill")
 
     def poll_used(self) -> None:
         """Looks into all queues; for a driver that suppresses interrupts."""
@@ -211,11 +212,12 @@ class BalloonDriver:
         self.wants_retry = False
         # Linux queues its work once more when an interrupt comes while the work is waiting.
         self._look_again = True
-        while self.queues and self._slots:
-            wanted = self._wanted()
-            self._look_again = False
-            self.num_pages = wanted
-            missing = wanted - self.actual - self._on_the_way
+        if not self.queues or not self._slots:
+            return
+        self._look_again = False
+        self.num_pages = self._wanted()
+        while self._slots:
+            missing = self.num_pages - self.actual - self._on_the_way
             if missing == 0:
                 return
             direction = Direction.INFLATE if missing > 0 else Direction.DEFLATE
@@ -265,18 +267,20 @@ class BalloonDriver:
         self._sent[queue, head] = _Buffer(direction, pages, slot)
         self._kick(queue)
 
-    def _finish(self, buffer: _Buffer) -> None:
-        self._slots.append(buffer.slot)
-        if buffer.direction is Direction.INFLATE:
-            self._on_the_way -= len(buffer.pages)
-            self.balloon.give(buffer.pages)
-        else:
-            self._give_back(buffer.pages)
+    def _finish(self, buffers: Sequence[_Buffer]) -> None:
+        for buffer in buffers:
+            self._slots.append(buffer.slot)
+            if buffer.direction is Direction.INFLATE:
+                self._on_the_way -= len(buffer.pages)
+                self.balloon.give(buffer.pages)
+            else:
+                self._give_back(buffer.pages)
+        # Once for all that came together; with one on its way, as in Linux, once for each.
         self.transport.write_config(4, self.actual.to_bytes(4, "little"))
         if self._look_again or self._sent or self.actual != self.num_pages:
             self._advance()
         if self.actual == self.num_pages and not self._sent:
-            self._on_event(buffer.direction.value, self._figures())
+            self._on_event(buffers[0].direction.value, self._figures())
 
     def _give_back(self, pages: Pages) -> None:
         self.ram.state[pages] = PageState.GIVEN

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from balloon_daemon.ctl.chart import PlainLines
+from balloon_daemon.ctl.cli import main
 from balloon_daemon.ctl.demo_host import PretendedHost, Sample
 from balloon_daemon.ctl.demo_play import freed_bytes, judge, seconds_to_relief
 from balloon_daemon.ctl.demo_processes import DemoError
@@ -88,6 +89,20 @@ def test_demo_refuses_nonsense_in_one_line(
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_demo_without_numpy_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("balloon_daemon.ctl.demo.find_spec", lambda _name: None)
+
+    status = main(["demo"])
+
+    output, errors = capsys.readouterr()
+    assert status == 2
+    assert output == ""
+    assert errors.count("\n") == 1
+    assert "pip install 'balloond[ctl]'" in errors
 
 
 @pytest.fixture
