@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
-from balloon_daemon.device.reclaim import Reclaimer
+from balloon_daemon.device.reclaim import Reclaimer, runs_of
 from balloon_daemon.errors import GuestError, RingError, Rule
 from balloon_daemon.linux.events import signal_event
 from balloon_daemon.tube.messages import Progress
@@ -153,19 +153,17 @@ class BalloonDevice:
         return True
 
     def _inflate(self, chain: DescriptorChain) -> int:
-        pfns = self._pfns("inflateq", chain)
-        if pfns:
-            count = len(pfns)
-            self._reclaimer.inflate("inflateq", chain.head, pfns)
-            self._inflated_pages += count
+        content = self._pfns("inflateq", chain)
+        if content:
+            self._reclaimer.inflate("inflateq", chain.head, runs_of(content))
+            self._inflated_pages += len(content) // 4
         return chain.head
 
     def _deflate(self, chain: DescriptorChain) -> int:
-        pfns = self._pfns("deflateq", chain)
-        if pfns:
-            count = len(pfns)
-            self._reclaimer.deflate("deflateq", chain.head, pfns)
-            self._deflated_pages += count
+        content = self._pfns("deflateq", chain)
+        if content:
+            self._reclaimer.deflate("deflateq", chain.head, runs_of(content))
+            self._deflated_pages += len(content) // 4
         return chain.head
 
     def _take_stats(self, chain: DescriptorChain) -> int | None:
@@ -187,25 +185,29 @@ class BalloonDevice:
 
     def _readable(self, queue: str, chain: DescriptorChain, limit: int) -> bytes:
         """Copies a chain's readable bytes out of guest memory, once."""
-        if chain.writable:
-            raise GuestError(queue, chain.head, Rule.DIRECTION, len(chain.writable))
-        total = sum(length for _, length in chain.readable)
+        head, readable, writable = chain
+        if writable:
+            raise GuestError(queue, head, Rule.DIRECTION, len(writable))
+        total = 0
+        for _, length in readable:
+            total += length
         if total > limit:
-            raise GuestError(queue, chain.head, Rule.LIMIT, total)
-        parts = []
-        for addr, length in chain.readable:
+            raise GuestError(queue, head, Rule.LIMIT, total)
+        content = b""
+        for addr, length in readable:
             view = self._memory.view(addr, length)
             if view is None:
-                raise GuestError(queue, chain.head, Rule.ADDRESS, addr)
-            parts.append(bytes(view))
-        return b"".join(parts) if len(parts) != 1 else parts[0]
+                raise GuestError(queue, head, Rule.ADDRESS, addr)
+            # Nearly always there is one part only, and adding it to nothing copies nothing.
+            content += bytes(view)
+        return content
 
-    def _pfns(self, queue: str, chain: DescriptorChain) -> list[int]:
-        """The chain's little-endian u32 page frame numbers."""
+    def _pfns(self, queue: str, chain: DescriptorChain) -> bytes:
+        """The chain's little-endian u32 page frame numbers, copied."""
         content = self._readable(queue, chain, MAX_PFN_BYTES)
         if len(content) % 4:
             raise GuestError(queue, chain.head, Rule.LENGTH, len(content))
-        return memoryview(content).cast("I").tolist()
+        return content
 
 
 def _call(running: RunningQueue) -> None:

@@ -4,11 +4,14 @@ Runs in the jail. Never removes a host page of which the guest has not handed ov
 """
 
 import mmap
+import struct
 from collections.abc import Callable, Sequence
 
 from balloon_daemon.errors import GuestError, Rule
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.virtio.guest_memory import GuestMemory
+
+_REMOVE = mmap.MADV_REMOVE
 
 HostFault = Callable[[int, int], None]
 """Hears of the kernel's refusals: (errno, guest-physical address)."""
@@ -35,6 +38,35 @@ def coalesce(pfns: list[int]) -> list[tuple[int, int]]:
     return runs
 
 
+_USUAL_PFNS = 256
+"""PFNs in a buffer of Linux's driver (VIRTIO_BALLOON_ARRAY_PFNS_MAX)."""
+
+_ENDS = struct.Struct(f"<I{4 * _USUAL_PFNS - 8}xI")
+_ONES = sum(1 << 32 * place for place in range(_USUAL_PFNS))
+_STEPS = sum(place << 32 * place for place in range(_USUAL_PFNS))
+
+
+def runs_of(content: bytes) -> list[tuple[int, int]]:
+    """The runs in a buffer of little-endian u32 page frame numbers, as ``coalesce`` gives them.
+
+    A fresh guest gives memory up in large pieces, so that a whole buffer is one run, descending
+    or ascending. That shows in one comparison, of the buffer as a number of 1024 bytes with the
+    one that such a run would make: its first PFN in every place, less or plus 0, 1, 2...
+    Between ends that are 255 apart no place of that number can borrow from or carry to the next.
+
+    Args:
+        content: one PFN or more.
+    """
+    if len(content) == _ENDS.size:
+        first, last = _ENDS.unpack(content)
+        down, up = first - last == _USUAL_PFNS - 1, last - first == _USUAL_PFNS - 1
+        if down and int.from_bytes(content, "little") == first * _ONES - _STEPS:
+            return [(last, _USUAL_PFNS)]
+        if up and int.from_bytes(content, "little") == first * _ONES + _STEPS:
+            return [(first, _USUAL_PFNS)]
+    return coalesce(memoryview(content).cast("I").tolist())
+
+
 class Reclaimer:
     """Removes memory of one guest.
 
@@ -59,31 +91,49 @@ class Reclaimer:
         self._memory = memory
         self._maps = tuple(maps)
         self._host_fault = host_fault
+        # Regions whose every 4 KiB page can be removed by itself.
+        self._plain = {
+            index
+            for index, region in enumerate(memory.regions)
+            if region.host_page_bytes == PAGE_SIZE
+        }
         self._must_tell_host = must_tell_host
         # For each region of huge pages: which 4 KiB parts of each are in the balloon, as bits.
         self._parts: list[dict[int, int]] = [{} for _ in self._maps]
         self.removed_bytes = 0
         self.removals = 0
 
-    def inflate(self, queue: str, head: int, pfns: list[int]) -> None:
+    def inflate(self, queue: str, head: int, runs: list[tuple[int, int]]) -> None:
         """Removes the pages that the guest put into the balloon.
+
+        Args:
+            runs: what ``runs_of`` gave.
 
         Raises:
             GuestError: a PFN outside guest memory; then nothing is removed at all.
         """
-        for index, offset, length in self._located(queue, head, pfns):
-            if self._memory.regions[index].host_page_bytes == PAGE_SIZE:
+        first, (last, count) = runs[0][0], runs[-1]
+        # From the lowest to the highest page inside one region: so is all that lies between.
+        place = self._memory.locate(first * PAGE_SIZE, (last + count - first) * PAGE_SIZE)
+        if place is not None and place[0] in self._plain:
+            self._remove_runs(place[0], runs, first * PAGE_SIZE - place[1])
+            return
+        for index, offset, length in self._located(queue, head, runs):
+            if index in self._plain:
                 self._remove(index, offset, length)
             else:
                 self._collect(index, offset, length)
 
-    def deflate(self, queue: str, head: int, pfns: list[int]) -> None:
+    def deflate(self, queue: str, head: int, runs: list[tuple[int, int]]) -> None:
         """Forgets the pages that the guest took back.
+
+        Args:
+            runs: what ``runs_of`` gave.
 
         Raises:
             GuestError: a PFN outside guest memory; then nothing is forgotten.
         """
-        for index, offset, length in self._located(queue, head, pfns):
+        for index, offset, length in self._located(queue, head, runs):
             page_bytes = self._memory.regions[index].host_page_bytes
             if page_bytes > PAGE_SIZE:
                 parts = self._parts[index]
@@ -118,10 +168,12 @@ class Reclaimer:
                 self._remove(index, start, end - start)
         return sum(length for _, _, length in places)
 
-    def _located(self, queue: str, head: int, pfns: list[int]) -> list[tuple[int, int, int]]:
+    def _located(
+        self, queue: str, head: int, runs: list[tuple[int, int]]
+    ) -> list[tuple[int, int, int]]:
         """Where each run is: (region, offset, length), all checked before any is touched."""
         places = []
-        for first, count in coalesce(pfns):
+        for first, count in runs:
             addr, rest = first * PAGE_SIZE, count * PAGE_SIZE
             while rest:
                 place = self._memory.locate(addr, PAGE_SIZE)
@@ -135,9 +187,22 @@ class Reclaimer:
                 rest -= length
         return places
 
+    def _remove_runs(self, index: int, runs: list[tuple[int, int]], start: int) -> None:
+        """Removes runs of one region that begins at guest-physical ``start``."""
+        advise, page_bytes, removed = self._maps[index].madvise, PAGE_SIZE, 0
+        for first, count in runs:
+            try:
+                advise(_REMOVE, first * page_bytes - start, count * page_bytes)
+            except OSError as err:
+                self._host_fault(err.errno or 0, first * page_bytes)
+                continue
+            removed += count
+            self.removals += 1
+        self.removed_bytes += removed * page_bytes
+
     def _remove(self, index: int, offset: int, length: int) -> None:
         try:
-            self._maps[index].madvise(mmap.MADV_REMOVE, offset, length)
+            self._maps[index].madvise(_REMOVE, offset, length)
         except OSError as err:
             region = self._memory.regions[index]
             self._host_fault(err.errno or 0, region.guest_addr + offset)
