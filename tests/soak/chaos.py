@@ -1,0 +1,201 @@
+"""What happens in a soak: one random fault after the other, and every page checked in between.
+
+Targets move all the time (the low-memory directory says something else every second), so kills
+fall into inflating, deflating and idling alike.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from tests.fuzz.hostile import HostileGuest, converse
+from tests.fuzz.jail_watch import JailWatch
+from tests.soak.gauges import Gauge
+from tests.soak.world import MAXIMUM_BYTES, Host, SoakedGuest
+
+WEATHER_EVERY_S = 0.7
+MAX_FAILURES = 5
+"""After so many a soak ends: it would only say the same again."""
+
+MAX_RSS_GROWTH = 8 << 20
+MAX_FD_GROWTH = 8
+"""More than this is growth; a median over a quarter of a short run is a little off by itself."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """The figures of a soak, and what went wrong in words."""
+
+    operations: int = 0
+    device_kills: int = 0
+    controller_kills: int = 0
+    pages_checked: int = 0
+    pages_lost: int = 0
+    failures: list[str] = field(default_factory=list)
+    kill_times: list[float] = field(default_factory=list)
+    """Seconds since the beginning at which a controller was killed."""
+
+
+class Chaos:
+    """Makes faults until the time is over.
+
+    Args:
+        lasting: the balloond whose controller stays.
+        mortal: the one whose controller is killed.
+        random: decides everything that is not the kernel's to decide.
+    """
+
+    def __init__(self, lasting: Host, mortal: Host, random: Random) -> None:
+        self._hosts = [lasting, mortal]
+        self._mortal = mortal
+        self._random = random
+        self._began = time.monotonic()
+        self._weather_at = 0.0
+        self._jails = JailWatch()
+        self.tally = Tally()
+        self.gauges = [Gauge(host.name, self._began) for host in self._hosts]
+        self._faults: dict[Callable[[Host, SoakedGuest], None], int] = {
+            self._kill_device: 50,
+            self._kill_all_devices: 12,
+            self._kill_controller: 3,
+            self._reconnect: 3,
+            self._pause_and_resume: 6,
+            self._unbind_and_bind: 2,
+            self._reboot: 2,
+            self._use_memory: 4,
+            self._report_free_pages: 4,
+            self._hostile_vmm: 8,
+            self._hostile_guest: 3,
+            self._check: 5,
+        }
+
+    def run(self, seconds: float) -> None:
+        """Chaos for a time; then calm, in which everything must be as it should."""
+        end = time.monotonic() + seconds
+        faults, weights = list(self._faults), list(self._faults.values())
+        while time.monotonic() < end and len(self.tally.failures) < MAX_FAILURES:
+            fault = self._random.choices(faults, weights)[0]
+            host = self._random.choices(self._hosts, [3, 2])[0]
+            guest = self._random.choice(host.guests)
+            self._attempt(f"{fault.__name__} of {guest.vm} ({host.name})", fault, host, guest)
+            self.tally.operations += 1
+            self._weather()
+            self._look()
+        for host in self._hosts:
+            self._attempt(f"calm of the {host.name} balloond", self._calm, host)
+
+    def _attempt(self, what: str, action: Callable[..., None], *arguments: object) -> None:
+        try:
+            action(*arguments)
+        except (AssertionError, OSError, RuntimeError) as err:
+            at = time.monotonic() - self._began
+            self.tally.failures.append(f"{at:.1f} s, {what}: {type(err).__name__}: {err}")
+
+    def _weather(self) -> None:
+        """The hosts' memory goes up and down."""
+        if time.monotonic() < self._weather_at:
+            return
+        self._weather_at = time.monotonic() + WEATHER_EVERY_S * self._random.random() * 2
+        for host in self._hosts:
+            available_mib = self._random.choice((0, 50, 99, 100, 131, 132, 200, 1 << 20))
+            host.low_mem.set_available(available_mib)
+
+    def _look(self) -> None:
+        for host, gauge in zip(self._hosts, self.gauges, strict=True):
+            gauge.look(host.pid, host.life)
+
+    # --- faults -------------------------------------------------------------------------------
+
+    def _kill_device(self, host: Host, guest: SoakedGuest) -> None:
+        if not guest.may_lose_its_device():
+            # As an operator would do who reads that its balloon stops until its VMM reconnects.
+            host.reconnect(guest)
+        self.tally.device_kills += host.kill_devices([guest])
+
+    def _kill_all_devices(self, host: Host, guest: SoakedGuest) -> None:
+        able = [each for each in host.guests if each.may_lose_its_device()]
+        self.tally.device_kills += host.kill_devices(able)
+
+    def _kill_controller(self, host: Host, guest: SoakedGuest) -> None:
+        self.tally.kill_times.append(time.monotonic() - self._began)
+        self._mortal.kill_controller()
+        self.tally.controller_kills += 1
+
+    def _reconnect(self, host: Host, guest: SoakedGuest) -> None:
+        host.reconnect(guest)
+
+    def _pause_and_resume(self, host: Host, guest: SoakedGuest) -> None:
+        guest.process.command("pause")
+        guest.process.command("resume")
+
+    def _unbind_and_bind(self, host: Host, guest: SoakedGuest) -> None:
+        guest.process.command("stop")
+        guest.process.command("start")
+
+    def _reboot(self, host: Host, guest: SoakedGuest) -> None:
+        guest.process.command("reboot")
+
+    def _use_memory(self, host: Host, guest: SoakedGuest) -> None:
+        guest.process.command("touch", bytes=self._random.randrange(8 << 20))
+
+    def _report_free_pages(self, host: Host, guest: SoakedGuest) -> None:
+        try:
+            guest.process.command("report-free-pages", block_pages=self._random.choice((16, 512)))
+        except RuntimeError as err:
+            if "not negotiated" not in str(err) and "under way" not in str(err):
+                raise
+
+    def _hostile_vmm(self, host: Host, guest: SoakedGuest) -> None:
+        converse(str(host.config.socket), self._random)
+
+    def _hostile_guest(self, host: Host, guest: SoakedGuest) -> None:
+        enemy = HostileGuest(str(host.config.socket), self._random)
+        try:
+            enemy.misbehave(20)
+            self._jails.look(host.pid)
+            self.tally.pages_checked += enemy.check()
+        finally:
+            enemy.close()
+
+    # --- what must hold -----------------------------------------------------------------------
+
+    def _check(self, host: Host, guest: SoakedGuest) -> None:
+        """Every page of one guest against its pattern."""
+        found = guest.process.command("check")
+        self.tally.pages_checked += found["pages_checked"]
+        self.tally.pages_lost += found["pages_corrupt"]
+        if found["pages_corrupt"]:
+            raise AssertionError(f"{guest.vm} lost pages: {found}")
+        self._jails.look(host.pid)
+
+    def _calm(self, host: Host) -> None:
+        """Every balloon still works both ways, and every page of every guest is there."""
+        for guest in host.guests:
+            if not guest.may_lose_its_device():
+                host.reconnect(guest)
+        host.low_mem.set_low()
+        host.wait_balloons(MAXIMUM_BYTES)
+        for guest in host.guests:
+            self._check(host, guest)
+        host.low_mem.set_plenty()
+        host.wait_balloons(0)
+        for guest in host.guests:
+            self._check(host, guest)
+
+    def verdict(self) -> dict[str, object]:
+        """The soak's last line."""
+        growth = [gauge.growth() for gauge in self.gauges]
+        rss, fds = max(each[0] for each in growth), max(each[1] for each in growth)
+        tally = self.tally
+        lost = bool(tally.pages_lost or tally.failures or not tally.pages_checked)
+        return {
+            "operations": tally.operations,
+            "device_kills": tally.device_kills,
+            "controller_kills": tally.controller_kills,
+            "pages_checked": tally.pages_checked,
+            "pages_lost": tally.pages_lost,
+            "rss_growth_bytes": rss,
+            "fd_growth": fds,
+            "ok": not lost and rss <= MAX_RSS_GROWTH and fds <= MAX_FD_GROWTH,
+        }

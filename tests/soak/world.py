@@ -1,0 +1,225 @@
+"""What is soaked: balloonds with their guests, and how to make faults in them.
+
+Two balloonds. The *lasting* one never dies, so that what it gains over time shows. The *mortal*
+one's controller is killed again and again; where balloond can keep its VMs over that
+(``--keep-fds``), its guests must not notice, else their VMMs connect again.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from balloon_daemon.controller.keeper import DEATHS_WITHIN_S, MAX_DEATHS
+from balloon_daemon.fake_guest.client import FakeGuestProcess
+from tests.fuzz.jail_watch import devices_of, is_alive
+from tests.vm.daemon import BALLOOND, Daemon, DaemonConfig
+from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import wait_until
+
+T = TypeVar("T")
+
+VM_MEM_MIB = 512
+MAXIMUM_BYTES = VM_MEM_MIB // 2 << 20
+SPEED = 200.0
+PATIENCE_S = 60.0
+"""Longest wait for anything: the machine may be very busy."""
+
+SHAPES = (
+    ("--style", "qemu"),
+    ("--style", "crosvm", "--features", "deflate-on-oom,stats-vq"),
+    ("--style", "qemu-mem-table", "--in-flight", "4", "--parts", "3", "--order", "fragmented"),
+    ("--style", "qemu", "--no-interrupts", "--order", "random"),
+)
+"""Guests unlike each other: VMM, features, ring use, order of pages."""
+
+
+def can_keep_fds() -> bool:
+    """Whether this balloond can be killed and restarted under its VMs."""
+    run = subprocess.run([BALLOOND, "--help"], capture_output=True, text=True, check=True)
+    return "--keep-fds" in run.stdout
+
+
+class SoakedGuest:
+    """One fake guest, in a process of its own.
+
+    Args:
+        process: its handle.
+    """
+
+    def __init__(self, process: FakeGuestProcess) -> None:
+        self.process = process
+        self.vm = ""
+        """What balloond calls it; another name after each reconnection."""
+        self.deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        """When its device was killed, the last few times since its VMM connected."""
+
+    def may_lose_its_device(self) -> bool:
+        """Whether one more death now would not be the one at which balloond gives up."""
+        recent = len(self.deaths) == MAX_DEATHS
+        return not recent or time.monotonic() - self.deaths[0] > DEATHS_WITHIN_S + 1
+
+
+class Host:
+    """One balloond with its guests.
+
+    Args:
+        name: ``lasting`` or ``mortal``.
+        folder: for its socket, files and logs.
+        guests: how many.
+        keep_fds: start it so that its VMs outlive it.
+    """
+
+    def __init__(self, name: str, folder: Path, guests: int, *, keep_fds: bool) -> None:
+        self.name = name
+        self._folder = folder
+        self._keeps = keep_fds
+        self.low_mem = LowMemDir(folder / "low-mem", margin_mib=100)
+        options = ("--keep-fds",) if keep_fds else ()
+        self.config = DaemonConfig(folder / "sock", VM_MEM_MIB, self.low_mem, SPEED, options)
+        self.life = 0
+        self._devices: dict[str, int] = {}
+        self._forgotten: set[str] = set()
+        self.daemon = self._start()
+        self.guests: list[SoakedGuest] = []
+        for number in range(guests):
+            self.guests.append(self._new_guest(number))
+
+    def _start(self) -> Daemon:
+        return Daemon(self.config, self._folder / f"log-{self.life}")
+
+    def _new_guest(self, number: int) -> SoakedGuest:
+        known = set(self._read_log())
+        seed = 1 + number + (100 if self.name == "mortal" else 0)
+        process = FakeGuestProcess(
+            [
+                *("--socket", str(self.config.socket), "--mem", f"{VM_MEM_MIB}M", "--refill"),
+                *("--touched", "40M", "--pinned", "16M", "--seed", str(seed)),
+                *SHAPES[number % len(SHAPES)],
+            ],
+            timeout_s=PATIENCE_S,
+        )
+        guest = SoakedGuest(process)
+        self._learn_name(guest, known)
+        return guest
+
+    def close(self) -> None:
+        """Ends guests and daemon, without asking."""
+        for guest in self.guests:
+            guest.process.kill()
+        self.daemon.kill()
+
+    @property
+    def pid(self) -> int:
+        """The present controller's."""
+        return self.daemon.pid
+
+    # --- which device is whose ----------------------------------------------------------------
+
+    def _read_log(self) -> dict[str, int]:
+        """The latest device of every VM that ever had one, by the VM's name."""
+        records = self.daemon.records()
+        for record in records:
+            if record["event"] == "device" and " serves " in record["message"]:
+                self._devices[record["vm"]] = record["pid"]
+            elif record["event"] == "vmm":
+                self._forgotten.add(record["vm"])
+        # They are read; hours of them would fill our own memory.
+        records.clear()
+        return self._devices
+
+    def _learn_name(self, guest: SoakedGuest, known: set[str]) -> None:
+        def new() -> list[str]:
+            return [vm for vm in self._read_log() if vm not in known]
+
+        guest.vm = self._wait(new, "a device for a new connection")[-1]
+        guest.deaths.clear()
+
+    def device_of(self, guest: SoakedGuest) -> int:
+        """The pid of a guest's present device, waiting for one where none runs."""
+
+        def living() -> int | None:
+            pid = self._read_log().get(guest.vm)
+            return pid if pid is not None and is_alive(pid) else None
+
+        pid = self._wait(living, f"a device of {guest.vm}")
+        assert pid is not None
+        return pid
+
+    # --- faults -------------------------------------------------------------------------------
+
+    def kill_devices(self, guests: Sequence[SoakedGuest]) -> int:
+        """Kills the devices of guests, all at once; others take their place.
+
+        Returns:
+            How many were killed.
+        """
+        pids = [self.device_of(guest) for guest in guests]
+        killed = 0
+        for guest, pid in zip(guests, pids, strict=True):
+            # It may have been replaced meanwhile; only what we killed counts.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                guest.deaths.append(time.monotonic())
+                killed += 1
+        return killed
+
+    def reconnect(self, guest: SoakedGuest) -> None:
+        """A VMM is killed and started again: a new connection, a new balloon.
+
+        The fake guest keeps its memory over that, which no killed VMM's guest does. So it must not
+        use it again before the device that it left behind has ended.
+        """
+        guest.process.command("disconnect")
+        self._wait(lambda: self._has_forgotten(guest), f"{guest.vm} to be forgotten")
+        self._connect(guest)
+
+    def _has_forgotten(self, guest: SoakedGuest) -> bool:
+        device = self._read_log().get(guest.vm)
+        return guest.vm in self._forgotten and (device is None or not is_alive(device))
+
+    def _connect(self, guest: SoakedGuest) -> None:
+        known = set(self._read_log())
+        guest.process.command("connect")
+        self._learn_name(guest, known)
+
+    def kill_controller(self) -> None:
+        """Kills the controller and starts another; its devices end with it.
+
+        Its guests keep their balloons where balloond keeps its VMs, else their VMMs reconnect.
+        """
+        devices = devices_of(self.pid)
+        os.kill(self.pid, signal.SIGKILL)
+        self.daemon.kill()
+        wait_until(
+            lambda: not any(map(is_alive, devices)),
+            deadline_s=PATIENCE_S,
+            what="the devices end with their controller",
+        )
+        self.life += 1
+        if not self._keeps:
+            self._devices.clear()
+            self._forgotten.clear()
+        self.daemon = self._start()
+        for guest in self.guests:
+            guest.deaths.clear()
+            if not self._keeps:
+                self._connect(guest)
+
+    # --- what must hold -----------------------------------------------------------------------
+
+    def wait_balloons(self, size_bytes: int) -> None:
+        """Waits until every guest's balloon has a size, and nothing is under way."""
+        for guest in self.guests:
+            guest.process.wait_status(
+                lambda status: bool(status["actual_bytes"] == size_bytes and status["idle"]),
+                f"{self.name}: a balloon of {size_bytes} bytes in {guest.vm}",
+            )
+
+    def _wait(self, condition: Callable[[], T], what: str) -> T:
+        return self.daemon.wait(condition, deadline_s=PATIENCE_S, what=f"{self.name}: {what}")
