@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 # linux/fcntl.h; shmem and hugetlbfs answer it, every other file system refuses with EINVAL.
 F_GET_SEALS = 1034
+F_SEAL_WRITE, F_SEAL_FUTURE_WRITE = 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,11 @@ def inspect_memory_file(fd: int) -> MemoryFile:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("is not a file")
     try:
-        fcntl.fcntl(fd, F_GET_SEALS)
+        seals = fcntl.fcntl(fd, F_GET_SEALS)
     except OSError as err:
         raise ValueError("is not shared memory (memfd, tmpfs or hugetlbfs)") from err
+    if seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE):
+        raise ValueError("is sealed against writing, and so against giving memory back")
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise ValueError("is not open for reading and writing")
     return MemoryFile(status.st_size, max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE))
