@@ -1,0 +1,112 @@
+"""MADV_REMOVE on real memory: memfds of 4 KiB pages, and of huge pages where the host has some."""
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from balloon_daemon.device.reclaim import Reclaimer, runs_of
+from balloon_daemon.linux.memory import inspect_memory_file, map_shared
+from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
+from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
+from tests.fakes.recording_map import buffer_of
+
+PAGES = 64
+FIRST_PFN = 0x10_0000
+"""The region begins at 4 GiB: an offset that is taken for an address shows."""
+HUGE_BYTES = 2 << 20
+NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+
+
+def pattern(page: int) -> bytes:
+    return (page + 1).to_bytes(8, "little") * (PAGE_SIZE // 8)
+
+
+def reclaimer_of(mapped: mmap.mmap, page_bytes: int) -> Reclaimer:
+    size = len(mapped)
+    start = GuestAddr(FIRST_PFN * PAGE_SIZE)
+    region = MemoryRegion(start, FrontendAddr(0), size, memoryview(mapped), page_bytes)
+    return Reclaimer(GuestMemory([region]), [mapped], refuse, must_tell_host=True)
+
+
+def refuse(errno: int, addr: int) -> None:
+    raise AssertionError(f"the kernel refused to free {addr:#x}: {os.strerror(errno)}")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=40), max_size=5))
+def test_inflate_frees_exactly_the_pages_handed_over(buffers: list[list[int]]) -> None:
+    fd = os.memfd_create("reclaim")
+    os.ftruncate(fd, PAGES * PAGE_SIZE)
+    os.pwrite(fd, b"".join(map(pattern, range(PAGES))), 0)
+    reclaimer = reclaimer_of(map_shared(fd, PAGES * PAGE_SIZE, 0), PAGE_SIZE)
+    for buffer in buffers:
+        pfns = [FIRST_PFN + page for page in buffer]
+        reclaimer.inflate("inflateq", 0, runs_of(buffer_of(pfns)))
+    gone = {page for buffer in buffers for page in buffer}
+    blocks = os.fstat(fd).st_blocks * 512
+    content = [os.pread(fd, PAGE_SIZE, page * PAGE_SIZE) for page in range(PAGES)]
+    os.close(fd)
+    assert blocks == (PAGES - len(gone)) * PAGE_SIZE
+    assert content == [
+        bytes(PAGE_SIZE) if page in gone else pattern(page) for page in range(PAGES)
+    ]
+
+
+@pytest.fixture
+def huge_file() -> Iterator[int]:
+    """A memfd of three huge pages, all of them in use."""
+    before = NR_HUGEPAGES.read_text()
+    try:
+        NR_HUGEPAGES.write_text(str(int(before) + 3))
+    except PermissionError:
+        pytest.skip("needs root, to lend huge pages through /proc/sys/vm/nr_hugepages")
+    fd = os.memfd_create("huge", os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+    try:
+        os.ftruncate(fd, 3 * HUGE_BYTES)
+        if int(NR_HUGEPAGES.read_text()) < int(before) + 3:
+            pytest.skip("the host has no three huge pages free")
+        yield fd
+    finally:
+        os.close(fd)
+        NR_HUGEPAGES.write_text(before)
+
+
+def test_huge_page_is_freed_whole_and_only_when_all_of_it_is_in_the_balloon(
+    huge_file: int,
+) -> None:
+    file = inspect_memory_file(huge_file)
+    assert (file.size_bytes, file.page_bytes) == (3 * HUGE_BYTES, HUGE_BYTES)
+    mapped = map_shared(huge_file, 3 * HUGE_BYTES, 0)
+    for page in range(3):
+        mapped[page * HUGE_BYTES : (page + 1) * HUGE_BYTES] = bytes([page + 1]) * HUGE_BYTES
+    reclaimer = reclaimer_of(mapped, file.page_bytes)
+    middle = [FIRST_PFN + 512 + part for part in range(512)]
+
+    # All but one part, with the neighbours' nearest parts.
+    most = [FIRST_PFN + 511, *middle[:-1], FIRST_PFN + 1024]
+    for start in range(0, len(most), 256):
+        reclaimer.inflate("inflateq", 0, runs_of(buffer_of(most[start : start + 256])))
+    assert os.fstat(huge_file).st_blocks * 512 == 3 * HUGE_BYTES
+    assert reclaimer.removals == 0
+
+    reclaimer.inflate("inflateq", 0, runs_of(buffer_of(middle[-1:])))
+    assert os.fstat(huge_file).st_blocks * 512 == 2 * HUGE_BYTES
+    assert (reclaimer.removals, reclaimer.removed_bytes) == (1, HUGE_BYTES)
+    assert mapped[:HUGE_BYTES] == b"\x01" * HUGE_BYTES
+    assert mapped[2 * HUGE_BYTES :] == b"\x03" * HUGE_BYTES
+
+
+def test_huge_page_that_is_reported_free_is_freed(huge_file: int) -> None:
+    mapped = map_shared(huge_file, 3 * HUGE_BYTES, 0)
+    mapped[:] = b"\x07" * len(mapped)
+    reclaimer = reclaimer_of(mapped, HUGE_BYTES)
+    # From the middle of the first to the end of the last.
+    start = FIRST_PFN * PAGE_SIZE + HUGE_BYTES // 2
+    reclaimer.discard("reporting_vq", 0, [(start, 5 * HUGE_BYTES // 2)])
+    assert os.fstat(huge_file).st_blocks * 512 == HUGE_BYTES
+    assert mapped[:HUGE_BYTES] == b"\x07" * HUGE_BYTES
