@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -23,6 +24,8 @@ from balloon_daemon.units import GIB, format_size, parse_size
 NEEDED_BYTES = GIB
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
+
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -81,15 +84,23 @@ def run(args: argparse.Namespace) -> int:
     if psutil.virtual_memory().available < NEEDED_BYTES:
         _complain(f"it takes up to {format_size(NEEDED_BYTES)} of memory, and less is available")
         return 1
-    # A terminated demonstration cleans up as an interrupted one does.
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    # Terminated, or its terminal closed, it cleans up as it does when interrupted.
+    before = {number: signal.signal(number, _interrupt) for number in _ENDINGS}
     try:
         return _perform(story, args)
     except KeyboardInterrupt:
         _complain("interrupted; nothing of it is left")
         return INTERRUPTED
+    except BrokenPipeError:
+        # Nobody reads what we print; without this Python would try once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as err:
+        _complain(str(err))
+        return 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _perform(story: Story, args: argparse.Namespace) -> int:
@@ -121,6 +132,8 @@ def _play(performance: Performance) -> str | None:
     """Returns what went wrong, if anything did."""
     try:
         performance.play()
+    except BrokenPipeError:
+        raise
     except (DemoError, OSError) as err:
         return str(err)
     return None

@@ -98,6 +98,7 @@ class FakeGuest:
     def close(self) -> None:
         """Hangs up and frees the memory."""
         self.hang_up()
+        self.driver.queues = {}
         self.ram.close()
 
     def hang_up(self) -> None:

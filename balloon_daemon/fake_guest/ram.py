@@ -9,6 +9,7 @@ zero page, so that a mere read allocates a page and the host's count of blocks l
 found by SEEK_DATA, and contents are checked by preadv.
 """
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -133,9 +134,17 @@ class GuestRam:
         self._lengths = np.array([r.size_bytes // PAGE_SIZE for r in self.regions])
 
     def close(self) -> None:
-        """Gives the memory back to the host."""
+        """Gives the memory back to the host, unless somebody still holds a view of it."""
         os.close(self.fd)
         self.fd = -1
+        for region in self.memory.regions:
+            region.view.release()
+        self.memory = GuestMemory([])
+        self._words = np.empty((0, WORDS), np.uint64)
+        self._view.release()
+        # Not left to the collector: whoever runs many guests in turn would fill the host.
+        with contextlib.suppress(BufferError):
+            self._map.close()
 
     def shared(self) -> list[tuple[RegionDescription, int]]:
         """Each region with the fd of its file: the same file, as QEMU's memfd backend does."""

@@ -136,7 +136,9 @@ def daemon_of(process: subprocess.Popen[str]) -> psutil.Process:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["INT", "TERM", "HUP"]
+)
 def test_demo_interrupted_leaves_no_process_and_no_file(
     running: subprocess.Popen[str], number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -171,6 +173,25 @@ def test_demo_whose_daemon_dies_says_so_and_keeps_its_log(
     kept = next(tmp_path.iterdir())
     assert str(kept) in errors
     assert (kept / "balloond.log").read_text()
+
+
+def test_demo_whose_reader_leaves_ends_quietly_and_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*BALLOONCTL],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+
+    process.stdout.close()
+    _, errors = process.communicate(timeout=20)
+
+    assert process.returncode == 1
+    assert errors == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_demo_killed_outright_takes_its_children_along(

@@ -1,5 +1,6 @@
 """The fake guest in every shape against a real balloond: what each shape shows of both."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -272,3 +273,18 @@ def test_offered_features_are_all_that_a_driver_may_take(
     guest = attach(make_guest(GuestSettings(MEM)), daemon)
 
     assert guest.acknowledged == OFFERED_FEATURES
+
+
+def test_closed_guest_frees_its_memory_and_descriptors_at_once(
+    daemon: Daemon, low_mem: LowMemDir
+) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    guest = attach(FakeGuest(GuestSettings(MEM, population=MIXED)), daemon)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual == MAXIMUM_PAGES)
+    inode = os.fstat(guest.ram.fd).st_ino
+
+    guest.close()
+
+    assert f" {inode} " not in Path("/proc/self/maps").read_text()
+    assert len(os.listdir("/proc/self/fd")) == descriptors

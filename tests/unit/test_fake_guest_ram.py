@@ -3,6 +3,7 @@
 import mmap
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,3 +171,15 @@ def test_reserved_memory_is_at_the_end_and_not_checked(ram: GuestRam) -> None:
 def test_reserving_a_whole_region_is_refused(ram: GuestRam) -> None:
     with pytest.raises(ConfigError, match="leave nothing"):
         ram.reserve(256 * PAGE_SIZE)
+
+
+def test_closed_memory_is_gone_at_once() -> None:
+    guest = GuestRam(LAYOUT)
+    guest.touch(np.arange(100))
+    inode = os.fstat(guest.fd).st_ino
+
+    guest.close()
+
+    # No collector is waited for: neither a mapping nor a descriptor holds the file any more.
+    mapped = Path("/proc/self/maps").read_text()
+    assert f" {inode} " not in mapped
