@@ -54,7 +54,8 @@ class Chaos:
         self._weather_at = 0.0
         self._jails = JailWatch()
         self.tally = Tally()
-        self.gauges = [Gauge(host.name, self._began) for host in self._hosts]
+        names = [lasting.name, mortal.name, "keeper of the mortal one's VMs"]
+        self.gauges = [Gauge(name, self._began) for name in names]
         self._faults: dict[Callable[[Host, SoakedGuest], None], int] = {
             self._kill_device: 50,
             self._kill_all_devices: 12,
@@ -102,8 +103,11 @@ class Chaos:
             host.low_mem.set_available(available_mib)
 
     def _look(self) -> None:
-        for host, gauge in zip(self._hosts, self.gauges, strict=True):
+        for host, gauge in zip(self._hosts, self.gauges, strict=False):
             gauge.look(host.pid, host.life)
+        keeper = self._mortal.keeper()
+        if keeper is not None:
+            self.gauges[2].look(keeper, 0)
 
     # --- faults -------------------------------------------------------------------------------
 

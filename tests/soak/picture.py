@@ -1,4 +1,4 @@
-"""Draws what must stay flat: memory and file descriptors of both controllers over time."""
+"""Draws what must stay flat: memory and file descriptors of each process that lasts over time."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt  # the backend has to be chosen first
 
-_COLOURS = ("#1f77b4", "#d6604d")
+_COLOURS = ("#1f77b4", "#d6604d", "#4d9221")
 
 
 def draw(path: Path, gauges: list[Gauge], kill_times: list[float], title: str) -> None:

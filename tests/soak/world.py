@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from balloon_daemon.controller.keeper import DEATHS_WITHIN_S, MAX_DEATHS
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from tests.fuzz.jail_watch import devices_of, is_alive
@@ -77,14 +79,15 @@ class Host:
 
     def __init__(self, name: str, folder: Path, guests: int, *, keep_fds: bool) -> None:
         self.name = name
-        self._folder = folder
+        self._folder = folder.resolve()
         self._keeps = keep_fds
-        self.low_mem = LowMemDir(folder / "low-mem", margin_mib=100)
+        self.low_mem = LowMemDir(self._folder / "low-mem", margin_mib=100)
         options = ("--keep-fds",) if keep_fds else ()
-        self.config = DaemonConfig(folder / "sock", VM_MEM_MIB, self.low_mem, SPEED, options)
+        self.config = DaemonConfig(self._folder / "sock", VM_MEM_MIB, self.low_mem, SPEED, options)
         self.life = 0
         self._devices: dict[str, int] = {}
         self._forgotten: set[str] = set()
+        self._keeper: int | None = None
         self.daemon = self._start()
         self.guests: list[SoakedGuest] = []
         for number in range(guests):
@@ -109,15 +112,31 @@ class Host:
         return guest
 
     def close(self) -> None:
-        """Ends guests and daemon, without asking."""
+        """Ends the guests, without asking, and the daemon, in order: its keeper ends with it."""
         for guest in self.guests:
             guest.process.kill()
-        self.daemon.kill()
+        try:
+            if is_alive(self.pid):
+                os.kill(self.pid, signal.SIGTERM)
+                what = f"{self.name}: balloond ends when told to"
+                wait_until(lambda: not is_alive(self.pid), deadline_s=PATIENCE_S, what=what)
+        finally:
+            self.daemon.kill()
 
     @property
     def pid(self) -> int:
         """The present controller's."""
         return self.daemon.pid
+
+    def keeper(self) -> int | None:
+        """The process that keeps this host's VMs over its controller's death, if there is one."""
+        if self._keeps and self._keeper is None:
+            for process in psutil.process_iter(["cmdline"]):
+                words = process.info["cmdline"] or []
+                ours = any(word.startswith(str(self._folder)) for word in words)
+                if ours and any("fd_keeper" in word for word in words):
+                    self._keeper = process.pid
+        return self._keeper
 
     # --- which device is whose ----------------------------------------------------------------
 
