@@ -1,0 +1,63 @@
+"""What pages a guest's memory file is made of, in words for the log.
+
+It decides how memory comes back (docs/performance.md): 4 KiB pages one by one, a transparent huge
+page after a split that the kernel makes, a page of hugetlbfs only as a whole.
+"""
+
+import mmap
+import os
+from pathlib import Path
+
+MOUNTS = Path("/proc/self/mountinfo")
+SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+
+_WORDS = {
+    "always": "4 KiB pages, transparent huge pages wherever they fit",
+    "within_size": "4 KiB pages, transparent huge pages wherever they fit",
+    "advise": "4 KiB pages, transparent huge pages where the VMM asks for them",
+}
+
+
+def describe_pages(fd: int) -> str:
+    """Says what pages a shared memory file is made of.
+
+    Source: Linux, admin-guide/mm/transhuge.rst, "Shmem / tmpfs".
+
+    Raises:
+        OSError: the descriptor is none of a file.
+    """
+    page_bytes = os.fstatvfs(fd).f_bsize
+    if page_bytes > mmap.PAGESIZE:
+        return f"hugetlbfs pages of {page_bytes >> 20} MiB"
+    # The kernel's own mount, which memfds are on, goes by this; it overrules the others too.
+    overall = _chosen_word(SHMEM_ENABLED)
+    device = os.fstat(fd).st_dev
+    option = _mount_option(f"{os.major(device)}:{os.minor(device)}")
+    if overall in ("deny", "force"):
+        option = {"deny": "never", "force": "always"}[overall]
+    elif option is None:
+        option = overall
+    return _WORDS.get(option, "4 KiB pages")
+
+
+def _mount_option(device: str) -> str | None:
+    """The ``huge=`` of a mounted tmpfs, ``never`` without one; None where it is not mounted."""
+    try:
+        lines = MOUNTS.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        # proc_pid_mountinfo(5): (3) is the device, (11) the super block's options.
+        fields = line.split()
+        if fields[2] == device:
+            options = dict(word.partition("=")[::2] for word in fields[-1].split(","))
+            return options.get("huge", "never")
+    return None
+
+
+def _chosen_word(path: Path) -> str:
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return "never"  # A kernel without transparent huge pages.
+    return next((word.strip("[]") for word in words if word.startswith("[")), "never")

@@ -1,0 +1,89 @@
+"""What pages a file is made of, asked of the real kernel and of files that play one."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.linux import page_kind
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    fd = os.memfd_create("guest")
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands for the kernel's shmem_enabled."""
+    path = tmp_path / "shmem_enabled"
+    monkeypatch.setattr(page_kind, "SHMEM_ENABLED", path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ("always within_size advise [never] deny force", "4 KiB pages"),
+        (
+            "always within_size [advise] never deny force",
+            "4 KiB pages, transparent huge pages where the VMM asks for them",
+        ),
+        (
+            "always within_size advise never deny [force]",
+            "4 KiB pages, transparent huge pages wherever they fit",
+        ),
+    ],
+)
+def test_memfd_goes_by_the_kernels_setting(
+    memfd: int, enabled: Path, chosen: str, words: str
+) -> None:
+    enabled.write_text(chosen + "\n")
+    assert page_kind.describe_pages(memfd) == words
+
+
+def test_kernel_without_transparent_huge_pages_has_small_ones(memfd: int, enabled: Path) -> None:
+    assert page_kind.describe_pages(memfd) == "4 KiB pages"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("rw,size=4096k", "4 KiB pages"),
+        ("rw,huge=advise", "4 KiB pages, transparent huge pages where the VMM asks for them"),
+        ("rw,huge=always", "4 KiB pages, transparent huge pages wherever they fit"),
+    ],
+)
+def test_file_of_a_mounted_tmpfs_goes_by_its_option(
+    memfd: int,
+    enabled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    words: str,
+) -> None:
+    device = os.fstat(memfd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "20 1 8:1 / / rw,relatime - ext4 /dev/vda rw\n"
+        f"31 20 {number} / /guests rw,nosuid shared:7 - tmpfs none {options}\n"
+    )
+    enabled.write_text("always within_size advise [never] deny force\n")
+    monkeypatch.setattr(page_kind, "MOUNTS", mounts)
+    assert page_kind.describe_pages(memfd) == words
+
+
+def test_reserved_huge_pages_are_named_with_their_size() -> None:
+    # None needs to be reserved for a file that is never touched.
+    try:
+        fd = os.memfd_create("guest", os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+    except OSError as err:
+        pytest.skip(f"this kernel has no huge pages of 2 MiB: {err}")
+    try:
+        assert page_kind.describe_pages(fd) == "hugetlbfs pages of 2 MiB"
+    finally:
+        os.close(fd)
