@@ -96,19 +96,15 @@ def run(data: bytes) -> None:
 
 @dataclass
 class _Descriptors:
-    """Stands in for ``split_queue.DESCRIPTOR``: each read is struck first, then recorded."""
+    """Stands in for the ring's reader of descriptors: each read is struck first, then recorded."""
 
     guest: "HostileGuest"
-    size: int = split_queue.DESCRIPTOR.size
 
-    def unpack_from(self, buffer: memoryview, offset: int) -> tuple[int, ...]:
+    def __call__(self, buffer: memoryview, offset: int) -> tuple[int, ...]:
         self.guest.strike()
-        fields = _LAYOUT.unpack_from(buffer, offset)
-        self.guest.oracle.read_descriptor(offset // self.size, fields)
+        fields = split_queue.DESCRIPTOR.unpack_from(buffer, offset)
+        self.guest.oracle.read_descriptor(offset // split_queue.DESCRIPTOR.size, fields)
         return fields
-
-
-_LAYOUT = split_queue.DESCRIPTOR
 
 
 @dataclass
@@ -169,6 +165,7 @@ class HostileGuest:
     def __init__(self, choices: Choices) -> None:
         self.choices = choices
         self.host_page_bytes = choices.pick((PAGE, 4 * PAGE))
+        self._must_tell_host = choices.chance(170)
         self.size = 1 << choices.below(6)
         page = memoryview(_RAM.maps[0])
         self.rings = [RawRing(page[n * PAGE : (n + 1) * PAGE], self.size) for n in range(4)]
@@ -183,11 +180,13 @@ class HostileGuest:
         """A new device on the same rings, as after a crash."""
         regions = _RAM.regions(self.host_page_bytes)
         layout = [(r.guest_addr // PAGE, r.size_bytes // PAGE) for r in regions]
-        self.oracle = Oracle(layout, {1: self.host_page_bytes // PAGE}, self._removable)
+        parts = {1: self.host_page_bytes // PAGE}
+        self.oracle = Oracle(layout, parts, self._removable, remembers=self._must_tell_host)
         memory = _WatchedMemory(regions)
         memory.guest = self
         maps: Any = [_WatchedMap(self, index) for index in range(2)]
-        split_queue.DESCRIPTOR = _Descriptors(self)  # type: ignore[assignment]  # a stand-in
+        reader: Any = _Descriptors(self)
+        split_queue._unpack_descriptor = reader
         queues = []
         for n, kind in enumerate(QUEUES):
             ring = SplitQueue(kind.value, self.size, *self.rings[n].areas)
@@ -196,7 +195,7 @@ class HostileGuest:
             queues.append(RunningQueue(n, kind, ring, _EVENT, _EVENT))
         self.device = BalloonDevice(
             memory,
-            Reclaimer(memory, maps, lambda errno, addr: None),
+            Reclaimer(memory, maps, lambda errno, addr: None, must_tell_host=self._must_tell_host),
             queues,
             self._fault,
             clock=lambda: 0.0,

@@ -22,6 +22,7 @@ class Oracle:
         regions: (first PFN, pages) of each.
         parts: for a region on huge host pages, 4 KiB pages in each of them.
         removed: gets every page that was rightfully removed.
+        remembers: a huge page may be put together from several buffers.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class Oracle:
         regions: Sequence[tuple[int, int]],
         parts: Mapping[int, int],
         removed: set[Place],
+        *,
+        remembers: bool,
     ) -> None:
         self._regions = regions
         self._parts = parts
@@ -36,6 +39,7 @@ class Oracle:
         self._handed_over: set[Place] = set()
         """Pages in the balloon, as far as this device has read."""
         self._ever_removed = removed
+        self._remembers = remembers
         self.chains = 0
         self._begin_chain()
 
@@ -99,7 +103,7 @@ class Oracle:
         match self._queue:
             case BalloonQueue.INFLATEQ:
                 named = self._named_pages()
-                inside = self._handed_over | named
+                inside = self._handed_over | named if self._remembers else named
                 return {p for p in self._with_neighbours(named) if self._whole(p) <= inside}
             case BalloonQueue.REPORTING_VQ:
                 return self._reported()

@@ -45,6 +45,7 @@ TARGETS = {
     for target in (
         Target("front_end", 4, 2048),
         Target("guest_rings", 5, 2048),
+        Target("pfn_buffers", 1, 2048),
         Target("tubes", 1, 1024),
         Target("policy_files", 3, 1024),
         Target("low_memory_files", 1, 512),
