@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm bench fuzz fuzz-seccomp
+.PHONY: help setup demo test test-vm bench fuzz fuzz-seccomp soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -17,7 +17,12 @@ test-vm: setup ## real Linux guests in QEMU
 	@.venv/bin/python -m tests.vm.images
 	@.venv/bin/python -m pytest -m vm tests/vm $(ARGS)
 
-fuzz: fuzz-seccomp ## long random campaigns
+fuzz: setup ## attacks on everything for TIME=600 seconds; the last line is a JSON object
+	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@.venv/bin/python -m tests.fuzz --time $(or $(TIME),600) $(ARGS)
+
+soak: setup ## kills, reboots and enemies for TIME=600 seconds, every page checked; build/soak.png
+	@.venv/bin/python -m tests.soak --time $(or $(TIME),600) $(ARGS)
 
 fuzz-seccomp: setup ## a million calls: policy text against its evaluator and its BPF (ARGS="N SEED")
 	@.venv/bin/python -m tests.property.test_seccomp_compiler $(ARGS)
