@@ -14,8 +14,9 @@ from balloon_daemon import __version__
 from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.config import Config, default_policy_file, default_socket
 from balloon_daemon.controller.keeper import Jail
-from balloon_daemon.controller.loop import Controller, listen
+from balloon_daemon.controller.loop import Controller, kept_listener, listen
 from balloon_daemon.errors import BalloondError, ConfigError, PolicyFileError
+from balloon_daemon.handover.store import Store, connect_keeper, connect_systemd, take_from_systemd
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.systemd import logs_to_journal
 from balloon_daemon.log import EventLog, configure
@@ -127,6 +128,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="whom a device becomes when balloond runs as root (default: %(default)s)",
     )
     parser.add_argument(
+        "--keep-fds",
+        action="store_true",
+        help="let a small process keep the VMs, so that they keep their balloons when balloond is "
+        "killed or makes way for another one (SIGUSR1); under systemd its own store does",
+    )
+    parser.add_argument(
         "--log",
         choices=("text", "json"),
         default="text",
@@ -194,6 +201,14 @@ def _identity(user: str) -> Identity | None:
     return Identity(entry.pw_uid, entry.pw_gid)
 
 
+def _store(config: Config, *, keep_fds: bool) -> Store | None:
+    """Where VMs are kept for another balloond: systemd's store, else a keeper if one is wanted."""
+    store = connect_systemd(take_from_systemd())
+    if store is None and keep_fds:
+        store = connect_keeper(config.socket)
+    return store
+
+
 def _how_to_attach(config: Config) -> str:
     size = config.vm_mem_bytes
     mem = "SIZE" if size is None else f"{size >> 20}M"
@@ -237,7 +252,8 @@ def _run(args: argparse.Namespace) -> int:
     if config.socket == default_socket() and os.geteuid() == 0:
         config.socket.parent.mkdir(mode=0o755, exist_ok=True)
     try:
-        listener = listen(config.socket)
+        store = None if args.check else _store(config, keep_fds=args.keep_fds)
+        listener = kept_listener(store, config.socket) or listen(config.socket)
     except ConfigError as err:
         print(f"balloond: {err}", file=sys.stderr)
         return EXIT_FAILURE
@@ -251,7 +267,7 @@ def _run(args: argparse.Namespace) -> int:
         EventLog().warning("policy-file", str(warning).splitlines()[0])
     if not logs_to_journal(sys.stdout.fileno()):
         print(_how_to_attach(config), flush=True)
-    controller = Controller(config, source, Jail(compiled.load, identity), listener)
+    controller = Controller(config, source, Jail(compiled.load, identity), listener, store)
     asyncio.run(controller.run())
     return EXIT_OK
 

@@ -88,3 +88,28 @@ class EventLog:
         if LOGGER.isEnabledFor(level):
             extra = {"fields": {"event": event, **self._fields, **fields}}
             LOGGER.log(level, "%s", message, extra=extra)
+
+
+class RateLimit:
+    """Lets so many lines through in a second, and counts the others.
+
+    Args:
+        per_second: lines a second.
+    """
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._second = -1
+        self._passed = 0
+        self._suppressed = 0
+
+    def admit(self, now_s: float) -> int | None:
+        """Tells how many lines were left out before this one; None: leave this one out too."""
+        if int(now_s) != self._second:
+            self._second, self._passed = int(now_s), 0
+        if self._passed >= self._per_second:
+            self._suppressed += 1
+            return None
+        self._passed += 1
+        suppressed, self._suppressed = self._suppressed, 0
+        return suppressed

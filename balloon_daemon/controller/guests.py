@@ -1,49 +1,41 @@
-"""One guest: its VMM's connection, its balloon policy, its timers and its device's keeper."""
+"""One guest: its VMM's connection, its governor, its device's keeper, and what is kept of it."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from random import random
 
-from balloon_daemon.balloon_policy import (
-    ArmTimer,
-    AvailableMemoryTimer,
-    BalloonPolicy,
-    DisarmTimer,
-    Event,
-    LowMemory,
-    LowMemoryTimer,
-    PauseLowMemory,
-    Reading,
-    Reason,
-    ResumeLowMemory,
-    SetTarget,
-    Timer,
-    max_balloon_bytes,
-)
 from balloon_daemon.config import Config
+from balloon_daemon.controller.governor import Governor
 from balloon_daemon.controller.keeper import DeviceKeeper, Jail
+from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.controller.watch import MemoryWatch
-from balloon_daemon.errors import FrontendError
+from balloon_daemon.errors import FrontendError, StateFileError
+from balloon_daemon.handover.journal import Phase
+from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.memory import inspect_memory_file
 from balloon_daemon.log import EventLog
 from balloon_daemon.units import PAGE_SIZE, format_size
-from balloon_daemon.vhost_user.backend import (
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.effects import (
     ActualWritten,
     AnswerVringBase,
-    Backend,
     Effect,
     RingsChanged,
     Send,
     StopDevice,
 )
-from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
+from balloon_daemon.vhost_user.messages import FrontendRequest, Message, decode_message
 from balloon_daemon.virtio.balloon import pages_of
-
-_QUIET = {Reason.AT_MAXIMUM, Reason.NO_BALLOON}
 
 MESSAGES_A_TURN = 64
 """Messages taken from one front-end before the others get their turn."""
+
+SAVE_ACTUAL_S = 0.05
+"""``actual`` changes with every buffer and heals with the next: it is kept a little later."""
+
+_CONFIG_ACCESS = (FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +45,7 @@ class Surroundings:
     config: Config
     watch: MemoryWatch
     jail: Jail
+    store: Store | None
 
 
 class Guest:
@@ -63,73 +56,116 @@ class Guest:
         connection: the VMM's; the guest closes it.
         shared: what it shares with the others.
         log: the controller's.
+        saver: keeps it in a store; None where there is none.
     """
 
     def __init__(
-        self, name: str, connection: Connection, shared: Surroundings, log: EventLog
+        self,
+        name: str,
+        connection: Connection,
+        shared: Surroundings,
+        log: EventLog,
+        saver: GuestSaver | None,
     ) -> None:
         self.name = name
         self._connection = connection
         self._shared = shared
+        self._saver = saver
         self._log = log.bind(vm=name)
         self._loop = asyncio.get_running_loop()
-        self._backend = Backend(MemoryTable(_inspect))
-        self._policy: BalloonPolicy | None = None
-        self._timers: dict[Timer, asyncio.TimerHandle] = {}
-        self._last_reason: Reason | None = None
         self._empty = asyncio.Event()
+        self._handled = 0
+        self._unsaved = False
+        self._save_later: asyncio.TimerHandle | None = None
+        self._leaving = False
+        self.backend = Backend(MemoryTable(_inspect))
         self.keeper = DeviceKeeper(
-            self._backend, shared.jail, lambda: self.target_bytes, self._log, name
+            self.backend,
+            shared.jail,
+            lambda: self.backend.config.num_pages * PAGE_SIZE,
+            self._log,
+            name,
+            self.save,
         )
-
-    @property
-    def target_bytes(self) -> int:
-        """The balloon's wanted size."""
-        return self._backend.config.num_pages * PAGE_SIZE
+        self.governor = Governor(
+            shared.config.policy, shared.watch, self._set_target, self._decided, self._log
+        )
 
     @property
     def actual_bytes(self) -> int:
         """The balloon's size, as the driver says."""
-        return self._backend.config.actual * PAGE_SIZE
+        return self.backend.config.actual * PAGE_SIZE
 
     async def serve(self) -> None:
         """Answers the VMM until it hangs up or breaks the protocol; then lets go of everything."""
-        spoke = False
         try:
+            await self._finish_pending()
             while True:
                 for _ in range(MESSAGES_A_TURN):
-                    received = self._connection.receive()
-                    if received is None:
-                        await self._readable()
-                        continue
-                    spoke = True
-                    for effect in self._backend.handle(*received):
-                        await self._perform(effect)
+                    await self._take_one()
                 await asyncio.sleep(0)
-        except EOFError:
-            if spoke:
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            if self._handled:
                 self._log.info(
                     "vmm", "the VMM has closed its connection; its balloon is forgotten"
                 )
-        except FrontendError as err:
+        except (FrontendError, StateFileError) as err:
             self._log.error("vmm", f"{err}; closing this connection")
         except OSError as err:
-            self._log.error("vmm", f"the VMM's connection failed: {err.strerror}")
+            self._log.error("vmm", f"the VMM's connection failed: {err.strerror or err}")
         finally:
             await self._close()
 
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
-        self._halt_policy()
+        self.governor.halt()
         if self.actual_bytes == 0 or not self.keeper.running:
             return
         self._log.info("stop", f"giving {format_size(self.actual_bytes)} back to the guest")
         self._set_target(0)
         await self._empty.wait()
 
+    def leave(self) -> None:
+        """Stays in the store for another controller when this one's task ends."""
+        self.save()
+        self._leaving = True
+
+    def restore(self, handled: int, num_pages: int, actual: int) -> None:
+        """Takes over what another controller kept beside the back-end's and policy's state."""
+        self._handled = handled
+        self.backend.config.num_pages = pages_of(num_pages * PAGE_SIZE)
+        self.backend.config.actual = pages_of(actual * PAGE_SIZE)
+        if actual == 0:
+            self._empty.set()
+        self.keeper.settle()
+
+    # --- messages -----------------------------------------------------------------------------
+
+    async def _take_one(self) -> None:
+        """Takes the next message, or waits for one."""
+        journal = None if self._saver is None else self._saver.journal
+        if journal is not None and (request := self._connection.peek()) is not None:
+            # Written down before it is taken: a VMM waits for its answer for ever.
+            journal.begin(self._handled + 1, request)
+        received = self._connection.receive()
+        if received is None:
+            await self._readable()
+            return
+        await self._handle(*received)
+        if journal is not None:
+            journal.done()
+
+    async def _handle(self, message: Message, fds: tuple[Fd, ...]) -> None:
+        self._handled += 1
+        self._unsaved = message.request not in _CONFIG_ACCESS
+        for effect in self.backend.handle(message, fds):
+            await self._perform(effect)
+        if self._unsaved:
+            self.save()
+
     async def _readable(self) -> None:
         fd, waiter = self._connection.fileno(), self._loop.create_future()
-        self._loop.add_reader(fd, waiter.set_result, None)
+        self._loop.add_reader(fd, _wake, waiter)
         try:
             await waiter
         finally:
@@ -138,24 +174,33 @@ class Guest:
     async def _perform(self, effect: Effect) -> None:
         match effect:
             case Send(reply):
-                self._send(reply)
+                await self._send(reply)
             case StopDevice():
                 await self.keeper.stop()
             case AnswerVringBase(index):
-                self._send(self._backend.vring_base_reply(index))
+                await self.keeper.learn_indices()
+                await self._send(self.backend.stop_vring(index))
             case RingsChanged():
-                self._start_policy()
+                self._start_governor()
                 self.keeper.settle()
             case ActualWritten(actual):
                 if actual == 0:
                     self._empty.set()
                 else:
                     self._empty.clear()
-                if actual == self._backend.config.num_pages:
+                if actual == self.backend.config.num_pages:
                     size = format_size(self.actual_bytes)
                     self._log.info("reached", f"balloon is {size}", actual_bytes=self.actual_bytes)
+                if self._saver is not None and self._save_later is None:
+                    self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self.save)
 
-    def _send(self, reply: bytes) -> None:
+    async def _send(self, reply: bytes) -> None:
+        if self._saver is not None:
+            if self._unsaved:
+                # The front-end relies on what it is told: kept first, said afterwards.
+                self.save()
+                await self._saver.drained()
+            self._saver.journal.sending()
         self._connection.send(reply)
         if not self._connection.flush():
             self._loop.add_writer(self._connection.fileno(), self._flush)
@@ -168,13 +213,13 @@ class Guest:
         if done:
             self._loop.remove_writer(self._connection.fileno())
 
-    # --- policy -------------------------------------------------------------------------------
+    # --- the balloon --------------------------------------------------------------------------
 
-    def _start_policy(self) -> None:
+    def _start_governor(self) -> None:
         """Starts the balloon policy once the VM's size is known and its rings run."""
-        if self._policy is not None or not self._backend.ready_vrings():
+        if self.governor.started or not self.backend.ready_vrings():
             return
-        table_bytes = self._backend.memory.size_bytes
+        table_bytes = self.backend.memory.size_bytes
         vm_mem_bytes = self._shared.config.vm_mem_bytes or table_bytes
         if vm_mem_bytes != table_bytes:
             self._log.warning(
@@ -182,91 +227,92 @@ class Guest:
                 f"--vm-mem says {format_size(vm_mem_bytes)}, the VMM's memory table "
                 f"{format_size(table_bytes)}; going by --vm-mem",
             )
-        if self._backend.channel is None:
+        if self.backend.channel is None:
             self._log.warning("vmm", "the VMM gives no back-end channel: no target can reach it")
-        max_bytes = max_balloon_bytes(vm_mem_bytes)
-        self._policy = BalloonPolicy(max_bytes, self._shared.config.policy, random)
-        self._log.info(
-            "attached",
-            f"VM of {format_size(vm_mem_bytes)}, balloon of at most {format_size(max_bytes)} "
-            f"in {self._shared.config.policy.steps} steps",
-            vm_mem_bytes=vm_mem_bytes,
-            max_balloon_bytes=max_bytes,
-        )
-        self._shared.watch.listen(self._memory_is_low)
-
-    def _halt_policy(self) -> None:
-        self._shared.watch.ignore(self._memory_is_low)
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-
-    def _memory_is_low(self, reading: Reading) -> None:
-        self._step(LowMemory(reading))
-
-    def _fired(self, timer: Timer) -> None:
-        del self._timers[timer]
-        if timer is Timer.LOW_MEMORY:
-            self._step(LowMemoryTimer())
-        else:
-            self._step(AvailableMemoryTimer(self._shared.watch.read()))
-
-    def _step(self, event: Event) -> None:
-        assert self._policy is not None
-        step = self._policy.step(event, self._loop.time())
-        decision = step.decision
-        # Under lasting pressure at the maximum the same decision falls every second: said once.
-        repeated = decision.reason in _QUIET and decision.reason is self._last_reason
-        quiet = repeated or decision.reason is Reason.RECHECK
-        if decision.reason is not Reason.RECHECK:
-            self._last_reason = decision.reason
-        log = self._log.debug if quiet else self._log.info
-        fields: dict[str, object] = {
-            "reason": decision.reason.value,
-            "balloon_level": decision.level,
-            "target_bytes": decision.target_bytes,
-            "actual_bytes": self.actual_bytes,
-        }
-        if decision.reading is not None:
-            fields["available_mib"] = decision.reading.available_mib
-            fields["margin_mib"] = decision.reading.margin_mib
-        log("decision", decision.describe(), **fields)
-        if not quiet:
-            # What the guest makes of it is worth knowing beside the next decision.
-            self.keeper.request_stats()
-        for action in step.actions:
-            match action:
-                case SetTarget(target_bytes, _):
-                    self._set_target(target_bytes)
-                case ArmTimer(timer, delay_s):
-                    self._disarm(timer)
-                    self._timers[timer] = self._loop.call_later(delay_s, self._fired, timer)
-                case DisarmTimer(timer):
-                    self._disarm(timer)
-                case PauseLowMemory():
-                    self._shared.watch.ignore(self._memory_is_low)
-                case ResumeLowMemory():
-                    self._shared.watch.listen(self._memory_is_low)
-
-    def _disarm(self, timer: Timer) -> None:
-        armed = self._timers.pop(timer, None)
-        if armed is not None:
-            armed.cancel()
+        self.governor.start(vm_mem_bytes)
 
     def _set_target(self, target_bytes: int) -> None:
         # The config space first: the driver reads it as soon as it hears of a change.
-        self._backend.config.num_pages = pages_of(target_bytes)
+        self.backend.config.num_pages = pages_of(target_bytes)
         self.keeper.send_target()
 
+    def _decided(self) -> None:
+        # What the guest makes of it is worth knowing beside the next decision.
+        self.keeper.request_stats()
+        self.save()
+
+    # --- what another controller needs ----------------------------------------------------------
+
+    def save(self) -> None:
+        """Keeps the guest as it is now, where there is a store."""
+        self._unsaved = False
+        if self._save_later is not None:
+            self._save_later.cancel()
+            self._save_later = None
+        if self._saver is None or self._leaving:
+            return
+        snapshot = Snapshot(
+            self._handled,
+            self.governor.vm_mem_bytes,
+            self.governor.state(),
+            self.backend,
+            self._connection,
+            self.keeper.life,
+        )
+        try:
+            self._saver.save(snapshot)
+        except OSError as err:
+            self._log.error("store", f"cannot be kept for a later balloond: {err.strerror}")
+
+    async def _finish_pending(self) -> None:
+        """Finishes the request that another controller had in hand when it died.
+
+        Raises:
+            FrontendError: it came with descriptors, which are lost.
+        """
+        entry = None if self._saver is None else self._saver.journal.pending()
+        if self._saver is None or entry is None:
+            return
+        # SENDING: between the mark and the system call lie about a microsecond, behind the call
+        # the VMM may run first; so its answer was sent, and a second one would be taken for the
+        # next. A request that still waits in the socket is taken like any other.
+        if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
+            message = decode_message(entry.request)
+            if entry.number > self._handled:
+                # Taken, and nothing kept of it since. Without its descriptors, if it had any.
+                await self._handle(message, ())
+            else:
+                for reply in self.backend.reply_again(message):
+                    self._connection.send(reply)
+        self._saver.journal.done()
+
     async def _close(self) -> None:
-        self._halt_policy()
-        await self.keeper.stop()
+        self.governor.halt()
+        if self._save_later is not None:
+            self._save_later.cancel()
+        try:
+            await self.keeper.stop()
+        except StateFileError:
+            self.keeper.close()
+        if self._saver is not None:
+            if not self._leaving:
+                self._saver.forget()
+            self._saver.close()
         self._loop.remove_writer(self._connection.fileno())
         self._connection.close()
-        self._backend.close()
+        self.backend.close()
         self._empty.set()
+
+
+def _wake(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _inspect(fd: Fd) -> tuple[int, int]:
     file = inspect_memory_file(fd.fileno())
     return file.size_bytes, file.page_bytes
+
+
+MakeGuest = Callable[[str, Connection, GuestSaver | None], Guest]
+"""Makes a guest of a controller: (name, connection, saver)."""

@@ -18,10 +18,11 @@ from balloon_daemon.device.process import (
     VringSpec,
     spawn,
 )
-from balloon_daemon.errors import GuestError, RingError, Rule
+from balloon_daemon.errors import GuestError, RingError, Rule, StateFileError
+from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.kernel_log import find_seccomp_kill
-from balloon_daemon.log import EventLog
+from balloon_daemon.log import EventLog, RateLimit
 from balloon_daemon.seccomp.filter import syscall_name
 from balloon_daemon.tube.messages import (
     Command,
@@ -41,8 +42,14 @@ from balloon_daemon.virtio.balloon import BalloonFeature, StatTag
 SETTLE_S = 0.005
 """A front-end sends a burst of messages; a device is forked once it has been quiet this long."""
 
+PREDECESSOR_WITHIN_S = 5.0
+"""How long the device of a controller that is gone may take to be gone too."""
+
 STOP_WITHIN_S = 1.0
 """A device that is told to stop and does not is killed after this."""
+
+FAULTS_A_SECOND = 10
+"""Faults of one guest that are logged; the others are counted."""
 
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
@@ -75,6 +82,7 @@ class DeviceKeeper:
         target: the balloon's present target in bytes, whenever a device asks for it.
         log: bound to the guest.
         name: the guest's, for ``ps``.
+        changed: called when another device runs than before, so that it can be kept in mind.
     """
 
     def __init__(
@@ -84,12 +92,14 @@ class DeviceKeeper:
         target: Callable[[], int],
         log: EventLog,
         name: str,
+        changed: Callable[[], None],
     ) -> None:
         self._backend = backend
         self._jail = jail
         self._target = target
         self._log = log
         self._name = name
+        self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._device: DeviceProcess | None = None
         self._gone = self._loop.create_future()
@@ -97,12 +107,24 @@ class DeviceKeeper:
         self._settling: asyncio.TimerHandle | None = None
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
         self._gave_up = False
+        self._fault_limit = RateLimit(FAULTS_A_SECOND)
+        self._indices_known = True
+        self._predecessor: OwnedFd | None = None
+        self._alone = asyncio.Event()
+        self._alone.set()
         self._before = Progress()
         self._now = Progress()
         self.stats: dict[int, int] = {}
         """The guest's latest statistics, by tag."""
         self.started = 0
         """Devices forked so far."""
+
+    def close(self) -> None:
+        """Lets go of what ``stop`` leaves."""
+        if self._predecessor is not None:
+            self._loop.remove_reader(self._predecessor.fileno())
+            self._predecessor.close()
+            self._predecessor = None
 
     @property
     def running(self) -> bool:
@@ -133,11 +155,48 @@ class DeviceKeeper:
         if self._device is not None:
             self._device.tube.send(Command.REQUEST_STATS)
 
+    @property
+    def life(self) -> OwnedFd | None:
+        """Hangs up when the present device is gone; None where none runs."""
+        return self._predecessor if self._device is None else self._device.last_words
+
+    def wait_for(self, predecessor: OwnedFd) -> None:
+        """Forks nothing until another controller's device is gone: two would answer twice."""
+        self._predecessor = predecessor
+        self._alone.clear()
+        self._loop.add_reader(predecessor.fileno(), self._predecessor_gone)
+
+    def _predecessor_gone(self) -> None:
+        if self._predecessor is not None:
+            self._loop.remove_reader(self._predecessor.fileno())
+            self._predecessor.close()
+            self._predecessor = None
+            self._alone.set()
+            self._start()
+
     async def stop(self) -> None:
         """Ends the device; on return nobody touches the guest's memory or rings any more."""
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
+        try:
+            # Its controller is gone, so it is going too: nothing that it does takes long.
+            await asyncio.wait_for(self._alone.wait(), PREDECESSOR_WITHIN_S)
+        except TimeoutError:
+            raise StateFileError("the device of an earlier balloond does not end") from None
+        await self._end()
+
+    async def learn_indices(self) -> None:
+        """Makes every vring's ``base`` its ``used.idx``, after ``stop``.
+
+        A device that stopped in order has said so. After one that was killed another is forked
+        just to look: the controller maps no guest memory.
+        """
+        if not self._indices_known and self._device is None:
+            self._start()
+            await self.stop()
+
+    async def _end(self) -> None:
         if self._device is None:
             return
         # Stays set should this task be cancelled on the way: what was told to end did not die.
@@ -155,18 +214,18 @@ class DeviceKeeper:
     def _start(self) -> None:
         self._settling = None
         vrings = self._backend.ready_vrings()
-        if self._device is not None or self._gave_up or not vrings:
+        busy = self._device is not None or self._predecessor is not None
+        if busy or self._gave_up or not vrings:
             return
-        spec = self._spec()
         try:
-            device = spawn(spec)
+            device = spawn(self._spec())
         except OSError as err:
             self._log.error("device", f"cannot fork a device: {err.strerror}; trying again")
             self._settling = self._loop.call_later(1.0, self._start)
             return
         self._device = device
         self._gone = self._loop.create_future()
-        self._stopping = False
+        self._stopping = self._indices_known = False
         self.started += 1
         self._loop.add_reader(device.tube.fileno(), self._hear, device)
         self._loop.add_reader(device.pidfd.fileno(), self._reap, device)
@@ -174,6 +233,7 @@ class DeviceKeeper:
         self._log.info("device", f"device {device.pid} serves {names}", pid=device.pid)
         if self._backend.config.num_pages != self._backend.config.actual:
             self.send_target()
+        self._changed()
 
     def _spec(self) -> DeviceSpec:
         regions = tuple(
@@ -235,11 +295,17 @@ class DeviceKeeper:
             case Fault():
                 self._log_fault(report)
             case Stopped(indices):
+                self._indices_known = True
                 for index, used_index in indices:
                     self._backend.vrings[index].base = used_index
 
     def _log_fault(self, fault: Fault) -> None:
-        more = f" ({fault.suppressed} more like it)" if fault.suppressed else ""
+        # The device limits itself too, unless its guest has taken it over.
+        suppressed = self._fault_limit.admit(self._loop.time())
+        if suppressed is None:
+            return
+        suppressed += fault.suppressed
+        more = f" ({suppressed} more like it)" if suppressed else ""
         if fault.kind is FaultKind.HOST:
             self._log.error(
                 "host-fault",
@@ -267,14 +333,15 @@ class DeviceKeeper:
             pass
         self._loop.remove_reader(device.tube.fileno())
         self._loop.remove_reader(device.pidfd.fileno())
+        last_words = device.read_last_words()
         device.close()
         self._device = None
         self._before, self._now = self.statistics(), Progress()
         self._gone.set_result(None)
         if not self._stopping:
-            self._died(device.pid, code)
+            self._died(device.pid, code, last_words)
 
-    def _died(self, pid: int, code: int) -> None:
+    def _died(self, pid: int, code: int, last_words: str) -> None:
         """Nobody told it to: says so, and forks another unless that happens too often."""
         now = self._loop.time()
         self._deaths.append(now)
@@ -287,7 +354,7 @@ class DeviceKeeper:
         else:
             then = "forking another"
             self._start()
-        self._mourn(pid, code, then, NAME_WITHIN_S)
+        self._mourn(pid, code, f"{last_words}; {then}" if last_words else then, NAME_WITHIN_S)
 
     def _mourn(self, pid: int, code: int, then: str, patience_s: float) -> None:
         """Logs a death, once the kernel's log names the call or will not any more."""
@@ -306,9 +373,11 @@ def _cause(code: int, number: int | None) -> str:
         name = "a forbidden system call" if number is None else f"{syscall_name(number)}()"
         return f"was killed by its seccomp policy for {name}"
     if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
+        # Real-time signals have no names but the first and the last.
+        known = -code in set(signal.Signals)
+        return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
     if code == EXIT_INTERNAL_ERROR:
-        return "failed, see its last words above"
+        return "failed"
     return f"ended with status {code}"
 
 

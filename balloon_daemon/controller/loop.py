@@ -7,14 +7,20 @@ import os
 import signal
 import socket
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from balloon_daemon.config import Config
 from balloon_daemon.controller.guests import Guest, Surroundings
 from balloon_daemon.controller.keeper import Jail
+from balloon_daemon.controller.recovery import recover
+from balloon_daemon.controller.saver import GuestSaver
 from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.device.process import prepare_fork
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.store import Store
+from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.log import EventLog
 from balloon_daemon.low_memory import LowMemorySource
@@ -22,6 +28,11 @@ from balloon_daemon.vhost_user.connection import Connection
 
 GIVE_BACK_WITHIN_S = 2.0
 """At the end, how long the guests have to take their memory back."""
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+LISTENER = "listener"
+"""The listening socket's name in the store."""
 
 ACCEPT_AGAIN_S = 1.0
 """Out of file descriptors: how long to leave the next connection waiting."""
@@ -60,6 +71,19 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
+def kept_listener(store: Store | None, path: Path) -> socket.socket | None:
+    """The listening socket that another controller left, if it is that of this path."""
+    fd: OwnedFd | None = None if store is None else store.kept.pop(LISTENER, None)
+    if fd is None:
+        return None
+    sock = socket.socket(fileno=fd.detach())
+    if sock.getsockname() != os.fspath(path) or not path.is_socket():
+        sock.close()
+        return None
+    sock.setblocking(False)
+    return sock
+
+
 def _clear(path: Path) -> None:
     try:
         mode = os.lstat(path).st_mode
@@ -91,42 +115,74 @@ class Controller:
         source: where low memory comes from.
         jail: what devices are put into.
         listener: the bound vhost-user socket.
+        store: keeps guests for another controller; None where there is none.
     """
 
     def __init__(
-        self, config: Config, source: LowMemorySource, jail: Jail, listener: socket.socket
+        self,
+        config: Config,
+        source: LowMemorySource,
+        jail: Jail,
+        listener: socket.socket,
+        store: Store | None,
     ) -> None:
         self._config = config
         self._source = source
         self._jail = jail
         self._listener = listener
+        self._store = store
         self._log = EventLog()
         self._guests: dict[Guest, asyncio.Task[None]] = {}
         self._count = 0
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT; then gives the guests' memory back and ends."""
+        """Serves until SIGTERM or SIGINT; then gives the guests' memory back and ends.
+
+        SIGUSR1 ends it too, but leaves the guests in the store, for the next one to go on with.
+        """
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._log)
-        self._shared = Surroundings(self._config, watch, self._jail)
+        self._shared = Surroundings(self._config, watch, self._jail, self._store)
         stopping = loop.create_future()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in END_SIGNALS:
             loop.add_signal_handler(number, self._stop, stopping, number)
         prepare_fork()
+        self._take_over()
         loop.add_reader(self._listener.fileno(), self._accept)
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
         self._log.info("listening", f"listening on {self._config.socket}")
+        leaving = False
         try:
-            await stopping
+            leaving = await stopping
         finally:
             notify("STOPPING=1")
-            await self._end()
+            await self._end(leaving=leaving)
             watch.close()
+            if self._store is not None:
+                self._store.close()
+            # A second signal on the way out must not end us by its default action.
+            signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
 
-    def _stop(self, stopping: "asyncio.Future[None]", number: signal.Signals) -> None:
+    def _stop(self, stopping: "asyncio.Future[bool]", number: signal.Signals) -> None:
         if not stopping.done():
-            self._log.info("stop", f"{number.name}: ending")
-            stopping.set_result(None)
+            leaving = number is signal.SIGUSR1 and self._store is not None
+            how = "ending, the guests stay for the next balloond" if leaving else "ending"
+            self._log.info("stop", f"{number.name}: {how}")
+            stopping.set_result(leaving)
+
+    def _take_over(self) -> None:
+        """Goes on with what another controller left, and keeps the listening socket too."""
+        if self._store is None:
+            return
+        self._store.put(LISTENER, self._listener)
+        for guest in recover(self._store, self._make, self._log):
+            self._count = max(self._count, int(guest.name.removeprefix("vm")))
+            self._serve(guest)
+            guest.governor.resume()
+            self._log.bind(vm=guest.name).info("recovery", "goes on where another balloond left")
+
+    def _make(self, name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
+        return Guest(name, connection, self._shared, self._log, saver)
 
     def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -140,8 +196,22 @@ class Controller:
             loop.call_later(ACCEPT_AGAIN_S, loop.add_reader, self._listener.fileno(), self._accept)
             return
         self._count += 1
-        guest = Guest(f"vm{self._count}", Connection(sock), self._shared, self._log)
-        task = loop.create_task(guest.serve())
+        name = f"vm{self._count}"
+        try:
+            saver = self._saver(name)
+        except OSError as err:
+            self._log.error("accept", f"{name} cannot be kept: {err.strerror}; closing it")
+            sock.close()
+            return
+        self._serve(self._make(name, Connection(sock), saver))
+
+    def _saver(self, name: str) -> GuestSaver | None:
+        if self._store is None:
+            return None
+        return GuestSaver(self._store, name, Journal.create(f"balloond-{name}"))
+
+    def _serve(self, guest: Guest) -> None:
+        task = asyncio.get_running_loop().create_task(guest.serve())
         self._guests[guest] = task
         task.add_done_callback(lambda task: self._forget(guest, task))
 
@@ -151,22 +221,33 @@ class Controller:
             # A bug of ours in one guest must not take the others down.
             self._log.error("bug", f"{guest.name}: {type(err).__name__}: {err}")
 
-    async def _end(self) -> None:
+    async def _end(self, *, leaving: bool) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._listener.fileno())
         self._listener.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._config.socket)
         guests = dict(self._guests)
-        returning = [loop.create_task(guest.give_back()) for guest in guests]
-        if returning:
-            _, late = await asyncio.wait(returning, timeout=GIVE_BACK_WITHIN_S)
-            for task in late:
-                task.cancel()
-            if late:
-                self._log.warning(
-                    "stop", f"{len(late)} guests have not taken all of their memory back in time"
-                )
+        if leaving:
+            for guest in guests:
+                guest.leave()
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(self._config.socket)
+            await self._give_back(guests)
         for task in guests.values():
             task.cancel()
         await asyncio.gather(*guests.values(), return_exceptions=True)
+        if self._store is not None and not leaving:
+            self._store.remove(LISTENER)
+            self._store.forget()
+
+    async def _give_back(self, guests: Iterable[Guest]) -> None:
+        returning = [asyncio.ensure_future(guest.give_back()) for guest in guests]
+        if not returning:
+            return
+        _, late = await asyncio.wait(returning, timeout=GIVE_BACK_WITHIN_S)
+        for task in late:
+            task.cancel()
+        if late:
+            self._log.warning(
+                "stop", f"{len(late)} guests have not taken all of their memory back in time"
+            )

@@ -23,6 +23,15 @@ class OwnedFd:
             # Whatever close(2) says, the number is free on Linux and may be somebody else's next.
             os.close(fd)
 
+    def detach(self) -> int:
+        """Gives the descriptor away: its number, for another owner."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def duplicate(self) -> "OwnedFd":
+        """Another descriptor of the same file, close-on-exec."""
+        return OwnedFd(os.dup(self._fd))
+
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             self.close()

@@ -22,6 +22,10 @@ class Identity:
     gid: int
 
 
+MAX_GROWTH_BYTES = 256 << 20
+"""Address space that a device may add to what it has when it is jailed; it needs a few MiB."""
+
+
 def reset_signals() -> None:
     """Forgets the parent's signal handlers, right after fork.
 
@@ -52,8 +56,8 @@ def close_fds_except(keep: Iterable[int]) -> None:
 def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     """Gives up everything that needs no filter to be given up.
 
-    In this order: name, ids and capabilities, parent-death signal (changing ids clears it), no
-    core, not dumpable, no_new_privs.
+    In this order: name, ids and capabilities, parent-death signal (changing ids clears it),
+    limits, not dumpable, no_new_privs.
 
     Raises:
         OSError, PermissionError: the kernel refuses; nobody may run a guest's bytes then.
@@ -65,7 +69,7 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     if os.getppid() != parent_pid:
         # It died before its death could be signalled.
         os._exit(0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_resources()
     prctl.set_dumpable(0)
     prctl.set_no_new_privs(1)
 
@@ -83,6 +87,23 @@ def _drop_privileges(identity: Identity | None) -> None:
     prctl.cap_effective.limit()
     prctl.cap_permitted.limit()
     prctl.cap_inheritable.limit()
+
+
+def _limit_resources() -> None:
+    """What is open and mapped already stays; whoever takes a device over shall not use up more.
+
+    The seed's policy allows eventfd2, dup, epoll_create1, mmap, write and clone of threads.
+    """
+    with open("/proc/self/statm") as statm:
+        mapped_bytes = int(statm.read().split()[0]) * resource.getpagesize()
+    for kind, most in (
+        (resource.RLIMIT_AS, mapped_bytes + MAX_GROWTH_BYTES),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_NOFILE, 0),
+    ):
+        resource.setrlimit(kind, (most, most))
 
 
 def write_last_words(text: str) -> None:

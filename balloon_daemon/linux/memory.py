@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 # linux/fcntl.h; shmem and hugetlbfs answer it, every other file system refuses with EINVAL.
 F_GET_SEALS = 1034
-F_SEAL_WRITE, F_SEAL_FUTURE_WRITE = 8, 16
+F_ADD_SEALS = 1033
+F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +59,42 @@ def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
         prot=mmap.PROT_READ | mmap.PROT_WRITE,
         offset=offset_bytes,
     )
+
+
+def create_memfd(name: str, *, size_bytes: int = 0, content: bytes | None = None) -> int:
+    """Makes anonymous memory that others may hold on to.
+
+    Args:
+        name: shown in /proc/PID/fd.
+        size_bytes: its length, all zero.
+        content: instead of a length: what it holds, sealed for good (fcntl(2), F_ADD_SEALS).
+
+    Returns:
+        A close-on-exec file descriptor, the caller's.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        if content is None:
+            os.ftruncate(fd, size_bytes)
+        else:
+            os.write(fd, content)
+            fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_sealed(fd: int, limit_bytes: int) -> bytes:
+    """Reads a memfd that nobody can change any more.
+
+    Raises:
+        ValueError: it is not sealed against writing, or too long.
+        OSError: it is no memfd.
+    """
+    if not fcntl.fcntl(fd, F_GET_SEALS) & F_SEAL_WRITE:
+        raise ValueError("is not sealed")
+    size = os.fstat(fd).st_size
+    if size > limit_bytes:
+        raise ValueError(f"has {size} bytes, at most {limit_bytes} are allowed")
+    return os.pread(fd, size, 0)

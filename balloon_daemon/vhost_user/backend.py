@@ -18,6 +18,15 @@ from dataclasses import dataclass, field
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.units import NumPages
 from balloon_daemon.vhost_user import messages as wire
+from balloon_daemon.vhost_user.effects import (
+    ActualWritten,
+    AnswerVringBase,
+    Effect,
+    ReadyVring,
+    RingsChanged,
+    Send,
+    StopDevice,
+)
 from balloon_daemon.vhost_user.memory_table import MAX_MEM_SLOTS, Fd, MemoryTable
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
 from balloon_daemon.vhost_user.messages import Message, ProtocolFeature
@@ -49,50 +58,6 @@ class Vring:
         return self.started and self.enabled and bool(self.size) and self.addr is not None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadyVring:
-    """A vring that a device can be forked with; ``kick`` and ``call`` stay the back-end's."""
-
-    index: int
-    queue: BalloonQueue
-    size: int
-    addr: wire.VringAddr
-    kick: Fd
-    call: Fd | None
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send these bytes to the front-end."""
-
-    reply: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StopDevice:
-    """End the device, if one runs, before doing anything that follows."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerVringBase:
-    """Answer GET_VRING_BASE for this vring with the stopped device's ``used.idx``."""
-
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class RingsChanged:
-    """What is ready may have changed: fork a device once the front-end has finished."""
-
-
-@dataclass(frozen=True, slots=True)
-class ActualWritten:
-    """The driver wrote ``actual``."""
-
-    actual: NumPages
-
-
-Effect = Send | StopDevice | AnswerVringBase | RingsChanged | ActualWritten
 _RESTART: list[Effect] = [StopDevice(), RingsChanged()]
 
 
@@ -165,19 +130,36 @@ class Backend:
             for fd in fds:
                 fd.close()
             raise
-        wants_ack = (
+        # Behind a StopDevice: the front-end may free at once what it took back.
+        return [*effects, Send(self._ack(message))] if self._wants_ack(message) else effects
+
+    def reply_again(self, message: Message) -> list[bytes]:
+        """The answer to a message that was handled already, but perhaps not answered."""
+        if message.request == Request.GET_VRING_BASE:
+            return [self.stop_vring(wire.decode_vring_state(message).index)]
+        if message.request in _ANSWERED:
+            effects = self.handle(message, ())
+            return [effect.reply for effect in effects if isinstance(effect, Send)]
+        return [self._ack(message)] if self._wants_ack(message) else []
+
+    def _wants_ack(self, message: Message) -> bool:
+        return bool(
             message.flags & wire.FLAG_NEED_REPLY
             and self.protocol_features & ProtocolFeature.REPLY_ACK
             and message.request not in _ANSWERED
         )
-        if wants_ack:
-            # Behind a StopDevice: once it reads this, the front-end may free what it took back.
-            effects = [*effects, Send(wire.encode_reply(message.request, wire.U64.pack(0)))]
-        return effects
 
-    def vring_base_reply(self, index: int) -> bytes:
-        """GET_VRING_BASE's reply, once ``vrings[index].base`` is right."""
-        state = wire.VringState(index, self.vrings[index].base)
+    def _ack(self, message: Message) -> bytes:
+        return wire.encode_reply(message.request, wire.U64.pack(0))
+
+    def stop_vring(self, index: int) -> bytes:
+        """Stops a vring; GET_VRING_BASE's reply, once ``vrings[index].base`` is right."""
+        vring = self.vrings[index]
+        vring.started = False
+        if vring.kick is not None:
+            vring.kick.close()
+            vring.kick = None
+        state = wire.VringState(index, vring.base)
         return wire.encode_reply(Request.GET_VRING_BASE, state.encode())
 
     # --- features -----------------------------------------------------------------------------
@@ -266,15 +248,15 @@ class Backend:
             raise FrontendError(message.name, f"base {state.num} is over 65535")
         # Kept only to answer with: the ring's own used.idx says where we are.
         vring.base = state.num
+        if state.index == 0 and state.num == 0 and self.config.actual:
+            # The inflateq begins anew, so does the driver: whatever it had given is its own again.
+            self.config.actual = NumPages(0)
+            return [ActualWritten(self.config.actual)]
         return []
 
     def _get_vring_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         state = wire.decode_vring_state(message)
-        vring = self._vring(message, state.index)
-        vring.started = False
-        if vring.kick is not None:
-            vring.kick.close()
-            vring.kick = None
+        self._vring(message, state.index)
         return [StopDevice(), AnswerVringBase(state.index), RingsChanged()]
 
     def _vring_fd(self, message: Message, fds: Sequence[Fd]) -> tuple[Vring, Fd | None]:

@@ -105,6 +105,22 @@ class Connection:
         self._received += content
         return True
 
+    def peek(self) -> bytes | None:
+        """The next message as it stands in the socket, left there; None where none is whole.
+
+        Without its descriptors: those come once it is received.
+        """
+        if self._received or self._header is not None:
+            return None
+        try:
+            waiting = self._socket.recv(HEADER.size + MAX_PAYLOAD_BYTES, socket.MSG_PEEK)
+        except OSError:
+            return None
+        if len(waiting) < HEADER.size:
+            return None
+        end = HEADER.size + HEADER.unpack_from(waiting)[2]
+        return waiting[:end] if end <= len(waiting) else None
+
     def send(self, reply: bytes) -> None:
         """Sends a reply, or keeps what the socket does not take for ``flush``.
 

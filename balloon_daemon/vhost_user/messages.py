@@ -145,6 +145,21 @@ class Message:
         return HEADER.pack(self.request, self.flags, len(self.payload)) + self.payload
 
 
+def decode_message(content: bytes) -> Message:
+    """Decodes one whole message.
+
+    Raises:
+        FrontendError: its length is not what its header says.
+    """
+    if len(content) < HEADER.size:
+        raise FrontendError("header", f"of only {len(content)} bytes")
+    request, flags, size = HEADER.unpack_from(content)
+    message = Message(request, flags, content[HEADER.size :])
+    if len(message.payload) != size:
+        raise FrontendError(message.name, f"says {size} bytes, has {len(message.payload)}")
+    return message
+
+
 def encode_request(request: FrontendRequest, payload: bytes = b"", *, ack: bool = False) -> bytes:
     """A front-end's message; ``ack`` asks for an answer (REPLY_ACK)."""
     return Message(request, VERSION | (FLAG_NEED_REPLY if ack else 0), payload).encode()

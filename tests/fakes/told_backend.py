@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from balloon_daemon.units import FrontendAddr, GuestAddr
-from balloon_daemon.vhost_user.backend import (
-    Backend,
-    Effect,
-)
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.effects import AnswerVringBase, Effect
 from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.vhost_user.messages import (
     U64,
@@ -37,8 +35,17 @@ def say(
     fds: Sequence[CountedFd] = (),
     flags: int = VERSION,
 ) -> list[Effect]:
-    """Sends one message to a back-end, as a connection would hand it over."""
-    return backend.handle(Message(request, flags, payload), fds)
+    """Sends one message to a back-end, as a connection would, and stops what it asks to stop."""
+    effects = backend.handle(Message(request, flags, payload), fds)
+    stop_vrings(backend, effects)
+    return effects
+
+
+def stop_vrings(backend: Backend, effects: Sequence[Effect]) -> None:
+    """Answers GET_VRING_BASE as the controller does, once the device has ended."""
+    for effect in effects:
+        if isinstance(effect, AnswerVringBase):
+            backend.stop_vring(effect.index)
 
 
 def fresh() -> Backend:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.units import FrontendAddr, GuestAddr
-from balloon_daemon.vhost_user.backend import (
+from balloon_daemon.vhost_user.effects import (
     AnswerVringBase,
     Effect,
     RingsChanged,
@@ -39,7 +39,7 @@ from balloon_daemon.vhost_user.messages import (
 )
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonQueue
 from tests.fakes.counted_fd import CountedFd
-from tests.fakes.told_backend import REGION, fresh, set_up
+from tests.fakes.told_backend import REGION, fresh, set_up, stop_vrings
 
 Q = FrontendRequest
 ALWAYS_ANSWERED = {
@@ -172,6 +172,7 @@ class AnyFrontend(RuleBasedStateMachine):
         wants_ack = bool(
             flags & FLAG_NEED_REPLY and self.backend.protocol_features & ProtocolFeature.REPLY_ACK
         )
+        stop_vrings(self.backend, effects)
         assert answers(effects) == int(request in ALWAYS_ANSWERED or wants_ack)
         if before[0] != self.state()[0]:
             assert effects[0] == StopDevice()

@@ -3,10 +3,10 @@
 import pytest
 
 from balloon_daemon.units import NumPages
-from balloon_daemon.vhost_user.backend import (
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.effects import (
     ActualWritten,
     AnswerVringBase,
-    Backend,
     Effect,
     ReadyVring,
     RingsChanged,
@@ -210,7 +210,7 @@ def test_vring_base_where_no_device_ever_ran_is_what_was_set() -> None:
     say(backend, Q.SET_VRING_BASE, VringState(2, 4711).encode())
     say(backend, Q.GET_VRING_BASE, VringState(2, 0).encode())
     expected = encode_reply(Q.GET_VRING_BASE, VringState(2, 4711).encode())
-    assert backend.vring_base_reply(2) == expected
+    assert backend.stop_vring(2) == expected
 
 
 # --- config space -----------------------------------------------------------------------------

@@ -1,0 +1,164 @@
+"""Runs one guest's balloon policy: timers and low memory in, targets and log lines out."""
+
+import asyncio
+from collections.abc import Callable
+from random import random
+
+from balloon_daemon.balloon_policy import (
+    Action,
+    ArmTimer,
+    AvailableMemoryTimer,
+    BalloonPolicy,
+    Decision,
+    DisarmTimer,
+    Event,
+    LowMemory,
+    LowMemoryTimer,
+    PauseLowMemory,
+    PolicySettings,
+    PolicyState,
+    Reading,
+    Reason,
+    ResumeLowMemory,
+    SetTarget,
+    Timer,
+    max_balloon_bytes,
+)
+from balloon_daemon.controller.watch import MemoryWatch
+from balloon_daemon.log import EventLog
+from balloon_daemon.units import format_size
+
+_QUIET = {Reason.AT_MAXIMUM, Reason.NO_BALLOON}
+
+
+class Governor:
+    """The policy of one guest, once its size is known.
+
+    Args:
+        settings: the policy's numbers.
+        watch: tells when memory is low.
+        set_target: takes each new target, in bytes.
+        decided: called after each decision that is worth a line, and after each change of state.
+        log: bound to the guest.
+    """
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        watch: MemoryWatch,
+        set_target: Callable[[int], None],
+        decided: Callable[[], None],
+        log: EventLog,
+    ) -> None:
+        self._settings = settings
+        self._watch = watch
+        self._set_target = set_target
+        self._decided = decided
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._policy: BalloonPolicy | None = None
+        self._timers: dict[Timer, asyncio.TimerHandle] = {}
+        self._last_reason: Reason | None = None
+        self.vm_mem_bytes = 0
+        """The size that the policy goes by; 0 before it is known."""
+
+    @property
+    def started(self) -> bool:
+        return self._policy is not None
+
+    def state(self) -> PolicyState | None:
+        """The policy's state, to be kept; None before it has one."""
+        return None if self._policy is None else self._policy.state()
+
+    def start(self, vm_mem_bytes: int) -> None:
+        """Begins with an empty balloon."""
+        max_bytes = max_balloon_bytes(vm_mem_bytes)
+        self.vm_mem_bytes = vm_mem_bytes
+        self._policy = BalloonPolicy(max_bytes, self._settings, random)
+        self._log.info(
+            "attached",
+            f"VM of {format_size(vm_mem_bytes)}, balloon of at most {format_size(max_bytes)} "
+            f"in {self._settings.steps} steps",
+            vm_mem_bytes=vm_mem_bytes,
+            max_balloon_bytes=max_bytes,
+        )
+        self._watch.listen(self._memory_is_low)
+
+    def restore(self, vm_mem_bytes: int, state: PolicyState) -> None:
+        """Goes on from another controller's state.
+
+        Raises:
+            StateError: no policy with these settings can be in that state.
+        """
+        self.vm_mem_bytes = vm_mem_bytes
+        self._policy = BalloonPolicy.restore(
+            state, max_balloon_bytes(vm_mem_bytes), self._settings, random
+        )
+
+    def resume(self) -> None:
+        """After ``restore``: target, timers and listening as they were."""
+        if self._policy is not None:
+            step = self._policy.resume(self._loop.time())
+            self._log_decision(step.decision)
+            self._act(step.actions)
+
+    def halt(self) -> None:
+        """Decides nothing any more."""
+        self._watch.ignore(self._memory_is_low)
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    def _memory_is_low(self, reading: Reading) -> None:
+        self._step(LowMemory(reading))
+
+    def _fired(self, timer: Timer) -> None:
+        del self._timers[timer]
+        if timer is Timer.LOW_MEMORY:
+            self._step(LowMemoryTimer())
+        else:
+            self._step(AvailableMemoryTimer(self._watch.read()))
+
+    def _step(self, event: Event) -> None:
+        assert self._policy is not None
+        step = self._policy.step(event, self._loop.time())
+        self._log_decision(step.decision)
+        self._act(step.actions)
+        self._decided()
+
+    def _log_decision(self, decision: Decision) -> None:
+        # Under lasting pressure at the maximum the same decision falls every second: said once.
+        repeated = decision.reason in _QUIET and decision.reason is self._last_reason
+        quiet = repeated or decision.reason is Reason.RECHECK
+        if decision.reason is not Reason.RECHECK:
+            self._last_reason = decision.reason
+        fields: dict[str, object] = {
+            "reason": decision.reason.value,
+            "balloon_level": decision.level,
+            "target_bytes": decision.target_bytes,
+        }
+        if decision.reading is not None:
+            fields["available_mib"] = decision.reading.available_mib
+            fields["margin_mib"] = decision.reading.margin_mib
+        log = self._log.debug if quiet else self._log.info
+        log("decision", decision.describe(), **fields)
+
+    def _act(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            match action:
+                case SetTarget(target_bytes, _):
+                    self._set_target(target_bytes)
+                case ArmTimer(timer, delay_s):
+                    self._disarm(timer)
+                    self._timers[timer] = self._loop.call_later(delay_s, self._fired, timer)
+                case DisarmTimer(timer):
+                    self._disarm(timer)
+                case PauseLowMemory():
+                    self._watch.ignore(self._memory_is_low)
+                case ResumeLowMemory():
+                    self._watch.listen(self._memory_is_low)
+
+    def _disarm(self, timer: Timer) -> None:
+        armed = self._timers.pop(timer, None)
+        if armed is not None:
+            armed.cancel()

@@ -1,0 +1,188 @@
+"""Keeps one guest in a store, so that another controller can go on with it.
+
+Each descriptor goes in once, under ``<guest>.<number>``; each state goes in as a new sealed
+memfd, ``<guest>.state-<serial>``, before the one before it is taken out: whenever the controller
+dies, the newest state in the store is whole, and all that it names is there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from balloon_daemon.balloon_policy import PolicyState
+from balloon_daemon.errors import StateFileError
+from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.state import (
+    MAX_STATE_BYTES,
+    GuestState,
+    SavedMessage,
+    decode_state,
+    encode_state,
+)
+from balloon_daemon.handover.store import HasFileno, Store
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.memory import create_memfd, read_sealed
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.replay import replay
+
+_STATE = ".state-"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A guest at one moment, with its descriptors as objects."""
+
+    handled: int
+    vm_mem_bytes: int
+    policy: PolicyState | None
+    backend: Backend
+    connection: HasFileno
+    life: OwnedFd | None
+
+
+class GuestSaver:
+    """What is in the store of one guest.
+
+    Args:
+        store: where it is kept.
+        name: the guest's.
+        journal: of the request in hand; the saver closes it.
+    """
+
+    def __init__(self, store: Store, name: str, journal: Journal) -> None:
+        self._store = store
+        self._name = name
+        self.journal = journal
+        # By identity: descriptors are reused as numbers, their owners are not while they are here.
+        self._numbers: dict[int, tuple[HasFileno, int]] = {}
+        self._next_number = 1
+        self._serial = 0
+
+    def adopt(self, number: int, fd: HasFileno) -> None:
+        """Knows a descriptor that is in the store already."""
+        self._numbers[id(fd)] = (fd, number)
+        self._next_number = max(self._next_number, number + 1)
+
+    def adopt_state(self, serial: int) -> None:
+        """Knows the newest state in the store."""
+        self._serial = serial
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Puts the guest as it is now into the store."""
+        before = dict(self._numbers)
+        backend = snapshot.backend
+        state = GuestState(
+            name=self._name,
+            handled=snapshot.handled,
+            num_pages=backend.config.num_pages,
+            actual=backend.config.actual,
+            vm_mem_bytes=snapshot.vm_mem_bytes,
+            policy=snapshot.policy,
+            connection=self._number(snapshot.connection),
+            journal=self._number(self.journal.fd),
+            life=None if snapshot.life is None else self._number(snapshot.life),
+            messages=tuple(
+                SavedMessage(content, tuple(self._number(fd) for fd in fds))
+                for content, fds in replay(backend)
+            ),
+        )
+        memory = OwnedFd(create_memfd("balloond-state", content=encode_state(state)))
+        try:
+            self._store.put(f"{self._name}{_STATE}{self._serial + 1}", memory)
+        finally:
+            memory.close()
+        if self._serial:
+            self._store.remove(f"{self._name}{_STATE}{self._serial}")
+        self._serial += 1
+        needed = state.fds()
+        for key, (_, number) in before.items():
+            if number not in needed:
+                self._store.remove(f"{self._name}.{number}")
+                del self._numbers[key]
+
+    async def drained(self) -> None:
+        """Waits until all is in the store. Raises TimeoutError."""
+        await self._store.drained()
+
+    def forget(self) -> None:
+        """Takes everything of this guest out of the store: it is gone."""
+        self._store.remove(f"{self._name}{_STATE}{self._serial}")
+        for _, number in self._numbers.values():
+            self._store.remove(f"{self._name}.{number}")
+        self._numbers.clear()
+
+    def close(self) -> None:
+        """Closes the journal; what is in the store stays there."""
+        self.journal.close()
+
+    def _number(self, fd: HasFileno) -> int:
+        known = self._numbers.get(id(fd))
+        if known is not None:
+            return known[1]
+        number, self._next_number = self._next_number, self._next_number + 1
+        self._numbers[id(fd)] = (fd, number)
+        self._store.put(f"{self._name}.{number}", fd)
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class KeptGuest:
+    """A guest that another controller left.
+
+    Attributes:
+        name: its name.
+        serial: of its newest state.
+        state: that state; or why it cannot be used.
+        fds: its descriptors by number.
+    """
+
+    name: str
+    serial: int
+    state: GuestState | StateFileError
+    fds: dict[int, OwnedFd]
+
+
+def find_guests(store: Store) -> Iterator[KeptGuest]:
+    """Takes every guest out of what a store has kept, in the order of their names."""
+    names = {name.partition(".")[0] for name in store.kept if "." in name}
+    for name in sorted(names, key=lambda name: (len(name), name)):
+        fds: dict[int, OwnedFd] = {}
+        states: dict[int, OwnedFd] = {}
+        for key in [key for key in store.kept if key.startswith(f"{name}.")]:
+            fd = store.kept.pop(key)
+            kind, _, number = key.rpartition("-") if _STATE in key else key.rpartition(".")
+            if number.isascii() and number.isdigit():
+                (states if kind == f"{name}{_STATE[:-1]}" else fds)[int(number)] = fd
+            else:
+                store.remove(key)
+        newest = max(states, default=0)
+        state = _decode(name, states.get(newest), fds)
+        for serial, fd in states.items():
+            fd.close()
+            if serial != newest:
+                store.remove(f"{name}{_STATE}{serial}")
+        yield KeptGuest(name, newest, state, fds)
+
+
+def discard(store: Store, guest: KeptGuest) -> None:
+    """Closes a guest that cannot be gone on with: its VMM sees its connection end."""
+    store.remove(f"{guest.name}{_STATE}{guest.serial}")
+    for number, fd in guest.fds.items():
+        store.remove(f"{guest.name}.{number}")
+        fd.close()
+
+
+def _decode(
+    name: str, memory: OwnedFd | None, fds: dict[int, OwnedFd]
+) -> GuestState | StateFileError:
+    if memory is None:
+        return StateFileError("is not there")
+    try:
+        state = decode_state(read_sealed(memory.fileno(), MAX_STATE_BYTES))
+    except (OSError, ValueError) as err:
+        return StateFileError(f"cannot be read: {err}")
+    except StateFileError as err:
+        return err
+    missing = state.fds() - fds.keys()
+    if missing:
+        return StateFileError(f"names {len(missing)} descriptors that were not kept")
+    return state if state.name == name else StateFileError(f"is that of {state.name!r}")

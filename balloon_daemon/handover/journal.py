@@ -1,0 +1,100 @@
+"""The one request that a controller may have in hand when it dies, in memory that outlives it.
+
+A VMM waits for the answer to a request for ever. A controller that was killed between reading a
+request and answering it would leave it waiting, so the request is written down *before* it is
+taken from the socket, and crossed out after it was answered. Plain stores into a shared mapping:
+they survive a kill -9, and cost nothing beside the socket's system calls.
+"""
+
+import mmap
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.memory import create_memfd
+
+_HEAD = struct.Struct("<IIQ")
+MAX_REQUEST_BYTES = 8192
+"""More than a vhost-user message with the longest payload that is accepted."""
+
+_SIZE = _HEAD.size + MAX_REQUEST_BYTES
+
+
+class Phase(IntEnum):
+    """How far a request has come."""
+
+    NONE = 0
+    HANDLING = 1
+    """Written down; perhaps still in the socket, perhaps taken from it; not answered."""
+    SENDING = 2
+    """Handled, and its answer given to the socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A request in hand.
+
+    Attributes:
+        phase: how far it has come; never NONE.
+        number: which message of this VMM it is, from 1.
+        request: header and payload.
+    """
+
+    phase: Phase
+    number: int
+    request: bytes
+
+
+class Journal:
+    """One guest's journal.
+
+    Args:
+        fd: its memory, from ``create`` or from a store.
+
+    Raises:
+        OSError, ValueError: the memory cannot be mapped.
+    """
+
+    def __init__(self, fd: OwnedFd) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd.fileno(), _SIZE)
+        self._words = memoryview(self._map)[:4].cast("I")
+
+    @classmethod
+    def create(cls, name: str) -> "Journal":
+        """Makes an empty one."""
+        return cls(OwnedFd(create_memfd(name, size_bytes=_SIZE)))
+
+    def begin(self, number: int, request: bytes) -> None:
+        """Writes a request down. The phase last: a store of four bytes is whole or not at all."""
+        self._map[_HEAD.size : _HEAD.size + len(request)] = request
+        _HEAD.pack_into(self._map, 0, Phase.NONE, len(request), number)
+        self._words[0] = Phase.HANDLING
+
+    def sending(self) -> None:
+        """Its answer goes out next: to be called right before the system call."""
+        self._words[0] = Phase.SENDING
+
+    def done(self) -> None:
+        """It is answered, or needed no answer."""
+        self._words[0] = Phase.NONE
+
+    def pending(self) -> Entry | None:
+        """The request in hand; None where there was none.
+
+        Raises:
+            ValueError: the memory does not hold a journal.
+        """
+        phase, length, number = _HEAD.unpack_from(self._map)
+        if phase == Phase.NONE:
+            return None
+        if length > MAX_REQUEST_BYTES:
+            raise ValueError(f"a request of {length} bytes")
+        return Entry(Phase(phase), number, self._map[_HEAD.size : _HEAD.size + length])
+
+    def close(self) -> None:
+        """Unmaps and closes it."""
+        self._words.release()
+        self._map.close()
+        self.fd.close()

@@ -1,0 +1,155 @@
+"""A guest's state as bytes: what one controller writes and the next one reads.
+
+Pure. The back-end's part is kept as the vhost-user messages that would bring a fresh back-end
+there, so restoring it runs through the same checks as a VMM's own messages. Descriptors are named
+by number; the store holds them as ``<guest>.<number>``.
+
+Layout: a line ``balloond guest state <version> <sha256 of the rest>``, then JSON.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+from balloon_daemon.balloon_policy import PolicyState
+from balloon_daemon.errors import StateFileError
+
+VERSION = 1
+MAX_STATE_BYTES = 1 << 20
+"""Far above the largest: 256 regions take about 50 KiB."""
+
+_MAGIC = "balloond guest state"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedMessage:
+    """One vhost-user message with the numbers of its descriptors."""
+
+    content: bytes
+    fds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestState:
+    """All that the next controller needs of one guest.
+
+    Attributes:
+        name: the guest's.
+        handled: messages of the VMM that this state includes.
+        num_pages: the balloon's target, in 4 KiB pages.
+        actual: its size, in 4 KiB pages; the driver's last word, or one shortly before.
+        vm_mem_bytes: the VM's size that the policy goes by; 0 while there is no policy.
+        policy: level and deadlines on CLOCK_MONOTONIC; None while there is no policy.
+        connection: the VMM's socket.
+        journal: the request in the making.
+        life: read end of a pipe that the device holds open; None where no device was forked.
+        messages: what a fresh back-end must hear.
+    """
+
+    name: str
+    handled: int
+    num_pages: int
+    actual: int
+    vm_mem_bytes: int
+    policy: PolicyState | None
+    connection: int
+    journal: int
+    life: int | None
+    messages: tuple[SavedMessage, ...]
+
+    def fds(self) -> set[int]:
+        """The numbers of all descriptors that it names."""
+        numbers = {self.connection, self.journal}
+        if self.life is not None:
+            numbers.add(self.life)
+        return numbers.union(*(message.fds for message in self.messages))
+
+
+def encode_state(state: GuestState) -> bytes:
+    """The bytes of a state."""
+    policy = None
+    if state.policy is not None:
+        policy = [state.policy.level, state.policy.recheck_at_s, state.policy.release_at_s]
+    body = json.dumps(
+        {
+            "name": state.name,
+            "handled": state.handled,
+            "num_pages": state.num_pages,
+            "actual": state.actual,
+            "vm_mem_bytes": state.vm_mem_bytes,
+            "policy": policy,
+            "connection": state.connection,
+            "journal": state.journal,
+            "life": state.life,
+            "messages": [[m.content.hex(), list(m.fds)] for m in state.messages],
+        }
+    ).encode()
+    return f"{_MAGIC} {VERSION} {hashlib.sha256(body).hexdigest()}\n".encode() + body
+
+
+def decode_state(content: bytes) -> GuestState:
+    """Reads a state.
+
+    Raises:
+        StateFileError: it is of another version, damaged, or not a state at all. Nothing of such
+            a state is used.
+    """
+    head, newline, body = content.partition(b"\n")
+    words = head.decode("ascii", "replace").split(" ")
+    if not newline or " ".join(words[:-2]) != _MAGIC:
+        raise StateFileError("is not a guest's state")
+    version, digest = words[-2:]
+    if version != str(VERSION):
+        raise StateFileError(f"is of version {version}, this balloond reads version {VERSION}")
+    if digest != hashlib.sha256(body).hexdigest():
+        raise StateFileError("is damaged: its checksum is wrong")
+    try:
+        return _checked(json.loads(body))
+    except (ValueError, TypeError, KeyError) as err:
+        raise StateFileError(f"is damaged: {err}") from err
+
+
+def _checked(fields: dict[str, object]) -> GuestState:
+    policy = fields["policy"]
+    life = fields["life"]
+    messages = fields["messages"]
+    name = fields["name"]
+    if not isinstance(name, str) or not isinstance(messages, list):
+        raise ValueError("a field of the wrong type")
+    return GuestState(
+        name=name,
+        handled=_number(fields["handled"]),
+        num_pages=_number(fields["num_pages"], 1 << 32),
+        actual=_number(fields["actual"], 1 << 32),
+        vm_mem_bytes=_number(fields["vm_mem_bytes"]),
+        policy=None if policy is None else _policy(policy),
+        connection=_number(fields["connection"]),
+        journal=_number(fields["journal"]),
+        life=None if life is None else _number(life),
+        messages=tuple(
+            SavedMessage(bytes.fromhex(content), tuple(_number(fd) for fd in fds))
+            for content, fds in messages
+        ),
+    )
+
+
+def _policy(fields: object) -> PolicyState:
+    if not isinstance(fields, list) or len(fields) != 3:
+        raise ValueError("a policy that is no level and two deadlines")
+    level, recheck_at_s, release_at_s = fields
+    return PolicyState(_number(level), _seconds(recheck_at_s), _seconds(release_at_s))
+
+
+def _number(value: object, limit: int = 1 << 63) -> int:
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{value!r} where a number below {limit} belongs")
+    return value
+
+
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} where seconds belong")
+    return float(value)

@@ -1,0 +1,211 @@
+"""Stores: where descriptors are kept while no controller runs. One language, sd_notify(3)'s.
+
+``FDSTORE=1`` with a name puts descriptors in, ``FDSTOREREMOVE=1`` takes a name out. systemd hands
+everything back when it starts the service again; our own ``fd_keeper`` does when it is asked.
+A store never blocks the controller: what its socket does not take now waits in line.
+"""
+
+import array
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.linux.events import OwnedFd
+
+TAKE = b"FDTAKE=1"
+END = b"FDEND=1"
+FORGET = b"FDFORGET=1"
+BUSY = b"FDBUSY=1"
+"""What only our own keeper speaks: hand everything out; that was all; drop it and end; no, for
+another balloond is connected."""
+
+KEEPER_WITHIN_S = 5.0
+RETRY_S = 0.002
+_FIRST_INHERITED = 3
+
+
+def keeper_path(socket_path: Path) -> Path:
+    """Where the keeper of a balloond with this vhost-user socket listens."""
+    return socket_path.with_name(socket_path.name + ".keeper")
+
+
+def take_from_systemd() -> dict[str, OwnedFd]:
+    """What systemd kept for us (sd_listen_fds_with_names(3)), by name; empty where it keeps none.
+
+    The variables are removed, so that no child takes them for its own.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdigit() or int(count) != len(names):
+        return {}
+    fds = range(_FIRST_INHERITED, _FIRST_INHERITED + int(count))
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
+
+
+class HasFileno(Protocol):
+    """Anything with a descriptor."""
+
+    def fileno(self) -> int: ...
+
+
+class Store:
+    """A store, once connected.
+
+    Args:
+        sock: connected to systemd's notification socket or to a keeper, non-blocking.
+        kept: what it held for us, by name; whoever takes a descriptor out of it owns it.
+        ours: it is our own keeper.
+    """
+
+    def __init__(self, sock: socket.socket, kept: dict[str, OwnedFd], *, ours: bool) -> None:
+        self._sock = sock
+        self.kept = kept
+        self._ours = ours
+        self._waiting: deque[tuple[bytes, tuple[OwnedFd, ...]]] = deque()
+        self._retry: asyncio.TimerHandle | None = None
+
+    def put(self, name: str, fd: HasFileno) -> None:
+        """Keeps a duplicate of the descriptor under a name."""
+        # A duplicate of our own: the caller may close its one before this is sent.
+        self._send(f"FDSTORE=1\nFDNAME={name}".encode(), (OwnedFd(os.dup(fd.fileno())),))
+
+    def remove(self, name: str) -> None:
+        """Keeps nothing under that name any more."""
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), ())
+
+    def forget(self) -> None:
+        """Keeps nothing at all any more: an orderly end. systemd sees to that by itself."""
+        if self._ours:
+            self._send(FORGET, ())
+
+    async def drained(self) -> None:
+        """Waits until the store has been sent all that it is to keep; at most for 5 s.
+
+        Raises:
+            TimeoutError: it takes nothing.
+        """
+        deadline = time.monotonic() + KEEPER_WITHIN_S
+        while self._waiting:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the store has taken nothing for {KEEPER_WITHIN_S:.0f} s")
+            await asyncio.sleep(RETRY_S)
+
+    def close(self) -> None:
+        """Sends what waits, as far as it goes, and lets go of the store; it keeps all it has."""
+        self._flush()
+        if self._retry is not None:
+            self._retry.cancel()
+        self._sock.close()
+
+    def _send(self, message: bytes, fds: tuple[OwnedFd, ...]) -> None:
+        self._waiting.append((message, fds))
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        while self._waiting:
+            message, fds = self._waiting[0]
+            rights = array.array("i", [fd.fileno() for fd in fds])
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
+            try:
+                self._sock.sendmsg([message], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                loop = asyncio.get_running_loop()
+                self._retry = loop.call_later(RETRY_S, self._flush)
+                return
+            except OSError:
+                # The store is gone: balloond goes on, and a later restart finds nothing.
+                self._waiting.clear()
+                return
+            self._waiting.popleft()
+            for fd in fds:
+                fd.close()
+
+
+def connect_systemd(kept: Mapping[str, OwnedFd]) -> Store | None:
+    """systemd's store of this service; None where no service manager started us."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.connect("\0" + path[1:] if path.startswith("@") else path)
+    except OSError:
+        sock.close()
+        return None
+    return Store(sock, dict(kept), ours=False)
+
+
+def connect_keeper(socket_path: Path) -> Store:
+    """The keeper beside a vhost-user socket: the one that runs, or a new one.
+
+    Raises:
+        ConfigError: it cannot be started, or does not answer.
+    """
+    path = keeper_path(socket_path)
+    sock = _reach(path)
+    if sock is None:
+        subprocess.Popen(
+            [sys.executable, "-m", "balloon_daemon.handover.fd_keeper", os.fspath(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + KEEPER_WITHIN_S
+        while (sock := _reach(path)) is None:
+            if time.monotonic() > deadline:
+                raise ConfigError(f"--keep-fds: no keeper answers at {path}")
+            time.sleep(0.005)
+    try:
+        kept = _take(sock)
+    except OSError as err:
+        sock.close()
+        raise ConfigError(f"--keep-fds: the keeper at {path}: {err}") from err
+    sock.setblocking(False)
+    return Store(sock, kept, ours=True)
+
+
+def _reach(path: Path) -> socket.socket | None:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.connect(os.fspath(path))
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def _take(sock: socket.socket) -> dict[str, OwnedFd]:
+    """Asks a keeper for everything that it holds."""
+    with contextlib.suppress(BrokenPipeError):  # It may have said no already.
+        sock.send(TAKE)
+    kept: dict[str, OwnedFd] = {}
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    while True:
+        if not poller.poll(KEEPER_WITHIN_S * 1000):
+            raise TimeoutError(f"nothing for {KEEPER_WITHIN_S:.0f} s")
+        message, ancillary, _, _ = sock.recvmsg(256, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        if message == END:
+            return kept
+        if message == BUSY:
+            raise BlockingIOError("a running balloond uses it")
+        if not message:
+            raise ConnectionResetError("it hung up")
+        for _, _, packed in ancillary:
+            name = message.decode("ascii", "replace").removeprefix("FDNAME=")
+            kept[name] = OwnedFd(int.from_bytes(packed[:4], sys.byteorder))

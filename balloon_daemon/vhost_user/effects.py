@@ -1,0 +1,54 @@
+"""What a back-end asks its surroundings to do, and what it offers them. Pure values."""
+
+from dataclasses import dataclass
+
+from balloon_daemon.units import NumPages
+from balloon_daemon.vhost_user.memory_table import Fd
+from balloon_daemon.vhost_user.messages import VringAddr
+from balloon_daemon.virtio.balloon import BalloonQueue
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyVring:
+    """A vring that a device can be forked with; ``kick`` and ``call`` stay the back-end's."""
+
+    index: int
+    queue: BalloonQueue
+    size: int
+    addr: VringAddr
+    kick: Fd
+    call: Fd | None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send these bytes to the front-end."""
+
+    reply: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StopDevice:
+    """End the device, if one runs, before doing anything that follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerVringBase:
+    """Stop this vring and answer GET_VRING_BASE with the stopped device's ``used.idx``."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingsChanged:
+    """What is ready may have changed: fork a device once the front-end has finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActualWritten:
+    """The driver wrote ``actual``."""
+
+    actual: NumPages
+
+
+Effect = Send | StopDevice | AnswerVringBase | RingsChanged | ActualWritten

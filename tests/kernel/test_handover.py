@@ -1,0 +1,206 @@
+"""A controller that is killed, restarted or replaced: the VM keeps its balloon."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.pages import Population
+from balloon_daemon.fake_guest.styles import STYLES, Style
+from balloon_daemon.handover.store import keeper_path
+from balloon_daemon.units import MIB
+from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.vm.daemon import BALLOOND, Daemon
+from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import wait_until
+
+MAXIMUM = VM_MEM_MIB // 2 * MIB
+SETTINGS = GuestSettings(
+    VM_MEM_MIB * MIB, population=Population(touched_bytes=128 * MIB, pinned_bytes=32 * MIB)
+)
+
+
+def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
+    guest.connect(str(daemon.config.socket))
+    guest.bind()
+    return guest
+
+
+def messages(daemon: Daemon, event: str) -> list[str]:
+    return [record["message"] for record in daemon.records() if record["event"] == event]
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
+def test_controller_killed_in_mid_inflate_the_next_goes_on(
+    style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    first = start_daemon("--keep-fds")
+    population = Population(touched_bytes=128 * MIB, pinned_bytes=32 * MIB)
+    settings = GuestSettings(VM_MEM_MIB * MIB, style=style, population=population)
+    guest = attach(make_guest(settings), first)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual > 0)
+
+    first.kill()
+    second = start_daemon("--keep-fds", name="balloond")
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+    low_mem.set_plenty()
+
+    assert guest.disconnected == ""
+    assert "goes on where another balloond left" in messages(second, "recovery")
+    check = guest.ram.check()
+    assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
+
+
+def test_killed_again_and_again_at_any_moment_nothing_is_lost(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon("--keep-fds")
+    guest = attach(make_guest(SETTINGS), daemon)
+    low_mem.set_low()
+
+    # After so many buffers each: the kill falls into the middle of traffic, each time elsewhere.
+    for buffers in (1, 7, 40, 3, 90, 2):
+        before = guest.driver.counters.inflate_buffers
+        run(
+            [guest],
+            lambda before=before, buffers=buffers: (  # type: ignore[misc]  # bound per turn
+                guest.driver.counters.inflate_buffers >= before + buffers
+                or guest.driver.actual * 4096 == MAXIMUM
+            ),
+        )
+        daemon.kill()
+        daemon = start_daemon("--keep-fds")
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+    assert guest.disconnected == ""
+    assert guest.ram.check().pages_corrupt == 0
+    assert [r for r in daemon.records() if r["level"] == "error"] == []
+
+
+def test_replaced_by_sigusr1_keeps_level_and_balloon(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    first = start_daemon("--keep-fds")
+    guest = attach(make_guest(SETTINGS), first)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+    os.kill(first.pid, signal.SIGUSR1)
+    first.wait_end()
+    second = start_daemon("--keep-fds")
+    run([guest], lambda: bool(messages(second, "recovery")))
+
+    restored = next(r for r in second.records() if r.get("reason") == "restored")
+    assert restored["balloon_level"] == 16
+    assert guest.driver.actual * 4096 == MAXIMUM
+    assert guest.driver.counters.deflate_buffers == 0
+
+
+def test_timers_go_on_from_what_was_left(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # At speed 20 the first release comes 3 to 3.6 s after the last low-memory event.
+    first = start_daemon("--keep-fds")
+    guest = attach(make_guest(SETTINGS), first)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual > 0)
+    low_mem.set_plenty()
+    run([guest], lambda: guest.driver.actual == guest.driver.num_pages)
+
+    first.kill()
+    second = start_daemon("--keep-fds")
+    run([guest], lambda: any("memory is back" in m for m in messages(second, "decision")))
+
+    assert guest.disconnected == ""
+
+
+def test_paused_vm_is_kept_and_resumes_under_the_next(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    first = start_daemon("--keep-fds")
+    guest = attach(make_guest(SETTINGS), first)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual > 0)
+    guest.pause()
+
+    first.kill()
+    start_daemon("--keep-fds")
+    guest.resume()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+    assert guest.ram.check().pages_corrupt == 0
+
+
+def test_vmm_that_hung_up_meanwhile_is_forgotten(
+    start_daemon: StartDaemon, make_guest: MakeGuest
+) -> None:
+    first = start_daemon("--keep-fds")
+    guest = attach(make_guest(SETTINGS), first)
+    first.kill()
+
+    guest.hang_up()
+    second = start_daemon("--keep-fds")
+    run([], lambda: any("balloon is forgotten" in m for m in messages(second, "vmm")))
+
+
+def test_vmm_that_connects_while_nobody_runs_is_served_by_the_next(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    first = start_daemon("--keep-fds")
+    attach(make_guest(SETTINGS), first)
+    first.kill()
+    late = make_guest(SETTINGS)
+    late.settings = GuestSettings(VM_MEM_MIB * MIB, timeout_s=30)
+
+    pid = os.fork()  # The guest waits in its handshake while the daemon starts.
+    if pid == 0:
+        try:
+            late.connect(str(first.config.socket))
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    start_daemon("--keep-fds")
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_sigterm_gives_all_back_and_the_keeper_ends(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon("--keep-fds")
+    guest = attach(make_guest(SETTINGS), daemon)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual > 0)
+
+    os.kill(daemon.pid, signal.SIGTERM)
+    run([guest], lambda: bool(guest.disconnected))
+    daemon.wait_end()
+
+    assert guest.driver.actual == 0
+    wait_until(
+        lambda: not keeper_path(daemon.config.socket).exists(),
+        deadline_s=5,
+        what="the keeper's socket is gone",
+    )
+
+
+def test_keeper_of_a_living_daemon_serves_no_second_one(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    import subprocess
+
+    daemon = start_daemon("--keep-fds")
+
+    run = subprocess.run(
+        [str(BALLOOND), "--socket", str(daemon.config.socket), "--keep-fds"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+    assert run.returncode == 1
+    assert "a running balloond uses it" in run.stderr
+    assert run.stderr.count("\n") == 1
