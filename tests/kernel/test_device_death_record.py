@@ -1,0 +1,95 @@
+"""The kernel's log, which alone knows what a device was killed for."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.linux.kernel_log import find_seccomp_kill
+from balloon_daemon.seccomp.filter import compile_policy, syscall_name
+from balloon_daemon.virtio.balloon import BalloonQueue
+from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig
+from tests.fakes.waiting import wait_until
+
+NOBODY = (1 << 22) + 1
+"""Above any process id (pid_max is at most 2**22)."""
+
+
+def openable(mode: int) -> bool:
+    try:
+        os.close(os.open("/dev/kmsg", mode | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+readable = pytest.mark.skipif(not openable(os.O_RDONLY), reason="needs leave to read /dev/kmsg")
+writable = pytest.mark.skipif(
+    not (openable(os.O_RDONLY) and openable(os.O_WRONLY)),
+    reason="needs root, to write records to /dev/kmsg",
+)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[DeviceRig]:
+    rig = DeviceRig(load_filter=policy_without_madvise(tmp_path))
+    yield rig
+    rig.close()
+
+
+def policy_without_madvise(tmp_path: Path) -> Callable[[], None]:
+    lines = SHIPPED_POLICY.read_text().splitlines(keepends=True)
+    path = tmp_path / "short.policy"
+    path.write_text("".join(line for line in lines if not line.startswith("madvise:")))
+    return compile_policy(path).load
+
+
+@readable
+def test_kernel_log_names_the_call_that_killed_a_device(rig: DeviceRig) -> None:
+    pid = rig.start_ready().pid
+    rig.offer_pfns(BalloonQueue.INFLATEQ, [1])
+    assert rig.wait_end() == -signal.SIGSYS
+    kmsg = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    numbers: list[int | None] = []
+    with contextlib.suppress(AssertionError):
+        # The record may be written a moment after the death.
+        numbers.append(wait_until(lambda: find_seccomp_kill(pid), kmsg, "a record", 1.0))
+    os.close(kmsg)
+    if not numbers:
+        pytest.skip("the kernel wrote no record of this kill: it limits their rate")
+    assert [syscall_name(number) for number in numbers if number is not None] == ["madvise"]
+
+
+def record(pid: int, call: int, comm: str = '"balloon-vm1"') -> None:
+    """Writes what the kernel writes of a kill."""
+    text = (
+        f"audit: type=1326 audit(1700000000.123:45): auid=4294967295 uid=65534 gid=65534 "
+        f'ses=4294967295 pid={pid} comm={comm} exe="/usr/bin/python3.11" sig=31 '
+        f"arch=c000003e syscall={call} compat=0 ip=0x7f0000000000 code=0x80000000\n"
+    )
+    fd = os.open("/dev/kmsg", os.O_WRONLY)
+    os.write(fd, text.encode())
+    os.close(fd)
+
+
+@writable
+def test_kernel_log_record_of_the_same_process_id_counts_by_its_age() -> None:
+    record(NOBODY, 59)
+    record(NOBODY, 28)
+    record(NOBODY + 1, 41)
+    assert find_seccomp_kill(NOBODY) == 28
+
+
+@writable
+def test_kernel_log_record_with_a_call_in_the_processs_name_is_not_taken_in() -> None:
+    # A device may name itself. The kernel writes names with spaces in hexadecimal.
+    record(NOBODY + 2, 28, comm='"syscall=59"')
+    assert find_seccomp_kill(NOBODY + 2) == 28
+
+
+@readable
+def test_kernel_log_has_nothing_of_a_process_that_lives() -> None:
+    assert find_seccomp_kill(os.getpid()) is None

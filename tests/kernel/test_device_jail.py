@@ -1,0 +1,278 @@
+"""The jail from outside and from inside: what a device has, and what it dies of trying."""
+
+import ctypes
+import mmap
+import os
+import re
+import select
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.seccomp.filter import compile_policy
+from balloon_daemon.virtio.balloon import BalloonQueue
+from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
+
+INFLATEQ, DEFLATEQ, *_ = BalloonQueue
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nothing to give up otherwise")
+LIBC = ctypes.CDLL(None, use_errno=True)
+PR_GET_DUMPABLE = 3  # linux/prctl.h
+
+
+@pytest.fixture
+def rig() -> Iterator[DeviceRig]:
+    rig = DeviceRig()
+    yield rig
+    rig.close()
+
+
+def status(pid: int) -> dict[str, str]:
+    """/proc/PID/status by its keys."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+# --- from outside -----------------------------------------------------------------------------
+
+
+def test_jail_has_a_filter_no_new_privs_and_no_capability(rig: DeviceRig) -> None:
+    seen = status(rig.start_ready().pid)
+    assert (seen["Seccomp"], seen["NoNewPrivs"]) == ("2", "1")
+    for held in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(seen[held], 16) == 0, held
+
+
+@as_root
+def test_jail_of_root_has_another_user_no_groups_and_an_empty_bounding_set(
+    rig: DeviceRig,
+) -> None:
+    seen = status(rig.start_ready().pid)
+    assert seen["Uid"].split() == seen["Gid"].split() == ["65534"] * 4
+    assert seen["Groups"] == ""
+    assert int(seen["CapBnd"], 16) == 0
+
+
+@as_root
+def test_jail_of_root_without_another_user_has_no_capability_all_the_same(rig: DeviceRig) -> None:
+    rig.spec = replace(rig.spec, identity=None)
+    seen = status(rig.start_ready().pid)
+    assert [int(seen[held], 16) for held in ("CapPrm", "CapEff", "CapBnd")] == [0, 0, 0]
+
+
+def test_jail_is_named_and_single_threaded(rig: DeviceRig) -> None:
+    seen = status(rig.start_ready().pid)
+    assert (seen["Name"], seen["Threads"]) == ("balloon-rig", "1")
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"),
+    [
+        ("Max core file size", "0"),
+        ("Max open files", "0"),
+        ("Max file size", "0"),
+        ("Max processes", "0"),
+    ],
+)
+def test_jail_has_hard_limits(rig: DeviceRig, limit: str, most: str) -> None:
+    limits = Path(f"/proc/{rig.start_ready().pid}/limits").read_text().splitlines()
+    (line,) = (line for line in limits if line.startswith(limit))
+    assert line.removeprefix(limit).split()[:2] == [most, most]
+
+
+def test_jail_is_not_dumpable(rig: DeviceRig) -> None:
+    # Asked from inside, before the filter forbids it: from outside root sees no difference.
+    rig.spec = replace(rig.spec, load_filter=lambda: os._exit(7 + LIBC.prctl(PR_GET_DUMPABLE)))
+    rig.start()
+    assert rig.wait_end() == 7
+
+
+@as_root
+def test_jail_has_open_what_it_needs_and_nothing_else(rig: DeviceRig) -> None:
+    ours, theirs = socket.socketpair()
+    rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()))
+    device = rig.start_ready()
+    theirs.close()
+    links = map(os.readlink, Path(f"/proc/{device.pid}/fd").iterdir())
+    kinds = Counter(re.sub(r"\d+", "", link) for link in links)
+    assert kinds == {
+        "anon_inode:[eventfd]": 8,  # Kick and call of four queues.
+        "anon_inode:[eventpoll]": 1,
+        "pipe:[]": 1,  # Standard error.
+        "socket:[]": 2,  # The tube and the channel.
+    }
+
+
+@as_root
+def test_jail_maps_its_own_guests_memory_and_no_others(rig: DeviceRig) -> None:
+    other = DeviceRig()
+    device = rig.start_ready()
+    maps = Path(f"/proc/{device.pid}/maps").read_text().splitlines()
+    inodes = {int(line.split()[4]) for line in maps if "memfd:rig" in line}
+    other.close()
+    # This test's own mappings of both came along through the fork.
+    assert os.fstat(rig.fd).st_ino in inodes
+
+
+# --- from inside: code that a guest that took the device over might run ------------------------
+
+
+def fate_of(rig: DeviceRig, action: Callable[[], object]) -> int:
+    """Runs ``action`` in the jail, as the device, right after its filter is loaded."""
+    shipped = shipped_filter()
+
+    def load_and_act() -> None:
+        shipped.load()
+        action()
+        os._exit(7)
+
+    rig.spec = replace(rig.spec, load_filter=load_and_act)
+    rig.start()
+    return rig.wait_end()
+
+
+def map_executable() -> None:
+    mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+
+
+def protect_executable() -> None:
+    page = mmap.mmap(-1, 4096)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    LIBC.mprotect(ctypes.c_void_p(address), 4096, mmap.PROT_EXEC)
+
+
+def read_the_controllers_memory() -> None:
+    LIBC.process_vm_readv(os.getppid(), None, 0, None, 0, 0)
+
+
+FORBIDDEN: list[tuple[str, Callable[[], object]]] = [
+    ("openat", lambda: os.open("/etc/passwd", os.O_RDONLY)),
+    ("execve", lambda: os.execv("/bin/true", ["true"])),
+    ("vfork", lambda: LIBC.vfork()),
+    ("socket", lambda: socket.socket(socket.AF_UNIX)),
+    ("socket", lambda: socket.socket(socket.AF_INET)),
+    ("ptrace", lambda: LIBC.ptrace(16, 1, None, None)),
+    ("kill", lambda: os.kill(1, 0)),
+    ("kill", lambda: os.kill(0, signal.SIGKILL)),
+    ("pidfd_open", lambda: os.pidfd_open(1)),
+    ("mmap", map_executable),
+    ("mprotect", protect_executable),
+    ("madvise", lambda: mmap.mmap(-1, 4096).madvise(mmap.MADV_HUGEPAGE)),
+    ("prctl", lambda: LIBC.prctl(4, 1)),  # PR_SET_DUMPABLE
+    ("seccomp", lambda: LIBC.syscall(317, 1, 0, None)),
+    ("setuid", lambda: os.setuid(0)),
+    ("unlink", lambda: os.unlink("/tmp/none")),
+    ("mount", lambda: LIBC.mount(b"none", b"/", None, 0, None)),
+    ("unshare", lambda: LIBC.unshare(0x10000000)),
+    ("memfd_create", lambda: os.memfd_create("x")),
+    ("sendto", lambda: socket.socket(fileno=3).send(b"x")),
+    ("recvmsg", lambda: socket.socket(fileno=3).recvmsg(1)),
+    ("process_vm_readv", read_the_controllers_memory),
+    ("bpf", lambda: LIBC.syscall(321, 0, None, 0)),
+    ("brk", lambda: LIBC.brk(None)),
+]
+
+
+@pytest.mark.parametrize(("name", "action"), FORBIDDEN, ids=[name for name, _ in FORBIDDEN])
+def test_forbidden_call_in_the_jail_is_killed(
+    rig: DeviceRig, name: str, action: Callable[[], object]
+) -> None:
+    assert fate_of(rig, action) == -signal.SIGSYS, name
+
+
+def test_fork_in_the_jail_is_killed(rig: DeviceRig) -> None:
+    # glibc's fork is clone without CLONE_THREAD, which is all that the policy allows.
+    assert fate_of(rig, LIBC.fork) == -signal.SIGSYS
+
+
+ALLOWED: list[tuple[str, Callable[[], object]]] = [
+    ("anonymous mmap", lambda: mmap.mmap(-1, 1 << 20)),
+    ("MADV_DONTNEED", lambda: mmap.mmap(-1, 4096).madvise(mmap.MADV_DONTNEED)),
+    ("its name", lambda: LIBC.prctl(15, b"renamed")),
+    ("getpid", os.getpid),
+    ("growing its heap", lambda: [bytearray(200_000) for _ in range(100)]),
+]
+
+
+def start_thread() -> None:
+    """What pthread_create does without clone3, which the policy kills."""
+    flags = 0x10000 | 0x800 | 0x100  # CLONE_THREAD, CLONE_SIGHAND, CLONE_VM
+    if LIBC.syscall(56, flags, 0, 0, 0, 0) != -1:
+        os._exit(9)
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+USING_UP = [
+    pytest.param(lambda: os.eventfd(0), "Too many open files", id="files"),
+    pytest.param(select.epoll, "Too many open files", id="epolls"),
+    pytest.param(lambda: mmap.mmap(-1, 1 << 30), "Cannot allocate memory", id="shared memory"),
+    pytest.param(lambda: bytearray(1 << 30), "MemoryError", id="memory"),
+    # RLIMIT_NPROC does not bind the user 0; as root, the device is somebody else.
+    pytest.param(start_thread, "Resource temporarily unavailable", id="threads", marks=as_root),
+]
+
+
+@pytest.mark.parametrize(("action", "error"), USING_UP)
+def test_device_that_was_taken_over_cannot_use_up(
+    rig: DeviceRig, action: Callable[[], object], error: str
+) -> None:
+    assert fate_of(rig, action) == EXIT_INTERNAL_ERROR
+    assert rig.last_words.endswith(error)
+
+
+@pytest.mark.parametrize(("name", "action"), ALLOWED, ids=[name for name, _ in ALLOWED])
+def test_allowed_call_in_the_jail_lives(
+    rig: DeviceRig, name: str, action: Callable[[], object]
+) -> None:
+    assert fate_of(rig, action) == 7, name
+
+
+def test_exception_in_the_jail_ends_it_with_last_words(rig: DeviceRig) -> None:
+    def fail() -> None:
+        raise RuntimeError("what went wrong")
+
+    assert fate_of(rig, fail) == EXIT_INTERNAL_ERROR
+    assert rig.last_words.startswith("balloon-rig: Traceback")
+    assert rig.last_words.rstrip(" |").endswith("RuntimeError: what went wrong")
+
+
+def test_last_words_of_a_device_that_was_taken_over_are_bounded_and_printable(
+    rig: DeviceRig,
+) -> None:
+    def shout() -> None:
+        os.write(2, b"\x1b[31m\0\r\xff forged\nlines\n" * 10_000)
+
+    assert fate_of(rig, shout) == 7
+    assert 0 < len(rig.last_words) <= 4096
+    assert rig.last_words.isprintable()
+
+
+# --- a policy that lacks something ------------------------------------------------------------
+
+
+def policy_without(tmp_path: Path, call: str) -> Callable[[], None]:
+    lines = SHIPPED_POLICY.read_text().splitlines(keepends=True)
+    path = tmp_path / "short.policy"
+    path.write_text("".join(line for line in lines if not line.startswith(f"{call}:")))
+    return compile_policy(path).load
+
+
+def test_device_whose_policy_lacks_madvise_dies_at_its_first_page(
+    rig: DeviceRig, tmp_path: Path
+) -> None:
+    rig.spec = replace(rig.spec, load_filter=policy_without(tmp_path, "madvise"))
+    rig.start_ready()
+    rig.offer_pfns(INFLATEQ, [1])
+    assert rig.wait_end() == -signal.SIGSYS
+    assert rig.damaged() == set()
+    assert rig.rings[INFLATEQ].used_idx == 0
+    # Under the whole policy another goes on with the same chain.
+    rig.spec = replace(rig.spec, load_filter=shipped_filter().load)
+    rig.start_ready()
+    assert rig.wait_used(INFLATEQ) == [0]
+    assert rig.damaged() == {1}
