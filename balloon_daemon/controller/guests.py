@@ -14,7 +14,7 @@ from balloon_daemon.handover.journal import Phase
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.memory import inspect_memory_file
 from balloon_daemon.log import EventLog
-from balloon_daemon.units import PAGE_SIZE, format_size
+from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.effects import (
@@ -219,9 +219,10 @@ class Guest:
         """Starts the balloon policy once the VM's size is known and its rings run."""
         if self.governor.started or not self.backend.ready_vrings():
             return
-        table_bytes = self.backend.memory.size_bytes
+        # A PC's memory table lacks the 128 KiB of VGA below 1 MiB: a VM is of whole MiB.
+        table_bytes = -(-self.backend.memory.size_bytes // MIB) * MIB
         vm_mem_bytes = self._shared.config.vm_mem_bytes or table_bytes
-        if vm_mem_bytes != table_bytes:
+        if abs(vm_mem_bytes - table_bytes) >= MIB:
             self._log.warning(
                 "size",
                 f"--vm-mem says {format_size(vm_mem_bytes)}, the VMM's memory table "

@@ -29,7 +29,7 @@ from balloon_daemon.vhost_user.connection import Connection
 GIVE_BACK_WITHIN_S = 2.0
 """At the end, how long the guests have to take their memory back."""
 
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 LISTENER = "listener"
 """The listening socket's name in the store."""
@@ -136,7 +136,7 @@ class Controller:
         self._count = 0
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT; then gives the guests' memory back and ends.
+        """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
 
         SIGUSR1 ends it too, but leaves the guests in the store, for the next one to go on with.
         """

@@ -10,6 +10,7 @@ Layout: a line ``balloond guest state <version> <sha256 of the rest>``, then JSO
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 
 from balloon_daemon.balloon_policy import PolicyState
@@ -20,6 +21,7 @@ MAX_STATE_BYTES = 1 << 20
 """Far above the largest: 256 regions take about 50 KiB."""
 
 _MAGIC = "balloond guest state"
+_NAME = re.compile(r"vm[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def decode_state(content: bytes) -> GuestState:
         raise StateFileError("is damaged: its checksum is wrong")
     try:
         return _checked(json.loads(body))
-    except (ValueError, TypeError, KeyError) as err:
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as err:
         raise StateFileError(f"is damaged: {err}") from err
 
 
@@ -117,6 +119,8 @@ def _checked(fields: dict[str, object]) -> GuestState:
     name = fields["name"]
     if not isinstance(name, str) or not isinstance(messages, list):
         raise ValueError("a field of the wrong type")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a guest named {name!r}")
     return GuestState(
         name=name,
         handled=_number(fields["handled"]),
@@ -150,6 +154,8 @@ def _number(value: object, limit: int = 1 << 63) -> int:
 def _seconds(value: object) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} where seconds belong")
+    if not math.isfinite(value):
         raise ValueError(f"{value!r} where seconds belong")
     return float(value)

@@ -248,6 +248,17 @@ def test_vm_mem_other_than_the_memory_table_is_said(
     run_until_logged([guest], daemon, "--vm-mem says 1 GiB, the VMM's memory table 512 MiB")
 
 
+def test_memory_table_short_of_the_vga_hole_is_no_difference(
+    start_daemon: StartDaemon, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon("--vm-mem", f"{VM_MEM_MIB + 1}M")
+    guest = attach(make_guest(GuestSettings((VM_MEM_MIB + 1) * MIB - 128 * 1024)), daemon)
+
+    run_until_logged([guest], daemon, f"VM of {VM_MEM_MIB + 1} MiB")
+
+    assert events(daemon, "size") == []
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [("", "is empty"), ("much\n", "not a whole number"), (None, "No such file")],

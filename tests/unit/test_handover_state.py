@@ -1,5 +1,6 @@
 """handover/state.py: a guest's state as bytes, and everything that is none."""
 
+import hashlib
 import json
 
 import pytest
@@ -33,7 +34,7 @@ numbers = st.integers(0, 1 << 31)
 seconds = st.none() | st.floats(0, 1e9)
 states = st.builds(
     GuestState,
-    name=st.text(max_size=8),
+    name=st.integers(1, 10**9 - 1).map("vm{}".format),
     handled=numbers,
     num_pages=numbers,
     actual=numbers,
@@ -94,6 +95,10 @@ def test_state_of_another_version_names_both(version: int) -> None:
         ("policy", [1]),
         ("policy", [1, "soon", None]),
         ("policy", [1, float("inf"), None]),
+        ("policy", [1, int("9" * 400), None]),
+        ("policy", [1, True, None]),
+        ("name", "\ud800"),
+        ("name", "vm1\n"),
         ("messages", [["zz", []]]),
         ("messages", [["00", ["x"]]]),
         ("messages", {}),
@@ -101,11 +106,17 @@ def test_state_of_another_version_names_both(version: int) -> None:
     ],
 )
 def test_state_with_a_field_that_cannot_be_is_refused(key: str, value: object) -> None:
-    import hashlib
-
     body = json.loads(encode_state(STATE).partition(b"\n")[2])
     body[key] = value
     text = json.dumps(body).encode()
+    head = f"balloond guest state {VERSION} {hashlib.sha256(text).hexdigest()}\n".encode()
+
+    with pytest.raises(StateFileError, match="is damaged"):
+        decode_state(head + text)
+
+
+def test_state_nested_beyond_any_sense_is_refused() -> None:
+    text = b"[" * 100_000
     head = f"balloond guest state {VERSION} {hashlib.sha256(text).hexdigest()}\n".encode()
 
     with pytest.raises(StateFileError, match="is damaged"):
