@@ -50,8 +50,7 @@ class Reporter:
             return
         self._sent += 1
         fault = Fault(kind, queue, code, head, detail & (1 << 64) - 1, self._suppressed)
-        if self._tube.send(fault):
-            self._suppressed = 0
+        self._suppressed = 0 if self._tube.send(fault) else self._suppressed + 1
 
 
 class DeviceLoop:

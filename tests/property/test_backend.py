@@ -37,6 +37,7 @@ from balloon_daemon.vhost_user.messages import (
     VringState,
     encode_memory_table,
 )
+from balloon_daemon.vhost_user.replay import replay
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonQueue
 from tests.fakes.counted_fd import CountedFd
 from tests.fakes.told_backend import REGION, fresh, set_up, stop_vrings
@@ -184,6 +185,34 @@ class AnyFrontend(RuleBasedStateMachine):
         assert all(fd.closings == 1 for fd in self.given)
         self.connect(running)
 
+    @rule()
+    def hand_over_to_another(self) -> None:
+        """What replay says of this state leads a fresh back-end, under all its checks, to it."""
+        other, doubles = fresh(), dict[int, CountedFd]()
+        for encoded, fds in replay(self.backend):
+            request, flags, size = HEADER.unpack_from(encoded)
+            assert len(encoded) == HEADER.size + size
+            given = [doubles.setdefault(id(fd), twin(fd)) for fd in fds]
+            other.handle(Message(request, flags, encoded[HEADER.size :]), given)
+        assert [region.description for region in other.memory.regions] == [
+            region.description for region in self.backend.memory.regions
+        ]
+        for ours, theirs in zip(self.backend.vrings, other.vrings, strict=True):
+            assert (ours.size, ours.base, ours.addr, ours.started, ours.enabled) == (
+                theirs.size,
+                theirs.base,
+                theirs.addr,
+                theirs.started,
+                theirs.enabled,
+            )
+            for fd, double in ((ours.kick, theirs.kick), (ours.call, theirs.call)):
+                assert double is doubles.get(id(fd))
+        assert other.channel is doubles.get(id(self.backend.channel))
+        ready, again = self.backend.ready_vrings(), other.ready_vrings()
+        assert [(vring.index, vring.queue) for vring in again] == [
+            (vring.index, vring.queue) for vring in ready
+        ]
+
     @invariant()
     def every_descriptor_is_held_or_closed_once(self) -> None:
         held = self.held()
@@ -205,6 +234,12 @@ class AnyFrontend(RuleBasedStateMachine):
             assert vring.call is None or vring.call.fileno() >= 0
 
 
+def twin(fd: object) -> CountedFd:
+    """Another descriptor of the same file."""
+    assert isinstance(fd, CountedFd)
+    return CountedFd(fd.file_bytes, fd.page_bytes)
+
+
 def usual_count(request: int, payload: bytes) -> int:
     """How many descriptors a sensible front-end sends with a message."""
     if request == Q.SET_MEM_TABLE and len(payload) >= 4:
@@ -221,5 +256,5 @@ def answers(effects: Sequence[Effect]) -> int:
     return len(sent) + sum(isinstance(effect, AnswerVringBase) for effect in effects)
 
 
-AnyFrontend.TestCase.settings = settings(max_examples=50, stateful_step_count=40)
+AnyFrontend.TestCase.settings = settings(max_examples=35, stateful_step_count=40)
 test_backend_of_any_frontend_keeps_its_promises = AnyFrontend.TestCase

@@ -1,0 +1,188 @@
+"""How often a device speaks of faults, and how long a turn of one queue may last."""
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from balloon_daemon.device.balloon import (
+    MAX_CHAINS_A_TURN,
+    MAX_TURN_S,
+    BalloonDevice,
+    RunningQueue,
+)
+from balloon_daemon.device.loop import FAULTS_A_SECOND, Reporter
+from balloon_daemon.errors import NO_HEAD, GuestError, RingError, Rule
+from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
+from balloon_daemon.tube.messages import Fault, FaultKind
+from balloon_daemon.virtio.balloon import BalloonQueue
+from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_INDIRECT, SplitQueue
+from tests.fakes.raw_ring import RawRing
+from tests.fakes.recording_map import RecordingReclaimer
+
+# --- reports of faults ------------------------------------------------------------------------
+
+Ends = tuple[ControllerEnd, DeviceEnd]
+
+
+@pytest.fixture
+def tube() -> Iterator[Ends]:
+    upper, lower = open_tube()
+    yield upper, lower
+    upper.close()
+    lower.close()
+
+
+def test_reporter_says_four_faults_a_second_and_counts_the_rest(tube: Ends) -> None:
+    now = [100.0]
+    reporter = Reporter(tube[1], lambda: now[0])
+    for number in range(10):
+        reporter.fault(FaultKind.CHAIN, 0, Rule.PFN, number, 0)
+    now[0] = 101.0
+    reporter.fault(FaultKind.CHAIN, 0, Rule.PFN, 10, 0)
+    reports = tube[0].receive() or []
+    faults = [report for report in reports if isinstance(report, Fault)]
+    assert [fault.head for fault in faults] == [*range(FAULTS_A_SECOND), 10]
+    assert [fault.suppressed for fault in faults] == [0, 0, 0, 0, 6]
+
+
+def test_reporter_never_leaves_out_that_a_ring_stopped(tube: Ends) -> None:
+    reporter = Reporter(tube[1], lambda: 100.0)
+    for _ in range(FAULTS_A_SECOND):
+        reporter.fault(FaultKind.CHAIN, 0, Rule.PFN, 0, 0)
+    reporter.fault(FaultKind.RING, 1, Rule.HEAD, NO_HEAD, 65535)
+    assert (tube[0].receive() or [])[-1] == Fault(FaultKind.RING, 1, Rule.HEAD, NO_HEAD, 65535, 0)
+
+
+def test_reporter_whose_report_found_no_room_counts_on(tube: Ends) -> None:
+    upper, lower = tube
+    seconds = itertools.count(100)
+    reporter = Reporter(lower, lambda: next(seconds))
+    reporter.fault(FaultKind.CHAIN, 0, Rule.PFN, 1, 0)
+    while lower.send(Fault(FaultKind.CHAIN, 0, Rule.PFN, 2, 0, 0)):
+        pass
+    for _ in range(FAULTS_A_SECOND + 3):
+        reporter.fault(FaultKind.CHAIN, 0, Rule.PFN, 3, 0)
+    while upper.receive():
+        pass
+    reporter.fault(FaultKind.CHAIN, 0, Rule.PFN, 4, 0)
+    (fault,) = upper.receive() or []
+    assert isinstance(fault, Fault)
+    assert (fault.head, fault.suppressed) == (4, FAULTS_A_SECOND + 3)
+
+
+# --- a turn -----------------------------------------------------------------------------------
+
+
+class Device:
+    """A device of one queue, that nobody jailed and whose clock a test moves."""
+
+    def __init__(self, queue: BalloonQueue, size: int = 1024) -> None:
+        self.ring = RawRing.private(size)
+        self.call = os.eventfd(0, os.EFD_NONBLOCK)
+        self.running = RunningQueue(
+            0, queue, SplitQueue(queue.value, size, *self.ring.areas), -1, self.call
+        )
+        rig = RecordingReclaimer([(0, 64, 1)])
+        self.faults: list[GuestError] = []
+        self.now_s = 50.0
+        self.step_s = 0.0
+        self.device = BalloonDevice(
+            rig.memory, rig.reclaimer, [self.running], self.heard, self.clock
+        )
+
+    def heard(self, _: RunningQueue, err: GuestError) -> None:
+        self.faults.append(err)
+
+    def clock(self) -> float:
+        self.now_s += self.step_s
+        return self.now_s
+
+    def calls(self) -> int:
+        """Whether the driver was called since the last look: 1 or 0."""
+        try:
+            return min(1, os.eventfd_read(self.call))
+        except BlockingIOError:
+            return 0
+
+
+@pytest.fixture
+def inflateq() -> Iterator[Device]:
+    device = Device(BalloonQueue.INFLATEQ)
+    yield device
+    os.close(device.call)
+
+
+def offer_empty(ring: RawRing, count: int) -> None:
+    ring.describe(0, 0, 0)
+    for _ in range(count):
+        ring.offer(0)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "served", "more"),
+    [
+        (0, 0, False),
+        (1, 1, False),
+        (MAX_CHAINS_A_TURN - 1, MAX_CHAINS_A_TURN - 1, False),
+        (MAX_CHAINS_A_TURN, MAX_CHAINS_A_TURN, True),
+        (1024, MAX_CHAINS_A_TURN, True),
+    ],
+)
+def test_turn_serves_so_many_chains_at_most_and_calls_once(
+    inflateq: Device, waiting: int, served: int, more: bool
+) -> None:
+    offer_empty(inflateq.ring, waiting)
+    assert inflateq.device.process(inflateq.running) is more
+    assert inflateq.ring.used_idx == served
+    assert inflateq.calls() == min(1, served)
+
+
+def test_turn_ends_when_its_time_is_over(inflateq: Device) -> None:
+    offer_empty(inflateq.ring, 100)
+    inflateq.step_s = MAX_TURN_S / 3.5  # The fourth chain ends behind the limit.
+    assert inflateq.device.process(inflateq.running) is True
+    assert inflateq.ring.used_idx == 4
+    assert inflateq.calls() == 1
+
+
+def test_turn_with_a_ring_error_answers_what_it_served_before(inflateq: Device) -> None:
+    offer_empty(inflateq.ring, 3)
+    inflateq.ring.offer(1024)
+    with pytest.raises(RingError):
+        inflateq.device.process(inflateq.running)
+    assert inflateq.ring.used_idx == 3
+    assert inflateq.calls() == 1
+
+
+def test_statistics_ring_that_lied_is_never_written_again() -> None:
+    statsq = Device(BalloonQueue.STATSQ)
+    offer_empty(statsq.ring, 1)
+    statsq.ring.offer(1024)
+    with pytest.raises(RingError):
+        statsq.device.process(statsq.running)
+    statsq.device.request_stats()
+    assert (statsq.ring.used_idx, statsq.calls()) == (0, 0)
+    os.close(statsq.call)
+
+
+def test_statistics_are_given_once_and_only_the_latest() -> None:
+    statsq = Device(BalloonQueue.STATSQ)
+    offer_empty(statsq.ring, 3)
+    statsq.device.process(statsq.running)
+    assert statsq.device.take_stats() == ()
+    assert statsq.device.take_stats() is None
+    # Two are answered, the latest is held.
+    assert statsq.ring.used_idx == 2
+    os.close(statsq.call)
+
+
+def test_chains_that_break_rules_are_counted_and_answered(inflateq: Device) -> None:
+    inflateq.ring.describe(0, 0, 0, VIRTQ_DESC_F_INDIRECT)
+    for _ in range(5):
+        inflateq.ring.offer(0)
+    inflateq.device.process(inflateq.running)
+    assert [err.rule for err in inflateq.faults] == [Rule.INDIRECT] * 5
+    statistics = inflateq.device.statistics()
+    assert (statistics.faults, statistics.buffers, inflateq.ring.used_idx) == (5, 5, 5)
