@@ -3,8 +3,10 @@
 The test is the host: it says how much memory there is, balloond decides, the guest obeys.
 """
 
+import os
 import re
 import shutil
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ class VmConfig:
         speed: of the balloon policy. At 300 times the seed's, all levels up take 60 ms and all
             levels down 1.8 s, about as fast as a guest under TCG can follow.
         disk: a raw image for the guest's disk.
+        keep_fds: balloond's VMs outlive it.
     """
 
     suite: str
@@ -42,6 +45,7 @@ class VmConfig:
     cpus: int = 1
     speed: float = 300
     disk: Path | None = None
+    keep_fds: bool = False
 
 
 class BalloonedVm:
@@ -63,9 +67,12 @@ class BalloonedVm:
         self._run_dir = Path(tempfile.mkdtemp(prefix="balloond-vm-"))
         self.host = host or LowMemDir(self._run_dir / "low_mem", margin_mib=400)
         socket = self._run_dir / "balloond.sock"
-        self.daemon = Daemon(
-            DaemonConfig(socket, config.memory_mib, self.host, config.speed), log_dir
+        options = ("--keep-fds",) if config.keep_fds else ()
+        self._started_daemons = 0
+        self._daemon_config = DaemonConfig(
+            socket, config.memory_mib, self.host, config.speed, options
         )
+        self.daemon = Daemon(self._daemon_config, log_dir)
         try:
             machine = QemuConfig(
                 config.suite,
@@ -79,6 +86,17 @@ class BalloonedVm:
         except BaseException:
             self.daemon.kill()
             raise
+
+    def kill_device(self) -> None:
+        """Ends the jailed device without asking; balloond forks another."""
+        serving = [r["pid"] for r in self.daemon.records() if "serves" in r["message"]]
+        os.kill(serving[-1], signal.SIGKILL)
+
+    def replace_daemon(self) -> None:
+        """Ends balloond without asking and starts another, that goes on with the guest."""
+        self.daemon.kill()
+        self._started_daemons += 1
+        self.daemon = Daemon(self._daemon_config, self.log_dir / f"after-{self._started_daemons}")
 
     @property
     def max_bytes(self) -> int:
@@ -183,7 +201,7 @@ class BalloonedVm:
 
     def log_paths(self) -> list[Path]:
         """Where to look when something went wrong."""
-        return sorted(self.log_dir.iterdir())
+        return sorted(path for path in self.log_dir.rglob("*") if path.is_file())
 
     def kill(self) -> None:
         """Ends guest and balloond without asking."""
