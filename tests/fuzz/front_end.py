@@ -28,7 +28,7 @@ from balloon_daemon.vhost_user.effects import (
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from tests.fuzz.choices import Choices
 from tests.fuzz.invariants import no_fd_left_open, require
-from tests.fuzz.messages import random_message
+from tests.fuzz.messages import random_message, rightful_start
 
 FILE_PAGES = 64
 MAX_STEPS = 200
@@ -95,6 +95,9 @@ class Conversation:
             self._vmm.shutdown(socket.SHUT_WR)
         elif kind == 2:
             self.backend.config.num_pages = NumPages(choices.number(4))
+        elif kind == 3:
+            for message, count in rightful_start(choices.below(5)):
+                self._say(message, POOL[:1] * count)
         else:
             message, count = random_message(choices)
             fds = self._descriptors(choices, count)

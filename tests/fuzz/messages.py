@@ -33,6 +33,8 @@ _FEATURES = (
     0,
 )
 
+_RIGHTFUL = wire.RegionDescription(GuestAddr(0), 64 * 4096, FrontendAddr(FRONTEND_BASE), 0)
+
 
 def random_message(choices: Choices) -> tuple[bytes, int]:
     """One message, and how many descriptors should come with it."""
@@ -51,6 +53,32 @@ def random_message(choices: Choices) -> tuple[bytes, int]:
         size = choices.wide(4)
         message = wire.HEADER.pack(request, flags, size) + payload
     return message, count
+
+
+def rightful_start(rings: int) -> list[tuple[bytes, int]]:
+    """The messages of a front-end that knows what it does: memory and rings, all running.
+
+    What is said after them is said to a back-end that has something to lose.
+    """
+    features = wire.U64.pack(_FEATURES[0])
+    said = [
+        (wire.encode_request(Request.SET_FEATURES, features), 0),
+        (wire.encode_request(Request.SET_MEM_TABLE, wire.encode_memory_table([_RIGHTFUL])), 1),
+        (wire.encode_request(Request.SET_BACKEND_REQ_FD), 1),
+    ]
+    for index in range(rings):
+        at = FRONTEND_BASE + index * 4096
+        descriptors, used, available = map(FrontendAddr, (at, at + 2048, at + 1024))
+        addr = wire.VringAddr(index, 0, descriptors, used, available)
+        number = wire.U64.pack(index)
+        said += [
+            (wire.encode_request(Request.SET_VRING_NUM, wire.VringState(index, 8).encode()), 0),
+            (wire.encode_request(Request.SET_VRING_ADDR, addr.encode()), 0),
+            (wire.encode_request(Request.SET_VRING_CALL, number), 1),
+            (wire.encode_request(Request.SET_VRING_KICK, number), 1),
+            (wire.encode_request(Request.SET_VRING_ENABLE, wire.VringState(index, 1).encode()), 0),
+        ]
+    return said
 
 
 def _payload(request: int, choices: Choices) -> tuple[bytes, int]:
@@ -103,6 +131,8 @@ def _state(choices: Choices, numbers: tuple[int, ...]) -> bytes:
 
 def _region(choices: Choices) -> wire.RegionDescription:
     """Mostly whole pages of a 64-page file, at places that often meet or overlap."""
+    if choices.chance(48):
+        return _RIGHTFUL
     page = choices.below(64)
     guest, size, frontend = page * 4096, (1 + choices.below(32)) * 4096, page * 4096
     offset = choices.below(64) * 4096 if choices.chance(64) else 0

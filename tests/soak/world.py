@@ -75,15 +75,18 @@ class Host:
         folder: for its socket, files and logs.
         guests: how many.
         keep_fds: start it so that its VMs outlive it.
+        speed: how many times faster than the seed's its balloon policy runs.
     """
 
-    def __init__(self, name: str, folder: Path, guests: int, *, keep_fds: bool) -> None:
+    def __init__(
+        self, name: str, folder: Path, guests: int, *, keep_fds: bool, speed: float = SPEED
+    ) -> None:
         self.name = name
         self._folder = folder.resolve()
         self._keeps = keep_fds
         self.low_mem = LowMemDir(self._folder / "low-mem", margin_mib=100)
         options = ("--keep-fds",) if keep_fds else ()
-        self.config = DaemonConfig(self._folder / "sock", VM_MEM_MIB, self.low_mem, SPEED, options)
+        self.config = DaemonConfig(self._folder / "sock", VM_MEM_MIB, self.low_mem, speed, options)
         self.life = 0
         self._devices: dict[str, int] = {}
         self._forgotten: set[str] = set()

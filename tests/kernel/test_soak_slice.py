@@ -1,0 +1,28 @@
+"""A few seconds of what ``make soak`` does for as long as one likes."""
+
+import contextlib
+from pathlib import Path
+from random import Random
+
+from tests.soak.chaos import Chaos
+from tests.soak.picture import draw
+from tests.soak.world import Host, can_keep_fds
+
+
+def test_killed_devices_and_controllers_lose_no_page(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        lasting = Host("lasting", tmp_path / "a", 1, keep_fds=False, speed=1000)
+        stack.callback(lasting.close)
+        mortal = Host("mortal", tmp_path / "b", 1, keep_fds=can_keep_fds(), speed=1000)
+        stack.callback(mortal.close)
+        chaos = Chaos(lasting, mortal, Random(5))
+        chaos.run(1)
+
+    verdict = chaos.verdict()
+    assert chaos.tally.failures == []
+    assert chaos.tally.device_kills > 0
+    assert verdict["pages_lost"] == 0
+    assert verdict["ok"]
+
+    draw(tmp_path / "soak.png", chaos.gauges, chaos.tally.kill_times, "a slice")
+    assert (tmp_path / "soak.png").stat().st_size > 10_000
