@@ -84,6 +84,11 @@ class BalloonDevice:
             self._faults,
         )
 
+    @property
+    def work(self) -> int:
+        """Grows with each chain of use: pages taken and given back, memory reported."""
+        return self._inflated_pages + self._deflated_pages + self._reported_bytes
+
     def process(self, running: RunningQueue) -> bool:
         """Serves what waits in one queue, at most a turn's worth, and calls the driver.
 

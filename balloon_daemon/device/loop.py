@@ -9,6 +9,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
+from balloon_daemon.device.pace import Pace
 from balloon_daemon.errors import NO_HEAD, GuestError, RingError, Rule
 from balloon_daemon.linux.events import drain_event
 from balloon_daemon.tube.connection import DeviceEnd
@@ -97,6 +98,9 @@ class DeviceLoop:
                 self._channel_fd = None
         self._unreported = False
         self._report_at = 0.0
+        self._pace = Pace()
+        self._resume_at: float | None = None
+        """While set, the guest is not listened to; the controller always is."""
 
     def fds(self) -> list[int]:
         """Every descriptor that the loop needs; all others may be closed."""
@@ -116,9 +120,9 @@ class DeviceLoop:
 
     def turn(self) -> bool:
         """Waits for something to do and does it; False at the end."""
-        backlog, self._backlog = self._backlog, {}
-        for running in backlog.values():
-            self._process(running)
+        if self._resume_at is not None and monotonic() >= self._resume_at:
+            self._resume_at = None
+            self._listen(select.EPOLLIN)
         kicked = False
         for fd, event in self._epoll.poll(self._timeout()):
             if fd in self._queues:
@@ -129,10 +133,28 @@ class DeviceLoop:
                 return False
         if kicked:
             # All of them: vrings may share an eventfd, and its one kick is taken now.
-            for running in list(self._queues.values()):
-                self._process(running)
+            self._serve(list(self._queues.values()))
+        elif self._backlog and self._resume_at is None:
+            self._serve(list(self._backlog.values()))
         self._report()
         return True
+
+    def _serve(self, queues: list[RunningQueue]) -> None:
+        began, before = monotonic(), self._device.work
+        self._backlog.clear()
+        for running in queues:
+            self._process(running)
+        if self._device.work == before:
+            now = monotonic()
+            rest = self._pace.waste(now, now - began)
+            if rest:
+                # Kicks stay where they are, so nothing is lost but time.
+                self._resume_at = now + rest
+                self._listen(0)
+
+    def _listen(self, events: int) -> None:
+        for fd in self._queues:
+            self._epoll.modify(fd, events)
 
     def _take_kick(self, running: RunningQueue, event: int) -> bool:
         if event & select.EPOLLIN and drain_event(running.kick_fd):
@@ -143,9 +165,11 @@ class DeviceLoop:
         return False
 
     def _timeout(self) -> float:
-        if self._backlog:
+        if self._backlog and self._resume_at is None:
             return 0
-        return max(0.0, self._report_at - monotonic()) if self._unreported else -1
+        due = [self._report_at] if self._unreported else []
+        due += [] if self._resume_at is None else [self._resume_at]
+        return max(0.0, min(due) - monotonic()) if due else -1
 
     def _process(self, running: RunningQueue) -> None:
         self._unreported = True

@@ -5,7 +5,10 @@ Runs in the jail. Never removes a host page of which the guest has not handed ov
 
 import mmap
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import length_hint
 
 from balloon_daemon.errors import GuestError, Rule
 from balloon_daemon.units import PAGE_SIZE
@@ -189,16 +192,24 @@ class Reclaimer:
 
     def _remove_runs(self, index: int, runs: list[tuple[int, int]], start: int) -> None:
         """Removes runs of one region that begins at guest-physical ``start``."""
-        advise, page_bytes, removed = self._maps[index].madvise, PAGE_SIZE, 0
-        for first, count in runs:
+        page_bytes = PAGE_SIZE
+        offsets = [first * page_bytes - start for first, _ in runs]
+        lengths = [count * page_bytes for _, count in runs]
+        places, sizes = iter(offsets), iter(lengths)
+        removals = map(self._maps[index].madvise, repeat(_REMOVE), places, sizes)
+        failed = 0
+        while True:
             try:
-                advise(_REMOVE, first * page_bytes - start, count * page_bytes)
+                # An empty queue: the calls follow each other without a bytecode in between.
+                deque(removals, 0)
+                break
             except OSError as err:
-                self._host_fault(err.errno or 0, first * page_bytes)
-                continue
-            removed += count
-            self.removals += 1
-        self.removed_bytes += removed * page_bytes
+                place = len(offsets) - length_hint(places) - 1
+                self._host_fault(err.errno or 0, offsets[place] + start)
+                self.removed_bytes -= lengths[place]
+                failed += 1
+        self.removed_bytes += sum(lengths)
+        self.removals += len(runs) - failed
 
     def _remove(self, index: int, offset: int, length: int) -> None:
         try:

@@ -1,12 +1,14 @@
 """A hostile guest: what a jailed device says of each fault, and that it goes on."""
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from balloon_daemon.device.balloon import MAX_CHAINS_A_TURN
 from balloon_daemon.errors import NO_HEAD, Rule
-from balloon_daemon.tube.messages import Fault, FaultKind, Ready
+from balloon_daemon.tube.messages import Command, Fault, FaultKind, Ready
 from balloon_daemon.units import FrontendAddr
 from balloon_daemon.virtio.balloon import STAT_ENTRY, BalloonQueue
 from balloon_daemon.virtio.split_queue import (
@@ -233,3 +235,56 @@ def test_ring_that_the_guest_gave_away_stops_and_the_others_go_on(rig: DeviceRig
     assert (fault.queue, fault.code, fault.detail) == (1, Rule.AVAIL_IDX, (0 - 1000) % 65536)
     rig.inflate([2])
     assert rig.damaged() == {2}
+
+
+# --- floods: a guest that keeps the device busy for nothing is slowed down --------------------
+
+
+MOST_OF_A_CORE = 0.15
+"""In the first second 5 % are the allowance and 5 % the share; the rest is for what pace.py only
+estimates. Without it the device takes all that the machine has left."""
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far, in seconds."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def flood(rig: DeviceRig, once: Callable[[], None]) -> float:
+    """Does something over and over for a second. Returns the device's share of a core."""
+    device = rig.start_ready()
+    before, began = cpu_s(device.pid), time.monotonic()
+    while time.monotonic() < began + 1:
+        once()
+    return (cpu_s(device.pid) - before) / (time.monotonic() - began)
+
+
+def test_flood_of_kicks_without_work_costs_little_and_honest_work_goes_on(rig: DeviceRig) -> None:
+    assert flood(rig, lambda: rig.kick(INFLATEQ)) < MOST_OF_A_CORE
+    rig.inflate([1])
+    assert rig.damaged() == {1}
+
+
+def test_flood_of_loops_costs_little_and_honest_work_goes_on() -> None:
+    rig = DeviceRig(ring_size=512)
+    ring = rig.rings[DEFLATEQ]
+    for index in range(512):
+        ring.describe(index, 0, 0, NEXT, (index + 1) % 512)
+
+    def refill() -> None:
+        while (ring.avail_idx - ring.used_idx) & 0xFFFF < 512:
+            ring.offer(0)
+        rig.kick(DEFLATEQ)
+
+    assert flood(rig, refill) < MOST_OF_A_CORE
+    rig.inflate([1])
+    assert rig.damaged() == {1}
+    rig.close()
+
+
+def test_stop_comes_through_at_once_while_a_flood_is_slowed_down(rig: DeviceRig) -> None:
+    flood(rig, lambda: rig.kick(INFLATEQ))
+    rig.running.tube.send(Command.STOP)
+    assert rig.wait_end() == 0

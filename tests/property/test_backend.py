@@ -256,5 +256,5 @@ def answers(effects: Sequence[Effect]) -> int:
     return len(sent) + sum(isinstance(effect, AnswerVringBase) for effect in effects)
 
 
-AnyFrontend.TestCase.settings = settings(max_examples=35, stateful_step_count=40)
+AnyFrontend.TestCase.settings = settings(max_examples=25, stateful_step_count=40)
 test_backend_of_any_frontend_keeps_its_promises = AnyFrontend.TestCase
