@@ -34,7 +34,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "demo",
         help="a host that runs low, a guest that gives memory back, and a live chart",
         description="Starts a real balloond and a fake guest, lets a pretended host run low on "
-        "memory, and shows how the guest gives memory back and gets it again. Takes about 35 "
+        "memory, and shows how the guest gives memory back and gets it again. Takes about 30 "
         "seconds and up to 1 GiB of memory; needs no root and no virtual machine.",
         epilog="exit status: 0 the host was relieved by pages really freed, every page that the "
         "guest kept is intact, and the balloon is back at 0; 1 not so, and a line says why; "

@@ -47,17 +47,18 @@ class PretendedHost:
         (self.directory / "margin").write_text(f"{MARGIN_BYTES // MIB}\n")
         self._write(self.story.budget_bytes // MIB)
 
-    def sample(self, at_s: float, guest_bytes: int, balloon_bytes: int) -> Sample:
+    def sample(self, at_s: float, script_s: float, guest_bytes: int, balloon_bytes: int) -> Sample:
         """Takes note of a moment, and tells the daemon of it.
 
         Args:
             at_s: seconds since the demonstration began.
+            script_s: the same in the story, which may have been held up.
             guest_bytes: what the host really holds for the guest.
             balloon_bytes: the balloon, as the guest says.
         """
-        load = self.story.load_bytes(at_s)
+        load = self.story.load_bytes(script_s)
         available = max(0, self.story.budget_bytes - guest_bytes - load)
-        phase, _ = self.story.phase(at_s)
+        phase, _ = self.story.phase(script_s)
         sample = Sample(at_s, phase, load, guest_bytes, balloon_bytes, available)
         self.samples.append(sample)
         self._write(available // MIB)

@@ -19,6 +19,9 @@ FRAME_S = 0.1
 DEADLINE_S = 57.0
 """For all of it, start and checks included; the rest of the minute is for ending."""
 
+PATIENCE_S = 15.0
+"""How much longer than planned the load stays, at most, for relief and the check of all pages."""
+
 CALM_AFTER_S = 1.0
 """How long the end is shown."""
 
@@ -99,13 +102,22 @@ class Performance:
     ) -> None:
         began = time.monotonic()
         next_status = next_frame = began
+        # On a busy machine the load waits for the relief that is to be shown.
+        load_leaves_s = self.story.start_s(Phase.LEAVES)
+        held_s = 0.0
+        relieved = False
         checks_asked = 0
         done_at: float | None = None
         while done_at is None or time.monotonic() < done_at or len(guest.checks) < checks_asked:
             guest.look(TICK_S)
             daemon.look()
             now = time.monotonic()
-            sample = host.sample(now - began, guest.held_bytes(), guest.actual_bytes)
+            script_s = now - began - held_s
+            if script_s >= load_leaves_s and held_s < PATIENCE_S and not relieved:
+                held_s += script_s - load_leaves_s
+                script_s = load_leaves_s - TICK_S
+            sample = host.sample(now - began, script_s, guest.held_bytes(), guest.actual_bytes)
+            relieved = relieved or (not sample.is_low and len(guest.checks) == 1)
             if now >= next_status:
                 guest.ask_status()
                 next_status = now + STATUS_S

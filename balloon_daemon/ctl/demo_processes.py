@@ -124,7 +124,7 @@ class DemoGuest:
             "--refill",
             # On a busy machine a balloon with one buffer on its way waits a thousand times for its
             # turn on a processor before one step is done, and the policy takes the next.
-            "--in-flight", "16",
+            "--in-flight", "64",
         ]  # fmt: skip
         with self._error_path.open("wb") as errors:
             self._process = subprocess.Popen(

@@ -14,9 +14,11 @@ from balloon_daemon.units import GIB, MIB, PAGE_SIZE, format_size
 
 MIN_VM_BYTES = 500 * MIB
 MAX_VM_BYTES = 16 * GIB
-MIN_SPEED = 6.0
+MIN_SPEED = 10.0
 MAX_SPEED = 50.0
-DEFAULT_SPEED = 10.0
+DEFAULT_SPEED = 15.0
+"""Even from its maximum, where a starved machine may drive it, the balloon is back in a minute."""
+
 
 MARGIN_BYTES = 400 * MIB
 BASE_LOAD_BYTES = 400 * MIB
@@ -110,13 +112,16 @@ class Story:
             start_s += length_s * pace
         return table
 
+    def start_s(self, phase: Phase) -> float:
+        """When a phase begins, in seconds."""
+        return next(start for which, start, _ in self.timetable() if which is phase)
+
     @property
     def expected_s(self) -> float:
         """How long it will take, in seconds, unless something goes wrong."""
         policy = PolicySettings().faster(self.speed)
-        last_low_s = next(start for phase, start, _ in self.timetable() if phase is Phase.HOLDS)
         first_s = policy.release_after_s + policy.release_after_jitter_s
-        return last_low_s + first_s + (LEVELS - 1) * policy.release_every_s + 1.0
+        return self.start_s(Phase.HOLDS) + first_s + (LEVELS - 1) * policy.release_every_s + 1.0
 
 
 _LENGTHS_S = {

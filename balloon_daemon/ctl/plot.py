@@ -1,7 +1,7 @@
 """The demonstration as a picture, for people who have never heard of a balloon."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -58,19 +58,23 @@ def draw(story: Story, samples: Sequence[Sample], path: Path) -> None:
         figure.text(
             0.075,
             0.922,
-            f"balloond took {format_size(_freed(samples))} from a {format_size(story.vm_bytes)} "
+            f"balloond took {_whole_mib(_freed(samples))} from a {format_size(story.vm_bytes)} "
             f"guest and gave it back; every page that the guest kept is intact. "
             f"Timers run {story.speed:g}× as fast as usual.",
             fontsize=10,
         )
         _draw_host(host, story, samples)
         _draw_guest(guest, story, samples)
-        _mark_phases(host, guest, story, samples[-1].at_s)
+        _mark_phases(host, guest, samples)
         figure.savefig(path)
 
 
 def _freed(samples: Sequence[Sample]) -> int:
     return samples[0].guest_bytes - min(sample.guest_bytes for sample in samples)
+
+
+def _whole_mib(size_bytes: int) -> str:
+    return format_size(round(size_bytes / MIB) * MIB)
 
 
 def _tidy(axes: Axes, story: Story, label: str) -> None:
@@ -124,7 +128,8 @@ def _draw_host(axes: Axes, story: Story, samples: Sequence[Sample]) -> None:
     _name(axes, line, f"margin: {format_size(MARGIN_BYTES)}\nmust stay available", MARGIN)
     if low:
         axes.annotate(
-            f"low memory, {len(low)} times: each time balloond takes one more step",
+            f"low memory: balloond takes more from the guest, "
+            f"{round(max(s.balloon_bytes for s in samples) / story.step_bytes)} steps in all",
             (low[-1][0], low[-1][1] / MIB),
             xytext=(28, 22),
             textcoords="offset points",
@@ -154,10 +159,13 @@ def _draw_guest(axes: Axes, story: Story, samples: Sequence[Sample]) -> None:
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_xlabel("seconds")
     _tidy(axes, story, "in the guest (MiB)")
-    _name(axes, held[-1], "memory that the\nguest really holds", GUEST)
+    # Never on top of one another, wherever the two lines end.
+    _name(
+        axes, max(held[-1], balloon[-1] + 0.2 * top), "memory that the\nguest really holds", GUEST
+    )
     _name(axes, balloon[-1], "balloon: memory that\nit does without", "#b87411")
     axes.annotate(
-        f"one step: {format_size(story.step_bytes)}; the guest\nheld {story.share:.0%} of it",
+        f"one step: {_whole_mib(story.step_bytes)},\n{story.share:.0%} of it held by the guest",
         (1.0, top),
         xycoords=("axes fraction", "data"),
         xytext=(8, 0),
@@ -168,14 +176,14 @@ def _draw_guest(axes: Axes, story: Story, samples: Sequence[Sample]) -> None:
     )
 
 
-def _mark_phases(host: Axes, guest: Axes, story: Story, end_s: float) -> None:
-    for phase, start_s, stop_s in story.timetable():
-        if start_s >= end_s:
-            return
-        for axes in (host, guest):
-            if start_s > 0:
+def _mark_phases(host: Axes, guest: Axes, samples: Sequence[Sample]) -> None:
+    for phase, run in groupby(samples, key=lambda sample: sample.phase):
+        times = [sample.at_s for sample in run]
+        start_s, stop_s = times[0], times[-1]
+        if start_s > samples[0].at_s:
+            for axes in (host, guest):
                 axes.axvline(start_s, color=INK, linewidth=0.7, linestyle=":", alpha=0.6)
-        middle = (start_s + min(stop_s, end_s)) / 2
+        middle = (start_s + stop_s) / 2
         host.annotate(
             _LABELS[phase],
             (middle, 1.0),

@@ -74,7 +74,7 @@ def test_demo_succeeds_and_its_last_line_holds_the_figures(tmp_path: Path) -> No
         (["--vm-mem", "4Q"], "'4Q' is not a size"),
         (["--vm-mem", "499M"], "below it there is no balloon"),
         (["--vm-mem", "17G"], "a VM of 17 GiB"),
-        (["--speed", "1"], "speed 1: the demo takes 6"),
+        (["--speed", "1"], "speed 1: the demo takes 10"),
         (["--speed", "nan"], "speed nan"),
         (["--plot", "demo.jpg"], "must end in .png"),
         (["--plot", "/nowhere/demo.png"], "/nowhere is no directory"),
@@ -237,7 +237,7 @@ def test_plan_has_a_load_that_comes_and_goes_without_a_jump() -> None:
 
 @pytest.mark.parametrize(
     ("vm_bytes", "speed"),
-    [(499 * MIB, 10), (17 * GIB, 10), (4 * GIB + 1, 10), (4 * GIB, 5.9), (4 * GIB, 51)],
+    [(499 * MIB, 10), (17 * GIB, 10), (4 * GIB + 1, 10), (4 * GIB, 9.9), (4 * GIB, 51)],
 )
 def test_plan_that_would_show_nothing_is_refused(vm_bytes: int, speed: float) -> None:
     with pytest.raises(ConfigError, match="the demo takes"):
@@ -251,7 +251,7 @@ def test_low_memory_files_are_never_empty_and_hold_whole_mebibytes(tmp_path: Pat
     story = plan(4 * GIB, 10)
     host = PretendedHost(tmp_path / "low", story)
 
-    sample = host.sample(0, 704 * MIB, 0)
+    sample = host.sample(0, 0, 704 * MIB, 0)
 
     assert (tmp_path / "low" / "margin").read_text() == "400\n"
     assert (tmp_path / "low" / "available").read_text() == f"{sample.available_bytes // MIB}\n"
