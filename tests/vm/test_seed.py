@@ -25,8 +25,8 @@ from tests.vm.waiting import wait_until
 
 pytestmark = pytest.mark.vm
 
-BUDGET_MIB = 900
-MARGIN_MIB = 200
+BUDGET_MIB = 1000
+MARGIN_MIB = 300
 SPEED = 30
 """Times the seed's: 33 ms from level to level, which the guests can follow under TCG."""
 
