@@ -58,6 +58,8 @@ class Vring:
         return self.started and self.enabled and bool(self.size) and self.addr is not None
 
 
+# Plain: an IntFlag makes a member anew for each "&", and this is asked of every message.
+_REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
 _RESTART: list[Effect] = [StopDevice(), RingsChanged()]
 
 
@@ -123,7 +125,7 @@ class Backend:
                 raise FrontendError(message.name, f"flags {message.flags:#x} of no request")
             if handler is None:
                 raise FrontendError(message.name, "is not offered by this back-end")
-            if len(fds) not in _allowed_fds(message):
+            if len(fds) not in _ALLOWED_FDS.get(message.request, _NO_FDS):
                 raise FrontendError(message.name, f"came with {len(fds)} file descriptors")
             effects = handler(self, message, fds)
         except FrontendError:
@@ -145,7 +147,7 @@ class Backend:
     def _wants_ack(self, message: Message) -> bool:
         return bool(
             message.flags & wire.FLAG_NEED_REPLY
-            and self.protocol_features & ProtocolFeature.REPLY_ACK
+            and self.protocol_features & _REPLY_ACK
             and message.request not in _ANSWERED
         )
 
@@ -311,8 +313,7 @@ class Backend:
         if content is None:
             # "GET_CONFIG": a payload of size zero says that the access failed.
             return [Send(wire.encode_reply(message.request, b""))]
-        reply = wire.ConfigAccess(access.offset, access.flags, content)
-        return [Send(wire.encode_reply(message.request, reply.encode()))]
+        return [Send(wire.encode_config_reply(access, content))]
 
     def _set_config(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         access = wire.decode_config_access(message)
@@ -360,16 +361,15 @@ _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] =
 _ANSWERED = {*_CONSTANTS, Request.GET_VRING_BASE, Request.GET_CONFIG}
 """Requests with a reply of their own, so without an acknowledgement."""
 
-_VRING_FD = {Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR}
 
-
-def _allowed_fds(message: Message) -> range:
-    """How many descriptors may come with a message."""
-    request = message.request
-    if request == Request.SET_MEM_TABLE:
-        return range(wire.MAX_FDS + 1)
-    if request in _VRING_FD or request == Request.REM_MEM_REG:
-        return range(2)
-    if request in (Request.ADD_MEM_REG, Request.SET_BACKEND_REQ_FD):
-        return range(1, 2)
-    return range(1)
+_NO_FDS = range(1)
+_ALLOWED_FDS: dict[int, range] = {
+    Request.SET_MEM_TABLE: range(wire.MAX_FDS + 1),
+    Request.SET_VRING_KICK: range(2),
+    Request.SET_VRING_CALL: range(2),
+    Request.SET_VRING_ERR: range(2),
+    Request.REM_MEM_REG: range(2),
+    Request.ADD_MEM_REG: range(1, 2),
+    Request.SET_BACKEND_REQ_FD: range(1, 2),
+}
+"""How many descriptors may come with a message; with all others none."""

@@ -24,9 +24,9 @@ class Connection:
         """Takes over a connected stream socket."""
         sock.setblocking(False)
         self._socket = sock
-        self._received = bytearray()
+        self._received = b""
         self._wanted = HEADER.size
-        self._header: tuple[int, int, int] | None = None
+        self._header: tuple[int, int] | None = None
         self._fds: list[OwnedFd] = []
         self._unsent = bytearray()
 
@@ -53,27 +53,26 @@ class Connection:
             FrontendError: it hung up in mid-message, or its header cannot be right.
             OSError: its descriptors found no room in this process, or the socket failed.
         """
-        while True:
-            if not self._receive_some():
-                return None
+        while self._receive_some():
             if len(self._received) < self._wanted:
                 continue
             if self._header is None:
                 request, flags, size = HEADER.unpack(self._received)
-                self._received.clear()
+                self._received = b""
                 if size > MAX_PAYLOAD_BYTES:
                     raise FrontendError(
                         Message(request, flags, b"").name,
                         f"payload of {size} bytes, at most {MAX_PAYLOAD_BYTES} are allowed",
                     )
-                self._header, self._wanted = (request, flags, size), size
+                self._header, self._wanted = (request, flags), size
                 if size:
                     continue
-            request, flags, _ = self._header
-            message, fds = Message(request, flags, bytes(self._received)), tuple(self._fds)
-            self._received.clear()
-            self._header, self._wanted, self._fds = None, HEADER.size, []
+            message, fds = Message(*self._header, self._received), tuple(self._fds)
+            self._received, self._header, self._wanted = b"", None, HEADER.size
+            if fds:
+                self._fds = []
             return message, fds
+        return None
 
     def _receive_some(self) -> bool:
         """Reads what the present part still lacks; False where nothing waits."""
@@ -97,7 +96,7 @@ class Connection:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if not content:
             if self._received or self._header is not None:
-                name = "header" if self._header is None else Message(*self._header[:2], b"").name
+                name = "header" if self._header is None else Message(*self._header, b"").name
                 raise FrontendError(
                     name, f"hung up after {len(self._received)} of {self._wanted} bytes"
                 )
@@ -128,6 +127,15 @@ class Connection:
             FrontendError: the front-end has left too many replies unread.
             OSError: the front-end is gone.
         """
+        if not self._unsent:
+            # As nearly always: the socket takes it whole, and nothing has to be kept.
+            try:
+                sent = self._socket.send(reply)
+            except BlockingIOError:
+                sent = 0
+            if sent == len(reply):
+                return
+            reply = reply[sent:]
         self._unsent += reply
         if len(self._unsent) > MAX_UNSENT_BYTES:
             raise FrontendError("reply", f"{len(self._unsent)} bytes of replies were never read")

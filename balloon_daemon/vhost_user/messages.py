@@ -7,6 +7,7 @@ All fields are in the host's byte order; balloond runs on little-endian hosts on
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import NamedTuple
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.units import FrontendAddr, GuestAddr
@@ -118,8 +119,7 @@ OFFERED_PROTOCOL_FEATURES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message without its file descriptors.
 
     Attributes:
@@ -235,8 +235,7 @@ class RegionDescription:
         return bytes(8) + self.encode()
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigAccess:
+class ConfigAccess(NamedTuple):
     """GET_CONFIG and SET_CONFIG: ``content`` at ``offset`` of the config space."""
 
     offset: int
@@ -245,6 +244,17 @@ class ConfigAccess:
 
     def encode(self) -> bytes:
         return CONFIG_HEADER.pack(self.offset, len(self.content), self.flags) + self.content
+
+
+_CONFIG_REPLY = struct.Struct("<IIIIII")
+_GET_CONFIG = int(FrontendRequest.GET_CONFIG)
+
+
+def encode_config_reply(access: ConfigAccess, content: bytes) -> bytes:
+    """GET_CONFIG's reply: what is at the place that was asked for."""
+    payload_bytes = CONFIG_HEADER.size + len(content)
+    head = (_GET_CONFIG, VERSION | FLAG_REPLY, payload_bytes)
+    return _CONFIG_REPLY.pack(*head, access.offset, len(content), access.flags) + content
 
 
 def encode_memory_table(regions: list[RegionDescription]) -> bytes:

@@ -109,6 +109,10 @@ class BalloonConfig:
         """
         if offset + len(content) > self.SIZE:
             return False
+        if len(content) == self.SIZE:
+            # All of it, as QEMU does once for each buffer.
+            self.actual = NumPages(self._LAYOUT.unpack(content)[1])
+            return True
         space = bytearray(self._LAYOUT.pack(self.num_pages, self.actual, 0, 0))
         space[offset : offset + len(content)] = content
         self.actual = NumPages(self._LAYOUT.unpack(space)[1])
