@@ -2,7 +2,8 @@
 
 The front-end says anything at all, whole or in pieces. Held to: FrontendError and nothing else; a
 refused message changes nothing and leaks no descriptor; nothing that a running device was forked
-with changes without StopDevice first; replies are such that QEMU takes them.
+with changes without StopDevice first; replies are such that QEMU takes them; the state reached can
+be told to another controller.
 """
 
 import array
@@ -29,6 +30,7 @@ from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from tests.fuzz.choices import Choices
 from tests.fuzz.invariants import no_fd_left_open, require
 from tests.fuzz.messages import random_message, rightful_start
+from tests.fuzz.replayed import check_replay
 
 FILE_PAGES = 64
 MAX_STEPS = 200
@@ -67,6 +69,7 @@ def run(data: bytes) -> None:
             for _ in range(MAX_STEPS):
                 if not choices or not conversation.step(choices):
                     break
+            check_replay(conversation.backend, MemoryTable(_inspect))
         finally:
             conversation.close()
 

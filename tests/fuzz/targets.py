@@ -50,5 +50,6 @@ TARGETS = {
         Target("policy_files", 3, 1024),
         Target("low_memory_files", 1, 512),
         Target("settings", 1, 256),
+        Target("handover_states", 1, 1024),
     )
 }

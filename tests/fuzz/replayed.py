@@ -1,0 +1,51 @@
+"""A back-end told anew: whatever a front-end made of it, the next controller gets the same."""
+
+import os
+
+from balloon_daemon.errors import FrontendError
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.vhost_user import messages as wire
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
+from balloon_daemon.vhost_user.replay import replay
+from tests.fuzz.invariants import InvariantBrokenError, require
+
+
+def check_replay(backend: Backend, memory: MemoryTable) -> None:
+    """Tells a fresh back-end what leads to this one's state, and compares the two.
+
+    Args:
+        backend: any that came to be by messages.
+        memory: an empty table for the fresh one.
+    """
+    fresh = Backend(memory)
+    try:
+        for content, fds in replay(backend):
+            request, flags, size = wire.HEADER.unpack_from(content)
+            message = wire.Message(request, flags, content[wire.HEADER.size :])
+            require(size == len(message.payload), "a message that is not whole", message)
+            try:
+                fresh.handle(message, [OwnedFd(os.dup(fd.fileno())) for fd in fds])
+            except FrontendError as err:
+                raise InvariantBrokenError(f"a state that cannot be told: {err}") from err
+        require(_state(fresh) == _state(backend), "told otherwise", _state(fresh), _state(backend))
+    finally:
+        fresh.close()
+
+
+def _state(backend: Backend) -> list[object]:
+    vrings = [
+        [v.size, v.base, v.addr, v.started, v.enabled, *map(_file, (v.kick, v.call, v.err))]
+        for v in backend.vrings
+    ]
+    regions = [(r.description, _file(r.fd), r.page_bytes) for r in backend.memory.regions]
+    negotiated = (backend.acknowledged, backend.protocol_features)
+    return [negotiated, vrings, _file(backend.channel), regions]
+
+
+def _file(fd: Fd | None) -> tuple[int, int] | None:
+    """Which file a descriptor is of, whatever its number."""
+    if fd is None:
+        return None
+    status = os.fstat(fd.fileno())
+    return status.st_dev, status.st_ino
