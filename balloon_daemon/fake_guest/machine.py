@@ -37,6 +37,7 @@ class GuestSettings:
     Attributes:
         mem_bytes: its memory, whole pages.
         low_bytes: how much of it lies below 4 GiB; None for q35's rule.
+        vga_hole: whether QEMU's hole below 1 MiB is left out of its memory table.
         style: which machine monitor it runs in.
         num_vqs: queues that the machine provides.
         driver: how its driver behaves.
@@ -46,6 +47,7 @@ class GuestSettings:
 
     mem_bytes: int = 4 * GIB
     low_bytes: int | None = None
+    vga_hole: bool = False
     style: Style = QEMU
     num_vqs: int = 5
     driver: DriverSettings = field(default_factory=DriverSettings)
@@ -81,7 +83,7 @@ class FakeGuest:
     def __init__(self, settings: GuestSettings, on_event: EventSink | None = None) -> None:
         self.settings = settings
         self._on_event: EventSink = on_event or (lambda _name, _figures: None)
-        layout = q35_layout(settings.mem_bytes, settings.low_bytes)
+        layout = q35_layout(settings.mem_bytes, settings.low_bytes, vga_hole=settings.vga_hole)
         self.ram = GuestRam(layout, seed=settings.population.seed)
         area = self.ram.reserve(area_bytes(settings.driver))
         free = populate(self.ram, settings.population)

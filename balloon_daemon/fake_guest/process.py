@@ -190,6 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--low-mem", type=_size, metavar="SIZE", help="memory below 4 GiB; q35's rule if left out"
     )
+    machine.add_argument("--vga-hole", action="store_true", help="QEMU's hole below 1 MiB")
     machine.add_argument("--style", choices=STYLES, default="qemu")
     machine.add_argument("--num-vqs", type=int, default=5, metavar="N")
     machine.add_argument("--timeout", type=float, default=10, metavar="SECONDS")
@@ -229,6 +230,7 @@ def settings_of(args: argparse.Namespace) -> GuestSettings:
     return GuestSettings(
         mem_bytes=args.mem,
         low_bytes=args.low_mem,
+        vga_hole=args.vga_hole,
         style=STYLES[args.style],
         num_vqs=args.num_vqs,
         driver=DriverSettings(

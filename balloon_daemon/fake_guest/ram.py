@@ -35,6 +35,8 @@ BATCH_PAGES = 2048
 Q35_ALL_LOW_BYTES = 0xB000_0000
 Q35_LOW_BYTES = 2 * GIB
 HIGH_ADDR = 4 * GIB
+VGA_START = 0xA_0000
+VGA_END = 0xC_0000
 
 # A VMM's mapping is somewhere else than the guest's memory; nobody may confuse the two.
 FRONTEND_BASE = 0x7F12_3400_0000
@@ -72,12 +74,16 @@ class CheckResult:
     balloon_resident: int
 
 
-def q35_layout(size_bytes: int, low_bytes: int | None = None) -> list[tuple[int, int]]:
+def q35_layout(
+    size_bytes: int, low_bytes: int | None = None, *, vga_hole: bool = False
+) -> list[tuple[int, int]]:
     """Where QEMU's q35 machine puts guest memory.
 
     Args:
         size_bytes: the guest's memory, whole pages.
         low_bytes: how much of it lies below the hole at 4 GiB; None for q35's own rule.
+        vga_hole: leave out the VGA's 128 KiB below 1 MiB, as QEMU's memory table does;
+            the guest then has so much less.
 
     Returns:
         (guest-physical address, size in bytes) of each region, ascending.
@@ -85,8 +91,11 @@ def q35_layout(size_bytes: int, low_bytes: int | None = None) -> list[tuple[int,
     if low_bytes is None:
         low_bytes = size_bytes if size_bytes <= Q35_ALL_LOW_BYTES else Q35_LOW_BYTES
     low_bytes = min(low_bytes, size_bytes)
+    low = [(0, low_bytes)]
+    if vga_hole and low_bytes > VGA_END:
+        low = [(0, VGA_START), (VGA_END, low_bytes - VGA_END)]
     high = [(HIGH_ADDR, size_bytes - low_bytes)] if low_bytes < size_bytes else []
-    return [(0, low_bytes), *high]
+    return [*low, *high]
 
 
 class GuestRam:

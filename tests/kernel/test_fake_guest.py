@@ -78,6 +78,16 @@ def test_two_regions_with_a_hole_between_and_rings_above_it(
     up_and_down(attach(guest, fast_daemon), low_mem)
 
 
+def test_memory_table_as_qemu_has_it_three_regions_with_a_hole_below_1_mib(
+    fast_daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(GuestSettings(MEM, low_bytes=MEM // 2, vga_hole=True, population=MIXED))
+
+    up_and_down(attach(guest, fast_daemon), low_mem)
+
+    assert len(guest.ram.regions) == 3
+
+
 @pytest.mark.parametrize("order", ["descending", "fragmented", "random"])
 def test_every_order_of_pages_leaves_the_kept_ones_alone(
     order: str, fast_daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest

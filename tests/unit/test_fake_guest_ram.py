@@ -44,6 +44,12 @@ def test_layout_with_its_own_split_puts_the_rest_high() -> None:
     assert q35_layout(64 * MIB, 16 * MIB) == [(0, 16 * MIB), (4 * GIB, 48 * MIB)]
 
 
+def test_layout_with_the_vga_hole_lacks_what_is_the_vgas() -> None:
+    layout = q35_layout(4 * GIB, vga_hole=True)
+
+    assert layout == [(0, 0xA0000), (0xC0000, 2 * GIB - 0xC0000), (4 * GIB, 2 * GIB)]
+
+
 @pytest.mark.parametrize("layout", [[(0, 0)], [(1, PAGE_SIZE)], [(0, PAGE_SIZE + 1)]])
 def test_region_that_is_not_whole_pages_is_refused(layout: list[tuple[int, int]]) -> None:
     with pytest.raises(ConfigError, match="not whole pages"):
