@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import prctl
 
+from balloon_daemon.linux.namespaces import leave_the_world
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -56,20 +58,22 @@ def close_fds_except(keep: Iterable[int]) -> None:
 def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     """Gives up everything that needs no filter to be given up.
 
-    In this order: name, ids and capabilities, parent-death signal (changing ids clears it),
-    limits, not dumpable, no_new_privs.
+    In this order: name, limits, an empty world where that is allowed, ids and capabilities,
+    parent-death signal (changing ids clears it), not dumpable, no_new_privs.
 
     Raises:
         OSError, PermissionError: the kernel refuses; nobody may run a guest's bytes then.
     """
     prctl.set_name(name)
-    if os.geteuid() == 0:
+    # Reads /proc, which is gone behind the next line.
+    _limit_resources()
+    isolated = leave_the_world()
+    if os.geteuid() == 0 or isolated:
         _drop_privileges(identity)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
         # It died before its death could be signalled.
         os._exit(0)
-    _limit_resources()
     prctl.set_dumpable(0)
     prctl.set_no_new_privs(1)
 

@@ -1,0 +1,85 @@
+"""An empty world: what a process sees that has left this one."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import prctl
+import pytest
+
+from balloon_daemon.linux.namespaces import leave_the_world
+
+NOBODY = 65534
+NAMESPACES = ("mnt", "net", "ipc")
+
+
+def in_child(work: Callable[[], object]) -> object:
+    """What a forked child makes of ``work``, as JSON."""
+    out, inn = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(inn, json.dumps(work()).encode())
+        finally:
+            os._exit(0)
+    os.close(inn)
+    with os.fdopen(out, "rb") as reader:
+        words = reader.read()
+    os.waitpid(pid, 0)
+    return json.loads(words)
+
+
+def look_around() -> object:
+    before = [os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES]
+    inside = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY)
+    left = leave_the_world()
+    after = [os.readlink(name, dir_fd=inside) for name in NAMESPACES]
+    try:
+        os.close(os.open("/file", os.O_CREAT | os.O_WRONLY))
+        wrote = True
+    except OSError:
+        wrote = False
+    return {
+        "left": left,
+        "moved": [one != other for one, other in zip(before, after, strict=True)],
+        "root": os.listdir("/"),
+        "interfaces": [name for _, name in socket.if_nameindex()],
+        "wrote": wrote,
+    }
+
+
+def as_nobody() -> object:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    prctl.set_dumpable(1)  # Changing ids took /proc/self from us, which this test reads.
+    return look_around()
+
+
+def _user_namespaces_are_allowed() -> bool:
+    limit = Path("/proc/sys/user/max_user_namespaces")
+    debian = Path("/proc/sys/kernel/unprivileged_userns_clone")
+    return limit.read_text().strip() != "0" and (
+        not debian.exists() or debian.read_text().strip() != "0"
+    )
+
+
+EMPTY = {
+    "left": True,
+    "moved": [True, True, True],
+    "root": [],
+    "interfaces": ["lo"],
+    "wrote": False,
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_leaves_files_network_and_ipc_behind() -> None:
+    assert in_child(look_around) == EMPTY
+
+
+@pytest.mark.skipif(not _user_namespaces_are_allowed(), reason="no user namespaces on this host")
+def test_ordinary_user_leaves_them_behind_in_a_user_namespace() -> None:
+    assert in_child(look_around if os.geteuid() else as_nobody) == EMPTY
