@@ -13,6 +13,7 @@ from balloon_daemon.errors import FrontendError, StateFileError
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.memory import inspect_memory_file
+from balloon_daemon.linux.page_kind import describe_pages
 from balloon_daemon.log import EventLog
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend
@@ -271,6 +272,12 @@ class Guest:
             )
         if self.backend.channel is None:
             self._log.warning("vmm", "the VMM gives no back-end channel: no target can reach it")
+        # How memory comes back depends on it: a huge page only as a whole, or after a split.
+        kinds = sorted(
+            {describe_pages(region.fd.fileno()) for region in self.backend.memory.regions}
+        )
+        size = format_size(table_bytes)
+        self._log.info("memory", f"guest memory of {size}: {'; '.join(kinds)}", pages=kinds)
         self.governor.start(vm_mem_bytes)
 
     def _set_target(self, target_bytes: int) -> None:

@@ -98,10 +98,12 @@ class BalloonDevice:
         Raises:
             RingError: the ring cannot be trusted any more; what was served before is answered.
         """
-        ring, until = running.ring, self._clock() + MAX_TURN_S
+        ring, until = running.ring, 0.0
         answered, taken = False, 0
         try:
             while taken < MAX_CHAINS_A_TURN and (pending := ring.pending()):
+                # Not before: every kick brings a look at every queue, and most are empty.
+                until = until or self._clock() + MAX_TURN_S
                 for _ in range(min(pending, MAX_CHAINS_A_TURN - taken)):
                     taken += 1
                     head = self._serve(running)
