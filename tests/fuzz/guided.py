@@ -21,7 +21,9 @@ def main(argv: list[str]) -> None:
     name, findings, *options = argv[1:]
     with atheris.instrument_imports(include=["balloon_daemon"]):
         run = TARGETS[name].load()
-    atheris.Setup([argv[0], *options], reporting(name, Path(findings), run))
+    # libFuzzer starts itself again to merge corpora, by a shell and under this name.
+    itself = f"{sys.executable} -m tests.fuzz.guided {name} {findings}"
+    atheris.Setup([itself, *options], reporting(name, Path(findings), run))
     atheris.Fuzz()
 
 
