@@ -17,7 +17,11 @@ from balloon_daemon.fake_guest.frontend import FakeFrontend
 from balloon_daemon.fake_guest.styles import STYLES, Ring
 from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.units import FrontendAddr, GuestAddr
-from balloon_daemon.vhost_user.messages import RegionDescription
+from balloon_daemon.vhost_user.messages import (
+    FrontendRequest,
+    RegionDescription,
+    encode_request,
+)
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonQueue, queue_numbers
 from tests.fakes.raw_ring import RawRing, area_offsets
 from tests.fuzz.choices import Choices
@@ -55,6 +59,31 @@ def converse(path: str, random: Random) -> int:
             with contextlib.suppress(OSError):
                 vmm.send(random.randbytes(random.randrange(1, 12)))
     return sent
+
+
+def never_read(path: str) -> int:
+    """A front-end that asks and asks and reads no answer. Returns attacks made."""
+    requests = encode_request(FrontendRequest.GET_FEATURES) * 256
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
+        vmm.settimeout(PATIENCE_S)
+        vmm.connect(path)
+        with contextlib.suppress(ConnectionError):
+            # Far more answers than a socket and a patient back-end hold.
+            for _ in range(400):
+                vmm.sendall(requests)
+    return 1
+
+
+def shrink_memory(path: str, random: Random) -> int:
+    """A VMM that takes its guest's memory away under the device. Returns attacks made."""
+    guest = HostileGuest(path, random)
+    try:
+        guest.misbehave(2)
+        guest.shrink()
+        guest.misbehave_blindly(20)
+    finally:
+        guest.close()
+    return 22
 
 
 def send_something(vmm: socket.socket, choices: Choices) -> bool:
@@ -130,6 +159,17 @@ class HostileGuest:
             for n in QUEUES:
                 self._write_chains(n)
             self._write_garbage()
+            for n in QUEUES:
+                with contextlib.suppress(BlockingIOError):
+                    self.frontend.kick(n)
+
+    def shrink(self) -> None:
+        """Its memory ends where it began; nothing of it may be touched any more, by us neither."""
+        os.ftruncate(self._memory, 0)
+
+    def misbehave_blindly(self, times: int) -> None:
+        """Kicks, with nothing new behind them."""
+        for _ in range(times):
             for n in QUEUES:
                 with contextlib.suppress(BlockingIOError):
                     self.frontend.kick(n)
