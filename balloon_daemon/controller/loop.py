@@ -159,6 +159,8 @@ class Controller:
             await self._end(leaving=leaving)
             watch.close()
             if self._store is not None:
+                with contextlib.suppress(TimeoutError):
+                    await self._store.drained()
                 self._store.close()
             # A second signal on the way out must not end us by its default action.
             signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)

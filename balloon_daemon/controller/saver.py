@@ -5,6 +5,7 @@ memfd, ``<guest>.state-<serial>``, before the one before it is taken out: whenev
 dies, the newest state in the store is whole, and all that it names is there.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from balloon_daemon.handover.state import (
 )
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.libc import same_open_file
 from balloon_daemon.linux.memory import create_memfd, read_sealed
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.replay import replay
@@ -54,12 +56,16 @@ class GuestSaver:
         self.journal = journal
         # By identity: descriptors are reused as numbers, their owners are not while they are here.
         self._numbers: dict[int, tuple[HasFileno, int]] = {}
+        # What is in the store, by number: a descriptor that comes again must be known as the same
+        # even after the first was closed.
+        self._kept: dict[int, OwnedFd] = {}
         self._next_number = 1
         self._serial = 0
 
     def adopt(self, number: int, fd: HasFileno) -> None:
         """Knows a descriptor that is in the store already."""
         self._numbers[id(fd)] = (fd, number)
+        self._kept.setdefault(number, OwnedFd(os.dup(fd.fileno())))
         self._next_number = max(self._next_number, number + 1)
 
     def adopt_state(self, serial: int) -> None:
@@ -68,7 +74,6 @@ class GuestSaver:
 
     def save(self, snapshot: Snapshot) -> None:
         """Puts the guest as it is now into the store."""
-        before = dict(self._numbers)
         backend = snapshot.backend
         state = GuestState(
             name=self._name,
@@ -94,10 +99,14 @@ class GuestSaver:
             self._store.remove(f"{self._name}{_STATE}{self._serial}")
         self._serial += 1
         needed = state.fds()
-        for key, (_, number) in before.items():
-            if number not in needed:
-                self._store.remove(f"{self._name}.{number}")
-                del self._numbers[key]
+        for number in sorted(self._kept.keys() - needed):
+            self._store.remove(f"{self._name}.{number}")
+            self._kept.pop(number).close()
+        self._numbers = {
+            key: (fd, number)
+            for key, (fd, number) in self._numbers.items()
+            if fd.fileno() >= 0 and number in needed
+        }
 
     async def drained(self) -> None:
         """Waits until all is in the store. Raises TimeoutError."""
@@ -106,20 +115,30 @@ class GuestSaver:
     def forget(self) -> None:
         """Takes everything of this guest out of the store: it is gone."""
         self._store.remove(f"{self._name}{_STATE}{self._serial}")
-        for _, number in self._numbers.values():
+        for number in self._kept:
             self._store.remove(f"{self._name}.{number}")
         self._numbers.clear()
 
     def close(self) -> None:
-        """Closes the journal; what is in the store stays there."""
+        """Closes what is the saver's; what is in the store stays there."""
+        for fd in self._kept.values():
+            fd.close()
+        self._kept.clear()
         self.journal.close()
 
     def _number(self, fd: HasFileno) -> int:
         known = self._numbers.get(id(fd))
         if known is not None:
             return known[1]
+        for number, kept in self._kept.items():
+            # systemd keeps one descriptor of an open file, under the name that came first, and a
+            # VMM sends several: one for each region of its memory, and its calls twice.
+            if same_open_file(fd.fileno(), kept.fileno()):
+                self._numbers[id(fd)] = (fd, number)
+                return number
         number, self._next_number = self._next_number, self._next_number + 1
         self._numbers[id(fd)] = (fd, number)
+        self._kept[number] = OwnedFd(os.dup(fd.fileno()))
         self._store.put(f"{self._name}.{number}", fd)
         return number
 

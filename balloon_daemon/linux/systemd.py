@@ -3,6 +3,9 @@
 import os
 import socket
 
+MANAGER_WITHIN_S = 2.0
+"""How long the service manager may take to take a message."""
+
 
 def notify(*assignments: str) -> bool:
     """Sends assignments such as ``READY=1`` to the service manager.
@@ -17,7 +20,9 @@ def notify(*assignments: str) -> bool:
     address = "\0" + path[1:] if path.startswith("@") else path
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto("\n".join(assignments).encode(), socket.MSG_DONTWAIT, address)
+            # READY=1 must arrive: the manager's queue may be full of descriptors for its store.
+            sock.settimeout(MANAGER_WITHIN_S)
+            sock.sendto("\n".join(assignments).encode(), address)
     except OSError:
         return False
     return True
