@@ -165,8 +165,7 @@ class Qemu:
             *("-serial", "chardev:console"),
             *("-chardev", f"socket,id=commands,path={self._run_dir}/serial"),
             *("-serial", "chardev:commands"),
-            *("-chardev", f"socket,id=qmp,path={self._run_dir}/qmp"),
-            *("-mon", "chardev=qmp,mode=control"),
+            *("-qmp", f"unix:{self._run_dir}/qmp"),
         ]
 
 
