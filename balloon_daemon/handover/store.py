@@ -79,7 +79,9 @@ class Store:
     def put(self, name: str, fd: HasFileno) -> None:
         """Keeps a duplicate of the descriptor under a name."""
         # A duplicate of our own: the caller may close its one before this is sent.
-        self._send(f"FDSTORE=1\nFDNAME={name}".encode(), (OwnedFd(os.dup(fd.fileno())),))
+        # FDPOLL=0: systemd drops what hangs up otherwise, and a device's life is told by that.
+        words = f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}".encode()
+        self._send(words, (OwnedFd(os.dup(fd.fileno())),))
 
     def remove(self, name: str) -> None:
         """Keeps nothing under that name any more."""

@@ -33,7 +33,10 @@ def leave_the_world() -> bool:
         then but perhaps the namespaces; a policy without ``open`` and ``socket`` stands anyway.
     """
     wanted = _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWNET
-    if _libc.unshare(wanted) != 0 and _libc.unshare(wanted | _CLONE_NEWUSER) != 0:
+    if os.geteuid() != 0:
+        # Not for root without CAP_SYS_ADMIN: in there it could not give up its ids any more.
+        wanted |= _CLONE_NEWUSER
+    if _libc.unshare(wanted) != 0:
         return False
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     # /proc is a directory that every Linux has; here it becomes the root of nothing.

@@ -14,8 +14,8 @@ from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import STYLES, Style
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.vm.daemon import Daemon
+from tests.kernel.conftest import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
 
 MAXIMUM = VM_MEM_MIB // 2 * MIB
@@ -311,3 +311,19 @@ def test_stopped_while_a_vmm_hangs_up_no_device_is_mourned(
     daemon.stop()
 
     assert [r for r in daemon.records() if r["level"] == "error"] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose capabilities are taken away")
+def test_root_without_sys_admin_has_devices_all_the_same(
+    tmp_path: Path, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    config = DaemonConfig(tmp_path / "s", VM_MEM_MIB, low_mem, SPEED)
+    daemon = Daemon(
+        config, tmp_path / "log", ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    )
+    try:
+        guest = attach(make_guest(), daemon)
+        low_mem.set_low()
+        run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+    finally:
+        daemon.kill()

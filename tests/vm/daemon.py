@@ -56,12 +56,15 @@ class DaemonConfig:
 class Daemon:
     """A running balloond. `stop` it at the end, whatever happened."""
 
-    def __init__(self, config: DaemonConfig, log_dir: Path) -> None:
+    def __init__(
+        self, config: DaemonConfig, log_dir: Path, launcher: tuple[str, ...] = ()
+    ) -> None:
         """Starts it and waits until it listens.
 
         Args:
             config: its options.
             log_dir: gets `balloond.log` (its log) and `balloond.out` (what it prints).
+            launcher: a command to start it with, that execs it.
 
         Raises:
             DaemonError: it ended instead.
@@ -73,7 +76,7 @@ class Daemon:
         self._half_line = ""
         with self.log_path.open("w") as log, (log_dir / "balloond.out").open("w") as out:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *config.command()],
+                ["setpriv", "--pdeathsig", "KILL", *launcher, *config.command()],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
