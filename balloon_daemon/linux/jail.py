@@ -50,7 +50,9 @@ def close_fds_except(keep: Iterable[int]) -> None:
     """Closes every file descriptor but these (standard error is to be named among them)."""
     previous = -1
     for fd in sorted(keep):
-        os.closerange(previous + 1, fd)
+        if fd > previous + 1:
+            # CPython makes close_range(2) of it: an empty range at 0 would be all there are.
+            os.closerange(previous + 1, fd)
         previous = fd
     os.closerange(previous + 1, 2**31 - 1)
 
