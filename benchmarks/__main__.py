@@ -26,7 +26,7 @@ from benchmarks import (
     seccomp_figures,
     startup,
 )
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, missing
 from benchmarks.processes import ROOT
 from benchmarks.table import show
 
@@ -61,7 +61,11 @@ def main() -> int:
     figures: list[Figure] = []
     for name in chosen:
         begun = time.monotonic()
-        figures += GROUPS[name]()
+        try:
+            figures.extend(GROUPS[name]())
+        except Exception as err:
+            # What was measured before it stays; what this machine refused is said.
+            figures.append(missing(name, "", f"{type(err).__name__}: {err}"))
         print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")

@@ -119,7 +119,7 @@ def _of_trace(name: str, trace: Trace, runs: Runs, whole: NDArray[np.uint64]) ->
         whole_gib = int(whole[:, 1].sum()) / GIB
         samples = [whole_gib / s for s in took["whole"]]
         yield of_samples(f"{name}: C in whole huge pages", "GiB/s", samples)
-    to_c = ratios(took["floor"], took[DEVICE])
+    to_c = ratios(runs.cpu["floor"], runs.cpu[DEVICE])
     yield of_samples(f"{name}: speed to C", "×", to_c, TO_C if goals else None)
     note = f"of {trace.size_bytes // PAGE_SIZE:,}; {_why(name)}"
     yield of_count(f"{name}: pages still resident", "pages", runs.resident, note=note)

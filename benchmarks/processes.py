@@ -117,6 +117,8 @@ class Balloond:
             raise
         self.start_s = time.perf_counter() - begun
         """From starting the process to its word that it listens."""
+        self.start_cpu_s = cpu_s(self.pid)
+        """CPU time that it took for that."""
 
     def __enter__(self) -> "Balloond":
         return self

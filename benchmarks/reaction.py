@@ -7,7 +7,7 @@ target, gives one buffer of 256 pages up, and waits until the device has used it
 import time
 from collections.abc import Iterator
 
-from balloon_daemon.units import MIB
+from balloon_daemon.units import GIB, MIB, PAGE_SIZE
 from benchmarks.figures import Figure, at_most, of_percentile
 from benchmarks.guest_file import GuestFile
 from benchmarks.processes import Balloond
@@ -16,8 +16,8 @@ from benchmarks.tiny_guest import VM_MEM, wait_told
 from benchmarks.traces import descending
 
 EVENTS = 208
-STEPS = 16
-"""Events that one connection can give: at level 16 there is no step up any more."""
+MAX_PAGES = GIB // PAGE_SIZE
+"""The largest balloon of a VM of 2 GiB: then a new one connects, with an empty balloon."""
 
 SPEED = 20
 """The policy's timers run so much faster, or 200 events would take 200 seconds. How soon it
@@ -53,20 +53,21 @@ def _events(*, woken: bool) -> tuple[list[float], list[float]]:
     removed: list[float] = []
     file = GuestFile.in_memory(MEMORY_BYTES)
     (buffer, *_) = descending(1).buffers
-    buffer = buffer % (MEMORY_BYTES // 2 // 4096)
+    buffer = buffer % (MEMORY_BYTES // 2 // PAGE_SIZE)
     with Balloond(["--vm-mem", VM_MEM, "--speed", str(SPEED)], woken=woken) as daemon:
         while len(told) < EVENTS:
             guest = RingGuest(str(daemon.socket), file, QUEUE_SIZE)
             daemon.wait_devices(1)
-            for _ in range(STEPS):
+            pages = 0
+            while pages < MAX_PAGES:
                 file.touch()
                 begun = time.perf_counter()
                 daemon.host.set_low()
                 wait_told([guest])
-                guest.frontend.read_config(0, 4)
-                told.append((time.perf_counter() - begun) * 1000)
                 # At once: still low when the policy looks again would be a second event.
                 daemon.host.set_enough()
+                pages = int.from_bytes(guest.frontend.read_config(0, 4), "little")
+                told.append((time.perf_counter() - begun) * 1000)
                 guest.fill(INFLATEQ, [buffer])
                 guest.drain(INFLATEQ)
                 removed.append((time.perf_counter() - begun) * 1000)
