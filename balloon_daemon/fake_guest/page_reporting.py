@@ -52,7 +52,10 @@ class PageReport:
         Returns:
             (guest-physical address, length in bytes) of each; empty when the walk is over.
         """
-        now, self._blocks = self._blocks[: self._max_ranges], self._blocks[self._max_ranges :]
+        # The guest lives on between two chains: what was free at first may be in the balloon now.
+        still_free = set(whole_blocks(self._ram, self._free, self.block_pages).tolist())
+        left = [block for block in self._blocks if block in still_free]
+        now, self._blocks = left[: self._max_ranges], left[self._max_ranges :]
         if not now:
             return []
         firsts = np.array(now, np.int64)

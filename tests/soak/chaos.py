@@ -4,8 +4,10 @@ Targets move all the time (the low-memory directory says something else every se
 fall into inflating, deflating and idling alike.
 """
 
+import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
 
@@ -60,6 +62,8 @@ class Chaos:
             self._kill_device: 50,
             self._kill_all_devices: 12,
             self._kill_controller: 3,
+            self._replace_controller: 1,
+            self._kill_in_mid_command: 8,
             self._reconnect: 3,
             self._pause_and_resume: 6,
             self._unbind_and_bind: 2,
@@ -125,6 +129,28 @@ class Chaos:
         self.tally.kill_times.append(time.monotonic() - self._began)
         self._mortal.kill_controller()
         self.tally.controller_kills += 1
+
+    def _replace_controller(self, host: Host, guest: SoakedGuest) -> None:
+        """Another balloond takes over in order, as for a new version."""
+        if self._mortal.keeps:
+            self._mortal.kill_controller(signal.SIGUSR1)
+
+    def _kill_in_mid_command(self, host: Host, guest: SoakedGuest) -> None:
+        """The VMM is in the middle of something when the device or the controller dies."""
+        command, undo = self._random.choice(
+            (("pause", "resume"), ("stop", "start"), ("reboot", ""))
+        )
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(guest.process.command, command)
+            if host.keeps and self._random.random() < 0.25:
+                self.tally.kill_times.append(time.monotonic() - self._began)
+                host.kill_controller()
+                self.tally.controller_kills += 1
+            else:
+                self.tally.device_kills += host.kill_present_device(guest)
+            answer.result()
+        if undo:
+            guest.process.command(undo)
 
     def _reconnect(self, host: Host, guest: SoakedGuest) -> None:
         host.reconnect(guest)

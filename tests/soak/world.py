@@ -32,6 +32,9 @@ SPEED = 200.0
 PATIENCE_S = 60.0
 """Longest wait for anything: the machine may be very busy."""
 
+QUIET_S = 1.0
+"""A device that ended so long ago and has no successor had its VMM hang up."""
+
 SHAPES = (
     ("--style", "qemu"),
     ("--style", "crosvm", "--features", "deflate-on-oom,stats-vq"),
@@ -83,7 +86,7 @@ class Host:
     ) -> None:
         self.name = name
         self._folder = folder.resolve()
-        self._keeps = keep_fds
+        self.keeps = keep_fds
         self.low_mem = LowMemDir(self._folder / "low-mem", margin_mib=100)
         options = ("--keep-fds",) if keep_fds else ()
         self.config = DaemonConfig(self._folder / "sock", VM_MEM_MIB, self.low_mem, speed, options)
@@ -106,6 +109,7 @@ class Host:
             [
                 *("--socket", str(self.config.socket), "--mem", f"{VM_MEM_MIB}M", "--refill"),
                 *("--touched", "40M", "--pinned", "16M", "--seed", str(seed)),
+                *("--timeout", f"{PATIENCE_S:.0f}"),
                 *SHAPES[number % len(SHAPES)],
             ],
             timeout_s=PATIENCE_S,
@@ -117,12 +121,12 @@ class Host:
     def close(self) -> None:
         """Ends the guests, without asking, and the daemon, in order: its keeper ends with it."""
         for guest in self.guests:
-            guest.process.kill()
+            with contextlib.suppress(BrokenPipeError):  # It has ended already.
+                guest.process.kill()
         try:
             if is_alive(self.pid):
                 os.kill(self.pid, signal.SIGTERM)
-                what = f"{self.name}: balloond ends when told to"
-                wait_until(lambda: not is_alive(self.pid), deadline_s=PATIENCE_S, what=what)
+                self._wait_end()
         finally:
             self.daemon.kill()
 
@@ -133,7 +137,7 @@ class Host:
 
     def keeper(self) -> int | None:
         """The process that keeps this host's VMs over its controller's death, if there is one."""
-        if self._keeps and self._keeper is None:
+        if self.keeps and self._keeper is None:
             for process in psutil.process_iter(["cmdline"]):
                 words = process.info["cmdline"] or []
                 ours = any(word.startswith(str(self._folder)) for word in words)
@@ -191,6 +195,15 @@ class Host:
                 killed += 1
         return killed
 
+    def kill_present_device(self, guest: SoakedGuest) -> int:
+        """Kills a guest's device if one runs at this moment. Returns how many were killed."""
+        pid = self._read_log().get(guest.vm)
+        if pid is None or not is_alive(pid) or not guest.may_lose_its_device():
+            return 0
+        guest.deaths.append(time.monotonic())
+        os.kill(pid, signal.SIGKILL)
+        return 1
+
     def reconnect(self, guest: SoakedGuest) -> None:
         """A VMM is killed and started again: a new connection, a new balloon.
 
@@ -198,40 +211,55 @@ class Host:
         use it again before the device that it left behind has ended.
         """
         guest.process.command("disconnect")
-        self._wait(lambda: self._has_forgotten(guest), f"{guest.vm} to be forgotten")
-        self._connect(guest)
+        alone_since: list[float] = []
 
-    def _has_forgotten(self, guest: SoakedGuest) -> bool:
-        device = self._read_log().get(guest.vm)
-        return guest.vm in self._forgotten and (device is None or not is_alive(device))
+        def forgotten() -> bool:
+            device = self._read_log().get(guest.vm)
+            if device is not None and is_alive(device):
+                alone_since.clear()
+                return False
+            alone_since.append(time.monotonic())
+            # Of many farewells in a second balloond logs only some.
+            return guest.vm in self._forgotten or alone_since[-1] - alone_since[0] > QUIET_S
+
+        self._wait(forgotten, f"{guest.vm} to be forgotten")
+        self._connect(guest)
 
     def _connect(self, guest: SoakedGuest) -> None:
         known = set(self._read_log())
         guest.process.command("connect")
         self._learn_name(guest, known)
 
-    def kill_controller(self) -> None:
+    def kill_controller(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Kills the controller and starts another; its devices end with it.
 
         Its guests keep their balloons where balloond keeps its VMs, else their VMMs reconnect.
+
+        Args:
+            number: SIGKILL, or SIGUSR1 to let it make way in order.
         """
         devices = devices_of(self.pid)
-        os.kill(self.pid, signal.SIGKILL)
-        self.daemon.kill()
+        os.kill(self.pid, number)
+        self._wait_end()
         wait_until(
             lambda: not any(map(is_alive, devices)),
             deadline_s=PATIENCE_S,
             what="the devices end with their controller",
         )
         self.life += 1
-        if not self._keeps:
+        if not self.keeps:
             self._devices.clear()
             self._forgotten.clear()
         self.daemon = self._start()
         for guest in self.guests:
             guest.deaths.clear()
-            if not self._keeps:
+            if not self.keeps:
                 self._connect(guest)
+
+    def _wait_end(self) -> None:
+        what = f"{self.name}: balloond ends"
+        wait_until(lambda: not is_alive(self.pid), deadline_s=PATIENCE_S, what=what)
+        self.daemon.kill()
 
     # --- what must hold -----------------------------------------------------------------------
 
