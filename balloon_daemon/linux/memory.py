@@ -3,7 +3,6 @@
 import fcntl
 import mmap
 import os
-import stat
 from dataclasses import dataclass
 
 # linux/fcntl.h; shmem and hugetlbfs answer it, every other file system refuses with EINVAL.
@@ -32,9 +31,8 @@ def inspect_memory_file(fd: int) -> MemoryFile:
         ValueError: not shared memory that MADV_REMOVE works on, or not open for writing.
         OSError: the kernel's own refusal.
     """
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("is not a file")
+    # This first: the kernel answers it by itself. What a file of FUSE or NFS says to fstat(2) comes
+    # from whoever serves it, who may be the enemy, and may take for ever.
     try:
         seals = fcntl.fcntl(fd, F_GET_SEALS)
     except OSError as err:
@@ -43,6 +41,7 @@ def inspect_memory_file(fd: int) -> MemoryFile:
         raise ValueError("is sealed against writing, and so against giving memory back")
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         raise ValueError("is not open for reading and writing")
+    status = os.fstat(fd)
     return MemoryFile(status.st_size, max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE))
 
 

@@ -86,8 +86,24 @@ def device_file() -> int:
 @pytest.mark.parametrize("make", [pipe_end, socket_end, eventfd, directory, device_file])
 def test_descriptor_of_no_file_is_refused(make: Callable[[], int]) -> None:
     fd = make()
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match="is not shared memory"):
         inspect_memory_file(fd)
+    os.close(fd)
+
+
+def test_descriptor_of_no_shared_memory_is_not_asked_for_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of a file of FUSE fstat(2) asks whoever serves it: the VMM, perhaps, who need not answer.
+    fd = pipe_end()
+    asked: list[int] = []
+    monkeypatch.setattr(os, "fstat", asked.append)
+
+    with pytest.raises(ValueError, match="is not shared memory"):
+        inspect_memory_file(fd)
+
+    assert asked == []
+    monkeypatch.undo()
     os.close(fd)
 
 
