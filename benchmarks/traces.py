@@ -63,7 +63,7 @@ def every_trace() -> list[Trace]:
     """The recorded traces, fresh ones first, then the synthetic."""
     recorded = list(_recorded())
     recorded.sort(key=lambda trace: not trace.fresh)
-    return [*recorded, descending(1024), random_pages(256)]
+    return [*recorded, descending(1024), random_pages(128)]
 
 
 def descending(buffers: int) -> Trace:
