@@ -1,5 +1,6 @@
 """Guest memory files: what kind they are, and mapping them."""
 
+import errno
 import fcntl
 import mmap
 import os
@@ -31,11 +32,13 @@ def inspect_memory_file(fd: int) -> MemoryFile:
         ValueError: not shared memory that MADV_REMOVE works on, or not open for writing.
         OSError: the kernel's own refusal.
     """
-    # This first: the kernel answers it by itself. What a file of FUSE or NFS says to fstat(2) comes
-    # from whoever serves it, who may be the enemy, and may take for ever.
+    # This first: the kernel answers it by itself. What a file of FUSE says to fstat(2) comes from
+    # whoever serves it, who may be the enemy, and may take for ever.
     try:
         seals = fcntl.fcntl(fd, F_GET_SEALS)
     except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
         raise ValueError("is not shared memory (memfd, tmpfs or hugetlbfs)") from err
     if seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE):
         raise ValueError("is sealed against writing, and so against giving memory back")
