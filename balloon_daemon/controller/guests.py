@@ -343,10 +343,11 @@ class Guest:
             await self.keeper.stop()
         except StateFileError:
             self.keeper.close()
-        if self._saver is not None:
+        saver, self._saver = self._saver, None
+        if saver is not None:
             if not self._leaving:
-                self._saver.forget()
-            self._saver.close()
+                saver.forget()
+            saver.close()
         self._loop.remove_writer(self._connection.fileno())
         self._connection.close()
         self.backend.close()
