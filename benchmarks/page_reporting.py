@@ -16,7 +16,8 @@ from benchmarks.guest_file import GuestFile
 from benchmarks.processes import Balloond, cpu_s
 from benchmarks.real_vm import RealVm, wait
 from benchmarks.ring_guest import REPORTING_VQ, RingGuest, area_bytes
-from tests.vm.images import ImagesError, ready_images
+from tests.vm.cache import ImagesError
+from tests.vm.images import ready_images
 
 RUNS = 5
 QUEUE_SIZE = 1024

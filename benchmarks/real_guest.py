@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from benchmarks.figures import Figure, at_most, missing, of_samples, ratios
 from benchmarks.real_vm import TARGET_BYTES, RealVm, wait
-from tests.vm.images import Images, ImagesError, ready_images
+from tests.vm.cache import ImagesError
+from tests.vm.images import Images, ready_images
 
 RUNS = 5
 FILE_MIB = 1600

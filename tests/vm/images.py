@@ -1,27 +1,20 @@
 """The images that real guests run from: a QEMU, and a kernel with its initramfs for each guest.
 
-They are made once, from Debian's packages, and kept outside the tree, in a directory named by the
-SHA-256 of everything that decides what they are. Each use checks every file against the manifest.
+They are made once, from Debian's packages, and kept in the cache, outside the tree.
 
 `python -m tests.vm.images` makes them and prints where they are, or says in one line what is
 missing.
 """
 
-import fcntl
-import hashlib
-import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm import apt, initramfs
+from tests.vm import apt, cache, initramfs
+from tests.vm.cache import ImagesError
 
 GUEST_SUITES = ("bookworm", "forky")
 """One guest kernel from each: 6.1, the oldest that we promise, and Debian's newest."""
@@ -40,10 +33,6 @@ _QEMU_FILES = (
 )
 _HERE = Path(__file__).parent
 _RECIPE = [_HERE / name for name in ("images.py", "apt.py", "initramfs.py", "init.sh")]
-
-
-class ImagesError(Exception):
-    """The images cannot be made here; one line says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,84 +72,7 @@ def ready_images() -> Images:
     """
     if platform.machine() != "x86_64":
         raise ImagesError(f"the guests are x86_64, this machine is {platform.machine()}")
-    cache = _cache_dir()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise ImagesError(f"the cache for guest images cannot be made: {err}") from err
-    root = cache / _recipe_hash()
-    with _only_maker(cache):
-        if (fault := find_fault(root)) is not None:
-            if root.exists():
-                print(f"guest images: {fault}; making them anew", file=sys.stderr)
-                shutil.rmtree(root)
-            _make(cache, root)
-    return Images(root)
-
-
-def _cache_dir() -> Path:
-    if own := os.environ.get("BALLOOND_VM_CACHE"):
-        return Path(own).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "balloond-vm"
-
-
-def _recipe_hash() -> str:
-    digest = hashlib.sha256()
-    for path in _RECIPE:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-@contextmanager
-def _only_maker(cache: Path) -> Iterator[None]:
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def find_fault(root: Path) -> str | None:
-    """Compares a directory of images with its manifest, whole.
-
-    Returns:
-        What is wrong, in words; None if all is as it was made.
-    """
-    try:
-        wanted = dict(json.loads((root / "manifest.json").read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        return f"no manifest that can be read ({err})"
-    found = hash_files(root)
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            return f"{name} is not what was made"
-    return None
-
-
-def hash_files(root: Path) -> dict[str, str]:
-    """Gives every file below a directory with its SHA-256, every link with its target."""
-    found = {}
-    for path in sorted(root.rglob("*")):
-        name = str(path.relative_to(root))
-        if path.is_symlink():
-            found[name] = f"-> {path.readlink()}"
-        elif path.is_file() and name != "manifest.json":
-            with path.open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def _make(cache: Path, root: Path) -> None:
-    # Made beside its final place and renamed: a half-made directory never has the right name.
-    with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as temporary:
-        work = Path(temporary)
-        made = work / "made"
-        made.mkdir()
-        try:
-            packages = _make_images(work, made)
-        except (apt.AptError, OSError) as err:
-            raise ImagesError(f"guest images cannot be made: {err}") from err
-        manifest = {"packages": packages, "files": hash_files(made)}
-        (made / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        made.rename(root)
+    return Images(cache.ready(cache.Recipe("guest images", _RECIPE, _make_images)))
 
 
 def _make_images(work: Path, made: Path) -> dict[str, list[str]]:

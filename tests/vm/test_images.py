@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm import images, initramfs
+from tests.vm import cache, images, initramfs
 
 pytestmark = pytest.mark.vm
 
@@ -19,13 +19,13 @@ def _made(root: Path) -> Path:
     (root / "forky").mkdir(parents=True)
     (root / "forky/vmlinuz").write_bytes(b"kernel")
     (root / "forky/link").symlink_to("vmlinuz")
-    manifest = {"files": images.hash_files(root)}
+    manifest = {"files": cache.hash_files(root)}
     (root / "manifest.json").write_text(json.dumps(manifest))
     return root
 
 
 def test_images_as_they_were_made_have_no_fault(tmp_path: Path) -> None:
-    assert images.find_fault(_made(tmp_path / "images")) is None
+    assert cache.find_fault(_made(tmp_path / "images")) is None
 
 
 def test_changed_image_is_named(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_changed_image_is_named(tmp_path: Path) -> None:
 
     (root / "forky/vmlinuz").write_bytes(b"kernal")
 
-    assert images.find_fault(root) == "forky/vmlinuz is not what was made"
+    assert cache.find_fault(root) == "forky/vmlinuz is not what was made"
 
 
 def test_redirected_link_is_named(tmp_path: Path) -> None:
@@ -42,16 +42,16 @@ def test_redirected_link_is_named(tmp_path: Path) -> None:
     (root / "forky/link").unlink()
     (root / "forky/link").symlink_to("/etc/passwd")
 
-    assert images.find_fault(root) == "forky/link is not what was made"
+    assert cache.find_fault(root) == "forky/link is not what was made"
 
 
 def test_missing_and_added_images_are_named(tmp_path: Path) -> None:
     root = _made(tmp_path / "images")
     (root / "forky/vmlinuz").rename(root / "forky/added")
 
-    assert images.find_fault(root) == "forky/added is not what was made"
+    assert cache.find_fault(root) == "forky/added is not what was made"
     (root / "forky/added").unlink()
-    assert images.find_fault(root) == "forky/vmlinuz is not what was made"
+    assert cache.find_fault(root) == "forky/vmlinuz is not what was made"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"packages": []}'])
@@ -60,7 +60,7 @@ def test_manifest_that_says_nothing_is_a_fault(tmp_path: Path, text: str) -> Non
 
     (root / "manifest.json").write_text(text)
 
-    fault = images.find_fault(root)
+    fault = cache.find_fault(root)
     assert fault is not None
     assert fault.startswith("no manifest that can be read")
 
@@ -71,7 +71,7 @@ def test_machine_without_apt_is_told_so_and_keeps_nothing_half_made(
     monkeypatch.setenv("BALLOOND_VM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(images.ImagesError, match=r"the program apt-get is missing$"):
+    with pytest.raises(cache.ImagesError, match=r"the program apt-get is missing$"):
         images.ready_images()
 
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["lock"]
@@ -83,7 +83,7 @@ def test_cache_that_cannot_be_made_is_told_so(
     (tmp_path / "file").touch()
     monkeypatch.setenv("BALLOOND_VM_CACHE", str(tmp_path / "file/cache"))
 
-    with pytest.raises(images.ImagesError, match="the cache for guest images cannot be made"):
+    with pytest.raises(cache.ImagesError, match="the cache for guest images cannot be made"):
         images.ready_images()
 
 
