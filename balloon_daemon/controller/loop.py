@@ -176,6 +176,8 @@ class Controller:
         """Goes on with what another controller left, and keeps the listening socket too."""
         if self._store is None:
             return
+        # systemd keeps several of one name: without this, each socket that was ever replaced.
+        self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener)
         for guest in recover(self._store, self._make, self._log):
             self._count = max(self._count, int(guest.name.removeprefix("vm")))
