@@ -13,7 +13,7 @@ demo: setup ## a 4 GiB guest, a host that runs low, a live chart
 test: setup ## linters, unit, property and kernel tests
 	@.venv/bin/python -m pytest $(ARGS)
 
-test-vm: setup ## real Linux guests in QEMU
+test-vm: setup ## real Linux guests in QEMU, the service under a real systemd
 	@.venv/bin/python -m tests.vm.images
 	@.venv/bin/python -m pytest -m vm tests/vm $(ARGS)
 

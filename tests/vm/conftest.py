@@ -18,7 +18,7 @@ from tests.vm.low_mem_dir import LowMemDir
 
 BUILD = Path(__file__).parents[2] / "build"
 _ALL_LOGS = BUILD / "vm-logs"
-_SESSION_LOGS = _ALL_LOGS / str(os.getpid())
+SESSION_LOGS = _ALL_LOGS / str(os.getpid())
 
 _FAILED = pytest.StashKey[bool]()
 _RUNNING = pytest.StashKey["Running"]()
@@ -70,7 +70,7 @@ class Running:
 
     def _start(self, config: VmConfig, name: str, host: LowMemDir | None) -> BalloonedVm:
         self._started += 1
-        log_dir = _SESSION_LOGS / f"{self._started:02}-{name}"
+        log_dir = SESSION_LOGS / f"{self._started:02}-{name}"
         return BalloonedVm(self._images, config, log_dir, host)
 
 

@@ -1,0 +1,269 @@
+"""The shipped unit under a real systemd: started, restarted, killed, stopped, with a VM attached.
+
+The service's machine is a container; the VM is a fake guest out here. What a VM would lose its
+balloon by is lost for good: QEMU and crosvm never connect a second time.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import pytest
+
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.pages import Population
+from balloon_daemon.units import MIB, PAGE_SIZE
+from tests.vm.conftest import SESSION_LOGS
+from tests.vm.service_host import ServiceHost
+from tests.vm.service_root import ready_root
+from tests.vm.waiting import wait_until
+
+pytestmark = pytest.mark.vm
+
+VM_MEM = 512 * MIB
+MAXIMUM = VM_MEM // 2
+SPEED = 20
+"""All 16 levels in about a second: time enough for a restart in the middle."""
+
+SETTINGS = GuestSettings(
+    VM_MEM, population=Population(touched_bytes=128 * MIB, pinned_bytes=32 * MIB), timeout_s=20
+)
+SERVED_S = 20.0
+NOBODY = "65534"
+
+MakeGuest = Callable[[], "Guest"]
+
+
+class Guest(FakeGuest):
+    """A guest that remembers when the balloon took something from it."""
+
+    def __init__(self) -> None:
+        super().__init__(SETTINGS)
+        self._taken_at_s: list[float] = []
+
+    @property
+    def actual_bytes(self) -> int:
+        return self.driver.actual * PAGE_SIZE
+
+    def handle(self, readable: Sequence[int]) -> None:
+        before = self.driver.counters.inflate_buffers
+        super().handle(readable)
+        if self.driver.counters.inflate_buffers > before:
+            self._taken_at_s.append(time.monotonic())
+
+    def longest_pause_s(self) -> float:
+        """The longest time between two buffers that the balloon took."""
+        return max(later - earlier for earlier, later in pairwise(self._taken_at_s))
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[ServiceHost]:
+    """The machine, booted."""
+    machine = ServiceHost(ready_root(), SESSION_LOGS / "service")
+    yield machine
+    machine.stop()
+
+
+@pytest.fixture
+def host(machine: ServiceHost) -> Iterator[ServiceHost]:
+    """The machine, on which balloond is started, has nothing in store and nothing said yet."""
+    print(f"the service's machine keeps its logs in {machine.log_dir}")
+    machine.begin()
+    machine.configure("--speed", str(SPEED))
+    machine.run("systemctl", "start", "balloond")
+    yield machine
+    machine.run("systemctl", "stop", "balloond")
+
+
+@pytest.fixture
+def make_guest(host: ServiceHost) -> Iterator[MakeGuest]:
+    """Makes guests that are attached to the service."""
+    guests: list[Guest] = []
+
+    def make() -> Guest:
+        guest = Guest()
+        guests.append(guest)
+        guest.connect(str(host.socket))
+        guest.bind()
+        return guest
+
+    yield make
+    for guest in guests:
+        guest.close()
+
+
+def run_beside(guest: Guest, host: ServiceHost, *command: str) -> None:
+    """Runs a command on the machine while the guest lives on."""
+    with host.running(*command) as process:
+        run([guest], lambda: process.poll() is not None, SERVED_S)
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def status(host: ServiceHost, pid: int) -> dict[str, str]:
+    lines = host.path(f"proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def devices(host: ServiceHost, pid: int) -> list[int]:
+    return [int(word) for word in host.path(f"proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def kept_fds(host: ServiceHost) -> int:
+    return int(host.unit("NFileDescriptorStore"))
+
+
+def wait_kept_fds(host: ServiceHost, most: int) -> None:
+    """Waits for systemd's store to shrink: it hears of what is kept a little later."""
+    wait_until(
+        lambda: kept_fds(host) <= most,
+        deadline_s=SERVED_S,
+        what=f"no more than {most} descriptors are kept",
+        seen=lambda: kept_fds(host),
+    )
+
+
+def levels(lines: list[str]) -> list[str]:
+    """The policy's levels, as in "3/16", in the order in which it said them."""
+    return [line.rpartition(" level ")[2].split(",")[0] for line in lines if " level " in line]
+
+
+def test_started_service_is_active_and_its_devices_are_jailed(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes == MAXIMUM, SERVED_S)
+
+    main = host.main_pid()
+    (device,) = devices(host, main)
+    controller_status, device_status = status(host, main), status(host, device)
+    assert (host.unit("ActiveState"), host.unit("SubState")) == ("active", "running")
+    assert device_status["Uid"].split() == device_status["Gid"].split() == [NOBODY] * 4
+    assert int(device_status["CapEff"], 16) == int(device_status["CapBnd"], 16) == 0
+    assert device_status["Seccomp"] == "2"
+    filters = int(device_status["Seccomp_filters"])
+    assert filters == int(controller_status["Seccomp_filters"]) + 1
+    assert host.errors() == []
+
+
+def test_restart_in_mid_inflate_vm_keeps_balloon_and_level(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    before, socket_before = host.main_pid(), os.stat(host.socket)
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes > 0, SERVED_S)
+
+    run_beside(guest, host, "systemctl", "restart", "balloond")
+    run([guest], lambda: guest.actual_bytes == MAXIMUM, SERVED_S)
+
+    host.note(f"restart: nothing taken for {guest.longest_pause_s():.3f} s")
+    said = host.said_by(host.main_pid())
+    assert host.main_pid() != before
+    assert any("taken over from an earlier process" in line for line in said)
+    assert levels(said)[0] == levels(host.said_by(before))[-1]
+    assert guest.disconnected == ""
+    assert guest.driver.counters.deflate_buffers == 0
+    check = guest.ram.check()
+    assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
+    # A VMM that connects in the meantime waits in the queue of the same socket.
+    assert os.path.samestat(os.stat(host.socket), socket_before)
+    assert host.errors() == []
+
+
+def test_restarted_again_and_again_store_does_not_grow(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes == MAXIMUM, SERVED_S)
+    kept = kept_fds(host)
+
+    for _ in range(3):
+        run_beside(guest, host, "systemctl", "restart", "balloond")
+
+    wait_kept_fds(host, kept)
+    assert guest.disconnected == ""
+    assert guest.actual_bytes == MAXIMUM
+
+
+def test_socket_removed_by_hand_restart_makes_one_that_is_kept_alone(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    host.socket.unlink()
+
+    host.run("systemctl", "restart", "balloond")
+
+    wait_kept_fds(host, 1)
+    make_guest()
+    assert host.errors() == []
+
+
+def test_killed_in_mid_inflate_systemd_brings_it_back_with_the_vm(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes > 0, SERVED_S)
+
+    run_beside(guest, host, "systemctl", "kill", "--signal=KILL", "--kill-who=main", "balloond")
+    run([guest], lambda: guest.actual_bytes == MAXIMUM, SERVED_S)
+
+    host.note(f"kill: nothing taken for {guest.longest_pause_s():.3f} s")
+    assert host.unit("NRestarts") == "1"
+    said = host.said_by(host.main_pid())
+    assert any("taken over from an earlier process" in line for line in said)
+    assert guest.disconnected == ""
+    assert guest.driver.counters.deflate_buffers == 0
+    check = guest.ram.check()
+    assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
+
+
+def test_stopped_service_gives_all_back_first_and_starts_anew(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes == MAXIMUM, SERVED_S)
+
+    run_beside(guest, host, "systemctl", "stop", "balloond")
+    run([guest], lambda: guest.disconnected != "", SERVED_S)
+
+    assert guest.actual_bytes == 0
+    assert guest.ram.check().pages_corrupt == 0
+    assert (host.unit("ActiveState"), host.unit("Result")) == ("inactive", "success")
+    assert kept_fds(host) == 0
+    assert not host.socket.exists()
+
+    host.run("systemctl", "start", "balloond")
+    another = make_guest()
+    run([another], lambda: another.actual_bytes == MAXIMUM, SERVED_S)
+
+    said = host.said_by(host.main_pid())
+    assert not any("another balloond" in line for line in said)
+    assert levels(said)[0] == "1/16"
+    assert host.errors() == []
+
+
+def test_state_of_another_version_is_refused_and_the_vmm_let_go(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes > 0, SERVED_S)
+
+    host.configure("--speed", str(SPEED), BALLOOND_STATE_VERSION="2")
+    run_beside(guest, host, "systemctl", "restart", "balloond")
+    run([guest], lambda: guest.disconnected != "", SERVED_S)
+
+    (error,) = host.errors()
+    assert error == (
+        "vm1: the state that another balloond left is of version 1, this balloond reads version 2;"
+        " closing this VMM"
+    )
+    wait_kept_fds(host, 1)  # The listening socket: nothing of that VM is left.
+    another = make_guest()
+    run([another], lambda: another.actual_bytes == MAXIMUM, SERVED_S)
+    assert guest.ram.check().pages_corrupt == 0
