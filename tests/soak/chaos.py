@@ -116,14 +116,18 @@ class Chaos:
     # --- faults -------------------------------------------------------------------------------
 
     def _kill_device(self, host: Host, guest: SoakedGuest) -> None:
+        """Kills a device, and often its successor too, as soon as it serves."""
         if not guest.may_lose_its_device():
             # As an operator would do who reads that its balloon stops until its VMM reconnects.
             host.reconnect(guest)
-        self.tally.device_kills += host.kill_devices([guest])
+        for _ in range(self._random.choice((1, 5, 5))):
+            if guest.may_lose_its_device():
+                self.tally.device_kills += host.kill_devices([guest])
 
     def _kill_all_devices(self, host: Host, guest: SoakedGuest) -> None:
-        able = [each for each in host.guests if each.may_lose_its_device()]
-        self.tally.device_kills += host.kill_devices(able)
+        for _ in range(self._random.choice((1, 5, 5))):
+            able = [each for each in host.guests if each.may_lose_its_device()]
+            self.tally.device_kills += host.kill_devices(able)
 
     def _kill_controller(self, host: Host, guest: SoakedGuest) -> None:
         self.tally.kill_times.append(time.monotonic() - self._began)

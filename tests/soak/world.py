@@ -108,7 +108,7 @@ class Host:
         process = FakeGuestProcess(
             [
                 *("--socket", str(self.config.socket), "--mem", f"{VM_MEM_MIB}M", "--refill"),
-                *("--touched", "40M", "--pinned", "16M", "--seed", str(seed)),
+                *("--touched", "24M", "--pinned", "12M", "--seed", str(seed)),
                 *("--timeout", f"{PATIENCE_S:.0f}"),
                 *SHAPES[number % len(SHAPES)],
             ],
