@@ -16,7 +16,9 @@ def test_killed_devices_and_controllers_lose_no_page(tmp_path: Path) -> None:
         mortal = Host("mortal", tmp_path / "b", 1, keep_fds=can_keep_fds(), speed=1000)
         stack.callback(mortal.close)
         chaos = Chaos(lasting, mortal, Random(5))
-        chaos.run(1)
+        # On a busy machine a second may hold one operation only, and that need not be a kill.
+        while not chaos.tally.device_kills and not chaos.tally.failures:
+            chaos.run(1)
 
     verdict = chaos.verdict()
     assert chaos.tally.failures == []
