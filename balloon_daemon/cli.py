@@ -227,6 +227,16 @@ Attach a VM to {config.socket}
 """
 
 
+def _show(text: str) -> None:
+    """Prints what is good to know and nothing depends on: a full disk or a closed pipe is fine."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        # What is left in the buffer would be an error again at the end.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 def _report(config: Config, source: LowMemorySource, identity: Identity | None) -> None:
     """What ``--check`` prints once all is well."""
     print(f"policy file  {config.policy_file}: compiled")
@@ -266,7 +276,7 @@ def _run(args: argparse.Namespace) -> int:
     for warning in compiled.warnings:
         EventLog().warning("policy-file", str(warning).splitlines()[0])
     if not logs_to_journal(sys.stdout.fileno()):
-        print(_how_to_attach(config), flush=True)
+        _show(_how_to_attach(config))
     controller = Controller(config, source, Jail(compiled.load, identity), listener, store)
     asyncio.run(controller.run())
     return EXIT_OK

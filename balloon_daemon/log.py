@@ -1,11 +1,13 @@
 """Log lines: text for people and the journal, or one JSON object a line for machines.
 
-A line is an event with fields. A log that cannot be written (a full disk, a closed pipe) is never
-a reason to stop.
+A line is an event with fields. A log that cannot be written (a full disk, a closed pipe, a pipe
+that nobody empties) is never a reason to stop, nor to wait: what does not go out is counted.
 """
 
 import json
 import logging
+import os
+import select
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -46,6 +48,56 @@ class _Json(logging.Formatter):
         return json.dumps({**record.__dict__.get("fields", {}), **entry}, default=str)
 
 
+class _Lines(logging.Handler):
+    """Writes lines to a descriptor, and never waits for whoever reads them.
+
+    O_NONBLOCK would be simpler, but it belongs to the open file, which others share.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._lost = 0
+        self._torn = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lines = f"{self.format(record)}\n"
+        if self._lost:
+            lines = f"{self.format(self._loss())}\n{lines}"
+        if self._torn:
+            lines = f"\n{lines}"
+        content = lines.encode(errors="backslashreplace")
+        written = self._write(content)
+        if written == len(content):
+            self._lost, self._torn = 0, False
+        else:
+            self._lost += 1
+            self._torn |= written > 0
+
+    def _write(self, content: bytes) -> int:
+        written = 0
+        try:
+            # A writable pipe has room for PIPE_BUF bytes at least (pipe(7)); more could block.
+            while written < len(content) and self._poll.poll(0):
+                written += os.write(self._fd, content[written : written + select.PIPE_BUF])
+        except OSError:
+            pass  # Whatever it is, there is nowhere to say it.
+        return written
+
+    def _loss(self) -> logging.LogRecord:
+        lines = "1 line" if self._lost == 1 else f"{self._lost} lines"
+        return logging.makeLogRecord(
+            {
+                "levelno": logging.WARNING,
+                "levelname": "WARNING",
+                "msg": f"{lines} could not be written here: lost",
+                "fields": {"event": "log", "lost": self._lost},
+            }
+        )
+
+
 def configure(style: str, *, verbose: bool) -> None:
     """Sends balloond's log to standard error.
 
@@ -53,8 +105,7 @@ def configure(style: str, *, verbose: bool) -> None:
         style: ``text`` or ``json``.
         verbose: debug lines too.
     """
-    logging.raiseExceptions = False
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines(sys.stderr.fileno())
     journal = logs_to_journal(sys.stderr.fileno())
     handler.setFormatter(_Json() if style == "json" else _Text(journal=journal))
     LOGGER.handlers = [handler]
