@@ -64,6 +64,7 @@ class Qemu:
         # In /tmp, because a socket's path has room for 107 bytes only.
         self._run_dir = Path(tempfile.mkdtemp(prefix="balloond-qemu-"))
         self._connections: list[socket.socket] = []
+        self._memfds: list[Path] = []
         # We listen and QEMU connects: nothing that it says can be lost.
         listeners = [self._listen("qmp"), self._listen("serial")]
         command = ["setpriv", "--pdeathsig", "KILL", *images.qemu_command()]
@@ -91,18 +92,21 @@ class Qemu:
 
     def memory_blocks_bytes(self) -> int:
         """What the host really holds for the guest: the blocks of its memfds."""
-        blocks: dict[int, int] = {}
-        fds = Path(f"/proc/{self.pid}/fd")
-        for name in os.listdir(fds):
-            link = fds / name
+        if not self._memfds:
+            self._memfds = self._find_memfds()
+        return sum(os.stat(path).st_blocks * 512 for path in self._memfds)
+
+    def _find_memfds(self) -> list[Path]:
+        """QEMU's descriptors of guest memory, which it opens once and for all; one for each."""
+        found: dict[int, Path] = {}
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
             try:
                 if os.readlink(link).startswith("/memfd:memory-backend-memfd"):
-                    status = os.stat(link)
-                    blocks[status.st_ino] = status.st_blocks * 512
+                    found[os.stat(link).st_ino] = link
             except FileNotFoundError:
                 continue  # QEMU has closed that one meanwhile.
-        assert len(blocks) == self.config.memory_backends, blocks
-        return sum(blocks.values())
+        assert len(found) == self.config.memory_backends, found
+        return list(found.values())
 
     def cpu_seconds(self) -> float:
         """User and system time that QEMU has used (proc(5), fields 14 and 15 of stat)."""
