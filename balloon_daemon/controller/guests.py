@@ -14,7 +14,7 @@ from balloon_daemon.handover.journal import Phase
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.memory import inspect_memory_file
 from balloon_daemon.linux.page_kind import describe_pages
-from balloon_daemon.log import EventLog
+from balloon_daemon.log import EventLog, RateLimit
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection
@@ -30,6 +30,9 @@ from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from balloon_daemon.vhost_user.messages import FrontendRequest, Message, decode_message
 from balloon_daemon.virtio.balloon import pages_of
 
+REACHED_A_SECOND = 4
+"""Lines that say so; a guest may write ``actual`` as often as it likes."""
+
 MESSAGES_A_TURN = 64
 """Messages taken from one front-end before the others get their turn."""
 
@@ -44,12 +47,17 @@ Received = tuple[Message, tuple[Fd, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all guests of a controller share."""
+    """What all guests of a controller share.
+
+    Attributes:
+        farewells: of the lines on connections that end; a flood of them must not flood the log.
+    """
 
     config: Config
     watch: MemoryWatch
     jail: Jail
     store: Store | None
+    farewells: RateLimit
 
 
 class Guest:
@@ -78,6 +86,7 @@ class Guest:
         self._log = log.bind(vm=name)
         self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
+        self._reached = RateLimit(REACHED_A_SECOND)
         self._handled = 0
         self._unsaved = False
         self._save_later: asyncio.TimerHandle | None = None
@@ -110,15 +119,21 @@ class Guest:
                 await asyncio.sleep(0)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             if self._handled:
-                self._log.info(
-                    "vmm", "the VMM has closed its connection; its balloon is forgotten"
+                self._farewell(
+                    self._log.info, "the VMM has closed its connection; its balloon is forgotten"
                 )
         except (FrontendError, StateFileError) as err:
-            self._log.error("vmm", f"{err}; closing this connection")
+            self._farewell(self._log.error, f"{err}; closing this connection")
         except OSError as err:
-            self._log.error("vmm", f"the VMM's connection failed: {err.strerror or err}")
+            self._farewell(self._log.error, f"the VMM's connection failed: {err.strerror or err}")
         finally:
             await self._close()
+
+    def _farewell(self, log: Callable[..., None], message: str) -> None:
+        left_out = self._shared.farewells.admit(self._loop.time())
+        if left_out is not None:
+            more = f" ({left_out} more connections have ended)" if left_out else ""
+            log("vmm", f"{message}{more}")
 
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
@@ -227,8 +242,10 @@ class Guest:
         else:
             self._empty.clear()
         if effect.actual == self.backend.config.num_pages:
+            admitted = self._reached.admit(self._loop.time()) is not None
+            log = self._log.info if admitted else self._log.debug
             size = format_size(self.actual_bytes)
-            self._log.info("reached", f"balloon is {size}", actual_bytes=self.actual_bytes)
+            log("reached", f"balloon is {size}", actual_bytes=self.actual_bytes)
         if self._saver is not None and self._save_later is None:
             self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self.save)
 

@@ -8,7 +8,7 @@ import asyncio
 import signal
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from balloon_daemon.device.process import (
     EXIT_INTERNAL_ERROR,
@@ -36,6 +36,7 @@ from balloon_daemon.tube.messages import (
     Up,
 )
 from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.effects import ReadyVring
 from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
 from balloon_daemon.virtio.balloon import BalloonFeature, StatTag
 
@@ -48,14 +49,18 @@ PREDECESSOR_WITHIN_S = 5.0
 STOP_WITHIN_S = 1.0
 """A device that is told to stop and does not is killed after this."""
 
+LOOKS_AFTER_S = (0.0, 0.3, 0.3)
+"""Waits before each fork of a device that only looks where the rings stand."""
+
+STARTS_A_SECOND = 2
+"""Starts that are logged but for debugging: a guest may reset its device in a loop."""
+
 FAULTS_A_SECOND = 10
 """Faults of one guest that are logged; the others are counted."""
 
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
 """More deaths than this in so many seconds, and no new device is forked for that guest."""
-
-
 NAME_WITHIN_S = 0.2
 """The kernel writes its record of a seccomp kill from a thread of its own, a little later."""
 
@@ -103,11 +108,11 @@ class DeviceKeeper:
         self._loop = asyncio.get_running_loop()
         self._device: DeviceProcess | None = None
         self._gone = self._loop.create_future()
-        self._stopping = False
+        self._stopping = self._gave_up = False
         self._settling: asyncio.TimerHandle | None = None
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
-        self._gave_up = False
         self._fault_limit = RateLimit(FAULTS_A_SECOND)
+        self._start_limit = RateLimit(STARTS_A_SECOND)
         self._indices_known = True
         self._predecessor: OwnedFd | None = None
         self._alone = asyncio.Event()
@@ -137,7 +142,7 @@ class DeviceKeeper:
 
     def statistics(self) -> Progress:
         """What all devices of this guest have done."""
-        return _sum(self._before, self._now)
+        return self._before.plus(self._now)
 
     def settle(self) -> None:
         """Forks a device once the front-end has been quiet for a moment, if one can run."""
@@ -163,6 +168,7 @@ class DeviceKeeper:
     def wait_for(self, predecessor: OwnedFd) -> None:
         """Forks nothing until another controller's device is gone: two would answer twice."""
         self._predecessor = predecessor
+        self._indices_known = False
         self._alone.clear()
         self._loop.add_reader(predecessor.fileno(), self._predecessor_gone)
 
@@ -192,9 +198,13 @@ class DeviceKeeper:
         A device that stopped in order has said so. After one that was killed another is forked
         just to look: the controller maps no guest memory.
         """
-        if not self._indices_known and self._device is None:
-            self._start()
-            await self.stop()
+        for wait_s in LOOKS_AFTER_S:
+            if not self._indices_known:
+                await asyncio.sleep(wait_s)
+                self._start(look=True)
+                await self.stop()
+        if not self._indices_known:
+            self._log.error("device", "where the rings stand now cannot be learned")
 
     async def _end(self) -> None:
         if self._device is None:
@@ -211,14 +221,15 @@ class DeviceKeeper:
             device.kill()
             await asyncio.shield(self._gone)
 
-    def _start(self) -> None:
+    def _start(self, *, look: bool = False) -> None:
         self._settling = None
-        vrings = self._backend.ready_vrings()
+        # A front-end disables its vrings before it asks where they stand.
+        vrings = self._backend.ready_vrings(disabled=look)
         busy = self._device is not None or self._predecessor is not None
-        if busy or self._gave_up or not vrings:
+        if busy or (self._gave_up and not look) or not vrings:
             return
         try:
-            device = spawn(self._spec())
+            device = spawn(self._spec(vrings), look=look)
         except OSError as err:
             self._log.error("device", f"cannot fork a device: {err.strerror}; trying again")
             self._settling = self._loop.call_later(1.0, self._start)
@@ -230,12 +241,15 @@ class DeviceKeeper:
         self._loop.add_reader(device.tube.fileno(), self._hear, device)
         self._loop.add_reader(device.pidfd.fileno(), self._reap, device)
         names = ", ".join(vring.queue.value for vring in vrings)
-        self._log.info("device", f"device {device.pid} serves {names}", pid=device.pid)
+        many = self._start_limit.admit(self._loop.time()) is None
+        log = self._log.debug if many else self._log.info
+        does = "looks at" if look else "serves"
+        log("device", f"device {device.pid} {does} {names}", pid=device.pid)
         if self._backend.config.num_pages != self._backend.config.actual:
             self.send_target()
         self._changed()
 
-    def _spec(self) -> DeviceSpec:
+    def _spec(self, served: list[ReadyVring]) -> DeviceSpec:
         regions = tuple(
             RegionSpec(
                 region.description.guest_addr,
@@ -258,7 +272,7 @@ class DeviceKeeper:
                 vring.kick.fileno(),
                 None if vring.call is None else vring.call.fileno(),
             )
-            for vring in self._backend.ready_vrings()
+            for vring in served
         )
         channel = self._backend.channel
         return DeviceSpec(
@@ -384,7 +398,3 @@ def _cause(code: int, number: int | None) -> str:
 def _stat_name(tag: int) -> str:
     """A statistic's name in a log record; an unknown tag's is its number."""
     return f"stat_{StatTag(tag).name.lower()}" if tag in list(StatTag) else f"stat_{tag}"
-
-
-def _sum(one: Progress, other: Progress) -> Progress:
-    return Progress(*(getattr(one, f.name) + getattr(other, f.name) for f in fields(Progress)))

@@ -9,6 +9,7 @@ import socket
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from balloon_daemon.config import Config
 from balloon_daemon.controller.guests import Guest, Surroundings
@@ -22,7 +23,7 @@ from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.systemd import notify
-from balloon_daemon.log import EventLog
+from balloon_daemon.log import EventLog, RateLimit
 from balloon_daemon.low_memory import LowMemorySource
 from balloon_daemon.vhost_user.connection import Connection
 
@@ -36,6 +37,9 @@ LISTENER = "listener"
 
 ACCEPT_AGAIN_S = 1.0
 """Out of file descriptors: how long to leave the next connection waiting."""
+
+FAREWELLS_A_SECOND = 10
+"""Lines on connections that end; whoever may connect may do so thousands of times a second."""
 
 
 def listen(path: Path) -> socket.socket:
@@ -134,6 +138,7 @@ class Controller:
         self._log = EventLog()
         self._guests: dict[Guest, asyncio.Task[None]] = {}
         self._count = 0
+        self._accept_later: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
@@ -142,13 +147,15 @@ class Controller:
         """
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._log)
-        self._shared = Surroundings(self._config, watch, self._jail, self._store)
+        farewells = RateLimit(FAREWELLS_A_SECOND)
+        self._shared = Surroundings(self._config, watch, self._jail, self._store, farewells)
+        loop.set_exception_handler(self._failed)
         stopping = loop.create_future()
         for number in END_SIGNALS:
             loop.add_signal_handler(number, self._stop, stopping, number)
         prepare_fork()
         self._take_over()
-        loop.add_reader(self._listener.fileno(), self._accept)
+        self._listen()
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
         self._log.info("listening", f"listening on {self._config.socket}")
         leaving = False
@@ -188,16 +195,25 @@ class Controller:
     def _make(self, name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
         return Guest(name, connection, self._shared, self._log, saver)
 
+    def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # A bug of ours in one callback; asyncio would print a traceback into the log.
+        err = context.get("exception")
+        what = context["message"] if err is None else f"{type(err).__name__}: {err}"
+        self._log.error("bug", f"{what}; going on")
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
     def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             sock, _ = self._listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as err:
             self._log.error("accept", f"cannot take a connection: {err.strerror}")
+            loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener.fileno())
-            loop.call_later(ACCEPT_AGAIN_S, loop.add_reader, self._listener.fileno(), self._accept)
+            self._accept_later = loop.call_later(ACCEPT_AGAIN_S, self._listen)
             return
         self._count += 1
         name = f"vm{self._count}"
@@ -226,8 +242,9 @@ class Controller:
             self._log.error("bug", f"{guest.name}: {type(err).__name__}: {err}")
 
     async def _end(self, *, leaving: bool) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener.fileno())
+        asyncio.get_running_loop().remove_reader(self._listener.fileno())
+        if self._accept_later is not None:
+            self._accept_later.cancel()
         self._listener.close()
         guests = dict(self._guests)
         if leaving:

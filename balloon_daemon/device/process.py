@@ -10,7 +10,7 @@ import linecache
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -22,7 +22,7 @@ from balloon_daemon.linux import jail, libc
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import map_shared
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
-from balloon_daemon.tube.messages import FaultKind
+from balloon_daemon.tube.messages import Command, FaultKind
 from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
@@ -140,8 +140,11 @@ class DeviceProcess:
         self.pidfd.close()
 
 
-def spawn(spec: DeviceSpec) -> DeviceProcess:
+def spawn(spec: DeviceSpec, *, look: bool = False) -> DeviceProcess:
     """Forks a device.
+
+    Args:
+        look: it is told to stop before it exists: it serves nothing, and says where its rings are.
 
     Raises:
         OSError: no process or no descriptor to be had.
@@ -150,6 +153,8 @@ def spawn(spec: DeviceSpec) -> DeviceProcess:
     with contextlib.ExitStack() as undo:
         upper, lower = open_tube()
         undo.callback(upper.close)
+        if look:
+            upper.send(Command.STOP)
         with contextlib.closing(lower):
             words_out, words_in = map(OwnedFd, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
             undo.callback(words_out.close)
@@ -201,6 +206,8 @@ def _child(spec: DeviceSpec, tube: DeviceEnd, words_fd: int, parent: int) -> NoR
         os.dup2(words_fd, STANDARD_ERROR)
         gc.freeze()
         jail.reset_signals()
+        # First of all, so that there is room for what is opened next where the host has none.
+        jail.close_fds_except([STANDARD_ERROR, tube.fileno(), *_given(spec)])
         loop = _assemble(spec, tube)
         keep = [STANDARD_ERROR, *loop.fds()]
         jail.close_fds_except(keep)
@@ -213,6 +220,17 @@ def _child(spec: DeviceSpec, tube: DeviceEnd, words_fd: int, parent: int) -> NoR
         jail.write_last_words(f"{spec.name}: {traceback.format_exc()}")
     finally:
         os._exit(EXIT_INTERNAL_ERROR)
+
+
+def _given(spec: DeviceSpec) -> Iterator[int]:
+    """The descriptors that a device is assembled from."""
+    yield from (region.fd for region in spec.regions)
+    for vring in spec.vrings:
+        yield vring.kick_fd
+        if vring.call_fd is not None:
+            yield vring.call_fd
+    if spec.channel_fd is not None:
+        yield spec.channel_fd
 
 
 def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:

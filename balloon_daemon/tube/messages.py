@@ -6,7 +6,7 @@ the next one. What neither side would send raises TubeError; the receiver counts
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 from balloon_daemon.errors import Rule, TubeError
@@ -97,6 +97,10 @@ class Progress:
     removals: int = 0
     buffers: int = 0
     faults: int = 0
+
+    def plus(self, other: "Progress") -> "Progress":
+        """What two devices did, one after the other."""
+        return Progress(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

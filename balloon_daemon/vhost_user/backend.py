@@ -79,16 +79,21 @@ class Backend:
     channel: Fd | None = None
     """The back-end's own channel (SET_BACKEND_REQ_FD); without it no target can be signalled."""
 
-    def ready_vrings(self) -> list[ReadyVring]:
-        """The vrings that a device can serve now; none unless the inflateq is among them."""
+    def ready_vrings(self, *, disabled: bool = False) -> list[ReadyVring]:
+        """The vrings that a device can serve now; none unless the inflateq is among them.
+
+        Args:
+            disabled: also those that it could only look at, with or without the inflateq.
+        """
         ready = []
         for index, queue in queue_numbers(self.acknowledged).items():
             vring = self.vrings[index]
-            if vring.ready and vring.addr is not None and vring.kick is not None:
+            ready_for = vring.ready or disabled
+            if ready_for and vring.addr is not None and vring.kick is not None:
                 ready.append(
                     ReadyVring(index, queue, vring.size, vring.addr, vring.kick, vring.call)
                 )
-        serves = any(vring.queue is BalloonQueue.INFLATEQ for vring in ready)
+        serves = disabled or any(vring.queue is BalloonQueue.INFLATEQ for vring in ready)
         return ready if serves and self.memory.regions else []
 
     def close(self) -> None:

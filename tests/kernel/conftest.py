@@ -1,11 +1,12 @@
 """A real balloond and real fake guests for the tests of this folder."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
 
@@ -15,6 +16,34 @@ SPEED = 20.0
 
 StartDaemon = Callable[..., Daemon]
 MakeGuest = Callable[..., FakeGuest]
+
+
+def ready_device(daemon: Daemon, vm: str) -> int | None:
+    """The process id of a guest's present device, once it is jailed and ready.
+
+    A front-end's last messages may still replace the first one.
+    """
+    said = [r for r in daemon.records() if r.get("vm") == vm and r["event"] == "device"]
+    ready = False
+    for record in reversed(said):
+        ready = ready or "is jailed and ready" in record["message"]
+        if " serves " in record["message"]:
+            alive = os.path.exists(f"/proc/{record['pid']}")
+            return int(record["pid"]) if ready and alive else None
+    return None
+
+
+def wait_for_device(guests: list[FakeGuest], daemon: Daemon, vm: str) -> int:
+    """Lets the guests run until the device of one of them is ready. Returns its process id."""
+    found: list[int] = []
+
+    def look() -> bool:
+        device = ready_device(daemon, vm)
+        found.extend([] if device is None else [device])
+        return bool(found)
+
+    run(guests, look)
+    return found[0]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import STYLES, Style
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.kernel.conftest import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.kernel.conftest import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
 
@@ -93,8 +93,7 @@ def test_device_killed_in_mid_inflate_another_goes_on(
 ) -> None:
     population = Population(touched_bytes=128 * MIB, pinned_bytes=16 * MIB)
     guest = attach(make_guest(GuestSettings(VM_MEM_MIB * MIB, population=population)), daemon)
-    run_until_logged([guest], daemon, "serves")
-    device = next(r["pid"] for r in daemon.records() if "serves" in r["message"])
+    device = wait_for_device([guest], daemon, "vm1")
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual > 0)
 
@@ -110,17 +109,15 @@ def test_device_dying_too_often_stops_that_balloon_only(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     victim, neighbour = (attach(make_guest(), daemon) for _ in range(2))
-    killed: set[int] = set()
 
-    def living_device() -> set[int]:
-        records = [r for r in daemon.records() if r.get("vm") == "vm1"]
-        return {r["pid"] for r in records if "serves" in r["message"]} - killed
-
-    for _ in range(6):
-        run([victim, neighbour], lambda: bool(living_device()))
-        pid = living_device().pop()
-        os.kill(pid, signal.SIGKILL)
-        killed.add(pid)
+    for number in range(6):
+        os.kill(wait_for_device([victim, neighbour], daemon, "vm1"), signal.SIGKILL)
+        run(
+            [victim, neighbour],
+            lambda number=number: (  # type: ignore[misc]  # bound per turn
+                len([r for r in daemon.records() if "exit_code" in r]) > number
+            ),
+        )
     run_until_logged([victim, neighbour], daemon, "this VM's balloon stops")
 
     low_mem.set_low()

@@ -1,0 +1,48 @@
+"""A host that has run short of something, for one running process."""
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def limited(pid: int, kind: int, limit: int) -> Iterator[None]:
+    """Lowers a process's soft limit for as long as the block runs (prlimit(2))."""
+    soft, hard = resource.prlimit(pid, kind)
+    resource.prlimit(pid, kind, (limit, hard))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, kind, (soft, hard))
+
+
+def fd_numbers(pid: int) -> set[int]:
+    """The descriptors that a process has open."""
+    return {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
+
+
+def limit_for_room(pid: int, room: int) -> int:
+    """The RLIMIT_NOFILE under which a process can open exactly so many descriptors more."""
+    taken, limit = fd_numbers(pid), 0
+    while True:
+        if limit not in taken:
+            if room == 0:
+                return limit
+            room -= 1
+        limit += 1
+
+
+def status_kib(pid: int, name: str) -> int:
+    """A figure of /proc/PID/status (VmSize, VmRSS...), in KiB."""
+    with open(f"/proc/{pid}/status") as status:
+        line = next(line for line in status if line.startswith(f"{name}:"))
+    return int(line.split()[1])
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far, in seconds."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

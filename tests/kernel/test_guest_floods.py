@@ -1,0 +1,113 @@
+"""Guests that flood a whole balloond: they hurt themselves, not the log nor their neighbour."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from balloon_daemon.fake_guest.machine import FakeGuest, run
+from tests.fakes.short_host import cpu_s
+from tests.kernel.conftest import MakeGuest, wait_for_device
+from tests.kernel.test_balloond_guests import MAXIMUM, attach
+from tests.vm.daemon import Daemon
+from tests.vm.low_mem_dir import LowMemDir
+
+KICKS_A_SECOND = 10_000
+BURST = 100
+"""Kicks between two looks at the clock."""
+
+
+@contextmanager
+def flood(guest: FakeGuest) -> Iterator[Callable[[], int]]:
+    """Kicks every queue of a guest without any work, 10,000 times a second, for the block's time.
+
+    Gives a function that tells the kicks so far.
+    """
+    assert guest.frontend is not None
+    frontend = guest.frontend
+    done = threading.Event()
+    count = 0
+
+    def kick() -> None:
+        nonlocal count
+        began = time.monotonic()
+        while not done.wait(max(0.0, began + count / KICKS_A_SECOND - time.monotonic())):
+            for number in range(BURST):
+                frontend.kick(number % 5)
+            count += BURST
+
+    thread = threading.Thread(target=kick)
+    thread.start()
+    try:
+        yield lambda: count
+    finally:
+        done.set()
+        thread.join()
+
+
+def info_lines(daemon: Daemon, event: str) -> list[str]:
+    """Lines that would be logged without --verbose."""
+    return [
+        record["message"]
+        for record in daemon.records()
+        if record["event"] == event and record["level"] != "debug"
+    ]
+
+
+def test_kicks_without_work_cost_little_and_the_neighbour_reaches_its_target(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour, flooder = attach(make_guest(), daemon), attach(make_guest(), daemon)
+    guests = [neighbour, flooder]
+    wait_for_device(guests, daemon, "vm1")
+    device = wait_for_device(guests, daemon, "vm2")
+    with flood(flooder) as kicks:
+        run([neighbour], lambda: kicks() >= KICKS_A_SECOND // 2)  # The allowance is spent.
+        before, began, kicked = cpu_s(device), time.monotonic(), kicks()
+        low_mem.set_low()
+        run([neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
+        spent, passed = cpu_s(device) - before, time.monotonic() - began
+        kicked = kicks() - kicked
+    # Pace allows a twentieth of a core; the clock of /proc ticks in hundredths.
+    assert spent / passed < 0.15
+    assert kicked > passed * KICKS_A_SECOND / 10  # Fewer where the machine is busy.
+    # The flooder itself is only slowed down.
+    run(guests, lambda: flooder.driver.actual * 4096 == MAXIMUM)
+
+
+def test_actual_written_over_and_over_does_not_fill_the_log(
+    daemon: Daemon, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    wait_for_device([guest], daemon, "vm1")
+    assert guest.frontend is not None
+    began = time.monotonic()
+
+    for _ in range(1000):
+        guest.frontend.write_config(4, bytes(4))
+
+    seconds = int(time.monotonic() - began) + 2
+    written = [r for r in daemon.records() if r["event"] == "reached"]
+    assert len(written) >= 1000  # The test's own daemon logs for debugging too.
+    assert len(info_lines(daemon, "reached")) <= 4 * seconds
+
+
+def test_device_reset_over_and_over_does_not_fill_the_log(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    began = time.monotonic()
+
+    for number in range(12):
+        run(
+            [guest],
+            lambda number=number: (  # type: ignore[misc]  # bound per turn
+                len([r for r in daemon.records() if "serves" in r["message"]]) > number
+            ),
+        )
+        guest.reboot()
+
+    seconds = int(time.monotonic() - began) + 2
+    assert len([m for m in info_lines(daemon, "device") if "serves" in m]) <= 2 * seconds
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)

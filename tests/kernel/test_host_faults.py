@@ -1,0 +1,426 @@
+"""A host that fails a whole balloond: no descriptors, processes, memory, disk; odd clocks."""
+
+import ast
+import fcntl
+import os
+import resource
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import balloon_daemon
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.pages import Population
+from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
+from balloon_daemon.units import MIB
+from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
+from tests.fakes.short_host import fd_numbers, limit_for_room, limited, status_kib
+from tests.kernel.conftest import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
+from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
+from tests.vm.daemon import Daemon, DaemonConfig
+from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import wait_until
+
+TOUCHED = Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)
+SETTINGS = GuestSettings(VM_MEM_MIB * MIB, population=TOUCHED)
+
+
+def full(guest: FakeGuest) -> Callable[[], bool]:
+    return lambda: guest.driver.actual * 4096 == MAXIMUM
+
+
+# --- no file descriptors ----------------------------------------------------------------------
+
+
+def test_no_descriptors_left_a_vmm_waits_and_is_served_once_there_are(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour = attach(make_guest(), daemon)
+    wait_for_device([neighbour], daemon, "vm1")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
+        with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(daemon.pid, 0)):
+            vmm.connect(str(daemon.config.socket))
+            vmm.send(encode_request(FrontendRequest.GET_FEATURES))
+            run_until_logged([neighbour], daemon, "cannot take a connection: Too many open files")
+            # Without one it cannot read the host's figures either: unknown, so no step.
+            run_until_logged([neighbour], daemon, "unknown: ")
+            low_mem.set_low()
+        vmm.settimeout(5)
+        assert len(vmm.recv(64)) == 20
+    run([neighbour], full(neighbour))
+    assert any("known again" in message for message in events(daemon, "source"))
+
+
+def test_no_descriptors_for_a_message_that_vmm_is_closed_the_neighbour_goes_on(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour, victim = attach(make_guest(), daemon), make_guest()
+    wait_for_device([neighbour], daemon, "vm1")
+    victim.connect(str(daemon.config.socket))
+
+    with (
+        limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(daemon.pid, 0)),
+        pytest.raises(OSError, match=r"hung up|reset|Broken pipe"),
+    ):
+        victim.bind()
+    low_mem.set_low()
+    run([neighbour], full(neighbour))
+    again = attach(make_guest(), daemon)
+    run([again], lambda: again.driver.actual > 0)
+
+    assert "the VMM's connection failed: Too many open files" in events(daemon, "vmm")
+
+
+def test_device_killed_with_no_descriptors_is_forked_once_there_are_just_enough(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    device = wait_for_device([guest], daemon, "vm1")
+
+    with limited(daemon.pid, resource.RLIMIT_NOFILE, 3):
+        os.kill(device, signal.SIGKILL)
+        run_until_logged([guest], daemon, "cannot fork a device: Too many open files; trying")
+    # Two for the tube and two for the pipe, no more: the device must find its own room.
+    with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(daemon.pid, 4)):
+        wait_for_device([guest], daemon, "vm1")
+    low_mem.set_low()
+    run([guest], full(guest))
+
+    assert len([m for m in events(daemon, "device") if "forking another" in m]) == 1
+
+
+# --- no processes, no memory ------------------------------------------------------------------
+
+
+class OtherUserConfig(DaemonConfig):
+    """A balloond of another user where the tests are root's: RLIMIT_NPROC does not bind root."""
+
+    def command(self) -> list[str]:
+        # It still must be able to read this checkout, wherever it is.
+        kept = "+dac_override"
+        caps = ["--inh-caps", kept, "--ambient-caps", kept, "--pdeathsig", "KILL"]
+        return [*(["setpriv", *NOBODY, *caps] if os.geteuid() == 0 else []), *super().command()]
+
+
+NOBODY = ("--reuid", "65534", "--regid", "65534", "--clear-groups")
+
+
+def limit_processes(pid: int, limit: str) -> None:
+    """Sets RLIMIT_NPROC as the process's own user: root may lack CAP_SYS_RESOURCE."""
+    as_user = ["setpriv", *NOBODY] if os.geteuid() == 0 else []
+    subprocess.run([*as_user, "prlimit", "--pid", str(pid), f"--nproc={limit}:"], check=True)
+
+
+@pytest.fixture
+def counted_daemon(tmp_path: Path, low_mem: LowMemDir) -> Iterator[Daemon]:
+    config = OtherUserConfig(tmp_path / "balloond.sock", VM_MEM_MIB, low_mem, SPEED)
+    daemon = Daemon(config, tmp_path / "balloond")
+    yield daemon
+    daemon.kill()
+
+
+def test_no_process_to_be_had_fork_is_tried_again(
+    counted_daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = counted_daemon
+    before = len(fd_numbers(daemon.pid))
+    limit_processes(daemon.pid, "0")
+    guest = attach(make_guest(), daemon)
+    run_until_logged([guest], daemon, "cannot fork a device: Resource temporarily unavailable")
+    limit_processes(daemon.pid, "1000")
+    low_mem.set_low()
+    run([guest], full(guest))
+
+    guest.hang_up()
+    wait_until(
+        lambda: len(fd_numbers(daemon.pid)) == before, deadline_s=5, what="no descriptor is left"
+    )
+
+
+def test_no_memory_to_map_a_guest_that_vm_stops_the_neighbour_goes_on(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour = attach(make_guest(), daemon)
+    wait_for_device([neighbour], daemon, "vm1")
+    # Enough for the controller itself; a device maps all of its guest.
+    room = (status_kib(daemon.pid, "VmSize") << 10) + VM_MEM_MIB * MIB // 4
+
+    with limited(daemon.pid, resource.RLIMIT_AS, room):
+        poor = attach(make_guest(), daemon)
+        run_until_logged([neighbour, poor], daemon, "this VM's balloon stops")
+    low_mem.set_low()
+    run([neighbour], full(neighbour))
+
+    assert any("Cannot allocate memory" in message for message in events(daemon, "device"))
+
+
+# --- the log ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start_with_stderr(
+    tmp_path: Path, low_mem: LowMemDir
+) -> Iterator[Callable[[int], "subprocess.Popen[bytes]"]]:
+    """Starts a balloond with this standard error, and standard output, and waits until it listens.
+
+    The socket is ``tmp_path / "s"``.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    config = DaemonConfig(tmp_path / "s", VM_MEM_MIB, low_mem, SPEED)
+
+    def start(stderr: int) -> "subprocess.Popen[bytes]":
+        started.append(subprocess.Popen(config.command(), stdout=stderr, stderr=stderr))
+        wait_until(lambda: listens(config.socket), deadline_s=10, what="it listens")
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def balloons_and_ends(
+    process: "subprocess.Popen[bytes]", low_mem: LowMemDir, guest: FakeGuest, path: Path
+) -> None:
+    guest.connect(str(path))
+    guest.bind()
+    low_mem.set_low()
+    run([guest], full(guest))
+    process.terminate()
+    run([guest], lambda: process.poll() is not None)
+    assert process.returncode == 0
+    assert guest.driver.actual == 0
+
+
+def test_output_and_log_on_a_full_disk_change_nothing(
+    start_with_stderr: Callable[[int], "subprocess.Popen[bytes]"],
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+    tmp_path: Path,
+) -> None:
+    with open("/dev/full", "wb") as full_disk:
+        process = start_with_stderr(full_disk.fileno())
+    balloons_and_ends(process, low_mem, make_guest(), tmp_path / "s")
+
+
+def test_output_and_log_to_a_closed_pipe_change_nothing(
+    start_with_stderr: Callable[[int], "subprocess.Popen[bytes]"],
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+    tmp_path: Path,
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start_with_stderr(writer)
+    os.close(writer)
+    balloons_and_ends(process, low_mem, make_guest(), tmp_path / "s")
+
+
+def test_log_to_a_pipe_that_nobody_empties_holds_nobody_up(
+    start_with_stderr: Callable[[int], "subprocess.Popen[bytes]"],
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+    tmp_path: Path,
+) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    process = start_with_stderr(writer)
+    os.close(writer)
+    balloons_and_ends(process, low_mem, make_guest(), tmp_path / "s")
+    with open(reader, "rb") as log:
+        assert len(log.read()) <= 4096
+
+
+def test_log_that_could_not_be_written_for_a_while_says_how_much_is_lost(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    wait_for_device([guest], daemon, "vm1")
+    with limited(daemon.pid, resource.RLIMIT_FSIZE, daemon.log_path.stat().st_size):
+        low_mem.set_low()
+        run([guest], full(guest))
+        low_mem.set_plenty()
+
+    run_until_logged([guest], daemon, "lines could not be written here")
+    lost = next(r["lost"] for r in daemon.records() if r["event"] == "log")
+    assert lost >= 16
+
+
+# --- the guest's memory -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def sealable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets seals be put on a fake guest's memory."""
+    create = os.memfd_create
+    monkeypatch.setattr(
+        os, "memfd_create", lambda name, flags: create(name, flags | os.MFD_ALLOW_SEALING)
+    )
+
+
+def test_madvise_refused_is_said_at_a_limited_rate_and_the_neighbour_goes_on(
+    sealable: None, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour = attach(make_guest(SETTINGS), daemon)
+    sealed = attach(make_guest(SETTINGS), daemon)
+    wait_for_device([neighbour, sealed], daemon, "vm2")
+    before = sealed.ram.blocks_bytes()
+    # From here on the kernel answers each MADV_REMOVE with EPERM (mm/shmem.c, shmem_fallocate).
+    fcntl.fcntl(sealed.ram.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
+    began = time.monotonic()
+    low_mem.set_low()
+    run([neighbour, sealed], lambda: full(neighbour)() and full(sealed)())
+    seconds = int(time.monotonic() - began) + 2
+
+    said = [r for r in daemon.records() if r["event"] == "host-fault"]
+    assert {r["vm"] for r in said} == {"vm2"}
+    assert all("refused to free guest memory" in r["message"] for r in said)
+    assert 1 <= len(said) <= 4 * seconds  # Of 256 buffers.
+    assert sealed.ram.blocks_bytes() == before
+    assert neighbour.ram.blocks_bytes() < before
+    assert sealed.ram.check().pages_corrupt == 0
+
+
+def test_memory_file_cut_short_kills_its_own_device_until_that_balloon_stops(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour, cut = (attach(make_guest(SETTINGS), daemon) for _ in range(2))
+    wait_for_device([neighbour, cut], daemon, "vm2")
+    os.ftruncate(cut.ram.fd, 0)
+
+    assert cut.frontend is not None
+    cut.frontend.kick(0)
+    run_until_logged([neighbour], daemon, "this VM's balloon stops")
+    low_mem.set_low()
+    run([neighbour], full(neighbour))
+
+    deaths = [r for r in daemon.records() if "exit_code" in r]
+    assert {r["vm"] for r in deaths} == {"vm2"}
+    assert deaths[0]["exit_code"] == -signal.SIGBUS
+    assert len(deaths) == 6
+    assert neighbour.ram.check().pages_corrupt == 0
+
+
+# --- time -------------------------------------------------------------------------------------
+
+WALL_CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "strftime"}
+
+
+def test_no_wall_clock_decides_anything_in_the_daemon() -> None:
+    package = Path(balloon_daemon.__file__).parent
+    readers = set()
+    for path in package.rglob("*.py"):
+        room = path.relative_to(package).parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Attribute) and called.attr in WALL_CLOCKS:
+                owner = called.value
+                # The event loop's time() and the like are monotonic; the modules' are not.
+                if isinstance(owner, ast.Name) and owner.id in ("time", "datetime", "date"):
+                    readers.add(room)
+            if isinstance(node, ast.ImportFrom) and node.module == "time":
+                readers |= {room for name in node.names if name.name in WALL_CLOCKS}
+    # Tools for people alone: the daemon's own rooms are not among them. A log line's time comes
+    # from the logging module, and nobody reads it again.
+    assert readers <= {"ctl"}
+
+
+def moments(daemon: Daemon, reason: str) -> list[float]:
+    """When a decision fell for this reason, by the log's own times."""
+    return [
+        datetime.fromisoformat(record["time"]).timestamp()
+        for record in daemon.records()
+        if record.get("reason") == reason
+    ]
+
+
+def suspend(daemon: Daemon, seconds: float) -> None:
+    """Stops the controller for many of its timers' periods, as suspending the host does."""
+    os.kill(daemon.pid, signal.SIGSTOP)
+    until = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= until, deadline_s=2 * seconds, what="it slept enough")
+    os.kill(daemon.pid, signal.SIGCONT)
+
+
+def test_resumed_under_low_memory_rises_step_by_step(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # At speed 20 a step up comes every 50 ms.
+    guest = attach(make_guest(), daemon)
+    low_mem.set_low()
+    run([guest], lambda: len(moments(daemon, "low-memory")) >= 1)
+    suspend(daemon, 0.6)
+    run([guest], full(guest))
+
+    gaps = [after - before for before, after in pairwise(moments(daemon, "low-memory"))]
+    assert len(gaps) == 15
+    assert max(gaps) >= 0.5
+    assert min(gaps) >= 0.04
+
+
+def test_resumed_with_memory_back_falls_step_by_step(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # At speed 200 a step down comes every 150 ms.
+    daemon = start_daemon("--speed", "200")
+    guest = attach(make_guest(), daemon)
+    low_mem.set_low()
+    run([guest], full(guest))
+    low_mem.set_plenty()
+    run([guest], lambda: len(moments(daemon, "memory-back")) >= 2)
+    suspend(daemon, 0.9)
+    run([guest], lambda: len(moments(daemon, "memory-back")) >= 5)
+
+    gaps = [after - before for before, after in pairwise(moments(daemon, "memory-back"))]
+    assert max(gaps) >= 0.8
+    assert min(gaps) >= 0.12
+
+
+# --- the low-memory figures -------------------------------------------------------------------
+
+
+def silent_fifo(path: Path) -> None:
+    """A FIFO with a writer that never writes: a plain read would wait for ever."""
+    os.mkfifo(path)
+    os.open(path, os.O_RDWR)  # Open until the test's process ends.
+
+
+WRONG = {
+    "fifo": (os.mkfifo, "is empty"),
+    "silent-fifo": (silent_fifo, "Resource temporarily unavailable"),
+    "directory": (os.mkdir, "Is a directory"),
+    "huge": (lambda path: path.write_bytes(b"9" * (1 << 20)), "not a whole number"),
+    "endless": (lambda path: path.symlink_to("/dev/zero"), "not a whole number"),
+    "loop": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_low_mem_file_of_another_kind_is_unknown_and_recovers(
+    kind: str, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    make, complaint = WRONG[kind]
+    guest = attach(make_guest(), daemon)
+    wait_for_device([guest], daemon, "vm1")
+    (low_mem.path / "available").unlink()
+    make(low_mem.path / "available")
+    run_until_logged([guest], daemon, complaint)
+    assert daemon.target_bytes() == 0
+
+    (low_mem.path / "available").rename(low_mem.path / "wrong")
+    low_mem.set_low()
+    run([guest], full(guest))
+
+    assert len([m for m in events(daemon, "source") if "unknown: " in m]) <= 2

@@ -1,0 +1,192 @@
+"""VMMs that fail or attack a whole balloond: floods, deaf ones, and devices that do not stop."""
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.pages import Population
+from balloon_daemon.fake_guest.ring import DriverQueue
+from balloon_daemon.fake_guest.styles import STYLES, Style
+from balloon_daemon.units import MIB
+from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
+from tests.fakes.short_host import fd_numbers
+from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, wait_for_device
+from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
+from tests.vm.daemon import Daemon
+from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import wait_until
+
+CROWD = 500
+
+
+@contextlib.contextmanager
+def crowd(daemon: Daemon, saying: bytes) -> Iterator[list[socket.socket]]:
+    """Connections that say something, or nothing, and stay."""
+    with contextlib.ExitStack() as stack:
+        visitors = []
+        for _ in range(CROWD):
+            visitor = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            # Blocking, as QEMU's: without that, connect(2) fails while the backlog is full.
+            visitor.connect(str(daemon.config.socket))
+            visitor.settimeout(5)
+            visitor.sendall(saying)
+            visitors.append(visitor)
+        yield visitors
+
+
+def attached(daemon: Daemon, make_guest: MakeGuest) -> FakeGuest:
+    guest = attach(make_guest(), daemon)
+    wait_for_device([guest], daemon, "vm1")
+    return guest
+
+
+def assert_served(guest: FakeGuest, low_mem: LowMemDir) -> None:
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+
+def wait_for_descriptors(daemon: Daemon, count: int) -> None:
+    wait_until(
+        lambda: len(fd_numbers(daemon.pid)) == count,
+        deadline_s=5,
+        what=f"it has {count} descriptors open",
+        seen=lambda: len(fd_numbers(daemon.pid)),
+    )
+
+
+def test_crowd_that_connects_and_says_nothing_costs_nothing_afterwards(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour = attached(daemon, make_guest)
+    before, lines = len(fd_numbers(daemon.pid)), len(daemon.records())
+
+    with crowd(daemon, b""):
+        wait_for_descriptors(daemon, before + CROWD)
+        low_mem.set_low()
+        run([neighbour], lambda: neighbour.driver.actual > 0)
+    wait_for_descriptors(daemon, before)
+
+    assert_served(neighbour, low_mem)
+    said = daemon.records()[lines:]
+    assert [r for r in said if r.get("vm") not in ("vm1", None)] == []
+
+
+def test_crowd_that_sends_garbage_is_closed_with_few_lines(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour = attached(daemon, make_guest)
+    before = len(fd_numbers(daemon.pid))
+
+    with crowd(daemon, b"\xff" * 64) as visitors:
+        for visitor in visitors:
+            with contextlib.suppress(ConnectionResetError):
+                assert visitor.recv(1) == b""
+    wait_for_descriptors(daemon, before)
+    assert_served(neighbour, low_mem)
+    # Ten in each second; the next one says how many were left out.
+    said = [m for m in events(daemon, "vmm") if "closing this connection" in m]
+    assert 1 <= len(said) <= 100
+
+
+def test_vmm_that_never_reads_is_closed_before_it_costs_memory(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour = attached(daemon, make_guest)
+    controller = psutil.Process(daemon.pid)
+    before = controller.memory_info().rss
+    requests = encode_request(FrontendRequest.GET_FEATURES) * 1000
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
+        deaf.settimeout(5)
+        deaf.connect(str(daemon.config.socket))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012
+            for _ in range(1000):
+                deaf.sendall(requests)
+
+    assert_served(neighbour, low_mem)
+    assert any("of replies were never read; closing" in m for m in events(daemon, "vmm"))
+    # What the socket and MAX_UNSENT_BYTES hold, and the allocator's rests; a million replies of
+    # 20 bytes were asked for.
+    assert controller.memory_info().rss < before + 4 * MIB
+
+
+def test_vmm_that_never_reads_its_channel_disturbs_nobody(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour, deaf = attached(daemon, make_guest), attach(make_guest(), daemon)
+    assert deaf.frontend is not None
+    assert deaf.frontend.channel is not None
+
+    assert_served(neighbour, low_mem)  # The deaf one is never run: it takes no CONFIG_CHANGE_MSG.
+
+    assert deaf.driver.actual == 0
+    assert [r for r in daemon.records() if r["level"] == "error"] == []
+
+
+# --- GET_VRING_BASE: where the rings stand, whatever became of the device ---------------------
+
+
+def used_idx(queue: DriverQueue) -> int:
+    """The device's used.idx as it stands in the guest's memory (virtio 1.3, 2.7.8)."""
+    return queue._used16[1]
+
+
+def half_full(daemon: Daemon, low_mem: LowMemDir, guest: FakeGuest) -> int:
+    """A guest in mid-inflate. Returns its device's process id."""
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 >= MAXIMUM // 4)
+    served = [r for r in daemon.records() if "serves" in r["message"]]
+    return int(served[-1]["pid"])
+
+
+def assert_pauses_where_it_stands(guest: FakeGuest) -> None:
+    guest.pause()
+    queues = list(guest.driver.queues.values())
+    assert [r.base for r in guest._rings] == [used_idx(queue) for queue in queues]
+    assert guest._rings[0].base > 0
+    guest.resume()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+    assert guest.ram.check().pages_corrupt == 0
+
+
+def settings(style: Style) -> GuestSettings:
+    population = Population(touched_bytes=32 * MIB, pinned_bytes=16 * MIB)
+    return GuestSettings(VM_MEM_MIB * MIB, style=style, population=population)
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
+def test_device_that_does_not_stop_is_killed_and_the_rings_stand_where_they_do(
+    style: Style, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(settings(style)), daemon)
+    os.kill(half_full(daemon, low_mem, guest), signal.SIGSTOP)
+
+    assert_pauses_where_it_stands(guest)
+
+    assert "device does not stop, killing it" in events(daemon, "device")
+
+
+def test_balloon_that_has_stopped_still_tells_where_its_rings_stand(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    device = half_full(daemon, low_mem, guest)
+    killed: set[int] = set()
+    while not any("this VM's balloon stops" in m for m in events(daemon, "device")):
+        os.kill(device, signal.SIGKILL)
+        killed.add(device)
+        run([guest], lambda: len([r for r in daemon.records() if "exit_code" in r]) == len(killed))
+        served = [r["pid"] for r in daemon.records() if "serves" in r["message"]]
+        device = served[-1]
+
+    guest.pause()
+
+    queues = list(guest.driver.queues.values())
+    assert [ring.base for ring in guest._rings] == [used_idx(queue) for queue in queues]
+    assert guest._rings[0].base > 0
