@@ -32,8 +32,9 @@ SPEED = 200.0
 PATIENCE_S = 60.0
 """Longest wait for anything: the machine may be very busy."""
 
-QUIET_S = 1.0
-"""A device that ended so long ago and has no successor had its VMM hang up."""
+SHORT_QUIET_S, LONG_QUIET_S = 0.3, 1.5
+"""A device that ended so long ago has no successor: after balloond said farewell, and if it did
+not say so. One that is killed while its VMM hangs up may still get one."""
 
 SHAPES = (
     ("--style", "qemu"),
@@ -219,14 +220,21 @@ class Host:
                 alone_since.clear()
                 return False
             alone_since.append(time.monotonic())
+            quiet_s = alone_since[-1] - alone_since[0]
             # Of many farewells in a second balloond logs only some.
-            return guest.vm in self._forgotten or alone_since[-1] - alone_since[0] > QUIET_S
+            return quiet_s > (SHORT_QUIET_S if guest.vm in self._forgotten else LONG_QUIET_S)
 
         self._wait(forgotten, f"{guest.vm} to be forgotten")
         self._connect(guest)
 
     def _connect(self, guest: SoakedGuest) -> None:
-        known = set(self._read_log())
+        self._read_log()
+        # A balloond that was started anew counts on from the VMs that it found: a visitor's name
+        # of an earlier life may come again.
+        known = {each.vm for each in self.guests}
+        for vm in self._devices.keys() - known:
+            del self._devices[vm]
+        self._forgotten &= known
         guest.process.command("connect")
         self._learn_name(guest, known)
 
@@ -248,8 +256,8 @@ class Host:
         )
         self.life += 1
         if not self.keeps:
-            self._devices.clear()
-            self._forgotten.clear()
+            for guest in self.guests:
+                guest.vm = ""
         self.daemon = self._start()
         for guest in self.guests:
             guest.deaths.clear()
