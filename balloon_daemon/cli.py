@@ -17,6 +17,7 @@ from balloon_daemon.controller.keeper import Jail
 from balloon_daemon.controller.loop import Controller, kept_listener, listen
 from balloon_daemon.errors import BalloondError, ConfigError, PolicyFileError
 from balloon_daemon.handover.store import Store, connect_keeper, connect_systemd, take_from_systemd
+from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.systemd import logs_to_journal
 from balloon_daemon.log import EventLog, configure
@@ -277,6 +278,7 @@ def _run(args: argparse.Namespace) -> int:
         EventLog().warning("policy-file", str(warning).splitlines()[0])
     if not logs_to_journal(sys.stdout.fileno()):
         _show(_how_to_attach(config))
+    allow_all_fds()
     controller = Controller(config, source, Jail(compiled.load, identity), listener, store)
     asyncio.run(controller.run())
     return EXIT_OK

@@ -1,6 +1,7 @@
 """The command line: what is printed, where, and with which exit status."""
 
 import os
+import resource
 import shlex
 import socket
 import subprocess
@@ -196,3 +197,9 @@ def test_log_on_a_full_disk_does_not_stop_the_daemon(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_soft_limit_of_descriptors_is_raised_to_the_hard_one(daemon: Daemon) -> None:
+    soft, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+
+    assert soft == hard

@@ -79,7 +79,6 @@ DOORS = {
     "asyncio": {"controller", "low_memory", "cli", "handover.store"},
     "threading": set[str](),
     "rich": {"ctl"},
-    "plotext": {"ctl"},
     "matplotlib": {"ctl"},
     "numpy": {"ctl", "fake_guest"},
 }
