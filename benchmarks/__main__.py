@@ -67,8 +67,9 @@ def main() -> int:
             # What was measured before it stays; what this machine refused is said.
             figures.append(missing(name, "", f"{type(err).__name__}: {err}"))
         print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
+        # After each group: whoever ends a long run early keeps what it has.
+        OUTPUT.parent.mkdir(exist_ok=True)
+        OUTPUT.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
     show(figures, console)
     console.print(f"written to {OUTPUT.relative_to(ROOT)}")
     return 0
