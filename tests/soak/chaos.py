@@ -59,19 +59,19 @@ class Chaos:
         names = [lasting.name, mortal.name, "keeper of the mortal one's VMs"]
         self.gauges = [Gauge(name, self._began) for name in names]
         self._faults: dict[Callable[[Host, SoakedGuest], None], int] = {
-            self._kill_device: 50,
-            self._kill_all_devices: 12,
+            self._kill_device: 70,
+            self._kill_all_devices: 25,
             self._kill_controller: 3,
             self._replace_controller: 1,
-            self._kill_in_mid_command: 8,
+            self._kill_in_mid_command: 6,
             self._reconnect: 3,
-            self._pause_and_resume: 6,
+            self._pause_and_resume: 4,
             self._unbind_and_bind: 2,
             self._reboot: 2,
-            self._use_memory: 4,
-            self._report_free_pages: 4,
-            self._hostile_vmm: 8,
-            self._hostile_guest: 3,
+            self._use_memory: 3,
+            self._report_free_pages: 3,
+            self._hostile_vmm: 6,
+            self._hostile_guest: 2,
             self._check: 5,
         }
 
