@@ -41,7 +41,7 @@ def draw(values: dict[str, float], path: Path) -> None:
         for name in values
         if name.startswith("reclaim, ") and name.endswith(_END) and "elapsed" not in name
     ]
-    canvas = Canvas(figsize=(9, 4.6), layout="constrained")
+    canvas = Canvas(figsize=(9, 5.4), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots()
     for place, trace in enumerate(traces):
@@ -71,8 +71,8 @@ def draw(values: dict[str, float], path: Path) -> None:
     axes.set_xlabel("µs of CPU for one buffer of 256 pages (1 MiB)")
     axes.set_title("Where each microsecond goes", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.14)
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    axes.set_xlim(right=axes.get_xlim()[1] * 1.15)
+    canvas.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=120)
 
