@@ -132,11 +132,21 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     listener = listen(path)
+    ours = os.stat(path)
     try:
         serve(listener)
     finally:
-        os.unlink(path)
+        _unlink(path, ours)
     return 0
+
+
+def _unlink(path: str, ours: os.stat_result) -> None:
+    """Removes our socket; not that of another keeper, which has come in its place meanwhile."""
+    try:
+        if os.path.samestat(os.stat(path), ours):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class Chaos:
     def _attempt(self, what: str, action: Callable[..., None], *arguments: object) -> None:
         try:
             action(*arguments)
-        except (AssertionError, OSError, RuntimeError) as err:
+        except (AssertionError, OSError, RuntimeError, ValueError) as err:
             at = time.monotonic() - self._began
             self.tally.failures.append(f"{at:.1f} s, {what}: {type(err).__name__}: {err}")
 
