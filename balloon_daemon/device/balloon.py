@@ -85,6 +85,11 @@ class BalloonDevice:
         )
 
     @property
+    def buffers(self) -> int:
+        """Chains taken so far, of use or not."""
+        return self._buffers
+
+    @property
     def work(self) -> int:
         """Grows with each chain of use: pages taken and given back, memory reported."""
         return self._inflated_pages + self._deflated_pages + self._reported_bytes

@@ -8,7 +8,7 @@ import select
 from collections.abc import Callable
 from time import monotonic
 
-from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
+from balloon_daemon.device.balloon import MAX_TURN_S, BalloonDevice, RunningQueue
 from balloon_daemon.device.pace import Pace
 from balloon_daemon.errors import NO_HEAD, GuestError, RingError, Rule
 from balloon_daemon.linux.events import drain_event
@@ -140,13 +140,16 @@ class DeviceLoop:
         return True
 
     def _serve(self, queues: list[RunningQueue]) -> None:
-        began, before = monotonic(), self._device.work
+        began, before, buffers = monotonic(), self._device.work, self._device.buffers
         self._backlog.clear()
         for running in queues:
             self._process(running)
         if self._device.work == before:
             now = monotonic()
-            rest = self._pace.waste(now, now - began)
+            # The clock runs on while we wait for a core, which is not the guest's doing: a turn
+            # that found nothing at all costs what a wake-up costs, any other at most its bound.
+            spent_s = min(now - began, MAX_TURN_S) if self._device.buffers != buffers else 0.0
+            rest = self._pace.waste(now, spent_s)
             if rest:
                 # Kicks stay where they are, so nothing is lost but time.
                 self._resume_at = now + rest
