@@ -7,6 +7,7 @@ import array
 import errno
 import os
 import socket
+from typing import NoReturn
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.events import OwnedFd
@@ -26,7 +27,7 @@ class Connection:
         self._socket = sock
         self._received = b""
         self._wanted = HEADER.size
-        self._header: tuple[int, int] | None = None
+        self._waiting = 0
         self._fds: list[OwnedFd] = []
         self._unsent = bytearray()
 
@@ -43,7 +44,8 @@ class Connection:
         """Reads the next message.
 
         The kernel hands over descriptors with the first byte of the message that they were sent
-        with, so a message's header is read by itself: what comes with it belongs to it.
+        with, so no read goes past a message's end: what comes with it belongs to it. A look at
+        what waits tells how far that is; where it is not all there yet, the header does.
 
         Returns:
             A whole message with its descriptors, now the caller's; None where none is whole yet.
@@ -53,24 +55,25 @@ class Connection:
             FrontendError: it hung up in mid-message, or its header cannot be right.
             OSError: its descriptors found no room in this process, or the socket failed.
         """
+        if not self._received and (self._waiting or self.peek()):
+            self._wanted, self._waiting = self._waiting, 0
         while self._receive_some():
             if len(self._received) < self._wanted:
                 continue
-            if self._header is None:
-                request, flags, size = HEADER.unpack(self._received)
-                self._received = b""
-                if size > MAX_PAYLOAD_BYTES:
-                    raise FrontendError(
-                        Message(request, flags, b"").name,
-                        f"payload of {size} bytes, at most {MAX_PAYLOAD_BYTES} are allowed",
-                    )
-                self._header, self._wanted = (request, flags), size
-                if size:
-                    continue
-            message, fds = Message(*self._header, self._received), tuple(self._fds)
-            self._received, self._header, self._wanted = b"", None, HEADER.size
-            if fds:
-                self._fds = []
+            request, flags, size = HEADER.unpack_from(self._received)
+            if size > MAX_PAYLOAD_BYTES:
+                raise FrontendError(
+                    Message(request, flags, b"").name,
+                    f"payload of {size} bytes, at most {MAX_PAYLOAD_BYTES} are allowed",
+                )
+            self._wanted = HEADER.size + size
+            if len(self._received) < self._wanted:
+                continue
+            message = Message(request, flags, self._received[HEADER.size :])
+            self._received, self._wanted = b"", HEADER.size
+            if not self._fds:
+                return message, ()
+            fds, self._fds = tuple(self._fds), []
             return message, fds
         return None
 
@@ -84,32 +87,39 @@ class Connection:
             return False
         except ConnectionResetError:
             content, ancillary, flags = b"", [], 0
+        if ancillary or flags & socket.MSG_CTRUNC:
+            self._take_fds(ancillary, truncated=bool(flags & socket.MSG_CTRUNC))
+        if not content:
+            self._hung_up()
+        self._received += content
+        return True
+
+    def _take_fds(self, ancillary: list[tuple[int, int, bytes]], *, truncated: bool) -> None:
         for level, kind, packed in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
                 numbers.frombytes(packed[: len(packed) - len(packed) % numbers.itemsize])
                 self._fds += map(OwnedFd, numbers)
-        if len(self._fds) > MAX_FDS or (flags & socket.MSG_CTRUNC and len(self._fds) == MAX_FDS):
+        if len(self._fds) > MAX_FDS or (truncated and len(self._fds) == MAX_FDS):
             raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
-        if flags & socket.MSG_CTRUNC:
+        if truncated:
             # There was room for them: this process may open no more (RLIMIT_NOFILE).
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        if not content:
-            if self._received or self._header is not None:
-                name = "header" if self._header is None else Message(*self._header, b"").name
-                raise FrontendError(
-                    name, f"hung up after {len(self._received)} of {self._wanted} bytes"
-                )
+
+    def _hung_up(self) -> NoReturn:
+        if not self._received:
             raise EOFError
-        self._received += content
-        return True
+        name = "header"
+        if len(self._received) >= HEADER.size:
+            name = Message(HEADER.unpack_from(self._received)[0], 0, b"").name
+        raise FrontendError(name, f"hung up after {len(self._received)} of {self._wanted} bytes")
 
     def peek(self) -> bytes | None:
         """The next message as it stands in the socket, left there; None where none is whole.
 
         Without its descriptors: those come once it is received.
         """
-        if self._received or self._header is not None:
+        if self._received:
             return None
         try:
             waiting = self._socket.recv(HEADER.size + MAX_PAYLOAD_BYTES, socket.MSG_PEEK)
@@ -118,7 +128,10 @@ class Connection:
         if len(waiting) < HEADER.size:
             return None
         end = HEADER.size + HEADER.unpack_from(waiting)[2]
-        return waiting[:end] if end <= len(waiting) else None
+        if end > len(waiting):
+            return None
+        self._waiting = end
+        return waiting[:end]
 
     def send(self, reply: bytes) -> None:
         """Sends a reply, or keeps what the socket does not take for ``flush``.

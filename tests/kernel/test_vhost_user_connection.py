@@ -174,7 +174,7 @@ def test_hang_up_in_mid_message_closes_the_fds_that_came(pair: Pair, files: list
     before = len(open_fds())
     send(theirs, FOUR_BYTES.encode()[:-1], files[:3])
     theirs.close()
-    with pytest.raises(FrontendError, match="SET_VRING_KICK: hung up after 3 of 4 bytes"):
+    with pytest.raises(FrontendError, match="SET_VRING_KICK: hung up after 15 of 16 bytes"):
         connection.receive()
     connection.close()
     assert len(open_fds()) == before - 2
