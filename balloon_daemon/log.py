@@ -105,6 +105,8 @@ def configure(style: str, *, verbose: bool) -> None:
         style: ``text`` or ``json``.
         verbose: debug lines too.
     """
+    # Nothing that a record would be asked for; finding it out would cost each line as much again.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = _Lines(sys.stderr.fileno())
     journal = logs_to_journal(sys.stderr.fileno())
     handler.setFormatter(_Json() if style == "json" else _Text(journal=journal))

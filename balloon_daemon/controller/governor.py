@@ -21,6 +21,7 @@ from balloon_daemon.balloon_policy import (
     Reason,
     ResumeLowMemory,
     SetTarget,
+    Step,
     Timer,
     max_balloon_bytes,
 )
@@ -98,9 +99,7 @@ class Governor:
     def resume(self) -> None:
         """After ``restore``: target, timers and listening as they were."""
         if self._policy is not None:
-            step = self._policy.resume(self._loop.time())
-            self._log_decision(step.decision)
-            self._act(step.actions)
+            self._take(self._policy.resume(self._loop.time()))
 
     def halt(self) -> None:
         """Decides nothing any more."""
@@ -121,10 +120,17 @@ class Governor:
 
     def _step(self, event: Event) -> None:
         assert self._policy is not None
-        step = self._policy.step(event, self._loop.time())
+        self._take(self._policy.step(event, self._loop.time()))
+        self._decided()
+
+    def _take(self, step: Step) -> None:
+        # The guest hears of its target first: to word a line takes as long as all else. What
+        # listens again may decide again, so the line comes before that.
+        for action in step.actions:
+            if isinstance(action, SetTarget):
+                self._set_target(action.target_bytes)
         self._log_decision(step.decision)
         self._act(step.actions)
-        self._decided()
 
     def _log_decision(self, decision: Decision) -> None:
         # Under lasting pressure at the maximum the same decision falls every second: said once.
@@ -146,8 +152,6 @@ class Governor:
     def _act(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
             match action:
-                case SetTarget(target_bytes, _):
-                    self._set_target(target_bytes)
                 case ArmTimer(timer, delay_s):
                     self._disarm(timer)
                     self._timers[timer] = self._loop.call_later(delay_s, self._fired, timer)
