@@ -15,7 +15,7 @@ from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.config import Config, default_policy_file, default_socket
 from balloon_daemon.controller.keeper import Jail
 from balloon_daemon.controller.loop import Controller, kept_listener, listen
-from balloon_daemon.errors import BalloondError, ConfigError, PolicyFileError
+from balloon_daemon.errors import BalloondError, ConfigError, PolicyFileError, TrialError
 from balloon_daemon.handover.store import Store, connect_keeper, connect_systemd, take_from_systemd
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.jail import Identity
@@ -38,8 +38,8 @@ jailed process of its own. Ends on SIGTERM or SIGINT, after giving the guests th
 _EPILOG = """\
 SIZE is a number with K, M, G or T (binary): 4G, 512M, 1.5GiB.
 
-exit status: 0 ended as asked, 1 could not run (socket in use, no permission), 2 a wrong flag,
-setting or policy file.
+exit status: 0 ended as asked, 1 could not run (socket in use, no permission, --check's trial
+device failed), 2 a wrong flag, setting or policy file.
 
 examples:
   balloond --vm-mem 4G
@@ -151,7 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check flags, policy file, permissions and source, say what was found, and end",
+        help="check flags, policy file, permissions and source, let a trial device do its work, "
+        "say what was found, and end",
     )
     parser.add_argument("--version", action="version", version=f"balloond {__version__}")
     return parser
@@ -238,8 +239,18 @@ def _show(text: str) -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def _report(config: Config, source: LowMemorySource, identity: Identity | None) -> None:
-    """What ``--check`` prints once all is well."""
+def _check(
+    config: Config, source: LowMemorySource, compiled: CompiledFilter, identity: Identity | None
+) -> None:
+    """What ``--check`` prints once all is well.
+
+    Raises:
+        TrialError: no device can live here.
+    """
+    # Here, so that the daemon does not load what it never needs.
+    from balloon_daemon.trial import GIVEN_BYTES, try_device
+
+    outcome = try_device(compiled.load, identity)
     print(f"policy file  {config.policy_file}: compiled")
     print(f"low memory   {source.describe()}")
     if config.vm_mem_bytes is not None:
@@ -251,6 +262,10 @@ def _report(config: Config, source: LowMemorySource, identity: Identity | None) 
         )
     who = f"user {config.device_user}" if identity else "the user who starts balloond (not root)"
     print(f"device       runs as {who}, under seccomp")
+    print(
+        f"trial        a jailed device was ready after {outcome.ready_s * 1000:.1f} ms and gave "
+        f"{format_size(GIVEN_BYTES)} back in {outcome.given_s * 1000:.1f} ms"
+    )
     print(f"socket       {config.socket}: free")
 
 
@@ -271,7 +286,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.check:
         listener.close()
         config.socket.unlink(missing_ok=True)
-        _report(config, source, identity)
+        _check(config, source, compiled, identity)
         return EXIT_OK
     configure(args.log, verbose=args.verbose)
     for warning in compiled.warnings:
@@ -301,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except BalloondError as err:
         print(f"balloond: {err}", file=sys.stderr)
-        return EXIT_USAGE
+        return EXIT_FAILURE if isinstance(err, TrialError) else EXIT_USAGE
     except PermissionError as err:
         print(
             f"balloond: {err.filename or ''}: {err.strerror}".replace(": :", ":"), file=sys.stderr

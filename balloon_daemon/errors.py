@@ -5,6 +5,7 @@
     BalloondError
     ├── ConfigError      operator: a bad setting              -> one line, exit status 2
     ├── PolicyFileError  operator: a bad seccomp policy file  -> its lines, exit status 2
+    ├── TrialError       host: no device can live on it       -> one line, exit status 1
     ├── GuestError       the guest broke the virtio rules     -> drop that chain, count, go on
     │   └── RingError    its ring cannot be trusted any more  -> stop that queue, report
     ├── FrontendError    the VMM broke vhost-user             -> close that connection
@@ -26,6 +27,10 @@ class BalloondError(Exception):
 
 class ConfigError(BalloondError):
     """The operator's mistake: names the setting, what was found and what is allowed."""
+
+
+class TrialError(BalloondError):
+    """A trial device did not live through its work: says what happened, and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,10 @@ ROOMS = {
         "balloon_policy", "low_memory", "vhost_user", "tube", "seccomp", "device",
         "virtio", "linux", "config", "log", "handover",
     },
+    "trial": {"device", "vhost_user", "tube", "seccomp", "virtio", "linux"},
     "cli": {
         "config", "controller", "low_memory", "seccomp", "linux", "balloon_policy", "log",
-        "handover",
+        "handover", "trial",
     },
     "__main__": {"cli"},
     "fake_guest": {"virtio", "vhost_user", "linux"},

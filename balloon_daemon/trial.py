@@ -1,0 +1,306 @@
+"""A trial: a real device, jailed as all are, lives through its whole work once. For ``--check``.
+
+Whether a device can live on this host under this policy depends on more than the policy's text:
+on the clock that the kernel's vDSO serves, on the C library, on what namespaces and ids are
+allowed. So one is forked, on memory of our own, told a target and handed one buffer of pages, and
+what became of the pages is asked of the kernel.
+"""
+
+import os
+import select
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+from typing import NoReturn
+
+from balloon_daemon.device.process import (
+    DeviceSpec,
+    RegionSpec,
+    VringSpec,
+    prepare_fork,
+    spawn,
+)
+from balloon_daemon.errors import TrialError
+from balloon_daemon.linux.jail import Identity
+from balloon_daemon.linux.kernel_log import find_seccomp_kill
+from balloon_daemon.linux.memory import create_memfd
+from balloon_daemon.seccomp.filter import syscall_name
+from balloon_daemon.tube.messages import Command, Fault, FaultKind, Ready, Stopped, Target, Up
+from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
+from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
+from balloon_daemon.virtio.balloon import BalloonQueue
+from balloon_daemon.virtio.split_queue import (
+    DESCRIPTOR,
+    USED_ELEMENT,
+    available_bytes,
+    descriptors_bytes,
+)
+
+WITHIN_S = 5.0
+"""A trial is over after this, however it went; on an idle machine it takes some 20 ms."""
+
+END_WITHIN_S = 1.0
+"""What a device that was killed may take to be gone."""
+
+GIVEN_BYTES = 2 << 20
+"""What the trial's guest puts into its balloon: a huge page's size, so that the kernel gives all
+of it back even where it makes memfds of huge pages."""
+
+NAME_WITHIN_S = 0.5
+"""The kernel writes its record of a seccomp kill from a thread of its own, a little later."""
+
+CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+
+_CLOCK_CALLS = {"clock_gettime", "gettimeofday", "time"}
+_VDSO_CLOCKS = {"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "xen"}
+"""arch/x86: the clock sources that have a vdso_clock_mode."""
+
+# The guest's memory: what it gives, then a page for its ring, then one for its buffer of PFNs.
+_RING = GIVEN_BYTES
+_BUFFER = _RING + PAGE_SIZE
+_MEMORY_BYTES = _BUFFER + PAGE_SIZE
+_FRONTEND = FrontendAddr(0x7F00_0000_0000)
+_RING_SIZE = 2
+_AVAILABLE = _RING + descriptors_bytes(_RING_SIZE)
+_USED = -(-(_AVAILABLE + available_bytes(_RING_SIZE)) // 4) * 4
+_PFNS = GIVEN_BYTES // PAGE_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A trial that went well.
+
+    Attributes:
+        ready_s: from the fork until the device was jailed and ready, in seconds.
+        given_s: from the kick until its answer, in seconds.
+    """
+
+    ready_s: float
+    given_s: float
+
+
+def try_device(load_filter: Callable[[], None], identity: Identity | None) -> Outcome:
+    """Forks a trial device as the controller would fork it, and has it do its work once.
+
+    Takes ``WITHIN_S`` at the most, and ``END_WITHIN_S`` for the end of a device that hangs. For a
+    process that ends soon: what exists now is not collected as garbage any more.
+
+    Args:
+        load_filter: loads the compiled seccomp filter.
+        identity: whom the device becomes; None: nobody else.
+
+    Raises:
+        TrialError: in one line, what became of it and what to do about that.
+    """
+    prepare_fork()
+    with ExitStack() as stack:
+        try:
+            trial = _Trial(stack, load_filter, identity)
+        except OSError as err:
+            raise TrialError(f"a trial device cannot be made: {err.strerror}") from err
+        return trial.run()
+
+
+class _Trial:
+    """A guest of what it gives and two pages more, and its device.
+
+    Args:
+        stack: closes what this opens, and ends the device.
+
+    Raises:
+        OSError: no memory, no descriptor or no process to be had.
+    """
+
+    def __init__(
+        self, stack: ExitStack, load_filter: Callable[[], None], identity: Identity | None
+    ) -> None:
+        def own(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        self._memory = own(create_memfd("balloond-trial", size_bytes=_MEMORY_BYTES))
+        os.pwrite(self._memory, b"\1" * GIVEN_BYTES, 0)
+        os.pwrite(self._memory, struct.pack(f"<{_PFNS}I", *range(_PFNS)), _BUFFER)
+        os.pwrite(self._memory, DESCRIPTOR.pack(_BUFFER, 4 * _PFNS, 0, 0), _RING)
+        self._kick = own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self._call = own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self._channel, theirs = socket.socketpair()
+        stack.callback(self._channel.close)
+        stack.callback(theirs.close)
+        self._channel.setblocking(False)
+        self._reports: list[Up] = []
+        self._code: int | None = None
+        self._began = monotonic()
+        self._device = spawn(
+            DeviceSpec(
+                name="balloon-trial",
+                regions=(
+                    RegionSpec(GuestAddr(0), _FRONTEND, _MEMORY_BYTES, 0, PAGE_SIZE, self._memory),
+                ),
+                vrings=(
+                    VringSpec(
+                        0,
+                        BalloonQueue.INFLATEQ,
+                        _RING_SIZE,
+                        FrontendAddr(_FRONTEND + _RING),
+                        FrontendAddr(_FRONTEND + _AVAILABLE),
+                        FrontendAddr(_FRONTEND + _USED),
+                        self._kick,
+                        self._call,
+                    ),
+                ),
+                channel_fd=theirs.fileno(),
+                config_change=CONFIG_CHANGE_MSG,
+                identity=identity,
+                load_filter=load_filter,
+                must_tell_host=True,
+            )
+        )
+        stack.callback(self._end)
+
+    def run(self) -> Outcome:
+        """The whole life of a device, in the order in which a guest would have it.
+
+        Raises:
+            TrialError: it did not live, or did not do its work.
+        """
+        tube = self._device.tube
+        self._wait(tube.fileno(), lambda: self._said(Ready), "was not ready")
+        ready_s = monotonic() - self._began
+        tube.send(Target(GIVEN_BYTES))
+        self._wait(self._channel.fileno(), self._told, "did not tell its VMM of a target")
+        # The entry of the available ring is 0 already, the head of our only chain.
+        os.pwrite(self._memory, struct.pack("<H", 1), _AVAILABLE + 2)
+        kicked = monotonic()
+        os.eventfd_write(self._kick, 1)
+        self._wait(self._call, self._called, "did not answer a buffer")
+        given_s = monotonic() - kicked
+        self._check_given()
+        # It may have seen the buffer without: a device looks at its rings when it starts.
+        self._wait(tube.fileno(), self._kick_taken, "did not take its guest's kick")
+        tube.send(Command.STOP)
+        self._wait(tube.fileno(), lambda: self._said(Stopped), "did not stop when told")
+        self._wait(self._device.pidfd.fileno(), lambda: self.exit_code() == 0, "did not end")
+        return Outcome(ready_s, given_s)
+
+    def _wait(self, fd: int, happened: Callable[[], bool], missing: str) -> None:
+        """Waits until something has happened; ``fd`` wakes us, as the device's end does.
+
+        Some things happen without a word, so it looks every 5 ms too.
+        """
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        poller.register(self._device.pidfd.fileno(), select.POLLIN)
+        while not happened():
+            left_s = self._began + WITHIN_S - monotonic()
+            if left_s <= 0:
+                raise TrialError(
+                    f"a trial device {missing} within {WITHIN_S:.0f} s; is the machine overloaded?"
+                )
+            ready = dict(poller.poll(min(left_s, 0.005) * 1000))
+            if self._device.pidfd.fileno() in ready and not happened():
+                self._bury()
+
+    def _said(self, kind: type[Up]) -> bool:
+        while reports := self._device.tube.receive():
+            self._reports += reports
+        return any(isinstance(report, kind) for report in self._reports)
+
+    def _told(self) -> bool:
+        try:
+            return self._channel.recv(len(CONFIG_CHANGE_MSG)) == CONFIG_CHANGE_MSG
+        except BlockingIOError:
+            return False
+
+    def _called(self) -> bool:
+        try:
+            return os.eventfd_read(self._call) > 0
+        except BlockingIOError:
+            return False
+
+    def _kick_taken(self) -> bool:
+        poller = select.poll()
+        poller.register(self._kick, select.POLLIN)
+        return not poller.poll(0)
+
+    def exit_code(self) -> int | None:
+        """The device's, negative for a signal; None while it runs."""
+        if self._code is None:
+            self._code = self._device.reap()
+        return self._code
+
+    def _end(self) -> None:
+        """Ends the device if it runs still, and reaps it."""
+        self._device.kill()
+        if self.exit_code() is None:
+            # Not for ever: the kernel ends a process that it is busy with itself only afterwards.
+            select.select([self._device.pidfd], [], [], END_WITHIN_S)
+            self.exit_code()
+        self._device.close()
+
+    def _check_given(self) -> None:
+        """Asks the ring and the kernel what was done.
+
+        Raises:
+            TrialError: not what was to be done.
+        """
+        (used_idx,) = struct.unpack("<H", os.pread(self._memory, 2, _USED + 2))
+        head, _ = USED_ELEMENT.unpack(os.pread(self._memory, USED_ELEMENT.size, _USED + 4))
+        if (used_idx, head) != (1, 0):
+            raise TrialError(f"a trial device answered chain {head} as number {used_idx}")
+        if os.lseek(self._memory, 0, os.SEEK_DATA) >= GIVEN_BYTES:
+            return
+        self._said(Fault)
+        refused = [
+            os.strerror(report.code)
+            for report in self._reports
+            if isinstance(report, Fault) and report.kind is FaultKind.HOST
+        ]
+        why = refused[0] if refused else "it said nothing of an error"
+        raise TrialError(
+            f"the kernel did not free the memory that a trial device gave back: {why}"
+        )
+
+    def _bury(self) -> NoReturn:
+        """Says what the device has died of, when nobody told it to end."""
+        code = self.exit_code()
+        if code == -signal.SIGSYS:
+            raise TrialError(f"a trial device {_forbidden(self._device.pid)}")
+        if code is not None and code < 0:
+            raise TrialError(
+                f"a trial device was killed by signal {-code} ({signal.strsignal(-code)})"
+            )
+        # The last line of a traceback: what was raised.
+        said = self._device.read_last_words().rpartition(" | ")[2]
+        raise TrialError(f"a trial device ended with status {code}: {said or 'without a word'}")
+
+
+def _forbidden(pid: int) -> str:
+    """What a device was killed for by its filter, and what to do about that."""
+    until, number = monotonic() + NAME_WITHIN_S, find_seccomp_kill(pid)
+    while number is None and monotonic() < until:
+        sleep(NAME_WITHIN_S / 20)
+        number = find_seccomp_kill(pid)
+    try:
+        clock = CLOCK_SOURCE.read_text().strip()
+    except OSError:
+        clock = "unknown"
+    no_vdso = f"the clock source is {clock}, which the vDSO does not serve; use tsc or kvm-clock"
+    killed = "was killed by its seccomp policy for"
+    if number is None:
+        remedy = "compare the policy file with the one that came with balloond"
+        if clock not in _VDSO_CLOCKS:
+            remedy = f"perhaps clock_gettime(): {no_vdso}"
+        return f"{killed} a system call that the kernel's log does not name here; {remedy}"
+    name = syscall_name(number)
+    if name not in _CLOCK_CALLS:
+        return f"{killed} {name}(); allow it in the policy file"
+    if clock in _VDSO_CLOCKS:
+        # Switched off (vdso=0), or the machine does not really have it.
+        no_vdso = f"the vDSO does not serve the clock, though its source is {clock}"
+    return f"{killed} {name}(): {no_vdso}, or allow the call in the policy file"

@@ -1,0 +1,194 @@
+"""``balloond --check``'s trial: a real device does its work on this host, or why it cannot."""
+
+import ctypes
+import os
+import re
+import resource
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from balloon_daemon import trial
+from balloon_daemon.errors import TrialError
+from balloon_daemon.seccomp.filter import compile_policy
+from tests.fakes.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter, unprivileged
+from tests.fakes.short_host import fd_numbers, limit_for_room, limited
+from tests.kernel.test_host_faults import NOBODY
+from tests.vm.daemon import BALLOOND
+
+LIBC = ctypes.CDLL(None)
+UNNAMED = "the kernel's log does not name here"
+SYS_CLOCK_GETTIME = 228  # arch/x86/entry/syscalls/syscall_64.tbl
+
+
+def check(tmp_path: Path, *args: str, launcher: tuple[str, ...] = ()) -> tuple[int, str, str]:
+    """Runs ``balloond --check``. Returns its status and what it wrote to its two outputs."""
+    tmp_path.chmod(0o777)
+    command = [*launcher, str(BALLOOND), "--check", "--socket", str(tmp_path / "s"), *args]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return run.returncode, run.stdout, run.stderr
+
+
+def complaint_of(load_filter: Callable[[], None]) -> str:
+    """What is said of a trial whose device loads its filter so. Nothing of the trial is left."""
+    before, children = fd_numbers(os.getpid()), psutil.Process().children()
+    with ready_to_fork(), pytest.raises(TrialError) as caught:
+        trial.try_device(load_filter, unprivileged())
+    assert fd_numbers(os.getpid()) == before
+    assert psutil.Process().children() == children
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def policy_with(tmp_path: Path, call: str, rule: str) -> Path:
+    """The shipped policy with another line for one call, or none."""
+    lines = SHIPPED_POLICY.read_text().splitlines(keepends=True)
+    path = tmp_path / "other.policy"
+    path.write_text("".join(line for line in lines if not line.startswith(f"{call}:")) + rule)
+    return path
+
+
+# --- this host --------------------------------------------------------------------------------
+
+TRIAL_LINE = re.compile(
+    r"^trial +a jailed device was ready after \d+\.\d ms and gave 2 MiB back in \d+\.\d ms$",
+    re.MULTILINE,
+)
+
+
+def test_check_has_a_device_give_memory_back(tmp_path: Path) -> None:
+    status, out, err = check(tmp_path)
+
+    assert (status, err) == (0, "")
+    assert TRIAL_LINE.search(out)
+
+
+def test_check_of_an_ordinary_user_has_a_device_give_memory_back(tmp_path: Path) -> None:
+    # It still must be able to read this checkout, wherever it is.
+    caps = ("--inh-caps", "+dac_override", "--ambient-caps", "+dac_override")
+    as_nobody = ("setpriv", *NOBODY, *caps) if os.geteuid() == 0 else ()
+
+    status, out, err = check(tmp_path, launcher=as_nobody)
+
+    assert (status, err) == (0, "")
+    assert "runs as the user who starts balloond (not root)" in out
+    assert TRIAL_LINE.search(out)
+
+
+def test_start_of_the_daemon_does_not_load_the_trial() -> None:
+    code = "import sys, balloon_daemon.cli; sys.exit('balloon_daemon.trial' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 0
+
+
+# --- policies that no device can live under ---------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["madvise", "epoll_wait", "epoll_ctl", "read", "recvfrom"])
+def test_check_with_a_policy_that_lacks_a_call_one_line_status_1(
+    call: str, tmp_path: Path
+) -> None:
+    policy = policy_with(tmp_path, call, "")
+
+    status, out, err = check(tmp_path, "--policy", str(policy))
+
+    assert (status, out) == (1, "")
+    assert err.startswith("balloond: a trial device was killed by its seccomp policy for ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+    if UNNAMED in err:
+        pytest.skip("the kernel's log may not be read, or its rate of such records is used up")
+    assert err.endswith(f" for {call}(); allow it in the policy file\n")
+
+
+def test_policy_that_refuses_to_free_memory_is_told_by_the_kernels_error(tmp_path: Path) -> None:
+    load = compile_policy(policy_with(tmp_path, "madvise", "madvise: return EPERM\n")).load
+
+    assert complaint_of(load) == (
+        "the kernel did not free the memory that a trial device gave back: Operation not permitted"
+    )
+
+
+def test_policy_that_frees_nothing_and_says_it_did_is_found_out(tmp_path: Path) -> None:
+    load = compile_policy(policy_with(tmp_path, "madvise", "madvise: return 0\n")).load
+
+    assert complaint_of(load).endswith("gave back: it said nothing of an error")
+
+
+# --- a clock that only a system call can read --------------------------------------------------
+
+
+def ask_the_kernel_for_the_time(load_filter: Callable[[], None]) -> None:
+    """What clock_gettime(3) does where the vDSO does not serve the clock source."""
+    load_filter()
+    LIBC.syscall(SYS_CLOCK_GETTIME, 1, ctypes.create_string_buffer(16))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("hpet", "the clock source is hpet, which the vDSO does not serve; use tsc or kvm-clock"),
+        ("tsc", "the vDSO does not serve the clock, though its source is tsc"),
+    ],
+)
+def test_clock_without_vdso_is_named_with_its_source(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clock").write_text(f"{source}\n")
+    monkeypatch.setattr(trial, "CLOCK_SOURCE", tmp_path / "clock")
+
+    complaint = complaint_of(partial(ask_the_kernel_for_the_time, shipped_filter().load))
+
+    assert complaint.startswith("a trial device was killed by its seccomp policy for ")
+    if UNNAMED in complaint:
+        assert ("perhaps clock_gettime()" in complaint) == (source == "hpet")
+        pytest.skip("the kernel's log may not be read, or its rate of such records is used up")
+    assert complaint.endswith(
+        f" for clock_gettime(): {said}, or allow the call in the policy file"
+    )
+
+
+# --- devices that fail otherwise ---------------------------------------------------------------
+
+
+def test_device_that_hangs_is_ended_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "WITHIN_S", 0.5)
+
+    complaint = complaint_of(lambda: select.select([], [], []) and None)
+
+    assert complaint.startswith("a trial device was not ready within ")
+
+
+def test_device_that_is_killed_is_told_with_its_signal() -> None:
+    complaint = complaint_of(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    assert complaint == "a trial device was killed by signal 9 (Killed)"
+
+
+def test_device_that_raises_is_told_with_its_error() -> None:
+    def refused() -> None:
+        raise OSError(22, "seccomp is not in this kernel")
+
+    assert complaint_of(refused) == (
+        "a trial device ended with status 70: OSError: [Errno 22] seccomp is not in this kernel"
+    )
+
+
+def test_no_descriptors_for_a_trial_is_told() -> None:
+    def never() -> None:
+        raise AssertionError("no device can have been forked")
+
+    pid = os.getpid()
+    with (
+        ready_to_fork(),
+        limited(pid, resource.RLIMIT_NOFILE, limit_for_room(pid, 4)),
+        pytest.raises(TrialError, match="trial device cannot be made: Too many open files"),
+    ):
+        trial.try_device(never, unprivileged())
