@@ -9,6 +9,7 @@
     ├── GuestError       the guest broke the virtio rules     -> drop that chain, count, go on
     │   └── RingError    its ring cannot be trusted any more  -> stop that queue, report
     ├── FrontendError    the VMM broke vhost-user             -> close that connection
+    ├── MemoryFileError  the VMM took guest memory away       -> that device ends, one line
     ├── StateFileError   a state kept by another balloond     -> close that VMM's connection
     ├── TubeError        our two processes disagree           -> ignore and count the message
     └── StateError       a call made in the wrong state       -> our bug
@@ -149,6 +150,10 @@ class FrontendError(BalloondError):
     def __init__(self, request: str, message: str) -> None:
         super().__init__(f"{request}: {message}")
         self.request = request
+
+
+class MemoryFileError(BalloondError):
+    """Guest memory that cannot be mapped any more, though its VMM's memory table was in order."""
 
 
 class StateFileError(BalloondError):

@@ -17,7 +17,7 @@ from typing import NoReturn
 from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
 from balloon_daemon.device.loop import DeviceLoop, Reporter, report_guest_error
 from balloon_daemon.device.reclaim import Reclaimer
-from balloon_daemon.errors import NO_HEAD, Rule
+from balloon_daemon.errors import NO_HEAD, MemoryFileError, Rule
 from balloon_daemon.linux import jail, libc
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import map_shared
@@ -34,7 +34,8 @@ from balloon_daemon.virtio.split_queue import (
 )
 
 EXIT_INTERNAL_ERROR = 70
-"""sysexits.h, EX_SOFTWARE: the device's own bug; its last words are on standard error."""
+"""sysexits.h, EX_SOFTWARE: our own bug, or memory that it was not given; its last words, on
+standard error, say which."""
 
 STANDARD_ERROR = 2
 
@@ -216,6 +217,9 @@ def _child(spec: DeviceSpec, tube: DeviceEnd, words_fd: int, parent: int) -> NoR
         spec.load_filter()
         loop.run()
         os._exit(0)
+    except MemoryFileError as err:
+        # The VMM's doing: no traceback of ours would say more.
+        jail.write_last_words(f"{spec.name}: {err}")
     except BaseException:
         jail.write_last_words(f"{spec.name}: {traceback.format_exc()}")
     finally:

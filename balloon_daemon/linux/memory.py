@@ -6,6 +6,8 @@ import mmap
 import os
 from dataclasses import dataclass
 
+from balloon_daemon.errors import MemoryFileError
+
 # linux/fcntl.h; shmem and hugetlbfs answer it, every other file system refuses with EINVAL.
 F_GET_SEALS = 1034
 F_ADD_SEALS = 1033
@@ -52,15 +54,23 @@ def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
     """Maps a part of a file, shared, readable and writable.
 
     Raises:
-        ValueError, OSError: the file does not reach that far or cannot be mapped so.
+        MemoryFileError: the file does not reach that far.
+        OSError: the kernel's own refusal.
     """
-    return mmap.mmap(
-        fd,
-        size_bytes,
-        flags=mmap.MAP_SHARED,
-        prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        offset=offset_bytes,
-    )
+    try:
+        return mmap.mmap(
+            fd,
+            size_bytes,
+            flags=mmap.MAP_SHARED,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            offset=offset_bytes,
+        )
+    except ValueError as err:
+        # The module compares with the file's length itself; its own words name no numbers.
+        raise MemoryFileError(
+            f"guest memory up to byte {offset_bytes + size_bytes} is to be mapped, but its file "
+            f"has {os.fstat(fd).st_size} bytes: the VMM cut it short"
+        ) from err
 
 
 def create_memfd(name: str, *, size_bytes: int = 0, content: bytes | None = None) -> int:

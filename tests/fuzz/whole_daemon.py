@@ -33,7 +33,7 @@ SPEED = 200.0
 CONVERSATIONS_A_ROUND = 25
 NEIGHBOUR_WITHIN_S = 60.0
 WARM_UP_ROUNDS = 4
-_SHRUNK = "mmap length is greater than file size"
+_SHRUNK = "the VMM cut it short"
 """A device says so, and fails, whose VMM has taken its memory away."""
 MAX_RSS_GROWTH = 12 << 20
 """Bytes by which the controller may grow over a campaign: caches, and the allocator's rests."""

@@ -310,6 +310,14 @@ def test_memory_file_cut_short_kills_its_own_device_until_that_balloon_stops(
     assert {r["vm"] for r in deaths} == {"vm2"}
     assert deaths[0]["exit_code"] == -signal.SIGBUS
     assert len(deaths) == 6
+    # Those that come after it find out when they map it, and say so in a line of words.
+    end = VM_MEM_MIB * MIB
+    for death in deaths[1:]:
+        assert (
+            f"guest memory up to byte {end} is to be mapped, but its file has 0 bytes"
+            in (death["message"])
+        )
+        assert "Traceback" not in death["message"]
     assert neighbour.ram.check().pages_corrupt == 0
 
 

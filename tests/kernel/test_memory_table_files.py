@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from balloon_daemon.errors import MemoryFileError
 from balloon_daemon.linux.memory import MemoryFile, inspect_memory_file, map_shared
 
 # linux/fcntl.h
@@ -141,7 +142,17 @@ def test_map_shared_is_the_files_own_part(memfd: int) -> None:
 
 
 def test_map_shared_beyond_the_file_is_refused(memfd: int) -> None:
-    with pytest.raises(ValueError, match="greater than file size"):
-        map_shared(memfd, 4096, 1 << 20)
-    with pytest.raises((ValueError, OSError)):
+    for offset_bytes in ((1 << 20) - 4096, 1 << 20, 1 << 30):
+        with pytest.raises(MemoryFileError, match=f"byte {offset_bytes + 8192} .* has 1048576 "):
+            map_shared(memfd, 8192, offset_bytes)
+
+
+def test_map_shared_of_an_emptied_file_is_refused(memfd: int) -> None:
+    os.ftruncate(memfd, 0)
+    with pytest.raises(MemoryFileError, match="its file has 0 bytes: the VMM cut it short"):
+        map_shared(memfd, 4096, 0)
+
+
+def test_map_shared_between_two_pages_is_the_kernels_refusal(memfd: int) -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
         map_shared(memfd, mmap.PAGESIZE, 100)
