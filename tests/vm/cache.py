@@ -1,9 +1,11 @@
 """A cache of things that take long to make: made once, kept outside the tree, never half-made.
 
 Each thing is a directory named by the SHA-256 of the files that decide what it is, with a manifest
-of all that was made. Each use checks every file against the manifest.
+of all that was made. Each use checks every file against the manifest, and removes what earlier
+versions of the same thing have left, but one: checkouts of two versions can take turns.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -11,12 +13,21 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.vm import apt
+
+UNKNOWN_FOR_S = 14 * 24 * 3600
+"""What does not say what it is, as it is older than the word in its manifest, is removed when it
+has not been used for so long."""
+
+_MAKING = "making-"
+_in_use: dict[Path, int] = {}
+"""What this process uses, each with the descriptor that holds its lock until we end."""
 
 
 class ImagesError(Exception):
@@ -28,7 +39,7 @@ class Recipe:
     """What is made, and how.
 
     Attributes:
-        what: in words, for messages.
+        what: in words, for messages; the same in each version of one thing.
         files: whose content decides the outcome.
         make: makes it; takes a work directory and the directory to fill, and returns the packages
             that it was made from.
@@ -63,8 +74,76 @@ def ready(recipe: Recipe) -> Path:
             if root.exists():
                 print(f"{recipe.what}: {fault}; making them anew", file=sys.stderr)
                 shutil.rmtree(root)
+                _let_go(root)
             _make(recipe, cache, root)
+        _use(root)
+        _remove_old(cache, recipe.what)
     return root
+
+
+def _use(root: Path) -> None:
+    """Notes the time and keeps everybody from removing it for as long as this process lives."""
+    with contextlib.suppress(PermissionError):  # Another user's, in a cache that is shared.
+        os.utime(root)
+    if root not in _in_use:
+        _in_use[root] = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(_in_use[root], fcntl.LOCK_SH)
+
+
+def _let_go(root: Path) -> None:
+    """Gives up the lock of a directory that is gone: another will have its name."""
+    if root in _in_use:
+        os.close(_in_use.pop(root))
+
+
+def _remove_old(cache: Path, what: str) -> None:
+    """Removes all versions of a thing but the two last used; under the lock of `_only_maker`.
+
+    What a process uses stays, and so does what some other recipe has made.
+    """
+    kinds: dict[str | None, list[Path]] = {}
+    for path in cache.iterdir():
+        if path.name.startswith(_MAKING):
+            _remove(path)  # Its maker was killed: it had the lock that we have now.
+        elif path.is_dir():
+            kinds.setdefault(_what(path), []).append(path)
+    old = sorted(kinds.get(what, []), key=_last_use, reverse=True)[2:]
+    before = time.time() - UNKNOWN_FOR_S
+    old += [path for path in kinds.get(None, []) if _last_use(path) < before]
+    for path in old:
+        if not _is_used(path):
+            _remove(path)
+
+
+def _what(root: Path) -> str | None:
+    """What a directory says that it holds; None where it does not."""
+    try:
+        return str(json.loads((root / "manifest.json").read_text())["what"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _last_use(root: Path) -> float:
+    return root.stat().st_mtime
+
+
+def _is_used(root: Path) -> bool:
+    lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as err:
+        # Half of it may be gone, which its manifest shows to whoever wants it again.
+        print(f"{path} is not used any more, but cannot be removed: {err}", file=sys.stderr)
 
 
 def find_fault(root: Path) -> str | None:
@@ -112,7 +191,7 @@ def _only_maker(cache: Path) -> Iterator[None]:
 
 def _make(recipe: Recipe, cache: Path, root: Path) -> None:
     # Made beside its final place and renamed: a half-made directory never has the right name.
-    with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as temporary:
+    with tempfile.TemporaryDirectory(dir=cache, prefix=_MAKING) as temporary:
         work = Path(temporary)
         made = work / "made"
         made.mkdir()
@@ -120,6 +199,6 @@ def _make(recipe: Recipe, cache: Path, root: Path) -> None:
             packages = recipe.make(work, made)
         except (apt.AptError, OSError) as err:
             raise ImagesError(f"{recipe.what} cannot be made: {err}") from err
-        manifest = {"packages": packages, "files": hash_files(made)}
+        manifest = {"what": recipe.what, "packages": packages, "files": hash_files(made)}
         (made / "manifest.json").write_text(json.dumps(manifest, indent=1))
         made.rename(root)
