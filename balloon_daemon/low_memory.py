@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
 from balloon_daemon.balloon_policy import Reading
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.memory_alarm import DeviceAlarm, PressureAlarm
@@ -222,6 +220,9 @@ def host_memory() -> tuple[int, int]:
     Raises:
         OSError, KeyError, ValueError: /proc/meminfo cannot be had or is not what it was.
     """
+    # Here, as a source of files asks for none of this: it is a twentieth of the daemon's start.
+    import psutil
+
     memory = psutil.virtual_memory()
     return memory.total, memory.available
 

@@ -7,7 +7,6 @@ by number; the store holds them as ``<guest>.<number>``.
 Layout: a line ``balloond guest state <version> <sha256 of the rest>``, then JSON.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -87,7 +86,7 @@ def encode_state(state: GuestState) -> bytes:
             "messages": [[m.content.hex(), list(m.fds)] for m in state.messages],
         }
     ).encode()
-    return f"{_MAGIC} {VERSION} {hashlib.sha256(body).hexdigest()}\n".encode() + body
+    return f"{_MAGIC} {VERSION} {_digest(body)}\n".encode() + body
 
 
 def decode_state(content: bytes) -> GuestState:
@@ -104,12 +103,20 @@ def decode_state(content: bytes) -> GuestState:
     version, digest = words[-2:]
     if version != str(VERSION):
         raise StateFileError(f"is of version {version}, this balloond reads version {VERSION}")
-    if digest != hashlib.sha256(body).hexdigest():
+    if digest != _digest(body):
         raise StateFileError("is damaged: its checksum is wrong")
     try:
         return _checked(json.loads(body))
     except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as err:
         raise StateFileError(f"is damaged: {err}") from err
+
+
+def _digest(body: bytes) -> str:
+    # Here, as only a balloond with a store needs it: it loads libcrypto, 3.7 MiB, and with it
+    # every device.
+    import hashlib
+
+    return hashlib.sha256(body).hexdigest()
 
 
 def _checked(fields: dict[str, object]) -> GuestState:
