@@ -15,3 +15,33 @@ def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
     """psutil is for hosts without ChromeOS's files, libcrypto for those with a store."""
     loaded = run("import sys, balloon_daemon.cli; print(*sys.modules)").split()
     assert {"psutil", "_hashlib", "balloon_daemon.trial"}.isdisjoint(loaded)
+
+
+def test_lean_asyncio_works_and_has_no_ssl() -> None:
+    program = """\
+import sys
+from balloon_daemon.asyncio_lean import asyncio
+import balloon_daemon.controller.loop
+async def echo():
+    ours, theirs = asyncio.Event(), await asyncio.create_subprocess_exec("true")
+    ours.set()
+    await asyncio.wait_for(ours.wait(), 5)
+    return await theirs.wait()
+print(asyncio.run(echo()), "_ssl" in sys.modules)
+"""
+    assert run(program) == "0 False\n"
+
+
+def test_others_import_ssl_after_lean_asyncio() -> None:
+    program = "from balloon_daemon.asyncio_lean import asyncio; import ssl; print(ssl.HAS_SNI)"
+    assert run(program) == "True\n"
+
+
+def test_lean_asyncio_leaves_a_loaded_one_alone() -> None:
+    program = """\
+import ssl
+from balloon_daemon.asyncio_lean import asyncio
+from asyncio import sslproto
+print(sslproto.ssl is ssl)
+"""
+    assert run(program) == "True\n"
