@@ -18,8 +18,8 @@ None of them ends the controller. Failures of the kernel stay ``OSError``, with 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 
 class BalloondError(Exception):
@@ -34,8 +34,7 @@ class TrialError(BalloondError):
     """A trial device did not live through its work: says what happened, and the remedy."""
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyProblem:
+class PolicyProblem(NamedTuple):
     """One thing to say about a seccomp policy file, an error or a warning, with its place.
 
     Attributes:

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from balloon_daemon.ctl import seccomp_words as words
@@ -153,8 +152,8 @@ def _check_one(options: argparse.Namespace, path: Path) -> dict[str, object]:
         warnings = policy.warnings
         result |= {"ok": True, "arch": policy.abi.name, "calls": len(policy.calls)}
         result |= {"instructions": length, "included": policy.files[1:]}
-    result["errors"] = [asdict(problem) for problem in errors]
-    result["warnings"] = [asdict(problem) for problem in warnings]
+    result["errors"] = [problem._asdict() for problem in errors]
+    result["warnings"] = [problem._asdict() for problem in warnings]
     if not options.json:
         for problem in errors:
             print(

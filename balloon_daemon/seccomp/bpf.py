@@ -8,7 +8,7 @@ Source: linux/bpf_common.h, linux/filter.h, linux/seccomp.h; Documentation/netwo
 """
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 BPF_LD_W_ABS = 0x20
@@ -86,12 +86,12 @@ def assume(node: Node, offset: int, jump: Jump, k: int, *, holds: bool) -> Node:
     return node
 
 
-@dataclass(slots=True)
 class Graph:
     """Makes nodes, the same node for the same test, so that equal parts are shared."""
 
-    nodes: list[Node] = field(default_factory=list)
-    _made: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._made: dict[tuple[int, ...], Node] = {}
 
     def ret(self, value: int) -> Node:
         """The node that answers this."""

@@ -15,7 +15,7 @@ Calls of another ABI under the same AUDIT_ARCH (x32) are killed whatever the def
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from balloon_daemon.errors import PolicyFileError, PolicyProblem
 from balloon_daemon.seccomp.bpf import (
@@ -44,8 +44,7 @@ _WEIGHT_STEPS = 1024
 """The commonest call weighs this much against one never seen: bounds the depth of the tree."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
+class _Range(NamedTuple):
     """Call numbers from ``start`` up to the next range's, with one answer."""
 
     start: int

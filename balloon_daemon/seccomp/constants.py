@@ -9,6 +9,7 @@ a dictionary of all.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from balloon_daemon.errors import StateError
 
@@ -38,8 +39,7 @@ def canonical_arch(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
-@dataclass(frozen=True, slots=True)
-class Abi:
+class Abi(NamedTuple):
     """What a filter must know to tell one ABI's calls from all others.
 
     Attributes:

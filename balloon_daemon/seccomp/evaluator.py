@@ -5,7 +5,7 @@ compiled filter is held against it, in tests and by ``make fuzz-seccomp``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from balloon_daemon.seccomp.constants import NO_SYSCALL
 from balloon_daemon.seccomp.policy import (
@@ -20,8 +20,7 @@ from balloon_daemon.seccomp.policy import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What happens to a call, and why.
 
     Attributes:

@@ -1,7 +1,7 @@
 """What a policy file says, as plain values: where parser, compiler and evaluator meet. Pure."""
 
-from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 from balloon_daemon.errors import PolicyProblem
 from balloon_daemon.seccomp.constants import Abi
@@ -25,8 +25,7 @@ class Action(IntEnum):
     ALLOW = 0x7FFF0000
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """An action and, for ERRNO, the number that the call then fails with."""
 
     action: Action
@@ -42,8 +41,7 @@ KILL_PROCESS = Verdict(Action.KILL_PROCESS)
 ALLOW = Verdict(Action.ALLOW)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where something stands in a policy file; lines and columns count from 1."""
 
     file: str
@@ -74,8 +72,7 @@ class Operator(Enum):
     """No bit outside the value is set in the argument."""
 
 
-@dataclass(frozen=True, slots=True)
-class Atom:
+class Atom(NamedTuple):
     """One comparison: ``argN OP value``.
 
     Attributes:
@@ -88,11 +85,10 @@ class Atom:
     argument: int
     operator: Operator
     value: int
-    text: str = field(default="", compare=False)
+    text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(NamedTuple):
     """One ``expression; action`` of a statement.
 
     Attributes:
@@ -106,8 +102,7 @@ class Filter:
     place: Place | None
 
 
-@dataclass(frozen=True, slots=True)
-class CallRules:
+class CallRules(NamedTuple):
     """All that the file and its includes say about one system call.
 
     Attributes:
@@ -122,8 +117,7 @@ class CallRules:
     filters: tuple[Filter, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedPolicy:
+class ParsedPolicy(NamedTuple):
     """A whole policy, for one architecture.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Reads one rule of a policy file: calls, a colon, filters. Pure."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from balloon_daemon.errors import PolicyProblem
 from balloon_daemon.seccomp.constants import (
@@ -109,8 +109,7 @@ class Words:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """A statement's meaning: these calls, by name and number, get these filters."""
 
     calls: tuple[str, ...]

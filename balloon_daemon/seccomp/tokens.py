@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from balloon_daemon.errors import PolicyProblem
 from balloon_daemon.seccomp.policy import Place
@@ -50,8 +50,7 @@ _TOKEN = re.compile(
 _PATH = re.compile(r"(?P<skip>\#.*|\s+|\\$)|(?P<PATH>\S+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """One word and its place: the column counts from 1."""
 
     kind: Kind
