@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -124,22 +123,6 @@ def test_device_dying_too_often_stops_that_balloon_only(
     run([victim, neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
 
     assert victim.driver.actual == 0
-
-
-@pytest.fixture
-def kernel_log_is_complete() -> Iterator[bool]:
-    """Lifts the rate limit of the kernel's log, which other tests' kills may have reached.
-
-    Only root may, and only where the log may be read does balloond know the call's name.
-    """
-    limit = Path("/proc/sys/kernel/printk_ratelimit")
-    if os.geteuid() != 0 or not os.access("/dev/kmsg", os.R_OK) or not os.access(limit, os.W_OK):
-        yield False
-        return
-    before = limit.read_text()
-    limit.write_text("0")
-    yield True
-    limit.write_text(before)
 
 
 def test_forbidden_call_kills_the_device_and_is_named(
