@@ -170,7 +170,7 @@ def test_vmm_half_a_message_and_hangs_up_others_go_on(
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
         vmm.connect(str(daemon.config.socket))
         vmm.send(encode_request(FrontendRequest.SET_FEATURES, bytes(8))[:15])
-    run_until_logged([guest], daemon, "SET_FEATURES: hung up after 3 of 8 bytes")
+    run_until_logged([guest], daemon, "SET_FEATURES: hung up after 15 of 20 bytes")
 
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
