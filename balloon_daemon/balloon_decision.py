@@ -3,14 +3,13 @@
 Pure: values only. ``balloon_policy`` makes them, the controller writes them down.
 """
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from balloon_daemon.units import format_size
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What a low-memory source saw at one moment, in MiB."""
 
     available_mib: int
@@ -49,8 +48,7 @@ _WHY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What one step saw, what it decided, and why.
 
     Attributes:
@@ -82,8 +80,7 @@ class Decision:
         return f"{line}: balloon {verb} to level {self.level}/{self.steps}, {size}"
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyStatistics:
+class PolicyStatistics(NamedTuple):
     """Counters since this object was made."""
 
     low_memory_events: int = 0

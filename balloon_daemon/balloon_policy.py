@@ -32,7 +32,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Self, assert_never
+from typing import NamedTuple, Self, assert_never
 
 # Events carry readings and steps carry decisions: one import is enough for whoever drives this.
 from balloon_daemon.balloon_decision import Decision as Decision
@@ -123,20 +123,19 @@ class Timer(Enum):
     AVAILABLE_MEMORY = "release"
 
 
-@dataclass(frozen=True, slots=True)
-class LowMemory:
+class LowMemory(NamedTuple):
     """The source, listened to, says that the host is low on memory."""
 
     reading: Reading
 
 
+# Not a named tuple, as nothing without fields is here: empty ones are false and all equal.
 @dataclass(frozen=True, slots=True)
 class LowMemoryTimer:
     """The recheck timer fired."""
 
 
-@dataclass(frozen=True, slots=True)
-class AvailableMemoryTimer:
+class AvailableMemoryTimer(NamedTuple):
     """The release timer fired, and this is what the source says now; None: unknown."""
 
     reading: Reading | None
@@ -145,24 +144,21 @@ class AvailableMemoryTimer:
 Event = LowMemory | LowMemoryTimer | AvailableMemoryTimer
 
 
-@dataclass(frozen=True, slots=True)
-class SetTarget:
+class SetTarget(NamedTuple):
     """Send this absolute target, in bytes of balloon, to the device."""
 
     target_bytes: int
     level: int
 
 
-@dataclass(frozen=True, slots=True)
-class ArmTimer:
+class ArmTimer(NamedTuple):
     """Let the timer fire once, after this delay, whether or not it was armed before."""
 
     timer: Timer
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class DisarmTimer:
+class DisarmTimer(NamedTuple):
     """Let the timer not fire."""
 
     timer: Timer
@@ -181,16 +177,14 @@ class ResumeLowMemory:
 Action = SetTarget | ArmTimer | DisarmTimer | PauseLowMemory | ResumeLowMemory
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """What a step asks for, in the order in which to do it, and the decision behind it."""
 
     actions: tuple[Action, ...]
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyState:
+class PolicyState(NamedTuple):
     """All that another process needs to go on: the level and both deadlines.
 
     Attributes:
@@ -352,7 +346,7 @@ class BalloonPolicy:
     def _recheck(self) -> Step:
         if self.listening:
             raise StateError("LowMemoryTimer while listening")
-        self._state = replace(self._state, recheck_at_s=None)
+        self._state = self._state._replace(recheck_at_s=None)
         return Step((ResumeLowMemory(),), self._decision(Reason.RECHECK, self.level))
 
     def _release(self, reading: Reading | None, now_s: float) -> Step:
@@ -360,12 +354,12 @@ class BalloonPolicy:
             raise StateError("AvailableMemoryTimer while it is not armed")
         before = self.level
         if before == 0:
-            self._state = replace(self._state, release_at_s=None)
+            self._state = self._state._replace(release_at_s=None)
             decision = self._decision(Reason.ALL_RETURNED, before, reading)
             return Step((DisarmTimer(Timer.AVAILABLE_MEMORY),), decision)
         s = self.settings
         arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_every_s, s.release_every_jitter_s)
-        self._state = replace(self._state, release_at_s=now_s + arm.delay_s)
+        self._state = self._state._replace(release_at_s=now_s + arm.delay_s)
         if reading is None:
             self._count("releases_unknown")
             return Step((arm,), self._decision(Reason.UNKNOWN, before))
@@ -376,7 +370,7 @@ class BalloonPolicy:
             self._count("releases_refused")
             decision = self._decision(Reason.NOT_ENOUGH_BACK, before, reading, needed_mib)
             return Step((arm,), decision)
-        self._state = replace(self._state, level=before - 1)
+        self._state = self._state._replace(level=before - 1)
         self._count("steps_down")
         decision = self._decision(Reason.MEMORY_BACK, before, reading, needed_mib)
         return Step((SetTarget(self.target_bytes, self.level), arm), decision)
@@ -395,4 +389,5 @@ class BalloonPolicy:
         return Decision(reason, level_before, self.level, steps, target, reading, needed_mib)
 
     def _count(self, name: str) -> None:
-        self._statistics = replace(self._statistics, **{name: getattr(self._statistics, name) + 1})
+        counted = getattr(self._statistics, name) + 1
+        self._statistics = self._statistics._replace(**{name: counted})

@@ -16,9 +16,8 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from balloon_daemon.balloon_policy import Reading
 from balloon_daemon.errors import ConfigError
@@ -36,8 +35,7 @@ MARGIN_PER_MILLE = 52
 _NUMBER = re.compile(rb"[0-9]{1,12}")
 
 
-@dataclass(frozen=True, slots=True)
-class LowMemoryStatistics:
+class LowMemoryStatistics(NamedTuple):
     """Counters of a source since it was made.
 
     Attributes:
@@ -112,10 +110,10 @@ class _Journal:
 
     def _note_reading(self, measured: Reading | str) -> Reading | None:
         reads = self._statistics.reads + 1
-        self._statistics = replace(self._statistics, reads=reads)
+        self._statistics = self._statistics._replace(reads=reads)
         if isinstance(measured, str):
             unknown = self._statistics.unknown + 1
-            self._statistics = replace(self._statistics, unknown=unknown)
+            self._statistics = self._statistics._replace(unknown=unknown)
             if not self._failed_reads:
                 self._notices.append(f"available memory is unknown: {measured}")
             self._failed_reads += 1
@@ -128,7 +126,8 @@ class _Journal:
         return measured
 
     def _note_wakeup(self) -> None:
-        self._statistics = replace(self._statistics, wakeups=self._statistics.wakeups + 1)
+        wakeups = self._statistics.wakeups + 1
+        self._statistics = self._statistics._replace(wakeups=wakeups)
 
 
 class ChromeosLowMemory(_Journal):

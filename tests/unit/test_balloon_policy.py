@@ -1,6 +1,5 @@
 """The seed's figures, and each transition once, at its thresholds."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -276,7 +275,7 @@ def test_every_reason_has_words() -> None:
     policy = policy_of()
     decision = policy.step(LowMemory(LOW), 0.0).decision
     for reason in Reason:
-        assert replace(decision, reason=reason).describe()
+        assert decision._replace(reason=reason).describe()
 
 
 def test_restore_resumes_with_target_and_what_is_left_of_the_timers() -> None:
