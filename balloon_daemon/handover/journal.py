@@ -8,8 +8,8 @@ they survive a kill -9, and cost nothing beside the socket's system calls.
 
 import mmap
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
@@ -31,8 +31,7 @@ class Phase(IntEnum):
     """Handled, and its answer given to the socket."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A request in hand.
 
     Attributes:

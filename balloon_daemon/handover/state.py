@@ -10,7 +10,7 @@ Layout: a line ``balloond guest state <version> <sha256 of the rest>``, then JSO
 import json
 import math
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from balloon_daemon.balloon_policy import PolicyState
 from balloon_daemon.errors import StateFileError
@@ -23,16 +23,14 @@ _MAGIC = "balloond guest state"
 _NAME = re.compile(r"vm[0-9]{1,9}")
 
 
-@dataclass(frozen=True, slots=True)
-class SavedMessage:
+class SavedMessage(NamedTuple):
     """One vhost-user message with the numbers of its descriptors."""
 
     content: bytes
     fds: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class GuestState:
+class GuestState(NamedTuple):
     """All that the next controller needs of one guest.
 
     Attributes:

@@ -6,8 +6,9 @@ the next one. What neither side would send raises TubeError; the receiver counts
 """
 
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from balloon_daemon.errors import Rule, TubeError
 from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS, STAT_ENTRY
@@ -20,8 +21,7 @@ _COMMAND = struct.Struct("<I")
 _KIND = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """The balloon's wanted size in bytes, absolute."""
 
     target_bytes: int
@@ -76,8 +76,7 @@ class Ready:
     """The device is jailed and serves its rings."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """What this device process did since it started. Sent after work, at a limited rate.
 
     Attributes:
@@ -100,7 +99,7 @@ class Progress:
 
     def plus(self, other: "Progress") -> "Progress":
         """What two devices did, one after the other."""
-        return Progress(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Progress(*(ours + theirs for ours, theirs in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +109,7 @@ class Stats:
     entries: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """A fault, with how many like it were not reported in between.
 
     Attributes:

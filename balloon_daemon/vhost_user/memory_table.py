@@ -5,8 +5,7 @@ Source: vhost-user, "Memory region description", SET_MEM_TABLE, ADD_MEM_REG, REM
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.units import PAGE_SIZE
@@ -23,8 +22,7 @@ class Fd(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """A memory region and its file.
 
     Attributes:

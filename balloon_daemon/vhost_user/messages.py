@@ -210,8 +210,7 @@ class VringAddr:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RegionDescription:
+class RegionDescription(NamedTuple):
     """One memory region, as SET_MEM_TABLE, ADD_MEM_REG and REM_MEM_REG carry it.
 
     Attributes:

@@ -6,13 +6,12 @@ Source: vhost-user, "Memory region description"; virtio 1.3, 2.7.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from balloon_daemon.units import FrontendAddr, GuestAddr
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryRegion:
+class MemoryRegion(NamedTuple):
     """One region of guest memory, mapped whole.
 
     Attributes:

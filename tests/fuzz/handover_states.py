@@ -5,7 +5,6 @@ says nothing that could not be.
 """
 
 import hashlib
-from dataclasses import replace
 
 from balloon_daemon.balloon_policy import PolicyState
 from balloon_daemon.errors import StateFileError
@@ -52,8 +51,7 @@ def run(data: bytes) -> None:
     elif kind == 2:
         _decode(_signed(choices.rest()))
     else:
-        state = replace(
-            _WHOLE,
+        state = _WHOLE._replace(
             name=choices.take(choices.below(9)).decode("latin-1"),
             handled=choices.wide(7),
             num_pages=choices.number(4),

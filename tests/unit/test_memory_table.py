@@ -1,7 +1,5 @@
 """The memory table: what is refused, and that a refused request changes nothing."""
 
-from dataclasses import replace
-
 import pytest
 
 from balloon_daemon.errors import FrontendError
@@ -58,17 +56,17 @@ def test_set_with_another_number_of_files_than_regions_is_refused(count: int) ->
 @pytest.mark.parametrize(
     ("region", "why"),
     [
-        (replace(LOW, size_bytes=0), "empty"),
-        (replace(LOW, size_bytes=4095), "not aligned"),
-        (replace(LOW, guest_addr=GuestAddr(1)), "not aligned"),
-        (replace(LOW, frontend_addr=FrontendAddr(0x7000_0800)), "not aligned"),
-        (replace(LOW, mmap_offset_bytes=512), "not aligned"),
-        (replace(LOW, guest_addr=GuestAddr(2**64 - MIB)), "wraps around"),
-        (replace(LOW, frontend_addr=FrontendAddr(2**64 - MIB)), "wraps around"),
-        (replace(LOW, mmap_offset_bytes=2**64 - MIB), "wraps around"),
-        (replace(LOW, size_bytes=2**64 - 4096), "wraps around"),
-        (replace(LOW, size_bytes=3 * MIB + 4096), "exceeds its file"),
-        (replace(LOW, mmap_offset_bytes=MIB + 4096), "exceeds its file"),
+        (LOW._replace(size_bytes=0), "empty"),
+        (LOW._replace(size_bytes=4095), "not aligned"),
+        (LOW._replace(guest_addr=GuestAddr(1)), "not aligned"),
+        (LOW._replace(frontend_addr=FrontendAddr(0x7000_0800)), "not aligned"),
+        (LOW._replace(mmap_offset_bytes=512), "not aligned"),
+        (LOW._replace(guest_addr=GuestAddr(2**64 - MIB)), "wraps around"),
+        (LOW._replace(frontend_addr=FrontendAddr(2**64 - MIB)), "wraps around"),
+        (LOW._replace(mmap_offset_bytes=2**64 - MIB), "wraps around"),
+        (LOW._replace(size_bytes=2**64 - 4096), "wraps around"),
+        (LOW._replace(size_bytes=3 * MIB + 4096), "exceeds its file"),
+        (LOW._replace(mmap_offset_bytes=MIB + 4096), "exceeds its file"),
     ],
 )
 def test_region_that_cannot_be_is_refused(region: RegionDescription, why: str) -> None:
@@ -140,9 +138,9 @@ def test_remove_closes_the_regions_file_and_no_other(which: int) -> None:
 @pytest.mark.parametrize(
     "gone",
     [
-        replace(LOW, size_bytes=MIB),
-        replace(LOW, guest_addr=GuestAddr(4096)),
-        replace(LOW, frontend_addr=FrontendAddr(0)),
+        LOW._replace(size_bytes=MIB),
+        LOW._replace(guest_addr=GuestAddr(4096)),
+        LOW._replace(frontend_addr=FrontendAddr(0)),
     ],
 )
 def test_remove_region_that_is_not_there_is_refused(gone: RegionDescription) -> None:
