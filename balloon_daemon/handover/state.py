@@ -110,8 +110,7 @@ def decode_state(content: bytes) -> GuestState:
 
 
 def _digest(body: bytes) -> str:
-    # Here, as only a balloond with a store needs it: it loads libcrypto, 3.7 MiB, and with it
-    # every device.
+    # Here, as only a balloond with a store needs it: it loads libcrypto, 8 ms and 3.7 MiB.
     import hashlib
 
     return hashlib.sha256(body).hexdigest()

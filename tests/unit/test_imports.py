@@ -1,4 +1,4 @@
-"""What the daemon loads before it listens: each of these costs its start and every device."""
+"""What the daemon does not load before it listens: each costs milliseconds and megabytes."""
 
 import subprocess
 import sys
