@@ -1,20 +1,21 @@
 """``balloond``: flags to Config to Controller. All of the daemon's print() and exit codes."""
 
 import argparse
-import asyncio
 import os
-import platform
 import pwd
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from balloon_daemon import __version__
+from balloon_daemon.asyncio_lean import asyncio
 from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.config import Config, default_policy_file, default_socket
 from balloon_daemon.controller.keeper import Jail
 from balloon_daemon.controller.loop import Controller, kept_listener, listen
+from balloon_daemon.device.template import Template
 from balloon_daemon.errors import BalloondError, ConfigError, PolicyFileError, TrialError
 from balloon_daemon.handover.store import Store, connect_keeper, connect_systemd, take_from_systemd
 from balloon_daemon.linux.events import allow_all_fds
@@ -173,11 +174,10 @@ def _config(args: argparse.Namespace) -> Config:
 
 def _check_platform() -> None:
     """Refuses machines on which a shared ring cannot be served from Python."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
+    system, machine = os.uname().sysname, os.uname().machine
+    if (system, machine) != ("Linux", "x86_64"):
         # Elsewhere nothing orders the interpreter's stores to a shared ring (split_queue.py).
-        raise ConfigError(
-            f"balloond runs on x86-64 Linux, not on {platform.machine()} {platform.system()}"
-        )
+        raise ConfigError(f"balloond runs on x86-64 Linux, not on {machine} {system}")
 
 
 def _compile(path: Path) -> CompiledFilter:
@@ -239,9 +239,7 @@ def _show(text: str) -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def _check(
-    config: Config, source: LowMemorySource, compiled: CompiledFilter, identity: Identity | None
-) -> None:
+def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
     """What ``--check`` prints once all is well.
 
     Raises:
@@ -250,7 +248,7 @@ def _check(
     # Here, so that the daemon does not load what it never needs.
     from balloon_daemon.trial import GIVEN_BYTES, try_device
 
-    outcome = try_device(compiled.load, identity)
+    outcome = try_device(jail.load_filter, jail.identity, jail.fork)
     print(f"policy file  {config.policy_file}: compiled")
     print(f"low memory   {source.describe()}")
     if config.vm_mem_bytes is not None:
@@ -260,7 +258,11 @@ def _check(
             f"balloon      at most {format_size(limit)} of {format_size(config.vm_mem_bytes)}, "
             f"in {config.policy.steps} steps of {step}"
         )
-    who = f"user {config.device_user}" if identity else "the user who starts balloond (not root)"
+    who = (
+        f"user {config.device_user}"
+        if jail.identity
+        else "the user who starts balloond (not root)"
+    )
     print(f"device       runs as {who}, under seccomp")
     print(
         f"trial        a jailed device was ready after {outcome.ready_s * 1000:.1f} ms and gave "
@@ -269,11 +271,14 @@ def _check(
     print(f"socket       {config.socket}: free")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, template: Template | None) -> int:
     config = _config(args)
     _check_platform()
     compiled = _compile(config.policy_file)
-    identity = _identity(config.device_user)
+    jail = Jail(compiled.load, _identity(config.device_user))
+    if template is not None:
+        template.prepare(compiled.bpf, lambda why: EventLog().warning("device", why))
+        jail = replace(jail, fork=template.fork)
     source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
     if config.socket == default_socket() and os.geteuid() == 0:
         config.socket.parent.mkdir(mode=0o755, exist_ok=True)
@@ -286,7 +291,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.check:
         listener.close()
         config.socket.unlink(missing_ok=True)
-        _check(config, source, compiled, identity)
+        _check(config, source, jail)
         return EXIT_OK
     configure(args.log, verbose=args.verbose)
     for warning in compiled.warnings:
@@ -294,23 +299,24 @@ def _run(args: argparse.Namespace) -> int:
     if not logs_to_journal(sys.stdout.fileno()):
         _show(_how_to_attach(config))
     allow_all_fds()
-    controller = Controller(config, source, Jail(compiled.load, identity), listener, store)
+    controller = Controller(config, source, jail, listener, store)
     asyncio.run(controller.run())
     return EXIT_OK
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, template: Template | None = None) -> int:
     """Runs ``balloond``.
 
     Args:
         argv: the arguments without the program's name; by default the process's own.
+        template: forks the devices; None: they are forked from this very process.
 
     Returns:
         The exit status: 0, 1 (cannot run) or 2 (wrong flag, setting or policy file).
     """
     args = build_parser().parse_args(argv)
     try:
-        return _run(args)
+        return _run(args, template)
     except PolicyFileError as err:
         print(err, file=sys.stderr)
         return EXIT_USAGE

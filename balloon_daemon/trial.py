@@ -20,8 +20,10 @@ from typing import NoReturn
 
 from balloon_daemon.device.process import (
     DeviceSpec,
+    Fork,
     RegionSpec,
     VringSpec,
+    fork_here,
     prepare_fork,
     spawn,
 )
@@ -84,7 +86,9 @@ class Outcome:
     given_s: float
 
 
-def try_device(load_filter: Callable[[], None], identity: Identity | None) -> Outcome:
+def try_device(
+    load_filter: Callable[[], None], identity: Identity | None, fork: Fork = fork_here
+) -> Outcome:
     """Forks a trial device as the controller would fork it, and has it do its work once.
 
     Takes ``WITHIN_S`` at the most, and ``END_WITHIN_S`` for the end of a device that hangs. For a
@@ -93,6 +97,7 @@ def try_device(load_filter: Callable[[], None], identity: Identity | None) -> Ou
     Args:
         load_filter: loads the compiled seccomp filter.
         identity: whom the device becomes; None: nobody else.
+        fork: how the device is forked.
 
     Raises:
         TrialError: in one line, what became of it and what to do about that.
@@ -100,7 +105,7 @@ def try_device(load_filter: Callable[[], None], identity: Identity | None) -> Ou
     prepare_fork()
     with ExitStack() as stack:
         try:
-            trial = _Trial(stack, load_filter, identity)
+            trial = _Trial(stack, load_filter, identity, fork)
         except OSError as err:
             raise TrialError(f"a trial device cannot be made: {err.strerror}") from err
         return trial.run()
@@ -117,7 +122,11 @@ class _Trial:
     """
 
     def __init__(
-        self, stack: ExitStack, load_filter: Callable[[], None], identity: Identity | None
+        self,
+        stack: ExitStack,
+        load_filter: Callable[[], None],
+        identity: Identity | None,
+        fork: Fork,
     ) -> None:
         def own(fd: int) -> int:
             stack.callback(os.close, fd)
@@ -159,7 +168,8 @@ class _Trial:
                 identity=identity,
                 load_filter=load_filter,
                 must_tell_host=True,
-            )
+            ),
+            fork=fork,
         )
         stack.callback(self._end)
 

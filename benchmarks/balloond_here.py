@@ -7,15 +7,18 @@
 import sys
 from pathlib import Path
 
-from balloon_daemon import cli, low_memory
+from balloon_daemon.device.template import start_template
 
 
 def main() -> int:
     """Runs balloond there; returns its exit status."""
+    template = start_template()
+    from balloon_daemon import cli, low_memory
+
     directory = Path(sys.argv[1])
     low_memory.CHROMEOS_DIR = directory / "low_mem"
     low_memory.CHROMEOS_DEVICE = directory / "device"
-    return cli.main(sys.argv[2:])
+    return cli.main(sys.argv[2:], template)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from balloon_daemon.device import template
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = "balloon_daemon"
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("NOTIFY_SOCKET", "PYTHONDONTWRITEBYTECODE")
+}
+"""Not a service of anybody's, or a store for descriptors would be part of what is measured; and
+with its bytecode kept, as where it is installed."""
+
 START_S = 30.0
 STOP_S = 30.0
 
@@ -98,8 +108,6 @@ class Balloond:
         command += ["--socket", str(self.socket), "--log", "json"]
         if not woken and not meminfo:
             command += ["--low-mem-dir", str(self.host.path)]
-        # Not a service of anybody's: a store for descriptors would be part of what is measured.
-        environment = {k: v for k, v in os.environ.items() if k != "NOTIFY_SOCKET"}
         with self.log_path.open("w") as log:
             begun = time.perf_counter()
             self._process = subprocess.Popen(
@@ -107,7 +115,7 @@ class Balloond:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                env=environment,
+                env=ENVIRONMENT,
                 cwd=ROOT,
             )
         try:
@@ -133,7 +141,12 @@ class Balloond:
 
     def device_pids(self) -> list[int]:
         """The devices' process ids, ascending."""
-        return children_of(self.pid)
+        return [pid for pid in children_of(self.pid) if command_of(pid).startswith("balloon-")]
+
+    def template_pid(self) -> int:
+        """The process id of what forks the devices."""
+        (pid,) = (pid for pid in children_of(self.pid) if command_of(pid) == template.NAME)
+        return pid
 
     def wait_devices(self, count: int) -> list[int]:
         """Waits until so many devices are jailed and ready; returns their process ids."""
@@ -190,6 +203,14 @@ class Balloond:
 def children_of(pid: int) -> list[int]:
     """The process ids of a process's children, ascending."""
     return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def command_of(pid: int) -> str:
+    """A process's name; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def is_filtered(pid: int) -> bool:

@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from balloon_daemon.controller.device_words import cause, stat_name
 from balloon_daemon.device.process import (
-    EXIT_INTERNAL_ERROR,
     DeviceProcess,
     DeviceSpec,
+    Fork,
     RegionSpec,
     VringSpec,
+    fork_here,
     spawn,
 )
 from balloon_daemon.errors import GuestError, RingError, Rule, StateFileError
@@ -23,7 +25,6 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.kernel_log import find_seccomp_kill
 from balloon_daemon.log import EventLog, RateLimit
-from balloon_daemon.seccomp.filter import syscall_name
 from balloon_daemon.tube.messages import (
     Command,
     Fault,
@@ -38,7 +39,7 @@ from balloon_daemon.tube.messages import (
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.effects import ReadyVring
 from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
-from balloon_daemon.virtio.balloon import BalloonFeature, StatTag
+from balloon_daemon.virtio.balloon import BalloonFeature
 
 SETTLE_S = 0.005
 """A front-end sends a burst of messages; a device is forked once it has been quiet this long."""
@@ -72,10 +73,12 @@ class Jail:
     Attributes:
         load_filter: loads the compiled seccomp filter.
         identity: whom a device becomes; None: nobody else.
+        fork: how a device is forked.
     """
 
     load_filter: Callable[[], None]
     identity: Identity | None
+    fork: Fork = fork_here
 
 
 class DeviceKeeper:
@@ -229,7 +232,7 @@ class DeviceKeeper:
         if busy or (self._gave_up and not look) or not vrings:
             return
         try:
-            device = spawn(self._spec(vrings), look=look)
+            device = spawn(self._spec(vrings), look=look, fork=self._jail.fork)
         except OSError as err:
             self._log.error("device", f"cannot fork a device: {err.strerror}; trying again")
             self._settling = self._loop.call_later(1.0, self._start)
@@ -304,7 +307,7 @@ class DeviceKeeper:
                 self._now = report
             case Stats(entries):
                 self.stats = dict(entries)
-                named = {_stat_name(tag): value for tag, value in entries}
+                named = {stat_name(tag): value for tag, value in entries}
                 self._log.debug("stats", "the guest's statistics", **named)
             case Fault():
                 self._log_fault(report)
@@ -377,24 +380,5 @@ class DeviceKeeper:
             again_s = NAME_WITHIN_S / 10
             self._loop.call_later(again_s, self._mourn, pid, code, then, patience_s - again_s)
             return
-        message = f"device {pid} {_cause(code, number)}; {then}"
+        message = f"device {pid} {cause(code, number)}; {then}"
         self._log.error("device", message, pid=pid, exit_code=code)
-
-
-def _cause(code: int, number: int | None) -> str:
-    """An exit code in words, with the system call that a filter killed for."""
-    if code == -signal.SIGSYS:
-        name = "a forbidden system call" if number is None else f"{syscall_name(number)}()"
-        return f"was killed by its seccomp policy for {name}"
-    if code < 0:
-        # Real-time signals have no names but the first and the last.
-        known = -code in set(signal.Signals)
-        return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
-    if code == EXIT_INTERNAL_ERROR:
-        return "failed"
-    return f"ended with status {code}"
-
-
-def _stat_name(tag: int) -> str:
-    """A statistic's name in a log record; an unknown tag's is its number."""
-    return f"stat_{StatTag(tag).name.lower()}" if tag in list(StatTag) else f"stat_{tag}"

@@ -1,7 +1,7 @@
-"""Forking a device: the one place in balloond that forks.
+"""Starting a device: ``spawn`` runs in the controller, ``become_device`` in the forked child.
 
-``spawn`` runs in the controller; everything from ``_child`` on runs in the child, which never
-returns. In between lies the jail: nothing of a guest is read before the filter is loaded.
+The child never returns. Nothing of a guest is read before the filter is loaded, and nothing is
+even mapped before the controller knows whom it has forked.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import gc
 import linecache
 import os
 import signal
+import socket
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -93,6 +94,21 @@ class DeviceSpec:
     load_filter: Callable[[], None]
     must_tell_host: bool
 
+    def fds(self) -> Iterator[int]:
+        """Every descriptor in it, in a fixed order."""
+        yield from (region.fd for region in self.regions)
+        for vring in self.vrings:
+            yield vring.kick_fd
+            if vring.call_fd is not None:
+                yield vring.call_fd
+        if self.channel_fd is not None:
+            yield self.channel_fd
+
+
+Fork = Callable[[DeviceSpec, int, int, int], int]
+"""Forks a device of a spec, with the descriptors of its end of the tube and of its standard error
+and its parent's process id; returns its process id, or raises OSError."""
+
 
 class DeviceProcess:
     """A forked device, as the controller sees it.
@@ -141,33 +157,52 @@ class DeviceProcess:
         self.pidfd.close()
 
 
-def spawn(spec: DeviceSpec, *, look: bool = False) -> DeviceProcess:
-    """Forks a device.
+def fork_here(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+    """Forks a device from this very process, with all that it has in memory."""
+
+    def child() -> NoReturn:
+        jail.reset_signals()
+        become_device(spec, tube_fd, words_fd, parent)
+
+    return fork(child)
+
+
+def spawn(spec: DeviceSpec, *, look: bool = False, fork: Fork = fork_here) -> DeviceProcess:
+    """Starts a device.
 
     Args:
-        look: it is told to stop before it exists: it serves nothing, and says where its rings are.
+        look: its first order is to stop: it serves nothing, and says where its rings are.
+        fork: how it is forked.
 
     Raises:
         OSError: no process or no descriptor to be had.
     """
-    parent = os.getpid()
     with contextlib.ExitStack() as undo:
         upper, lower = open_tube()
         undo.callback(upper.close)
-        if look:
-            upper.send(Command.STOP)
         with contextlib.closing(lower):
             words_out, words_in = map(OwnedFd, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
             undo.callback(words_out.close)
             with contextlib.closing(words_in):
-                pid = _fork(lambda: _child(spec, lower, words_in.fileno(), parent))
+                pid = fork(spec, lower.fileno(), words_in.fileno(), os.getpid())
         undo.callback(_end_child, pid)
         device = DeviceProcess(pid, upper, words_out)
         undo.pop_all()
+    # Before any order it does nothing; a new device has no statistics to be asked for, so this
+    # one only says: go.
+    upper.send(Command.STOP if look else Command.REQUEST_STATS)
     return device
 
 
-def _fork(child: Callable[[], NoReturn]) -> int:
+def fork(child: Callable[[], NoReturn]) -> int:
+    """Forks a process that runs ``child``; the one place in balloond that does.
+
+    Returns:
+        Its process id.
+
+    Raises:
+        OSError: no process to be had.
+    """
     # A signal that arrived between fork and reset would run the controller's handler in the child.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -202,13 +237,18 @@ def prepare_fork() -> None:
     gc.freeze()
 
 
-def _child(spec: DeviceSpec, tube: DeviceEnd, words_fd: int, parent: int) -> NoReturn:
+def become_device(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> NoReturn:
+    """Turns a forked child, whose signals are reset, into a device; ends the process with it."""
     try:
         os.dup2(words_fd, STANDARD_ERROR)
         gc.freeze()
-        jail.reset_signals()
         # First of all, so that there is room for what is opened next where the host has none.
-        jail.close_fds_except([STANDARD_ERROR, tube.fileno(), *_given(spec)])
+        jail.close_fds_except([STANDARD_ERROR, tube_fd, *spec.fds()])
+        sock = socket.socket(fileno=tube_fd)
+        sock.setblocking(False)
+        tube = DeviceEnd(sock)
+        if not tube.wait_for_order():
+            os._exit(0)
         loop = _assemble(spec, tube)
         keep = [STANDARD_ERROR, *loop.fds()]
         jail.close_fds_except(keep)
@@ -224,17 +264,6 @@ def _child(spec: DeviceSpec, tube: DeviceEnd, words_fd: int, parent: int) -> NoR
         jail.write_last_words(f"{spec.name}: {traceback.format_exc()}")
     finally:
         os._exit(EXIT_INTERNAL_ERROR)
-
-
-def _given(spec: DeviceSpec) -> Iterator[int]:
-    """The descriptors that a device is assembled from."""
-    yield from (region.fd for region in spec.regions)
-    for vring in spec.vrings:
-        yield vring.kick_fd
-        if vring.call_fd is not None:
-            yield vring.call_fd
-    if spec.channel_fd is not None:
-        yield spec.channel_fd
 
 
 def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:

@@ -57,6 +57,15 @@ def close_fds_except(keep: Iterable[int]) -> None:
     os.closerange(previous + 1, 2**31 - 1)
 
 
+def die_with(parent_pid: int, name: str) -> None:
+    """Ends this process with its parent, and gives it a name for ``ps``; for one not jailed."""
+    prctl.set_name(name)
+    prctl.set_pdeathsig(signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        # It died before its death could be signalled.
+        os._exit(0)
+
+
 def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     """Gives up everything that needs no filter to be given up.
 
@@ -100,8 +109,10 @@ def _limit_resources() -> None:
 
     The seed's policy allows eventfd2, dup, epoll_create1, mmap, write and clone of threads.
     """
-    with open("/proc/self/statm") as statm:
-        mapped_bytes = int(statm.read().split()[0]) * resource.getpagesize()
+    # Not open(): Python's own buffers and decoders would copy 30 pages for one number.
+    statm = os.open("/proc/self/statm", os.O_RDONLY)
+    mapped_bytes = int(os.read(statm, 100).split()[0]) * resource.getpagesize()
+    os.close(statm)
     for kind, most in (
         (resource.RLIMIT_AS, mapped_bytes + MAX_GROWTH_BYTES),
         (resource.RLIMIT_CORE, 0),

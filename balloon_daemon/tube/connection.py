@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import socket
 
 from balloon_daemon.errors import TubeError
@@ -91,6 +92,16 @@ class ControllerEnd(_End):
 
 class DeviceEnd(_End):
     """The device's end."""
+
+    def wait_for_order(self) -> bool:
+        """Waits for the first order, and leaves it there; False where the controller is gone."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.poll()
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
+        except ConnectionResetError:
+            return False
 
     def send(self, message: Up) -> bool:
         """Sends to the controller; False where the tube is full or the controller is gone."""

@@ -19,8 +19,10 @@ from typing import TypeVar
 from balloon_daemon.device.process import (
     DeviceProcess,
     DeviceSpec,
+    Fork,
     RegionSpec,
     VringSpec,
+    fork_here,
     prepare_fork,
     spawn,
 )
@@ -145,6 +147,8 @@ class DeviceRig:
             load_filter=load_filter or shipped_filter().load,
             must_tell_host=True,
         )
+        self.fork: Fork = fork_here
+        """How a device is forked."""
         self.reports: list[Up] = []
         self.last_words = ""
         """Of the latest device that ended."""
@@ -173,7 +177,7 @@ class DeviceRig:
     def start(self) -> DeviceProcess:
         """Forks a device; returns at once."""
         with ready_to_fork():
-            self.device = spawn(self.spec)
+            self.device = spawn(self.spec, fork=self.fork)
         return self.device
 
     def start_ready(self) -> DeviceProcess:

@@ -13,9 +13,11 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 
 import balloon_daemon
+from balloon_daemon.device.template import NAME
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
@@ -112,6 +114,12 @@ class OtherUserConfig(DaemonConfig):
 NOBODY = ("--reuid", "65534", "--regid", "65534", "--clear-groups")
 
 
+def template_pid(controller: int) -> int:
+    """The process that devices are forked from; they have its limits."""
+    (pid,) = (p.pid for p in psutil.Process(controller).children() if p.name() == NAME)
+    return pid
+
+
 def limit_processes(pid: int, limit: str) -> None:
     """Sets RLIMIT_NPROC as the process's own user: root may lack CAP_SYS_RESOURCE."""
     as_user = ["setpriv", *NOBODY] if os.geteuid() == 0 else []
@@ -131,10 +139,11 @@ def test_no_process_to_be_had_fork_is_tried_again(
 ) -> None:
     daemon = counted_daemon
     before = len(fd_numbers(daemon.pid))
-    limit_processes(daemon.pid, "0")
+    forker = template_pid(daemon.pid)
+    limit_processes(forker, "0")
     guest = attach(make_guest(), daemon)
     run_until_logged([guest], daemon, "cannot fork a device: Resource temporarily unavailable")
-    limit_processes(daemon.pid, "1000")
+    limit_processes(forker, "1000")
     low_mem.set_low()
     run([guest], full(guest))
 
@@ -149,10 +158,11 @@ def test_no_memory_to_map_a_guest_that_vm_stops_the_neighbour_goes_on(
 ) -> None:
     neighbour = attach(make_guest(), daemon)
     wait_for_device([neighbour], daemon, "vm1")
-    # Enough for the controller itself; a device maps all of its guest.
-    room = (status_kib(daemon.pid, "VmSize") << 10) + VM_MEM_MIB * MIB // 4
+    # Enough for a device itself; it maps all of its guest.
+    forker = template_pid(daemon.pid)
+    room = (status_kib(forker, "VmSize") << 10) + VM_MEM_MIB * MIB // 4
 
-    with limited(daemon.pid, resource.RLIMIT_AS, room):
+    with limited(forker, resource.RLIMIT_AS, room):
         poor = attach(make_guest(), daemon)
         run_until_logged([neighbour, poor], daemon, "this VM's balloon stops")
     low_mem.set_low()

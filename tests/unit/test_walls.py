@@ -65,10 +65,10 @@ ROOMS = {
     },
     "trial": {"device", "vhost_user", "tube", "seccomp", "virtio", "linux"},
     "cli": {
-        "config", "controller", "low_memory", "seccomp", "linux", "balloon_policy", "log",
-        "handover", "trial", "asyncio_lean",
+        "config", "controller", "device", "low_memory", "seccomp", "linux", "balloon_policy",
+        "log", "handover", "trial", "asyncio_lean",
     },
-    "__main__": {"cli"},
+    "__main__": {"cli", "device"},
     "fake_guest": {"virtio", "vhost_user", "linux"},
     "ctl": {"config", "seccomp", "linux", "balloon_policy"},
 }  # fmt: skip

@@ -1,0 +1,168 @@
+"""The template: the process that devices are forked from, and what happens without it."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from balloon_daemon.device import template as template_module
+from balloon_daemon.device.process import RegionSpec, fork_here
+from balloon_daemon.device.template import NAME, Template, start_template
+from balloon_daemon.tube.connection import open_tube
+from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
+from balloon_daemon.virtio.balloon import BalloonQueue
+from tests.fakes.device_rig import DeviceRig, ready_to_fork, shipped_filter
+from tests.fakes.short_host import fd_numbers, limited
+from tests.vm.waiting import wait_until
+
+
+@pytest.fixture
+def template(monkeypatch: pytest.MonkeyPatch) -> Iterator[Template]:
+    monkeypatch.setattr(template_module, "ANSWER_WITHIN_S", 1.0)
+    started = start_template()
+    assert started is not None
+    started.prepare(shipped_filter().bpf, lambda why: None)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def rig(template: Template) -> Iterator[DeviceRig]:
+    rig = DeviceRig()
+    rig.fork = template.fork
+    yield rig
+    rig.close()
+
+
+def test_template_device_is_our_own_child_jailed_and_serves(
+    rig: DeviceRig, template: Template
+) -> None:
+    device = rig.start_ready()
+
+    assert device.pid != template.pid
+    assert psutil.Process(device.pid).ppid() == os.getpid()
+    assert "Seccomp:\t2" in Path(f"/proc/{device.pid}/status").read_text()
+    rig.inflate([7])
+    assert rig.holes() == {7}
+
+
+def test_template_keeps_no_descriptor_of_a_device(rig: DeviceRig, template: Template) -> None:
+    before = fd_numbers(template.pid)
+    assert len(before) == 2  # Standard error and the way to the controller.
+    for _ in range(3):
+        rig.start_ready()
+        rig.kill()
+
+    assert fd_numbers(template.pid) == before
+
+
+def test_template_of_many_regions_gets_more_descriptors_than_a_datagram_holds(
+    rig: DeviceRig, template: Template
+) -> None:
+    first, *_ = rig.spec.regions
+    others = [
+        RegionSpec(
+            GuestAddr((number + 1) << 40),
+            FrontendAddr((number + 1) << 41),
+            PAGE_SIZE,
+            0,
+            PAGE_SIZE,
+            rig.fd,
+        )
+        for number in range(255)
+    ]
+    rig.spec = replace(rig.spec, regions=(first, *others))
+    rig.start_ready()
+
+    rig.inflate([3])
+    assert rig.holes() == {3}
+
+
+def test_template_without_room_for_descriptors_says_so_and_goes_on(
+    rig: DeviceRig, template: Template
+) -> None:
+    with limited(template.pid, resource.RLIMIT_NOFILE, 8), pytest.raises(OSError, match="open"):
+        rig.start()
+    rig.start_ready()
+    assert len(fd_numbers(template.pid)) == 2
+
+
+def test_template_killed_devices_live_and_the_next_is_forked_here(
+    rig: DeviceRig, template: Template
+) -> None:
+    heard: list[str] = []
+    template.prepare(shipped_filter().bpf, heard.append)
+    rig.start_ready()
+    os.kill(template.pid, signal.SIGKILL)
+    rig.inflate([7])
+    rig.kill()
+
+    rig.start_ready()
+
+    assert len(heard) == 1
+    assert "is gone: from now on balloond forks them itself" in heard[0]
+    rig.inflate([9])
+
+
+def test_template_that_hangs_is_ended_and_no_device_is_forked_twice(
+    rig: DeviceRig, template: Template
+) -> None:
+    os.kill(template.pid, signal.SIGSTOP)
+    with pytest.raises(OSError, match="does not answer"):
+        rig.start()
+
+    assert not psutil.pid_exists(template.pid)
+    assert psutil.Process().children() == []
+    rig.start_ready()
+
+
+def test_template_dies_with_its_controller() -> None:
+    told, tell = os.pipe()
+    controller = subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER, str(tell)], pass_fds=[tell], stdin=subprocess.DEVNULL
+    )
+    os.close(tell)
+    with open(told) as answer:
+        template = psutil.Process(int(answer.readline()))
+    wait_until(lambda: template.name() == NAME, deadline_s=5, what="the template has its name")
+
+    controller.kill()
+    controller.wait()
+
+    # Whoever inherits it may leave it a zombie for a while.
+    wait_until(
+        lambda: not template.is_running() or template.status() == psutil.STATUS_ZOMBIE,
+        deadline_s=5,
+        what="the template has ended",
+    )
+
+
+CONTROLLER = """
+import os, signal, sys
+from balloon_daemon.device.template import start_template
+started = start_template()
+os.write(int(sys.argv[1]), b"%d\\n" % (started.pid if started else 0))
+signal.pause()
+"""
+
+
+def test_device_that_nobody_ever_gives_an_order_touches_nothing(rig: DeviceRig) -> None:
+    rig.offer_pfns(BalloonQueue.INFLATEQ, [7])
+    rig.kick(BalloonQueue.INFLATEQ)
+    upper, lower = open_tube()
+    with ready_to_fork():
+        pid = fork_here(rig.spec, lower.fileno(), 2, os.getpid())
+    lower.close()
+    upper.close()
+
+    _, status = os.waitpid(pid, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert rig.holes() == set()
