@@ -8,6 +8,7 @@ from balloon_daemon.device.reclaim import Reclaimer, runs_of
 from balloon_daemon.errors import GuestError, RingError, Rule
 from balloon_daemon.linux.events import signal_event
 from balloon_daemon.tube.messages import Progress
+from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.virtio.balloon import MAX_STATS, STAT_ENTRY, BalloonQueue, decode_stats
 from balloon_daemon.virtio.guest_memory import GuestMemory
 from balloon_daemon.virtio.split_queue import DescriptorChain, SplitQueue
@@ -91,8 +92,14 @@ class BalloonDevice:
 
     @property
     def work(self) -> int:
-        """Grows with each chain of use: pages taken and given back, memory reported."""
-        return self._inflated_pages + self._deflated_pages + self._reported_bytes
+        """Pages that moved so far: taken, given back, reported as free."""
+        moved = self._inflated_pages + self._deflated_pages
+        return moved + -(-self._reported_bytes // PAGE_SIZE)
+
+    @property
+    def memory_pages(self) -> int:
+        """The guest's memory, in 4 KiB pages."""
+        return self._memory.size_bytes // PAGE_SIZE
 
     def process(self, running: RunningQueue) -> bool:
         """Serves what waits in one queue, at most a turn's worth, and calls the driver.

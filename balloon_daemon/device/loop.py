@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from balloon_daemon.device.balloon import MAX_TURN_S, BalloonDevice, RunningQueue
-from balloon_daemon.device.pace import Pace
+from balloon_daemon.device.pace import UNASKED, WASTE, Asked, Pace
 from balloon_daemon.errors import NO_HEAD, GuestError, RingError, Rule
 from balloon_daemon.linux.events import drain_event
 from balloon_daemon.tube.connection import DeviceEnd
@@ -22,6 +22,7 @@ from balloon_daemon.tube.messages import (
     Stopped,
     Target,
 )
+from balloon_daemon.units import PAGE_SIZE
 
 REPORT_EVERY_S = 0.1
 """Progress goes up at most this often, and once more when work ends."""
@@ -98,7 +99,8 @@ class DeviceLoop:
                 self._channel_fd = None
         self._unreported = False
         self._report_at = 0.0
-        self._pace = Pace()
+        self._waste, self._unasked = Pace(WASTE), Pace(UNASKED)
+        self._asked = Asked(device.memory_pages)
         self._resume_at: float | None = None
         """While set, the guest is not listened to; the controller always is."""
 
@@ -144,16 +146,20 @@ class DeviceLoop:
         self._backlog.clear()
         for running in queues:
             self._process(running)
-        if self._device.work == before:
-            now = monotonic()
-            # The clock runs on while we wait for a core, which is not the guest's doing: a turn
-            # that found nothing at all costs what a wake-up costs, any other at most its bound.
-            spent_s = min(now - began, MAX_TURN_S) if self._device.buffers != buffers else 0.0
-            rest = self._pace.waste(now, spent_s)
-            if rest:
-                # Kicks stay where they are, so nothing is lost but time.
-                self._resume_at = now + rest
-                self._listen(0)
+        work, now = self._device.work - before, monotonic()
+        # The clock runs on while we wait for a core, which is not the guest's doing: a turn
+        # that found nothing at all costs what a wake-up costs, any other at most its bound.
+        spent_s = min(now - began, MAX_TURN_S) if self._device.buffers != buffers else 0.0
+        if work == 0:
+            rest = self._waste.charge(now, spent_s)
+        elif unasked := self._asked.take(work):
+            rest = self._unasked.charge(now, spent_s * unasked)
+        else:
+            return
+        if rest:
+            # Kicks stay where they are, so nothing is lost but time.
+            self._resume_at = now + rest
+            self._listen(0)
 
     def _listen(self, events: int) -> None:
         for fd in self._queues:
@@ -198,7 +204,8 @@ class DeviceLoop:
             return False
         for order in orders:
             match order:
-                case Target():
+                case Target(target_bytes):
+                    self._asked.target(target_bytes // PAGE_SIZE)
                     # The config space holds it already; all that is left is to say so. What is
                     # on the way says so too, and half of it must not be followed by a whole.
                     if not self._unsent_config_change:

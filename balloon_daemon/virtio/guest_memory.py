@@ -37,6 +37,8 @@ class GuestMemory:
         self._starts = [region.guest_addr for region in self.regions]
         self._sizes = [region.size_bytes for region in self.regions]
         self._views = [region.view for region in self.regions]
+        self.size_bytes = sum(self._sizes)
+        """All of the guest's memory."""
 
     def locate(self, addr: int, length: int) -> tuple[int, int] | None:
         """Finds the one region that holds ``length`` bytes at a guest-physical address.

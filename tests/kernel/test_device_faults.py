@@ -1,6 +1,7 @@
 """A hostile guest: what a jailed device says of each fault, and that it goes on."""
 
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 
@@ -281,6 +282,30 @@ def test_flood_of_loops_costs_little_and_honest_work_goes_on() -> None:
     assert flood(rig, refill) < MOST_OF_A_CORE
     rig.inflate([1])
     assert rig.damaged() == {1}
+    rig.close()
+
+
+def test_flood_of_valid_chains_that_nobody_asked_for_costs_a_part_of_a_core() -> None:
+    rig = DeviceRig(ring_size=512)
+    ring = rig.rings[INFLATEQ]
+    pfns = struct.pack("<256I", *[1] * 256)
+    for index in range(512):
+        ring.describe(index, *rig.write_buffer(INFLATEQ, pfns), 0, 0)
+
+    def refill() -> None:
+        while (ring.avail_idx - ring.used_idx) & 0xFFFF < 512:
+            ring.offer(ring.avail_idx % 512)
+        rig.kick(INFLATEQ)
+
+    shares = [flood(rig, refill)]
+    for _ in range(4):
+        before, began = cpu_s(rig.running.pid), time.monotonic()
+        while time.monotonic() < began + 0.5:
+            refill()
+        shares.append((cpu_s(rig.running.pid) - before) / (time.monotonic() - began))
+    # A second of a core is the allowance, a quarter the share.
+    assert shares[0] > 0.5
+    assert sum(shares[-2:]) / 2 < 0.4
     rig.close()
 
 
