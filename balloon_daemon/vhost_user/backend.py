@@ -58,8 +58,10 @@ class Vring:
         return self.started and self.enabled and bool(self.size) and self.addr is not None
 
 
-# Plain: an IntFlag makes a member anew for each "&", and this is asked of every message.
+# Plain: an IntFlag makes a member anew for each "&", and its "~" knows of no bit beyond its own.
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
+_PROTOCOL_FEATURES = int(wire.OFFERED_PROTOCOL_FEATURES)
+_IMPLEMENTED = int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES
 _RESTART: list[Effect] = [StopDevice(), RingsChanged()]
 
 
@@ -69,9 +71,11 @@ class Backend:
 
     Args:
         memory: an empty memory table.
+        offered: the device's feature bits, some of OFFERED_FEATURES.
     """
 
     memory: MemoryTable
+    offered: int = OFFERED_FEATURES
     config: BalloonConfig = field(default_factory=BalloonConfig)
     acknowledged: int = 0
     protocol_features: int = 0
@@ -175,10 +179,15 @@ class Backend:
         number = wire.U64.pack(_CONSTANTS[message.request])
         return [Send(wire.encode_reply(message.request, number))]
 
+    def _get_features(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+        features = wire.U64.pack(self.offered | wire.VHOST_USER_F_PROTOCOL_FEATURES)
+        return [Send(wire.encode_reply(message.request, features))]
+
     def _set_features(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         features = wire.decode_u64(message)
-        if features & ~_OFFERED:
-            raise FrontendError(message.name, f"{features & ~_OFFERED:#x} was not offered")
+        # Whatever is implemented: a balloond with other settings may have offered it before us.
+        if unknown := features & ~_IMPLEMENTED:
+            raise FrontendError(message.name, f"{unknown:#x} was not offered")
         if features == self.acknowledged:
             return []
         self.acknowledged = features
@@ -186,8 +195,7 @@ class Backend:
 
     def _set_protocol_features(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         features = wire.decode_u64(message)
-        if features & ~wire.OFFERED_PROTOCOL_FEATURES:
-            unknown = features & ~wire.OFFERED_PROTOCOL_FEATURES
+        if unknown := features & ~_PROTOCOL_FEATURES:
             raise FrontendError(message.name, f"{unknown:#x} was not offered")
         self.protocol_features = features
         return []
@@ -331,10 +339,7 @@ class Backend:
         return [ActualWritten(self.config.actual)]
 
 
-_OFFERED = OFFERED_FEATURES | wire.VHOST_USER_F_PROTOCOL_FEATURES
-
 _CONSTANTS: dict[int, int] = {
-    Request.GET_FEATURES: _OFFERED,
     Request.GET_PROTOCOL_FEATURES: wire.OFFERED_PROTOCOL_FEATURES,
     Request.GET_QUEUE_NUM: MAX_QUEUES,
     Request.GET_MAX_MEM_SLOTS: MAX_MEM_SLOTS,
@@ -343,6 +348,7 @@ _CONSTANTS: dict[int, int] = {
 
 _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] = {
     **dict.fromkeys(_CONSTANTS, Backend._get_constant),
+    Request.GET_FEATURES: Backend._get_features,
     Request.SET_FEATURES: Backend._set_features,
     Request.SET_OWNER: Backend._set_owner,
     Request.RESET_OWNER: Backend._reset_owner,
@@ -363,7 +369,7 @@ _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] =
     Request.REM_MEM_REG: Backend._rem_mem_reg,
 }
 
-_ANSWERED = {*_CONSTANTS, Request.GET_VRING_BASE, Request.GET_CONFIG}
+_ANSWERED = {*_CONSTANTS, Request.GET_FEATURES, Request.GET_VRING_BASE, Request.GET_CONFIG}
 """Requests with a reply of their own, so without an acknowledgement."""
 
 

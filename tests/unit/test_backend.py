@@ -2,6 +2,7 @@
 
 import pytest
 
+from balloon_daemon.errors import FrontendError
 from balloon_daemon.units import NumPages
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.effects import (
@@ -26,7 +27,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_memory_table,
     encode_reply,
 )
-from balloon_daemon.virtio.balloon import BalloonFeature, BalloonQueue
+from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, BalloonQueue
 from tests.fakes.counted_fd import CountedFd
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh, say, set_up
 
@@ -55,6 +56,30 @@ def test_get_constant_answers_with_it(request_: Q, number: int) -> None:
 
 
 # --- REPLY_ACK --------------------------------------------------------------------------------
+
+
+def test_features_offered_are_the_settings_and_those_of_other_settings_still_work() -> None:
+    fewer = OFFERED & ~BalloonFeature.REPORTING
+    backend = fresh()
+    backend.offered = OFFERED_FEATURES & ~BalloonFeature.REPORTING
+    assert say(backend, Q.GET_FEATURES) == [Send(encode_reply(Q.GET_FEATURES, U64.pack(fewer)))]
+
+    say(backend, Q.SET_FEATURES, U64.pack(OFFERED))
+    assert backend.acknowledged == OFFERED
+
+
+@pytest.mark.parametrize("bit", [7, 28, 29, 33, 36, 63])
+def test_feature_that_nobody_offered_is_refused(bit: int) -> None:
+    with pytest.raises(FrontendError, match=f"SET_FEATURES: {1 << bit:#x} was not offered"):
+        say(fresh(), Q.SET_FEATURES, U64.pack(OFFERED | 1 << bit))
+
+
+@pytest.mark.parametrize("bit", [1, 12, 16, 17, 40, 63])
+def test_protocol_feature_that_nobody_offered_is_refused(bit: int) -> None:
+    with pytest.raises(
+        FrontendError, match=f"SET_PROTOCOL_FEATURES: {1 << bit:#x} was not offered"
+    ):
+        say(fresh(), Q.SET_PROTOCOL_FEATURES, U64.pack(1 << bit))
 
 
 @pytest.mark.parametrize(
