@@ -130,6 +130,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="whom a device becomes when balloond runs as root (default: %(default)s)",
     )
     parser.add_argument(
+        "--no-page-reporting",
+        dest="page_reporting",
+        action="store_false",
+        help="do not offer VMs to report free memory by themselves; what they free stays theirs "
+        "until the host is low",
+    )
+    parser.add_argument(
         "--keep-fds",
         action="store_true",
         help="let a small process keep the VMs, so that they keep their balloons when balloond is "
@@ -168,6 +175,7 @@ def _config(args: argparse.Namespace) -> Config:
         margin_bytes=args.margin,
         policy=PolicySettings().faster(args.speed),
         poll_s=1.0 / args.speed,
+        page_reporting=args.page_reporting,
         device_user=args.user,
     )
 

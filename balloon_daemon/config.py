@@ -36,6 +36,7 @@ class Config:
         margin_bytes: overrides the source's own margin.
         policy: the balloon policy's numbers.
         poll_s: how often to read the source where nothing wakes us, in seconds.
+        page_reporting: let guests report free memory (VIRTIO_BALLOON_F_REPORTING).
         device_user: user name that a device becomes where the daemon runs as root.
     """
 
@@ -46,4 +47,5 @@ class Config:
     margin_bytes: int | None = None
     policy: PolicySettings = field(default_factory=PolicySettings)
     poll_s: float = 1.0
+    page_reporting: bool = True
     device_user: str = "nobody"

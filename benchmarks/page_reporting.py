@@ -64,7 +64,7 @@ def _fake_guest(floor: c_programs.CProgram) -> Iterator[Figure]:
 
 def _real_guest() -> Iterator[Figure]:
     shares, soon, cpu = [], [], []
-    vm = RealVm(ready_images(), own_device=False)
+    vm = RealVm(ready_images(), own_device=False, page_reporting=True)
     assert vm.daemon is not None
     try:
         (device,) = vm.daemon.wait_devices(1)

@@ -1,8 +1,8 @@
 """A real guest: 1 GiB out of 2 GiB, balloond against QEMU's own device, in turn.
 
 Same QEMU, same kernel, same memory backend; a guest booted anew for each run, which has just
-deleted a file of 1600 MiB. Both devices may also be told of free pages by the guest (page
-reporting), which begins two seconds after the file is gone.
+deleted a file of 1600 MiB. Without page reporting on either side: it would begin two seconds
+after the file is gone and free the rest of what is to be measured.
 """
 
 import time

@@ -29,9 +29,10 @@ class RealVm:
     Args:
         images: where QEMU and the guest's kernel are.
         own_device: QEMU's virtio-balloon-pci instead of balloond.
+        page_reporting: let the guest report free memory; balloond's only.
     """
 
-    def __init__(self, images: Images, *, own_device: bool) -> None:
+    def __init__(self, images: Images, *, own_device: bool, page_reporting: bool = False) -> None:
         self._undo = ExitStack()
         self.daemon: Balloond | None = None
         logs = Path(self._undo.enter_context(tempfile.TemporaryDirectory()))
@@ -41,6 +42,7 @@ class RealVm:
                 config = QemuConfig(SUITE, memory_mib=MEMORY_MIB, qemu_balloon=True)
             else:
                 options = ["--vm-mem", f"{MEMORY_MIB}M", "--speed", SPEED]
+                options += [] if page_reporting else ["--no-page-reporting"]
                 self.daemon = self._undo.enter_context(Balloond(options, woken=True))
                 config = QemuConfig(
                     SUITE, memory_mib=MEMORY_MIB, balloond_socket=self.daemon.socket

@@ -28,7 +28,7 @@ from balloon_daemon.vhost_user.effects import (
 )
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from balloon_daemon.vhost_user.messages import FrontendRequest, Message, decode_message
-from balloon_daemon.virtio.balloon import pages_of
+from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, pages_of
 
 REACHED_A_SECOND = 4
 """Lines that say so; a guest may write ``actual`` as often as it likes."""
@@ -91,7 +91,10 @@ class Guest:
         self._unsaved = False
         self._save_later: asyncio.TimerHandle | None = None
         self._leaving = False
-        self.backend = Backend(MemoryTable(_inspect))
+        offered = OFFERED_FEATURES
+        if not shared.config.page_reporting:
+            offered &= ~BalloonFeature.REPORTING
+        self.backend = Backend(MemoryTable(_inspect), offered)
         self.keeper = DeviceKeeper(
             self.backend,
             shared.jail,

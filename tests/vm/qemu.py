@@ -189,7 +189,7 @@ def _machine(config: QemuConfig, images: Images) -> list[str]:
         command += ["-chardev", f"socket,id=balloond,path={config.balloond_socket}"]
         command += ["-device", BALLOOND_DEVICE]
     if config.qemu_balloon:
-        command += ["-device", "virtio-balloon-pci,deflate-on-oom=on,free-page-reporting=on"]
+        command += ["-device", "virtio-balloon-pci,deflate-on-oom=on"]
     return command
 
 
