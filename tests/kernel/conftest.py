@@ -1,12 +1,15 @@
 """A real balloond and real fake guests for the tests of this folder."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.handover.fd_keeper import FORGET
+from balloon_daemon.handover.store import keeper_path
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
 
@@ -64,6 +67,18 @@ def start_daemon(tmp_path: Path, low_mem: LowMemDir) -> Iterator[StartDaemon]:
     yield start
     for daemon in daemons:
         daemon.kill()
+        end_keeper(keeper_path(daemon.config.socket))
+
+
+def end_keeper(path: Path) -> None:
+    """Tells a keeper that a killed daemon left behind to forget; it would wait for minutes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
+        try:
+            keeper.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        keeper.send(FORGET)
+        assert keeper.recv(1) == b""
 
 
 @pytest.fixture
