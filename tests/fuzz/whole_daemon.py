@@ -159,9 +159,9 @@ class Battle:
         self._records_seen = len(records)
 
     def _wait_for_quiet(self) -> None:
-        """Waits until only the neighbour's device is left."""
+        """Waits until only the template and the neighbour's device are left."""
         self.daemon.wait(
-            lambda: len(psutil.Process(self.daemon.pid).children()) <= 1,
+            lambda: len(psutil.Process(self.daemon.pid).children()) <= 2,
             deadline_s=NEIGHBOUR_WITHIN_S,
             what="all hostile guests' devices are gone",
         )
