@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.c_programs import CProgram
-from benchmarks.processes import cpu_s
+from benchmarks.processes import Balloond, cpu_s
 from benchmarks.ring_guest import DEFLATEQ, INFLATEQ, RingGuest
 from benchmarks.traces import Trace
 
@@ -37,11 +37,14 @@ class Runs:
         self.cpu.setdefault(name, []).append(cpu_s)
 
 
-def alternate(trace: Trace, guest: RingGuest, device: int, work: Work, runs: int) -> Runs:
+def alternate(trace: Trace, guest: RingGuest, daemon: Balloond, work: Work, runs: int) -> Runs:
     """Takes a trace's pages from a guest, by balloond and by each program, ``runs`` times."""
     found = Runs()
     pages = trace.pages()
+    (device,) = daemon.device_pids()
     for _ in range(runs):
+        # Asked for, as of any guest: a device slows down what nobody wanted.
+        daemon.ask_for_all()
         guest.file.touch()
         guest.fill(INFLATEQ, trace.buffers)
         before = cpu_s(device)
@@ -49,8 +52,10 @@ def alternate(trace: Trace, guest: RingGuest, device: int, work: Work, runs: int
         found.add(DEVICE, elapsed, cpu_s(device) - before)
         found.resident = max(found.resident, int(guest.file.resident()[pages].sum()))
         # Given back, or the device would know these pages as removed and leave them alone.
+        daemon.ask_for_nothing()
         guest.fill(DEFLATEQ, trace.buffers)
         guest.drain(DEFLATEQ)
+        guest.frontend.serve_channel()
         for name, (program, what) in work.items():
             guest.file.touch()
             found.add(name, *program.run(guest.file, what))

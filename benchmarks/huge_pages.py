@@ -21,7 +21,7 @@ from benchmarks.alternation import DEVICE, Runs, alternate
 from benchmarks.figures import Figure, at_least, missing, of_count, of_samples, ratios
 from benchmarks.guest_file import GuestFile
 from benchmarks.kernel_settings import HUGETLB_PAGES, SettingError, setting
-from benchmarks.processes import Balloond
+from benchmarks.processes import ASKED_OPTIONS, Balloond
 from benchmarks.reclaim import QUEUE_SIZE
 from benchmarks.ring_guest import RingGuest, area_bytes
 from benchmarks.traces import GUEST_BYTES, Trace, every_trace
@@ -87,9 +87,9 @@ def _on(
     file: GuestFile, kind: str, traces: list[Trace], floor: c_programs.CProgram
 ) -> Iterator[Figure]:
     whole_only = kind == "hugetlbfs"
-    with Balloond() as daemon:
+    with Balloond(ASKED_OPTIONS, woken=True) as daemon:
         guest = RingGuest(str(daemon.socket), file, QUEUE_SIZE)
-        (device,) = daemon.wait_devices(1)
+        daemon.wait_devices(1)
         for trace in traces:
             whole = whole_pages(trace)
             ranges = whole if whole_only else trace.ranges()
@@ -97,7 +97,7 @@ def _on(
             if not whole_only:
                 work["whole"] = (floor, whole)
             before = _splits()
-            runs = alternate(trace, guest, device, work, RUNS)
+            runs = alternate(trace, guest, daemon, work, RUNS)
             after = _splits()
             yield from _of_trace(f"{kind}, {trace.name}", trace, runs, whole)
             if not whole_only:

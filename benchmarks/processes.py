@@ -23,6 +23,12 @@ ENVIRONMENT = {
 """Not a service of anybody's, or a store for descriptors would be part of what is measured; and
 with its bytecode kept, as where it is installed."""
 
+ASKED_OPTIONS = ("--vm-mem", "2G", "--speed", "1000")
+"""All levels up in 16 ms, all down in 0.6 s."""
+
+ASKED_BYTES = 1 << 30
+"""The most that is asked of such a VM."""
+
 START_S = 30.0
 STOP_S = 30.0
 
@@ -166,6 +172,17 @@ class Balloond:
             if time.monotonic() > deadline:
                 raise DaemonError(f"no target of {target_bytes} bytes\n{self.last_lines()}")
             time.sleep(0.002)
+
+    def ask_for_all(self) -> None:
+        """Has the policy take all that it may of VMs of ``ASKED_OPTIONS``."""
+        self.host.set_low()
+        self.wait_target(ASKED_BYTES)
+        self.host.set_enough()
+
+    def ask_for_nothing(self) -> None:
+        """Has the policy give all of it back."""
+        self.host.set_plenty()
+        self.wait_target(0)
 
     def target_bytes(self) -> int:
         """The balloon size that the policy decided on last; 0 before it did."""

@@ -1,6 +1,6 @@
 """Reclaim: how fast memory comes back, against the kernel's limit and a page-by-page device.
 
-For each trace, five times in turn: balloond's device, the floor in C, page by page in C, all on
+For each trace, nine times in turn: balloond's device, the floor in C, page by page in C, all on
 the same guest memory, touched anew before each. Ratios are of CPU time, the device's whole process
 against the C programs' calls alone: on a machine that others use too, elapsed time says how busy
 they are.
@@ -13,11 +13,11 @@ from benchmarks import c_programs
 from benchmarks.alternation import DEVICE, Runs, alternate
 from benchmarks.figures import Figure, at_least, at_most, missing, of_count, of_samples, ratios
 from benchmarks.guest_file import GuestFile
-from benchmarks.processes import Balloond
+from benchmarks.processes import ASKED_OPTIONS, Balloond
 from benchmarks.ring_guest import RingGuest, area_bytes
 from benchmarks.traces import GUEST_BYTES, Trace, every_trace
 
-RUNS = 5
+RUNS = 9
 QUEUE_SIZE = 1024
 """Holds every trace."""
 
@@ -35,15 +35,15 @@ def figures() -> Iterator[Figure]:
         yield missing("reclaim: speed to the floor", "×", str(err), TO_FLOOR)
         return
     file = GuestFile.in_memory(GUEST_BYTES + area_bytes(QUEUE_SIZE))
-    with Balloond() as daemon:
+    with Balloond(ASKED_OPTIONS, woken=True) as daemon:
         guest = RingGuest(str(daemon.socket), file, QUEUE_SIZE)
-        (device,) = daemon.wait_devices(1)
+        daemon.wait_devices(1)
         for trace in (trace.first(BUFFERS) for trace in every_trace()):
             work = {
                 "floor": (floor, trace.ranges()),
                 "pages": (pages, trace.pages().astype("u4")),
             }
-            yield from _of_trace(trace, alternate(trace, guest, device, work, RUNS))
+            yield from _of_trace(trace, alternate(trace, guest, daemon, work, RUNS))
         guest.close()
     file.close()
 
