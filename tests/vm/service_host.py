@@ -35,7 +35,7 @@ _PROGRAM = """\
 import os, sys
 from balloon_daemon.handover import state
 state.VERSION = int(os.environ.get("BALLOOND_STATE_VERSION", state.VERSION))
-from balloon_daemon.cli import main
+from balloon_daemon.__main__ import main
 sys.exit(main())
 """
 

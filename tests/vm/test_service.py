@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import pytest
 
+from balloon_daemon.device.template import NAME
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.units import MIB, PAGE_SIZE
@@ -107,7 +108,10 @@ def status(host: ServiceHost, pid: int) -> dict[str, str]:
 
 
 def devices(host: ServiceHost, pid: int) -> list[int]:
-    return [int(word) for word in host.path(f"proc/{pid}/task/{pid}/children").read_text().split()]
+    children = host.path(f"proc/{pid}/task/{pid}/children").read_text().split()
+    names = {int(child): status(host, int(child))["Name"] for child in children}
+    assert sorted(names.values())[-1] == NAME, "devices are forked from the template"
+    return [child for child, name in names.items() if name.startswith("balloon-vm")]
 
 
 def kept_fds(host: ServiceHost) -> int:
