@@ -153,6 +153,8 @@ class ChromeosLowMemory(_Journal):
     ) -> None:
         super().__init__()
         self.directory = directory
+        # Text, made once: this is what an idle daemon does, every second.
+        self._available, self._margin = f"{directory}/available", f"{directory}/margin"
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
         self._alarm = None if device is None else DeviceAlarm(device)
 
@@ -183,7 +185,7 @@ class ChromeosLowMemory(_Journal):
 
     def describe(self) -> str:
         """One line for people: which source, paths, margin, what wakes us, what it says now."""
-        margin = f"{self.directory}/margin"
+        margin = self._margin
         if self._margin_mib is not None:
             margin = f"a margin of {self._margin_mib:,} MiB"
         if self._alarm is None:
@@ -192,7 +194,7 @@ class ChromeosLowMemory(_Journal):
             woken = f"polled, as nothing wakes us ({self._alarm.path}: {self._alarm.problem})"
         else:
             woken = f"woken by {self._alarm.path}"
-        return _describe(f"{self.directory}/available against {margin}", woken, self._measure())
+        return _describe(f"{self._available} against {margin}", woken, self._measure())
 
     def close(self) -> None:
         """Lets go of the device; ``wait_fd`` is None afterwards."""
@@ -202,10 +204,10 @@ class ChromeosLowMemory(_Journal):
 
     def _measure(self) -> Reading | str:
         try:
-            available_mib = _read_mib(self.directory / "available", several=False)
+            available_mib = _read_mib(self._available, several=False)
             margin_mib = self._margin_mib
             if margin_mib is None:
-                margin_mib = _read_mib(self.directory / "margin", several=True)
+                margin_mib = _read_mib(self._margin, several=True)
         except OSError as err:
             return f"{err.filename or self.directory}: {err.strerror}"
         except ValueError as err:
@@ -349,7 +351,7 @@ def _whole_mib(margin_bytes: int) -> int:
     return margin_bytes // MIB
 
 
-def _read_mib(path: Path, *, several: bool) -> int:
+def _read_mib(path: str, *, several: bool) -> int:
     """Reads a figure in MiB; the first one of several, where several are allowed.
 
     Opened anew each time (it costs a few µs): a file that was replaced is then the new one.
@@ -363,7 +365,7 @@ def _read_mib(path: Path, *, several: bool) -> int:
     try:
         data = os.read(fd, 256)
     except OSError as err:
-        raise OSError(err.errno, err.strerror, os.fspath(path)) from err
+        raise OSError(err.errno, err.strerror, path) from err
     finally:
         os.close(fd)
     words = data.split()
