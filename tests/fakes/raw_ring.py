@@ -84,9 +84,13 @@ class RawRing:
             self.descriptors, index * DESCRIPTOR.size, addr, length, flags, following
         )
 
+    def place(self, head: int) -> None:
+        """Writes the next entry of the available ring, and does not make it available."""
+        self._available16[2 + self.avail_idx % self.size] = head
+
     def offer(self, head: int) -> None:
         """Makes a head available, whether or not it is one."""
-        self._available16[2 + self.avail_idx % self.size] = head
+        self.place(head)
         self.avail_idx += 1
 
     def chain(

@@ -163,7 +163,8 @@ def test_ring_that_lies_stops_and_the_others_go_on(
 ) -> None:
     rig.start_ready()
     ring = rig.rings[DEFLATEQ]
-    ring.offer(head)
+    # In one step: a new device looks at its rings without a kick, and may do so right now.
+    ring.place(head)
     ring.avail_idx = avail_idx
     rig.kick(DEFLATEQ)
     assert rig.wait_report(Fault) == Fault(FaultKind.RING, 1, rule, NO_HEAD, found, 0)
