@@ -9,7 +9,7 @@
     ├── GuestError       the guest broke the virtio rules     -> drop that chain, count, go on
     │   └── RingError    its ring cannot be trusted any more  -> stop that queue, report
     ├── FrontendError    the VMM broke vhost-user             -> close that connection
-    ├── MemoryFileError  the VMM took guest memory away       -> that device ends, one line
+    ├── MemoryFileError  guest memory cannot be mapped        -> that device ends, one line
     ├── StateFileError   a state kept by another balloond     -> close that VMM's connection
     ├── TubeError        our two processes disagree           -> ignore and count the message
     └── StateError       a call made in the wrong state       -> our bug

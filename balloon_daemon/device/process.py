@@ -258,7 +258,7 @@ def become_device(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) ->
         loop.run()
         os._exit(0)
     except MemoryFileError as err:
-        # The VMM's doing: no traceback of ours would say more.
+        # The VMM's doing, or the host's: no traceback of ours would say more.
         jail.write_last_words(f"{spec.name}: {err}")
     except BaseException:
         jail.write_last_words(f"{spec.name}: {traceback.format_exc()}")

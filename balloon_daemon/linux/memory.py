@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 from balloon_daemon.errors import MemoryFileError
+from balloon_daemon.units import format_size
 
 # linux/fcntl.h; shmem and hugetlbfs answer it, every other file system refuses with EINVAL.
 F_GET_SEALS = 1034
@@ -54,8 +55,7 @@ def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
     """Maps a part of a file, shared, readable and writable.
 
     Raises:
-        MemoryFileError: the file does not reach that far.
-        OSError: the kernel's own refusal.
+        MemoryFileError: the file does not reach that far, or there is no address space for it.
     """
     try:
         return mmap.mmap(
@@ -70,6 +70,10 @@ def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
         raise MemoryFileError(
             f"guest memory up to byte {offset_bytes + size_bytes} is to be mapped, but its file "
             f"has {os.fstat(fd).st_size} bytes: the VMM cut it short"
+        ) from err
+    except OSError as err:
+        raise MemoryFileError(
+            f"{format_size(size_bytes)} of guest memory cannot be mapped: {err.strerror}"
         ) from err
 
 

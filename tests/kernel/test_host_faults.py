@@ -168,7 +168,10 @@ def test_no_memory_to_map_a_guest_that_vm_stops_the_neighbour_goes_on(
     low_mem.set_low()
     run([neighbour], full(neighbour))
 
-    assert any("Cannot allocate memory" in message for message in events(daemon, "device"))
+    refused = f"{VM_MEM_MIB} MiB of guest memory cannot be mapped: Cannot allocate memory; "
+    ends = [message for message in events(daemon, "device") if " failed; " in message]
+    assert len(ends) == 6
+    assert all(f"failed; balloon-vm2: {refused}" in message for message in ends)
 
 
 # --- the log ----------------------------------------------------------------------------------

@@ -154,5 +154,5 @@ def test_map_shared_of_an_emptied_file_is_refused(memfd: int) -> None:
 
 
 def test_map_shared_between_two_pages_is_the_kernels_refusal(memfd: int) -> None:
-    with pytest.raises(OSError, match="Invalid argument"):
+    with pytest.raises(MemoryFileError, match="cannot be mapped: Invalid argument"):
         map_shared(memfd, mmap.PAGESIZE, 100)
