@@ -23,6 +23,7 @@ from benchmarks import (
     reaction,
     real_guest,
     reclaim,
+    recovery,
     seccomp_figures,
     startup,
 )
@@ -39,6 +40,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "huge-pages": huge_pages.figures,
     "page-reporting": page_reporting.figures,
     "reaction": reaction.figures,
+    "recovery": recovery.figures,
     "footprint": footprint.figures,
     "startup": startup.figures,
     "idle": idle.figures,

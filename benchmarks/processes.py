@@ -109,21 +109,14 @@ class Balloond:
         self.socket = self.directory / "vhost.sock"
         self.log_path = self.directory / "log"
         self.host = LowMemory(self.directory)
-        command = [sys.executable, "-m"]
-        command += ["benchmarks.balloond_here", str(self.directory)] if woken else [PROGRAM]
-        command += ["--socket", str(self.socket), "--log", "json"]
+        self._command = [sys.executable, "-m"]
+        self._command += ["benchmarks.balloond_here", str(self.directory)] if woken else [PROGRAM]
+        self._command += ["--socket", str(self.socket), "--log", "json"]
         if not woken and not meminfo:
-            command += ["--low-mem-dir", str(self.host.path)]
-        with self.log_path.open("w") as log:
-            begun = time.perf_counter()
-            self._process = subprocess.Popen(
-                [*command, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=ENVIRONMENT,
-                cwd=ROOT,
-            )
+            self._command += ["--low-mem-dir", str(self.host.path)]
+        self._command += options
+        begun = time.perf_counter()
+        self._process = self._start()
         try:
             self._wait_listening()
         except BaseException:
@@ -139,6 +132,12 @@ class Balloond:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+    def replace(self, number: int) -> None:
+        """Ends it with this signal and starts another one at once, without waiting for that."""
+        self._process.send_signal(number)
+        self._process.wait(STOP_S)
+        self._process = self._start()
 
     @property
     def pid(self) -> int:
@@ -208,6 +207,17 @@ class Balloond:
             self._process.wait()
         self.host.close()
         self._run_dir.cleanup()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        with self.log_path.open("a") as log:
+            return subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=ENVIRONMENT,
+                cwd=ROOT,
+            )
 
     def _wait_listening(self) -> None:
         deadline = time.monotonic() + START_S

@@ -50,13 +50,13 @@ class RingGuest:
         area = file.size_bytes - area_bytes(queue_size)
         self._buffers_at = area + 3 * ring_bytes(queue_size)
         self._view = file.view()
-        self._queues = [
+        self.queues = [
             DriverQueue(index, queue_size, memory, area + index * ring_bytes(queue_size))
             for index in range(3)
         ]
         self.frontend = FakeFrontend(Wire.connect(socket))
         self.frontend.negotiate()
-        rings = [queue.ring for queue in self._queues]
+        rings = [queue.ring for queue in self.queues]
         self.frontend.start(FEATURES, [(region, file.fd)], rings)
 
     def close(self) -> None:
@@ -69,12 +69,12 @@ class RingGuest:
             at = self._buffers_at + place * _BUFFER_BYTES
             content = buffer.astype("<u4").tobytes()
             self._view[at : at + len(content)] = content
-            self._queues[queue].add([(at, len(content))])
+            self.queues[queue].add([(at, len(content))])
 
     def fill_report(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Reports (address, length) ranges of free memory, 32 in a chain as Linux does."""
         for first in range(0, len(ranges), 32):
-            self._queues[REPORTING_VQ].add([], ranges[first : first + 32])
+            self.queues[REPORTING_VQ].add([], ranges[first : first + 32])
 
     def drain(self, queue: int) -> float:
         """Kicks the device and waits until it has used all; returns the seconds between.
@@ -82,7 +82,7 @@ class RingGuest:
         Raises:
             TimeoutError: it does not.
         """
-        ring, call = self._queues[queue], self.frontend.call_fd(queue)
+        ring, call = self.queues[queue], self.frontend.call_fd(queue)
         poller = select.poll()
         poller.register(call, select.POLLIN)
         begun = time.perf_counter()
