@@ -82,7 +82,7 @@ class GuestSaver:
             actual=backend.config.actual,
             vm_mem_bytes=snapshot.vm_mem_bytes,
             policy=snapshot.policy,
-            connection=self._number(snapshot.connection),
+            connection=self._number(snapshot.connection, vmm=True),
             journal=self._number(self.journal.fd),
             life=None if snapshot.life is None else self._number(snapshot.life),
             messages=tuple(
@@ -126,7 +126,7 @@ class GuestSaver:
         self._kept.clear()
         self.journal.close()
 
-    def _number(self, fd: HasFileno) -> int:
+    def _number(self, fd: HasFileno, *, vmm: bool = False) -> int:
         known = self._numbers.get(id(fd))
         if known is not None:
             return known[1]
@@ -139,7 +139,7 @@ class GuestSaver:
         number, self._next_number = self._next_number, self._next_number + 1
         self._numbers[id(fd)] = (fd, number)
         self._kept[number] = OwnedFd(os.dup(fd.fileno()))
-        self._store.put(f"{self._name}.{number}", fd)
+        self._store.put(f"{self._name}.{number}", fd, vmm=vmm)
         return number
 
 

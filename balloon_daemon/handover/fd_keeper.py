@@ -3,7 +3,9 @@
 Runs by itself (``python -m balloon_daemon.handover.fd_keeper PATH``), started by ``balloond
 --keep-fds`` in a session of its own, so that what kills the daemon spares it. It reads no byte of
 a guest or a VMM: it is handed descriptors with names, and hands them out again. It ends when it is
-told to forget, or when nobody has been connected for a while and a new balloond has not come.
+told to forget, or when nobody has been connected for a while and a new balloond has not come. A
+VMM that ends in that while takes its guest's descriptors with it, or memory would stay taken for
+nobody.
 """
 
 import array
@@ -41,10 +43,11 @@ def listen(path: str) -> socket.socket:
 
 
 class Keeper:
-    """Descriptors by name."""
+    """Descriptors by name; all of one guest have what stands before the first dot in common."""
 
     def __init__(self) -> None:
         self.kept: dict[str, int] = {}
+        self._ends: set[str] = set()
 
     def handle(self, message: bytes, fds: list[int]) -> bool:
         """Takes one message; False where it says to forget everything and end."""
@@ -55,6 +58,8 @@ class Keeper:
         if words.get("FDSTORE") == "1" and len(fds) == 1 and len(self.kept) < MAX_KEPT:
             self._drop(name)
             self.kept[name] = fds.pop()
+            if words.get("FDVMM") == "1":
+                self._ends.add(name)
         elif words.get("FDSTOREREMOVE") == "1":
             self._drop(name)
         for fd in fds:
@@ -70,7 +75,19 @@ class Keeper:
             )
         sock.send(END)
 
+    def ends(self) -> list[int]:
+        """The descriptors whose hang-up is the end of their guest: its VMM's connections."""
+        return [self.kept[name] for name in self._ends]
+
+    def end(self, fd: int) -> None:
+        """Drops the whole guest whose VMM has hung up."""
+        (end,) = (name for name in self._ends if self.kept[name] == fd)
+        guest = end.partition(".")[0] + "."
+        for name in [name for name in self.kept if name.startswith(guest)]:
+            self._drop(name)
+
     def _drop(self, name: str) -> None:
+        self._ends.discard(name)
         if name in self.kept:
             os.close(self.kept.pop(name))
 
@@ -91,11 +108,20 @@ def serve(listener: socket.socket) -> None:
     poller = select.poll()
     poller.register(listener, select.POLLIN)
     while True:
+        # A successor hears of hang-ups by itself, and says what is to go.
+        ends = [] if clients else keeper.ends()
+        for fd in ends:
+            poller.register(fd, 0)
         ready = poller.poll(None if clients else PATIENCE_S * 1000)
+        for fd in ends:
+            poller.unregister(fd)
         if not ready:
             return
         # Whoever hung up first, then whoever comes: a successor may come in the same moment.
         for fd, _ in sorted(ready, key=lambda event: event[0] == listener.fileno()):
+            if fd in ends:
+                keeper.end(fd)
+                continue
             if fd == listener.fileno():
                 client, _ = listener.accept()
                 peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)

@@ -76,12 +76,19 @@ class Store:
         self._waiting: deque[tuple[bytes, tuple[OwnedFd, ...]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
 
-    def put(self, name: str, fd: HasFileno) -> None:
-        """Keeps a duplicate of the descriptor under a name."""
+    def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
+        """Keeps a duplicate of the descriptor under a name.
+
+        Args:
+            name: ``<guest>.<what>``; without a dot it belongs to no guest.
+            fd: the descriptor.
+            vmm: the guest's VMM is behind it: should it hang up while no balloond runs, our own
+                keeper drops all of that guest. systemd keeps it until the next balloond says so.
+        """
         # A duplicate of our own: the caller may close its one before this is sent.
         # FDPOLL=0: systemd drops what hangs up otherwise, and a device's life is told by that.
-        words = f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}".encode()
-        self._send(words, (OwnedFd(os.dup(fd.fileno())),))
+        words = f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}" + ("\nFDVMM=1" if vmm and self._ours else "")
+        self._send(words.encode(), (OwnedFd(os.dup(fd.fileno())),))
 
     def remove(self, name: str) -> None:
         """Keeps nothing under that name any more."""

@@ -1,7 +1,10 @@
 """A controller that is killed, restarted or replaced: the VM keeps its balloon."""
 
+import contextlib
 import os
 import signal
+import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,16 +137,55 @@ def test_paused_vm_is_kept_and_resumes_under_the_next(
     assert guest.ram.check().pages_corrupt == 0
 
 
-def test_vmm_that_hung_up_meanwhile_is_forgotten(
-    start_daemon: StartDaemon, make_guest: MakeGuest
+def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     first = start_daemon("--keep-fds")
     guest = attach(make_guest(SETTINGS), first)
+    neighbour = attach(make_guest(SETTINGS), first)
+    low_mem.set_low()
+    run([guest, neighbour], lambda: min(guest.driver.actual, neighbour.driver.actual) > 0)
     first.kill()
+    keeper = keeper_pid(first)
+    memory, other_memory = (file_of(os.fstat(one.ram.fd)) for one in (guest, neighbour))
+    assert kept_files(keeper) >= {memory, other_memory}
 
     guest.hang_up()
+    # Nobody starts a balloond, and the guest's memory is let go of all the same.
+    wait_until(
+        lambda: memory not in kept_files(keeper),
+        deadline_s=20,
+        what="the keeper drops the guest that is gone",
+    )
+    assert other_memory in kept_files(keeper)
     second = start_daemon("--keep-fds")
-    run([], lambda: any("balloon is forgotten" in m for m in messages(second, "vmm")))
+    run([neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
+
+    restored = [r["vm"] for r in second.records() if r.get("reason") == "restored"]
+    assert restored == ["vm2"]
+    assert [r for r in second.records() if r["level"] == "error"] == []
+
+
+def keeper_pid(daemon: Daemon) -> int:
+    """Whoever listens on the keeper's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(str(keeper_path(daemon.config.socket)))
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], sys.byteorder)
+
+
+def file_of(status: os.stat_result) -> tuple[int, int]:
+    """What tells one file from any other."""
+    return status.st_dev, status.st_ino
+
+
+def kept_files(keeper: int) -> set[tuple[int, int]]:
+    """What a process has open."""
+    found = set()
+    for fd in Path(f"/proc/{keeper}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # It was closed since.
+            found.add(file_of(fd.stat()))
+    return found
 
 
 def test_vmm_that_connects_while_nobody_runs_is_served_by_the_next(
