@@ -26,13 +26,24 @@ their turn. A chain of 32,768 descriptors that loops takes 10 ms by itself."""
 
 @dataclass(slots=True)
 class RunningQueue:
-    """A virtqueue that is served: its vring's index, its ring, its call eventfd if it has one."""
+    """A virtqueue that is served.
+
+    Attributes:
+        index: its vring's.
+        ring: where its chains come from.
+        kick_fd: the driver's eventfd for new chains.
+        call_fd: ours for used ones, if there is one.
+        owes_call: another device may have died between an answer and its call. Linux's driver
+            waits for that call without end, and holds its lock meanwhile; one too many costs it
+            a look (virtio 1.3, 2.7.7.1).
+    """
 
     index: int
     queue: BalloonQueue
     ring: SplitQueue
     kick_fd: int
     call_fd: int | None
+    owes_call: bool = False
 
 
 class BalloonDevice:
@@ -111,7 +122,8 @@ class BalloonDevice:
             RingError: the ring cannot be trusted any more; what was served before is answered.
         """
         ring, until = running.ring, 0.0
-        answered, taken = False, 0
+        answered, running.owes_call = running.owes_call, False
+        taken = 0
         try:
             while taken < MAX_CHAINS_A_TURN and (pending := ring.pending()):
                 # Not before: every kick brings a look at every queue, and most are empty.

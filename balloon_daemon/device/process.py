@@ -322,4 +322,6 @@ def _running_queue(vring: VringSpec, memory: GuestMemory) -> RunningQueue | None
     if vring.call_fd is not None:
         os.set_blocking(vring.call_fd, False)
     ring = SplitQueue(vring.queue.value, vring.size, descriptors, available, used)
-    return RunningQueue(vring.index, vring.queue, ring, vring.kick_fd, vring.call_fd)
+    return RunningQueue(
+        vring.index, vring.queue, ring, vring.kick_fd, vring.call_fd, owes_call=True
+    )

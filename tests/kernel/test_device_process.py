@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from balloon_daemon.device import balloon
+from balloon_daemon.device.balloon import RunningQueue
 from balloon_daemon.device.process import spawn
 from balloon_daemon.tube.messages import Command, Ready, Stats
 from balloon_daemon.virtio.balloon import STAT_ENTRY, BalloonQueue
@@ -188,6 +190,32 @@ def test_killed_device_is_replaced_and_resumes_at_used_idx(rig: DeviceRig) -> No
     assert rig.wait_report(Stats).entries == ((4, 5),)
     rig.running.tube.send(Command.REQUEST_STATS)
     assert rig.wait_used(STATSQ) == [0]
+
+
+# The statsq answers a chain with the next one.
+@pytest.mark.parametrize(("queue", "chains"), [(INFLATEQ, 1), (DEFLATEQ, 1), (STATSQ, 2)])
+def test_device_killed_between_answer_and_call_the_next_one_calls(
+    rig: DeviceRig, monkeypatch: pytest.MonkeyPatch, queue: BalloonQueue, chains: int
+) -> None:
+    # The driver waits for that call without end: its chain is answered, so nothing is pending,
+    # and nobody but the next device can know that it was never called.
+    def dies(running: RunningQueue) -> None:
+        if running.ring.used_index:
+            os.getuid()  # Killed by the filter.
+
+    with monkeypatch.context() as patched:
+        patched.setattr(balloon, "_call", dies)
+        rig.start_ready()
+        for number in range(chains):
+            content = bytes(STAT_ENTRY.size if queue is STATSQ else 4)
+            rig.offer(queue, [rig.write_buffer(queue, content)], head=number)
+        assert rig.wait_end() == -signal.SIGSYS
+    assert rig.rings[queue].used_idx == 1
+    call = rig.calls[queue]
+    assert not is_readable(call)
+
+    rig.start_ready()
+    wait_until(lambda: is_readable(call), call, "the call that the dead device owed")
 
 
 def test_device_killed_again_and_again_in_mid_inflate_loses_nothing(rig: DeviceRig) -> None:
