@@ -78,9 +78,10 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     prctl.set_name(name)
     # Reads /proc, which is gone behind the next line.
     _limit_resources()
-    isolated = leave_the_world()
-    if os.geteuid() == 0 or isolated:
-        _drop_privileges(identity)
+    leave_the_world()
+    # Whoever we are: namespaces of our own that were refused half-way leave us all capabilities
+    # there, and a service may have been given some (AmbientCapabilities=).
+    _drop_privileges(identity)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
         # It died before its death could be signalled.

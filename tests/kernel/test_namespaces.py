@@ -9,6 +9,7 @@ from pathlib import Path
 import prctl
 import pytest
 
+from balloon_daemon.linux import jail, namespaces
 from balloon_daemon.linux.namespaces import leave_the_world
 
 NOBODY = 65534
@@ -50,12 +51,26 @@ def look_around() -> object:
     }
 
 
-def as_nobody() -> object:
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
-    prctl.set_dumpable(1)  # Changing ids took /proc/self from us, which this test reads.
-    return look_around()
+def jailed_without_mounts() -> object:
+    """The capabilities of a jail whose user namespace was allowed and whose mounts were not."""
+    namespaces._MS_PRIVATE = 1 << 63  # Flags of which mount(2) makes an error.
+    own = os.open("/proc/self/status", os.O_RDONLY)
+    jail.enter("half-way", os.getppid(), None)
+    lines = os.read(own, 8192).decode().splitlines()
+    return {line[:6]: int(line[7:], 16) for line in lines if line.startswith("Cap")}
+
+
+def as_ordinary_user(work: Callable[[], object]) -> Callable[[], object]:
+    """The same in a process that is nobody's, where it would be root's."""
+
+    def changed() -> object:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        prctl.set_dumpable(1)  # Changing ids took /proc/self from us, which these tests read.
+        return work()
+
+    return work if os.geteuid() else changed
 
 
 def _user_namespaces_are_allowed() -> bool:
@@ -82,4 +97,10 @@ def test_root_leaves_files_network_and_ipc_behind() -> None:
 
 @pytest.mark.skipif(not _user_namespaces_are_allowed(), reason="no user namespaces on this host")
 def test_ordinary_user_leaves_them_behind_in_a_user_namespace() -> None:
-    assert in_child(look_around if os.geteuid() else as_nobody) == EMPTY
+    assert in_child(as_ordinary_user(look_around)) == EMPTY
+
+
+@pytest.mark.skipif(not _user_namespaces_are_allowed(), reason="no user namespaces on this host")
+def test_jail_that_may_not_mount_has_no_capability_in_its_user_namespace_either() -> None:
+    held = in_child(as_ordinary_user(jailed_without_mounts))
+    assert held == dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0)
