@@ -298,6 +298,12 @@ class Guest:
         )
         size = format_size(table_bytes)
         self._log.info("memory", f"guest memory of {size}: {'; '.join(kinds)}", pages=kinds)
+        if any(region.page_bytes > PAGE_SIZE for region in self.backend.memory.regions):
+            self._log.warning(
+                "memory",
+                "huge pages that it gives up go to the host's pool, not to available memory; if "
+                "the pool has none left when it takes them back, its VMM dies of SIGBUS",
+            )
         self.governor.start(vm_mem_bytes)
 
     def _set_target(self, target_bytes: int) -> None:

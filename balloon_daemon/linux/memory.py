@@ -14,6 +14,9 @@ F_GET_SEALS = 1034
 F_ADD_SEALS = 1033
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
 
+MAP_NORESERVE = 0x4000
+"""asm-generic/mman-common.h; the mmap module has it from Python 3.13 on."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryFile:
@@ -54,6 +57,9 @@ def inspect_memory_file(fd: int) -> MemoryFile:
 def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
     """Maps a part of a file, shared, readable and writable.
 
+    Reserves nothing: a mapping of hugetlbfs would otherwise reserve again what the balloon has
+    given back, from the pool that another VM may be using by now (mmap(2), MAP_NORESERVE).
+
     Raises:
         MemoryFileError: the file does not reach that far, or there is no address space for it.
     """
@@ -61,7 +67,7 @@ def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
         return mmap.mmap(
             fd,
             size_bytes,
-            flags=mmap.MAP_SHARED,
+            flags=mmap.MAP_SHARED | MAP_NORESERVE,
             prot=mmap.PROT_READ | mmap.PROT_WRITE,
             offset=offset_bytes,
         )

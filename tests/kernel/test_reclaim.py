@@ -13,7 +13,11 @@ from balloon_daemon.device.reclaim import Reclaimer, runs_of
 from balloon_daemon.linux.memory import inspect_memory_file, map_shared
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
+from benchmarks.guest_file import GuestFile
+from benchmarks.ring_guest import RingGuest
 from tests.fakes.recording_map import buffer_of
+from tests.vm.daemon import Daemon
+from tests.vm.waiting import wait_until
 
 PAGES = 64
 FIRST_PFN = 0x10_0000
@@ -110,3 +114,47 @@ def test_huge_page_that_is_reported_free_is_freed(huge_file: int) -> None:
     reclaimer.discard("reporting_vq", 0, [(start, 5 * HUGE_BYTES // 2)])
     assert os.fstat(huge_file).st_blocks * 512 == HUGE_BYTES
     assert mapped[:HUGE_BYTES] == b"\x07" * HUGE_BYTES
+
+
+def test_guest_of_huge_pages_is_told_what_they_mean_for_its_host(
+    huge_file: int, daemon: Daemon
+) -> None:
+    file = GuestFile(os.dup(huge_file), 3 * HUGE_BYTES)
+    guest = RingGuest(str(daemon.config.socket), file, 16)
+
+    def warnings() -> list[str]:
+        return [r["message"] for r in daemon.records() if r["level"] == "warning"]
+
+    wait_until(
+        lambda: any("its VMM dies of SIGBUS" in message for message in warnings()),
+        deadline_s=10,
+        what="the warning",
+    )
+    guest.close()
+    file.close()
+
+
+def test_huge_page_that_was_freed_is_not_reserved_again_by_the_next_mapping(
+    huge_file: int,
+) -> None:
+    mapped = map_shared(huge_file, 3 * HUGE_BYTES, 0)
+    mapped[:] = b"\x07" * len(mapped)
+    reclaimer_of(mapped, HUGE_BYTES).discard(
+        "reporting_vq", 0, [(FIRST_PFN * PAGE_SIZE, 3 * HUGE_BYTES)]
+    )
+    reserved = reserved_huge_pages()
+    # As the device that comes after a crash, a reboot or a restart does.
+    mapped.close()
+    again = map_shared(huge_file, 3 * HUGE_BYTES, 0)
+    assert reserved_huge_pages() == reserved
+    again.close()
+
+
+def reserved_huge_pages() -> int:
+    """Pages of hugetlbfs that are promised and not there yet."""
+    (line,) = (
+        line
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("HugePages_Rsvd:")
+    )
+    return int(line.split()[1])
