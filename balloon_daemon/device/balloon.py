@@ -156,6 +156,8 @@ class BalloonDevice:
             self._fault(running, err)
             if running.queue is BalloonQueue.STATSQ:
                 self._answer_held(running.ring)
+            elif running.queue is BalloonQueue.DEFLATEQ:
+                self._reclaimer.forget()
             head = err.head
         self._buffers += 1
         return head

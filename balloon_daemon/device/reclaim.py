@@ -101,8 +101,10 @@ class Reclaimer:
             if region.host_page_bytes == PAGE_SIZE
         }
         self._must_tell_host = must_tell_host
-        # For each region of huge pages: which 4 KiB parts of each are in the balloon, as bits.
+        # For each region of huge pages: which 4 KiB parts of each are in the balloon, as bits. All
+        # that are complete share one number: for a TiB of them there would be half a million.
         self._parts: list[dict[int, int]] = [{} for _ in self._maps]
+        self._whole = [(1 << region.host_page_bytes // PAGE_SIZE) - 1 for region in memory.regions]
         self.removed_bytes = 0
         self.removals = 0
 
@@ -141,8 +143,19 @@ class Reclaimer:
             if page_bytes > PAGE_SIZE:
                 parts = self._parts[index]
                 for page, mask in _masks(offset, length, page_bytes):
-                    if page in parts:
-                        parts[page] &= ~mask
+                    if left := parts.get(page, 0) & ~mask:
+                        parts[page] = left
+                    else:
+                        parts.pop(page, None)
+
+    def forget(self) -> None:
+        """Forgets every part of a huge page: some of them are the guest's again, who knows which.
+
+        A chain of the deflateq that breaks a rule is answered all the same, and its pages are in
+        use from then on.
+        """
+        for parts in self._parts:
+            parts.clear()
 
     def discard(self, queue: str, head: int, ranges: Sequence[tuple[int, int]]) -> int:
         """Removes ranges that the guest reported as free (free page reporting).
@@ -159,17 +172,17 @@ class Reclaimer:
         """
         places = []
         for addr, length in ranges:
-            place = self._memory.locate(addr, length)
-            if place is None:
+            pieces, outside = self._pieces(addr, length)
+            if outside is not None:
                 raise GuestError(queue, head, Rule.ADDRESS, addr)
-            places.append((*place, length))
+            places += pieces
         for index, offset, length in places:
             page_bytes = self._memory.regions[index].host_page_bytes
             start = -(-offset // page_bytes) * page_bytes
             end = (offset + length) // page_bytes * page_bytes
             if start < end:
                 self._remove(index, start, end - start)
-        return sum(length for _, _, length in places)
+        return sum(length for _, length in ranges)
 
     def _located(
         self, queue: str, head: int, runs: list[tuple[int, int]]
@@ -177,18 +190,30 @@ class Reclaimer:
         """Where each run is: (region, offset, length), all checked before any is touched."""
         places = []
         for first, count in runs:
-            addr, rest = first * PAGE_SIZE, count * PAGE_SIZE
-            while rest:
-                place = self._memory.locate(addr, PAGE_SIZE)
-                if place is None:
-                    raise GuestError(queue, head, Rule.PFN, addr // PAGE_SIZE)
-                index, offset = place
-                # Two regions may touch: a run that crosses the border is two.
-                length = min(rest, self._memory.regions[index].size_bytes - offset)
-                places.append((index, offset, length))
-                addr += length
-                rest -= length
+            pieces, outside = self._pieces(first * PAGE_SIZE, count * PAGE_SIZE)
+            if outside is not None:
+                raise GuestError(queue, head, Rule.PFN, outside // PAGE_SIZE)
+            places += pieces
         return places
+
+    def _pieces(self, addr: int, rest: int) -> tuple[list[tuple[int, int, int]], int | None]:
+        """Where a range of guest-physical addresses is: two regions may touch, so in pieces.
+
+        Returns:
+            (region, offset, length) of each piece, and the first address outside guest memory,
+            None where all of it is inside.
+        """
+        pieces: list[tuple[int, int, int]] = []
+        while rest or not pieces:
+            place = self._memory.locate(addr, min(rest, 1))
+            if place is None:
+                return [], addr
+            index, offset = place
+            length = min(rest, self._memory.regions[index].size_bytes - offset)
+            pieces.append((index, offset, length))
+            addr += length
+            rest -= length
+        return pieces, None
 
     def _remove_runs(self, index: int, runs: list[tuple[int, int]], start: int) -> None:
         """Removes runs of one region that begins at guest-physical ``start``."""
@@ -224,12 +249,12 @@ class Reclaimer:
     def _collect(self, index: int, offset: int, length: int) -> None:
         """Notes 4 KiB parts of huge pages; removes each huge page that is complete."""
         parts = self._parts[index] if self._must_tell_host else {}
-        page_bytes = self._memory.regions[index].host_page_bytes
-        whole = (1 << page_bytes // PAGE_SIZE) - 1
+        page_bytes, whole = self._memory.regions[index].host_page_bytes, self._whole[index]
         for page, mask in _masks(offset, length, page_bytes):
             before = parts.get(page, 0)
-            parts[page] = before | mask
-            if parts[page] == whole != before:
+            now = before | mask
+            parts[page] = whole if now == whole else now
+            if now == whole != before:
                 self._remove(index, page * page_bytes, page_bytes)
 
 

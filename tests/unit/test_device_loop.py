@@ -8,6 +8,7 @@ import pytest
 
 from balloon_daemon.device.balloon import (
     MAX_CHAINS_A_TURN,
+    MAX_PFN_BYTES,
     MAX_TURN_S,
     BalloonDevice,
     RunningQueue,
@@ -76,15 +77,19 @@ def test_reporter_whose_report_found_no_room_counts_on(tube: Ends) -> None:
 
 
 class Device:
-    """A device of one queue, that nobody jailed and whose clock a test moves."""
+    """A device of one queue, that nobody jailed and whose clock a test moves.
 
-    def __init__(self, queue: BalloonQueue, size: int = 1024) -> None:
+    Args:
+        host_pages: 4 KiB pages in a host page of its 64.
+    """
+
+    def __init__(self, queue: BalloonQueue, size: int = 1024, host_pages: int = 1) -> None:
         self.ring = RawRing.private(size)
         self.call = os.eventfd(0, os.EFD_NONBLOCK)
         self.running = RunningQueue(
             0, queue, SplitQueue(queue.value, size, *self.ring.areas), -1, self.call
         )
-        rig = RecordingReclaimer([(0, 64, 1)])
+        self.rig = rig = RecordingReclaimer([(0, 64, host_pages)])
         self.faults: list[GuestError] = []
         self.now_s = 50.0
         self.step_s = 0.0
@@ -186,3 +191,18 @@ def test_chains_that_break_rules_are_counted_and_answered(inflateq: Device) -> N
     assert [err.rule for err in inflateq.faults] == [Rule.INDIRECT] * 5
     statistics = inflateq.device.statistics()
     assert (statistics.faults, statistics.buffers, inflateq.ring.used_idx) == (5, 5, 5)
+
+
+def test_deflation_that_breaks_a_rule_leaves_no_huge_page_to_be_completed() -> None:
+    # It is answered, so what it named is in use again: page 7 may be, of 63 in the balloon.
+    deflateq = Device(BalloonQueue.DEFLATEQ, host_pages=64)
+    deflateq.rig.inflate(list(range(63)))
+    deflateq.ring.describe(0, 0, MAX_PFN_BYTES + 4)
+    deflateq.ring.offer(0)
+    deflateq.device.process(deflateq.running)
+    assert [err.rule for err in deflateq.faults] == [Rule.LIMIT]
+    deflateq.rig.inflate([63])
+    assert deflateq.rig.take_removed() == []
+    deflateq.rig.inflate(list(range(64)))
+    assert deflateq.rig.take_removed() == list(range(64))
+    os.close(deflateq.call)

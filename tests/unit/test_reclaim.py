@@ -152,6 +152,13 @@ def test_discard_removes_the_whole_pages_of_a_range(
     assert rig.take_removed() == removed
 
 
+def test_discard_across_touching_regions_removes_from_each_its_own() -> None:
+    rig = RecordingReclaimer([(0, 10, 1), (10, 10, 1)])
+    span = (8 * PAGE_SIZE, 4 * PAGE_SIZE)
+    assert rig.reclaimer.discard("reporting_vq", 0, [span]) == 4 * PAGE_SIZE
+    assert rig.take_removed() == [8, 9, 10, 11]
+
+
 def test_discard_of_parts_of_a_huge_page_in_two_ranges_removes_nothing() -> None:
     rig = RecordingReclaimer([(0, HUGE, HUGE)])
     half = HUGE // 2 * PAGE_SIZE
