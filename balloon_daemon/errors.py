@@ -95,6 +95,7 @@ class Rule(IntEnum):
     HEAD = 11
     RING = 12
     KICK = 13
+    PARTS = 14
 
 
 _RULES = {
@@ -105,6 +106,7 @@ _RULES = {
     Rule.DIRECTION: "has {found} parts of the wrong direction",
     Rule.LENGTH: "has {found} bytes, which is no whole number of entries",
     Rule.LIMIT: "has {found} bytes, over the limit",
+    Rule.PARTS: "has {found} parts, over the limit",
     Rule.ADDRESS: "names address {found:#x}, outside guest memory",
     Rule.PFN: "names PFN {found:#x}, outside guest memory",
     Rule.AVAIL_IDX: "avail.idx jumped {found} ahead, more than its entries allow",

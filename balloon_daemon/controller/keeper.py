@@ -62,6 +62,11 @@ FAULTS_A_SECOND = 10
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
 """More deaths than this in so many seconds, and no new device is forked for that guest."""
+
+EARNED_AFTER_S = 60.0
+"""A guest whose last device began so long ago has all of its next one's allowances, and a part of
+them before: it can have its device made anew as often as it likes."""
+
 NAME_WITHIN_S = 0.2
 """The kernel writes its record of a seccomp kill from a thread of its own, a little later."""
 
@@ -113,6 +118,7 @@ class DeviceKeeper:
         self._gone = self._loop.create_future()
         self._stopping = self._gave_up = False
         self._settling: asyncio.TimerHandle | None = None
+        self._began_at = -EARNED_AFTER_S
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
         self._fault_limit = RateLimit(FAULTS_A_SECOND)
         self._start_limit = RateLimit(STARTS_A_SECOND)
@@ -241,6 +247,8 @@ class DeviceKeeper:
         self._gone = self._loop.create_future()
         self._stopping = self._indices_known = False
         self.started += 1
+        if not look:
+            self._began_at = self._loop.time()
         self._loop.add_reader(device.tube.fileno(), self._hear, device)
         self._loop.add_reader(device.pidfd.fileno(), self._reap, device)
         names = ", ".join(vring.queue.value for vring in vrings)
@@ -287,6 +295,7 @@ class DeviceKeeper:
             identity=self._jail.identity,
             load_filter=self._jail.load_filter,
             must_tell_host=bool(self._backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
+            earned=min(1.0, (self._loop.time() - self._began_at) / EARNED_AFTER_S),
         )
 
     def _hear(self, device: DeviceProcess) -> bool:

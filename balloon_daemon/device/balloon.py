@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
+from balloon_daemon.device.pace import MAX_TURN_S
 from balloon_daemon.device.reclaim import Reclaimer, runs_of
 from balloon_daemon.errors import GuestError, RingError, Rule
 from balloon_daemon.linux.events import signal_event
@@ -18,10 +19,14 @@ MAX_PFN_BYTES = 64 * 1024
 
 MAX_STATS_BYTES = MAX_STATS * STAT_ENTRY.size
 
+MAX_PARTS = 256
+"""Descriptors of one chain: Linux sends 1 with PFNs and 32 with reports."""
+
+MAX_REPORT_BYTES = 1 << 30
+"""Reported in one chain; Linux sends 32 blocks of 4 MiB. A chain is done in one go."""
+
 MAX_CHAINS_A_TURN = 256
-MAX_TURN_S = 0.01
-"""Chains taken from one queue, and time spent on it, before the others and the controller get
-their turn. A chain of 32,768 descriptors that loops takes 10 ms by itself."""
+"""Chains taken from one queue before the others and the controller get their turn."""
 
 
 @dataclass(slots=True)
@@ -100,6 +105,11 @@ class BalloonDevice:
     def buffers(self) -> int:
         """Chains taken so far, of use or not."""
         return self._buffers
+
+    @property
+    def faults(self) -> int:
+        """How many of them broke a rule."""
+        return self._faults
 
     @property
     def work(self) -> int:
@@ -213,6 +223,11 @@ class BalloonDevice:
     def _discard_reported(self, chain: DescriptorChain) -> int:
         if chain.readable:
             raise GuestError("reporting_vq", chain.head, Rule.DIRECTION, len(chain.readable))
+        if len(chain.writable) > MAX_PARTS:
+            raise GuestError("reporting_vq", chain.head, Rule.PARTS, len(chain.writable))
+        total = sum(length for _, length in chain.writable)
+        if total > MAX_REPORT_BYTES:
+            raise GuestError("reporting_vq", chain.head, Rule.LIMIT, total)
         self._reported_bytes += self._reclaimer.discard("reporting_vq", chain.head, chain.writable)
         return chain.head
 
@@ -221,6 +236,8 @@ class BalloonDevice:
         head, readable, writable = chain
         if writable:
             raise GuestError(queue, head, Rule.DIRECTION, len(writable))
+        if len(readable) > MAX_PARTS:
+            raise GuestError(queue, head, Rule.PARTS, len(readable))
         total = 0
         for _, length in readable:
             total += length

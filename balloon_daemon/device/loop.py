@@ -8,8 +8,8 @@ import select
 from collections.abc import Callable
 from time import monotonic
 
-from balloon_daemon.device.balloon import MAX_TURN_S, BalloonDevice, RunningQueue
-from balloon_daemon.device.pace import UNASKED, WASTE, Asked, Pace
+from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
+from balloon_daemon.device.pace import Account, Turn
 from balloon_daemon.errors import NO_HEAD, GuestError, RingError, Rule
 from balloon_daemon.linux.events import drain_event
 from balloon_daemon.tube.connection import DeviceEnd
@@ -23,6 +23,7 @@ from balloon_daemon.tube.messages import (
     Target,
 )
 from balloon_daemon.units import PAGE_SIZE
+from balloon_daemon.virtio.balloon import BalloonQueue
 
 REPORT_EVERY_S = 0.1
 """Progress goes up at most this often, and once more when work ends."""
@@ -64,6 +65,7 @@ class DeviceLoop:
         reporter: for faults.
         channel_fd: the back-end channel to the VMM, non-blocking; None where there is none.
         config_change: the message that says there: the config space changed.
+        earned: how much of its allowances the guest has at the beginning, from 0 to 1.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class DeviceLoop:
         reporter: Reporter,
         channel_fd: int | None,
         config_change: bytes,
+        earned: float = 1.0,
     ) -> None:
         self._device = device
         self._tube = tube
@@ -99,10 +102,9 @@ class DeviceLoop:
                 self._channel_fd = None
         self._unreported = False
         self._report_at = 0.0
-        self._waste, self._unasked = Pace(WASTE), Pace(UNASKED)
-        self._asked = Asked(device.memory_pages)
-        self._resume_at: float | None = None
-        """While set, the guest is not listened to; the controller always is."""
+        self._account = Account(device.memory_pages, earned)
+        self._resting: dict[int, float] = {}
+        """When each queue that is not listened to now will be again, by its kick."""
 
     def fds(self) -> list[int]:
         """Every descriptor that the loop needs; all others may be closed."""
@@ -122,48 +124,57 @@ class DeviceLoop:
 
     def turn(self) -> bool:
         """Waits for something to do and does it; False at the end."""
-        if self._resume_at is not None and monotonic() >= self._resume_at:
-            self._resume_at = None
-            self._listen(select.EPOLLIN)
-        kicked = False
+        if self._resting:
+            self._end_rests()
+        kicked = []
         for fd, event in self._epoll.poll(self._timeout()):
             if fd in self._queues:
-                kicked |= self._take_kick(self._queues[fd], event)
+                if self._take_kick(self._queues[fd], event):
+                    kicked.append(fd)
             elif fd == self._channel_fd:
                 self._send_config_change(event)
             elif fd == self._tube.fileno() and not self._obey():
                 return False
         if kicked:
             # All of them: vrings may share an eventfd, and its one kick is taken now.
-            self._serve(list(self._queues.values()))
-        elif self._backlog and self._resume_at is None:
-            self._serve(list(self._backlog.values()))
+            self._serve([q for fd, q in self._queues.items() if fd not in self._resting], kicked)
+        elif self._backlog:
+            self._serve(list(self._backlog.values()), kicked)
         self._report()
         return True
 
-    def _serve(self, queues: list[RunningQueue]) -> None:
-        began, before, buffers = monotonic(), self._device.work, self._device.buffers
+    def _serve(self, queues: list[RunningQueue], kicked: list[int]) -> None:
+        device = self._device
         self._backlog.clear()
+        began, chains, pages, faults = monotonic(), device.buffers, device.work, device.faults
         for running in queues:
             self._process(running)
-        work, now = self._device.work - before, monotonic()
-        # The clock runs on while we wait for a core, which is not the guest's doing: a turn
-        # that found nothing at all costs what a wake-up costs, any other at most its bound.
-        spent_s = min(now - began, MAX_TURN_S) if self._device.buffers != buffers else 0.0
-        if work == 0:
-            rest = self._waste.charge(now, spent_s)
-        elif unasked := self._asked.take(work):
-            rest = self._unasked.charge(now, spent_s * unasked)
-        else:
-            return
-        if rest:
-            # Kicks stay where they are, so nothing is lost but time.
-            self._resume_at = now + rest
-            self._listen(0)
+            fd, now, turn = running.kick_fd, began, Turn()
+            if device.buffers != chains:
+                now, reports = monotonic(), running.queue is BalloonQueue.REPORTING_VQ
+                taken, moved = device.buffers - chains, device.work - pages
+                turn = Turn(taken, moved, device.faults - faults, reports)
+                chains, pages, faults = device.buffers, device.work, device.faults
+            elif fd not in kicked:
+                continue
+            rest_s = self._account.charge(now, now - began, turn)
+            began = now
+            if rest_s and fd in self._queues:
+                self._rest(fd, now + rest_s)
 
-    def _listen(self, events: int) -> None:
-        for fd in self._queues:
-            self._epoll.modify(fd, events)
+    def _rest(self, fd: int, until: float) -> None:
+        """Does not listen to a queue for a while: its kicks stay where they are."""
+        self._resting[fd] = until
+        self._backlog.pop(fd, None)
+        self._epoll.modify(fd, 0)
+
+    def _end_rests(self) -> None:
+        now = monotonic()
+        for fd in [fd for fd, until in self._resting.items() if now >= until]:
+            del self._resting[fd]
+            self._epoll.modify(fd, select.EPOLLIN)
+            # Looked at without a kick: it may have had more, or another queue took its kick.
+            self._backlog[fd] = self._queues[fd]
 
     def _take_kick(self, running: RunningQueue, event: int) -> bool:
         if event & select.EPOLLIN and drain_event(running.kick_fd):
@@ -174,10 +185,10 @@ class DeviceLoop:
         return False
 
     def _timeout(self) -> float:
-        if self._backlog and self._resume_at is None:
+        if self._backlog:
             return 0
         due = [self._report_at] if self._unreported else []
-        due += [] if self._resume_at is None else [self._resume_at]
+        due += self._resting.values()
         return max(0.0, min(due) - monotonic()) if due else -1
 
     def _process(self, running: RunningQueue) -> None:
@@ -194,6 +205,7 @@ class DeviceLoop:
         self._epoll.unregister(running.kick_fd)
         del self._queues[running.kick_fd]
         self._backlog.pop(running.kick_fd, None)
+        self._resting.pop(running.kick_fd, None)
 
     def _report_kick(self, running: RunningQueue) -> None:
         self._reporter.fault(FaultKind.RING, running.index, Rule.KICK, NO_HEAD, 0)
@@ -205,7 +217,7 @@ class DeviceLoop:
         for order in orders:
             match order:
                 case Target(target_bytes):
-                    self._asked.target(target_bytes // PAGE_SIZE)
+                    self._account.target(target_bytes // PAGE_SIZE)
                     # The config space holds it already; all that is left is to say so. What is
                     # on the way says so too, and half of it must not be followed by a whole.
                     if not self._unsent_config_change:

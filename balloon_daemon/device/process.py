@@ -83,6 +83,7 @@ class DeviceSpec:
         identity: whom to become where the controller is root.
         load_filter: loads the seccomp filter into the calling process.
         must_tell_host: the driver acknowledged VIRTIO_BALLOON_F_MUST_TELL_HOST.
+        earned: how much of its allowances the guest has at the beginning, from 0 to 1.
     """
 
     name: str
@@ -93,6 +94,7 @@ class DeviceSpec:
     identity: jail.Identity | None
     load_filter: Callable[[], None]
     must_tell_host: bool
+    earned: float = 1.0
 
     def fds(self) -> Iterator[int]:
         """Every descriptor in it, in a fixed order."""
@@ -305,7 +307,7 @@ def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
     )
     if spec.channel_fd is not None:
         os.set_blocking(spec.channel_fd, False)
-    return DeviceLoop(device, tube, reporter, spec.channel_fd, spec.config_change)
+    return DeviceLoop(device, tube, reporter, spec.channel_fd, spec.config_change, spec.earned)
 
 
 def _running_queue(vring: VringSpec, memory: GuestMemory) -> RunningQueue | None:

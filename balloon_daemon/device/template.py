@@ -218,6 +218,7 @@ def _encode(spec: DeviceSpec, parent: int, fds: int, bpf: bytes) -> bytes:
             spec.config_change,
             None if spec.identity is None else (spec.identity.uid, spec.identity.gid),
             spec.must_tell_host,
+            spec.earned,
         )
     )
 
@@ -226,7 +227,7 @@ def _decode(
     flat: tuple[Any, ...], fds: list[int], load_filter: Callable[[], None]
 ) -> DeviceSpec | None:
     """The spec of a request; None where some of its descriptors found no room here."""
-    _, count, _, name, regions, vrings, calls, channel, change, identity, must_tell = flat
+    _, count, _, name, regions, vrings, calls, channel, change, identity, *rest = flat
     if len(fds) != count:
         return None
     left = iter(fds[2:])
@@ -238,7 +239,7 @@ def _decode(
         change,
         None if identity is None else jail.Identity(*identity),
         load_filter,
-        must_tell,
+        *rest,
     )
 
 

@@ -1,22 +1,23 @@
-"""How often a device speaks of faults, and how long a turn of one queue may last."""
+"""How often a device speaks of faults, how long a turn of one queue lasts, and which one rests."""
 
 import itertools
 import os
 from collections.abc import Iterator
+from time import monotonic
 
 import pytest
 
 from balloon_daemon.device.balloon import (
     MAX_CHAINS_A_TURN,
     MAX_PFN_BYTES,
-    MAX_TURN_S,
     BalloonDevice,
     RunningQueue,
 )
-from balloon_daemon.device.loop import FAULTS_A_SECOND, Reporter
+from balloon_daemon.device.loop import FAULTS_A_SECOND, DeviceLoop, Reporter
+from balloon_daemon.device.pace import MAX_TURN_S
 from balloon_daemon.errors import NO_HEAD, GuestError, RingError, Rule
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
-from balloon_daemon.tube.messages import Fault, FaultKind
+from balloon_daemon.tube.messages import Command, Fault, FaultKind
 from balloon_daemon.virtio.balloon import BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_INDIRECT, SplitQueue
 from tests.fakes.raw_ring import RawRing
@@ -206,3 +207,80 @@ def test_deflation_that_breaks_a_rule_leaves_no_huge_page_to_be_completed() -> N
     deflateq.rig.inflate(list(range(64)))
     assert deflateq.rig.take_removed() == list(range(64))
     os.close(deflateq.call)
+
+
+# --- rests ------------------------------------------------------------------------------------
+
+
+class Loop:
+    """A DeviceLoop in this process, over an inflateq and a deflateq."""
+
+    def __init__(self, tube: Ends) -> None:
+        self.controller = tube[0]
+        self.inflateq, self.deflateq = Device(BalloonQueue.INFLATEQ), Device(BalloonQueue.DEFLATEQ)
+        both = [self.inflateq.running, self.deflateq.running]
+        for running in both:
+            running.kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        rig = RecordingReclaimer([(0, 64, 1)])
+        device = BalloonDevice(rig.memory, rig.reclaimer, both, lambda *_: None)
+        self.loop = DeviceLoop(device, tube[1], Reporter(tube[1]), None, b"")
+        self.turns(2)  # Every device looks at its rings once by itself.
+
+    def close(self) -> None:
+        for device in (self.inflateq, self.deflateq):
+            os.close(device.running.kick_fd)
+            os.close(device.call)
+
+    def turns(self, most: int) -> None:
+        """Lets it do what there is to do, and no more: a tick in the tube ends each wait."""
+        for _ in range(most):
+            self.controller.send(Command.REQUEST_STATS)
+            assert self.loop.turn()
+
+
+@pytest.fixture
+def two_queues(tube: Ends) -> Iterator[Loop]:
+    loop = Loop(tube)
+    yield loop
+    loop.close()
+
+
+def test_queue_that_rests_is_not_looked_at_and_holds_up_no_other(two_queues: Loop) -> None:
+    inflateq, deflateq = two_queues.inflateq, two_queues.deflateq
+    two_queues.loop._rest(deflateq.running.kick_fd, monotonic() + 60)
+    for device in (inflateq, deflateq):
+        offer_empty(device.ring, 1)
+        os.eventfd_write(device.running.kick_fd, 1)
+    two_queues.turns(3)
+    assert (inflateq.ring.used_idx, deflateq.ring.used_idx) == (1, 0)
+
+
+def test_queue_that_has_rested_is_looked_at_without_a_kick(two_queues: Loop) -> None:
+    deflateq = two_queues.deflateq
+    offer_empty(deflateq.ring, 1)
+    # Another vring with the same eventfd may have taken its kick meanwhile.
+    two_queues.loop._rest(deflateq.running.kick_fd, monotonic() - 1)
+    two_queues.turns(1)
+    assert deflateq.ring.used_idx == 1
+
+
+def test_stop_comes_through_at_once_while_queues_rest(two_queues: Loop) -> None:
+    for device in (two_queues.inflateq, two_queues.deflateq):
+        two_queues.loop._rest(device.running.kick_fd, monotonic() + 60)
+    two_queues.controller.send(Command.STOP)
+    began = monotonic()
+    assert two_queues.loop.turn() is False
+    assert monotonic() - began < 30
+
+
+def test_kick_that_hangs_up_while_its_queue_rests_is_dropped(two_queues: Loop) -> None:
+    deflateq = two_queues.deflateq
+    reading, writing = os.pipe()
+    os.dup2(reading, deflateq.running.kick_fd)
+    two_queues.loop._epoll.register(deflateq.running.kick_fd, 0)
+    two_queues.loop._rest(deflateq.running.kick_fd, monotonic() + 60)
+    os.close(writing)
+    two_queues.turns(2)
+    assert deflateq.running.kick_fd not in two_queues.loop.fds()
+    assert two_queues.loop._timeout() != 0
+    os.close(reading)

@@ -1,0 +1,161 @@
+"""What one queue of a guest may cost its device, and that the other queues do not wait for it."""
+
+import asyncio
+import marshal
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from balloon_daemon.controller.keeper import DeviceKeeper, Jail
+from balloon_daemon.device.balloon import MAX_PARTS, MAX_REPORT_BYTES
+from balloon_daemon.device.pace import UNASKED, WASTE
+from balloon_daemon.device.template import _decode, _encode
+from balloon_daemon.errors import Rule
+from balloon_daemon.log import EventLog
+from balloon_daemon.tube.messages import Fault, FaultKind, Target
+from balloon_daemon.units import PAGE_SIZE
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.memory_table import MemoryTable
+from balloon_daemon.virtio.balloon import BalloonQueue
+from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_NEXT
+from tests.fakes.counted_fd import inspect
+from tests.fakes.device_rig import DRIVER_PAGES, DeviceRig
+from tests.fakes.short_host import cpu_s
+
+INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
+RING_SIZE = 512
+WASTE_SHARE = 0.2
+"""Of a core: 5 % for ever, the rest of an allowance, and what pace.py only estimates."""
+
+
+@pytest.fixture
+def rig() -> Iterator[DeviceRig]:
+    rig = DeviceRig(ring_size=RING_SIZE)
+    yield rig
+    rig.close()
+
+
+def share_of_a_core(rig: DeviceRig, refill: Callable[[], None], allowance_s: float) -> float:
+    """The device's, over a second in which its guest is busy, after its allowance is spent."""
+    deadline = time.monotonic() + 30
+    while cpu_s(rig.running.pid) < allowance_s and time.monotonic() < deadline:
+        refill()
+    before, began = cpu_s(rig.running.pid), time.monotonic()
+    while time.monotonic() < began + 1:
+        refill()
+    return (cpu_s(rig.running.pid) - before) / (time.monotonic() - began)
+
+
+def describe_loop(rig: DeviceRig, queue: BalloonQueue) -> None:
+    """Every chain of this queue goes round and round its descriptors."""
+    for index in range(RING_SIZE):
+        rig.rings[queue].describe(index, 0, 0, VIRTQ_DESC_F_NEXT, (index + 1) % RING_SIZE)
+
+
+def fill(rig: DeviceRig, queue: BalloonQueue, chains: int) -> None:
+    """Offers descriptor 0 until so many chains wait."""
+    ring = rig.rings[queue]
+    while (ring.avail_idx - ring.used_idx) & 0xFFFF < chains:
+        ring.offer(0)
+
+
+def test_flood_of_loops_beside_pages_that_were_asked_for_costs_little(rig: DeviceRig) -> None:
+    rig.start_ready()
+    rig.running.tube.send(Target(rig.num_pages * PAGE_SIZE))
+    describe_loop(rig, DEFLATEQ)
+    one_page = rig.write_buffer(INFLATEQ, struct.pack("<I", 1))
+    rig.rings[INFLATEQ].describe(0, *one_page)
+
+    def refill() -> None:
+        fill(rig, DEFLATEQ, RING_SIZE)
+        fill(rig, INFLATEQ, 1)
+        rig.kick(DEFLATEQ)
+
+    assert share_of_a_core(rig, refill, 2 * WASTE.allowance_s) < WASTE_SHARE
+
+
+def test_flood_of_loops_in_every_queue_costs_no_more_than_in_one(rig: DeviceRig) -> None:
+    rig.start_ready()
+    for queue in rig.rings:
+        describe_loop(rig, queue)
+
+    def refill() -> None:
+        for queue in rig.rings:
+            fill(rig, queue, RING_SIZE)
+        rig.kick(DEFLATEQ)
+
+    assert share_of_a_core(rig, refill, 2 * WASTE.allowance_s) < WASTE_SHARE
+
+
+def test_flood_of_the_longest_reports_costs_a_part_of_a_core(rig: DeviceRig) -> None:
+    rig.start_ready()
+    own = (rig.num_pages - DRIVER_PAGES) * PAGE_SIZE
+    rig.rings[REPORTING_VQ].chain(range(RING_SIZE), [], [(0, own)] * MAX_PARTS)
+
+    def refill() -> None:
+        fill(rig, REPORTING_VQ, RING_SIZE)
+        rig.kick(REPORTING_VQ)
+
+    assert share_of_a_core(rig, refill, UNASKED.allowance_s + 0.1) < UNASKED.share + 0.15
+    rig.inflate([1])
+
+
+@pytest.mark.parametrize("queue", [INFLATEQ, DEFLATEQ, STATSQ])
+def test_chain_of_too_many_parts_is_refused(rig: DeviceRig, queue: BalloonQueue) -> None:
+    rig.start_ready()
+    rig.offer(queue, [(0, 0)] * MAX_PARTS)
+    rig.offer(queue, [(0, 0)] * (MAX_PARTS - 1), head=MAX_PARTS)
+    rig.wait_progress(lambda progress: progress.buffers == 2)
+    assert rig.of(Fault) == []
+    rig.offer(queue, [(0, 0)] * (MAX_PARTS + 1))
+    index = list(rig.rings).index(queue)
+    refused = Fault(FaultKind.CHAIN, index, Rule.PARTS, 0, MAX_PARTS + 1, 0)
+    assert rig.wait_report(Fault) == refused
+
+
+def test_report_of_too_many_parts_or_too_much_is_refused(rig: DeviceRig) -> None:
+    rig.start_ready()
+    rig.offer(REPORTING_VQ, [], [(0, 0)] * (MAX_PARTS + 1))
+    assert rig.wait_report(Fault).code == Rule.PARTS
+    rig.offer(REPORTING_VQ, [], [(0, MAX_REPORT_BYTES // 2), (0, MAX_REPORT_BYTES // 2 + 1)])
+    fault = rig.wait_report(Fault, 2)
+    assert (fault.code, fault.detail) == (Rule.LIMIT, MAX_REPORT_BYTES + 1)
+    assert rig.damaged() == set()
+
+
+# --- a guest that has its device made anew over and over ---------------------------------------
+
+
+def test_guest_that_has_earned_nothing_is_slowed_down_from_the_beginning(rig: DeviceRig) -> None:
+    rig.spec = replace(rig.spec, earned=0.0)
+    rig.start_ready()
+    rig.rings[INFLATEQ].describe(0, *rig.write_buffer(INFLATEQ, struct.pack("<256I", *[1] * 256)))
+
+    def refill() -> None:
+        fill(rig, INFLATEQ, RING_SIZE)
+        rig.kick(INFLATEQ)
+
+    assert share_of_a_core(rig, refill, 0.0) < UNASKED.share + 0.15
+
+
+def test_what_a_guest_has_earned_goes_through_the_template(rig: DeviceRig) -> None:
+    spec = replace(rig.spec, earned=0.25)
+    fds = [0, 1, *spec.fds()]
+    flat = marshal.loads(_encode(spec, 1, len(fds), b""))
+    assert _decode(flat, fds, spec.load_filter) == spec
+
+
+def test_guest_earns_its_allowances_within_a_minute_of_its_devices_beginning() -> None:
+    async def earned(since_s: float | None) -> float:
+        backend, jail = Backend(MemoryTable(inspect)), Jail(lambda: None, None)
+        keeper = DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None)
+        if since_s is not None:
+            keeper._began_at = asyncio.get_running_loop().time() - since_s
+        return keeper._spec([]).earned
+
+    assert asyncio.run(earned(None)) == 1
+    assert asyncio.run(earned(15)) == pytest.approx(0.25, abs=0.01)
+    assert asyncio.run(earned(600)) == 1
