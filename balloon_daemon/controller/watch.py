@@ -32,9 +32,13 @@ class MemoryWatch:
         self._watched_fd: int | None = None
 
     def listen(self, listener: Listener) -> None:
-        """Adds a listener, and looks for it at once: its next event must not wait for a poll."""
+        """Adds a listener, and looks at once: its next event must not wait for a poll.
+
+        For everybody: each look puts the poll off, and those who listen again in turns would keep
+        the others from ever hearing anything.
+        """
         self._listeners[listener] = None
-        self._look([listener])
+        self._look()
 
     def ignore(self, listener: Listener) -> None:
         """Removes a listener; fine where it is none."""
@@ -57,13 +61,13 @@ class MemoryWatch:
 
     def _woken(self) -> None:
         self.source.acknowledge()
-        self._look(list(self._listeners))
+        self._look()
 
-    def _look(self, listeners: list[Listener]) -> None:
+    def _look(self) -> None:
         reading = self.read()
         self._wait()
         if reading is not None and reading.is_low:
-            for listener in listeners:
+            for listener in list(self._listeners):
                 # An earlier one may have sent a later one away.
                 if listener in self._listeners:
                     listener(reading)
@@ -75,16 +79,13 @@ class MemoryWatch:
         if self._timer is not None:
             self._timer.cancel()
         delay = self._poll_s if self.source.needs_poll else SAFETY_POLL_S
-        self._timer = self._loop.call_later(delay, self._polled)
+        self._timer = self._loop.call_later(delay, self._look)
         fd = self.source.wait_fd()
         if fd != self._watched_fd:
             self._unwatch()
             if fd is not None:
                 self._loop.add_reader(fd, self._woken)
                 self._watched_fd = fd
-
-    def _polled(self) -> None:
-        self._look(list(self._listeners))
 
     def _rest(self) -> None:
         if self._timer is not None:

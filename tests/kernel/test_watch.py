@@ -1,0 +1,82 @@
+"""Who hears of low memory, and when: one watch for all guests."""
+
+import asyncio
+
+from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.controller.watch import MemoryWatch
+from balloon_daemon.log import EventLog
+from balloon_daemon.low_memory import LowMemoryStatistics
+
+POLL_S = 3600.0
+"""So that what is heard was not heard by a poll."""
+
+
+class ToldMemory:
+    """A source that a test moves."""
+
+    name = "told"
+    last_error = ""
+    needs_poll = True
+    low = False
+
+    def read(self) -> Reading:
+        return Reading(10 if self.low else 1000, 100)
+
+    def wait_fd(self) -> None:
+        return None
+
+    def acknowledge(self) -> None:
+        return None
+
+    def take_notice(self) -> None:
+        return None
+
+    def statistics(self) -> LowMemoryStatistics:
+        return LowMemoryStatistics()
+
+    def describe(self) -> str:
+        return self.name
+
+    def close(self) -> None:
+        return None
+
+
+def test_whoever_begins_to_listen_looks_for_all_that_listen() -> None:
+    # Each look puts the poll off: VMs that listen again in turns, as they do each second under
+    # lasting pressure, kept one that had looked in a good moment from ever hearing of it.
+    heard: list[str] = []
+
+    async def listen() -> None:
+        source = ToldMemory()
+        watch = MemoryWatch(source, POLL_S, EventLog())
+        watch.listen(lambda _: heard.append("first"))
+        source.low = True
+        watch.listen(lambda _: heard.append("second"))
+        watch.close()
+
+    asyncio.run(listen())
+    assert sorted(heard) == ["first", "second"]
+
+
+def test_whoever_is_sent_away_by_another_is_not_told() -> None:
+    heard: list[str] = []
+
+    async def listen() -> None:
+        source = ToldMemory()
+        watch = MemoryWatch(source, POLL_S, EventLog())
+
+        def second(_: Reading) -> None:
+            heard.append("second")
+
+        def first(_: Reading) -> None:
+            heard.append("first")
+            watch.ignore(second)
+
+        watch.listen(first)
+        watch.listen(second)
+        source.low = True
+        watch.listen(lambda _: heard.append("third"))
+        watch.close()
+
+    asyncio.run(listen())
+    assert heard == ["first", "third"]
