@@ -306,9 +306,7 @@ class BalloonPolicy:
         """
         s, recheck_at_s, release_at_s = self.settings, None, None
         actions: list[Action] = [SetTarget(self.target_bytes, self.level)]
-        if self._state.recheck_at_s is None:
-            actions.append(ResumeLowMemory())
-        else:
+        if self._state.recheck_at_s is not None:
             longest_s = s.recheck_s + s.recheck_jitter_s
             delay_s = min(max(self._state.recheck_at_s - now_s, 0.0), longest_s)
             recheck_at_s = now_s + delay_s
@@ -318,6 +316,9 @@ class BalloonPolicy:
             delay_s = min(max(self._state.release_at_s - now_s, 0.0), longest_s)
             release_at_s = now_s + delay_s
             actions.append(ArmTimer(Timer.AVAILABLE_MEMORY, delay_s))
+        if recheck_at_s is None:
+            # Last: who listens may hear of low memory at once, and that arms the timers anew.
+            actions.append(ResumeLowMemory())
         self._state = PolicyState(self.level, recheck_at_s, release_at_s)
         return Step(tuple(actions), self._decision(Reason.RESTORED, self.level))
 

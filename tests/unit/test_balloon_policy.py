@@ -294,6 +294,17 @@ def test_restore_resumes_with_target_and_what_is_left_of_the_timers() -> None:
     assert step.decision.reason is Reason.RESTORED
 
 
+def test_restore_listens_last_for_that_may_arm_the_timers_anew() -> None:
+    state = PolicyState(level=1, release_at_s=3.0)
+    policy = BalloonPolicy.restore(state, 3 * GIB, PolicySettings(), lambda: 0.0)
+
+    assert policy.resume(1.0).actions == (
+        SetTarget(192 * MIB, level=1),
+        ArmTimer(Timer.AVAILABLE_MEMORY, 2.0),
+        ResumeLowMemory(),
+    )
+
+
 def test_restore_of_idle_policy_listens() -> None:
     policy = BalloonPolicy.restore(PolicyState(), 3 * GIB, PolicySettings(), lambda: 0.0)
 
