@@ -290,6 +290,8 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
     source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
     if config.socket == default_socket() and os.geteuid() == 0:
         config.socket.parent.mkdir(mode=0o755, exist_ok=True)
+    # A keeper that is started inherits it: what a hundred VMs need is beyond the usual 1024.
+    allow_all_fds()
     try:
         store = None if args.check else _store(config, keep_fds=args.keep_fds)
         listener = kept_listener(store, config.socket) or listen(config.socket)
@@ -306,7 +308,6 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
         EventLog().warning("policy-file", str(warning).splitlines()[0])
     if not logs_to_journal(sys.stdout.fileno()):
         _show(_how_to_attach(config))
-    allow_all_fds()
     controller = Controller(config, source, jail, listener, store)
     asyncio.run(controller.run())
     return EXIT_OK

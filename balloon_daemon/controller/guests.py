@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from balloon_daemon.config import Config
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.controller.introduction import introduce
 from balloon_daemon.controller.keeper import DeviceKeeper, Jail
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.controller.watch import MemoryWatch
@@ -13,9 +14,8 @@ from balloon_daemon.errors import FrontendError, StateFileError
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.memory import inspect_memory_file
-from balloon_daemon.linux.page_kind import describe_pages
 from balloon_daemon.log import EventLog, RateLimit
-from balloon_daemon.units import MIB, PAGE_SIZE, format_size
+from balloon_daemon.units import PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.effects import (
@@ -141,9 +141,11 @@ class Guest:
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
         self.governor.halt()
-        if self.actual_bytes == 0 or not self.keeper.running:
+        # One that was asked and has not given yet gives all the same, unless it is told.
+        if not (self.actual_bytes or self.backend.config.num_pages) or not self.keeper.running:
             return
         self._log.info("stop", f"giving {format_size(self.actual_bytes)} back to the guest")
+        self._empty.clear()
         self._set_target(0)
         await self._empty.wait()
 
@@ -232,7 +234,10 @@ class Guest:
                 await self.keeper.stop()
             case AnswerVringBase(index):
                 await self.keeper.learn_indices()
-                await self._send(self.backend.stop_vring(index))
+                reply = self.backend.stop_vring(index)
+                # Whatever was kept since the request came does not know that the vring stands.
+                self._unsaved = True
+                await self._send(reply)
             case RingsChanged():
                 self._start_governor()
                 self.keeper.settle()
@@ -250,13 +255,17 @@ class Guest:
             size = format_size(self.actual_bytes)
             log("reached", f"balloon is {size}", actual_bytes=self.actual_bytes)
         if self._saver is not None and self._save_later is None:
-            self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self.save)
+            self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
 
     async def _send(self, reply: bytes) -> None:
         if self._saver is not None and self._unsaved:
             # The front-end relies on what it is told: kept first, said afterwards.
             self.save()
-            await self._saver.drained()
+            try:
+                await self._saver.drained()
+            except TimeoutError as err:
+                # A VM without a balloon for ever is worse than one that a crash right now costs.
+                self._log.error("store", f"{err}; going on without it")
         self._send_kept(reply)
 
     def _send_kept(self, reply: bytes) -> None:
@@ -279,32 +288,9 @@ class Guest:
 
     def _start_governor(self) -> None:
         """Starts the balloon policy once the VM's size is known and its rings run."""
-        if self.governor.started or not self.backend.ready_vrings():
-            return
-        # A PC's memory table lacks the 128 KiB of VGA below 1 MiB: a VM is of whole MiB.
-        table_bytes = -(-self.backend.memory.size_bytes // MIB) * MIB
-        vm_mem_bytes = self._shared.config.vm_mem_bytes or table_bytes
-        if abs(vm_mem_bytes - table_bytes) >= MIB:
-            self._log.warning(
-                "size",
-                f"--vm-mem says {format_size(vm_mem_bytes)}, the VMM's memory table "
-                f"{format_size(table_bytes)}; going by --vm-mem",
-            )
-        if self.backend.channel is None:
-            self._log.warning("vmm", "the VMM gives no back-end channel: no target can reach it")
-        # How memory comes back depends on it: a huge page only as a whole, or after a split.
-        kinds = sorted(
-            {describe_pages(region.fd.fileno()) for region in self.backend.memory.regions}
-        )
-        size = format_size(table_bytes)
-        self._log.info("memory", f"guest memory of {size}: {'; '.join(kinds)}", pages=kinds)
-        if any(region.page_bytes > PAGE_SIZE for region in self.backend.memory.regions):
-            self._log.warning(
-                "memory",
-                "huge pages that it gives up go to the host's pool, not to available memory; if "
-                "the pool has none left when it takes them back, its VMM dies of SIGBUS",
-            )
-        self.governor.start(vm_mem_bytes)
+        if not self.governor.started and self.backend.ready_vrings():
+            wanted_bytes = self._shared.config.vm_mem_bytes
+            self.governor.start(introduce(self.backend, wanted_bytes, self._log))
 
     def _set_target(self, target_bytes: int) -> None:
         # The config space first: the driver reads it as soon as it hears of a change.
@@ -339,6 +325,14 @@ class Guest:
         except OSError as err:
             self._log.error("store", f"cannot be kept for a later balloond: {err.strerror}")
 
+    def _save_actual(self) -> None:
+        self._save_later = None
+        if self._saver is not None and self._saver.store_is_behind:
+            # It has more important things to take, and the next one says the same.
+            self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
+        else:
+            self.save()
+
     async def _finish_pending(self) -> None:
         """Finishes the request that another controller had in hand when it died.
 
@@ -357,9 +351,18 @@ class Guest:
                 # Taken, and nothing kept of it since. Without its descriptors, if it had any.
                 await self._handle(message, ())
             else:
-                for reply in self.backend.reply_again(message):
-                    self._connection.send(reply)
+                await self._answer_again(message)
         self._saver.journal.done()
+
+    async def _answer_again(self, message: Message) -> None:
+        """Answers a request that was kept as handled, and does what may be left to do of it."""
+        await self.keeper.stop()
+        if self.backend.vring_is_to_stop(message):
+            await self.keeper.learn_indices()
+        for reply in self.backend.reply_again(message):
+            self._unsaved = True
+            await self._send(reply)
+        await self._perform(RingsChanged())
 
     async def _close(self) -> None:
         self.governor.halt()

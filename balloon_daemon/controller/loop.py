@@ -174,7 +174,8 @@ class Controller:
 
     def _stop(self, stopping: "asyncio.Future[bool]", number: signal.Signals) -> None:
         if not stopping.done():
-            leaving = number is signal.SIGUSR1 and self._store is not None
+            kept = self._store is not None and not self._store.lost
+            leaving = number is signal.SIGUSR1 and kept
             how = "ending, the guests stay for the next balloond" if leaving else "ending"
             self._log.info("stop", f"{number.name}: {how}")
             stopping.set_result(leaving)
@@ -183,6 +184,7 @@ class Controller:
         """Goes on with what another controller left, and keeps the listening socket too."""
         if self._store is None:
             return
+        self._store.watch(self._store_lost)
         # systemd keeps several of one name: without this, each socket that was ever replaced.
         self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener)
@@ -191,6 +193,13 @@ class Controller:
             self._serve(guest)
             guest.governor.resume()
             self._log.bind(vm=guest.name).info("recovery", "goes on where another balloond left")
+
+    def _store_lost(self) -> None:
+        self._log.error(
+            "store",
+            "what keeps the VMs for a later balloond is gone: should this one end, they have no "
+            "balloon until they are started again",
+        )
 
     def _make(self, name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
         return Guest(name, connection, self._shared, self._log, saver)

@@ -108,6 +108,11 @@ class GuestSaver:
             if fd.fileno() >= 0 and number in needed
         }
 
+    @property
+    def store_is_behind(self) -> bool:
+        """Whether what can wait should."""
+        return self._store.is_behind
+
     async def drained(self) -> None:
         """Waits until all is in the store. Raises TimeoutError."""
         await self._store.drained()
@@ -136,10 +141,16 @@ class GuestSaver:
             if same_open_file(fd.fileno(), kept.fileno()):
                 self._numbers[id(fd)] = (fd, number)
                 return number
-        number, self._next_number = self._next_number, self._next_number + 1
-        self._numbers[id(fd)] = (fd, number)
-        self._kept[number] = OwnedFd(os.dup(fd.fileno()))
-        self._store.put(f"{self._name}.{number}", fd, vmm=vmm)
+        number = self._next_number
+        kept = OwnedFd(os.dup(fd.fileno()))
+        try:
+            self._store.put(f"{self._name}.{number}", fd, vmm=vmm)
+        except OSError:
+            # Not known as kept, or the next state would name what is not there.
+            kept.close()
+            raise
+        self._next_number = number + 1
+        self._numbers[id(fd)], self._kept[number] = (fd, number), kept
         return number
 
 

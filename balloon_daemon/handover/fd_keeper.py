@@ -15,12 +15,14 @@ import signal
 import socket
 import struct
 import sys
+import time
 
 # Kept free of the package's modules on purpose: this process should be as small as it can be.
 TAKE, END, FORGET, BUSY = b"FDTAKE=1", b"FDEND=1", b"FDFORGET=1", b"FDBUSY=1"
 PATIENCE_S = 600.0
 """How long to hold on without any balloond: a new one comes in seconds or not at all."""
 
+RETRY_S = 0.1
 MAX_KEPT = 16384
 _CREDENTIALS = struct.Struct("3i")
 
@@ -123,7 +125,12 @@ def serve(listener: socket.socket) -> None:
                 keeper.end(fd)
                 continue
             if fd == listener.fileno():
-                client, _ = listener.accept()
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    # No descriptor left: again later, as it stays readable.
+                    time.sleep(RETRY_S)
+                    continue
                 peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
                 if _CREDENTIALS.unpack(peer)[1] != os.geteuid():
                     client.close()

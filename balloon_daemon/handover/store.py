@@ -8,6 +8,7 @@ A store never blocks the controller: what its socket does not take now waits in 
 import array
 import asyncio
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +31,10 @@ BUSY = b"FDBUSY=1"
 another balloond is connected."""
 
 KEEPER_WITHIN_S = 5.0
+MANY_WAITING = 64
+_FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
+"""It takes nothing at this moment; all else says that nobody is there."""
+
 RETRY_S = 0.002
 _FIRST_INHERITED = 3
 
@@ -75,6 +80,32 @@ class Store:
         self._ours = ours
         self._waiting: deque[tuple[bytes, tuple[OwnedFd, ...]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
+        self._stalled = False
+        self._on_lost: Callable[[], None] = lambda: None
+        self.lost = False
+        """It is gone, and with it all that it kept."""
+
+    def watch(self, lost: Callable[[], None]) -> None:
+        """Calls ``lost``, once, when the store is gone; within the running event loop."""
+        self._on_lost = lost
+        if self._ours:
+            # A keeper says nothing after its first answer: it can only hang up.
+            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._lose)
+
+    def _lose(self) -> None:
+        if not self.lost:
+            self.lost = True
+            self._unwatch()
+            self._on_lost()
+
+    def _unwatch(self) -> None:
+        if self._ours and self._sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it has been slow to take what is sent; what can wait should."""
+        return len(self._waiting) > MANY_WAITING
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
         """Keeps a duplicate of the descriptor under a name.
@@ -103,11 +134,12 @@ class Store:
         """Waits until the store has been sent all that it is to keep; at most for 5 s.
 
         Raises:
-            TimeoutError: it takes nothing.
+            TimeoutError: it takes nothing. Said once; until it takes something again nobody waits.
         """
         deadline = time.monotonic() + KEEPER_WITHIN_S
-        while self._waiting:
+        while self._waiting and not self._stalled:
             if time.monotonic() > deadline:
+                self._stalled = True
                 raise TimeoutError(f"the store has taken nothing for {KEEPER_WITHIN_S:.0f} s")
             await asyncio.sleep(RETRY_S)
 
@@ -116,6 +148,7 @@ class Store:
         self._flush()
         if self._retry is not None:
             self._retry.cancel()
+        self._unwatch()
         self._sock.close()
 
     def _send(self, message: bytes, fds: tuple[OwnedFd, ...]) -> None:
@@ -132,15 +165,20 @@ class Store:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
             try:
                 self._sock.sendmsg([message], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                loop = asyncio.get_running_loop()
-                self._retry = loop.call_later(RETRY_S, self._flush)
-                return
-            except OSError:
+            except OSError as err:
+                if err.errno in _FULL:
+                    loop = asyncio.get_running_loop()
+                    self._retry = loop.call_later(RETRY_S, self._flush)
+                    return
                 # The store is gone: balloond goes on, and a later restart finds nothing.
+                for _, unsent in self._waiting:
+                    for fd in unsent:
+                        fd.close()
                 self._waiting.clear()
+                self._lose()
                 return
             self._waiting.popleft()
+            self._stalled = False
             for fd in fds:
                 fd.close()
 

@@ -144,6 +144,12 @@ class Backend:
         # Behind a StopDevice: the front-end may free at once what it took back.
         return [*effects, Send(self._ack(message))] if self._wants_ack(message) else effects
 
+    def vring_is_to_stop(self, message: Message) -> bool:
+        """Whether a GET_VRING_BASE that was handled already has not stopped its vring yet."""
+        if message.request != Request.GET_VRING_BASE:
+            return False
+        return self.vrings[wire.decode_vring_state(message).index].kick is not None
+
     def reply_again(self, message: Message) -> list[bytes]:
         """The answer to a message that was handled already, but perhaps not answered."""
         if message.request == Request.GET_VRING_BASE:
@@ -262,9 +268,10 @@ class Backend:
         if state.num > 0xFFFF:
             raise FrontendError(message.name, f"base {state.num} is over 65535")
         # Kept only to answer with: the ring's own used.idx says where we are.
-        vring.base = state.num
-        if state.index == 0 and state.num == 0 and self.config.actual:
+        before, vring.base = vring.base, state.num
+        if state.index == 0 and before and not state.num and self.config.actual:
             # The inflateq begins anew, so does the driver: whatever it had given is its own again.
+            # One that stood at 0 is resumed there, after 65536 chains or none.
             self.config.actual = NumPages(0)
             return [ActualWritten(self.config.actual)]
         return []

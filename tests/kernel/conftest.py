@@ -59,9 +59,9 @@ def start_daemon(tmp_path: Path, low_mem: LowMemDir) -> Iterator[StartDaemon]:
     """Starts daemons with further options; what still runs at the end is killed."""
     daemons: list[Daemon] = []
 
-    def start(*options: str, name: str = "balloond") -> Daemon:
+    def start(*options: str, name: str = "balloond", launcher: tuple[str, ...] = ()) -> Daemon:
         config = DaemonConfig(tmp_path / f"{name}.sock", VM_MEM_MIB, low_mem, SPEED, options)
-        daemons.append(Daemon(config, tmp_path / name))
+        daemons.append(Daemon(config, tmp_path / name, launcher))
         return daemons[-1]
 
     yield start

@@ -238,6 +238,21 @@ def test_vring_base_where_no_device_ever_ran_is_what_was_set() -> None:
     assert backend.stop_vring(2) == expected
 
 
+@pytest.mark.parametrize(
+    ("stood_at", "resumed_at", "actual"),
+    [(7, 0, 0), (7, 7, 256), (0, 0, 256), (0, 7, 256), (65535, 0, 0)],
+)
+def test_inflateq_that_jumps_to_zero_has_a_new_driver_and_an_empty_balloon(
+    stood_at: int, resumed_at: int, actual: int
+) -> None:
+    # One that stood at 0, after 65536 chains or none, is a paused guest's that goes on.
+    backend = set_up([0])
+    backend.vrings[0].base = stood_at
+    backend.config.actual = NumPages(256)
+    say(backend, Q.SET_VRING_BASE, VringState(0, resumed_at).encode())
+    assert backend.config.actual == actual
+
+
 # --- config space -----------------------------------------------------------------------------
 
 
