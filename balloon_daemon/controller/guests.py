@@ -144,7 +144,8 @@ class Guest:
         # One that was asked and has not given yet gives all the same, unless it is told.
         if not (self.actual_bytes or self.backend.config.num_pages) or not self.keeper.running:
             return
-        self._log.info("stop", f"giving {format_size(self.actual_bytes)} back to the guest")
+        what = f"giving {format_size(self.actual_bytes)} back to the guest"
+        self._log.info("stop", what if self.actual_bytes else "the guest need not give anything")
         self._empty.clear()
         self._set_target(0)
         await self._empty.wait()

@@ -20,25 +20,28 @@ HostFault = Callable[[int, int], None]
 """Hears of the kernel's refusals: (errno, guest-physical address)."""
 
 
-def coalesce(pfns: list[int]) -> list[tuple[int, int]]:
+Runs = tuple[list[int], list[int]]
+"""The first PFN and the number of pages of each run, ascending, without overlap. Two lists: a pair
+for each run would cost as much again as finding it."""
+
+
+def coalesce(pfns: list[int]) -> Runs:
     """Sorts page frame numbers and merges neighbours.
 
     Args:
         pfns: in any order, with repetitions or without; sorted in place. At least one.
-
-    Returns:
-        (first PFN, number of pages) of each run, ascending, without overlap.
     """
     pfns.sort()
-    runs = []
-    first = last = pfns[0]
+    first = pfns[0]
+    firsts, counts, after = [first], [], first
     for pfn in pfns:
-        if pfn > last + 1:
-            runs.append((first, last + 1 - first))
+        if pfn > after:
+            counts.append(after - first)
+            firsts.append(pfn)
             first = pfn
-        last = pfn
-    runs.append((first, last + 1 - first))
-    return runs
+        after = pfn + 1
+    counts.append(after - first)
+    return firsts, counts
 
 
 _USUAL_PFNS = 256
@@ -49,7 +52,7 @@ _ONES = sum(1 << 32 * place for place in range(_USUAL_PFNS))
 _STEPS = sum(place << 32 * place for place in range(_USUAL_PFNS))
 
 
-def runs_of(content: bytes) -> list[tuple[int, int]]:
+def runs_of(content: bytes) -> Runs:
     """The runs in a buffer of little-endian u32 page frame numbers, as ``coalesce`` gives them.
 
     A fresh guest gives memory up in large pieces, so that a whole buffer is one run, descending
@@ -64,9 +67,9 @@ def runs_of(content: bytes) -> list[tuple[int, int]]:
         first, last = _ENDS.unpack(content)
         down, up = first - last == _USUAL_PFNS - 1, last - first == _USUAL_PFNS - 1
         if down and int.from_bytes(content, "little") == first * _ONES - _STEPS:
-            return [(last, _USUAL_PFNS)]
+            return [last], [_USUAL_PFNS]
         if up and int.from_bytes(content, "little") == first * _ONES + _STEPS:
-            return [(first, _USUAL_PFNS)]
+            return [first], [_USUAL_PFNS]
     return coalesce(memoryview(content).cast("I").tolist())
 
 
@@ -108,7 +111,7 @@ class Reclaimer:
         self.removed_bytes = 0
         self.removals = 0
 
-    def inflate(self, queue: str, head: int, runs: list[tuple[int, int]]) -> None:
+    def inflate(self, queue: str, head: int, runs: Runs) -> None:
         """Removes the pages that the guest put into the balloon.
 
         Args:
@@ -117,7 +120,8 @@ class Reclaimer:
         Raises:
             GuestError: a PFN outside guest memory; then nothing is removed at all.
         """
-        first, (last, count) = runs[0][0], runs[-1]
+        firsts, counts = runs
+        first, last, count = firsts[0], firsts[-1], counts[-1]
         # From the lowest to the highest page inside one region: so is all that lies between.
         place = self._memory.locate(first * PAGE_SIZE, (last + count - first) * PAGE_SIZE)
         if place is not None and place[0] in self._plain:
@@ -129,7 +133,7 @@ class Reclaimer:
             else:
                 self._collect(index, offset, length)
 
-    def deflate(self, queue: str, head: int, runs: list[tuple[int, int]]) -> None:
+    def deflate(self, queue: str, head: int, runs: Runs) -> None:
         """Forgets the pages that the guest took back.
 
         Args:
@@ -184,12 +188,10 @@ class Reclaimer:
                 self._remove(index, start, end - start)
         return sum(length for _, length in ranges)
 
-    def _located(
-        self, queue: str, head: int, runs: list[tuple[int, int]]
-    ) -> list[tuple[int, int, int]]:
+    def _located(self, queue: str, head: int, runs: Runs) -> list[tuple[int, int, int]]:
         """Where each run is: (region, offset, length), all checked before any is touched."""
         places = []
-        for first, count in runs:
+        for first, count in zip(*runs, strict=True):
             pieces, outside = self._pieces(first * PAGE_SIZE, count * PAGE_SIZE)
             if outside is not None:
                 raise GuestError(queue, head, Rule.PFN, outside // PAGE_SIZE)
@@ -215,11 +217,12 @@ class Reclaimer:
             rest -= length
         return pieces, None
 
-    def _remove_runs(self, index: int, runs: list[tuple[int, int]], start: int) -> None:
+    def _remove_runs(self, index: int, runs: Runs, start: int) -> None:
         """Removes runs of one region that begins at guest-physical ``start``."""
         page_bytes = PAGE_SIZE
-        offsets = [first * page_bytes - start for first, _ in runs]
-        lengths = [count * page_bytes for _, count in runs]
+        firsts, counts = runs
+        offsets = [first * page_bytes - start for first in firsts]
+        lengths = [count * page_bytes for count in counts]
         places, sizes = iter(offsets), iter(lengths)
         removals = map(self._maps[index].madvise, repeat(_REMOVE), places, sizes)
         failed = 0
@@ -234,7 +237,7 @@ class Reclaimer:
                 self.removed_bytes -= lengths[place]
                 failed += 1
         self.removed_bytes += sum(lengths)
-        self.removals += len(runs) - failed
+        self.removals += len(firsts) - failed
 
     def _remove(self, index: int, offset: int, length: int) -> None:
         try:

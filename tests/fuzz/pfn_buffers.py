@@ -26,7 +26,7 @@ def run(data: bytes) -> None:
     for runs in (runs_of(bytes(content)), coalesce(list(pfns))):
         seen: set[int] = set()
         end = -1
-        for first, count in runs:
+        for first, count in zip(*runs, strict=True):
             require(first > end and count > 0, "runs touch, overlap or go back", runs)
             end = first + count
             seen.update(range(first, end))

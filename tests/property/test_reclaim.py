@@ -15,7 +15,7 @@ PFNS = st.lists(st.one_of(st.integers(0, 60), st.integers(0, 2**32 - 1)), min_si
 @given(PFNS)
 def test_coalesced_runs_are_the_same_pages_ascending_and_apart(pfns: list[int]) -> None:
     wanted = set(pfns)
-    runs = coalesce(pfns)
+    runs = list(zip(*coalesce(pfns), strict=True))
     assert {pfn for first, count in runs for pfn in range(first, first + count)} == wanted
     ends = [first + count for first, count in runs]
     # A gap of one page at least: neighbours would have been merged.

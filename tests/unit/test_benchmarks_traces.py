@@ -11,7 +11,8 @@ from benchmarks.traces import BUFFER_PFNS, Trace, every_trace, runs_of
 def test_floor_frees_what_balloond_frees_with_the_same_calls() -> None:
     for trace in every_trace():
         for buffer in trace.buffers[::50]:
-            wanted = [(n * PAGE_SIZE, m * PAGE_SIZE) for n, m in coalesce(buffer.tolist())]
+            pairs = zip(*coalesce(buffer.tolist()), strict=True)
+            wanted = [(n * PAGE_SIZE, m * PAGE_SIZE) for n, m in pairs]
             assert runs_of(buffer).tolist() == [list(place) for place in wanted]
 
 

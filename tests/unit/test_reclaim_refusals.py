@@ -44,7 +44,7 @@ def test_refused_runs_are_told_and_all_others_removed(pfns: list[int], refused: 
 
     reclaimer.inflate("inflateq", 0, runs_of(buffer_of(pfns)))
 
-    runs = coalesce(list(pfns))
+    runs = list(zip(*coalesce(list(pfns)), strict=True))
     kept = [run for run in runs if refused & set(range(run[0], run[0] + run[1]))]
     gone = [run for run in runs if run not in kept]
     offsets = [((first - FIRST_PFN) * PAGE_SIZE, count * PAGE_SIZE) for first, count in gone]
