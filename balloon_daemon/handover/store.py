@@ -128,6 +128,8 @@ class Store:
     def forget(self) -> None:
         """Keeps nothing at all any more: an orderly end. systemd sees to that by itself."""
         if self._ours:
+            # It ends then, which is no loss to be told of.
+            self._on_lost = lambda: None
             self._send(FORGET, ())
 
     async def drained(self) -> None:
