@@ -77,12 +77,14 @@ class BalloonDevice:
         self._clock = clock
         self._held_stats_head: int | None = None
         self._latest_stats: tuple[tuple[int, int], ...] | None = None
-        self._handlers: dict[BalloonQueue, Callable[[DescriptorChain], int | None]] = {
+        handlers: dict[BalloonQueue, Callable[[DescriptorChain], int | None]] = {
             BalloonQueue.INFLATEQ: self._inflate,
             BalloonQueue.DEFLATEQ: self._deflate,
             BalloonQueue.STATSQ: self._take_stats,
             BalloonQueue.REPORTING_VQ: self._discard_reported,
         }
+        # By vring: to look for an Enum's member runs Python code of the enum module.
+        self._handlers = {running.index: handlers[running.queue] for running in queues}
         self._inflated_pages = 0
         self._deflated_pages = 0
         self._reported_bytes = 0
@@ -158,7 +160,7 @@ class BalloonDevice:
     def _serve(self, running: RunningQueue) -> int | None:
         """Takes one chain. Returns the head to answer, if there is one yet."""
         try:
-            head = self._handlers[running.queue](running.ring.pop())
+            head = self._handlers[running.index](running.ring.pop())
         except RingError:
             raise
         except GuestError as err:
@@ -243,14 +245,14 @@ class BalloonDevice:
             total += length
         if total > limit:
             raise GuestError(queue, head, Rule.LIMIT, total)
-        content = b""
+        parts = []
         for addr, length in readable:
             view = self._memory.view(addr, length)
             if view is None:
                 raise GuestError(queue, head, Rule.ADDRESS, addr)
-            # Nearly always there is one part only, and adding it to nothing copies nothing.
-            content += bytes(view)
-        return content
+            parts.append(bytes(view))
+        # Nearly always there is one part only.
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _pfns(self, queue: str, chain: DescriptorChain) -> bytes:
         """The chain's little-endian u32 page frame numbers, copied."""

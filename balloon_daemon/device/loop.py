@@ -28,6 +28,9 @@ from balloon_daemon.virtio.balloon import BalloonQueue
 REPORT_EVERY_S = 0.1
 """Progress goes up at most this often, and once more when work ends."""
 
+# Python 3.11 runs code of the enum module for each "BalloonQueue.REPORTING_VQ".
+_REPORTING_VQ = BalloonQueue.REPORTING_VQ
+
 FAULTS_A_SECOND = 4
 """Faults of one queue that are reported one by one; the others are counted."""
 
@@ -151,7 +154,7 @@ class DeviceLoop:
             self._process(running)
             fd, now, turn = running.kick_fd, began, Turn()
             if device.buffers != chains:
-                now, reports = monotonic(), running.queue is BalloonQueue.REPORTING_VQ
+                now, reports = monotonic(), running.queue is _REPORTING_VQ
                 taken, moved = device.buffers - chains, device.work - pages
                 turn = Turn(taken, moved, device.faults - faults, reports)
                 chains, pages, faults = device.buffers, device.work, device.faults
