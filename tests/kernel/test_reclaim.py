@@ -41,7 +41,7 @@ def refuse(errno: int, addr: int) -> None:
     raise AssertionError(f"the kernel refused to free {addr:#x}: {os.strerror(errno)}")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=40), max_size=5))
 def test_inflate_frees_exactly_the_pages_handed_over(buffers: list[list[int]]) -> None:
     fd = os.memfd_create("reclaim")
