@@ -216,11 +216,13 @@ class DeviceRig:
 
     def close(self) -> None:
         """Ends what runs and closes what is open."""
-        if self.device is not None:
-            self.device.kill()
-            self.wait_end()
-        for fd in self._fds:
-            os.close(fd)
+        try:
+            if self.device is not None:
+                self.device.kill()
+                self.wait_end()
+        finally:
+            for fd in self._fds:
+                os.close(fd)
 
     # --- reports ------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
-"""A real balloond and real fake guests for the tests of this folder."""
+"""A real balloond, real devices and real fake guests for the tests of this folder."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import pytest
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.store import keeper_path
+from tests.fakes.device_rig import DeviceRig
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
 
@@ -19,6 +21,7 @@ SPEED = 20.0
 
 StartDaemon = Callable[..., Daemon]
 MakeGuest = Callable[..., FakeGuest]
+MakeRig = Callable[..., DeviceRig]
 
 
 def ready_device(daemon: Daemon, vm: str) -> int | None:
@@ -98,6 +101,24 @@ def make_guest() -> Iterator[MakeGuest]:
     yield make
     for guest in guests:
         guest.close()
+
+
+@pytest.fixture
+def make_rig() -> Iterator[MakeRig]:
+    """Makes rigs as ``DeviceRig`` does; all are closed at the end, with their devices."""
+    with contextlib.ExitStack() as rigs:
+
+        def make(*args: object, **kwargs: object) -> DeviceRig:
+            rig = DeviceRig(*args, **kwargs)  # type: ignore[arg-type] # DeviceRig's own
+            rigs.callback(rig.close)
+            return rig
+
+        yield make
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig) -> DeviceRig:
+    return make_rig()
 
 
 @pytest.fixture

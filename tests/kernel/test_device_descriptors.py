@@ -5,7 +5,7 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,13 +22,6 @@ INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 # linux/fcntl.h
 F_ADD_SEALS = 1033
 F_SEAL_FUTURE_WRITE = 0x10
-
-
-@pytest.fixture
-def rig() -> Iterator[DeviceRig]:
-    rig = DeviceRig()
-    yield rig
-    rig.close()
 
 
 def assert_alive(rig: DeviceRig) -> None:

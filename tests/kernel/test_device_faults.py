@@ -3,7 +3,7 @@
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -18,18 +18,12 @@ from balloon_daemon.virtio.split_queue import (
     VIRTQ_DESC_F_WRITE,
 )
 from tests.fakes.device_rig import FRONTEND_BASE, RING_SIZE, DeviceRig
+from tests.kernel.conftest import MakeRig
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDIRECT
 OUTSIDE = 1024 * 4096
 """The first address behind the rig's memory."""
-
-
-@pytest.fixture
-def rig() -> Iterator[DeviceRig]:
-    rig = DeviceRig()
-    yield rig
-    rig.close()
 
 
 def assert_alive(rig: DeviceRig, damaged: set[int]) -> None:
@@ -177,11 +171,11 @@ def test_ring_that_lies_stops_and_the_others_go_on(
     assert rig.damaged() == {2}
 
 
-def test_ring_that_lies_behind_a_backlog_is_reported_once() -> None:
+def test_ring_that_lies_behind_a_backlog_is_reported_once(make_rig: MakeRig) -> None:
     # A turn's worth waits before the head that cannot be, so the queue is in the backlog when a
     # kick leads to the lie: it was dropped there and once more from the backlog, which ended the
     # device.
-    rig = DeviceRig(ring_size=512)
+    rig = make_rig(ring_size=512)
     ring = rig.rings[DEFLATEQ]
     ring.describe(0, 0, 0)
     for _ in range(MAX_CHAINS_A_TURN):
@@ -194,7 +188,6 @@ def test_ring_that_lies_behind_a_backlog_is_reported_once() -> None:
     rig.inflate([2])
     assert (rig.of(Ready), rig.of(Fault)) == ([Ready()], [fault])
     assert ring.used_idx == MAX_CHAINS_A_TURN
-    rig.close()
 
 
 def test_ring_that_lies_is_reported_though_faults_are_many(rig: DeviceRig) -> None:
@@ -269,8 +262,8 @@ def test_flood_of_kicks_without_work_costs_little_and_honest_work_goes_on(rig: D
     assert rig.damaged() == {1}
 
 
-def test_flood_of_loops_costs_little_and_honest_work_goes_on() -> None:
-    rig = DeviceRig(ring_size=512)
+def test_flood_of_loops_costs_little_and_honest_work_goes_on(make_rig: MakeRig) -> None:
+    rig = make_rig(ring_size=512)
     ring = rig.rings[DEFLATEQ]
     for index in range(512):
         ring.describe(index, 0, 0, NEXT, (index + 1) % 512)
@@ -283,11 +276,12 @@ def test_flood_of_loops_costs_little_and_honest_work_goes_on() -> None:
     assert flood(rig, refill) < MOST_OF_A_CORE
     rig.inflate([1])
     assert rig.damaged() == {1}
-    rig.close()
 
 
-def test_flood_of_valid_chains_that_nobody_asked_for_costs_a_part_of_a_core() -> None:
-    rig = DeviceRig(ring_size=512)
+def test_flood_of_valid_chains_that_nobody_asked_for_costs_a_part_of_a_core(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig(ring_size=512)
     ring = rig.rings[INFLATEQ]
     pfns = struct.pack("<256I", *[1] * 256)
     for index in range(512):
@@ -307,7 +301,6 @@ def test_flood_of_valid_chains_that_nobody_asked_for_costs_a_part_of_a_core() ->
     # A second of a core is the allowance, a quarter the share.
     assert shares[0] > 0.5
     assert sum(shares[-2:]) / 2 < 0.4
-    rig.close()
 
 
 def test_stop_comes_through_at_once_while_a_flood_is_slowed_down(rig: DeviceRig) -> None:

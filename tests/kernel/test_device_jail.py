@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +23,6 @@ INFLATEQ, DEFLATEQ, *_ = BalloonQueue
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nothing to give up otherwise")
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_GET_DUMPABLE = 3  # linux/prctl.h
-
-
-@pytest.fixture
-def rig() -> Iterator[DeviceRig]:
-    rig = DeviceRig()
-    yield rig
-    rig.close()
 
 
 def status(pid: int) -> dict[str, str]:

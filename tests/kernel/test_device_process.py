@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import stat
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -19,33 +18,11 @@ from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_INDIRECT
 from tests.fakes.device_rig import DRIVER_PAGES, DeviceRig, ready_to_fork, shipped_filter
 from tests.fakes.fd_room import open_fds, room_for_fds
 from tests.fakes.waiting import wait_until
+from tests.kernel.conftest import MakeRig
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 PFNS = [7, 5, 6, 900, 3, 300, 301]
 """Unsorted, with runs and single pages."""
-
-
-@pytest.fixture
-def rig() -> Iterator[DeviceRig]:
-    rig = DeviceRig()
-    yield rig
-    rig.close()
-
-
-MakeRig = Callable[..., DeviceRig]
-
-
-@pytest.fixture
-def make_rig() -> Iterator[MakeRig]:
-    rigs: list[DeviceRig] = []
-
-    def make(*args: object, **kwargs: object) -> DeviceRig:
-        rigs.append(DeviceRig(*args, **kwargs))  # type: ignore[arg-type] # DeviceRig's own
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
 
 
 # --- the balloon's work -----------------------------------------------------------------------
