@@ -127,6 +127,7 @@ def test_broken_statistics_buffer_gives_the_held_one_back_first(rig: DeviceRig) 
 
 
 def test_faults_are_reported_at_a_limited_rate_and_all_counted(rig: DeviceRig) -> None:
+    began = time.monotonic()
     rig.start_ready()
     rig.rings[INFLATEQ].describe(0, 0, 16, INDIRECT)
     for _ in range(10):
@@ -135,8 +136,9 @@ def test_faults_are_reported_at_a_limited_rate_and_all_counted(rig: DeviceRig) -
         rig.kick(INFLATEQ)
         rig.wait_used(INFLATEQ, RING_SIZE)
     rig.wait_progress(lambda progress: progress.faults == 10 * RING_SIZE)
-    # Four in each second, and the test takes a few at the most.
-    assert 1 <= len(rig.of(Fault)) <= 20
+    # Four in each second of the clock, of which the test touches the first and the last in part.
+    touched = int(time.monotonic() - began) + 2
+    assert 1 <= len(rig.of(Fault)) <= 4 * touched
     assert_alive(rig, damaged=set())
 
 
@@ -235,9 +237,10 @@ def test_ring_that_the_guest_gave_away_stops_and_the_others_go_on(rig: DeviceRig
 # --- floods: a guest that keeps the device busy for nothing is slowed down --------------------
 
 
-MOST_OF_A_CORE = 0.15
-"""In the first second 5 % are the allowance and 5 % the share; the rest is for what pace.py only
-estimates. Without it the device takes all that the machine has left."""
+MOST_OF_A_CORE = 0.35
+"""In the first second 5 % are the allowance and 5 % the share, if a wake-up costs what pace.py
+estimates; on a slow or virtual processor it costs several times that. Without a pace the device
+takes all that the machine has left: measured, 0.5 to 0.7 beside a test that floods it."""
 
 
 def cpu_s(pid: int) -> float:
@@ -248,12 +251,18 @@ def cpu_s(pid: int) -> float:
 
 
 def flood(rig: DeviceRig, once: Callable[[], None]) -> float:
-    """Does something over and over for a second. Returns the device's share of a core."""
-    device = rig.start_ready()
-    before, began = cpu_s(device.pid), time.monotonic()
-    while time.monotonic() < began + 1:
+    """Does something over and over in a new device's first second. Returns its share of a core."""
+    rig.start_ready()
+    return share_of_a_core(rig, once, seconds=1)
+
+
+def share_of_a_core(rig: DeviceRig, once: Callable[[], None], seconds: float) -> float:
+    """Does something over and over for a while. Returns what share of a core the device takes."""
+    pid = rig.running.pid
+    before, began = cpu_s(pid), time.monotonic()
+    while time.monotonic() < began + seconds:
         once()
-    return (cpu_s(device.pid) - before) / (time.monotonic() - began)
+    return (cpu_s(pid) - before) / (time.monotonic() - began)
 
 
 def test_flood_of_kicks_without_work_costs_little_and_honest_work_goes_on(rig: DeviceRig) -> None:
@@ -292,15 +301,13 @@ def test_flood_of_valid_chains_that_nobody_asked_for_costs_a_part_of_a_core(
             ring.offer(ring.avail_idx % 512)
         rig.kick(INFLATEQ)
 
-    shares = [flood(rig, refill)]
-    for _ in range(4):
-        before, began = cpu_s(rig.running.pid), time.monotonic()
-        while time.monotonic() < began + 0.5:
-            refill()
-        shares.append((cpu_s(rig.running.pid) - before) / (time.monotonic() - began))
-    # A second of a core is the allowance, a quarter the share.
-    assert shares[0] > 0.5
-    assert sum(shares[-2:]) / 2 < 0.4
+    # A second of a core is the allowance, which is used up first; a quarter is the share.
+    device = rig.start_ready()
+    deadline = time.monotonic() + 30
+    while cpu_s(device.pid) < 1:
+        assert time.monotonic() < deadline, "the device does not use its allowance up"
+        refill()
+    assert share_of_a_core(rig, refill, seconds=2) < 0.4
 
 
 def test_stop_comes_through_at_once_while_a_flood_is_slowed_down(rig: DeviceRig) -> None:
