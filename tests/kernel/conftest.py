@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from balloon_daemon.device.template import Template, start_template
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.store import keeper_path
-from tests.fakes.device_rig import DeviceRig
+from tests.fakes.device_rig import DeviceRig, shipped_filter
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
 
@@ -119,6 +120,16 @@ def make_rig() -> Iterator[MakeRig]:
 @pytest.fixture
 def rig(make_rig: MakeRig) -> DeviceRig:
     return make_rig()
+
+
+@pytest.fixture
+def template() -> Iterator[Template]:
+    """A process that forks devices, as the controller has one: before any rig there is."""
+    started = start_template()
+    assert started is not None
+    started.prepare(shipped_filter().bpf, lambda why: None)
+    yield started
+    started.close()
 
 
 @pytest.fixture

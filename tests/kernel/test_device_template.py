@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,31 +13,40 @@ import pytest
 
 from balloon_daemon.device import template as template_module
 from balloon_daemon.device.process import RegionSpec, fork_here
-from balloon_daemon.device.template import NAME, Template, start_template
+from balloon_daemon.device.template import NAME, Template
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.device_rig import DeviceRig, ready_to_fork, shipped_filter
 from tests.fakes.short_host import fd_numbers, limited
+from tests.kernel.conftest import MakeRig
 from tests.vm.waiting import wait_until
 
 
 @pytest.fixture
-def template(monkeypatch: pytest.MonkeyPatch) -> Iterator[Template]:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates started from here on are given up soon, as a busy one would be too."""
     monkeypatch.setattr(template_module, "ANSWER_WITHIN_S", 1.0)
-    started = start_template()
-    assert started is not None
-    started.prepare(shipped_filter().bpf, lambda why: None)
-    yield started
-    started.close()
 
 
 @pytest.fixture
-def rig(template: Template) -> Iterator[DeviceRig]:
-    rig = DeviceRig()
+def rig(template: Template, make_rig: MakeRig) -> DeviceRig:
+    rig = make_rig()
     rig.fork = template.fork
-    yield rig
-    rig.close()
+    return rig
+
+
+def wait_for_own_fds(template: Template) -> None:
+    """Waits until it has nothing open but standard error and the way to its controller.
+
+    It closes what it inherited after its start, and what belongs to a device after its answer.
+    """
+    wait_until(
+        lambda: len(fd_numbers(template.pid)) == 2,
+        deadline_s=5,
+        what="the template has its own descriptors alone",
+        seen=lambda: fd_numbers(template.pid),
+    )
 
 
 def test_template_device_is_our_own_child_jailed_and_serves(
@@ -54,12 +62,13 @@ def test_template_device_is_our_own_child_jailed_and_serves(
 
 
 def test_template_keeps_no_descriptor_of_a_device(rig: DeviceRig, template: Template) -> None:
+    wait_for_own_fds(template)
     before = fd_numbers(template.pid)
-    assert len(before) == 2  # Standard error and the way to the controller.
     for _ in range(3):
         rig.start_ready()
         rig.kill()
 
+    wait_for_own_fds(template)
     assert fd_numbers(template.pid) == before
 
 
@@ -88,10 +97,13 @@ def test_template_of_many_regions_gets_more_descriptors_than_a_datagram_holds(
 def test_template_without_room_for_descriptors_says_so_and_goes_on(
     rig: DeviceRig, template: Template
 ) -> None:
+    # It raises its own limit at its start, which is over once it has forked a device.
+    rig.start_ready()
+    rig.kill()
     with limited(template.pid, resource.RLIMIT_NOFILE, 8), pytest.raises(OSError, match="open"):
         rig.start()
     rig.start_ready()
-    assert len(fd_numbers(template.pid)) == 2
+    wait_for_own_fds(template)
 
 
 def test_template_killed_devices_live_and_the_next_is_forked_here(
@@ -101,6 +113,8 @@ def test_template_killed_devices_live_and_the_next_is_forked_here(
     template.prepare(shipped_filter().bpf, heard.append)
     rig.start_ready()
     os.kill(template.pid, signal.SIGKILL)
+    # Dead, and left to be reaped: until then it could still take a request.
+    os.waitid(os.P_PID, template.pid, os.WEXITED | os.WNOWAIT)
     rig.inflate([7])
     rig.kill()
 
@@ -111,6 +125,7 @@ def test_template_killed_devices_live_and_the_next_is_forked_here(
     rig.inflate([9])
 
 
+@pytest.mark.usefixtures("impatient")
 def test_template_that_hangs_is_ended_and_no_device_is_forked_twice(
     rig: DeviceRig, template: Template
 ) -> None:
