@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import stat
+import struct
 import time
 
 import pytest
@@ -228,23 +229,32 @@ def test_device_whose_controller_closes_the_tube_ends_at_once(rig: DeviceRig) ->
 
 
 def test_device_whose_controller_is_killed_ends_at_once(rig: DeviceRig) -> None:
-    # The controller is a child that forks a device and is then killed; the tube stays open here,
-    # so that only the parent-death signal can end the device.
+    # The controller is a child that forks a device and is then killed. Another child of its holds
+    # the tube open, so that only the parent-death signal can end the device.
     reading, writing = os.pipe()
     controller = os.fork()
     if controller == 0:
         try:
             device = rig.start_ready()
-            os.write(writing, device.pid.to_bytes(4, "little"))
+            holder = os.fork()
+            if holder != 0:
+                os.write(writing, struct.pack("<2i", device.pid, holder))
             signal.pause()
         finally:
             os._exit(1)
-    device_fd = os.pidfd_open(int.from_bytes(os.read(reading, 4), "little"))
-    os.kill(controller, signal.SIGKILL)
-    os.waitpid(controller, 0)
-    wait_until(lambda: is_readable(device_fd), device_fd, "the device's end")
-    for fd in (device_fd, reading, writing):
-        os.close(fd)
+    os.close(writing)  # So that a controller that fails is the end of this pipe.
+    try:
+        device_pid, holder = struct.unpack("<2i", os.read(reading, 8))
+        device_fd = os.pidfd_open(device_pid)
+    finally:
+        os.kill(controller, signal.SIGKILL)
+        os.waitpid(controller, 0)
+        os.close(reading)
+    try:
+        wait_until(lambda: is_readable(device_fd), device_fd, "the device's end")
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.close(device_fd)
 
 
 def is_readable(pidfd: int) -> bool:
