@@ -17,9 +17,16 @@ from balloon_daemon.device.process import spawn
 from balloon_daemon.tube.messages import Command, Ready, Stats
 from balloon_daemon.virtio.balloon import STAT_ENTRY, BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_INDIRECT
-from tests.fakes.device_rig import DRIVER_PAGES, DeviceRig, ready_to_fork, shipped_filter
+from tests.fakes.device_rig import (
+    DRIVER_PAGES,
+    RING_SIZE,
+    DeviceRig,
+    pattern,
+    ready_to_fork,
+    shipped_filter,
+)
 from tests.fakes.fd_room import open_fds, room_for_fds
-from tests.fakes.waiting import wait_until
+from tests.fakes.waiting import DEADLINE_S, wait_until
 from tests.kernel.conftest import MakeRig
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
@@ -203,19 +210,78 @@ def test_device_killed_between_answer_and_call_the_next_one_calls(
     wait_until(lambda: is_readable(call), call, "the call that the dead device owed")
 
 
+CHAINS = RING_SIZE // 2
+"""Of two descriptors each, so that they fill a ring."""
+ANSWERS = (1, 2, 3, 5, 8, 13, 21)
+"""After how many of them a device is killed."""
+
+
+def offer_long_work(rig: DeviceRig, queue: BalloonQueue, pages: range) -> None:
+    """Makes a chain available for each page, of a millisecond's work, and kicks once for all."""
+    ring = rig.rings[queue]
+    # Page 0, named 15,360 times: it has to be sorted, and costs no system calls.
+    long = rig.write_buffer(queue, bytes(60 * 1024), at=4096)
+    for number, page in enumerate(pages):
+        own = rig.write_buffer(queue, page.to_bytes(4, "little"), at=4 * number)
+        ring.offer(ring.chain([2 * number, 2 * number + 1], [own, long]))
+    rig.kick(queue)
+
+
+def kill_after(rig: DeviceRig, queue: BalloonQueue, answers: int) -> int:
+    """Kills the device once it has answered so many chains; returns how many it has answered."""
+    ring = rig.rings[queue]
+    first = ring.avail_idx - CHAINS
+    deadline = time.monotonic() + DEADLINE_S
+    # Not woken by its call, which comes after the last of them.
+    while ring.used_idx - first < answers:
+        assert time.monotonic() < deadline, f"answered: {ring.used_idx - first} of {answers}"
+        os.sched_yield()
+    rig.kill()
+    return ring.used_idx - first
+
+
 def test_device_killed_again_and_again_in_mid_inflate_loses_nothing(rig: DeviceRig) -> None:
-    expected: set[int] = set()
-    for round_ in range(8):
-        rig.start()
-        pfns = list(range(round_ * 64, round_ * 64 + 40))
-        rig.offer_pfns(INFLATEQ, pfns, slot=round_)
-        expected |= set(pfns)
-        rig.kill()
+    heads: list[int] = []
+    unanswered = 0
     rig.start_ready()
-    rig.offer_pfns(INFLATEQ, [700], slot=15)
-    wait_until(lambda: rig.rings[INFLATEQ].used_idx == 9, rig.calls[INFLATEQ], "all nine")
-    assert [head for head, _ in rig.rings[INFLATEQ].collect()] == [*range(8), 15]
-    assert rig.damaged() == expected | {700}
+    for round_, answers in enumerate(ANSWERS):
+        pages = range(1 + round_ * CHAINS, 1 + (round_ + 1) * CHAINS)
+        offer_long_work(rig, INFLATEQ, pages)
+        answered = kill_after(rig, INFLATEQ, answers)
+        unanswered += CHAINS - answered
+        # What is answered is removed, and of the rest at most the chain that it died in.
+        removed = set(range(pages[answered - 1] + 1))
+        assert rig.damaged() in (removed, removed | {max(removed) + 1})
+
+        rig.start_ready()
+        heads += rig.wait_used(INFLATEQ, CHAINS)
+        assert rig.damaged() == rig.holes() == set(range(pages.stop))
+    assert heads == [*range(0, RING_SIZE, 2)] * len(ANSWERS)
+    assert unanswered > 0, "every device had done all its work when it was killed"
+
+
+def test_device_killed_again_and_again_in_mid_deflate_all_is_answered_in_order(
+    rig: DeviceRig,
+) -> None:
+    heads: list[int] = []
+    unanswered = 0
+    pages = range(1, 1 + CHAINS)
+    rig.start_ready()
+    rig.inflate([0, *pages])
+    for answers in ANSWERS:
+        offer_long_work(rig, DEFLATEQ, pages)
+        answered = kill_after(rig, DEFLATEQ, answers)
+        unanswered += CHAINS - answered
+        # The guest uses what it was given back, though nobody is there.
+        for page in pages[:answered]:
+            os.pwrite(rig.fd, pattern(page), page * 4096)
+
+        rig.start_ready()
+        heads += rig.wait_used(DEFLATEQ, CHAINS)
+        assert rig.damaged() == {0, *pages[answered:]}
+        rig.inflate(pages)
+    assert heads == [*range(0, RING_SIZE, 2)] * len(ANSWERS)
+    assert unanswered > 0, "every device had done all its work when it was killed"
 
 
 def test_device_whose_controller_closes_the_tube_ends_at_once(rig: DeviceRig) -> None:
