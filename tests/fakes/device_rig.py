@@ -29,7 +29,7 @@ from balloon_daemon.device.process import (
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.memory import map_shared
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
-from balloon_daemon.tube.messages import Progress, Ready, Stopped, Up
+from balloon_daemon.tube.messages import Command, Progress, Ready, Stopped, Up
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.raw_ring import RawRing, area_offsets
@@ -213,6 +213,11 @@ class DeviceRig:
         """Kills the device and reaps it."""
         self.running.kill()
         assert self.wait_end() == -signal.SIGKILL
+
+    def stop(self) -> None:
+        """Tells the device to end, which it does in order: so it had not ended before."""
+        self.running.tube.send(Command.STOP)
+        assert self.wait_end() == 0, self.last_words
 
     def close(self) -> None:
         """Ends what runs and closes what is open."""
