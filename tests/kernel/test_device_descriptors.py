@@ -125,10 +125,19 @@ def test_vrings_that_share_one_kick_are_all_looked_at(rig: DeviceRig) -> None:
 
 
 def test_blocking_kick_and_call_do_not_block_the_device(rig: DeviceRig) -> None:
+    # A call blocks its writer once it is full; a kick its second reader, which has another vring.
     for fds in (rig.kicks, rig.calls):
         os.set_blocking(fds[INFLATEQ], True)
+    os.eventfd_write(rig.calls[INFLATEQ], 2**64 - 2)
+    rig.change_vring(DEFLATEQ, kick_fd=rig.own(os.dup(rig.kicks[INFLATEQ])))
     rig.start_ready()
-    rig.inflate([1])
+    rig.offer_pfns(INFLATEQ, [1])
+    # Not by its call: to read that would make room in it.
+    rig.wait_progress(lambda progress: progress.buffers == 1)
+    for _ in range(50):
+        rig.offer_pfns(DEFLATEQ, [1])
+        rig.kick(INFLATEQ)
+        rig.wait_used(DEFLATEQ)
     assert rig.damaged() == {1}
 
 
