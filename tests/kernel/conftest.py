@@ -13,12 +13,14 @@ from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.store import keeper_path
 from tests.fakes.device_rig import DeviceRig, shipped_filter
+from tests.fakes.host_setting import changed
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
 
 VM_MEM_MIB = 512
 MARGIN_MIB = 100
 SPEED = 20.0
+PRINTK_RATELIMIT = Path("/proc/sys/kernel/printk_ratelimit")
 
 StartDaemon = Callable[..., Daemon]
 MakeGuest = Callable[..., FakeGuest]
@@ -138,11 +140,11 @@ def kernel_log_is_complete() -> Iterator[bool]:
 
     Only root may, and only where the log may be read does balloond know the call's name.
     """
-    limit = Path("/proc/sys/kernel/printk_ratelimit")
-    if os.geteuid() != 0 or not os.access("/dev/kmsg", os.R_OK) or not os.access(limit, os.W_OK):
-        yield False
-        return
-    before = limit.read_text()
-    limit.write_text("0")
-    yield True
-    limit.write_text(before)
+    with contextlib.ExitStack() as stack:
+        try:
+            os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_CLOEXEC))
+            stack.enter_context(changed(PRINTK_RATELIMIT, lambda before: "0"))
+        except OSError:
+            yield False
+        else:
+            yield True

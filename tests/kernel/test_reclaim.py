@@ -1,5 +1,6 @@
 """MADV_REMOVE on real memory: memfds of 4 KiB pages, and of huge pages where the host has some."""
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import RingGuest
+from tests.fakes.host_setting import changed
 from tests.fakes.recording_map import buffer_of
 from tests.vm.daemon import Daemon
 from tests.vm.waiting import wait_until
@@ -64,20 +66,17 @@ def test_inflate_frees_exactly_the_pages_handed_over(buffers: list[list[int]]) -
 @pytest.fixture
 def huge_file() -> Iterator[int]:
     """A memfd of three huge pages, all of them in use."""
-    before = NR_HUGEPAGES.read_text()
-    try:
-        NR_HUGEPAGES.write_text(str(int(before) + 3))
-    except PermissionError:
-        pytest.skip("needs root, to lend huge pages through /proc/sys/vm/nr_hugepages")
-    fd = os.memfd_create("huge", os.MFD_HUGETLB | os.MFD_HUGE_2MB)
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            before = stack.enter_context(changed(NR_HUGEPAGES, lambda n: str(int(n) + 3)))
+        except OSError as err:
+            pytest.skip(f"needs root, to lend huge pages through {NR_HUGEPAGES}: {err.strerror}")
+        fd = os.memfd_create("huge", os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+        stack.callback(os.close, fd)
         os.ftruncate(fd, 3 * HUGE_BYTES)
         if int(NR_HUGEPAGES.read_text()) < int(before) + 3:
             pytest.skip("the host has no three huge pages free")
         yield fd
-    finally:
-        os.close(fd)
-        NR_HUGEPAGES.write_text(before)
 
 
 def test_huge_page_is_freed_whole_and_only_when_all_of_it_is_in_the_balloon(
