@@ -35,12 +35,18 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def started(pid: int) -> int:
+    """When a process was started, in ticks since boot: with its pid, this is no other's."""
+    # Behind its name, which may be anything; "starttime" of proc_pid_stat(5).
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
 class JailWatch:
     """Holds every device ever seen to a jail that only gets narrower."""
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()
-        """Every device that was found in its jail."""
+        self.seen: set[tuple[int, int]] = set()
+        """Every device that was found in its jail: its pid and when it was started."""
 
     def look(self, controller: int) -> None:
         """Looks at all devices of a controller.
@@ -55,13 +61,16 @@ class JailWatch:
         deadline = time.monotonic() + JAILED_WITHIN_S
         while True:
             try:
+                process = pid, started(pid)
                 mode = _field(pid, "Seccomp")
                 rest = {name: _field(pid, name) for name in ("NoNewPrivs", "CapEff", "Uid")}
+                if started(pid) != process[1]:
+                    continue  # Partly of one that has ended, partly of its successor.
             except (OSError, KeyError):
                 return
             if mode == "2" or not is_alive(pid):
                 break
-            require(pid not in self.seen, "a device left its jail", pid, mode)
+            require(process not in self.seen, "a device left its jail", pid, mode)
             require(time.monotonic() < deadline, "a device is in no jail", pid, mode)
             os.sched_yield()
         if not is_alive(pid):
@@ -70,7 +79,7 @@ class JailWatch:
         if os.geteuid() == 0:
             require(int(rest["CapEff"], 16) == 0, "a device has capabilities", pid, rest)
             require("0" not in rest["Uid"].split(), "a device is root", pid, rest)
-        self.seen.add(pid)
+        self.seen.add(process)
 
 
 def _field(pid: int, name: str) -> str:
