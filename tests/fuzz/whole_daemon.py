@@ -40,7 +40,7 @@ MAX_RSS_GROWTH = 12 << 20
 
 
 def campaign(seconds: float, seed: int, folder: Path) -> Outcome:
-    """Attacks until the time is over or something is wrong."""
+    """Attacks until the time is over or something is wrong; one round at least."""
     outcome = Outcome()
     again = f"python -m tests.fuzz.timed whole_daemon {seconds:.0f} {seed}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -48,6 +48,7 @@ def campaign(seconds: float, seed: int, folder: Path) -> Outcome:
         try:
             battle = Battle(folder, Random(seed), stack)
             end = time.monotonic() + seconds
+            outcome.executions += battle.round()
             while time.monotonic() < end:
                 outcome.executions += battle.round()
             battle.judge()
