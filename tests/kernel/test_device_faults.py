@@ -9,7 +9,7 @@ import pytest
 
 from balloon_daemon.device.balloon import MAX_CHAINS_A_TURN
 from balloon_daemon.errors import NO_HEAD, Rule
-from balloon_daemon.tube.messages import Command, Fault, FaultKind
+from balloon_daemon.tube.messages import Fault, FaultKind
 from balloon_daemon.units import FrontendAddr
 from balloon_daemon.virtio.balloon import STAT_ENTRY, BalloonQueue
 from balloon_daemon.virtio.split_queue import (
@@ -309,9 +309,3 @@ def test_flood_of_valid_chains_that_nobody_asked_for_costs_a_part_of_a_core(
         assert time.monotonic() < deadline, "the device does not use its allowance up"
         refill()
     assert share_of_a_core(rig, refill, seconds=2) < 0.4
-
-
-def test_stop_comes_through_at_once_while_a_flood_is_slowed_down(rig: DeviceRig) -> None:
-    flood(rig, lambda: rig.kick(INFLATEQ))
-    rig.running.tube.send(Command.STOP)
-    assert rig.wait_end() == 0
