@@ -17,7 +17,7 @@ from tests.vm.images import Images
 from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.qemu import MIB, QemuConfig
 
-BALLOON_S = 60
+BALLOON_S = 180
 """Deadline for the balloon to reach a target, most of which takes a guest about a second."""
 
 
