@@ -252,11 +252,10 @@ def test_low_mem_file_broken_is_said_once_and_recovers(
     make_guest: MakeGuest,
 ) -> None:
     guest = attach(make_guest(), daemon)
-    available = low_mem.path / "available"
     if content is None:
-        available.unlink()
+        (low_mem.path / "available").unlink()
     else:
-        available.write_text(content)
+        low_mem.set_content(content)
     run_until_logged([guest], daemon, complaint)
 
     low_mem.set_low()

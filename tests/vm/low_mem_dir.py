@@ -16,9 +16,13 @@ class LowMemDir:
         self.set_plenty()
 
     def set_available(self, available_mib: int) -> None:
-        """Writes what the host has, at once and whole, as the kernel's file would change."""
+        """Writes what the host has, as the kernel's file would change."""
+        self.set_content(f"{available_mib}\n")
+
+    def set_content(self, content: str) -> None:
+        """Makes this all that `available` holds, at once: a reader never finds it half written."""
         new = self.path / "available.new"
-        new.write_text(f"{available_mib}\n")
+        new.write_text(content)
         os.replace(new, self.path / "available")
 
     def set_low(self) -> None:
