@@ -22,6 +22,7 @@ from tests.fakes.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter
 from tests.fakes.short_host import fd_numbers, limit_for_room, limited
 from tests.kernel.test_host_faults import NOBODY
 from tests.vm.daemon import BALLOOND
+from tests.vm.waiting import wait_until
 
 LIBC = ctypes.CDLL(None)
 UNNAMED = "the kernel's log does not name here"
@@ -96,16 +97,23 @@ def test_check_with_a_policy_that_lacks_a_call_one_line_status_1(
     call: str, tmp_path: Path, kernel_log_is_complete: bool
 ) -> None:
     policy = policy_with(tmp_path, call, "")
+    runs: list[tuple[int, str, str]] = []
 
-    status, out, err = check(tmp_path, "--policy", str(policy))
+    def named() -> bool:
+        runs.append(check(tmp_path, "--policy", str(policy)))
+        return not kernel_log_is_complete or UNNAMED not in runs[-1][2]
 
+    # It waits a moment for the kernel's record; a busy kernel may write it later.
+    wait_until(named, deadline_s=20, what="the kernel's record comes in time")
+
+    status, out, err = runs[-1]
     assert (status, out) == (1, "")
     assert err.startswith("balloond: a trial device was killed by its seccomp policy for ")
     assert err.count("\n") == 1
     assert not (tmp_path / "s").exists()
-    named = f"{call}(); allow it in the policy file\n"
+    told = f"{call}(); allow it in the policy file\n"
     # Where its rate is limited, the record of this very kill may be there or not.
-    assert err.endswith(named) or (not kernel_log_is_complete and UNNAMED in err)
+    assert err.endswith(told) or (not kernel_log_is_complete and UNNAMED in err)
 
 
 def test_policy_that_refuses_to_free_memory_is_told_by_the_kernels_error(tmp_path: Path) -> None:
@@ -147,6 +155,8 @@ def test_clock_without_vdso_is_named_with_its_source(
 ) -> None:
     (tmp_path / "clock").write_text(f"{source}\n")
     monkeypatch.setattr(trial, "CLOCK_SOURCE", tmp_path / "clock")
+    # A busy kernel may write its record late.
+    monkeypatch.setattr(trial, "NAME_WITHIN_S", 5.0 if kernel_log_is_complete else 0.5)
 
     complaint = complaint_of(partial(ask_the_kernel_for_the_time, shipped_filter().load))
 
