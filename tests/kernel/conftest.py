@@ -16,6 +16,7 @@ from tests.fakes.device_rig import DeviceRig, shipped_filter
 from tests.fakes.host_setting import changed
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import wait_until
 
 VM_MEM_MIB = 512
 MARGIN_MIB = 100
@@ -77,14 +78,21 @@ def start_daemon(tmp_path: Path, low_mem: LowMemDir) -> Iterator[StartDaemon]:
 
 
 def end_keeper(path: Path) -> None:
-    """Tells a keeper that a killed daemon left behind to forget; it would wait for minutes."""
+    """Ends the keeper that a killed daemon left behind; it would wait for minutes.
+
+    Several daemons of a test may have had the same one, so it may be on its way out already: it
+    resets what it has not accepted by then.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
+        keeper.settimeout(20)
         try:
             keeper.connect(os.fspath(path))
         except (FileNotFoundError, ConnectionRefusedError):
             return
-        keeper.send(FORGET)
-        assert keeper.recv(1) == b""
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            keeper.send(FORGET)
+            assert keeper.recv(1) == b""
+    wait_until(lambda: not path.exists(), deadline_s=20, what="the keeper's socket is gone")
 
 
 @pytest.fixture
