@@ -15,6 +15,7 @@ from balloon_daemon.fake_guest.styles import STYLES, Style
 from balloon_daemon.handover.store import keeper_path
 from balloon_daemon.units import MIB
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.kernel.test_balloond_guests import assert_all_back
 from tests.vm.daemon import BALLOOND, Daemon
 from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.waiting import wait_until
@@ -221,7 +222,7 @@ def test_sigterm_gives_all_back_and_the_keeper_ends(
     run([guest], lambda: bool(guest.disconnected))
     daemon.wait_end()
 
-    assert guest.driver.actual == 0
+    assert_all_back(guest, daemon)
     wait_until(
         lambda: not keeper_path(daemon.config.socket).exists(),
         deadline_s=5,
