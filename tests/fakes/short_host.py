@@ -4,6 +4,9 @@ import contextlib
 import os
 import resource
 from collections.abc import Iterator
+from pathlib import Path
+
+from tests.vm.waiting import wait_until
 
 
 @contextlib.contextmanager
@@ -23,9 +26,30 @@ def fd_numbers(pid: int) -> set[int]:
     return {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
 
 
-def limit_for_room(pid: int, room: int) -> int:
-    """The RLIMIT_NOFILE under which a process can open exactly so many descriptors more."""
-    taken, limit = fd_numbers(pid), 0
+def fds_at_rest(pid: int, passing: Path) -> set[int]:
+    """The descriptors that a process has open at a moment at which it reads nothing in a folder.
+
+    Args:
+        pid: the process.
+        passing: a folder whose files it opens and closes again every now and then.
+    """
+
+    def look() -> set[int] | None:
+        numbers = fd_numbers(pid)
+        try:
+            files = [os.readlink(f"/proc/{pid}/fd/{number}") for number in numbers]
+        except FileNotFoundError:
+            return None  # One was closed while we looked.
+        return None if any(f"{passing.resolve()}/" in file for file in files) else numbers
+
+    numbers = wait_until(look, deadline_s=20, what=f"process {pid} reads nothing in {passing}")
+    assert numbers is not None
+    return numbers
+
+
+def limit_for_room(taken: set[int], room: int) -> int:
+    """The RLIMIT_NOFILE under which whoever has these descriptors can open so many more."""
+    limit = 0
     while True:
         if limit not in taken:
             if room == 0:

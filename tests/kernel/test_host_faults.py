@@ -24,7 +24,13 @@ from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fakes.short_host import fd_numbers, limit_for_room, limited, status_kib
+from tests.fakes.short_host import (
+    fd_numbers,
+    fds_at_rest,
+    limit_for_room,
+    limited,
+    status_kib,
+)
 from tests.kernel.conftest import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
 from tests.vm.daemon import Daemon, DaemonConfig
@@ -39,6 +45,11 @@ def full(guest: FakeGuest) -> Callable[[], bool]:
     return lambda: guest.driver.actual * 4096 == MAXIMUM
 
 
+def at_rest(daemon: Daemon) -> set[int]:
+    """What a controller has open while it does not look at the host's figures."""
+    return fds_at_rest(daemon.pid, daemon.config.low_mem.path)
+
+
 # --- no file descriptors ----------------------------------------------------------------------
 
 
@@ -48,7 +59,7 @@ def test_no_descriptors_left_a_vmm_waits_and_is_served_once_there_are(
     neighbour = attach(make_guest(), daemon)
     wait_for_device([neighbour], daemon, "vm1")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
-        with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(daemon.pid, 0)):
+        with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 0)):
             vmm.connect(str(daemon.config.socket))
             vmm.send(encode_request(FrontendRequest.GET_FEATURES))
             run_until_logged([neighbour], daemon, "cannot take a connection: Too many open files")
@@ -69,7 +80,7 @@ def test_no_descriptors_for_a_message_that_vmm_is_closed_the_neighbour_goes_on(
     victim.connect(str(daemon.config.socket))
 
     with (
-        limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(daemon.pid, 0)),
+        limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 0)),
         pytest.raises(OSError, match=r"hung up|reset|Broken pipe"),
     ):
         victim.bind()
@@ -91,7 +102,7 @@ def test_device_killed_with_no_descriptors_is_forked_once_there_are_just_enough(
         os.kill(device, signal.SIGKILL)
         run_until_logged([guest], daemon, "cannot fork a device: Too many open files; trying")
     # Two for the tube and two for the pipe, no more: the device must find its own room.
-    with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(daemon.pid, 4)):
+    with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 4)):
         wait_for_device([guest], daemon, "vm1")
     low_mem.set_low()
     run([guest], full(guest))
@@ -139,7 +150,7 @@ def test_no_process_to_be_had_fork_is_tried_again(
     counted_daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     daemon = counted_daemon
-    before = len(fd_numbers(daemon.pid))
+    before = len(at_rest(daemon))
     forker = template_pid(daemon.pid)
     limit_processes(forker, "0")
     guest = attach(make_guest(), daemon)

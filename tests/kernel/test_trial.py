@@ -203,7 +203,7 @@ def test_no_descriptors_for_a_trial_is_told() -> None:
     pid = os.getpid()
     with (
         ready_to_fork(),
-        limited(pid, resource.RLIMIT_NOFILE, limit_for_room(pid, 4)),
+        limited(pid, resource.RLIMIT_NOFILE, limit_for_room(fd_numbers(pid), 4)),
         pytest.raises(TrialError, match="trial device cannot be made: Too many open files"),
     ):
         trial.try_device(never, unprivileged())

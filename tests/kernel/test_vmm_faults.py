@@ -18,6 +18,7 @@ from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.fakes.short_host import fd_numbers
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
+from tests.kernel.test_host_faults import at_rest
 from tests.vm.daemon import Daemon
 from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.waiting import wait_until
@@ -64,7 +65,7 @@ def test_crowd_that_connects_and_says_nothing_costs_nothing_afterwards(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     neighbour = attached(daemon, make_guest)
-    before, lines = len(fd_numbers(daemon.pid)), len(daemon.records())
+    before, lines = len(at_rest(daemon)), len(daemon.records())
 
     with crowd(daemon, b""):
         wait_for_descriptors(daemon, before + CROWD)
@@ -81,7 +82,7 @@ def test_crowd_that_sends_garbage_is_closed_with_few_lines(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     neighbour = attached(daemon, make_guest)
-    before = len(fd_numbers(daemon.pid))
+    before = len(at_rest(daemon))
 
     with crowd(daemon, b"\xff" * 64) as visitors:
         for visitor in visitors:
