@@ -316,6 +316,9 @@ def test_pressure_trigger_without_nul_is_refused_and_leaves_polling(
     source.close()
 
 
+TRIGGERS_SHARE = 0.1
+"""Of the time: the first of PSI_TRIGGERS asks for more stall than the second."""
+
 THRASH = """
 import mmap, os, sys
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
@@ -374,8 +377,9 @@ def test_memory_stall_in_a_small_cgroup_wakes_through_the_trigger(
         for child in children:
             child.kill()
             child.wait()
-    if not woken and stalled_us() - before_us < 1_000_000:
-        pytest.skip(f"reading a file in {tmp_path} stalls nobody here (a tmpfs?)")
+    # A stall that is spread evenly may stay just below the trigger's share in every window.
+    if not woken and stalled_us() - before_us < 2 * TRIGGERS_SHARE * (3 * DEADLINE_S * 1e6):
+        pytest.skip(f"reading a file in {tmp_path} stalls nobody for long here (a tmpfs?)")
     source.acknowledge()
 
     assert woken
