@@ -26,6 +26,7 @@ from balloon_daemon.ctl.live_chart import LiveChart, columns_of, half_blocks
 from balloon_daemon.ctl.plot import draw
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import GIB, MIB
+from tests.fuzz.jail_watch import is_alive
 from tests.vm.waiting import wait_until
 
 BALLOONCTL = [sys.executable, "-m", "balloon_daemon.ctl.cli", "demo"]
@@ -151,7 +152,7 @@ def test_demo_interrupted_leaves_no_process_and_no_file(
     assert len(theirs) >= 2
     assert errors == "balloonctl demo: interrupted; nothing of it is left\n"
     wait_until(
-        lambda: not any(child.is_running() for child in theirs),
+        lambda: not any(is_alive(child.pid) for child in theirs),
         deadline_s=5,
         what="its processes end",
     )
@@ -202,7 +203,7 @@ def test_demo_killed_outright_takes_its_children_along(
     running.kill()
 
     wait_until(
-        lambda: not any(child.is_running() for child in theirs),
+        lambda: not any(is_alive(child.pid) for child in theirs),
         deadline_s=10,
         what="its processes end",
     )
