@@ -1,6 +1,5 @@
 """A host that fails a whole balloond: no descriptors, processes, memory, disk; odd clocks."""
 
-import ast
 import fcntl
 import os
 import resource
@@ -31,6 +30,7 @@ from tests.fakes.short_host import (
     limited,
     status_kib,
 )
+from tests.fakes.wall_clocks import wall_clocks
 from tests.kernel.conftest import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
 from tests.vm.daemon import Daemon, DaemonConfig
@@ -354,23 +354,14 @@ def test_memory_file_cut_short_kills_its_own_device_until_that_balloon_stops(
 
 # --- time -------------------------------------------------------------------------------------
 
-WALL_CLOCKS = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "strftime"}
-
 
 def test_no_wall_clock_decides_anything_in_the_daemon() -> None:
     package = Path(balloon_daemon.__file__).parent
-    readers = set()
-    for path in package.rglob("*.py"):
-        room = path.relative_to(package).parts[0]
-        for node in ast.walk(ast.parse(path.read_text())):
-            called = node.func if isinstance(node, ast.Call) else None
-            if isinstance(called, ast.Attribute) and called.attr in WALL_CLOCKS:
-                owner = called.value
-                # The event loop's time() and the like are monotonic; the modules' are not.
-                if isinstance(owner, ast.Name) and owner.id in ("time", "datetime", "date"):
-                    readers.add(room)
-            if isinstance(node, ast.ImportFrom) and node.module == "time":
-                readers |= {room for name in node.names if name.name in WALL_CLOCKS}
+    readers = {
+        path.relative_to(package).parts[0]
+        for path in package.rglob("*.py")
+        if wall_clocks(path.read_text())
+    }
     # Tools for people alone: the daemon's own rooms are not among them. A log line's time comes
     # from the logging module, and nobody reads it again.
     assert readers <= {"ctl"}
