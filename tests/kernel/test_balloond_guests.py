@@ -13,7 +13,15 @@ from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import STYLES, Style
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.kernel.conftest import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
+from tests.fuzz.jail_watch import devices_of, is_alive
+from tests.kernel.conftest import (
+    SPEED,
+    VM_MEM_MIB,
+    MakeGuest,
+    StartDaemon,
+    template_pid,
+    wait_for_device,
+)
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.waiting import wait_until
@@ -112,6 +120,29 @@ def test_device_killed_in_mid_inflate_another_goes_on(
     assert f"device {device} was killed by SIGKILL; forking another" in events(daemon, "device")
     assert guest.ram.check().pages_corrupt == 0
     assert guest.ram.check().balloon_resident == 0
+
+
+def test_template_that_hangs_the_next_device_is_forked_without_it(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = attach(make_guest(), daemon)
+    device, template = wait_for_device([guest], daemon, "vm1"), template_pid(daemon.pid)
+    os.kill(template, signal.SIGSTOP)
+    os.kill(device, signal.SIGKILL)
+
+    # The controller waits 5 s for the template's answer, and a second until the next attempt.
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM, deadline_s=40)
+
+    given_up = f"process {template}, which forks devices, does not answer: from now on balloond"
+    assert [m for m in events(daemon, "device") if given_up in m] != []
+    assert (
+        "cannot fork a device: the process that forks devices does not answer; trying again"
+        in events(daemon, "device")
+    )
+    assert not is_alive(template)
+    assert devices_of(daemon.pid) == [wait_for_device([guest], daemon, "vm1")]
+    assert guest.ram.check().pages_corrupt == 0
 
 
 def test_device_dying_too_often_stops_that_balloon_only(

@@ -12,12 +12,10 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
-import psutil
 import pytest
 
 import balloon_daemon
 from balloon_daemon.controller.loop import GIVE_BACK_WITHIN_S
-from balloon_daemon.device.template import NAME
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
@@ -31,7 +29,14 @@ from tests.fakes.short_host import (
     status_kib,
 )
 from tests.fakes.wall_clocks import wall_clocks
-from tests.kernel.conftest import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
+from tests.kernel.conftest import (
+    SPEED,
+    VM_MEM_MIB,
+    MakeGuest,
+    StartDaemon,
+    template_pid,
+    wait_for_device,
+)
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
@@ -124,12 +129,6 @@ class OtherUserConfig(DaemonConfig):
 
 
 NOBODY = ("--reuid", "65534", "--regid", "65534", "--clear-groups")
-
-
-def template_pid(controller: int) -> int:
-    """The process that devices are forked from; they have its limits."""
-    (pid,) = (p.pid for p in psutil.Process(controller).children() if p.name() == NAME)
-    return pid
 
 
 def limit_processes(pid: int, limit: str) -> None:
