@@ -42,6 +42,12 @@ def events(daemon: Daemon, event: str) -> list[str]:
     return [record["message"] for record in daemon.records() if record["event"] == event]
 
 
+def process_status(pid: int) -> dict[str, str]:
+    """What /proc/PID/status says, by its names."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 def assert_all_back(guest: FakeGuest, daemon: Daemon) -> None:
     """After an orderly end: all was given back, but for a guest that was held up for too long."""
     said = events(daemon, "stop")
@@ -350,7 +356,18 @@ def test_root_without_sys_admin_has_devices_all_the_same(
     )
     try:
         guest = attach(make_guest(), daemon)
+        device = wait_for_device([guest], daemon, "vm1")
+        # No namespaces: it is where balloond is. All else is as in any other device.
+        world = [os.readlink(f"/proc/{pid}/ns/mnt") for pid in (device, daemon.pid)]
+        status = process_status(device)
         low_mem.set_low()
         run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
     finally:
         daemon.kill()
+
+    assert world[0] == world[1]
+    assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
+    assert status["Groups"] == ""
+    sets = ("CapInh", "CapPrm", "CapEff", "CapAmb")
+    assert {name: int(status[name], 16) for name in sets} == dict.fromkeys(sets, 0)
+    assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
