@@ -168,8 +168,11 @@ def test_device_dying_too_often_stops_that_balloon_only(
 
     low_mem.set_low()
     run([victim, neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
-
     assert victim.driver.actual == 0
+
+    victim.hang_up()
+    attach(victim, daemon)
+    run([victim, neighbour], lambda: victim.driver.actual * 4096 == MAXIMUM)
 
 
 def test_forbidden_call_kills_the_device_and_is_named(
