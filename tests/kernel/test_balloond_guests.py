@@ -322,6 +322,31 @@ def test_low_mem_file_broken_is_said_once_and_recovers(
     assert any("known again" in m for m in events(daemon, "source"))
 
 
+def test_low_mem_file_broken_under_a_balloon_takes_and_returns_nothing(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # At speed 100 a step down comes after 600 to 720 ms, then every 300 ms.
+    daemon = start_daemon("--speed", "100")
+    guest = attach(make_guest(), daemon)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual >= 4 * STEP // 4096)
+    low_mem.set_content("much\n")
+    run_until_logged([guest], daemon, "available memory is unknown")
+    since = len(daemon.records())
+    level = daemon.decision()["balloon_level"]
+
+    def decisions() -> list[tuple[str, int]]:
+        said = [r for r in daemon.records()[since:] if r["event"] == "decision"]
+        return [(r["reason"], r["balloon_level"]) for r in said if r["reason"] != "recheck"]
+
+    run([guest], lambda: len(decisions()) >= 3)
+    assert set(decisions()) == {("unknown", level)}
+    run([guest], lambda: guest.driver.actual * 4096 == level * STEP)
+
+    low_mem.set_plenty()
+    run([guest], lambda: guest.driver.actual == 0)
+
+
 def test_guest_statistics_come_with_a_decision(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
