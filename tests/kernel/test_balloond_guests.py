@@ -10,9 +10,15 @@ import pytest
 
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
-from balloon_daemon.fake_guest.styles import STYLES, Style
-from balloon_daemon.units import MIB
-from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
+from balloon_daemon.fake_guest.styles import QEMU, QEMU_WITHOUT_SLOTS, STYLES, Style
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.memory import create_memfd
+from balloon_daemon.units import MIB, FrontendAddr, GuestAddr
+from balloon_daemon.vhost_user.messages import (
+    FrontendRequest,
+    RegionDescription,
+    encode_request,
+)
 from tests.fuzz.jail_watch import devices_of, is_alive
 from tests.kernel.conftest import (
     SPEED,
@@ -274,6 +280,39 @@ def test_paused_in_mid_inflate_resumes_where_it_stood(
     guest.pause()
     guest.resume()
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+
+
+@pytest.mark.parametrize("style", [QEMU, QEMU_WITHOUT_SLOTS], ids=lambda style: style.name)
+def test_memory_table_changed_while_rings_run_the_device_ends_before_the_answer(
+    style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # At speed 5 all levels take 3 s: the table changes twice while a target is being reached.
+    daemon = start_daemon("--speed", "5")
+    population = Population(touched_bytes=128 * MIB, pinned_bytes=16 * MIB)
+    guest = attach(
+        make_guest(GuestSettings(VM_MEM_MIB * MIB, style=style, population=population)), daemon
+    )
+    frontend = guest.frontend
+    assert frontend is not None
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual > 0)
+    without = guest.ram.shared()
+    more = OwnedFd(create_memfd("dimm", size_bytes=2 * MIB))
+    dimm = RegionDescription(GuestAddr(1 << 40), 2 * MIB, FrontendAddr(1 << 46), 0)
+
+    devices = [wait_for_device([guest], daemon, "vm1")]
+    frontend.share_memory([*without, (dimm, more.fileno())])
+    ended_for_more = not is_alive(devices[0])
+    devices.append(wait_for_device([guest], daemon, "vm1"))
+    frontend.share_memory(without)
+    ended_for_less = not is_alive(devices[1])
+    more.close()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM, deadline_s=30)
+
+    assert ended_for_more
+    assert ended_for_less
+    assert [m for m in events(daemon, "device") if "forking another" in m] == []
+    assert guest.ram.check().pages_corrupt == 0
 
 
 def test_vm_mem_other_than_the_memory_table_is_said(
