@@ -12,8 +12,10 @@ import pytest
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import STYLES, Style
+from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.handover.store import keeper_path
 from balloon_daemon.units import MIB
+from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.kernel.test_balloond_guests import assert_all_back
 from tests.vm.daemon import BALLOOND, Daemon
@@ -196,18 +198,18 @@ def test_vmm_that_connects_while_nobody_runs_is_served_by_the_next(
     attach(make_guest(SETTINGS), first)
     first.kill()
     late = make_guest(SETTINGS)
-    late.settings = GuestSettings(VM_MEM_MIB * MIB, timeout_s=30)
 
-    pid = os.fork()  # The guest waits in its handshake while the daemon starts.
-    if pid == 0:
-        try:
-            late.connect(str(first.config.socket))
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
+    # Connected, and its first request sent, before there is anybody to take either.
+    wire = Wire.connect(str(first.config.socket), timeout_s=30)
+    wire.send(encode_request(FrontendRequest.GET_FEATURES))
     start_daemon("--keep-fds")
+    answer, _ = wire.receive()
+    late.attach(wire)
+    late.bind()
+    low_mem.set_low()
+    run([late], lambda: late.driver.actual * 4096 == MAXIMUM)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert answer.request == FrontendRequest.GET_FEATURES
 
 
 def test_sigterm_gives_all_back_and_the_keeper_ends(
