@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,12 @@ def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
 
 def messages(daemon: Daemon, event: str) -> list[str]:
     return [record["message"] for record in daemon.records() if record["event"] == event]
+
+
+def moment(daemon: Daemon, text: str) -> float | None:
+    """When a line with this text was written first, in seconds."""
+    times = [record["time"] for record in daemon.records() if text in record["message"]]
+    return datetime.fromisoformat(times[0]).timestamp() if times else None
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
@@ -108,19 +116,25 @@ def test_replaced_by_sigusr1_keeps_level_and_balloon(
 def test_timers_go_on_from_what_was_left(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
-    # At speed 20 the first release comes 3 to 3.6 s after the last low-memory event.
-    first = start_daemon("--keep-fds")
+    # At speed 10 the first release comes 6 to 7.2 s after the last low-memory event. Killed 4.5 s
+    # after that, at most 2.7 s are left; begun anew, they were 6 at least.
+    first = start_daemon("--keep-fds", "--speed", "10")
     guest = attach(make_guest(SETTINGS), first)
     low_mem.set_low()
-    run([guest], lambda: guest.driver.actual > 0)
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
     low_mem.set_plenty()
-    run([guest], lambda: guest.driver.actual == guest.driver.num_pages)
+    kill_at = time.monotonic() + 4.5
+    run([guest], lambda: time.monotonic() >= kill_at)
 
     first.kill()
-    second = start_daemon("--keep-fds")
-    run([guest], lambda: any("memory is back" in m for m in messages(second, "decision")))
+    second = start_daemon("--keep-fds", "--speed", "10")
+    run([guest], lambda: moment(second, "memory is back") is not None, deadline_s=20)
 
     assert guest.disconnected == ""
+    began, released = moment(second, "listening on"), moment(second, "memory is back")
+    assert began is not None
+    assert released is not None
+    assert released - began < 5.0
 
 
 def test_paused_vm_is_kept_and_resumes_under_the_next(
