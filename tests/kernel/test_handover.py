@@ -1,11 +1,17 @@
 """A controller that is killed, restarted or replaced: the VM keeps its balloon."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
 import sys
+import termios
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +24,7 @@ from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.handover.store import keeper_path
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import assert_all_back
 from tests.vm.daemon import BALLOOND, Daemon
 from tests.vm.low_mem_dir import LowMemDir
@@ -152,6 +158,51 @@ def test_paused_vm_is_kept_and_resumes_under_the_next(
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
     assert guest.ram.check().pages_corrupt == 0
+
+
+def test_controller_killed_in_the_middle_of_a_request_the_next_one_answers_it(
+    start_daemon: StartDaemon,
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = start_daemon("--keep-fds")
+    guest = attach(make_guest(replace(SETTINGS, timeout_s=30)), first)
+    device = wait_for_device([guest], first, "vm1")
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual > 0)
+    wire = guest.frontend.wire if guest.frontend is not None else None
+    assert wire is not None
+    send, sent = wire.send, threading.Event()
+
+    def send_and_tell(data: bytes, fds: Sequence[int] = ()) -> None:
+        send(data, fds)
+        sent.set()
+
+    monkeypatch.setattr(wire, "send", send_and_tell)
+
+    # A device that does not stop is given a second, and the request that stops it takes as long.
+    os.kill(device, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as vmm:
+        pausing = vmm.submit(guest.pause)
+        assert sent.wait(5)
+        wait_until(lambda: unread_bytes(wire) == 0, deadline_s=5, what="the request is taken")
+        first.kill()
+        if pausing.done():
+            pytest.skip("this machine held the test up for longer than the request took")
+        second = start_daemon("--keep-fds")
+        pausing.result()
+
+    guest.resume()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
+    assert guest.disconnected == ""
+    assert guest.ram.check().pages_corrupt == 0
+    assert [r for r in second.records() if r["level"] == "error"] == []
+
+
+def unread_bytes(wire: Wire) -> int:
+    """What the other end has not taken yet, by the kernel's count (unix(7), SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(wire.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
