@@ -64,6 +64,9 @@ class SoakedGuest:
         """What balloond calls it; another name after each reconnection."""
         self.deaths: deque[float] = deque(maxlen=MAX_DEATHS)
         """When its device was killed, the last few times since its VMM connected."""
+        self.killed: int | None = None
+        """The device that was killed last: it may look alive for a while, and must not count
+        twice."""
 
     def may_lose_its_device(self) -> bool:
         """Whether one more death now would not be the one at which balloond gives up."""
@@ -169,14 +172,13 @@ class Host:
 
     def device_of(self, guest: SoakedGuest) -> int:
         """The pid of a guest's present device, waiting for one where none runs."""
-
-        def living() -> int | None:
-            pid = self._read_log().get(guest.vm)
-            return pid if pid is not None and is_alive(pid) else None
-
-        pid = self._wait(living, f"a device of {guest.vm}")
+        pid = self._wait(lambda: self._living(guest), f"a device of {guest.vm}")
         assert pid is not None
         return pid
+
+    def _living(self, guest: SoakedGuest) -> int | None:
+        pid = self._read_log().get(guest.vm)
+        return pid if pid is not None and pid != guest.killed and is_alive(pid) else None
 
     # --- faults -------------------------------------------------------------------------------
 
@@ -187,23 +189,24 @@ class Host:
             How many were killed.
         """
         pids = [self.device_of(guest) for guest in guests]
-        killed = 0
-        for guest, pid in zip(guests, pids, strict=True):
-            # It may have been replaced meanwhile; only what we killed counts.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                guest.deaths.append(time.monotonic())
-                killed += 1
-        return killed
+        return sum(self._kill(guest, pid) for guest, pid in zip(guests, pids, strict=True))
+
+    def _kill(self, guest: SoakedGuest, pid: int) -> int:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            # It was replaced meanwhile; only what we killed counts.
+            return 0
+        guest.deaths.append(time.monotonic())
+        guest.killed = pid
+        return 1
 
     def kill_present_device(self, guest: SoakedGuest) -> int:
         """Kills a guest's device if one runs at this moment. Returns how many were killed."""
-        pid = self._read_log().get(guest.vm)
-        if pid is None or not is_alive(pid) or not guest.may_lose_its_device():
+        pid = self._living(guest)
+        if pid is None or not guest.may_lose_its_device():
             return 0
-        guest.deaths.append(time.monotonic())
-        os.kill(pid, signal.SIGKILL)
-        return 1
+        return self._kill(guest, pid)
 
     def reconnect(self, guest: SoakedGuest) -> None:
         """A VMM is killed and started again: a new connection, a new balloon.
