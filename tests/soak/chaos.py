@@ -13,7 +13,7 @@ from random import Random
 
 from tests.fuzz.hostile import HostileGuest, converse
 from tests.fuzz.jail_watch import JailWatch
-from tests.soak.gauges import Gauge
+from tests.soak.gauges import EVERY_S, Gauge
 from tests.soak.world import MAXIMUM_BYTES, Host, SoakedGuest
 
 WEATHER_EVERY_S = 0.7
@@ -46,9 +46,13 @@ class Chaos:
         lasting: the balloond whose controller stays.
         mortal: the one whose controller is killed.
         random: decides everything that is not the kernel's to decide.
+        look_every_s: seconds between two looks at what must stay flat; there is one more at the
+            end of each run.
     """
 
-    def __init__(self, lasting: Host, mortal: Host, random: Random) -> None:
+    def __init__(
+        self, lasting: Host, mortal: Host, random: Random, *, look_every_s: float = EVERY_S
+    ) -> None:
         self._hosts = [lasting, mortal]
         self._mortal = mortal
         self._random = random
@@ -57,7 +61,7 @@ class Chaos:
         self._jails = JailWatch()
         self.tally = Tally()
         names = [lasting.name, mortal.name, "keeper of the mortal one's VMs"]
-        self.gauges = [Gauge(name, self._began) for name in names]
+        self.gauges = [Gauge(name, self._began, look_every_s) for name in names]
         self._faults: dict[Callable[[Host, SoakedGuest], None], int] = {
             self._kill_device: 70,
             self._kill_all_devices: 25,
@@ -93,9 +97,35 @@ class Chaos:
             self._attempt(f"{fault.__name__} of {guest.vm} ({host.name})", fault, host, guest)
             self.tally.operations += 1
             self._weather()
-            self._look()
+            self.look()
         for host in self._hosts:
             self._attempt(f"calm of the {host.name} balloond", self._calm, host)
+        self.look(at_once=True)
+
+    def look(self, *, at_once: bool = False) -> None:
+        """Looks at what must stay flat, where that is due, or at once."""
+        for host, gauge in zip(self._hosts, self.gauges, strict=False):
+            gauge.look(host.pid, host.life, at_once=at_once)
+        keeper = self._mortal.keeper()
+        if keeper is not None:
+            self.gauges[2].look(keeper, 0, at_once=at_once)
+
+    def kill_each(self, times: int) -> None:
+        """Deaths of each kind, whatever the dice would say: for a run too short to rely on them.
+
+        Args:
+            times: how often one device of each balloond is killed, at most as often as balloond
+                bears it; the mortal one's controller once, after that.
+        """
+        for host in self._hosts:
+            for _ in range(times):
+                self._attempt(f"a device of {host.name}", self._kill_one, host, host.guests[0])
+        self._attempt(
+            "the controller", self._kill_controller, self._mortal, self._mortal.guests[0]
+        )
+
+    def _kill_one(self, host: Host, guest: SoakedGuest) -> None:
+        self.tally.device_kills += host.kill_devices([guest])
 
     def _attempt(self, what: str, action: Callable[..., None], *arguments: object) -> None:
         try:
@@ -112,13 +142,6 @@ class Chaos:
         for host in self._hosts:
             available_mib = self._random.choice((0, 50, 99, 100, 131, 132, 200, 1 << 20))
             host.low_mem.set_available(available_mib)
-
-    def _look(self) -> None:
-        for host, gauge in zip(self._hosts, self.gauges, strict=False):
-            gauge.look(host.pid, host.life)
-        keeper = self._mortal.keeper()
-        if keeper is not None:
-            self.gauges[2].look(keeper, 0)
 
     # --- faults -------------------------------------------------------------------------------
 
