@@ -43,13 +43,15 @@ def describe_pages(fd: int) -> str:
 def _mount_option(device: str) -> str | None:
     """The ``huge=`` of a mounted tmpfs, ``never`` without one; None where it is not mounted."""
     try:
-        lines = MOUNTS.read_text(errors="replace").splitlines()
+        content = MOUNTS.read_bytes().decode(errors="replace")
     except OSError:
         return None
-    for line in lines:
+    # A mount point may have any other kind of space or line end in its name: only blanks, tabs,
+    # newlines and backslashes are escaped (fs/proc_namespace.c, mangle).
+    for line in content.split("\n"):
         # proc_pid_mountinfo(5): (3) is the device, (11) the super block's options.
-        fields = line.split()
-        if fields[2] == device:
+        fields = line.split(" ")
+        if len(fields) > 3 and fields[2] == device:
             options = dict(word.partition("=")[::2] for word in fields[-1].split(","))
             return options.get("huge", "never")
     return None
