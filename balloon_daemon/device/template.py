@@ -156,9 +156,12 @@ def _run(sock: socket.socket, parent: int) -> NoReturn:
             flat, fds = request
             if program is None or flat[2] != bpf:
                 program, bpf = Program(flat[2]), flat[2]
-            sock.send(_ANSWER.pack(*_clone(_decode(flat, fds, program.load), fds, flat[0])))
+            answer = _clone(_decode(flat, fds, program.load), fds, flat[0])
+            # Before the answer: should this process hang, the controller must not take a device
+            # for alive because somebody else has its end of the tube too.
             for fd in fds:
                 os.close(fd)
+            sock.send(_ANSWER.pack(*answer))
         os._exit(0)
     except BaseException as err:
         jail.write_last_words(f"{NAME}: {type(err).__name__}: {err}\n")
@@ -168,12 +171,14 @@ def _run(sock: socket.socket, parent: int) -> NoReturn:
 
 def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]] | None:
     """The next request and its descriptors; None once the controller is gone."""
-    content, fds, flags, _ = socket.recv_fds(sock, MAX_DATAGRAM_BYTES, FDS_A_DATAGRAM)
+    content, fds, _, _ = socket.recv_fds(sock, MAX_DATAGRAM_BYTES, FDS_A_DATAGRAM)
     if not content:
         return None
     flat = marshal.loads(content)
-    while len(fds) < flat[1] and not flags & socket.MSG_CTRUNC:
-        content, more, flags, _ = socket.recv_fds(sock, 1, FDS_A_DATAGRAM)
+    # As many datagrams as were sent, also where some descriptors found no room here: what is left
+    # would be taken for the next request.
+    for _ in range(FDS_A_DATAGRAM, flat[1], FDS_A_DATAGRAM):
+        content, more, _, _ = socket.recv_fds(sock, 1, FDS_A_DATAGRAM)
         fds += more
         if not content:
             return None

@@ -1,0 +1,97 @@
+"""A template that hangs or has no room at the worst moment, and what becomes of its controller."""
+
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from balloon_daemon.device import template as template_module
+from balloon_daemon.device.process import RegionSpec
+from balloon_daemon.device.template import FDS_A_DATAGRAM, Template, start_template
+from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
+from tests.fakes.device_rig import DeviceRig, shipped_filter
+from tests.fakes.short_host import fd_numbers, limited
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceRig]:
+    monkeypatch.setattr(template_module, "ANSWER_WITHIN_S", 1.0)
+    rig = DeviceRig()
+    yield rig
+    rig.close()
+
+
+def started() -> Template:
+    template = start_template()
+    assert template is not None
+    template.prepare(shipped_filter().bpf, lambda why: None)
+    return template
+
+
+def with_many_regions(rig: DeviceRig) -> None:
+    """More descriptors than a datagram holds."""
+    first, *_ = rig.spec.regions
+    others = [
+        RegionSpec(
+            GuestAddr(number << 40),
+            FrontendAddr(number << 41),
+            PAGE_SIZE,
+            0,
+            PAGE_SIZE,
+            rig.fd,
+        )
+        for number in range(1, FDS_A_DATAGRAM + 1)
+    ]
+    rig.spec = replace(rig.spec, regions=(first, *others))
+
+
+def test_template_that_hangs_over_its_copies_has_not_answered_yet(
+    rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close, controller = os.close, os.getpid()
+
+    def stop_and_close(fd: int) -> None:
+        if os.getpid() != controller:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        close(fd)
+
+    monkeypatch.setattr(os, "close", stop_and_close)
+    template = started()
+    rig.fork = template.fork
+
+    with pytest.raises(OSError, match="does not answer"):
+        rig.start()
+
+    assert not psutil.pid_exists(template.pid)
+    # The device that it had forked, and that nobody ever gave an order.
+    (device,) = psutil.Process().children()
+    assert os.waitpid(device.pid, 0)[1] == 0
+
+
+def test_template_without_room_for_the_first_of_many_descriptors_goes_on(
+    rig: DeviceRig,
+) -> None:
+    template = started()
+    try:
+        rig.fork = template.fork
+        rig.start_ready()  # It has begun, and has its limits.
+        rig.kill()
+        with_many_regions(rig)
+        with (
+            limited(template.pid, resource.RLIMIT_NOFILE, 8),
+            pytest.raises(OSError, match="files"),
+        ):
+            rig.start()
+
+        rig.start_ready()
+
+        assert psutil.Process(template.pid).is_running()
+        assert len(fd_numbers(template.pid)) == 2
+        rig.inflate([3])
+        assert rig.holes() == {3}
+    finally:
+        template.close()
