@@ -1,9 +1,11 @@
-"""What the log says of a device: how it ended, and what its guest's statistics are called."""
+"""What the log says of a device: how it ended, what it reported, what statistics are called."""
 
 import signal
 
 from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.errors import GuestError, RingError, Rule
 from balloon_daemon.seccomp.filter import syscall_name
+from balloon_daemon.tube.messages import Fault, FaultKind
 from balloon_daemon.virtio.balloon import StatTag
 
 
@@ -24,3 +26,16 @@ def cause(code: int, number: int | None) -> str:
 def stat_name(tag: int) -> str:
     """A statistic's name in a log record; an unknown tag's is its number."""
     return f"stat_{StatTag(tag).name.lower()}" if tag in list(StatTag) else f"stat_{tag}"
+
+
+def fault_words(fault: Fault, queue: str) -> str:
+    """What a device reported of its guest's doing, or of the host's.
+
+    Args:
+        queue: the name of the queue that the report speaks of.
+    """
+    if fault.kind is FaultKind.HOST:
+        return f"the kernel refused to free guest memory at {fault.detail:#x}: errno {fault.code}"
+    if fault.kind is FaultKind.RING:
+        return f"{RingError(queue, Rule(fault.code), fault.detail)}; the queue is stopped"
+    return f"{GuestError(queue, fault.head, Rule(fault.code), fault.detail)}; dropped"

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from balloon_daemon.controller.device_words import cause, stat_name
+from balloon_daemon.controller.device_words import cause, fault_words, stat_name
 from balloon_daemon.device.process import (
     DeviceProcess,
     DeviceSpec,
@@ -20,7 +20,7 @@ from balloon_daemon.device.process import (
     fork_here,
     spawn,
 )
-from balloon_daemon.errors import GuestError, RingError, Rule, StateFileError
+from balloon_daemon.errors import StateFileError
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.kernel_log import find_seccomp_kill
@@ -332,23 +332,13 @@ class DeviceKeeper:
             return
         suppressed += fault.suppressed
         more = f" ({suppressed} more like it)" if suppressed else ""
-        if fault.kind is FaultKind.HOST:
-            self._log.error(
-                "host-fault",
-                f"the kernel refused to free guest memory at {fault.detail:#x}: "
-                f"errno {fault.code}{more}",
-            )
-            return
         queue = next(
             (v.queue.value for v in self._backend.ready_vrings() if v.index == fault.queue),
             f"vring {fault.queue}",
         )
-        error = GuestError(queue, fault.head, Rule(fault.code), fault.detail)
-        if fault.kind is FaultKind.RING:
-            error = RingError(queue, Rule(fault.code), fault.detail)
-            self._log.error("guest-fault", f"{error}; the queue is stopped{more}")
-        else:
-            self._log.warning("guest-fault", f"{error}; dropped{more}")
+        event = "host-fault" if fault.kind is FaultKind.HOST else "guest-fault"
+        log = self._log.warning if fault.kind is FaultKind.CHAIN else self._log.error
+        log(event, f"{fault_words(fault, queue)}{more}")
 
     def _reap(self, device: DeviceProcess) -> None:
         code = device.reap()
