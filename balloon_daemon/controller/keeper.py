@@ -5,6 +5,7 @@ numbers that are logged and added up, and nothing that it says is obeyed.
 """
 
 import asyncio
+import os
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from balloon_daemon.controller.device_words import cause, fault_words, stat_name
 from balloon_daemon.device.process import (
+    MAX_LAST_WORDS_BYTES,
     DeviceProcess,
     DeviceSpec,
     Fork,
@@ -49,6 +51,9 @@ PREDECESSOR_WITHIN_S = 5.0
 
 STOP_WITHIN_S = 1.0
 """A device that is told to stop and does not is killed after this."""
+
+LAST_READS = 512
+"""Looks into a dead device's tube, of 64 reports each: far more than any tube holds."""
 
 LOOKS_AFTER_S = (0.0, 0.3, 0.3)
 """Waits before each fork of a device that only looks where the rings stand."""
@@ -155,9 +160,14 @@ class DeviceKeeper:
 
     def settle(self) -> None:
         """Forks a device once the front-end has been quiet for a moment, if one can run."""
+        self._call_off()
+        self._settling = self._loop.call_later(SETTLE_S, self._start)
+
+    def _call_off(self) -> None:
+        """Forks none for now after all."""
         if self._settling is not None:
             self._settling.cancel()
-        self._settling = self._loop.call_later(SETTLE_S, self._start)
+            self._settling = None
 
     def send_target(self) -> None:
         """Sends the present target, absolute, if a device runs; else it waits for the next."""
@@ -182,18 +192,21 @@ class DeviceKeeper:
         self._loop.add_reader(predecessor.fileno(), self._predecessor_gone)
 
     def _predecessor_gone(self) -> None:
-        if self._predecessor is not None:
-            self._loop.remove_reader(self._predecessor.fileno())
-            self._predecessor.close()
-            self._predecessor = None
-            self._alone.set()
-            self._start()
+        if self._predecessor is None:
+            return
+        try:
+            # What it says last wakes us too; that it is gone only the pipe's end says.
+            if os.read(self._predecessor.fileno(), MAX_LAST_WORDS_BYTES):
+                return
+        except BlockingIOError:
+            return
+        self.close()
+        self._alone.set()
+        self._start()
 
     async def stop(self) -> None:
         """Ends the device; on return nobody touches the guest's memory or rings any more."""
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
+        self._call_off()
         try:
             # Its controller is gone, so it is going too: nothing that it does takes long.
             await asyncio.wait_for(self._alone.wait(), PREDECESSOR_WITHIN_S)
@@ -231,7 +244,7 @@ class DeviceKeeper:
             await asyncio.shield(self._gone)
 
     def _start(self, *, look: bool = False) -> None:
-        self._settling = None
+        self._call_off()
         # A front-end disables its vrings before it asks where they stand.
         vrings = self._backend.ready_vrings(disabled=look)
         busy = self._device is not None or self._predecessor is not None
@@ -344,9 +357,11 @@ class DeviceKeeper:
         code = device.reap()
         if code is None:
             return
-        # Its last reports are still in the tube; at each call it gives only some of them.
-        while self._hear(device):
-            pass
+        # Its last reports are still in the tube; at each call it gives only some of them. Should
+        # another process hold its end of the tube too, there is no end to be waited for.
+        for _ in range(LAST_READS):
+            if not self._hear(device):
+                break
         self._loop.remove_reader(device.tube.fileno())
         self._loop.remove_reader(device.pidfd.fileno())
         last_words = device.read_last_words()

@@ -1,0 +1,111 @@
+"""A device's keeper alone: what it takes for a device's end, and what it does then."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from balloon_daemon.controller import keeper as keeper_module
+from balloon_daemon.controller.keeper import SETTLE_S, DeviceKeeper, Jail
+from balloon_daemon.device.process import DeviceProcess, DeviceSpec
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.log import EventLog
+from balloon_daemon.tube.connection import open_tube
+from balloon_daemon.vhost_user.backend import Backend
+from tests.fakes.told_backend import fresh, set_up
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """Ends a test whose event loop never comes back."""
+
+    def fail(number: int, frame: FrameType | None) -> None:
+        raise AssertionError("the keeper does not come back")
+
+    previous = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(5)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+class Forks:
+    """Counts forks, and has none succeed."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+        self.asked += 1
+        raise OSError(11, "not here")
+
+
+def make_keeper(backend: Backend, forks: Forks) -> DeviceKeeper:
+    jail = Jail(lambda: None, None, forks)
+    return DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None)
+
+
+def predecessor() -> tuple[OwnedFd, OwnedFd]:
+    """A device's standard error: what its next controller holds of it, and its own end."""
+    reading, writing = map(OwnedFd, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+    return reading, writing
+
+
+@pytest.mark.usefixtures("in_time")
+def test_device_that_ended_is_reaped_though_another_process_holds_its_tube() -> None:
+    async def reap() -> bool:
+        keeper = make_keeper(fresh(), Forks())
+        upper, lower = open_tube()
+        child = subprocess.Popen(["true"])
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        words, nobody = predecessor()
+        nobody.close()
+        keeper._device = device = DeviceProcess(child.pid, upper, words)
+        keeper._gone = asyncio.get_running_loop().create_future()
+        keeper._stopping = True
+        keeper._reap(device)
+        lower.close()
+        child.returncode = 0  # Reaped above; Popen would look for it again.
+        return keeper.running
+
+    assert not asyncio.run(reap())
+
+
+def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None:
+    async def watch() -> list[bool]:
+        keeper = make_keeper(fresh(), Forks())
+        reading, writing = predecessor()
+        keeper.wait_for(reading)
+        os.write(writing.fileno(), b"balloon-vm1: what it said last\n")
+        await asyncio.sleep(0.01)
+        alone = [keeper._alone.is_set()]
+        writing.close()
+        await asyncio.wait_for(keeper._alone.wait(), 5)
+        return [*alone, keeper._alone.is_set()]
+
+    assert asyncio.run(watch()) == [False, True]
+
+
+def test_stopped_keeper_forks_nothing_though_its_predecessor_went_while_it_was_to() -> None:
+    async def forks() -> int:
+        asked = Forks()
+        backend = fresh()
+        keeper = make_keeper(backend, asked)
+        reading, writing = predecessor()
+        keeper.wait_for(reading)
+        keeper.settle()
+        writing.close()
+        keeper._predecessor_gone()
+        await keeper.stop()
+        ready = set_up([0])
+        backend.vrings, backend.acknowledged = ready.vrings, ready.acknowledged
+        backend.memory.regions = ready.memory.regions
+        await asyncio.sleep(10 * SETTLE_S)
+        return asked.asked
+
+    assert keeper_module.SETTLE_S < 0.1
+    assert asyncio.run(forks()) == 0
