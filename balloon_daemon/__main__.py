@@ -1,20 +1,42 @@
 """``balloond``, the program: ``python -m balloon_daemon`` is the same."""
 
+import os
+import signal
 import sys
 
-from balloon_daemon.device.template import start_template
+from balloon_daemon.device.template import Template, start_template
 
 
 def main() -> int:
     """Forks the template, and only then loads and runs all else; returns the exit status."""
-    template = start_template()
-    from balloon_daemon import cli
-
+    template: Template | None = None
     try:
+        try:
+            _stand_up()
+            template = start_template()
+            from balloon_daemon import cli
+        except (OSError, ImportError) as err:
+            remedy = "allow more open files (ulimit -n), or install balloond anew"
+            print(f"balloond: cannot be loaded: {err}; {remedy}", file=sys.stderr)
+            return 1
         return cli.main(template=template)
     finally:
         if template is not None:
             template.close()
+
+
+def _stand_up() -> None:
+    """Has what every program takes for granted, and whoever starts us may have taken away."""
+    # Ignored by whoever started us, our children's ends would be lost: none could be waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Closed, the next things that we open would be taken for our standard streams.
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 if __name__ == "__main__":

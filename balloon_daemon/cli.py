@@ -26,6 +26,9 @@ from balloon_daemon.low_memory import LowMemorySource, choose_source
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.units import format_size, parse_size
 
+LEAST_FDS = 64
+"""Open files without which there is no use in starting."""
+
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
 _DESCRIPTION = """\
@@ -215,8 +218,25 @@ def _store(config: Config, *, keep_fds: bool) -> Store | None:
     """Where VMs are kept for another balloond: systemd's store, else a keeper if one is wanted."""
     store = connect_systemd(take_from_systemd())
     if store is None and keep_fds:
-        store = connect_keeper(config.socket)
+        try:
+            store = connect_keeper(config.socket)
+        except OSError as err:
+            raise ConfigError(
+                f"--keep-fds: no keeper can be started: {err.strerror}; run without it, or as a "
+                "service, whose VMs systemd keeps"
+            ) from err
     return store
+
+
+def _make_directory(socket: Path) -> None:
+    """Makes the directory of the default socket, which is below /run and so gone at each boot."""
+    try:
+        socket.parent.mkdir(mode=0o755, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(
+            f"socket {socket}: {socket.parent} cannot be made a directory: {err.strerror}; name "
+            "another path (--socket)"
+        ) from err
 
 
 def _how_to_attach(config: Config) -> str:
@@ -282,17 +302,23 @@ def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
 def _run(args: argparse.Namespace, template: Template | None) -> int:
     config = _config(args)
     _check_platform()
+    # A keeper that is started inherits it: what a hundred VMs need is beyond the usual 1024.
+    if (limit := allow_all_fds()) < LEAST_FDS:
+        print(
+            f"balloond: {limit} files may be open here, and a VM alone needs some forty; allow "
+            "more (ulimit -n, LimitNOFILE=)",
+            file=sys.stderr,
+        )
+        return EXIT_FAILURE
     compiled = _compile(config.policy_file)
     jail = Jail(compiled.load, _identity(config.device_user))
     if template is not None:
         template.prepare(compiled.bpf, lambda why: EventLog().warning("device", why))
         jail = replace(jail, fork=template.fork)
     source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
-    if config.socket == default_socket() and os.geteuid() == 0:
-        config.socket.parent.mkdir(mode=0o755, exist_ok=True)
-    # A keeper that is started inherits it: what a hundred VMs need is beyond the usual 1024.
-    allow_all_fds()
     try:
+        if config.socket == default_socket() and os.geteuid() == 0:
+            _make_directory(config.socket)
         store = None if args.check else _store(config, keep_fds=args.keep_fds)
         listener = kept_listener(store, config.socket) or listen(config.socket)
     except ConfigError as err:
@@ -332,10 +358,9 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
     except BalloondError as err:
         print(f"balloond: {err}", file=sys.stderr)
         return EXIT_FAILURE if isinstance(err, TrialError) else EXIT_USAGE
-    except PermissionError as err:
-        print(
-            f"balloond: {err.filename or ''}: {err.strerror}".replace(": :", ":"), file=sys.stderr
-        )
+    except OSError as err:
+        where = f"{err.filename}: " if err.filename else ""
+        print(f"balloond: {where}{err.strerror or err}", file=sys.stderr)
         return EXIT_FAILURE
     except KeyboardInterrupt:
         return EXIT_OK

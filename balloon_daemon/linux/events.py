@@ -72,10 +72,14 @@ def signal_event(fd: int) -> None:
         pass
 
 
-def allow_all_fds() -> None:
+def allow_all_fds() -> int:
     """Raises our soft limit of descriptors to the hard one: a VM costs some forty of them.
 
     The soft limit is 1024 by default for the sake of select(2), which nothing here uses.
+
+    Returns:
+        The limit.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -1,0 +1,149 @@
+"""Started by somebody who has closed, ignored, limited or occupied what a daemon relies on."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon import cli
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.fake_guest.machine import run
+from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
+from tests.kernel.test_balloond_guests import attach
+from tests.vm.daemon import BALLOOND, Daemon
+from tests.vm.waiting import wait_until
+
+
+class Start:
+    """A balloond that was started in an odd way, until it listens or ends."""
+
+    def __init__(self, directory: Path, odd: Callable[[], object]) -> None:
+        self.socket = directory / "s"
+        self.errors = directory / "errors"
+        with self.errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                [str(BALLOOND), "--socket", str(self.socket)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                preexec_fn=odd,
+            )
+        wait_until(
+            lambda: self._process.poll() is not None or "listening on" in self.said,
+            deadline_s=10,
+            what="it listens or ends",
+        )
+
+    @property
+    def said(self) -> str:
+        return self.errors.read_text()
+
+    def send(self, number: int) -> None:
+        """Sends a signal, and waits until the kernel has delivered it."""
+        self._process.send_signal(number)
+        status = Path(f"/proc/{self._process.pid}/status")
+        wait_until(
+            lambda: "ShdPnd:\t0000000000000000\n" in status.read_text(),
+            deadline_s=5,
+            what="the signal is delivered",
+        )
+
+    def status(self) -> int:
+        """Its exit status, once it has ended; it is ended where it does not."""
+        try:
+            return self._process.wait(5)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+
+@pytest.mark.parametrize("fd", [0, 1])
+def test_standard_stream_closed_runs_all_the_same(fd: int, tmp_path: Path) -> None:
+    start = Start(tmp_path, lambda: os.close(fd))
+    start.send(signal.SIGTERM)
+
+    assert start.status() == 0
+    assert "Traceback" not in start.said
+    assert "ending" in start.said
+
+
+def test_all_standard_streams_closed_ends_when_told(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    command = [str(BALLOOND), "--socket", str(path)]
+    process = subprocess.Popen(command, preexec_fn=lambda: os.closerange(0, 3))
+    try:
+        wait_until(path.is_socket, deadline_s=10, what="it listens")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) in (0, -signal.SIGTERM)  # It may not have its handler yet.
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("limit", [6, 9, 20])
+def test_few_descriptors_one_line_status_1(limit: int, tmp_path: Path) -> None:
+    few = Start(tmp_path, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
+
+    assert few.status() == 1
+    assert few.said == (
+        f"balloond: {limit} files may be open here, and a VM alone needs some forty; allow more "
+        "(ulimit -n, LimitNOFILE=)\n"
+    )
+
+
+def test_ends_of_children_ignored_by_whoever_starts_it_a_device_is_replaced_all_the_same(
+    start_daemon: StartDaemon, make_guest: MakeGuest
+) -> None:
+    previous = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        daemon: Daemon = start_daemon()
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+    guest = attach(make_guest(), daemon)
+    device = wait_for_device([guest], daemon, "vm1")
+
+    os.kill(device, signal.SIGKILL)
+    run([guest], lambda: any("forking another" in r["message"] for r in daemon.records()))
+
+    assert wait_for_device([guest], daemon, "vm1") != device
+
+
+def test_ends_of_children_ignored_check_says_that_all_is_well(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [str(BALLOOND), "--check", "--socket", str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    )
+
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("below", "complaint"),
+    [("balloond", "File exists"), ("balloond/deeper", "Not a directory")],
+)
+def test_directory_of_the_default_socket_cannot_be_made_one_line(
+    below: str, complaint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "balloond").touch()
+    path = tmp_path / below / "balloond.sock"
+
+    with pytest.raises(ConfigError, match=f"cannot be made a directory: {complaint}; name ano"):
+        cli._make_directory(path)
+
+
+def test_keeper_that_cannot_be_started_is_said_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    args = cli.build_parser().parse_args(["--socket", str(tmp_path / "s")])
+
+    with pytest.raises(ConfigError, match="no keeper can be started: No such file or directory; "):
+        cli._store(cli._config(args), keep_fds=True)
