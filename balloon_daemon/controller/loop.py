@@ -152,7 +152,10 @@ class Controller:
         loop.set_exception_handler(self._failed)
         stopping = loop.create_future()
         for number in END_SIGNALS:
-            loop.add_signal_handler(number, self._stop, stopping, number)
+            # nohup(1) and a script's "&" have these two ignored, and mean it.
+            meant = number in (signal.SIGHUP, signal.SIGINT)
+            if not meant or signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self._stop, stopping, number)
         prepare_fork()
         self._take_over()
         self._listen()

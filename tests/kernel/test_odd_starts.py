@@ -96,6 +96,19 @@ def test_few_descriptors_one_line_status_1(limit: int, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_signal_that_nohup_or_a_script_ignores_stays_ignored(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    start = Start(tmp_path, lambda: signal.signal(number, signal.SIG_IGN))
+    start.send(number)
+    start.send(signal.SIGTERM)
+
+    assert start.status() == 0
+    assert f"{number.name}: ending" not in start.said
+    assert "SIGTERM: ending" in start.said
+
+
 def test_ends_of_children_ignored_by_whoever_starts_it_a_device_is_replaced_all_the_same(
     start_daemon: StartDaemon, make_guest: MakeGuest
 ) -> None:
