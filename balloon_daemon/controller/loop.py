@@ -217,24 +217,23 @@ class Controller:
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
+        saver: GuestSaver | None = None
+        name = f"vm{self._count + 1}"
         try:
+            # The journal first: a VMM for which there is none waits like one that finds no room.
+            saver = self._saver(name)
             sock, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
         except OSError as err:
+            if saver is not None:
+                saver.close()
+            if isinstance(err, (BlockingIOError, ConnectionAbortedError)):
+                return
             self._log.error("accept", f"cannot take a connection: {err.strerror}")
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener.fileno())
             self._accept_later = loop.call_later(ACCEPT_AGAIN_S, self._listen)
             return
         self._count += 1
-        name = f"vm{self._count}"
-        try:
-            saver = self._saver(name)
-        except OSError as err:
-            self._log.error("accept", f"{name} cannot be kept: {err.strerror}; closing it")
-            sock.close()
-            return
         self._serve(self._make(name, Connection(sock), saver))
 
     def _saver(self, name: str) -> GuestSaver | None:
