@@ -3,6 +3,9 @@
 import ctypes
 import fcntl
 import os
+import signal
+import socket
+from collections.abc import Sequence
 
 from balloon_daemon.linux.memory import F_GET_SEALS
 
@@ -37,12 +40,16 @@ def keep_heap_off_brk() -> None:
 
 # arch/x86/entry/syscalls/syscall_64.tbl; glibc has no wrapper of this kind. linux/sched.h
 _SYS_CLONE = 56
+_CLONE_FILES = 0x400
 _CLONE_PARENT = 0x8000
 
 # Holds the interpreter's lock over the call: a child that had to take it first might never get it.
 _python_libc = ctypes.PyDLL(None, use_errno=True)
 _python_libc.syscall.restype = ctypes.c_long
 _CLONE_SIBLING = tuple(map(ctypes.c_ulong, (_SYS_CLONE, _CLONE_PARENT, 0, 0, 0, 0)))
+_CLONE_SHARING_FDS = tuple(
+    map(ctypes.c_ulong, (_SYS_CLONE, _CLONE_FILES | signal.SIGCHLD, 0, 0, 0, 0))
+)
 
 
 def clone_sibling() -> int:
@@ -57,11 +64,44 @@ def clone_sibling() -> int:
     Raises:
         OSError: no process to be had.
     """
-    pid = int(_python_libc.syscall(*_CLONE_SIBLING))
+    return _clone(_CLONE_SIBLING)
+
+
+def clone_sharing_fds() -> int:
+    """Forks a child that shares this process's table of descriptors (clone(2), CLONE_FILES).
+
+    What one of them opens or closes, the other has open or closed. Of memory it has a copy, as
+    after any fork. For a process with one thread, as above.
+
+    Returns:
+        0 in the child, its process id here.
+
+    Raises:
+        OSError: no process to be had.
+    """
+    return _clone(_CLONE_SHARING_FDS)
+
+
+def _clone(arguments: Sequence[ctypes.c_ulong]) -> int:
+    pid = int(_python_libc.syscall(*arguments))
     if pid < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return pid
+
+
+def socket_domain(fd: int) -> int | None:
+    """A socket's family (socket(7), SO_DOMAIN); None for what is no socket.
+
+    Python's socket objects ask for the name first, which waits for whoever holds the socket's
+    lock: a sender may hold it for ever.
+    """
+    domain = ctypes.c_int()
+    size = ctypes.c_uint(ctypes.sizeof(domain))
+    refused = _libc.getsockopt(
+        fd, socket.SOL_SOCKET, socket.SO_DOMAIN, ctypes.byref(domain), ctypes.byref(size)
+    )
+    return None if refused else domain.value
 
 
 # linux/kcmp.h

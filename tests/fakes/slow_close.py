@@ -1,0 +1,129 @@
+"""Descriptors whose close(2) takes long, or for ever; and VMMs that send some."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+LINGERS_S = 60
+"""Longer than any test waits."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x00020000, 0x4000, 0x40000  # linux/sched.h, linux/mount.h
+
+
+@contextlib.contextmanager
+def lingering_socket() -> Iterator[socket.socket]:
+    """A TCP socket whose last close waits for a peer that never reads (socket(7), SO_LINGER)."""
+    with socket.socket() as listener, socket.socket() as ours:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        ours.connect(listener.getsockname())
+        theirs, _ = listener.accept()
+        with theirs:
+            ours.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    ours.send(bytes(65536))
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGERS_S))
+            yield ours
+
+
+class MuteFile:
+    """A file of FUSE whose every close waits for an answer that is not given until ``answer``.
+
+    Raises:
+        PermissionError: only root may mount one.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self._flushed = directory.with_suffix(".flushed")
+        told, tell = os.pipe()
+        self._server = os.fork()
+        if self._server == 0:
+            _serve(directory, tell, self._flushed)
+        os.close(tell)
+        with open(told, "rb") as answer:
+            if answer.read() != b"mounted":
+                os.waitpid(self._server, 0)
+                raise PermissionError("FUSE cannot be mounted here")
+        # Through its server's own root: it is mounted in that one's namespace alone.
+        self.fd = os.open(f"/proc/{self._server}/root{directory}/file", os.O_RDWR)
+
+    @property
+    def is_being_closed(self) -> bool:
+        """Whether somebody waits in close(2)."""
+        return self._flushed.exists()
+
+    def answer(self) -> None:
+        """Ends the server; the kernel then ends all waiting."""
+        if self._server:
+            os.kill(self._server, signal.SIGKILL)
+            os.waitpid(self._server, 0)
+            self._server = 0
+
+    def close(self) -> None:
+        """Closes it, unless a test did, and ends the server."""
+        self.answer()
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):  # Its server is gone, and this says so.
+                os.close(self.fd)
+
+
+# include/uapi/linux/fuse.h
+_IN, _OUT = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
+_LOOKUP, _GETATTR, _OPEN, _FLUSH, _INIT = 1, 3, 14, 25, 26
+_MUTE = {_FLUSH, 2, 36, 42}  # FORGET, INTERRUPT and BATCH_FORGET take no answer.
+_ENOSYS = -38
+
+
+def _attributes(node: int, mode: int) -> bytes:
+    return struct.pack("<QQQQQQIIIIIIIIII", node, *[0] * 8, mode, 1, 0, 0, 0, 4096, 0)
+
+
+def _answers(operation: int, node: int) -> bytes | None:
+    if operation == _INIT:
+        return struct.pack("<IIIIHHIIHHI7I", 7, 31, 65536, 0, 12, 9, 65536, *[0] * 11)[:64]
+    if operation == _LOOKUP:
+        return struct.pack("<QQQQII", 2, 0, 60, 60, 0, 0) + _attributes(2, 0o100666)
+    if operation == _GETATTR:
+        mode = 0o100666 if node == 2 else 0o40755
+        return struct.pack("<QII", 60, 0, 0) + _attributes(node, mode)
+    if operation == _OPEN:
+        return struct.pack("<QII", 1, 0, 0)
+    return None
+
+
+def _serve(directory: Path, tell: int, flushed: Path) -> NoReturn:
+    """The server's life, in mounts of its own."""
+    try:
+        device = os.open("/dev/fuse", os.O_RDWR)
+        options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+        if (
+            _libc.unshare(CLONE_NEWNS)
+            or _libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+            or _libc.mount(b"fuse", os.fsencode(directory), b"fuse", 0, options)
+        ):
+            os._exit(1)
+        os.write(tell, b"mounted")
+        os.close(tell)
+        while True:
+            request = os.read(device, 1 << 20)
+            _, operation, unique, node, *_ = _IN.unpack_from(request)
+            if operation == _FLUSH:
+                flushed.touch()
+            if operation in _MUTE:
+                continue
+            said = _answers(operation, node)
+            error = _ENOSYS if said is None else 0
+            os.write(
+                device, _OUT.pack(_OUT.size + len(said or b""), error, unique) + (said or b"")
+            )
+    finally:
+        os._exit(0)
