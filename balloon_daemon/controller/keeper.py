@@ -239,7 +239,9 @@ class DeviceKeeper:
         try:
             await asyncio.wait_for(asyncio.shield(self._gone), STOP_WITHIN_S)
         except TimeoutError:
-            self._log.warning("device", "device does not stop, killing it", pid=device.pid)
+            # One that has said where its rings stand is about to end, and may have memory to free.
+            if not self._indices_known:
+                self._log.warning("device", "device does not stop, killing it", pid=device.pid)
             device.kill()
             await asyncio.shield(self._gone)
 

@@ -13,7 +13,7 @@ from balloon_daemon.controller import keeper as keeper_module
 from balloon_daemon.controller.keeper import SETTLE_S, DeviceKeeper, Jail
 from balloon_daemon.device.process import DeviceProcess, DeviceSpec
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.log import EventLog
+from balloon_daemon.log import LOGGER, EventLog
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.vhost_user.backend import Backend
 from tests.fakes.told_backend import fresh, set_up
@@ -109,3 +109,34 @@ def test_stopped_keeper_forks_nothing_though_its_predecessor_went_while_it_was_t
 
     assert keeper_module.SETTLE_S < 0.1
     assert asyncio.run(forks()) == 0
+
+
+@pytest.mark.parametrize(("stands_known", "lines"), [(True, 0), (False, 1)])
+def test_device_that_said_where_its_rings_stand_is_given_time_without_a_word(
+    stands_known: bool,
+    lines: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def end() -> None:
+        keeper = make_keeper(fresh(), Forks())
+        upper, lower = open_tube()
+        child = subprocess.Popen(["sleep", "60"])
+        words, nobody = predecessor()
+        nobody.close()
+        keeper._device = device = DeviceProcess(child.pid, upper, words)
+        keeper._gone = asyncio.get_running_loop().create_future()
+        keeper._indices_known = stands_known
+        asyncio.get_running_loop().add_reader(device.pidfd.fileno(), keeper._reap, device)
+        await keeper._end()
+        lower.close()
+        child.returncode = -signal.SIGKILL
+
+    monkeypatch.setattr(keeper_module, "STOP_WITHIN_S", 0.05)
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    asyncio.run(end())
+
+    assert [r.getMessage() for r in caplog.records].count(KILLED) == lines
+
+
+KILLED = "device does not stop, killing it"
