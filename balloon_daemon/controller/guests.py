@@ -172,6 +172,8 @@ class Guest:
         await self._handle(*received)
         if self._saver is not None:
             self._saver.journal.done()
+        # Not before the saver's duplicates: the last ones are not to be closed in here.
+        self._connection.let_go()
 
     def _receive(self) -> Received | None:
         if self._saver is not None and (request := self._connection.peek()) is not None:
@@ -369,19 +371,24 @@ class Guest:
         self.governor.halt()
         if self._save_later is not None:
             self._save_later.cancel()
-        try:
-            await self.keeper.stop()
-        except StateFileError:
-            self.keeper.close()
+        # Before the device ends: whoever lets go of the guest's memory last frees all of it, and
+        # that must not be this process.
         saver, self._saver = self._saver, None
         if saver is not None:
             if not self._leaving:
                 saver.forget()
             saver.close()
-        self._loop.remove_writer(self._connection.fileno())
-        self._connection.close()
-        self.backend.close()
-        self._empty.set()
+        if not self._leaving:
+            self.backend.close()
+        self._connection.let_go()
+        try:
+            await self.keeper.stop()
+        except StateFileError:
+            self.keeper.close()
+        finally:
+            self._loop.remove_writer(self._connection.fileno())
+            self._connection.close(kept=self._leaving)
+            self._empty.set()
 
 
 def _inspect(fd: Fd) -> tuple[int, int]:

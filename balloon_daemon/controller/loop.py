@@ -21,6 +21,7 @@ from balloon_daemon.device.process import prepare_fork
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.store import Store
+from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.log import EventLog, RateLimit
@@ -150,6 +151,7 @@ class Controller:
         farewells = RateLimit(FAREWELLS_A_SECOND)
         self._shared = Surroundings(self._config, watch, self._jail, self._store, farewells)
         loop.set_exception_handler(self._failed)
+        self._closer = Closer(loop.call_later)
         stopping = loop.create_future()
         for number in END_SIGNALS:
             # nohup(1) and a script's "&" have these two ignored, and mean it.
@@ -191,7 +193,7 @@ class Controller:
         # systemd keeps several of one name: without this, each socket that was ever replaced.
         self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener)
-        for guest in recover(self._store, self._make, self._log):
+        for guest in recover(self._store, self._make, self._closer, self._log):
             self._count = max(self._count, int(guest.name.removeprefix("vm")))
             self._serve(guest)
             guest.governor.resume()
@@ -234,7 +236,8 @@ class Controller:
             self._accept_later = loop.call_later(ACCEPT_AGAIN_S, self._listen)
             return
         self._count += 1
-        self._serve(self._make(name, Connection(sock), saver))
+        connection = Connection(sock, ForeignFds(self._closer))
+        self._serve(self._make(name, connection, saver))
 
     def _saver(self, name: str) -> GuestSaver | None:
         if self._store is None:
@@ -256,7 +259,11 @@ class Controller:
         asyncio.get_running_loop().remove_reader(self._listener.fileno())
         if self._accept_later is not None:
             self._accept_later.cancel()
-        self._listener.close()
+        if leaving:
+            self._listener.close()
+        else:
+            # With it go connections that nobody has taken yet, and what waits in them.
+            self._closer.close([self._listener.detach()])
         guests = dict(self._guests)
         if leaving:
             for guest in guests:

@@ -1,6 +1,7 @@
 """Goes on with the guests that another controller left in the store."""
 
 import socket
+from dataclasses import replace
 
 from balloon_daemon.controller.guests import Guest, MakeGuest
 from balloon_daemon.controller.saver import GuestSaver, KeptGuest, discard, find_guests
@@ -8,13 +9,14 @@ from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
+from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.log import EventLog
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.messages import decode_message
 
 
-def recover(store: Store, make: MakeGuest, log: EventLog) -> list[Guest]:
+def recover(store: Store, make: MakeGuest, closer: Closer, log: EventLog) -> list[Guest]:
     """Makes a guest of everything that the store has kept of one.
 
     What cannot be gone on with is said in one line, and its VMM's connection closed: nothing is
@@ -23,38 +25,45 @@ def recover(store: Store, make: MakeGuest, log: EventLog) -> list[Guest]:
     Args:
         store: the store; afterwards ``store.kept`` is empty.
         make: makes a guest of this controller.
+        closer: closes what VMMs have sent.
         log: the controller's.
     """
     guests = []
     for kept in find_guests(store):
-        bound = log.bind(vm=kept.name)
+        bound, foreign = log.bind(vm=kept.name), ForeignFds(closer)
         try:
             if isinstance(kept.state, StateFileError):
                 raise kept.state
-            guests.append(_restore(store, kept, kept.state, make))
+            guests.append(_restore(store, kept, kept.state, make, foreign))
         except (StateFileError, StateError, FrontendError, OSError, ValueError) as err:
             bound.error(
                 "recovery", f"the state that another balloond left {err}; closing this VMM"
             )
-            discard(store, kept)
+            theirs = {number: foreign.own(fd.detach()) for number, fd in kept.fds.items()}
+            discard(store, replace(kept, fds=theirs))
+            foreign.let_go()
+    strays = ForeignFds(closer)
     for name, fd in store.kept.items():
         store.remove(name)
-        fd.close()
+        strays.drop(fd.detach())
+    strays.let_go()
     store.kept.clear()
     return guests
 
 
-def _restore(store: Store, kept: KeptGuest, state: GuestState, make: MakeGuest) -> Guest:
+def _restore(
+    store: Store, kept: KeptGuest, state: GuestState, make: MakeGuest, foreign: ForeignFds
+) -> Guest:
     def take(number: int) -> OwnedFd:
         # A duplicate for whoever owns it from here on; ``kept.fds`` are closed at the end.
         return kept.fds[number].duplicate()
 
-    connection = Connection(socket.socket(fileno=take(state.connection).detach()))
+    connection = Connection(socket.socket(fileno=take(state.connection).detach()), foreign)
     saver = GuestSaver(store, kept.name, Journal(take(state.journal)))
     guest = make(kept.name, connection, saver)
     try:
         for message in state.messages:
-            fds = [take(number) for number in message.fds]
+            fds = [foreign.own(take(number).detach()) for number in message.fds]
             guest.backend.handle(decode_message(message.content), fds)
             for number, fd in zip(message.fds, fds, strict=True):
                 saver.adopt(number, fd)
@@ -67,9 +76,6 @@ def _restore(store: Store, kept: KeptGuest, state: GuestState, make: MakeGuest) 
             life = take(state.life)
             saver.adopt(state.life, life)
             guest.keeper.wait_for(life)
-        for number in kept.fds.keys() - state.fds():
-            # Put in by a controller that died before its state named it.
-            store.remove(f"{kept.name}.{number}")
         guest.restore(state.handled, state.num_pages, state.actual)
     except BaseException:
         guest.backend.close()
@@ -77,6 +83,12 @@ def _restore(store: Store, kept: KeptGuest, state: GuestState, make: MakeGuest) 
         connection.close()
         saver.close()
         raise
-    for fd in kept.fds.values():
-        fd.close()
+    for number, fd in kept.fds.items():
+        if number in state.fds():
+            fd.close()
+        else:
+            # Put in by a controller that died before its state named it.
+            store.remove(f"{kept.name}.{number}")
+            foreign.drop(fd.detach())
+    foreign.let_go()
     return guest

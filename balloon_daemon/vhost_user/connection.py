@@ -4,27 +4,57 @@ Runs in the controller. Bytes from a VMM arrive here and nowhere else.
 """
 
 import array
+import contextlib
 import errno
+import fcntl
 import os
 import socket
+import termios
 from typing import NoReturn
 
 from balloon_daemon.errors import FrontendError
+from balloon_daemon.linux.closing import FdKind, ForeignFds, fd_kind
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.vhost_user.messages import HEADER, MAX_FDS, MAX_PAYLOAD_BYTES, Message
+from balloon_daemon.vhost_user.messages import (
+    HEADER,
+    MAX_FDS,
+    MAX_PAYLOAD_BYTES,
+    FrontendRequest,
+    Message,
+)
 
-_ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+SCM_MAX_FD = 253
+"""include/net/scm.h. What there is no room for the kernel closes itself, within our own call."""
+
+_ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
 MAX_UNSENT_BYTES = 64 * 1024
 """Replies that a front-end may leave unread before its connection is closed."""
 
+_KINDS: dict[int, FdKind] = {
+    FrontendRequest.SET_VRING_KICK: FdKind.EVENTFD,
+    FrontendRequest.SET_VRING_CALL: FdKind.EVENTFD,
+    FrontendRequest.SET_VRING_ERR: FdKind.EVENTFD,
+    FrontendRequest.SET_BACKEND_REQ_FD: FdKind.UNIX_SOCKET,
+}
+"""What devices are forked with besides memory, which the memory table looks at. QEMU, crosvm and
+others send nothing else; another file may never answer whoever writes to it or closes it."""
+
 
 class Connection:
-    """One front-end's connection."""
+    """One front-end's connection.
 
-    def __init__(self, sock: socket.socket) -> None:
-        """Takes over a connected stream socket."""
+    Args:
+        sock: a connected stream socket, the connection's from here on.
+        foreign: closes what came over it; None: nobody hostile is there.
+    """
+
+    def __init__(self, sock: socket.socket, foreign: ForeignFds | None = None) -> None:
         sock.setblocking(False)
+        # Urgent data is data like any other: else the kernel skips it, and closes its descriptors.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._socket = sock
+        self._foreign = foreign
+        self._own = OwnedFd if foreign is None else foreign.own
         self._received = b""
         self._wanted = HEADER.size
         self._waiting = 0
@@ -34,11 +64,37 @@ class Connection:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def close(self) -> None:
-        """Closes the socket and every descriptor that arrived and was not taken."""
+    def close(self, *, kept: bool = False) -> None:
+        """Closes the socket and every descriptor that arrived and was not taken.
+
+        Args:
+            kept: a store has the socket too, for another controller to go on with.
+        """
         for fd in self._fds:
             fd.close()
-        self._socket.close()
+        if kept or self._socket.fileno() < 0 or self._hang_up():
+            self._socket.close()
+        else:
+            # With it goes what waits in it, descriptors and all.
+            self._own(self._socket.detach()).close()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Has the descriptors closed that came over it and whose owners have closed them."""
+        if self._foreign is not None:
+            self._foreign.let_go()
+
+    def _hang_up(self) -> bool:
+        """Ends the connection; True where no descriptors wait in it, nor ever will again."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        waits = int.from_bytes(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)), "little")
+        for _ in range(2):  # The first time, an error of before may be told.
+            with contextlib.suppress(OSError):
+                # It goes no further than to the first descriptors, and says that it lacks them.
+                content, _, flags, _ = self._socket.recvmsg(waits + 1, 0, socket.MSG_PEEK)
+                return len(content) == waits and not flags & socket.MSG_CTRUNC
+        return False
 
     def receive(self) -> tuple[Message, tuple[OwnedFd, ...]] | None:
         """Reads the next message.
@@ -52,7 +108,8 @@ class Connection:
 
         Raises:
             EOFError: the front-end hung up between two messages.
-            FrontendError: it hung up in mid-message, or its header cannot be right.
+            FrontendError: it hung up in mid-message, its header cannot be right, or its
+                descriptors are of another kind than it says.
             OSError: its descriptors found no room in this process, or the socket failed.
         """
         if not self._received and (self._waiting or self.peek()):
@@ -73,9 +130,15 @@ class Connection:
             self._received, self._wanted = b"", HEADER.size
             if not self._fds:
                 return message, ()
+            self._check_kinds(message)
             fds, self._fds = tuple(self._fds), []
             return message, fds
         return None
+
+    def _check_kinds(self, message: Message) -> None:
+        kind = None if self._foreign is None else _KINDS.get(message.request)
+        if kind is not None and any(fd_kind(fd.fileno()) is not kind for fd in self._fds):
+            raise FrontendError(message.name, f"its descriptor is no {kind.value}")
 
     def _receive_some(self) -> bool:
         """Reads what the present part still lacks; False where nothing waits."""
@@ -99,8 +162,8 @@ class Connection:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
                 numbers.frombytes(packed[: len(packed) - len(packed) % numbers.itemsize])
-                self._fds += map(OwnedFd, numbers)
-        if len(self._fds) > MAX_FDS or (truncated and len(self._fds) == MAX_FDS):
+                self._fds += map(self._own, numbers)
+        if len(self._fds) > MAX_FDS:
             raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
         if truncated:
             # There was room for them: this process may open no more (RLIMIT_NOFILE).

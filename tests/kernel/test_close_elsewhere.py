@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -11,19 +12,33 @@ from pathlib import Path
 import psutil
 import pytest
 
+from balloon_daemon.errors import FrontendError
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
+from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.linux import closing
 from balloon_daemon.linux.closing import (
     MAX_HANGING,
     NAME,
     Closer,
     FdKind,
+    ForeignFds,
     close_elsewhere,
     fd_kind,
 )
+from balloon_daemon.units import FrontendAddr, GuestAddr
+from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.messages import (
+    U64,
     FrontendRequest,
+    RegionDescription,
+    encode_memory_table,
+    encode_request,
 )
+from tests.fakes.short_host import cpu_s
 from tests.fakes.slow_close import MuteFile, lingering_socket
+from tests.kernel.conftest import StartDaemon, wait_for_device
+from tests.kernel.test_balloond_guests import attach, events
+from tests.vm.daemon import Daemon
 from tests.vm.waiting import wait_until
 
 SOON_S = 0.5
@@ -203,3 +218,221 @@ def test_many_that_hang_keep_others_waiting_but_no_memory() -> None:
         )
     later.run()
     wait_until(lambda: not is_open(waits), deadline_s=5, what="the other one is closed")
+
+
+# --- what comes over a connection -------------------------------------------------------------
+
+
+def conversation() -> tuple[socket.socket, Connection, ForeignFds]:
+    vmm, ours = socket.socketpair()
+    foreign = ForeignFds(Closer(Later()))
+    return vmm, Connection(ours, foreign), foreign
+
+
+@pytest.mark.parametrize("request_", [Q.SET_VRING_KICK, Q.SET_VRING_CALL, Q.SET_VRING_ERR])
+def test_vring_with_what_is_no_eventfd_is_refused_as_it_comes(request_: Q) -> None:
+    vmm, connection, _ = conversation()
+    reading, writing = os.pipe()
+    with vmm, open(reading), open(writing, "w"):
+        socket.send_fds(vmm, [encode_request(request_, U64.pack(0))], [reading])
+
+        with pytest.raises(FrontendError, match=f"{request_.name}: its descriptor is no eventfd"):
+            connection.receive()
+        connection.close()
+
+
+def test_channel_that_is_no_unix_socket_is_refused_as_it_comes() -> None:
+    vmm, connection, _ = conversation()
+    with vmm, socket.socket() as inet:
+        socket.send_fds(vmm, [encode_request(Q.SET_BACKEND_REQ_FD)], [inet.fileno()])
+
+        with pytest.raises(FrontendError, match="its descriptor is no Unix socket"):
+            connection.receive()
+        connection.close()
+
+
+def test_descriptors_beyond_what_a_message_may_have_all_come_to_be_closed_elsewhere() -> None:
+    vmm, connection, _ = conversation()
+    with vmm, lingering_socket() as sock:
+        fine = [os.eventfd(0) for _ in range(60)]
+        socket.send_fds(vmm, [encode_request(Q.SET_OWNER)], [*fine, sock.fileno()])
+        for fd in fine:
+            os.close(fd)
+        os.close(sock.detach())
+        began = time.monotonic()
+
+        with pytest.raises(FrontendError, match="more than 8 file descriptors"):
+            connection.receive()
+        connection.close()
+
+    assert time.monotonic() - began < LONG_S
+
+
+@pytest.mark.parametrize("flags", [0, socket.MSG_OOB], ids=["ordinary", "urgent"])
+def test_descriptors_that_wait_in_a_connection_do_not_hold_up_its_end(flags: int) -> None:
+    vmm, connection, _ = conversation()
+    with vmm, lingering_socket() as sock:
+        socket.send_fds(vmm, [b"x"], [sock.fileno()], flags)
+        os.close(sock.detach())
+        began = time.monotonic()
+
+        connection.receive()
+        connection.close()
+
+    assert time.monotonic() - began < LONG_S
+    assert connection.fileno() == -1
+
+
+def test_connection_in_which_no_descriptor_waits_costs_no_process() -> None:
+    vmm, connection, _ = conversation()
+    with vmm:
+        vmm.send(b"x" * 1000)
+        before = psutil.Process().children()
+        connection.close()
+
+        assert psutil.Process().children() == before
+        with pytest.raises(ConnectionResetError):
+            vmm.recv(1)
+
+
+# --- a whole balloond -------------------------------------------------------------------------
+
+
+def answer_s(wire: Wire) -> float:
+    """How long another VM waits for an answer."""
+    began = time.monotonic()
+    wire.send(encode_request(Q.GET_FEATURES))
+    wire.receive()
+    return time.monotonic() - began
+
+
+def longest_answer_s(wire: Wire, until: Callable[[], bool], seconds: float = 10) -> float:
+    longest, end = 0.0, time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end
+        longest = max(longest, answer_s(wire))
+        time.sleep(0.001)
+    return longest
+
+
+def closers(daemon: Daemon) -> int:
+    return len([p for p in psutil.Process(daemon.pid).children() if p.name() == NAME])
+
+
+def refused(daemon: Daemon) -> bool:
+    return any("SET_OWNER: came with 1 file descriptors" in m for m in events(daemon, "vmm"))
+
+
+@pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
+def test_vmm_that_sends_a_socket_that_lingers_holds_up_nobody(
+    options: list[str], start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(*options)
+    other, enemy = (Wire.connect(str(daemon.config.socket)) for _ in range(2))
+    answer_s(other)
+    with lingering_socket() as sock:
+        # Else our own copy could be the last to be closed.
+        os.kill(daemon.pid, signal.SIGSTOP)
+        enemy.send(encode_request(Q.SET_OWNER), [sock.fileno()])
+        os.close(sock.detach())
+        os.kill(daemon.pid, signal.SIGCONT)
+
+        assert longest_answer_s(other, lambda: refused(daemon)) < SOON_S
+        assert longest_answer_s(other, lambda: closers(daemon) == 1) < SOON_S
+    enemy.close()
+    other.close()
+
+
+def test_vmm_that_sends_a_file_that_never_answers_holds_up_nobody(
+    daemon: Daemon, mute: MuteFile
+) -> None:
+    other, enemy = (Wire.connect(str(daemon.config.socket)) for _ in range(2))
+    answer_s(other)
+    enemy.send(encode_request(Q.SET_OWNER), [mute.fd])
+
+    assert longest_answer_s(other, lambda: mute.is_being_closed) < SOON_S
+    assert answer_s(other) < SOON_S
+    enemy.close()
+    other.close()
+    daemon.kill()
+
+
+@pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
+def test_channel_that_is_replaced_takes_what_waits_in_it_elsewhere(
+    options: list[str], start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(*options)
+    other, enemy = (Wire.connect(str(daemon.config.socket)) for _ in range(2))
+    answer_s(other)
+    ours, theirs = socket.socketpair()
+    with lingering_socket() as sock, ours, theirs:
+        socket.send_fds(ours, [b"x"], [sock.fileno()])
+        os.close(sock.detach())
+        enemy.send(encode_request(Q.SET_BACKEND_REQ_FD), [theirs.fileno()])
+        answer_s(enemy)
+        theirs.close()
+        ours.close()
+        again, end = socket.socketpair()
+        with again, end:
+            enemy.send(encode_request(Q.SET_BACKEND_REQ_FD), [again.fileno()])
+            assert answer_s(enemy) < SOON_S
+        assert longest_answer_s(other, lambda: closers(daemon) == 1) < SOON_S
+    enemy.close()
+    other.close()
+
+
+LARGE_BYTES = 1 << 30
+FREEING_S = 0.1
+"""Freeing that much takes 0.15 to 0.25 s."""
+
+
+@pytest.fixture
+def room_for_a_large_guest() -> None:
+    if psutil.virtual_memory().available < 3 * LARGE_BYTES:
+        pytest.skip("needs 3 GiB of memory")
+
+
+@pytest.mark.usefixtures("room_for_a_large_guest")
+@pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
+def test_memory_of_a_vm_that_dies_is_freed_by_others(
+    options: list[str], start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon(*options)
+    guest = attach(FakeGuest(GuestSettings(mem_bytes=LARGE_BYTES)), daemon)
+    wait_for_device([guest], daemon, "vm1")
+    os.posix_fallocate(guest.ram.fd, 0, LARGE_BYTES)
+    before = cpu_s(daemon.pid)
+    free = psutil.virtual_memory().available
+
+    guest.close()
+
+    wait_until(
+        lambda: psutil.virtual_memory().available > free + LARGE_BYTES // 2,
+        deadline_s=10,
+        what="its memory is free",
+    )
+    assert cpu_s(daemon.pid) - before < FREEING_S
+
+
+@pytest.mark.usefixtures("room_for_a_large_guest")
+def test_memory_that_no_device_serves_is_freed_by_others(daemon: Daemon) -> None:
+    vmm = Wire.connect(str(daemon.config.socket))
+    answer_s(vmm)
+    fd = os.memfd_create("guest")
+    os.posix_fallocate(fd, 0, LARGE_BYTES)
+    region = RegionDescription(GuestAddr(0), LARGE_BYTES, FrontendAddr(1 << 40), 0)
+    vmm.send(encode_request(Q.SET_MEM_TABLE, encode_memory_table([region])), [fd])
+    answer_s(vmm)
+    os.close(fd)
+    before = cpu_s(daemon.pid)
+    free = psutil.virtual_memory().available
+
+    vmm.close()
+
+    wait_until(
+        lambda: psutil.virtual_memory().available > free + LARGE_BYTES // 2,
+        deadline_s=10,
+        what="its memory is free",
+    )
+    assert cpu_s(daemon.pid) - before < FREEING_S
+    assert [r for r in daemon.records() if r["level"] in ("error", "warning")] == []
