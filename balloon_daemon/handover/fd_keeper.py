@@ -94,68 +94,136 @@ class Keeper:
             os.close(self.kept.pop(name))
 
 
-def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    message, ancillary, _, _ = sock.recvmsg(512, socket.CMSG_SPACE(4 * 8), socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for _, _, packed in ancillary:
-        fds.frombytes(packed[: len(packed) // 4 * 4])
-    return message, fds.tolist()
+class Client:
+    """A balloond that is connected.
+
+    Args:
+        sock: its connection, the client's from here on.
+        pid: its process.
+
+    Raises:
+        OSError: it is gone already.
+    """
+
+    def __init__(self, sock: socket.socket, pid: int) -> None:
+        self.sock = sock
+        # Beside the connection: a child of it that hangs may keep that open after its death.
+        self.life = os.pidfd_open(pid)
+
+    def close(self) -> None:
+        """Lets go of it."""
+        self.sock.close()
+        os.close(self.life)
+
+    def receive(self) -> tuple[bytes, list[int]] | None:
+        """The next message with its descriptors, empty once it has hung up; None: none waits."""
+        try:
+            message, ancillary, _, _ = self.sock.recvmsg(
+                512, socket.CMSG_SPACE(4 * 8), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b"", []
+        fds = array.array("i")
+        for _, _, packed in ancillary:
+            fds.frombytes(packed[: len(packed) // 4 * 4])
+        return message, fds.tolist()
 
 
-def serve(listener: socket.socket) -> None:
-    """Serves balloonds, one after the other, until told to forget or left alone too long."""
-    keeper = Keeper()
-    clients: dict[int, socket.socket] = {}
-    served: int | None = None
-    poller = select.poll()
-    poller.register(listener, select.POLLIN)
-    while True:
-        # A successor hears of hang-ups by itself, and says what is to go.
-        ends = [] if clients else keeper.ends()
-        for fd in ends:
-            poller.register(fd, 0)
-        ready = poller.poll(None if clients else PATIENCE_S * 1000)
-        for fd in ends:
-            poller.unregister(fd)
-        if not ready:
-            return
-        # Whoever hung up first, then whoever comes: a successor may come in the same moment.
-        for fd, _ in sorted(ready, key=lambda event: event[0] == listener.fileno()):
-            if fd in ends:
-                keeper.end(fd)
-                continue
-            if fd == listener.fileno():
-                try:
-                    client, _ = listener.accept()
-                except OSError:
-                    # No descriptor left: again later, as it stays readable.
-                    time.sleep(RETRY_S)
-                    continue
-                peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                if _CREDENTIALS.unpack(peer)[1] != os.geteuid():
-                    client.close()
-                    continue
-                clients[client.fileno()] = client
-                poller.register(client, select.POLLIN)
-                continue
-            client = clients[fd]
-            try:
-                message, fds = _receive(client)
-                if message == TAKE and served not in (None, fd):
-                    # Two balloonds on the same guests would be one too many.
-                    client.send(BUSY)
-                elif message == TAKE:
-                    served = fd
-                    keeper.hand_out(client)
-                elif message and not keeper.handle(message, fds):
+class Server:
+    """Serves balloonds, one after the other.
+
+    Args:
+        listener: where they connect.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._keeper = Keeper()
+        self._clients: dict[int, Client] = {}
+        """Each by its connection and by its life."""
+        self._served: Client | None = None
+        self._poller = select.poll()
+        self._poller.register(listener, select.POLLIN)
+
+    def run(self) -> None:
+        """Serves until told to forget or left alone too long."""
+        while True:
+            # A successor hears of hang-ups by itself, and says what is to go.
+            ends = [] if self._clients else self._keeper.ends()
+            for fd in ends:
+                self._poller.register(fd, 0)
+            ready = self._poller.poll(None if self._clients else PATIENCE_S * 1000)
+            for fd in ends:
+                self._poller.unregister(fd)
+            if not ready:
+                return
+            # Whoever hung up first, then whoever comes: a successor may come in the same moment.
+            for fd, _ in sorted(ready, key=lambda event: event[0] == self._listener.fileno()):
+                if fd in ends:
+                    self._keeper.end(fd)
+                elif fd == self._listener.fileno():
+                    self._accept()
+                elif fd in self._clients and not self._hear(self._clients[fd], fd):
                     return
-            except (OSError, UnicodeDecodeError):
-                message = b""
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            # No descriptor left: again later, as it stays readable.
+            time.sleep(RETRY_S)
+            return
+        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid, uid, _ = _CREDENTIALS.unpack(peer)
+        try:
+            if uid != os.geteuid():
+                raise PermissionError
+            client = Client(sock, pid)
+        except OSError:
+            sock.close()
+            return
+        for fd in (sock.fileno(), client.life):
+            self._clients[fd] = client
+            self._poller.register(fd, select.POLLIN)
+
+    def _hear(self, client: Client, fd: int) -> bool:
+        """Takes a message, or all that waits of one that is dead; False: forget and end."""
+        dead = fd == client.life
+        while (received := client.receive()) is not None:
+            message, fds = received
             if not message:
-                poller.unregister(client)
-                del clients[fd]
-                client.close()
-                served = None if served == fd else served
+                dead = True
+                break
+            if not self._take(client, message, fds):
+                return False
+            if not dead:
+                break
+        if dead:
+            for gone in (client.sock.fileno(), client.life):
+                self._poller.unregister(gone)
+                del self._clients[gone]
+            client.close()
+            self._served = None if self._served is client else self._served
+        return True
+
+    def _take(self, client: Client, message: bytes, fds: list[int]) -> bool:
+        try:
+            if message != TAKE:
+                return self._keeper.handle(message, fds)
+            if self._served not in (None, client):
+                # Two balloonds on the same guests would be one too many.
+                client.sock.send(BUSY)
+            else:
+                self._served = client
+                self._keeper.hand_out(client.sock)
+        except (OSError, UnicodeDecodeError):
+            # What it says makes no sense, or it is gone: it hears no more of us either way.
+            client.sock.shutdown(socket.SHUT_RDWR)
+            for fd in fds:
+                os.close(fd)
+        return True
 
 
 def main() -> int:
@@ -167,7 +235,7 @@ def main() -> int:
     listener = listen(path)
     ours = os.stat(path)
     try:
-        serve(listener)
+        Server(listener).run()
     finally:
         _unlink(path, ours)
     return 0

@@ -1,11 +1,13 @@
 """The process that keeps descriptors, by itself."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from balloon_daemon.handover.fd_keeper import FORGET
+from balloon_daemon.handover.fd_keeper import END, FORGET, TAKE
 from tests.vm.waiting import wait_until
 
 
@@ -21,6 +23,47 @@ def reach(path: Path) -> socket.socket | None:
         sock.close()
         return None
     return sock
+
+
+def test_balloond_that_is_dead_serves_nobody_though_its_connection_is_open(tmp_path: Path) -> None:
+    # A child of it hangs in the kernel, past SIGKILL, and shares its descriptors.
+    path = tmp_path / "keeper"
+    keeper = start(path)
+    first = wait_until(lambda: reach(path), deadline_s=20, what="the keeper listens")
+    assert first is not None
+    first.close()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            sock = reach(path)
+            assert sock is not None
+            sock.send(TAKE)
+            assert sock.recv(100) == END
+            if os.fork() == 0:
+                os.write(writing, os.getpid().to_bytes(4, "little"))
+                signal.pause()
+            # What it put into its store last is still to be taken out of its connection.
+            socket.send_fds(sock, [b"FDSTORE=1\nFDNAME=vm1.1"], [reading])
+        finally:
+            os._exit(0)
+    holder = int.from_bytes(os.read(reading, 4), "little")
+    os.waitpid(pid, 0)
+    try:
+        second = reach(path)
+        assert second is not None
+        second.settimeout(10)
+        second.send(TAKE)
+        message, fds, _, _ = socket.recv_fds(second, 100, 1)
+        assert (message, len(fds)) == (b"FDNAME=vm1.1", 1)
+        assert second.recv(100) == END
+        second.send(FORGET)
+        assert keeper.wait(20) == 0
+        second.close()
+    finally:
+        os.kill(holder, signal.SIGKILL)
+    for fd in (reading, writing, *fds):
+        os.close(fd)
 
 
 def test_keeper_that_ends_late_leaves_its_successors_socket_alone(tmp_path: Path) -> None:
