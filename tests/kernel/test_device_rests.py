@@ -99,7 +99,8 @@ def test_flood_of_the_longest_reports_costs_a_part_of_a_core(rig: DeviceRig) -> 
         fill(rig, REPORTING_VQ, RING_SIZE)
         rig.kick(REPORTING_VQ)
 
-    assert share_of_a_core(rig, refill, UNASKED.allowance_s + 0.1) < UNASKED.share + 0.15
+    # Some of the allowance is earned again while it is spent.
+    assert share_of_a_core(rig, refill, 1.5 * UNASKED.allowance_s) < 2 * UNASKED.share
     rig.inflate([1])
 
 
@@ -138,7 +139,7 @@ def test_guest_that_has_earned_nothing_is_slowed_down_from_the_beginning(rig: De
         fill(rig, INFLATEQ, RING_SIZE)
         rig.kick(INFLATEQ)
 
-    assert share_of_a_core(rig, refill, 0.0) < UNASKED.share + 0.15
+    assert share_of_a_core(rig, refill, 0.0) < 2 * UNASKED.share
 
 
 def test_what_a_guest_has_earned_goes_through_the_template(rig: DeviceRig) -> None:
