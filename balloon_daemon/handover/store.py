@@ -31,6 +31,9 @@ BUSY = b"FDBUSY=1"
 another balloond is connected."""
 
 KEEPER_WITHIN_S = 5.0
+TAKEN_WITHIN_S = 2.0
+"""How long a VMM's answer waits for what it says to be kept."""
+
 MANY_WAITING = 64
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
 """It takes nothing at this moment; all else says that nobody is there."""
@@ -133,16 +136,16 @@ class Store:
             self._send(FORGET, ())
 
     async def drained(self) -> None:
-        """Waits until the store has been sent all that it is to keep; at most for 5 s.
+        """Waits until the store has been sent all that it is to keep; at most for 2 s.
 
         Raises:
             TimeoutError: it takes nothing. Said once; until it takes something again nobody waits.
         """
-        deadline = time.monotonic() + KEEPER_WITHIN_S
+        deadline = time.monotonic() + TAKEN_WITHIN_S
         while self._waiting and not self._stalled:
             if time.monotonic() > deadline:
                 self._stalled = True
-                raise TimeoutError(f"the store has taken nothing for {KEEPER_WITHIN_S:.0f} s")
+                raise TimeoutError(f"the store has taken nothing for {TAKEN_WITHIN_S:.0f} s")
             await asyncio.sleep(RETRY_S)
 
     def close(self) -> None:
