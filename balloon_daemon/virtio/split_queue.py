@@ -189,5 +189,10 @@ class SplitQueue:
         self.used_index = self._used16[1] = (index + 1) & 0xFFFF
 
     def wants_call(self) -> bool:
-        """Tells whether the driver wants to hear of used chains (2.7.7, without EVENT_IDX)."""
+        """Tells whether the driver wants to hear of used chains (2.7.7, without EVENT_IDX).
+
+        This load may pass the store of ``used.idx``, on x86-64 too: a driver that takes its wish
+        back at that moment could miss a call. No store buffer holds what the interpreter stores
+        between the two, and Linux's balloon driver never asks for silence.
+        """
         return not self._available[0] & VIRTQ_AVAIL_F_NO_INTERRUPT
