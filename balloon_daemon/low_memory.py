@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 
 from balloon_daemon.balloon_policy import Reading
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.linux.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.memory_alarm import DeviceAlarm, PressureAlarm
 from balloon_daemon.units import MIB, format_size
 
@@ -234,10 +235,14 @@ class MeminfoLowMemory(_Journal):
     A PSI trigger wakes us early where the kernel lends one, but it speaks of stalls, not of a
     margin: nothing says that it comes in time, so this source always has to be polled too.
 
+    Where MemAvailable is below the margin, what is free in the per-CPU lists makes up for it, up
+    to the margin and no further: reason enough to take nothing more, but not to give back.
+
     Args:
         margin_bytes: The margin in bytes. None: 5.2 % of the RAM, asked for at each reading.
         pressure: Where to register the trigger. None: none.
         memory: Gives the RAM and what is available of it, in bytes.
+        per_cpu_free: Gives what is free besides, in bytes, for the RAM in bytes.
 
     Raises:
         ConfigError: the margin is less than 1 MiB, or not below this host's RAM.
@@ -252,10 +257,12 @@ class MeminfoLowMemory(_Journal):
         margin_bytes: int | None = None,
         pressure: Path | None = PRESSURE_FILE,
         memory: Callable[[], tuple[int, int]] = host_memory,
+        per_cpu_free: Callable[[int], int] = per_cpu_free_bytes,
     ) -> None:
         super().__init__()
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
         self._memory = memory
+        self._per_cpu_free = per_cpu_free
         total_bytes = self._total_bytes()
         if margin_bytes is not None and total_bytes is not None and margin_bytes >= total_bytes:
             raise ConfigError(
@@ -311,7 +318,11 @@ class MeminfoLowMemory(_Journal):
         margin_mib = self._margin_mib
         if margin_mib is None:
             margin_mib = total_bytes * MARGIN_PER_MILLE // 1000 // MIB
-        return Reading(available_bytes // MIB, margin_mib)
+        available_mib = available_bytes // MIB
+        if available_mib < margin_mib:
+            available_bytes += self._per_cpu_free(total_bytes)
+            available_mib = min(available_bytes // MIB, margin_mib)
+        return Reading(available_mib, margin_mib)
 
 
 def choose_source(

@@ -261,6 +261,29 @@ def test_meminfo_margin_is_5_2_per_cent_of_the_ram_unless_given() -> None:
     assert given.read() == Reading(available_mib=999, margin_mib=2048)
 
 
+@pytest.mark.parametrize(
+    ("available_mib", "per_cpu_mib", "counted_mib"),
+    [
+        (700, 0, 700),
+        (700, 100, 800),
+        (700, 132, 832),
+        (700, 5000, 832),
+        (832, 99, 832),
+        (900, 99, 900),
+    ],
+)
+def test_meminfo_counts_free_pages_of_per_cpu_lists_up_to_the_margin(
+    available_mib: int, per_cpu_mib: int, counted_mib: int
+) -> None:
+    source = MeminfoLowMemory(
+        pressure=None,
+        memory=lambda: (16_000 * MIB, available_mib * MIB),
+        per_cpu_free=lambda total_bytes: per_cpu_mib * MIB * total_bytes // (16_000 * MIB),
+    )
+
+    assert source.read() == Reading(counted_mib, 832)
+
+
 def test_meminfo_margin_as_large_as_the_ram_raises() -> None:
     with pytest.raises(ConfigError, match="a margin of 4 GiB on a host of 4 GiB"):
         MeminfoLowMemory(margin_bytes=4 * GIB, pressure=None, memory=lambda: (4 * GIB, 2 * GIB))

@@ -52,7 +52,7 @@ ROOMS = {
     "asyncio_lean": set[str](),
     "log": {"linux"},
     "memory_alarm": set[str](),
-    "low_memory": {"balloon_policy", "memory_alarm"},
+    "low_memory": {"balloon_policy", "memory_alarm", "linux"},
     "vhost_user": {"virtio", "linux"},
     "tube": {"virtio", "linux"},
     "seccomp": {"linux"},
