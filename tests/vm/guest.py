@@ -10,6 +10,9 @@ from tests.vm.qemu import Qemu, QemuConfig
 _BOOT_S = 120
 """A boot takes 3 to 5 s alone; this is for a machine that does much else."""
 
+_COMMAND_S = 180
+"""The longest command takes 10 s alone; this is for a slow machine with two guests at a time."""
+
 _PAGE = 4096
 
 
@@ -47,7 +50,7 @@ class Guest:
         ready = self._wait_output(r"@@READY (\S+)\n", "the guest has booted", _BOOT_S)
         return ready[1]
 
-    def run(self, command: str, deadline_s: float = 60) -> str:
+    def run(self, command: str, deadline_s: float = _COMMAND_S) -> str:
         """Runs a command in the guest's shell.
 
         Args:
@@ -69,7 +72,7 @@ class Guest:
         self.qemu.serial.sendall(f"{self._last} {command}\n".encode())
         return Command(self._last, command)
 
-    def finish(self, command: Command, deadline_s: float = 60) -> str:
+    def finish(self, command: Command, deadline_s: float = _COMMAND_S) -> str:
         """Waits for a command's end; returns and raises like `run`."""
         answer = self._wait_output(
             rf"@@BEGIN {command.number}\n(.*)\n@@END {command.number} (\d+)\n",

@@ -176,7 +176,9 @@ class Qemu:
 def _machine(config: QemuConfig, images: Images) -> list[str]:
     kernel = images.kernel(config.suite)
     command = [
-        *("-accel", "tcg", "-cpu", "max", "-smp", str(config.cpus)),
+        # TCG does "rep movsb" and "rep stosb" byte by byte. Without these two flags Linux copies
+        # and clears its pages by eight bytes at a time, in half the time or less.
+        *("-accel", "tcg", "-cpu", "max,erms=off,fsrm=off", "-smp", str(config.cpus)),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-kernel", str(kernel.vmlinuz), "-initrd", str(kernel.initrd)),
         # loglevel=5 shows the kernel's warnings, such as an OOM kill; a panic ends the guest.
