@@ -45,7 +45,8 @@ def figures() -> Iterator[Figure]:
                 rates[way].append((woken - before[way][1]) / took)
     for way in _WAYS:
         yield of_samples(f"idle, 1 VM, {way}: CPU", "% of a core", shares[way], at_most(0.03))
-        # The kernel wakes us: only the look once a minute that it still can is left.
+        # Where the kernel wakes us the only wake-up left is the look once a minute whether it
+        # still can: without it a device file that went away would never be noticed.
         goal = at_most(0.1 if way == "woken by the device" else 1.2)
         yield of_samples(f"idle, 1 VM, {way}: wake-ups", "1/s", rates[way], goal)
 

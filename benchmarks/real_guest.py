@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from benchmarks.figures import Figure, at_most, missing, of_samples, ratios
 from benchmarks.real_vm import TARGET_BYTES, RealVm, wait
-from tests.vm.cache import ImagesError
 from tests.vm.images import Images, ready_images
 
 RUNS = 5
@@ -34,16 +33,20 @@ class Run:
 def figures() -> Iterator[Figure]:
     """Measures; yields as it goes."""
     name = "real guest, 1 GiB of 2"
+    ours, theirs, failed = [], [], ""
     try:
         images = ready_images()
-    except ImagesError as err:
-        yield missing(f"{name}: seconds to 99 % freed, to QEMU's device", "×", str(err), TIME_GOAL)
-        yield missing(f"{name}: host CPU, to QEMU with its device", "×", str(err), CPU_GOAL)
+        for _ in range(RUNS):
+            pair = [_run(images, own_device=own_device) for own_device in (False, True)]
+            ours.append(pair[0])
+            theirs.append(pair[1])
+    except Exception as err:
+        # A guest that stood still for a minute on a crowded machine: the pairs before it count.
+        failed = f"{type(err).__name__}: {err}"
+    if not ours:
+        yield missing(f"{name}: seconds to 99 % freed, to QEMU's device", "×", failed, TIME_GOAL)
+        yield missing(f"{name}: host CPU, to QEMU with its device", "×", failed, CPU_GOAL)
         return
-    ours, theirs = [], []
-    for _ in range(RUNS):
-        ours.append(_run(images, own_device=False))
-        theirs.append(_run(images, own_device=True))
     for whose, runs in (("balloond", ours), ("QEMU's device", theirs)):
         yield of_samples(f"{name}, {whose}: to actual", "s", [r.actual_s for r in runs])
         yield of_samples(f"{name}, {whose}: to 99 % freed", "s", [r.freed_s for r in runs])
@@ -60,12 +63,14 @@ def figures() -> Iterator[Figure]:
         "×",
         ratios([r.freed_s for r in ours], [r.freed_s for r in theirs]),
         TIME_GOAL,
+        failed,
     )
     yield of_samples(
         f"{name}: host CPU, to QEMU with its device",
         "×",
         ratios([r.cpu_s for r in ours], [r.cpu_s for r in theirs]),
         CPU_GOAL,
+        failed,
     )
 
 

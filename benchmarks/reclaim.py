@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from balloon_daemon.units import GIB
 from benchmarks import c_programs
 from benchmarks.alternation import DEVICE, Runs, alternate
-from benchmarks.figures import Figure, at_least, at_most, missing, of_count, of_samples, ratios
+from benchmarks.figures import (
+    Figure,
+    Goal,
+    at_least,
+    at_most,
+    missing,
+    of_count,
+    of_samples,
+    ratios,
+)
 from benchmarks.guest_file import GuestFile
 from benchmarks.processes import ASKED_OPTIONS, Balloond
 from benchmarks.ring_guest import RingGuest, area_bytes
@@ -32,7 +41,10 @@ def figures() -> Iterator[Figure]:
     try:
         floor, pages = c_programs.floor(), c_programs.page_by_page()
     except c_programs.CompilerError as err:
-        yield missing("reclaim: speed to the floor", "×", str(err), TO_FLOOR)
+        for trace in every_trace():
+            name, to_pages = f"reclaim, {trace.name}", _to_pages(trace)
+            yield missing(f"{name}: speed to the floor", "×", str(err), TO_FLOOR)
+            yield missing(f"{name}: speed to page by page", "×", str(err), to_pages)
         return
     file = GuestFile.in_memory(GUEST_BYTES + area_bytes(QUEUE_SIZE))
     with Balloond(ASKED_OPTIONS, woken=True) as daemon:
@@ -61,6 +73,9 @@ def _of_trace(trace: Trace, runs: Runs) -> Iterator[Figure]:
     to_floor = ratios(runs.cpu["floor"], runs.cpu[DEVICE])
     yield of_samples(f"{name}: speed to the floor", "×", to_floor, TO_FLOOR)
     to_pages = ratios(runs.cpu["pages"], runs.cpu[DEVICE])
-    goal = FRESH_TO_PAGES if trace.fresh else TO_PAGES
-    yield of_samples(f"{name}: speed to page by page", "×", to_pages, goal)
+    yield of_samples(f"{name}: speed to page by page", "×", to_pages, _to_pages(trace))
     yield of_count(f"{name}: pages still resident", "pages", runs.resident, at_most(0))
+
+
+def _to_pages(trace: Trace) -> Goal:
+    return FRESH_TO_PAGES if trace.fresh else TO_PAGES
