@@ -144,6 +144,8 @@ def test_started_service_is_active_and_its_devices_are_jailed(
     (device,) = devices(host, main)
     controller_status, device_status = status(host, main), status(host, device)
     assert (host.unit("ActiveState"), host.unit("SubState")) == ("active", "running")
+    # One device that the OOM killer takes must not end the others' balloons.
+    assert host.unit("OOMPolicy") == "continue"
     assert device_status["Uid"].split() == device_status["Gid"].split() == [NOBODY] * 4
     assert int(device_status["CapEff"], 16) == int(device_status["CapBnd"], 16) == 0
     assert device_status["Seccomp"] == "2"
