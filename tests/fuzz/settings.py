@@ -12,7 +12,8 @@ from tests.fuzz.invariants import require
 _PARSER = build_parser()
 _FLAGS = [
     "--vm-mem", "--socket", "--low-mem-dir", "--margin", "--policy", "--user", "--log", "--speed",
-    "--check", "--verbose", "--version", "--help", "-v", "--", "--vm", "",
+    "--keep-fds", "--no-page-reporting", "--check", "--verbose", "--version", "--help", "-v", "--",
+    "--vm", "",
 ]  # fmt: skip
 
 

@@ -142,7 +142,7 @@ def test_template_that_hangs_the_next_device_is_forked_without_it(
     os.kill(template, signal.SIGSTOP)
     os.kill(device, signal.SIGKILL)
 
-    # The controller waits 5 s for the template's answer, and a second until the next attempt.
+    # The controller waits 2 s for the template's answer, and a second until the next attempt.
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM, deadline_s=40)
 
