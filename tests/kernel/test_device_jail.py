@@ -20,7 +20,10 @@ from balloon_daemon.device.template import Template
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
-from tests.kernel.conftest import MakeRig
+from tests.kernel.conftest import MakeGuest, MakeRig, wait_for_device
+from tests.kernel.test_balloond_guests import attach
+from tests.kernel.test_namespaces import NAMESPACES
+from tests.vm.daemon import Daemon
 
 INFLATEQ, DEFLATEQ, *_ = BalloonQueue
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nothing to give up otherwise")
@@ -119,6 +122,25 @@ def test_jail_maps_its_own_guests_memory_and_no_others(
     maps = Path(f"/proc/{device.pid}/maps").read_text().splitlines()
     inodes = {int(line.split()[4]) for line in maps if "memfd:" in line}
     assert inodes == {os.fstat(rig.fd).st_ino}
+
+
+@as_root
+def test_jail_of_a_running_daemons_device_is_an_empty_world(
+    daemon: Daemon, make_guest: MakeGuest
+) -> None:
+    device = wait_for_device([attach(make_guest(), daemon)], daemon, "vm1")
+    for name in NAMESPACES:
+        ours, daemons, devices = (
+            os.readlink(f"/proc/{pid}/ns/{name}") for pid in ("self", daemon.pid, device)
+        )
+        assert daemons == ours
+        assert devices != ours
+    # "/." follows the link into the device's own mounts.
+    root = f"/proc/{device}/root/."
+    assert os.listdir(root) == os.listdir(f"/proc/{device}/cwd/.") == []
+    assert os.statvfs(root).f_flag & os.ST_RDONLY
+    interfaces = Path(f"/proc/{device}/net/dev").read_text().splitlines()[2:]
+    assert [line.partition(":")[0].strip() for line in interfaces] == ["lo"]
 
 
 # --- from inside: code that a guest that took the device over might run ------------------------
