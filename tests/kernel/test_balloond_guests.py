@@ -102,17 +102,29 @@ def test_two_guests_one_daemon_each_has_its_own_balloon(
     assert len(events(daemon, "attached")) == 2
 
 
-def test_sigterm_with_a_full_balloon_gives_all_back_first(
-    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_to_end_with_a_full_balloon_gives_all_back_first(
+    number: signal.Signals,
+    start_daemon: StartDaemon,
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
 ) -> None:
+    # Whoever runs the tests by nohup or in a script's background has it ignored, and so would the
+    # daemon.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        daemon = start_daemon()
+    finally:
+        signal.signal(number, before)
     guest = attach(make_guest(), daemon)
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual * 4096 >= 4 * STEP)
 
-    os.kill(daemon.pid, signal.SIGTERM)
+    os.kill(daemon.pid, number)
     run([guest], lambda: bool(guest.disconnected))
 
-    daemon.stop()
+    daemon.wait_end()
+    assert f"{number.name}: ending" in events(daemon, "stop")
     assert_all_back(guest, daemon)
     assert not daemon.config.socket.exists()
 
