@@ -7,14 +7,16 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
 from balloon_daemon.errors import NO_HEAD, Rule
+from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import CONFIG_CHANGE, DeviceRig
+from tests.fakes.device_rig import CONFIG_CHANGE, SHIPPED_POLICY, DeviceRig
 from tests.fakes.waiting import wait_until
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
@@ -166,6 +168,35 @@ def test_memory_that_the_kernel_refuses_to_free_is_the_hosts_fault(rig: DeviceRi
     progress = rig.wait_progress(lambda progress: progress.buffers == 1)
     assert (progress.inflated_pages, progress.removed_bytes) == (2, 0)
     assert rig.damaged() == set()
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EBUSY, errno.ENOMEM, errno.EINVAL], ids=errno.errorcode.get
+)
+def test_memory_that_is_not_freed_for_another_reason_is_the_hosts_fault_too(
+    rig: DeviceRig, tmp_path: Path, number: int
+) -> None:
+    # By a filter that answers in the kernel's place: no file here refuses for these reasons.
+    lines = SHIPPED_POLICY.read_text().splitlines(keepends=True)
+    policy = tmp_path / "refusing.policy"
+    policy.write_text(
+        "".join(line for line in lines if not line.startswith("madvise:"))
+        + f"madvise: return {errno.errorcode[number]}\n"
+    )
+    rig.spec = replace(rig.spec, load_filter=compile_policy(policy).load)
+    rig.start_ready()
+    rig.inflate([3, 4])
+    rig.offer(REPORTING_VQ, [], [(8 * 4096, 4096)])
+    assert rig.wait_used(REPORTING_VQ) == [0]
+    rig.wait_report(Fault, 2)
+    assert rig.of(Fault) == [
+        Fault(FaultKind.HOST, 0, number, NO_HEAD, 3 * 4096, 0),
+        Fault(FaultKind.HOST, 0, number, NO_HEAD, 8 * 4096, 0),
+    ]
+    progress = rig.wait_progress(lambda progress: progress.buffers == 2)
+    assert (progress.inflated_pages, progress.removals, progress.removed_bytes) == (2, 0, 0)
+    assert rig.damaged() == set()
+    assert_alive(rig)
 
 
 def test_memory_that_the_vmm_cut_off_ends_the_device_and_nobody_else(rig: DeviceRig) -> None:

@@ -18,24 +18,28 @@ FIRST_PFN, PAGES = 100, 64
 class RefusingMap:
     """A mapping of which some pages cannot be removed."""
 
-    def __init__(self, refused: set[int]) -> None:
+    def __init__(self, refused: set[int], number: int) -> None:
+        self.number = number
         self.refused = {(pfn - FIRST_PFN) * PAGE_SIZE for pfn in refused}
         self.removed: list[tuple[int, int]] = []
 
     def madvise(self, _option: int, start: int, length: int) -> None:
         if self.refused & set(range(start, start + length, PAGE_SIZE)):
-            raise OSError(errno.EPERM, "sealed")
+            raise OSError(self.number, "refused")
         self.removed.append((start, length))
 
 
 @given(
     pfns=st.lists(st.integers(FIRST_PFN, FIRST_PFN + PAGES - 1), min_size=1, max_size=PAGES),
     refused=st.sets(st.integers(FIRST_PFN, FIRST_PFN + PAGES - 1), max_size=8),
+    number=st.sampled_from([errno.EPERM, errno.EBUSY, errno.ENOMEM, errno.EINVAL]),
 )
-def test_refused_runs_are_told_and_all_others_removed(pfns: list[int], refused: set[int]) -> None:
+def test_refused_runs_are_told_and_all_others_removed(
+    pfns: list[int], refused: set[int], number: int
+) -> None:
     start = GuestAddr(FIRST_PFN * PAGE_SIZE)
     region = MemoryRegion(start, FrontendAddr(start), PAGES * PAGE_SIZE, memoryview(b""))
-    mapping, faults = RefusingMap(refused), list[tuple[int, int]]()
+    mapping, faults = RefusingMap(refused, number), list[tuple[int, int]]()
     reclaimer = Reclaimer(
         GuestMemory([region]),
         [cast(mmap.mmap, mapping)],
@@ -49,6 +53,6 @@ def test_refused_runs_are_told_and_all_others_removed(pfns: list[int], refused: 
     gone = [run for run in runs if run not in kept]
     offsets = [((first - FIRST_PFN) * PAGE_SIZE, count * PAGE_SIZE) for first, count in gone]
     assert mapping.removed == offsets
-    assert faults == [(errno.EPERM, first * PAGE_SIZE) for first, _ in kept]
+    assert faults == [(number, first * PAGE_SIZE) for first, _ in kept]
     assert reclaimer.removals == len(gone)
     assert reclaimer.removed_bytes == sum(count for _, count in gone) * PAGE_SIZE
