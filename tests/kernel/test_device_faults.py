@@ -4,6 +4,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +25,7 @@ INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDIRECT
 OUTSIDE = 1024 * 4096
 """The first address behind the rig's memory."""
+HUGE_PAGE = 2 << 20
 
 
 def assert_alive(rig: DeviceRig, damaged: set[int]) -> None:
@@ -102,6 +104,36 @@ def test_inflate_of_the_same_page_over_and_over_removes_it_once(rig: DeviceRig) 
     rig.inflate([5, 6, 5, 6])
     assert rig.wait_progress(lambda progress: progress.buffers == 2).removals == 2
     assert_alive(rig, damaged={5, 6})
+
+
+def test_deflate_of_pages_never_inflated_is_answered_and_changes_nothing(rig: DeviceRig) -> None:
+    rig.start_ready()
+    rig.inflate([5])
+    rig.offer_pfns(DEFLATEQ, [3, 4, 6, 700])
+    assert rig.wait_used(DEFLATEQ) == [0]
+    rig.inflate([6])
+    progress = rig.wait_progress(lambda progress: progress.buffers == 3)
+    assert (progress.deflated_pages, progress.removals, progress.faults) == (4, 2, 0)
+    assert rig.of(Fault) == []
+    assert_alive(rig, damaged={5, 6})
+
+
+def test_deflate_of_parts_never_inflated_completes_no_huge_page(rig: DeviceRig) -> None:
+    (region,) = rig.spec.regions
+    rig.spec = replace(rig.spec, regions=(replace(region, page_bytes=HUGE_PAGE),))
+    rig.start_ready()
+    rig.offer_pfns(DEFLATEQ, [3, 700])
+    assert rig.wait_used(DEFLATEQ) == [0]
+    parts = range(HUGE_PAGE // 4096)
+    rig.inflate([part for part in parts if part != 3])
+    # All but one are in the balloon: none of them may go, nor be forgotten.
+    assert rig.damaged() == set()
+    rig.inflate([3])
+    progress = rig.wait_progress(lambda progress: progress.buffers == 3)
+    assert (progress.deflated_pages, progress.removals, progress.faults) == (2, 1, 0)
+    rig.stop()
+    assert rig.of(Fault) == []
+    assert rig.damaged() == set(parts)
 
 
 def test_empty_chains_of_every_queue_are_answered(rig: DeviceRig) -> None:
