@@ -13,6 +13,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from balloon_daemon.fake_guest.client import FakeGuestProcess
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.ring import DriverQueue
@@ -20,7 +21,7 @@ from balloon_daemon.fake_guest.styles import STYLES, Style
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.fakes.short_host import fd_numbers
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, wait_for_device
+from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
 from tests.kernel.test_host_faults import at_rest
 from tests.vm.daemon import Daemon
@@ -170,6 +171,91 @@ def test_vmm_that_never_reads_its_channel_disturbs_nobody(
     run([deaf], lambda: deaf.driver.actual * 4096 == MAXIMUM)
     assert deaf.frontend.counters.config_changes >= 2
     assert [r for r in daemon.records() if r["level"] == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (5, "header: hung up after 5 of 12 bytes"),
+        (15, "SET_VRING_KICK: hung up after 15 of 20 bytes"),
+    ],
+)
+def test_half_a_message_held_open_holds_up_nobody(
+    sent: int, said: str, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour = attached(daemon, make_guest)
+    before = len(at_rest(daemon))
+    half = encode_request(FrontendRequest.SET_VRING_KICK, bytes(8))[:sent]
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
+        vmm.connect(str(daemon.config.socket))
+        kick = os.eventfd(0)
+        socket.send_fds(vmm, [half], [kick])
+        os.close(kick)
+        wait_for_descriptors(daemon, before + 2)  # The connection, and what came over it.
+
+        late = attach(make_guest(), daemon)
+        wait_for_device([neighbour, late], daemon, "vm3")
+        low_mem.set_low()
+        guests = [neighbour, late]
+        run(guests, lambda: all(guest.driver.actual * 4096 == MAXIMUM for guest in guests))
+        held = len(at_rest(daemon))
+        assert [r for r in daemon.records() if r.get("vm") == "vm2"] == []
+
+    wait_for_descriptors(daemon, held - 2)
+    assert [r["message"] for r in daemon.records() if r.get("vm") == "vm2"] == [
+        f"{said}; closing this connection"
+    ]
+
+
+# --- a VMM that is stopped while its rings run: its guest answers nothing, for as long as it likes
+
+
+@contextlib.contextmanager
+def guest_process(daemon: Daemon) -> Iterator[FakeGuestProcess]:
+    """A VMM that can be stopped without this process."""
+    where = ("--socket", str(daemon.config.socket), "--mem", f"{VM_MEM_MIB}M")
+    with FakeGuestProcess([*where, "--touched", "64M", "--pinned", "16M"]) as process:
+        yield process
+
+
+def test_vmm_that_is_stopped_with_running_rings_holds_up_nobody_and_goes_on_later(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # At speed 5 all levels take 3 s: it is stopped before it has got there.
+    daemon = start_daemon("--speed", "5")
+    neighbour = attached(daemon, make_guest)
+    with guest_process(daemon) as stopped:
+        low_mem.set_low()
+        stopped.wait_status(lambda s: s["actual_bytes"] > 0, "its first pages")
+
+        os.kill(stopped.pid, signal.SIGSTOP)
+        run([neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM, deadline_s=30)
+        os.kill(stopped.pid, signal.SIGCONT)
+        stopped.wait_status(lambda s: s["actual_bytes"] == MAXIMUM, "the whole balloon")
+        assert stopped.command("check")["pages_corrupt"] == 0
+        assert [r for r in daemon.records() if "exit_code" in r] == []
+        assert events(daemon, "vmm") == []
+
+
+def test_vmm_that_is_stopped_holds_up_no_end(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    neighbour = attached(daemon, make_guest)
+    with guest_process(daemon) as stopped:
+        low_mem.set_low()
+        run([neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
+        stopped.wait_status(lambda s: s["actual_bytes"] > 0, "its first pages")
+
+        os.kill(stopped.pid, signal.SIGSTOP)
+        os.kill(daemon.pid, signal.SIGTERM)
+        run([neighbour], lambda: bool(neighbour.disconnected))
+        daemon.wait_end()
+
+    late = [m for m in events(daemon, "stop") if "have not taken all of their memory" in m]
+    assert len(late) == 1
+    # The neighbour is late too where the machine has held it up.
+    assert neighbour.driver.actual == 0 or late[0].startswith("2 guests ")
 
 
 # --- GET_VRING_BASE: where the rings stand, whatever became of the device ---------------------
