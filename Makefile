@@ -15,7 +15,7 @@ test: setup ## linters, unit, property and kernel tests
 
 test-vm: setup ## real Linux guests in QEMU, the service under a real systemd
 	@.venv/bin/python -m tests.vm.images
-	@.venv/bin/python -m pytest -m vm -n 2 --dist worksteal tests/vm $(ARGS)
+	@.venv/bin/python -m pytest -m vm -n 2 --dist loadfile tests/vm $(ARGS)
 
 fuzz: setup ## attacks on everything for TIME=600 seconds; the last line is a JSON object
 	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check -e '.[fuzz]'

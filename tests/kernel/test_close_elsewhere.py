@@ -41,8 +41,8 @@ from tests.kernel.test_balloond_guests import attach, events
 from tests.vm.daemon import Daemon
 from tests.vm.waiting import wait_until
 
-SOON_S = 0.5
-"""For an answer on a loaded machine; what hangs here hangs for a minute at least."""
+SOON_S = 5.0
+"""For an answer on a machine that stalls; what hangs here hangs for a minute at least."""
 
 Q = FrontendRequest
 
@@ -382,8 +382,15 @@ def test_channel_that_is_replaced_takes_what_waits_in_it_elsewhere(
 
 
 LARGE_BYTES = 1 << 30
-FREEING_S = 0.1
-"""Freeing that much takes 0.15 to 0.25 s."""
+
+
+def freeing_s() -> float:
+    """What CPU time this machine needs today to free that much; 0.15 to 0.25 s on most."""
+    fd = os.memfd_create("measured")
+    os.posix_fallocate(fd, 0, LARGE_BYTES)
+    before = time.thread_time()
+    os.close(fd)
+    return time.thread_time() - before
 
 
 def shmem_bytes() -> int:
@@ -417,7 +424,7 @@ def test_memory_of_a_vm_that_dies_is_freed_by_others(
         deadline_s=10,
         what="its memory is free",
     )
-    assert cpu_s(daemon.pid) - before < FREEING_S
+    assert cpu_s(daemon.pid) - before < freeing_s() / 2
 
 
 @pytest.mark.usefixtures("room_for_a_large_guest")
@@ -440,5 +447,5 @@ def test_memory_that_no_device_serves_is_freed_by_others(daemon: Daemon) -> None
         deadline_s=10,
         what="its memory is free",
     )
-    assert cpu_s(daemon.pid) - before < FREEING_S
+    assert cpu_s(daemon.pid) - before < freeing_s() / 2
     assert [r for r in daemon.records() if r["level"] in ("error", "warning")] == []

@@ -270,7 +270,7 @@ def test_ring_that_the_guest_gave_away_stops_and_the_others_go_on(rig: DeviceRig
 # --- floods: a guest that keeps the device busy for nothing is slowed down --------------------
 
 
-MOST_OF_A_CORE = 0.35
+MOST_OF_A_CORE = 0.4
 """In the first second 5 % are the allowance and 5 % the share, if a wake-up costs what pace.py
 estimates; on a slow or virtual processor it costs several times that. Without a pace the device
 takes all that the machine has left: measured, 0.5 to 0.7 beside a test that floods it."""
@@ -334,10 +334,11 @@ def test_flood_of_valid_chains_that_nobody_asked_for_costs_a_part_of_a_core(
             ring.offer(ring.avail_idx % 512)
         rig.kick(INFLATEQ)
 
-    # A second of a core is the allowance, which is used up first; a quarter is the share.
+    # A second of a core is the allowance, which is used up first, with what is earned meanwhile; a
+    # quarter is the share, and without a pace it would be 0.7 or more.
     device = rig.start_ready()
     deadline = time.monotonic() + 30
-    while cpu_s(device.pid) < 1:
+    while cpu_s(device.pid) < 1.5:
         assert time.monotonic() < deadline, "the device does not use its allowance up"
         refill()
-    assert share_of_a_core(rig, refill, seconds=2) < 0.4
+    assert share_of_a_core(rig, refill, seconds=2) < 0.5

@@ -19,6 +19,7 @@ from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.device_rig import DeviceRig, ready_to_fork, shipped_filter
 from tests.fakes.short_host import fd_numbers, limited
+from tests.fuzz.jail_watch import is_alive
 from tests.kernel.conftest import MakeRig
 from tests.vm.waiting import wait_until
 
@@ -153,7 +154,7 @@ def test_template_dies_with_its_controller() -> None:
 
     # Whoever inherits it may leave it a zombie for a while.
     wait_until(
-        lambda: not template.is_running() or template.status() == psutil.STATUS_ZOMBIE,
+        lambda: not is_alive(template.pid),
         deadline_s=5,
         what="the template has ended",
     )

@@ -62,14 +62,16 @@ def test_kicks_without_work_cost_little_and_the_neighbour_reaches_its_target(
     wait_for_device(guests, daemon, "vm1")
     device = wait_for_device(guests, daemon, "vm2")
     with flood(flooder) as kicks:
-        run([neighbour], lambda: kicks() >= KICKS_A_SECOND // 2)  # The allowance is spent.
+        used = cpu_s(device)
+        run([neighbour], lambda: cpu_s(device) > used + 0.1)  # The allowance is spent.
         before, began, kicked = cpu_s(device), time.monotonic(), kicks()
         low_mem.set_low()
         run([neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
         spent, passed = cpu_s(device) - before, time.monotonic() - began
         kicked = kicks() - kicked
-    # Pace allows a twentieth of a core; the clock of /proc ticks in hundredths.
-    assert spent / passed < 0.15
+    # Pace allows a twentieth of a core at what it takes a wake-up to cost, which is several times
+    # that on a slow machine. Without a pace it is over half.
+    assert spent / passed < 0.35
     assert kicked > passed * KICKS_A_SECOND / 10  # Fewer where the machine is busy.
     # The flooder itself is only slowed down.
     run(guests, lambda: flooder.driver.actual * 4096 == MAXIMUM)
@@ -96,8 +98,8 @@ def test_actual_written_over_and_over_does_not_fill_the_log(
 def test_device_reset_over_and_over_does_not_fill_the_log(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
-    guest = attach(make_guest(), daemon)
     began = time.monotonic()
+    guest = attach(make_guest(), daemon)
 
     for number in range(12):
         run(

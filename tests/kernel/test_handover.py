@@ -216,7 +216,11 @@ def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
     first.kill()
     keeper = keeper_pid(first)
     memory, other_memory = (file_of(os.fstat(one.ram.fd)) for one in (guest, neighbour))
-    assert kept_files(keeper) >= {memory, other_memory}
+    wait_until(
+        lambda: kept_files(keeper) >= {memory, other_memory},
+        deadline_s=20,
+        what="the keeper has taken all that was sent to it",
+    )
 
     guest.hang_up()
     # Nobody starts a balloond, and the guest's memory is let go of all the same.

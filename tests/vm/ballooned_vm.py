@@ -88,9 +88,18 @@ class BalloonedVm:
             raise
 
     def kill_device(self) -> None:
-        """Ends the jailed device without asking; balloond forks another."""
+        """Ends the jailed device without asking, and waits until balloond has forked another."""
+        device = self._device_pid()
+        os.kill(device, signal.SIGKILL)
+        self.daemon.wait(
+            lambda: self._device_pid() != device,
+            deadline_s=BALLOON_S,
+            what="another device serves the guest",
+        )
+
+    def _device_pid(self) -> int:
         serving = [r["pid"] for r in self.daemon.records() if "serves" in r["message"]]
-        os.kill(serving[-1], signal.SIGKILL)
+        return int(serving[-1])
 
     def replace_daemon(self) -> None:
         """Ends balloond without asking and starts another, that goes on with the guest."""

@@ -79,7 +79,8 @@ def _remove_old_logs() -> None:
     _ALL_LOGS.mkdir(parents=True, exist_ok=True)
     for session in _ALL_LOGS.iterdir():
         if not Path("/proc", session.name).exists():
-            shutil.rmtree(session)
+            # Two workers of one run may do this at the same moment.
+            shutil.rmtree(session, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
