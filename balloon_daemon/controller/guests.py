@@ -340,7 +340,7 @@ class Guest:
         """Finishes the request that another controller had in hand when it died.
 
         Raises:
-            FrontendError: it came with descriptors, which are lost.
+            FrontendError, StateFileError: its descriptors are lost; its journal is damaged.
         """
         entry = None if self._saver is None else self._saver.journal.pending()
         if self._saver is None or entry is None:

@@ -11,6 +11,7 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
+from balloon_daemon.errors import StateFileError
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
 
@@ -83,13 +84,15 @@ class Journal:
         """The request in hand; None where there was none.
 
         Raises:
-            ValueError: the memory does not hold a journal.
+            StateFileError: the memory does not hold a journal. Whether its VMM waits for an answer
+                cannot be known then.
         """
         phase, length, number = _HEAD.unpack_from(self._map)
         if phase == Phase.NONE:
             return None
-        if length > MAX_REQUEST_BYTES:
-            raise ValueError(f"a request of {length} bytes")
+        if phase not in tuple(Phase) or length > MAX_REQUEST_BYTES:
+            found = f"a request of {length} bytes in phase {phase}"
+            raise StateFileError(f"the journal that another balloond left is damaged: {found}")
         return Entry(Phase(phase), number, self._map[_HEAD.size : _HEAD.size + length])
 
     def close(self) -> None:

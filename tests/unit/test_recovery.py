@@ -1,0 +1,159 @@
+"""What becomes of guests that another controller left, where something of one is not there."""
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from balloon_daemon.config import Config
+from balloon_daemon.controller.guests import Guest, Surroundings
+from balloon_daemon.controller.keeper import Jail
+from balloon_daemon.controller.recovery import recover
+from balloon_daemon.controller.saver import GuestSaver, Snapshot
+from balloon_daemon.controller.watch import MemoryWatch
+from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
+from balloon_daemon.handover.store import HasFileno, Store
+from balloon_daemon.linux.closing import Closer, FdKind, fd_kind
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.log import LOGGER, EventLog, RateLimit
+from balloon_daemon.low_memory import ChromeosLowMemory
+from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
+from tests.fakes.told_backend import fresh
+
+NAMES = ("vm1", "vm2")
+DAMAGED = "the journal that another balloond left is damaged"
+
+Errors = Callable[[], list[tuple[str, str]]]
+
+
+class KeepingStore:
+    """Stands for a store: all that was put into it is what the next controller finds."""
+
+    is_behind = False
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.kept: dict[str, OwnedFd] = {}
+
+    def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
+        self.names.add(name)
+        self.kept[name] = OwnedFd(os.dup(fd.fileno()))
+
+    def remove(self, name: str) -> None:
+        self.names.discard(name)
+
+    async def drained(self) -> None:
+        """It is never behind."""
+
+
+class AtOnce:
+    """Closes in this process: nobody hostile is there."""
+
+    def close(self, fds: Sequence[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+
+
+class Left:
+    """Two guests that a controller left in a store before it was gone."""
+
+    def __init__(self) -> None:
+        self.store = KeepingStore()
+        self.vmms: list[socket.socket] = []
+        self.journals: list[OwnedFd] = []
+        for name in NAMES:
+            vmm, ours = socket.socketpair()
+            vmm.setblocking(False)
+            self.vmms.append(vmm)
+            saver = GuestSaver(cast(Store, self.store), name, Journal.create("test"))
+            backend = fresh()
+            backend.channel = OwnedFd(os.eventfd(0))
+            saver.save(Snapshot(0, 0, None, backend, ours, None))
+            self.journals.append(saver.journal.fd.duplicate())
+            saver.close()
+            backend.close()
+            ours.close()
+
+    def forget_channel(self, name: str) -> None:
+        """Loses one descriptor of a guest, which its state names."""
+        for key in [key for key in self.store.kept if key.startswith(f"{name}.")]:
+            if fd_kind(self.store.kept[key].fileno()) is FdKind.EVENTFD:
+                self.store.kept.pop(key).close()
+                self.store.names.discard(key)
+
+    def go_on(self, folder: Path) -> list[Guest]:
+        """Another controller's guests; within an event loop."""
+        log = EventLog()
+        watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, log)
+        store = cast(Store, self.store)
+        shared = Surroundings(Config(), watch, Jail(lambda: None, None), store, RateLimit(10))
+
+        def make(name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
+            return Guest(name, connection, shared, log, saver)
+
+        return recover(store, make, cast(Closer, AtOnce()), log)
+
+    async def first_is_let_go_and_second_served(self, guests: list[Guest]) -> None:
+        """Raises TimeoutError where it is not so."""
+        loop = asyncio.get_running_loop()
+        served = [loop.create_task(guest.serve()) for guest in guests]
+        assert await asyncio.wait_for(loop.sock_recv(self.vmms[0], 64), 20) == b""
+        self.vmms[1].send(encode_request(FrontendRequest.GET_FEATURES))
+        assert len(await asyncio.wait_for(loop.sock_recv(self.vmms[1], 64), 20)) == 20
+        for vmm in self.vmms:
+            vmm.close()
+        await asyncio.wait_for(asyncio.gather(*served), 20)
+
+
+@pytest.fixture
+def errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Errors:
+    """Gives (VM, message) of each error in the log."""
+    monkeypatch.setattr(LOGGER, "propagate", True)
+
+    def look() -> list[tuple[str, str]]:
+        found = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        return [(record.__dict__["fields"]["vm"], record.getMessage()) for record in found]
+
+    return look
+
+
+def test_descriptor_that_was_not_kept_ends_that_vmm_and_the_other_guest_goes_on(
+    tmp_path: Path, errors: Errors
+) -> None:
+    left = Left()
+    left.forget_channel("vm1")
+
+    async def go_on() -> list[str]:
+        guests = left.go_on(tmp_path)
+        await left.first_is_let_go_and_second_served(guests)
+        return [guest.name for guest in guests]
+
+    assert asyncio.run(go_on()) == ["vm2"]
+    why = "names 1 descriptors that were not kept"
+    assert errors() == [("vm1", f"the state that another balloond left {why}; closing this VMM")]
+    assert left.store.names == set()
+
+
+@pytest.mark.parametrize(("phase", "length"), [(7, 0), (Phase.HANDLING, MAX_REQUEST_BYTES + 1)])
+def test_damaged_journal_ends_that_vmm_and_the_other_guest_goes_on(
+    tmp_path: Path, errors: Errors, phase: int, length: int
+) -> None:
+    left = Left()
+    os.pwrite(left.journals[0].fileno(), struct.pack("<IIQ", phase, length, 1), 0)
+
+    async def go_on() -> list[str]:
+        guests = left.go_on(tmp_path)
+        await left.first_is_let_go_and_second_served(guests)
+        return [guest.name for guest in guests]
+
+    assert asyncio.run(go_on()) == list(NAMES)
+    what = f"a request of {length} bytes in phase {phase:d}"
+    assert errors() == [("vm1", f"{DAMAGED}: {what}; closing this connection")]
+    assert left.store.names == set()
