@@ -137,6 +137,12 @@ class EventLog:
     def error(self, event: str, message: str, **fields: Any) -> None:
         self._log(logging.ERROR, event, message, fields)
 
+    def limited_error(self, limit: "RateLimit", now_s: float, event: str, message: str) -> None:
+        """An error that may come again at any rate; of some it says how many there were."""
+        left_out = limit.admit(now_s)
+        if left_out is not None:
+            self.error(event, f"{message} ({left_out} more like it)" if left_out else message)
+
     def _log(self, level: int, event: str, message: str, fields: dict[str, Any]) -> None:
         if LOGGER.isEnabledFor(level):
             extra = {"fields": {"event": event, **self._fields, **fields}}

@@ -87,6 +87,8 @@ class Guest:
         self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
         self._reached = RateLimit(REACHED_A_SECOND)
+        # It is tried again with each ``actual``, 20 times a second.
+        self._unkept = RateLimit(1)
         self._handled = 0
         self._unsaved = False
         self._save_later: asyncio.TimerHandle | None = None
@@ -315,18 +317,14 @@ class Guest:
             self._save_later = None
         if self._saver is None or self._leaving:
             return
-        snapshot = Snapshot(
-            self._handled,
-            self.governor.vm_mem_bytes,
-            self.governor.state(),
-            self.backend,
-            self._connection,
-            self.keeper.life,
-        )
+        mem_bytes, policy = self.governor.vm_mem_bytes, self.governor.state()
+        backend, life = self.backend, self.keeper.life
+        snapshot = Snapshot(self._handled, mem_bytes, policy, backend, self._connection, life)
         try:
             self._saver.save(snapshot)
         except OSError as err:
-            self._log.error("store", f"cannot be kept for a later balloond: {err.strerror}")
+            message = f"cannot be kept for a later balloond: {err.strerror}"
+            self._log.limited_error(self._unkept, self._loop.time(), "store", message)
 
     def _save_actual(self) -> None:
         self._save_later = None

@@ -127,12 +127,12 @@ class DeviceKeeper:
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
         self._fault_limit = RateLimit(FAULTS_A_SECOND)
         self._start_limit = RateLimit(STARTS_A_SECOND)
+        self._unforked, self._unlearned = RateLimit(1), RateLimit(1)  # Tried at any reset too.
         self._indices_known = True
         self._predecessor: OwnedFd | None = None
         self._alone = asyncio.Event()
         self._alone.set()
-        self._before = Progress()
-        self._now = Progress()
+        self._before, self._now = Progress(), Progress()
         self.stats: dict[int, int] = {}
         """The guest's latest statistics, by tag."""
         self.started = 0
@@ -226,7 +226,8 @@ class DeviceKeeper:
                 self._start(look=True)
                 await self.stop()
         if not self._indices_known:
-            self._log.error("device", "where the rings stand now cannot be learned")
+            message = "where the rings stand now cannot be learned"
+            self._log.limited_error(self._unlearned, self._loop.time(), "device", message)
 
     async def _end(self) -> None:
         if self._device is None:
@@ -255,7 +256,8 @@ class DeviceKeeper:
         try:
             device = spawn(self._spec(vrings), look=look, fork=self._jail.fork)
         except OSError as err:
-            self._log.error("device", f"cannot fork a device: {err.strerror}; trying again")
+            message = f"cannot fork a device: {err.strerror}; trying again"
+            self._log.limited_error(self._unforked, self._loop.time(), "device", message)
             self._settling = self._loop.call_later(1.0, self._start)
             return
         self._device = device
@@ -380,10 +382,8 @@ class DeviceKeeper:
         self._deaths.append(now)
         if len(self._deaths) > MAX_DEATHS and now - self._deaths[0] < DEATHS_WITHIN_S:
             self._gave_up = True
-            then = (
-                f"the {len(self._deaths)}th death within {DEATHS_WITHIN_S:.0f} s: this VM's "
-                "balloon stops until its VMM reconnects"
-            )
+            deaths = f"the {len(self._deaths)}th death within {DEATHS_WITHIN_S:.0f} s"
+            then = f"{deaths}: this VM's balloon stops until its VMM reconnects"
         else:
             then = "forking another"
             self._start()

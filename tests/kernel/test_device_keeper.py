@@ -140,3 +140,29 @@ def test_device_that_said_where_its_rings_stand_is_given_time_without_a_word(
 
 
 KILLED = "device does not stop, killing it"
+
+
+def test_forks_that_fail_over_and_over_do_not_fill_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> int:
+        loop = asyncio.get_running_loop()
+        forks = Forks()
+        keeper = make_keeper(set_up([0]), forks)
+        keeper._indices_known = False
+        began = int(loop.time())
+        for _ in range(200):
+            keeper.settle()
+            keeper._start()
+            await keeper.learn_indices()
+        assert forks.asked == 400
+        return int(loop.time()) - began + 1
+
+    monkeypatch.setattr(keeper_module, "LOOKS_AFTER_S", (0.0,))
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    seconds = asyncio.run(fail())
+
+    said = [record.getMessage().partition(" (")[0] for record in caplog.records]
+    assert 1 <= said.count("cannot fork a device: not here; trying again") <= seconds
+    assert 1 <= said.count("where the rings stand now cannot be learned") <= seconds
+    assert len(said) <= 2 * seconds

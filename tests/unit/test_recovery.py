@@ -41,8 +41,11 @@ class KeepingStore:
     def __init__(self) -> None:
         self.names: set[str] = set()
         self.kept: dict[str, OwnedFd] = {}
+        self.full = False
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
+        if self.full:
+            raise OSError(24, os.strerror(24))
         self.names.add(name)
         self.kept[name] = OwnedFd(os.dup(fd.fileno()))
 
@@ -157,3 +160,32 @@ def test_damaged_journal_ends_that_vmm_and_the_other_guest_goes_on(
     what = f"a request of {length} bytes in phase {phase:d}"
     assert errors() == [("vm1", f"{DAMAGED}: {what}; closing this connection")]
     assert left.store.names == set()
+
+
+def test_guest_for_which_there_is_no_room_any_more_does_not_fill_the_log(
+    tmp_path: Path, errors: Errors
+) -> None:
+    left = Left()
+
+    async def save() -> int:
+        loop = asyncio.get_running_loop()
+        guest, _ = guests = left.go_on(tmp_path)
+        left.store.full = True
+        first = int(loop.time())
+        for _ in range(1000):
+            guest.save()
+        seconds = int(loop.time()) - first + 1
+        # Those left out are told with the next line, however late it is.
+        while int(loop.time()) < first + seconds:
+            await asyncio.sleep(0.1)
+        guest.save()
+        for vmm in left.vmms:
+            vmm.close()
+        await asyncio.gather(*(guest.serve() for guest in guests))
+        return seconds
+
+    seconds = asyncio.run(save())
+    said = [message for vm, message in errors() if vm == "vm1"]
+    assert 2 <= len(said) <= seconds + 2
+    assert said[0] == "cannot be kept for a later balloond: Too many open files"
+    assert any(message.endswith(" more like it)") for message in said)
