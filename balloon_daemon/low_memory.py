@@ -167,12 +167,8 @@ class ChromeosLowMemory(_Journal):
     def read(self) -> Reading | None:
         """What is available now, and the margin; None: unknown, and counted."""
         # The device first: what happens between the two then wakes us rather than nobody.
-        if self._alarm is not None:
-            before = self._alarm.problem
-            self._alarm.refresh()
-            if self._alarm.problem != before:
-                what = self._alarm.problem or "it is back, waiting for it again"
-                self._notices.append(f"{self._alarm.path}: {what}")
+        if self._alarm is not None and (change := self._alarm.refresh()):
+            self._notices.append(change)
         return self._note_reading(self._measure())
 
     def wait_fd(self) -> int | None:
@@ -273,6 +269,8 @@ class MeminfoLowMemory(_Journal):
 
     def read(self) -> Reading | None:
         """What is available now, and the margin; None: unknown, and counted."""
+        if self._alarm is not None and (change := self._alarm.refresh()):
+            self._notices.append(change)
         return self._note_reading(self._measure())
 
     def wait_fd(self) -> int | None:

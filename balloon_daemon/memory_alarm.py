@@ -11,6 +11,11 @@ import select
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
+from time import monotonic
+
+TRIGGER_AGAIN_S = 60.0
+"""How long after one that failed another PSI trigger is asked for: one that is withdrawn at once
+costs one wake-up in that time."""
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -20,7 +25,34 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
-class DeviceAlarm:
+class _Alarm:
+    """What both alarms have.
+
+    Attributes:
+        path: The kernel's file.
+        problem: Why nothing can wake us just now, "" if something can.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem = ""
+        self._told = ""
+        self._epoll = select.epoll()
+        self._file: FileIO | None = None
+
+    def fileno(self) -> int:
+        """The fd to wait for; the same one from here to ``close``."""
+        return self._epoll.fileno()
+
+    def _change(self) -> str:
+        """One line where ``problem`` is another than it was the last time, else ""."""
+        if self.problem == self._told:
+            return ""
+        self._told = self.problem
+        return f"{self.path}: {self.problem or 'it is back, waiting for it again'}"
+
+
+class DeviceAlarm(_Alarm):
     """ChromeOS's ``/dev/chromeos-low-mem``: readable for as long as memory is low.
 
     It is watched level by level but only once each (EPOLLONESHOT): after a wake-up the alarm is
@@ -29,18 +61,14 @@ class DeviceAlarm:
     device is never read from: the real one has nothing to read, a FIFO in its place keeps its byte
     for as long as its writer wants to be heard.
 
-    Attributes:
+    Args:
         path: The device file; it may be absent, and come and go.
-        problem: Why nothing can wake us just now, "" if something can.
 
     Source: mm/low-mem-notify.c of the ChromeOS kernels.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.problem = ""
-        self._epoll = select.epoll()
-        self._file: FileIO | None = None
+        super().__init__(path)
         self._armed = False
         self.refresh()
 
@@ -48,10 +76,6 @@ class DeviceAlarm:
     def armed(self) -> bool:
         """Whether the kernel can wake us: False while muted and while there is no device."""
         return self._armed
-
-    def fileno(self) -> int:
-        """The fd to wait for; the same one from here to ``close``."""
-        return self._epoll.fileno()
 
     def acknowledge(self) -> bool:
         """Consumes a wake-up; to be called for each one, or it repeats at once.
@@ -64,8 +88,12 @@ class DeviceAlarm:
         self._armed = False
         return True
 
-    def refresh(self) -> None:
-        """Opens a device that came, lets go of one that went, arms a muted one that is quiet."""
+    def refresh(self) -> str:
+        """Opens a device that came, lets go of one that went, arms a muted one that is quiet.
+
+        Returns:
+            One line where that has changed what wakes us, else "".
+        """
         if self._file is not None and not self._names(self._file):
             self._drop()
         if self._file is not None and not self._armed:
@@ -78,6 +106,7 @@ class DeviceAlarm:
                 self._armed = True
         if self._file is None:
             self._open()
+        return self._change()
 
     def close(self) -> None:
         """Lets go of the device and of the epoll fd."""
@@ -135,46 +164,25 @@ overwrites the last byte of what is written with NUL, hence ours (kernel/sched/p
 """
 
 
-class PressureAlarm:
+class PressureAlarm(_Alarm):
     """A PSI trigger on ``/proc/pressure/memory``, where the kernel lends us one.
 
-    Attributes:
+    Args:
         path: The pressure file.
-        problem: Why there is no trigger, "" if there is one.
 
     Source: Documentation/accounting/psi.rst.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.problem = ""
-        self._epoll = select.epoll()
-        self._file: FileIO | None = None
-        try:
-            file = FileIO(os.fspath(path), "r+", opener=_open_at_once)
-        except OSError as err:
-            self.problem = err.strerror or str(err)
-            return
-        for trigger in PSI_TRIGGERS:
-            try:
-                file.write(trigger)
-                # Only EPOLLPRI is the trigger's: the file is always readable too.
-                self._epoll.register(file, select.EPOLLPRI)
-            except OSError as err:
-                self.problem = err.strerror or str(err)
-            else:
-                self._file, self.problem = file, ""
-                return
-        file.close()
+        super().__init__(path)
+        self._failed_at = 0.0
+        self._register()
+        self._change()
 
     @property
     def armed(self) -> bool:
         """Whether the kernel took the trigger."""
         return self._file is not None
-
-    def fileno(self) -> int:
-        """The fd to wait for; the same one from here to ``close``."""
-        return self._epoll.fileno()
 
     def acknowledge(self) -> bool:
         """Consumes a wake-up.
@@ -186,14 +194,45 @@ class PressureAlarm:
         events = self._epoll.poll(0)
         if any(happened & (select.EPOLLERR | select.EPOLLHUP) for _fd, happened in events):
             # Reported for ever from now on: better no trigger than a busy loop.
-            self.problem = "the kernel withdrew the trigger"
+            self._failed("the kernel withdrew the trigger")
             self._drop()
         return bool(events)
+
+    def refresh(self) -> str:
+        """Asks for a trigger where there is none, now and then.
+
+        Returns:
+            One line where there is none any more, or one again, else "".
+        """
+        if self._file is None and monotonic() - self._failed_at >= TRIGGER_AGAIN_S:
+            self._register()
+        return self._change()
 
     def close(self) -> None:
         """Withdraws the trigger and closes the epoll fd."""
         self._drop()
         self._epoll.close()
+
+    def _register(self) -> None:
+        try:
+            file = FileIO(os.fspath(self.path), "r+", opener=_open_at_once)
+        except OSError as err:
+            self._failed(err.strerror or str(err))
+            return
+        for trigger in PSI_TRIGGERS:
+            try:
+                file.write(trigger)
+                # Only EPOLLPRI is the trigger's: the file is always readable too.
+                self._epoll.register(file, select.EPOLLPRI)
+            except OSError as err:
+                self._failed(err.strerror or str(err))
+            else:
+                self._file, self.problem = file, ""
+                return
+        file.close()
+
+    def _failed(self, problem: str) -> None:
+        self.problem, self._failed_at = problem, monotonic()
 
     def _drop(self) -> None:
         if self._file is not None:

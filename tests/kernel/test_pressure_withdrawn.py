@@ -1,0 +1,68 @@
+"""A PSI trigger that the kernel takes back: the alarm must neither spin nor be gone for ever."""
+
+import asyncio
+from io import FileIO
+
+import pytest
+
+from balloon_daemon import memory_alarm
+from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.controller.watch import MemoryWatch
+from balloon_daemon.log import LOGGER, EventLog
+from balloon_daemon.low_memory import PRESSURE_FILE, MeminfoLowMemory
+from tests.kernel.test_low_memory_alarm import needs_pressure
+
+
+class WithoutTrigger(FileIO):
+    """A pressure file that was given no trigger reports EPOLLERR for ever."""
+
+    def write(self, content: object) -> int:
+        return 0
+
+
+def wakeups(source: MeminfoLowMemory) -> int:
+    """How often a loop is woken that watches a source for a hundred turns."""
+
+    def listener(_: Reading) -> None:
+        pass
+
+    async def watch_it() -> None:
+        watch = MemoryWatch(source, 3600.0, EventLog())
+        watch.listen(listener)
+        for _ in range(100):  # each one a turn of the loop, with a select of its own
+            await asyncio.sleep(0)
+        watch.ignore(listener)
+
+    before = source.statistics().wakeups
+    asyncio.run(watch_it())
+    return source.statistics().wakeups - before
+
+
+@needs_pressure
+def test_pressure_trigger_that_is_withdrawn_wakes_once_and_is_asked_for_again_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    monkeypatch.setattr(memory_alarm, "monotonic", lambda: now)
+
+    with monkeypatch.context() as withdrawn:
+        withdrawn.setattr(memory_alarm, "FileIO", WithoutTrigger)
+        source = MeminfoLowMemory()
+        assert wakeups(source) == 1
+        assert source.wait_fd() is None
+        # No sooner than a minute later, however often the figures are read.
+        now += memory_alarm.TRIGGER_AGAIN_S - 1
+        assert wakeups(source) == 0
+        now += 1
+        assert wakeups(source) == 1
+        assert source.wait_fd() is None
+    now += memory_alarm.TRIGGER_AGAIN_S
+    source.read()
+
+    gone = f"{PRESSURE_FILE}: the kernel withdrew the trigger"
+    back = f"{PRESSURE_FILE}: it is back, waiting for it again"
+    assert source.wait_fd() is not None
+    assert source.take_notice() == back
+    assert [record.getMessage() for record in caplog.records] == [gone, back, gone]
+    source.close()
