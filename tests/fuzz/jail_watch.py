@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 
+from balloon_daemon.device import template
 from tests.fuzz.invariants import require
 
 DEVICE_NAME = "balloon-vm"
@@ -25,6 +26,12 @@ def devices_of(controller: int) -> list[int]:
         except (OSError, KeyError):
             continue
     return pids
+
+
+def template_of(controller: int) -> int:
+    """The process that forks a controller's devices."""
+    (pid,) = (p.pid for p in psutil.Process(controller).children() if p.name() == template.NAME)
+    return pid
 
 
 def is_alive(pid: int) -> bool:

@@ -2,7 +2,8 @@
 
 Held to: the controller lives; no device of ours fails by itself; every device is in its jail; the
 neighbour's balloon reaches its targets and none of its pages is lost; no page of a hostile guest
-goes that it never named; file descriptors and memory of the controller do not grow.
+goes that it never named; file descriptors and memory of the controller do not grow, nor those of
+the template, which forks its devices.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from balloon_daemon.errors import BalloondError
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from tests.fuzz.hostile import HostileGuest, converse, never_read, shrink_memory
 from tests.fuzz.invariants import InvariantBrokenError, open_fds, require
-from tests.fuzz.jail_watch import JailWatch, is_alive
+from tests.fuzz.jail_watch import JailWatch, is_alive, template_of
 from tests.fuzz.outcome import Finding, Outcome
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
@@ -36,7 +37,7 @@ WARM_UP_ROUNDS = 4
 _SHRUNK = "the VMM cut it short"
 """A device says so, and fails, whose VMM has taken its memory away."""
 MAX_RSS_GROWTH = 12 << 20
-"""Bytes by which the controller may grow over a campaign: caches, and the allocator's rests."""
+"""Bytes by which each process may grow over a campaign: caches, and the allocator's rests."""
 
 
 def campaign(seconds: float, seed: int, folder: Path) -> Outcome:
@@ -85,13 +86,15 @@ class Battle:
                 timeout_s=NEIGHBOUR_WITHIN_S,
             )
         )
-        self._controller = psutil.Process(self.daemon.pid)
+        self._lasting = {
+            "controller": psutil.Process(self.daemon.pid),
+            "template": psutil.Process(template_of(self.daemon.pid)),
+        }
+        self._before: dict[str, tuple[int, int]] = {}
         self._jails = JailWatch()
         self._rounds = 0
         self._low = False
         self._records_seen = 0
-        self._fds_before = 0
-        self._rss_before = 0
 
     def round(self) -> int:
         """A crowd of hostile visitors, then a look at everything. Returns the attacks made."""
@@ -107,8 +110,7 @@ class Battle:
         self._rounds += 1
         if self._rounds == WARM_UP_ROUNDS:
             self._wait_for_quiet()
-            self._fds_before = open_fds(self.daemon.pid)
-            self._rss_before = self._controller.memory_info().rss
+            self._before = self._sizes()
         return attacks
 
     def _hostile_guest(self) -> int:
@@ -167,14 +169,22 @@ class Battle:
             what="all hostile guests' devices are gone",
         )
 
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """File descriptors and resident bytes of what lasts as long as balloond."""
+        return {
+            name: (open_fds(process.pid), process.memory_info().rss)
+            for name, process in self._lasting.items()
+        }
+
     def judge(self) -> None:
         """The end: what grew, and whether it still ends in order."""
         if self._rounds > WARM_UP_ROUNDS:
             self._wait_for_quiet()
-            fds = open_fds(self.daemon.pid) - self._fds_before
-            require(fds <= 0, "file descriptors of the controller grew", fds)
-            rss = self._controller.memory_info().rss - self._rss_before
-            require(rss <= MAX_RSS_GROWTH, "memory of the controller grew", rss)
+            for name, (fds, rss) in self._sizes().items():
+                fds_before, rss_before = self._before[name]
+                require(fds <= fds_before, f"file descriptors of the {name} grew", fds)
+                grown = rss - rss_before
+                require(grown <= MAX_RSS_GROWTH, f"memory of the {name} grew", grown)
         require(self._jails.seen, "no device was ever seen in its jail")
         self._neighbour.kill()
         os.kill(self.daemon.pid, signal.SIGTERM)

@@ -42,7 +42,7 @@ def test_killed_devices_and_controllers_lose_no_page(tmp_path: Path) -> None:
     assert chaos.tally.failures == []
     assert chaos.tally.device_kills > 2 * FORCED
     assert chaos.tally.controller_kills >= 1
-    assert [len(gauge.samples) for gauge in chaos.gauges] == [2, 2, 2 * can_keep_fds()]
+    assert [len(gauge.samples) for gauge in chaos.gauges] == [2, 2, 2, 2 * can_keep_fds()]
     assert verdict["pages_lost"] == 0
     assert verdict["ok"]
 

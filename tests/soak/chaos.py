@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from tests.fuzz.hostile import HostileGuest, converse
-from tests.fuzz.jail_watch import JailWatch
+from tests.fuzz.jail_watch import JailWatch, template_of
 from tests.soak.gauges import EVERY_S, Gauge
 from tests.soak.world import MAXIMUM_BYTES, Host, SoakedGuest
 
@@ -60,7 +60,10 @@ class Chaos:
         self._weather_at = 0.0
         self._jails = JailWatch()
         self.tally = Tally()
-        names = [lasting.name, mortal.name, "keeper of the mortal one's VMs"]
+        # It forks every device of a balloond that lasts: what a fork left behind would add up.
+        self._template = template_of(lasting.pid)
+        forks = "what forks the lasting one's devices"
+        names = [lasting.name, mortal.name, forks, "keeper of the mortal one's VMs"]
         self.gauges = [Gauge(name, self._began, look_every_s) for name in names]
         self._faults: dict[Callable[[Host, SoakedGuest], None], int] = {
             self._kill_device: 70,
@@ -106,9 +109,10 @@ class Chaos:
         """Looks at what must stay flat, where that is due, or at once."""
         for host, gauge in zip(self._hosts, self.gauges, strict=False):
             gauge.look(host.pid, host.life, at_once=at_once)
+        self.gauges[2].look(self._template, 0, at_once=at_once)
         keeper = self._mortal.keeper()
         if keeper is not None:
-            self.gauges[2].look(keeper, 0, at_once=at_once)
+            self.gauges[3].look(keeper, 0, at_once=at_once)
 
     def kill_each(self, times: int) -> None:
         """Deaths of each kind, whatever the dice would say: for a run too short to rely on them.

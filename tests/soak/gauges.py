@@ -1,4 +1,4 @@
-"""What must stay flat: resident memory and file descriptors of a controller over time."""
+"""What must stay flat: resident memory and file descriptors of a process over time."""
 
 import time
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One look at a controller.
+    """One look at a process.
 
     Attributes:
         at_s: seconds since the soak began.
-        life: which controller it was, counted from 0: a restarted one begins anew.
+        life: which one it was, counted from 0: a restarted controller begins anew.
         rss_bytes: resident memory.
         fds: open file descriptors.
     """
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Gauge:
-    """The samples of one balloond.
+    """The samples of one process.
 
     Attributes:
         name: for the picture.

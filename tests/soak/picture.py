@@ -10,11 +10,11 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt  # the backend has to be chosen first
 
-_COLOURS = ("#1f77b4", "#d6604d", "#4d9221")
+_COLOURS = ("#1f77b4", "#d6604d", "#b07aa1", "#4d9221")
 
 
 def draw(path: Path, gauges: list[Gauge], kill_times: list[float], title: str) -> None:
-    """Writes a PNG: a line for each balloond, broken where its controller was killed."""
+    """Writes a PNG: a line for each process, broken where a controller was killed."""
     figure, (memory, fds) = plt.subplots(2, 1, sharex=True, figsize=(11, 6), layout="constrained")
     for gauge, colour in zip(gauges, _COLOURS, strict=True):
         label: str | None = gauge.name
