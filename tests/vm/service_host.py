@@ -71,13 +71,26 @@ class ServiceHost:
             *("setpriv", "--pdeathsig", "KILL"),
             *_inside(self._cgroup),
             *nspawn_command(root),
-            *("--quiet", "--settings=no", "--register=no", "--keep-unit", "--console=pipe"),
+            *(
+                f"--machine=balloond-{os.getpid()}",
+                "--quiet",
+                "--settings=no",
+                "--register=no",
+                "--keep-unit",
+                "--console=pipe",
+            ),
             # All that is written lies over the root, in memory.
             *("--directory", str(root), "--volatile=overlay", "--private-network", "--boot"),
         ]
         with (log_dir / "console.log").open("w") as console:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                # It would lock the root, which nothing is written to, by a file beside it: another
+                # run could not boot from it, and would take the file for damage.
+                env=os.environ | {"SYSTEMD_NSPAWN_LOCK": "0"},
             )
         try:
             self._init = wait_until(
