@@ -64,8 +64,11 @@ class MemoryWatch:
         self._look()
 
     def _look(self) -> None:
-        reading = self.read()
-        self._wait()
+        try:
+            reading = self.read()
+        finally:
+            # Whatever became of this look (no memory, say), there must be a next one.
+            self._wait()
         if reading is not None and reading.is_low:
             for listener in list(self._listeners):
                 # An earlier one may have sent a later one away.

@@ -80,3 +80,38 @@ def test_whoever_is_sent_away_by_another_is_not_told() -> None:
 
     asyncio.run(listen())
     assert heard == ["first", "third"]
+
+
+class FailingMemory(ToldMemory):
+    """Low memory, of which the first look by a timer has no memory itself."""
+
+    low = True
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def read(self) -> Reading:
+        self.reads += 1
+        if self.reads == 2:
+            raise MemoryError
+        return super().read()
+
+
+def test_look_that_fails_is_followed_by_the_next() -> None:
+    async def listen() -> list[str]:
+        loop = asyncio.get_running_loop()
+        failures: list[str] = []
+        loop.set_exception_handler(lambda _, context: failures.append(repr(context["exception"])))
+        source, heard = FailingMemory(), loop.create_future()
+
+        def listener(_: Reading) -> None:
+            if source.reads == 3:
+                heard.set_result(None)
+
+        watch = MemoryWatch(source, 0.01, EventLog())
+        watch.listen(listener)
+        await asyncio.wait_for(heard, 20)
+        watch.close()
+        return failures
+
+    assert asyncio.run(listen()) == ["MemoryError()"]
