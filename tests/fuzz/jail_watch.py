@@ -8,6 +8,7 @@ import psutil
 
 from balloon_daemon.device import template
 from tests.fuzz.invariants import require
+from tests.vm.waiting import wait_until
 
 DEVICE_NAME = "balloon-vm"
 """How a device's name begins, from the moment at which it enters the jail."""
@@ -29,8 +30,17 @@ def devices_of(controller: int) -> list[int]:
 
 
 def template_of(controller: int) -> int:
-    """The process that forks a controller's devices."""
-    (pid,) = (p.pid for p in psutil.Process(controller).children() if p.name() == template.NAME)
+    """The process that forks a controller's devices; they have its limits."""
+    children = psutil.Process(controller).children
+
+    def named() -> list[int]:
+        try:
+            return [child.pid for child in children() if child.name() == template.NAME]
+        except psutil.NoSuchProcess:
+            return []  # A device that has just ended.
+
+    # It takes its name a moment after it was forked.
+    (pid,) = wait_until(named, deadline_s=10, what="the template has its name")
     return pid
 
 

@@ -6,10 +6,9 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from balloon_daemon.device.template import NAME, Template, start_template
+from balloon_daemon.device.template import Template, start_template
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.store import keeper_path
@@ -55,12 +54,6 @@ def wait_for_device(guests: list[FakeGuest], daemon: Daemon, vm: str) -> int:
 
     run(guests, look)
     return found[0]
-
-
-def template_pid(controller: int) -> int:
-    """The process that devices are forked from; they have its limits."""
-    (pid,) = (p.pid for p in psutil.Process(controller).children() if p.name() == NAME)
-    return pid
 
 
 @pytest.fixture

@@ -19,13 +19,12 @@ from balloon_daemon.vhost_user.messages import (
     RegionDescription,
     encode_request,
 )
-from tests.fuzz.jail_watch import devices_of, is_alive
+from tests.fuzz.jail_watch import devices_of, is_alive, template_of
 from tests.kernel.conftest import (
     SPEED,
     VM_MEM_MIB,
     MakeGuest,
     StartDaemon,
-    template_pid,
     wait_for_device,
 )
 from tests.vm.daemon import Daemon, DaemonConfig
@@ -150,7 +149,7 @@ def test_template_that_hangs_the_next_device_is_forked_without_it(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     guest = attach(make_guest(), daemon)
-    device, template = wait_for_device([guest], daemon, "vm1"), template_pid(daemon.pid)
+    device, template = wait_for_device([guest], daemon, "vm1"), template_of(daemon.pid)
     os.kill(template, signal.SIGSTOP)
     os.kill(device, signal.SIGKILL)
 

@@ -29,12 +29,12 @@ from tests.fakes.short_host import (
     status_kib,
 )
 from tests.fakes.wall_clocks import wall_clocks
+from tests.fuzz.jail_watch import template_of
 from tests.kernel.conftest import (
     SPEED,
     VM_MEM_MIB,
     MakeGuest,
     StartDaemon,
-    template_pid,
     wait_for_device,
 )
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
@@ -150,7 +150,7 @@ def test_no_process_to_be_had_fork_is_tried_again(
 ) -> None:
     daemon = counted_daemon
     before = len(at_rest(daemon))
-    forker = template_pid(daemon.pid)
+    forker = template_of(daemon.pid)
     limit_processes(forker, "0")
     guest = attach(make_guest(), daemon)
     run_until_logged([guest], daemon, "cannot fork a device: Resource temporarily unavailable")
@@ -170,7 +170,7 @@ def test_no_memory_to_map_a_guest_that_vm_stops_the_neighbour_goes_on(
     neighbour = attach(make_guest(), daemon)
     wait_for_device([neighbour], daemon, "vm1")
     # Enough for a device itself; it maps all of its guest.
-    forker = template_pid(daemon.pid)
+    forker = template_of(daemon.pid)
     room = (status_kib(forker, "VmSize") << 10) + VM_MEM_MIB * MIB // 4
 
     with limited(forker, resource.RLIMIT_AS, room):
