@@ -185,8 +185,12 @@ class Guest:
 
     async def _handle(self, message: Message, fds: tuple[Fd, ...]) -> None:
         self._handled += 1
+        effects = self.backend.handle(message, fds)
+        if fds:
+            # Only this process has them now, and a device that has to end first takes its time.
+            self.save()
         self._unsaved = message.request not in _CONFIG_ACCESS
-        for effect in self.backend.handle(message, fds):
+        for effect in effects:
             await self._perform(effect)
         if self._unsaved:
             self.save()
@@ -239,10 +243,9 @@ class Guest:
                 await self.keeper.stop()
             case AnswerVringBase(index):
                 await self.keeper.learn_indices()
-                reply = self.backend.stop_vring(index)
                 # Whatever was kept since the request came does not know that the vring stands.
                 self._unsaved = True
-                await self._send(reply)
+                await self._send(self.backend.stop_vring(index))
             case RingsChanged():
                 self._start_governor()
                 self.keeper.settle()
@@ -256,9 +259,8 @@ class Guest:
             self._empty.clear()
         if effect.actual == self.backend.config.num_pages:
             admitted = self._reached.admit(self._loop.time()) is not None
-            log = self._log.info if admitted else self._log.debug
-            size = format_size(self.actual_bytes)
-            log("reached", f"balloon is {size}", actual_bytes=self.actual_bytes)
+            log, size = self._log.info if admitted else self._log.debug, self.actual_bytes
+            log("reached", f"balloon is {format_size(size)}", actual_bytes=size)
         if self._saver is not None and self._save_later is None:
             self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
 

@@ -13,7 +13,7 @@ import pytest
 
 from balloon_daemon.config import Config
 from balloon_daemon.controller.guests import Guest, Surroundings
-from balloon_daemon.controller.keeper import Jail
+from balloon_daemon.controller.keeper import DeviceKeeper, Jail
 from balloon_daemon.controller.recovery import recover
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.controller.watch import MemoryWatch
@@ -21,10 +21,17 @@ from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.closing import Closer, FdKind, fd_kind
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.log import LOGGER, EventLog, RateLimit
 from balloon_daemon.low_memory import ChromeosLowMemory
+from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.connection import Connection
-from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
+from balloon_daemon.vhost_user.messages import (
+    FrontendRequest,
+    RegionDescription,
+    encode_memory_table,
+    encode_request,
+)
 from tests.fakes.told_backend import fresh
 
 NAMES = ("vm1", "vm2")
@@ -160,6 +167,40 @@ def test_damaged_journal_ends_that_vmm_and_the_other_guest_goes_on(
     what = f"a request of {length} bytes in phase {phase:d}"
     assert errors() == [("vm1", f"{DAMAGED}: {what}; closing this connection")]
     assert left.store.names == set()
+
+
+def test_descriptors_are_kept_before_the_device_ends_for_their_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Left()
+    memory = OwnedFd(create_memfd("guest", size_bytes=1 << 20))
+    region = RegionDescription(GuestAddr(0), 1 << 20, FrontendAddr(1 << 40), 0)
+    inode = os.fstat(memory.fileno()).st_ino
+
+    async def go_on() -> list[int]:
+        ending = asyncio.Event()
+
+        async def stop(_keeper: DeviceKeeper) -> None:
+            ending.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(DeviceKeeper, "stop", stop)
+        loop = asyncio.get_running_loop()
+        served = [loop.create_task(guest.serve()) for guest in left.go_on(tmp_path)]
+        request = encode_request(FrontendRequest.SET_MEM_TABLE, encode_memory_table([region]))
+        socket.send_fds(left.vmms[0], [request], [memory.fileno()])
+        await asyncio.wait_for(ending.wait(), 20)
+
+        kept = [os.fstat(fd.fileno()).st_ino for fd in left.store.kept.values()]
+        monkeypatch.undo()
+        served[0].cancel()
+        for vmm in left.vmms:
+            vmm.close()
+        await asyncio.wait(served, timeout=20)
+        return kept
+
+    assert inode in asyncio.run(go_on())
+    memory.close()
 
 
 def test_guest_for_which_there_is_no_room_any_more_does_not_fill_the_log(
