@@ -284,6 +284,18 @@ def test_meminfo_counts_free_pages_of_per_cpu_lists_up_to_the_margin(
     assert source.read() == Reading(counted_mib, 832)
 
 
+def test_meminfo_asks_this_kernel_for_its_per_cpu_lists() -> None:
+    total_bytes, _ = host_memory()
+    margin_bytes = total_bytes // 2 // MIB * MIB
+
+    # One byte short, and no running host has empty lists.
+    source = MeminfoLowMemory(
+        pressure=None, margin_bytes=margin_bytes, memory=lambda: (total_bytes, margin_bytes - 1)
+    )
+
+    assert source.read() == Reading(margin_bytes // MIB, margin_bytes // MIB)
+
+
 def test_meminfo_margin_as_large_as_the_ram_raises() -> None:
     with pytest.raises(ConfigError, match="a margin of 4 GiB on a host of 4 GiB"):
         MeminfoLowMemory(margin_bytes=4 * GIB, pressure=None, memory=lambda: (4 * GIB, 2 * GIB))

@@ -146,6 +146,7 @@ def test_started_service_is_active_and_its_devices_are_jailed(
     assert (host.unit("ActiveState"), host.unit("SubState")) == ("active", "running")
     # One device that the OOM killer takes must not end the others' balloons.
     assert host.unit("OOMPolicy") == "continue"
+    assert host.unit("ManagedOOMPreference") == "omit"
     assert device_status["Uid"].split() == device_status["Gid"].split() == [NOBODY] * 4
     assert int(device_status["CapEff"], 16) == int(device_status["CapBnd"], 16) == 0
     assert device_status["Seccomp"] == "2"
