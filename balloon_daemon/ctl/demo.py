@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         _complain(str(err))
         return 2
     if find_spec("numpy") is None:
-        _complain("it needs numpy, and draws with rich: pip install 'balloond[ctl]'")
+        _complain(f"it needs numpy, and draws with rich: {_how_to_install()}")
         return 2
     if psutil.virtual_memory().available < NEEDED_BYTES:
         _complain(f"it takes up to {format_size(NEEDED_BYTES)} of memory, and less is available")
@@ -159,7 +160,16 @@ def _check_plot(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as err:
-        raise ConfigError(f"--plot needs matplotlib: pip install 'balloond[ctl]' ({err})") from err
+        raise ConfigError(f"--plot needs matplotlib: {_how_to_install()} ({err})") from err
+
+
+def _how_to_install() -> str:
+    """How the packages come that balloonctl alone needs: from the checkout, by this Python's pip.
+
+    Never by the name balloond: what a package index has of that name, or will have, is not ours.
+    """
+    command = f"{shlex.quote(sys.executable)} -m pip install '.[ctl]'"
+    return f"run {command} in the checkout that balloond was installed from"
 
 
 def _conclude(figures: Figures, chart: Chart) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -92,6 +93,13 @@ def test_demo_refuses_nonsense_in_one_line(
     assert done.stdout == ""
 
 
+def remedy(errors: str) -> list[str]:
+    """The command that a message names, for the checkout that balloond was installed from."""
+    found = re.search(r": run (.+) in the checkout that balloond was installed from", errors)
+    assert found is not None, errors
+    return shlex.split(found[1])
+
+
 def test_demo_without_numpy_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +111,21 @@ def test_demo_without_numpy_says_what_to_install(
     assert status == 2
     assert output == ""
     assert errors.count("\n") == 1
-    assert "pip install 'balloond[ctl]'" in errors
+    assert remedy(errors) == [sys.executable, "-m", "pip", "install", ".[ctl]"]
+
+
+def test_plot_without_matplotlib_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+    status = main(["demo", "--plot", str(tmp_path / "demo.png")])
+
+    output, errors = capsys.readouterr()
+    assert status == 2
+    assert output == ""
+    assert errors.count("\n") == 1
+    assert remedy(errors) == [sys.executable, "-m", "pip", "install", ".[ctl]"]
 
 
 @pytest.fixture
