@@ -230,7 +230,7 @@ class FakeFrontend:
         offered = ProtocolFeature(_decoded(decode_u64, self.ask(_Q.GET_PROTOCOL_FEATURES)))
         chosen = offered & self.style.protocol_features
         if not chosen & ProtocolFeature.CONFIG:
-            raise BackendError("protocol feature CONFIG is not offered: QEMU exits here")
+            raise BackendError("protocol feature CONFIG is not offered: QEMU needs it")
         # Sent before REPLY_ACK holds, so nothing answers it.
         self.tell(_Q.SET_PROTOCOL_FEATURES, U64.pack(chosen))
         self.protocol_features = chosen
@@ -348,7 +348,7 @@ class FakeFrontend:
         """A guest's read of the config space.
 
         Raises:
-            BackendError: the back-end refused it: Cloud Hypervisor panics here.
+            BackendError: the back-end refused it, and a VMM has no value for its guest.
         """
         self.counters.config_reads += 1
         if not self.style.whole_config:

@@ -85,4 +85,4 @@ class FrontendCounters:
     config_writes: int = 0
     config_changes: int = 0
     early_config_changes: int = 0
-    """CONFIG_CHANGE_MSG while no ring ran: each of them would have crashed QEMU."""
+    """CONFIG_CHANGE_MSG while no ring ran, when no VMM need expect it: balloond must send none."""

@@ -1,8 +1,8 @@
 """One end of a vhost-user connection, for whoever plays the VMM.
 
 Runs in the fake guest's process and in tests. It sends whole messages or whatever a misbehaving
-VMM would send, and it never waits without a deadline: a back-end that does not answer hangs a real
-VMM, here it fails a test. It must never be used by the daemon, which trusts no peer's pace.
+VMM would send, and it never waits without a deadline: a back-end owes every answer, and one that
+does not come fails a test. It must never be used by the daemon, which trusts no peer's pace.
 """
 
 import array

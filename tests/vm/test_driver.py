@@ -46,7 +46,7 @@ def test_targets_that_change_during_boot_and_reboot_reach_the_driver(
     vms: Running, suite: str, tmp_path: Path
 ) -> None:
     # 0.5 s from level to level: 7.5 s for all of them, which is longer than the driver needs to
-    # come up, also on a busy machine. A config change signalled before that would crash QEMU.
+    # come up, also on a busy machine. Targets wait in the config space until then.
     host = LowMemDir(tmp_path / "low_mem", margin_mib=400)
     host.set_low()
     vm = vms.own(VmConfig(suite, speed=2), f"{suite}-boot", host)
