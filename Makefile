@@ -18,7 +18,7 @@ test-vm: setup ## real Linux guests in QEMU, the service under a real systemd
 	@.venv/bin/python -m pytest -m vm -n 2 --dist loadfile tests/vm $(ARGS)
 
 fuzz: setup ## attacks on everything for TIME=600 seconds; the last line is a JSON object
-	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@.venv/bin/python -c 'import atheris' 2>/dev/null || PIP_CONSTRAINT=tests/constraints.txt .venv/bin/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	@.venv/bin/python -m tests.fuzz --time $(or $(TIME),600) $(ARGS)
 
 soak: setup ## kills, reboots and enemies for TIME=600 seconds, every page checked; build/soak.png
