@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from balloon_daemon.fake_guest.wire import DEFAULT_TIMEOUT_S
+
 Json = dict[str, Any]
 
 
@@ -28,7 +30,7 @@ class FakeGuestProcess:
         TimeoutError: it was not ready in time.
     """
 
-    def __init__(self, arguments: Sequence[str], *, timeout_s: float = 30.0) -> None:
+    def __init__(self, arguments: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self.timeout_s = timeout_s
         self.events: list[Json] = []
         """Every event so far, in order."""

@@ -282,7 +282,9 @@ class FakeGuest:
         }
 
 
-def run(guests: Sequence[FakeGuest], until: Callable[[], bool], deadline_s: float = 10.0) -> None:
+def run(
+    guests: Sequence[FakeGuest], until: Callable[[], bool], deadline_s: float = DEFAULT_TIMEOUT_S
+) -> None:
     """Runs guests until a condition holds; returns as soon as it does.
 
     Raises:

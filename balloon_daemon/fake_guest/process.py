@@ -26,6 +26,7 @@ from balloon_daemon.fake_guest.page_reporting import REPORT_BLOCK_PAGES
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.settings import DriverSettings
 from balloon_daemon.fake_guest.styles import STYLES
+from balloon_daemon.fake_guest.wire import DEFAULT_TIMEOUT_S
 from balloon_daemon.units import parse_size
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature
 
@@ -193,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     machine.add_argument("--vga-hole", action="store_true", help="QEMU's hole below 1 MiB")
     machine.add_argument("--style", choices=STYLES, default="qemu")
     machine.add_argument("--num-vqs", type=int, default=5, metavar="N")
-    machine.add_argument("--timeout", type=float, default=10, metavar="SECONDS")
+    machine.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="SECONDS")
     driver = parser.add_argument_group("driver")
     driver.add_argument(
         "--features",

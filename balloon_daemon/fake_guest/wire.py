@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from balloon_daemon.errors import BalloondError
 from balloon_daemon.vhost_user.messages import HEADER, MAX_FDS, MAX_PAYLOAD_BYTES, Message
 
-DEFAULT_TIMEOUT_S = 10.0
+DEFAULT_TIMEOUT_S = 60.0
 """How long a peer may take over one message: far above any honest answer on a loaded machine."""
 
 

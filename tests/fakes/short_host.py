@@ -42,7 +42,7 @@ def fds_at_rest(pid: int, passing: Path) -> set[int]:
             return None  # One was closed while we looked.
         return None if any(f"{passing.resolve()}/" in file for file in files) else numbers
 
-    numbers = wait_until(look, deadline_s=20, what=f"process {pid} reads nothing in {passing}")
+    numbers = wait_until(look, what=f"process {pid} reads nothing in {passing}")
     assert numbers is not None
     return numbers
 
@@ -70,3 +70,9 @@ def cpu_s(pid: int) -> float:
     with open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_asleep(pid: int) -> bool:
+    """Waits in the kernel, a device in epoll_wait with nothing to do."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "S"

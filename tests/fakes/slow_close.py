@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-LINGERS_S = 60
+LINGERS_S = 600
 """Longer than any test waits."""
 
 _libc = ctypes.CDLL(None, use_errno=True)

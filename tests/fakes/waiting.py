@@ -5,13 +5,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from tests.vm.waiting import HANG_S
+
 T = TypeVar("T")
 
-DEADLINE_S = 5.0
-"""Far above anything that is waited for here, on a machine that others use too."""
 
-
-def wait_until(condition: Callable[[], T], fd: int, what: str, within_s: float = DEADLINE_S) -> T:
+def wait_until(condition: Callable[[], T], fd: int, what: str, within_s: float = HANG_S) -> T:
     """Waits until a condition holds; looks again whenever ``fd`` is readable or hung up.
 
     Args:

@@ -37,7 +37,7 @@ FIRST_NAMED, FIRST_KEPT = 16, 1024
 RING_SIZE = 64
 BUFFERS_AT = 8 * PAGE
 QUEUES = queue_numbers(OFFERED_FEATURES)
-PATIENCE_S = 5.0
+PATIENCE_S = 60.0
 
 
 def converse(path: str, random: Random) -> int:

@@ -45,7 +45,7 @@ OWN = 8
 
 HIGH_PFN = 0x10_0000
 RING_SIZE = 16
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 _QUEUES = {queue: n for n, queue in queue_numbers(OFFERED_FEATURES).items()}
 _PATTERN = [bytes([page + 1]) * PAGE for page in range(PAGES)]
 _PAGES = st.sets(st.integers(OWN, PAGES - 1), min_size=1, max_size=40)

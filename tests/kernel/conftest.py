@@ -16,7 +16,7 @@ from tests.fakes.device_rig import DeviceRig, shipped_filter
 from tests.fakes.host_setting import changed
 from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
 VM_MEM_MIB = 512
 MARGIN_MIB = 100
@@ -84,7 +84,7 @@ def end_keeper(path: Path) -> None:
     resets what it has not accepted by then.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
-        keeper.settimeout(20)
+        keeper.settimeout(HANG_S)
         try:
             keeper.connect(os.fspath(path))
         except (FileNotFoundError, ConnectionRefusedError):
@@ -92,7 +92,7 @@ def end_keeper(path: Path) -> None:
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             keeper.send(FORGET)
             assert keeper.recv(1) == b""
-    wait_until(lambda: not path.exists(), deadline_s=20, what="the keeper's socket is gone")
+    wait_until(lambda: not path.exists(), what="the keeper's socket is gone")
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from balloon_daemon import __version__
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.kernel.conftest import StartDaemon
 from tests.vm.daemon import BALLOOND, Daemon
+from tests.vm.waiting import HANG_S
 
 
 def balloond(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(BALLOOND), *args], capture_output=True, text=True, timeout=20)
+    return subprocess.run([str(BALLOOND), *args], capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_help_names_every_flag_and_the_exit_statuses() -> None:
@@ -100,7 +101,6 @@ def test_socket_left_by_a_dead_process_is_replaced(start_daemon: StartDaemon) ->
 
     second.wait(
         lambda: any(r["event"] == "listening" for r in second.records()),
-        deadline_s=10,
         what="it listens",
     )
 
@@ -195,7 +195,7 @@ def test_log_on_a_full_disk_does_not_stop_the_daemon(tmp_path: Path) -> None:
             vmm.send(encode_request(FrontendRequest.GET_FEATURES))
             assert len(vmm.recv(64)) == 20
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(HANG_S) == 0
     finally:
         process.kill()
         process.communicate()

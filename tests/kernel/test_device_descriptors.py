@@ -17,7 +17,9 @@ from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.device_rig import CONFIG_CHANGE, SHIPPED_POLICY, DeviceRig
+from tests.fakes.short_host import is_asleep
 from tests.fakes.waiting import wait_until
+from tests.vm.waiting import HANG_S
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 
@@ -75,12 +77,6 @@ def test_kick_that_is_no_eventfd_stops_its_queue_and_spins_nothing(
     rig.wait_progress(lambda progress: progress.buffers == 1)
     wait_until(lambda: is_asleep(device.pid), device.tube.fileno(), "the device to rest")
     assert rig.damaged() == {2}
-
-
-def is_asleep(pid: int) -> bool:
-    """Waiting in the kernel, in epoll_wait with nothing to do."""
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] == "S"
 
 
 def test_kick_that_hangs_up_later_stops_its_queue_and_the_others_go_on(rig: DeviceRig) -> None:
@@ -216,7 +212,7 @@ def test_memory_that_the_vmm_cut_off_ends_the_device_and_nobody_else(rig: Device
 def test_target_becomes_a_config_change_on_the_channel(rig: DeviceRig) -> None:
     ours, theirs = socket.socketpair()
     rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()))
-    theirs.settimeout(5)
+    theirs.settimeout(HANG_S)
     rig.start_ready()
     rig.running.tube.send(Target(1 << 20))
     assert theirs.recv(100) == CONFIG_CHANGE
@@ -230,7 +226,7 @@ def test_channel_that_nobody_reads_gets_whole_messages_only(rig: DeviceRig) -> N
     long = bytes(range(256)) * 4096
     ours, theirs = socket.socketpair()
     rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()), config_change=long)
-    theirs.settimeout(5)
+    theirs.settimeout(HANG_S)
     rig.start_ready()
     for target in range(5):
         rig.running.tube.send(Target(target))

@@ -17,6 +17,7 @@ from balloon_daemon.log import LOGGER, EventLog
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.vhost_user.backend import Backend
 from tests.fakes.told_backend import fresh, set_up
+from tests.vm.waiting import HANG_S
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def in_time() -> Iterator[None]:
         raise AssertionError("the keeper does not come back")
 
     previous = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(5)
+    signal.alarm(int(HANG_S))
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, previous)
@@ -84,7 +85,7 @@ def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None
         await asyncio.sleep(0.01)
         alone = [keeper._alone.is_set()]
         writing.close()
-        await asyncio.wait_for(keeper._alone.wait(), 5)
+        await asyncio.wait_for(keeper._alone.wait(), HANG_S)
         return [*alone, keeper._alone.is_set()]
 
     assert asyncio.run(watch()) == [False, True]

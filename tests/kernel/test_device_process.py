@@ -26,8 +26,9 @@ from tests.fakes.device_rig import (
     shipped_filter,
 )
 from tests.fakes.fd_room import open_fds, room_for_fds
-from tests.fakes.waiting import DEADLINE_S, wait_until
+from tests.fakes.waiting import wait_until
 from tests.kernel.conftest import MakeRig
+from tests.vm.waiting import HANG_S
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 PFNS = [7, 5, 6, 900, 3, 300, 301]
@@ -229,7 +230,7 @@ def kill_after(rig: DeviceRig, queue: BalloonQueue, answers: int) -> int:
     """Kills the device once it has answered so many chains; returns how many it has answered."""
     ring = rig.rings[queue]
     first = ring.avail_idx - CHAINS
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + HANG_S
     # Not woken by its call, which comes after the last of them.
     while ring.used_idx - first < answers:
         assert time.monotonic() < deadline, f"answered: {ring.used_idx - first} of {answers}"

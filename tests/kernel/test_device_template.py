@@ -44,7 +44,6 @@ def wait_for_own_fds(template: Template) -> None:
     """
     wait_until(
         lambda: len(fd_numbers(template.pid)) == 2,
-        deadline_s=5,
         what="the template has its own descriptors alone",
         seen=lambda: fd_numbers(template.pid),
     )
@@ -147,7 +146,7 @@ def test_template_dies_with_its_controller() -> None:
     os.close(tell)
     with open(told) as answer:
         template = psutil.Process(int(answer.readline()))
-    wait_until(lambda: template.name() == NAME, deadline_s=5, what="the template has its name")
+    wait_until(lambda: template.name() == NAME, what="the template has its name")
 
     controller.kill()
     controller.wait()
@@ -155,7 +154,6 @@ def test_template_dies_with_its_controller() -> None:
     # Whoever inherits it may leave it a zombie for a while.
     wait_until(
         lambda: not is_alive(template.pid),
-        deadline_s=5,
         what="the template has ended",
     )
 

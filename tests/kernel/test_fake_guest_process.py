@@ -13,6 +13,7 @@ from balloon_daemon.fake_guest.client import FakeGuestProcess
 from balloon_daemon.units import MIB
 from tests.vm.daemon import Daemon
 from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import HANG_S
 
 MAXIMUM = 256 * MIB
 PROGRAM = [sys.executable, "-m", "balloon_daemon.fake_guest"]
@@ -115,7 +116,7 @@ def test_guest_ends_with_its_stdin(daemon: Daemon) -> None:
 
     guest.stdin.close()
 
-    assert guest.wait(10) == 0
+    assert guest.wait(HANG_S) == 0
     assert ready["event"] == "bound"
     guest.stdout.close()
 
@@ -133,7 +134,10 @@ def test_guest_ends_with_its_stdin(daemon: Daemon) -> None:
 )
 def test_wrong_settings_are_refused_with_status_2(options: list[str], complaint: str) -> None:
     done = subprocess.run(
-        [*PROGRAM, "--socket", "/nowhere", *options], capture_output=True, text=True, timeout=20
+        [*PROGRAM, "--socket", "/nowhere", *options],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
     )
 
     assert done.returncode == 2
@@ -146,7 +150,7 @@ def test_no_daemon_is_said_in_one_line(tmp_path: Path) -> None:
         [*PROGRAM, "--socket", str(tmp_path / "nobody"), "--mem", "64M"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=HANG_S,
     )
 
     assert done.returncode == 1

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from balloon_daemon.handover.fd_keeper import END, FORGET, TAKE
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
 
 def start(path: Path) -> "subprocess.Popen[bytes]":
@@ -29,7 +29,7 @@ def test_balloond_that_is_dead_serves_nobody_though_its_connection_is_open(tmp_p
     # A child of it hangs in the kernel, past SIGKILL, and shares its descriptors.
     path = tmp_path / "keeper"
     keeper = start(path)
-    first = wait_until(lambda: reach(path), deadline_s=20, what="the keeper listens")
+    first = wait_until(lambda: reach(path), what="the keeper listens")
     assert first is not None
     first.close()
     reading, writing = os.pipe()
@@ -52,13 +52,13 @@ def test_balloond_that_is_dead_serves_nobody_though_its_connection_is_open(tmp_p
     try:
         second = reach(path)
         assert second is not None
-        second.settimeout(10)
+        second.settimeout(HANG_S)
         second.send(TAKE)
         message, fds, _, _ = socket.recv_fds(second, 100, 1)
         assert (message, len(fds)) == (b"FDNAME=vm1.1", 1)
         assert second.recv(100) == END
         second.send(FORGET)
-        assert keeper.wait(20) == 0
+        assert keeper.wait(HANG_S) == 0
         second.close()
     finally:
         os.kill(holder, signal.SIGKILL)
@@ -69,21 +69,21 @@ def test_balloond_that_is_dead_serves_nobody_though_its_connection_is_open(tmp_p
 def test_keeper_that_ends_late_leaves_its_successors_socket_alone(tmp_path: Path) -> None:
     path = tmp_path / "keeper"
     first = start(path)
-    to_first = wait_until(lambda: reach(path), deadline_s=20, what="the first keeper listens")
+    to_first = wait_until(lambda: reach(path), what="the first keeper listens")
     assert to_first is not None
     path.unlink()
     second = start(path)
-    to_second = wait_until(lambda: reach(path), deadline_s=20, what="the second keeper listens")
+    to_second = wait_until(lambda: reach(path), what="the second keeper listens")
     assert to_second is not None
 
     to_first.send(FORGET)
-    assert first.wait(20) == 0
+    assert first.wait(HANG_S) == 0
     again = reach(path)
 
     assert again is not None
     again.close()
     to_second.send(FORGET)
-    assert second.wait(20) == 0
+    assert second.wait(HANG_S) == 0
     assert not path.exists()
     to_first.close()
     to_second.close()

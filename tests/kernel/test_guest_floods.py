@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from balloon_daemon.fake_guest.machine import FakeGuest, run
-from tests.fakes.short_host import cpu_s
 from tests.kernel.conftest import MakeGuest, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM, attach
 from tests.vm.daemon import Daemon
 from tests.vm.low_mem_dir import LowMemDir
 
 KICKS_A_SECOND = 10_000
+KICKS = 5_000
+"""Twice as many as the device's allowance pays for."""
+
 BURST = 100
 """Kicks between two looks at the clock."""
 
@@ -54,7 +56,7 @@ def info_lines(daemon: Daemon, event: str) -> list[str]:
     ]
 
 
-def test_kicks_without_work_cost_little_and_the_neighbour_reaches_its_target(
+def test_kicks_without_work_keep_neither_the_neighbour_nor_the_flooder_from_its_target(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     neighbour, flooder = attach(make_guest(), daemon), attach(make_guest(), daemon)
@@ -62,19 +64,13 @@ def test_kicks_without_work_cost_little_and_the_neighbour_reaches_its_target(
     wait_for_device(guests, daemon, "vm1")
     device = wait_for_device(guests, daemon, "vm2")
     with flood(flooder) as kicks:
-        used = cpu_s(device)
-        run([neighbour], lambda: cpu_s(device) > used + 0.1)  # The allowance is spent.
-        before, began, kicked = cpu_s(device), time.monotonic(), kicks()
+        run([neighbour], lambda: kicks() >= KICKS)
         low_mem.set_low()
         run([neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
-        spent, passed = cpu_s(device) - before, time.monotonic() - began
-        kicked = kicks() - kicked
-    # Pace allows a twentieth of a core at what it takes a wake-up to cost, which is several times
-    # that on a slow machine. Without a pace it is over half.
-    assert spent / passed < 0.35
-    assert kicked > passed * KICKS_A_SECOND / 10  # Fewer where the machine is busy.
-    # The flooder itself is only slowed down.
-    run(guests, lambda: flooder.driver.actual * 4096 == MAXIMUM)
+        # The flooder itself is only slowed down.
+        run(guests, lambda: flooder.driver.actual * 4096 == MAXIMUM)
+    # What it may cost, test_device_pace.py and test_device_faults.py hold to.
+    assert wait_for_device(guests, daemon, "vm2") == device
 
 
 def test_actual_written_over_and_over_does_not_fill_the_log(

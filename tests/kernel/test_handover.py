@@ -8,7 +8,6 @@ import socket
 import sys
 import termios
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -30,7 +29,7 @@ from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_d
 from tests.kernel.test_balloond_guests import assert_all_back
 from tests.vm.daemon import BALLOOND, Daemon
 from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
 MAXIMUM = VM_MEM_MIB // 2 * MIB
 SETTINGS = GuestSettings(
@@ -124,25 +123,23 @@ def test_replaced_by_sigusr1_keeps_level_and_balloon(
 def test_timers_go_on_from_what_was_left(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
-    # At speed 10 the first release comes 6 to 7.2 s after the last low-memory event. Killed 4.5 s
-    # after that, at most 2.7 s are left; begun anew, they were 6 at least.
-    first = start_daemon("--keep-fds", "--speed", "10")
+    # At speed 20 the first release is due 3 to 3.6 s after the last low-memory event. The next
+    # controller runs at speed 1: were it begun anew there, it would come a minute later at least.
+    first = start_daemon("--keep-fds", "--speed", "20")
     guest = attach(make_guest(SETTINGS), first)
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
     low_mem.set_plenty()
-    kill_at = time.monotonic() + 4.5
-    run([guest], lambda: time.monotonic() >= kill_at)
 
     first.kill()
-    second = start_daemon("--keep-fds", "--speed", "10")
-    run([guest], lambda: moment(second, "memory is back") is not None, deadline_s=20)
+    second = start_daemon("--keep-fds", "--speed", "1")
+    run([guest], lambda: moment(second, "memory is back") is not None, deadline_s=2 * HANG_S)
 
     assert guest.disconnected == ""
     began, released = moment(second, "listening on"), moment(second, "memory is back")
     assert began is not None
     assert released is not None
-    assert released - began < 5.0
+    assert released - began < 60.0
 
 
 def test_paused_vm_is_kept_and_resumes_under_the_next(
@@ -162,6 +159,21 @@ def test_paused_vm_is_kept_and_resumes_under_the_next(
     assert guest.ram.check().pages_corrupt == 0
 
 
+PATIENT = (
+    sys.executable,
+    "-c",
+    """
+import sys
+from balloon_daemon.__main__ import main
+from balloon_daemon.controller import keeper
+keeper.STOP_WITHIN_S = 600.0
+del sys.argv[0]
+sys.exit(main())
+""",
+)
+"""Starts a controller that gives a device all the time to stop that a test may need."""
+
+
 @pytest.mark.parametrize(
     ("style", "request_"),
     [(QEMU, "GET_VRING_BASE"), (QEMU, "ADD_MEM_REG"), (QEMU_WITHOUT_SLOTS, "SET_MEM_TABLE")],
@@ -175,8 +187,8 @@ def test_controller_killed_in_the_middle_of_a_request_the_next_one_answers_it(
     make_guest: MakeGuest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = start_daemon("--keep-fds")
-    guest = attach(make_guest(replace(SETTINGS, style=style, timeout_s=30)), first)
+    first = start_daemon("--keep-fds", launcher=PATIENT)
+    guest = attach(make_guest(replace(SETTINGS, style=style)), first)
     more = OwnedFd(create_memfd("dimm", size_bytes=2 * MIB))
     dimm = RegionDescription(GuestAddr(1 << 40), 2 * MIB, FrontendAddr(1 << 46), 0)
 
@@ -201,19 +213,18 @@ def test_controller_killed_in_the_middle_of_a_request_the_next_one_answers_it(
 
     monkeypatch.setattr(wire, "send", send_and_tell)
 
-    # A device that does not stop is given a second, and the request that stops it takes as long.
+    # A device that does not stop is waited for, and the request that stops it takes as long.
     os.kill(device, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as vmm:
         asking = vmm.submit(ask)
-        assert sent.wait(5)
-        wait_until(lambda: unread_bytes(wire) == 0, deadline_s=5, what="the request is taken")
+        assert sent.wait(HANG_S)
+        wait_until(lambda: unread_bytes(wire) == 0, what="the request is taken")
         if request_ != "GET_VRING_BASE":
             # Killed before that, descriptors are lost: see docs/reliability.md.
             file, keeper = file_of(os.fstat(more.fileno())), keeper_pid(first)
-            wait_until(lambda: file in kept_files(keeper), deadline_s=5, what="the keeper has it")
+            wait_until(lambda: file in kept_files(keeper), what="the keeper has it")
         first.kill()
-        if asking.done():
-            pytest.skip("this machine held the test up for longer than the request took")
+        assert not asking.done()
         second = start_daemon("--keep-fds")
         asking.result()
 
@@ -244,7 +255,6 @@ def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
     memory, other_memory = (file_of(os.fstat(one.ram.fd)) for one in (guest, neighbour))
     wait_until(
         lambda: kept_files(keeper) >= {memory, other_memory},
-        deadline_s=20,
         what="the keeper has taken all that was sent to it",
     )
 
@@ -252,7 +262,6 @@ def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
     # Nobody starts a balloond, and the guest's memory is let go of all the same.
     wait_until(
         lambda: memory not in kept_files(keeper),
-        deadline_s=20,
         what="the keeper drops the guest that is gone",
     )
     assert other_memory in kept_files(keeper)
@@ -295,7 +304,7 @@ def test_vmm_that_connects_while_nobody_runs_is_served_by_the_next(
     late = make_guest(SETTINGS)
 
     # Connected, and its first request sent, before there is anybody to take either.
-    wire = Wire.connect(str(first.config.socket), timeout_s=30)
+    wire = Wire.connect(str(first.config.socket))
     wire.send(encode_request(FrontendRequest.GET_FEATURES))
     start_daemon("--keep-fds")
     answer, _ = wire.receive()
@@ -322,7 +331,6 @@ def test_sigterm_gives_all_back_and_the_keeper_ends(
     assert_all_back(guest, daemon)
     wait_until(
         lambda: not keeper_path(daemon.config.socket).exists(),
-        deadline_s=5,
         what="the keeper's socket is gone",
     )
 
@@ -338,7 +346,7 @@ def test_keeper_of_a_living_daemon_serves_no_second_one(
         [str(BALLOOND), "--socket", str(daemon.config.socket), "--keep-fds"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=HANG_S,
     )
 
     assert run.returncode == 1

@@ -56,9 +56,7 @@ def make_rings() -> Iterator[MakeRings]:
 
 def freeze_device(daemon: Daemon) -> int:
     """Has ending the device take a second. Returns its process id."""
-    device = wait_until(
-        lambda: ready_device(daemon, "vm1"), deadline_s=10, what="the device is ready"
-    )
+    device = wait_until(lambda: ready_device(daemon, "vm1"), what="the device is ready")
     assert device is not None
     os.kill(device, signal.SIGSTOP)
     return device
@@ -79,9 +77,7 @@ def test_vring_that_its_vmm_took_back_is_not_served_by_the_next_controller(
 
     first.kill()
     second = start_daemon("--keep-fds")
-    wait_until(
-        lambda: messages(second, "recovery"), deadline_s=10, what="the next one goes on with it"
-    )
+    wait_until(lambda: messages(second, "recovery"), what="the next one goes on with it")
     again = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
 
     assert decode_vring_state(again).num == BUFFERS
@@ -100,9 +96,7 @@ def test_request_for_where_a_vring_stands_is_answered_rightly_by_the_next_contro
     guest.frontend.write_config(ACTUAL_AT, (BUFFERS * 256).to_bytes(4, "little"))
     before = kept_files(keeper)
     guest.frontend.wire.send(encode_request(FrontendRequest.GET_VRING_BASE, GET_BASE))
-    wait_until(
-        lambda: kept_files(keeper) != before, deadline_s=10, what="the guest is kept meanwhile"
-    )
+    wait_until(lambda: kept_files(keeper) != before, what="the guest is kept meanwhile")
 
     os.kill(first.pid, number)
     first.kill() if number is signal.SIGKILL else first.wait_end()
@@ -117,15 +111,13 @@ def test_guest_that_was_asked_and_has_not_given_yet_is_told_before_the_end(
 ) -> None:
     daemon = start_daemon()
     guest = make_rings(daemon)
-    wait_until(lambda: ready_device(daemon, "vm1"), deadline_s=10, what="the device is ready")
+    wait_until(lambda: ready_device(daemon, "vm1"), what="the device is ready")
     low_mem.set_low()
     wait_told([guest])
     low_mem.set_available(200)
     # It is on its way: ``actual`` comes with its next write.
     os.kill(daemon.pid, signal.SIGTERM)
-    wait_until(
-        lambda: guest.frontend.read_config(0, 4) == bytes(4), deadline_s=10, what="target 0"
-    )
+    wait_until(lambda: guest.frontend.read_config(0, 4) == bytes(4), what="target 0")
     guest.frontend.write_config(ACTUAL_AT, bytes(4))
     daemon.wait_end()
 

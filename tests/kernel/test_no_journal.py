@@ -8,6 +8,7 @@ from tests.fakes.short_host import limit_for_room, limited
 from tests.kernel.conftest import StartDaemon
 from tests.kernel.test_balloond_guests import events
 from tests.kernel.test_host_faults import at_rest
+from tests.vm.waiting import HANG_S
 
 
 def test_descriptor_for_a_connection_and_none_for_its_journal_the_vmm_waits(
@@ -15,11 +16,11 @@ def test_descriptor_for_a_connection_and_none_for_its_journal_the_vmm_waits(
 ) -> None:
     daemon = start_daemon("--keep-fds")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
-        vmm.settimeout(5)
+        vmm.settimeout(HANG_S)
         with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 1)):
             vmm.connect(str(daemon.config.socket))
             vmm.send(encode_request(FrontendRequest.GET_FEATURES))
-            daemon.wait(lambda: bool(events(daemon, "accept")), deadline_s=5, what="it says so")
+            daemon.wait(lambda: bool(events(daemon, "accept")), what="it says so")
 
         assert len(vmm.recv(64)) == 20
     assert set(events(daemon, "accept")) == {"cannot take a connection: Too many open files"}

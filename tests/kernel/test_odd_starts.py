@@ -16,7 +16,7 @@ from balloon_daemon.fake_guest.machine import run
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import attach
 from tests.vm.daemon import BALLOOND, Daemon
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
 
 class Start:
@@ -35,7 +35,6 @@ class Start:
             )
         wait_until(
             lambda: self._process.poll() is not None or "listening on" in self.said,
-            deadline_s=10,
             what="it listens or ends",
         )
 
@@ -49,14 +48,13 @@ class Start:
         status = Path(f"/proc/{self._process.pid}/status")
         wait_until(
             lambda: "ShdPnd:\t0000000000000000\n" in status.read_text(),
-            deadline_s=5,
             what="the signal is delivered",
         )
 
     def status(self) -> int:
         """Its exit status, once it has ended; it is ended where it does not."""
         try:
-            return self._process.wait(5)
+            return self._process.wait(HANG_S)
         finally:
             self._process.kill()
             self._process.wait()
@@ -77,9 +75,9 @@ def test_all_standard_streams_closed_ends_when_told(tmp_path: Path) -> None:
     command = [str(BALLOOND), "--socket", str(path)]
     process = subprocess.Popen(command, preexec_fn=lambda: os.closerange(0, 3))
     try:
-        wait_until(path.is_socket, deadline_s=10, what="it listens")
+        wait_until(path.is_socket, what="it listens")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) in (0, -signal.SIGTERM)  # It may not have its handler yet.
+        assert process.wait(HANG_S) in (0, -signal.SIGTERM)  # It may not have its handler yet.
     finally:
         process.kill()
         process.wait()
@@ -131,7 +129,7 @@ def test_ends_of_children_ignored_check_says_that_all_is_well(tmp_path: Path) ->
         [str(BALLOOND), "--check", "--socket", str(tmp_path / "s")],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=HANG_S,
         preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
     )
 

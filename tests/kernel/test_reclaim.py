@@ -126,7 +126,6 @@ def test_guest_of_huge_pages_is_told_what_they_mean_for_its_host(
 
     wait_until(
         lambda: any("its VMM dies of SIGBUS" in message for message in warnings()),
-        deadline_s=10,
         what="the warning",
     )
     guest.close()

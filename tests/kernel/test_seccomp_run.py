@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm.waiting import HANG_S
+
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "policies" / "balloon_device.policy"
 
@@ -21,7 +23,7 @@ def seccomp(*argv: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
     )
 
 

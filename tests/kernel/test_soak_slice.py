@@ -35,7 +35,7 @@ def test_killed_devices_and_controllers_lose_no_page(tmp_path: Path) -> None:
         # Each that was counted was another process.
         assert chaos.tally.failures == []
         assert chaos.tally.device_kills == 2 * FORCED
-        wait_until(lambda: deaths(tmp_path / "a") == FORCED, deadline_s=20, what="they are told")
+        wait_until(lambda: deaths(tmp_path / "a") == FORCED, what="they are told")
         chaos.run(0, at_least=4)
 
     verdict = chaos.verdict()

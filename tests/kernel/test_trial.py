@@ -22,7 +22,7 @@ from tests.fakes.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter
 from tests.fakes.short_host import fd_numbers, limit_for_room, limited
 from tests.kernel.test_host_faults import NOBODY
 from tests.vm.daemon import BALLOOND
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
 LIBC = ctypes.CDLL(None)
 UNNAMED = "the kernel's log does not name here"
@@ -33,7 +33,7 @@ def check(tmp_path: Path, *args: str, launcher: tuple[str, ...] = ()) -> tuple[i
     """Runs ``balloond --check``. Returns its status and what it wrote to its two outputs."""
     tmp_path.chmod(0o777)
     command = [*launcher, str(BALLOOND), "--check", "--socket", str(tmp_path / "s"), *args]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     return run.returncode, run.stdout, run.stderr
 
 
@@ -86,7 +86,7 @@ def test_check_of_an_ordinary_user_has_a_device_give_memory_back(tmp_path: Path)
 def test_start_of_the_daemon_does_not_load_the_trial() -> None:
     code = "import sys, balloon_daemon.cli; sys.exit('balloon_daemon.trial' in sys.modules)"
 
-    assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANG_S).returncode == 0
 
 
 # --- policies that no device can live under ---------------------------------------------------
@@ -104,7 +104,7 @@ def test_check_with_a_policy_that_lacks_a_call_one_line_status_1(
         return not kernel_log_is_complete or UNNAMED not in runs[-1][2]
 
     # It waits a moment for the kernel's record; a busy kernel may write it later.
-    wait_until(named, deadline_s=20, what="the kernel's record comes in time")
+    wait_until(named, what="the kernel's record comes in time")
 
     status, out, err = runs[-1]
     assert (status, out) == (1, "")

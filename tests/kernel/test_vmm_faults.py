@@ -26,7 +26,7 @@ from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
 from tests.kernel.test_host_faults import at_rest
 from tests.vm.daemon import Daemon
 from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
 CROWD = 500
 
@@ -40,7 +40,7 @@ def crowd(daemon: Daemon, saying: bytes) -> Iterator[list[socket.socket]]:
             visitor = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             # Blocking, as QEMU's: without that, connect(2) fails while the backlog is full.
             visitor.connect(str(daemon.config.socket))
-            visitor.settimeout(5)
+            visitor.settimeout(HANG_S)
             visitor.sendall(saying)
             visitors.append(visitor)
         yield visitors
@@ -60,7 +60,6 @@ def assert_served(guest: FakeGuest, low_mem: LowMemDir) -> None:
 def wait_for_descriptors(daemon: Daemon, count: int) -> None:
     wait_until(
         lambda: len(fd_numbers(daemon.pid)) == count,
-        deadline_s=5,
         what=f"it has {count} descriptors open",
         seen=lambda: len(fd_numbers(daemon.pid)),
     )
@@ -114,23 +113,24 @@ def test_crowd_that_sends_garbage_is_closed_with_few_lines(
     neighbour = attached(daemon, make_guest)
     before = len(at_rest(daemon))
 
+    began = time.monotonic()
     with crowd(daemon, b"\xff" * 64) as visitors:
         for visitor in visitors:
             with contextlib.suppress(ConnectionResetError):
                 assert visitor.recv(1) == b""
     wait_for_descriptors(daemon, before)
+    touched = int(time.monotonic() - began) + 2
     assert_served(neighbour, low_mem)
     crowds = farewells(daemon)
     next_second = crowds[-1].at_s + 1.1
-    wait_until(lambda: time.monotonic() > next_second, deadline_s=5, what="another second")
+    wait_until(lambda: time.monotonic() > next_second, what="another second")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
         last.connect(str(daemon.config.socket))
         last.sendall(b"\xff" * 64)
         run([neighbour], lambda: len(farewells(daemon)) > len(crowds))
 
-    # Ten in each second of the clock, whose seconds are a little uncertain in the log.
-    seconds = int(crowds[-1].at_s + 0.05) - int(crowds[0].at_s - 0.05) + 1
-    assert 1 <= len(crowds) <= 10 * seconds
+    # Ten in each second of the clock, of which the crowd touches the first and the last in part.
+    assert 1 <= len(crowds) <= 10 * touched
     # Every connection was said or counted, those last left out by the first one after that.
     assert len(crowds) < CROWD
     assert sum(1 + farewell.left_out for farewell in farewells(daemon)) == CROWD + 1
@@ -145,7 +145,7 @@ def test_vmm_that_never_reads_is_closed_before_it_costs_memory(
     requests = encode_request(FrontendRequest.GET_FEATURES) * 1000
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
-        deaf.settimeout(5)
+        deaf.settimeout(HANG_S)
         deaf.connect(str(daemon.config.socket))
         with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012
             for _ in range(1000):
@@ -230,7 +230,7 @@ def test_vmm_that_is_stopped_with_running_rings_holds_up_nobody_and_goes_on_late
         stopped.wait_status(lambda s: s["actual_bytes"] > 0, "its first pages")
 
         os.kill(stopped.pid, signal.SIGSTOP)
-        run([neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM, deadline_s=30)
+        run([neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
         os.kill(stopped.pid, signal.SIGCONT)
         stopped.wait_status(lambda s: s["actual_bytes"] == MAXIMUM, "the whole balloon")
         assert stopped.command("check")["pages_corrupt"] == 0

@@ -6,6 +6,7 @@ from balloon_daemon.balloon_policy import Reading
 from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.log import EventLog
 from balloon_daemon.low_memory import LowMemoryStatistics
+from tests.vm.waiting import HANG_S
 
 POLL_S = 3600.0
 """So that what is heard was not heard by a poll."""
@@ -110,7 +111,7 @@ def test_look_that_fails_is_followed_by_the_next() -> None:
 
         watch = MemoryWatch(source, 0.01, EventLog())
         watch.listen(listener)
-        await asyncio.wait_for(heard, 20)
+        await asyncio.wait_for(heard, HANG_S)
         watch.close()
         return failures
 

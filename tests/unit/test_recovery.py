@@ -33,6 +33,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from tests.fakes.told_backend import fresh
+from tests.vm.waiting import HANG_S
 
 NAMES = ("vm1", "vm2")
 DAMAGED = "the journal that another balloond left is damaged"
@@ -114,12 +115,12 @@ class Left:
         """Raises TimeoutError where it is not so."""
         loop = asyncio.get_running_loop()
         served = [loop.create_task(guest.serve()) for guest in guests]
-        assert await asyncio.wait_for(loop.sock_recv(self.vmms[0], 64), 20) == b""
+        assert await asyncio.wait_for(loop.sock_recv(self.vmms[0], 64), HANG_S) == b""
         self.vmms[1].send(encode_request(FrontendRequest.GET_FEATURES))
-        assert len(await asyncio.wait_for(loop.sock_recv(self.vmms[1], 64), 20)) == 20
+        assert len(await asyncio.wait_for(loop.sock_recv(self.vmms[1], 64), HANG_S)) == 20
         for vmm in self.vmms:
             vmm.close()
-        await asyncio.wait_for(asyncio.gather(*served), 20)
+        await asyncio.wait_for(asyncio.gather(*served), HANG_S)
 
 
 @pytest.fixture
@@ -189,14 +190,14 @@ def test_descriptors_are_kept_before_the_device_ends_for_their_request(
         served = [loop.create_task(guest.serve()) for guest in left.go_on(tmp_path)]
         request = encode_request(FrontendRequest.SET_MEM_TABLE, encode_memory_table([region]))
         socket.send_fds(left.vmms[0], [request], [memory.fileno()])
-        await asyncio.wait_for(ending.wait(), 20)
+        await asyncio.wait_for(ending.wait(), HANG_S)
 
         kept = [os.fstat(fd.fileno()).st_ino for fd in left.store.kept.values()]
         monkeypatch.undo()
         served[0].cancel()
         for vmm in left.vmms:
             vmm.close()
-        await asyncio.wait(served, timeout=20)
+        await asyncio.wait(served, timeout=HANG_S)
         return kept
 
     assert inode in asyncio.run(go_on())

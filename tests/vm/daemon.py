@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 BALLOOND = ROOT / ".venv/bin/balloond"
-
-_START_S = 30
-_STOP_S = 30
 
 
 class DaemonError(AssertionError):
@@ -86,7 +83,6 @@ class Daemon:
             # Its word, not the socket's name: that is there a moment before anybody listens.
             self.wait(
                 lambda: any(record["event"] == "listening" for record in self.records()),
-                deadline_s=_START_S,
                 what="balloond listens",
             )
         except BaseException:
@@ -139,7 +135,7 @@ class Daemon:
         if errors:
             raise DaemonError("balloond logged errors:\n" + "\n".join(map(str, errors)))
 
-    def wait(self, condition: Callable[[], T], *, deadline_s: float, what: str) -> T:
+    def wait(self, condition: Callable[[], T], *, what: str, deadline_s: float = HANG_S) -> T:
         """Waits for a condition, but no longer than balloond lives.
 
         Raises:
@@ -175,11 +171,11 @@ class Daemon:
             DaemonError: its exit status is not 0, or it took too long.
         """
         try:
-            status = self._process.wait(_STOP_S)
+            status = self._process.wait(HANG_S)
         except subprocess.TimeoutExpired as err:
             self.kill()
             raise DaemonError(
-                f"balloond did not end in {_STOP_S} s\n{self._last_lines()}"
+                f"balloond did not end in {HANG_S:g} s\n{self._last_lines()}"
             ) from err
         if status != 0:
             raise DaemonError(f"balloond ended with status {status}\n{self._last_lines()}")

@@ -6,6 +6,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+HANG_S = 60.0
+"""So long only what hangs takes, on a machine twenty times busier than it should be too. How quick
+something is, benchmarks/ measures."""
+
 _POLL_S = 0.01
 """Short beside anything a guest under TCG does (a buffer of 256 pages takes it 2.6 ms)."""
 
@@ -17,16 +21,16 @@ class DeadlineError(AssertionError):
 def wait_until(
     condition: Callable[[], T],
     *,
-    deadline_s: float,
     what: str,
+    deadline_s: float = HANG_S,
     seen: Callable[[], object] | None = None,
 ) -> T:
     """Waits until a condition holds, and fails the test if it does not in time.
 
     Args:
         condition: polled; what it returns counts by its truth.
-        deadline_s: seconds of real time to wait at most.
         what: the condition in words, for the failure's message.
+        deadline_s: seconds of real time to wait at most.
         seen: asked once, at the deadline, for what there was instead.
 
     Returns:
