@@ -1,16 +1,16 @@
 """A setting of the whole host, changed for a while, by one run of the tests at a time."""
 
 import contextlib
-import fcntl
+import errno
 import os
-import tempfile
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
-LOCKED_WITHIN_S = 120.0
-"""Another checkout's test holds it for a few seconds; its whole machine may be busy."""
+LOCKED_WITHIN_S = 10 * HANG_S
+"""Other checkouts' tests hold it one after the other, each for as long as a test may hang."""
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def changed(setting: Path, change: Callable[[str], str]) -> Iterator[str]:
     """Changes a file of /proc/sys for as long as the block runs.
 
     Of two checkouts whose tests run at once, each would put back what the other had changed: a
-    lock is held meanwhile. Its file stays, as removing it would let two hold it.
+    lock is held meanwhile.
 
     Args:
         setting: the file.
@@ -30,9 +30,9 @@ def changed(setting: Path, change: Callable[[str], str]) -> Iterator[str]:
     Raises:
         OSError: not permitted here, or /proc/sys is read-only.
     """
-    # First, so that nobody locks who may not change: the file would be of the wrong owner.
+    # First, so that nobody waits who may not change it.
     os.close(os.open(setting, os.O_RDWR | os.O_CLOEXEC))
-    with _locked(Path(tempfile.gettempdir()) / f"balloond-tests-{setting.name}.lock"):
+    with _locked(setting.name):
         before = setting.read_text()
         setting.write_text(change(before))
         try:
@@ -42,22 +42,19 @@ def changed(setting: Path, change: Callable[[str], str]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def _locked(name: str) -> Iterator[None]:
+    # An abstract name, which nobody else can have: it knows no directories, so that checkouts in
+    # several roots or with several /tmp see one another, and goes with its process.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
 
-    def taken() -> bool:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        def taken() -> bool:
+            try:
+                lock.bind(f"\0balloond-tests-{name}")
+            except OSError as err:
+                if err.errno != errno.EADDRINUSE:
+                    raise
+                return False
+            return True
 
-    try:
-        wait_until(taken, deadline_s=LOCKED_WITHIN_S, what=f"the lock {path}")
-        try:
-            yield
-        finally:
-            # Not by closing alone: a process forked meanwhile may have it open for a moment more.
-            fcntl.flock(lock, fcntl.LOCK_UN)
-    finally:
-        os.close(lock)
+        wait_until(taken, deadline_s=LOCKED_WITHIN_S, what=f"the lock of {name}")
+        yield
