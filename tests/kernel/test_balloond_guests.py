@@ -19,6 +19,7 @@ from balloon_daemon.vhost_user.messages import (
     RegionDescription,
     encode_request,
 )
+from tests.fakes.default_signals import default_signals
 from tests.fuzz.jail_watch import devices_of, is_alive, template_of
 from tests.kernel.conftest import (
     SPEED,
@@ -82,7 +83,7 @@ def test_low_memory_takes_touched_pages_and_returns_them_all(
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
     freed = before - guest.ram.blocks_bytes()
     low_mem.set_plenty()
-    run([guest], lambda: guest.driver.actual == 0, deadline_s=60)
+    run([guest], lambda: guest.driver.actual == 0)
 
     check = guest.ram.check()
     assert freed == 64 * MIB
@@ -108,13 +109,8 @@ def test_signal_to_end_with_a_full_balloon_gives_all_back_first(
     low_mem: LowMemDir,
     make_guest: MakeGuest,
 ) -> None:
-    # Whoever runs the tests by nohup or in a script's background has it ignored, and so would the
-    # daemon.
-    before = signal.signal(number, signal.SIG_DFL)
-    try:
+    with default_signals(number):
         daemon = start_daemon()
-    finally:
-        signal.signal(number, before)
     guest = attach(make_guest(), daemon)
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual * 4096 >= 4 * STEP)
@@ -155,7 +151,7 @@ def test_template_that_hangs_the_next_device_is_forked_without_it(
 
     # The controller waits 2 s for the template's answer, and a second until the next attempt.
     low_mem.set_low()
-    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM, deadline_s=40)
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
     given_up = f"process {template}, which forks devices, does not answer: from now on balloond"
     assert [m for m in events(daemon, "device") if given_up in m] != []
@@ -217,7 +213,7 @@ def test_forbidden_call_kills_the_device_and_is_named(
 
     # balloond waits a moment for the kernel's record, and a busy kernel may write it later. Where
     # the records' rate is limited, any of them may be missing.
-    wait_until(named, deadline_s=20, what="the call is named")
+    wait_until(named, what="the call is named")
     assert all("for madvise();" in m or "for a forbidden system call;" in m for m in reports())
 
 
@@ -318,7 +314,7 @@ def test_memory_table_changed_while_rings_run_the_device_ends_before_the_answer(
     frontend.share_memory(without)
     ended_for_less = not is_alive(devices[1])
     more.close()
-    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM, deadline_s=30)
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
     assert ended_for_more
     assert ended_for_less

@@ -255,7 +255,9 @@ def test_meminfo_margin_is_5_2_per_cent_of_the_ram_unless_given() -> None:
     memory = (16_000 * MIB, 1000 * MIB - 1)
 
     default = MeminfoLowMemory(pressure=None, memory=lambda: memory)
-    given = MeminfoLowMemory(pressure=None, memory=lambda: memory, margin_bytes=2 * GIB)
+    given = MeminfoLowMemory(
+        pressure=None, memory=lambda: memory, margin_bytes=2 * GIB, per_cpu_free=lambda _: 0
+    )
 
     assert default.read() == Reading(available_mib=999, margin_mib=832)
     assert given.read() == Reading(available_mib=999, margin_mib=2048)
