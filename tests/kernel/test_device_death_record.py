@@ -14,8 +14,8 @@ from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig
 from tests.kernel.conftest import MakeRig
 from tests.vm.waiting import wait_until
 
-NOBODY = (1 << 22) + 1
-"""Above any process id (pid_max is at most 2**22)."""
+NOBODY = (1 << 22) + 4 * os.getpid()
+"""Above any process id (pid_max is at most 2**22), and no other run of the tests has it."""
 
 
 def openable(mode: int) -> bool:

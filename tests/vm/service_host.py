@@ -17,13 +17,11 @@ from pathlib import Path
 
 from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.service_root import nspawn_command
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 MARGIN_MIB = 100
 
-_BOOT_S = 30
-_COMMAND_S = 30
 _PACKAGES = "usr/lib/python3/dist-packages"
 _LOW_MEM_DIR = "srv/low_mem"
 _ERROR = 3
@@ -93,11 +91,7 @@ class ServiceHost:
                 env=os.environ | {"SYSTEMD_NSPAWN_LOCK": "0"},
             )
         try:
-            self._init = wait_until(
-                self._find_init,
-                deadline_s=_BOOT_S,
-                what="systemd boots",
-            )
+            self._init = wait_until(self._find_init, what="systemd boots")
             self.run("systemctl", "is-system-running", "--wait", check=False)
             self._install()
             self.low_mem = LowMemDir(self.path(_LOW_MEM_DIR), margin_mib=MARGIN_MIB)
@@ -138,7 +132,7 @@ class ServiceHost:
     def run(self, *command: str, check: bool = True) -> str:
         """Runs a command on the machine to its end and gives what it printed."""
         with self.running(*command) as process:
-            output, errors = process.communicate(timeout=_COMMAND_S)
+            output, errors = process.communicate(timeout=HANG_S)
         assert not check or process.returncode == 0, f"{command}: {errors}"
         return output.strip()
 
@@ -188,7 +182,7 @@ class ServiceHost:
                 (self.log_dir / "journal.log").write_text(journal)
         self._process.terminate()
         try:
-            self._process.wait(_COMMAND_S)
+            self._process.wait(HANG_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
