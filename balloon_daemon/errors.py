@@ -34,6 +34,26 @@ class TrialError(BalloondError):
     """A trial device did not live through its work: says what happened, and the remedy."""
 
 
+def printable(text: str) -> str:
+    """The text as a terminal may be given it, on one line.
+
+    What is not printable, control characters, other line ends and marks of direction among them,
+    is escaped: ``\\x1b``, ``\\u2028``. So is a byte that was no UTF-8: ``\\xff``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how surrogateescape decodes a byte
+        code -= 0xDC00
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
 class PolicyProblem(NamedTuple):
     """One thing to say about a seccomp policy file, an error or a warning, with its place.
 

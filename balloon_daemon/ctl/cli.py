@@ -1,27 +1,78 @@
 """``balloonctl``: flags to subcommands; the only exit codes."""
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from balloon_daemon import __version__
 from balloon_daemon.ctl import demo, seccomp
+from balloon_daemon.errors import printable
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where to read on; subcommands' parsers do too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {printable(message)} (usage: {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``balloonctl``."""
+    parser: argparse.ArgumentParser = _Parser(
+        prog="balloonctl", description="Tools around balloond, the memory balloon daemon."
+    )
+    parser.add_argument("--version", action="version", version=f"balloonctl {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    demo.add_parser(subparsers)
+    seccomp.add_parser(subparsers)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand.
 
     Returns:
-        Its exit status: 0, or 2 for a mistake of the operator's.
+        Its exit status: 0, or 2 for a mistake of the operator's; 1 where its output cannot be
+        written, 130 where it was interrupted.
     """
-    parser = argparse.ArgumentParser(
-        prog="balloonctl", description="Tools around balloond, the memory balloon daemon."
-    )
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    demo.add_parser(subparsers)
-    seccomp.add_parser(subparsers)
-    options = parser.parse_args(argv)
-    status: int = options.run(options)
+    _prepare_output()
+    options = build_parser().parse_args(argv)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()  # nobody reads it any more
+        return EXIT_FAILURE
+    except OSError as err:
+        _drop_output()
+        print(f"balloonctl: {printable(err.strerror or str(err))}", file=sys.stderr)
+        return EXIT_FAILURE
     return status
+
+
+def _prepare_output() -> None:
+    """Makes printing work however the streams were left: closed, or of a small encoding."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the encoding lacks is escaped, as it is on standard error.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Keeps Python from writing what is left once more at its end, and failing again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from balloon_daemon.ctl import seccomp_words as words
 from balloon_daemon.ctl.seccomp_pfc import write_pfc
 from balloon_daemon.ctl.seccomp_run import add_run_parsers
-from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem
+from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem, printable
 from balloon_daemon.seccomp.bpf import SOCK_FILTER
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.constants import ARCH_NAMES
@@ -105,12 +105,12 @@ def _with_errors(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse
         except PolicyFileError as err:
             print(err, file=sys.stderr)
         except BalloondError as err:
-            print(f"balloonctl: {err}", file=sys.stderr)
-        except BrokenPipeError:
-            raise
+            print(f"balloonctl: {printable(str(err))}", file=sys.stderr)
         except OSError as err:
-            where = f"{err.filename}: " if err.filename is not None else ""
-            print(f"balloonctl: {where}{err.strerror or err}", file=sys.stderr)
+            if err.filename is None:
+                raise  # no file that was named is at fault, but this host
+            where = printable(f"{err.filename}: {err.strerror or err}")
+            print(f"balloonctl: {where}", file=sys.stderr)
         return 2
 
     return guarded

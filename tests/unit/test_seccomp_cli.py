@@ -235,12 +235,21 @@ def test_operators_mistake_is_one_line_and_status_2(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [[], ["check"], ["check", "--default", "errno", "x"], ["burn"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [], ["check"], ["check", "--default", "errno", "x"], ["burn"],
+        ["check", "--include-map", "x", "y"], ["compile", "x"], ["trace", "--from", "here"],
+    ],
+)  # fmt: skip
 def test_bad_flags_end_with_status_2(argv: list[str], capsys: Output) -> None:
     with pytest.raises(SystemExit) as ended:
         run(*argv)
     assert ended.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("balloonctl seccomp")
+    assert "usage:" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

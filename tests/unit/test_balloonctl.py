@@ -1,0 +1,102 @@
+"""``balloonctl`` itself: its version, its help, and what ends it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon import __version__
+from balloon_daemon.ctl.cli import main
+
+ROOT = Path(__file__).parents[2]
+POLICY = ROOT / "policies" / "balloon_device.policy"
+
+Output = pytest.CaptureFixture[str]
+
+COMMANDS = [
+    "", "demo", "seccomp", "seccomp check", "seccomp explain", "seccomp test", "seccomp compile",
+    "seccomp run", "seccomp trace",
+]  # fmt: skip
+
+
+def ended(*argv: str) -> object:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    return caught.value.code
+
+
+def balloonctl(*argv: str, stdout: int | None = subprocess.PIPE) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "balloon_daemon.ctl.cli", *argv],
+        cwd=ROOT,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
+
+
+def test_version_is_the_packages(capsys: Output) -> None:
+    assert ended("--version") == 0
+    assert capsys.readouterr().out == f"balloonctl {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: Output) -> None:
+    assert ended(*command.split(), "--help") == 0
+    assert capsys.readouterr().out.startswith(f"usage: balloonctl {command}".rstrip())
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ([], "balloonctl: the following arguments are required: COMMAND"),
+        (["burn"], "balloonctl: argument COMMAND: invalid choice: 'burn'"),
+        (["--wibble"], "balloonctl: the following arguments are required: COMMAND"),
+        (["seccomp"], "balloonctl seccomp: the following arguments are required: COMMAND"),
+        (["seccomp", "burn"], "balloonctl seccomp: argument COMMAND: invalid choice: 'burn'"),
+        (["seccomp", "check"], "balloonctl seccomp check: the following arguments are required"),
+        (["demo", "--wibble"], "balloonctl: unrecognized arguments: --wibble"),
+        (["demo", "--speed", "x"], "balloonctl demo: argument --speed: invalid float value: 'x'"),
+        (["bu\x1brn\n"], "balloonctl: argument COMMAND: invalid choice: 'bu\\x1brn\\n'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    argv: list[str], complaint: str, capsys: Output
+) -> None:
+    assert ended(*argv) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(complaint)
+    assert told.err.endswith(" --help)\n")
+    assert told.err.count("\n") == 1
+
+
+def test_output_to_a_full_disk_is_one_line_and_status_1() -> None:
+    with open("/dev/full", "w") as full:
+        told = balloonctl("seccomp", "explain", str(POLICY), stdout=full.fileno())
+    assert told == (1, "balloonctl: No space left on device\n")
+
+
+def test_output_that_nobody_reads_ends_it_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert balloonctl("seccomp", "explain", str(POLICY), stdout=writing) == (1, "")
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+@pytest.mark.parametrize("arguments", ["check", "compile -o -"])
+def test_standard_stream_closed_is_no_mistake(arguments: str, closed: str) -> None:
+    verb, *options = arguments.split()
+    program = [sys.executable, "-m", "balloon_daemon.ctl.cli"]
+    command = [*program, "seccomp", verb, str(POLICY), *options]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command], cwd=ROOT, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
