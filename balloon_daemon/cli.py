@@ -16,7 +16,13 @@ from balloon_daemon.config import Config, default_policy_file, default_socket
 from balloon_daemon.controller.keeper import Jail
 from balloon_daemon.controller.loop import Controller, kept_listener, listen
 from balloon_daemon.device.template import Template
-from balloon_daemon.errors import BalloondError, ConfigError, PolicyFileError, TrialError
+from balloon_daemon.errors import (
+    BalloondError,
+    ConfigError,
+    PolicyFileError,
+    TrialError,
+    printable,
+)
 from balloon_daemon.handover.store import Store, connect_keeper, connect_systemd, take_from_systemd
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.jail import Identity
@@ -197,7 +203,7 @@ def _compile(path: Path) -> CompiledFilter:
     except PolicyFileError:
         raise
     except OSError as err:
-        raise ConfigError(f"policy file {path}: {err.strerror}") from err
+        raise ConfigError(f"policy file {printable(str(path))}: {err.strerror}") from err
 
 
 def _identity(user: str) -> Identity | None:
@@ -277,7 +283,7 @@ def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
     from balloon_daemon.trial import GIVEN_BYTES, try_device
 
     outcome = try_device(jail.load_filter, jail.identity, jail.fork)
-    print(f"policy file  {config.policy_file}: compiled")
+    print(f"policy file  {printable(str(config.policy_file))}: compiled")
     print(f"low memory   {source.describe()}")
     if config.vm_mem_bytes is not None:
         limit = max_balloon_bytes(config.vm_mem_bytes)
@@ -327,10 +333,13 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
     if args.check:
         listener.close()
         config.socket.unlink(missing_ok=True)
+        for warning in compiled.warnings:
+            print(warning.told("warning: "), file=sys.stderr)
         _check(config, source, jail)
         return EXIT_OK
     configure(args.log, verbose=args.verbose)
     for warning in compiled.warnings:
+        # Its first line; what it quotes of the file is in there escaped.
         EventLog().warning("policy-file", str(warning).splitlines()[0])
     if not logs_to_journal(sys.stdout.fileno()):
         _show(_how_to_attach(config))

@@ -34,6 +34,12 @@ class TrialError(BalloondError):
     """A trial device did not live through its work: says what happened, and the remedy."""
 
 
+_SOURCE_SHOWN = 240
+"""How many characters of a policy file's line a message shows at most."""
+
+_MESSAGE_SHOWN = 600
+
+
 def printable(text: str) -> str:
     """The text as a terminal may be given it, on one line.
 
@@ -52,6 +58,10 @@ def _escaped(character: str) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _line_shown(source: str) -> str:
+    return "\t".join(map(printable, source.split("\t")))
 
 
 class PolicyProblem(NamedTuple):
@@ -75,15 +85,33 @@ class PolicyProblem(NamedTuple):
 
     def __str__(self) -> str:
         """``file:line:column: message``, then the source line, then carets under the place."""
+        return self.told("")
+
+    def told(self, mark: str) -> str:
+        """The same with a mark before the message, such as ``warning: ``.
+
+        Nothing of the file reaches a terminal or a log unseen: what is not printable is escaped.
+        Of a long line only what is near the place is shown.
+        """
+        message = printable(self.message)
+        if len(message) > _MESSAGE_SHOWN:
+            message = f"{message[: _MESSAGE_SHOWN - 100]} … {message[-100:]}"
+        head = f"{printable(self.file)}:{self.line}:{self.column}: {mark}{message}"
         if not self.source.strip():
-            return f"{self.file}:{self.line}:{self.column}: {self.message}"
+            return head
+        at = self.column - 1
+        start, end = 0, len(self.source)
+        if end > _SOURCE_SHOWN:
+            start = max(0, min(at - _SOURCE_SHOWN // 2, end - _SOURCE_SHOWN))
+            end = start + _SOURCE_SHOWN
+        left, right = "… " if start else "", " …" if end < len(self.source) else ""
+        before = left + _line_shown(self.source[start:at])
+        marked = _line_shown(self.source[at : min(at + self.length, end)])
+        after = _line_shown(self.source[at + self.length : end]) + right
         # Tabs stay tabs below the line, or the carets would stand elsewhere on a terminal.
-        before = "".join("\t" if c == "\t" else " " for c in self.source[: self.column - 1])
-        return (
-            f"{self.file}:{self.line}:{self.column}: {self.message}\n"
-            f"    {self.source}\n"
-            f"    {before}{'^' * self.length}"
-        )
+        below = "".join("\t" if c == "\t" else " " for c in before)
+        carets = "^" * max(1, len(marked))
+        return f"{head}\n    {before}{marked}{after}\n    {below}{carets}"
 
 
 class PolicyFileError(BalloondError):

@@ -86,7 +86,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="bpf: struct sock_filter, as minijail0 --seccomp-bpf-binary and bubblewrap "
         "--seccomp load it; pfc: pseudo code to read",
     )
-    add_run_parsers(commands, common, _read, _with_errors)
+    add_run_parsers(commands, common, _read_and_warn, _with_errors)
 
 
 def _include_map(text: str) -> tuple[str, str]:
@@ -129,6 +129,17 @@ def _read(options: argparse.Namespace, path: Path) -> ParsedPolicy:
     return read_policy(path, default=default, arch=options.arch, read=read)
 
 
+def _read_and_warn(options: argparse.Namespace, path: Path) -> ParsedPolicy:
+    policy = _read(options, path)
+    _warn(policy.warnings)
+    return policy
+
+
+def _warn(warnings: Sequence[PolicyProblem]) -> None:
+    for problem in warnings:
+        print(problem.told("warning: "), file=sys.stderr)
+
+
 def _check(options: argparse.Namespace) -> int:
     results = [_check_one(options, path) for path in options.files]
     if options.json:
@@ -156,19 +167,13 @@ def _check_one(options: argparse.Namespace, path: Path) -> dict[str, object]:
     result["warnings"] = [problem._asdict() for problem in warnings]
     if not options.json:
         for problem in errors:
-            print(
-                problem if problem.line else f"{problem.file}: {problem.message}", file=sys.stderr
-            )
-        for problem in warnings:
-            print(_warning(problem), file=sys.stderr)
+            whole = printable(f"{problem.file}: {problem.message}")
+            print(problem if problem.line else whole, file=sys.stderr)
+        _warn(warnings)
         if result["ok"]:
-            print(f"{path}: {result['calls']} calls, {length} instructions for {result['arch']}")
+            size = f"{result['calls']} calls, {length} instructions for {result['arch']}"
+            print(f"{printable(str(path))}: {size}")
     return result
-
-
-def _warning(problem: PolicyProblem) -> str:
-    at = f"{problem.file}:{problem.line}:{problem.column}: "
-    return at + "warning: " + str(problem).removeprefix(at)
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -176,12 +181,12 @@ def _explain(options: argparse.Namespace) -> int:
     for line in words.explain(policy, load_arch(options.arch)):
         print(line)
     for problem in policy.warnings:
-        print(f"\n{_warning(problem)}")
+        print(f"\n{problem.told('warning: ')}")
     return 0
 
 
 def _test(options: argparse.Namespace) -> int:
-    policy = _read(options, options.file)
+    policy = _read_and_warn(options, options.file)
     arch = load_arch(options.arch)
     number, given = parse_call(options.call, arch)
     name = arch.call_name(number) or f"call {number}"
@@ -199,7 +204,7 @@ def _because(policy: ParsedPolicy, decision: Decision, number: int, name: str) -
     if words.is_foreign(number, policy):
         return "it is a call of another ABI (x32), which no policy can allow"
     if decision.filter is None:
-        return f"no rule of {policy.files[0]} names {name}, so the default decides"
+        return f"no rule of {printable(policy.files[0])} names {name}, so the default decides"
     if decision.filter.place is not None:
         return words.place_in_words(decision.filter.place)
     tried = [rule.place for rule in decision.rules.filters if rule.place] if decision.rules else []
@@ -208,7 +213,7 @@ def _because(policy: ParsedPolicy, decision: Decision, number: int, name: str) -
 
 
 def _compile(options: argparse.Namespace) -> int:
-    policy = _read(options, options.file)
+    policy = _read_and_warn(options, options.file)
     if options.format == "bpf":
         content = compile_bpf(policy)
     else:
@@ -218,6 +223,4 @@ def _compile(options: argparse.Namespace) -> int:
         sys.stdout.buffer.flush()
     else:
         Path(options.output).write_bytes(content)
-    for problem in policy.warnings:
-        print(_warning(problem), file=sys.stderr)
     return 0

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 
+from balloon_daemon.errors import printable
 from balloon_daemon.linux import ptrace
 from balloon_daemon.linux.seccomp import Program, set_no_new_privs
 
@@ -27,7 +28,7 @@ def main() -> int:
             program.load_and_exec(path, arguments)
         os.execv(path, arguments)
     except OSError as err:
-        print(f"balloonctl: {path}: {err.strerror}", file=sys.stderr)
+        print(f"balloonctl: {printable(path)}: {err.strerror}", file=sys.stderr)
     return 127
 
 

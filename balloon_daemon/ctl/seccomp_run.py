@@ -9,7 +9,7 @@ from pathlib import Path
 from balloon_daemon.ctl import seccomp_words as words
 from balloon_daemon.ctl.seccomp_trace import UsedCalls
 from balloon_daemon.ctl.seccomp_watch import Start, Watch
-from balloon_daemon.errors import ConfigError
+from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.linux.inject import UnsupportedProgramError
 from balloon_daemon.linux.ptrace import Call
 from balloon_daemon.seccomp.compiler import compile_bpf
@@ -87,6 +87,7 @@ def _run(
     if policy.abi.name != NATIVE_ARCH:
         raise ConfigError(f"a filter for {policy.abi.name} cannot run on {NATIVE_ARCH}")
     arch = load_arch(NATIVE_ARCH)
+    file = printable(policy.files[0])
     reported: set[tuple[int, Call]] = set()
 
     def on_kill(pid: int, call: Call) -> None:
@@ -106,9 +107,9 @@ def _run(
         if decision.filter is not None and decision.filter.place is not None:
             print(words.place_in_words(decision.filter.place), file=sys.stderr)
         elif decision.rules is not None:
-            print(f"  no condition of {name} in {policy.files[0]} holds", file=sys.stderr)
+            print(f"  no condition of {name} in {file} holds", file=sys.stderr)
         else:
-            print(f"  {policy.files[0]} has no rule for {name}", file=sys.stderr)
+            print(f"  {file} has no rule for {name}", file=sys.stderr)
 
     def on_call(pid: int, call: Call) -> None:
         """The policy's own ``trace``: nobody but us is there, and we let it go on."""
@@ -148,7 +149,7 @@ def _trace(options: argparse.Namespace) -> int:
     if options.output is None:
         sys.stdout.write(text)
     else:
-        Path(options.output).write_text(text)
+        Path(options.output).write_text(text, "utf-8")
     if status:
-        print(f"balloonctl: {command[0]} ended with status {status}", file=sys.stderr)
+        print(f"balloonctl: {printable(command[0])} ended with status {status}", file=sys.stderr)
     return status

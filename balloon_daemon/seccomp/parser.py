@@ -84,7 +84,8 @@ def parse_call(text: str, arch: Arch) -> tuple[int, list[int]]:
     """
     problems: list[PolicyProblem] = []
     result = None
-    for tokens in statements("call", text.replace("\n", " "), problems.append):
+    line = text.replace("\n", " ").replace("\r", " ")
+    for tokens in statements("call", line, problems.append):
         try:
             result = RuleReader(arch, problems.append).call(Words(tokens))
         except StatementError as err:

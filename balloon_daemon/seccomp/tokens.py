@@ -29,7 +29,8 @@ ACTIONS = frozenset(
 _WORDS = {"in": Kind.OPERATOR, "return": Kind.RETURN} | dict.fromkeys(ACTIONS, Kind.ACTION)
 # in and return end before a minus sign, where a name would go on: "in-1", "return-1".
 
-# In this order: a comment swallows everything, longer signs come before their beginnings.
+# In this order: a comment swallows everything, longer signs come before their beginnings. Spaces
+# are ASCII's: others look like a line's end, or like nothing, and are read so by nobody else.
 _TOKEN = re.compile(
     r"""
     (?P<skip> \#.* | \s+ | \\$ )
@@ -42,12 +43,15 @@ _TOKEN = re.compile(
   | (?P<SIGN> \|\| | && | [:;,~(){}\[\]|] | =(?!=) )
   | (?P<OPERATOR> & | == | != | <= | >= | < | > )
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
 
 # After @include everything up to a space is the path, be it one or not: the parser says better
 # what is wrong with it than "'.' is not part of the language".
-_PATH = re.compile(r"(?P<skip>\#.*|\s+|\\$)|(?P<PATH>\S+)")
+_PATH = re.compile(r"(?P<skip>\#.*|\s+|\\$)|(?P<PATH>\S+)", re.ASCII)
+
+_BYTE_ORDER_MARK = "\ufeff"
+_UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")  # its marks, as bytes that are no UTF-8
 
 
 class Token(NamedTuple):
@@ -83,6 +87,7 @@ def statements(
     """
     tokens: list[Token] = []
     sound = True
+    text = _without_mark(file, text, report)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if not lines[-1]:
         lines.pop()  # what follows the last line's end is no line
@@ -92,8 +97,11 @@ def statements(
             wants_path = tokens and tokens[-1].text in ("@include", "@frequency")
             match = (_PATH if wants_path else _TOKEN).match(source, at)
             if match is None:
+                found = source[at]
+                byte = ord(found) - 0xDC00
+                shown = f"byte {byte:#x}" if 0x80 <= byte <= 0xFF else repr(found)
                 place = Place(file, number, at + 1, source)
-                report(place.problem(f"{source[at]!r} is not part of the language"))
+                report(place.problem(f"{shown} is not part of the language"))
                 sound = False
                 break
             at = match.end()
@@ -112,3 +120,14 @@ def statements(
     if tokens and sound:
         # minijail's Python compiler drops such a statement without a word.
         report(tokens[-1].place_after.problem("the file ends inside a continued line"))
+
+
+def _without_mark(file: str, text: str, report: Callable[[PolicyProblem], None]) -> str:
+    """The text without a byte order mark, which is reported."""
+    if text.startswith(_UTF_16):
+        report(Place(file, 1, 1, "").problem("the file is UTF-16 or UTF-32: save it as UTF-8"))
+        return ""
+    if text.startswith(_BYTE_ORDER_MARK):
+        message = "the file begins with a byte order mark (U+FEFF): save it without one"
+        report(Place(file, 1, 1, text[1:].partition("\n")[0]).problem(message))
+    return text.removeprefix(_BYTE_ORDER_MARK)
