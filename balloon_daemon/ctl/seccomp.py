@@ -14,9 +14,10 @@ from balloon_daemon.seccomp.bpf import SOCK_FILTER
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.constants import ARCH_NAMES
 from balloon_daemon.seccomp.evaluator import Decision, evaluate
-from balloon_daemon.seccomp.filter import NATIVE_ARCH, load_arch, read_policy, read_text
+from balloon_daemon.seccomp.filter import NATIVE_ARCH, load_arch, read_policy
 from balloon_daemon.seccomp.parser import parse_call
 from balloon_daemon.seccomp.policy import Action, ParsedPolicy
+from balloon_daemon.seccomp.policy_file import read_text
 
 _DEFAULTS = {action.name.lower().replace("_", "-"): action for action in Action} | {
     "kill": Action.KILL_PROCESS,

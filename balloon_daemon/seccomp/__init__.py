@@ -5,7 +5,7 @@ What the daemon uses, all from ``seccomp.filter``::
     compile_policy(path, *, default=Action.KILL_PROCESS, arch=NATIVE_ARCH) -> CompiledFilter
         in the controller, at start-up, before any fork. PolicyFileError carries every mistake
         of the file (``.problems``; ``str()`` shows file:line:column, the line and a caret);
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is none.
     CompiledFilter.load() -> None
         in the forked child, last step of the jail, no_new_privs already set: one seccomp(2) call
         on memory made by compile_policy. OSError: the kernel refuses.
@@ -23,8 +23,9 @@ For tools (``balloonctl seccomp``), besides those::
 
 Modules: ``tokens`` → ``rules`` → ``parser`` make a ``policy.ParsedPolicy`` of the text;
 ``evaluator`` says what that means for one call; ``compiler`` makes a graph of tests of it and
-``bpf`` lays that out. All of these are pure; only ``filter`` reads files. ``constants`` holds
-what an architecture is, ``tables/`` the names, made by ``policies/make_constants.py``.
+``bpf`` lays that out. All of these are pure; ``policy_file`` reads files for ``filter``.
+``constants`` holds what an architecture is, ``tables/`` the names, made by
+``policies/make_constants.py``.
 
 The language and its surprises are in docs/policy-files.md.
 """

@@ -17,6 +17,7 @@ from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.constants import ARCH_NAMES, Arch, canonical_arch, parse_table
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Action, ParsedPolicy
+from balloon_daemon.seccomp.policy_file import read_text
 
 NATIVE_ARCH = canonical_arch(os.uname().machine)
 """This machine's architecture, by our name."""
@@ -57,7 +58,7 @@ def compile_policy(
     """Reads and compiles a policy file and its includes.
 
     Args:
-        path: the file.
+        path: the file, as the user named it: a pipe is read too.
         default: what happens to calls that nothing allows, unless the file has a @default.
         arch: for which architecture, this machine's unless said otherwise.
 
@@ -77,12 +78,12 @@ def read_policy(
     *,
     default: Action = Action.KILL_PROCESS,
     arch: str = NATIVE_ARCH,
-    read: Callable[[str], str] | None = None,
+    read: Callable[[str], str] = read_text,
 ) -> ParsedPolicy:
     """Reads and parses a policy file and its includes.
 
     Args:
-        path: the file.
+        path: the file, as the user named it: a pipe is read too.
         default: what happens to calls that nothing allows, unless the file has a @default.
         arch: for which architecture.
         read: what reads included files, where they are not where their names say.
@@ -90,20 +91,8 @@ def read_policy(
     Raises:
         PolicyFileError, OSError, StateError: as ``compile_policy``.
     """
-    text = read_text(str(path))
-    return parse_policy(
-        text, path=str(path), arch=load_arch(arch), read=read or read_text, default=default
-    )
-
-
-def read_text(path: str) -> str:
-    """A policy file's text. Bytes that are no UTF-8 may stand in comments: elsewhere no word
-    has them, and the parser says where they are.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    return Path(path).read_bytes().decode("utf-8", "surrogateescape")
+    text = read_text(str(path), named_by_user=True)
+    return parse_policy(text, path=str(path), arch=load_arch(arch), read=read, default=default)
 
 
 def load_arch(name: str) -> Arch:
