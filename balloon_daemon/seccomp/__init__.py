@@ -21,9 +21,9 @@ For tools (``balloonctl seccomp``), besides those::
     compiler.compile_bpf(policy) -> bytes
     evaluator.evaluate(policy, audit_arch, number, arguments) -> Decision
 
-Modules: ``tokens`` → ``rules`` → ``parser`` make a ``policy.ParsedPolicy`` of the text;
-``evaluator`` says what that means for one call; ``compiler`` makes a graph of tests of it and
-``bpf`` lays that out. All of these are pure; ``policy_file`` reads files for ``filter``.
+Modules: ``tokens`` → ``words`` → ``rules`` → ``parser`` make a ``policy.ParsedPolicy`` of the
+text; ``evaluator`` says what that means for one call; ``compiler`` makes a graph of tests of it
+and ``bpf`` lays that out. All of these are pure; ``policy_file`` reads files for ``filter``.
 ``constants`` holds what an architecture is, ``tables/`` the names, made by
 ``policies/make_constants.py``.
 

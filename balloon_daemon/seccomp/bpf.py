@@ -20,6 +20,10 @@ BPF_MAXINSNS = 4096
 MAX_JUMP = 255
 """How far a conditional jump reaches: jt and jf are one byte."""
 
+STEPS_LIMIT = 10_000_000
+"""Tests made and looked at for one program, some seconds' worth: one call's conditions take as
+many as the square of their instructions at most, half of it, and 4,096 are all there may be."""
+
 SOCK_FILTER = struct.Struct("<HBBI")
 """struct sock_filter: code, jt, jf, k."""
 
@@ -74,16 +78,8 @@ class Test:
 Node = Return | Test
 
 
-def assume(node: Node, offset: int, jump: Jump, k: int, *, holds: bool) -> Node:
-    """Skips the tests at the head of a node that are decided by what is known of one word."""
-    while isinstance(node, Test) and node.offset == offset:
-        if jump is Jump.EQ and holds:
-            node = node.yes if node.jump.holds(k, node.k) else node.no
-        elif node.jump is jump and node.k == k:
-            node = node.yes if holds else node.no
-        else:
-            break
-    return node
+class TooManyTestsError(Exception):
+    """Far more was to be tested than a program of BPF_MAXINSNS can."""
 
 
 class Graph:
@@ -92,22 +88,47 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self._made: dict[tuple[int, ...], Node] = {}
+        self._steps = 0
 
     def ret(self, value: int) -> Node:
         """The node that answers this."""
         return self._keep((value,), Return(value))
 
     def test(self, offset: int, jump: Jump, k: int, yes: Node, no: Node) -> Node:
-        """A node that decides between two; one of them itself where there is nothing to decide."""
+        """A node that decides between two; one of them itself where there is nothing to decide.
+
+        Raises:
+            TooManyTestsError: this and all before it took more than STEPS_LIMIT.
+        """
         if (jump, k) == (Jump.GE, 0):
             return yes
         if (jump, k) in ((Jump.GT, 0xFFFFFFFF), (Jump.SET, 0)):
             return no
-        yes = assume(yes, offset, jump, k, holds=True)
-        no = assume(no, offset, jump, k, holds=False)
+        yes = self.assume(yes, offset, jump, k, holds=True)
+        no = self.assume(no, offset, jump, k, holds=False)
         if yes is no:
             return yes
         return self._keep((offset, jump, k, id(yes), id(no)), Test(offset, jump, k, yes, no))
+
+    def assume(self, node: Node, offset: int, jump: Jump, k: int, *, holds: bool) -> Node:
+        """Skips the tests at the head of a node that are decided by what is known of one word.
+
+        Raises:
+            TooManyTestsError: as ``test``.
+        """
+        steps = 1
+        while isinstance(node, Test) and node.offset == offset:
+            if jump is Jump.EQ and holds:
+                node = node.yes if node.jump.holds(k, node.k) else node.no
+            elif node.jump is jump and node.k == k:
+                node = node.yes if holds else node.no
+            else:
+                break
+            steps += 1
+        self._steps += steps
+        if self._steps > STEPS_LIMIT:
+            raise TooManyTestsError
+        return node
 
     def _keep(self, key: tuple[int, ...], node: Node) -> Node:
         made = self._made.setdefault(key, node)

@@ -26,8 +26,8 @@ from balloon_daemon.seccomp.bpf import (
     Graph,
     Jump,
     Node,
+    TooManyTestsError,
     argument_offset,
-    assume,
 )
 from balloon_daemon.seccomp.constants import NO_SYSCALL
 from balloon_daemon.seccomp.policy import (
@@ -63,13 +63,22 @@ def compile_bpf(policy: ParsedPolicy) -> bytes:
     """
     graph = Graph()
     kill = graph.ret(KILL_PROCESS.value)
-    calls = _bisect(graph, _ranges(graph, policy))
-    bpf = graph.assemble(graph.test(ARCH_OFFSET, Jump.EQ, policy.abi.audit_arch, calls, kill))
+    try:
+        calls = _bisect(graph, _ranges(graph, policy))
+        root = graph.test(ARCH_OFFSET, Jump.EQ, policy.abi.audit_arch, calls, kill)
+    except TooManyTestsError:
+        message = f"would be far too many instructions, and the kernel takes {BPF_MAXINSNS}"
+        raise _refused(policy, message) from None
+    bpf = graph.assemble(root)
     length = len(bpf) // SOCK_FILTER.size
     if length > BPF_MAXINSNS:
         message = f"compiles to {length} instructions, and the kernel takes {BPF_MAXINSNS}"
-        raise PolicyFileError([PolicyProblem(policy.files[0], 1, 1, 1, "", message)])
+        raise _refused(policy, message)
     return bpf
+
+
+def _refused(policy: ParsedPolicy, message: str) -> PolicyFileError:
+    return PolicyFileError([PolicyProblem(policy.files[0], 1, 1, 1, "", message)])
 
 
 def _ranges(graph: Graph, policy: ParsedPolicy) -> list[_Range]:
@@ -77,6 +86,7 @@ def _ranges(graph: Graph, policy: ParsedPolicy) -> list[_Range]:
     unlisted = graph.ret(policy.unlisted.value)
     most = max((call.frequency for call in policy.calls), default=1)
     cuts: list[_Range] = []
+    made: dict[tuple[int, ...], Node] = {}  # calls of one group have the very same filters
     free = 0  # the first number that no range covers yet
 
     def cover(start: int, end: int, node: Node, weight: int) -> None:
@@ -91,7 +101,10 @@ def _ranges(graph: Graph, policy: ParsedPolicy) -> list[_Range]:
 
     for call in sorted(policy.calls, key=lambda call: call.number):
         weight = 1 + call.frequency * _WEIGHT_STEPS // max(most, 1)
-        cover(call.number, call.number + 1, _filters(graph, call), weight)
+        key = tuple(map(id, call.filters))
+        if key not in made:
+            made[key] = _filters(graph, call)
+        cover(call.number, call.number + 1, made[key], weight)
     if policy.abi.foreign_bit:
         foreign = graph.ret(KILL_PROCESS.value)
         cover(policy.abi.foreign_bit, NO_SYSCALL, foreign, 0)
@@ -177,8 +190,8 @@ def _low(graph: Graph, argument: int, jump: Jump, value: int, yes: Node, no: Nod
         argument_offset(argument, high=False),
         jump,
         value & _LOW,
-        assume(yes, high, Jump.EQ, half, holds=True),
-        assume(no, high, Jump.EQ, half, holds=True),
+        graph.assume(yes, high, Jump.EQ, half, holds=True),
+        graph.assume(no, high, Jump.EQ, half, holds=True),
     )
 
 

@@ -11,6 +11,9 @@ The grammar stands above each method, in the order of the language::
     rule      = ( call | '{' call { ',' call } '}' ) ':' filters
 
 docs/policy-files.md explains it to those who write such files.
+
+No file may cost more than a moment, however it is made: how much is read, how many mistakes are
+told and how much becomes of one statement are all limited here, and so in ``tokens`` and ``bpf``.
 """
 
 import posixpath
@@ -27,11 +30,24 @@ from balloon_daemon.seccomp.policy import (
     Place,
     Verdict,
 )
-from balloon_daemon.seccomp.rules import Rule, RuleReader, StatementError, Words, did_you_mean
+from balloon_daemon.seccomp.rules import Rule, RuleReader, did_you_mean
 from balloon_daemon.seccomp.tokens import Kind, Token, statements
+from balloon_daemon.seccomp.words import StatementError, Words
 
 INCLUDE_DEPTH_LIMIT = 10
 """Files may include files that include files, this deep; minijail's limit."""
+
+TEXT_LIMIT = 2 * 1024 * 1024
+"""Characters of a policy with all that it includes, each time that it includes it."""
+
+FILES_LIMIT = 1000
+"""Files that a policy includes, one that is included again counted again."""
+
+MISTAKES_LIMIT = 100
+"""Mistakes after which no more are looked for."""
+
+FILTERS_LIMIT = 100_000
+"""Filters of all calls together: a group of calls gives each of them its own."""
 
 _DIRECTIVES = ("@include", "@frequency", "@default", "@denylist")
 _ALL_DIRECTIVES = ", ".join(_DIRECTIVES)
@@ -64,11 +80,17 @@ def parse_policy(
         default: what happens to calls that nothing allows, where no @default says otherwise.
 
     Raises:
-        PolicyFileError: with every mistake in the file and its includes.
+        PolicyFileError: with every mistake in the file and its includes, up to MISTAKES_LIMIT.
     """
     parser = _Parser(arch, read, Verdict(default))
-    parser.read_policy(path, text)
-    return parser.result(path)
+    try:
+        parser.read_policy(path, text)
+        policy = parser.result()
+    except _TooManyMistakes:
+        policy = None
+    parser.raise_mistakes()
+    assert policy is not None, "too many mistakes, and there are none"
+    return policy
 
 
 def parse_call(text: str, arch: Arch) -> tuple[int, list[int]]:
@@ -97,6 +119,10 @@ def parse_call(text: str, arch: Arch) -> tuple[int, list[int]]:
     return result
 
 
+class _TooManyMistakes(Exception):
+    """There is no use in reading on."""
+
+
 class _Parser:
     """One run over a policy and its includes."""
 
@@ -107,30 +133,40 @@ class _Parser:
         self._denylist = False
         self._open: list[str] = []
         self._files: list[str] = []
+        self._text_left = TEXT_LIMIT
         self._rules: list[Rule] = []
         self._frequency: dict[int, int] = {}
         self._problems: list[PolicyProblem] = []
-        self._reader = RuleReader(arch, self._problems.append)
+        self._reader = RuleReader(arch, self._report)
+
+    def _report(self, problem: PolicyProblem) -> None:
+        self._problems.append(problem)
+        if len(self._problems) == MISTAKES_LIMIT:
+            message = f"these are {MISTAKES_LIMIT} mistakes; more are not looked for"
+            self._problems.append(problem._replace(source="", message=message))
+            raise _TooManyMistakes
+
+    def _statements(self, path: str, text: str) -> Iterable[list[Token]]:
+        return statements(path, text, self._report)
 
     def read_policy(self, path: str, text: str) -> None:
         """The policy itself: unlike an included file it must not be empty."""
-        found = list(statements(path, text, self._problems.append))
+        self._files.append(path)
+        found = list(self._statements(path, text))
+        self._text_left -= len(text)
         self._denylist = any(tokens[0].text == "@denylist" for tokens in found)
         self._reader.denylist = self._denylist
         if self._denylist:
             self._default = ALLOW
         if not found and not self._problems:
             place = Place(path, 1, 1, text.partition("\n")[0].rstrip("\r"))
-            self._problems.append(
-                place.problem("the file has no statement, so nothing is allowed")
-            )
+            self._report(place.problem("the file has no statement, so nothing is allowed"))
         self._read_statements(path, found, None)
 
     def _read_statements(
         self, path: str, found: Iterable[list[Token]], included_at: Place | None
     ) -> None:
         self._open.append(path)
-        self._files.append(path)
         marked = False
         for tokens in found:
             try:
@@ -143,10 +179,10 @@ class _Parser:
                     self._rules.append(rule)
                 words.end()
             except StatementError as err:
-                self._problems.append(err.problem)
+                self._report(err.problem)
         if included_at is not None and self._denylist and not marked:
             message = f"{path} lacks @denylist, which the file that includes it has"
-            self._problems.append(included_at.problem(message))
+            self._report(included_at.problem(message))
         self._open.pop()
 
     # statement = '@include' path | '@frequency' path | '@default' action | '@denylist'
@@ -175,24 +211,21 @@ class _Parser:
             chain = " includes ".join([*self._open[self._open.index(name) :], name])
             raise StatementError(place, f"includes go in a circle: {chain}")
         if len(self._open) > INCLUDE_DEPTH_LIMIT:
-            raise StatementError(
-                place, f"includes are nested more than {INCLUDE_DEPTH_LIMIT} deep"
-            )
-        found = statements(name, self._text(name, place), self._problems.append)
-        self._read_statements(name, found, place)
+            message = f"includes are nested more than {INCLUDE_DEPTH_LIMIT} deep"
+            raise StatementError(place, message)
+        text = self._text(name, place)
+        self._read_statements(name, self._statements(name, text), place)
 
     # '@frequency' path;  that file = { call ':' number }
     def _frequencies(self, path: str, words: Words) -> None:
         place, name = self._path(path, words)
-        text = self._text(name, place)
-        self._files.append(name)
-        for tokens in statements(name, text, self._problems.append):
+        for tokens in self._statements(name, self._text(name, place)):
             try:
                 line = Words(tokens)
                 calls, count = self._reader.frequency(line)
                 line.end()
             except StatementError as err:
-                self._problems.append(err.problem)
+                self._report(err.problem)
                 continue
             for number in calls.values():
                 self._frequency[number] = self._frequency.get(number, 0) + count
@@ -207,11 +240,25 @@ class _Parser:
         return token.place, posixpath.normpath(posixpath.join(posixpath.dirname(path), token.text))
 
     def _text(self, name: str, place: Place) -> str:
+        if len(self._files) > FILES_LIMIT:
+            message = f"more than {FILES_LIMIT:,} files are included"
+            raise self._too_much(place, message)
         try:
-            return self._read(name)
+            text = self._read(name)
         except OSError as err:
             message = f"cannot read {name}: {err.strerror or err}"
             raise StatementError(place, message) from err
+        self._files.append(name)
+        self._text_left -= len(text)
+        if self._text_left < 0:
+            message = f"with this file the policy is larger than {TEXT_LIMIT:,} characters"
+            raise self._too_much(place, message)
+        return text
+
+    def _too_much(self, place: Place, message: str) -> Exception:
+        """Ends the run: the next file would be too much as well."""
+        self._report(place.problem(message))
+        return _TooManyMistakes()
 
     # '@default' ( 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'user-notify' )
     def _set_default(self, words: Words) -> None:
@@ -224,26 +271,38 @@ class _Parser:
             )
         self._default = Verdict(action)
 
-    def result(self, path: str) -> ParsedPolicy:
+    def raise_mistakes(self) -> None:
+        """Raises PolicyFileError if anything at all was wrong."""
+        if self._problems:
+            order = {name: index for index, name in enumerate(reversed(self._files))}
+            last = self._problems.pop() if len(self._problems) > MISTAKES_LIMIT else None
+            in_order = sorted(
+                self._problems, key=lambda p: (-order.get(p.file, 0), p.line, p.column)
+            )
+            raise PolicyFileError([*in_order, last] if last is not None else in_order)
+
+    def result(self) -> ParsedPolicy:
         """Puts each call's filters together, in the order of the text.
 
         Raises:
             PolicyFileError: anything at all was wrong.
         """
         filters: dict[str, list[Filter]] = {}
+        left = FILTERS_LIMIT
         for rule in self._rules:
+            left -= len(rule.calls) * len(rule.filters)
+            if left < 0:
+                message = f"the calls have more than {FILTERS_LIMIT:,} filters together"
+                raise self._too_much(rule.colon.place, message)
             for name in rule.calls:
                 of_call = filters.setdefault(name, [])
                 self._append(name, of_call, rule)
-        if self._problems:
-            order = {name: index for index, name in enumerate(reversed(self._files))}
-            raise PolicyFileError(
-                sorted(self._problems, key=lambda p: (-order.get(p.file, 0), p.line, p.column))
-            )
+        self.raise_mistakes()
         calls = []
+        otherwise = Filter(None, self._default, None)
         for name, of_call in filters.items():
             if of_call[-1].clauses is not None:
-                of_call.append(Filter(None, self._default, None))
+                of_call.append(otherwise)
             self._warn_of_lost_conditions(name, of_call)
             number = self._arch.calls[name]
             frequency = self._frequency.get(number, 1)
@@ -271,11 +330,12 @@ class _Parser:
     def _append(self, name: str, of_call: list[Filter], rule: Rule) -> None:
         for new in rule.filters:
             if of_call and of_call[-1].clauses is None:
-                first = of_call[-1].place
-                where = f"{first.file}:{first.line}" if first is not None else "before"
-                place = rule.colon.place
-                self._problems.append(
-                    place.problem(f"{name} was already decided without a condition at {where}")
-                )
+                where = _line_of(of_call[-1].place)
+                message = f"{name} was already decided without a condition at {where}"
+                self._report(rule.colon.place.problem(message))
                 return
             of_call.append(new)
+
+
+def _line_of(place: Place | None) -> str:
+    return f"{place.file}:{place.line}" if place is not None else "another line"

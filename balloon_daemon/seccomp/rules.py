@@ -1,6 +1,6 @@
 """Reads one rule of a policy file: calls, a colon, filters. Pure."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from balloon_daemon.errors import PolicyProblem
@@ -21,7 +21,8 @@ from balloon_daemon.seccomp.policy import (
     Place,
     Verdict,
 )
-from balloon_daemon.seccomp.tokens import ACTIONS, Kind, Token
+from balloon_daemon.seccomp.tokens import ACTIONS, Kind, Report, Token
+from balloon_daemon.seccomp.words import StatementError, Words
 
 _ACTIONS = {
     "allow": Action.ALLOW,
@@ -36,77 +37,17 @@ _ACTIONS = {
 MAX_ERRNO = 4095
 """The kernel makes every larger errno of a filter this one. linux/err.h"""
 
+NESTING_LIMIT = 64
+"""How deep parentheses may be nested: each level is a call of the reader's."""
+
+DIGITS_LIMIT = 100
+"""The longest number that is looked at: 64 bits have 20 decimal digits."""
+
 _RETURN_WARNING = (
     "where the expression holds, the call fails with this error, and where it does not the next "
     "filter or the default decides; minijail's older C compiler reads it the other way round: "
     "allow where it holds, this error where it does not"
 )
-
-
-class StatementError(Exception):
-    """This statement cannot be read any further; the next one can."""
-
-    def __init__(self, place: Place, message: str) -> None:
-        super().__init__(message)
-        self.problem = place.problem(message)
-
-
-class Words:
-    """The words of one statement, taken one by one."""
-
-    def __init__(self, tokens: list[Token]) -> None:
-        self._tokens = tokens
-        self._next = 0
-
-    def peek(self) -> Token | None:
-        """The next word; None at the end of the statement."""
-        return self._tokens[self._next] if self._next < len(self._tokens) else None
-
-    def take(self, wanted: str = "more") -> Token:
-        """The next word. Args: what to call it if there is none."""
-        token = self.peek()
-        if token is None:
-            raise StatementError(self._tokens[-1].place_after, f"expected {wanted} here")
-        self._next += 1
-        return token
-
-    def mark(self) -> int:
-        """The present position, for ``text_since``."""
-        return self._next
-
-    def text_since(self, mark: int) -> str:
-        """The words taken since then, without their spaces."""
-        return "".join(token.text for token in self._tokens[mark : self._next])
-
-    def take_if(self, text: str) -> Token | None:
-        """The next word if it is this one."""
-        token = self.peek()
-        if token is None or token.text != text:
-            return None
-        self._next += 1
-        return token
-
-    def expect(self, text: str, *, opened: Token | None = None) -> Token:
-        """The next word, which must be this one. Args: the bracket that it closes, if it does."""
-        token = self.take_if(text)
-        if token is not None:
-            return token
-        if opened is not None:
-            raise StatementError(opened.place, f"{opened.text!r} is never closed by {text!r}")
-        raise self.unexpected(f"{text!r}")
-
-    def unexpected(self, wanted: str) -> StatementError:
-        """The error of finding the next word instead of something else."""
-        token = self.take(wanted)
-        return StatementError(token.place, f"expected {wanted}, found {token.text!r}")
-
-    def end(self) -> None:
-        """Raises StatementError if words are left over."""
-        token = self.peek()
-        if token is not None:
-            raise StatementError(
-                token.place, f"the statement is complete before {token.text!r}; nothing may follow"
-            )
 
 
 class Rule(NamedTuple):
@@ -120,12 +61,13 @@ class Rule(NamedTuple):
 class RuleReader:
     """Reads rules for one architecture; reports what is wrong in meaning and reads on."""
 
-    def __init__(self, arch: Arch, report: Callable[[PolicyProblem], None]) -> None:
+    def __init__(self, arch: Arch, report: Report) -> None:
         self.denylist = False
         self._arch = arch
         self._report = report
         self._warnings: dict[str, PolicyProblem] = {}
         self._constants: dict[str, int | None] = {}  # looked up already
+        self._names: Sequence[str] = ()
 
     def warnings(self) -> Iterable[PolicyProblem]:
         """What surprises in the rules read so far, each kind once, at its first place."""
@@ -304,7 +246,8 @@ class RuleReader:
             raise StatementError(
                 argument.place, f"expected an argument, arg0 to arg5, found {argument.text!r}"
             )
-        index = int(argument.text[3:])
+        number = argument.text[3:].lstrip("0") or "0"
+        index = int(number) if len(number) == 1 else MAX_ARGUMENTS
         if index >= MAX_ARGUMENTS:
             message = f"{argument.text} does not exist: system calls have arg0 to arg5"
             self._report(argument.place.problem(message))
@@ -319,19 +262,22 @@ class RuleReader:
         return Atom(index, Operator(operator.text), value, words.text_since(mark))
 
     # value = term { '|' term };  term = [ '~' ] ( '(' value ')' | name | number )
-    def _value(self, words: Words) -> int:
-        value = self._term(words)
+    def _value(self, words: Words, depth: int = 0) -> int:
+        value = self._term(words, depth)
         while words.take_if("|"):
-            value |= self._term(words)
+            value |= self._term(words, depth)
         return value
 
-    def _term(self, words: Words) -> int:
+    def _term(self, words: Words, depth: int) -> int:
         invert = words.take_if("~") is not None
         opened = words.take_if("(")
         if opened is None:
             value = self._constant(words.take("a value"))
+        elif depth == NESTING_LIMIT:
+            message = f"parentheses are nested more than {NESTING_LIMIT} deep"
+            raise StatementError(opened.place, message)
         else:
-            value = self._value(words)
+            value = self._value(words, depth + 1)
             words.expect(")", opened=opened)
         return value ^ MAX_U64 if invert else value
 
@@ -349,7 +295,8 @@ class RuleReader:
         constant = self._constants[token.text]
         if constant is None:
             message = f"unknown constant {token.text}"
-            message += did_you_mean(token.text, self._arch.constant_names())
+            self._names = self._names or self._arch.constant_names()
+            message += did_you_mean(token.text, self._names)
             self._report(token.place.problem(message))
             return 0
         return constant
@@ -357,6 +304,9 @@ class RuleReader:
     def _number(self, token: Token) -> int:
         """Decimal, 0x hexadecimal, 0 or 0o octal; as C reads them, where C does."""
         digits = token.text.lstrip("-").lower()
+        if len(digits) > DIGITS_LIMIT:
+            message = f"a number of more than {DIGITS_LIMIT} digits does not fit into 64 bits"
+            raise StatementError(token.place, message)
         try:
             if digits.startswith("0") and digits.isdigit():
                 value = int(digits, 8)

@@ -8,6 +8,14 @@ from typing import NamedTuple
 from balloon_daemon.errors import PolicyProblem
 from balloon_daemon.seccomp.policy import Place
 
+LINE_LIMIT = 131_072
+"""Characters of a line that is not a comment; a longer one would be shown with each mistake."""
+
+WORDS_LIMIT = 50_000
+"""Words of a statement: far more than a program of 4,096 instructions can come of."""
+
+Report = Callable[[PolicyProblem], None]
+
 
 class Kind(Enum):
     """What a word is, before the grammar looks at it."""
@@ -76,9 +84,7 @@ class Token(NamedTuple):
         return Place(self.file, self.line, column, self.source)
 
 
-def statements(
-    file: str, text: str, report: Callable[[PolicyProblem], None]
-) -> Iterator[list[Token]]:
+def statements(file: str, text: str, report: Report) -> Iterator[list[Token]]:
     """Cuts a file into statements: one line each, or several that end in a backslash.
 
     A comment ends with its own line, and a backslash at that line's end still joins the next:
@@ -92,26 +98,12 @@ def statements(
     if not lines[-1]:
         lines.pop()  # what follows the last line's end is no line
     for number, source in enumerate(lines, 1):
-        at = 0
-        while at < len(source):
-            wants_path = tokens and tokens[-1].text in ("@include", "@frequency")
-            match = (_PATH if wants_path else _TOKEN).match(source, at)
-            if match is None:
-                found = source[at]
-                byte = ord(found) - 0xDC00
-                shown = f"byte {byte:#x}" if 0x80 <= byte <= 0xFF else repr(found)
-                place = Place(file, number, at + 1, source)
-                report(place.problem(f"{shown} is not part of the language"))
-                sound = False
-                break
-            at = match.end()
-            name = match.lastgroup
-            if name is not None and name != "skip":
-                word = match.group()
-                kind = _WORDS.get(word) if name in ("NAME", "WORD") else None
-                tokens.append(
-                    Token(kind or Kind[name], word, file, number, match.start() + 1, source)
-                )
+        if len(source) > LINE_LIMIT and not source.lstrip(" \t").startswith("#"):
+            place = Place(file, number, LINE_LIMIT + 1, source[:LINE_LIMIT])
+            report(place.problem(f"the line is longer than {LINE_LIMIT:,} characters"))
+            sound = False
+        else:
+            sound = _words_of(Place(file, number, 1, source), tokens, report) and sound
         if source.endswith("\\"):
             continue
         if tokens and sound:
@@ -122,12 +114,39 @@ def statements(
         report(tokens[-1].place_after.problem("the file ends inside a continued line"))
 
 
-def _without_mark(file: str, text: str, report: Callable[[PolicyProblem], None]) -> str:
+def _words_of(line: Place, tokens: list[Token], report: Report) -> bool:
+    """Adds a line's words; False after reporting one that is none, or too many."""
+    file, number, _, source, _ = line
+    at = 0
+    while at < len(source):
+        wants_path = tokens and tokens[-1].text in ("@include", "@frequency")
+        match = (_PATH if wants_path else _TOKEN).match(source, at)
+        if match is None:
+            found = source[at]
+            byte = ord(found) - 0xDC00
+            shown = f"byte {byte:#x}" if 0x80 <= byte <= 0xFF else repr(found)
+            place = Place(file, number, at + 1, source)
+            report(place.problem(f"{shown} is not part of the language"))
+            return False
+        at = match.end()
+        name = match.lastgroup
+        if name is not None and name != "skip":
+            word = match.group()
+            kind = _WORDS.get(word) if name in ("NAME", "WORD") else None
+            tokens.append(Token(kind or Kind[name], word, file, number, match.start() + 1, source))
+            if len(tokens) > WORDS_LIMIT:
+                report(tokens[-1].place.problem(f"a statement has at most {WORDS_LIMIT:,} words"))
+                del tokens[1:]
+                return False
+    return True
+
+
+def _without_mark(file: str, text: str, report: Report) -> str:
     """The text without a byte order mark, which is reported."""
     if text.startswith(_UTF_16):
         report(Place(file, 1, 1, "").problem("the file is UTF-16 or UTF-32: save it as UTF-8"))
         return ""
     if text.startswith(_BYTE_ORDER_MARK):
         message = "the file begins with a byte order mark (U+FEFF): save it without one"
-        report(Place(file, 1, 1, text[1:].partition("\n")[0]).problem(message))
+        report(Place(file, 1, 1, text[1:LINE_LIMIT].partition("\n")[0]).problem(message))
     return text.removeprefix(_BYTE_ORDER_MARK)

@@ -1,10 +1,11 @@
 """Target: seccomp policy files, from text to a program that means what the text means.
 
-PolicyFileError is the only way to refuse one, and it can be shown. What is accepted compiles into
-a program that the kernel would load, and that judges calls as the evaluator does.
+PolicyFileError is the only way to refuse one and it can be shown on any
+terminal. What is accepted compiles into a program that the kernel would load, and that judges
+calls as the evaluator does.
 """
 
-from balloon_daemon.errors import PolicyFileError
+from balloon_daemon.errors import PolicyFileError, PolicyProblem, printable
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.evaluator import evaluate
 from balloon_daemon.seccomp.filter import load_arch
@@ -33,15 +34,26 @@ def run(data: bytes) -> None:
 
     try:
         policy = parse_policy(text, path="d/main", arch=arch, read=read)
+        for warning in policy.warnings:
+            _show(warning)
         bpf = compile_bpf(policy)
     except PolicyFileError as err:
         require(err.problems, "refused without a reason")
         for problem in err.problems:
             inside = problem.line >= 1 and problem.column >= 1 and problem.length >= 1
             require(inside and problem.message, "a place that is none", problem)
-            require(str(problem).startswith(f"{problem.file}:{problem.line}:"), "no place")
+            _show(problem)
         return
     _compare(policy, BpfMachine(bpf))
+
+
+def _show(problem: PolicyProblem) -> None:
+    """Whatever stands in the file: its place is told, in few lines, and nothing of it unseen."""
+    shown = str(problem)
+    require(shown.startswith(f"{printable(problem.file)}:{problem.line}:"), "no place", shown)
+    unseen = {c for c in shown if not c.isprintable()} - {"\n", "\t"}
+    require(not unseen, "it reaches a terminal unseen", unseen)
+    require(shown.count("\n") <= 2 and len(shown) < 8192, "more is shown than a place", shown)
 
 
 def _compare(policy: ParsedPolicy, machine: BpfMachine) -> None:

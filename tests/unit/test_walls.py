@@ -35,6 +35,7 @@ PURE = {
     "seccomp.policy",
     "seccomp.rules",
     "seccomp.tokens",
+    "seccomp.words",
 }
 IMPURE = {
     "os", "socket", "select", "time", "random", "ctypes", "mmap", "logging",
