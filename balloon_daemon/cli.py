@@ -30,6 +30,7 @@ from balloon_daemon.linux.systemd import logs_to_journal
 from balloon_daemon.log import EventLog, configure
 from balloon_daemon.low_memory import LowMemorySource, choose_source
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
+from balloon_daemon.seccomp.policy import Dialect
 from balloon_daemon.units import format_size, parse_size
 
 LEAST_FDS = 64
@@ -133,6 +134,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="seccomp policy file of the device (default: the one that came with balloond)",
     )
     jail.add_argument(
+        "--policy-dialect",
+        choices=[dialect.value for dialect in Dialect],
+        default=Dialect.PYTHON.value,
+        help="which of minijail's compilers the policy file is written for: python, "
+        "compile_seccomp_policy (default), or c, minijail0 -S, which reads 'condition; return "
+        "ERROR' the other way round",
+    )
+    jail.add_argument(
         "--user",
         default="nobody",
         metavar="NAME",
@@ -197,9 +206,9 @@ def _check_platform() -> None:
         raise ConfigError(f"balloond runs on x86-64 Linux, not on {machine} {system}")
 
 
-def _compile(path: Path) -> CompiledFilter:
+def _compile(path: Path, dialect: Dialect) -> CompiledFilter:
     try:
-        return compile_policy(path)
+        return compile_policy(path, dialect=dialect)
     except PolicyFileError:
         raise
     except OSError as err:
@@ -316,7 +325,7 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
             file=sys.stderr,
         )
         return EXIT_FAILURE
-    compiled = _compile(config.policy_file)
+    compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
     jail = Jail(compiled.load, _identity(config.device_user))
     if template is not None:
         template.prepare(compiled.bpf, lambda why: EventLog().warning("device", why))

@@ -16,7 +16,7 @@ from balloon_daemon.seccomp.constants import ARCH_NAMES
 from balloon_daemon.seccomp.evaluator import Decision, evaluate
 from balloon_daemon.seccomp.filter import NATIVE_ARCH, load_arch, read_policy
 from balloon_daemon.seccomp.parser import parse_call
-from balloon_daemon.seccomp.policy import Action, ParsedPolicy
+from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
 from balloon_daemon.seccomp.policy_file import read_text
 
 _DEFAULTS = {action.name.lower().replace("_", "-"): action for action in Action} | {
@@ -49,6 +49,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="ACTION",
         help="for calls that nothing allows, where no @default says otherwise: "
         f"{', '.join(sorted(_DEFAULTS))} (default: kill-process)",
+    )
+    common.add_argument(
+        "--dialect",
+        choices=[dialect.value for dialect in Dialect],
+        default=Dialect.PYTHON.value,
+        help="which of minijail's compilers to follow: python, compile_seccomp_policy (default), "
+        "or c, minijail0 -S, which reads 'condition; return ERROR' the other way round",
     )
     common.add_argument(
         "--include-map",
@@ -126,8 +133,13 @@ def _read(options: argparse.Namespace, path: Path) -> ParsedPolicy:
                 return read_text(target + name.removeprefix(source))
         return read_text(name)
 
-    default = _DEFAULTS[options.default]
-    return read_policy(path, default=default, arch=options.arch, read=read)
+    return read_policy(
+        path,
+        default=_DEFAULTS[options.default],
+        arch=options.arch,
+        dialect=Dialect(options.dialect),
+        read=read,
+    )
 
 
 def _read_and_warn(options: argparse.Namespace, path: Path) -> ParsedPolicy:
@@ -151,6 +163,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _check_one(options: argparse.Namespace, path: Path) -> dict[str, object]:
     result: dict[str, object] = {"file": str(path), "ok": False, "arch": options.arch}
+    result["dialect"] = options.dialect
     errors: tuple[PolicyProblem, ...] = ()
     warnings: tuple[PolicyProblem, ...] = ()
     try:

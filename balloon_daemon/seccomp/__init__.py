@@ -2,7 +2,8 @@
 
 What the daemon uses, all from ``seccomp.filter``::
 
-    compile_policy(path, *, default=Action.KILL_PROCESS, arch=NATIVE_ARCH) -> CompiledFilter
+    compile_policy(path, *, default=Action.KILL_PROCESS, arch=NATIVE_ARCH,
+                   dialect=Dialect.PYTHON) -> CompiledFilter
         in the controller, at start-up, before any fork. PolicyFileError carries every mistake
         of the file (``.problems``; ``str()`` shows file:line:column, the line and a caret);
         OSError: the file cannot be read, or is none.
@@ -16,16 +17,16 @@ What the daemon uses, all from ``seccomp.filter``::
 
 For tools (``balloonctl seccomp``), besides those::
 
-    filter.read_policy(path, *, default, arch, read) -> ParsedPolicy
+    filter.read_policy(path, *, default, arch, dialect, read) -> ParsedPolicy
     filter.load_arch(name) -> Arch
     compiler.compile_bpf(policy) -> bytes
     evaluator.evaluate(policy, audit_arch, number, arguments) -> Decision
 
-Modules: ``tokens`` → ``words`` → ``rules`` → ``parser`` make a ``policy.ParsedPolicy`` of the
-text; ``evaluator`` says what that means for one call; ``compiler`` makes a graph of tests of it
-and ``bpf`` lays that out. All of these are pure; ``policy_file`` reads files for ``filter``.
-``constants`` holds what an architecture is, ``tables/`` the names, made by
-``policies/make_constants.py``.
+Modules: ``tokens`` → ``words`` → ``rules`` or ``c_rules`` → ``parser`` make a
+``policy.ParsedPolicy`` of the text; ``evaluator`` says what that means for one call; ``compiler``
+makes a graph of tests of it and ``bpf`` lays that out. All of these are pure; ``policy_file``
+reads files for ``filter``. ``constants`` holds what an architecture is, ``tables/`` the names,
+made by ``policies/make_constants.py``.
 
 The language and its surprises are in docs/policy-files.md.
 """

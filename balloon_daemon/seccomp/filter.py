@@ -16,7 +16,7 @@ from balloon_daemon.linux.seccomp import Program
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.constants import ARCH_NAMES, Arch, canonical_arch, parse_table
 from balloon_daemon.seccomp.parser import parse_policy
-from balloon_daemon.seccomp.policy import Action, ParsedPolicy
+from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
 from balloon_daemon.seccomp.policy_file import read_text
 
 NATIVE_ARCH = canonical_arch(os.uname().machine)
@@ -53,7 +53,11 @@ class CompiledFilter:
 
 
 def compile_policy(
-    path: Path, *, default: Action = Action.KILL_PROCESS, arch: str = NATIVE_ARCH
+    path: Path,
+    *,
+    default: Action = Action.KILL_PROCESS,
+    arch: str = NATIVE_ARCH,
+    dialect: Dialect = Dialect.PYTHON,
 ) -> CompiledFilter:
     """Reads and compiles a policy file and its includes.
 
@@ -61,13 +65,14 @@ def compile_policy(
         path: the file, as the user named it: a pipe is read too.
         default: what happens to calls that nothing allows, unless the file has a @default.
         arch: for which architecture, this machine's unless said otherwise.
+        dialect: which of minijail's compilers to follow.
 
     Raises:
         PolicyFileError: with every mistake in the files.
         OSError: the policy file itself cannot be read.
         StateError: there is no table for that architecture.
     """
-    policy = read_policy(path, default=default, arch=arch)
+    policy = read_policy(path, default=default, arch=arch, dialect=dialect)
     bpf = compile_bpf(policy)
     program = Program(bpf) if policy.abi.name == NATIVE_ARCH else None
     return CompiledFilter(bpf, policy.abi.name, policy.warnings, program)
@@ -78,6 +83,7 @@ def read_policy(
     *,
     default: Action = Action.KILL_PROCESS,
     arch: str = NATIVE_ARCH,
+    dialect: Dialect = Dialect.PYTHON,
     read: Callable[[str], str] = read_text,
 ) -> ParsedPolicy:
     """Reads and parses a policy file and its includes.
@@ -86,13 +92,29 @@ def read_policy(
         path: the file, as the user named it: a pipe is read too.
         default: what happens to calls that nothing allows, unless the file has a @default.
         arch: for which architecture.
+        dialect: which of minijail's compilers to follow.
         read: what reads included files, where they are not where their names say.
 
     Raises:
         PolicyFileError, OSError, StateError: as ``compile_policy``.
     """
     text = read_text(str(path), named_by_user=True)
-    return parse_policy(text, path=str(path), arch=load_arch(arch), read=read, default=default)
+    return parse_policy(
+        text,
+        path=str(path),
+        arch=load_arch(arch),
+        read=read,
+        default=default,
+        dialect=dialect,
+        is_another=_is_another,
+    )
+
+
+def _is_another(name: str, other: str) -> bool:
+    try:
+        return os.path.isfile(other) and not os.path.samefile(name, other)
+    except (OSError, ValueError):
+        return False  # nothing to read there, which is told where it is read
 
 
 def load_arch(name: str) -> Arch:

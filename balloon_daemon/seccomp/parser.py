@@ -1,4 +1,4 @@
-"""Parses minijail's policy language, as its Python compiler understands it. Pure.
+"""Parses minijail's policy language, as one of its two compilers understands it. Pure.
 
 The text becomes a ``ParsedPolicy``: for each system call its filters, in order, ending with an
 unconditional one. A mistake does not end the run: its statement is left out, the rest is read,
@@ -10,7 +10,8 @@ The grammar stands above each method, in the order of the language::
     statement = '@include' path | '@frequency' path | '@default' action | '@denylist' | rule
     rule      = ( call | '{' call { ',' call } '}' ) ':' filters
 
-docs/policy-files.md explains it to those who write such files.
+docs/policy-files.md explains it to those who write such files. In the C dialect (``c_rules``)
+there are ``@include``, one level deep, and rules.
 
 No file may cost more than a moment, however it is made: how much is read, how many mistakes are
 told and how much becomes of one statement are all limited here, and so in ``tokens`` and ``bpf``.
@@ -20,11 +21,13 @@ import posixpath
 from collections.abc import Callable, Iterable
 
 from balloon_daemon.errors import PolicyFileError, PolicyProblem
+from balloon_daemon.seccomp.c_rules import CRuleReader
 from balloon_daemon.seccomp.constants import Arch
 from balloon_daemon.seccomp.policy import (
     ALLOW,
     Action,
     CallRules,
+    Dialect,
     Filter,
     ParsedPolicy,
     Place,
@@ -36,6 +39,9 @@ from balloon_daemon.seccomp.words import StatementError, Words
 
 INCLUDE_DEPTH_LIMIT = 10
 """Files may include files that include files, this deep; minijail's limit."""
+
+C_INCLUDE_DEPTH_LIMIT = 1
+"""minijail's C compiler reads what the policy includes, and nothing that this includes."""
 
 TEXT_LIMIT = 2 * 1024 * 1024
 """Characters of a policy with all that it includes, each time that it includes it."""
@@ -69,6 +75,8 @@ def parse_policy(
     arch: Arch,
     read: Callable[[str], str],
     default: Action = Action.KILL_PROCESS,
+    dialect: Dialect = Dialect.PYTHON,
+    is_another: Callable[[str, str], bool] = lambda name, other: False,
 ) -> ParsedPolicy:
     """Parses one policy and everything it includes.
 
@@ -78,11 +86,14 @@ def parse_policy(
         arch: whose calls and constants the names mean.
         read: returns an included file's text, or raises OSError.
         default: what happens to calls that nothing allows, where no @default says otherwise.
+        dialect: which of minijail's compilers to follow.
+        is_another: whether the second name is a file too, and not the first one: there the two
+            compilers read different files. Without it this is not warned of.
 
     Raises:
         PolicyFileError: with every mistake in the file and its includes, up to MISTAKES_LIMIT.
     """
-    parser = _Parser(arch, read, Verdict(default))
+    parser = _Parser(arch, read, Verdict(default), dialect, is_another)
     try:
         parser.read_policy(path, text)
         policy = parser.result()
@@ -126,10 +137,19 @@ class _TooManyMistakes(Exception):
 class _Parser:
     """One run over a policy and its includes."""
 
-    def __init__(self, arch: Arch, read: Callable[[str], str], default: Verdict) -> None:
+    def __init__(
+        self,
+        arch: Arch,
+        read: Callable[[str], str],
+        default: Verdict,
+        dialect: Dialect,
+        is_another: Callable[[str, str], bool],
+    ) -> None:
         self._arch = arch
         self._read = read
+        self._is_another = is_another
         self._default = default
+        self._dialect = dialect
         self._denylist = False
         self._open: list[str] = []
         self._files: list[str] = []
@@ -137,7 +157,11 @@ class _Parser:
         self._rules: list[Rule] = []
         self._frequency: dict[int, int] = {}
         self._problems: list[PolicyProblem] = []
-        self._reader = RuleReader(arch, self._report)
+        match dialect:
+            case Dialect.PYTHON:
+                self._reader = RuleReader(arch, self._report)
+            case Dialect.C:
+                self._reader = CRuleReader(arch, self._report, default)
 
     def _report(self, problem: PolicyProblem) -> None:
         self._problems.append(problem)
@@ -147,7 +171,7 @@ class _Parser:
             raise _TooManyMistakes
 
     def _statements(self, path: str, text: str) -> Iterable[list[Token]]:
-        return statements(path, text, self._report)
+        return statements(path, text, self._report, dialect=self._dialect, warn=self._reader.warn)
 
     def read_policy(self, path: str, text: str) -> None:
         """The policy itself: unlike an included file it must not be empty."""
@@ -188,6 +212,12 @@ class _Parser:
     # statement = '@include' path | '@frequency' path | '@default' action | '@denylist'
     def _directive(self, path: str, words: Words) -> None:
         directive = words.take()
+        if self._dialect is Dialect.C and directive.text in _DIRECTIVES[1:]:
+            if directive.text != "@frequency":
+                message = f"minijail's C compiler has no {directive.text}"
+                raise StatementError(directive.place, message)
+            words.drop()  # it is passed over there, and says nothing about what is allowed
+            return
         match directive.text:
             case "@include":
                 self._include(path, words)
@@ -206,19 +236,21 @@ class _Parser:
 
     # '@include' path;  path = '/' … | './' …
     def _include(self, path: str, words: Words) -> None:
-        place, name = self._path(path, words)
+        place, name = self._path(path, words, included=True)
         if name in self._open:
             chain = " includes ".join([*self._open[self._open.index(name) :], name])
             raise StatementError(place, f"includes go in a circle: {chain}")
-        if len(self._open) > INCLUDE_DEPTH_LIMIT:
-            message = f"includes are nested more than {INCLUDE_DEPTH_LIMIT} deep"
-            raise StatementError(place, message)
+        in_c = self._dialect is Dialect.C
+        limit = C_INCLUDE_DEPTH_LIMIT if in_c else INCLUDE_DEPTH_LIMIT
+        if len(self._open) > limit:
+            by_whom = "; minijail's C compiler reads one level" if in_c else ""
+            raise StatementError(place, f"includes are nested more than {limit} deep{by_whom}")
         text = self._text(name, place)
         self._read_statements(name, self._statements(name, text), place)
 
     # '@frequency' path;  that file = { call ':' number }
     def _frequencies(self, path: str, words: Words) -> None:
-        place, name = self._path(path, words)
+        place, name = self._path(path, words, included=False)
         for tokens in self._statements(name, self._text(name, place)):
             try:
                 line = Words(tokens)
@@ -230,14 +262,25 @@ class _Parser:
             for number in calls.values():
                 self._frequency[number] = self._frequency.get(number, 0) + count
 
-    def _path(self, path: str, words: Words) -> tuple[Place, str]:
-        """The next word as a path, relative to the file that it stands in."""
+    def _path(self, path: str, words: Words, *, included: bool) -> tuple[Place, str]:
+        """The next word as a path, relative to the file that it stands in.
+
+        minijail's C compiler opens it as it is written, relative to the working directory.
+        """
         token = words.take("a path that starts with / or ./")
         if not token.text.startswith(("/", "./")):
             raise StatementError(
                 token.place, f"a path starts with / or ./ and {token.text!r} does not"
             )
-        return token.place, posixpath.normpath(posixpath.join(posixpath.dirname(path), token.text))
+        beside = posixpath.normpath(posixpath.join(posixpath.dirname(path), token.text))
+        from_here = posixpath.normpath(token.text)
+        in_c = self._dialect is Dialect.C
+        name, other = (from_here, beside) if in_c else (beside, from_here)
+        if name != other and included and self._is_another(name, other):
+            compiler = "Python" if in_c else "C"
+            message = f"{name} is read, and minijail's {compiler} compiler reads {other} instead"
+            self._reader.warn("include", token.place, message)
+        return token.place, name
 
     def _text(self, name: str, place: Place) -> str:
         if len(self._files) > FILES_LIMIT:
@@ -328,6 +371,11 @@ class _Parser:
             )
 
     def _append(self, name: str, of_call: list[Filter], rule: Rule) -> None:
+        if self._dialect is Dialect.C and of_call:
+            where = _line_of(of_call[0].place)
+            message = f"{name} has a line already at {where}; minijail's C compiler takes one"
+            self._report(rule.colon.place.problem(message))
+            return
         for new in rule.filters:
             if of_call and of_call[-1].clauses is None:
                 where = _line_of(of_call[-1].place)

@@ -12,6 +12,15 @@ MAX_ARGUMENTS = 6
 MAX_U64 = 2**64 - 1
 
 
+class Dialect(Enum):
+    """Whose reading of a file counts: minijail's two compilers differ (docs/policy-files.md)."""
+
+    PYTHON = "python"
+    """compile_seccomp_policy's: all of the language."""
+    C = "c"
+    """minijail0 -S's: ``condition; return E`` allows where the condition holds, else E."""
+
+
 class Action(IntEnum):
     """What the kernel does with a call: SECCOMP_RET_* of linux/seccomp.h."""
 

@@ -43,10 +43,13 @@ NESTING_LIMIT = 64
 DIGITS_LIMIT = 100
 """The longest number that is looked at: 64 bits have 20 decimal digits."""
 
+_PLACES_TOLD = 5
+
 _RETURN_WARNING = (
     "where the expression holds, the call fails with this error, and where it does not the next "
-    "filter or the default decides; minijail's older C compiler reads it the other way round: "
-    "allow where it holds, this error where it does not"
+    "filter or the default decides; minijail's C compiler reads it the other way round, as the "
+    "dialect c does here: the call is allowed where it holds, and fails with this error where it "
+    "does not"
 )
 
 
@@ -65,17 +68,18 @@ class RuleReader:
         self.denylist = False
         self._arch = arch
         self._report = report
-        self._warnings: dict[str, PolicyProblem] = {}
+        self._warnings: dict[str, list[tuple[Place, str]]] = {}
         self._constants: dict[str, int | None] = {}  # looked up already
         self._names: Sequence[str] = ()
 
     def warnings(self) -> Iterable[PolicyProblem]:
-        """What surprises in the rules read so far, each kind once, at its first place."""
-        return self._warnings.values()
+        """What surprises in the rules read so far: each kind once, with all its places."""
+        for (place, message), *others in self._warnings.values():
+            yield place.problem(message + _also_at(place, [other for other, _ in others]))
 
     def warn(self, kind: str, place: Place, message: str) -> None:
-        """Notes a surprise, unless one of its kind is noted already."""
-        self._warnings.setdefault(kind, place.problem(message))
+        """Notes a surprise; of those of one kind the first one's words are told."""
+        self._warnings.setdefault(kind, []).append((place, message))
 
     # rule = ( call | '{' call { ',' call } '}' ) ':' filters
     def rule(self, words: Words) -> Rule:
@@ -84,17 +88,18 @@ class RuleReader:
         Raises:
             StatementError: the grammar is broken; what is only unknown was reported instead.
         """
-        calls: list[str] = []
+        calls = self._calls(words)
+        colon = words.expect(":")
+        return Rule(tuple(calls), self._filters(words), colon)
+
+    def _calls(self, words: Words) -> list[str]:
         opened = words.take_if("{")
-        if opened is None:
-            calls += self._call(words)
-        else:
-            calls += self._call(words)
+        calls = self._call(words)
+        if opened is not None:
             while words.take_if(","):
                 calls += self._call(words)
             words.expect("}", opened=opened)
-        colon = words.expect(":")
-        return Rule(tuple(calls), self._filters(words), colon)
+        return calls
 
     # line of a frequency file = call ':' number
     def frequency(self, words: Words) -> tuple[dict[str, int], int]:
@@ -199,6 +204,16 @@ class RuleReader:
         if first is None or first.kind is not Kind.ARGUMENT:
             verdict = self._action(words)
             return Filter(None, verdict, first.place if first is not None else None)
+        clauses = self._clauses(words)
+        verdict = ALLOW
+        if words.take_if(";"):
+            action = words.peek()
+            verdict = self._action(words)
+            if verdict.action is Action.ERRNO and action is not None:
+                self.warn("return", action.place, _RETURN_WARNING)
+        return Filter(clauses, verdict, first.place)
+
+    def _clauses(self, words: Words) -> tuple[tuple[Atom, ...], ...]:
         clauses = []
         while True:
             atoms = [self._atom(words)]
@@ -206,14 +221,7 @@ class RuleReader:
                 atoms.append(self._atom(words))
             clauses.append(tuple(atoms))
             if not words.take_if("||"):
-                break
-        verdict = ALLOW
-        if words.take_if(";"):
-            action = words.peek()
-            verdict = self._action(words)
-            if verdict.action is Action.ERRNO and action is not None:
-                self.warn("return", action.place, _RETURN_WARNING)
-        return Filter(tuple(clauses), verdict, first.place)
+                return tuple(clauses)
 
     # action = 'allow' | '1' | 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'trace' | 'log'
     #        | 'user-notify' | 'return' ( name | number )
@@ -230,14 +238,17 @@ class RuleReader:
         if token.kind is Kind.RETURN:
             number = words.take("an error's name or number")
             errno = self._constant(number)
-            if errno > MAX_ERRNO:
-                message = f"{number.text} is no error number: they end at {MAX_ERRNO}"
-                self.warn("errno", number.place, message)
+            self._warn_of_errno(errno, number)
             return Verdict(Action.ERRNO, errno & 0xFFFF)
         if token.kind is Kind.NUMBER:
             raise StatementError(token.place, f"{token.text} is no action; 1 means allow")
         message = f"expected an action or a condition, found {token.text!r}"
         raise StatementError(token.place, message + did_you_mean(token.text, ACTIONS))
+
+    def _warn_of_errno(self, errno: int, token: Token) -> None:
+        if errno > MAX_ERRNO:
+            message = f"{token.text} is no error number: they end at {MAX_ERRNO}"
+            self.warn("errno", token.place, message)
 
     # atom = argument operator value
     def _atom(self, words: Words) -> Atom:
@@ -318,6 +329,17 @@ class RuleReader:
             message = f"{token.text} is not a decimal, octal or hexadecimal number"
             raise StatementError(token.place, message) from None
         return -value if token.text.startswith("-") else value
+
+
+def _also_at(first: Place, others: Sequence[Place]) -> str:
+    """Where else, as the end of a message."""
+    told = [
+        f"line {place.line}" if place.file == first.file else f"{place.file}:{place.line}"
+        for place in others[:_PLACES_TOLD]
+    ]
+    if len(others) > len(told):
+        told.append(f"{len(others) - len(told):,} places more")
+    return f"; also at {', '.join(told)}" if told else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from balloon_daemon.errors import PolicyProblem
-from balloon_daemon.seccomp.policy import Place
+from balloon_daemon.seccomp.policy import Dialect, Place
 
 LINE_LIMIT = 131_072
 """Characters of a line that is not a comment; a longer one would be shown with each mistake."""
@@ -15,6 +15,17 @@ WORDS_LIMIT = 50_000
 """Words of a statement: far more than a program of 4,096 instructions can come of."""
 
 Report = Callable[[PolicyProblem], None]
+Warn = Callable[[str, Place, str], None]
+"""Takes a warning's kind, its place and its words."""
+
+_HIDDEN = (
+    "what stands after this comment is read as a statement, as minijail's Python compiler does; "
+    "its C compiler takes it for a part of the comment, as the dialect c does here"
+)
+_HIDDEN_C = (
+    "what stands after this comment is a part of it, as for minijail's C compiler; its Python "
+    "compiler reads it as a statement, as the dialect python does here"
+)
 
 
 class Kind(Enum):
@@ -58,6 +69,9 @@ _TOKEN = re.compile(
 # what is wrong with it than "'.' is not part of the language".
 _PATH = re.compile(r"(?P<skip>\#.*|\s+|\\$)|(?P<PATH>\S+)", re.ASCII)
 
+# A '#' right behind a word, but in a path, in a line that is no comment.
+_GLUED = re.compile(r"\s*[^\s#@][^#]*(?<!\s)#", re.ASCII)
+
 _BYTE_ORDER_MARK = "\ufeff"
 _UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")  # its marks, as bytes that are no UTF-8
 
@@ -84,27 +98,52 @@ class Token(NamedTuple):
         return Place(self.file, self.line, column, self.source)
 
 
-def statements(file: str, text: str, report: Report) -> Iterator[list[Token]]:
+def statements(
+    file: str,
+    text: str,
+    report: Report,
+    *,
+    dialect: Dialect = Dialect.PYTHON,
+    warn: Warn = lambda kind, place, message: None,
+) -> Iterator[list[Token]]:
     """Cuts a file into statements: one line each, or several that end in a backslash.
 
     A comment ends with its own line, and a backslash at that line's end still joins the next:
-    this is how minijail's Python compiler reads it. A statement with a word that is none is
-    reported and left out, and the next one is read.
+    this is how minijail's Python compiler reads it. For its C compiler the comment goes on there,
+    and a carriage return alone is no line's end. A statement with a word that is none is reported
+    and left out, and the next one is read.
     """
     tokens: list[Token] = []
     sound = True
-    text = _without_mark(file, text, report)
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    if not lines[-1]:
-        lines.pop()  # what follows the last line's end is no line
-    for number, source in enumerate(lines, 1):
-        if len(source) > LINE_LIMIT and not source.lstrip(" \t").startswith("#"):
+    hidden: Place | None = None  # the comment that goes on here, for one compiler alone
+    lines = _lines(_without_mark(file, text, report), dialect)
+    for number, (source, end) in enumerate(lines, 1):
+        comment = not tokens and source.lstrip(" \t").startswith("#")
+        if hidden is not None and dialect is Dialect.C:
+            if source.strip() and not comment:
+                warn("comment", hidden, _HIDDEN_C)
+        elif len(source) > LINE_LIMIT and not comment:
             place = Place(file, number, LINE_LIMIT + 1, source[:LINE_LIMIT])
             report(place.problem(f"the line is longer than {LINE_LIMIT:,} characters"))
             sound = False
         else:
-            sound = _words_of(Place(file, number, 1, source), tokens, report) and sound
-        if source.endswith("\\"):
+            place = Place(file, number, 1, source)
+            if dialect is Dialect.C and (glued := _GLUED.match(source)):
+                message = "minijail's C compiler takes this '#' for a part of the word before it"
+                report(place._replace(column=glued.end()).problem(message))
+                sound = False
+            sound = _words_of(place, tokens, report) and sound
+        if hidden is not None and tokens and dialect is Dialect.PYTHON:
+            warn("comment", hidden, _HIDDEN)
+            hidden = None
+        joined = source.endswith("\\")
+        if not joined and end != "\r":
+            hidden = None
+        elif comment and hidden is None:
+            hidden = Place(file, number, 1, source[:LINE_LIMIT])
+        if comment and "\r" in source and _goes_on(source):
+            warn("comment", Place(file, number, 1, source[:LINE_LIMIT]), _HIDDEN_C)
+        if joined:
             continue
         if tokens and sound:
             yield tokens
@@ -150,3 +189,28 @@ def _without_mark(file: str, text: str, report: Report) -> str:
         message = "the file begins with a byte order mark (U+FEFF): save it without one"
         report(Place(file, 1, 1, text[1:LINE_LIMIT].partition("\n")[0]).problem(message))
     return text.removeprefix(_BYTE_ORDER_MARK)
+
+
+def _lines(text: str, dialect: Dialect) -> Iterator[tuple[str, str]]:
+    """Each line and what ends it: a carriage return alone is told apart from a line feed."""
+    ends = "\n"
+    if dialect is Dialect.PYTHON and "\r" in text:
+        text, ends = text.replace("\r\n", "\n"), "\r\n"
+    if text[-1:] in ends:
+        text = text[:-1]  # what follows the last line's end is no line
+    for line in text.split("\n"):
+        if "\r" not in line:
+            yield line, "\n"
+        elif dialect is Dialect.PYTHON:
+            *parts, last = line.split("\r")
+            yield from ((part, "\r") for part in parts)
+            yield last, "\n"
+        else:
+            # A backslash before CRLF joins nothing there.
+            yield line if line.endswith("\\\r") else line.removesuffix("\r"), "\n"
+
+
+def _goes_on(comment: str) -> bool:
+    """Whether a carriage return in a comment has something behind it that is no comment."""
+    parts = (part.strip() for part in comment.split("\r")[1:])
+    return any(part and not part.startswith("#") for part in parts)

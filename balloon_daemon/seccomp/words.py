@@ -31,6 +31,14 @@ class Words:
         self._next += 1
         return token
 
+    def put_back(self) -> None:
+        """Undoes the last ``take``."""
+        self._next -= 1
+
+    def drop(self) -> None:
+        """Passes over all that is left."""
+        self._next = len(self._tokens)
+
     def mark(self) -> int:
         """The present position, for ``text_since``."""
         return self._next

@@ -1,6 +1,6 @@
 """Target: seccomp policy files, from text to a program that means what the text means.
 
-PolicyFileError is the only way to refuse one and it can be shown on any
+PolicyFileError is the only way to refuse one, in either dialect, and it can be shown on any
 terminal. What is accepted compiles into a program that the kernel would load, and that judges
 calls as the evaluator does.
 """
@@ -10,7 +10,7 @@ from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.evaluator import evaluate
 from balloon_daemon.seccomp.filter import load_arch
 from balloon_daemon.seccomp.parser import parse_policy
-from balloon_daemon.seccomp.policy import ParsedPolicy
+from balloon_daemon.seccomp.policy import Dialect, ParsedPolicy
 from tests.fakes.bpf_machine import BpfMachine
 from tests.fuzz.choices import INTERESTING
 from tests.fuzz.invariants import require
@@ -21,11 +21,12 @@ SEPARATOR = "\x00"
 
 
 def run(data: bytes) -> None:
-    """One policy file and its includes, for one architecture."""
+    """One policy file and its includes, for one architecture and in one dialect."""
     arch = ARCHES[len(data) % 2]
+    dialect = Dialect.C if len(data) % 4 >= 2 else Dialect.PYTHON
     text, _, included = data.decode("utf-8", "surrogateescape").partition(SEPARATOR)
     a, _, b = included.partition(SEPARATOR)
-    files = {"d/a": a, "d/b": b}
+    files = {"d/a": a, "d/b": b} if dialect is Dialect.PYTHON else {"a": a, "b": b}
 
     def read(name: str) -> str:
         if name not in files:
@@ -33,7 +34,7 @@ def run(data: bytes) -> None:
         return files[name]
 
     try:
-        policy = parse_policy(text, path="d/main", arch=arch, read=read)
+        policy = parse_policy(text, path="d/main", arch=arch, read=read, dialect=dialect)
         for warning in policy.warnings:
             _show(warning)
         bpf = compile_bpf(policy)

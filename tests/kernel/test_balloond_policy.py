@@ -1,17 +1,75 @@
-"""``balloond`` and its policy file: what it says of the file."""
+"""``balloond`` and its policy file: whose reading counts, and what it says of the file."""
 
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.kernel.conftest import StartDaemon
 from tests.vm.daemon import BALLOOND
+
+SHIPPED = Path(__file__).parents[2] / "policies" / "balloon_device.policy"
+RETURN = "madvise: arg2 == MADV_REMOVE || arg2 == MADV_DONTNEED; return EPERM"
+"""Lets a device give memory back in one dialect, and forbids just that in the other."""
+
+
+@pytest.fixture
+def ambiguous(tmp_path: Path) -> Path:
+    """The shipped policy with one line that means two things."""
+    lines = [RETURN if li.startswith("madvise") else li for li in SHIPPED.read_text().splitlines()]
+    path = tmp_path / "ambiguous.policy"
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 def check(tmp_path: Path, policy: Path, *options: str) -> "subprocess.CompletedProcess[str]":
     named = ["--socket", str(tmp_path / "s"), "--policy", str(policy)]
     command = [str(BALLOOND), "--check", *named, *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_dialect_decides_what_a_device_may(tmp_path: Path, ambiguous: Path) -> None:
+    in_c = check(tmp_path, ambiguous, "--policy-dialect", "c")
+    assert in_c.returncode == 0, in_c.stderr
+    for options in ((), ("--policy-dialect", "python")):
+        in_python = check(tmp_path, ambiguous, *options)
+        assert in_python.returncode == 1
+        assert in_python.stderr.endswith("gave back: Operation not permitted\n")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "first"), [("c", "the call is allowed"), ("python", "the call fails with")]
+)
+def test_check_warns_of_a_line_that_means_two_things(
+    dialect: str, first: str, tmp_path: Path, ambiguous: Path
+) -> None:
+    warning = check(tmp_path, ambiguous, "--policy-dialect", dialect).stderr.splitlines()[0]
+    assert warning.startswith(f"{ambiguous}:11:56: warning: where the expression holds, {first}")
+    assert "reads it the other way round" in warning
+
+
+@pytest.mark.parametrize("dialect", ["c", "python"])
+def test_log_warns_of_a_line_that_means_two_things(
+    dialect: str, ambiguous: Path, start_daemon: StartDaemon
+) -> None:
+    daemon = start_daemon("--policy", str(ambiguous), "--policy-dialect", dialect)
+    daemon.wait(
+        lambda: any(r["event"] == "listening" for r in daemon.records()),
+        deadline_s=60,
+        what="it listens",
+    )
+    (warning,) = [r for r in daemon.records() if r["event"] == "policy-file"]
+    assert warning["level"] == "warning"
+    assert warning["message"].startswith(f"{ambiguous}:11:56: where the expression holds, ")
+    assert "reads it the other way round" in warning["message"]
+
+
+def test_policy_of_a_dialect_that_it_is_not_written_in_is_refused(tmp_path: Path) -> None:
+    policy = tmp_path / "lists.policy"
+    policy.write_text("read: { arg0 == 1, return EPERM }\n")
+    run = check(tmp_path, policy, "--policy-dialect", "c")
+    assert run.returncode == 2
+    assert run.stderr.startswith(f"{policy}:1:7: minijail's C compiler has no lists of filters")
 
 
 @pytest.mark.parametrize(

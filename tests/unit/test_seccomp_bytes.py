@@ -11,6 +11,7 @@ import pytest
 from balloon_daemon.ctl.cli import main
 from balloon_daemon.errors import PolicyFileError, PolicyProblem, printable
 from balloon_daemon.seccomp.filter import compile_policy
+from balloon_daemon.seccomp.policy import Dialect
 
 Output = pytest.CaptureFixture[str]
 
@@ -57,10 +58,11 @@ def harmless(text: str) -> bool:
     return all(c.isprintable() or c in "\n\t" for c in text)
 
 
+@pytest.mark.parametrize("dialect", Dialect)
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-def test_bytes_of_any_kind_pass_in_comments(odd: bytes, tmp_path: Path) -> None:
+def test_bytes_of_any_kind_pass_in_comments(odd: bytes, dialect: Dialect, tmp_path: Path) -> None:
     path = write(tmp_path, b"# " + odd + b"\nread: return EPERM # " + odd + b"\n#" + odd)
-    assert compile_policy(path).bpf
+    assert compile_policy(path, dialect=dialect).bpf
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)

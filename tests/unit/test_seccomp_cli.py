@@ -84,6 +84,75 @@ def test_check_reads_included_files_from_elsewhere(tmp_path: Path) -> None:
     assert run("check", "--include-map", f"/usr/share/policy={tmp_path}", path) == 0
 
 
+AMBIGUOUS = "socket: arg0 == AF_UNIX; return 1\nsocketpair: arg0 == AF_UNIX; return EPERM\n"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "unix", "inet"),
+    [("python", "ERRNO(1)", "KILL_PROCESS"), ("c", "ALLOW", "ERRNO(1)")],
+)
+def test_dialect_decides_what_a_return_means(
+    dialect: str, unix: str, inet: str, tmp_path: Path, capsys: Output
+) -> None:
+    path = policy_file(tmp_path, AMBIGUOUS)
+    for call in ("socket", "socketpair"):
+        assert run("test", "--dialect", dialect, path, f"{call}(AF_UNIX)") == 0
+        assert capsys.readouterr().out.startswith(unix)
+        assert run("test", "--dialect", dialect, path, f"{call}(AF_INET)") == 0
+        assert capsys.readouterr().out.startswith(inet)
+    out = tmp_path / "out.bpf"
+    compile_ = ["compile", "--arch", "x86_64", "--dialect", dialect, path, "-o", str(out)]
+    assert run(*compile_) == 0
+    verdicts = {"ALLOW": 0x7FFF0000, "ERRNO(1)": 0x50001, "KILL_PROCESS": 0x80000000}
+    machine = BpfMachine(out.read_bytes())
+    assert machine.run(0xC000003E, 41, [1]) == verdicts[unix]
+    assert machine.run(0xC000003E, 41, [2]) == verdicts[inet]
+
+
+@pytest.mark.parametrize("dialect", ["python", "c"])
+@pytest.mark.parametrize("verb", ["check", "explain", "test", "compile", "pfc"])
+def test_every_verb_warns_of_what_means_two_things(
+    verb: str, dialect: str, tmp_path: Path, capsys: Output
+) -> None:
+    path = policy_file(tmp_path, AMBIGUOUS)
+    argv = {
+        "check": ["check", path],
+        "explain": ["explain", path],
+        "test": ["test", path, "read"],
+        "compile": ["compile", path, "-o", str(tmp_path / "out")],
+        "pfc": ["compile", path, "-o", str(tmp_path / "out"), "--format", "pfc"],
+    }[verb]
+    assert run(*argv, "--dialect", dialect) == 0
+    told = capsys.readouterr()
+    lines = (told.out + told.err).splitlines()
+    (warning,) = [line for line in lines if "warning" in line]
+    assert warning.startswith(f"{path}:1:26: warning: where the expression holds, the call ")
+    assert "reads it the other way round" in warning
+    assert warning.endswith("; also at line 2")
+
+
+def test_c_dialect_reads_includes_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "main.policy").write_text("@include ./common.policy\n")
+    (tmp_path / "common.policy").write_text("read: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert run("check", "--dialect", "c", "sub/main.policy") == 0
+    assert run("check", "sub/main.policy") == 2
+    (tmp_path / "sub" / "common.policy").symlink_to("../common.policy")
+    assert run("check", "sub/main.policy") == 0
+    assert "warning" not in capsys.readouterr().err
+    (tmp_path / "sub" / "common.policy").unlink()
+    (tmp_path / "sub" / "common.policy").write_text("write: 1\n")
+    here, beside = "common.policy", "sub/common.policy"
+    for dialect, first, second in (("c", here, beside), ("python", beside, here)):
+        assert run("check", "--dialect", dialect, "sub/main.policy") == 0
+        err = capsys.readouterr().err
+        assert f"1:10: warning: {first} is read, and minijail's " in err
+        assert f"compiler reads {second} instead" in err
+
+
 def test_explain_says_what_is_allowed_and_what_is_missing(capsys: Output) -> None:
     assert run("explain", "--arch", "x86_64", str(POLICY)) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -238,7 +307,7 @@ def test_operators_mistake_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     "argv",
     [
-        [], ["check"], ["check", "--default", "errno", "x"], ["burn"],
+        [], ["check"], ["check", "--default", "errno", "x"], ["burn"], ["check", "--dialect", "d"],
         ["check", "--include-map", "x", "y"], ["compile", "x"], ["trace", "--from", "here"],
     ],
 )  # fmt: skip

@@ -15,21 +15,25 @@ from balloon_daemon.seccomp.parser import (
     parse_call,
     parse_policy,
 )
-from balloon_daemon.seccomp.policy import ParsedPolicy
+from balloon_daemon.seccomp.policy import Dialect, ParsedPolicy
 from balloon_daemon.seccomp.rules import NESTING_LIMIT
 from balloon_daemon.seccomp.tokens import LINE_LIMIT, WORDS_LIMIT
 
 ARCH = load_arch("x86_64")
 
 
-def parse(text: str, files: dict[str, str] | None = None) -> ParsedPolicy:
+def parse(
+    text: str, files: dict[str, str] | None = None, dialect: Dialect = Dialect.PYTHON
+) -> ParsedPolicy:
     known = files or {}
-    return parse_policy(text, path="p", arch=ARCH, read=known.__getitem__)
+    return parse_policy(text, path="p", arch=ARCH, read=known.__getitem__, dialect=dialect)
 
 
-def mistakes(text: str, files: dict[str, str] | None = None) -> list[str]:
+def mistakes(
+    text: str, files: dict[str, str] | None = None, dialect: Dialect = Dialect.PYTHON
+) -> list[str]:
     with pytest.raises(PolicyFileError) as caught:
-        compile_bpf(parse(text, files))
+        compile_bpf(parse(text, files, dialect))
     for problem in caught.value.problems:
         assert len(str(problem)) < 4096, "what is shown of a mistake is bounded"
     return [f"{p.file}:{p.line}:{p.column}: {p.message}" for p in caught.value.problems]
@@ -42,18 +46,20 @@ def nested(depth: int, opened: str = "(") -> str:
 # --- nesting --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dialect", Dialect)
 @pytest.mark.parametrize("opened", ["(", "~(", "1|("])
-def test_parentheses_may_be_nested_up_to_the_limit(opened: str) -> None:
-    assert parse(f"read: arg0 == {nested(NESTING_LIMIT, opened)}").calls
+def test_parentheses_may_be_nested_up_to_the_limit(opened: str, dialect: Dialect) -> None:
+    assert parse(f"read: arg0 == {nested(NESTING_LIMIT, opened)}", dialect=dialect).calls
 
 
+@pytest.mark.parametrize("dialect", Dialect)
 @pytest.mark.parametrize("opened", ["(", "~(", "1|("])
 @pytest.mark.parametrize("depth", [NESTING_LIMIT + 1, 495, 5_000])
 def test_parentheses_nested_deeper_are_refused_at_the_first_too_deep(
-    opened: str, depth: int
+    opened: str, depth: int, dialect: Dialect
 ) -> None:
     column = len("read: arg0 == ") + (NESTING_LIMIT + 1) * len(opened)
-    assert mistakes(f"read: arg0 == {nested(depth, opened)}") == [
+    assert mistakes(f"read: arg0 == {nested(depth, opened)}", dialect=dialect) == [
         f"p:1:{column}: parentheses are nested more than {NESTING_LIMIT} deep"
     ]
 
@@ -63,6 +69,11 @@ def test_parentheses_nested_over_continued_lines_are_refused_too() -> None:
     assert mistakes(text) == [
         f"p:{NESTING_LIMIT + 2}:1: parentheses are nested more than {NESTING_LIMIT} deep"
     ]
+
+
+def test_parentheses_nested_in_a_c_return_are_refused() -> None:
+    text = f"read: arg0 == 1; return {nested(900)}"
+    assert "nested more than" in mistakes(text, dialect=Dialect.C)[0]
 
 
 def test_parentheses_nested_in_a_call_to_be_judged_are_refused() -> None:

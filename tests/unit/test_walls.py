@@ -28,6 +28,7 @@ PURE = {
     "tube.messages",
     "handover.state",
     "seccomp.bpf",
+    "seccomp.c_rules",
     "seccomp.compiler",
     "seccomp.constants",
     "seccomp.evaluator",
