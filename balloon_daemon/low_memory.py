@@ -14,14 +14,15 @@ How to drive one, from a single loop:
 
 import os
 import re
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.balloon_policy import Reading
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.linux.zoneinfo import per_cpu_free_bytes
+from balloon_daemon.low_memory_journal import Journal, Unknown
+from balloon_daemon.low_memory_journal import LowMemoryStatistics as LowMemoryStatistics
 from balloon_daemon.memory_alarm import DeviceAlarm, PressureAlarm
 from balloon_daemon.units import MIB, format_size
 
@@ -34,20 +35,6 @@ MARGIN_PER_MILLE = 52
 
 # Of MiB. More than 12 digits are garbage: 64 bits of address space have 1.8e13 of them.
 _NUMBER = re.compile(rb"[0-9]{1,12}")
-
-
-class LowMemoryStatistics(NamedTuple):
-    """Counters of a source since it was made.
-
-    Attributes:
-        reads: Readings asked for.
-        unknown: How many of them gave nothing.
-        wakeups: How often the kernel woke us.
-    """
-
-    reads: int = 0
-    unknown: int = 0
-    wakeups: int = 0
 
 
 class LowMemorySource(Protocol):
@@ -75,7 +62,7 @@ class LowMemorySource(Protocol):
         """Consumes a wake-up of ``wait_fd``; to be called for each, before ``read``."""
 
     def take_notice(self) -> str | None:
-        """The next line worth a log: an error that began or ended; None when there is no more."""
+        """The next line worth a log: something that began or ended; None when there is none."""
 
     def statistics(self) -> LowMemoryStatistics:
         """The counters."""
@@ -87,51 +74,7 @@ class LowMemorySource(Protocol):
         """Lets go of the alarm; ``wait_fd`` is gone afterwards."""
 
 
-class _Journal:
-    """A source's memory of its readings: counted, with the beginning and end of each error noted.
-
-    Attributes:
-        last_error: Why the last reading gave nothing; "" if it did give something.
-    """
-
-    def __init__(self) -> None:
-        self.last_error = ""
-        self._statistics = LowMemoryStatistics()
-        self._failed_reads = 0
-        # Whoever never asks for notices must not pay for them with memory.
-        self._notices: deque[str] = deque(maxlen=8)
-
-    def take_notice(self) -> str | None:
-        """The next line worth a log: an error that began or ended; None when there is no more."""
-        return self._notices.popleft() if self._notices else None
-
-    def statistics(self) -> LowMemoryStatistics:
-        """The counters."""
-        return self._statistics
-
-    def _note_reading(self, measured: Reading | str) -> Reading | None:
-        reads = self._statistics.reads + 1
-        self._statistics = self._statistics._replace(reads=reads)
-        if isinstance(measured, str):
-            unknown = self._statistics.unknown + 1
-            self._statistics = self._statistics._replace(unknown=unknown)
-            if not self._failed_reads:
-                self._notices.append(f"available memory is unknown: {measured}")
-            self._failed_reads += 1
-            self.last_error = measured
-            return None
-        if self._failed_reads:
-            failed = f"after {self._failed_reads} failed reads"
-            self._notices.append(f"available memory is known again, {failed}")
-        self._failed_reads, self.last_error = 0, ""
-        return measured
-
-    def _note_wakeup(self) -> None:
-        wakeups = self._statistics.wakeups + 1
-        self._statistics = self._statistics._replace(wakeups=wakeups)
-
-
-class ChromeosLowMemory(_Journal):
+class ChromeosLowMemory(Journal):
     """ChromeOS's low-memory driver: two text files in MiB, and a device to wait for.
 
     Args:
@@ -169,7 +112,7 @@ class ChromeosLowMemory(_Journal):
         # The device first: what happens between the two then wakes us rather than nobody.
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(change)
-        return self._note_reading(self._measure())
+        return self.note_reading(self._measure())
 
     def wait_fd(self) -> int | None:
         """The fd around the device, which may be absent for now; None: no device was named."""
@@ -178,7 +121,7 @@ class ChromeosLowMemory(_Journal):
     def acknowledge(self) -> None:
         """Consumes a wake-up, and mutes the device until ``read`` finds it quiet."""
         if self._alarm is not None and self._alarm.acknowledge():
-            self._note_wakeup()
+            self.note_wakeup()
 
     def describe(self) -> str:
         """One line for people: which source, paths, margin, what wakes us, what it says now."""
@@ -191,7 +134,7 @@ class ChromeosLowMemory(_Journal):
             woken = f"polled, as nothing wakes us ({self._alarm.path}: {self._alarm.problem})"
         else:
             woken = f"woken by {self._alarm.path}"
-        return _describe(f"{self._available} against {margin}", woken, self._measure())
+        return f"{self._available} against {margin}; {woken}; now {_now(self._measure())}"
 
     def close(self) -> None:
         """Lets go of the device; ``wait_fd`` is None afterwards."""
@@ -199,16 +142,17 @@ class ChromeosLowMemory(_Journal):
             self._alarm.close()
         self._alarm = None
 
-    def _measure(self) -> Reading | str:
+    def _measure(self) -> Reading | Unknown:
         try:
             available_mib = _read_mib(self._available, several=False)
-            margin_mib = self._margin_mib
-            if margin_mib is None:
+        except (OSError, ValueError) as err:
+            return Unknown("available memory", _in_words(err))
+        margin_mib = self._margin_mib
+        if margin_mib is None:
+            try:
                 margin_mib = _read_mib(self._margin, several=True)
-        except OSError as err:
-            return f"{err.filename or self.directory}: {err.strerror}"
-        except ValueError as err:
-            return str(err)
+            except (OSError, ValueError) as err:
+                return Unknown("the margin", _in_words(err))
         return Reading(available_mib, margin_mib)
 
 
@@ -225,7 +169,7 @@ def host_memory() -> tuple[int, int]:
     return memory.total, memory.available
 
 
-class MeminfoLowMemory(_Journal):
+class MeminfoLowMemory(Journal):
     """MemAvailable against a margin, for hosts that are not ChromeOS.
 
     A PSI trigger wakes us early where the kernel lends one, but it speaks of stalls, not of a
@@ -271,7 +215,7 @@ class MeminfoLowMemory(_Journal):
         """What is available now, and the margin; None: unknown, and counted."""
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(change)
-        return self._note_reading(self._measure())
+        return self.note_reading(self._measure())
 
     def wait_fd(self) -> int | None:
         """The fd around the PSI trigger; None: the kernel lends none."""
@@ -282,7 +226,7 @@ class MeminfoLowMemory(_Journal):
         if self._alarm is not None:
             # Counted either way: to wait for a trigger is to consume it.
             self._alarm.acknowledge()
-            self._note_wakeup()
+            self.note_wakeup()
 
     def describe(self) -> str:
         """One line for people: which source, margin, what wakes us, what it says now."""
@@ -294,7 +238,7 @@ class MeminfoLowMemory(_Journal):
             woken = f"polled, and woken early by {self._alarm.path}"
             if self._alarm.problem:
                 woken = f"polled, as nothing wakes us ({self._alarm.path}: {self._alarm.problem})"
-        return _describe(f"available memory against {margin}", woken, self._measure())
+        return f"available memory against {margin}; {woken}; now {_now(self._measure())}"
 
     def close(self) -> None:
         """Withdraws the PSI trigger; ``wait_fd`` is None afterwards."""
@@ -308,11 +252,11 @@ class MeminfoLowMemory(_Journal):
         except (OSError, KeyError, ValueError):
             return None  # the first reading says so
 
-    def _measure(self) -> Reading | str:
+    def _measure(self) -> Reading | Unknown:
         try:
             total_bytes, available_bytes = self._memory()
         except (OSError, KeyError, ValueError) as err:
-            return f"this host's memory figures: {err}"
+            return Unknown("available memory", f"this host's memory figures: {_in_words(err)}")
         margin_mib = self._margin_mib
         if margin_mib is None:
             margin_mib = total_bytes * MARGIN_PER_MILLE // 1000 // MIB
@@ -385,9 +329,14 @@ def _read_mib(path: str, *, several: bool) -> int:
     return int(words[0])
 
 
-def _describe(source: str, woken: str, measured: Reading | str) -> str:
-    if isinstance(measured, str):
-        return f"{source}; {woken}; now unknown: {measured}"
+def _in_words(err: Exception) -> str:
+    if isinstance(err, OSError) and err.filename is not None:
+        return f"{os.fsdecode(err.filename)}: {err.strerror}"
+    return str(err)
+
+
+def _now(measured: Reading | Unknown) -> str:
+    if isinstance(measured, Unknown):
+        return f"unknown: {measured.why}"
     low = "low" if measured.is_low else "not low"
-    now = f"{measured.available_mib:,} MiB available, margin {measured.margin_mib:,} MiB, {low}"
-    return f"{source}; {woken}; now {now}"
+    return f"{measured.available_mib:,} MiB available, margin {measured.margin_mib:,} MiB, {low}"

@@ -176,8 +176,9 @@ def test_error_that_lasts_is_noted_when_it_begins_and_when_it_ends(directory: Pa
     for _ in range(3):
         source.read()
     begun = notices(source)
-    available.write_text("x")  # another error, but the same trouble
-    source.read()
+    available.write_text("x")
+    for _ in range(3):
+        source.read()
     between = notices(source)
     available.write_text("1000")
     for _ in range(3):
@@ -185,8 +186,38 @@ def test_error_that_lasts_is_noted_when_it_begins_and_when_it_ends(directory: Pa
     ended = notices(source)
 
     assert begun == [f"available memory is unknown: {available} is empty"]
-    assert between == []
-    assert ended == ["available memory is known again, after 4 failed reads"]
+    assert between == [
+        f"available memory is unknown: {available} holds b'x', not a whole number of MiB"
+    ]
+    assert ended == ["available memory is known again, after 6 failed reads"]
+
+
+def test_margin_that_cannot_be_read_is_not_blamed_on_available(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+    margin = directory / "margin"
+
+    margin.write_text("much")
+    source.read()
+    margin.unlink()
+    source.read()
+    margin.write_text("300")
+    source.read()
+
+    assert notices(source) == [
+        f"the margin is unknown: {margin} holds b'much', not a whole number of MiB",
+        f"the margin is unknown: {margin}: No such file or directory",
+        "the margin is known again, after 2 failed reads",
+    ]
+
+
+def test_available_is_named_where_both_files_are_gone(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+    (directory / "margin").unlink()
+    (directory / "available").unlink()
+
+    source.read()
+
+    assert source.last_error == f"{directory}/available: No such file or directory"
 
 
 def test_notices_nobody_takes_are_bounded(directory: Path) -> None:
@@ -256,7 +287,10 @@ def test_meminfo_margin_is_5_2_per_cent_of_the_ram_unless_given() -> None:
 
     default = MeminfoLowMemory(pressure=None, memory=lambda: memory)
     given = MeminfoLowMemory(
-        pressure=None, memory=lambda: memory, margin_bytes=2 * GIB, per_cpu_free=lambda _: 0
+        pressure=None,
+        memory=lambda: memory,
+        margin_bytes=2 * GIB,
+        per_cpu_free=lambda _: 0,
     )
 
     assert default.read() == Reading(available_mib=999, margin_mib=832)
@@ -287,12 +321,14 @@ def test_meminfo_counts_free_pages_of_per_cpu_lists_up_to_the_margin(
 
 
 def test_meminfo_asks_this_kernel_for_its_per_cpu_lists() -> None:
-    total_bytes, _ = host_memory()
+    total_bytes = host_memory()[0]
     margin_bytes = total_bytes // 2 // MIB * MIB
 
     # One byte short, and no running host has empty lists.
     source = MeminfoLowMemory(
-        pressure=None, margin_bytes=margin_bytes, memory=lambda: (total_bytes, margin_bytes - 1)
+        pressure=None,
+        margin_bytes=margin_bytes,
+        memory=lambda: (total_bytes, margin_bytes - 1),
     )
 
     assert source.read() == Reading(margin_bytes // MIB, margin_bytes // MIB)

@@ -1,0 +1,122 @@
+"""A low-memory source's memory of its readings: counted, and what they said put into log lines.
+
+Each change is a line: figures that are unknown, why, and known again. Whoever writes the files can
+make a change each second, so that lines are limited: within one trouble the same one is not said
+again within a minute, and all in all there are at most ``LINES`` in that time. What was held back
+is said later, where it still is so.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import NamedTuple
+
+from balloon_daemon.balloon_policy import Reading
+
+LINES, LINES_S = 8, 60.0
+"""At most so many troubles are said within so many seconds."""
+
+
+class LowMemoryStatistics(NamedTuple):
+    """Counters of a source since it was made.
+
+    Attributes:
+        reads: Readings asked for.
+        unknown: How many of them gave nothing.
+        wakeups: How often the kernel woke us.
+    """
+
+    reads: int = 0
+    unknown: int = 0
+    wakeups: int = 0
+
+
+class Unknown(NamedTuple):
+    """A reading that gave nothing.
+
+    Attributes:
+        what: The figure that is missing, for a sentence: ``available memory``, ``the margin``.
+        why: What was found in its place.
+    """
+
+    what: str
+    why: str
+
+
+class Journal:
+    """What both sources have.
+
+    Args:
+        clock: Gives seconds since any moment.
+
+    Attributes:
+        last_error: Why the last reading gave nothing; "" if it did give something.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self.last_error = ""
+        self._clock = clock
+        self._statistics = LowMemoryStatistics()
+        self._failed_reads = 0
+        # Whoever never asks for notices must not pay for them with memory.
+        self._notices: deque[str] = deque(maxlen=8)
+        # What the log's reader believes.
+        self._told: Unknown | None = None
+        self._said_at: dict[str, float] = {}
+        self._line_times: deque[float] = deque(maxlen=LINES)
+
+    def take_notice(self) -> str | None:
+        """The next line worth a log: something that began or ended; None when there is none."""
+        return self._notices.popleft() if self._notices else None
+
+    def statistics(self) -> LowMemoryStatistics:
+        """The counters."""
+        return self._statistics
+
+    def note_wakeup(self) -> None:
+        """Counts a wake-up."""
+        wakeups = self._statistics.wakeups + 1
+        self._statistics = self._statistics._replace(wakeups=wakeups)
+
+    def note_reading(self, measured: Reading | Unknown) -> Reading | None:
+        """Counts a reading, notes what has changed with it, and gives it; None: unknown."""
+        reads = self._statistics.reads + 1
+        self._statistics = self._statistics._replace(reads=reads)
+        if isinstance(measured, Unknown):
+            self._note_unknown(measured)
+            return None
+        self.last_error = ""
+        self._note_known()
+        self._failed_reads = 0
+        return measured
+
+    def _note_unknown(self, unknown: Unknown) -> None:
+        count = self._statistics.unknown + 1
+        self._statistics = self._statistics._replace(unknown=count)
+        self._failed_reads += 1
+        self.last_error = unknown.why
+        line = f"{unknown.what} is unknown: {unknown.why}"
+        if unknown != self._told and self._may_say(line):
+            self._notices.append(line)
+            self._told = unknown
+
+    def _note_known(self) -> None:
+        # It ends a line that was allowed, and so needs no limit of its own.
+        if self._told is not None:
+            failed = f"after {self._failed_reads} failed reads"
+            self._notices.append(f"{self._told.what} is known again, {failed}")
+        self._told = None
+        self._said_at.clear()
+
+    def _may_say(self, line: str) -> bool:
+        now_s = self._clock()
+        if now_s - self._said_at.get(line, -LINES_S) < LINES_S:
+            return False
+        if len(self._line_times) == LINES and now_s - self._line_times[0] < LINES_S:
+            return False
+        self._line_times.append(now_s)
+        self._said_at = {
+            said: at_s for said, at_s in self._said_at.items() if now_s - at_s < LINES_S
+        }
+        self._said_at[line] = now_s
+        return True

@@ -1,0 +1,126 @@
+"""What becomes a line of the log, and what is held back."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.low_memory_journal import LINES, LINES_S, Journal, LowMemoryStatistics, Unknown
+
+Measured = Reading | Unknown
+
+PLENTY = Reading(1000, 400)
+EMPTY = Unknown("available memory", "it is empty")
+DENIED = Unknown("available memory", "Permission denied")
+NO_MARGIN = Unknown("the margin", "it is empty")
+
+IS_EMPTY = "available memory is unknown: it is empty"
+IS_DENIED = "available memory is unknown: Permission denied"
+
+
+class Told:
+    """A journal, its clock, and what it has said so far."""
+
+    def __init__(self) -> None:
+        self.now_s = 5.0
+        self.journal = Journal(lambda: self.now_s)
+
+    def see(self, *measured: Measured) -> list[str]:
+        """One reading a second."""
+        lines: list[str] = []
+        for one in measured:
+            self.journal.note_reading(one)
+            lines += self.lines()
+            self.now_s += 1
+        return lines
+
+    def lines(self) -> Iterator[str]:
+        return iter(self.journal.take_notice, None)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def known_again(reads: int, what: str = "available memory") -> str:
+    return f"{what} is known again, after {reads} failed reads"
+
+
+def test_reading_is_given_back_and_counted(told: Told) -> None:
+    assert told.journal.note_reading(PLENTY) is PLENTY
+    assert told.journal.note_reading(EMPTY) is None
+    assert told.journal.last_error == "it is empty"
+    told.journal.note_wakeup()
+
+    assert told.journal.statistics() == LowMemoryStatistics(reads=2, unknown=1, wakeups=1)
+    assert told.journal.note_reading(PLENTY) is PLENTY
+    assert told.journal.last_error == ""
+
+
+def test_each_cause_of_a_trouble_is_said_when_it_begins(told: Told) -> None:
+    assert told.see(EMPTY, EMPTY, DENIED, DENIED, NO_MARGIN, PLENTY, PLENTY) == [
+        IS_EMPTY,
+        IS_DENIED,
+        "the margin is unknown: it is empty",
+        known_again(5, "the margin"),
+    ]
+
+
+def test_causes_that_alternate_are_said_twice_a_minute(told: Told) -> None:
+    minute: list[Measured] = [EMPTY, DENIED] * 30
+
+    first, second = told.see(*minute), told.see(*minute)
+
+    assert first == [IS_EMPTY, IS_DENIED]
+    assert second == [IS_EMPTY, IS_DENIED]
+
+
+def test_cause_that_comes_back_for_good_is_said_in_the_end(told: Told) -> None:
+    assert told.see(EMPTY, DENIED, *[EMPTY] * 57) == [IS_EMPTY, IS_DENIED]
+    assert told.see(EMPTY, EMPTY, EMPTY) == [IS_EMPTY]
+
+
+def test_trouble_that_comes_again_is_said_again(told: Told) -> None:
+    assert told.see(EMPTY, PLENTY, EMPTY, EMPTY, PLENTY) == [
+        IS_EMPTY,
+        known_again(1),
+        IS_EMPTY,
+        known_again(2),
+    ]
+
+
+def test_trouble_that_comes_and_goes_each_second_is_said_a_limited_number_of_times(
+    told: Told,
+) -> None:
+    flapping: list[Measured] = [EMPTY, PLENTY] * 300
+
+    lines = told.see(*flapping)
+
+    minutes = 600 / LINES_S
+    assert lines[: 2 * LINES] == [IS_EMPTY, known_again(1)] * LINES
+    assert lines.count(IS_EMPTY) <= LINES * (minutes + 1)
+    # Whoever reads the log is never left with the wrong word for long.
+    assert lines.count(IS_EMPTY) == lines.count(known_again(1))
+
+
+def test_cause_of_another_wording_each_time_is_limited_too(told: Told) -> None:
+    lines = told.see(*[Unknown("available memory", f"holds {n}") for n in range(600)])
+
+    assert len(lines) <= LINES * (600 / LINES_S + 1)
+
+
+def test_trouble_that_is_held_back_and_stays_is_said_in_the_end(told: Told) -> None:
+    flapping: list[Measured] = [EMPTY, PLENTY] * (2 * LINES)
+    told.see(*flapping)
+
+    assert told.see(*[DENIED] * int(LINES_S)) == [IS_DENIED]
+
+
+def test_notices_nobody_takes_are_bounded(told: Told) -> None:
+    for _ in range(1000):
+        told.journal.note_reading(EMPTY)
+        told.journal.note_reading(PLENTY)
+        told.now_s += LINES_S
+
+    assert len(list(told.lines())) <= 8
