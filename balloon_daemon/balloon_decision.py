@@ -21,6 +21,16 @@ class Reading(NamedTuple):
         return self.available_mib < self.margin_mib
 
 
+class NeverLow(NamedTuple):
+    """What a source that is switched off says: nothing is low memory, whatever is available.
+
+    Attributes:
+        why: What switched it off.
+    """
+
+    why: str
+
+
 class Reason(Enum):
     """Why a step ended as it did: the word for a log line or a metric's label."""
 
@@ -31,6 +41,7 @@ class Reason(Enum):
     MEMORY_BACK = "memory-back"
     NOT_ENOUGH_BACK = "not-enough-back"
     UNKNOWN = "unknown"
+    SWITCHED_OFF = "switched-off"
     ALL_RETURNED = "all-returned"
     RESTORED = "restored"
 
@@ -43,6 +54,7 @@ _WHY = {
     Reason.MEMORY_BACK: "memory is back",
     Reason.NOT_ENOUGH_BACK: "not enough memory is back yet",
     Reason.UNKNOWN: "available memory is unknown",
+    Reason.SWITCHED_OFF: "low memory is switched off",
     Reason.ALL_RETURNED: "all memory was given back",
     Reason.RESTORED: "taken over from an earlier process",
 }
@@ -52,7 +64,7 @@ class Decision(NamedTuple):
     """What one step saw, what it decided, and why.
 
     Attributes:
-        reading: What was seen; None where the event carries none or nothing was known.
+        reading: What was seen; None where the event carries none or there were no figures.
         needed_mib: What had to be available for a step down; None where that was not asked.
     """
 

@@ -14,7 +14,7 @@ Theory of operation
                                          the recheck; arm the release from the start
     not listening  LowMemoryTimer        listen again and look at once: still low is a new event
     release armed  AvailableMemoryTimer  level 0: disarm. Else re-arm, and one level down if
-                                         there is room for it
+                                         there is room for it or nothing is ever low
     =============  ====================  ======================================================
 
     "Listening" is the same as "no recheck pending"; a level above 0 always has a release pending.
@@ -36,6 +36,7 @@ from typing import NamedTuple, Self, assert_never
 
 # Events carry readings and steps carry decisions: one import is enough for whoever drives this.
 from balloon_daemon.balloon_decision import Decision as Decision
+from balloon_daemon.balloon_decision import NeverLow as NeverLow
 from balloon_daemon.balloon_decision import PolicyStatistics as PolicyStatistics
 from balloon_daemon.balloon_decision import Reading as Reading
 from balloon_daemon.balloon_decision import Reason as Reason
@@ -138,7 +139,7 @@ class LowMemoryTimer:
 class AvailableMemoryTimer(NamedTuple):
     """The release timer fired, and this is what the source says now; None: unknown."""
 
-    reading: Reading | None
+    reading: Reading | NeverLow | None
 
 
 Event = LowMemory | LowMemoryTimer | AvailableMemoryTimer
@@ -350,10 +351,11 @@ class BalloonPolicy:
         self._state = self._state._replace(recheck_at_s=None)
         return Step((ResumeLowMemory(),), self._decision(Reason.RECHECK, self.level))
 
-    def _release(self, reading: Reading | None, now_s: float) -> Step:
+    def _release(self, seen: Reading | NeverLow | None, now_s: float) -> Step:
         if self._state.release_at_s is None:
             raise StateError("AvailableMemoryTimer while it is not armed")
         before = self.level
+        reading = seen if isinstance(seen, Reading) else None
         if before == 0:
             self._state = self._state._replace(release_at_s=None)
             decision = self._decision(Reason.ALL_RETURNED, before, reading)
@@ -361,19 +363,24 @@ class BalloonPolicy:
         s = self.settings
         arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_every_s, s.release_every_jitter_s)
         self._state = self._state._replace(release_at_s=now_s + arm.delay_s)
-        if reading is None:
+        if seen is None:
             self._count("releases_unknown")
             return Step((arm,), self._decision(Reason.UNKNOWN, before))
-        # Two increments above the margin, and rounded in this order, as crosvm compares.
-        increment_bytes = self.max_bytes // self.settings.steps
-        needed_mib = reading.margin_mib + 2 * (increment_bytes >> 20)
-        if reading.available_mib < needed_mib:
-            self._count("releases_refused")
-            decision = self._decision(Reason.NOT_ENOUGH_BACK, before, reading, needed_mib)
-            return Step((arm,), decision)
+        # Room is kept so that a step down is not followed by low memory; where nothing is ever
+        # low, none is needed.
+        reason, needed_mib = Reason.SWITCHED_OFF, None
+        if reading is not None:
+            # Two increments above the margin, and rounded in this order, as crosvm compares.
+            increment_bytes = self.max_bytes // self.settings.steps
+            needed_mib = reading.margin_mib + 2 * (increment_bytes >> 20)
+            if reading.available_mib < needed_mib:
+                self._count("releases_refused")
+                decision = self._decision(Reason.NOT_ENOUGH_BACK, before, reading, needed_mib)
+                return Step((arm,), decision)
+            reason = Reason.MEMORY_BACK
         self._state = self._state._replace(level=before - 1)
         self._count("steps_down")
-        decision = self._decision(Reason.MEMORY_BACK, before, reading, needed_mib)
+        decision = self._decision(reason, before, reading, needed_mib)
         return Step((SetTarget(self.target_bytes, self.level), arm), decision)
 
     def _arm(self, timer: Timer, base_s: float, jitter_s: float) -> ArmTimer:

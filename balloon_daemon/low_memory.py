@@ -2,7 +2,8 @@
 
 Runs in the controller. A source never blocks and never raises because of what it reads: a figure
 that cannot be had is *unknown* (``read`` gives None), and it recovers by itself when the figure
-does, since nothing but the alarm's fd is kept from one reading to the next.
+does, since nothing but the alarm's fd is kept from one reading to the next. A source that its host
+has switched off is known: nothing is low (``NeverLow``).
 
 How to drive one, from a single loop:
 
@@ -16,9 +17,9 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, assert_never
 
-from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.linux.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.low_memory_journal import Journal, Unknown
@@ -52,7 +53,7 @@ class LowMemorySource(Protocol):
     def needs_poll(self) -> bool:
         """Whether nobody but a poll would notice low memory at this moment."""
 
-    def read(self) -> Reading | None:
+    def read(self) -> Reading | NeverLow | None:
         """What is available now, and the margin; None: unknown, and counted."""
 
     def wait_fd(self) -> int | None:
@@ -77,10 +78,15 @@ class LowMemorySource(Protocol):
 class ChromeosLowMemory(Journal):
     """ChromeOS's low-memory driver: two text files in MiB, and a device to wait for.
 
+    ``margin`` reads ``off`` while its notifier is switched off (as it is by writing that there, or
+    no number at all): then nothing is low, whatever ``available`` says.
+
     Args:
         directory: Where ``available`` and ``margin`` are. The first number in ``margin`` counts.
         device: A file that is readable while memory is low; it may be absent. None: none.
-        margin_bytes: A margin to use instead of the file's, in bytes.
+        margin_bytes: A margin to use instead of the file's, in bytes; the file is not read then.
+
+    Source: mm/low-mem-notify.c of the ChromeOS kernels.
 
     Raises:
         ConfigError: the margin is less than the 1 MiB in which all of this is counted.
@@ -104,10 +110,12 @@ class ChromeosLowMemory(Journal):
 
     @property
     def needs_poll(self) -> bool:
-        """False while the device file is there and can wake us."""
+        """False while the device file is there and can wake us, at the margin that we go by."""
+        if self._margin_mib is not None:
+            return True  # the device knows the file's margin only, and is silent where that is off
         return self._alarm is None or not self._alarm.armed
 
-    def read(self) -> Reading | None:
+    def read(self) -> Reading | NeverLow | None:
         """What is available now, and the margin; None: unknown, and counted."""
         # The device first: what happens between the two then wakes us rather than nobody.
         if self._alarm is not None and (change := self._alarm.refresh()):
@@ -134,6 +142,8 @@ class ChromeosLowMemory(Journal):
             woken = f"polled, as nothing wakes us ({self._alarm.path}: {self._alarm.problem})"
         else:
             woken = f"woken by {self._alarm.path}"
+            if self.needs_poll:
+                woken = f"polled, and {woken} at the margin of its own"
         return f"{self._available} against {margin}; {woken}; now {_now(self._measure())}"
 
     def close(self) -> None:
@@ -142,18 +152,26 @@ class ChromeosLowMemory(Journal):
             self._alarm.close()
         self._alarm = None
 
-    def _measure(self) -> Reading | Unknown:
+    def _measure(self) -> Reading | NeverLow | Unknown:
+        margin_mib = self._margin_mib if self._margin_mib is not None else self._read_margin()
+        if isinstance(margin_mib, NeverLow):
+            return margin_mib
         try:
-            available_mib = _read_mib(self._available, several=False)
+            available_mib = _whole_number(self._available, _read_words(self._available))
         except (OSError, ValueError) as err:
             return Unknown("available memory", _in_words(err))
-        margin_mib = self._margin_mib
-        if margin_mib is None:
-            try:
-                margin_mib = _read_mib(self._margin, several=True)
-            except (OSError, ValueError) as err:
-                return Unknown("the margin", _in_words(err))
+        if isinstance(margin_mib, Unknown):
+            return margin_mib
         return Reading(available_mib, margin_mib)
+
+    def _read_margin(self) -> int | NeverLow | Unknown:
+        try:
+            words = _read_words(self._margin)
+            if words == [b"off"]:
+                return NeverLow(f"{self._margin} says off")
+            return _whole_number(self._margin, words, several=True)
+        except (OSError, ValueError) as err:
+            return Unknown("the margin", _in_words(err))
 
 
 def host_memory() -> tuple[int, int]:
@@ -304,28 +322,35 @@ def _whole_mib(margin_bytes: int) -> int:
     return margin_bytes // MIB
 
 
-def _read_mib(path: str, *, several: bool) -> int:
-    """Reads a figure in MiB; the first one of several, where several are allowed.
+def _read_words(path: str) -> list[bytes]:
+    """The words of a small file.
 
     Opened anew each time (it costs a few µs): a file that was replaced is then the new one.
 
     Raises:
-        OSError: the kernel's reason.
-        ValueError: the file holds no such figure; says which file and what it holds.
+        OSError: the kernel's reason, with the file's name.
     """
     # O_NONBLOCK: a FIFO put there by mistake must not hold the daemon.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        data = os.read(fd, 256)
+        return os.read(fd, 256).split()
     except OSError as err:
         raise OSError(err.errno, err.strerror, path) from err
     finally:
         os.close(fd)
-    words = data.split()
+
+
+def _whole_number(path: str, words: list[bytes], *, several: bool = False) -> int:
+    """The figure in a file's words; the first one of several, where several are allowed.
+
+    Raises:
+        ValueError: there is no such figure; says which file and what it holds.
+    """
     if not words:
         raise ValueError(f"{path} is empty")
     if not _NUMBER.fullmatch(words[0]) or not (several or len(words) == 1):
-        raise ValueError(f"{path} holds {data[:40]!r}, not a whole number of MiB")
+        held = b" ".join(words)[:40]
+        raise ValueError(f"{path} holds {held!r}, not a whole number of MiB")
     return int(words[0])
 
 
@@ -335,8 +360,14 @@ def _in_words(err: Exception) -> str:
     return str(err)
 
 
-def _now(measured: Reading | Unknown) -> str:
-    if isinstance(measured, Unknown):
-        return f"unknown: {measured.why}"
-    low = "low" if measured.is_low else "not low"
-    return f"{measured.available_mib:,} MiB available, margin {measured.margin_mib:,} MiB, {low}"
+def _now(measured: Reading | NeverLow | Unknown) -> str:
+    match measured:
+        case Unknown(_, why):
+            return f"unknown: {why}"
+        case NeverLow(why):
+            return f"switched off, so that nothing is low ({why})"
+        case Reading(available_mib, margin_mib):
+            low = "low" if measured.is_low else "not low"
+            return f"{available_mib:,} MiB available, margin {margin_mib:,} MiB, {low}"
+        case _:
+            assert_never(measured)

@@ -1,17 +1,19 @@
 """A low-memory source's memory of its readings: counted, and what they said put into log lines.
 
-Each change is a line: figures that are unknown, why, and known again. Whoever writes the files can
-make a change each second, so that lines are limited: within one trouble the same one is not said
-again within a minute, and all in all there are at most ``LINES`` in that time. What was held back
-is said later, where it still is so.
+Each change is a line: figures that are unknown, why, and known again; a source that is switched
+off and on again. Whoever writes the files can make a change each second, so that lines are
+limited: within one trouble the same one is not said again within a minute, and all in all there
+are at most ``LINES`` in that time. What was held back is said later, where it still is so.
 """
 
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.balloon_policy import NeverLow, Reading
+
+Known = TypeVar("Known", bound=Reading | NeverLow)
 
 LINES, LINES_S = 8, 60.0
 """At most so many troubles are said within so many seconds."""
@@ -62,6 +64,7 @@ class Journal:
         self._notices: deque[str] = deque(maxlen=8)
         # What the log's reader believes.
         self._told: Unknown | None = None
+        self._told_off = False
         self._said_at: dict[str, float] = {}
         self._line_times: deque[float] = deque(maxlen=LINES)
 
@@ -78,7 +81,7 @@ class Journal:
         wakeups = self._statistics.wakeups + 1
         self._statistics = self._statistics._replace(wakeups=wakeups)
 
-    def note_reading(self, measured: Reading | Unknown) -> Reading | None:
+    def note_reading(self, measured: Known | Unknown) -> Known | None:
         """Counts a reading, notes what has changed with it, and gives it; None: unknown."""
         reads = self._statistics.reads + 1
         self._statistics = self._statistics._replace(reads=reads)
@@ -86,7 +89,10 @@ class Journal:
             self._note_unknown(measured)
             return None
         self.last_error = ""
-        self._note_known()
+        if isinstance(measured, NeverLow):
+            self._note_off(measured)
+        else:
+            self._note_known(measured)
         self._failed_reads = 0
         return measured
 
@@ -100,12 +106,21 @@ class Journal:
             self._notices.append(line)
             self._told = unknown
 
-    def _note_known(self) -> None:
-        # It ends a line that was allowed, and so needs no limit of its own.
+    def _note_off(self, off: NeverLow) -> None:
+        line = f"low memory is switched off ({off.why}): nothing is low, balloons are given back"
+        if (self._told is not None or not self._told_off) and self._may_say(line):
+            self._notices.append(line)
+            self._told, self._told_off = None, True
+
+    def _note_known(self, reading: Reading) -> None:
+        # Each of these ends a line that was allowed, so that they need no limit of their own.
         if self._told is not None:
             failed = f"after {self._failed_reads} failed reads"
             self._notices.append(f"{self._told.what} is known again, {failed}")
-        self._told = None
+        if self._told_off:
+            margin = f"a margin of {reading.margin_mib:,} MiB"
+            self._notices.append(f"low memory is switched on again, with {margin}")
+        self._told, self._told_off = None, False
         self._said_at.clear()
 
     def _may_say(self, line: str) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.log import EventLog
 from balloon_daemon.low_memory import LowMemorySource
 
@@ -46,7 +46,7 @@ class MemoryWatch:
         if not self._listeners:
             self._rest()
 
-    def read(self) -> Reading | None:
+    def read(self) -> Reading | NeverLow | None:
         """Reads the source now, and logs what it has to say about itself."""
         reading = self.source.read()
         while notice := self.source.take_notice():
@@ -69,7 +69,7 @@ class MemoryWatch:
         finally:
             # Whatever became of this look (no memory, say), there must be a next one.
             self._wait()
-        if reading is not None and reading.is_low:
+        if isinstance(reading, Reading) and reading.is_low:
             for listener in list(self._listeners):
                 # An earlier one may have sent a later one away.
                 if listener in self._listeners:

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from balloon_daemon.balloon_policy import NeverLow
 from balloon_daemon.low_memory import ChromeosLowMemory
 from balloon_daemon.units import MIB
 from tests.fuzz.choices import Choices
@@ -29,12 +30,16 @@ def run(data: bytes) -> None:
         for _ in range(4):
             available_mib = _put(choices, _DIRECTORY / "available", several=False)
             margin_mib = _put(choices, _DIRECTORY / "margin", several=True)
+            is_off = margin is None and _is_off(_DIRECTORY / "margin")
             if margin is not None:
                 margin_mib = margin // MIB
             reading = source.read()
-            seen = None if reading is None else (reading.available_mib, reading.margin_mib)
-            known = available_mib is not None and margin_mib is not None
-            wanted = (available_mib, margin_mib) if known else None
+            seen: tuple[int, int] | str | None = "off"
+            if not isinstance(reading, NeverLow):
+                seen = None if reading is None else (reading.available_mib, reading.margin_mib)
+            wanted: tuple[int, int] | str | None = "off" if is_off else None
+            if available_mib is not None and margin_mib is not None:
+                wanted = available_mib, margin_mib
             require(seen == wanted, "a figure out of nothing, or none out of one", seen, wanted)
             require(bool(source.last_error) == (reading is None), "an error that is none")
             require(source.describe(), "no words")
@@ -43,6 +48,10 @@ def run(data: bytes) -> None:
             notices += 1
         require(notices <= 8, "notices without end", notices)
         source.close()
+
+
+def _is_off(path: Path) -> bool:
+    return path.is_file() and path.read_bytes()[:READ_BYTES].split() == [b"off"]
 
 
 def _put(choices: Choices, path: Path, *, several: bool) -> int | None:
@@ -63,7 +72,8 @@ def _put(choices: Choices, path: Path, *, several: bool) -> int | None:
         path.symlink_to(path)
         return None
     if kind < 8:
-        content = str(choices.wide(5)).encode() + choices.pick((b"", b"\n", b" 7\n", b"\0"))
+        word = choices.pick((b"off", str(choices.wide(5)).encode()))
+        content = word + choices.pick((b"", b"\n", b" 7\n", b"\0"))
     else:
         content = choices.take(choices.below(320))
     path.write_bytes(content)

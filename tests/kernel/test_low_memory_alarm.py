@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon import memory_alarm
-from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.linux.memory import F_GET_SEALS
 from balloon_daemon.low_memory import PRESSURE_FILE, ChromeosLowMemory, MeminfoLowMemory
 from balloon_daemon.memory_alarm import DeviceAlarm, PressureAlarm
@@ -77,9 +77,9 @@ def wakes(source: ChromeosLowMemory | MeminfoLowMemory, wait_s: float = 0.0) -> 
 def test_device_that_becomes_readable_wakes_an_asyncio_loop(
     host: Host, source: ChromeosLowMemory
 ) -> None:
-    async def scenario() -> Reading | None:
+    async def scenario() -> Reading | NeverLow | None:
         loop = asyncio.get_running_loop()
-        seen: asyncio.Future[Reading | None] = loop.create_future()
+        seen: asyncio.Future[Reading | NeverLow | None] = loop.create_future()
         fd = source.wait_fd()
         assert fd is not None
 
@@ -103,7 +103,7 @@ def test_device_that_becomes_readable_wakes_an_asyncio_loop(
 def test_device_that_disagrees_with_the_files_does_not_spin_the_loop(
     host: Host, source: ChromeosLowMemory
 ) -> None:
-    readings: list[Reading | None] = []
+    readings: list[Reading | NeverLow | None] = []
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
@@ -223,6 +223,21 @@ def fd_is(fd: int, device: os.stat_result) -> bool:
         return os.path.samestat(os.fstat(fd), device)
     except OSError:  # the listing's own, closed by now
         return False
+
+
+def test_margin_that_was_given_is_polled_as_the_device_does_not_know_it(host: Host) -> None:
+    # The kernel's device speaks of the file's margin; where that is off, it never does.
+    (host.directory / "margin").write_text("off\n")
+    source = ChromeosLowMemory(host.directory, device=host.device, margin_bytes=2000 << 20)
+
+    try:
+        assert source.needs_poll
+        assert source.read() == Reading(1000, 2000)
+        host.raise_alarm()
+        assert wakes(source)
+        assert f"polled, and woken by {host.device} at the margin of its own" in source.describe()
+    finally:
+        source.close()
 
 
 def test_device_that_went_while_a_child_holds_it_no_longer_wakes(

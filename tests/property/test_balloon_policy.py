@@ -16,6 +16,7 @@ from balloon_daemon.balloon_policy import (
     Event,
     LowMemory,
     LowMemoryTimer,
+    NeverLow,
     PauseLowMemory,
     PolicySettings,
     Reading,
@@ -31,6 +32,7 @@ from tests.fakes.clock import FakeClock
 
 LOW = Reading(available_mib=0, margin_mib=1)
 PLENTY = Reading(available_mib=1 << 40, margin_mib=1)
+OFF = NeverLow("it was switched off")
 
 ALMOST_ONE = 1 - 2**-53  # the largest draw there is
 DRAWS = st.one_of(
@@ -60,7 +62,7 @@ class Host:
         drawn: Iterator[float] = cycle(draws)
         self.policy = BalloonPolicy(max_bytes, settings or PolicySettings(), lambda: next(drawn))
         self.clock: FakeClock[Timer] = FakeClock()
-        self.reading: Reading | None = LOW
+        self.reading: Reading | NeverLow | None = LOW
         self.listening = True
         self.targets = [0]
         self.last_event_s = self.clock.now_s
@@ -68,7 +70,7 @@ class Host:
 
     def look(self) -> None:
         """One look at the source, as a poll or a wake-up causes it."""
-        if self.listening and self.reading is not None and self.reading.is_low:
+        if self.listening and isinstance(self.reading, Reading) and self.reading.is_low:
             self.last_event_s = self.clock.now_s
             self._do(self.policy.step(LowMemory(self.reading), self.clock.now_s))
 
@@ -125,17 +127,23 @@ def test_balloon_under_persistent_low_memory_is_at_maximum_within_16_s(
     DRAWS,
     st.lists(st.floats(0, 0.187), min_size=1, max_size=16),
     st.integers(1, 40),
+    st.sampled_from([PLENTY, OFF]),
 )
-@example(4 * GIB, [ALMOST_ONE], [0.187], 16)
-def test_balloon_when_memory_is_back_is_at_zero_within_9_minutes(
-    vm_mem_bytes: int, draws: list[float], late: list[float], events: int
+@example(4 * GIB, [ALMOST_ONE], [0.187], 16, PLENTY)
+@example(4 * GIB, [ALMOST_ONE], [0.187], 16, OFF)
+def test_balloon_when_memory_is_back_or_never_low_is_at_zero_within_9_minutes(
+    vm_mem_bytes: int,
+    draws: list[float],
+    late: list[float],
+    events: int,
+    reading: Reading | NeverLow,
 ) -> None:
     host = Host(max_balloon_bytes(vm_mem_bytes), draws, late)
     host.look()
     host.run_until(lambda: host.policy.statistics().low_memory_events == events)
     peak = len(host.targets)
 
-    host.reading = PLENTY
+    host.reading = reading
     reached_s = host.run_until(lambda: host.targets[-1] == 0)
 
     assert reached_s - host.last_event_s <= 9 * 60
@@ -183,7 +191,7 @@ EVENTS = st.one_of(
     st.builds(LowMemory, READINGS),
     st.just(LowMemory(LOW)),
     st.just(LowMemoryTimer()),
-    st.builds(AvailableMemoryTimer, st.none() | READINGS | st.just(PLENTY)),
+    st.builds(AvailableMemoryTimer, st.none() | READINGS | st.just(PLENTY) | st.just(OFF)),
 )
 
 
@@ -227,6 +235,8 @@ def test_target_while_every_reading_is_low_or_unknown_never_falls(
             case LowMemory(reading) | AvailableMemoryTimer(Reading() as reading):
                 if not reading.is_low:
                     continue
+            case AvailableMemoryTimer(NeverLow()):
+                continue
         try:
             policy.step(event, 0.0)
         except StateError:

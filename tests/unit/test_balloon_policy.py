@@ -12,6 +12,7 @@ from balloon_daemon.balloon_policy import (
     Event,
     LowMemory,
     LowMemoryTimer,
+    NeverLow,
     PauseLowMemory,
     PolicySettings,
     PolicyState,
@@ -181,6 +182,26 @@ def test_release_of_unknown_memory_takes_no_step_and_tries_again() -> None:
     assert policy.level == 1
 
 
+def test_release_of_a_source_that_is_switched_off_steps_down_to_zero() -> None:
+    policy = policy_of()
+    press(policy, 2)
+    off = AvailableMemoryTimer(NeverLow("margin says off"))
+
+    steps = [policy.step(off, 66.0), policy.step(off, 96.5), policy.step(off, 127.0)]
+
+    assert [step.actions for step in steps] == [
+        (SetTarget(192 * MIB, level=1), ArmTimer(Timer.AVAILABLE_MEMORY, 30.5)),
+        (SetTarget(0, level=0), ArmTimer(Timer.AVAILABLE_MEMORY, 30.5)),
+        (DisarmTimer(Timer.AVAILABLE_MEMORY),),
+    ]
+    assert [step.decision.reason for step in steps] == [
+        Reason.SWITCHED_OFF,
+        Reason.SWITCHED_OFF,
+        Reason.ALL_RETURNED,
+    ]
+    assert policy.statistics().steps_down == 2
+
+
 def test_release_at_level_zero_disarms() -> None:
     policy = policy_of()
     press(policy, 1)
@@ -260,6 +281,10 @@ def test_statistics_count_each_kind_of_step() -> None:
         (
             [LowMemory(LOW), AvailableMemoryTimer(None)],
             "available memory is unknown: balloon stays at level 1/16, 192 MiB",
+        ),
+        (
+            [LowMemory(LOW), AvailableMemoryTimer(NeverLow("margin says off"))],
+            "low memory is switched off: balloon shrinks to level 0/16, 0 B",
         ),
     ],
 )

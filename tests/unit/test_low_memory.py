@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from balloon_daemon import low_memory
-from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.low_memory import (
     ChromeosLowMemory,
@@ -52,7 +52,7 @@ def test_reading_is_low_below_the_margin_and_not_at_it(
 
     reading = ChromeosLowMemory(directory).read()
 
-    assert reading is not None
+    assert isinstance(reading, Reading)
     assert reading.is_low is low
 
 
@@ -74,7 +74,10 @@ GARBAGE = {
     "empty": b"",
     "blank": b" \n\n",
     "word": b"lots\n",
-    "off": b"off\n",
+    "off and a number": b"off 400\n",
+    "OFF": b"OFF\n",
+    "offset": b"offset\n",
+    "on": b"on\n",
     "negative": b"-5\n",
     "fraction": b"12.5\n",
     "hexadecimal": b"0x10\n",
@@ -112,6 +115,62 @@ def test_available_of_several_numbers_is_unknown(directory: Path) -> None:
     (directory / "available").write_text("1000 2000\n")
 
     assert ChromeosLowMemory(directory).read() is None
+
+
+@pytest.mark.parametrize("content", [b"off\n", b"off", b" off \n\n"])
+def test_margin_that_says_off_is_never_low_whatever_is_available(
+    directory: Path, content: bytes
+) -> None:
+    source = ChromeosLowMemory(directory)
+    (directory / "margin").write_bytes(content)
+
+    readings = []
+    for available in (b"0\n", b"50000\n", b"much\n"):
+        (directory / "available").write_bytes(available)
+        readings.append(source.read())
+    (directory / "available").unlink()
+    readings.append(source.read())
+
+    assert readings == [NeverLow(f"{directory}/margin says off")] * 4
+    assert source.last_error == ""
+    assert source.statistics() == LowMemoryStatistics(reads=4)
+
+
+def test_margin_switched_off_and_on_is_said_once_each(directory: Path) -> None:
+    source = ChromeosLowMemory(directory)
+    source.read()
+
+    (directory / "margin").write_text("off\n")
+    for _ in range(3):
+        source.read()
+    off = notices(source)
+    (directory / "margin").write_text("400 3200 \n")
+    for _ in range(3):
+        source.read()
+
+    assert off == [
+        f"low memory is switched off ({directory}/margin says off): "
+        "nothing is low, balloons are given back"
+    ]
+    assert notices(source) == ["low memory is switched on again, with a margin of 400 MiB"]
+
+
+def test_margin_that_says_off_does_not_matter_beside_one_that_was_given(directory: Path) -> None:
+    (directory / "margin").write_text("off\n")
+
+    source = ChromeosLowMemory(directory, margin_bytes=1200 * MIB)
+
+    assert source.read() == Reading(1000, 1200)
+    assert notices(source) == []
+
+
+def test_margin_that_says_off_is_described(directory: Path) -> None:
+    (directory / "margin").write_text("off\n")
+
+    assert ChromeosLowMemory(directory).describe() == (
+        f"{directory}/available against {directory}/margin; polled; "
+        f"now switched off, so that nothing is low ({directory}/margin says off)"
+    )
 
 
 def vanish(path: Path) -> None:
@@ -413,6 +472,6 @@ def test_choice_without_chromeos_is_meminfo(
 
     assert isinstance(source, MeminfoLowMemory)
     reading = source.read()
-    assert reading is not None
+    assert isinstance(reading, Reading)
     assert reading.margin_mib == 100
     source.close()

@@ -4,18 +4,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from balloon_daemon.balloon_policy import Reading
+from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.low_memory_journal import LINES, LINES_S, Journal, LowMemoryStatistics, Unknown
 
-Measured = Reading | Unknown
+Measured = Reading | NeverLow | Unknown
 
 PLENTY = Reading(1000, 400)
 EMPTY = Unknown("available memory", "it is empty")
 DENIED = Unknown("available memory", "Permission denied")
 NO_MARGIN = Unknown("the margin", "it is empty")
+OFF = NeverLow("margin says off")
 
 IS_EMPTY = "available memory is unknown: it is empty"
 IS_DENIED = "available memory is unknown: Permission denied"
+IS_OFF = "low memory is switched off (margin says off): nothing is low, balloons are given back"
+IS_ON = "low memory is switched on again, with a margin of 400 MiB"
 
 
 class Told:
@@ -49,12 +52,13 @@ def known_again(reads: int, what: str = "available memory") -> str:
 
 def test_reading_is_given_back_and_counted(told: Told) -> None:
     assert told.journal.note_reading(PLENTY) is PLENTY
+    assert told.journal.note_reading(OFF) is OFF
     assert told.journal.note_reading(EMPTY) is None
     assert told.journal.last_error == "it is empty"
     told.journal.note_wakeup()
 
-    assert told.journal.statistics() == LowMemoryStatistics(reads=2, unknown=1, wakeups=1)
-    assert told.journal.note_reading(PLENTY) is PLENTY
+    assert told.journal.statistics() == LowMemoryStatistics(reads=3, unknown=1, wakeups=1)
+    assert told.journal.note_reading(OFF) is OFF
     assert told.journal.last_error == ""
 
 
@@ -115,6 +119,36 @@ def test_trouble_that_is_held_back_and_stays_is_said_in_the_end(told: Told) -> N
     told.see(*flapping)
 
     assert told.see(*[DENIED] * int(LINES_S)) == [IS_DENIED]
+
+
+def test_switched_off_and_on_are_said_once_each(told: Told) -> None:
+    assert told.see(PLENTY, OFF, OFF, OFF, PLENTY, PLENTY) == [IS_OFF, IS_ON]
+
+
+def test_switched_off_at_the_start_is_said(told: Told) -> None:
+    assert told.see(OFF, OFF) == [IS_OFF]
+
+
+def test_switched_off_after_trouble_ends_the_trouble(told: Told) -> None:
+    assert told.see(EMPTY, OFF, OFF, PLENTY) == [IS_EMPTY, IS_OFF, IS_ON]
+
+
+def test_trouble_while_switched_off_is_said_and_how_it_ends(told: Told) -> None:
+    assert told.see(OFF, NO_MARGIN, PLENTY) == [
+        IS_OFF,
+        "the margin is unknown: it is empty",
+        known_again(1, "the margin"),
+        IS_ON,
+    ]
+
+
+def test_switch_that_is_flipped_each_second_is_said_a_limited_number_of_times(told: Told) -> None:
+    flapping: list[Measured] = [OFF, PLENTY] * 300
+
+    lines = told.see(*flapping)
+
+    assert lines[:4] == [IS_OFF, IS_ON] * 2
+    assert len(lines) <= 2 * LINES * (600 / LINES_S + 1)
 
 
 def test_notices_nobody_takes_are_bounded(told: Told) -> None:
