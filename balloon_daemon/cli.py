@@ -20,6 +20,7 @@ from balloon_daemon.errors import (
     BalloondError,
     ConfigError,
     PolicyFileError,
+    SourceError,
     TrialError,
     printable,
 )
@@ -49,8 +50,8 @@ jailed process of its own. Ends on SIGTERM or SIGINT, after giving the guests th
 _EPILOG = """\
 SIZE is a number with K, M, G or T (binary): 4G, 512M, 1.5GiB.
 
-exit status: 0 ended as asked, 1 could not run (socket in use, no permission, --check's trial
-device failed), 2 a wrong flag, setting or policy file.
+exit status: 0 ended as asked, 1 could not run (socket in use, no permission, --check saw no memory
+figures or its trial device failed), 2 a wrong flag, setting or policy file.
 
 examples:
   balloond --vm-mem 4G
@@ -286,8 +287,10 @@ def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
     """What ``--check`` prints once all is well.
 
     Raises:
+        SourceError: low memory cannot be seen here.
         TrialError: no device can live here.
     """
+    source.check()
     # Here, so that the daemon does not load what it never needs.
     from balloon_daemon.trial import GIVEN_BYTES, try_device
 
@@ -375,7 +378,7 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
         return EXIT_USAGE
     except BalloondError as err:
         print(f"balloond: {err}", file=sys.stderr)
-        return EXIT_FAILURE if isinstance(err, TrialError) else EXIT_USAGE
+        return EXIT_FAILURE if isinstance(err, SourceError | TrialError) else EXIT_USAGE
     except OSError as err:
         where = f"{err.filename}: " if err.filename else ""
         print(f"balloond: {where}{err.strerror or err}", file=sys.stderr)

@@ -6,6 +6,7 @@
     ├── ConfigError      operator: a bad setting              -> one line, exit status 2
     ├── PolicyFileError  operator: a bad seccomp policy file  -> its lines, exit status 2
     ├── TrialError       host: no device can live on it       -> one line, exit status 1
+    ├── SourceError      host: low memory cannot be seen      -> one line, exit status 1 (--check)
     ├── GuestError       the guest broke the virtio rules     -> drop that chain, count, go on
     │   └── RingError    its ring cannot be trusted any more  -> stop that queue, report
     ├── FrontendError    the VMM broke vhost-user             -> close that connection
@@ -32,6 +33,10 @@ class ConfigError(BalloondError):
 
 class TrialError(BalloondError):
     """A trial device did not live through its work: says what happened, and the remedy."""
+
+
+class SourceError(BalloondError):
+    """The host shows no figures to tell low memory by: says what was found, and the remedy."""
 
 
 _SOURCE_SHOWN = 240

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from balloon_daemon.balloon_policy import NeverLow, Reading
-from balloon_daemon.errors import ConfigError
+from balloon_daemon.errors import ConfigError, SourceError
 from balloon_daemon.linux.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.low_memory_journal import Journal, Unknown
 from balloon_daemon.low_memory_journal import LowMemoryStatistics as LowMemoryStatistics
@@ -55,6 +55,13 @@ class LowMemorySource(Protocol):
 
     def read(self) -> Reading | NeverLow | None:
         """What is available now, and the margin; None: unknown, and counted."""
+
+    def check(self) -> None:
+        """Looks whether low memory can be seen now; counts nothing.
+
+        Raises:
+            SourceError: it cannot; says why, and the remedy.
+        """
 
     def wait_fd(self) -> int | None:
         """The fd that becomes readable when memory may be low, the same one until ``close``."""
@@ -121,6 +128,24 @@ class ChromeosLowMemory(Journal):
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(change)
         return self.note_reading(self._measure())
+
+    def check(self) -> None:
+        """Looks whether low memory can be seen now; counts nothing.
+
+        Raises:
+            SourceError: it cannot; says why, and the remedy.
+        """
+        match self._measure():
+            case Unknown("the margin" as what, why):
+                remedy = (
+                    "let it hold a whole number of MiB or off, and be readable, or give --margin"
+                )
+            case Unknown(what, why):
+                remedy = "let it hold a whole number of MiB and be readable, or name another "
+                remedy += "directory (--low-mem-dir)"
+            case _:
+                return
+        raise SourceError(f"low memory cannot be seen, as {what} is unknown: {why}; {remedy}")
 
     def wait_fd(self) -> int | None:
         """The fd around the device, which may be absent for now; None: no device was named."""
@@ -234,6 +259,20 @@ class MeminfoLowMemory(Journal):
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(change)
         return self.note_reading(self._measure())
+
+    def check(self) -> None:
+        """Looks whether low memory can be seen now; counts nothing.
+
+        Raises:
+            SourceError: it cannot; says why, and the remedy.
+        """
+        seen = self._measure()
+        if isinstance(seen, Unknown):
+            raise SourceError(
+                f"low memory cannot be seen, as {seen.what} is unknown: {seen.why}; mount /proc "
+                "whole (a service: ProcSubset=all), or name a directory with the files available "
+                "and margin (--low-mem-dir)"
+            )
 
     def wait_fd(self) -> int | None:
         """The fd around the PSI trigger; None: the kernel lends none."""

@@ -1,18 +1,58 @@
 """Where low memory comes from: a whole balloond on hosts whose figures a good guess gets wrong."""
 
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from balloon_daemon.fake_guest.machine import FakeGuest, run, step
-from tests.kernel.conftest import MARGIN_MIB, MakeGuest, StartDaemon
+from tests.kernel.conftest import MARGIN_MIB, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
-from tests.vm.daemon import Daemon
+from tests.kernel.test_host_faults import NOBODY
+from tests.vm.daemon import BALLOOND, Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="needs root, for a /proc of its own or another user"
+)
 
 FULL_SPEED = "200"
 """A release takes 0.15 s then, so that all is returned within 3 s."""
+
+
+class OwnFigures(DaemonConfig):
+    """A balloond that finds its figures by itself."""
+
+    def command(self) -> list[str]:
+        command = super().command()
+        place = command.index("--low-mem-dir")
+        return command[:place] + command[place + 2 :]
+
+
+@pytest.fixture
+def start_on_own_figures(tmp_path: Path, low_mem: LowMemDir) -> Iterator[StartDaemon]:
+    """Starts a daemon that finds its figures by itself, with options and by a launcher."""
+    daemons: list[Daemon] = []
+
+    def start(*options: str, launcher: tuple[str, ...] = ()) -> Daemon:
+        config = OwnFigures(tmp_path / "own.sock", VM_MEM_MIB, low_mem, SPEED, options)
+        daemons.append(Daemon(config, tmp_path / f"own-{len(daemons)}", launcher))
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        daemon.kill()
+
+
+def check(
+    *options: str, launcher: tuple[str, ...] = (), socket: Path
+) -> "subprocess.CompletedProcess[str]":
+    command = [*launcher, str(BALLOOND), "--check", "--socket", str(socket), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def balloon_bytes(guest: FakeGuest) -> int:
@@ -121,3 +161,118 @@ def test_two_causes_that_alternate_do_not_fill_the_log(
     until_logged(guest, daemon, "No such file or directory")
 
     assert len(source_lines(daemon)) == 3
+
+
+# --- no figures ---
+
+
+def low_mem_dir(path: Path, available: str | None, margin: str | None) -> Path:
+    for name, content in (("available", available), ("margin", margin)):
+        if content is not None:
+            (path / name).write_text(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("available", "margin", "complaint"),
+    [
+        ("900\n", "much\n", "the margin is unknown: {}/margin holds b'much'"),
+        ("900\n", "", "the margin is unknown: {}/margin is empty"),
+        ("900\n", "on\n", "the margin is unknown: {}/margin holds b'on'"),
+        ("900\n", None, "the margin is unknown: {}/margin: No such file or directory"),
+        ("much\n", "400\n", "available memory is unknown: {}/available holds b'much'"),
+        ("", "400\n", "available memory is unknown: {}/available is empty"),
+        (None, "400\n", "available memory is unknown: {}/available: No such file or directory"),
+        (None, None, "available memory is unknown: {}/available: No such file or directory"),
+    ],
+)
+def test_check_without_figures_is_one_line_status_1(
+    available: str | None, margin: str | None, complaint: str, tmp_path: Path
+) -> None:
+    directory = low_mem_dir(tmp_path, available, margin)
+
+    done = check("--low-mem-dir", str(directory), socket=tmp_path / "s")
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(
+        f"balloond: low memory cannot be seen, as {complaint.format(directory)}"
+    )
+    assert "; let it hold a whole number of MiB" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("margin", "options", "said"),
+    [
+        ("off\n", (), "now switched off, so that nothing is low"),
+        ("much\n", ("--margin", "1G"), "900 MiB available, margin 1,024 MiB, low"),
+        (None, ("--margin", "1G"), "900 MiB available, margin 1,024 MiB, low"),
+        ("off\n", ("--margin", "1G"), "900 MiB available, margin 1,024 MiB, low"),
+    ],
+)
+def test_check_without_a_margin_that_matters_is_fine(
+    margin: str | None, options: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    directory = low_mem_dir(tmp_path, "900\n", margin)
+
+    done = check("--low-mem-dir", str(directory), *options, socket=tmp_path / "s")
+
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+@pytest.fixture
+def nobodys(low_mem: LowMemDir) -> Iterator[Path]:
+    """A directory of nobody's with low-memory files of root's."""
+    with tempfile.TemporaryDirectory(prefix="balloond-test-") as name:
+        shutil.copytree(low_mem.path, name, dirs_exist_ok=True)
+        os.chown(name, 65534, 65534)
+        yield Path(name)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("name", "blamed"), [("available", "available memory"), ("margin", "the margin")]
+)
+def test_check_by_whom_a_file_is_kept_from_is_status_1(
+    name: str, blamed: str, nobodys: Path
+) -> None:
+    as_nobody = ("setpriv", *NOBODY)
+    if subprocess.run([*as_nobody, str(BALLOOND), "--version"], capture_output=True).returncode:
+        pytest.skip("needs a checkout that others may read")
+    (nobodys / name).chmod(0o600)
+
+    done = check("--low-mem-dir", str(nobodys), launcher=as_nobody, socket=nobodys / "s")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        f"balloond: low memory cannot be seen, as {blamed} is unknown: "
+        f"{nobodys}/{name}: Permission denied; let it hold a whole number of MiB"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+@needs_root
+def test_check_without_proc_meminfo_is_status_1_and_the_daemon_goes_on(
+    tmp_path: Path, start_on_own_figures: StartDaemon, make_guest: MakeGuest
+) -> None:
+    # What a service's ProcSubset=pid makes.
+    script = 'mount -t proc -o subset=pid none /proc && exec "$@"'
+    launcher = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
+
+    done = check(launcher=launcher, socket=tmp_path / "s")
+    daemon = start_on_own_figures(launcher=launcher)
+    guest = attach(make_guest(), daemon)
+    until_logged(guest, daemon, "available memory is unknown: ")
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        "balloond: low memory cannot be seen, as available memory is unknown: this host's memory "
+        "figures: /proc/meminfo: No such file or directory; mount /proc whole (a service: "
+        "ProcSubset=all), or name a directory with the files available and margin "
+        "(--low-mem-dir)\n"
+    )
+    assert daemon.decision()["reason"] is None

@@ -38,6 +38,9 @@ class ToldMemory:
     def describe(self) -> str:
         return self.name
 
+    def check(self) -> None:
+        return None
+
     def close(self) -> None:
         return None
 

@@ -9,7 +9,7 @@ import pytest
 
 from balloon_daemon import low_memory
 from balloon_daemon.balloon_policy import NeverLow, Reading
-from balloon_daemon.errors import ConfigError
+from balloon_daemon.errors import ConfigError, SourceError
 from balloon_daemon.low_memory import (
     ChromeosLowMemory,
     LowMemorySource,
@@ -279,6 +279,41 @@ def test_available_is_named_where_both_files_are_gone(directory: Path) -> None:
     assert source.last_error == f"{directory}/available: No such file or directory"
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("available", "", "available memory is unknown: {}/available is empty; let it hold"),
+        ("available", "off\n", "available memory is unknown: {}/available holds b'off'"),
+        ("available", None, "available memory is unknown: {}/available: No such file"),
+        ("margin", "much\n", "the margin is unknown: {}/margin holds b'much'"),
+        ("margin", None, "the margin is unknown: {}/margin: No such file or directory; let it"),
+    ],
+)
+def test_check_of_figures_that_are_unknown_raises_with_the_remedy(
+    name: str, content: str | None, complaint: str, directory: Path
+) -> None:
+    source = ChromeosLowMemory(directory)
+    (directory / name).unlink()
+    if content is not None:
+        (directory / name).write_text(content)
+
+    with pytest.raises(SourceError) as caught:
+        source.check()
+
+    assert str(caught.value).startswith(
+        f"low memory cannot be seen, as {complaint.format(directory)}"
+    )
+    assert source.statistics() == LowMemoryStatistics()
+
+
+def test_check_of_figures_that_are_known_or_switched_off_passes(directory: Path) -> None:
+    ChromeosLowMemory(directory).check()
+    (directory / "margin").write_text("off\n")
+    ChromeosLowMemory(directory).check()
+    (directory / "margin").write_text("much\n")
+    ChromeosLowMemory(directory, margin_bytes=MIB).check()
+
+
 def test_notices_nobody_takes_are_bounded(directory: Path) -> None:
     source = ChromeosLowMemory(directory)
     for text in ["", "1000"] * 50:
@@ -396,6 +431,26 @@ def test_meminfo_asks_this_kernel_for_its_per_cpu_lists() -> None:
 def test_meminfo_margin_as_large_as_the_ram_raises() -> None:
     with pytest.raises(ConfigError, match="a margin of 4 GiB on a host of 4 GiB"):
         MeminfoLowMemory(margin_bytes=4 * GIB, pressure=None, memory=lambda: (4 * GIB, 2 * GIB))
+
+
+PLENTY = (16_000 * MIB, 9000 * MIB)
+
+
+def test_check_of_meminfo_that_fails_raises_with_the_remedy() -> None:
+    def memory() -> tuple[int, int]:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
+
+    source = MeminfoLowMemory(pressure=None, memory=memory)
+
+    with pytest.raises(SourceError) as caught:
+        source.check()
+
+    assert str(caught.value) == (
+        "low memory cannot be seen, as available memory is unknown: this host's memory figures: "
+        "/proc/meminfo: No such file or directory; mount /proc whole (a service: ProcSubset=all), "
+        "or name a directory with the files available and margin (--low-mem-dir)"
+    )
+    MeminfoLowMemory(pressure=None, memory=lambda: PLENTY).check()
 
 
 @pytest.mark.parametrize("error", [OSError(2, "No such file"), KeyError("MemTotal"), ValueError()])
