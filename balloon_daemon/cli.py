@@ -124,7 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--margin",
         type=size,
         metavar="SIZE",
-        help="less available than this is low (default: the margin file, else 5.2 %% of RAM)",
+        help="less available than this is low (default: the margin file, else 5.2 %% of what can "
+        "be available)",
     )
     jail = parser.add_argument_group("the device's jail")
     jail.add_argument(

@@ -21,6 +21,7 @@ from typing import Protocol, assert_never
 
 from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.errors import ConfigError, SourceError
+from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.linux.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.low_memory_journal import Journal, Unknown
 from balloon_daemon.low_memory_journal import LowMemoryStatistics as LowMemoryStatistics
@@ -32,7 +33,8 @@ CHROMEOS_DEVICE = Path("/dev/chromeos-low-mem")
 PRESSURE_FILE = Path("/proc/pressure/memory")
 
 MARGIN_PER_MILLE = 52
-"""The default margin, in thousandths of the RAM: ChromeOS's critical margin is 5.2 %."""
+"""The default margin, in thousandths of what can be available: ChromeOS's critical margin is
+5.2 %."""
 
 # Of MiB. More than 12 digits are garbage: 64 bits of address space have 1.8e13 of them.
 _NUMBER = re.compile(rb"[0-9]{1,12}")
@@ -199,19 +201,6 @@ class ChromeosLowMemory(Journal):
             return Unknown("the margin", _in_words(err))
 
 
-def host_memory() -> tuple[int, int]:
-    """This host's memory: all of it and what is available, in bytes.
-
-    Raises:
-        OSError, KeyError, ValueError: /proc/meminfo cannot be had or is not what it was.
-    """
-    # Here, as a source of files asks for none of this: it is a twentieth of the daemon's start.
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return memory.total, memory.available
-
-
 class MeminfoLowMemory(Journal):
     """MemAvailable against a margin, for hosts that are not ChromeOS.
 
@@ -222,13 +211,14 @@ class MeminfoLowMemory(Journal):
     to the margin and no further: reason enough to take nothing more, but not to give back.
 
     Args:
-        margin_bytes: The margin in bytes. None: 5.2 % of the RAM, asked for at each reading.
+        margin_bytes: The margin in bytes. None: 5.2 % of what can be available, reckoned at each
+            reading.
         pressure: Where to register the trigger. None: none.
-        memory: Gives the RAM and what is available of it, in bytes.
+        memory: Gives the host's memory; raises OSError or ValueError where there are no figures.
         per_cpu_free: Gives what is free besides, in bytes, for the RAM in bytes.
 
     Raises:
-        ConfigError: the margin is less than 1 MiB, or not below this host's RAM.
+        ConfigError: the margin is less than 1 MiB, or no less than what can be available.
     """
 
     name = "meminfo"
@@ -239,26 +229,27 @@ class MeminfoLowMemory(Journal):
         *,
         margin_bytes: int | None = None,
         pressure: Path | None = PRESSURE_FILE,
-        memory: Callable[[], tuple[int, int]] = host_memory,
+        memory: Callable[[], HostMemory] = host_memory,
         per_cpu_free: Callable[[int], int] = per_cpu_free_bytes,
     ) -> None:
         super().__init__()
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
         self._memory = memory
         self._per_cpu_free = per_cpu_free
-        total_bytes = self._total_bytes()
-        if margin_bytes is not None and total_bytes is not None and margin_bytes >= total_bytes:
-            raise ConfigError(
-                f"a margin of {format_size(margin_bytes)} on a host of {format_size(total_bytes)} "
-                "would always be low memory; give a smaller one"
-            )
+        seen = self._look()
+        if not isinstance(seen, Unknown) and (why := self._why_always_low(seen)):
+            raise ConfigError(f"{why}; give a smaller one")
         self._alarm = None if pressure is None else PressureAlarm(pressure)
 
     def read(self) -> Reading | None:
         """What is available now, and the margin; None: unknown, and counted."""
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(change)
-        return self.note_reading(self._measure())
+        seen = self._look()
+        if isinstance(seen, Unknown):
+            return self.note_reading(seen)
+        self._note_troubles(seen)
+        return self.note_reading(self._reading(seen))
 
     def check(self) -> None:
         """Looks whether low memory can be seen now; counts nothing.
@@ -266,7 +257,7 @@ class MeminfoLowMemory(Journal):
         Raises:
             SourceError: it cannot; says why, and the remedy.
         """
-        seen = self._measure()
+        seen = self._look()
         if isinstance(seen, Unknown):
             raise SourceError(
                 f"low memory cannot be seen, as {seen.what} is unknown: {seen.why}; mount /proc "
@@ -287,7 +278,14 @@ class MeminfoLowMemory(Journal):
 
     def describe(self) -> str:
         """One line for people: which source, margin, what wakes us, what it says now."""
+        seen, available = self._look(), "available memory"
         margin = f"{MARGIN_PER_MILLE / 10} % of the RAM"
+        now = _now(seen if isinstance(seen, Unknown) else self._reading(seen))
+        if not isinstance(seen, Unknown):
+            if seen.pool_bytes:
+                margin += f" without the {format_size(seen.pool_bytes)} in pools of huge pages"
+            if seen.is_estimated:
+                available += " (estimated, as there is no MemAvailable)"
         if self._margin_mib is not None:
             margin = f"a margin of {self._margin_mib:,} MiB"
         woken = "polled"
@@ -295,7 +293,7 @@ class MeminfoLowMemory(Journal):
             woken = f"polled, and woken early by {self._alarm.path}"
             if self._alarm.problem:
                 woken = f"polled, as nothing wakes us ({self._alarm.path}: {self._alarm.problem})"
-        return f"available memory against {margin}; {woken}; now {_now(self._measure())}"
+        return f"{available} against {margin}; {woken}; now {now}"
 
     def close(self) -> None:
         """Withdraws the PSI trigger; ``wait_fd`` is None afterwards."""
@@ -303,25 +301,37 @@ class MeminfoLowMemory(Journal):
             self._alarm.close()
         self._alarm = None
 
-    def _total_bytes(self) -> int | None:
+    def _look(self) -> HostMemory | Unknown:
         try:
-            return self._memory()[0]
-        except (OSError, KeyError, ValueError):
-            return None  # the first reading says so
-
-    def _measure(self) -> Reading | Unknown:
-        try:
-            total_bytes, available_bytes = self._memory()
+            return self._memory()
         except (OSError, KeyError, ValueError) as err:
             return Unknown("available memory", f"this host's memory figures: {_in_words(err)}")
+
+    def _reading(self, memory: HostMemory) -> Reading:
         margin_mib = self._margin_mib
         if margin_mib is None:
-            margin_mib = total_bytes * MARGIN_PER_MILLE // 1000 // MIB
+            margin_mib = memory.usable_bytes * MARGIN_PER_MILLE // 1000 // MIB
+        available_bytes = memory.available_bytes
         available_mib = available_bytes // MIB
         if available_mib < margin_mib:
-            available_bytes += self._per_cpu_free(total_bytes)
+            available_bytes += self._per_cpu_free(memory.total_bytes)
             available_mib = min(available_bytes // MIB, margin_mib)
         return Reading(available_mib, margin_mib)
+
+    def _note_troubles(self, memory: HostMemory) -> None:
+        self.note_trouble("margin", self._why_always_low(memory))
+        estimated = "this host's memory figures: no MemAvailable, it is estimated"
+        self.note_trouble("estimate", estimated if memory.is_estimated else "")
+
+    def _why_always_low(self, memory: HostMemory) -> str:
+        """Why no memory that is returned can ever be enough for the margin given; "": it can."""
+        if self._margin_mib is None or self._margin_mib * MIB < memory.usable_bytes:
+            return ""
+        given = f"a margin of {format_size(self._margin_mib * MIB)}"
+        never = memory.total_bytes - memory.usable_bytes
+        without = f", of which {format_size(never)} can never be available," if never else ""
+        host = f"on a host of {format_size(memory.total_bytes)}{without}"
+        return f"{given} {host} would always be low memory"
 
 
 def choose_source(

@@ -65,6 +65,7 @@ class Journal:
         # What the log's reader believes.
         self._told: Unknown | None = None
         self._told_off = False
+        self._troubles: dict[str, str] = {}
         self._said_at: dict[str, float] = {}
         self._line_times: deque[float] = deque(maxlen=LINES)
 
@@ -95,6 +96,20 @@ class Journal:
             self._note_known(measured)
         self._failed_reads = 0
         return measured
+
+    def note_trouble(self, about: str, line: str) -> None:
+        """Notes a trouble beside a reading, where it is another than the last one.
+
+        Args:
+            about: What has it; the troubles of each are told apart.
+            line: What to say of it; "": there is none.
+        """
+        if line == self._troubles.get(about, ""):
+            return
+        if not line or self._may_say(line):
+            self._troubles[about] = line
+            if line:
+                self._notices.append(line)
 
     def _note_unknown(self, unknown: Unknown) -> None:
         count = self._statistics.unknown + 1

@@ -163,6 +163,121 @@ def test_two_causes_that_alternate_do_not_fill_the_log(
     assert len(source_lines(daemon)) == 3
 
 
+# --- pools of huge pages ---
+
+# The figures of a public report, scaled: 64 GiB with 60 GiB in a pool, and 2.5 GiB available.
+POOL = {
+    "MemTotal": f"{64 << 20} kB",
+    "MemFree": f"{2 << 20} kB",
+    "MemAvailable": f"{5 << 19} kB",
+    "HugePages_Total": "30720",
+    "HugePages_Free": "720",
+    "HugePages_Rsvd": "0",
+    "HugePages_Surp": "0",
+    "Hugepagesize": "2048 kB",
+    "Hugetlb": f"{60 << 20} kB",
+}
+NO_POOL = {"HugePages_Total": "0", "HugePages_Free": "0", "Hugetlb": "0 kB"}
+
+
+class Meminfo:
+    """A /proc/meminfo of one daemon's own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def say(self, changes: dict[str, str | None]) -> None:
+        # In its place: what is mounted is this very file.
+        lines = POOL | changes
+        with self.path.open("r+" if self.path.exists() else "w") as file:
+            file.write(
+                "".join(f"{name + ':':<16}{text:>12}\n" for name, text in lines.items() if text)
+            )
+            file.truncate()
+
+    def launcher(self) -> tuple[str, ...]:
+        """Starts a command that sees it, and no free pages in per-CPU lists."""
+        mounts = f"mount --bind {self.path} /proc/meminfo && mount --bind /dev/null /proc/zoneinfo"
+        return ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
+
+
+@pytest.fixture
+def meminfo(tmp_path: Path) -> Meminfo:
+    meminfo = Meminfo(tmp_path / "meminfo")
+    meminfo.say({})
+    return meminfo
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"Hugetlb": None},
+        {"HugePages_Total": "60", "Hugepagesize": f"{1 << 20} kB"},
+        {"HugePages_Total": "0"},
+    ],
+    ids=["2 MiB", "before 4.16", "1 GiB", "not the default size"],
+)
+def test_host_with_most_of_its_memory_in_a_pool_is_not_low(
+    changes: dict[str, str | None],
+    meminfo: Meminfo,
+    start_on_own_figures: StartDaemon,
+    make_guest: MakeGuest,
+) -> None:
+    meminfo.say(changes)
+    daemon = start_on_own_figures("--speed", "1000", launcher=meminfo.launcher())
+    guest = attach(make_guest(), daemon)
+
+    until_logged(guest, daemon, "is jailed and ready")
+    # A poll comes each millisecond; low memory makes it a decision.
+    meminfo.say({"MemAvailable": f"{100 << 10} kB", **changes})
+    until(guest, lambda: balloon_bytes(guest) > 0)
+
+    first = next(r for r in daemon.records() if r["event"] == "decision")
+    assert (first["available_mib"], first["margin_mib"]) == (100, 4096 * 52 // 1000)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    "changes",
+    [NO_POOL, {"HugePages_Surp": "30720"}],
+    ids=["freed", "surplus"],
+)
+def test_host_whose_pool_becomes_ordinary_memory_is_low_then(
+    changes: dict[str, str | None],
+    meminfo: Meminfo,
+    start_on_own_figures: StartDaemon,
+    make_guest: MakeGuest,
+) -> None:
+    daemon = start_on_own_figures(launcher=meminfo.launcher())
+    guest = attach(make_guest(), daemon)
+    until_logged(guest, daemon, "is jailed and ready")
+    assert daemon.decision()["reason"] is None
+
+    meminfo.say(changes)
+    until(guest, lambda: balloon_bytes(guest) == MAXIMUM)
+
+    assert daemon.decision()["margin_mib"] == 65536 * 52 // 1000
+
+
+@needs_root
+def test_margin_of_all_that_is_not_in_the_pool_is_refused(
+    meminfo: Meminfo, tmp_path: Path
+) -> None:
+    def ask(margin: str) -> "subprocess.CompletedProcess[str]":
+        return check("--margin", margin, launcher=meminfo.launcher(), socket=tmp_path / "s")
+
+    refused, taken = ask("4G"), ask("4095M")
+
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "balloond: a margin of 4 GiB on a host of 64 GiB, of which 60 GiB can never be available, "
+        "would always be low memory; give a smaller one\n"
+    )
+    assert taken.returncode == 0, taken.stderr
+
+
 # --- no figures ---
 
 
@@ -276,3 +391,36 @@ def test_check_without_proc_meminfo_is_status_1_and_the_daemon_goes_on(
         "(--low-mem-dir)\n"
     )
     assert daemon.decision()["reason"] is None
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"MemTotal": None}, "/proc/meminfo has no MemTotal"),
+        ({"MemAvailable": None, "MemFree": None}, "has neither MemAvailable nor MemFree"),
+    ],
+)
+def test_check_of_a_meminfo_without_the_figures_is_status_1(
+    changes: dict[str, str | None], complaint: str, meminfo: Meminfo, tmp_path: Path
+) -> None:
+    meminfo.say(changes)
+
+    done = check(launcher=meminfo.launcher(), socket=tmp_path / "s")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@needs_root
+def test_check_of_a_meminfo_without_available_memory_says_that_it_is_estimated(
+    meminfo: Meminfo, tmp_path: Path
+) -> None:
+    meminfo.say({"MemAvailable": None})
+
+    done = check(launcher=meminfo.launcher(), socket=tmp_path / "s")
+
+    assert done.returncode == 0, done.stderr
+    assert "available memory (estimated, as there is no MemAvailable) against 5.2 %" in done.stdout
+    assert "now 2,048 MiB available, margin 212 MiB, not low" in done.stdout

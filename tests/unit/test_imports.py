@@ -12,7 +12,7 @@ def run(program: str) -> str:
 
 
 def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
-    """psutil is for hosts without ChromeOS's files, libcrypto for those with a store."""
+    """psutil is for the demo, libcrypto for hosts with a store."""
     loaded = run("import sys, balloon_daemon.cli; print(*sys.modules)").split()
     assert {"psutil", "_hashlib", "_ssl", "balloon_daemon.trial"}.isdisjoint(loaded)
 

@@ -10,13 +10,13 @@ import pytest
 from balloon_daemon import low_memory
 from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.errors import ConfigError, SourceError
+from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.low_memory import (
     ChromeosLowMemory,
     LowMemorySource,
     LowMemoryStatistics,
     MeminfoLowMemory,
     choose_source,
-    host_memory,
 )
 from balloon_daemon.units import GIB, MIB
 
@@ -377,7 +377,7 @@ def test_margin_of_less_than_a_mib_raises(directory: Path, margin_bytes: int) ->
 
 def test_meminfo_margin_is_5_2_per_cent_of_the_ram_unless_given() -> None:
     # 16,000 MiB × 0.052 = 832 MiB exactly.
-    memory = (16_000 * MIB, 1000 * MIB - 1)
+    memory = HostMemory(16_000 * MIB, 1000 * MIB - 1)
 
     default = MeminfoLowMemory(pressure=None, memory=lambda: memory)
     given = MeminfoLowMemory(
@@ -407,7 +407,7 @@ def test_meminfo_counts_free_pages_of_per_cpu_lists_up_to_the_margin(
 ) -> None:
     source = MeminfoLowMemory(
         pressure=None,
-        memory=lambda: (16_000 * MIB, available_mib * MIB),
+        memory=lambda: HostMemory(16_000 * MIB, available_mib * MIB),
         per_cpu_free=lambda total_bytes: per_cpu_mib * MIB * total_bytes // (16_000 * MIB),
     )
 
@@ -415,14 +415,14 @@ def test_meminfo_counts_free_pages_of_per_cpu_lists_up_to_the_margin(
 
 
 def test_meminfo_asks_this_kernel_for_its_per_cpu_lists() -> None:
-    total_bytes = host_memory()[0]
+    total_bytes = host_memory().total_bytes
     margin_bytes = total_bytes // 2 // MIB * MIB
 
     # One byte short, and no running host has empty lists.
     source = MeminfoLowMemory(
         pressure=None,
         margin_bytes=margin_bytes,
-        memory=lambda: (total_bytes, margin_bytes - 1),
+        memory=lambda: HostMemory(total_bytes, margin_bytes - 1),
     )
 
     assert source.read() == Reading(margin_bytes // MIB, margin_bytes // MIB)
@@ -430,14 +430,126 @@ def test_meminfo_asks_this_kernel_for_its_per_cpu_lists() -> None:
 
 def test_meminfo_margin_as_large_as_the_ram_raises() -> None:
     with pytest.raises(ConfigError, match="a margin of 4 GiB on a host of 4 GiB"):
-        MeminfoLowMemory(margin_bytes=4 * GIB, pressure=None, memory=lambda: (4 * GIB, 2 * GIB))
+        MeminfoLowMemory(
+            margin_bytes=4 * GIB, pressure=None, memory=lambda: HostMemory(4 * GIB, 2 * GIB)
+        )
 
 
-PLENTY = (16_000 * MIB, 9000 * MIB)
+POOLS_HOST = HostMemory(64 * GIB, 2560 * MIB, pool_bytes=60 * GIB)
+
+
+def test_meminfo_margin_is_reckoned_without_pools_of_huge_pages() -> None:
+    # 4 GiB × 0.052 = 212.99 MiB, not the 3.3 GiB that 64 GiB would make.
+    source = MeminfoLowMemory(pressure=None, memory=lambda: POOLS_HOST)
+
+    assert source.read() == Reading(2560, 212)
+    assert source.describe() == (
+        "available memory against 5.2 % of the RAM without the 60 GiB in pools of huge pages; "
+        "polled; now 2,560 MiB available, margin 212 MiB, not low"
+    )
+
+
+def test_meminfo_margin_follows_a_pool_that_changes() -> None:
+    pools = [60 * GIB, 0, 30 * GIB]
+    source = MeminfoLowMemory(
+        pressure=None,
+        memory=lambda: HostMemory(
+            64 * GIB, 20 * GIB, pools.pop(0) if len(pools) > 1 else pools[0]
+        ),
+    )
+
+    margins = [reading.margin_mib for reading in (source.read(), source.read()) if reading]
+
+    assert margins == [64 * 1024 * 52 // 1000, 34 * 1024 * 52 // 1000]
+
+
+def test_meminfo_asks_for_the_per_cpu_lists_of_all_the_ram() -> None:
+    asked: list[int] = []
+
+    def per_cpu_free(total_bytes: int) -> int:
+        asked.append(total_bytes)
+        return 0
+
+    MeminfoLowMemory(
+        pressure=None,
+        memory=lambda: HostMemory(64 * GIB, MIB, pool_bytes=60 * GIB),
+        per_cpu_free=per_cpu_free,
+    ).read()
+
+    assert asked == [64 * GIB]
+
+
+@pytest.mark.parametrize(
+    ("memory", "complaint"),
+    [
+        (
+            POOLS_HOST,
+            "a margin of 4 GiB on a host of 64 GiB, of which 60 GiB can never be available, "
+            "would always be low memory; give a smaller one",
+        ),
+        (
+            HostMemory(5 * GIB, GIB, poisoned_bytes=GIB),
+            "a margin of 4 GiB on a host of 5 GiB, of which 1 GiB can never be available, "
+            "would always be low memory; give a smaller one",
+        ),
+    ],
+)
+def test_meminfo_margin_of_all_that_can_be_available_raises(
+    memory: HostMemory, complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        MeminfoLowMemory(margin_bytes=4 * GIB, pressure=None, memory=lambda: memory)
+    MeminfoLowMemory(margin_bytes=4 * GIB - MIB, pressure=None, memory=lambda: memory)
+
+
+def test_meminfo_margin_that_a_pool_grows_beyond_is_said_once() -> None:
+    pools = [0, 0, 60 * GIB, 61 * GIB, 0, 0]
+    source = MeminfoLowMemory(
+        margin_bytes=5 * GIB,
+        pressure=None,
+        memory=lambda: HostMemory(64 * GIB, 2 * GIB, pools.pop(0)),
+        per_cpu_free=lambda _: 0,
+    )
+
+    said = []
+    while pools:
+        assert source.read() == Reading(2048, 5120)
+        said.append(notices(source))
+
+    assert said == [
+        [],
+        [
+            "a margin of 5 GiB on a host of 64 GiB, of which 60 GiB can never be available, "
+            "would always be low memory"
+        ],
+        [
+            "a margin of 5 GiB on a host of 64 GiB, of which 61 GiB can never be available, "
+            "would always be low memory"
+        ],
+        [],
+        [],
+    ]
+
+
+def test_meminfo_that_estimates_says_so() -> None:
+    source = MeminfoLowMemory(
+        pressure=None, memory=lambda: HostMemory(16_000 * MIB, 1000 * MIB, is_estimated=True)
+    )
+
+    source.read()
+    source.read()
+
+    assert notices(source) == ["this host's memory figures: no MemAvailable, it is estimated"]
+    assert source.describe().startswith(
+        "available memory (estimated, as there is no MemAvailable) against 5.2 % of the RAM; "
+    )
+
+
+PLENTY = HostMemory(16_000 * MIB, 9000 * MIB)
 
 
 def test_check_of_meminfo_that_fails_raises_with_the_remedy() -> None:
-    def memory() -> tuple[int, int]:
+    def memory() -> HostMemory:
         raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
 
     source = MeminfoLowMemory(pressure=None, memory=memory)
@@ -455,9 +567,9 @@ def test_check_of_meminfo_that_fails_raises_with_the_remedy() -> None:
 
 @pytest.mark.parametrize("error", [OSError(2, "No such file"), KeyError("MemTotal"), ValueError()])
 def test_meminfo_that_fails_is_unknown_and_recovers(error: Exception) -> None:
-    answers: list[Exception | tuple[int, int]] = [error, error, (1000 * MIB, 500 * MIB)]
+    answers: list[Exception | HostMemory] = [error, error, HostMemory(1000 * MIB, 500 * MIB)]
 
-    def memory() -> tuple[int, int]:
+    def memory() -> HostMemory:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -473,7 +585,7 @@ def test_meminfo_that_fails_is_unknown_and_recovers(error: Exception) -> None:
 
 def test_meminfo_without_pressure_file_is_polled_and_says_so(tmp_path: Path) -> None:
     source = MeminfoLowMemory(
-        pressure=tmp_path / "memory", memory=lambda: (16_000 * MIB, 1000 * MIB)
+        pressure=tmp_path / "memory", memory=lambda: HostMemory(16_000 * MIB, 1000 * MIB)
     )
 
     assert source.needs_poll
@@ -484,15 +596,6 @@ def test_meminfo_without_pressure_file_is_polled_and_says_so(tmp_path: Path) -> 
         "now 1,000 MiB available, margin 832 MiB, not low"
     )
     source.close()
-
-
-def test_host_memory_is_the_kernels() -> None:
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-
-    total_bytes, available_bytes = host_memory()
-
-    assert f"{total_bytes // 1024} kB" == fields["MemTotal"].strip()
-    assert 0 < available_bytes <= total_bytes
 
 
 def test_choice_with_directory_is_that_directory_without_the_hosts_device(

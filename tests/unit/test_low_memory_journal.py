@@ -151,6 +151,21 @@ def test_switch_that_is_flipped_each_second_is_said_a_limited_number_of_times(to
     assert len(lines) <= 2 * LINES * (600 / LINES_S + 1)
 
 
+def test_trouble_beside_a_reading_is_said_once_until_it_has_ended(told: Told) -> None:
+    def note(line: str) -> list[str]:
+        told.journal.note_trouble("cgroups", line)
+        return told.see(PLENTY)
+
+    assert [note(line) for line in ("", "a", "a", "b", "", "b")] == [
+        [],
+        ["a"],
+        [],
+        ["b"],
+        [],
+        ["b"],
+    ]
+
+
 def test_notices_nobody_takes_are_bounded(told: Told) -> None:
     for _ in range(1000):
         told.journal.note_reading(EMPTY)
