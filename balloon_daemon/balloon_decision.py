@@ -10,10 +10,15 @@ from balloon_daemon.units import format_size
 
 
 class Reading(NamedTuple):
-    """What a low-memory source saw at one moment, in MiB."""
+    """What a low-memory source saw at one moment, in MiB.
+
+    Attributes:
+        within: The limit, smaller than the host, below which this is available; "": the host.
+    """
 
     available_mib: int
     margin_mib: int
+    within: str = ""
 
     @property
     def is_low(self) -> bool:
@@ -81,8 +86,9 @@ class Decision(NamedTuple):
         line = _WHY[self.reason]
         if self.reading is not None:
             needed = "" if self.needed_mib is None else f", {self.needed_mib:,} MiB needed"
+            within = f" within {self.reading.within}" if self.reading.within else ""
             line += (
-                f" ({self.reading.available_mib:,} MiB available, "
+                f" ({self.reading.available_mib:,} MiB available{within}, "
                 f"margin {self.reading.margin_mib:,} MiB{needed})"
             )
         size = format_size(self.target_bytes)

@@ -15,12 +15,13 @@ How to drive one, from a single loop:
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, assert_never
 
 from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.errors import ConfigError, SourceError
+from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.linux.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.low_memory_journal import Journal, Unknown
@@ -204,6 +205,9 @@ class ChromeosLowMemory(Journal):
 class MeminfoLowMemory(Journal):
     """MemAvailable against a margin, for hosts that are not ChromeOS.
 
+    Where cgroups limit this process's memory, what is left below each limit is held against a
+    margin of its own, and what is nearest to its margin, or furthest below, counts.
+
     A PSI trigger wakes us early where the kernel lends one, but it speaks of stalls, not of a
     margin: nothing says that it comes in time, so this source always has to be polled too.
 
@@ -211,11 +215,12 @@ class MeminfoLowMemory(Journal):
     to the margin and no further: reason enough to take nothing more, but not to give back.
 
     Args:
-        margin_bytes: The margin in bytes. None: 5.2 % of what can be available, reckoned at each
-            reading.
+        margin_bytes: The margin in bytes. None: 5.2 % of what can be available (or of a cgroup's
+            limit), reckoned at each reading.
         pressure: Where to register the trigger. None: none.
         memory: Gives the host's memory; raises OSError or ValueError where there are no figures.
         per_cpu_free: Gives what is free besides, in bytes, for the RAM in bytes.
+        cgroups: The cgroups with limits. None: none.
 
     Raises:
         ConfigError: the margin is less than 1 MiB, or no less than what can be available.
@@ -231,13 +236,15 @@ class MeminfoLowMemory(Journal):
         pressure: Path | None = PRESSURE_FILE,
         memory: Callable[[], HostMemory] = host_memory,
         per_cpu_free: Callable[[int], int] = per_cpu_free_bytes,
+        cgroups: MemoryCgroups | None = None,
     ) -> None:
         super().__init__()
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
         self._memory = memory
         self._per_cpu_free = per_cpu_free
+        self._cgroups = cgroups
         seen = self._look()
-        if not isinstance(seen, Unknown) and (why := self._why_always_low(seen)):
+        if not isinstance(seen, Unknown) and (why := self._why_always_low(*seen)):
             raise ConfigError(f"{why}; give a smaller one")
         self._alarm = None if pressure is None else PressureAlarm(pressure)
 
@@ -248,8 +255,8 @@ class MeminfoLowMemory(Journal):
         seen = self._look()
         if isinstance(seen, Unknown):
             return self.note_reading(seen)
-        self._note_troubles(seen)
-        return self.note_reading(self._reading(seen))
+        self._note_troubles(*seen)
+        return self.note_reading(_tightest(self._readings(*seen)))
 
     def check(self) -> None:
         """Looks whether low memory can be seen now; counts nothing.
@@ -280,11 +287,25 @@ class MeminfoLowMemory(Journal):
         """One line for people: which source, margin, what wakes us, what it says now."""
         seen, available = self._look(), "available memory"
         margin = f"{MARGIN_PER_MILLE / 10} % of the RAM"
-        now = _now(seen if isinstance(seen, Unknown) else self._reading(seen))
-        if not isinstance(seen, Unknown):
-            if seen.pool_bytes:
-                margin += f" without the {format_size(seen.pool_bytes)} in pools of huge pages"
-            if seen.is_estimated:
+        if isinstance(seen, Unknown):
+            now = _now(seen)
+        else:
+            memory, limits = seen
+            readings = self._readings(memory, limits)
+            counts = _tightest(readings)
+            now = "; ".join(
+                [_now(counts)]
+                + [
+                    f"{_now(other)}" if other.within else f"the host: {_now(other)}"
+                    for other in readings
+                    if other is not counts
+                ]
+            )
+            if memory.pool_bytes:
+                margin += f" without the {format_size(memory.pool_bytes)} in pools of huge pages"
+            if limits:
+                margin += " and of each cgroup's limit"
+            if memory.is_estimated:
                 available += " (estimated, as there is no MemAvailable)"
         if self._margin_mib is not None:
             margin = f"a margin of {self._margin_mib:,} MiB"
@@ -301,37 +322,70 @@ class MeminfoLowMemory(Journal):
             self._alarm.close()
         self._alarm = None
 
-    def _look(self) -> HostMemory | Unknown:
+    def _look(self) -> tuple[HostMemory, list[CgroupLimit]] | Unknown:
         try:
-            return self._memory()
+            memory = self._memory()
         except (OSError, KeyError, ValueError) as err:
             return Unknown("available memory", f"this host's memory figures: {_in_words(err)}")
+        limits = [] if self._cgroups is None else self._cgroups.limits(memory.total_bytes)
+        return memory, limits
 
-    def _reading(self, memory: HostMemory) -> Reading:
-        margin_mib = self._margin_mib
-        if margin_mib is None:
-            margin_mib = memory.usable_bytes * MARGIN_PER_MILLE // 1000 // MIB
+    def _readings(self, memory: HostMemory, limits: Sequence[CgroupLimit]) -> list[Reading]:
+        """The host's reading, then one for each limit."""
+        margin_mib = self._margin_of(memory.usable_bytes)
         available_bytes = memory.available_bytes
         available_mib = available_bytes // MIB
         if available_mib < margin_mib:
             available_bytes += self._per_cpu_free(memory.total_bytes)
             available_mib = min(available_bytes // MIB, margin_mib)
-        return Reading(available_mib, margin_mib)
+        return [
+            Reading(available_mib, margin_mib),
+            *(
+                Reading(
+                    limit.available_bytes // MIB, self._margin_of(limit.limit_bytes), limit.path
+                )
+                for limit in limits
+            ),
+        ]
 
-    def _note_troubles(self, memory: HostMemory) -> None:
-        self.note_trouble("margin", self._why_always_low(memory))
+    def _margin_of(self, whole_bytes: int) -> int:
+        """The margin for so much memory, in MiB."""
+        if self._margin_mib is not None:
+            return self._margin_mib
+        return whole_bytes * MARGIN_PER_MILLE // 1000 // MIB
+
+    def _note_troubles(self, memory: HostMemory, limits: Sequence[CgroupLimit]) -> None:
+        for limit in limits:
+            self.note_trouble(
+                limit.path, f"{limit.path} is a limit: what is left below it counts too"
+            )
+        why = self._why_always_low(memory, limits)
+        self.note_trouble("margin", why)
+        problem = "" if self._cgroups is None else self._cgroups.problem
+        self.note_trouble("cgroups", problem and f"{problem}; a limit there does not count")
         estimated = "this host's memory figures: no MemAvailable, it is estimated"
         self.note_trouble("estimate", estimated if memory.is_estimated else "")
 
-    def _why_always_low(self, memory: HostMemory) -> str:
+    def _why_always_low(self, memory: HostMemory, limits: Sequence[CgroupLimit]) -> str:
         """Why no memory that is returned can ever be enough for the margin given; "": it can."""
-        if self._margin_mib is None or self._margin_mib * MIB < memory.usable_bytes:
+        if self._margin_mib is None:
             return ""
         given = f"a margin of {format_size(self._margin_mib * MIB)}"
-        never = memory.total_bytes - memory.usable_bytes
-        without = f", of which {format_size(never)} can never be available," if never else ""
-        host = f"on a host of {format_size(memory.total_bytes)}{without}"
-        return f"{given} {host} would always be low memory"
+        if self._margin_mib * MIB >= memory.usable_bytes:
+            never = memory.total_bytes - memory.usable_bytes
+            without = f", of which {format_size(never)} can never be available," if never else ""
+            host = f"on a host of {format_size(memory.total_bytes)}{without}"
+            return f"{given} {host} would always be low memory"
+        for limit in limits:
+            if self._margin_mib * MIB >= limit.limit_bytes:
+                below = f"below the limit of {format_size(limit.limit_bytes)} in {limit.path}"
+                return f"{given} {below} would always be low memory"
+        return ""
+
+
+def _tightest(readings: Sequence[Reading]) -> Reading:
+    """What is nearest to its margin, or furthest below it: if any of them is low, it is."""
+    return min(readings, key=lambda reading: reading.available_mib - reading.margin_mib)
 
 
 def choose_source(
@@ -359,7 +413,7 @@ def choose_source(
     elif CHROMEOS_DIR.is_dir():
         low_mem_dir = CHROMEOS_DIR
     else:
-        return MeminfoLowMemory(margin_bytes=margin_bytes)
+        return MeminfoLowMemory(margin_bytes=margin_bytes, cgroups=MemoryCgroups())
     if device is None and low_mem_dir == CHROMEOS_DIR:
         device = CHROMEOS_DEVICE
     return ChromeosLowMemory(low_mem_dir, device=device, margin_bytes=margin_bytes)
@@ -415,8 +469,9 @@ def _now(measured: Reading | NeverLow | Unknown) -> str:
             return f"unknown: {why}"
         case NeverLow(why):
             return f"switched off, so that nothing is low ({why})"
-        case Reading(available_mib, margin_mib):
+        case Reading(available_mib, margin_mib, within):
+            where = f" within {within}" if within else ""
             low = "low" if measured.is_low else "not low"
-            return f"{available_mib:,} MiB available, margin {margin_mib:,} MiB, {low}"
+            return f"{available_mib:,} MiB available{where}, margin {margin_mib:,} MiB, {low}"
         case _:
             assert_never(measured)

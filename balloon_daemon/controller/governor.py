@@ -146,6 +146,8 @@ class Governor:
         if decision.reading is not None:
             fields["available_mib"] = decision.reading.available_mib
             fields["margin_mib"] = decision.reading.margin_mib
+            if decision.reading.within:
+                fields["within"] = decision.reading.within
         log = self._log.debug if quiet else self._log.info
         log("decision", decision.describe(), **fields)
 

@@ -35,3 +35,16 @@ def logs_to_journal(fd: int) -> bool:
     except OSError:
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def is_process_of_unit() -> bool:
+    """Tells whether a service manager itself started this very process, as a unit's.
+
+    Not whether an ancestor was: whatever a service starts inherits its environment.
+
+    Source: systemd.exec(5), "Environment Variables in Spawned Processes".
+    """
+    started = os.environ.get("SYSTEMD_EXEC_PID")
+    if started is None:  # before systemd 248
+        return "INVOCATION_ID" in os.environ and os.getppid() == 1
+    return started == str(os.getpid())

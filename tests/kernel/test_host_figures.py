@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.fake_guest.machine import FakeGuest, run, step
+from balloon_daemon.units import MIB
+from tests.fakes.memory_cgroup import MemoryCgroup, memory_cgroup
 from tests.kernel.conftest import MARGIN_MIB, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
 from tests.kernel.test_host_faults import NOBODY
 from tests.vm.daemon import BALLOOND, Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import wait_until
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root, for a /proc of its own or another user"
@@ -424,3 +427,150 @@ def test_check_of_a_meminfo_without_available_memory_says_that_it_is_estimated(
     assert done.returncode == 0, done.stderr
     assert "available memory (estimated, as there is no MemAvailable) against 5.2 %" in done.stdout
     assert "now 2,048 MiB available, margin 212 MiB, not low" in done.stdout
+
+
+# --- limits of cgroups ---
+
+LIMIT_MIB = 400
+
+
+@pytest.fixture
+def cgroup() -> Iterator[MemoryCgroup]:
+    try:
+        made = memory_cgroup(LIMIT_MIB * MIB)
+        with made as cgroup:
+            yield cgroup
+    except PermissionError as err:
+        pytest.skip(f"needs a cgroup with a memory limit: {err}")
+
+
+def hog(cgroup: MemoryCgroup, size_mib: int) -> "subprocess.Popen[bytes]":
+    """A process in there that holds memory until its input ends."""
+    program = f"held = b'x' * ({size_mib} << 20); print(flush=True); input()"
+    process = subprocess.Popen(
+        [*cgroup.launcher(), str(BALLOOND.with_name("python")), "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
+    return process
+
+
+def test_check_in_a_cgroup_with_a_limit_says_which_counts(
+    cgroup: MemoryCgroup, tmp_path: Path
+) -> None:
+    done = check(launcher=cgroup.launcher(), socket=tmp_path / "s")
+
+    assert done.returncode == 0, done.stderr
+    assert f" available within {cgroup.limit_file}, margin 20 MiB, not low" in done.stdout
+    assert "; the host: " in done.stdout
+
+
+def test_check_in_a_cgroup_without_a_limit_speaks_of_the_host(
+    cgroup: MemoryCgroup, tmp_path: Path
+) -> None:
+    cgroup.limit(1 << 60)
+
+    done = check(launcher=cgroup.launcher(), socket=tmp_path / "s")
+
+    assert done.returncode == 0, done.stderr
+    assert str(cgroup.path) not in done.stdout
+
+
+def test_check_in_a_cgroup_below_one_with_a_limit_says_which_counts(
+    cgroup: MemoryCgroup, tmp_path: Path
+) -> None:
+    inner = cgroup.path / "inner"
+    inner.mkdir()
+    enter = ("sh", "-c", f'echo $$ > "{inner}/cgroup.procs" && exec "$@"', "sh")
+    try:
+        done = check(launcher=enter, socket=tmp_path / "s")
+    finally:
+        wait_until(
+            lambda: not (inner / "cgroup.procs").read_text(), deadline_s=60, what="it is empty"
+        )
+        inner.rmdir()
+
+    assert done.returncode == 0, done.stderr
+    assert f" available within {cgroup.limit_file}, margin 20 MiB, not low" in done.stdout
+
+
+@needs_root
+def test_check_in_a_cgroup_namespace_finds_its_limit_all_the_same(
+    cgroup: MemoryCgroup, tmp_path: Path
+) -> None:
+    launcher = (*cgroup.launcher(), "unshare", "--cgroup")
+
+    done = check(launcher=launcher, socket=tmp_path / "s")
+
+    assert done.returncode == 0, done.stderr
+    assert f" available within {cgroup.limit_file}, margin 20 MiB, not low" in done.stdout
+
+
+def test_margin_of_all_that_the_cgroup_allows_is_refused(
+    cgroup: MemoryCgroup, tmp_path: Path
+) -> None:
+    def ask(margin: str) -> "subprocess.CompletedProcess[str]":
+        return check("--margin", margin, launcher=cgroup.launcher(), socket=tmp_path / "s")
+
+    refused, taken = ask("400M"), ask("399M")
+
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"balloond: a margin of 400 MiB below the limit of 400 MiB in {cgroup.limit_file} would "
+        "always be low memory; give a smaller one\n"
+    )
+    assert taken.returncode == 0, taken.stderr
+
+
+def test_cgroup_that_fills_up_is_low_and_has_memory_back_when_it_empties(
+    cgroup: MemoryCgroup, start_on_own_figures: StartDaemon, make_guest: MakeGuest
+) -> None:
+    # 400 MiB, of which balloond takes some 40: 200 more leave less than the margin.
+    daemon = start_on_own_figures(
+        "--margin", "250M", "--speed", FULL_SPEED, launcher=cgroup.launcher()
+    )
+    guest = attach(make_guest(), daemon)
+    until_logged(guest, daemon, f"{cgroup.limit_file} is a limit: what is left below it")
+    assert daemon.decision()["reason"] is None
+
+    process = hog(cgroup, 200)
+    try:
+        until(guest, lambda: balloon_bytes(guest) == MAXIMUM)
+        taken = [r for r in daemon.records() if r.get("reason") == "low-memory"]
+    finally:
+        process.communicate()
+    until(guest, lambda: balloon_bytes(guest) == 0)
+
+    assert {r["within"] for r in taken} == {str(cgroup.limit_file)}
+    assert all(r["available_mib"] < 250 for r in taken)
+    assert f"available within {cgroup.limit_file}, margin 250 MiB" in taken[0]["message"]
+
+
+def test_daemon_that_is_moved_into_a_cgroup_with_a_limit_goes_by_it(
+    cgroup: MemoryCgroup, start_on_own_figures: StartDaemon, make_guest: MakeGuest
+) -> None:
+    daemon = start_on_own_figures()
+    guest = attach(make_guest(), daemon)
+
+    (cgroup.path / "cgroup.procs").write_text(f"{daemon.pid}\n")
+    until_logged(guest, daemon, f"{cgroup.limit_file} is a limit: what is left below it")
+
+
+def test_limit_that_comes_while_it_runs_counts_from_then_on(
+    cgroup: MemoryCgroup, start_on_own_figures: StartDaemon, make_guest: MakeGuest
+) -> None:
+    cgroup.limit(1 << 60)
+    daemon = start_on_own_figures("--margin", "450M", launcher=cgroup.launcher())
+    guest = attach(make_guest(), daemon)
+    until_logged(guest, daemon, "is jailed and ready")
+
+    cgroup.limit(LIMIT_MIB * MIB)
+    until(guest, lambda: balloon_bytes(guest) == MAXIMUM)
+
+    assert source_lines(daemon)[-1] == (
+        f"a margin of 450 MiB below the limit of 400 MiB in {cgroup.limit_file} would always be "
+        "low memory"
+    )

@@ -286,6 +286,11 @@ def test_statistics_count_each_kind_of_step() -> None:
             [LowMemory(LOW), AvailableMemoryTimer(NeverLow("margin says off"))],
             "low memory is switched off: balloon shrinks to level 0/16, 0 B",
         ),
+        (
+            [LowMemory(Reading(9, 26, "/sys/fs/cgroup/vms/memory.max"))],
+            "low memory (9 MiB available within /sys/fs/cgroup/vms/memory.max, margin 26 MiB): "
+            "balloon grows to level 1/16, 192 MiB",
+        ),
     ],
 )
 def test_decision_describes_what_was_seen_decided_and_why(events: list[Event], line: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from balloon_daemon import low_memory
 from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.errors import ConfigError, SourceError
+from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.low_memory import (
     ChromeosLowMemory,
@@ -545,7 +546,103 @@ def test_meminfo_that_estimates_says_so() -> None:
     )
 
 
+class Limits(MemoryCgroups):
+    """Cgroups with limits that a test sets."""
+
+    def __init__(self, *limits: CgroupLimit) -> None:
+        super().__init__(has_unit=False)
+        self.now = list(limits)
+
+    def limits(self, total_bytes: int) -> list[CgroupLimit]:
+        return self.now
+
+
+def limited(
+    memory: HostMemory, *limits: CgroupLimit, margin_bytes: int | None = None
+) -> MeminfoLowMemory:
+    return MeminfoLowMemory(
+        margin_bytes=margin_bytes,
+        pressure=None,
+        memory=lambda: memory,
+        per_cpu_free=lambda _: 0,
+        cgroups=Limits(*limits),
+    )
+
+
 PLENTY = HostMemory(16_000 * MIB, 9000 * MIB)
+
+
+def test_cgroup_with_less_left_than_the_host_counts_with_a_margin_of_its_limit() -> None:
+    # 1,000 MiB × 0.052 = 52 MiB.
+    source = limited(PLENTY, CgroupLimit("/cg/memory.max", 1000 * MIB, 300 * MIB))
+
+    reading = source.read()
+
+    assert reading == Reading(300, 52, "/cg/memory.max")
+    assert notices(source) == ["/cg/memory.max is a limit: what is left below it counts too"]
+    assert source.describe() == (
+        "available memory against 5.2 % of the RAM and of each cgroup's limit; polled; "
+        "now 300 MiB available within /cg/memory.max, margin 52 MiB, not low; "
+        "the host: 9,000 MiB available, margin 832 MiB, not low"
+    )
+
+
+def test_host_with_less_left_than_its_cgroups_counts() -> None:
+    source = limited(
+        HostMemory(16_000 * MIB, 100 * MIB), CgroupLimit("/cg/memory.max", 1000 * MIB, 900 * MIB)
+    )
+
+    assert source.read() == Reading(100, 832)
+    assert source.describe().endswith(
+        "now 100 MiB available, margin 832 MiB, low; "
+        "900 MiB available within /cg/memory.max, margin 52 MiB, not low"
+    )
+
+
+def test_host_that_is_low_counts_though_a_cgroup_has_less_left_and_is_not() -> None:
+    source = limited(
+        HostMemory(16_000 * MIB, 800 * MIB), CgroupLimit("/cg/memory.max", 1000 * MIB, 300 * MIB)
+    )
+
+    reading = source.read()
+
+    assert reading == Reading(800, 832)
+    assert reading.is_low
+
+
+def test_least_of_several_limits_counts_under_a_margin_that_was_given() -> None:
+    source = limited(
+        PLENTY,
+        CgroupLimit("/cg/a/memory.max", 1000 * MIB, 700 * MIB),
+        CgroupLimit("/cg/memory.high", 2000 * MIB, 600 * MIB),
+        margin_bytes=650 * MIB,
+    )
+
+    reading = source.read()
+
+    assert reading == Reading(600, 650, "/cg/memory.high")
+    assert reading.is_low
+
+
+def test_margin_of_all_that_a_cgroup_allows_raises() -> None:
+    with pytest.raises(ConfigError) as caught:
+        limited(PLENTY, CgroupLimit("/cg/memory.max", GIB, 700 * MIB), margin_bytes=2 * GIB)
+
+    assert str(caught.value) == (
+        "a margin of 2 GiB below the limit of 1 GiB in /cg/memory.max would always be low "
+        "memory; give a smaller one"
+    )
+
+
+def test_limit_that_cannot_be_read_is_said_once() -> None:
+    cgroups = Limits()
+    source = MeminfoLowMemory(pressure=None, memory=lambda: PLENTY, cgroups=cgroups)
+
+    cgroups.problem = "/cg/memory.max: Permission denied"
+    for _ in range(3):
+        assert source.read() == Reading(9000, 832)
+
+    assert notices(source) == ["/cg/memory.max: Permission denied; a limit there does not count"]
 
 
 def test_check_of_meminfo_that_fails_raises_with_the_remedy() -> None:
