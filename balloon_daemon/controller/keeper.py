@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from balloon_daemon.controller.device_words import cause, fault_words, stat_name
+from balloon_daemon.controller.waiting import is_done_within, is_set_within
 from balloon_daemon.device.process import (
     MAX_LAST_WORDS_BYTES,
     DeviceProcess,
@@ -184,7 +185,7 @@ class DeviceKeeper:
         """Hangs up when the present device is gone; None where none runs."""
         return self._predecessor if self._device is None else self._device.last_words
 
-    def wait_for(self, predecessor: OwnedFd) -> None:
+    def wait_out(self, predecessor: OwnedFd) -> None:
         """Forks nothing until another controller's device is gone: two would answer twice."""
         self._predecessor = predecessor
         self._indices_known = False
@@ -207,11 +208,9 @@ class DeviceKeeper:
     async def stop(self) -> None:
         """Ends the device; on return nobody touches the guest's memory or rings any more."""
         self._call_off()
-        try:
-            # Its controller is gone, so it is going too: nothing that it does takes long.
-            await asyncio.wait_for(self._alone.wait(), PREDECESSOR_WITHIN_S)
-        except TimeoutError:
-            raise StateFileError("the device of an earlier balloond does not end") from None
+        # Its controller is gone, so it is going too: nothing that it does takes long.
+        if not await is_set_within(self._alone, PREDECESSOR_WITHIN_S):
+            raise StateFileError("the device of an earlier balloond does not end")
         await self._end()
 
     async def learn_indices(self) -> None:
@@ -237,14 +236,12 @@ class DeviceKeeper:
         device = self._device
         if not device.tube.send(Command.STOP):
             device.kill()
-        try:
-            await asyncio.wait_for(asyncio.shield(self._gone), STOP_WITHIN_S)
-        except TimeoutError:
+        if not await is_done_within(self._gone, STOP_WITHIN_S):
             # One that has said where its rings stand is about to end, and may have memory to free.
             if not self._indices_known:
                 self._log.warning("device", "device does not stop, killing it", pid=device.pid)
             device.kill()
-            await asyncio.shield(self._gone)
+            await is_done_within(self._gone, None)
 
     def _start(self, *, look: bool = False) -> None:
         self._call_off()

@@ -75,7 +75,7 @@ def _restore(
         if state.life is not None:
             life = take(state.life)
             saver.adopt(state.life, life)
-            guest.keeper.wait_for(life)
+            guest.keeper.wait_out(life)
         guest.restore(state.handled, state.num_pages, state.actual)
     except BaseException:
         guest.backend.close()

@@ -80,7 +80,7 @@ def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None
     async def watch() -> list[bool]:
         keeper = make_keeper(fresh(), Forks())
         reading, writing = predecessor()
-        keeper.wait_for(reading)
+        keeper.wait_out(reading)
         os.write(writing.fileno(), b"balloon-vm1: what it said last\n")
         await asyncio.sleep(0.01)
         alone = [keeper._alone.is_set()]
@@ -97,7 +97,7 @@ def test_stopped_keeper_forks_nothing_though_its_predecessor_went_while_it_was_t
         backend = fresh()
         keeper = make_keeper(backend, asked)
         reading, writing = predecessor()
-        keeper.wait_for(reading)
+        keeper.wait_out(reading)
         keeper.settle()
         writing.close()
         keeper._predecessor_gone()
@@ -110,6 +110,40 @@ def test_stopped_keeper_forks_nothing_though_its_predecessor_went_while_it_was_t
 
     assert keeper_module.SETTLE_S < 0.1
     assert asyncio.run(forks()) == 0
+
+
+@pytest.mark.parametrize("what", ["device", "predecessor"])
+def test_told_to_stop_and_cancelled_as_the_device_ends_is_cancelled(what: str) -> None:
+    # A guest's task is, when its controller ends in the same turn of the loop.
+    async def end() -> bool:
+        keeper = make_keeper(fresh(), Forks())
+        reading, writing = predecessor()
+        upper, lower = open_tube()
+        child = subprocess.Popen(["true"])
+        if what == "predecessor":
+            keeper.wait_out(reading)
+        else:
+            keeper._device = DeviceProcess(child.pid, upper, reading)
+            keeper._gone = asyncio.get_running_loop().create_future()
+        stopping = asyncio.ensure_future(keeper.stop())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if what == "predecessor":
+            writing.close()
+            keeper._predecessor_gone()
+        else:
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            assert keeper._device is not None
+            keeper._reap(keeper._device)
+            child.returncode = 0
+        stopping.cancel()
+        await asyncio.wait([stopping])
+        upper.close()
+        lower.close()
+        child.wait()
+        return stopping.cancelled()
+
+    assert asyncio.run(end())
 
 
 @pytest.mark.parametrize(("stands_known", "lines"), [(True, 0), (False, 1)])

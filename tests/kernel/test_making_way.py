@@ -1,0 +1,164 @@
+"""A controller that is told to make way ends, whatever happens in the same moment."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from balloon_daemon.fake_guest.wire import Wire
+from balloon_daemon.units import MIB
+from balloon_daemon.vhost_user.messages import (
+    U64,
+    FrontendRequest,
+    VringState,
+    decode_vring_state,
+    encode_request,
+)
+from benchmarks.guest_file import GuestFile
+from benchmarks.ring_guest import DEFLATEQ, INFLATEQ, RingGuest, area_bytes
+from tests.kernel.conftest import StartDaemon, ready_device
+from tests.kernel.test_handover import unread_bytes
+from tests.vm.daemon import Daemon
+from tests.vm.waiting import wait_until
+
+QUEUE_SIZE = 16
+BUFFERS = 3
+DEADLINE_S = 60.0
+"""Only a hang takes so long."""
+
+MakeRings = Callable[[Daemon], RingGuest]
+
+
+@pytest.fixture
+def make_rings() -> Iterator[MakeRings]:
+    """Guests that say only what a test has them say, each with some buffers answered."""
+    guests: list[RingGuest] = []
+
+    def make(daemon: Daemon) -> RingGuest:
+        file = GuestFile.in_memory(4 * MIB + area_bytes(QUEUE_SIZE))
+        guest = RingGuest(str(daemon.config.socket), file, QUEUE_SIZE)
+        guest.frontend.wire.timeout_s = DEADLINE_S
+        guests.append(guest)
+        pages = np.arange(BUFFERS * 256, dtype=np.uint32)
+        guest.fill(INFLATEQ, list(pages.reshape(BUFFERS, 256)))
+        guest.drain(INFLATEQ)
+        return guest
+
+    yield make
+    for guest in guests:
+        guest.close()
+        guest.file.close()
+
+
+def device_of(daemon: Daemon) -> int:
+    device = wait_until(
+        lambda: ready_device(daemon, "vm1"), deadline_s=DEADLINE_S, what="the device is ready"
+    )
+    assert device is not None
+    return device
+
+
+def state(pid: int) -> str:
+    """A process's state, one letter of proc(5); Z where it is gone altogether."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def wait_state(pid: int, states: str) -> None:
+    wait_until(
+        lambda: state(pid) in states,
+        deadline_s=DEADLINE_S,
+        what=f"process {pid} is in one of the states {states}",
+        seen=lambda: state(pid),
+    )
+
+
+def wait_taken(daemon: Daemon, wire: Wire) -> None:
+    """Waits until the controller has taken what a VMM sent, and waits for something itself."""
+    wait_until(lambda: unread_bytes(wire) == 0, deadline_s=DEADLINE_S, what="it is taken")
+    wait_state(daemon.pid, "S")
+
+
+class Frozen:
+    """Has a controller see, in one turn of its loop, all that happens in the while."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._pid = daemon.pid
+
+    def __enter__(self) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
+        wait_state(self._pid, "T")
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self._pid, signal.SIGCONT)
+
+
+def answered(guest: RingGuest) -> bytes:
+    """The next answer's payload, from whichever controller."""
+    message, _ = guest.frontend.wire.receive()
+    return message.payload
+
+
+GET_BASE = VringState(INFLATEQ, 0).encode()
+DISABLE = encode_request(
+    FrontendRequest.SET_VRING_ENABLE, VringState(DEFLATEQ, 0).encode(), ack=True
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_told_to_end_as_a_device_ends_the_controller_ends(
+    number: signal.Signals, start_daemon: StartDaemon, make_rings: MakeRings
+) -> None:
+    # Python 3.11's asyncio.wait_for() returns the device's end, and forgets that it was cancelled.
+    first = start_daemon("--keep-fds")
+    guest = make_rings(first)
+    device = device_of(first)
+    os.kill(device, signal.SIGSTOP)
+    guest.frontend.wire.send(DISABLE)
+    wait_taken(first, guest.frontend.wire)
+
+    with Frozen(first):
+        os.kill(device, signal.SIGCONT)
+        wait_state(device, "Z")
+        os.kill(first.pid, number)
+    first.wait_end()
+
+    if number is signal.SIGUSR1:
+        start_daemon("--keep-fds")
+        assert answered(guest) == U64.pack(0)
+        reply = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
+        assert decode_vring_state(reply).num == BUFFERS
+
+
+@pytest.mark.parametrize("descriptor", [False, True], ids=["without", "with_a_descriptor"])
+@pytest.mark.parametrize("first_comes", ["request", "signal"])
+def test_told_to_make_way_as_a_request_comes_the_next_one_answers_it(
+    first_comes: str, descriptor: bool, start_daemon: StartDaemon, make_rings: MakeRings
+) -> None:
+    first = start_daemon("--keep-fds")
+    guest = make_rings(first)
+    device_of(first)
+    wait_taken(first, guest.frontend.wire)
+    call = os.eventfd(0)
+
+    with Frozen(first):
+        if first_comes == "signal":
+            os.kill(first.pid, signal.SIGUSR1)
+        if descriptor:
+            set_call = encode_request(FrontendRequest.SET_VRING_CALL, U64.pack(INFLATEQ), ack=True)
+            guest.frontend.wire.send(set_call, [call])
+        else:
+            guest.frontend.wire.send(DISABLE)
+        if first_comes == "request":
+            os.kill(first.pid, signal.SIGUSR1)
+    first.wait_end()
+    start_daemon("--keep-fds")
+
+    assert answered(guest) == U64.pack(0)
+    assert guest.frontend.ask(FrontendRequest.GET_FEATURES).payload
+    os.close(call)
