@@ -1,6 +1,7 @@
 """One guest: its VMM's connection, its governor, its device's keeper, and what is kept of it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from balloon_daemon.controller.introduction import introduce
 from balloon_daemon.controller.keeper import DeviceKeeper, Jail
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.controller.watch import MemoryWatch
-from balloon_daemon.errors import FrontendError, StateFileError
+from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.memory import inspect_memory_file
@@ -93,6 +94,7 @@ class Guest:
         self._unsaved = False
         self._save_later: asyncio.TimerHandle | None = None
         self._leaving = False
+        self._taken: Received | None = None
         offered = OFFERED_FEATURES
         if not shared.config.page_reporting:
             offered &= ~BalloonFeature.REPORTING
@@ -154,6 +156,12 @@ class Guest:
 
     def leave(self) -> None:
         """Stays in the store for another controller when this one's task ends."""
+        if self._taken is not None:
+            # Our task will not see it, and its descriptors are nowhere else. It stands in the
+            # journal too: the next controller does what is left to do, and answers.
+            with contextlib.suppress(FrontendError, StateError):
+                self.backend.handle(*self._taken)
+                self._handled += 1
         self.save()
         self._leaving = True
 
@@ -201,7 +209,9 @@ class Guest:
         waiter: asyncio.Future[Received] = self._loop.create_future()
         self._loop.add_reader(fd, self._arrived, waiter)
         try:
-            return await waiter
+            received = await waiter
+            self._taken = None
+            return received
         finally:
             self._loop.remove_reader(fd)
 
@@ -220,6 +230,7 @@ class Guest:
                 return
             message, fds = received
             if message.request not in _CONFIG_ACCESS:
+                self._taken = received
                 waiter.set_result(received)
                 return
             self._handled += 1

@@ -204,6 +204,49 @@ def test_descriptors_are_kept_before_the_device_ends_for_their_request(
     memory.close()
 
 
+def test_message_that_is_taken_as_its_controller_leaves_is_not_lost_with_its_descriptors(
+    tmp_path: Path,
+) -> None:
+    left = Left()
+    memory = OwnedFd(create_memfd("guest", size_bytes=1 << 20))
+    region = RegionDescription(GuestAddr(0), 1 << 20, FrontendAddr(1 << 40), 0)
+
+    async def leave() -> None:
+        loop = asyncio.get_running_loop()
+        guests = left.go_on(tmp_path)
+        served = [loop.create_task(guest.serve()) for guest in guests]
+        for _ in range(5):
+            await asyncio.sleep(0)  # They wait for a message.
+        request = encode_request(FrontendRequest.SET_MEM_TABLE, encode_memory_table([region]))
+        socket.send_fds(left.vmms[0], [request], [memory.fileno()])
+        # The event loop has taken it, and the guest's task has not seen it yet.
+        while guests[0]._taken is None:
+            await asyncio.sleep(0)
+        for guest, task in zip(guests, served, strict=True):
+            guest.leave()
+            task.cancel()
+        await asyncio.wait(served)
+
+    async def go_on() -> list[int]:
+        loop = asyncio.get_running_loop()
+        guests = left.go_on(tmp_path)
+        served = [loop.create_task(guest.serve()) for guest in guests]
+        left.vmms[0].send(encode_request(FrontendRequest.GET_FEATURES))
+        assert len(await asyncio.wait_for(loop.sock_recv(left.vmms[0], 64), 20)) == 20
+        shared = [os.fstat(r.fd.fileno()).st_ino for r in guests[0].backend.memory.regions]
+        for vmm in left.vmms:
+            vmm.close()
+        await asyncio.wait(served)
+        return shared
+
+    before = {name: fd.duplicate() for name, fd in left.store.kept.items()}
+    asyncio.run(leave())
+    # A store goes on holding what it has handed out.
+    left.store.kept = before | left.store.kept
+    assert asyncio.run(go_on()) == [os.fstat(memory.fileno()).st_ino]
+    memory.close()
+
+
 def test_guest_for_which_there_is_no_room_any_more_does_not_fill_the_log(
     tmp_path: Path, errors: Errors
 ) -> None:
