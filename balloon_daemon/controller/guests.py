@@ -172,7 +172,7 @@ class Guest:
         self.backend.config.actual = pages_of(actual * PAGE_SIZE)
         if actual == 0:
             self._empty.set()
-        self.keeper.settle()
+        self.keeper.take_over()
 
     # --- messages -----------------------------------------------------------------------------
 

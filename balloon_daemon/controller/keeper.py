@@ -185,6 +185,12 @@ class DeviceKeeper:
         """Hangs up when the present device is gone; None where none runs."""
         return self._predecessor if self._device is None else self._device.last_words
 
+    def take_over(self) -> None:
+        """Goes on with vrings that another controller's device may have served."""
+        # It may have died, with what it did last in no state, before the next was forked.
+        self._indices_known = not self._backend.ready_vrings(disabled=True)
+        self.settle()
+
     def wait_out(self, predecessor: OwnedFd) -> None:
         """Forks nothing until another controller's device is gone: two would answer twice."""
         self._predecessor = predecessor

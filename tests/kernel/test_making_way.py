@@ -162,3 +162,25 @@ def test_told_to_make_way_as_a_request_comes_the_next_one_answers_it(
     assert answered(guest) == U64.pack(0)
     assert guest.frontend.ask(FrontendRequest.GET_FEATURES).payload
     os.close(call)
+
+
+def test_told_to_make_way_while_it_looks_where_a_ring_stands_the_next_one_answers(
+    start_daemon: StartDaemon, make_rings: MakeRings
+) -> None:
+    # The device that only looks ends in the same turn.
+    first = start_daemon("--keep-fds")
+    guest = make_rings(first)
+    device = device_of(first)
+    os.kill(device, signal.SIGSTOP)
+    guest.frontend.wire.send(encode_request(FrontendRequest.GET_VRING_BASE, GET_BASE))
+    wait_taken(first, guest.frontend.wire)
+
+    with Frozen(first):
+        os.kill(device, signal.SIGKILL)
+        wait_state(device, "Z")
+        os.kill(first.pid, signal.SIGUSR1)
+    first.wait_end()
+    start_daemon("--keep-fds")
+
+    message, _ = guest.frontend.wire.receive()
+    assert decode_vring_state(message).num == BUFFERS
