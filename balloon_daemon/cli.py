@@ -14,7 +14,8 @@ from balloon_daemon.asyncio_lean import asyncio
 from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.config import Config, default_policy_file, default_socket
 from balloon_daemon.controller.keeper import Jail
-from balloon_daemon.controller.loop import Controller, kept_listener, listen
+from balloon_daemon.controller.listening import kept_listener, listen
+from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
     BalloondError,
@@ -277,7 +278,8 @@ Attach a VM to {config.socket}
 def _show(text: str) -> None:
     """Prints what is good to know and nothing depends on: a full disk or a closed pipe is fine."""
     try:
-        print(text, flush=True)
+        # A path need not be UTF-8.
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
     except OSError:
         # What is left in the buffer would be an error again at the end.
         with open(os.devnull, "w") as nowhere:
@@ -345,7 +347,6 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
         return EXIT_FAILURE
     if args.check:
         listener.close()
-        config.socket.unlink(missing_ok=True)
         for warning in compiled.warnings:
             print(warning.told("warning: "), file=sys.stderr)
         _check(config, source, jail)

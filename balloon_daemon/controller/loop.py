@@ -2,27 +2,21 @@
 
 import asyncio
 import contextlib
-import errno
-import os
 import signal
-import socket
-import stat
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from balloon_daemon.config import Config
 from balloon_daemon.controller.guests import Guest, Surroundings
 from balloon_daemon.controller.keeper import Jail
+from balloon_daemon.controller.listening import LISTENER, Listener
 from balloon_daemon.controller.recovery import recover
 from balloon_daemon.controller.saver import GuestSaver
 from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.device.process import prepare_fork
-from balloon_daemon.errors import ConfigError
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.closing import Closer, ForeignFds
-from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.log import EventLog, RateLimit
 from balloon_daemon.low_memory import LowMemorySource
@@ -33,83 +27,11 @@ GIVE_BACK_WITHIN_S = 2.0
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
-LISTENER = "listener"
-"""The listening socket's name in the store."""
-
 ACCEPT_AGAIN_S = 1.0
 """Out of file descriptors: how long to leave the next connection waiting."""
 
 FAREWELLS_A_SECOND = 10
 """Lines on connections that end; whoever may connect may do so thousands of times a second."""
-
-
-def listen(path: Path) -> socket.socket:
-    """Binds the vhost-user socket; only its owner may connect (mode 0600).
-
-    A socket that a dead process left behind is replaced; one that a living process answers is not.
-
-    Raises:
-        ConfigError: the path is in use, is no socket, is too long, or cannot be made.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _clear(path)
-        umask = os.umask(0o177)
-        try:
-            sock.bind(os.fspath(path))
-        finally:
-            os.umask(umask)
-        sock.listen(64)
-        sock.setblocking(False)
-    except OSError as err:
-        sock.close()
-        if "too long" in str(err):
-            raise ConfigError(
-                f"socket {path}: the path is too long, 107 bytes are allowed"
-            ) from err
-        if err.errno == errno.ENOENT:
-            raise ConfigError(f"socket {path}: there is no directory {path.parent}") from err
-        raise ConfigError(f"socket {path}: {err.strerror}") from err
-    except ConfigError:
-        sock.close()
-        raise
-    return sock
-
-
-def kept_listener(store: Store | None, path: Path) -> socket.socket | None:
-    """The listening socket that another controller left, if it is that of this path."""
-    fd: OwnedFd | None = None if store is None else store.kept.pop(LISTENER, None)
-    if fd is None:
-        return None
-    sock = socket.socket(fileno=fd.detach())
-    if sock.getsockname() != os.fspath(path) or not path.is_socket():
-        sock.close()
-        return None
-    sock.setblocking(False)
-    return sock
-
-
-def _clear(path: Path) -> None:
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(
-            f"socket {path}: there is something else; name another path or remove it"
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # Its backlog is full: it lives.
-    raise ConfigError(
-        f"socket {path}: a running process listens there; stop it or name another path"
-    )
 
 
 class Controller:
@@ -119,7 +41,7 @@ class Controller:
         config: the settings.
         source: where low memory comes from.
         jail: what devices are put into.
-        listener: the bound vhost-user socket.
+        listener: the vhost-user socket.
         store: keeps guests for another controller; None where there is none.
     """
 
@@ -128,7 +50,7 @@ class Controller:
         config: Config,
         source: LowMemorySource,
         jail: Jail,
-        listener: socket.socket,
+        listener: Listener,
         store: Store | None,
     ) -> None:
         self._config = config
@@ -192,7 +114,7 @@ class Controller:
         self._store.watch(self._store_lost)
         # systemd keeps several of one name: without this, each socket that was ever replaced.
         self._store.remove(LISTENER)
-        self._store.put(LISTENER, self._listener)
+        self._store.put(LISTENER, self._listener.sock)
         for guest in recover(self._store, self._make, self._closer, self._log):
             self._count = max(self._count, int(guest.name.removeprefix("vm")))
             self._serve(guest)
@@ -216,7 +138,7 @@ class Controller:
         self._log.error("bug", f"{what}; going on")
 
     def _listen(self) -> None:
-        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+        asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
 
     def _accept(self) -> None:
         saver: GuestSaver | None = None
@@ -224,7 +146,7 @@ class Controller:
         try:
             # The journal first: a VMM for which there is none waits like one that finds no room.
             saver = self._saver(name)
-            sock, _ = self._listener.accept()
+            sock, _ = self._listener.sock.accept()
         except OSError as err:
             if saver is not None:
                 saver.close()
@@ -232,7 +154,7 @@ class Controller:
                 return
             self._log.error("accept", f"cannot take a connection: {err.strerror}")
             loop = asyncio.get_running_loop()
-            loop.remove_reader(self._listener.fileno())
+            loop.remove_reader(self._listener.sock)
             self._accept_later = loop.call_later(ACCEPT_AGAIN_S, self._listen)
             return
         self._count += 1
@@ -256,21 +178,20 @@ class Controller:
             self._log.error("bug", f"{guest.name}: {type(err).__name__}: {err}")
 
     async def _end(self, *, leaving: bool) -> None:
-        asyncio.get_running_loop().remove_reader(self._listener.fileno())
+        asyncio.get_running_loop().remove_reader(self._listener.sock)
         if self._accept_later is not None:
             self._accept_later.cancel()
         if leaving:
-            self._listener.close()
+            self._listener.sock.close()
         else:
             # With it go connections that nobody has taken yet, and what waits in them.
-            self._closer.close([self._listener.detach()])
+            self._closer.close([self._listener.sock.detach()])
         guests = dict(self._guests)
         if leaving:
             for guest in guests:
                 guest.leave()
         else:
-            with contextlib.suppress(OSError):
-                os.unlink(self._config.socket)
+            self._listener.remove_file()
             await self._give_back(guests)
         for task in guests.values():
             task.cancel()

@@ -22,7 +22,8 @@ def notify(*assignments: str) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             # READY=1 must arrive: the manager's queue may be full of descriptors for its store.
             sock.settimeout(MANAGER_WITHIN_S)
-            sock.sendto("\n".join(assignments).encode(), address)
+            # A path need not be UTF-8.
+            sock.sendto("\n".join(assignments).encode(errors="surrogateescape"), address)
     except OSError:
         return False
     return True

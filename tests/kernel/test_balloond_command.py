@@ -123,7 +123,10 @@ def test_socket_path_of_something_else_is_left_alone(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("path", "complaint"),
     [
-        ("/nonexistent/s", "there is no directory /nonexistent"),
+        ("/nonexistent/s", "there is no directory /nonexistent; make it"),
+        ("/proc/s", "no socket can be made in /proc; name another path"),
+        ("/proc/self/fd/s", "no socket can be made in /proc/self/fd; name another path"),
+        ("/proc/version/s", "/proc/version is no directory; name another path"),
         ("/tmp/" + "x" * 200, "the path is too long"),
     ],
 )
@@ -175,6 +178,50 @@ def test_started_prints_how_crosvm_and_qemu_attach(daemon: Daemon) -> None:
     assert f"--vhost-user balloon,socket={daemon.config.socket}" in printed
     assert f"-chardev socket,id=balloond,path={daemon.config.socket}" in printed
     assert "vhost-user-test-device-pci" in printed
+
+
+@pytest.mark.parametrize("name", [b"\xff", "überall".encode(), b"with space", b"-"])
+def test_socket_of_an_odd_name_is_served(name: bytes, tmp_path: Path) -> None:
+    path = os.path.join(os.fsencode(tmp_path), name)
+    process = subprocess.Popen(
+        [str(BALLOOND), "--socket", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stderr is not None
+        assert b"listening on" in process.stderr.readline()
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert b"Traceback" not in said
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_socket_of_another_kind_is_left_alone(kind: socket.SocketKind, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, kind) as other:
+        other.bind(str(tmp_path / "s"))
+        if kind == socket.SOCK_SEQPACKET:
+            other.listen()
+        run = balloond("--socket", str(tmp_path / "s"))
+
+    assert run.returncode == 1
+    assert "a running process listens there" in run.stderr
+    assert (tmp_path / "s").is_socket()
+
+
+def test_socket_that_another_has_put_in_its_place_is_left_at_the_end(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = start_daemon()
+    path = daemon.config.socket
+    path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        daemon.stop()
+        assert path.is_socket()
 
 
 def test_socket_is_its_owners_alone(daemon: Daemon) -> None:
