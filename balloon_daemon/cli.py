@@ -45,7 +45,8 @@ Keeps a host that runs virtual machines out of memory trouble: when it runs low,
 from the guests through a virtio balloon, step by step; when it has memory again, gives it back.
 
 Listens on one vhost-user socket. Each VM that connects gets a balloon of its own, served by a
-jailed process of its own. Ends on SIGTERM or SIGINT, after giving the guests their memory back.
+jailed process of its own. Ends on SIGTERM or SIGINT, after giving the guests their memory back;
+at once on a second one.
 """
 
 _EPILOG = """\

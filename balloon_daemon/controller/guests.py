@@ -146,7 +146,7 @@ class Guest:
         """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
         self.governor.halt()
         # One that was asked and has not given yet gives all the same, unless it is told.
-        if not (self.actual_bytes or self.backend.config.num_pages) or not self.keeper.running:
+        if not (self.actual_bytes or self.backend.config.num_pages) or not self.keeper.to_run:
             return
         what = f"giving {format_size(self.actual_bytes)} back to the guest"
         self._log.info("stop", what if self.actual_bytes else "the guest need not give anything")

@@ -151,6 +151,11 @@ class DeviceKeeper:
         return self._device is not None
 
     @property
+    def to_run(self) -> bool:
+        """Whether a device runs, or is going to: its vrings are ready."""
+        return self.running or (not self._gave_up and bool(self._backend.ready_vrings()))
+
+    @property
     def pid(self) -> int | None:
         """The device's process id; None where none runs."""
         return None if self._device is None else self._device.pid

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterable
 from typing import Any
 
 from balloon_daemon.config import Config
+from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.guests import Guest, Surroundings
 from balloon_daemon.controller.keeper import Jail
 from balloon_daemon.controller.listening import LISTENER, Listener
@@ -21,9 +21,6 @@ from balloon_daemon.linux.systemd import notify
 from balloon_daemon.log import EventLog, RateLimit
 from balloon_daemon.low_memory import LowMemorySource
 from balloon_daemon.vhost_user.connection import Connection
-
-GIVE_BACK_WITHIN_S = 2.0
-"""At the end, how long the guests have to take their memory back."""
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -62,6 +59,7 @@ class Controller:
         self._guests: dict[Guest, asyncio.Task[None]] = {}
         self._count = 0
         self._accept_later: asyncio.TimerHandle | None = None
+        self._hurry: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
@@ -85,12 +83,12 @@ class Controller:
         self._listen()
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
         self._log.info("listening", f"listening on {self._config.socket}")
-        leaving = False
+        leaving, ended = False, True
         try:
             leaving = await stopping
         finally:
             notify("STOPPING=1")
-            await self._end(leaving=leaving)
+            ended = await self._end(leaving=leaving)
             watch.close()
             if self._store is not None:
                 with contextlib.suppress(TimeoutError):
@@ -98,9 +96,18 @@ class Controller:
                 self._store.close()
             # A second signal on the way out must not end us by its default action.
             signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+            if not ended:
+                # asyncio.run() would wait for every task that is left.
+                leave_at_once(0)
 
     def _stop(self, stopping: "asyncio.Future[bool]", number: signal.Signals) -> None:
-        if not stopping.done():
+        if stopping.done():
+            # Not SIGHUP: a session that ends sends it right behind SIGTERM.
+            asked_again = number in (signal.SIGTERM, signal.SIGINT)
+            if asked_again and self._hurry is not None and not self._hurry.done():
+                self._log.info("stop", f"{number.name} again: ending at once")
+                self._hurry.set_result(None)
+        else:
             kept = self._store is not None and not self._store.lost
             leaving = number is signal.SIGUSR1 and kept
             how = "ending, the guests stay for the next balloond" if leaving else "ending"
@@ -177,8 +184,10 @@ class Controller:
             # A bug of ours in one guest must not take the others down.
             self._log.error("bug", f"{guest.name}: {type(err).__name__}: {err}")
 
-    async def _end(self, *, leaving: bool) -> None:
-        asyncio.get_running_loop().remove_reader(self._listener.sock)
+    async def _end(self, *, leaving: bool) -> bool:
+        """Ends everything; False where something does not end."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener.sock)
         if self._accept_later is not None:
             self._accept_later.cancel()
         if leaving:
@@ -192,22 +201,10 @@ class Controller:
                 guest.leave()
         else:
             self._listener.remove_file()
-            await self._give_back(guests)
-        for task in guests.values():
-            task.cancel()
-        await asyncio.gather(*guests.values(), return_exceptions=True)
+            self._hurry = loop.create_future()
+            await give_back(guests, self._hurry, self._log)
+        ended = await end_tasks(guests, self._log)
         if self._store is not None and not leaving:
             self._store.remove(LISTENER)
             self._store.forget()
-
-    async def _give_back(self, guests: Iterable[Guest]) -> None:
-        returning = [asyncio.ensure_future(guest.give_back()) for guest in guests]
-        if not returning:
-            return
-        _, late = await asyncio.wait(returning, timeout=GIVE_BACK_WITHIN_S)
-        for task in late:
-            task.cancel()
-        if late:
-            self._log.warning(
-                "stop", f"{len(late)} guests have not taken all of their memory back in time"
-            )
+        return ended

@@ -7,8 +7,12 @@ MANAGER_WITHIN_S = 2.0
 """How long the service manager may take to take a message."""
 
 
-def notify(*assignments: str) -> bool:
+def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
     """Sends assignments such as ``READY=1`` to the service manager.
+
+    Args:
+        assignments: each is a line.
+        within_s: how long it may take to take them; 0 for what is said again soon.
 
     Returns:
         False where there is no manager to tell; a manager that cannot be reached is no error of
@@ -21,7 +25,7 @@ def notify(*assignments: str) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             # READY=1 must arrive: the manager's queue may be full of descriptors for its store.
-            sock.settimeout(MANAGER_WITHIN_S)
+            sock.settimeout(within_s)
             # A path need not be UTF-8.
             sock.sendto("\n".join(assignments).encode(errors="surrogateescape"), address)
     except OSError:

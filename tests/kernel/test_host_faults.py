@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import balloon_daemon
-from balloon_daemon.controller.loop import GIVE_BACK_WITHIN_S
+from balloon_daemon.controller.ending import GIVE_BACK_WITHIN_S
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from balloon_daemon.fake_guest.wire import Wire
+from balloon_daemon.handover.store import keeper_path
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import (
     U64,
@@ -21,7 +23,7 @@ from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import DEFLATEQ, INFLATEQ, RingGuest, area_bytes
 from tests.kernel.conftest import StartDaemon, ready_device
 from tests.kernel.test_handover import unread_bytes
-from tests.vm.daemon import Daemon
+from tests.vm.daemon import Daemon, DaemonError
 from tests.vm.waiting import wait_until
 
 QUEUE_SIZE = 16
@@ -184,3 +186,68 @@ def test_told_to_make_way_while_it_looks_where_a_ring_stands_the_next_one_answer
 
     message, _ = guest.frontend.wire.receive()
     assert decode_vring_state(message).num == BUFFERS
+
+
+# --- the last resort ----------------------------------------------------------------------------
+
+PROGRAM = """\
+import asyncio, sys, time
+from balloon_daemon.controller import ending, guests
+del sys.argv[1]  # Whom this is started instead of.
+ending.END_WITHIN_S, ending.GONE_WITHIN_S = {within}
+async def close(self):
+    {hangs}
+guests.Guest._close = close
+from balloon_daemon.__main__ import main
+sys.exit(main())
+"""
+
+NEVER = """
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_task_that_does_not_end_is_left_behind(
+    number: signal.Signals, start_daemon: StartDaemon, make_rings: MakeRings, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(within="0.3, 60", hangs=NEVER))
+    first = start_daemon("--keep-fds", launcher=(sys.executable, str(program)))
+    guest = make_rings(first)
+    device_of(first)
+
+    os.kill(first.pid, number)
+    # Its exit status is 0, and its log says whom it left.
+    with pytest.raises(DaemonError, match=r"logged errors:\n.*'vm1'.*does not end; left behind"):
+        first.wait_end()
+
+    if number is signal.SIGUSR1:
+        start_daemon("--keep-fds")
+        reply = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
+        assert decode_vring_state(reply).num == BUFFERS
+    else:
+        assert not first.config.socket.exists()
+        assert not keeper_path(first.config.socket).exists()
+
+
+def test_event_loop_that_hangs_while_it_makes_way_is_ended_and_the_next_one_goes_on(
+    start_daemon: StartDaemon, make_rings: MakeRings, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(within="60, 0.3", hangs="time.sleep(3600)"))
+    first = start_daemon("--keep-fds", launcher=(sys.executable, str(program)))
+    guest = make_rings(first)
+    device_of(first)
+
+    os.kill(first.pid, signal.SIGUSR1)
+    with pytest.raises(DaemonError, match=f"ended with status -{signal.SIGALRM:d}"):
+        first.wait_end()
+
+    start_daemon("--keep-fds")
+    reply = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
+    assert decode_vring_state(reply).num == BUFFERS

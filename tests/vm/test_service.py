@@ -5,6 +5,7 @@ balloon by is lost for good: QEMU and crosvm never connect a second time.
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -12,7 +13,7 @@ from itertools import pairwise
 import pytest
 
 from balloon_daemon.device.template import NAME
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run, step
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.units import MIB, PAGE_SIZE
 from tests.vm.conftest import SESSION_LOGS
@@ -30,6 +31,7 @@ SPEED = 20
 SETTINGS = GuestSettings(
     VM_MEM, population=Population(touched_bytes=128 * MIB, pinned_bytes=32 * MIB)
 )
+STOP_LIMIT_S = 3
 NOBODY = "65534"
 
 MakeGuest = Callable[[], "Guest"]
@@ -253,6 +255,36 @@ def test_stopped_service_gives_all_back_first_and_starts_anew(
     assert not any("another balloond" in line for line in said)
     assert levels(said)[0] == "1/16"
     assert host.errors() == []
+
+
+def test_stop_that_takes_longer_than_its_limit_is_given_the_time_while_memory_comes_back(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes == MAXIMUM, SERVED_S)
+    directory = host.path("run/systemd/system/balloond.service.d")
+    directory.mkdir(parents=True)
+    (directory / "stop.conf").write_text(f"[Service]\nTimeoutStopSec={STOP_LIMIT_S}\n")
+    host.run("systemctl", "daemon-reload")
+    try:
+        began, main = time.monotonic(), host.main_pid()
+        with host.running("systemctl", "stop", "balloond") as process:
+            # So slowly that all of it takes well over the limit; not one buffer waits so long.
+            while process.poll() is None:
+                pause = time.monotonic() + 3 * STOP_LIMIT_S * MIB / MAXIMUM
+                step([guest], 0.01)
+                wait_until(lambda: time.monotonic() > pause, deadline_s=SERVED_S, what="a pause")  # noqa: B023
+        took_s = time.monotonic() - began
+        assert (host.unit("ActiveState"), host.unit("Result")) == ("inactive", "success")
+    finally:
+        shutil.rmtree(directory)
+        host.run("systemctl", "daemon-reload")
+
+    host.note(f"stop: {took_s:.1f} s with a limit of {STOP_LIMIT_S} s")
+    assert took_s > STOP_LIMIT_S
+    assert guest.actual_bytes == 0
+    assert not any("stay in a balloon" in line for line in host.said_by(main))
 
 
 def test_state_of_another_version_is_refused_and_the_vmm_let_go(

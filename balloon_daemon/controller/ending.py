@@ -1,0 +1,133 @@
+"""How a controller ends: guests take their memory back, tasks end, what hangs is left behind."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Collection, Iterable, Mapping
+
+from balloon_daemon.controller.guests import Guest
+from balloon_daemon.linux.systemd import notify
+from balloon_daemon.log import EventLog
+from balloon_daemon.units import MIB, format_size
+
+GIVE_BACK_WITHIN_S = 2.0
+"""A guest that takes nothing back for so long is given up."""
+
+LOOK_S = 0.1
+"""How often to look whether the guests take memory back."""
+
+SAY_S = 5.0
+"""How often to say what is left."""
+
+END_WITHIN_S = 7.0
+"""Longer than all that a guest's task waits for at its end: a device of our own that does not stop
+(1 s), or that of an earlier controller (5 s)."""
+
+GONE_WITHIN_S = 12.0
+"""The kernel ends what has not even noticed that ``END_WITHIN_S`` are over."""
+
+ASK_AGAIN_S = 1.0
+MORE_TIME_S = 20.0
+"""How often to ask the service manager for more time, and for how much: all of the above."""
+
+
+class _Return:
+    """One guest that takes its memory back."""
+
+    def __init__(self, guest: Guest, now_s: float) -> None:
+        self.guest = guest
+        self.task = asyncio.ensure_future(guest.give_back())
+        self._least_bytes = guest.actual_bytes
+        # A driver takes 1 MiB at a time. One that takes page by page would hold us up for days.
+        self._step_bytes = max(1, min(MIB, self._least_bytes // 1024))
+        self.moved_at_s = now_s
+
+    def look(self, now_s: float) -> None:
+        """Notes whether the balloon has become smaller than ever."""
+        # Not merely smaller than before: a guest that goes to and fro gets nowhere.
+        actual_bytes = self.guest.actual_bytes
+        if actual_bytes <= self._least_bytes - self._step_bytes:
+            self._least_bytes = actual_bytes
+            self.moved_at_s = now_s
+
+
+async def give_back(guests: Iterable[Guest], hurry: "asyncio.Future[None]", log: EventLog) -> None:
+    """Has the guests take their memory back, for as long as any of them goes on doing so.
+
+    The service manager is asked for the time that this takes.
+
+    Args:
+        guests: whose balloons are to shrink to nothing.
+        hurry: done when nobody wants to wait any longer.
+        log: the controller's.
+    """
+    loop = asyncio.get_running_loop()
+    now_s = loop.time()
+    everyone = [_Return(guest, now_s) for guest in guests]
+    left, asked_at_s, said_at_s = everyone, -ASK_AGAIN_S, now_s
+    while left and not hurry.done():
+        if now_s - asked_at_s >= ASK_AGAIN_S:
+            asked_at_s = now_s
+            left_bytes = sum(one.guest.actual_bytes for one in left)
+            notify(
+                f"EXTEND_TIMEOUT_USEC={MORE_TIME_S * 1e6:.0f}",
+                f"STATUS=giving {format_size(left_bytes)} back to {len(left)} guests",
+                within_s=0,
+            )
+        if now_s - said_at_s >= SAY_S:
+            said_at_s = now_s
+            for one in left:
+                _say_left(one.guest, log)
+        tasks = [one.task for one in left]
+        await asyncio.wait([*tasks, hurry], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        now_s = loop.time()
+        left = [one for one in left if not one.task.done()]
+        for one in left:
+            one.look(now_s)
+        if all(now_s - one.moved_at_s >= GIVE_BACK_WITHIN_S for one in left):
+            break
+    for one in left:
+        one.task.cancel()
+    _say_rest([one.guest for one in everyone], log)
+
+
+def _say_left(guest: Guest, log: EventLog) -> None:
+    left_bytes = guest.actual_bytes
+    message = f"{format_size(left_bytes)} are still to be given back"
+    log.bind(vm=guest.name).info("stop", message, left_bytes=left_bytes)
+
+
+def _say_rest(guests: Collection[Guest], log: EventLog) -> None:
+    late = [guest for guest in guests if guest.actual_bytes]
+    for guest in late:
+        size = format_size(guest.actual_bytes)
+        message = f"{size} were not taken back, and stay in a balloon that nobody serves now"
+        log.bind(vm=guest.name).warning("stop", message, left_bytes=guest.actual_bytes)
+    if late:
+        log.warning("stop", f"{len(late)} guests have not taken all of their memory back in time")
+
+
+async def end_tasks(tasks: "Mapping[Guest, asyncio.Task[None]]", log: EventLog) -> bool:
+    """Ends the guests' tasks.
+
+    Returns:
+        False where some do not end: whoever waits for them waits for ever.
+    """
+    # Should this very loop hang. By default it kills: there is nobody to handle it.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    signal.setitimer(signal.ITIMER_REAL, GONE_WITHIN_S)
+    for task in tasks.values():
+        task.cancel()
+    if not tasks:
+        return True
+    _, late = await asyncio.wait(tasks.values(), timeout=END_WITHIN_S)
+    for guest, task in tasks.items():
+        if task in late:
+            log.bind(vm=guest.name).error("bug", "does not end; left behind")
+    return not late
+
+
+def leave_at_once(status: int) -> None:
+    """Ends this process without waiting for anything in it; devices and template end with it."""
+    os._exit(status)
