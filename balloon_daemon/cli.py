@@ -1,6 +1,7 @@
 """``balloond``: flags to Config to Controller. All of the daemon's print() and exit codes."""
 
 import argparse
+import contextlib
 import os
 import pwd
 import sys
@@ -14,7 +15,7 @@ from balloon_daemon.asyncio_lean import asyncio
 from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.config import Config, default_policy_file, default_socket
 from balloon_daemon.controller.keeper import Jail
-from balloon_daemon.controller.listening import kept_listener, listen
+from balloon_daemon.controller.listening import Listener, kept_listener, listen
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
@@ -25,7 +26,13 @@ from balloon_daemon.errors import (
     TrialError,
     printable,
 )
-from balloon_daemon.handover.store import Store, connect_keeper, connect_systemd, take_from_systemd
+from balloon_daemon.handover.store import (
+    Store,
+    connect_systemd,
+    reach_keeper,
+    start_keeper,
+    take_from_systemd,
+)
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.systemd import logs_to_journal
@@ -233,18 +240,46 @@ def _identity(user: str) -> Identity | None:
     return Identity(entry.pw_uid, entry.pw_gid)
 
 
-def _store(config: Config, *, keep_fds: bool) -> Store | None:
-    """Where VMs are kept for another balloond: systemd's store, else a keeper if one is wanted."""
+def _open(
+    config: Config, undo: contextlib.ExitStack, *, keep_fds: bool
+) -> tuple[Listener, Store | None]:
+    """The vhost-user socket, and where VMs are kept for another balloond.
+
+    That is systemd's store, else a keeper if one is wanted.
+
+    Args:
+        config: the settings.
+        undo: gets what is to be done should the start fail: neither the socket's file is left
+            then, nor a keeper that would keep nothing.
+        keep_fds: a keeper is wanted.
+
+    Raises:
+        ConfigError: one of them cannot be had.
+    """
     store = connect_systemd(take_from_systemd())
     if store is None and keep_fds:
-        try:
-            store = connect_keeper(config.socket)
-        except OSError as err:
-            raise ConfigError(
-                f"--keep-fds: no keeper can be started: {err.strerror}; run without it, or as a "
-                "service, whose VMs systemd keeps"
-            ) from err
-    return store
+        # First an earlier balloond's: it has the socket too, and that must not be bound again.
+        store = reach_keeper(config.socket)
+    if store is not None:
+        undo.callback(store.abandon)
+    listener = kept_listener(store, config.socket)
+    if listener is None:
+        listener = listen(config.socket)
+        undo.callback(listener.close)
+    if store is None and keep_fds:
+        # Last: whatever is wrong with the socket's path has been said by then.
+        store = start_keeper(config.socket)
+        undo.callback(store.abandon)
+    return listener, store
+
+
+def _serve(controller: Controller, undo: contextlib.ExitStack) -> None:
+    """Runs the controller to its end; what was to be undone stays once it has begun to serve."""
+    try:
+        asyncio.run(controller.run())
+    finally:
+        if controller.listening:
+            undo.pop_all()
 
 
 def _make_directory(socket: Path) -> None:
@@ -334,32 +369,31 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
         return EXIT_FAILURE
     compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
     jail = Jail(compiled.load, _identity(config.device_user))
+    source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
     if template is not None:
         template.prepare(compiled.bpf, lambda why: EventLog().warning("device", why))
         jail = replace(jail, fork=template.fork)
-    source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
     try:
         if config.socket == default_socket() and os.geteuid() == 0:
             _make_directory(config.socket)
-        store = None if args.check else _store(config, keep_fds=args.keep_fds)
-        listener = kept_listener(store, config.socket) or listen(config.socket)
+        if args.check:
+            listen(config.socket).close()
+            for warning in compiled.warnings:
+                print(warning.told("warning: "), file=sys.stderr)
+            _check(config, source, jail)
+            return EXIT_OK
+        with contextlib.ExitStack() as undo:
+            listener, store = _open(config, undo, keep_fds=args.keep_fds)
+            configure(args.log, verbose=args.verbose)
+            for warning in compiled.warnings:
+                # Its first line; what it quotes of the file is in there escaped.
+                EventLog().warning("policy-file", str(warning).splitlines()[0])
+            if not logs_to_journal(sys.stdout.fileno()):
+                _show(_how_to_attach(config))
+            _serve(Controller(config, source, jail, listener, store), undo)
     except ConfigError as err:
         print(f"balloond: {err}", file=sys.stderr)
         return EXIT_FAILURE
-    if args.check:
-        listener.close()
-        for warning in compiled.warnings:
-            print(warning.told("warning: "), file=sys.stderr)
-        _check(config, source, jail)
-        return EXIT_OK
-    configure(args.log, verbose=args.verbose)
-    for warning in compiled.warnings:
-        # Its first line; what it quotes of the file is in there escaped.
-        EventLog().warning("policy-file", str(warning).splitlines()[0])
-    if not logs_to_journal(sys.stdout.fileno()):
-        _show(_how_to_attach(config))
-    controller = Controller(config, source, jail, listener, store)
-    asyncio.run(controller.run())
     return EXIT_OK
 
 

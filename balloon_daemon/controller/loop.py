@@ -60,6 +60,8 @@ class Controller:
         self._count = 0
         self._accept_later: asyncio.TimerHandle | None = None
         self._hurry: asyncio.Future[None] | None = None
+        self.listening = False
+        """Whether it has begun to serve: what there is in the store from then on stays there."""
 
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
@@ -83,6 +85,7 @@ class Controller:
         self._listen()
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
         self._log.info("listening", f"listening on {self._config.socket}")
+        self.listening = True
         leaving, ended = False, True
         try:
             leaving = await stopping

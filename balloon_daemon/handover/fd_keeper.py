@@ -1,26 +1,35 @@
 """A small process that holds descriptors for a balloond without systemd, and does nothing else.
 
-Runs by itself (``python -m balloon_daemon.handover.fd_keeper PATH``), started by ``balloond
---keep-fds`` in a session of its own, so that what kills the daemon spares it. It reads no byte of
-a guest or a VMM: it is handed descriptors with names, and hands them out again. It ends when it is
+Runs by itself (``python -I fd_keeper.py PATH``), started by ``balloond --keep-fds`` in a session
+of its own, so that what kills the daemon spares it. It reads no byte of a guest or a VMM: it is
+handed descriptors with names, and hands them out again. It has nowhere to say anything: where it
+cannot begin, its exit status says why. It ends when it is
 told to forget, or when nobody has been connected for a while and a new balloond has not come. A
 VMM that ends in that while takes its guest's descriptors with it, or memory would stay taken for
 nobody.
 """
 
 import array
+import errno
 import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
 
 # Kept free of the package's modules on purpose: this process should be as small as it can be.
 TAKE, END, FORGET, BUSY = b"FDTAKE=1", b"FDEND=1", b"FDFORGET=1", b"FDBUSY=1"
+"""What no other store speaks: hand everything out; that was all; drop it and end; no, for another
+balloond is connected."""
+
 PATIENCE_S = 600.0
 """How long to hold on without any balloond: a new one comes in seconds or not at all."""
+
+EXIT_ERRNO = 100
+"""Exit status beyond it: an error's number (errno(3)); itself: a bug, or called wrongly."""
 
 RETRY_S = 0.1
 MAX_KEPT = 16384
@@ -28,13 +37,19 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 def listen(path: str) -> socket.socket:
-    """Binds the keeper's socket; only its owner may connect."""
+    """Binds the keeper's socket; only its owner may connect.
+
+    Raises:
+        OSError: it cannot be made, or there is something else.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     umask = os.umask(0o177)
     try:
         try:
             sock.bind(path)
-        except OSError:
+        except OSError as err:
+            if err.errno != errno.EADDRINUSE or not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise
             # The caller found nobody answering here: it is a dead keeper's.
             os.unlink(path)
             sock.bind(path)
@@ -227,17 +242,22 @@ class Server:
 
 
 def main() -> int:
-    """Runs the keeper at the path in the first argument."""
-    path = sys.argv[1]
+    """Runs the keeper at the path in the first argument; returns its exit status."""
     # The terminal's and the service manager's signals are for balloond, which tells us.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    listener = listen(path)
-    ours = os.stat(path)
     try:
-        Server(listener).run()
-    finally:
-        _unlink(path, ours)
+        path = sys.argv[1]
+        listener = listen(path)
+        ours = os.stat(path)
+        try:
+            Server(listener).run()
+        finally:
+            _unlink(path, ours)
+    except OSError as err:
+        return EXIT_ERRNO + (err.errno or 0)
+    except Exception:
+        return EXIT_ERRNO
     return 0
 
 
@@ -246,8 +266,8 @@ def _unlink(path: str, ours: os.stat_result) -> None:
     try:
         if os.path.samestat(os.stat(path), ours):
             os.unlink(path)
-    except FileNotFoundError:
-        pass
+    except OSError:
+        pass  # It is gone already, or its directory is no longer ours.
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -21,16 +22,15 @@ from pathlib import Path
 from typing import Protocol
 
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.handover import fd_keeper
+from balloon_daemon.handover.fd_keeper import BUSY, END, FORGET, TAKE
 from balloon_daemon.linux.events import OwnedFd
 
-TAKE = b"FDTAKE=1"
-END = b"FDEND=1"
-FORGET = b"FDFORGET=1"
-BUSY = b"FDBUSY=1"
-"""What only our own keeper speaks: hand everything out; that was all; drop it and end; no, for
-another balloond is connected."""
-
 KEEPER_WITHIN_S = 5.0
+KEEPER_ENDS_WITHIN_S = 1.0
+MAX_PATH_BYTES = 107
+"""Of a Unix socket (unix(7))."""
+
 TAKEN_WITHIN_S = 2.0
 """How long a VMM's answer waits for what it says to be kept."""
 
@@ -38,8 +38,13 @@ MANY_WAITING = 64
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
 """It takes nothing at this moment; all else says that nobody is there."""
 
+_SOMEBODY = {errno.EACCES, errno.EPERM, errno.EPROTOTYPE, errno.EAGAIN}
+"""Somebody is there, but does not let us in, is of another kind, or has a full queue."""
+
 RETRY_S = 0.002
 _FIRST_INHERITED = 3
+_CREDENTIALS = struct.Struct("3i")
+_WITHOUT = "run without it, or as a service, whose VMs systemd keeps"
 
 
 def keeper_path(socket_path: Path) -> Path:
@@ -75,12 +80,22 @@ class Store:
         sock: connected to systemd's notification socket or to a keeper, non-blocking.
         kept: what it held for us, by name; whoever takes a descriptor out of it owns it.
         ours: it is our own keeper.
+        process: that keeper, where this process has started it.
     """
 
-    def __init__(self, sock: socket.socket, kept: dict[str, OwnedFd], *, ours: bool) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        kept: dict[str, OwnedFd],
+        *,
+        ours: bool,
+        process: "subprocess.Popen[bytes] | None" = None,
+    ) -> None:
         self._sock = sock
         self.kept = kept
         self._ours = ours
+        self._process = process
+        self._forgotten = self._watched = False
         self._waiting: deque[tuple[bytes, tuple[OwnedFd, ...]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self._stalled = False
@@ -93,6 +108,7 @@ class Store:
         self._on_lost = lost
         if self._ours:
             # A keeper says nothing after its first answer: it can only hang up.
+            self._watched = True
             asyncio.get_running_loop().add_reader(self._sock.fileno(), self._lose)
 
     def _lose(self) -> None:
@@ -102,7 +118,8 @@ class Store:
             self._on_lost()
 
     def _unwatch(self) -> None:
-        if self._ours and self._sock.fileno() >= 0:
+        if self._watched:
+            self._watched = False
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
     @property
@@ -133,6 +150,7 @@ class Store:
         if self._ours:
             # It ends then, which is no loss to be told of.
             self._on_lost = lambda: None
+            self._forgotten = True
             self._send(FORGET, ())
 
     async def drained(self) -> None:
@@ -149,12 +167,29 @@ class Store:
             await asyncio.sleep(RETRY_S)
 
     def close(self) -> None:
-        """Sends what waits, as far as it goes, and lets go of the store; it keeps all it has."""
+        """Sends what waits, as far as it goes, and lets go of the store; it keeps all it has.
+
+        A keeper that was told to forget has ended on return, unless it hangs.
+        """
         self._flush()
         if self._retry is not None:
             self._retry.cancel()
         self._unwatch()
+        if self._forgotten and not self.lost:
+            poller = select.poll()
+            poller.register(self._sock, select.POLLIN)
+            poller.poll(KEEPER_ENDS_WITHIN_S * 1000)
         self._sock.close()
+        if self._forgotten and self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(KEEPER_ENDS_WITHIN_S)
+
+    def abandon(self) -> None:
+        """Lets go of it where nothing has been put in; a keeper that we have started ends."""
+        path = Path(self._sock.getpeername()) if self._process is not None else None
+        self._sock.close()
+        if self._process is not None and path is not None:
+            _end_keeper(self._process, path)
 
     def _send(self, message: bytes, fds: tuple[OwnedFd, ...]) -> None:
         self._waiting.append((message, fds))
@@ -202,42 +237,117 @@ def connect_systemd(kept: Mapping[str, OwnedFd]) -> Store | None:
     return Store(sock, dict(kept), ours=False)
 
 
-def connect_keeper(socket_path: Path) -> Store:
-    """The keeper beside a vhost-user socket: the one that runs, or a new one.
+def reach_keeper(socket_path: Path) -> Store | None:
+    """The keeper that an earlier balloond with this socket left; None where there is none.
 
     Raises:
-        ConfigError: it cannot be started, or does not answer.
+        ConfigError: it does not answer, serves another balloond, or is none of ours.
     """
     path = keeper_path(socket_path)
     sock = _reach(path)
-    if sock is None:
-        subprocess.Popen(
-            [sys.executable, "-m", "balloon_daemon.handover.fd_keeper", os.fspath(path)],
+    return None if sock is None else _connected(sock, path)
+
+
+def start_keeper(socket_path: Path) -> Store:
+    """Starts a keeper beside a vhost-user socket, where none runs.
+
+    Raises:
+        ConfigError: it cannot be started, or does not answer; nothing is left of it then.
+    """
+    # It runs elsewhere.
+    path = keeper_path(socket_path).absolute()
+    too_much = len(os.fsencode(path)) - MAX_PATH_BYTES
+    if too_much > 0:
+        most = len(os.fsencode(socket_path.absolute())) - too_much
+        raise ConfigError(
+            f"--keep-fds: socket {socket_path.absolute()}: the path is too long, {most} bytes are "
+            "allowed beside a keeper"
+        )
+    try:
+        process = subprocess.Popen(
+            # By its file, and alone (-I): what lies in the current directory is not ours to run.
+            # Its streams lead nowhere: whoever waits for the end of ours would wait for its end.
+            [sys.executable, "-I", fd_keeper.__file__, os.fspath(path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
             start_new_session=True,
         )
-        deadline = time.monotonic() + KEEPER_WITHIN_S
-        while (sock := _reach(path)) is None:
-            if time.monotonic() > deadline:
-                raise ConfigError(f"--keep-fds: no keeper answers at {path}")
-            time.sleep(0.005)
+    except OSError as err:
+        raise ConfigError(
+            f"--keep-fds: no keeper can be started: {err.strerror}; {_WITHOUT}"
+        ) from err
+    try:
+        return _connected(_wait_for(process, path), path, process)
+    except BaseException:
+        _end_keeper(process, path)
+        raise
+
+
+def _wait_for(process: "subprocess.Popen[bytes]", path: Path) -> socket.socket:
+    deadline = time.monotonic() + KEEPER_WITHIN_S
+    while (sock := _reach(path)) is None:
+        status = process.poll()
+        if status is not None:
+            number = status - fd_keeper.EXIT_ERRNO
+            why = os.strerror(number) if number > 0 else f"it ended with status {status}"
+            raise ConfigError(f"--keep-fds: no keeper can be started at {path}: {why}; {_WITHOUT}")
+        if time.monotonic() > deadline:
+            raise ConfigError(f"--keep-fds: no keeper answers at {path}; {_WITHOUT}")
+        time.sleep(0.005)
+    return sock
+
+
+def _end_keeper(process: "subprocess.Popen[bytes]", path: Path) -> None:
+    """Ends a keeper that we have started and that keeps nothing."""
+    process.kill()
+    process.wait()
+    with contextlib.suppress(OSError, ConfigError):
+        if path.is_socket() and _reach(path) is None:
+            path.unlink()
+
+
+def _connected(
+    sock: socket.socket, path: Path, process: "subprocess.Popen[bytes] | None" = None
+) -> Store:
     try:
         kept = _take(sock)
     except OSError as err:
         sock.close()
         raise ConfigError(f"--keep-fds: the keeper at {path}: {err}") from err
     sock.setblocking(False)
-    return Store(sock, kept, ours=True)
+    return Store(sock, kept, ours=True, process=process)
 
 
 def _reach(path: Path) -> socket.socket | None:
+    """A connection to whoever listens there; None where nobody does.
+
+    Raises:
+        ConfigError: it is not ours to use.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
+        # Connecting would wait while its queue is full: it may be one that hangs.
+        sock.setblocking(False)
         sock.connect(os.fspath(path))
-    except OSError:
+        sock.setblocking(True)
+        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError as err:
         sock.close()
-        return None
+        if err.errno not in _SOMEBODY:
+            # Where the path itself is wrong, the vhost-user socket cannot be bound either.
+            return None
+        raise ConfigError(
+            f"--keep-fds: {path} cannot be used: {err.strerror}; name another socket (--socket)"
+        ) from err
+    _, uid, _ = _CREDENTIALS.unpack(peer)
+    if uid != os.geteuid():
+        # It would be handed every guest's memory.
+        sock.close()
+        raise ConfigError(
+            f"--keep-fds: {path} is served by user {uid}; name another socket (--socket)"
+        )
     return sock
 
 

@@ -13,6 +13,7 @@ import pytest
 from balloon_daemon import cli
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.machine import run
+from balloon_daemon.handover.store import start_keeper
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import attach
 from tests.vm.daemon import BALLOOND, Daemon
@@ -154,7 +155,6 @@ def test_keeper_that_cannot_be_started_is_said_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
-    args = cli.build_parser().parse_args(["--socket", str(tmp_path / "s")])
 
     with pytest.raises(ConfigError, match="no keeper can be started: No such file or directory; "):
-        cli._store(cli._config(args), keep_fds=True)
+        start_keeper(tmp_path / "s")

@@ -1,0 +1,73 @@
+"""A balloond that is started with pipes for streams, and whatever it leaves behind."""
+
+import contextlib
+import os
+import subprocess
+import uuid
+from pathlib import Path
+
+from tests.vm.daemon import BALLOOND
+
+DEADLINE_S = 60.0
+"""Only a hang takes so long."""
+
+_MARK = "BALLOOND_TEST_MARK"
+
+
+class MarkedStart:
+    """Started; ``end`` waits for its end, ``kill`` cleans up after a test that failed.
+
+    Args:
+        options: as they are typed.
+        cwd: in which directory.
+        environment: further variables.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        cwd: Path | None = None,
+        environment: dict[str, str] | None = None,
+        program: tuple[str, ...] = (str(BALLOOND),),
+    ) -> None:
+        self._mark = f"{_MARK}={uuid.uuid4().hex}".encode()
+        name, _, value = self._mark.decode().partition("=")
+        self._process = subprocess.Popen(
+            [*program, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env=os.environ | (environment or {}) | {name: value},
+        )
+        self.pid = self._process.pid
+        self.printed = self.said = ""
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def end(self) -> int:
+        """Reads both streams to their ends, whoever holds them open. Returns the exit status."""
+        self.printed, self.said = self._process.communicate(timeout=DEADLINE_S)
+        return self._process.returncode
+
+    def processes(self) -> list[int]:
+        """Everything that runs and comes from this start."""
+        found = []
+        for path in Path("/proc").iterdir():
+            if path.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    if self._mark in (path / "environ").read_bytes().split(b"\0"):
+                        found.append(int(path.name))
+        return sorted(found)
+
+    def kill(self) -> None:
+        """Ends all of it."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        self._process.kill()
+        with contextlib.suppress(ValueError):  # Its streams are closed: it was waited for.
+            self._process.communicate()
