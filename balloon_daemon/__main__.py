@@ -4,15 +4,19 @@ import os
 import signal
 import sys
 
-from balloon_daemon.device.template import Template, start_template
+from balloon_daemon.linux.signals import hold_end_signals
 
 
 def main() -> int:
     """Forks the template, and only then loads and runs all else; returns the exit status."""
-    template: Template | None = None
+    # Before all else: from here on none of them ends a start half-way.
+    hold_end_signals()
+    template = None
     try:
         try:
             _stand_up()
+            from balloon_daemon.device.template import start_template
+
             template = start_template()
             from balloon_daemon import cli
         except (OSError, ImportError) as err:

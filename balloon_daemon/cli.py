@@ -35,6 +35,7 @@ from balloon_daemon.handover.store import (
 )
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.jail import Identity
+from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.linux.systemd import logs_to_journal
 from balloon_daemon.log import EventLog, configure
 from balloon_daemon.low_memory import LowMemorySource, choose_source
@@ -367,9 +368,11 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
             file=sys.stderr,
         )
         return EXIT_FAILURE
-    compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
-    jail = Jail(compiled.load, _identity(config.device_user))
-    source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
+    # Files and users may be on a host that does not answer.
+    with Interruptible():
+        compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
+        jail = Jail(compiled.load, _identity(config.device_user))
+        source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
     if template is not None:
         template.prepare(compiled.bpf, lambda why: EventLog().warning("device", why))
         jail = replace(jail, fork=template.fork)

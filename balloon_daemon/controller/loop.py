@@ -17,12 +17,11 @@ from balloon_daemon.device.process import prepare_fork
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.closing import Closer, ForeignFds
+from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.log import EventLog, RateLimit
 from balloon_daemon.low_memory import LowMemorySource
 from balloon_daemon.vhost_user.connection import Connection
-
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 ACCEPT_AGAIN_S = 1.0
 """Out of file descriptors: how long to leave the next connection waiting."""
@@ -67,6 +66,7 @@ class Controller:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
 
         SIGUSR1 ends it too, but leaves the guests in the store, for the next one to go on with.
+        The signals are held when it begins, and again when it ends.
         """
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._log)
@@ -86,6 +86,7 @@ class Controller:
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
         self._log.info("listening", f"listening on {self._config.socket}")
         self.listening = True
+        release_end_signals()
         leaving, ended = False, True
         try:
             leaving = await stopping
@@ -98,7 +99,7 @@ class Controller:
                     await self._store.drained()
                 self._store.close()
             # A second signal on the way out must not end us by its default action.
-            signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+            hold_end_signals()
             if not ended:
                 # asyncio.run() would wait for every task that is left.
                 leave_at_once(0)

@@ -246,6 +246,8 @@ def main() -> int:
     # The terminal's and the service manager's signals are for balloond, which tells us.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # A balloond that starts holds some back, and we have inherited that.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         path = sys.argv[1]
         listener = listen(path)

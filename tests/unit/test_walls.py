@@ -71,7 +71,7 @@ ROOMS = {
         "config", "controller", "device", "low_memory", "seccomp", "linux", "balloon_policy",
         "log", "handover", "trial", "asyncio_lean",
     },
-    "__main__": {"cli", "device"},
+    "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},
     "ctl": {"config", "seccomp", "linux", "balloon_policy"},
 }  # fmt: skip

@@ -287,6 +287,47 @@ def test_stop_that_takes_longer_than_its_limit_is_given_the_time_while_memory_co
     assert not any("stay in a balloon" in line for line in host.said_by(main))
 
 
+def in_short_steps(*verbs: str) -> tuple[str, ...]:
+    """Does something to the service over and over, each time a little further into its start."""
+    # The machine has no shell.
+    program = f"""\
+import subprocess, time
+for hundredths in range(2, 30, 3):
+    for verb in {verbs!r}:
+        block = [] if verb == "stop" else ["--no-block"]
+        subprocess.run(["systemctl", verb, *block, "balloond"], check=True)
+        time.sleep(hundredths / 100 if block else 0)
+"""
+    return ("python3", "-c", program)
+
+
+def test_restarted_while_it_starts_again_and_again_vm_keeps_its_balloon(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes == MAXIMUM, SERVED_S)
+
+    run_beside(guest, host, *in_short_steps("restart"))
+    run_beside(guest, host, "systemctl", "restart", "balloond")
+    run([guest], lambda: "listening on" in "".join(host.said_by(host.main_pid())), SERVED_S)
+
+    assert (host.unit("ActiveState"), host.unit("NRestarts")) == ("active", "0")
+    assert guest.disconnected == ""
+    assert guest.actual_bytes == MAXIMUM
+    assert guest.driver.counters.deflate_buffers == 0
+    assert host.errors() == []
+
+
+def test_stopped_while_it_starts_ends_in_order(host: ServiceHost) -> None:
+    host.run("systemctl", "stop", "balloond")
+    for _ in range(3):
+        host.run(*in_short_steps("start", "stop"))
+        assert (host.unit("ActiveState"), host.unit("Result")) == ("inactive", "success")
+        assert not host.socket.exists()
+    assert host.errors() == []
+
+
 def test_state_of_another_version_is_refused_and_the_vmm_let_go(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:

@@ -1,0 +1,184 @@
+"""Signals that come while balloond starts: none ends it half-way, and none is lost."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.fake_guest.machine import run
+from balloon_daemon.handover.store import keeper_path
+from balloon_daemon.linux.signals import END_SIGNALS, HANGS_AFTER_S
+from tests.fakes.marked_start import DEADLINE_S, MarkedStart
+from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
+from tests.kernel.test_handover import MAXIMUM, SETTINGS, attach, keeper_pid, messages
+from tests.vm.low_mem_dir import LowMemDir
+from tests.vm.waiting import wait_until
+
+END = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+MakeStart = Callable[..., MarkedStart]
+
+
+@pytest.fixture
+def start() -> Iterator[MakeStart]:
+    started: list[MarkedStart] = []
+    # Whoever runs the tests in the background has some of them ignored, and so would balloond.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in END}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def make(*options: str, **kwargs: object) -> MarkedStart:
+        started.append(MarkedStart(*options, **kwargs))  # type: ignore[arg-type] # its own
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.kill()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def signals_of(pid: int, field: str) -> set[int]:
+    """A process's signals of one kind: SigBlk, SigPnd, ShdPnd, SigIgn, SigCgt (proc(5))."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    mask = int(text.partition(f"{field}:\t")[2].split("\n")[0], 16)
+    return {number for number in range(1, 65) if mask & 1 << number - 1}
+
+
+def holds(start: MarkedStart) -> bool:
+    return set(END_SIGNALS) <= signals_of(start.pid, "SigBlk")
+
+
+def first_line(start: MarkedStart, _socket: Path) -> bool:
+    return holds(start)
+
+
+def template(start: MarkedStart, _socket: Path) -> bool:
+    return holds(start) and len(start.processes()) > 1
+
+
+def bound(_start: MarkedStart, socket: Path) -> bool:
+    return socket.exists()
+
+
+def keeper(_start: MarkedStart, socket: Path) -> bool:
+    return keeper_path(socket).exists()
+
+
+MOMENTS = [first_line, template, bound, keeper]
+Moment = Callable[[MarkedStart, Path], bool]
+
+
+def send_at(moment: Moment, start: MarkedStart, socket: Path, number: signal.Signals) -> None:
+    wait_until(
+        lambda: moment(start, socket) or start.ended, deadline_s=DEADLINE_S, what="that moment"
+    )
+    os.kill(start.pid, number)
+
+
+@pytest.mark.parametrize("number", END, ids=lambda number: number.name)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_signal_to_end_while_it_starts_ends_it_in_order_and_leaves_nothing(
+    moment: Moment, number: signal.Signals, start: MakeStart, tmp_path: Path
+) -> None:
+    socket = tmp_path / "s"
+    one = start("--socket", str(socket), "--keep-fds")
+    send_at(moment, one, socket, number)
+
+    assert one.end() == 0, one.said
+    assert one.processes() == []
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in one.said
+    assert f"{number.name}: ending" in one.said
+
+
+@pytest.mark.parametrize("store", [False, True], ids=["without_store", "keep_fds"])
+@pytest.mark.parametrize("moment", MOMENTS[:3])
+def test_sigusr1_while_it_starts_makes_way_once_it_listens(
+    moment: Moment, store: bool, start: MakeStart, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    socket = tmp_path / "balloond.sock"
+    one = start("--socket", str(socket), *(["--keep-fds"] if store else []))
+    send_at(moment, one, socket, signal.SIGUSR1)
+
+    assert one.end() == 0, one.said
+    assert one.said.index("listening on") < one.said.index("SIGUSR1: ending")
+    # Its keeper has the socket, in whose queue a VM may wait.
+    assert socket.exists() == store
+    if store:
+        start_daemon("--keep-fds")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("moment", [first_line, template])
+def test_signal_while_it_takes_over_guests_is_obeyed_once_it_has_them(
+    moment: Moment,
+    number: signal.Signals,
+    start: MakeStart,
+    start_daemon: StartDaemon,
+    make_guest: MakeGuest,
+    low_mem: LowMemDir,
+) -> None:
+    first = start_daemon("--keep-fds")
+    guest = attach(make_guest(SETTINGS), first)
+    low_mem.set_low()
+    run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM, deadline_s=DEADLINE_S)
+    first.kill()
+
+    one = start(*first.config.command()[1:])
+    send_at(moment, one, first.config.socket, number)
+    if number is signal.SIGUSR1:
+        # What the guest asks now would wait for a controller, and this test with it.
+        assert one.end() == 0, one.said
+        second = start_daemon("--keep-fds")
+        run([guest], lambda: bool(messages(second, "recovery")), deadline_s=DEADLINE_S)
+        assert guest.driver.counters.deflate_buffers == 0
+        assert guest.disconnected == ""
+    else:
+        run([guest], lambda: one.ended, deadline_s=DEADLINE_S)
+        assert one.end() == 0, one.said
+        assert guest.driver.actual == 0
+        assert not keeper_path(first.config.socket).exists()
+
+
+@pytest.mark.parametrize("number", END, ids=lambda number: number.name)
+def test_start_that_hangs_is_ended_all_the_same(
+    number: signal.Signals, start: MakeStart, tmp_path: Path
+) -> None:
+    # Nobody ever writes into it.
+    os.mkfifo(tmp_path / "policy")
+    one = start("--socket", str(tmp_path / "s"), "--policy", str(tmp_path / "policy"))
+    wait_until(
+        lambda: holds_but(one, END),
+        deadline_s=DEADLINE_S,
+        what="it waits for the policy file",
+    )
+    os.kill(one.pid, number)
+
+    assert HANGS_AFTER_S < DEADLINE_S
+    assert one.end() == 0, one.said
+    assert one.said == ""
+    assert one.processes() == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "policy"]
+
+
+def holds_but(start: MarkedStart, numbers: list[signal.Signals]) -> bool:
+    """Whether it holds SIGUSR1 and, by a handler, takes these."""
+    held, caught = signals_of(start.pid, "SigBlk"), signals_of(start.pid, "SigCgt")
+    return signal.SIGUSR1 in held and set(numbers) <= caught - held
+
+
+def test_no_child_has_inherited_held_signals(
+    start_daemon: StartDaemon, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon("--keep-fds")
+    guest = attach(make_guest(SETTINGS), daemon)
+    device = wait_for_device([guest], daemon, "vm1")
+    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+
+    # Template, device, keeper.
+    assert len(children) == 3
+    assert {str(device), str(keeper_pid(daemon))} < set(children)
+    for pid in [daemon.pid, *map(int, children)]:
+        assert signals_of(pid, "SigBlk") == set()
