@@ -36,7 +36,7 @@ from balloon_daemon.handover.store import (
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.signals import Interruptible
-from balloon_daemon.linux.systemd import logs_to_journal
+from balloon_daemon.linux.systemd import logs_to_journal, runs_as_service
 from balloon_daemon.log import EventLog, configure
 from balloon_daemon.low_memory import LowMemorySource, choose_source
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
@@ -312,6 +312,12 @@ Attach a VM to {config.socket}
 """
 
 
+def _is_for_people(fd: int) -> bool:
+    """Whether somebody may read what is printed: not where a service manager collects it."""
+    # A terminal may be a service itself, and all that is started in it has its variables.
+    return os.isatty(fd) or not (runs_as_service() or logs_to_journal(fd))
+
+
 def _show(text: str) -> None:
     """Prints what is good to know and nothing depends on: a full disk or a closed pipe is fine."""
     try:
@@ -391,7 +397,8 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
             for warning in compiled.warnings:
                 # Its first line; what it quotes of the file is in there escaped.
                 EventLog().warning("policy-file", str(warning).splitlines()[0])
-            if not logs_to_journal(sys.stdout.fileno()):
+            taken_over = store is not None and any("." in name for name in store.kept)
+            if not taken_over and _is_for_people(sys.stdout.fileno()):
                 _show(_how_to_attach(config))
             _serve(Controller(config, source, jail, listener, store), undo)
     except ConfigError as err:

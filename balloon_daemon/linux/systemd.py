@@ -33,6 +33,11 @@ def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
     return True
 
 
+def runs_as_service() -> bool:
+    """Tells whether a service manager has started this process, or one that it comes from."""
+    return any(name in os.environ for name in ("NOTIFY_SOCKET", "INVOCATION_ID"))
+
+
 def logs_to_journal(fd: int) -> bool:
     """Tells whether a file descriptor is the journal's own stream (systemd.exec(5))."""
     try:

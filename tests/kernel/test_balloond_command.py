@@ -1,5 +1,6 @@
 """The command line: what is printed, where, and with which exit status."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -12,7 +13,8 @@ import pytest
 
 from balloon_daemon import __version__
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.kernel.conftest import StartDaemon
+from tests.kernel.conftest import MakeGuest, StartDaemon
+from tests.kernel.test_balloond_guests import attach
 from tests.vm.daemon import BALLOOND, Daemon
 from tests.vm.waiting import HANG_S
 
@@ -178,6 +180,60 @@ def test_started_prints_how_crosvm_and_qemu_attach(daemon: Daemon) -> None:
     assert f"--vhost-user balloon,socket={daemon.config.socket}" in printed
     assert f"-chardev socket,id=balloond,path={daemon.config.socket}" in printed
     assert "vhost-user-test-device-pci" in printed
+
+
+SERVICE = {"INVOCATION_ID": "f00d"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "terminal", "prints"),
+    [
+        ({}, False, True),
+        ({}, True, True),
+        (SERVICE, False, False),
+        # A terminal may be a service itself.
+        (SERVICE, True, True),
+        ({"NOTIFY_SOCKET": "/nonexistent/notify"}, False, False),
+    ],
+)
+def test_how_to_attach_is_printed_where_a_person_reads_it(
+    environment: dict[str, str], terminal: bool, prints: bool, tmp_path: Path
+) -> None:
+    own = {name: os.environ[name] for name in os.environ.keys() - {*SERVICE, "NOTIFY_SOCKET"}}
+    reading, writing = os.openpty() if terminal else os.pipe()
+    process = subprocess.Popen(
+        [str(BALLOOND), "--socket", str(tmp_path / "s")],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=own | environment,
+    )
+    os.close(writing)
+    try:
+        assert process.stderr is not None
+        assert b"listening" in process.stderr.readline()
+        process.terminate()
+        process.communicate(timeout=60)
+        seen = b""
+        with contextlib.suppress(OSError):  # A terminal whose other end is closed.
+            while more := os.read(reading, 65536):
+                seen += more
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+    assert (b"Attach a VM" in seen) == prints
+
+
+def test_how_to_attach_is_not_printed_again_where_guests_are_taken_over(
+    start_daemon: StartDaemon, make_guest: MakeGuest
+) -> None:
+    first = start_daemon("--keep-fds")
+    attach(make_guest(), first)
+    out = first.log_path.parent / "balloond.out"
+    assert "Attach a VM" in out.read_text()
+    first.kill()
+    start_daemon("--keep-fds")
+    assert out.read_text() == ""
 
 
 @pytest.mark.parametrize("name", [b"\xff", "überall".encode(), b"with space", b"-"])
