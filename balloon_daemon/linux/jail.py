@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import prctl
 
+from balloon_daemon.linux.libc import show_as
 from balloon_daemon.linux.namespaces import leave_the_world
 
 
@@ -59,7 +60,7 @@ def close_fds_except(keep: Iterable[int]) -> None:
 
 def die_with(parent_pid: int, name: str) -> None:
     """Ends this process with its parent, and gives it a name for ``ps``; for one not jailed."""
-    prctl.set_name(name)
+    _set_name(name)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
         # It died before its death could be signalled.
@@ -75,7 +76,7 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     Raises:
         OSError, PermissionError: the kernel refuses; nobody may run a guest's bytes then.
     """
-    prctl.set_name(name)
+    _set_name(name)
     # Reads /proc, which is gone behind the next line.
     _limit_resources()
     leave_the_world()
@@ -88,6 +89,12 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
         os._exit(0)
     prctl.set_dumpable(0)
     prctl.set_no_new_privs(1)
+
+
+def _set_name(name: str) -> None:
+    """For ``top`` (15 bytes of it), and for ``ps -f``."""
+    prctl.set_name(name)
+    show_as(name)
 
 
 def _drop_privileges(identity: Identity | None) -> None:

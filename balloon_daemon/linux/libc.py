@@ -38,6 +38,35 @@ def keep_heap_off_brk() -> None:
     _curbrk.value = 2**64 - 1
 
 
+_ARG_START, _ARG_END = 45, 46
+"""Fields behind the name in /proc/PID/stat (proc(5))."""
+
+
+def show_as(name: str) -> None:
+    """Has ``ps`` show a name instead of the command line, which a forked process inherits.
+
+    Where the kernel does not tell where that is, it stays.
+    """
+    if _command_line is not None:
+        room = len(_command_line)
+        # What ends in another byte than NUL is read up to the first NUL (fs/proc/base.c).
+        _command_line.raw = name.encode()[: room - 2].ljust(room - 1, b"\0") + b"."
+
+
+def _find_command_line() -> "ctypes.Array[ctypes.c_char] | None":
+    try:
+        stat = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+        fields = os.read(stat, 4096).rpartition(b")")[2].split()
+        os.close(stat)
+        start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+    except (OSError, ValueError, IndexError):
+        return None
+    return (ctypes.c_char * (end - start)).from_address(start) if end - start > 2 else None
+
+
+# Looked up once, for all that are forked: a jailed process cannot read /proc.
+_command_line = _find_command_line()
+
 # arch/x86/entry/syscalls/syscall_64.tbl; glibc has no wrapper of this kind. linux/sched.h
 _SYS_CLONE = 56
 _CLONE_FILES = 0x400

@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import shlex
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon import __version__
+from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.kernel.conftest import MakeGuest, StartDaemon
+from tests.fuzz.jail_watch import template_of
+from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import attach
 from tests.vm.daemon import BALLOOND, Daemon
 from tests.vm.waiting import HANG_S
@@ -278,6 +281,27 @@ def test_socket_that_another_has_put_in_its_place_is_left_at_the_end(
         other.bind(str(path))
         daemon.stop()
         assert path.is_socket()
+
+
+def command_line(pid: int) -> list[bytes]:
+    """What ``ps -f`` shows of a process (proc(5))."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+
+
+def test_ps_shows_what_each_process_is(daemon: Daemon, make_guest: MakeGuest) -> None:
+    guest = attach(make_guest(), daemon)
+    device, template = wait_for_device([guest], daemon, "vm1"), template_of(daemon.pid)
+
+    assert command_line(device) == [b"balloon-vm1"]
+    assert command_line(template) == [b"balloond-forks"]
+    assert os.fsencode(daemon.config.socket) in command_line(daemon.pid)
+
+    # Without the template the controller forks the next one, which looks the same.
+    os.kill(template, signal.SIGKILL)
+    os.kill(device, signal.SIGKILL)
+    run([guest], lambda: any("forking another" in r["message"] for r in daemon.records()))
+    assert command_line(wait_for_device([guest], daemon, "vm1")) == [b"balloon-vm1"]
+    assert os.fsencode(daemon.config.socket) in command_line(daemon.pid)
 
 
 def test_socket_is_its_owners_alone(daemon: Daemon) -> None:
