@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from balloon_daemon import __version__
 from balloon_daemon.asyncio_lean import asyncio
@@ -74,7 +74,8 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and where to read on."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        _complain(f"{self.prog}: {message} (see {self.prog} --help)")
+        sys.exit(EXIT_USAGE)
 
 
 def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -324,9 +325,22 @@ def _show(text: str) -> None:
         # A path need not be UTF-8.
         print(text.encode(errors="backslashreplace").decode(), flush=True)
     except OSError:
-        # What is left in the buffer would be an error again at the end.
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        _print_no_more(sys.stdout)
+
+
+def _print_no_more(stream: TextIO) -> None:
+    """Has what is left in its buffer go nowhere: at the end that would fail again, or hang."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _complain(message: str) -> None:
+    """Prints why balloond does not run."""
+    try:
+        with Interruptible():
+            print(message, file=sys.stderr)
+    except KeyboardInterrupt:
+        _print_no_more(sys.stderr)
 
 
 def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
@@ -360,7 +374,7 @@ def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
         f"trial        a jailed device was ready after {outcome.ready_s * 1000:.1f} ms and gave "
         f"{format_size(GIVEN_BYTES)} back in {outcome.given_s * 1000:.1f} ms"
     )
-    print(f"socket       {config.socket}: free")
+    print(f"socket       {config.socket}: free", flush=True)
 
 
 def _run(args: argparse.Namespace, template: Template | None) -> int:
@@ -368,10 +382,9 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
     _check_platform()
     # A keeper that is started inherits it: what a hundred VMs need is beyond the usual 1024.
     if (limit := allow_all_fds()) < LEAST_FDS:
-        print(
+        _complain(
             f"balloond: {limit} files may be open here, and a VM alone needs some forty; allow "
-            "more (ulimit -n, LimitNOFILE=)",
-            file=sys.stderr,
+            "more (ulimit -n, LimitNOFILE=)"
         )
         return EXIT_FAILURE
     # Files and users may be on a host that does not answer.
@@ -387,9 +400,10 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
             _make_directory(config.socket)
         if args.check:
             listen(config.socket).close()
-            for warning in compiled.warnings:
-                print(warning.told("warning: "), file=sys.stderr)
-            _check(config, source, jail)
+            with Interruptible():
+                for warning in compiled.warnings:
+                    print(warning.told("warning: "), file=sys.stderr)
+                _check(config, source, jail)
             return EXIT_OK
         with contextlib.ExitStack() as undo:
             listener, store = _open(config, undo, keep_fds=args.keep_fds)
@@ -399,10 +413,12 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
                 EventLog().warning("policy-file", str(warning).splitlines()[0])
             taken_over = store is not None and any("." in name for name in store.kept)
             if not taken_over and _is_for_people(sys.stdout.fileno()):
-                _show(_how_to_attach(config))
+                # A terminal that was stopped (Ctrl-S), or a pipe that is full, takes nothing.
+                with Interruptible():
+                    _show(_how_to_attach(config))
             _serve(Controller(config, source, jail, listener, store), undo)
     except ConfigError as err:
-        print(f"balloond: {err}", file=sys.stderr)
+        _complain(f"balloond: {err}")
         return EXIT_FAILURE
     return EXIT_OK
 
@@ -421,14 +437,15 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
     try:
         return _run(args, template)
     except PolicyFileError as err:
-        print(err, file=sys.stderr)
+        _complain(str(err))
         return EXIT_USAGE
     except BalloondError as err:
-        print(f"balloond: {err}", file=sys.stderr)
+        _complain(f"balloond: {err}")
         return EXIT_FAILURE if isinstance(err, SourceError | TrialError) else EXIT_USAGE
     except OSError as err:
         where = f"{err.filename}: " if err.filename else ""
-        print(f"balloond: {where}{err.strerror or err}", file=sys.stderr)
+        _complain(f"balloond: {where}{err.strerror or err}")
         return EXIT_FAILURE
     except KeyboardInterrupt:
+        _print_no_more(sys.stdout)
         return EXIT_OK

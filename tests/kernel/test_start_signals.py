@@ -1,7 +1,9 @@
 """Signals that come while balloond starts: none ends it half-way, and none is lost."""
 
+import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from balloon_daemon.linux.signals import END_SIGNALS, HANGS_AFTER_S
 from tests.fakes.marked_start import DEADLINE_S, MarkedStart
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_handover import MAXIMUM, SETTINGS, attach, keeper_pid, messages
+from tests.vm.daemon import BALLOOND
 from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.waiting import wait_until
 
@@ -161,6 +164,50 @@ def test_start_that_hangs_is_ended_all_the_same(
     assert one.said == ""
     assert one.processes() == []
     assert list(tmp_path.iterdir()) == [tmp_path / "policy"]
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[int]:
+    """The end of a pipe that takes nothing any more."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    yield writing
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("stream", "status", "options"),
+    [(1, 0, "--keep-fds"), (1, 0, "--check"), (2, 2, "--keep-fds --policy /nonexistent")],
+)
+def test_start_whose_output_nobody_takes_is_ended_all_the_same(
+    stream: int, status: int, options: str, unbuffered: str, full_pipe: int, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [str(BALLOOND), "--socket", str(tmp_path / "s"), *options.split()],
+        stdout=full_pipe if stream == 1 else subprocess.DEVNULL,
+        stderr=full_pipe if stream == 2 else subprocess.DEVNULL,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    try:
+        wait_until(lambda: writes_to(process.pid, stream), deadline_s=DEADLINE_S, what="it prints")
+        process.terminate()
+        assert process.wait(DEADLINE_S) == status
+    finally:
+        process.kill()
+        process.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+def writes_to(pid: int, fd: int) -> bool:
+    """Whether a process is in write(2) (proc(5), syscall)."""
+    words = Path(f"/proc/{pid}/syscall").read_text().split()
+    return words[:2] == ["1", hex(fd)]
 
 
 def holds_but(start: MarkedStart, numbers: list[signal.Signals]) -> bool:
