@@ -19,7 +19,7 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 from tests.vm.conftest import SESSION_LOGS
 from tests.vm.service_host import ServiceHost
 from tests.vm.service_root import ready_root
-from tests.vm.waiting import wait_until
+from tests.vm.waiting import HANG_S, wait_until
 
 pytestmark = pytest.mark.vm
 
@@ -262,7 +262,7 @@ def test_stop_that_takes_longer_than_its_limit_is_given_the_time_while_memory_co
 ) -> None:
     guest = make_guest()
     host.low_mem.set_low()
-    run([guest], lambda: guest.actual_bytes == MAXIMUM, SERVED_S)
+    run([guest], lambda: guest.actual_bytes == MAXIMUM, HANG_S)
     directory = host.path("run/systemd/system/balloond.service.d")
     directory.mkdir(parents=True)
     (directory / "stop.conf").write_text(f"[Service]\nTimeoutStopSec={STOP_LIMIT_S}\n")
@@ -274,7 +274,7 @@ def test_stop_that_takes_longer_than_its_limit_is_given_the_time_while_memory_co
             while process.poll() is None:
                 pause = time.monotonic() + 3 * STOP_LIMIT_S * MIB / MAXIMUM
                 step([guest], 0.01)
-                wait_until(lambda: time.monotonic() > pause, deadline_s=SERVED_S, what="a pause")  # noqa: B023
+                wait_until(lambda: time.monotonic() > pause, deadline_s=HANG_S, what="a pause")  # noqa: B023
         took_s = time.monotonic() - began
         assert (host.unit("ActiveState"), host.unit("Result")) == ("inactive", "success")
     finally:
@@ -306,11 +306,11 @@ def test_restarted_while_it_starts_again_and_again_vm_keeps_its_balloon(
 ) -> None:
     guest = make_guest()
     host.low_mem.set_low()
-    run([guest], lambda: guest.actual_bytes == MAXIMUM, SERVED_S)
+    run([guest], lambda: guest.actual_bytes == MAXIMUM, HANG_S)
 
     run_beside(guest, host, *in_short_steps("restart"))
     run_beside(guest, host, "systemctl", "restart", "balloond")
-    run([guest], lambda: "listening on" in "".join(host.said_by(host.main_pid())), SERVED_S)
+    run([guest], lambda: "listening on" in "".join(host.said_by(host.main_pid())), HANG_S)
 
     assert (host.unit("ActiveState"), host.unit("NRestarts")) == ("active", "0")
     assert guest.disconnected == ""
