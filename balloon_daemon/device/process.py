@@ -6,16 +6,15 @@ even mapped before the controller knows whom it has forked.
 
 import contextlib
 import gc
-import linecache
 import os
 import signal
 import socket
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
 from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
+from balloon_daemon.device.last_words import describe_error
 from balloon_daemon.device.loop import DeviceLoop, Reporter, report_guest_error
 from balloon_daemon.device.reclaim import Reclaimer
 from balloon_daemon.errors import NO_HEAD, MemoryFileError, Rule
@@ -228,13 +227,6 @@ def prepare_fork() -> None:
     Everything that exists now is taken out of the garbage collector's sight: a collection in a
     child would otherwise write to, and so copy, every page of the heap that both share.
     """
-    # A traceback in the jail must open no source file.
-    linecache.checkcache = lambda filename=None: None
-    linecache.updatecache = lambda filename, module_globals=None: []
-    try:
-        raise RuntimeError("the first traceback imports what later ones need")
-    except RuntimeError:
-        traceback.format_exc()
     gc.collect()
     gc.freeze()
 
@@ -262,8 +254,8 @@ def become_device(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) ->
     except MemoryFileError as err:
         # The VMM's doing, or the host's: no traceback of ours would say more.
         jail.write_last_words(f"{spec.name}: {err}")
-    except BaseException:
-        jail.write_last_words(f"{spec.name}: {traceback.format_exc()}")
+    except BaseException as err:
+        jail.write_last_words(f"{spec.name}: {describe_error(err)}")
     finally:
         os._exit(EXIT_INTERNAL_ERROR)
 

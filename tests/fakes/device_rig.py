@@ -7,7 +7,6 @@ mapping, as a look through a mapping fills holes.
 
 import contextlib
 import gc
-import linecache
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -68,12 +67,10 @@ def unprivileged() -> Identity | None:
 @contextlib.contextmanager
 def ready_to_fork() -> Iterator[None]:
     """What the controller does before its first fork, undone afterwards: pytest goes on."""
-    saved = linecache.checkcache, linecache.updatecache
     try:
         prepare_fork()
         yield
     finally:
-        linecache.checkcache, linecache.updatecache = saved
         gc.unfreeze()
 
 

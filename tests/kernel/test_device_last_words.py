@@ -1,0 +1,103 @@
+"""Whatever a device fails of, it says so: no kind of exception makes it open a file to tell."""
+
+import linecache
+import os
+from collections.abc import Callable
+
+import pytest
+
+from balloon_daemon.device.last_words import MAX_CALLS, describe_error
+from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from tests.fakes.device_rig import DeviceRig
+from tests.kernel.test_device_jail import fate_of
+
+
+class Thing:
+    """What misses a name that is nearly the one asked for."""
+
+    __slots__ = ("used_index",)
+
+
+def raise_(err: BaseException) -> None:
+    raise err
+
+
+def chain() -> None:
+    try:
+        dict[str, int]()["a head"]
+    except KeyError as err:
+        raise ValueError("chäin") from err
+
+
+def fail_while_failing() -> None:
+    try:
+        dict[str, int]()["a head"]
+    except KeyError:
+        raise ValueError("then") from None
+
+
+def with_a_note() -> None:
+    err = ValueError("noted")
+    err.add_note("a note")
+    raise err
+
+
+def endless() -> None:
+    endless()
+
+
+def many_lines() -> None:
+    raise ValueError("one\n two\n three")
+
+
+FAILURES: list[tuple[Callable[[], object], str]] = [
+    (lambda: Thing().used_indx, "AttributeError: 'Thing' object has no attribute 'used_indx'"),  # type: ignore[attr-defined] # meant
+    (lambda: os.ftruncat, "AttributeError: module 'os' has no attribute 'ftruncat'"),  # type: ignore[attr-defined] # meant
+    (lambda: eval("chian"), "NameError: name 'chian' is not defined"),
+    (lambda: eval("heapq"), "NameError: name 'heapq' is not defined"),
+    (lambda: raise_(ImportError("no x", name="os")), "ImportError: no x"),
+    (lambda: raise_(SyntaxError("no", ("x", 1, 1, "a b"))), "SyntaxError: no (x, line 1)"),
+    (lambda: raise_(ExceptionGroup("all", [KeyError(1)])), "all (1 sub-exception)"),
+    (chain, "ValueError: chäin (from KeyError: 'a head')"),
+    (fail_while_failing, "ValueError: then"),
+    (with_a_note, "ValueError: noted"),
+    (endless, "RecursionError: maximum recursion depth exceeded"),
+    (many_lines, "ValueError: one two three"),
+    (lambda: b"\xff".decode(), "can't decode byte 0xff in position 0: invalid start byte"),
+    (lambda: bytearray(1 << 40), "MemoryError"),
+    (lambda: raise_(KeyboardInterrupt()), "KeyboardInterrupt"),
+    (lambda: raise_(SystemExit(0)), "SystemExit: 0"),
+    (lambda: raise_(OSError(22, "Invalid argument")), "OSError: [Errno 22] Invalid argument"),
+    (lambda: raise_(AssertionError()), "AssertionError"),
+]
+
+
+@pytest.mark.parametrize(("fail", "told"), FAILURES, ids=[told for _, told in FAILURES])
+def test_device_that_fails_says_of_what(
+    rig: DeviceRig, fail: Callable[[], object], told: str
+) -> None:
+    # As after a traceback of the controller's: what is known of the sources asks for more.
+    linecache.getlines(__file__)
+
+    assert fate_of(rig, fail) == EXIT_INTERNAL_ERROR
+    assert rig.last_words.startswith("balloon-rig: Traceback (most recent call last):")
+    heard = rig.last_words.encode().decode("unicode_escape").encode("latin-1").decode()
+    assert heard.endswith(told) or told in heard.rpartition(" | ")[2]
+
+
+def test_description_names_the_innermost_calls_and_how_many_there_are() -> None:
+    def go_down(calls: int) -> None:
+        if not calls:
+            raise ValueError("deep")
+        go_down(calls - 1)
+
+    with pytest.raises(ValueError, match="deep") as caught:
+        go_down(99)
+    first, skipped, *calls, what = describe_error(caught.value).splitlines()
+
+    assert first == "Traceback (most recent call last):"
+    assert skipped == f"  {101 - MAX_CALLS} calls more"
+    assert len(calls) == MAX_CALLS
+    assert calls[-1].startswith(f'  File "{__file__}", line ')
+    assert calls[-1].endswith(".go_down")
+    assert what == "ValueError: deep"
