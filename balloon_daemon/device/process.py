@@ -18,7 +18,7 @@ from balloon_daemon.device.last_words import describe_error
 from balloon_daemon.device.loop import DeviceLoop, Reporter, report_guest_error
 from balloon_daemon.device.reclaim import Reclaimer
 from balloon_daemon.errors import NO_HEAD, MemoryFileError, Rule
-from balloon_daemon.linux import jail, libc
+from balloon_daemon.linux import cpython, jail, libc
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import map_shared
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
@@ -163,7 +163,7 @@ def fork_here(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int
 
     def child() -> NoReturn:
         jail.reset_signals()
-        become_device(spec, tube_fd, words_fd, parent)
+        cpython.run_without_new_arenas(lambda: become_device(spec, tube_fd, words_fd, parent))
 
     return fork(child)
 

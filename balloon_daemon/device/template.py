@@ -31,7 +31,7 @@ from balloon_daemon.device.process import (
     fork_here,
     prepare_fork,
 )
-from balloon_daemon.linux import jail, libc
+from balloon_daemon.linux import cpython, jail, libc
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.seccomp import Program
 from balloon_daemon.virtio.balloon import BalloonQueue
@@ -151,22 +151,27 @@ def _run(sock: socket.socket, parent: int) -> NoReturn:
         jail.die_with(parent, NAME)
         allow_all_fds()
         prepare_fork()
-        program = bpf = None
-        while request := _receive(sock):
-            flat, fds = request
-            if program is None or flat[2] != bpf:
-                program, bpf = Program(flat[2]), flat[2]
-            answer = _clone(_decode(flat, fds, program.load), fds, flat[0])
-            # Before the answer: should this process hang, the controller must not take a device
-            # for alive because somebody else has its end of the tube too.
-            for fd in fds:
-                os.close(fd)
-            sock.send(_ANSWER.pack(*answer))
-        os._exit(0)
+        cpython.run_without_new_arenas(lambda: _serve(sock))
     except BaseException as err:
         jail.write_last_words(f"{NAME}: {type(err).__name__}: {err}\n")
     finally:
         os._exit(1)
+
+
+def _serve(sock: socket.socket) -> NoReturn:
+    """Forks what is asked for until the controller is gone."""
+    program = bpf = None
+    while request := _receive(sock):
+        flat, fds = request
+        if program is None or flat[2] != bpf:
+            program, bpf = Program(flat[2]), flat[2]
+        answer = _clone(_decode(flat, fds, program.load), fds, flat[0])
+        # Before the answer: should this process hang, the controller must not take a device for
+        # alive because somebody else has its end of the tube too.
+        for fd in fds:
+            os.close(fd)
+        sock.send(_ANSWER.pack(*answer))
+    os._exit(0)
 
 
 def _receive(sock: socket.socket) -> tuple[tuple[Any, ...], list[int]] | None:
