@@ -3,10 +3,12 @@
 Whether a device can live on this host under this policy depends on more than the policy's text:
 on the clock that the kernel's vDSO serves, on the C library, on what namespaces and ids are
 allowed. So one is forked, on memory of our own, told a target and handed one buffer of pages, and
-what became of the pages is asked of the kernel.
+what became of the pages is asked of the kernel. Last of all it rehearses a long life
+(``device/rehearsal.py``): Pythons differ in what they ask of the kernel for more memory.
 """
 
 import os
+import platform
 import select
 import signal
 import socket
@@ -61,6 +63,19 @@ CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocks
 _CLOCK_CALLS = {"clock_gettime", "gettimeofday", "time"}
 _VDSO_CLOCKS = {"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "xen"}
 """arch/x86: the clock sources that have a vdso_clock_mode."""
+
+SETTINGS = (
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+    "PYTHONDEVMODE",
+    "PYTHONMALLOC",
+    "PYTHONMALLOCSTATS",
+    "PYTHONPERFSUPPORT",
+    "PYTHONTRACEMALLOC",
+    "PYTHON_JIT",
+    "PYTHON_PERF_JIT_SUPPORT",
+)
+"""Environment variables that change what a process asks of the kernel for code and memory."""
 
 # The guest's memory: what it gives, then a page for its ring, then one for its buffer of PFNs.
 _RING = GIVEN_BYTES
@@ -168,6 +183,7 @@ class _Trial:
                 identity=identity,
                 load_filter=load_filter,
                 must_tell_host=True,
+                rehearse=True,
             ),
             fork=fork,
         )
@@ -211,9 +227,10 @@ class _Trial:
         while not happened():
             left_s = self._began + WITHIN_S - monotonic()
             if left_s <= 0:
-                raise TrialError(
-                    f"a trial device {missing} within {WITHIN_S:.0f} s; is the machine overloaded?"
-                )
+                remedy = "is the machine overloaded?"
+                if without := _without_settings():
+                    remedy += f" Otherwise {without}"
+                raise TrialError(f"a trial device {missing} within {WITHIN_S:.0f} s; {remedy}")
             ready = dict(poller.poll(min(left_s, 0.005) * 1000))
             if self._device.pidfd.fileno() in ready and not happened():
                 self._bury()
@@ -281,38 +298,66 @@ class _Trial:
     def _bury(self) -> NoReturn:
         """Says what the device has died of, when nobody told it to end."""
         code = self.exit_code()
-        if code == -signal.SIGSYS:
-            raise TrialError(f"a trial device {_forbidden(self._device.pid)}")
-        if code is not None and code < 0:
-            raise TrialError(
-                f"a trial device was killed by signal {-code} ({signal.strsignal(-code)})"
-            )
-        # The last line of a traceback: what was raised.
+        # The last line of a traceback: what was raised. Or else the step of its rehearsal.
         said = self._device.read_last_words().rpartition(" | ")[2]
+        if code == -signal.SIGSYS:
+            raise TrialError(f"a trial device {_forbidden(self._device.pid, said)}")
+        if code is not None and code < 0:
+            at = f" at {said}; {_another_python()}" if said else ""
+            raise TrialError(
+                f"a trial device was killed by signal {-code} ({signal.strsignal(-code)}){at}"
+            )
         raise TrialError(f"a trial device ended with status {code}: {said or 'without a word'}")
 
 
-def _forbidden(pid: int) -> str:
-    """What a device was killed for by its filter, and what to do about that."""
+def _forbidden(pid: int, step: str) -> str:
+    """What a device was killed for by its filter, and what to do about that.
+
+    Args:
+        step: of its rehearsal; empty where it had not come to that.
+    """
     until, number = monotonic() + NAME_WITHIN_S, find_seccomp_kill(pid)
     while number is None and monotonic() < until:
         sleep(NAME_WITHIN_S / 20)
         number = find_seccomp_kill(pid)
+    killed = "was killed by its seccomp policy for"
+    call = "a system call that the kernel's log does not name here"
+    name = None if number is None else syscall_name(number)
+    if name is not None:
+        call = f"{name}()"
+    if step:
+        return f"{killed} {call} at {step}; {_another_python()}"
+    return f"{killed} {call}{_remedy(name)}"
+
+
+def _remedy(name: str | None) -> str:
+    """For a call that work itself needs; None: nobody knows which."""
     try:
         clock = CLOCK_SOURCE.read_text().strip()
     except OSError:
         clock = "unknown"
     no_vdso = f"the clock source is {clock}, which the vDSO does not serve; use tsc or kvm-clock"
-    killed = "was killed by its seccomp policy for"
-    if number is None:
-        remedy = "compare the policy file with the one that came with balloond"
-        if clock not in _VDSO_CLOCKS:
-            remedy = f"perhaps clock_gettime(): {no_vdso}"
-        return f"{killed} a system call that the kernel's log does not name here; {remedy}"
-    name = syscall_name(number)
+    if name is None:
+        if clock in _VDSO_CLOCKS:
+            return "; compare the policy file with the one that came with balloond"
+        return f"; perhaps clock_gettime(): {no_vdso}"
     if name not in _CLOCK_CALLS:
-        return f"{killed} {name}(); allow it in the policy file"
+        return "; allow it in the policy file"
     if clock in _VDSO_CLOCKS:
         # Switched off (vdso=0), or the machine does not really have it.
         no_vdso = f"the vDSO does not serve the clock, though its source is {clock}"
-    return f"{killed} {name}(): {no_vdso}, or allow the call in the policy file"
+    return f": {no_vdso}, or allow the call in the policy file"
+
+
+def _another_python() -> str:
+    """What to do where this interpreter cannot live long under this policy."""
+    return _without_settings() or (
+        f"run balloond with another Python than {platform.python_version()}, or allow it in the "
+        "policy file"
+    )
+
+
+def _without_settings() -> str:
+    """What to try first where the environment changes how Python lives; else nothing."""
+    present = [name for name in SETTINGS if os.environ.get(name)]
+    return f"start balloond without {' and '.join(present)}" if present else ""

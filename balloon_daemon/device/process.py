@@ -17,6 +17,7 @@ from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
 from balloon_daemon.device.last_words import describe_error
 from balloon_daemon.device.loop import DeviceLoop, Reporter, report_guest_error
 from balloon_daemon.device.reclaim import Reclaimer
+from balloon_daemon.device.rehearsal import rehearse
 from balloon_daemon.errors import NO_HEAD, MemoryFileError, Rule
 from balloon_daemon.linux import cpython, jail, libc
 from balloon_daemon.linux.events import OwnedFd
@@ -83,6 +84,8 @@ class DeviceSpec:
         load_filter: loads the seccomp filter into the calling process.
         must_tell_host: the driver acknowledged VIRTIO_BALLOON_F_MUST_TELL_HOST.
         earned: how much of its allowances the guest has at the beginning, from 0 to 1.
+        rehearse: before it ends it does what only a long life could need, naming each step of
+            that on its standard error.
     """
 
     name: str
@@ -94,6 +97,7 @@ class DeviceSpec:
     load_filter: Callable[[], None]
     must_tell_host: bool
     earned: float = 1.0
+    rehearse: bool = False
 
     def fds(self) -> Iterator[int]:
         """Every descriptor in it, in a fixed order."""
@@ -250,6 +254,8 @@ def become_device(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) ->
         libc.keep_heap_off_brk()
         spec.load_filter()
         loop.run()
+        if spec.rehearse:
+            rehearse(lambda step: jail.write_last_words(f"{step}\n"))
         os._exit(0)
     except MemoryFileError as err:
         # The VMM's doing, or the host's: no traceback of ours would say more.

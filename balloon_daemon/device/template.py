@@ -229,6 +229,7 @@ def _encode(spec: DeviceSpec, parent: int, fds: int, bpf: bytes) -> bytes:
             None if spec.identity is None else (spec.identity.uid, spec.identity.gid),
             spec.must_tell_host,
             spec.earned,
+            spec.rehearse,
         )
     )
 

@@ -14,6 +14,8 @@ from types import FunctionType
 import pytest
 
 from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.device.rehearsal import rehearse
+from balloon_daemon.device.template import Template
 from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy
 from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
@@ -146,14 +148,22 @@ def test_device_that_needs_more_memory_lives(
 def test_device_that_grew_in_every_way_goes_on_serving(rig: DeviceRig) -> None:
     def load_and_grow() -> None:
         shipped_filter().load()
-        for _, grow in GROWTHS[:6]:
-            grow()
+        rehearse(lambda step: None)
 
     rig.spec = replace(rig.spec, load_filter=load_and_grow)
     rig.start_ready()
     rig.inflate([3, 5])
     rig.stop()
     assert rig.damaged() == {3, 5}
+
+
+def test_device_of_the_template_lives_long_too(rig: DeviceRig, template: Template) -> None:
+    rig.fork = template.fork
+    rig.spec = replace(rig.spec, rehearse=True)
+    rig.start_ready()
+    rig.inflate([3])
+    rig.stop()
+    assert rig.last_words.endswith("blocks that grow")
 
 
 def test_calls_of_a_device_need_no_new_memory_on_any_python(

@@ -1,7 +1,9 @@
 """``balloond --check``'s trial: a real device does its work on this host, or why it cannot."""
 
 import ctypes
+import mmap
 import os
+import platform
 import re
 import resource
 import select
@@ -11,12 +13,15 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
 
 from balloon_daemon import trial
+from balloon_daemon.device import rehearsal
 from balloon_daemon.errors import TrialError
+from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy
 from tests.fakes.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter, unprivileged
 from tests.fakes.short_host import fd_numbers, limit_for_room, limited
@@ -35,6 +40,11 @@ def check(tmp_path: Path, *args: str, launcher: tuple[str, ...] = ()) -> tuple[i
     command = [*launcher, str(BALLOOND), "--check", "--socket", str(tmp_path / "s"), *args]
     run = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     return run.returncode, run.stdout, run.stderr
+
+
+def env(setting: str) -> tuple[str, ...]:
+    """A launcher that sets this in the environment, of which nothing else is in its way."""
+    return ("env", *(f"--unset={name}" for name in trial.SETTINGS), setting)
 
 
 def complaint_of(load_filter: Callable[[], None]) -> str:
@@ -168,6 +178,121 @@ def test_clock_without_vdso_is_named_with_its_source(
         assert complaint.endswith(
             f" for clock_gettime(): {said}, or allow the call in the policy file"
         )
+
+
+# --- Pythons that ask the kernel for more as they live -------------------------------------------
+
+
+def use_up(what: str, call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a rehearsal of one step, and no setting that it could be laid to."""
+    monkeypatch.setattr(rehearsal, "_STEPS", ((what, call),))
+    for name in trial.SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def hint_huge_pages() -> None:
+    mmap.mmap(-1, 1 << 20).madvise(mmap.MADV_HUGEPAGE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ((), f"run balloond with another Python than {platform.python_version()}, or allow it in "
+         "the policy file"),
+        (("PYTHON_JIT",), "start balloond without PYTHON_JIT"),
+        (("PYTHON_JIT", "GLIBC_TUNABLES"), "start balloond without GLIBC_TUNABLES and PYTHON_JIT"),
+    ],
+)  # fmt: skip
+def test_device_that_dies_of_its_python_in_later_life_is_told_with_a_remedy(
+    settings: tuple[str, ...],
+    remedy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel_log_is_complete: bool,
+) -> None:
+    use_up("50,000 new objects", hint_huge_pages, monkeypatch)
+    for name in settings:
+        monkeypatch.setenv(name, "1")
+
+    complaint = complaint_of(shipped_filter().load)
+
+    killed = "a trial device was killed by its seccomp policy for"
+    told = f"{killed} madvise() at 50,000 new objects; {remedy}"
+    untold = f"{killed} a system call that {UNNAMED} at 50,000 new objects; {remedy}"
+    assert complaint in {told, untold}
+
+
+def test_device_that_crashes_in_later_life_is_told_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_up("calls", lambda: ctypes.string_at(0), monkeypatch)
+
+    complaint = complaint_of(shipped_filter().load)
+
+    assert complaint.startswith(
+        "a trial device was killed by signal 11 (Segmentation fault) at calls; run balloond with "
+    )
+
+
+def test_device_that_fails_in_later_life_is_told_with_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_up("blocks", lambda: bytearray(1 << 40), monkeypatch)
+
+    assert (
+        complaint_of(shipped_filter().load) == "a trial device ended with status 70: MemoryError"
+    )
+
+
+def test_device_that_does_not_come_to_an_end_is_told_with_its_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The policy has poll and no select.
+    use_up("errors", select.poll().poll, monkeypatch)
+    monkeypatch.setenv("PYTHONMALLOCSTATS", "1")
+    monkeypatch.setattr(trial, "WITHIN_S", 0.5)
+
+    assert complaint_of(shipped_filter().load).endswith(
+        "s; is the machine overloaded? Otherwise start balloond without PYTHONMALLOCSTATS"
+    )
+
+
+def test_device_left_to_a_python_that_hints_huge_pages_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run_as_it_is(function: Callable[[], NoReturn]) -> NoReturn:
+        function()
+
+    monkeypatch.setattr(cpython, "run_without_new_arenas", run_as_it_is)
+    if sys.version_info < (3, 15):
+        with ready_to_fork():
+            trial.try_device(shipped_filter().load, unprivileged())
+    elif sys.version_info < (3, 16):
+        assert " at 50,000 new objects; " in complaint_of(shipped_filter().load)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "PYTHONMALLOC=debug",
+        "PYTHONMALLOC=malloc",
+        "PYTHONTRACEMALLOC=5",
+    ],
+)
+def test_check_under_a_setting_of_pythons_is_well(setting: str, tmp_path: Path) -> None:
+    status, out, err = check(tmp_path, launcher=env(setting))
+
+    assert (status, err) == (0, "")
+    assert TRIAL_LINE.search(out)
+
+
+@pytest.mark.parametrize("setting", ["PYTHON_JIT=1", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"])
+def test_check_under_a_setting_that_devices_may_die_of_names_it(
+    setting: str, tmp_path: Path
+) -> None:
+    status, _, err = check(tmp_path, launcher=env(setting))
+
+    remedy = f"; start balloond without {setting.partition('=')[0]}\n"
+    assert (status, err) == (0, "") or (status == 1 and err.endswith(remedy))
 
 
 # --- devices that fail otherwise ---------------------------------------------------------------
