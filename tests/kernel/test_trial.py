@@ -276,6 +276,7 @@ def test_device_left_to_a_python_that_hints_huge_pages_is_found_out(
         "PYTHONMALLOC=debug",
         "PYTHONMALLOC=malloc",
         "PYTHONTRACEMALLOC=5",
+        "PYTHON_LAZY_IMPORTS=all",
     ],
 )
 def test_check_under_a_setting_of_pythons_is_well(setting: str, tmp_path: Path) -> None:
