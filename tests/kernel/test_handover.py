@@ -25,6 +25,7 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription, encode_request
+from tests.fakes.short_host import is_asleep
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import assert_all_back
 from tests.vm.daemon import BALLOOND, Daemon
@@ -222,7 +223,11 @@ def test_controller_killed_in_the_middle_of_a_request_the_next_one_answers_it(
         if request_ != "GET_VRING_BASE":
             # Killed before that, descriptors are lost: see docs/reliability.md.
             file, keeper = file_of(os.fstat(more.fileno())), keeper_pid(first)
-            wait_until(lambda: file in kept_files(keeper), what="the keeper has it")
+            # Asleep it has sent the state that names it, too.
+            wait_until(
+                lambda: file in kept_files(keeper) and is_asleep(first.pid),
+                what="the keeper has it",
+            )
         first.kill()
         assert not asking.done()
         second = start_daemon("--keep-fds")
