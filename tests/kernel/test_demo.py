@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -58,10 +59,15 @@ def demo(*options: str, temp: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_demo_succeeds_and_its_last_line_holds_the_figures(tmp_path: Path) -> None:
+@pytest.fixture
+def temp() -> Iterator[Path]:
+    """The demo's TMPDIR: a short path, as that of a socket in it may have 107 bytes at most."""
+    with tempfile.TemporaryDirectory() as temp:
+        yield Path(temp)
+
+
+def test_demo_succeeds_and_its_last_line_holds_the_figures(tmp_path: Path, temp: Path) -> None:
     picture = tmp_path / "demo.png"
-    temp = tmp_path / "temp"
-    temp.mkdir()
 
     done = demo("--speed", "50", "--json", "--plot", str(picture), temp=temp)
 
@@ -93,10 +99,8 @@ def test_demo_succeeds_and_its_last_line_holds_the_figures(tmp_path: Path) -> No
         (["--plot", "/nowhere/demo.png"], "/nowhere is no directory"),
     ],
 )
-def test_demo_refuses_nonsense_in_one_line(
-    options: list[str], complaint: str, tmp_path: Path
-) -> None:
-    done = demo(*options, temp=tmp_path)
+def test_demo_refuses_nonsense_in_one_line(options: list[str], complaint: str, temp: Path) -> None:
+    done = demo(*options, temp=temp)
 
     assert done.returncode == 2
     assert complaint in done.stderr
@@ -140,7 +144,7 @@ def test_plot_without_matplotlib_says_what_to_install(
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def running(temp: Path) -> Iterator[subprocess.Popen[str]]:
     """A demonstration whose two children run."""
     with default_signals(*INTERRUPTS):
         process = subprocess.Popen(
@@ -148,7 +152,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"TMPDIR": str(tmp_path)},
+            env=os.environ | {"TMPDIR": str(temp)},
         )
     assert process.stdout is not None
     # The introduction, then the first sample: everybody has been started.
@@ -173,7 +177,7 @@ def daemon_of(process: subprocess.Popen[str]) -> psutil.Process:
 
 @pytest.mark.parametrize("number", INTERRUPTS, ids=["INT", "TERM", "HUP"])
 def test_demo_interrupted_leaves_no_process_and_no_file(
-    running: subprocess.Popen[str], number: signal.Signals, tmp_path: Path
+    running: subprocess.Popen[str], number: signal.Signals, temp: Path
 ) -> None:
     theirs = children(running)
 
@@ -187,11 +191,11 @@ def test_demo_interrupted_leaves_no_process_and_no_file(
         lambda: not any(is_alive(child.pid) for child in theirs),
         what="its processes end",
     )
-    assert list(tmp_path.iterdir()) == []
+    assert list(temp.iterdir()) == []
 
 
 def test_demo_whose_daemon_dies_says_so_and_keeps_its_log(
-    running: subprocess.Popen[str], tmp_path: Path
+    running: subprocess.Popen[str], temp: Path
 ) -> None:
     daemon_of(running).kill()
 
@@ -202,18 +206,18 @@ def test_demo_whose_daemon_dies_says_so_and_keeps_its_log(
     figures = json.loads(output.splitlines()[-1])
     assert list(figures) == KEYS
     assert figures["ok"] is False
-    kept = next(tmp_path.iterdir())
+    kept = next(temp.iterdir())
     assert str(kept) in errors
     assert (kept / "balloond.log").read_text()
 
 
-def test_demo_whose_reader_leaves_ends_quietly_and_leaves_nothing(tmp_path: Path) -> None:
+def test_demo_whose_reader_leaves_ends_quietly_and_leaves_nothing(temp: Path) -> None:
     process = subprocess.Popen(
         [*BALLOONCTL],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(temp)},
     )
     assert process.stdout is not None
     process.stdout.readline()
@@ -223,7 +227,7 @@ def test_demo_whose_reader_leaves_ends_quietly_and_leaves_nothing(tmp_path: Path
 
     assert process.returncode == 1
     assert errors == ""
-    assert list(tmp_path.iterdir()) == []
+    assert list(temp.iterdir()) == []
 
 
 def test_demo_killed_outright_takes_its_children_along(
