@@ -9,8 +9,10 @@ VMM that ends in that while takes its guest's descriptors with it, or memory wou
 nobody.
 """
 
+import _thread
 import array
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -33,6 +35,12 @@ EXIT_ERRNO = 100
 
 RETRY_S = 0.1
 MAX_KEPT = 16384
+MAX_HANGING = 16
+"""Closes that hang at a time; what comes beyond that stays open until one of them ends."""
+
+SMALL_BYTES = 1 << 20
+"""Memory that is freed in no time, such as a guest's state."""
+
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -65,6 +73,8 @@ class Keeper:
     def __init__(self) -> None:
         self.kept: dict[str, int] = {}
         self._ends: set[str] = set()
+        self._dropped: list[int] = []
+        self._closing: set[object] = set()
 
     def handle(self, message: bytes, fds: list[int]) -> bool:
         """Takes one message; False where it says to forget everything and end."""
@@ -79,8 +89,7 @@ class Keeper:
                 self._ends.add(name)
         elif words.get("FDSTOREREMOVE") == "1":
             self._drop(name)
-        for fd in fds:
-            os.close(fd)
+        self.close(fds)
         return True
 
     def hand_out(self, sock: socket.socket) -> None:
@@ -106,7 +115,49 @@ class Keeper:
     def _drop(self, name: str) -> None:
         self._ends.discard(name)
         if name in self.kept:
-            os.close(self.kept.pop(name))
+            self.close([self.kept.pop(name)])
+
+    def close(self, fds: list[int]) -> None:
+        """Closes what is wanted no more, in a thread where that may take long, or for ever.
+
+        Whoever closes it last has to wait, and nobody knows whether we or our balloond will. A
+        thread is what a process may have that forks nothing: it shares its descriptors.
+        """
+        for fd in fds:
+            if _closes_at_once(fd):
+                os.close(fd)
+            else:
+                self._dropped.append(fd)
+        while self._dropped and len(self._closing) < MAX_HANGING:
+            # Not by its number, which another one has as soon as its close has begun.
+            self._closing.add(mark := object())
+            try:
+                _thread.start_new_thread(self._close_one, (self._dropped[0], mark))
+            except RuntimeError:
+                # No thread to be had: with what is dropped next.
+                self._closing.discard(mark)
+                return
+            del self._dropped[0]
+
+    def _close_one(self, fd: int, mark: object) -> None:
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # Closed it is, whatever its file had to say.
+        finally:
+            self._closing.discard(mark)
+
+
+def _closes_at_once(fd: int) -> bool:
+    """Whether it is an eventfd, a pipe or a little memory; asks no file that may never answer."""
+    if os.readlink(f"/proc/self/fd/{fd}").startswith(("anon_inode:", "pipe:")):
+        return True
+    try:
+        # Answered by shmem and hugetlbfs alone, and by the kernel itself.
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return os.fstat(fd).st_size <= SMALL_BYTES
 
 
 class Client:
@@ -236,8 +287,7 @@ class Server:
         except (OSError, UnicodeDecodeError):
             # What it says makes no sense, or it is gone: it hears no more of us either way.
             client.sock.shutdown(socket.SHUT_RDWR)
-            for fd in fds:
-                os.close(fd)
+            self._keeper.close(fds)
         return True
 
 

@@ -1,13 +1,19 @@
 """The process that keeps descriptors, by itself."""
 
+import _thread
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from balloon_daemon.handover.fd_keeper import END, FORGET, TAKE
+import pytest
+
+from balloon_daemon.handover.fd_keeper import END, FORGET, MAX_HANGING, TAKE, Keeper
+from tests.fakes.slow_close import MuteFile, lingering_socket
 from tests.vm.waiting import HANG_S, wait_until
 
 
@@ -87,3 +93,86 @@ def test_keeper_that_ends_late_leaves_its_successors_socket_alone(tmp_path: Path
     assert not path.exists()
     to_first.close()
     to_second.close()
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    process = start(tmp_path / "keeper")
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def balloond(keeper: "subprocess.Popen[bytes]", tmp_path: Path) -> Iterator[socket.socket]:
+    """A connection to the keeper."""
+    sock = wait_until(lambda: reach(tmp_path / "keeper"), what="the keeper listens")
+    assert sock is not None
+    with sock:
+        sock.settimeout(HANG_S)
+        yield sock
+
+
+STORE, REMOVE = b"FDSTORE=1\nFDNAME=vm1.1", b"FDSTOREREMOVE=1\nFDNAME=vm1.1"
+
+
+def store_a_channel_with(balloond: socket.socket, fd: int) -> None:
+    """Stores a channel in whose queue this descriptor waits. Nobody else has either of them."""
+    channel, theirs = socket.socketpair()
+    with channel, theirs:
+        socket.send_fds(theirs, [b"x"], [fd])
+        os.close(fd)
+        socket.send_fds(balloond, [STORE], [channel.fileno()])
+
+
+def test_socket_that_lingers_in_a_dropped_channel_does_not_hold_up_the_keeper(
+    balloond: socket.socket, keeper: "subprocess.Popen[bytes]"
+) -> None:
+    with contextlib.ExitStack() as stack:
+        # One more than may hang at a time: it stays open, and holds nobody up either.
+        for _ in range(MAX_HANGING + 1):
+            sock = stack.enter_context(lingering_socket())
+            store_a_channel_with(balloond, sock.detach())
+            balloond.send(REMOVE)
+        balloond.send(TAKE)
+
+        assert balloond.recv(100) == END
+        balloond.send(FORGET)
+        assert keeper.wait(HANG_S) == 0
+
+
+def test_file_that_never_answers_does_not_hold_up_the_keeper(
+    balloond: socket.socket, tmp_path: Path
+) -> None:
+    try:
+        mute = MuteFile(tmp_path / "mounted")
+    except PermissionError as err:
+        pytest.skip(str(err))
+    try:
+        socket.send_fds(balloond, [STORE], [mute.fd])
+        balloond.send(REMOVE)
+        wait_until(lambda: mute.is_being_closed, what="its server has been asked")
+        balloond.send(TAKE)
+
+        assert balloond.recv(100) == END
+    finally:
+        mute.close()
+
+
+def test_close_that_found_no_thread_is_done_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    keeper, (first, second) = Keeper(), socket.socketpair()
+    with monkeypatch.context() as full:
+        full.setattr(_thread, "start_new_thread", refuse)
+        keeper.close([first.detach()])
+    with second:
+        second.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            second.recv(1)
+        second.settimeout(HANG_S)
+
+        keeper.close([])
+
+        assert second.recv(1) == b""

@@ -83,6 +83,7 @@ DOORS = {
     "prctl": {"linux.jail"},
     "asyncio": {"controller", "cli", "handover.store", "asyncio_lean"},
     "threading": set[str](),
+    "_thread": {"handover.fd_keeper"},
     "rich": {"ctl"},
     "matplotlib": {"ctl"},
     "numpy": {"ctl", "fake_guest"},
