@@ -49,12 +49,16 @@ class Reason(Enum):
     SWITCHED_OFF = "switched-off"
     ALL_RETURNED = "all-returned"
     RESTORED = "restored"
+    RESIZED = "resized"
+    ADOPTED = "adopted"
+    FRUITLESS = "fruitless"
+    NO_ROOM = "no-room"
 
 
 _WHY = {
     Reason.LOW_MEMORY: "low memory",
     Reason.AT_MAXIMUM: "low memory, but the balloon is at its maximum",
-    Reason.NO_BALLOON: "low memory, but this VM is too small for a balloon",
+    Reason.NO_BALLOON: "low memory, but this VM can have no balloon",
     Reason.RECHECK: "time to look again",
     Reason.MEMORY_BACK: "memory is back",
     Reason.NOT_ENOUGH_BACK: "not enough memory is back yet",
@@ -62,6 +66,10 @@ _WHY = {
     Reason.SWITCHED_OFF: "low memory is switched off",
     Reason.ALL_RETURNED: "all memory was given back",
     Reason.RESTORED: "taken over from an earlier process",
+    Reason.RESIZED: "the VM's memory has changed",
+    Reason.ADOPTED: "the guest's balloon was found out",
+    Reason.FRUITLESS: "low memory, but what this VM gives does not come back to the host",
+    Reason.NO_ROOM: "low memory, but the VM's tmpfs has no room to give this back later",
 }
 
 

@@ -15,7 +15,11 @@ Theory of operation
     not listening  LowMemoryTimer        listen again and look at once: still low is a new event
     release armed  AvailableMemoryTimer  level 0: disarm. Else re-arm, and one level down if
                                          there is room for it or nothing is ever low
+    any            ``resize``            another maximum: the level whose target is not above the
+                                         one before
     =============  ====================  ======================================================
+
+    While ``held`` says why, LowMemory takes no step up, and all else is as ever.
 
     "Listening" is the same as "no recheck pending"; a level above 0 always has a release pending.
     **An illegal event raises StateError and changes nothing**: any other event, and a LowMemory
@@ -225,6 +229,8 @@ class BalloonPolicy:
         self.max_bytes = max_bytes
         self.settings = settings
         self._draw = draw
+        self.held: Reason | None = None
+        """Why no step up is to be taken at this moment; None where nothing speaks against it."""
         self._state = PolicyState()
         self._statistics = PolicyStatistics()
 
@@ -323,13 +329,52 @@ class BalloonPolicy:
         self._state = PolicyState(self.level, recheck_at_s, release_at_s)
         return Step(tuple(actions), self._decision(Reason.RESTORED, self.level))
 
+    def resize(self, max_bytes: int) -> Step:
+        """Goes by another maximum from now on.
+
+        Nobody is asked for more by that alone: under a larger maximum the level is the highest
+        whose target is not above the present one. Under a smaller one it stays.
+
+        Raises:
+            ConfigError: as the constructor.
+        """
+        if max_bytes < 0 or max_bytes % PAGE_SIZE:
+            raise ConfigError(f"a balloon of at most {max_bytes} bytes, which are no whole pages")
+        before, target = self.level, self.target_bytes
+        grown = max_bytes > self.max_bytes
+        self.max_bytes = max_bytes
+        level = self._level_below(target) if grown else before
+        self._state = self._state._replace(level=level if max_bytes else 0)
+        actions = (SetTarget(self.target_bytes, self.level),)
+        return Step(actions, self._decision(Reason.RESIZED, before))
+
+    def adopt(self, held_bytes: int, now_s: float) -> Step:
+        """Begins with a balloon that is there already: at the highest level that asks for no more,
+        as if memory had been low just now."""
+        before = self.level
+        s = self.settings
+        arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)
+        level = self._level_below(held_bytes)
+        self._state = self._state._replace(level=level, release_at_s=now_s + arm.delay_s)
+        actions = (SetTarget(self.target_bytes, level), arm)
+        return Step(actions, self._decision(Reason.ADOPTED, before))
+
+    def _level_below(self, target_bytes: int) -> int:
+        """The highest level whose target is not above this one."""
+        pages = self.max_bytes // PAGE_SIZE
+        level = target_bytes // PAGE_SIZE * self.settings.steps // pages if pages else 0
+        # A level's target is rounded down to pages, so the one above may have the same one.
+        if pages * (level + 1) // self.settings.steps * PAGE_SIZE <= target_bytes:
+            level += 1
+        return min(level, self.settings.steps)
+
     def _low_memory(self, reading: Reading, now_s: float) -> Step:
         if not self.listening:
             raise StateError("LowMemory while the recheck is pending")
         if not reading.is_low:
             raise StateError(f"LowMemory with {reading}, which is not low")
         before, top = self.level, self.settings.steps
-        up = self.max_bytes > 0 and before < top
+        up = self.max_bytes > 0 and before < top and self.held is None
         level = before + 1 if up else before
         s = self.settings
         recheck = self._arm(Timer.LOW_MEMORY, s.recheck_s, s.recheck_jitter_s)
@@ -341,8 +386,10 @@ class BalloonPolicy:
             self._count("steps_up")
             actions = (SetTarget(self.target_bytes, level), *actions)
             reason = Reason.LOW_MEMORY
+        elif not self.max_bytes:
+            reason = Reason.NO_BALLOON
         else:
-            reason = Reason.AT_MAXIMUM if self.max_bytes else Reason.NO_BALLOON
+            reason = Reason.AT_MAXIMUM if before == top or self.held is None else self.held
         return Step(actions, self._decision(reason, before, reading))
 
     def _recheck(self) -> Step:

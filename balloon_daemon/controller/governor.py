@@ -1,8 +1,10 @@
 """Runs one guest's balloon policy: timers and low memory in, targets and log lines out."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from random import random
+from typing import Protocol
 
 from balloon_daemon.balloon_policy import (
     Action,
@@ -29,7 +31,20 @@ from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.log import EventLog
 from balloon_daemon.units import format_size
 
-_QUIET = {Reason.AT_MAXIMUM, Reason.NO_BALLOON}
+_QUIET = {Reason.AT_MAXIMUM, Reason.NO_BALLOON, Reason.FRUITLESS, Reason.NO_ROOM}
+
+
+class GovernedVm(Protocol):
+    """What a governor asks of its VM."""
+
+    def against_more(self, level: int) -> Reason | None:
+        """Why the guest must not be asked for more just now; None: it may."""
+
+    def is_short(self) -> bool:
+        """Whether the balloon is smaller than was asked for."""
+
+    def tell_again(self) -> None:
+        """Tells the guest the present target once more."""
 
 
 class Governor:
@@ -40,6 +55,7 @@ class Governor:
         watch: tells when memory is low.
         set_target: takes each new target, in bytes.
         decided: called after each decision that is worth a line, and after each change of state.
+        vm: what else a decision goes by.
         log: bound to the guest.
     """
 
@@ -49,17 +65,21 @@ class Governor:
         watch: MemoryWatch,
         set_target: Callable[[int], None],
         decided: Callable[[], None],
+        vm: "GovernedVm",
         log: EventLog,
     ) -> None:
         self._settings = settings
         self._watch = watch
         self._set_target = set_target
         self._decided = decided
+        self._vm = vm
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._policy: BalloonPolicy | None = None
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
         self._last_reason: Reason | None = None
+        self._told_at = -math.inf
+        self._halted = False
         self.vm_mem_bytes = 0
         """The size that the policy goes by; 0 before it is known."""
 
@@ -71,19 +91,42 @@ class Governor:
         """The policy's state, to be kept; None before it has one."""
         return None if self._policy is None else self._policy.state()
 
-    def start(self, vm_mem_bytes: int) -> None:
-        """Begins with an empty balloon."""
-        max_bytes = max_balloon_bytes(vm_mem_bytes)
+    def start(self, vm_mem_bytes: int, balloon_bytes: int = 0) -> None:
+        """Begins.
+
+        Args:
+            vm_mem_bytes: the VM's size.
+            balloon_bytes: what an earlier balloond has left in the guest's balloon.
+        """
         self.vm_mem_bytes = vm_mem_bytes
-        self._policy = BalloonPolicy(max_bytes, self._settings, random)
+        self._policy = BalloonPolicy(max_balloon_bytes(vm_mem_bytes), self._settings, random)
+        self._log_size("attached", self._policy.max_bytes)
+        if balloon_bytes:
+            self._take(self._policy.adopt(balloon_bytes, self._loop.time()))
+            self._decided()
+        else:
+            self._set_target(0)
+        self._watch.listen(self._memory_is_low)
+
+    def resize(self, vm_mem_bytes: int) -> None:
+        """The VM has another size from now on."""
+        if self._policy is None or self._halted or vm_mem_bytes == self.vm_mem_bytes:
+            return
+        self.vm_mem_bytes = vm_mem_bytes
+        max_bytes = max_balloon_bytes(vm_mem_bytes)
+        self._log_size("size", max_bytes)
+        if max_bytes != self._policy.max_bytes:
+            self._take(self._policy.resize(max_bytes))
+            self._decided()
+
+    def _log_size(self, event: str, max_bytes: int) -> None:
         self._log.info(
-            "attached",
-            f"VM of {format_size(vm_mem_bytes)}, balloon of at most {format_size(max_bytes)} "
+            event,
+            f"VM of {format_size(self.vm_mem_bytes)}, balloon of at most {format_size(max_bytes)} "
             f"in {self._settings.steps} steps",
-            vm_mem_bytes=vm_mem_bytes,
+            vm_mem_bytes=self.vm_mem_bytes,
             max_balloon_bytes=max_bytes,
         )
-        self._watch.listen(self._memory_is_low)
 
     def restore(self, vm_mem_bytes: int, state: PolicyState) -> None:
         """Goes on from another controller's state.
@@ -103,13 +146,22 @@ class Governor:
 
     def halt(self) -> None:
         """Decides nothing any more."""
+        self._halted = True
         self._watch.ignore(self._memory_is_low)
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
 
     def _memory_is_low(self, reading: Reading) -> None:
+        assert self._policy is not None
+        self._policy.held = self._vm.against_more(self._policy.level)
         self._step(LowMemory(reading))
+        # A driver may have stopped at the first page that it could not have, and look again only
+        # when it is told (Windows', OpenBSD's).
+        now = self._loop.time()
+        if now - self._told_at >= self._settings.release_every_s and self._vm.is_short():
+            self._told_at = now
+            self._vm.tell_again()
 
     def _fired(self, timer: Timer) -> None:
         del self._timers[timer]
@@ -129,6 +181,7 @@ class Governor:
         for action in step.actions:
             if isinstance(action, SetTarget):
                 self._set_target(action.target_bytes)
+                self._told_at = self._loop.time()
         self._log_decision(step.decision)
         self._act(step.actions)
 

@@ -4,31 +4,41 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
+from balloon_daemon.balloon_policy import Reason
 from balloon_daemon.config import Config
 from balloon_daemon.controller.governor import Governor
-from balloon_daemon.controller.introduction import introduce
+from balloon_daemon.controller.introduction import not_shared
 from balloon_daemon.controller.keeper import DeviceKeeper, Jail
+from balloon_daemon.controller.limits import BalloonLimits
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
+from balloon_daemon.controller.sounding import Sounding
 from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.handover.store import Store
-from balloon_daemon.linux.memory import inspect_memory_file
 from balloon_daemon.log import EventLog, RateLimit
+from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend
-from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.connection import Connection, Received, inspect_memory, right_kind
 from balloon_daemon.vhost_user.effects import (
     ActualWritten,
     AnswerVringBase,
     Effect,
+    NotServed,
     RingsChanged,
     Send,
     StopDevice,
 )
-from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
-from balloon_daemon.vhost_user.messages import FrontendRequest, Message, decode_message
+from balloon_daemon.vhost_user.memory_table import MemoryTable
+from balloon_daemon.vhost_user.messages import (
+    VHOST_USER_F_PROTOCOL_FEATURES,
+    FrontendRequest,
+    Message,
+    decode_message,
+)
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, pages_of
 
 REACHED_A_SECOND = 4
@@ -40,10 +50,15 @@ MESSAGES_A_TURN = 64
 SAVE_ACTUAL_S = 0.05
 """``actual`` changes with every buffer and heals with the next: it is kept a little later."""
 
+NOT_SERVED_A_SECOND = 2
+"""Lines that say what cannot be served: a driver may choose impossible sizes over and over."""
+
+SHARED_WITHIN_POLLS = 60
+"""How long a VMM may take to give its guest's memory before it is named, in times of the policy's
+poll, which is 1 s. It does so when the guest's driver starts."""
+
 _CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFIG))
 """Requests that stop and start nothing, and leave nothing behind that would have to be kept."""
-
-Received = tuple[Message, tuple[Fd, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +110,26 @@ class Guest:
         self._save_later: asyncio.TimerHandle | None = None
         self._leaving = False
         self._taken: Received | None = None
+        self._not_served = RateLimit(NOT_SERVED_A_SECOND)
+        self._refusal = ""
+        self._not_shared: asyncio.TimerHandle | None = None
+        self._sounding = Sounding(self._set_target, shared.config.poll_s)
         offered = OFFERED_FEATURES
         if not shared.config.page_reporting:
             offered &= ~BalloonFeature.REPORTING
-        self.backend = Backend(MemoryTable(_inspect), offered)
+        self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
+        self.limits = BalloonLimits(self.backend, shared.config.vm_mem_bytes, self._log)
         self.keeper = DeviceKeeper(
             self.backend,
             shared.jail,
             lambda: self.backend.config.num_pages * PAGE_SIZE,
             self._log,
             name,
-            self.save,
+            self._device_changed,
+            self,
         )
         self.governor = Governor(
-            shared.config.policy, shared.watch, self._set_target, self._decided, self._log
+            shared.config.policy, shared.watch, self._set_target, self._decided, self, self._log
         )
 
     @property
@@ -118,8 +139,12 @@ class Guest:
 
     async def serve(self) -> None:
         """Answers the VMM until it hangs up or breaks the protocol; then lets go of everything."""
+        shared_within_s = SHARED_WITHIN_POLLS * self._shared.config.poll_s
+        self._not_shared = self._loop.call_later(shared_within_s, self._say_not_shared)
         try:
             await self._finish_pending()
+            # Another controller may have ended before it began, or while it found out a balloon.
+            self._start_governor()
             while True:
                 for _ in range(MESSAGES_A_TURN):
                     await self._take_one()
@@ -168,6 +193,8 @@ class Guest:
     def restore(self, handled: int, num_pages: int, actual: int) -> None:
         """Takes over what another controller kept beside the back-end's and policy's state."""
         self._handled = handled
+        # Rings in mid-life are no news here, unless their balloon was unknown to that one too.
+        self.backend.driver.balloon_unknown &= not self.governor.started
         self.backend.config.num_pages = pages_of(num_pages * PAGE_SIZE)
         self.backend.config.actual = pages_of(actual * PAGE_SIZE)
         if actual == 0:
@@ -179,7 +206,7 @@ class Guest:
     async def _take_one(self) -> None:
         """Takes the next message, or waits for one that is no access to the config space."""
         received = self._receive() or await self._next_message()
-        await self._handle(*received)
+        await self._handle(received)
         if self._saver is not None:
             self._saver.journal.done()
         # Not before the saver's duplicates: the last ones are not to be closed in here.
@@ -191,9 +218,10 @@ class Guest:
             self._saver.journal.begin(self._handled + 1, request)
         return self._connection.receive()
 
-    async def _handle(self, message: Message, fds: tuple[Fd, ...]) -> None:
+    async def _handle(self, received: Received) -> None:
+        message, fds, lost = received
         self._handled += 1
-        effects = self.backend.handle(message, fds)
+        effects = self.backend.handle(message, fds, lost=lost)
         if fds:
             # Only this process has them now, and a device that has to end first takes its time.
             self.save()
@@ -228,14 +256,13 @@ class Guest:
             received = self._receive()
             if received is None:
                 return
-            message, fds = received
-            if message.request not in _CONFIG_ACCESS:
+            if received.message.request not in _CONFIG_ACCESS:
                 self._taken = received
                 waiter.set_result(received)
                 return
             self._handled += 1
             self._unsaved = False
-            for effect in self.backend.handle(message, fds):
+            for effect in self.backend.handle(received.message, received.fds):
                 if isinstance(effect, Send):
                     self._send_kept(effect.reply)
                 elif isinstance(effect, ActualWritten):
@@ -262,18 +289,34 @@ class Guest:
                 self.keeper.settle()
             case ActualWritten():
                 self._actual_written(effect)
+            case NotServed(why):
+                left_out = self._not_served.admit(self._loop.time())
+                if left_out is not None:
+                    more = f" ({left_out} more like it)" if left_out else ""
+                    self._log.warning("vmm", f"{why}{more}")
+            case _:
+                assert_never(effect)
 
     def _actual_written(self, effect: ActualWritten) -> None:
         if effect.actual == 0:
             self._empty.set()
         else:
             self._empty.clear()
-        if effect.actual == self.backend.config.num_pages:
-            admitted = self._reached.admit(self._loop.time()) is not None
-            log, size = self._log.info if admitted else self._log.debug, self.actual_bytes
-            log("reached", f"balloon is {format_size(size)}", actual_bytes=size)
+        if self._sounding.under_way:
+            found = self.actual_bytes
+            self._log.info("sounding", f"its balloon is {format_size(found)}", actual_bytes=found)
+            self._begin(found)
+        elif effect.actual == self.backend.config.num_pages:
+            self._target_reached()
         if self._saver is not None and self._save_later is None:
             self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
+
+    def _target_reached(self) -> None:
+        admitted = self._reached.admit(self._loop.time()) is not None
+        log, size = self._log.info if admitted else self._log.debug, self.actual_bytes
+        missing = self.limits.judge() if admitted else 0
+        host = f", of which the host has {format_size(max(0, size - missing))}" if missing else ""
+        log("reached", f"balloon is {format_size(size)}{host}", actual_bytes=size)
 
     async def _send(self, reply: bytes) -> None:
         if self._saver is not None and self._unsaved:
@@ -306,9 +349,68 @@ class Guest:
 
     def _start_governor(self) -> None:
         """Starts the balloon policy once the VM's size is known and its rings run."""
-        if not self.governor.started and self.backend.ready_vrings():
-            wanted_bytes = self._shared.config.vm_mem_bytes
-            self.governor.start(introduce(self.backend, wanted_bytes, self._log))
+        refusal = self.backend.refusal
+        if refusal and refusal != self._refusal:
+            self._log.error("vmm", f"{refusal}: this VM gets no balloon")
+        self._refusal = refusal
+        if self.governor.started or not self.backend.ready_vrings():
+            return
+        self.limits.look_at_memory()
+        if not self.backend.driver.balloon_unknown:
+            self._begin(0)
+        elif not self._sounding.under_way:
+            self._log.info("sounding", "its driver is in mid-life: finding out its balloon")
+            self._sounding.begin()
+
+    def _begin(self, balloon_bytes: int) -> None:
+        """Begins to decide, with so much in the guest's balloon."""
+        self._sounding.end()
+        self.governor.start(self.limits.size_bytes, balloon_bytes)
+
+    def _say_not_shared(self) -> None:
+        if self.backend.memory.regions or self.backend.refusal:
+            return
+        bound = self.backend.acknowledged & ~VHOST_USER_F_PROTOCOL_FEATURES
+        self._log.warning("vmm", not_shared(driver_runs=bool(bound)))
+
+    def _device_changed(self) -> None:
+        """Another device runs: the front-end has finished what it had to say of its memory."""
+        if self.governor.started:
+            self.limits.look_at_memory()
+            self.governor.resize(self.limits.size_bytes)
+        self.save()
+
+    # --- what devices report ------------------------------------------------------------------
+
+    def progressed(self, done: Progress) -> None:
+        """All devices of this guest together have done so much."""
+        self.limits.take_progress(done)
+
+    def stats_came(self, stats: dict[int, int], *, first: bool) -> None:
+        """The guest's statistics, by tag.
+
+        A device takes the buffer that its predecessor held, too: after a change of the memory
+        table its first statistics may be from before. So new ones are asked for.
+        """
+        if first:
+            self.keeper.request_stats()
+        if not first or self.limits.knows_no_total:
+            self.limits.take_stats(stats)
+            self.governor.resize(self.limits.size_bytes)
+
+    # --- what the governor asks ---------------------------------------------------------------
+
+    def against_more(self, level: int) -> Reason | None:
+        """Why the guest must not be asked for more just now; None: it may."""
+        return self.limits.against_more(level)
+
+    def is_short(self) -> bool:
+        """Whether the balloon is smaller than was asked for."""
+        return self.backend.config.actual < self.backend.config.num_pages
+
+    def tell_again(self) -> None:
+        """Tells the guest the present target once more."""
+        self.keeper.send_target()
 
     def _set_target(self, target_bytes: int) -> None:
         # The config space first: the driver reads it as soon as it hears of a change.
@@ -363,7 +465,7 @@ class Guest:
             message = decode_message(entry.request)
             if entry.number > self._handled:
                 # Taken, and nothing kept of it since. Without its descriptors, if it had any.
-                await self._handle(message, ())
+                await self._handle(Received(message, ()))
             else:
                 await self._answer_again(message)
         self._saver.journal.done()
@@ -380,8 +482,10 @@ class Guest:
 
     async def _close(self) -> None:
         self.governor.halt()
-        if self._save_later is not None:
-            self._save_later.cancel()
+        self._sounding.end()
+        for timer in (self._save_later, self._not_shared):
+            if timer is not None:
+                timer.cancel()
         # Before the device ends: whoever lets go of the guest's memory last frees all of it, and
         # that must not be this process.
         saver, self._saver = self._saver, None
@@ -400,11 +504,6 @@ class Guest:
             self._loop.remove_writer(self._connection.fileno())
             self._connection.close(kept=self._leaving)
             self._empty.set()
-
-
-def _inspect(fd: Fd) -> tuple[int, int]:
-    file = inspect_memory_file(fd.fileno())
-    return file.size_bytes, file.page_bytes
 
 
 MakeGuest = Callable[[str, Connection, GuestSaver | None], Guest]

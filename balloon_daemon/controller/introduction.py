@@ -1,43 +1,70 @@
-"""What the log says of a VM whose rings begin to run, and how large it is."""
+"""What the log says of a VM's memory when its rings begin to run, or it has changed."""
 
+from balloon_daemon.linux.memory import memory_file_use
 from balloon_daemon.linux.page_kind import describe_pages
 from balloon_daemon.log import EventLog
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
-from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.memory_table import Region
+
+NEVER_FREED_REMEDY = (
+    "give the VM memory that can be freed: memory-backend-memfd, or a file on tmpfs, with share=on"
+)
 
 
-def introduce(backend: Backend, wanted_bytes: int | None, log: EventLog) -> int:
-    """Says what is worth knowing of a VM, and warns of what will not work.
+def introduce_memory(regions: list[Region], log: EventLog) -> None:
+    """Says what a VM's memory is made of, and warns of what will not work.
 
     Args:
-        backend: with its memory table.
-        wanted_bytes: what ``--vm-mem`` says; None: nothing.
+        regions: its memory table.
         log: bound to the guest.
-
-    Returns:
-        The size that its balloon policy goes by, in bytes.
     """
-    regions = backend.memory.regions
-    # A PC's memory table lacks the 128 KiB of VGA below 1 MiB: a VM is of whole MiB.
-    table_bytes = -(-backend.memory.size_bytes // MIB) * MIB
-    size_bytes = wanted_bytes or table_bytes
-    if abs(size_bytes - table_bytes) >= MIB:
-        log.warning(
-            "size",
-            f"--vm-mem says {format_size(size_bytes)}, the VMM's memory table "
-            f"{format_size(table_bytes)}; going by --vm-mem",
-        )
-    if backend.channel is None:
-        log.warning("vmm", "the VMM gives no back-end channel: no target can reach it")
+    freed = [region for region in regions if not region.never_freed]
+    size = -(-sum(region.description.size_bytes for region in freed) // MIB) * MIB
     # How memory comes back depends on it: a huge page only as a whole, or after a split.
-    kinds = sorted({describe_pages(region.fd.fileno()) for region in regions})
-    log.info(
-        "memory", f"guest memory of {format_size(table_bytes)}: {'; '.join(kinds)}", pages=kinds
-    )
-    if any(region.page_bytes > PAGE_SIZE for region in regions):
+    kinds = sorted({describe_pages(region.fd.fileno()) for region in freed})
+    if kinds:
+        message = f"guest memory of {format_size(size)}: {'; '.join(kinds)}"
+        log.info("memory", message, pages=kinds)
+    for region in regions:
+        if region.never_freed:
+            place = region.description
+            log.info(
+                "memory",
+                f"{format_size(place.size_bytes)} at {place.guest_addr:#x} are never freed: their "
+                f"file {region.never_freed}",
+            )
+    if any(region.page_bytes > PAGE_SIZE for region in freed):
         log.warning(
             "memory",
             "huge pages that it gives up go to the host's pool, not to available memory; if the "
             "pool has none left when it takes them back, its VMM dies of SIGBUS",
         )
-    return size_bytes
+    else:
+        _warn_of_limits(freed, log)
+
+
+def _warn_of_limits(freed: list[Region], log: EventLog) -> None:
+    """A tmpfs with a size limit: what a guest gives up there, another file may take."""
+    warned = set[int]()
+    for region in freed:
+        use = memory_file_use(region.fd.fileno())
+        device = use.identity[0]
+        if use.limit_bytes is not None and device not in warned:
+            warned.add(device)
+            log.warning(
+                "memory",
+                "guest memory is a file on a tmpfs with a limit of "
+                f"{format_size(use.limit_bytes)} ({format_size(use.free_bytes)} free): if other "
+                "files there take what the guest gives up, its VMM dies of SIGBUS when the guest "
+                "takes it back; use memory-backend-memfd, or a tmpfs without a limit",
+            )
+
+
+def not_shared(*, driver_runs: bool) -> str:
+    """Why a VMM that is connected may not have given its guest's memory, and what to do."""
+    driver = "" if driver_runs else "its guest has no balloon driver running yet, or "
+    return (
+        f"its VMM is connected but has not given its guest's memory so far: {driver}the memory is "
+        "not shared (QEMU: share=on for the memory back-end; libvirt: <access mode='shared'/>); "
+        "until then it has no balloon"
+    )

@@ -10,6 +10,7 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from balloon_daemon.controller.device_words import cause, fault_words, stat_name
 from balloon_daemon.controller.waiting import is_done_within, is_set_within
@@ -92,6 +93,16 @@ class Jail:
     fork: Fork = fork_here
 
 
+class Hears(Protocol):
+    """Whoever wants to know what devices report of their guest."""
+
+    def progressed(self, done: Progress) -> None:
+        """All devices of this guest together have done so much."""
+
+    def stats_came(self, stats: dict[int, int], *, first: bool) -> None:
+        """The guest's statistics, by tag; the first ones of a device may be old."""
+
+
 class DeviceKeeper:
     """The device of one guest, or the absence of one.
 
@@ -102,6 +113,7 @@ class DeviceKeeper:
         log: bound to the guest.
         name: the guest's, for ``ps``.
         changed: called when another device runs than before, so that it can be kept in mind.
+        hears: takes what devices report of their guest.
     """
 
     def __init__(
@@ -112,6 +124,7 @@ class DeviceKeeper:
         log: EventLog,
         name: str,
         changed: Callable[[], None],
+        hears: "Hears",
     ) -> None:
         self._backend = backend
         self._jail = jail
@@ -119,6 +132,7 @@ class DeviceKeeper:
         self._log = log
         self._name = name
         self._changed = changed
+        self._hears = hears
         self._loop = asyncio.get_running_loop()
         self._device: DeviceProcess | None = None
         self._gone = self._loop.create_future()
@@ -134,8 +148,7 @@ class DeviceKeeper:
         self._alone = asyncio.Event()
         self._alone.set()
         self._before, self._now = Progress(), Progress()
-        self.stats: dict[int, int] = {}
-        """The guest's latest statistics, by tag."""
+        self._had_stats = False
         self.started = 0
         """Devices forked so far."""
 
@@ -181,7 +194,7 @@ class DeviceKeeper:
             self._device.tube.send(Target(self._target()))
 
     def request_stats(self) -> None:
-        """Asks the guest for new statistics; ``stats`` changes when they come."""
+        """Asks the guest for new statistics."""
         if self._device is not None:
             self._device.tube.send(Command.REQUEST_STATS)
 
@@ -270,7 +283,7 @@ class DeviceKeeper:
             return
         self._device = device
         self._gone = self._loop.create_future()
-        self._stopping = self._indices_known = False
+        self._stopping = self._indices_known = self._had_stats = False
         self.started += 1
         if not look:
             self._began_at = self._loop.time()
@@ -293,7 +306,8 @@ class DeviceKeeper:
                 region.description.size_bytes,
                 region.description.mmap_offset_bytes,
                 region.page_bytes,
-                region.fd.fileno(),
+                region.fd.fileno() if region.mappable else None,
+                not region.never_freed,
             )
             for region in self._backend.memory.regions
         )
@@ -321,6 +335,7 @@ class DeviceKeeper:
             load_filter=self._jail.load_filter,
             must_tell_host=bool(self._backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
             earned=min(1.0, (self._loop.time() - self._began_at) / EARNED_AFTER_S),
+            pfns_name_pages=not self._backend.memory.has_unnameable,
         )
 
     def _hear(self, device: DeviceProcess) -> bool:
@@ -339,8 +354,10 @@ class DeviceKeeper:
                 self._log.debug("device", "device is jailed and ready")
             case Progress():
                 self._now = report
+                self._hears.progressed(self.statistics())
             case Stats(entries):
-                self.stats = dict(entries)
+                first, self._had_stats = not self._had_stats, True
+                self._hears.stats_came(dict(entries), first=first)
                 named = {stat_name(tag): value for tag, value in entries}
                 self._log.debug("stats", "the guest's statistics", **named)
             case Fault():

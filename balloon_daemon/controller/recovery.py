@@ -64,11 +64,13 @@ def _restore(
     try:
         for message in state.messages:
             fds = [foreign.own(take(number).detach()) for number in message.fds]
-            guest.backend.handle(decode_message(message.content), fds)
+            # First: what the back-end cannot use any more (a file cut short) it closes.
             for number, fd in zip(message.fds, fds, strict=True):
                 saver.adopt(number, fd)
+            guest.backend.handle(decode_message(message.content), fds)
         if state.policy is not None:
             guest.governor.restore(state.vm_mem_bytes, state.policy)
+            guest.limits.assume(state.vm_mem_bytes)
         saver.adopt(state.connection, connection)
         saver.adopt(state.journal, saver.journal.fd)
         saver.adopt_state(kept.serial)

@@ -90,6 +90,7 @@ class BalloonDevice:
         self._reported_bytes = 0
         self._buffers = 0
         self._faults = 0
+        self._foreign_pages = 0
 
     def statistics(self) -> Progress:
         """What was done since the start."""
@@ -101,6 +102,10 @@ class BalloonDevice:
             self._reclaimer.removals,
             self._buffers,
             self._faults,
+            (self._reclaimer.removed_bytes - self._reclaimer.reported_removed_bytes) // PAGE_SIZE,
+            self._reclaimer.kept_pages,
+            self._reclaimer.refused_pages,
+            self._foreign_pages,
         )
 
     @property
@@ -200,7 +205,11 @@ class BalloonDevice:
     def _inflate(self, chain: DescriptorChain) -> int:
         content = self._pfns("inflateq", chain)
         if content:
-            self._reclaimer.inflate("inflateq", chain.head, runs_of(content))
+            try:
+                self._reclaimer.inflate("inflateq", chain.head, runs_of(content))
+            except GuestError:
+                self._foreign_pages += len(content) // 4
+                raise
             self._inflated_pages += len(content) // 4
         return chain.head
 

@@ -48,14 +48,21 @@ MAX_LAST_WORDS = 1500
 
 @dataclass(frozen=True, slots=True)
 class RegionSpec:
-    """A memory region to map; ``fd`` stays the caller's."""
+    """A memory region.
+
+    Attributes:
+        fd: its file, the caller's; None for one that is not to be mapped. Its pages are known and
+            never removed, and nothing can be read there.
+        freed: whether pages that the guest gives up here can be removed.
+    """
 
     guest_addr: GuestAddr
     frontend_addr: FrontendAddr
     size_bytes: int
     mmap_offset_bytes: int
     page_bytes: int
-    fd: int
+    fd: int | None
+    freed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,8 @@ class DeviceSpec:
         earned: how much of its allowances the guest has at the beginning, from 0 to 1.
         rehearse: before it ends it does what only a long life could need, naming each step of
             that on its standard error.
+        pfns_name_pages: False where the guest has pages beyond what a page frame number of 32 bits
+            can name: then no number can be trusted, and no page of the balloon is removed.
     """
 
     name: str
@@ -98,10 +107,11 @@ class DeviceSpec:
     must_tell_host: bool
     earned: float = 1.0
     rehearse: bool = False
+    pfns_name_pages: bool = True
 
     def fds(self) -> Iterator[int]:
         """Every descriptor in it, in a fixed order."""
-        yield from (region.fd for region in self.regions)
+        yield from (region.fd for region in self.regions if region.fd is not None)
         for vring in self.vrings:
             yield vring.kick_fd
             if vring.call_fd is not None:
@@ -268,19 +278,21 @@ def become_device(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) ->
 
 def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
     """Maps the guest and wires everything up; reads nothing of it but ``used.idx``."""
-    maps = [map_shared(r.fd, r.size_bytes, r.mmap_offset_bytes) for r in spec.regions]
-    order = sorted(range(len(maps)), key=lambda i: spec.regions[i].guest_addr)
-    maps = [maps[i] for i in order]
+    regions = sorted(spec.regions, key=lambda region: region.guest_addr)
+    maps = [
+        None if r.fd is None else map_shared(r.fd, r.size_bytes, r.mmap_offset_bytes)
+        for r in regions
+    ]
     memory = GuestMemory(
         [
             MemoryRegion(
                 region.guest_addr,
                 region.frontend_addr,
                 region.size_bytes,
-                memoryview(mapped),
+                None if mapped is None else memoryview(mapped),
                 region.page_bytes,
             )
-            for region, mapped in zip((spec.regions[i] for i in order), maps, strict=True)
+            for region, mapped in zip(regions, maps, strict=True)
         ]
     )
     reporter = Reporter(tube)
@@ -291,11 +303,15 @@ def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
             reporter.fault(FaultKind.RING, vring.index, Rule.RING, NO_HEAD, vring.descriptors)
         else:
             queues.append(running)
+    freed = [
+        mapped if region.freed else None for region, mapped in zip(regions, maps, strict=True)
+    ]
     reclaimer = Reclaimer(
         memory,
-        maps,
+        freed,
         lambda errno, addr: reporter.fault(FaultKind.HOST, 0, errno, NO_HEAD, addr),
         must_tell_host=spec.must_tell_host,
+        pfns_name_pages=spec.pfns_name_pages,
     )
     device = BalloonDevice(
         memory,

@@ -78,21 +78,25 @@ class Reclaimer:
 
     Args:
         memory: the guest's regions.
-        maps: the mapping behind each of ``memory.regions``, in the same order.
+        maps: the mapping behind each of ``memory.regions``, in the same order; None for a region
+            that cannot be freed: its pages are counted and left alone.
         host_fault: hears of the kernel's refusals; what it refuses stays with the guest's file.
         must_tell_host: the driver uses no page of the balloon again before its deflation is
             answered (VIRTIO_BALLOON_F_MUST_TELL_HOST). Otherwise a part that an earlier buffer
             handed over may be in use again, and a huge page goes only with a buffer that has
             all of it.
+        pfns_name_pages: False: a page frame number may be a longer one's low 32 bits, so none of
+            them is acted on.
     """
 
     def __init__(
         self,
         memory: GuestMemory,
-        maps: Sequence[mmap.mmap],
+        maps: Sequence[mmap.mmap | None],
         host_fault: HostFault,
         *,
         must_tell_host: bool = False,
+        pfns_name_pages: bool = True,
     ) -> None:
         self._memory = memory
         self._maps = tuple(maps)
@@ -102,14 +106,23 @@ class Reclaimer:
             index
             for index, region in enumerate(memory.regions)
             if region.host_page_bytes == PAGE_SIZE
+            and self._maps[index] is not None
+            and pfns_name_pages
         }
         self._must_tell_host = must_tell_host
+        self._pfns_name_pages = pfns_name_pages
         # For each region of huge pages: which 4 KiB parts of each are in the balloon, as bits. All
         # that are complete share one number: for a TiB of them there would be half a million.
         self._parts: list[dict[int, int]] = [{} for _ in self._maps]
         self._whole = [(1 << region.host_page_bytes // PAGE_SIZE) - 1 for region in memory.regions]
         self.removed_bytes = 0
         self.removals = 0
+        self.reported_removed_bytes = 0
+        """How much of ``removed_bytes`` was not in the balloon, but reported as free."""
+        self.kept_pages = 0
+        """4 KiB pages that the guest gave up where nothing can be freed."""
+        self.refused_pages = 0
+        """4 KiB pages that the kernel refused to free."""
 
     def inflate(self, queue: str, head: int, runs: Runs) -> None:
         """Removes the pages that the guest put into the balloon.
@@ -130,6 +143,8 @@ class Reclaimer:
         for index, offset, length in self._located(queue, head, runs):
             if index in self._plain:
                 self._remove(index, offset, length)
+            elif self._maps[index] is None or not self._pfns_name_pages:
+                self.kept_pages += length // PAGE_SIZE
             else:
                 self._collect(index, offset, length)
 
@@ -174,7 +189,7 @@ class Reclaimer:
         Raises:
             GuestError: a range outside guest memory; then nothing is removed.
         """
-        places = []
+        places, before = [], self.removed_bytes
         for addr, length in ranges:
             pieces, outside = self._pieces(addr, length)
             if outside is not None:
@@ -184,8 +199,9 @@ class Reclaimer:
             page_bytes = self._memory.regions[index].host_page_bytes
             start = -(-offset // page_bytes) * page_bytes
             end = (offset + length) // page_bytes * page_bytes
-            if start < end:
+            if start < end and self._maps[index] is not None:
                 self._remove(index, start, end - start)
+        self.reported_removed_bytes += self.removed_bytes - before
         return sum(length for _, length in ranges)
 
     def _located(self, queue: str, head: int, runs: Runs) -> list[tuple[int, int, int]]:
@@ -221,10 +237,12 @@ class Reclaimer:
         """Removes runs of one region that begins at guest-physical ``start``."""
         page_bytes = PAGE_SIZE
         firsts, counts = runs
+        mapped = self._maps[index]
+        assert mapped is not None
         offsets = [first * page_bytes - start for first in firsts]
         lengths = [count * page_bytes for count in counts]
         places, sizes = iter(offsets), iter(lengths)
-        removals = map(self._maps[index].madvise, repeat(_REMOVE), places, sizes)
+        removals = map(mapped.madvise, repeat(_REMOVE), places, sizes)
         failed = 0
         while True:
             try:
@@ -235,15 +253,19 @@ class Reclaimer:
                 place = len(offsets) - length_hint(places) - 1
                 self._host_fault(err.errno or 0, offsets[place] + start)
                 self.removed_bytes -= lengths[place]
+                self.refused_pages += lengths[place] // page_bytes
                 failed += 1
         self.removed_bytes += sum(lengths)
         self.removals += len(firsts) - failed
 
     def _remove(self, index: int, offset: int, length: int) -> None:
+        mapped = self._maps[index]
+        assert mapped is not None
         try:
-            self._maps[index].madvise(_REMOVE, offset, length)
+            mapped.madvise(_REMOVE, offset, length)
         except OSError as err:
             region = self._memory.regions[index]
+            self.refused_pages += length // PAGE_SIZE
             self._host_fault(err.errno or 0, region.guest_addr + offset)
             return
         self.removals += 1

@@ -219,6 +219,7 @@ def _encode(spec: DeviceSpec, parent: int, fds: int, bpf: bytes) -> bytes:
                 (r.guest_addr, r.frontend_addr, r.size_bytes, r.mmap_offset_bytes, r.page_bytes)
                 for r in spec.regions
             ],
+            [(r.fd is not None, r.freed) for r in spec.regions],
             [
                 (v.index, v.queue.value, v.size, v.descriptors, v.available, v.used)
                 for v in spec.vrings
@@ -230,6 +231,7 @@ def _encode(spec: DeviceSpec, parent: int, fds: int, bpf: bytes) -> bytes:
             spec.must_tell_host,
             spec.earned,
             spec.rehearse,
+            spec.pfns_name_pages,
         )
     )
 
@@ -238,13 +240,16 @@ def _decode(
     flat: tuple[Any, ...], fds: list[int], load_filter: Callable[[], None]
 ) -> DeviceSpec | None:
     """The spec of a request; None where some of its descriptors found no room here."""
-    _, count, _, name, regions, vrings, calls, channel, change, identity, *rest = flat
+    _, count, _, name, regions, kinds, vrings, calls, channel, change, identity, *rest = flat
     if len(fds) != count:
         return None
     left = iter(fds[2:])
     return DeviceSpec(
         name,
-        tuple(_region(region, next(left)) for region in regions),
+        tuple(
+            RegionSpec(*(*region, next(left) if mapped else None, freed))
+            for region, (mapped, freed) in zip(regions, kinds, strict=True)
+        ),
         tuple(_vring(vring, left, call=call) for vring, call in zip(vrings, calls, strict=True)),
         next(left) if channel else None,
         change,
@@ -252,10 +257,6 @@ def _decode(
         load_filter,
         *rest,
     )
-
-
-def _region(flat: tuple[Any, ...], fd: int) -> RegionSpec:
-    return RegionSpec(*(*flat, fd))
 
 
 def _vring(flat: tuple[Any, ...], left: Iterator[int], *, call: bool) -> VringSpec:

@@ -35,6 +35,7 @@ from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.virtio.balloon import (
     MAX_QUEUES,
     STAT_ENTRY,
+    BalloonFeature,
     BalloonQueue,
     StatTag,
     queue_numbers,
@@ -110,6 +111,8 @@ class BalloonDriver:
         self._report: PageReport | None = None
         self._leaving = False
         self._look_again = False
+        self._keeps_total = False
+        self._plugged_bytes = 0
         self._reset_queues()
 
     def _reset_queues(self) -> None:
@@ -140,6 +143,8 @@ class BalloonDriver:
             The rings for the machine to hand to the device.
         """
         self._reset_queues()
+        # Linux leaves the balloon in its total with DEFLATE_ON_OOM, and takes it out without.
+        self._keeps_total = bool(acknowledged & BalloonFeature.DEFLATE_ON_OOM)
         size = self.settings.queue_size
         for index, queue in queue_numbers(acknowledged).items():
             ring = DriverQueue(index, size, self.ram.memory, self._area + index * ring_bytes(size))
@@ -170,6 +175,10 @@ class BalloonDriver:
         self._report = None
         self.wants_retry = False
         self._reset_queues()
+
+    def memory_plugged(self, size_bytes: int) -> None:
+        """Memory was plugged in, and the guest uses it (or out: negative)."""
+        self._plugged_bytes += size_bytes
 
     # -- what happens ---------------------------------------------------------------------
 
@@ -318,7 +327,8 @@ class BalloonDriver:
         cached = int(np.count_nonzero(in_free))
         values = {tag: 100 + tag for tag in StatTag}
         usable = self.ram.num_pages - self.actual
-        values[StatTag.MEMTOT] = usable * PAGE_SIZE
+        total = self.ram.num_pages if self._keeps_total else usable
+        values[StatTag.MEMTOT] = total * PAGE_SIZE + self._plugged_bytes
         values[StatTag.MEMFREE] = (usable - patterned) * PAGE_SIZE
         values[StatTag.AVAIL] = len(self.free) * PAGE_SIZE
         values[StatTag.CACHES] = cached * PAGE_SIZE

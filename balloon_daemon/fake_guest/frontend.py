@@ -93,6 +93,8 @@ class FakeFrontend:
         self.config_changed = False
         """Set by CONFIG_CHANGE_MSG; whoever handles it clears it."""
         self.channel: Wire | None = None
+        self.on_plugged: Callable[[int], None] = lambda _bytes: None
+        """Told how much memory was plugged in (or out: negative) while the driver runs."""
         self._config_cache = bytearray(BalloonConfig.SIZE)
         self._shared: list[tuple[RegionDescription, int]] = []
         self._vrings = [
@@ -313,7 +315,10 @@ class FakeFrontend:
             for region, fd in memory:
                 if (region, fd) not in self._shared:
                     self.tell(_Q.ADD_MEM_REG, region.encode_single(), [fd])
-        self._shared = list(memory)
+        before, self._shared = self._shared, list(memory)
+        if self.running:
+            sizes = (sum(r.size_bytes for r, _ in shared) for shared in (memory, before))
+            self.on_plugged(next(sizes) - next(sizes))
 
     def stop(self) -> dict[int, int]:
         """Stops all queues: the driver was unbound, or the VM paused or reset.

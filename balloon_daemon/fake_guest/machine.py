@@ -131,6 +131,7 @@ class FakeGuest:
         frontend = FakeFrontend(wire, self.settings.style, num_vqs=self.settings.num_vqs)
         self.frontend = frontend
         self.driver.transport = frontend
+        frontend.on_plugged = self.driver.memory_plugged
         try:
             frontend.negotiate()
         except BaseException:

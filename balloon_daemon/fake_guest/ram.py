@@ -147,7 +147,8 @@ class GuestRam:
         os.close(self.fd)
         self.fd = -1
         for region in self.memory.regions:
-            region.view.release()
+            if region.view is not None:
+                region.view.release()
         self.memory = GuestMemory([])
         self._words = np.empty((0, WORDS), np.uint64)
         self._view.release()

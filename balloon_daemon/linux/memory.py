@@ -1,9 +1,9 @@
 """Guest memory files: what kind they are, and mapping them."""
 
-import errno
 import fcntl
 import mmap
 import os
+import stat
 from dataclasses import dataclass
 
 from balloon_daemon.errors import MemoryFileError
@@ -23,35 +23,78 @@ class MemoryFile:
     """What a region's file can hold and how it gives memory back.
 
     Attributes:
-        size_bytes: its length.
+        size_bytes: its length; None where only its file system knows, which was not asked.
         page_bytes: the smallest piece that MADV_REMOVE frees: 4096 on shmem, else the huge page.
+        never_freed: why nothing of it can be given back to the host, as the end of a sentence that
+            begins with "it"; empty where it can.
+        mappable: mapping and touching it makes a process wait for nobody but this kernel.
     """
 
-    size_bytes: int
+    size_bytes: int | None
     page_bytes: int
+    never_freed: str = ""
+    mappable: bool = True
+
+
+LOCAL_FILE_SYSTEMS = frozenset(
+    ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "xfs", "zfs")
+)
+"""File systems whose pages this kernel reads by itself. A page of FUSE or NFS comes from a server
+that may never answer, and a process that waits for such a page cannot be killed."""
 
 
 def inspect_memory_file(fd: int) -> MemoryFile:
-    """Looks at a file that is to be guest memory, without mapping it.
+    """Looks at a file that is to be guest memory, without mapping it and without waiting for it.
 
-    Raises:
-        ValueError: not shared memory that MADV_REMOVE works on, or not open for writing.
-        OSError: the kernel's own refusal.
+    Never raises: a VM's memory table also lists what is no RAM (NVDIMMs, shared-memory devices,
+    ROMs), and files of any kind behind them.
     """
     # This first: the kernel answers it by itself. What a file of FUSE says to fstat(2) comes from
     # whoever serves it, who may be the enemy, and may take for ever.
     try:
         seals = fcntl.fcntl(fd, F_GET_SEALS)
-    except OSError as err:
-        if err.errno != errno.EINVAL:
-            raise
-        raise ValueError("is not shared memory (memfd, tmpfs or hugetlbfs)") from err
-    if seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE):
-        raise ValueError("is sealed against writing, and so against giving memory back")
-    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
-        raise ValueError("is not open for reading and writing")
+    except OSError:
+        return _other_file(fd)
     status = os.fstat(fd)
-    return MemoryFile(status.st_size, max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE))
+    page_bytes = max(os.fstatvfs(fd).f_bsize, mmap.PAGESIZE)
+    never_freed = ""
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        never_freed = "is not open for reading and writing"
+    elif seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE):
+        never_freed = "is sealed against writing, and so against giving memory back"
+    return MemoryFile(status.st_size, page_bytes, never_freed, mappable=not never_freed)
+
+
+def _other_file(fd: int) -> MemoryFile:
+    """A file that is neither shmem nor hugetlbfs: the kernel is asked, never the file."""
+    kind = _file_system(fd)
+    if kind in LOCAL_FILE_SYSTEMS:
+        try:
+            writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+            status = os.fstat(fd)
+        except OSError:
+            writable = False
+        if writable and stat.S_ISREG(status.st_mode):
+            return MemoryFile(status.st_size, mmap.PAGESIZE, f"is a file on {kind}")
+    what = f"is a file on {kind}" if kind else "is no file of shared memory"
+    return MemoryFile(None, mmap.PAGESIZE, what, mappable=False)
+
+
+def _file_system(fd: int) -> str:
+    """The type of the file system of an open file, by the kernel's list of mounts; "" for none.
+
+    proc(5): ``mnt_id`` in /proc/PID/fdinfo is the first field of a line of mountinfo.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+            mount = next((line.split()[1] for line in info if line.startswith(b"mnt_id:")), b"")
+        with open("/proc/self/mountinfo", "rb") as mounts:
+            for line in mounts:
+                if line.split(b" ", 1)[0] == mount:
+                    return line.rpartition(b" - ")[2].split()[0].decode("ascii", "replace")
+    except (OSError, IndexError):
+        pass
+    return ""
 
 
 def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
@@ -120,3 +163,41 @@ def read_sealed(fd: int, limit_bytes: int) -> bytes:
     if size > limit_bytes:
         raise ValueError(f"has {size} bytes, at most {limit_bytes} are allowed")
     return os.pread(fd, size, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class FileUse:
+    """What a file of shared memory takes at this moment.
+
+    Attributes:
+        identity: tells whether two descriptors are of one file (st_dev, st_ino).
+        size_bytes: its length.
+        held_bytes: what of it takes memory or swap.
+        limit_bytes: the size limit of its file system; None where there is none.
+        free_bytes: what that limit leaves for all of its files together.
+    """
+
+    identity: tuple[int, int]
+    size_bytes: int
+    held_bytes: int
+    limit_bytes: int | None
+    free_bytes: int
+
+
+def memory_file_use(fd: int) -> FileUse:
+    """Asks a file of shared memory (shmem, hugetlbfs) what it takes; the kernel answers by itself.
+
+    Raises:
+        OSError: the descriptor is of none.
+    """
+    fcntl.fcntl(fd, F_GET_SEALS)
+    status, room = os.fstat(fd), os.fstatvfs(fd)
+    # mm/shmem.c, shmem_statfs: no blocks at all where there is no limit, as for a memfd.
+    limit = room.f_blocks * room.f_frsize if room.f_blocks else None
+    return FileUse(
+        (status.st_dev, status.st_ino),
+        status.st_size,
+        status.st_blocks * 512,
+        limit,
+        room.f_bavail * room.f_frsize,
+    )

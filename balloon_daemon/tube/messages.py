@@ -87,6 +87,10 @@ class Progress(NamedTuple):
         removals: MADV_REMOVE calls that it took.
         buffers: chains answered.
         faults: chains dropped.
+        freed_pages: how many of ``inflated_pages`` the kernel has freed.
+        kept_pages: how many of them lie where nothing can be freed.
+        refused_pages: how many the kernel refused to free, of the balloon's or reported.
+        foreign_pages: pages in chains that were dropped for a page outside all memory regions.
     """
 
     inflated_pages: int = 0
@@ -96,6 +100,10 @@ class Progress(NamedTuple):
     removals: int = 0
     buffers: int = 0
     faults: int = 0
+    freed_pages: int = 0
+    kept_pages: int = 0
+    refused_pages: int = 0
+    foreign_pages: int = 0
 
     def plus(self, other: "Progress") -> "Progress":
         """What two devices did, one after the other."""
@@ -138,7 +146,7 @@ class Stopped:
 
 Up = Ready | Progress | Stats | Fault | Stopped
 
-_PROGRESS = struct.Struct("<7Q")
+_PROGRESS = struct.Struct("<11Q")
 _FAULT = struct.Struct("<IIIIQQ")
 _PAIR = struct.Struct("<II")
 
@@ -157,15 +165,7 @@ def encode_up(message: Up) -> bytes:
         case Ready():
             return _KIND.pack(_Kind.READY)
         case Progress():
-            return _KIND.pack(_Kind.PROGRESS) + _PROGRESS.pack(
-                message.inflated_pages,
-                message.deflated_pages,
-                message.reported_bytes,
-                message.removed_bytes,
-                message.removals,
-                message.buffers,
-                message.faults,
-            )
+            return _KIND.pack(_Kind.PROGRESS) + _PROGRESS.pack(*message)
         case Stats(entries):
             return _KIND.pack(_Kind.STATS) + b"".join(STAT_ENTRY.pack(*entry) for entry in entries)
         case Fault():

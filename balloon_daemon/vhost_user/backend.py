@@ -6,8 +6,11 @@ virtqueue stands behind an index follows from the acknowledged features. Whateve
 that a running device was forked with gives ``StopDevice`` *before* its answer, so that nobody
 serves memory or rings that the front-end believes are gone, and ``RingsChanged``.
 
-A message that breaks the protocol raises FrontendError and changes nothing; its file descriptors
-are closed, and so is the connection, by the caller.
+Most VMMs exit when a back-end hangs up while they start, and a driver chooses part of what they
+say. So whatever can be understood is answered, and what cannot be served is not: ``NotServed``
+says why. Only a message that cannot be understood, or whose answer cannot be given, raises
+FrontendError; it changes nothing, its file descriptors are closed, and so is the connection, by
+the caller.
 
 Source: QEMU's "Vhost-user Protocol".
 """
@@ -16,12 +19,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.units import NumPages
 from balloon_daemon.vhost_user import messages as wire
+from balloon_daemon.vhost_user.driver_state import DriverState
 from balloon_daemon.vhost_user.effects import (
     ActualWritten,
     AnswerVringBase,
     Effect,
+    NotServed,
     ReadyVring,
     RingsChanged,
     Send,
@@ -30,6 +34,7 @@ from balloon_daemon.vhost_user.effects import (
 from balloon_daemon.vhost_user.memory_table import MAX_MEM_SLOTS, Fd, MemoryTable
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
 from balloon_daemon.vhost_user.messages import Message, ProtocolFeature
+from balloon_daemon.vhost_user.vring import Vring
 from balloon_daemon.virtio.balloon import (
     MAX_QUEUES,
     OFFERED_FEATURES,
@@ -37,31 +42,13 @@ from balloon_daemon.virtio.balloon import (
     BalloonQueue,
     queue_numbers,
 )
-from balloon_daemon.virtio.split_queue import MAX_QUEUE_SIZE
-
-
-@dataclass(slots=True)
-class Vring:
-    """What the front-end has said about one vring so far."""
-
-    size: int = 0
-    base: int = 0
-    addr: wire.VringAddr | None = None
-    kick: Fd | None = None
-    call: Fd | None = None
-    err: Fd | None = None
-    started: bool = False
-    enabled: bool = False
-
-    @property
-    def ready(self) -> bool:
-        return self.started and self.enabled and bool(self.size) and self.addr is not None
-
 
 # Plain: an IntFlag makes a member anew for each "&", and its "~" knows of no bit beyond its own.
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
 _PROTOCOL_FEATURES = int(wire.OFFERED_PROTOCOL_FEATURES)
 _IMPLEMENTED = int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES
+
+_NO_ROOM = "its descriptors found no room here (too many open files)"
 _RESTART: list[Effect] = [StopDevice(), RingsChanged()]
 
 
@@ -72,16 +59,33 @@ class Backend:
     Args:
         memory: an empty memory table.
         offered: the device's feature bits, some of OFFERED_FEATURES.
+        right_kind: (request, descriptor) -> whether the descriptor is of the kind that the request
+            speaks of; another file may never answer whoever writes to it.
     """
 
     memory: MemoryTable
     offered: int = OFFERED_FEATURES
-    config: BalloonConfig = field(default_factory=BalloonConfig)
+    right_kind: Callable[[int, Fd], bool] = lambda _request, _fd: True
+    driver: DriverState = field(default_factory=DriverState)
     acknowledged: int = 0
     protocol_features: int = 0
     vrings: list[Vring] = field(default_factory=lambda: [Vring() for _ in range(MAX_QUEUES)])
     channel: Fd | None = None
     """The back-end's own channel (SET_BACKEND_REQ_FD); without it no target can be signalled."""
+    status: int = 0
+    """The driver's, as far as the front-end says it (SET_STATUS)."""
+
+    @property
+    def config(self) -> BalloonConfig:
+        """The config space; ``num_pages`` is the controller's to write."""
+        return self.driver.config
+
+    @property
+    def refusal(self) -> str:
+        """Why no device can be forked for this front-end; "" where one can."""
+        if unknown := self.acknowledged & ~_IMPLEMENTED:
+            return f"it acknowledges features that were not offered ({unknown:#x})"
+        return self.memory.unsound
 
     def ready_vrings(self, *, disabled: bool = False) -> list[ReadyVring]:
         """The vrings that a device can serve now; none unless the inflateq is among them.
@@ -92,38 +96,37 @@ class Backend:
         ready = []
         for index, queue in queue_numbers(self.acknowledged).items():
             vring = self.vrings[index]
-            ready_for = vring.ready or disabled
-            if ready_for and vring.addr is not None and vring.kick is not None:
-                ready.append(
-                    ReadyVring(index, queue, vring.size, vring.addr, vring.kick, vring.call)
-                )
+            if not (vring.ready or (disabled and vring.described)):
+                continue
+            assert vring.addr is not None
+            assert vring.kick is not None
+            ready.append(ReadyVring(index, queue, vring.size, vring.addr, vring.kick, vring.call))
         serves = disabled or any(vring.queue is BalloonQueue.INFLATEQ for vring in ready)
-        return ready if serves and self.memory.regions else []
+        return ready if serves and self.memory.regions and not self.refusal else []
 
     def close(self) -> None:
         """Closes every descriptor that the front-end gave."""
         self.memory.close()
         for vring in self.vrings:
-            for fd in (vring.kick, vring.call, vring.err):
-                if fd is not None:
-                    fd.close()
+            vring.close()
         self.vrings = [Vring() for _ in range(MAX_QUEUES)]
         if self.channel is not None:
             self.channel.close()
             self.channel = None
 
-    def handle(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    def handle(self, message: Message, fds: Sequence[Fd], *, lost: bool = False) -> list[Effect]:
         """Takes one message.
 
         Args:
             message: as it came.
             fds: the descriptors beside it; they are the back-end's from now on.
+            lost: some of its descriptors found no room in this process; ``fds`` is empty.
 
         Returns:
             What to do, in this order.
 
         Raises:
-            FrontendError: the message breaks the protocol.
+            FrontendError: the message cannot be understood, or its answer cannot be given.
         """
         handler = _HANDLERS.get(message.request)
         try:
@@ -134,7 +137,9 @@ class Backend:
                 raise FrontendError(message.name, f"flags {message.flags:#x} of no request")
             if handler is None:
                 raise FrontendError(message.name, "is not offered by this back-end")
-            if len(fds) not in _ALLOWED_FDS.get(message.request, _NO_FDS):
+            if lost:
+                handler = _LOSERS.get(Request(message.request), handler)
+            elif len(fds) not in _ALLOWED_FDS.get(message.request, _NO_FDS):
                 raise FrontendError(message.name, f"came with {len(fds)} file descriptors")
             effects = handler(self, message, fds)
         except FrontendError:
@@ -148,12 +153,14 @@ class Backend:
         """Whether a GET_VRING_BASE that was handled already has not stopped its vring yet."""
         if message.request != Request.GET_VRING_BASE:
             return False
-        return self.vrings[wire.decode_vring_state(message).index].kick is not None
+        index = wire.decode_vring_state(message).index
+        return index < MAX_QUEUES and self.vrings[index].kick is not None
 
     def reply_again(self, message: Message) -> list[bytes]:
         """The answer to a message that was handled already, but perhaps not answered."""
         if message.request == Request.GET_VRING_BASE:
-            return [self.stop_vring(wire.decode_vring_state(message).index)]
+            index = wire.decode_vring_state(message).index
+            return [self.stop_vring(index) if index < MAX_QUEUES else _base_reply(index, 0)]
         if message.request in _ANSWERED:
             effects = self.handle(message, ())
             return [effect.reply for effect in effects if isinstance(effect, Send)]
@@ -167,17 +174,23 @@ class Backend:
         )
 
     def _ack(self, message: Message) -> bytes:
-        return wire.encode_reply(message.request, wire.U64.pack(0))
+        refused = message.request in _LEFT_ALONE
+        return wire.encode_reply(message.request, wire.U64.pack(refused))
 
     def stop_vring(self, index: int) -> bytes:
         """Stops a vring; GET_VRING_BASE's reply, once ``vrings[index].base`` is right."""
-        vring = self.vrings[index]
-        vring.started = False
-        if vring.kick is not None:
-            vring.kick.close()
-            vring.kick = None
-        state = wire.VringState(index, vring.base)
-        return wire.encode_reply(Request.GET_VRING_BASE, state.encode())
+        self.vrings[index].set_kick(None)
+        return _base_reply(index, self.vrings[index].base)
+
+    def _not_served(self, message: Message, why: str) -> NotServed:
+        return NotServed(f"{message.name}: {why}")
+
+    def _leave_alone(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+        """A request that only a feature which was not offered makes sense of: refused, and that
+        is all. Its answer, where it wants one, is that of REPLY_ACK."""
+        for fd in fds:
+            fd.close()
+        return [self._not_served(message, "is not offered; refused")]
 
     # --- features -----------------------------------------------------------------------------
 
@@ -191,19 +204,18 @@ class Backend:
 
     def _set_features(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         features = wire.decode_u64(message)
-        # Whatever is implemented: a balloond with other settings may have offered it before us.
-        if unknown := features & ~_IMPLEMENTED:
-            raise FrontendError(message.name, f"{unknown:#x} was not offered")
+        self.driver.sign_reset()
         if features == self.acknowledged:
             return []
+        # Whatever is implemented: a balloond with other settings may have offered it before us.
         self.acknowledged = features
         return [*_RESTART]
 
     def _set_protocol_features(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         features = wire.decode_u64(message)
+        self.protocol_features = features & _PROTOCOL_FEATURES
         if unknown := features & ~_PROTOCOL_FEATURES:
-            raise FrontendError(message.name, f"{unknown:#x} was not offered")
-        self.protocol_features = features
+            return [self._not_served(message, f"{unknown:#x} was not offered; going on without")]
         return []
 
     def _set_owner(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
@@ -211,14 +223,42 @@ class Backend:
 
     def _reset_owner(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         # Deprecated; some front-ends still send it where they mean: disable all rings.
+        self.driver.sign_reset()
         for vring in self.vrings:
             vring.enabled = False
         return [*_RESTART]
 
+    def _reset_device(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+        for vring in self.vrings:
+            vring.set_kick(None)
+            vring.enabled, vring.base = False, 0
+        self.status = 0
+        return [*_RESTART, *self._actual_written(written=self.driver.begin_anew())]
+
+    def _set_status(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+        self.status = wire.decode_u64(message)
+        if self.status:
+            return []
+        # QEMU says this for a pause too, after it has stopped the rings.
+        self.driver.sign_reset()
+        return self._reset_owner(message, fds) if any(v.ready for v in self.vrings) else []
+
+    def _get_status(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+        return [Send(wire.encode_reply(message.request, wire.U64.pack(self.status)))]
+
+    def _actual_written(self, *, written: bool) -> list[Effect]:
+        return [ActualWritten(self.config.actual)] if written else []
+
     def _set_backend_req_fd(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         if self.channel is not None:
             self.channel.close()
-        self.channel = fds[0]
+        self.channel = None
+        if fds and self.right_kind(message.request, fds[0]):
+            self.channel = fds[0]
+        for fd in fds[:1] if self.channel is None else ():
+            fd.close()
+            why = "its descriptor is no Unix socket: no target can be signalled"
+            return [self._not_served(message, why), *_RESTART]
         return [*_RESTART]
 
     # --- memory -------------------------------------------------------------------------------
@@ -228,99 +268,115 @@ class Backend:
         return [*_RESTART]
 
     def _add_mem_reg(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        self.memory.add(message.name, wire.decode_single_region(message), fds[0])
+        self.memory.add(wire.decode_single_region(message), fds[0])
         return [*_RESTART]
 
     def _rem_mem_reg(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        self.memory.remove(message.name, wire.decode_single_region(message))
+        there = self.memory.remove(wire.decode_single_region(message))
         for fd in fds:  # Allowed for the sake of old front-ends, and never used.
             fd.close()
+        if there or self.memory.unsound:
+            return [*_RESTART]
+        return [self._not_served(message, "there is no such region"), *_RESTART]
+
+    def _lose_memory(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+        self.memory.lose(f"its memory is unknown: {_NO_ROOM}")
         return [*_RESTART]
 
     # --- vrings -------------------------------------------------------------------------------
 
-    def _vring(self, message: Message, index: int) -> Vring:
-        if index >= MAX_QUEUES:
-            raise FrontendError(message.name, f"vring {index}, there are {MAX_QUEUES}")
-        return self.vrings[index]
+    def _vring(self, index: int) -> Vring:
+        """What is known of a vring; of one that no balloon has, nothing is kept."""
+        return self.vrings[index] if index < MAX_QUEUES else Vring()
 
     def _set_vring_num(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         state = wire.decode_vring_state(message)
-        vring = self._vring(message, state.index)
-        if not 1 <= state.num <= MAX_QUEUE_SIZE or state.num & (state.num - 1):
-            raise FrontendError(
-                message.name, f"size {state.num}, allowed are powers of two up to {MAX_QUEUE_SIZE}"
-            )
-        vring.size = state.num
-        return [*_RESTART] if vring.started else []
+        vring = self._vring(state.index)
+        return self._described(message, vring, vring.set_size(state.num))
 
     def _set_vring_addr(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         addr = wire.decode_vring_addr(message)
-        vring = self._vring(message, addr.index)
-        if addr.descriptors % 16 or addr.available % 2 or addr.used % 4:
-            raise FrontendError(message.name, f"vring {addr.index} is not aligned (virtio 2.7)")
-        vring.addr = addr
-        return [*_RESTART] if vring.started else []
+        vring = self._vring(addr.index)
+        return self._described(message, vring, vring.set_addr(addr))
+
+    def _described(self, message: Message, vring: Vring, wrong: str) -> list[Effect]:
+        self.driver.sign_reset()
+        effects = [*_RESTART] if vring.started else []
+        return [self._not_served(message, wrong), *effects] if wrong else effects
 
     def _set_vring_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         state = wire.decode_vring_state(message)
-        vring = self._vring(message, state.index)
-        if state.num > 0xFFFF:
-            raise FrontendError(message.name, f"base {state.num} is over 65535")
+        vring = self._vring(state.index)
         # Kept only to answer with: the ring's own used.idx says where we are.
-        before, vring.base = vring.base, state.num
-        if state.index == 0 and before and not state.num and self.config.actual:
-            # The inflateq begins anew, so does the driver: whatever it had given is its own again.
-            # One that stood at 0 is resumed there, after 65536 chains or none.
-            self.config.actual = NumPages(0)
-            return [ActualWritten(self.config.actual)]
-        return []
+        before, was_unusable = vring.base, vring.unusable
+        if wrong := vring.set_base(state.num):
+            return [self._not_served(message, wrong), *_RESTART]
+        emptied = self.driver.set_base(state.index, state.num, before)
+        effects = [*_RESTART] if was_unusable else []
+        return [*effects, *self._actual_written(written=emptied)]
 
     def _get_vring_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        state = wire.decode_vring_state(message)
-        self._vring(message, state.index)
-        return [StopDevice(), AnswerVringBase(state.index), RingsChanged()]
+        index = wire.decode_vring_state(message).index
+        if index >= MAX_QUEUES:
+            return [Send(_base_reply(index, 0))]
+        return [StopDevice(), AnswerVringBase(index), RingsChanged()]
 
-    def _vring_fd(self, message: Message, fds: Sequence[Fd]) -> tuple[Vring, Fd | None]:
+    def _vring_fd(self, message: Message, fds: Sequence[Fd]) -> tuple[Vring, Fd | None, str]:
+        """The vring that a descriptor is for, the descriptor, and why it cannot be used.
+
+        One that cannot be used is closed, and None.
+        """
         number = wire.decode_u64(message)
         if number & ~(wire.VRING_INDEX_MASK | wire.VRING_NOFD_MASK):
             raise FrontendError(message.name, f"vring {number:#x}")
         if bool(number & wire.VRING_NOFD_MASK) == bool(fds):
             raise FrontendError(message.name, f"{len(fds)} descriptors, its flag says otherwise")
-        return self._vring(message, number & wire.VRING_INDEX_MASK), fds[0] if fds else None
+        index, fd, wrong = number & wire.VRING_INDEX_MASK, fds[0] if fds else None, ""
+        if index >= MAX_QUEUES:
+            wrong = f"vring {index}, a balloon has {MAX_QUEUES}"
+        elif fd is not None and not self.right_kind(message.request, fd):
+            wrong = f"vring {index}'s descriptor is no eventfd"
+        if wrong and fd is not None:
+            fd.close()
+        return self._vring(index), None if wrong else fd, wrong
 
     def _set_vring_kick(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        vring, fd = self._vring_fd(message, fds)
+        vring, fd, wrong = self._vring_fd(message, fds)
+        vring.set_kick(fd)
         if fd is None:
-            raise FrontendError(message.name, "without a descriptor: polled rings are not served")
-        if vring.kick is not None:
-            vring.kick.close()
-        vring.kick = fd
-        vring.started = True
+            wrong = wrong or "without a descriptor: polled rings are not served"
+            return [self._not_served(message, wrong), *_RESTART]
         if not self.acknowledged & wire.VHOST_USER_F_PROTOCOL_FEATURES:
             # "Ring states": without that feature a ring is enabled as soon as it starts.
             vring.enabled = True
         return [*_RESTART]
 
     def _set_vring_call(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        vring, fd = self._vring_fd(message, fds)
-        if vring.call is not None:
-            vring.call.close()
-        vring.call = fd
-        return [*_RESTART] if vring.started else []
+        vring, fd, wrong = self._vring_fd(message, fds)
+        vring.set_call(fd, usable=not wrong)
+        effects = [*_RESTART] if vring.started else []
+        return [self._not_served(message, wrong), *effects] if wrong else effects
 
     def _set_vring_err(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        vring, fd = self._vring_fd(message, fds)
-        if vring.err is not None:
-            vring.err.close()
-        vring.err = fd
-        return []
+        vring, fd, wrong = self._vring_fd(message, fds)
+        vring.set_err(fd)
+        return [self._not_served(message, wrong)] if wrong else []
+
+    def _lose_vring_fd(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+        vring = self._vring(wire.decode_u64(message) & wire.VRING_INDEX_MASK)
+        if message.request == Request.SET_VRING_KICK:
+            vring.set_kick(None)
+        elif message.request == Request.SET_VRING_CALL:
+            # Without calls the driver would wait for ever for what it gave.
+            vring.set_call(None, usable=False)
+        return [self._not_served(message, _NO_ROOM), *_RESTART]
+
+    def _lose_channel(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+        return [self._not_served(message, _NO_ROOM), *self._set_backend_req_fd(message, ())]
 
     def _set_vring_enable(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         state = wire.decode_vring_state(message)
-        vring = self._vring(message, state.index)
-        if state.num > 1:
-            raise FrontendError(message.name, f"{state.num} is neither 0 nor 1")
+        vring = self._vring(state.index)
         changed = vring.enabled != bool(state.num)
         vring.enabled = bool(state.num)
         return [*_RESTART] if changed and vring.started else []
@@ -329,21 +385,19 @@ class Backend:
 
     def _get_config(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         access = wire.decode_config_access(message)
-        content = self.config.read(access.offset, len(access.content))
-        if content is None:
-            # "GET_CONFIG": a payload of size zero says that the access failed.
-            return [Send(wire.encode_reply(message.request, b""))]
+        if not self.vrings[0].started:
+            # Nobody who is paused reads it, but a driver that looks for its device.
+            self.driver.sign_reset()
+        content = self.driver.read(access.offset, len(access.content))
         return [Send(wire.encode_config_reply(access, content))]
 
     def _set_config(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         access = wire.decode_config_access(message)
-        if not self.config.write(access.offset, access.content):
-            raise FrontendError(
-                message.name,
-                f"{len(access.content)} bytes at {access.offset}, the config space has "
-                f"{BalloonConfig.SIZE}",
-            )
-        return [ActualWritten(self.config.actual)]
+        return self._actual_written(written=self.driver.write(access.offset, access.content))
+
+
+def _base_reply(index: int, base: int) -> bytes:
+    return wire.encode_reply(Request.GET_VRING_BASE, wire.VringState(index, base).encode())
 
 
 _CONSTANTS: dict[int, int] = {
@@ -374,9 +428,43 @@ _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] =
     Request.SET_CONFIG: Backend._set_config,
     Request.ADD_MEM_REG: Backend._add_mem_reg,
     Request.REM_MEM_REG: Backend._rem_mem_reg,
+    Request.RESET_DEVICE: Backend._reset_device,
+    Request.SET_STATUS: Backend._set_status,
+    Request.GET_STATUS: Backend._get_status,
 }
 
-_ANSWERED = {*_CONSTANTS, Request.GET_FEATURES, Request.GET_VRING_BASE, Request.GET_CONFIG}
+_LEFT_ALONE = (
+    Request.SET_LOG_FD,
+    Request.SEND_RARP,
+    Request.NET_SET_MTU,
+    Request.SET_VRING_ENDIAN,
+    Request.SET_INFLIGHT_FD,
+    Request.GPU_SET_SOCKET,
+    Request.VRING_KICK,
+    Request.POSTCOPY_LISTEN,
+)
+"""Requests of features that were not offered, none with a reply of its own: nobody waits."""
+
+_HANDLERS.update(dict.fromkeys(_LEFT_ALONE, Backend._leave_alone))
+
+_LOSERS = {
+    Request.SET_MEM_TABLE: Backend._lose_memory,
+    Request.ADD_MEM_REG: Backend._lose_memory,
+    **dict.fromkeys(
+        (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR),
+        Backend._lose_vring_fd,
+    ),
+    Request.SET_BACKEND_REQ_FD: Backend._lose_channel,
+}
+"""What becomes of a request whose descriptors are lost."""
+
+_ANSWERED = {
+    *_CONSTANTS,
+    Request.GET_FEATURES,
+    Request.GET_VRING_BASE,
+    Request.GET_CONFIG,
+    Request.GET_STATUS,
+}
 """Requests with a reply of their own, so without an acknowledgement."""
 
 
@@ -389,5 +477,6 @@ _ALLOWED_FDS: dict[int, range] = {
     Request.REM_MEM_REG: range(2),
     Request.ADD_MEM_REG: range(1, 2),
     Request.SET_BACKEND_REQ_FD: range(1, 2),
+    **dict.fromkeys(_LEFT_ALONE, range(wire.MAX_FDS + 1)),
 }
 """How many descriptors may come with a message; with all others none."""

@@ -5,16 +5,16 @@ Runs in the controller. Bytes from a VMM arrive here and nowhere else.
 
 import array
 import contextlib
-import errno
 import fcntl
-import os
 import socket
 import termios
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.closing import FdKind, ForeignFds, fd_kind
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.memory import inspect_memory_file
+from balloon_daemon.vhost_user.memory_table import Fd, FileFacts
 from balloon_daemon.vhost_user.messages import (
     HEADER,
     MAX_FDS,
@@ -40,6 +40,32 @@ _KINDS: dict[int, FdKind] = {
 others send nothing else; another file may never answer whoever writes to it or closes it."""
 
 
+def right_kind(request: int, fd: Fd) -> bool:
+    """Whether a descriptor is of the kind that a request speaks of."""
+    kind = _KINDS.get(request)
+    return kind is None or fd_kind(fd.fileno()) is kind
+
+
+def inspect_memory(fd: Fd) -> FileFacts:
+    """What a memory region's file is."""
+    file = inspect_memory_file(fd.fileno())
+    return FileFacts(file.size_bytes, file.page_bytes, file.never_freed, file.mappable)
+
+
+class Received(NamedTuple):
+    """A whole message.
+
+    Attributes:
+        message: without its descriptors.
+        fds: its descriptors, now the caller's.
+        lost: it came with descriptors for which this process had no room; ``fds`` is empty.
+    """
+
+    message: Message
+    fds: tuple[OwnedFd, ...]
+    lost: bool = False
+
+
 class Connection:
     """One front-end's connection.
 
@@ -59,6 +85,7 @@ class Connection:
         self._wanted = HEADER.size
         self._waiting = 0
         self._fds: list[OwnedFd] = []
+        self._lost = False
         self._unsent = bytearray()
 
     def fileno(self) -> int:
@@ -96,7 +123,7 @@ class Connection:
                 return len(content) == waits and not flags & socket.MSG_CTRUNC
         return False
 
-    def receive(self) -> tuple[Message, tuple[OwnedFd, ...]] | None:
+    def receive(self) -> Received | None:
         """Reads the next message.
 
         The kernel hands over descriptors with the first byte of the message that they were sent
@@ -104,13 +131,12 @@ class Connection:
         what waits tells how far that is; where it is not all there yet, the header does.
 
         Returns:
-            A whole message with its descriptors, now the caller's; None where none is whole yet.
+            A whole message with its descriptors; None where none is whole yet.
 
         Raises:
             EOFError: the front-end hung up between two messages.
-            FrontendError: it hung up in mid-message, its header cannot be right, or its
-                descriptors are of another kind than it says.
-            OSError: its descriptors found no room in this process, or the socket failed.
+            FrontendError: it hung up in mid-message, or its header cannot be right.
+            OSError: the socket failed.
         """
         if not self._received and (self._waiting or self.peek()):
             self._wanted, self._waiting = self._waiting, 0
@@ -128,17 +154,12 @@ class Connection:
                 continue
             message = Message(request, flags, self._received[HEADER.size :])
             self._received, self._wanted = b"", HEADER.size
-            if not self._fds:
-                return message, ()
-            self._check_kinds(message)
+            if not self._fds and not self._lost:
+                return Received(message, ())
             fds, self._fds = tuple(self._fds), []
-            return message, fds
+            lost, self._lost = self._lost, False
+            return Received(message, fds, lost)
         return None
-
-    def _check_kinds(self, message: Message) -> None:
-        kind = None if self._foreign is None else _KINDS.get(message.request)
-        if kind is not None and any(fd_kind(fd.fileno()) is not kind for fd in self._fds):
-            raise FrontendError(message.name, f"its descriptor is no {kind.value}")
 
     def _receive_some(self) -> bool:
         """Reads what the present part still lacks; False where nothing waits."""
@@ -165,9 +186,13 @@ class Connection:
                 self._fds += map(self._own, numbers)
         if len(self._fds) > MAX_FDS:
             raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
-        if truncated:
-            # There was room for them: this process may open no more (RLIMIT_NOFILE).
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        # There was room for them: this process may open no more (RLIMIT_NOFILE). Which ones came
+        # is not known, so none of this message is used.
+        self._lost |= truncated
+        if self._lost:
+            for fd in self._fds:
+                fd.close()
+            self._fds = []
 
     def _hung_up(self) -> NoReturn:
         if not self._received:

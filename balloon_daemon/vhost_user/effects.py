@@ -51,4 +51,15 @@ class ActualWritten:
     actual: NumPages
 
 
-Effect = Send | StopDevice | AnswerVringBase | RingsChanged | ActualWritten
+@dataclass(frozen=True, slots=True)
+class NotServed:
+    """Something was understood and cannot be served; the front-end was not told, the user should.
+
+    Attributes:
+        why: one line, beginning with the request's name.
+    """
+
+    why: str
+
+
+Effect = Send | StopDevice | AnswerVringBase | RingsChanged | ActualWritten | NotServed

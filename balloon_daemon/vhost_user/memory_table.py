@@ -1,6 +1,12 @@
 """The front-end's memory table: its regions, checked against each other and their files.
 
 Pure: a file is looked at through ``inspect``, which the controller gives.
+
+A VM must not end because of a region that no balloon could use: most VMMs exit when a back-end
+hangs up while they start. So a region whose file cannot be freed is kept as *never freed*, and a
+table that contradicts itself is *unsound*: it holds nothing, and no device is forked for it, until
+the front-end sends another one. Only a message that cannot be matched with its descriptors raises.
+
 Source: vhost-user, "Memory region description", SET_MEM_TABLE, ADD_MEM_REG, REM_MEM_REG.
 """
 
@@ -14,12 +20,32 @@ from balloon_daemon.vhost_user.messages import RegionDescription
 MAX_MEM_SLOTS = 256
 """Memory regions that one guest may have; each costs the device a mapping."""
 
+PFN_LIMIT_BYTES = PAGE_SIZE << 32
+"""16 TiB: a page frame number of a balloon is a u32 (virtio 1.3, 5.5.6), and Linux's driver sends
+the low 32 bits of a larger one, which name another page."""
+
 
 class Fd(Protocol):
     """A file descriptor with an owner."""
 
     def fileno(self) -> int: ...
     def close(self) -> None: ...
+
+
+class FileFacts(NamedTuple):
+    """What a region's file is.
+
+    Attributes:
+        size_bytes: its length; None where it was not asked for it.
+        page_bytes: the smallest piece of it that the host can free.
+        never_freed: why nothing of it can be freed, as the end of a sentence; "" where it can.
+        mappable: whether a device may map it.
+    """
+
+    size_bytes: int | None
+    page_bytes: int
+    never_freed: str = ""
+    mappable: bool = True
 
 
 class Region(NamedTuple):
@@ -29,52 +55,84 @@ class Region(NamedTuple):
         description: where it is.
         fd: the file; several regions may share one, each with a descriptor of its own.
         page_bytes: the smallest piece of it that the host can free.
+        never_freed: why nothing of it can be freed; "" where it can.
+        mappable: whether a device may map it.
     """
 
     description: RegionDescription
     fd: Fd
     page_bytes: int
+    never_freed: str = ""
+    mappable: bool = True
 
 
 class MemoryTable:
-    """The regions of one guest. A request that is refused changes nothing.
+    """The regions of one guest.
 
     Args:
-        inspect: (descriptor) -> (length of the file, smallest piece that the host can free), in
-            bytes; raises ValueError or OSError for what cannot be guest memory.
+        inspect: (descriptor) -> what its file is.
     """
 
-    def __init__(self, inspect: Callable[[Fd], tuple[int, int]]) -> None:
+    def __init__(self, inspect: Callable[[Fd], FileFacts]) -> None:
         self._inspect = inspect
         self.regions: list[Region] = []
+        self.unsound = ""
+        """Why no device can be forked for this table; "" where one can."""
 
     @property
     def size_bytes(self) -> int:
-        """All of the guest's memory."""
+        """All regions together."""
         return sum(region.description.size_bytes for region in self.regions)
+
+    @property
+    def ram_bytes(self) -> int:
+        """The regions that the host can get back. A region that only the guest knows to be no
+        RAM (a shared-memory device, virtio-mem's unplugged part) is among them."""
+        return sum(r.description.size_bytes for r in self.regions if not r.never_freed)
+
+    @property
+    def has_unnameable(self) -> bool:
+        """Whether a part of the guest's memory has no page frame number of 32 bits."""
+        return any(
+            r.description.guest_addr + r.description.size_bytes > PFN_LIMIT_BYTES
+            for r in self.regions
+        )
 
     def set(
         self, request: str, descriptions: Sequence[RegionDescription], fds: Sequence[Fd]
     ) -> None:
-        """Replaces the whole table (SET_MEM_TABLE). Raises FrontendError."""
+        """Replaces the whole table (SET_MEM_TABLE).
+
+        Raises:
+            FrontendError: not one descriptor for each region; then nothing has changed.
+        """
         if len(descriptions) != len(fds):
             raise FrontendError(
                 request, f"{len(descriptions)} regions with {len(fds)} file descriptors"
             )
-        regions: list[Region] = []
-        for description, fd in zip(descriptions, fds, strict=True):
-            regions.append(self._checked(request, description, fd, regions))
         self.close()
-        self.regions = regions
+        for description, fd in zip(descriptions, fds, strict=True):
+            self.add(description, fd)
 
-    def add(self, request: str, description: RegionDescription, fd: Fd) -> None:
-        """Adds a region (ADD_MEM_REG). Raises FrontendError."""
-        if len(self.regions) >= MAX_MEM_SLOTS:
-            raise FrontendError(request, f"more than {MAX_MEM_SLOTS} regions")
-        self.regions.append(self._checked(request, description, fd, self.regions))
+    def add(self, description: RegionDescription, fd: Fd) -> None:
+        """Adds a region (ADD_MEM_REG), or finds that the table is unsound with it."""
+        if self.unsound:
+            fd.close()
+            return
+        self.regions.append(Region(description, fd, PAGE_SIZE))
+        facts = self._inspect(fd)
+        self.unsound = self._problem(description, facts)
+        if self.unsound:
+            self._drop()
+            return
+        never_freed = facts.never_freed
+        if not never_freed and description.mmap_offset_bytes % facts.page_bytes:
+            never_freed = f"is not aligned to its file's pages of {facts.page_bytes} bytes"
+        mappable = facts.mappable and not description.mmap_offset_bytes % facts.page_bytes
+        self.regions[-1] = Region(description, fd, facts.page_bytes, never_freed, mappable)
 
-    def remove(self, request: str, gone: RegionDescription) -> None:
-        """Removes the region of these addresses and size (REM_MEM_REG). Raises FrontendError."""
+    def remove(self, gone: RegionDescription) -> bool:
+        """Removes the region of these addresses and size (REM_MEM_REG); False if there is none."""
         for region in self.regions:
             old = region.description
             if (old.guest_addr, old.size_bytes, old.frontend_addr) == (
@@ -84,39 +142,44 @@ class MemoryTable:
             ):
                 self.regions.remove(region)
                 region.fd.close()
-                return
-        raise FrontendError(request, f"there is no such region at {gone.guest_addr:#x}")
+                return True
+        return False
+
+    def lose(self, why: str) -> None:
+        """Forgets the whole table, which cannot be known any more."""
+        self.unsound = why
+        self._drop()
 
     def close(self) -> None:
         """Closes the regions' files and forgets them."""
+        self.unsound = ""
+        self._drop()
+
+    def _drop(self) -> None:
         for region in self.regions:
             region.fd.close()
         self.regions = []
 
-    def _checked(
-        self, request: str, new: RegionDescription, fd: Fd, others: Sequence[Region]
-    ) -> Region:
-        where = f"region at {new.guest_addr:#x}"
+    def _problem(self, new: RegionDescription, facts: FileFacts) -> str:
+        """What contradicts itself with a region that was just added; "" for nothing."""
+        where = f"memory region at {new.guest_addr:#x}"
         starts = (new.guest_addr, new.frontend_addr, new.mmap_offset_bytes)
+        if len(self.regions) > MAX_MEM_SLOTS:
+            return f"more than {MAX_MEM_SLOTS} memory regions"
         if not new.size_bytes or any(n % PAGE_SIZE for n in (new.size_bytes, *starts)):
-            raise FrontendError(request, f"{where} is empty or not aligned to {PAGE_SIZE} bytes")
+            return f"{where} is empty or not aligned to {PAGE_SIZE} bytes"
         if any(start + new.size_bytes > 1 << 64 for start in starts):
-            raise FrontendError(request, f"{where} of {new.size_bytes} bytes wraps around")
-        for other in others:
+            return f"{where} of {new.size_bytes} bytes wraps around"
+        for other in self.regions[:-1]:
             old = other.description
             if _overlap(new.guest_addr, new.size_bytes, old.guest_addr, old.size_bytes) or (
                 _overlap(new.frontend_addr, new.size_bytes, old.frontend_addr, old.size_bytes)
             ):
-                raise FrontendError(request, f"{where} overlaps that at {old.guest_addr:#x}")
-        try:
-            file_bytes, page_bytes = self._inspect(fd)
-        except (OSError, ValueError) as err:
-            raise FrontendError(request, f"{where}: its file {err}") from err
-        if new.mmap_offset_bytes + new.size_bytes > file_bytes:
-            raise FrontendError(request, f"{where} exceeds its file of {file_bytes} bytes")
-        if new.mmap_offset_bytes % page_bytes:
-            raise FrontendError(request, f"{where} is not aligned to its pages of {page_bytes}")
-        return Region(new, fd, page_bytes)
+                return f"{where} overlaps that at {old.guest_addr:#x}"
+        size = facts.size_bytes
+        if size is not None and new.mmap_offset_bytes + new.size_bytes > size:
+            return f"{where} exceeds its file of {size} bytes"
+        return ""
 
 
 def _overlap(start: int, size: int, other_start: int, other_size: int) -> bool:

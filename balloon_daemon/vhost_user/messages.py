@@ -116,7 +116,10 @@ OFFERED_PROTOCOL_FEATURES = (
     | ProtocolFeature.BACKEND_SEND_FD
     | ProtocolFeature.CONFIG
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.STATUS
 )
+"""RESET_DEVICE and STATUS so that a front-end says when its guest begins anew."""
 
 
 class Message(NamedTuple):

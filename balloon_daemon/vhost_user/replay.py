@@ -21,6 +21,8 @@ def replay(backend: Backend) -> list[tuple[bytes, tuple[Fd, ...]]]:
 
     tell(Request.SET_PROTOCOL_FEATURES, wire.U64.pack(backend.protocol_features))
     tell(Request.SET_FEATURES, wire.U64.pack(backend.acknowledged))
+    if backend.status:
+        tell(Request.SET_STATUS, wire.U64.pack(backend.status))
     if backend.channel is not None:
         tell(Request.SET_BACKEND_REQ_FD, b"", backend.channel)
     for region in backend.memory.regions:
@@ -34,7 +36,8 @@ def replay(backend: Backend) -> list[tuple[bytes, tuple[Fd, ...]]]:
         for request, fd in (
             (Request.SET_VRING_CALL, vring.call),
             (Request.SET_VRING_ERR, vring.err),
-            (Request.SET_VRING_KICK, vring.kick),
+            # A ring that cannot be served stays without a kick, and so it will not be.
+            (Request.SET_VRING_KICK, None if vring.unusable else vring.kick),
         ):
             if fd is not None:
                 tell(request, wire.U64.pack(index), fd)

@@ -92,30 +92,33 @@ class BalloonConfig:
     _LAYOUT = struct.Struct("<IIII")
     SIZE = _LAYOUT.size
 
-    def read(self, offset: int, length: int) -> bytes | None:
-        """Reads ``length`` bytes from ``offset``; None where that leaves the config space."""
-        if offset + length > self.SIZE:
-            return None
-        return self._LAYOUT.pack(self.num_pages, self.actual, 0, 0)[offset : offset + length]
+    def read(self, offset: int, length: int) -> bytes:
+        """Reads ``length`` bytes from ``offset``; what lies beyond the config space reads as 0.
+
+        A VMM may have been given a larger space than the device has (QEMU's ``config_size=``), and
+        reads all of it whatever its guest asks for.
+        """
+        space = self._LAYOUT.pack(self.num_pages, self.actual, 0, 0)
+        return space[offset : offset + length].ljust(length, b"\0")
 
     def write(self, offset: int, content: bytes) -> bool:
         """Takes a driver's write: of all that it covers only ``actual`` (bytes 4–7) is kept.
 
         QEMU always writes the whole space, with its own cached ``num_pages`` in it; that
-        must not undo ours.
+        must not undo ours. What lies beyond the config space is dropped.
 
         Returns:
-            False where the write leaves the config space; then nothing changes.
+            Whether any of ``actual`` was written.
         """
-        if offset + len(content) > self.SIZE:
-            return False
-        if len(content) == self.SIZE:
+        if not offset and len(content) == self.SIZE:
             # All of it, as QEMU does once for each buffer.
             self.actual = NumPages(self._LAYOUT.unpack(content)[1])
             return True
+        if not content or offset >= 8 or offset + len(content) <= 4:
+            return False
         space = bytearray(self._LAYOUT.pack(self.num_pages, self.actual, 0, 0))
         space[offset : offset + len(content)] = content
-        self.actual = NumPages(self._LAYOUT.unpack(space)[1])
+        self.actual = NumPages(self._LAYOUT.unpack_from(space)[1])
         return True
 
 

@@ -18,14 +18,14 @@ class MemoryRegion(NamedTuple):
         guest_addr: guest-physical address of the first byte.
         frontend_addr: the same byte's address in the front-end.
         size_bytes: length, at least 1.
-        view: all of its bytes, writable.
+        view: all of its bytes, writable; None where nobody may touch them.
         host_page_bytes: the size in which the host can give this memory back.
     """
 
     guest_addr: GuestAddr
     frontend_addr: FrontendAddr
     size_bytes: int
-    view: memoryview
+    view: memoryview | None
     host_page_bytes: int = 4096
 
 
@@ -54,17 +54,19 @@ class GuestMemory:
         return (index, offset) if offset + length <= self._sizes[index] else None
 
     def view(self, addr: int, length: int) -> memoryview | None:
-        """The bytes at a guest-physical range, or None where it is not inside one region."""
+        """The bytes at a guest-physical range; None where it is not inside one region that may be
+        touched."""
         place = self.locate(addr, length)
         if place is None:
             return None
         index, offset = place
-        return self._views[index][offset : offset + length]
+        view = self._views[index]
+        return None if view is None else view[offset : offset + length]
 
     def view_of_frontend(self, addr: FrontendAddr, length: int) -> memoryview | None:
         """The same for a front-end address, which only ring addresses are."""
         for region in self.regions:
             offset = addr - region.frontend_addr
             if offset >= 0 and offset + length <= region.size_bytes:
-                return region.view[offset : offset + length]
+                return None if region.view is None else region.view[offset : offset + length]
         return None

@@ -2,6 +2,8 @@
 
 from itertools import count
 
+from balloon_daemon.vhost_user.memory_table import FileFacts
+
 _numbers = count(100)
 
 
@@ -9,18 +11,28 @@ class CountedFd:
     """Stands in for a descriptor that came with a message.
 
     Attributes:
-        file_bytes: length of the file behind it.
+        file_bytes: length of the file behind it; None where nobody asks it.
         page_bytes: smallest piece of it that the host can free.
-        refusal: why it cannot be guest memory; empty where it can.
+        never_freed: why nothing of it can be freed; empty where it can.
+        mappable: whether a device may map it.
+        right_kind: whether it is what a kick, call, err (an eventfd) or channel has to be.
         closings: how often it was closed; more than once would close somebody else's.
     """
 
     def __init__(
-        self, file_bytes: int = 1 << 30, page_bytes: int = 4096, refusal: str = ""
+        self,
+        file_bytes: int | None = 1 << 30,
+        page_bytes: int = 4096,
+        never_freed: str = "",
+        *,
+        mappable: bool = True,
+        right_kind: bool = True,
     ) -> None:
         self.file_bytes = file_bytes
         self.page_bytes = page_bytes
-        self.refusal = refusal
+        self.never_freed = never_freed
+        self.mappable = mappable
+        self.right_kind = right_kind
         self.closings = 0
         self._number = next(_numbers)
 
@@ -30,10 +42,24 @@ class CountedFd:
     def close(self) -> None:
         self.closings += 1
 
+    def twin(self) -> "CountedFd":
+        """Another descriptor of the same file."""
+        return CountedFd(
+            self.file_bytes,
+            self.page_bytes,
+            self.never_freed,
+            mappable=self.mappable,
+            right_kind=self.right_kind,
+        )
 
-def inspect(fd: object) -> tuple[int, int]:
+
+def inspect(fd: object) -> FileFacts:
     """What a MemoryTable asks of a descriptor's file."""
     assert isinstance(fd, CountedFd)
-    if fd.refusal:
-        raise ValueError(fd.refusal)
-    return fd.file_bytes, fd.page_bytes
+    return FileFacts(fd.file_bytes, fd.page_bytes, fd.never_freed, fd.mappable)
+
+
+def right_kind(_request: int, fd: object) -> bool:
+    """What a Backend asks of a descriptor that is no memory."""
+    assert isinstance(fd, CountedFd)
+    return fd.right_kind

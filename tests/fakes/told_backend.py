@@ -18,7 +18,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_memory_table,
 )
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES
-from tests.fakes.counted_fd import CountedFd, inspect
+from tests.fakes.counted_fd import CountedFd, inspect, right_kind
 
 Q = FrontendRequest
 OFFERED = OFFERED_FEATURES | VHOST_USER_F_PROTOCOL_FEATURES
@@ -34,9 +34,11 @@ def say(
     payload: bytes = b"",
     fds: Sequence[CountedFd] = (),
     flags: int = VERSION,
+    *,
+    lost: bool = False,
 ) -> list[Effect]:
     """Sends one message to a back-end, as a connection would, and stops what it asks to stop."""
-    effects = backend.handle(Message(request, flags, payload), fds)
+    effects = backend.handle(Message(request, flags, payload), fds, lost=lost)
     stop_vrings(backend, effects)
     return effects
 
@@ -50,7 +52,7 @@ def stop_vrings(backend: Backend, effects: Sequence[Effect]) -> None:
 
 def fresh() -> Backend:
     """A back-end that has heard nothing."""
-    return Backend(MemoryTable(inspect))
+    return Backend(MemoryTable(inspect), right_kind=right_kind)
 
 
 def set_up(indices: Sequence[int], features: int = OFFERED) -> Backend:

@@ -1,9 +1,10 @@
 """Target: a front-end's messages and file descriptors, through a real socket, into the back-end.
 
-The front-end says anything at all, whole or in pieces. Held to: FrontendError and nothing else; a
-refused message changes nothing and leaks no descriptor; nothing that a running device was forked
-with changes without StopDevice first; replies are such that QEMU takes them; the state reached can
-be told to another controller.
+The front-end says anything at all, whole or in pieces, with descriptors of any kind, for which
+there may be no room. Held to: FrontendError and nothing else; a refused message changes nothing
+and leaks no descriptor; nothing that a running device was forked with changes without StopDevice
+first; whoever waits for an answer gets one, such that QEMU takes it; what cannot be served is not,
+and an unsound table holds no file; the state reached can be told to another controller.
 """
 
 import array
@@ -11,22 +12,24 @@ import contextlib
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import astuple
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.memory import inspect_memory_file
 from balloon_daemon.units import NumPages
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.backend import Backend
-from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
 from balloon_daemon.vhost_user.effects import (
     AnswerVringBase,
     Effect,
+    NotServed,
     RingsChanged,
     Send,
     StopDevice,
 )
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
+from tests.fakes.fd_room import room_for_fds
 from tests.fuzz.choices import Choices
 from tests.fuzz.invariants import no_fd_left_open, require
 from tests.fuzz.messages import random_message, rightful_start
@@ -34,6 +37,17 @@ from tests.fuzz.replayed import check_replay
 
 FILE_PAGES = 64
 MAX_STEPS = 200
+
+_ANSWERED = {
+    wire.FrontendRequest.GET_FEATURES,
+    wire.FrontendRequest.GET_PROTOCOL_FEATURES,
+    wire.FrontendRequest.GET_QUEUE_NUM,
+    wire.FrontendRequest.GET_MAX_MEM_SLOTS,
+    wire.FrontendRequest.GET_VRING_BASE,
+    wire.FrontendRequest.GET_CONFIG,
+    wire.FrontendRequest.GET_STATUS,
+}
+"""Whoever sends one of these waits for its own reply."""
 
 
 def _pool() -> list[int]:
@@ -58,6 +72,22 @@ def _pool() -> list[int]:
 
 
 POOL = _pool()
+MEMORY, EVENTFD, *_, UNIX_SOCKET = POOL
+
+
+def usual_fd(message: bytes) -> int:
+    """The descriptor that a message should come with, where it should come with one."""
+    match int.from_bytes(message[:4], "little"):
+        case (
+            wire.FrontendRequest.SET_VRING_KICK
+            | wire.FrontendRequest.SET_VRING_CALL
+            | wire.FrontendRequest.SET_VRING_ERR
+        ):
+            return EVENTFD
+        case wire.FrontendRequest.SET_BACKEND_REQ_FD:
+            return UNIX_SOCKET
+        case _:
+            return MEMORY
 
 
 def run(data: bytes) -> None:
@@ -69,7 +99,7 @@ def run(data: bytes) -> None:
             for _ in range(MAX_STEPS):
                 if not choices or not conversation.step(choices):
                     break
-            check_replay(conversation.backend, MemoryTable(_inspect))
+            check_replay(conversation.backend, MemoryTable(inspect_memory))
         finally:
             conversation.close()
 
@@ -81,7 +111,7 @@ class Conversation:
         self._vmm, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._vmm.setblocking(False)
         self.connection = Connection(ours)
-        self.backend = Backend(MemoryTable(_inspect))
+        self.backend = Backend(MemoryTable(inspect_memory), right_kind=right_kind)
 
     def close(self) -> None:
         """Hangs up and lets go of everything."""
@@ -93,42 +123,52 @@ class Conversation:
         """Says something and lets the back-end answer; False once the connection is over."""
         kind = choices.below(16)
         if kind == 0:
-            self._say(choices.take(choices.below(64)), self._descriptors(choices, 9))
+            self._say(choices.take(choices.below(64)), self._descriptors(choices, 9, MEMORY))
         elif kind == 1:
             self._vmm.shutdown(socket.SHUT_WR)
         elif kind == 2:
             self.backend.config.num_pages = NumPages(choices.number(4))
         elif kind == 3:
             for message, count in rightful_start(choices.below(5)):
-                self._say(message, POOL[:1] * count)
+                self._say(message, [usual_fd(message)] * count)
         else:
             message, count = random_message(choices)
-            fds = self._descriptors(choices, count)
+            fds = self._descriptors(choices, count, usual_fd(message))
             cut = choices.below(len(message) + 1) if choices.chance(24) else 0
             if cut:
                 self._say(message[:cut], fds)
                 if not self._listen():
                     return False
                 # Descriptors may come with any byte of the message.
-                fds = self._descriptors(choices, 1) if choices.chance(64) else []
+                fds = (
+                    self._descriptors(choices, 1, usual_fd(message)) if choices.chance(64) else []
+                )
             self._say(message[cut:], fds)
-        if choices.chance(200):
+        ending = choices.number(1)
+        if ending >= 56:
             with contextlib.suppress(BlockingIOError, ConnectionResetError):
                 self._vmm.recv(1 << 16)
-        return self._listen()
+        return self._listen(room=not 56 <= ending < 64)
 
-    def _descriptors(self, choices: Choices, expected: int) -> list[int]:
+    def _descriptors(self, choices: Choices, expected: int, usual: int) -> list[int]:
         count = choices.below(11) if choices.chance(24) else expected
-        return [POOL[choices.below(len(POOL)) if choices.chance(64) else 0] for _ in range(count)]
+        return [
+            POOL[choices.below(len(POOL))] if choices.chance(64) else usual for _ in range(count)
+        ]
 
     def _say(self, content: bytes, fds: Sequence[int]) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
             self._vmm.sendmsg([content], rights)
 
-    def _listen(self) -> bool:
+    def _listen(self, *, room: bool = True) -> bool:
+        """Takes what was said; without room, what came with it is lost."""
         try:
-            while (received := self.connection.receive()) is not None:
+            while True:
+                with contextlib.nullcontext() if room else room_for_fds(0):
+                    received = self.connection.receive()
+                if received is None:
+                    return True
                 for effect in handle(self.backend, *received):
                     match effect:
                         case Send(reply):
@@ -139,10 +179,11 @@ class Conversation:
                             pass
         except (EOFError, FrontendError, BrokenPipeError, ConnectionResetError):
             return False
-        return True
 
 
-def handle(backend: Backend, message: wire.Message, fds: Sequence[OwnedFd]) -> list[Effect]:
+def handle(
+    backend: Backend, message: wire.Message, fds: Sequence[OwnedFd], lost: bool = False
+) -> list[Effect]:
     """Gives a message to the back-end, and holds the back-end to its promises.
 
     Raises:
@@ -152,7 +193,7 @@ def handle(backend: Backend, message: wire.Message, fds: Sequence[OwnedFd]) -> l
     before, served = _all_of(backend), what_is_served(backend)
     num_pages = backend.config.num_pages
     try:
-        effects = backend.handle(message, fds)
+        effects = backend.handle(message, fds, lost=lost)
     except FrontendError:
         require(_all_of(backend) == before, "a refused message changed something", message)
         require(all(fd.fileno() < 0 for fd in fds), "a refused message's fd is open", message)
@@ -162,6 +203,15 @@ def handle(backend: Backend, message: wire.Message, fds: Sequence[OwnedFd]) -> l
     if served and what_is_served(backend) != served:
         require(StopDevice in kinds, "changed under a running device", message, effects)
         require(RingsChanged in kinds, "no device after the change", message, effects)
+    if not served and what_is_served(backend):
+        require(RingsChanged in kinds, "no device where one could be", message, effects)
+    wanted = message.request in _ANSWERED or bool(
+        message.flags & wire.FLAG_NEED_REPLY
+        and backend.protocol_features & wire.ProtocolFeature.REPLY_ACK
+    )
+    answers = kinds.count(Send) + kinds.count(AnswerVringBase)
+    require(answers == wanted, "answers", message, effects)
+    require(kinds.count(NotServed) <= 1, "said more than once", effects)
     if StopDevice in kinds:
         first = kinds.index(StopDevice)
         require(Send not in kinds[:first], "answered before the device ended", effects)
@@ -179,7 +229,10 @@ def what_is_served(backend: Backend) -> list[object]:
     vrings = backend.ready_vrings()
     if not vrings:
         return []
-    files = [(region.description, region.fd.fileno()) for region in backend.memory.regions]
+    files = [
+        (region.description, region.fd.fileno(), region.never_freed, region.mappable)
+        for region in backend.memory.regions
+    ]
     rings = [(v.index, v.queue, v.size, v.addr, v.kick.fileno(), _number(v.call)) for v in vrings]
     return [files, rings, _number(backend.channel)]
 
@@ -190,27 +243,33 @@ def _number(fd: Fd | None) -> int | None:
 
 def _all_of(backend: Backend) -> list[object]:
     vrings = [
-        [v.size, v.base, v.addr, v.started, v.enabled, *map(_number, (v.kick, v.call, v.err))]
+        [v.size, v.base, v.addr, v.started, v.enabled, v.no_base, v.no_call]
+        + [_number(fd) for fd in (v.kick, v.call, v.err)]
         for v in backend.vrings
     ]
-    regions = [(r.description, r.fd.fileno(), r.page_bytes) for r in backend.memory.regions]
-    config = (backend.config.num_pages, backend.config.actual)
-    negotiated = (backend.acknowledged, backend.protocol_features)
-    return [config, negotiated, vrings, _number(backend.channel), regions]
+    regions = [(*region[:1], region.fd.fileno(), *region[2:]) for region in backend.memory.regions]
+    memory = (regions, backend.memory.unsound)
+    negotiated = (backend.acknowledged, backend.protocol_features, backend.status)
+    return [astuple(backend.driver), negotiated, vrings, _number(backend.channel), memory]
 
 
 def _check_memory(backend: Backend) -> None:
-    """No region wraps, overlaps another or reaches beyond its file."""
+    """No region wraps, overlaps another or reaches beyond its file; else there is none."""
     end = 0
+    if backend.refusal:
+        require(not backend.ready_vrings(), "served though refused", backend.refusal)
+        require(not backend.ready_vrings(disabled=True), "looked at", backend.refusal)
+    unsound = backend.memory.unsound
+    require(not (unsound and backend.memory.regions), "an unsound table holds files", unsound)
     for region in sorted(backend.memory.regions, key=lambda r: r.description.guest_addr):
         place = region.description
         require(place.guest_addr >= end and place.size_bytes > 0, "regions overlap", place)
         end = place.guest_addr + place.size_bytes
         require(end <= 1 << 64, "a region wraps around", place)
-        size = os.fstat(region.fd.fileno()).st_size
-        require(place.mmap_offset_bytes + place.size_bytes <= size, "beyond its file", place)
-
-
-def _inspect(fd: Fd) -> tuple[int, int]:
-    file = inspect_memory_file(fd.fileno())
-    return file.size_bytes, file.page_bytes
+        require(region.mappable or region.never_freed, "freed and not mapped", region)
+        facts = inspect_memory(region.fd)
+        require(region.never_freed or not facts.never_freed, "would be freed", region, facts)
+        require(facts.mappable or not region.mappable, "would be mapped", region, facts)
+        size = facts.size_bytes
+        inside = size is None or place.mmap_offset_bytes + place.size_bytes <= size
+        require(inside, "beyond its file", place)

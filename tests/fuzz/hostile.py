@@ -25,7 +25,7 @@ from balloon_daemon.vhost_user.messages import (
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonQueue, queue_numbers
 from tests.fakes.raw_ring import RawRing, area_offsets
 from tests.fuzz.choices import Choices
-from tests.fuzz.front_end import POOL
+from tests.fuzz.front_end import POOL, usual_fd
 from tests.fuzz.invariants import require
 from tests.fuzz.messages import FRONTEND_BASE, random_message
 
@@ -90,7 +90,8 @@ def send_something(vmm: socket.socket, choices: Choices) -> bool:
     """Sends one message with whatever descriptors; False where nobody takes it any more."""
     message, expected = random_message(choices)
     count = choices.below(10) if choices.chance(16) else expected
-    fds = [POOL[choices.below(len(POOL)) if choices.chance(64) else 0] for _ in range(count)]
+    usual = usual_fd(message)
+    fds = [POOL[choices.below(len(POOL))] if choices.chance(64) else usual for _ in range(count)]
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
         vmm.sendmsg([message], rights)

@@ -25,6 +25,13 @@ _USUAL = [
     Request.SET_CONFIG,
     Request.SET_BACKEND_REQ_FD,
 ]
+_RARER = (
+    Request.RESET_DEVICE,
+    Request.SET_STATUS,
+    Request.GET_STATUS,
+    Request.RESET_OWNER,
+)
+"""In the place of the last numbers that a byte can be: kept inputs mean what they meant."""
 _FEATURES = (
     int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES,
     int(OFFERED_FEATURES),
@@ -41,7 +48,9 @@ def random_message(choices: Choices) -> tuple[bytes, int]:
     if choices.chance(32):
         request: int = choices.pick(_REQUESTS) if choices.chance(128) else choices.wide(4)
     else:
-        request = choices.pick(_USUAL)
+        number = choices.number(1)
+        rarer = number - 256 + len(_RARER)
+        request = _USUAL[number % len(_USUAL)] if rarer < 0 else _RARER[rarer]
     payload, count = _payload(request, choices)
     if choices.chance(16):
         payload = payload[: choices.below(len(payload) + 1)] + choices.take(choices.below(24))
@@ -88,6 +97,8 @@ def _payload(request: int, choices: Choices) -> tuple[bytes, int]:
         case Request.SET_PROTOCOL_FEATURES:
             offered = int(wire.OFFERED_PROTOCOL_FEATURES)
             return wire.U64.pack(_one_of((offered, offered & ~8, 0), choices)), 0
+        case Request.SET_STATUS:
+            return wire.U64.pack(_one_of((0, 1, 15), choices)), 0
         case Request.SET_MEM_TABLE:
             regions = [_region(choices) for _ in range(choices.below(5))]
             if choices.chance(8):

@@ -6,6 +6,7 @@ from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.connection import right_kind
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from balloon_daemon.vhost_user.replay import replay
 from tests.fuzz.invariants import InvariantBrokenError, require
@@ -18,7 +19,7 @@ def check_replay(backend: Backend, memory: MemoryTable) -> None:
         backend: any that came to be by messages.
         memory: an empty table for the fresh one.
     """
-    fresh = Backend(memory)
+    fresh = Backend(memory, right_kind=right_kind)
     try:
         for content, fds in replay(backend):
             request, flags, size = wire.HEADER.unpack_from(content)
@@ -34,13 +35,16 @@ def check_replay(backend: Backend, memory: MemoryTable) -> None:
 
 
 def _state(backend: Backend) -> list[object]:
+    # A vring that cannot be served is told without its kick, and so it stays that way.
     vrings = [
-        [v.size, v.base, v.addr, v.started, v.enabled, *map(_file, (v.kick, v.call, v.err))]
+        (v.size, v.base, v.addr, v.started and not v.unusable, v.enabled, *map(_file, fds))
         for v in backend.vrings
+        for fds in [(None if v.unusable else v.kick, v.call, v.err)]
     ]
-    regions = [(r.description, _file(r.fd), r.page_bytes) for r in backend.memory.regions]
-    negotiated = (backend.acknowledged, backend.protocol_features)
-    return [negotiated, vrings, _file(backend.channel), regions]
+    regions = [(*region[:1], _file(region.fd), *region[2:]) for region in backend.memory.regions]
+    negotiated = (backend.acknowledged, backend.protocol_features, backend.status)
+    ready = [(vring.index, vring.queue) for vring in backend.ready_vrings()]
+    return [negotiated, vrings, _file(backend.channel), regions, ready]
 
 
 def _file(fd: Fd | None) -> tuple[int, int] | None:

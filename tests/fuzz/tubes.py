@@ -115,7 +115,7 @@ def _order(choices: Choices) -> bytes:
 def _report(choices: Choices) -> bytes:
     match choices.below(5):
         case 0:
-            return encode_up(Progress(*(choices.wide(8) for _ in range(7))))
+            return encode_up(Progress(*(choices.wide(8) for _ in Progress._fields)))
         case 1:
             entries = [(choices.number(2), choices.wide(8)) for _ in range(choices.below(70))]
             return encode_up(Stats(tuple(entries)))

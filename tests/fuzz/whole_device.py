@@ -28,7 +28,8 @@ def spec_of(backend: Backend) -> DeviceSpec:
             region.description.size_bytes,
             region.description.mmap_offset_bytes,
             region.page_bytes,
-            region.fd.fileno(),
+            region.fd.fileno() if region.mappable else None,
+            freed=not region.never_freed,
         )
         for region in backend.memory.regions
     ]
@@ -54,6 +55,7 @@ def spec_of(backend: Backend) -> DeviceSpec:
         must_tell_host=bool(backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
         identity=None,
         load_filter=lambda: None,
+        pfns_name_pages=not backend.memory.has_unnameable,
     )
 
 

@@ -16,6 +16,7 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.log import LOGGER, EventLog
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.vhost_user.backend import Backend
+from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import fresh, set_up
 from tests.vm.waiting import HANG_S
 
@@ -47,7 +48,7 @@ class Forks:
 
 def make_keeper(backend: Backend, forks: Forks) -> DeviceKeeper:
     jail = Jail(lambda: None, None, forks)
-    return DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None)
+    return DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None, Hearing())
 
 
 def predecessor() -> tuple[OwnedFd, OwnedFd]:

@@ -16,13 +16,14 @@ from balloon_daemon.device.template import _decode, _encode
 from balloon_daemon.errors import Rule
 from balloon_daemon.log import EventLog
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
-from balloon_daemon.units import PAGE_SIZE
+from balloon_daemon.units import PAGE_SIZE, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.virtio.balloon import BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_NEXT
 from tests.fakes.counted_fd import inspect
 from tests.fakes.device_rig import DRIVER_PAGES, DeviceRig
+from tests.fakes.hearing import Hearing
 from tests.fakes.short_host import cpu_s
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
@@ -152,10 +153,25 @@ def test_what_a_guest_has_earned_goes_through_the_template(rig: DeviceRig) -> No
     assert _decode(flat, fds, spec.load_filter) == spec
 
 
+def test_regions_that_are_not_mapped_or_not_freed_go_through_the_template(rig: DeviceRig) -> None:
+    (region,) = rig.spec.regions
+    regions = (
+        region,
+        replace(region, guest_addr=GuestAddr(1 << 32), fd=None, freed=False),
+        replace(region, guest_addr=GuestAddr(1 << 33), freed=False),
+        replace(region, guest_addr=GuestAddr(1 << 44)),
+    )
+    spec = replace(rig.spec, regions=regions, pfns_name_pages=False)
+    assert list(spec.fds())[:3] == [rig.fd] * 3
+    fds = [0, 1, *spec.fds()]
+    flat = marshal.loads(_encode(spec, 1, len(fds), b""))
+    assert _decode(flat, fds, spec.load_filter) == spec
+
+
 def test_guest_earns_its_allowances_within_a_minute_of_its_devices_beginning() -> None:
     async def earned(since_s: float | None) -> float:
         backend, jail = Backend(MemoryTable(inspect)), Jail(lambda: None, None)
-        keeper = DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None)
+        keeper = DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None, Hearing())
         if since_s is not None:
             keeper._began_at = asyncio.get_running_loop().time() - since_s
         return keeper._spec([]).earned

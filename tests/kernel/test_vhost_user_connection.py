@@ -1,7 +1,6 @@
 """The vhost-user socket: whole messages and their descriptors, however they arrive."""
 
 import array
-import errno
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ import pytest
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.vhost_user.connection import MAX_UNSENT_BYTES, Connection
+from balloon_daemon.vhost_user.connection import MAX_UNSENT_BYTES, Connection, Received
 from balloon_daemon.vhost_user.messages import (
     HEADER,
     MAX_FDS,
@@ -56,7 +55,8 @@ def received(connection: Connection) -> list[tuple[Message, int]]:
     """All messages that are whole, each with how many descriptors it had; closes those."""
     messages = []
     while (whole := connection.receive()) is not None:
-        message, fds = whole
+        message, fds, lost = whole
+        assert not lost
         messages.append((message, len(fds)))
         for fd in fds:
             fd.close()
@@ -147,14 +147,33 @@ def test_too_many_fds_in_portions_is_refused(pair: Pair, files: list[int]) -> No
         connection.receive()
 
 
-def test_fd_for_which_this_process_has_no_room_is_the_hosts_fault(
+@pytest.mark.parametrize(("came", "room"), [(1, 0), (8, 0), (2, 1), (8, 7)])
+def test_fds_for_which_this_process_has_no_room_are_lost_and_their_message_is_not(
+    pair: Pair, files: list[int], came: int, room: int
+) -> None:
+    connection, theirs = pair
+    before = open_fds()
+    send(theirs, FOUR_BYTES.encode(), files[:came])
+    send(theirs, FOUR_BYTES.encode(), files[:1])
+    with room_for_fds(room):
+        assert connection.receive() == Received(FOUR_BYTES, (), lost=True)
+    # None of them is kept: which ones came cannot be known.
+    assert open_fds() == before
+    assert received(connection) == [(FOUR_BYTES, 1)]
+    assert open_fds() == before
+
+
+def test_fd_that_is_lost_with_a_part_of_a_message_is_lost_with_all_of_it(
     pair: Pair, files: list[int]
 ) -> None:
     connection, theirs = pair
-    send(theirs, FOUR_BYTES.encode(), files[:1])
-    with room_for_fds(0), pytest.raises(OSError, match="Too many open files") as caught:
-        connection.receive()
-    assert caught.value.errno == errno.EMFILE
+    encoded = FOUR_BYTES.encode()
+    send(theirs, encoded[:5], files[:1])
+    with room_for_fds(0):
+        assert connection.receive() is None
+    send(theirs, encoded[5:], files[:2])
+    assert connection.receive() == Received(FOUR_BYTES, (), lost=True)
+    assert connection.receive() is None
 
 
 @pytest.mark.parametrize("length", range(HEADER.size + 4))
@@ -164,7 +183,7 @@ def test_hang_up_in_mid_message_is_refused_and_between_two_is_the_end(
     connection, theirs = pair
     send(theirs, FOUR_BYTES.encode() + FOUR_BYTES.encode()[:length])
     theirs.close()
-    assert connection.receive() == (FOUR_BYTES, ())
+    assert connection.receive() == Received(FOUR_BYTES, ())
     with pytest.raises(EOFError if length == 0 else FrontendError):
         connection.receive()
 

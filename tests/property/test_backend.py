@@ -1,11 +1,13 @@
 """The back-end under any sequence of messages, sensible, wrong or neither.
 
 What must hold: a message gives effects, or raises FrontendError and changes nothing; every
-descriptor is held or was closed exactly once; whoever waits for an answer gets exactly one.
+descriptor is held or was closed exactly once; whoever waits for an answer gets exactly one; what a
+device is served with changes behind its end only; what cannot be served is not, and nothing at all
+by a table that contradicts itself.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, fields, replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.effects import (
     AnswerVringBase,
     Effect,
+    NotServed,
     RingsChanged,
     Send,
     StopDevice,
@@ -38,6 +41,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_memory_table,
 )
 from balloon_daemon.vhost_user.replay import replay
+from balloon_daemon.vhost_user.vring import Vring
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonQueue
 from tests.fakes.counted_fd import CountedFd
 from tests.fakes.told_backend import REGION, fresh, set_up, stop_vrings
@@ -50,6 +54,11 @@ ALWAYS_ANSWERED = {
     Q.GET_MAX_MEM_SLOTS,
     Q.GET_VRING_BASE,
     Q.GET_CONFIG,
+    Q.GET_STATUS,
+}
+ONLY_REFUSED = {
+    *{Q.SET_LOG_FD, Q.SEND_RARP, Q.NET_SET_MTU, Q.SET_VRING_ENDIAN, Q.SET_INFLIGHT_FD},
+    *{Q.GPU_SET_SOCKET, Q.VRING_KICK, Q.POSTCOPY_LISTEN},
 }
 
 FILE_BYTES = 8 * 4096
@@ -74,14 +83,22 @@ FEATURES = st.builds(
 )
 PROTOCOL_FEATURES = st.builds(
     int.__and__,
-    st.integers(0, 2**16 - 1),
-    st.sampled_from([int(OFFERED_PROTOCOL_FEATURES)] * 3 + [2**16 - 1]),
+    st.integers(0, 2**17 - 1),
+    st.sampled_from([int(OFFERED_PROTOCOL_FEATURES)] * 3 + [2**17 - 1]),
 )
 CONFIGS = st.builds(
     ConfigAccess, st.integers(0, 17), st.integers(0, 2**32 - 1), st.binary(max_size=17)
 )
 PLAIN = [Q.GET_FEATURES, Q.GET_PROTOCOL_FEATURES, Q.GET_QUEUE_NUM, Q.GET_MAX_MEM_SLOTS]
-PLAIN += [Q.SET_OWNER, Q.RESET_OWNER, Q.SET_BACKEND_REQ_FD]
+PLAIN += [Q.SET_OWNER, Q.RESET_OWNER, Q.SET_BACKEND_REQ_FD, Q.RESET_DEVICE, Q.GET_STATUS]
+FILES = st.builds(
+    CountedFd,
+    st.sampled_from([FILE_BYTES, FILE_BYTES, 4096, None]),
+    st.sampled_from([4096, 4096, 8192]),
+    st.sampled_from(["", "", "is a file on fuse"]),
+    mappable=st.booleans(),
+    right_kind=st.sampled_from([True, True, True, False]),
+)
 
 
 def said(
@@ -93,6 +110,7 @@ def said(
 MESSAGES = st.one_of(
     said(PLAIN, st.just(b"")),
     said([Q.SET_FEATURES], FEATURES.map(U64.pack)),
+    said([Q.SET_STATUS], st.sampled_from([0, 1, 15, 128, 2**64 - 1]).map(U64.pack)),
     said([Q.SET_PROTOCOL_FEATURES], PROTOCOL_FEATURES.map(U64.pack)),
     said([Q.SET_MEM_TABLE], st.lists(REGIONS, max_size=3).map(encode_memory_table)),
     said(
@@ -108,6 +126,10 @@ MESSAGES = st.one_of(
     said([Q.GET_CONFIG, Q.SET_CONFIG], CONFIGS.map(ConfigAccess.encode)),
     said(list(range(50)), st.binary(max_size=48)),
 )
+DESCRIBED = [
+    *[Q.SET_VRING_NUM, Q.SET_VRING_BASE, Q.SET_VRING_ADDR],
+    *[Q.SET_VRING_KICK, Q.SET_VRING_CALL, Q.SET_VRING_ENABLE],
+]
 FLAGS = st.sampled_from(
     [VERSION] * 4 + [VERSION | FLAG_NEED_REPLY] * 4 + [0, FLAG_REPLY | VERSION]
 )
@@ -130,24 +152,30 @@ class AnyFrontend(RuleBasedStateMachine):
     def state(self) -> tuple[object, ...]:
         backend = self.backend
         vrings = [
-            (v.size, v.base, v.addr, v.started, v.enabled, v.kick, v.call, v.err)
-            for v in backend.vrings
+            tuple(getattr(vring, each.name) for each in fields(Vring)) for vring in backend.vrings
         ]
         return (
-            list(backend.memory.regions),
-            astuple(backend.config),
+            (list(backend.memory.regions), backend.memory.unsound),
+            astuple(backend.driver),
             backend.acknowledged,
             backend.protocol_features,
+            backend.status,
             vrings,
             backend.channel,
         )
+
+    def served(self) -> tuple[object, ...]:
+        """All that a device forked now would be given; empty where none would be."""
+        vrings = self.backend.ready_vrings()
+        return (*vrings, *self.backend.memory.regions, self.backend.channel) if vrings else ()
 
     @rule(
         message=MESSAGES,
         flags=FLAGS,
         right_count=st.booleans(),
         count=st.integers(0, 9),
-        file_bytes=st.sampled_from([FILE_BYTES, FILE_BYTES, 4096]),
+        files=st.lists(FILES, min_size=9, max_size=9),
+        lost=st.sampled_from([False] * 7 + [True]),
     )
     def say(
         self,
@@ -155,19 +183,41 @@ class AnyFrontend(RuleBasedStateMachine):
         flags: int,
         right_count: bool,
         count: int,
-        file_bytes: int,
+        files: list[CountedFd],
+        lost: bool,
     ) -> None:
         request, payload = message
-        fds = [
-            CountedFd(file_bytes)
-            for _ in range(usual_count(request, payload) if right_count else count)
-        ]
+        usual = usual_count(request, payload)
+        lost = lost and usual > 0
+        # A file of its own each time: what Hypothesis draws it may draw again.
+        fds = [fd.twin() for fd in files[: 0 if lost else usual if right_count else count]]
+        self.check(Message(request, flags, payload), fds, lost=lost)
+
+    @rule(
+        index=st.integers(0, 2),
+        wrong=st.sampled_from([0, 0, 1, 2]),
+        order=st.permutations(DESCRIBED),
+        few=st.integers(1, len(DESCRIBED)),
+    )
+    def describe_a_vring(self, index: int, wrong: int, order: list[Q], few: int) -> None:
+        """Mostly as it should be, so that there is something to lose, and to get back."""
+        for request in order[:few]:
+            good, bad = described(request, index)
+            takes_fd = request in (Q.SET_VRING_KICK, Q.SET_VRING_CALL)
+            fds = [CountedFd(right_kind=wrong != 1)] if takes_fd else []
+            payload = bad if wrong == 2 else good
+            self.check(Message(request, VERSION, payload), fds)
+
+    def check(self, message: Message, fds: list[CountedFd], *, lost: bool = False) -> None:
+        """Says something, and holds the back-end to its promises."""
+        request, flags, _ = message
         self.given += fds
-        before = self.state()
+        before, served = self.state(), self.served()
         try:
-            effects = self.backend.handle(Message(request, flags, payload), fds)
+            effects = self.backend.handle(message, fds, lost=lost)
         except FrontendError:
             assert self.state() == before
+            assert self.served() == served
             assert [fd.closings for fd in fds] == [1] * len(fds)
             return
         wants_ack = bool(
@@ -178,6 +228,20 @@ class AnyFrontend(RuleBasedStateMachine):
         if before[0] != self.state()[0]:
             assert effects[0] == StopDevice()
             assert RingsChanged() in effects
+        if served and served != self.served():
+            assert StopDevice() in effects
+            assert RingsChanged() in effects[effects.index(StopDevice()) :]
+        if not served and self.served():
+            assert RingsChanged() in effects
+        if StopDevice() in effects:
+            told = [isinstance(effect, Send) for effect in effects]
+            assert not any(told[: effects.index(StopDevice())])
+        whys = [effect.why for effect in effects if isinstance(effect, NotServed)]
+        assert all(why.startswith(f"{Q(request).name}: ") and "\n" not in why for why in whys)
+        assert len(whys) <= 1
+        if request in ONLY_REFUSED:
+            assert self.state() == before
+            assert whys
 
     @rule(running=st.booleans())
     def hang_up_and_come_again(self, running: bool) -> None:
@@ -188,26 +252,38 @@ class AnyFrontend(RuleBasedStateMachine):
     @rule()
     def hand_over_to_another(self) -> None:
         """What replay says of this state leads a fresh back-end, under all its checks, to it."""
+        regions = self.backend.memory.regions
         other, doubles = fresh(), dict[int, CountedFd]()
         for encoded, fds in replay(self.backend):
             request, flags, size = HEADER.unpack_from(encoded)
             assert len(encoded) == HEADER.size + size
-            given = [doubles.setdefault(id(fd), twin(fd)) for fd in fds]
+            held = [fd for fd in fds if isinstance(fd, CountedFd)]
+            given = [doubles.setdefault(id(fd), fd.twin()) for fd in held]
+            assert len(held) == len(fds)
             other.handle(Message(request, flags, encoded[HEADER.size :]), given)
-        assert [region.description for region in other.memory.regions] == [
-            region.description for region in self.backend.memory.regions
-        ]
+        assert [region._replace(fd=doubles[id(region.fd)]) for region in regions] == (
+            other.memory.regions
+        )
         for ours, theirs in zip(self.backend.vrings, other.vrings, strict=True):
-            assert (ours.size, ours.base, ours.addr, ours.started, ours.enabled) == (
+            # Without a kick, and so not started: that is how it stays not served.
+            kick = None if ours.unusable else ours.kick
+            started = ours.started and not ours.unusable
+            assert not theirs.unusable
+            assert (ours.size, ours.base, ours.addr, started, ours.enabled) == (
                 theirs.size,
                 theirs.base,
                 theirs.addr,
                 theirs.started,
                 theirs.enabled,
             )
-            for fd, double in ((ours.kick, theirs.kick), (ours.call, theirs.call)):
+            for fd, double in ((kick, theirs.kick), (ours.call, theirs.call)):
                 assert double is doubles.get(id(fd))
         assert other.channel is doubles.get(id(self.backend.channel))
+        assert (other.acknowledged, other.protocol_features, other.status) == (
+            self.backend.acknowledged,
+            self.backend.protocol_features,
+            self.backend.status,
+        )
         ready, again = self.backend.ready_vrings(), other.ready_vrings()
         assert [(vring.index, vring.queue) for vring in again] == [
             (vring.index, vring.queue) for vring in ready
@@ -220,6 +296,16 @@ class AnyFrontend(RuleBasedStateMachine):
         assert len({id(fd) for fd in held}) == len(held)
 
     @invariant()
+    def nothing_is_served_that_cannot_be(self) -> None:
+        memory, refusal = self.backend.memory, self.backend.refusal
+        assert not (memory.unsound and memory.regions)
+        assert bool(refusal) == bool(
+            memory.unsound or self.backend.acknowledged & ~(OFFERED_FEATURES | 1 << 30)
+        )
+        assert not (refusal and self.backend.ready_vrings())
+        assert not (refusal and self.backend.ready_vrings(disabled=True))
+
+    @invariant()
     def what_is_ready_is_complete(self) -> None:
         ready = self.backend.ready_vrings()
         assert not ready or (
@@ -229,15 +315,31 @@ class AnyFrontend(RuleBasedStateMachine):
             said_so_far = self.backend.vrings[vring.index]
             assert said_so_far.started
             assert said_so_far.enabled
+            assert not said_so_far.unusable
+            assert (
+                vring.addr.descriptors % 16,
+                vring.addr.available % 2,
+                vring.addr.used % 4,
+            ) == ((0, 0, 0))
             assert vring.size in (1, 128, 32768)
             assert vring.kick.fileno() >= 0
             assert vring.call is None or vring.call.fileno() >= 0
 
 
-def twin(fd: object) -> CountedFd:
-    """Another descriptor of the same file."""
-    assert isinstance(fd, CountedFd)
-    return CountedFd(fd.file_bytes, fd.page_bytes)
+def described(request: Q, index: int) -> tuple[bytes, bytes]:
+    """A message that describes a vring: as it should be, and as it cannot be."""
+    addr = VringAddr(index, 0, *map(FrontendAddr, (0, 4096, 8192)))
+    match request:
+        case Q.SET_VRING_NUM:
+            return VringState(index, 128).encode(), VringState(index, 3).encode()
+        case Q.SET_VRING_BASE:
+            return VringState(index, 0).encode(), VringState(index, 65536).encode()
+        case Q.SET_VRING_ADDR:
+            return addr.encode(), replace(addr, used=FrontendAddr(4097)).encode()
+        case Q.SET_VRING_ENABLE:
+            return VringState(index, 1).encode(), VringState(index, 0).encode()
+        case _:
+            return U64.pack(index), U64.pack(index)
 
 
 def usual_count(request: int, payload: bytes) -> int:

@@ -36,7 +36,7 @@ def tuples_of(
 
 REPORTS: st.SearchStrategy[Up] = st.one_of(
     st.just(Ready()),
-    st.builds(Progress, U64, U64, U64, U64, U64, U64, U64),
+    st.builds(Progress, *[U64] * len(Progress._fields)),
     st.builds(Stats, tuples_of(st.tuples(U16, U64), MAX_STATS)),
     st.builds(
         Fault,

@@ -1,9 +1,11 @@
-"""Requests that the back-end refuses: each with its fds closed."""
+"""Requests that the back-end refuses, as nobody can answer them: each with its fds closed.
+
+What can be answered and not be served is in ``test_backend_not_served.py``.
+"""
 
 import pytest
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.units import FrontendAddr
 from balloon_daemon.vhost_user.messages import (
     FLAG_REPLY,
     U64,
@@ -12,14 +14,10 @@ from balloon_daemon.vhost_user.messages import (
     ConfigAccess,
     FrontendRequest,
     Message,
-    ProtocolFeature,
-    VringAddr,
-    VringState,
     encode_memory_table,
 )
-from balloon_daemon.virtio.balloon import BalloonFeature
 from tests.fakes.counted_fd import CountedFd
-from tests.fakes.told_backend import OFFERED, REGION, fresh, say
+from tests.fakes.told_backend import REGION, fresh, say
 
 Q = FrontendRequest
 
@@ -30,19 +28,23 @@ def test_message_with_flags_of_no_request_is_refused(flags: int) -> None:
         say(fresh(), Q.GET_FEATURES, flags=flags)
 
 
-OFFERED_REQUESTS = {
-    *range(Q.GET_FEATURES, Q.SET_MEM_TABLE + 1),
-    *range(Q.SET_VRING_NUM, Q.SET_VRING_ENABLE + 1),
-    Q.SET_BACKEND_REQ_FD,
-    Q.GET_CONFIG,
-    Q.SET_CONFIG,
-    Q.GET_MAX_MEM_SLOTS,
-    Q.ADD_MEM_REG,
-    Q.REM_MEM_REG,
-}
+WAITS_FOR_A_REPLY_OF_ITS_OWN = (
+    Q.SET_LOG_BASE,
+    Q.IOTLB_MSG,
+    Q.CREATE_CRYPTO_SESSION,
+    Q.CLOSE_CRYPTO_SESSION,
+    Q.POSTCOPY_ADVISE,
+    Q.POSTCOPY_END,
+    Q.GET_INFLIGHT_FD,
+    Q.GET_SHARED_OBJECT,
+    Q.SET_DEVICE_STATE_FD,
+    Q.CHECK_DEVICE_STATE,
+)
+"""Of features that were not offered: whatever were answered would be taken for something."""
+IN_NO_SPECIFICATION = (0, *range(44, 50), 2**32 - 1)
 
 
-@pytest.mark.parametrize("request_", sorted({*range(50), 2**32 - 1} - OFFERED_REQUESTS))
+@pytest.mark.parametrize("request_", [*WAITS_FOR_A_REPLY_OF_ITS_OWN, *IN_NO_SPECIFICATION])
 def test_request_that_is_not_offered_is_refused_and_its_fds_closed(request_: int) -> None:
     fd = CountedFd()
     with pytest.raises(FrontendError, match="not offered"):
@@ -64,11 +66,9 @@ def test_request_that_is_not_offered_is_refused_and_its_fds_closed(request_: int
         (Q.SET_BACKEND_REQ_FD, b"", 2),
         (Q.SET_VRING_KICK, U64.pack(0), 0),
         (Q.SET_VRING_KICK, U64.pack(0), 2),
-        (Q.SET_VRING_KICK, U64.pack(VRING_NOFD_MASK), 0),
         (Q.SET_VRING_KICK, U64.pack(VRING_NOFD_MASK), 1),
         (Q.SET_VRING_CALL, U64.pack(0), 0),
         (Q.SET_VRING_CALL, U64.pack(VRING_NOFD_MASK), 1),
-        (Q.SET_VRING_ERR, U64.pack(5), 1),
         (Q.SET_VRING_CALL, U64.pack(0x200), 1),
         (Q.SET_CONFIG, ConfigAccess(4, 0, bytes(4)).encode(), 1),
         (Q.REM_MEM_REG, REGION.encode_single(), 2),
@@ -81,32 +81,3 @@ def test_request_with_a_wrong_number_of_fds_is_refused_and_all_are_closed(
     with pytest.raises(FrontendError, match=request_.name):
         say(fresh(), request_, payload, fds)
     assert [fd.closings for fd in fds] == [1] * count
-
-
-@pytest.mark.parametrize(
-    ("request_", "payload"),
-    [
-        (Q.SET_FEATURES, U64.pack(OFFERED | BalloonFeature.EVENT_IDX)),
-        (Q.SET_FEATURES, U64.pack(BalloonFeature.PAGE_POISON)),
-        (Q.SET_PROTOCOL_FEATURES, U64.pack(ProtocolFeature.INFLIGHT_SHMFD)),
-        (Q.SET_VRING_NUM, VringState(0, 0).encode()),
-        (Q.SET_VRING_NUM, VringState(0, 3).encode()),
-        (Q.SET_VRING_NUM, VringState(0, 65536).encode()),
-        (Q.SET_VRING_NUM, VringState(5, 128).encode()),
-        (Q.SET_VRING_BASE, VringState(0, 65536).encode()),
-        (Q.SET_VRING_BASE, VringState(5, 0).encode()),
-        (Q.GET_VRING_BASE, VringState(5, 0).encode()),
-        (Q.SET_VRING_ENABLE, VringState(0, 2).encode()),
-        (Q.SET_VRING_ENABLE, VringState(2**32 - 1, 1).encode()),
-        (Q.SET_VRING_ADDR, VringAddr(5, 0, *[FrontendAddr(0)] * 3).encode()),
-        (Q.SET_VRING_ADDR, VringAddr(0, 0, *map(FrontendAddr, (8, 0, 0))).encode()),
-        (Q.SET_VRING_ADDR, VringAddr(0, 0, *map(FrontendAddr, (0, 2, 0))).encode()),
-        (Q.SET_VRING_ADDR, VringAddr(0, 0, *map(FrontendAddr, (0, 0, 1))).encode()),
-        (Q.SET_CONFIG, ConfigAccess(0, 0, bytes(17)).encode()),
-        (Q.SET_CONFIG, ConfigAccess(13, 0, bytes(4)).encode()),
-        (Q.REM_MEM_REG, REGION.encode_single()),
-    ],
-)
-def test_request_with_an_impossible_number_is_refused(request_: Q, payload: bytes) -> None:
-    with pytest.raises(FrontendError, match=request_.name):
-        say(fresh(), request_, payload)

@@ -75,8 +75,18 @@ def test_view_is_the_regions_own_memory() -> None:
     only = region(0x3000, 0x1000, 0)
     view = GuestMemory([only]).view(0x3FF0, 16)
     assert view is not None
+    assert only.view is not None
     view[:] = b"0123456789abcdef"
     assert bytes(only.view[0xFF0:]) == b"0123456789abcdef"
+
+
+def test_region_that_nobody_may_touch_is_found_and_has_no_view() -> None:
+    untouchable = MemoryRegion(GuestAddr(0x3000), FrontendAddr(0x7000), 0x1000, None)
+    memory = GuestMemory([LOW, untouchable])
+    assert memory.locate(0x3010, 16) == (1, 0x10)
+    assert memory.view(0x3010, 16) is None
+    assert memory.view_of_frontend(FrontendAddr(0x7010), 16) is None
+    assert memory.view(0x10, 16) is not None
 
 
 @pytest.mark.parametrize(

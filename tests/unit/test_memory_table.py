@@ -1,10 +1,15 @@
-"""The memory table: what is refused, and that a refused request changes nothing."""
+"""The memory table: what it keeps of regions that cannot be freed, and what makes it unsound."""
 
 import pytest
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.units import FrontendAddr, GuestAddr
-from balloon_daemon.vhost_user.memory_table import MAX_MEM_SLOTS, MemoryTable, Region
+from balloon_daemon.vhost_user.memory_table import (
+    MAX_MEM_SLOTS,
+    PFN_LIMIT_BYTES,
+    MemoryTable,
+    Region,
+)
 from balloon_daemon.vhost_user.messages import RegionDescription
 from tests.fakes.counted_fd import CountedFd, inspect
 
@@ -50,38 +55,45 @@ def test_set_with_another_number_of_files_than_regions_is_refused(count: int) ->
     table, old = table_of_two()
     with pytest.raises(FrontendError, match=f"2 regions with {count} file descriptors"):
         table.set("SET_MEM_TABLE", [LOW, HIGH], [CountedFd() for _ in range(count)])
-    assert [region.fd for region in table.regions] == old
+    assert (table.unsound, [region.fd for region in table.regions]) == ("", old)
+    assert [fd.closings for fd in old] == [0, 0]
 
 
-@pytest.mark.parametrize(
-    ("region", "why"),
-    [
-        (LOW._replace(size_bytes=0), "empty"),
-        (LOW._replace(size_bytes=4095), "not aligned"),
-        (LOW._replace(guest_addr=GuestAddr(1)), "not aligned"),
-        (LOW._replace(frontend_addr=FrontendAddr(0x7000_0800)), "not aligned"),
-        (LOW._replace(mmap_offset_bytes=512), "not aligned"),
-        (LOW._replace(guest_addr=GuestAddr(2**64 - MIB)), "wraps around"),
-        (LOW._replace(frontend_addr=FrontendAddr(2**64 - MIB)), "wraps around"),
-        (LOW._replace(mmap_offset_bytes=2**64 - MIB), "wraps around"),
-        (LOW._replace(size_bytes=2**64 - 4096), "wraps around"),
-        (LOW._replace(size_bytes=3 * MIB + 4096), "exceeds its file"),
-        (LOW._replace(mmap_offset_bytes=MIB + 4096), "exceeds its file"),
-    ],
-)
-def test_region_that_cannot_be_is_refused(region: RegionDescription, why: str) -> None:
+IMPOSSIBLE = [
+    (LOW._replace(size_bytes=0), "memory region at 0x0 is empty or not aligned to 4096 bytes"),
+    (LOW._replace(size_bytes=4095), "memory region at 0x0 is empty or not aligned"),
+    (LOW._replace(guest_addr=GuestAddr(1)), "memory region at 0x1 is empty or not aligned"),
+    (LOW._replace(frontend_addr=FrontendAddr(0x7000_0800)), "not aligned to 4096 bytes"),
+    (LOW._replace(mmap_offset_bytes=512), "not aligned to 4096 bytes"),
+    (LOW._replace(guest_addr=GuestAddr(2**64 - MIB)), "of 2097152 bytes wraps around"),
+    (LOW._replace(frontend_addr=FrontendAddr(2**64 - MIB)), "wraps around"),
+    (LOW._replace(mmap_offset_bytes=2**64 - MIB), "wraps around"),
+    (LOW._replace(size_bytes=2**64 - 4096), "wraps around"),
+    (LOW._replace(size_bytes=3 * MIB + 4096), "exceeds its file of 3145728 bytes"),
+    (LOW._replace(mmap_offset_bytes=MIB + 4096), "exceeds its file of 3145728 bytes"),
+]
+
+
+@pytest.mark.parametrize(("region", "why"), IMPOSSIBLE)
+def test_region_that_cannot_be_makes_the_table_unsound_and_closes_all_files(
+    region: RegionDescription, why: str
+) -> None:
+    fds = [CountedFd(3 * MIB) for _ in range(3)]
     table = MemoryTable(inspect)
-    with pytest.raises(FrontendError, match=why):
-        table.set("SET_MEM_TABLE", [region], [CountedFd(3 * MIB)])
-    with pytest.raises(FrontendError, match=why):
-        table.add("ADD_MEM_REG", region, CountedFd(3 * MIB))
+    table.set("SET_MEM_TABLE", [region, HIGH], fds[:2])
+    assert why in table.unsound
+    assert (table.regions, table.size_bytes) == ([], 0)
+    table = MemoryTable(inspect)
+    table.add(region, fds[2])
+    assert why in table.unsound
     assert table.regions == []
+    assert [fd.closings for fd in fds] == [1, 1, 1]
 
 
 def test_region_up_to_the_end_of_all_addresses_is_allowed() -> None:
     table = MemoryTable(inspect)
-    table.add("ADD_MEM_REG", described(2**64 - MIB, MIB, 2**64 - MIB), CountedFd(MIB))
-    assert table.size_bytes == MIB
+    table.add(described(2**64 - MIB, MIB, 2**64 - MIB), CountedFd(MIB))
+    assert (table.size_bytes, table.unsound) == (MIB, "")
 
 
 @pytest.mark.parametrize(
@@ -94,42 +106,107 @@ def test_region_up_to_the_end_of_all_addresses_is_allowed() -> None:
         described(0x1_0000_0000 - 4096, 2 * MIB, 0x5000_0000),
     ],
 )
-def test_region_that_overlaps_another_is_refused(region: RegionDescription) -> None:
-    table, fds = table_of_two()
-    with pytest.raises(FrontendError, match="overlaps"):
-        table.add("ADD_MEM_REG", region, CountedFd())
-    with pytest.raises(FrontendError, match="overlaps"):
-        table.set("SET_MEM_TABLE", [LOW, HIGH, region], [CountedFd() for _ in range(3)])
-    assert [(region.fd, region.fd.fileno() >= 0) for region in table.regions] == [
-        (fd, True) for fd in fds
-    ]
+def test_region_that_overlaps_another_makes_the_table_unsound(region: RegionDescription) -> None:
+    table, old = table_of_two()
+    added, fds = CountedFd(), [CountedFd() for _ in range(3)]
+    table.add(region, added)
+    assert f"memory region at {region.guest_addr:#x} overlaps that at" in table.unsound
+    assert table.regions == []
+    table.set("SET_MEM_TABLE", [LOW, HIGH, region], fds)
+    assert "overlaps" in table.unsound
+    assert table.regions == []
+    assert [fd.closings for fd in (*old, added, *fds)] == [1] * 6
+
+
+def test_unsound_table_takes_no_region_and_closes_what_comes_until_it_is_set_anew() -> None:
+    table, old = table_of_two()
+    table.add(LOW, CountedFd())
+    table.add(described(1 << 40, MIB, 1 << 40), later := CountedFd())
+    assert table.remove(HIGH) is False
+    assert table.regions == []
+    assert table.unsound
+    assert [fd.closings for fd in (*old, later)] == [1, 1, 1]
+    table.set("SET_MEM_TABLE", [LOW], [new := CountedFd()])
+    assert (table.unsound, table.regions) == ("", [Region(LOW, new, 4096)])
+
+
+def test_unsound_table_that_is_set_to_nothing_is_sound_and_takes_regions_again() -> None:
+    table = MemoryTable(inspect)
+    table.add(LOW._replace(size_bytes=0), CountedFd())
+    table.set("SET_MEM_TABLE", [], [])
+    table.add(LOW, fd := CountedFd())
+    assert (table.unsound, table.regions) == ("", [Region(LOW, fd, 4096)])
+
+
+def test_table_that_is_lost_holds_nothing_and_says_why() -> None:
+    table, old = table_of_two()
+    table.lose("its memory is unknown")
+    assert (table.unsound, table.regions) == ("its memory is unknown", [])
+    assert [fd.closings for fd in old] == [1, 1]
 
 
 def test_regions_that_touch_are_allowed() -> None:
     table, _ = table_of_two()
-    table.add("ADD_MEM_REG", described(2 * MIB, MIB, 0x7000_0000 - MIB), CountedFd())
-    assert table.size_bytes == 4 * MIB
+    table.add(described(2 * MIB, MIB, 0x7000_0000 - MIB), CountedFd())
+    assert (table.size_bytes, table.unsound) == (4 * MIB, "")
 
 
-def test_file_that_is_no_guest_memory_is_refused_with_its_reason() -> None:
+@pytest.mark.parametrize("mappable", [True, False])
+def test_file_that_cannot_be_freed_is_kept_as_never_freed_and_is_no_ram(mappable: bool) -> None:
     table = MemoryTable(inspect)
-    with pytest.raises(FrontendError, match="region at 0x0: its file is a pipe"):
-        table.add("ADD_MEM_REG", LOW, CountedFd(refusal="is a pipe"))
+    fd = CountedFd(3 * MIB, never_freed="is a file on ext4", mappable=mappable)
+    table.set("SET_MEM_TABLE", [LOW, HIGH], [fd, ram := CountedFd(3 * MIB)])
+    assert table.unsound == ""
+    assert table.regions == [
+        Region(LOW, fd, 4096, "is a file on ext4", mappable),
+        Region(HIGH, ram, 4096),
+    ]
+    assert (table.size_bytes, table.ram_bytes) == (3 * MIB, MIB)
+    assert fd.closings == 0
 
 
-def test_offset_inside_a_huge_page_is_refused() -> None:
+def test_file_that_is_not_asked_for_its_length_is_held_to_none() -> None:
+    table = MemoryTable(inspect)
+    table.add(LOW, CountedFd(None, never_freed="is no file of shared memory", mappable=False))
+    assert (table.unsound, table.size_bytes, table.ram_bytes) == ("", 2 * MIB, 0)
+
+
+def test_file_that_cannot_be_freed_is_still_held_to_its_length_where_that_is_known() -> None:
+    table = MemoryTable(inspect)
+    table.add(LOW, CountedFd(MIB, never_freed="is a file on ext4"))
+    assert table.unsound == "memory region at 0x0 exceeds its file of 1048576 bytes"
+
+
+def test_offset_inside_a_huge_page_is_never_freed_and_not_mapped() -> None:
     table = MemoryTable(inspect)
     huge = CountedFd(file_bytes=64 * MIB, page_bytes=2 * MIB)
-    with pytest.raises(FrontendError, match="not aligned to its pages of 2097152"):
-        table.add("ADD_MEM_REG", described(0, 2 * MIB, 0, MIB), huge)
-    table.add("ADD_MEM_REG", described(0, 3 * MIB, 0, 2 * MIB), huge)
-    assert table.regions[0].page_bytes == 2 * MIB
+    other = CountedFd(file_bytes=64 * MIB, page_bytes=2 * MIB)
+    table.add(described(0, 2 * MIB, 0, MIB), huge)
+    table.add(described(4 * MIB, 3 * MIB, 4 * MIB, 2 * MIB), other)
+    why = "is not aligned to its file's pages of 2097152 bytes"
+    assert table.regions == [
+        Region(described(0, 2 * MIB, 0, MIB), huge, 2 * MIB, why, mappable=False),
+        Region(described(4 * MIB, 3 * MIB, 4 * MIB, 2 * MIB), other, 2 * MIB),
+    ]
+    assert (table.unsound, table.ram_bytes) == ("", 3 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("end", "unnameable"),
+    [(PFN_LIMIT_BYTES, False), (PFN_LIMIT_BYTES + 4096, True), (1 << 64, True)],
+)
+def test_memory_above_what_a_page_frame_number_reaches_is_known(
+    end: int, unnameable: bool
+) -> None:
+    table, _ = table_of_two()
+    table.add(described(end - MIB, MIB, 0x5000_0000), CountedFd())
+    assert (table.unsound, table.has_unnameable) == ("", unnameable)
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_remove_closes_the_regions_file_and_no_other(which: int) -> None:
     table, fds = table_of_two()
-    table.remove("REM_MEM_REG", [LOW, HIGH][which])
+    assert table.remove([LOW, HIGH][which]) is True
     assert fds[which].closings == 1
     assert [region.fd for region in table.regions] == [fds[1 - which]]
     assert fds[1 - which].closings == 0
@@ -143,19 +220,22 @@ def test_remove_closes_the_regions_file_and_no_other(which: int) -> None:
         LOW._replace(frontend_addr=FrontendAddr(0)),
     ],
 )
-def test_remove_region_that_is_not_there_is_refused(gone: RegionDescription) -> None:
+def test_remove_region_that_is_not_there_changes_nothing(gone: RegionDescription) -> None:
     table, fds = table_of_two()
-    with pytest.raises(FrontendError, match="no such region"):
-        table.remove("REM_MEM_REG", gone)
+    assert table.remove(gone) is False
+    assert (table.unsound, [region.fd for region in table.regions]) == ("", fds)
     assert [fd.closings for fd in fds] == [0, 0]
 
 
-def test_add_more_than_there_are_slots_is_refused() -> None:
+def test_add_more_than_there_are_slots_makes_the_table_unsound() -> None:
     table = MemoryTable(inspect)
-    for slot in range(MAX_MEM_SLOTS):
-        table.add("ADD_MEM_REG", described(slot * 4096, 4096, slot * 4096), CountedFd())
-    with pytest.raises(FrontendError, match="more than 256 regions"):
-        table.add("ADD_MEM_REG", described(1 << 40, 4096, 1 << 40), CountedFd())
+    fds = [CountedFd() for _ in range(MAX_MEM_SLOTS + 1)]
+    for slot, fd in enumerate(fds[:-1]):
+        table.add(described(slot * 4096, 4096, slot * 4096), fd)
+    assert (table.unsound, len(table.regions)) == ("", MAX_MEM_SLOTS)
+    table.add(described(1 << 40, 4096, 1 << 40), fds[-1])
+    assert (table.unsound, table.regions) == ("more than 256 memory regions", [])
+    assert [fd.closings for fd in fds] == [1] * (MAX_MEM_SLOTS + 1)
 
 
 def test_close_closes_each_file_once() -> None:

@@ -17,24 +17,35 @@ from balloon_daemon.controller.keeper import DeviceKeeper, Jail
 from balloon_daemon.controller.recovery import recover
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.controller.watch import MemoryWatch
+from balloon_daemon.device.process import DeviceSpec
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
 from balloon_daemon.handover.store import HasFileno, Store
-from balloon_daemon.linux.closing import Closer, FdKind, fd_kind
+from balloon_daemon.linux.closing import Closer
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.log import LOGGER, EventLog, RateLimit
 from balloon_daemon.low_memory import ChromeosLowMemory
 from balloon_daemon.units import FrontendAddr, GuestAddr
-from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
+from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.vhost_user.messages import (
+    HEADER,
+    U64,
+    VERSION,
+    ConfigAccess,
     FrontendRequest,
+    Message,
     RegionDescription,
+    VringAddr,
+    VringState,
     encode_memory_table,
     encode_request,
 )
-from tests.fakes.told_backend import fresh
+from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
 from tests.vm.waiting import HANG_S
 
+Q = FrontendRequest
 NAMES = ("vm1", "vm2")
 DAMAGED = "the journal that another balloond left is damaged"
 
@@ -72,20 +83,51 @@ class AtOnce:
             os.close(fd)
 
 
-class Left:
-    """Two guests that a controller left in a store before it was gone."""
+def whose_rings_run(base: int) -> Backend:
+    """A back-end with memory and two vrings that stand at ``base``; no policy has begun."""
+    backend = Backend(MemoryTable(inspect_memory), right_kind=right_kind)
 
-    def __init__(self) -> None:
+    def say(request: Q, payload: bytes, *fds: int) -> None:
+        backend.handle(Message(request, VERSION, payload), [OwnedFd(fd) for fd in fds])
+
+    say(Q.SET_FEATURES, U64.pack(OFFERED))
+    memory = create_memfd("guest", size_bytes=REGION.size_bytes)
+    say(Q.SET_MEM_TABLE, encode_memory_table([REGION]), memory)
+    for index in (0, 1):
+        addr = VringAddr(index, 0, ADDR.descriptors, ADDR.used, ADDR.available)
+        say(Q.SET_VRING_NUM, VringState(index, 128).encode())
+        say(Q.SET_VRING_BASE, VringState(index, base).encode())
+        say(Q.SET_VRING_ADDR, addr.encode())
+        say(Q.SET_VRING_KICK, U64.pack(index), os.eventfd(0))
+        say(Q.SET_VRING_CALL, U64.pack(index), os.eventfd(0))
+        say(Q.SET_VRING_ENABLE, VringState(index, 1).encode())
+    return backend
+
+
+def no_fork(_spec: DeviceSpec, _tube_fd: int, _words_fd: int, _parent: int) -> int:
+    raise OSError(11, "not here")
+
+
+class Left:
+    """Two guests that a controller left in a store before it was gone.
+
+    Args:
+        make: makes the back-end of each.
+    """
+
+    def __init__(self, make: Callable[[], Backend] = fresh) -> None:
         self.store = KeepingStore()
         self.vmms: list[socket.socket] = []
         self.journals: list[OwnedFd] = []
+        self.channels: dict[str, int] = {}
         for name in NAMES:
             vmm, ours = socket.socketpair()
             vmm.setblocking(False)
             self.vmms.append(vmm)
             saver = GuestSaver(cast(Store, self.store), name, Journal.create("test"))
-            backend = fresh()
-            backend.channel = OwnedFd(os.eventfd(0))
+            backend = make()
+            backend.channel = channel = OwnedFd(socket.socket(socket.AF_UNIX).detach())
+            self.channels[name] = os.fstat(channel.fileno()).st_ino
             saver.save(Snapshot(0, 0, None, backend, ours, None))
             self.journals.append(saver.journal.fd.duplicate())
             saver.close()
@@ -95,7 +137,7 @@ class Left:
     def forget_channel(self, name: str) -> None:
         """Loses one descriptor of a guest, which its state names."""
         for key in [key for key in self.store.kept if key.startswith(f"{name}.")]:
-            if fd_kind(self.store.kept[key].fileno()) is FdKind.EVENTFD:
+            if os.fstat(self.store.kept[key].fileno()).st_ino == self.channels[name]:
                 self.store.kept.pop(key).close()
                 self.store.names.discard(key)
 
@@ -104,7 +146,9 @@ class Left:
         log = EventLog()
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, log)
         store = cast(Store, self.store)
-        shared = Surroundings(Config(), watch, Jail(lambda: None, None), store, RateLimit(10))
+        shared = Surroundings(
+            Config(), watch, Jail(lambda: None, None, no_fork), store, RateLimit(10)
+        )
 
         def make(name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
             return Guest(name, connection, shared, log, saver)
@@ -274,3 +318,87 @@ def test_guest_for_which_there_is_no_room_any_more_does_not_fill_the_log(
     assert 2 <= len(said) <= seconds + 2
     assert said[0] == "cannot be kept for a later balloond: Too many open files"
     assert any(message.endswith(" more like it)") for message in said)
+
+
+async def ask(vmm: socket.socket, request: Q, payload: bytes = b"") -> bytes:
+    """A VMM's request that is answered; the answer's payload."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(vmm, encode_request(request, payload))
+    return (await asyncio.wait_for(loop.sock_recv(vmm, 256), 20))[HEADER.size :]
+
+
+async def target_of(vmm: socket.socket) -> int:
+    """The pages that a guest is asked for, read by its VMM."""
+    access = ConfigAccess(0, 0, bytes(16))
+    return int.from_bytes((await ask(vmm, Q.GET_CONFIG, access.encode()))[12:16], "little")
+
+
+def test_memory_that_was_cut_short_meanwhile_costs_that_guest_its_balloon_and_no_vmm(
+    tmp_path: Path, errors: Errors
+) -> None:
+    left = Left(lambda: whose_rings_run(0))
+    memory = [
+        key
+        for key, fd in left.store.kept.items()
+        if key.startswith("vm1.") and os.fstat(fd.fileno()).st_size == REGION.size_bytes
+    ]
+    os.ftruncate(left.store.kept[memory[0]].fileno(), 4096)
+
+    async def go_on() -> tuple[list[bool], list[int]]:
+        loop = asyncio.get_running_loop()
+        guests = left.go_on(tmp_path)
+        served = [loop.create_task(guest.serve()) for guest in guests]
+        answers = [len(await ask(vmm, Q.GET_FEATURES)) for vmm in left.vmms]
+        started = [guest.governor.started for guest in guests]
+        guests[0].save()
+        for vmm in left.vmms:
+            vmm.close()
+        await asyncio.wait_for(asyncio.gather(*served), 20)
+        return started, answers
+
+    assert asyncio.run(go_on()) == ([False, True], [8, 8])
+    why = "memory region at 0x0 exceeds its file of 4096 bytes: this VM gets no balloon"
+    assert [said for said in errors() if said[0] == "vm1"] == [("vm1", why)]
+    assert len(memory) == 1
+    assert left.store.names == set()
+
+
+def test_driver_in_mid_life_whose_balloon_is_unknown_is_asked_on_by_the_next_controller(
+    tmp_path: Path,
+) -> None:
+    left = Left(lambda: whose_rings_run(7))
+
+    async def go_on() -> tuple[int, list[bool], int]:
+        loop = asyncio.get_running_loop()
+        guests = left.go_on(tmp_path)
+        served = [loop.create_task(guest.serve()) for guest in guests]
+        asked = await target_of(left.vmms[0])
+        answer = ConfigAccess(4, 0, (64 * 256).to_bytes(4, "little"))
+        await loop.sock_sendall(left.vmms[0], encode_request(Q.SET_CONFIG, answer.encode()))
+        afterwards = await target_of(left.vmms[0])
+        started = [guest.governor.started for guest in guests]
+        for vmm in left.vmms:
+            vmm.close()
+        await asyncio.wait_for(asyncio.gather(*served), 20)
+        return asked, started, afterwards
+
+    assert asyncio.run(go_on()) == (1, [True, False], 0)
+
+
+def test_guest_whose_rings_ran_before_anything_was_decided_is_governed_by_the_next_controller(
+    tmp_path: Path,
+) -> None:
+    left = Left(lambda: whose_rings_run(0))
+
+    async def go_on() -> list[bool]:
+        loop = asyncio.get_running_loop()
+        guests = left.go_on(tmp_path)
+        served = [loop.create_task(guest.serve()) for guest in guests]
+        await target_of(left.vmms[0])
+        started = [guest.governor.started for guest in guests]
+        for vmm in left.vmms:
+            vmm.close()
+        await asyncio.wait_for(asyncio.gather(*served), 20)
+        return started
+
+    assert asyncio.run(go_on()) == [True, True]

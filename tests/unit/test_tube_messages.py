@@ -48,7 +48,7 @@ def test_command_that_does_not_exist_is_refused(number: int) -> None:
 
 UP = [
     Ready(),
-    Progress(1, 2, 3, 4, 5, 6, 2**64 - 1),
+    Progress(1, 2, 3, 4, 5, 6, 2**64 - 1, 8, 9, 10, 2**64 - 2),
     Stats(()),
     Stats(tuple((n, 2**64 - n - 1) for n in range(MAX_STATS))),
     Fault(FaultKind.CHAIN, 4, Rule.PFN, 65535, 2**64 - 1, 2**64 - 1),

@@ -58,8 +58,9 @@ def test_config_change_message_is_a_request_without_payload() -> None:
     assert words("02000000 01000000 00000000") == CONFIG_CHANGE_MSG
 
 
-def test_offered_protocol_features_are_mq_ack_channel_config_and_slots() -> None:
-    assert int(OFFERED_PROTOCOL_FEATURES) == 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 15
+def test_offered_protocol_features_are_mq_ack_channel_config_slots_reset_and_status() -> None:
+    bits = {bit for bit in range(64) if OFFERED_PROTOCOL_FEATURES >> bit & 1}
+    assert bits == {0, 3, 5, 9, 10, 13, 15, 16}
 
 
 @pytest.mark.parametrize(

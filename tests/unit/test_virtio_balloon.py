@@ -56,10 +56,31 @@ def test_config_read_gives_any_part_of_the_space(offset: int) -> None:
     assert parts == [WHOLE[offset : offset + length] for length in range(17 - offset)]
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, 17), (16, 1), (17, 0), (15, 2), (2**32, 4)])
-def test_config_access_beyond_the_space_is_refused(offset: int, length: int) -> None:
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 17), (6, 20), (16, 1), (17, 0), (15, 2), (2**32, 4)]
+)
+def test_config_read_beyond_the_space_is_zeros(offset: int, length: int) -> None:
+    inside = WHOLE[offset : offset + length]
+    assert config().read(offset, length) == inside + bytes(length - len(inside))
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "actual"),
+    [(0, 17, 0xFFFFFFFF), (4, 64, 0xFFFFFFFF), (5, 16, 0xFFFFFF88), (7, 1, 0xFF667788)],
+)
+def test_config_write_beyond_the_space_takes_what_it_has_of_actual(
+    offset: int, length: int, actual: int
+) -> None:
     space = config()
-    assert space.read(offset, length) is None
+    assert space.write(offset, b"\xff" * length) is True
+    assert space == BalloonConfig(NumPages(0x11223344), NumPages(actual))
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 0), (4, 0), (6, 0), (3, 1), (15, 2), (16, 1), (17, 0), (2**32, 4)]
+)
+def test_config_write_of_nothing_of_actual_changes_nothing(offset: int, length: int) -> None:
+    space = config()
     assert space.write(offset, b"\xff" * length) is False
     assert space == config()
 
@@ -84,7 +105,7 @@ def test_config_write_of_one_byte_of_actual_changes_that_byte(offset: int) -> No
 @pytest.mark.parametrize("offset", [0, 8, 12])
 def test_config_write_beside_actual_changes_nothing(offset: int) -> None:
     space = config()
-    assert space.write(offset, b"\xff\xff\xff\xff")
+    assert space.write(offset, b"\xff\xff\xff\xff") is False
     assert space == config()
 
 
