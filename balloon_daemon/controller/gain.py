@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from balloon_daemon.tube.messages import Progress
 
-WINDOW_PAGES = 1024
-"""Pages (4 MiB) that the guest has to give before it can be said that they came to nothing: two
-huge pages of 2 MiB, which go only as a whole."""
+WINDOW_PAGES = 4096
+"""Pages (16 MiB) that the guest has to give before it can be said that they came to nothing. A run
+of pages begins and ends inside a huge page of 2 MiB, which goes only as a whole: up to 1022 pages
+of a run are not freed yet though all is well, and those must stay far below half."""
 
 
 class Cause(Enum):
