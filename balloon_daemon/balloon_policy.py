@@ -360,13 +360,14 @@ class BalloonPolicy:
         return Step(actions, self._decision(Reason.ADOPTED, before))
 
     def _level_below(self, target_bytes: int) -> int:
-        """The highest level whose target is not above this one."""
-        pages = self.max_bytes // PAGE_SIZE
-        level = target_bytes // PAGE_SIZE * self.settings.steps // pages if pages else 0
-        # A level's target is rounded down to pages, so the one above may have the same one.
-        if pages * (level + 1) // self.settings.steps * PAGE_SIZE <= target_bytes:
-            level += 1
-        return min(level, self.settings.steps)
+        """The highest level whose target is not above this one; 0 for none."""
+        most, target = self.max_bytes // PAGE_SIZE, target_bytes // PAGE_SIZE
+        if not most or not target:
+            return 0
+        # Level k asks for floor(most × k / steps) pages: at most so many while k < (target + 1) ×
+        # steps / most.
+        steps = self.settings.steps
+        return min(((target + 1) * steps - 1) // most, steps)
 
     def _low_memory(self, reading: Reading, now_s: float) -> Step:
         if not self.listening:
