@@ -172,3 +172,22 @@ class RateLimit:
         self._passed += 1
         suppressed, self._suppressed = self._suppressed, 0
         return suppressed
+
+
+class OnceEach:
+    """Lets each of some lines through once.
+
+    Args:
+        most: different lines; those beyond are left out, as whoever causes them may vary them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._said = set[str]()
+
+    def admit(self, line: str) -> bool:
+        """Tells whether to say this line."""
+        if line in self._said or len(self._said) >= self._most:
+            return False
+        self._said.add(line)
+        return True

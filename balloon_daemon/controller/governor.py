@@ -28,8 +28,11 @@ from balloon_daemon.balloon_policy import (
     max_balloon_bytes,
 )
 from balloon_daemon.controller.watch import MemoryWatch
-from balloon_daemon.log import EventLog
+from balloon_daemon.log import EventLog, RateLimit
 from balloon_daemon.units import format_size
+
+SIZES_A_SECOND = 2
+"""Changes of size that are logged but for debugging: a guest may name any total, at any time."""
 
 _QUIET = {Reason.AT_MAXIMUM, Reason.NO_BALLOON, Reason.FRUITLESS, Reason.NO_ROOM}
 
@@ -80,6 +83,7 @@ class Governor:
         self._last_reason: Reason | None = None
         self._told_at = -math.inf
         self._halted = False
+        self._sizes = RateLimit(SIZES_A_SECOND)
         self.vm_mem_bytes = 0
         """The size that the policy goes by; 0 before it is known."""
 
@@ -100,7 +104,7 @@ class Governor:
         """
         self.vm_mem_bytes = vm_mem_bytes
         self._policy = BalloonPolicy(max_balloon_bytes(vm_mem_bytes), self._settings, random)
-        self._log_size("attached", self._policy.max_bytes)
+        self._log_size("attached", self._policy.max_bytes, self._log.info)
         if balloon_bytes:
             self._take(self._policy.adopt(balloon_bytes, self._loop.time()))
             self._decided()
@@ -114,13 +118,14 @@ class Governor:
             return
         self.vm_mem_bytes = vm_mem_bytes
         max_bytes = max_balloon_bytes(vm_mem_bytes)
-        self._log_size("size", max_bytes)
+        quiet = self._sizes.admit(self._loop.time()) is None
+        self._log_size("size", max_bytes, self._log.debug if quiet else self._log.info)
         if max_bytes != self._policy.max_bytes:
-            self._take(self._policy.resize(max_bytes))
+            self._take(self._policy.resize(max_bytes), quiet=quiet)
             self._decided()
 
-    def _log_size(self, event: str, max_bytes: int) -> None:
-        self._log.info(
+    def _log_size(self, event: str, max_bytes: int, log: Callable[..., None]) -> None:
+        log(
             event,
             f"VM of {format_size(self.vm_mem_bytes)}, balloon of at most {format_size(max_bytes)} "
             f"in {self._settings.steps} steps",
@@ -175,20 +180,20 @@ class Governor:
         self._take(self._policy.step(event, self._loop.time()))
         self._decided()
 
-    def _take(self, step: Step) -> None:
+    def _take(self, step: Step, *, quiet: bool = False) -> None:
         # The guest hears of its target first: to word a line takes as long as all else. What
         # listens again may decide again, so the line comes before that.
         for action in step.actions:
             if isinstance(action, SetTarget):
                 self._set_target(action.target_bytes)
                 self._told_at = self._loop.time()
-        self._log_decision(step.decision)
+        self._log_decision(step.decision, quiet=quiet)
         self._act(step.actions)
 
-    def _log_decision(self, decision: Decision) -> None:
+    def _log_decision(self, decision: Decision, *, quiet: bool) -> None:
         # Under lasting pressure at the maximum the same decision falls every second: said once.
         repeated = decision.reason in _QUIET and decision.reason is self._last_reason
-        quiet = repeated or decision.reason is Reason.RECHECK
+        quiet = quiet or repeated or decision.reason is Reason.RECHECK
         if decision.reason is not Reason.RECHECK:
             self._last_reason = decision.reason
         fields: dict[str, object] = {

@@ -18,7 +18,7 @@ from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.handover.store import Store
-from balloon_daemon.log import EventLog, RateLimit
+from balloon_daemon.log import EventLog, OnceEach, RateLimit
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend
@@ -50,8 +50,8 @@ MESSAGES_A_TURN = 64
 SAVE_ACTUAL_S = 0.05
 """``actual`` changes with every buffer and heals with the next: it is kept a little later."""
 
-NOT_SERVED_A_SECOND = 2
-"""Lines that say what cannot be served: a driver may choose impossible sizes over and over."""
+NOT_SERVED_LINES = 32
+"""Lines on what cannot be served, each once: a driver may choose any size, over and over."""
 
 SHARED_WITHIN_POLLS = 60
 """How long a VMM may take to give its guest's memory before it is named, in times of the policy's
@@ -110,8 +110,7 @@ class Guest:
         self._save_later: asyncio.TimerHandle | None = None
         self._leaving = False
         self._taken: Received | None = None
-        self._not_served = RateLimit(NOT_SERVED_A_SECOND)
-        self._refusal = ""
+        self._not_served = OnceEach(NOT_SERVED_LINES)
         self._not_shared: asyncio.TimerHandle | None = None
         self._sounding = Sounding(self._set_target, shared.config.poll_s)
         offered = OFFERED_FEATURES
@@ -290,10 +289,8 @@ class Guest:
             case ActualWritten():
                 self._actual_written(effect)
             case NotServed(why):
-                left_out = self._not_served.admit(self._loop.time())
-                if left_out is not None:
-                    more = f" ({left_out} more like it)" if left_out else ""
-                    self._log.warning("vmm", f"{why}{more}")
+                if self._not_served.admit(why):
+                    self._log.warning("vmm", why)
             case _:
                 assert_never(effect)
 
@@ -350,9 +347,8 @@ class Guest:
     def _start_governor(self) -> None:
         """Starts the balloon policy once the VM's size is known and its rings run."""
         refusal = self.backend.refusal
-        if refusal and refusal != self._refusal:
+        if refusal and self._not_served.admit(refusal):
             self._log.error("vmm", f"{refusal}: this VM gets no balloon")
-        self._refusal = refusal
         if self.governor.started or not self.backend.ready_vrings():
             return
         self.limits.look_at_memory()

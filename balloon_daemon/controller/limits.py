@@ -10,7 +10,7 @@ from balloon_daemon.controller.gain import Cause, Gain, Loss
 from balloon_daemon.controller.introduction import NEVER_FREED_REMEDY, introduce_memory
 from balloon_daemon.controller.vm_size import VmSize
 from balloon_daemon.linux.memory import FileUse, memory_file_use
-from balloon_daemon.log import EventLog
+from balloon_daemon.log import EventLog, OnceEach
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend
@@ -21,6 +21,10 @@ SLACK_BYTES = 16 * MIB
 SLACK_SHARE = 64
 """What a VM's files may hold above its size less its balloon, and nothing is wrong: ``actual`` and
 the files are not looked at in the same moment."""
+
+NEWS = 32
+"""Memory tables, and sizes that contradict each other, that are said of one VM, each once: a guest
+may name another total with each report."""
 
 
 class BalloonLimits:
@@ -38,7 +42,7 @@ class BalloonLimits:
         self._size = VmSize(flag_bytes)
         self._gain = Gain()
         self._introduced: list[Region] = []
-        self._said_of_size = ""
+        self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
         self._said_holding = self._said_no_channel = False
 
     @property
@@ -69,7 +73,8 @@ class BalloonLimits:
             self._log.warning(
                 "vmm", "the VMM gives no back-end channel: no target can be signalled"
             )
-        introduce_memory(memory.regions, self._log)
+        if self._tables.admit(str([(r.description, r.never_freed) for r in memory.regions])):
+            introduce_memory(memory.regions, self._log)
         self._say_size()
 
     def take_stats(self, stats: dict[int, int]) -> None:
@@ -85,9 +90,8 @@ class BalloonLimits:
 
     def _say_size(self) -> None:
         said = self._size.describe()
-        if said and said != self._said_of_size:
+        if said and self._sizes.admit(said):
             self._log.warning("size", said)
-        self._said_of_size = said
 
     # --- gain ---------------------------------------------------------------------------------
 
