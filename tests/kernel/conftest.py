@@ -66,8 +66,13 @@ def start_daemon(tmp_path: Path, low_mem: LowMemDir) -> Iterator[StartDaemon]:
     """Starts daemons with further options; what still runs at the end is killed."""
     daemons: list[Daemon] = []
 
-    def start(*options: str, name: str = "balloond", launcher: tuple[str, ...] = ()) -> Daemon:
-        config = DaemonConfig(tmp_path / f"{name}.sock", VM_MEM_MIB, low_mem, SPEED, options)
+    def start(
+        *options: str,
+        name: str = "balloond",
+        launcher: tuple[str, ...] = (),
+        vm_mem_mib: int | None = VM_MEM_MIB,
+    ) -> Daemon:
+        config = DaemonConfig(tmp_path / f"{name}.sock", vm_mem_mib, low_mem, SPEED, options)
         daemons.append(Daemon(config, tmp_path / name, launcher))
         return daemons[-1]
 

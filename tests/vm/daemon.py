@@ -25,14 +25,14 @@ class DaemonConfig:
 
     Attributes:
         socket: where it listens.
-        vm_mem_mib: what it is told of the VM's size.
+        vm_mem_mib: what it is told of the VM's size; None: nothing.
         low_mem: the host, as it sees it.
         speed: how many times faster than the seed's its balloon policy runs.
         options: further options, as they are typed.
     """
 
     socket: Path
-    vm_mem_mib: int
+    vm_mem_mib: int | None
     low_mem: LowMemDir
     speed: float
     options: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class DaemonConfig:
         return [
             str(BALLOOND),
             *("--socket", str(self.socket)),
-            *("--vm-mem", f"{self.vm_mem_mib}M"),
+            *(() if self.vm_mem_mib is None else ("--vm-mem", f"{self.vm_mem_mib}M")),
             *("--low-mem-dir", str(self.low_mem.path)),
             *("--speed", f"{self.speed:g}"),
             *("--log", "json", "--verbose"),

@@ -1,0 +1,84 @@
+"""A VM before a whole daemon: what its VMM says unlike others, and what is said of it."""
+
+import os
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from balloon_daemon.fake_guest.frontend import FakeFrontend
+from balloon_daemon.fake_guest.machine import FakeGuest, run
+from balloon_daemon.units import PAGE_SIZE
+from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription
+from tests.vm.daemon import Daemon
+
+HANG_S = 60.0
+"""How long a test waits for anything: so far above what it takes that only a hang meets it."""
+
+Shared = tuple[RegionDescription, int]
+"""A memory region with the descriptor of its file."""
+
+Twist = Callable[[bytes, Sequence[int]], tuple[bytes, Sequence[int]]]
+"""Makes another payload and other descriptors of a request's own."""
+
+
+def run_until(guests: Sequence[FakeGuest], until: Callable[[], bool]) -> None:
+    """Lets guests run until a condition holds. Raises TimeoutError."""
+    run(guests, until, deadline_s=HANG_S)
+
+
+def balloon_bytes(guest: FakeGuest) -> int:
+    """What a guest has in its balloon."""
+    return guest.driver.actual * PAGE_SIZE
+
+
+def said(daemon: Daemon, *events: str, vm: str = "vm1") -> list[str]:
+    """The log's lines of one VM, of these events or of all."""
+    return [
+        record["message"]
+        for record in daemon.records()
+        if record.get("vm") == vm and (not events or record["event"] in events)
+    ]
+
+
+def decisions(daemon: Daemon, vm: str = "vm1") -> list[tuple[str, int]]:
+    """The decisions on one VM: why, and the target in bytes."""
+    return [
+        (record["reason"], record["target_bytes"])
+        for record in daemon.records()
+        if record.get("vm") == vm and record["event"] == "decision"
+    ]
+
+
+def errors(daemon: Daemon) -> list[str]:
+    """The log's errors, of whatever VM."""
+    return [record["message"] for record in daemon.records() if record["level"] == "error"]
+
+
+def share_beside(guest: FakeGuest, *more: Shared) -> None:
+    """Lists further regions in a guest's memory table from the next ``bind`` or ``resume`` on."""
+    own = guest.ram.shared
+    guest.ram.shared = lambda: [*own(), *more]  # type: ignore[method-assign]  # for this guest
+
+
+def keep_ram_in(make: Callable[[int], int], size_bytes: int, patch: pytest.MonkeyPatch) -> None:
+    """The next guest of this size has its memory in another file than a memfd's."""
+    create = os.memfd_create
+
+    def choose(name: str, flags: int = 0) -> int:
+        return make(size_bytes) if name == "fake-guest-ram" else create(name, flags)
+
+    patch.setattr(os, "memfd_create", choose)
+
+
+def twist(
+    frontend: FakeFrontend, request: FrontendRequest, how: Twist, patch: pytest.MonkeyPatch
+) -> None:
+    """Has a VMM say something else whenever it says this request."""
+    tell = frontend.tell
+
+    def say(what: FrontendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        if what is request:
+            payload, fds = how(payload, fds)
+        tell(what, payload, fds)
+
+    patch.setattr(frontend, "tell", say)
