@@ -85,8 +85,12 @@ class BalloonLimits:
             self._say_size()
 
     def assume(self, size_bytes: int) -> None:
-        """Another controller went by this size, for whatever reason."""
-        self._size.guest_bytes = size_bytes
+        """Another controller went by this size, perhaps because the guest had said so.
+
+        Only until its next statistics: of a guest that sends none it would stay for good.
+        """
+        if size_bytes and self._backend.acknowledged & BalloonFeature.STATS_VQ:
+            self._size.guest_bytes = size_bytes
 
     def _say_size(self) -> None:
         said = self._size.describe()

@@ -1,0 +1,404 @@
+"""How much a VM may be asked for: by its flag, its memory table and what its guest says it has."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
+from balloon_daemon.fake_guest.pages import Population
+from balloon_daemon.fake_guest.settings import DriverSettings
+from balloon_daemon.fake_guest.styles import CROSVM, QEMU, QEMU_WITHOUT_SLOTS, Style
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.units import GIB, MIB, PAGE_SIZE
+from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, StatTag
+from tests.fakes import memory_files
+from tests.fakes.memory_files import region
+from tests.fakes.whole_vm import balloon_bytes, decisions, errors, run_until, said, share_beside
+from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
+from tests.vm.daemon import Daemon
+from tests.vm.low_mem_dir import LowMemDir
+
+SMALL = GuestSettings(GIB)
+MAXIMUM = 512 * MIB
+"""Of a VM of 1 GiB."""
+
+BESIDE_AT = 16 * GIB
+LIMIT = 1 << 44
+"""16 TiB, where page frame numbers of 32 bits end."""
+
+
+def start_vm(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
+    guest.connect(str(daemon.config.socket))
+    guest.bind()
+    return guest
+
+
+def level(daemon: Daemon) -> int:
+    return int(daemon.decision().get("balloon_level", 0))
+
+
+def squeeze(guest: FakeGuest, daemon: Daemon, low_mem: LowMemDir) -> int:
+    """Keeps the host low until nothing more is asked for. Returns what is, in bytes."""
+    low_mem.set_low()
+    run_until([guest], lambda: "at-maximum" in [reason for reason, _ in decisions(daemon)])
+    return daemon.target_bytes()
+
+
+def says_total(guest: FakeGuest, total: Callable[[int], int]) -> None:
+    """Has its driver report another total memory."""
+    statistics = guest.driver.statistics
+
+    def other() -> dict[StatTag, int]:
+        values = statistics()
+        return values | {StatTag.MEMTOT: total(values[StatTag.MEMTOT])}
+
+    guest.driver.statistics = other  # type: ignore[method-assign]  # this driver's
+
+
+def plug(guest: FakeGuest, size_bytes: int) -> OwnedFd:
+    """Plugs a DIMM in while it runs; its guest uses it. Returns its file."""
+    dimm = OwnedFd(memory_files.memfd(size_bytes))
+    assert guest.frontend is not None
+    more = (region(4 * GIB, size_bytes), dimm.fileno())
+    guest.frontend.share_memory([*guest.ram.shared(), more])
+    return dimm
+
+
+# --- the flag ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vm_mem_mib", "most", "words"),
+    [
+        (4096, MAXIMUM, "going by the VMM's memory table"),
+        (600, 300 * MIB, "going by --vm-mem"),
+        (1024, MAXIMUM, ""),
+        (None, MAXIMUM, ""),
+    ],
+)
+def test_flag_other_than_the_memory_table_the_smaller_one_counts(
+    vm_mem_mib: int | None,
+    most: int,
+    words: str,
+    start_daemon: StartDaemon,
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+) -> None:
+    daemon = start_daemon(vm_mem_mib=vm_mem_mib)
+    guest = start_vm(make_guest(SMALL), daemon)
+
+    assert squeeze(guest, daemon, low_mem) == most
+
+    run_until([guest], lambda: balloon_bytes(guest) == most)
+    (line,) = [*[line for line in said(daemon, "size") if "going by" in line], ""][:1]
+    assert line.endswith(words)
+    assert guest.driver.counters.out_of_puff == 0
+
+
+# --- what looks like RAM and is none ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", [QEMU, QEMU_WITHOUT_SLOTS, CROSVM], ids=lambda s: s.name)
+def test_shared_memory_device_in_the_table_is_not_asked_for(
+    style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = make_guest(replace(SMALL, style=style))
+    file = OwnedFd(memory_files.memfd(4 * GIB))
+    share_beside(guest, (region(BESIDE_AT, 4 * GIB), file.fileno()))
+    start_vm(guest, daemon)
+
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+
+    assert max(target for _, target in decisions(daemon)) <= MAXIMUM
+    assert [line for line in said(daemon, "size") if "the guest says 1 GiB" in line] != []
+    file.close()
+
+
+def test_guest_without_deflate_on_oom_whose_total_falls_with_its_balloon_is_asked_for_all(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # Linux then takes the balloon out of its total: read as it stands, the VM would shrink.
+    daemon = start_daemon(vm_mem_mib=None)
+    features = int(OFFERED_FEATURES & ~BalloonFeature.DEFLATE_ON_OOM)
+    guest = make_guest(replace(SMALL, driver=DriverSettings(features=features)))
+    file = OwnedFd(memory_files.memfd(4 * GIB))
+    share_beside(guest, (region(BESIDE_AT, 4 * GIB), file.fileno()))
+    start_vm(guest, daemon)
+
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+    totals = [r["stat_memtot"] for r in daemon.records() if "stat_memtot" in r]
+    assert min(totals) < 768 * MIB
+
+
+@pytest.mark.parametrize("total", [0, 2**64 - 1, 4 * MIB], ids=["none", "all-ones", "4-mib"])
+def test_total_that_makes_no_sense_is_passed_over(
+    total: int, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = make_guest(SMALL)
+    says_total(guest, lambda _: total)
+    start_vm(guest, daemon)
+
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+
+def test_guest_that_says_more_than_its_vmm_shares_is_not_asked_for_it(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = make_guest(SMALL)
+    says_total(guest, lambda total: 64 * GIB)
+    start_vm(guest, daemon)
+
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+
+
+def test_legacy_driver_without_statistics_goes_by_the_table(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    settings = replace(SMALL, num_vqs=2, driver=DriverSettings(features=0))
+    guest = start_vm(make_guest(settings), daemon)
+
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+
+def test_guest_whose_total_changes_with_each_report_does_not_fill_the_log(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = make_guest(GuestSettings(4 * GIB))
+    reports = [0]
+
+    def restless(_: int) -> int:
+        reports[0] += 1
+        return GIB + reports[0] % 7 * 512 * MIB
+
+    says_total(guest, restless)
+    start_vm(guest, daemon)
+    wait_for_device([guest], daemon, "vm1")
+    low_mem.set_low()
+    run_until([guest], lambda: reports[0] >= 60)
+
+    (first, *_), last = (r for r in daemon.records() if r.get("vm") == "vm1"), daemon.records()[-1]
+    assert first is not last
+    lines = [
+        r
+        for r in daemon.records()
+        if r["level"] != "debug" and (r["event"] == "size" or r.get("reason") == "resized")
+    ]
+    # Each contradiction once; of the changes two lines each for two a second.
+    assert len(lines) <= 8 + 4 * (reports[0] // 8 + 2)
+
+
+# --- memory that comes and goes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", [QEMU, QEMU_WITHOUT_SLOTS], ids=lambda style: style.name)
+def test_memory_plugged_in_raises_the_maximum_and_out_lowers_the_target_at_once(
+    style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = start_vm(make_guest(replace(SMALL, style=style)), daemon)
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+
+    dimm = plug(guest, 3 * GIB)
+    run_until([guest], lambda: level(daemon) == 16 and daemon.target_bytes() == 3 * GIB)
+
+    low_mem.set_available(110)  # No longer low, and not enough to give back.
+    assert guest.frontend is not None
+    guest.frontend.share_memory(guest.ram.shared())
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+    dimm.close()
+    resized = [target for reason, target in decisions(daemon) if reason == "resized"]
+    assert resized[-1] == MAXIMUM
+    assert errors(daemon) == []
+
+
+def test_memory_plugged_in_asks_for_no_more_while_memory_is_not_low(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = start_vm(make_guest(SMALL), daemon)
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+    low_mem.set_available(110)
+
+    dimm = plug(guest, 3 * GIB)
+    run_until([guest], lambda: "resized" in [reason for reason, _ in decisions(daemon)])
+
+    # 3 GiB in 16 steps are 192 MiB each: the highest level that asks for no more than before.
+    resized = [target for reason, target in decisions(daemon) if reason == "resized"]
+    assert resized[0] == 384 * MIB
+    dimm.close()
+
+
+def test_memory_that_virtio_mem_plugs_is_in_the_table_from_the_beginning_and_counts_when_used(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = make_guest(SMALL)
+    file = OwnedFd(memory_files.memfd(15 * GIB))
+    share_beside(guest, (region(BESIDE_AT, 15 * GIB), file.fileno()))
+    start_vm(guest, daemon)
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+
+    guest.driver.memory_plugged(3 * GIB)
+    run_until([guest], lambda: daemon.target_bytes() == 3 * GIB)
+
+    guest.driver.memory_plugged(-3 * GIB)
+    run_until([guest], lambda: daemon.target_bytes() == MAXIMUM)
+    file.close()
+
+
+def test_memory_unplugged_below_what_a_balloon_needs_is_asked_back(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = make_guest(SMALL)
+    start_vm(guest, daemon)
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    # By its own word it has 400 MiB left: too little for any balloon.
+    guest.driver.memory_plugged(-624 * MIB)
+    run_until([guest], lambda: balloon_bytes(guest) == 0)
+
+    assert decisions(daemon)[-1][1] == 0
+
+
+def test_size_outlives_a_restart_and_still_follows_the_guest(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    first = start_daemon("--keep-fds", vm_mem_mib=None)
+    guest = make_guest(SMALL)
+    file = OwnedFd(memory_files.memfd(15 * GIB))
+    share_beside(guest, (region(BESIDE_AT, 15 * GIB), file.fileno()))
+    start_vm(guest, first)
+    assert squeeze(guest, first, low_mem) == MAXIMUM
+
+    first.kill()
+    second = start_daemon("--keep-fds", vm_mem_mib=None)
+    run_until([guest], lambda: "at-maximum" in [reason for reason, _ in decisions(second)])
+    assert max(target for _, target in decisions(second)) == MAXIMUM
+
+    guest.driver.memory_plugged(3 * GIB)
+    run_until([guest], lambda: second.target_bytes() == 3 * GIB)
+    file.close()
+
+
+def test_memory_plugged_into_a_guest_without_statistics_counts_after_a_restart(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # Nothing but the table tells its size, before and after.
+    first = start_daemon("--keep-fds", vm_mem_mib=None)
+    settings = replace(SMALL, num_vqs=2, driver=DriverSettings(features=0))
+    guest = start_vm(make_guest(settings), first)
+    assert squeeze(guest, first, low_mem) == MAXIMUM
+
+    first.kill()
+    second = start_daemon("--keep-fds", vm_mem_mib=None)
+    run_until([guest], lambda: decisions(second) != [])
+    dimm = plug(guest, 3 * GIB)
+
+    run_until([guest], lambda: second.target_bytes() == 3 * GIB)
+    dimm.close()
+
+
+# --- pages that cannot be named ---------------------------------------------------------------
+
+
+def test_region_that_ends_at_16_tib_is_like_any_other(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = make_guest(SMALL)
+    file = OwnedFd(memory_files.memfd(64 * MIB))
+    share_beside(guest, (region(LIMIT - 64 * MIB, 64 * MIB), file.fileno()))
+    start_vm(guest, daemon)
+
+    assert squeeze(guest, daemon, low_mem) >= MAXIMUM
+    assert [line for line in said(daemon, "size") if "16 TiB" in line] == []
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("start", "size"),
+    [(LIMIT - 64 * MIB, 64 * MIB + PAGE_SIZE), (LIMIT, GIB), (LIMIT + GIB, 2 * MIB)],
+)
+def test_memory_at_16_tib_or_above_leaves_no_balloon_and_loses_no_page(
+    start: int, size: int, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon("--vm-mem", "1G")
+    guest = make_guest(replace(SMALL, population=Population(pinned_bytes=64 * MIB)))
+    neighbour = make_guest(SMALL)
+    file = OwnedFd(memory_files.memfd(size))
+    share_beside(guest, (region(start, size), file.fileno()))
+    start_vm(guest, daemon)
+    start_vm(neighbour, daemon)
+    wait_for_device([guest, neighbour], daemon, "vm1")
+
+    # Linux's driver sends the low 32 bits of such a page's number: another page's.
+    guest.driver.num_pages = 512
+    in_use = np.flatnonzero(guest.ram.state == 1)[:256]
+    guest.driver.write(guest.driver.scratch, guest.ram.pfns(in_use).tobytes())
+    inflateq = next(iter(guest.driver.queues.values()))
+    inflateq.add([(guest.driver.scratch, 1024)])
+    assert guest.frontend is not None
+    guest.frontend.kick(0)
+    low_mem.set_low()
+    run_until([guest, neighbour], lambda: balloon_bytes(neighbour) == MAXIMUM)
+    run_until([guest, neighbour], lambda: said(daemon, "lost") != [])
+
+    (line,) = [line for line in said(daemon, "size") if "16 TiB" in line]
+    assert line.endswith("this VM gets no balloon")
+    assert {target for _, target in decisions(daemon, "vm1")} <= {0}
+    assert guest.ram.check().pages_corrupt == 0
+    assert "its page numbers cannot be trusted" in said(daemon, "lost")[0]
+    file.close()
+
+
+def test_page_reports_of_a_guest_with_memory_at_16_tib_still_free_memory(
+    start_daemon: StartDaemon, make_guest: MakeGuest
+) -> None:
+    # They carry addresses of 64 bits.
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = make_guest(replace(SMALL, population=Population(touched_bytes=64 * MIB)))
+    file = OwnedFd(memory_files.memfd(2 * MIB))
+    share_beside(guest, (region(LIMIT, 2 * MIB), file.fileno()))
+    start_vm(guest, daemon)
+    wait_for_device([guest], daemon, "vm1")
+    before = guest.ram.blocks_bytes()
+
+    assert guest.driver.report_free_pages() > 0
+    run_until([guest], lambda: guest.driver.idle)
+
+    assert guest.ram.blocks_bytes() <= before - 32 * MIB
+    file.close()
+
+
+def test_memory_at_16_tib_that_is_unplugged_leaves_a_balloon_again(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon(vm_mem_mib=None)
+    guest = make_guest(SMALL)
+    own = guest.ram.shared
+    file = OwnedFd(memory_files.memfd(2 * MIB))
+    share_beside(guest, (region(LIMIT, 2 * MIB), file.fileno()))
+    start_vm(guest, daemon)
+    low_mem.set_low()
+    run_until([guest], lambda: "no-balloon" in [reason for reason, _ in decisions(daemon)])
+
+    guest.ram.shared = own  # type: ignore[method-assign]  # as before
+    assert guest.frontend is not None
+    guest.frontend.share_memory(own())
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    assert guest.ram.check().pages_corrupt == 0
+    file.close()
