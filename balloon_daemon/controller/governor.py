@@ -125,10 +125,11 @@ class Governor:
             self._decided()
 
     def _log_size(self, event: str, max_bytes: int, log: Callable[..., None]) -> None:
+        size, most = format_size(self.vm_mem_bytes), format_size(max_bytes)
+        message = f"VM of {size}, balloon of at most {most} in {self._settings.steps} steps"
         log(
             event,
-            f"VM of {format_size(self.vm_mem_bytes)}, balloon of at most {format_size(max_bytes)} "
-            f"in {self._settings.steps} steps",
+            message if self.vm_mem_bytes else "VM without a balloon",
             vm_mem_bytes=self.vm_mem_bytes,
             max_balloon_bytes=max_bytes,
         )

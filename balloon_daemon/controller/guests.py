@@ -198,6 +198,7 @@ class Guest:
         self.backend.config.actual = pages_of(actual * PAGE_SIZE)
         if actual == 0:
             self._empty.set()
+        self._start_governor()
         self.keeper.take_over()
 
     # --- messages -----------------------------------------------------------------------------

@@ -84,6 +84,8 @@ class VmSize:
                 "part of its memory lies at 16 TiB or above, where a balloon's page numbers of "
                 "32 bits do not reach: this VM gets no balloon"
             )
+        if not self.ram_bytes:
+            return "none of its memory can be freed: this VM gets no balloon"
         sources = {"--vm-mem": self.flag_bytes, "the VMM's memory table": self.ram_bytes}
         if size not in sources.values():
             sources["the guest"] = size
