@@ -363,7 +363,10 @@ class Backend:
         return [self._not_served(message, wrong)] if wrong else []
 
     def _lose_vring_fd(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        vring = self._vring(wire.decode_u64(message) & wire.VRING_INDEX_MASK)
+        number = wire.decode_u64(message)
+        if number & wire.VRING_NOFD_MASK:
+            return _HANDLERS[message.request](self, message, ())
+        vring = self._vring(number & wire.VRING_INDEX_MASK)
         if message.request == Request.SET_VRING_KICK:
             vring.set_kick(None)
         elif message.request == Request.SET_VRING_CALL:
