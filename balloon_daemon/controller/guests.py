@@ -194,6 +194,8 @@ class Guest:
         self._handled = handled
         # Rings in mid-life are no news here, unless their balloon was unknown to that one too.
         self.backend.driver.balloon_unknown &= not self.governor.started
+        if not self.backend.vrings[0].started:
+            self.backend.driver.stopped()
         self.backend.config.num_pages = pages_of(num_pages * PAGE_SIZE)
         self.backend.config.actual = pages_of(actual * PAGE_SIZE)
         if actual == 0:

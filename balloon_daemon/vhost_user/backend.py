@@ -204,7 +204,7 @@ class Backend:
 
     def _set_features(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         features = wire.decode_u64(message)
-        self.driver.sign_reset()
+        self.driver.set_up(message.request)
         if features == self.acknowledged:
             return []
         # Whatever is implemented: a balloond with other settings may have offered it before us.
@@ -233,6 +233,7 @@ class Backend:
             vring.set_kick(None)
             vring.enabled, vring.base = False, 0
         self.status = 0
+        self.driver.stopped()
         return [*_RESTART, *self._actual_written(written=self.driver.begin_anew())]
 
     def _set_status(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
@@ -291,17 +292,16 @@ class Backend:
 
     def _set_vring_num(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         state = wire.decode_vring_state(message)
-        vring = self._vring(state.index)
-        return self._described(message, vring, vring.set_size(state.num))
+        return self._described(message, state.index, self._vring(state.index).set_size(state.num))
 
     def _set_vring_addr(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         addr = wire.decode_vring_addr(message)
-        vring = self._vring(addr.index)
-        return self._described(message, vring, vring.set_addr(addr))
+        return self._described(message, addr.index, self._vring(addr.index).set_addr(addr))
 
-    def _described(self, message: Message, vring: Vring, wrong: str) -> list[Effect]:
-        self.driver.sign_reset()
-        effects = [*_RESTART] if vring.started else []
+    def _described(self, message: Message, index: int, wrong: str) -> list[Effect]:
+        if index < MAX_QUEUES:
+            self.driver.set_up(message.request, index)
+        effects = [*_RESTART] if self._vring(index).started else []
         return [self._not_served(message, wrong), *effects] if wrong else effects
 
     def _set_vring_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
@@ -319,6 +319,8 @@ class Backend:
         index = wire.decode_vring_state(message).index
         if index >= MAX_QUEUES:
             return [Send(_base_reply(index, 0))]
+        if index == 0:
+            self.driver.stopped()
         return [StopDevice(), AnswerVringBase(index), RingsChanged()]
 
     def _vring_fd(self, message: Message, fds: Sequence[Fd]) -> tuple[Vring, Fd | None, str]:
@@ -389,8 +391,7 @@ class Backend:
     def _get_config(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         access = wire.decode_config_access(message)
         if not self.vrings[0].started:
-            # Nobody who is paused reads it, but a driver that looks for its device.
-            self.driver.sign_reset()
+            self.driver.look_at_config()
         content = self.driver.read(access.offset, len(access.content))
         return [Send(wire.encode_config_reply(access, content))]
 

@@ -6,6 +6,10 @@ then on: OpenBSD's and NetBSD's go on from the value that they read when they at
 nothing while it is that of the driver before them. The base at which the inflateq is set up
 decides which of the two it was: 0 is a beginning, where it was left a pause, anything else a
 driver in mid-life of whose balloon nothing is known (a VMM that has connected anew).
+
+Features and rings are set up in rounds, and each VMM has an order of its own in them: what is told
+for the second time begins another round, and what follows the inflateq's base in its round is no
+sign of anything.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +19,9 @@ from balloon_daemon.virtio.balloon import BalloonConfig
 
 DATA_QUEUES = (0, 1)
 """The inflateq and the deflateq, which have the same index with every set of features."""
+
+_BASE = -1
+"""What stands for a base in ``told``."""
 
 
 @dataclass(slots=True)
@@ -26,15 +33,42 @@ class DriverState:
         reset_signed: a driver may have begun anew; ``config.actual`` is still the last one's.
         config_read: the config space was read since then, so no paused driver is behind it.
         balloon_unknown: its balloon may hold pages that ``config.actual`` does not count.
+        told: what was set up in this round, as (request, vring).
+        settled: the inflateq's base was among it.
     """
 
     config: BalloonConfig = field(default_factory=BalloonConfig)
     reset_signed: bool = False
     config_read: bool = False
     balloon_unknown: bool = False
+    told: set[tuple[int, int]] = field(default_factory=set)
+    settled: bool = False
 
     def sign_reset(self) -> None:
         """There was a sign that a driver begins anew."""
+        self.stopped()
+        self._sign()
+
+    def set_up(self, request: int, vring: int = 0) -> None:
+        """Features or a part of a vring are told: a sign as well, unless this round is settled."""
+        if (request, vring) in self.told:
+            self.stopped()
+        self.told.add((request, vring))
+        if not self.settled:
+            self._sign()
+
+    def stopped(self) -> None:
+        """The inflateq was stopped: whatever is set up from now on is another round."""
+        self.told.clear()
+        self.settled = False
+
+    def look_at_config(self) -> None:
+        """The config space is about to be read while the inflateq stands still: nobody who is
+        paused reads it, but a driver that looks for its device."""
+        if not self.settled:
+            self._sign()
+
+    def _sign(self) -> None:
         if self.config.actual and not self.reset_signed:
             self.reset_signed, self.config_read = True, False
 
@@ -64,6 +98,11 @@ class DriverState:
         by that and was not."""
         if index not in DATA_QUEUES:
             return False
+        if index == 0:
+            if (_BASE, index) in self.told:
+                self.stopped()
+            self.told.add((_BASE, index))
+            self.settled = True
         if base and base != before:
             self.balloon_unknown, self.reset_signed = True, False
         if base or index:

@@ -134,6 +134,76 @@ def test_signs_of_a_reset_do_not_add_up() -> None:
     assert state.set_base(INFLATEQ, 0, 0)
 
 
+FEATURES, NUM, ADDR, BASE = range(4)
+QEMU_SETS_UP = [FEATURES, (NUM, 0), (BASE, 0), (ADDR, 0), (NUM, 1), (BASE, 1), (ADDR, 1)]
+CROSVM_SETS_UP = [FEATURES, (NUM, 0), (ADDR, 0), (BASE, 0), (NUM, 1), (ADDR, 1), (BASE, 1)]
+LAST_FIRST = [(BASE, 1), (NUM, 1), (ADDR, 1), (BASE, 0), (NUM, 0), (ADDR, 0), FEATURES]
+ORDERS = {"qemu": QEMU_SETS_UP, "crosvm": CROSVM_SETS_UP, "backwards": LAST_FIRST}
+Order = list[int | tuple[int, int]]
+
+
+def set_up(state: DriverState, order: Order, bases: tuple[int, int], before: int) -> None:
+    """A VMM sets its driver's queues up in an order of its own."""
+    for part in order:
+        if isinstance(part, int):
+            state.set_up(part)
+        elif part[0] == BASE:
+            state.set_base(part[1], bases[part[1]], before)
+        else:
+            state.set_up(*part)
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("stopped", [True, False])
+def test_pause_ends_in_a_known_balloon_in_whatever_order_all_is_set_up(
+    order: Order, stopped: bool
+) -> None:
+    state = holding(0)
+    set_up(state, order, (0, 0), 0)
+    state.write(4, HELD.to_bytes(4, "little"))
+    for _ in range(3):
+        if stopped:
+            state.stopped()
+        set_up(state, order, (7, 7), 7)
+        assert actual_of(state) == HELD
+
+
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("stopped", [True, False])
+def test_reset_ends_in_an_empty_balloon_in_whatever_order_all_is_set_up(
+    order: Order, stopped: bool
+) -> None:
+    state = holding(0)
+    set_up(state, order, (0, 0), 0)
+    state.write(4, HELD.to_bytes(4, "little"))
+    if stopped:
+        state.stopped()
+    set_up(state, order, (0, 0), 7)
+    assert (actual_of(state), state.config.actual) == (0, 0)
+
+
+@pytest.mark.parametrize("part", [FEATURES, (NUM, 0), (ADDR, 1)])
+def test_part_that_is_set_up_anew_is_the_first_sign_while_the_rings_run(
+    part: int | tuple[int, int],
+) -> None:
+    state = holding(0)
+    set_up(state, QEMU_SETS_UP, (0, 0), 0)
+    state.write(4, HELD.to_bytes(4, "little"))
+    set_up(state, [part], (0, 0), 0)
+    assert actual_of(state) == 0
+
+
+def test_read_while_the_inflateq_stands_still_is_a_sign_and_while_it_is_set_up_none() -> None:
+    state = holding(0)
+    set_up(state, QEMU_SETS_UP, (0, 0), 0)
+    state.write(4, HELD.to_bytes(4, "little"))
+    state.look_at_config()
+    assert actual_of(state) == HELD
+    state.stopped()
+    state.look_at_config()
+    assert actual_of(state) == 0
+
+
 def test_begin_anew_says_whether_anything_was_held() -> None:
     assert holding().begin_anew()
     assert not holding(0).begin_anew()
