@@ -43,8 +43,9 @@ class GovernedVm(Protocol):
     def against_more(self, level: int) -> Reason | None:
         """Why the guest must not be asked for more just now; None: it may."""
 
-    def is_short(self) -> bool:
-        """Whether the balloon is smaller than was asked for."""
+    @property
+    def actual_bytes(self) -> int:
+        """The balloon's size, as the driver says."""
 
     def tell_again(self) -> None:
         """Tells the guest the present target once more."""
@@ -81,7 +82,7 @@ class Governor:
         self._policy: BalloonPolicy | None = None
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
         self._last_reason: Reason | None = None
-        self._told_at = -math.inf
+        self._moved_at, self._moved_to = -math.inf, 0
         self._halted = False
         self._sizes = RateLimit(SIZES_A_SECOND)
         self.vm_mem_bytes = 0
@@ -162,11 +163,21 @@ class Governor:
         assert self._policy is not None
         self._policy.held = self._vm.against_more(self._policy.level)
         self._step(LowMemory(reading))
-        # A driver may have stopped at the first page that it could not have, and look again only
-        # when it is told (Windows', OpenBSD's).
-        now = self._loop.time()
-        if now - self._told_at >= self._settings.release_every_s and self._vm.is_short():
-            self._told_at = now
+        self._tell_if_stopped()
+
+    def _tell_if_stopped(self) -> None:
+        """Tells a target once more to a driver that is short of it and has not moved for long.
+
+        It may have stopped at the first page that it could not have, and look again only when it
+        is told (Windows', OpenBSD's).
+        """
+        assert self._policy is not None
+        now, actual = self._loop.time(), self._vm.actual_bytes
+        if actual != self._moved_to:
+            self._moved_at, self._moved_to = now, actual
+        still_s = now - self._moved_at
+        if actual < self._policy.target_bytes and still_s >= self._settings.release_every_s:
+            self._moved_at = now
             self._vm.tell_again()
 
     def _fired(self, timer: Timer) -> None:
@@ -187,7 +198,7 @@ class Governor:
         for action in step.actions:
             if isinstance(action, SetTarget):
                 self._set_target(action.target_bytes)
-                self._told_at = self._loop.time()
+                self._moved_at = self._loop.time()
         self._log_decision(step.decision, quiet=quiet)
         self._act(step.actions)
 

@@ -403,10 +403,6 @@ class Guest:
         """Why the guest must not be asked for more just now; None: it may."""
         return self.limits.against_more(level)
 
-    def is_short(self) -> bool:
-        """Whether the balloon is smaller than was asked for."""
-        return self.backend.config.actual < self.backend.config.num_pages
-
     def tell_again(self) -> None:
         """Tells the guest the present target once more."""
         self.keeper.send_target()
