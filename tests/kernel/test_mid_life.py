@@ -1,0 +1,282 @@
+"""A VMM that connects anew, its driver in mid-life: what is in its balloon nobody knows."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from balloon_daemon.fake_guest.frontend import FakeFrontend
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
+from balloon_daemon.fake_guest.pages import Population
+from balloon_daemon.fake_guest.ring import DriverQueue
+from balloon_daemon.fake_guest.styles import CROSVM, QEMU, QEMU_WITHOUT_SLOTS, Style
+from balloon_daemon.fake_guest.wire import Wire
+from balloon_daemon.units import MIB
+from tests.fakes.whole_vm import balloon_bytes, decisions, errors, run_until, said
+from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
+from tests.kernel.test_balloond_guests import MAXIMUM, STEP
+from tests.vm.daemon import Daemon
+from tests.vm.low_mem_dir import LowMemDir
+
+SETTINGS = GuestSettings(
+    VM_MEM_MIB * MIB, population=Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)
+)
+HALF = MAXIMUM // 2
+FINDING_OUT = "its driver is in mid-life: finding out its balloon"
+
+
+def used_idx(queue: DriverQueue) -> int:
+    """Where the device stands, as the guest's memory says (virtio 1.3, 2.7.8)."""
+    return int(queue._used16[1])
+
+
+def connect_again(guest: FakeGuest, daemon: Daemon) -> FakeFrontend:
+    """Connects as Cloud Hypervisor does when a back-end comes back: the driver goes on."""
+    guest.hang_up()
+    wire = Wire.connect(str(daemon.config.socket), timeout_s=60)
+    frontend = FakeFrontend(wire, guest.settings.style, num_vqs=guest.settings.num_vqs)
+    guest.frontend = guest.driver.transport = frontend
+    guest.disconnected = ""
+    frontend.negotiate()
+    queues = {queue.ring.index: queue for queue in guest.driver.queues.values()}
+    guest._rings = [replace(r, base=used_idx(queues[r.index])) for r in guest._rings]
+    frontend.start(guest.acknowledged, guest.ram.shared(), guest._rings)
+    return frontend
+
+
+def with_balloon(
+    guest: FakeGuest, start_daemon: StartDaemon, low_mem: LowMemDir, balloon: int
+) -> None:
+    """A guest with so much in its balloon, of which nobody knows: its balloond was killed."""
+    first = start_daemon("--speed", "50", name="first")
+    guest.connect(str(first.config.socket))
+    guest.bind()
+    low_mem.set_low()
+    run_until([guest], lambda: balloon_bytes(guest) >= balloon)
+    low_mem.set_plenty()
+    first.kill()
+
+
+def found(daemon: Daemon) -> list[str]:
+    return [line for line in said(daemon, "sounding") if line.startswith("its balloon is ")]
+
+
+@pytest.mark.parametrize("style", [QEMU, QEMU_WITHOUT_SLOTS, CROSVM], ids=lambda style: style.name)
+def test_balloon_of_a_driver_in_mid_life_is_found_out_and_grows_on_while_memory_is_low(
+    style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(replace(SETTINGS, style=style))
+    with_balloon(guest, start_daemon, low_mem, HALF)
+    held = balloon_bytes(guest)
+    low_mem.set_low()
+    second = start_daemon("--speed", "5")
+
+    connect_again(guest, second)
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    assert said(second, "sounding")[0] == FINDING_OUT
+    assert len(found(second)) == 1
+    reason, adopted = decisions(second)[0]
+    assert reason == "adopted"
+    # A buffer or two went back for the question, and at most a level with it.
+    assert held - 2 * STEP < adopted <= held
+    check = guest.ram.check()
+    assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
+    assert errors(second) == []
+
+
+def test_balloon_that_nobody_needs_any_more_goes_back(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(SETTINGS)
+    with_balloon(guest, start_daemon, low_mem, HALF)
+    second = start_daemon("--speed", "100")
+
+    connect_again(guest, second)
+    run_until([guest], lambda: decisions(second) != [])
+    assert balloon_bytes(guest) > HALF // 2
+    run_until([guest], lambda: balloon_bytes(guest) == 0)
+
+    targets = [target for _, target in decisions(second)]
+    assert targets == sorted(targets, reverse=True)
+    assert guest.ram.check().pages_corrupt == 0
+
+
+def test_driver_in_mid_life_with_an_empty_balloon_is_found_empty(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(SETTINGS)
+    with_balloon(guest, start_daemon, low_mem, STEP)
+    pages = guest.driver.balloon.take(len(guest.driver.balloon))
+    guest.driver._give_back(pages)
+    second = start_daemon()
+
+    connect_again(guest, second)
+    run_until([guest], lambda: found(second) != [])
+    run_until([guest], lambda: balloon_bytes(guest) == 0 and guest.driver.idle)
+
+    assert found(second) == ["its balloon is 4 KiB"]  # What it was asked for.
+    low_mem.set_low()
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+
+def test_balloon_of_just_the_page_that_it_is_asked_for_is_found_out_by_the_next_question(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(SETTINGS)
+    with_balloon(guest, start_daemon, low_mem, STEP)
+    driver = guest.driver
+    driver._give_back(driver.balloon.take(len(driver.balloon) - 1))
+    second = start_daemon()
+
+    connect_again(guest, second)
+    run_until([guest], lambda: found(second) != [])
+
+    assert found(second) == ["its balloon is 0 B"]
+    assert balloon_bytes(guest) == 0
+
+
+def test_driver_that_answers_late_is_asked_again_and_nothing_is_decided_before(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(SETTINGS)
+    with_balloon(guest, start_daemon, low_mem, HALF)
+    low_mem.set_low()
+    second = start_daemon()
+    frontend = connect_again(guest, second)
+
+    # The guest does not run, but its VMM hears: five polls are a quarter of a second.
+    deadline = time.monotonic() + 60
+    while frontend.counters.config_changes < 4 and time.monotonic() < deadline:
+        frontend.serve_channel()
+    assert frontend.counters.config_changes >= 4
+    assert (decisions(second), found(second)) == ([], [])
+
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+    assert len(found(second)) == 1
+
+
+@pytest.mark.parametrize("style", [QEMU, CROSVM], ids=lambda style: style.name)
+def test_guest_that_is_reset_while_its_balloon_is_found_out_has_none(
+    style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(replace(SETTINGS, style=style))
+    with_balloon(guest, start_daemon, low_mem, HALF)
+    low_mem.set_low()
+    second = start_daemon()
+    frontend = connect_again(guest, second)
+    second.wait(lambda: said(second, "sounding") != [], deadline_s=60, what="it asks")
+
+    frontend.stop()
+    guest.driver.reset()
+    guest.bind()
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    assert found(second) == []
+    assert "adopted" not in [reason for reason, _ in decisions(second)]
+    assert guest.ram.check().pages_corrupt == 0
+
+
+def test_vm_that_is_paused_while_its_balloon_is_found_out_is_asked_again_later(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(SETTINGS)
+    with_balloon(guest, start_daemon, low_mem, HALF)
+    second = start_daemon()
+    connect_again(guest, second)
+    second.wait(lambda: said(second, "sounding") != [], deadline_s=60, what="it asks")
+
+    guest.pause()
+    assert found(second) == []
+    guest.resume()
+    run_until([guest], lambda: found(second) != [])
+
+    assert len([line for line in said(second, "sounding") if line == FINDING_OUT]) == 1
+    assert guest.ram.check().pages_corrupt == 0
+
+
+def test_balloond_killed_while_it_finds_out_the_next_one_goes_on_asking(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(SETTINGS)
+    with_balloon(guest, start_daemon, low_mem, HALF)
+    held = balloon_bytes(guest)
+    low_mem.set_low()
+    second = start_daemon("--keep-fds")
+    connect_again(guest, second)
+    second.wait(lambda: said(second, "sounding") != [], deadline_s=60, what="it asks")
+
+    second.kill()
+    third = start_daemon("--keep-fds")
+    run_until([guest], lambda: found(third) != [])
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    assert "goes on where another balloond left" in said(third, "recovery")
+    assert decisions(third)[0][0] == "adopted"
+    assert held - 2 * STEP < decisions(third)[0][1] <= held
+    assert (guest.disconnected, guest.ram.check().pages_corrupt) == ("", 0)
+
+
+def test_balloon_that_was_found_out_is_known_to_the_next_balloond(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(SETTINGS)
+    with_balloon(guest, start_daemon, low_mem, HALF)
+    low_mem.set_low()
+    second = start_daemon("--keep-fds")
+    connect_again(guest, second)
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    second.kill()
+    third = start_daemon("--keep-fds")
+    run_until([guest], lambda: decisions(third) != [])
+
+    assert decisions(third)[0] == ("restored", MAXIMUM)
+    assert said(third, "sounding") == []
+
+
+def test_vm_too_small_for_a_balloon_gets_back_what_was_left_and_outlives_a_restart(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(SETTINGS)
+    with_balloon(guest, start_daemon, low_mem, HALF)
+    # By this flag it is a VM that keeps all.
+    second = start_daemon("--keep-fds", "--vm-mem", "256M")
+    connect_again(guest, second)
+    run_until([guest], lambda: found(second) != [])
+    run_until([guest], lambda: balloon_bytes(guest) == 0)
+
+    second.kill()
+    third = start_daemon("--keep-fds", "--vm-mem", "256M")
+    wait_for_device([guest], third, "vm1")
+
+    assert (guest.disconnected, errors(third)) == ("", [])
+
+
+def test_vmm_that_connects_anew_to_the_same_balloond_is_found_out(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    daemon = start_daemon()
+    guest = make_guest(SETTINGS)
+    guest.connect(str(daemon.config.socket))
+    guest.bind()
+    low_mem.set_low()
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    connect_again(guest, daemon)
+    run_until([guest], lambda: said(daemon, "reached", vm="vm2") != [])
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    assert said(daemon, "sounding", vm="vm2")[0] == FINDING_OUT
+    assert guest.ram.check().pages_corrupt == 0
+
+
+def test_driver_that_begins_at_base_0_is_not_sounded(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = make_guest(SETTINGS)
+    guest.connect(str(daemon.config.socket))
+    guest.bind()
+    low_mem.set_low()
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+    assert said(daemon, "sounding") == []
