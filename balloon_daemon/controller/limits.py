@@ -43,7 +43,7 @@ class BalloonLimits:
         self._gain = Gain()
         self._introduced: list[Region] = []
         self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
-        self._said_holding = self._said_no_channel = False
+        self._holding = self._said_holding = self._said_no_channel = False
 
     @property
     def size_bytes(self) -> int:
@@ -64,7 +64,7 @@ class BalloonLimits:
             return
         self._introduced = list(memory.regions)
         self._gain.forgive()
-        self._said_holding = False
+        self._holding = self._said_holding = False
         self._size.take_table(memory.ram_bytes, has_unnameable=memory.has_unnameable)
         keeps = bool(self._backend.acknowledged & BalloonFeature.DEFLATE_ON_OOM)
         self._size.keeps_total = keeps
@@ -153,8 +153,7 @@ class BalloonLimits:
             Bytes of the balloon that the host has not got; said once.
         """
         over = self.not_freed_bytes()
-        if over:
-            self._gain.fruitless = True
+        self._holding = over > 0
         if over and not self._said_holding:
             self._said_holding = True
             self._log.warning(
@@ -175,7 +174,10 @@ class BalloonLimits:
         """
         if level == 0:
             self._gain.forgive()
-        if self._gain.fruitless:
+            self._holding = False
+        # What fills a VM's files again, a snapshot perhaps, may have come to its end.
+        self._holding = self._holding and self.not_freed_bytes() > 0
+        if self._holding or self._gain.fruitless:
             return Reason.FRUITLESS
         files = self._files()
         for device in {file.identity[0] for file in files if file.limit_bytes is not None}:
