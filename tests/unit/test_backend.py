@@ -47,7 +47,7 @@ def ready(backend: Backend) -> list[tuple[int, BalloonQueue]]:
     ("request_", "number"),
     [
         (Q.GET_FEATURES, 1 << 32 | 1 << 30 | 0b100111),
-        (Q.GET_PROTOCOL_FEATURES, 0b1_1010_0110_0010_1001),
+        (Q.GET_PROTOCOL_FEATURES, 0b1010_0110_0010_1001),
         (Q.GET_QUEUE_NUM, 5),
         (Q.GET_MAX_MEM_SLOTS, 256),
     ],

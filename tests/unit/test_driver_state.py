@@ -1,5 +1,7 @@
 """Whether a driver begins anew, goes on after a pause, or is one in mid-life that nobody knows."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from balloon_daemon.units import NumPages
@@ -135,11 +137,19 @@ def test_signs_of_a_reset_do_not_add_up() -> None:
 
 
 FEATURES, NUM, ADDR, BASE = range(4)
-QEMU_SETS_UP = [FEATURES, (NUM, 0), (BASE, 0), (ADDR, 0), (NUM, 1), (BASE, 1), (ADDR, 1)]
+QEMU_SETS_UP: Sequence[int | tuple[int, int]] = [
+    FEATURES,
+    (NUM, 0),
+    (BASE, 0),
+    (ADDR, 0),
+    (NUM, 1),
+    (BASE, 1),
+    (ADDR, 1),
+]
 CROSVM_SETS_UP = [FEATURES, (NUM, 0), (ADDR, 0), (BASE, 0), (NUM, 1), (ADDR, 1), (BASE, 1)]
 LAST_FIRST = [(BASE, 1), (NUM, 1), (ADDR, 1), (BASE, 0), (NUM, 0), (ADDR, 0), FEATURES]
 ORDERS = {"qemu": QEMU_SETS_UP, "crosvm": CROSVM_SETS_UP, "backwards": LAST_FIRST}
-Order = list[int | tuple[int, int]]
+Order = Sequence[int | tuple[int, int]]
 
 
 def set_up(state: DriverState, order: Order, bases: tuple[int, int], before: int) -> None:

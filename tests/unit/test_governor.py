@@ -79,16 +79,13 @@ class Vm:
         self.host = Host()
         self.targets: list[int] = []
         self.told_again: list[float] = []
-        self.short = True
+        self.actual_bytes = 0
         self.objection: Reason | None = None
         self.asked_at_levels: list[int] = []
 
     def against_more(self, level: int) -> Reason | None:
         self.asked_at_levels.append(level)
         return self.objection
-
-    def is_short(self) -> bool:
-        return self.short
 
     def tell_again(self) -> None:
         self.told_again.append(self.loop.now_s)
@@ -138,9 +135,22 @@ def test_target_that_is_not_reached_is_told_again_below_the_top(
 
 def test_target_that_is_reached_is_not_told_again(vm: Vm, governor: Governor) -> None:
     governor.start(GIB)
-    vm.short = False
+    vm.actual_bytes = 512 * MIB
     vm.loop.advance(300)
     assert vm.told_again == []
+
+
+def test_driver_that_moves_on_slowly_is_not_told_again_until_it_stops(
+    vm: Vm, governor: Governor
+) -> None:
+    governor.start(GIB)
+    vm.loop.advance(15)
+    for _ in range(5):
+        vm.actual_bytes += STEP
+        vm.loop.advance(29)
+    assert vm.told_again == []
+    vm.loop.advance(10)
+    assert len(vm.told_again) == 1
 
 
 def test_target_is_not_told_again_while_memory_is_not_low(vm: Vm, governor: Governor) -> None:

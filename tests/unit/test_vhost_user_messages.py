@@ -58,9 +58,9 @@ def test_config_change_message_is_a_request_without_payload() -> None:
     assert words("02000000 01000000 00000000") == CONFIG_CHANGE_MSG
 
 
-def test_offered_protocol_features_are_mq_ack_channel_config_slots_reset_and_status() -> None:
+def test_offered_protocol_features_are_mq_ack_channel_config_slots_and_reset() -> None:
     bits = {bit for bit in range(64) if OFFERED_PROTOCOL_FEATURES >> bit & 1}
-    assert bits == {0, 3, 5, 9, 10, 13, 15, 16}
+    assert bits == {0, 3, 5, 9, 10, 13, 15}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """One vring: what a driver or its VMM may say wrongly, and that it only makes it not served."""
 
+from collections.abc import Callable
+
 import pytest
 
 from balloon_daemon.units import FrontendAddr
@@ -73,10 +75,10 @@ def test_call_that_cannot_be_told_anything_is_not_served_until_another_comes() -
     vring.set_call(None, usable=False)
     assert not vring.ready
     vring.set_call(None)  # It polls.
-    assert vring.ready
+    assert [vring.ready] == [True]
     vring.set_call(None, usable=False)
     vring.set_call(CountedFd())
-    assert vring.ready
+    assert [vring.ready] == [True]
 
 
 def test_base_of_a_vring_whose_call_is_lost_does_not_make_it_served() -> None:
@@ -108,7 +110,8 @@ def test_disabled_vring_can_be_looked_at() -> None:
 
 def test_each_descriptor_is_closed_by_the_next_one_and_at_the_end() -> None:
     vring, fds = Vring(), [[CountedFd(), CountedFd()] for _ in range(3)]
-    for of_a_kind, tell in zip(fds, (vring.set_kick, vring.set_call, vring.set_err), strict=True):
+    setters: list[Callable[[CountedFd], None]] = [vring.set_kick, vring.set_call, vring.set_err]
+    for of_a_kind, tell in zip(fds, setters, strict=True):
         for fd in of_a_kind:
             tell(fd)
     assert [[fd.closings for fd in pair] for pair in fds] == [[1, 0]] * 3

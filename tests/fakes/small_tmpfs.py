@@ -1,0 +1,64 @@
+"""A tmpfs with a size limit, mounted where nobody else sees it."""
+
+import os
+import subprocess
+from pathlib import Path
+
+_MOUNT = 'mount -t tmpfs -o "size=$1" none "$2" && echo mounted && exec cat'
+
+
+class SmallTmpfs:
+    """A tmpfs in a mount namespace of its own, for as long as this object lives.
+
+    Args:
+        folder: an empty directory; outside of that namespace it stays so.
+        size_mib: its size limit; 0: none.
+
+    Raises:
+        PermissionError: none can be mounted here.
+    """
+
+    def __init__(self, folder: Path, size_mib: int) -> None:
+        folder.mkdir()
+        as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+        self._holder = subprocess.Popen(
+            [
+                "unshare", "--mount", "--propagation", "private", *as_root,
+                "sh", "-c", _MOUNT, "sh", f"{size_mib}M", str(folder),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert self._holder.stdout is not None
+        if self._holder.stdout.readline() != b"mounted\n":
+            self.close()
+            raise PermissionError("a tmpfs cannot be mounted here")
+        self._root = Path(f"/proc/{self._holder.pid}/root{folder}")
+
+    def open(self, name: str, size_bytes: int) -> int:
+        """A file there of this length, which takes no room until it is written to."""
+        fd = os.open(self._root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.ftruncate(fd, size_bytes)
+        return fd
+
+    def free_bytes(self) -> int:
+        """What its limit leaves."""
+        found = os.statvfs(self._root)
+        return found.f_bavail * found.f_frsize
+
+    def fill(self, *, but_bytes: int) -> None:
+        """Other files take the room that is left, but for so much."""
+        fd = os.open(self._root / "other", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        wanted = self.free_bytes() - but_bytes
+        if wanted > 0:
+            os.posix_fallocate(fd, os.fstat(fd).st_size, wanted)
+        os.close(fd)
+
+    def empty(self) -> None:
+        """Those files go."""
+        os.unlink(self._root / "other")
+
+    def close(self) -> None:
+        """Ends the namespace; with the last file that is open there the tmpfs goes."""
+        self._holder.communicate()
