@@ -4,7 +4,7 @@ from balloon_daemon.linux.memory import memory_file_use
 from balloon_daemon.linux.page_kind import describe_pages
 from balloon_daemon.log import EventLog
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
-from balloon_daemon.vhost_user.memory_table import Region
+from balloon_daemon.vhost_user.memory_table import Fd, Region
 
 NEVER_FREED_REMEDY = (
     "give the VM memory that can be freed: memory-backend-memfd, or a file on tmpfs, with share=on"
@@ -19,9 +19,10 @@ def introduce_memory(regions: list[Region], log: EventLog) -> None:
         log: bound to the guest.
     """
     freed = [region for region in regions if not region.never_freed]
+    files = [region.fd for region in freed if region.fd is not None]
     size = -(-sum(region.description.size_bytes for region in freed) // MIB) * MIB
     # How memory comes back depends on it: a huge page only as a whole, or after a split.
-    kinds = sorted({describe_pages(region.fd.fileno()) for region in freed})
+    kinds = sorted({describe_pages(file.fileno()) for file in files})
     if kinds:
         message = f"guest memory of {format_size(size)}: {'; '.join(kinds)}"
         log.info("memory", message, pages=kinds)
@@ -40,14 +41,14 @@ def introduce_memory(regions: list[Region], log: EventLog) -> None:
             "pool has none left when it takes them back, its VMM dies of SIGBUS",
         )
     else:
-        _warn_of_limits(freed, log)
+        _warn_of_limits(files, log)
 
 
-def _warn_of_limits(freed: list[Region], log: EventLog) -> None:
+def _warn_of_limits(files: list[Fd], log: EventLog) -> None:
     """A tmpfs with a size limit: what a guest gives up there, another file may take."""
     warned = set[int]()
-    for region in freed:
-        use = memory_file_use(region.fd.fileno())
+    for file in files:
+        use = memory_file_use(file.fileno())
         device = use.identity[0]
         if use.limit_bytes is not None and device not in warned:
             warned.add(device)

@@ -306,7 +306,7 @@ class DeviceKeeper:
                 region.description.size_bytes,
                 region.description.mmap_offset_bytes,
                 region.page_bytes,
-                region.fd.fileno() if region.mappable else None,
+                None if region.fd is None else region.fd.fileno(),
                 not region.never_freed,
             )
             for region in self._backend.memory.regions

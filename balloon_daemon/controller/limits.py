@@ -191,7 +191,7 @@ class BalloonLimits:
         """The files behind the memory that can be freed, each once."""
         uses = {}
         for region in self._backend.memory.regions:
-            if not region.never_freed:
+            if region.fd is not None and not region.never_freed:
                 use = memory_file_use(region.fd.fileno())
                 uses[use.identity] = use
         return list(uses.values())

@@ -269,7 +269,7 @@ class Backend:
         return [*_RESTART]
 
     def _add_mem_reg(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        self.memory.add(wire.decode_single_region(message), fds[0])
+        self.memory.add(wire.decode_single_region(message), fds[0] if fds else None)
         return [*_RESTART]
 
     def _rem_mem_reg(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
@@ -479,7 +479,7 @@ _ALLOWED_FDS: dict[int, range] = {
     Request.SET_VRING_CALL: range(2),
     Request.SET_VRING_ERR: range(2),
     Request.REM_MEM_REG: range(2),
-    Request.ADD_MEM_REG: range(1, 2),
+    Request.ADD_MEM_REG: range(2),
     Request.SET_BACKEND_REQ_FD: range(1, 2),
     **dict.fromkeys(_LEFT_ALONE, range(wire.MAX_FDS + 1)),
 }

@@ -3,7 +3,8 @@
 Pure: a file is looked at through ``inspect``, which the controller gives.
 
 A VM must not end because of a region that no balloon could use: most VMMs exit when a back-end
-hangs up while they start. So a region whose file cannot be freed is kept as *never freed*, and a
+hangs up while they start. So a region whose file cannot be freed is kept as *never freed*, without
+the file where no device may map it (whoever closes a file of FUSE, say, may wait for ever), and a
 table that contradicts itself is *unsound*: it holds nothing, and no device is forked for it, until
 the front-end sends another one. Only a message that cannot be matched with its descriptors raises.
 
@@ -53,17 +54,24 @@ class Region(NamedTuple):
 
     Attributes:
         description: where it is.
-        fd: the file; several regions may share one, each with a descriptor of its own.
+        fd: the file; several regions may share one, each with a descriptor of its own. None where
+            no device may map it: then nobody has a use for it.
         page_bytes: the smallest piece of it that the host can free.
         never_freed: why nothing of it can be freed; "" where it can.
-        mappable: whether a device may map it.
     """
 
     description: RegionDescription
-    fd: Fd
+    fd: Fd | None
     page_bytes: int
     never_freed: str = ""
-    mappable: bool = True
+
+    def close(self) -> None:
+        """Closes its file."""
+        if self.fd is not None:
+            self.fd.close()
+
+
+_NO_FILE = FileFacts(None, PAGE_SIZE, "is not known here", mappable=False)
 
 
 class MemoryTable:
@@ -114,13 +122,19 @@ class MemoryTable:
         for description, fd in zip(descriptions, fds, strict=True):
             self.add(description, fd)
 
-    def add(self, description: RegionDescription, fd: Fd) -> None:
-        """Adds a region (ADD_MEM_REG), or finds that the table is unsound with it."""
+    def add(self, description: RegionDescription, fd: Fd | None) -> None:
+        """Adds a region (ADD_MEM_REG), or finds that the table is unsound with it.
+
+        Args:
+            description: where it is.
+            fd: its file; None where another controller has let go of it.
+        """
+        new = Region(description, fd, PAGE_SIZE)
         if self.unsound:
-            fd.close()
+            new.close()
             return
-        self.regions.append(Region(description, fd, PAGE_SIZE))
-        facts = self._inspect(fd)
+        self.regions.append(new)
+        facts = _NO_FILE if fd is None else self._inspect(fd)
         self.unsound = self._problem(description, facts)
         if self.unsound:
             self._drop()
@@ -128,8 +142,10 @@ class MemoryTable:
         never_freed = facts.never_freed
         if not never_freed and description.mmap_offset_bytes % facts.page_bytes:
             never_freed = f"is not aligned to its file's pages of {facts.page_bytes} bytes"
-        mappable = facts.mappable and not description.mmap_offset_bytes % facts.page_bytes
-        self.regions[-1] = Region(description, fd, facts.page_bytes, never_freed, mappable)
+        if not facts.mappable or description.mmap_offset_bytes % facts.page_bytes:
+            new.close()
+            fd = None
+        self.regions[-1] = Region(description, fd, facts.page_bytes, never_freed)
 
     def remove(self, gone: RegionDescription) -> bool:
         """Removes the region of these addresses and size (REM_MEM_REG); False if there is none."""
@@ -141,7 +157,7 @@ class MemoryTable:
                 gone.frontend_addr,
             ):
                 self.regions.remove(region)
-                region.fd.close()
+                region.close()
                 return True
         return False
 
@@ -157,7 +173,7 @@ class MemoryTable:
 
     def _drop(self) -> None:
         for region in self.regions:
-            region.fd.close()
+            region.close()
         self.regions = []
 
     def _problem(self, new: RegionDescription, facts: FileFacts) -> str:

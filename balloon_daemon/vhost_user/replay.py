@@ -26,7 +26,9 @@ def replay(backend: Backend) -> list[tuple[bytes, tuple[Fd, ...]]]:
     if backend.channel is not None:
         tell(Request.SET_BACKEND_REQ_FD, b"", backend.channel)
     for region in backend.memory.regions:
-        tell(Request.ADD_MEM_REG, region.description.encode_single(), region.fd)
+        # Without a file where it was let go of.
+        file = () if region.fd is None else (region.fd,)
+        tell(Request.ADD_MEM_REG, region.description.encode_single(), *file)
     for index, vring in enumerate(backend.vrings):
         if vring.size:
             tell(Request.SET_VRING_NUM, wire.VringState(index, vring.size).encode())

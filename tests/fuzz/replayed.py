@@ -41,7 +41,13 @@ def _state(backend: Backend) -> list[object]:
         for v in backend.vrings
         for fds in [(None if v.unusable else v.kick, v.call, v.err)]
     ]
-    regions = [(*region[:1], _file(region.fd), *region[2:]) for region in backend.memory.regions]
+    # Of a file that was let go of only that is known.
+    regions = [
+        (region.description, _file(region.fd), region.page_bytes, region.never_freed)
+        if region.fd is not None
+        else (region.description, bool(region.never_freed))
+        for region in backend.memory.regions
+    ]
     negotiated = (backend.acknowledged, backend.protocol_features, backend.status)
     ready = [(vring.index, vring.queue) for vring in backend.ready_vrings()]
     return [negotiated, vrings, _file(backend.channel), regions, ready]

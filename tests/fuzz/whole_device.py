@@ -28,7 +28,7 @@ def spec_of(backend: Backend) -> DeviceSpec:
             region.description.size_bytes,
             region.description.mmap_offset_bytes,
             region.page_bytes,
-            region.fd.fileno() if region.mappable else None,
+            None if region.fd is None else region.fd.fileno(),
             freed=not region.never_freed,
         )
         for region in backend.memory.regions

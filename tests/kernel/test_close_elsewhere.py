@@ -27,7 +27,10 @@ from balloon_daemon.linux.closing import (
     fd_kind,
 )
 from balloon_daemon.units import MIB, PAGE_SIZE, FrontendAddr, GuestAddr
-from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
+from balloon_daemon.vhost_user.effects import NotServed
+from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.vhost_user.messages import (
     U64,
     FrontendRequest,
@@ -35,6 +38,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_memory_table,
     encode_request,
 )
+from balloon_daemon.vhost_user.replay import replay
 from tests.fakes.slow_close import MuteFile, lingering_socket
 from tests.fuzz.jail_watch import is_alive
 from tests.kernel.conftest import (
@@ -226,26 +230,52 @@ def conversation() -> tuple[socket.socket, Connection, ForeignFds]:
     return vmm, Connection(ours, foreign), foreign
 
 
-@pytest.mark.parametrize("request_", [Q.SET_VRING_KICK, Q.SET_VRING_CALL, Q.SET_VRING_ERR])
-def test_vring_with_what_is_no_eventfd_is_refused_as_it_comes(request_: Q) -> None:
+REGION = RegionDescription(GuestAddr(0), 1 << 20, FrontendAddr(1 << 40), 0)
+USES = {
+    "kick": (Q.SET_VRING_KICK, U64.pack(0)),
+    "call": (Q.SET_VRING_CALL, U64.pack(0)),
+    "err": (Q.SET_VRING_ERR, U64.pack(0)),
+    "channel": (Q.SET_BACKEND_REQ_FD, b""),
+    "memory": (Q.ADD_MEM_REG, REGION.encode_single()),
+    "memory table": (Q.SET_MEM_TABLE, encode_memory_table([REGION])),
+}
+"""What a VMM may send a descriptor for."""
+
+
+@pytest.mark.parametrize("use", USES)
+def test_descriptor_that_is_of_no_use_is_let_go_as_it_comes_and_nothing_is_kept_of_it(
+    use: str,
+) -> None:
+    request, payload = USES[use]
     vmm, connection, _ = conversation()
-    reading, writing = os.pipe()
-    with vmm, open(reading), open(writing, "w"):
-        socket.send_fds(vmm, [encode_request(request_, U64.pack(0))], [reading])
-
-        with pytest.raises(FrontendError, match=f"{request_.name}: its descriptor is no eventfd"):
-            connection.receive()
-        connection.close()
-
-
-def test_channel_that_is_no_unix_socket_is_refused_as_it_comes() -> None:
-    vmm, connection, _ = conversation()
+    backend = Backend(MemoryTable(inspect_memory), right_kind=right_kind)
     with vmm, socket.socket() as inet:
-        socket.send_fds(vmm, [encode_request(Q.SET_BACKEND_REQ_FD)], [inet.fileno()])
+        socket.send_fds(vmm, [encode_request(request, payload)], [inet.fileno()])
+        received = connection.receive()
+        assert received is not None
+        (theirs,) = (fd.fileno() for fd in received.fds)
 
-        with pytest.raises(FrontendError, match="its descriptor is no Unix socket"):
-            connection.receive()
+        effects = backend.handle(received.message, received.fds)
+        connection.let_go()
+
+        wait_until(lambda: not is_open(theirs), deadline_s=5, what="its number is free")
+        assert [fd for _, fds in replay(backend) for fd in fds] == []
+        whys = [effect.why for effect in effects if isinstance(effect, NotServed)]
+        assert whys == NOT_SERVED[use]
         connection.close()
+
+
+NOT_SERVED = {
+    "kick": ["SET_VRING_KICK: vring 0's descriptor is no eventfd"],
+    "call": ["SET_VRING_CALL: vring 0's descriptor is no eventfd"],
+    "err": ["SET_VRING_ERR: vring 0's descriptor is no eventfd"],
+    "channel": [
+        "SET_BACKEND_REQ_FD: its descriptor is no Unix socket: no target can be signalled"
+    ],
+    "memory": [],
+    "memory table": [],
+}
+"""What is said at once; of memory it is said when there is a driver that may give some."""
 
 
 def test_descriptors_beyond_what_a_message_may_have_all_come_to_be_closed_elsewhere() -> None:
@@ -358,6 +388,46 @@ def test_vmm_that_sends_a_file_that_never_answers_holds_up_nobody(
     enemy.close()
     other.close()
     daemon.kill()
+
+
+@pytest.fixture(params=[[], ["--keep-fds"]], ids=["alone", "with a store"])
+def any_daemon(request: pytest.FixtureRequest, start_daemon: StartDaemon) -> Daemon:
+    return start_daemon(*request.param)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_vmm_that_sends_a_socket_that_lingers_for_any_use_is_answered_and_nobody_waits(
+    use: str, any_daemon: Daemon
+) -> None:
+    other, enemy = (Wire.connect(str(any_daemon.config.socket)) for _ in range(2))
+    answer(other)
+    with lingering_socket() as sock:
+        os.kill(any_daemon.pid, signal.SIGSTOP)
+        enemy.send(encode_request(*USES[use]), [sock.fileno()])
+        os.close(sock.detach())
+        os.kill(any_daemon.pid, signal.SIGCONT)
+
+        answer_until(other, lambda: closers(any_daemon) == 1)
+        answer(enemy)
+        enemy.close()
+        answer(other)
+    other.close()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_vmm_that_sends_a_file_that_never_answers_for_any_use_is_answered_and_nobody_waits(
+    use: str, any_daemon: Daemon, mute: MuteFile
+) -> None:
+    # Each close of it waits, not only the last: whoever keeps one, or a store for it, would.
+    other, enemy = (Wire.connect(str(any_daemon.config.socket)) for _ in range(2))
+    answer(other)
+    enemy.send(encode_request(*USES[use]), [mute.fd])
+
+    answer_until(other, lambda: mute.is_being_closed)
+    answer(enemy)
+    enemy.close()
+    answer(other)
+    other.close()
 
 
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])

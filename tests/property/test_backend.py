@@ -261,9 +261,13 @@ class AnyFrontend(RuleBasedStateMachine):
             given = [doubles.setdefault(id(fd), fd.twin()) for fd in held]
             assert len(held) == len(fds)
             other.handle(Message(request, flags, encoded[HEADER.size :]), given)
-        assert [region._replace(fd=doubles[id(region.fd)]) for region in regions] == (
-            other.memory.regions
-        )
+        places = [(region.description, region.fd) for region in other.memory.regions]
+        assert places == [(region.description, doubles.get(id(region.fd))) for region in regions]
+        # Of a file that was let go of it is not known any more why it cannot be freed.
+        assert [(r.page_bytes, r.never_freed) for r in other.memory.regions if r.fd] == [
+            (r.page_bytes, r.never_freed) for r in regions if r.fd
+        ]
+        assert all(r.never_freed for r in other.memory.regions if r.fd is None)
         for ours, theirs in zip(self.backend.vrings, other.vrings, strict=True):
             # Without a kick, and so not started: that is how it stays not served.
             kick = None if ours.unusable else ours.kick
@@ -299,6 +303,9 @@ class AnyFrontend(RuleBasedStateMachine):
     def nothing_is_served_that_cannot_be(self) -> None:
         memory, refusal = self.backend.memory, self.backend.refusal
         assert not (memory.unsound and memory.regions)
+        assert all(region.never_freed for region in memory.regions if region.fd is None)
+        files = [region.fd for region in memory.regions if isinstance(region.fd, CountedFd)]
+        assert all(file.mappable for file in files)
         assert bool(refusal) == bool(
             memory.unsound or self.backend.acknowledged & ~(OFFERED_FEATURES | 1 << 30)
         )

@@ -29,9 +29,11 @@ from balloon_daemon.vhost_user.messages import (
     ProtocolFeature,
     VringAddr,
     VringState,
+    decode_message,
     encode_memory_table,
     encode_reply,
 )
+from balloon_daemon.vhost_user.replay import replay
 from balloon_daemon.virtio.balloon import BalloonFeature
 from tests.fakes.counted_fd import CountedFd
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh, say, set_up
@@ -335,12 +337,24 @@ def test_region_that_is_not_there_is_taken_away_with_a_word_and_all_is_served_on
     assert served(backend) == [0, 1]
 
 
-def test_memory_of_which_nothing_can_be_freed_is_served() -> None:
+@pytest.mark.parametrize("request_", [Q.ADD_MEM_REG, Q.SET_MEM_TABLE])
+def test_memory_of_which_nothing_can_be_freed_is_served_and_told_on_without_its_file(
+    request_: Q,
+) -> None:
     # What its guest gives is counted, and the user told.
-    backend = running()
+    backend, other = running(), fresh()
     fd = CountedFd(None, never_freed="is a file on fuse", mappable=False)
-    say(backend, Q.SET_MEM_TABLE, encode_memory_table([REGION]), [fd])
-    assert (served(backend), backend.refusal, fd.closings) == ([0, 1], "", 0)
+    say(backend, Q.SET_MEM_TABLE, encode_memory_table([]))
+    single = request_ is Q.ADD_MEM_REG
+    payload = REGION.encode_single() if single else encode_memory_table([REGION])
+    assert ask(backend, request_, payload, [fd]) == [*RESTART, ack(request_)]
+    assert (served(backend), backend.refusal, fd.closings) == ([0, 1], "", 1)
+
+    for encoded, fds in replay(backend):
+        other.handle(decode_message(encoded), fds)
+    assert served(other) == [0, 1]
+    (region,) = other.memory.regions
+    assert (region.description, region.fd, bool(region.never_freed)) == (REGION, None, True)
 
 
 # --- descriptors that found no room -----------------------------------------------------------

@@ -60,7 +60,6 @@ def test_request_that_is_not_offered_is_refused_and_its_fds_closed(request_: int
         (Q.SET_MEM_TABLE, encode_memory_table([REGION]), 0),
         (Q.SET_MEM_TABLE, encode_memory_table([REGION]), 2),
         (Q.SET_MEM_TABLE, encode_memory_table([REGION]), 9),
-        (Q.ADD_MEM_REG, REGION.encode_single(), 0),
         (Q.ADD_MEM_REG, REGION.encode_single(), 2),
         (Q.SET_BACKEND_REQ_FD, b"", 0),
         (Q.SET_BACKEND_REQ_FD, b"", 2),

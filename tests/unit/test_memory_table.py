@@ -152,17 +152,32 @@ def test_regions_that_touch_are_allowed() -> None:
 
 
 @pytest.mark.parametrize("mappable", [True, False])
-def test_file_that_cannot_be_freed_is_kept_as_never_freed_and_is_no_ram(mappable: bool) -> None:
+def test_file_that_cannot_be_freed_is_never_freed_and_let_go_where_nobody_may_map_it(
+    mappable: bool,
+) -> None:
+    # Whoever closes a file of FUSE waits for its server: a store and its keeper would have to.
     table = MemoryTable(inspect)
     fd = CountedFd(3 * MIB, never_freed="is a file on ext4", mappable=mappable)
     table.set("SET_MEM_TABLE", [LOW, HIGH], [fd, ram := CountedFd(3 * MIB)])
+    kept = fd if mappable else None
     assert table.unsound == ""
-    assert table.regions == [
-        Region(LOW, fd, 4096, "is a file on ext4", mappable),
-        Region(HIGH, ram, 4096),
-    ]
+    assert table.regions == [Region(LOW, kept, 4096, "is a file on ext4"), Region(HIGH, ram, 4096)]
     assert (table.size_bytes, table.ram_bytes) == (3 * MIB, MIB)
-    assert fd.closings == 0
+    assert fd.closings == (0 if mappable else 1)
+    assert table.remove(LOW) is True
+    assert fd.closings == 1
+
+
+def test_region_whose_file_was_let_go_of_is_never_freed() -> None:
+    table = MemoryTable(inspect)
+    table.add(LOW, None)
+    assert table.regions == [Region(LOW, None, 4096, "is not known here")]
+    assert (table.unsound, table.size_bytes, table.ram_bytes) == ("", 2 * MIB, 0)
+    table.add(LOW, None)
+    assert "overlaps" in table.unsound
+    table.add(LOW, None)
+    table.close()
+    assert (table.unsound, table.regions) == ("", [])
 
 
 def test_file_that_is_not_asked_for_its_length_is_held_to_none() -> None:
@@ -185,10 +200,11 @@ def test_offset_inside_a_huge_page_is_never_freed_and_not_mapped() -> None:
     table.add(described(4 * MIB, 3 * MIB, 4 * MIB, 2 * MIB), other)
     why = "is not aligned to its file's pages of 2097152 bytes"
     assert table.regions == [
-        Region(described(0, 2 * MIB, 0, MIB), huge, 2 * MIB, why, mappable=False),
+        Region(described(0, 2 * MIB, 0, MIB), None, 2 * MIB, why),
         Region(described(4 * MIB, 3 * MIB, 4 * MIB, 2 * MIB), other, 2 * MIB),
     ]
     assert (table.unsound, table.ram_bytes) == ("", 3 * MIB)
+    assert (huge.closings, other.closings) == (1, 0)
 
 
 @pytest.mark.parametrize(
