@@ -1,8 +1,12 @@
-"""Which files may be guest memory: looked at as the front-end's memory table will."""
+"""Which files can be guest memory: looked at as the front-end's memory table will.
+
+None is refused: what cannot be freed, or not even be mapped, is told from what can.
+"""
 
 import fcntl
 import mmap
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.errors import MemoryFileError
-from balloon_daemon.linux.memory import MemoryFile, inspect_memory_file, map_shared
+from balloon_daemon.linux.memory import (
+    LOCAL_FILE_SYSTEMS,
+    MemoryFile,
+    _file_system,
+    inspect_memory_file,
+    map_shared,
+    memory_file_use,
+)
+from tests.fakes.slow_close import MuteFile
 
 # linux/fcntl.h
 F_ADD_SEALS = 1033
@@ -35,11 +47,11 @@ def test_memfd_sealed_as_qemu_does_is_guest_memory(memfd: int) -> None:
 
 
 @pytest.mark.parametrize("seal", [F_SEAL_WRITE, F_SEAL_FUTURE_WRITE])
-def test_memfd_sealed_against_writing_is_refused(memfd: int, seal: int) -> None:
+def test_memfd_sealed_against_writing_is_neither_freed_nor_mapped(memfd: int, seal: int) -> None:
     # It can neither be mapped writable nor freed: every device would die of it.
     fcntl.fcntl(memfd, F_ADD_SEALS, seal)
-    with pytest.raises(ValueError, match="sealed against writing"):
-        inspect_memory_file(memfd)
+    why = "is sealed against writing, and so against giving memory back"
+    assert inspect_memory_file(memfd) == MemoryFile(1 << 20, 4096, why, mappable=False)
 
 
 def test_file_on_tmpfs_is_guest_memory() -> None:
@@ -53,11 +65,15 @@ def test_file_on_tmpfs_is_guest_memory() -> None:
     assert file == MemoryFile(8192, 4096)
 
 
-def test_memfd_open_for_reading_only_is_refused(memfd: int) -> None:
-    fd = os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
-    with pytest.raises(ValueError, match="not open for reading and writing"):
-        inspect_memory_file(fd)
+@pytest.mark.parametrize("mode", [os.O_RDONLY, os.O_WRONLY])
+def test_memfd_not_open_for_reading_and_writing_is_neither_freed_nor_mapped(
+    memfd: int, mode: int
+) -> None:
+    fd = os.open(f"/proc/self/fd/{memfd}", mode | os.O_CLOEXEC)
+    file = inspect_memory_file(fd)
     os.close(fd)
+    why = "is not open for reading and writing"
+    assert file == MemoryFile(1 << 20, 4096, why, mappable=False)
 
 
 def pipe_end() -> int:
@@ -84,53 +100,116 @@ def device_file() -> int:
     return os.open("/dev/zero", os.O_RDWR)
 
 
-@pytest.mark.parametrize("make", [pipe_end, socket_end, eventfd, directory, device_file])
-def test_descriptor_of_no_file_is_refused(make: Callable[[], int]) -> None:
-    fd = make()
-    with pytest.raises(ValueError, match="is not shared memory"):
-        inspect_memory_file(fd)
-    os.close(fd)
+def proc_file() -> int:
+    return os.open("/proc/self/status", os.O_RDONLY)
 
 
-def test_descriptor_of_no_shared_memory_is_not_asked_for_its_size(
-    monkeypatch: pytest.MonkeyPatch,
+OF_NO_FILE = "is no file of shared memory"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (pipe_end, OF_NO_FILE),
+        (socket_end, OF_NO_FILE),
+        (eventfd, OF_NO_FILE),
+        (directory, r"is a file on \w+"),
+        (device_file, r"is a file on \w+"),
+        (proc_file, "is a file on proc"),
+    ],
+)
+def test_descriptor_of_no_memory_is_neither_freed_nor_mapped_nor_asked_for_its_size(
+    make: Callable[[], int], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of a file of FUSE fstat(2) asks whoever serves it: the VMM, perhaps, who need not answer.
-    fd = pipe_end()
+    fd = make()
     asked: list[int] = []
     monkeypatch.setattr(os, "fstat", asked.append)
+    monkeypatch.setattr(os, "fstatvfs", asked.append)
 
-    with pytest.raises(ValueError, match="is not shared memory"):
-        inspect_memory_file(fd)
+    file = inspect_memory_file(fd)
 
-    assert asked == []
     monkeypatch.undo()
     os.close(fd)
+    assert asked == []
+    assert file == MemoryFile(None, 4096, file.never_freed, mappable=False)
+    assert re.fullmatch(why, file.never_freed)
 
 
-def test_file_on_a_disk_is_refused() -> None:
-    # Of the repository, wherever that lies; where it lies on a tmpfs there is nothing to test.
-    fd = os.open(__file__, os.O_RDONLY)
+def test_file_of_fuse_is_neither_freed_nor_mapped_nor_asked_anything(tmp_path: Path) -> None:
     try:
-        if os.fstatvfs(fd).f_bsize and _is_shmem(fd):
-            pytest.skip("the repository itself is on a tmpfs")
-        with pytest.raises(ValueError, match="not shared memory"):
-            inspect_memory_file(fd)
+        mute = MuteFile(tmp_path / "mounted")
+    except PermissionError as err:
+        pytest.skip(str(err))
+    try:
+        file = inspect_memory_file(mute.fd)
     finally:
+        mute.close()
+    # Its mount is its server's own here, so no list of ours names its file system.
+    assert file == MemoryFile(None, 4096, OF_NO_FILE, mappable=False)
+
+
+@pytest.fixture
+def disk_file(tmp_path: Path) -> Path:
+    """A file of 8 KiB on a local disk, wherever there is one."""
+    for folder in (tmp_path, Path(__file__).parent):
+        path = folder / f"balloond-test-{os.getpid()}"
+        path.write_bytes(bytes(8192))
+        fd = os.open(path, os.O_RDONLY)
+        kind = _file_system(fd)
         os.close(fd)
+        if kind in LOCAL_FILE_SYSTEMS:
+            return path
+        path.unlink()
+    pytest.skip("neither the repository nor pytest's own folder is on a local disk")
 
 
-def _is_shmem(fd: int) -> bool:
-    try:
-        fcntl.fcntl(fd, 1034)  # F_GET_SEALS
-    except OSError:
-        return False
-    return True
+def test_file_on_a_local_disk_is_mapped_for_its_rings_and_never_freed(disk_file: Path) -> None:
+    # RAM on such a file (QEMU's memory-backend-file) holds the rings, too.
+    fd = os.open(disk_file, os.O_RDWR)
+    disk_file.unlink()
+    file, kind = inspect_memory_file(fd), _file_system(fd)
+    os.close(fd)
+    assert file == MemoryFile(8192, 4096, f"is a file on {kind}", mappable=True)
 
 
-def test_closed_descriptor_is_the_kernels_refusal() -> None:
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        inspect_memory_file(1 << 20)
+@pytest.mark.parametrize("mode", [os.O_RDONLY, os.O_WRONLY])
+def test_file_on_a_local_disk_not_open_for_both_is_not_mapped(disk_file: Path, mode: int) -> None:
+    fd = os.open(disk_file, mode)
+    disk_file.unlink()
+    file, kind = inspect_memory_file(fd), _file_system(fd)
+    os.close(fd)
+    assert file == MemoryFile(None, 4096, f"is a file on {kind}", mappable=False)
+
+
+def test_directory_on_a_local_disk_is_not_mapped(disk_file: Path) -> None:
+    fd = os.open(disk_file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    disk_file.unlink()
+    file = inspect_memory_file(fd)
+    os.close(fd)
+    assert file == MemoryFile(None, 4096, file.never_freed, mappable=False)
+
+
+def test_closed_descriptor_is_neither_freed_nor_mapped() -> None:
+    assert inspect_memory_file(1 << 20) == MemoryFile(None, 4096, OF_NO_FILE, mappable=False)
+
+
+def test_use_of_a_memory_file_is_what_the_kernel_says(memfd: int) -> None:
+    os.pwrite(memfd, b"here", 0)
+    os.pwrite(memfd, b"here", 1 << 19)
+    again = os.open(f"/proc/self/fd/{memfd}", os.O_RDWR)
+    use, same = memory_file_use(memfd), memory_file_use(again)
+    os.close(again)
+    assert (use.size_bytes, use.held_bytes, use.limit_bytes) == (1 << 20, 8192, None)
+    assert same == use
+
+
+@pytest.mark.parametrize("make", [pipe_end, eventfd, device_file])
+def test_use_of_what_is_no_memory_file_is_not_asked(make: Callable[[], int]) -> None:
+    fd = make()
+    with pytest.raises(OSError, match="Invalid argument"):
+        memory_file_use(fd)
+    os.close(fd)
 
 
 def test_map_shared_is_the_files_own_part(memfd: int) -> None:
