@@ -9,7 +9,7 @@ from typing import assert_never
 from balloon_daemon.balloon_policy import Reason
 from balloon_daemon.config import Config
 from balloon_daemon.controller.governor import Governor
-from balloon_daemon.controller.introduction import not_shared
+from balloon_daemon.controller.introduction import SHARED_WITHIN_POLLS, not_shared
 from balloon_daemon.controller.keeper import DeviceKeeper, Jail
 from balloon_daemon.controller.limits import BalloonLimits
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
@@ -17,7 +17,6 @@ from balloon_daemon.controller.sounding import Sounding
 from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.handover.journal import Phase
-from balloon_daemon.handover.store import Store
 from balloon_daemon.log import EventLog, OnceEach, RateLimit
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import PAGE_SIZE, format_size
@@ -53,10 +52,6 @@ SAVE_ACTUAL_S = 0.05
 NOT_SERVED_LINES = 32
 """Lines on what cannot be served, each once: a driver may choose any size, over and over."""
 
-SHARED_WITHIN_POLLS = 60
-"""How long a VMM may take to give its guest's memory before it is named, in times of the policy's
-poll, which is 1 s. It does so when the guest's driver starts."""
-
 _CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFIG))
 """Requests that stop and start nothing, and leave nothing behind that would have to be kept."""
 
@@ -72,7 +67,6 @@ class Surroundings:
     config: Config
     watch: MemoryWatch
     jail: Jail
-    store: Store | None
     farewells: RateLimit
 
 
@@ -183,8 +177,9 @@ class Guest:
         if self._taken is not None:
             # Our task will not see it, and its descriptors are nowhere else. It stands in the
             # journal too: the next controller does what is left to do, and answers.
+            message, fds, lost = self._taken
             with contextlib.suppress(FrontendError, StateError):
-                self.backend.handle(*self._taken)
+                self.backend.handle(message, fds, lost=lost)
                 self._handled += 1
         self.save()
         self._leaving = True
@@ -200,7 +195,6 @@ class Guest:
         self.backend.config.actual = pages_of(actual * PAGE_SIZE)
         if actual == 0:
             self._empty.set()
-        self._start_governor()
         self.keeper.take_over()
 
     # --- messages -----------------------------------------------------------------------------

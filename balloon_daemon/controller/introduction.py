@@ -10,6 +10,10 @@ NEVER_FREED_REMEDY = (
     "give the VM memory that can be freed: memory-backend-memfd, or a file on tmpfs, with share=on"
 )
 
+SHARED_WITHIN_POLLS = 60
+"""How long a VMM may take to give its guest's memory before it is named, in times of the policy's
+poll, which is 1 s. It does so when the guest's driver starts."""
+
 
 def introduce_memory(regions: list[Region], log: EventLog) -> None:
     """Says what a VM's memory is made of, and warns of what will not work.

@@ -71,7 +71,7 @@ class Controller:
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._log)
         farewells = RateLimit(FAREWELLS_A_SECOND)
-        self._shared = Surroundings(self._config, watch, self._jail, self._store, farewells)
+        self._shared = Surroundings(self._config, watch, self._jail, farewells)
         loop.set_exception_handler(self._failed)
         self._closer = Closer(loop.call_later)
         stopping = loop.create_future()

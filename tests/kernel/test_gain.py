@@ -37,10 +37,12 @@ TOUCHED = Population(touched_bytes=128 * MIB, pinned_bytes=16 * MIB)
 SETTINGS = GuestSettings(VM_MEM_MIB * MIB, population=TOUCHED)
 BESIDE_AT = 8 * GIB
 SPEED = "4"
-"""A level each quarter of a second: a device counts what it has done ten times a second."""
+"""A level each quarter of a second, in which a test takes the host out of its need again."""
 
 HELD_AT = MAXIMUM // 2
 """Far above where a balloon that frees nothing stops (a level or two), far below its maximum."""
+
+IN_VAIN = "what it gives does not come back to the host: not asking it for more"
 
 
 @pytest.fixture
@@ -61,6 +63,22 @@ def start_vm(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
     guest.connect(str(daemon.config.socket))
     guest.bind()
     return guest
+
+
+def raise_level(guests: list[FakeGuest], daemon: Daemon, low_mem: LowMemDir) -> None:
+    """The host is low for a moment: one level more, or two."""
+    before = decisions(daemon)[-1][1] if decisions(daemon) else 0
+    low_mem.set_low()
+    run_until(guests, lambda: decisions(daemon) != [] and decisions(daemon)[-1][1] > before)
+    low_mem.set_available(110)  # Not low any more, and too little to give back.
+
+
+def give_in_vain(guests: list[FakeGuest], daemon: Daemon, low_mem: LowMemDir) -> None:
+    """Has a guest give what it is asked for until that is known to be in vain; the host is low."""
+    raise_level(guests, daemon, low_mem)
+    run_until(guests, lambda: IN_VAIN in said(daemon, "lost"))
+    low_mem.set_low()
+    run_until(guests, lambda: is_held(daemon))
 
 
 def is_held(daemon: Daemon, vm: str = "vm1") -> bool:
@@ -95,13 +113,12 @@ def test_memory_that_is_sealed_after_the_device_has_mapped_it_stops_the_target(
     fcntl.fcntl(guest.ram.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
     held = guest.ram.blocks_bytes()
 
-    low_mem.set_low()
-    run_until([guest, neighbour], lambda: is_held(daemon))
+    give_in_vain([guest, neighbour], daemon, low_mem)
     assert_stays([guest, neighbour], daemon)
 
     first, *rest = said(daemon, "lost")
     assert first.endswith("that it gave are not freed: the kernel refused")
-    assert "what it gives does not come back to the host: not asking it for more" in rest
+    assert rest == [IN_VAIN]
     assert guest.ram.blocks_bytes() == held
     run_until([guest, neighbour], lambda: balloon_bytes(neighbour) == MAXIMUM)
     assert guest.ram.check().pages_corrupt == 0
@@ -110,12 +127,12 @@ def test_memory_that_is_sealed_after_the_device_has_mapped_it_stops_the_target(
 def test_balloon_that_is_held_is_given_back_when_memory_is(
     start_daemon: StartDaemon, sealable_guest: FakeGuest, low_mem: LowMemDir
 ) -> None:
-    daemon = start_daemon("--speed", "30")
+    # The first step down comes after 3 s, which is long enough for one level's giving.
+    daemon = start_daemon("--speed", "20")
     guest = start_vm(sealable_guest, daemon)
     wait_for_device([guest], daemon, "vm1")
     fcntl.fcntl(guest.ram.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
-    low_mem.set_low()
-    run_until([guest], lambda: is_held(daemon))
+    give_in_vain([guest], daemon, low_mem)
 
     low_mem.set_plenty()
     run_until([guest], lambda: decisions(daemon)[-1][1] == 0 and balloon_bytes(guest) == 0)
@@ -132,8 +149,8 @@ def test_balloon_that_is_held_is_given_back_at_the_end(
     guest = start_vm(sealable_guest, daemon)
     wait_for_device([guest], daemon, "vm1")
     fcntl.fcntl(guest.ram.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
-    low_mem.set_low()
-    run_until([guest], lambda: is_held(daemon) and balloon_bytes(guest) > 0)
+    give_in_vain([guest], daemon, low_mem)
+    assert balloon_bytes(guest) > 0
 
     os.kill(daemon.pid, signal.SIGTERM)
     run_until([guest], lambda: bool(guest.disconnected))
@@ -150,8 +167,7 @@ def test_pages_that_are_never_freed_stop_the_target_and_are_said_once(
     start_vm(guest, daemon)
     give_from(guest, lambda number: BESIDE_AT // 4096 + number)
 
-    low_mem.set_low()
-    run_until([guest], lambda: is_held(daemon))
+    give_in_vain([guest], daemon, low_mem)
     assert_stays([guest], daemon)
 
     assert "as their file is a file on " in said(daemon, "lost")[0]
@@ -165,8 +181,7 @@ def test_pages_in_no_region_stop_the_target_and_are_said_with_the_remedy(
     guest = start_vm(make_guest(SETTINGS), daemon)
     give_from(guest, lambda number: 4 * GIB // 4096 + number)
 
-    low_mem.set_low()
-    run_until([guest], lambda: is_held(daemon))
+    give_in_vain([guest], daemon, low_mem)
     assert_stays([guest], daemon)
 
     assert "share=on for each memory back-end, plugged ones too" in said(daemon, "lost")[0]
@@ -216,8 +231,7 @@ def test_huge_pages_that_are_given_in_pieces_stop_the_target_and_are_said_once(
     start_vm(guest, daemon)
     give_from(guest, lambda number: BESIDE_AT // 4096 + 2 * number)
 
-    low_mem.set_low()
-    run_until([guest], lambda: is_held(daemon))
+    give_in_vain([guest], daemon, low_mem)
     assert_stays([guest], daemon)
 
     assert (
@@ -226,18 +240,25 @@ def test_huge_pages_that_are_given_in_pieces_stop_the_target_and_are_said_once(
     )
 
 
+def fill_again(guest: FakeGuest, daemon: Daemon, low_mem: LowMemDir) -> None:
+    """Takes three levels, fills all holes, takes another one; the host stays low."""
+    for _ in range(3):
+        raise_level([guest], daemon, low_mem)
+    run_until([guest], lambda: balloon_bytes(guest) == decisions(daemon)[-1][1])
+    assert said(daemon, "lost") == []
+    guest.ram._words.sum()
+    raise_level([guest], daemon, low_mem)
+    run_until([guest], lambda: said(daemon, "lost") != [])
+    low_mem.set_low()
+    run_until([guest], lambda: is_held(daemon))
+
+
 def test_balloon_that_the_vms_files_hold_all_the_same_is_no_success(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     # Whatever reads all of a VM's memory (a snapshot, a migration) fills its holes again.
     guest = start_vm(make_guest(SETTINGS), daemon)
-    low_mem.set_low()
-    run_until([guest], lambda: balloon_bytes(guest) >= MAXIMUM // 4)
-    assert said(daemon, "lost") == []
-    guest.ram._words.sum()
-
-    run_until([guest], lambda: is_held(daemon))
-    run_until([guest], lambda: balloon_bytes(guest) == decisions(daemon)[-1][1])
+    fill_again(guest, daemon, low_mem)
     target = decisions(daemon)[-1][1]
 
     (line,) = said(daemon, "lost")
@@ -254,10 +275,7 @@ def test_files_that_are_emptied_again_let_the_balloon_grow_on(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     guest = start_vm(make_guest(GuestSettings(VM_MEM_MIB * MIB)), daemon)
-    low_mem.set_low()
-    run_until([guest], lambda: balloon_bytes(guest) >= MAXIMUM // 4)
-    guest.ram._words.sum()
-    run_until([guest], lambda: is_held(daemon))
+    fill_again(guest, daemon, low_mem)
 
     guest.ram._map.madvise(mmap.MADV_REMOVE, 0, VM_MEM_MIB // 2 * MIB)
 
@@ -271,8 +289,7 @@ def test_memory_that_changes_is_worth_another_try(
     guest = start_vm(make_guest(SETTINGS), daemon)
     pfns = guest.ram.pfns
     give_from(guest, lambda number: 4 * GIB // 4096 + number)
-    low_mem.set_low()
-    run_until([guest], lambda: is_held(daemon))
+    give_in_vain([guest], daemon, low_mem)
 
     # The VM's owner has plugged in memory that is shared.
     guest.ram.pfns = pfns  # type: ignore[method-assign]  # as before

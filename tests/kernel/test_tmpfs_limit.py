@@ -81,7 +81,7 @@ def test_limit_with_room_is_warned_of_once_and_the_balloon_comes_and_goes(
     make_tmpfs: MakeTmpfs,
     guest_on: Callable[[SmallTmpfs], FakeGuest],
 ) -> None:
-    daemon = start_daemon("--speed", "100")
+    daemon = start_daemon("--speed", "300")
     guest = start_vm(guest_on(make_tmpfs(LIMIT_MIB)), daemon)
     low_mem.set_low()
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
@@ -138,8 +138,10 @@ def test_limit_that_becomes_short_no_more_is_taken_until_there_is_room_again(
     wait_for_device([guest], daemon, "vm1")
     low_mem.set_low()
     run_until([guest], lambda: balloon_bytes(guest) >= 2 * MAXIMUM // 16)
+    low_mem.set_available(110)  # Not low, and too little to give back.
 
     tmpfs.fill(but_bytes=8 * MIB)
+    low_mem.set_low()
     run_until([guest], lambda: "no-room" in reasons(daemon))
     stood_at = decisions(daemon)[-1][1]
     looks = len(decisions(daemon))

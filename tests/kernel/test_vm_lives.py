@@ -221,14 +221,12 @@ def odd_table(name: str, file: OwnedFd) -> Shared:
     places = {
         "overlaps": region(VM_MEM_MIB * MIB - 4096, 2 * MIB),
         "exceeds-its-file": region(BESIDE_AT, 4 * MIB),
-        "empty": region(BESIDE_AT, 0),
         "unaligned": region(BESIDE_AT + 1, 2 * MIB),
-        "wraps": region(2**64 - MIB, 2 * MIB),
     }
     return places[name], file.fileno()
 
 
-@pytest.mark.parametrize("name", ["overlaps", "exceeds-its-file", "empty", "unaligned", "wraps"])
+@pytest.mark.parametrize("name", ["overlaps", "exceeds-its-file", "unaligned"])
 def test_table_that_contradicts_itself_is_said_once_and_the_next_one_is_served(
     name: str, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -455,7 +453,7 @@ def test_config_space_larger_than_a_balloons_reads_0_and_takes_actual(
 # --- features and requests that were not offered ----------------------------------------------
 
 
-@pytest.mark.parametrize("bit", [3, 28, 29, 33, 36, 63])
+@pytest.mark.parametrize("bit", [3, 29, 63])
 def test_feature_that_was_not_offered_is_said_once_and_the_vm_lives(
     bit: int, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -492,9 +490,14 @@ def test_protocol_features_that_were_not_offered_are_gone_on_without(
     assert said(daemon, "vmm")[0].endswith("was not offered; going on without")
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
+def test_requests_that_were_not_offered_are_refused_and_no_more(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest = start_vm(make_guest(SETTINGS), daemon)
+    assert guest.frontend is not None
+    wait_for_device([guest], daemon, "vm1")
+    before = len(at_rest(daemon))
+    requests = (
         Q.SET_LOG_FD,
         Q.SEND_RARP,
         Q.NET_SET_MTU,
@@ -503,31 +506,26 @@ def test_protocol_features_that_were_not_offered_are_gone_on_without(
         Q.GPU_SET_SOCKET,
         Q.VRING_KICK,
         Q.POSTCOPY_LISTEN,
-    ],
-)
-def test_request_that_was_not_offered_is_refused_and_no_more(
-    request_: FrontendRequest, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
-) -> None:
-    guest = start_vm(make_guest(SETTINGS), daemon)
-    assert guest.frontend is not None
-    wait_for_device([guest], daemon, "vm1")
-    before = len(at_rest(daemon))
+    )
     file = OwnedFd(memory_files.memfd(4096))
 
-    with pytest.raises(BackendError, match="refused with status 1"):
-        guest.frontend.tell(request_, bytes(8), [file.fileno()])
+    for request in requests:
+        with pytest.raises(BackendError, match=f"{request.name} refused with status 1"):
+            guest.frontend.tell(request, bytes(8), [file.fileno()])
     file.close()
 
     # A child closes what a VMM has sent, in its own time.
     run_until([guest], lambda: len(at_rest(daemon)) == before)
     assert_served([guest], low_mem)
-    assert said(daemon, "vmm") == [f"{request_.name}: is not offered; refused"]
+    assert said(daemon, "vmm") == [
+        f"{request.name}: is not offered; refused" for request in requests
+    ]
 
 
 # --- a process of ours without room for descriptors -------------------------------------------
 
 
-@pytest.mark.parametrize("room", [0, 1, 4])
+@pytest.mark.parametrize("room", [0, 4])
 def test_no_room_for_a_vmms_descriptors_the_vm_lives_and_is_served_once_there_is(
     room: int, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:

@@ -146,9 +146,7 @@ class Left:
         log = EventLog()
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, log)
         store = cast(Store, self.store)
-        shared = Surroundings(
-            Config(), watch, Jail(lambda: None, None, no_fork), store, RateLimit(10)
-        )
+        shared = Surroundings(Config(), watch, Jail(lambda: None, None, no_fork), RateLimit(10))
 
         def make(name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
             return Guest(name, connection, shared, log, saver)
@@ -277,7 +275,8 @@ def test_message_that_is_taken_as_its_controller_leaves_is_not_lost_with_its_des
         served = [loop.create_task(guest.serve()) for guest in guests]
         left.vmms[0].send(encode_request(FrontendRequest.GET_FEATURES))
         assert len(await asyncio.wait_for(loop.sock_recv(left.vmms[0], 64), 20)) == 20
-        shared = [os.fstat(r.fd.fileno()).st_ino for r in guests[0].backend.memory.regions]
+        files = [region.fd for region in guests[0].backend.memory.regions]
+        shared = [os.fstat(fd.fileno()).st_ino for fd in files if fd is not None]
         for vmm in left.vmms:
             vmm.close()
         await asyncio.wait(served)
