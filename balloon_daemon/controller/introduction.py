@@ -38,7 +38,12 @@ def introduce_memory(regions: list[Region], log: EventLog) -> None:
                 f"{format_size(place.size_bytes)} at {place.guest_addr:#x} are never freed: their "
                 f"file {region.never_freed}",
             )
-    if any(region.page_bytes > PAGE_SIZE for region in freed):
+    if not freed:
+        log.warning(
+            "memory",
+            f"nothing of its memory can be freed: this VM gets no balloon; {NEVER_FREED_REMEDY}",
+        )
+    elif any(region.page_bytes > PAGE_SIZE for region in freed):
         log.warning(
             "memory",
             "huge pages that it gives up go to the host's pool, not to available memory; if the "

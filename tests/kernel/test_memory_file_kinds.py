@@ -181,7 +181,7 @@ def test_file_of_fuse_whose_server_does_not_answer_is_not_asked(tmp_path: Path) 
 def test_list_of_mounts_that_cannot_be_read_leaves_a_file_of_no_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fd = os.open(__file__, os.O_RDWR)
+    fd = memory_files.on_disk(MIB)
     closed = threading.Event()
 
     def refuse(*_: object, **__: object) -> None:
