@@ -17,7 +17,7 @@ Pfns = NDArray[np.uint32]
 
 
 class GuestFile:
-    """A shared mapping of a whole file, every page of it resident once ``touch``ed.
+    """A shared mapping of a whole file; what is not ``touch``ed takes no memory.
 
     Args:
         fd: the file, the GuestFile's from now on.
@@ -50,9 +50,13 @@ class GuestFile:
         os.ftruncate(self.fd, 0)
         os.close(self.fd)
 
-    def touch(self) -> None:
-        """Makes every page resident and maps it, as a guest that has used all of its memory."""
-        self.map.madvise(MADV_POPULATE_WRITE)
+    def touch(self, size_bytes: int | None = None) -> None:
+        """Makes pages resident and maps them, as a guest that has used its memory.
+
+        Args:
+            size_bytes: how much of it, from its beginning; all where it is not said.
+        """
+        self.map.madvise(MADV_POPULATE_WRITE, 0, size_bytes or self.size_bytes)
 
     def view(self) -> memoryview:
         """All of its bytes."""

@@ -12,7 +12,7 @@ from benchmarks.figures import Figure, at_most, of_percentile
 from benchmarks.guest_file import GuestFile
 from benchmarks.processes import Balloond
 from benchmarks.ring_guest import INFLATEQ, RingGuest
-from benchmarks.tiny_guest import VM_MEM, wait_told
+from benchmarks.tiny_guest import VM_MEM, VM_MEM_BYTES, wait_told
 from benchmarks.traces import descending
 
 EVENTS = 208
@@ -25,6 +25,8 @@ reacts to a signal does not depend on them; how often it polls does."""
 
 LISTENS_AGAIN_S = 1.1 / SPEED
 MEMORY_BYTES = 64 * MIB
+"""What of the VM is touched: more than a buffer names."""
+
 QUEUE_SIZE = 16
 
 
@@ -51,7 +53,7 @@ def _events(*, woken: bool) -> tuple[list[float], list[float]]:
     """Milliseconds from each signal to the target, and to the first page removed."""
     told: list[float] = []
     removed: list[float] = []
-    file = GuestFile.in_memory(MEMORY_BYTES)
+    file = GuestFile.in_memory(VM_MEM_BYTES)
     (buffer, *_) = descending(1).buffers
     buffer = buffer % (MEMORY_BYTES // 2 // PAGE_SIZE)
     with Balloond(["--vm-mem", VM_MEM, "--speed", str(SPEED)], woken=woken) as daemon:
@@ -60,7 +62,7 @@ def _events(*, woken: bool) -> tuple[list[float], list[float]]:
             daemon.wait_devices(1)
             pages = 0
             while pages < MAX_PAGES:
-                file.touch()
+                file.touch(MEMORY_BYTES)
                 begun = time.perf_counter()
                 daemon.host.set_low()
                 wait_told([guest])

@@ -18,8 +18,8 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 from benchmarks.figures import Figure, at_most, of_percentile
 from benchmarks.guest_file import GuestFile
 from benchmarks.processes import ASKED_OPTIONS, Balloond
-from benchmarks.ring_guest import INFLATEQ, RingGuest, area_bytes
-from benchmarks.traces import BUFFER_PFNS
+from benchmarks.ring_guest import INFLATEQ, RingGuest
+from benchmarks.traces import BUFFER_PFNS, GUEST_BYTES
 
 QUEUE_SIZE = 512
 MEMORY_BYTES = 512 * MIB
@@ -51,7 +51,7 @@ def _of(what: str, took_ms: list[float], goal_ms: float) -> Iterator[Figure]:
 
 def _device_kills() -> list[float]:
     took = []
-    file = GuestFile.in_memory(MEMORY_BYTES + area_bytes(QUEUE_SIZE))
+    file = GuestFile.in_memory(GUEST_BYTES)
     with Balloond(ASKED_OPTIONS, woken=True) as daemon:
         for _ in range(GUESTS):
             guest = RingGuest(str(daemon.socket), file, QUEUE_SIZE)
@@ -67,7 +67,7 @@ def _device_kills() -> list[float]:
 
 def _controller_ends(number: int) -> list[float]:
     took = []
-    file = GuestFile.in_memory(MEMORY_BYTES + area_bytes(QUEUE_SIZE))
+    file = GuestFile.in_memory(GUEST_BYTES)
     with Balloond([*ASKED_OPTIONS, "--keep-fds"], woken=True) as daemon:
         guest = RingGuest(str(daemon.socket), file, QUEUE_SIZE)
         for _ in range(RESTARTS):
@@ -84,7 +84,7 @@ def _resumed_ms(daemon: Balloond, guest: RingGuest, device: int, end: Callable[[
     # Asked for, as of any guest: a device slows down what nobody wanted.
     daemon.ask_for_all()
     guest.frontend.serve_channel()
-    guest.file.touch()
+    guest.file.touch(MEMORY_BYTES)
     queue = guest.queues[INFLATEQ]
     pages = np.arange(MEMORY_BYTES // PAGE_SIZE - 1, -1, -1, dtype=np.uint32)
     guest.fill(INFLATEQ, list(pages.reshape(-1, BUFFER_PFNS)))

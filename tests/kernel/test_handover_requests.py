@@ -18,7 +18,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from benchmarks.guest_file import GuestFile
-from benchmarks.ring_guest import INFLATEQ, RingGuest, area_bytes
+from benchmarks.ring_guest import INFLATEQ, RingGuest
 from benchmarks.tiny_guest import wait_told
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device
 from tests.kernel.test_handover import attach, keeper_pid, kept_files, messages
@@ -40,7 +40,7 @@ def make_rings() -> Iterator[MakeRings]:
     guests: list[RingGuest] = []
 
     def make(daemon: Daemon) -> RingGuest:
-        file = GuestFile.in_memory(4 * MIB + area_bytes(QUEUE_SIZE))
+        file = GuestFile.in_memory(VM_MEM_MIB * MIB)
         guest = RingGuest(str(daemon.config.socket), file, QUEUE_SIZE)
         guests.append(guest)
         pages = np.arange(BUFFERS * 256, dtype=np.uint32)
