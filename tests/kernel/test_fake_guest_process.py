@@ -59,7 +59,8 @@ def test_every_command_answers(start: Start, low_mem: LowMemDir) -> None:
     guest.wait_status(lambda s: s["actual_bytes"] == MAXIMUM, "the whole balloon")
 
     assert guest.command("touch", bytes=MIB)["touched_bytes"] == MIB
-    assert guest.command("stats")["MEMTOT"] == 512 * MIB - MAXIMUM
+    # With DEFLATE_ON_OOM Linux leaves the balloon in it.
+    assert guest.command("stats")["MEMTOT"] == 512 * MIB
     assert guest.command("pause")["running"] is False
     assert guest.command("resume")["running"] is True
     assert guest.command("stop")["actual"] == 0
