@@ -322,13 +322,23 @@ def test_memory_table_changed_while_rings_run_the_device_ends_before_the_answer(
     assert guest.ram.check().pages_corrupt == 0
 
 
-def test_vm_mem_other_than_the_memory_table_is_said(
-    start_daemon: StartDaemon, make_guest: MakeGuest
+@pytest.mark.parametrize(
+    ("flag", "said", "by", "size"),
+    [
+        ("1G", "1 GiB", "the VMM's memory table", "512 MiB, balloon of at most 256 MiB"),
+        ("500M", "500 MiB", "--vm-mem", "500 MiB, balloon of at most 250 MiB"),
+    ],
+)
+def test_vm_mem_other_than_the_memory_table_is_said_and_the_smaller_counts(
+    flag: str, said: str, by: str, size: str, start_daemon: StartDaemon, make_guest: MakeGuest
 ) -> None:
-    daemon = start_daemon("--vm-mem", "1G")
+    daemon = start_daemon("--vm-mem", flag)
     guest = attach(make_guest(), daemon)
 
-    run_until_logged([guest], daemon, "--vm-mem says 1 GiB, the VMM's memory table 512 MiB")
+    run_until_logged([guest], daemon, f"VM of {size} in 16 steps")
+
+    why = f"--vm-mem says {said}, the VMM's memory table says 512 MiB; going by {by}"
+    assert events(daemon, "size") == [why]
 
 
 def test_memory_table_short_of_the_vga_hole_is_no_difference(

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import resource
 import signal
 import socket
@@ -17,6 +18,7 @@ import balloon_daemon
 from balloon_daemon.controller.ending import GIVE_BACK_WITHIN_S
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
+from balloon_daemon.fake_guest.styles import STYLES
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
@@ -41,6 +43,7 @@ from tests.vm.daemon import Daemon, DaemonConfig
 from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.waiting import HANG_S, wait_until
 
+NO_ROOM = "its descriptors found no room here (too many open files)"
 TOUCHED = Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)
 SETTINGS = GuestSettings(VM_MEM_MIB * MIB, population=TOUCHED)
 
@@ -76,24 +79,46 @@ def test_no_descriptors_left_a_vmm_waits_and_is_served_once_there_are(
     assert any("known again" in message for message in events(daemon, "source"))
 
 
-def test_no_descriptors_for_a_message_that_vmm_is_closed_the_neighbour_goes_on(
-    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+@pytest.mark.parametrize("style", STYLES)
+def test_no_descriptors_for_a_message_that_vm_has_no_balloon_and_the_neighbour_goes_on(
+    style: str, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
-    neighbour, victim = attach(make_guest(), daemon), make_guest()
+    # A VMM that were let go here would end, and its guest with it.
+    neighbour = attach(make_guest(), daemon)
+    victim = make_guest(GuestSettings(VM_MEM_MIB * MIB, style=STYLES[style]))
     wait_for_device([neighbour], daemon, "vm1")
     victim.connect(str(daemon.config.socket))
 
-    with (
-        limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 0)),
-        pytest.raises(OSError, match=r"hung up|reset|Broken pipe"),
-    ):
+    with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 0)):
         victim.bind()
+        run_until_logged([victim], daemon, f"its memory is unknown: {NO_ROOM}: this VM gets no")
     low_mem.set_low()
-    run([neighbour], full(neighbour))
-    again = attach(make_guest(), daemon)
-    run([again], lambda: again.driver.actual > 0)
+    run([neighbour, victim], full(neighbour))
 
-    assert "the VMM's connection failed: Too many open files" in events(daemon, "vmm")
+    lines = [(r["vm"], r["message"]) for r in daemon.records() if r["event"] == "vmm"]
+    assert lines[0] == ("vm2", f"its memory is unknown: {NO_ROOM}: this VM gets no balloon")
+    assert {vm for vm, _ in lines} == {"vm2"}
+    assert any(f"SET_VRING_KICK: {NO_ROOM}" in line for _, line in lines)
+    assert victim.driver.actual == 0
+    assert victim.frontend is not None
+    assert {r["vm"] for r in daemon.records() if "serves" in r["message"]} == {"vm1"}
+
+
+def test_no_descriptors_for_a_message_once_there_are_its_next_connection_has_a_balloon(
+    daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    victim = make_guest()
+    victim.connect(str(daemon.config.socket))
+    with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 0)):
+        victim.bind()
+        run_until_logged([victim], daemon, NO_ROOM)
+    victim.hang_up()
+    victim.connect(str(daemon.config.socket))
+    victim.bind()
+    low_mem.set_low()
+
+    run([victim], full(victim))
+    assert victim.ram.check().pages_corrupt == 0
 
 
 def test_device_killed_with_no_descriptors_is_forked_once_there_are_just_enough(
@@ -297,7 +322,7 @@ def sealable(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_madvise_refused_is_said_at_a_limited_rate_and_the_neighbour_goes_on(
+def test_madvise_refused_is_said_at_a_limited_rate_and_only_the_neighbour_is_asked_for_more(
     sealable: None, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     neighbour = attach(make_guest(SETTINGS), daemon)
@@ -308,7 +333,8 @@ def test_madvise_refused_is_said_at_a_limited_rate_and_the_neighbour_goes_on(
     fcntl.fcntl(sealed.ram.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
     began = time.monotonic()
     low_mem.set_low()
-    run([neighbour, sealed], lambda: full(neighbour)() and full(sealed)())
+    run_until_logged([neighbour, sealed], daemon, "what this VM gives does not come back")
+    run([neighbour, sealed], full(neighbour))
 
     said = [r for r in daemon.records() if r["event"] == "host-fault"]
     seconds = int(time.monotonic() - began) + 2
@@ -318,6 +344,14 @@ def test_madvise_refused_is_said_at_a_limited_rate_and_the_neighbour_goes_on(
     assert sealed.ram.blocks_bytes() == before
     assert neighbour.ram.blocks_bytes() < before
     assert sealed.ram.check().pages_corrupt == 0
+    # Its guest keeps what it has: giving more would cost it and gain nobody anything.
+    lost = [r["message"] for r in daemon.records() if r["event"] == "lost"]
+    assert re.fullmatch(r"[\d.]+ MiB that it gave are not freed: the kernel refused", lost[0])
+    assert lost[1:] == ["what it gives does not come back to the host: not asking it for more"]
+    decided = [r for r in daemon.records() if r["event"] == "decision" and r["vm"] == "vm2"]
+    held = [r["reason"] for r in decided].index("fruitless")
+    assert {r["target_bytes"] for r in decided[held:]} == {decided[held]["target_bytes"]}
+    assert sealed.driver.actual * 4096 <= decided[held]["target_bytes"] < MAXIMUM
 
 
 def test_memory_file_cut_short_kills_its_own_device_until_that_balloon_stops(
