@@ -36,6 +36,9 @@ SHORT_QUIET_S, LONG_QUIET_S = 0.3, 1.5
 """A device that ended so long ago has no successor: after balloond said farewell, and if it did
 not say so. One that is killed while its VMM hangs up may still get one."""
 
+FAREWELLS = ("its balloon is forgotten", "; closing this ", "the VMM's connection failed")
+"""What balloond says of a connection that has ended; of others it says what is not served."""
+
 SHAPES = (
     ("--style", "qemu"),
     ("--style", "crosvm", "--features", "deflate-on-oom,stats-vq"),
@@ -157,7 +160,7 @@ class Host:
         for record in records:
             if record["event"] == "device" and " serves " in record["message"]:
                 self._devices[record["vm"]] = record["pid"]
-            elif record["event"] == "vmm":
+            elif any(words in record["message"] for words in FAREWELLS):
                 self._forgotten.add(record["vm"])
         # They are read; hours of them would fill our own memory.
         records.clear()
