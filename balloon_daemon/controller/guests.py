@@ -442,7 +442,7 @@ class Guest:
         """Finishes the request that another controller had in hand when it died.
 
         Raises:
-            FrontendError, StateFileError: it is no request; its journal is damaged.
+            FrontendError, StateFileError: it cannot be understood; its journal is damaged.
         """
         entry = None if self._saver is None else self._saver.journal.pending()
         if self._saver is None or entry is None:
@@ -453,8 +453,9 @@ class Guest:
         if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
             message = decode_message(entry.request)
             if entry.number > self._handled:
-                # Taken, and nothing kept of it since: its descriptors, if it had any, are lost.
-                await self._handle(Received(message, (), lost=True))
+                # Taken, and nothing kept of it since: the descriptors that it had are lost.
+                lost = self.backend.lacks_fds(message)
+                await self._handle(Received(message, (), lost))
             else:
                 await self._answer_again(message)
         self._saver.journal.done()

@@ -149,6 +149,14 @@ class Backend:
         # Behind a StopDevice: the front-end may free at once what it took back.
         return [*effects, Send(self._ack(message))] if self._wants_ack(message) else effects
 
+    def lacks_fds(self, message: Message) -> bool:
+        """Whether a message that has come without descriptors should have had some."""
+        if message.request == Request.SET_MEM_TABLE:
+            return bool(wire.decode_memory_table(message))
+        if message.request in _VRING_FDS:
+            return not wire.decode_u64(message) & wire.VRING_NOFD_MASK
+        return message.request in _LOSERS
+
     def vring_is_to_stop(self, message: Message) -> bool:
         """Whether a GET_VRING_BASE that was handled already has not stopped its vring yet."""
         if message.request != Request.GET_VRING_BASE:
@@ -451,13 +459,12 @@ _LEFT_ALONE = (
 
 _HANDLERS.update(dict.fromkeys(_LEFT_ALONE, Backend._leave_alone))
 
+_VRING_FDS = (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR)
+
 _LOSERS = {
     Request.SET_MEM_TABLE: Backend._lose_memory,
     Request.ADD_MEM_REG: Backend._lose_memory,
-    **dict.fromkeys(
-        (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR),
-        Backend._lose_vring_fd,
-    ),
+    **dict.fromkeys(_VRING_FDS, Backend._lose_vring_fd),
     Request.SET_BACKEND_REQ_FD: Backend._lose_channel,
 }
 """What becomes of a request whose descriptors are lost."""

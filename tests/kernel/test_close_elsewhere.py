@@ -407,7 +407,7 @@ def test_vmm_that_sends_a_socket_that_lingers_for_any_use_is_answered_and_nobody
         os.close(sock.detach())
         os.kill(any_daemon.pid, signal.SIGCONT)
 
-        answer_until(other, lambda: closers(any_daemon) == 1)
+        answer_until(other, lambda: hanging(any_daemon) == 1)
         answer(enemy)
         enemy.close()
         answer(other)

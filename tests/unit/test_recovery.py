@@ -33,13 +33,16 @@ from balloon_daemon.vhost_user.messages import (
     HEADER,
     U64,
     VERSION,
+    VRING_NOFD_MASK,
     ConfigAccess,
     FrontendRequest,
     Message,
+    ProtocolFeature,
     RegionDescription,
     VringAddr,
     VringState,
     encode_memory_table,
+    encode_reply,
     encode_request,
 )
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
@@ -47,6 +50,7 @@ from tests.vm.waiting import HANG_S
 
 Q = FrontendRequest
 NAMES = ("vm1", "vm2")
+NO_ROOM = "its descriptors found no room here (too many open files)"
 DAMAGED = "the journal that another balloond left is damaged"
 
 Errors = Callable[[], list[tuple[str, str]]]
@@ -90,6 +94,7 @@ def whose_rings_run(base: int) -> Backend:
     def say(request: Q, payload: bytes, *fds: int) -> None:
         backend.handle(Message(request, VERSION, payload), [OwnedFd(fd) for fd in fds])
 
+    say(Q.SET_PROTOCOL_FEATURES, U64.pack(ProtocolFeature.REPLY_ACK))
     say(Q.SET_FEATURES, U64.pack(OFFERED))
     memory = create_memfd("guest", size_bytes=REGION.size_bytes)
     say(Q.SET_MEM_TABLE, encode_memory_table([REGION]), memory)
@@ -173,6 +178,19 @@ def errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
     def look() -> list[tuple[str, str]]:
         found = [record for record in caplog.records if record.levelno >= logging.ERROR]
         return [(record.__dict__["fields"]["vm"], record.getMessage()) for record in found]
+
+    return look
+
+
+@pytest.fixture
+def all_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Errors:
+    """Gives (VM, message) of each line of a VM in the log."""
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    caplog.set_level(logging.INFO)
+
+    def look() -> list[tuple[str, str]]:
+        fields = [(record.__dict__["fields"], record.getMessage()) for record in caplog.records]
+        return [(str(each["vm"]), message) for each, message in fields if "vm" in each]
 
     return look
 
@@ -382,6 +400,41 @@ def test_driver_in_mid_life_whose_balloon_is_unknown_is_asked_on_by_the_next_con
         return asked, started, afterwards
 
     assert asyncio.run(go_on()) == (1, [True, False], 0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "payload", "why"),
+    [
+        (Q.SET_MEM_TABLE, encode_memory_table([REGION]), f"its memory is unknown: {NO_ROOM}: "),
+        (Q.ADD_MEM_REG, REGION.encode_single(), f"its memory is unknown: {NO_ROOM}: "),
+        (Q.SET_VRING_KICK, U64.pack(1), f"SET_VRING_KICK: {NO_ROOM}"),
+        (Q.SET_BACKEND_REQ_FD, b"", f"SET_BACKEND_REQ_FD: {NO_ROOM}"),
+        (Q.SET_MEM_TABLE, encode_memory_table([]), ""),
+        (Q.SET_VRING_CALL, U64.pack(1 | VRING_NOFD_MASK), ""),
+    ],
+)
+def test_request_whose_descriptors_died_with_another_controller_is_answered(
+    tmp_path: Path, all_lines: Errors, request_: Q, payload: bytes, why: str
+) -> None:
+    left = Left(lambda: whose_rings_run(0))
+    request = encode_request(request_, payload, ack=True)
+    head = struct.pack("<IIQ", Phase.HANDLING, len(request), 1)
+    os.pwrite(left.journals[0].fileno(), head + request, 0)
+
+    async def go_on() -> bytes:
+        loop = asyncio.get_running_loop()
+        served = [loop.create_task(guest.serve()) for guest in left.go_on(tmp_path)]
+        answer = await asyncio.wait_for(loop.sock_recv(left.vmms[0], 64), 20)
+        assert len(await ask(left.vmms[1], Q.GET_FEATURES)) == 8
+        for vmm in left.vmms:
+            vmm.close()
+        await asyncio.wait_for(asyncio.gather(*served), 20)
+        return answer
+
+    assert asyncio.run(go_on()) == encode_reply(request_, U64.pack(0))
+    said = [message for vm, message in all_lines() if vm == "vm1" and NO_ROOM in message]
+    assert len(said) == bool(why)
+    assert all(message.startswith(why) for message in said)
 
 
 def test_guest_whose_rings_ran_before_anything_was_decided_is_governed_by_the_next_controller(
