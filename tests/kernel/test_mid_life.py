@@ -53,8 +53,11 @@ def with_balloon(
     guest.bind()
     low_mem.set_low()
     run_until([guest], lambda: balloon_bytes(guest) >= balloon)
-    low_mem.set_plenty()
+    low_mem.set_available(110)  # Not low, and too little to give back: it comes to rest.
+    run_until([guest], lambda: balloon_bytes(guest) == decisions(first)[-1][1])
+    run_until([guest], lambda: guest.driver.idle)
     first.kill()
+    low_mem.set_plenty()
 
 
 def found(daemon: Daemon) -> list[str]:
