@@ -43,7 +43,8 @@ class Interruptible:
         self._alarm_before = signal.signal(signal.SIGALRM, self._hangs)
         for number in self._before:
             signal.signal(number, self._note)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [*self._before, signal.SIGALRM])
+        unblocked = [*self._before, signal.SIGALRM]
+        self._mask_before = signal.pthread_sigmask(signal.SIG_UNBLOCK, unblocked)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if not self._came:
@@ -60,7 +61,7 @@ class Interruptible:
         _trace: TracebackType | None,
     ) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)
         signal.signal(signal.SIGALRM, self._alarm_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
