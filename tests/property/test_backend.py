@@ -91,13 +91,18 @@ CONFIGS = st.builds(
 )
 PLAIN = [Q.GET_FEATURES, Q.GET_PROTOCOL_FEATURES, Q.GET_QUEUE_NUM, Q.GET_MAX_MEM_SLOTS]
 PLAIN += [Q.SET_OWNER, Q.RESET_OWNER, Q.SET_BACKEND_REQ_FD, Q.RESET_DEVICE, Q.GET_STATUS]
-FILES = st.builds(
-    CountedFd,
-    st.sampled_from([FILE_BYTES, FILE_BYTES, 4096, None]),
-    st.sampled_from([4096, 4096, 8192]),
-    st.sampled_from(["", "", "is a file on fuse"]),
-    mappable=st.booleans(),
-    right_kind=st.sampled_from([True, True, True, False]),
+RIGHT_KIND = st.sampled_from([True, True, True, False])
+LENGTHS = st.sampled_from([FILE_BYTES, FILE_BYTES, 4096])
+FILES = st.one_of(
+    st.builds(CountedFd, LENGTHS, st.sampled_from([4096, 4096, 8192]), right_kind=RIGHT_KIND),
+    st.builds(CountedFd, LENGTHS, never_freed=st.just("is a file on ext4")),
+    st.builds(
+        CountedFd,
+        st.one_of(LENGTHS, st.none()),
+        never_freed=st.just("is a file on fuse"),
+        mappable=st.just(False),
+        right_kind=RIGHT_KIND,
+    ),
 )
 
 
