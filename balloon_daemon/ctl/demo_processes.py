@@ -48,7 +48,7 @@ class DemoDaemon:
         """How often its policy took a step because the host was low."""
         self._half_line = ""
         command = [
-            *_leash(), sys.executable, "-m", "balloon_daemon",
+            *_leash(), sys.executable, "-P", "-m", "balloon_daemon",
             "--socket", str(self.socket),
             "--vm-mem", str(story.vm_bytes),
             "--low-mem-dir", str(directory / "low-mem"),
@@ -114,7 +114,7 @@ class DemoGuest:
         self._pending = b""
         self._error_path = directory / "guest.log"
         command = [
-            sys.executable, "-m", "balloon_daemon.fake_guest",
+            sys.executable, "-P", "-m", "balloon_daemon.fake_guest",
             "--socket", str(socket),
             "--wait", f"{START_S:g}",
             "--mem", str(story.vm_bytes),

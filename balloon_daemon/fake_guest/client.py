@@ -38,7 +38,7 @@ class FakeGuestProcess:
         self._next_id = 0
         self._pending = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "balloon_daemon.fake_guest", *arguments],
+            [sys.executable, "-P", "-m", "balloon_daemon.fake_guest", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
