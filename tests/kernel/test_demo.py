@@ -78,7 +78,8 @@ def test_demo_succeeds_and_its_last_line_holds_the_figures(tmp_path: Path, temp:
     assert figures["max_balloon_bytes"] == 3 * GIB
     assert 0 < figures["freed_bytes"] <= figures["peak_balloon_bytes"] <= 3 * GIB
     assert figures["peak_balloon_bytes"] % (192 * MIB) == 0
-    assert figures["low_memory_events"] == figures["peak_balloon_bytes"] // (192 * MIB)
+    # More, where a busy machine has memory back before the guest has got there.
+    assert figures["peak_balloon_bytes"] // (192 * MIB) <= figures["low_memory_events"] <= 16
     assert figures["seconds_to_relief"] > 0
     assert figures["pages_checked"] > 64 * MIB // 4096
     assert figures["pages_corrupt"] == 0
