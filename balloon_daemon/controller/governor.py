@@ -82,7 +82,7 @@ class Governor:
         self._policy: BalloonPolicy | None = None
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
         self._last_reason: Reason | None = None
-        self._moved_at, self._moved_to = -math.inf, 0
+        self._moved_at, self._moved_to, self._most = -math.inf, 0, 0
         self._halted = False
         self._sizes = RateLimit(SIZES_A_SECOND)
         self.vm_mem_bytes = 0
@@ -169,14 +169,16 @@ class Governor:
         """Tells a target once more to a driver that is short of it and has not moved for long.
 
         It may have stopped at the first page that it could not have, and look again only when it
-        is told (Windows', OpenBSD's).
+        is told (Windows', OpenBSD's). A guest that has taken pages back since it was told needs
+        them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver would give them again.
         """
         assert self._policy is not None
         now, actual = self._loop.time(), self._vm.actual_bytes
         if actual != self._moved_to:
             self._moved_at, self._moved_to = now, actual
-        still_s = now - self._moved_at
-        if actual < self._policy.target_bytes and still_s >= self._settings.release_every_s:
+            self._most = max(self._most, actual)
+        short = self._most <= actual < self._policy.target_bytes
+        if short and now - self._moved_at >= self._settings.release_every_s:
             self._moved_at = now
             self._vm.tell_again()
 
@@ -198,7 +200,7 @@ class Governor:
         for action in step.actions:
             if isinstance(action, SetTarget):
                 self._set_target(action.target_bytes)
-                self._moved_at = self._loop.time()
+                self._moved_at, self._most = self._loop.time(), self._vm.actual_bytes
         self._log_decision(step.decision, quiet=quiet)
         self._act(step.actions)
 

@@ -15,9 +15,10 @@ LEAST_TOTAL_BYTES = 32 * MIB
 MOST_TOTAL_BYTES = 1 << 50
 """Outside of these a guest's total is no fact: 0, all ones, or another unit than bytes."""
 
-KERNEL_SHARE = 8
-"""A guest that says it has all but this part (an eighth) of its RAM has all of it: its kernel
-keeps some for itself, and counts it nowhere."""
+KERNEL_SHARE, KERNEL_BYTES = 8, 128 * MIB
+"""A guest that says it has all of its RAM but this (an eighth of it, or 128 MiB if that is more)
+has all of it: its kernel keeps some for itself, and counts it nowhere. A VM of 512 MiB would have
+no balloon otherwise, if its kernel reserves 64 MiB for a crash kernel."""
 
 NOISE_SHARE = 16
 """A guest's total that differs by less than this part says nothing new: ``actual`` and the
@@ -72,7 +73,7 @@ class VmSize:
             return 0
         size = self.ram_bytes
         guest = self.guest_bytes
-        if guest is not None and guest < size - size // KERNEL_SHARE:
+        if guest is not None and guest < size - max(size // KERNEL_SHARE, KERNEL_BYTES):
             size = guest
         return size if self.flag_bytes is None else min(size, self.flag_bytes)
 

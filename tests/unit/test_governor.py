@@ -153,6 +153,21 @@ def test_driver_that_moves_on_slowly_is_not_told_again_until_it_stops(
     assert len(vm.told_again) == 1
 
 
+def test_guest_that_has_taken_pages_back_is_not_told_to_give_them_again(
+    vm: Vm, governor: Governor
+) -> None:
+    governor.start(GIB)
+    vm.loop.advance(15)
+    vm.actual_bytes = 400 * MIB  # Short of its target, and then of what it had given.
+    vm.loop.advance(10)
+    vm.actual_bytes = 300 * MIB
+    vm.loop.advance(300)
+    assert vm.told_again == []
+    vm.actual_bytes = 400 * MIB
+    vm.loop.advance(40)
+    assert len(vm.told_again) == 1
+
+
 def test_target_is_not_told_again_while_memory_is_not_low(vm: Vm, governor: Governor) -> None:
     governor.start(GIB)
     vm.loop.advance(15)

@@ -47,6 +47,9 @@ class Known(NamedTuple):
         Known(None, GIB, 970 * MIB, GIB),
         Known(None, GIB, 897 * MIB, GIB),
         Known(None, GIB, 895 * MIB, 895 * MIB),
+        # One of 512 MiB may reserve much of an eighth for a crash kernel alone.
+        Known(None, 512 * MIB, 390 * MIB, 512 * MIB),
+        Known(None, 512 * MIB, 380 * MIB, 380 * MIB),
         # A guest that says more than its VMM shares: what is not shared cannot come back.
         Known(None, GIB, 4 * GIB, GIB),
         # Nothing that could be freed: whatever else is said.
