@@ -258,7 +258,7 @@ def test_descriptor_that_is_of_no_use_is_let_go_as_it_comes_and_nothing_is_kept_
         effects = backend.handle(received.message, received.fds)
         connection.let_go()
 
-        wait_until(lambda: not is_open(theirs), deadline_s=5, what="its number is free")
+        wait_until(lambda: not is_open(theirs), what="its number is free")
         assert [fd for _, fds in replay(backend) for fd in fds] == []
         whys = [effect.why for effect in effects if isinstance(effect, NotServed)]
         assert whys == NOT_SERVED[use]

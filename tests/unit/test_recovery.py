@@ -292,7 +292,7 @@ def test_message_that_is_taken_as_its_controller_leaves_is_not_lost_with_its_des
         guests = left.go_on(tmp_path)
         served = [loop.create_task(guest.serve()) for guest in guests]
         left.vmms[0].send(encode_request(FrontendRequest.GET_FEATURES))
-        assert len(await asyncio.wait_for(loop.sock_recv(left.vmms[0], 64), 20)) == 20
+        assert len(await asyncio.wait_for(loop.sock_recv(left.vmms[0], 64), HANG_S)) == 20
         files = [region.fd for region in guests[0].backend.memory.regions]
         shared = [os.fstat(fd.fileno()).st_ino for fd in files if fd is not None]
         for vmm in left.vmms:
@@ -341,7 +341,7 @@ async def ask(vmm: socket.socket, request: Q, payload: bytes = b"") -> bytes:
     """A VMM's request that is answered; the answer's payload."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(vmm, encode_request(request, payload))
-    return (await asyncio.wait_for(loop.sock_recv(vmm, 256), 20))[HEADER.size :]
+    return (await asyncio.wait_for(loop.sock_recv(vmm, 256), HANG_S))[HEADER.size :]
 
 
 async def target_of(vmm: socket.socket) -> int:
@@ -370,7 +370,7 @@ def test_memory_that_was_cut_short_meanwhile_costs_that_guest_its_balloon_and_no
         guests[0].save()
         for vmm in left.vmms:
             vmm.close()
-        await asyncio.wait_for(asyncio.gather(*served), 20)
+        await asyncio.wait_for(asyncio.gather(*served), HANG_S)
         return started, answers
 
     assert asyncio.run(go_on()) == ([False, True], [8, 8])
@@ -396,7 +396,7 @@ def test_driver_in_mid_life_whose_balloon_is_unknown_is_asked_on_by_the_next_con
         started = [guest.governor.started for guest in guests]
         for vmm in left.vmms:
             vmm.close()
-        await asyncio.wait_for(asyncio.gather(*served), 20)
+        await asyncio.wait_for(asyncio.gather(*served), HANG_S)
         return asked, started, afterwards
 
     assert asyncio.run(go_on()) == (1, [True, False], 0)
@@ -424,11 +424,11 @@ def test_request_whose_descriptors_died_with_another_controller_is_answered(
     async def go_on() -> bytes:
         loop = asyncio.get_running_loop()
         served = [loop.create_task(guest.serve()) for guest in left.go_on(tmp_path)]
-        answer = await asyncio.wait_for(loop.sock_recv(left.vmms[0], 64), 20)
+        answer = await asyncio.wait_for(loop.sock_recv(left.vmms[0], 64), HANG_S)
         assert len(await ask(left.vmms[1], Q.GET_FEATURES)) == 8
         for vmm in left.vmms:
             vmm.close()
-        await asyncio.wait_for(asyncio.gather(*served), 20)
+        await asyncio.wait_for(asyncio.gather(*served), HANG_S)
         return answer
 
     assert asyncio.run(go_on()) == encode_reply(request_, U64.pack(0))
@@ -450,7 +450,7 @@ def test_guest_whose_rings_ran_before_anything_was_decided_is_governed_by_the_ne
         started = [guest.governor.started for guest in guests]
         for vmm in left.vmms:
             vmm.close()
-        await asyncio.wait_for(asyncio.gather(*served), 20)
+        await asyncio.wait_for(asyncio.gather(*served), HANG_S)
         return started
 
     assert asyncio.run(go_on()) == [True, True]
