@@ -59,6 +59,9 @@ class Journal:
     def __init__(self, fd: OwnedFd) -> None:
         self.fd = fd
         self._map = mmap.mmap(fd.fileno(), _SIZE)
+        # A device that the controller forks itself would have every guest's journal, writable:
+        # taken over, it could put a request into another VM's mouth.
+        self._map.madvise(mmap.MADV_DONTFORK)
         self._words = memoryview(self._map)[:4].cast("I")
 
     @classmethod

@@ -26,6 +26,7 @@ from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription, encode_request
 from tests.fakes.short_host import is_asleep
+from tests.fuzz.jail_watch import template_of
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import assert_all_back
 from tests.vm.daemon import BALLOOND, Daemon
@@ -298,6 +299,25 @@ def kept_files(keeper: int) -> set[tuple[int, int]]:
         with contextlib.suppress(FileNotFoundError):  # It was closed since.
             found.add(file_of(fd.stat()))
     return found
+
+
+@pytest.mark.parametrize("by", ["template", "controller"])
+def test_device_maps_nothing_shared_but_its_own_guests_memory(
+    by: str, start_daemon: StartDaemon, make_guest: MakeGuest
+) -> None:
+    # Not the journals of all guests, which the controller has mapped writable.
+    daemon = start_daemon("--keep-fds")
+    guests = [attach(make_guest(), daemon) for _ in range(2)]
+    device = wait_for_device(guests, daemon, "vm2")
+    if by == "controller":
+        os.kill(template_of(daemon.pid), signal.SIGKILL)
+        os.kill(device, signal.SIGKILL)
+        device = wait_for_device(guests, daemon, "vm2")
+
+    maps = [line.split() for line in Path(f"/proc/{device}/maps").read_text().splitlines()]
+    # The C library's cache of character sets is shared too, read-only.
+    shared = {int(fields[4]) for fields in maps if fields[1] == "rw-s"}
+    assert shared == {os.fstat(guests[1].ram.fd).st_ino}
 
 
 def test_vmm_that_connects_while_nobody_runs_is_served_by_the_next(
