@@ -167,6 +167,19 @@ signal.pause()
 """
 
 
+def test_device_that_waits_for_its_first_order_would_leave_no_core(rig: DeviceRig) -> None:
+    # It maps its guest's memory next, as root perhaps, and its VMM may cut that file by then.
+    upper, lower = open_tube()
+    with ready_to_fork():
+        pid = fork_here(rig.spec, lower.fileno(), 2, os.getpid())
+    lower.close()
+    wait_until(
+        lambda: resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0), what="no core is left"
+    )
+    upper.close()
+    os.waitpid(pid, 0)
+
+
 def test_device_that_nobody_ever_gives_an_order_touches_nothing(rig: DeviceRig) -> None:
     rig.offer_pfns(BalloonQueue.INFLATEQ, [7])
     rig.kick(BalloonQueue.INFLATEQ)
