@@ -97,12 +97,14 @@ class Governor:
         return None if self._policy is None else self._policy.state()
 
     def start(self, vm_mem_bytes: int, balloon_bytes: int = 0) -> None:
-        """Begins.
+        """Begins; not after ``halt``, as nobody would give back what the guest then gives.
 
         Args:
             vm_mem_bytes: the VM's size.
             balloon_bytes: what an earlier balloond has left in the guest's balloon.
         """
+        if self._halted:
+            return
         self.vm_mem_bytes = vm_mem_bytes
         self._policy = BalloonPolicy(max_balloon_bytes(vm_mem_bytes), self._settings, random)
         self._log_size("attached", self._policy.max_bytes, self._log.info)

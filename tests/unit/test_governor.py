@@ -206,6 +206,26 @@ def test_size_that_stays_or_comes_after_the_end_changes_nothing(
     assert (vm.targets, governor.vm_mem_bytes) == (told, GIB)
 
 
+@pytest.mark.parametrize("found_bytes", [0, 256 * MIB])
+def test_guest_whose_rings_begin_after_the_end_is_asked_for_nothing(
+    vm: Vm, monkeypatch: pytest.MonkeyPatch, found_bytes: int
+) -> None:
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: vm.loop)
+    late = Governor(
+        PolicySettings(),
+        cast(MemoryWatch, vm.host),
+        vm.targets.append,
+        lambda: None,
+        vm,
+        EventLog(),
+    )
+    late.halt()
+    late.start(GIB, found_bytes)
+    vm.loop.advance(60)
+    assert not late.started
+    assert not any(vm.targets)
+
+
 def test_smaller_size_lowers_the_target_at_once_and_a_larger_one_raises_none(
     vm: Vm, governor: Governor
 ) -> None:
