@@ -73,6 +73,13 @@ examples:
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and where to read on."""
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own leaves what a full disk does not take to the interpreter's end.
+        if file is sys.stdout:
+            _show(message.rstrip("\n"))
+        else:
+            super()._print_message(message, file)
+
     def error(self, message: str) -> NoReturn:
         _complain(f"{self.prog}: {message} (see {self.prog} --help)")
         sys.exit(EXIT_USAGE)

@@ -9,7 +9,7 @@ from typing import assert_never
 from balloon_daemon.balloon_policy import Reason
 from balloon_daemon.config import Config
 from balloon_daemon.controller.governor import Governor
-from balloon_daemon.controller.introduction import SHARED_WITHIN_POLLS, not_shared
+from balloon_daemon.controller.introduction import SHARED_WITHIN_POLLS, giving_back, not_shared
 from balloon_daemon.controller.keeper import DeviceKeeper, Jail
 from balloon_daemon.controller.limits import BalloonLimits
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
@@ -32,12 +32,7 @@ from balloon_daemon.vhost_user.effects import (
     StopDevice,
 )
 from balloon_daemon.vhost_user.memory_table import MemoryTable
-from balloon_daemon.vhost_user.messages import (
-    VHOST_USER_F_PROTOCOL_FEATURES,
-    FrontendRequest,
-    Message,
-    decode_message,
-)
+from balloon_daemon.vhost_user.messages import FrontendRequest, Message, decode_message
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, pages_of
 
 REACHED_A_SECOND = 4
@@ -163,11 +158,13 @@ class Guest:
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
         self.governor.halt()
+        self._sounding.end()
         # One that was asked and has not given yet gives all the same, unless it is told.
-        if not (self.actual_bytes or self.backend.config.num_pages) or not self.keeper.to_run:
+        unknown = self.backend.driver.balloon_unknown
+        asked = self.actual_bytes or self.backend.config.num_pages or unknown
+        if not asked or not self.keeper.to_run:
             return
-        what = f"giving {format_size(self.actual_bytes)} back to the guest"
-        self._log.info("stop", what if self.actual_bytes else "the guest need not give anything")
+        self._log.info("stop", giving_back(None if unknown else self.actual_bytes))
         self._empty.clear()
         self._set_target(0)
         await self._empty.wait()
@@ -363,8 +360,7 @@ class Guest:
     def _say_not_shared(self) -> None:
         if self.backend.memory.regions or self.backend.refusal:
             return
-        bound = self.backend.acknowledged & ~VHOST_USER_F_PROTOCOL_FEATURES
-        self._log.warning("vmm", not_shared(driver_runs=bool(bound)))
+        self._log.warning("vmm", not_shared(driver_runs=self.backend.driver_runs))
 
     def _device_changed(self) -> None:
         """Another device runs: the front-end has finished what it had to say of its memory."""

@@ -1,4 +1,4 @@
-"""What the log says of a VM's memory when its rings begin to run, or it has changed."""
+"""What the log says of a VM's memory: when its rings begin to run, it changes or goes back."""
 
 from balloon_daemon.linux.memory import memory_file_use
 from balloon_daemon.linux.page_kind import describe_pages
@@ -78,3 +78,12 @@ def not_shared(*, driver_runs: bool) -> str:
         "not shared (QEMU: share=on for the memory back-end; libvirt: <access mode='shared'/>); "
         "until then it has no balloon"
     )
+
+
+def giving_back(balloon_bytes: int | None) -> str:
+    """What a guest is told at the end, whose balloon is so large; None: nobody knows."""
+    if balloon_bytes is None:
+        return "giving all of a balloon of unknown size back to the guest"
+    if not balloon_bytes:
+        return "the guest need not give anything"
+    return f"giving {format_size(balloon_bytes)} back to the guest"

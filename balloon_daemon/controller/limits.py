@@ -14,7 +14,7 @@ from balloon_daemon.log import EventLog, OnceEach
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend
-from balloon_daemon.vhost_user.memory_table import Region
+from balloon_daemon.vhost_user.messages import RegionDescription
 from balloon_daemon.virtio.balloon import BalloonFeature, StatTag
 
 SLACK_BYTES = 16 * MIB
@@ -41,7 +41,8 @@ class BalloonLimits:
         self._log = log
         self._size = VmSize(flag_bytes)
         self._gain = Gain()
-        self._introduced: list[Region] = []
+        self._features = -1
+        self._introduced: list[tuple[RegionDescription, str]] = []
         self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
         self._holding = self._said_holding = self._said_no_channel = False
 
@@ -60,20 +61,24 @@ class BalloonLimits:
     def look_at_memory(self) -> None:
         """Takes the memory table as it is now, and says what is worth knowing of it."""
         memory = self._backend.memory
-        if memory.regions == self._introduced:
+        if self._backend.acknowledged != self._features:
+            self._features = self._backend.acknowledged
+            keeps = bool(self._features & BalloonFeature.DEFLATE_ON_OOM)
+            self._size.expect(keeps_total=keeps)
+        # Not by descriptors: a front-end that sends its table anew with each start has others.
+        table = [(r.description, r.never_freed) for r in memory.regions]
+        if table == self._introduced:
             return
-        self._introduced = list(memory.regions)
+        self._introduced = table
         self._gain.forgive()
         self._holding = self._said_holding = False
         self._size.take_table(memory.ram_bytes, has_unnameable=memory.has_unnameable)
-        keeps = bool(self._backend.acknowledged & BalloonFeature.DEFLATE_ON_OOM)
-        self._size.keeps_total = keeps
         if self._backend.channel is None and not self._said_no_channel:
             self._said_no_channel = True
             self._log.warning(
                 "vmm", "the VMM gives no back-end channel: no target can be signalled"
             )
-        if self._tables.admit(str([(r.description, r.never_freed) for r in memory.regions])):
+        if self._tables.admit(str(table)):
             introduce_memory(memory.regions, self._log)
         self._say_size()
 

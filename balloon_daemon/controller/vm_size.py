@@ -15,10 +15,10 @@ LEAST_TOTAL_BYTES = 32 * MIB
 MOST_TOTAL_BYTES = 1 << 50
 """Outside of these a guest's total is no fact: 0, all ones, or another unit than bytes."""
 
-KERNEL_SHARE, KERNEL_BYTES = 8, 128 * MIB
-"""A guest that says it has all of its RAM but this (an eighth of it, or 128 MiB if that is more)
-has all of it: its kernel keeps some for itself, and counts it nowhere. A VM of 512 MiB would have
-no balloon otherwise, if its kernel reserves 64 MiB for a crash kernel."""
+KERNEL_BYTES, KERNEL_SHARE, KERNEL_MOST_BYTES = 128 * MIB, 64, 512 * MIB
+"""A guest that says it has all of its RAM but this (128 MiB and a 64th of it, 512 MiB at most) has
+all of it: its kernel keeps some for itself (struct page alone is a 64th) and counts it nowhere.
+Never more than half of the GiB that a large VM keeps: what is missing may as well be no RAM."""
 
 NOISE_SHARE = 16
 """A guest's total that differs by less than this part says nothing new: ``actual`` and the
@@ -53,6 +53,10 @@ class VmSize:
         self.ram_bytes = -(-ram_bytes // MIB) * MIB
         self.has_unnameable = has_unnameable
 
+    def expect(self, *, keeps_total: bool) -> None:
+        """A driver has acknowledged other features: what its total is has to be learnt anew."""
+        self.keeps_total, self._learnt = keeps_total, False
+
     def take_total(self, total_bytes: int, balloon_bytes: int) -> None:
         """The guest says that it has so much, while its balloon is so large."""
         if not LEAST_TOTAL_BYTES <= total_bytes <= MOST_TOTAL_BYTES:
@@ -60,7 +64,9 @@ class VmSize:
         last = self.guest_bytes
         if last is not None and balloon_bytes >= TELLING_BALLOON_BYTES and not self._learnt:
             off, off_with = abs(total_bytes - last), abs(total_bytes + balloon_bytes - last)
-            if abs(off - off_with) >= balloon_bytes // 2:
+            # One of the two must be what it said before: else its memory has changed as well.
+            fits = min(off, off_with) < last // NOISE_SHARE
+            if fits and abs(off - off_with) >= balloon_bytes // 2:
                 self.keeps_total, self._learnt = off < off_with, True
         said = total_bytes if self.keeps_total else total_bytes + balloon_bytes
         if last is None or abs(said - last) >= last // NOISE_SHARE:
@@ -73,7 +79,8 @@ class VmSize:
             return 0
         size = self.ram_bytes
         guest = self.guest_bytes
-        if guest is not None and guest < size - max(size // KERNEL_SHARE, KERNEL_BYTES):
+        kernels = min(KERNEL_BYTES + size // KERNEL_SHARE, KERNEL_MOST_BYTES)
+        if guest is not None and guest < size - kernels:
             size = guest
         return size if self.flag_bytes is None else min(size, self.flag_bytes)
 

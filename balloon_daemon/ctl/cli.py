@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from balloon_daemon import __version__
 from balloon_daemon.ctl import demo, seccomp
@@ -16,6 +16,14 @@ EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and where to read on; subcommands' parsers do too."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own leaves what a full disk does not take to the interpreter's end.
+        super()._print_message(message, file)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {printable(message)} (usage: {self.prog} --help)\n")

@@ -48,7 +48,15 @@ _WITHOUT = "run without it, or as a service, whose VMs systemd keeps"
 
 
 def keeper_path(socket_path: Path) -> Path:
-    """Where the keeper of a balloond with this vhost-user socket listens."""
+    """Where the keeper of a balloond with this vhost-user socket listens.
+
+    Raises:
+        ConfigError: the path has no last part, such as ``/``.
+    """
+    if not socket_path.name:
+        raise ConfigError(
+            f"socket {str(socket_path)!r}: this is no path of a socket; name another"
+        )
     return socket_path.with_name(socket_path.name + ".keeper")
 
 

@@ -81,6 +81,11 @@ class Backend:
         return self.driver.config
 
     @property
+    def driver_runs(self) -> bool:
+        """A driver has acknowledged features, so it has found the device."""
+        return bool(self.acknowledged & ~wire.VHOST_USER_F_PROTOCOL_FEATURES)
+
+    @property
     def refusal(self) -> str:
         """Why no device can be forked for this front-end; "" where one can."""
         if unknown := self.acknowledged & ~_IMPLEMENTED:

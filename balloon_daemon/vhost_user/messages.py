@@ -23,8 +23,9 @@ FLAG_NEED_REPLY = 0x8
 MAX_PAYLOAD_BYTES = 4096
 """Longer than any payload of the protocol; a longer one is refused unread."""
 
-MAX_FDS = 8
-"""Most file descriptors beside one message (SET_MEM_TABLE's eight regions)."""
+MAX_FDS = 32
+"""Most file descriptors beside one message. The specification's table has eight regions; the front
+ends of Cloud Hypervisor and crosvm send up to 32 (MAX_ATTACHED_FD_ENTRIES of rust-vmm's vhost)."""
 
 VHOST_USER_F_PROTOCOL_FEATURES = 1 << 30
 VRING_INDEX_MASK = 0xFF
@@ -307,7 +308,7 @@ def decode_memory_table(message: Message) -> list[RegionDescription]:
     """Decodes SET_MEM_TABLE.
 
     Raises:
-        FrontendError: a count that its length does not bear out, or over eight regions.
+        FrontendError: a count that its length does not bear out, or over ``MAX_FDS`` regions.
     """
     if len(message.payload) < MEMORY_HEADER.size:
         raise FrontendError(message.name, f"payload of only {len(message.payload)} bytes")
@@ -315,7 +316,9 @@ def decode_memory_table(message: Message) -> list[RegionDescription]:
     table = message.payload[MEMORY_HEADER.size :]
     # A front-end may send the whole array of eight with only `count` of them filled.
     if count > MAX_FDS or len(table) < count * REGION.size or len(table) % REGION.size:
-        raise FrontendError(message.name, f"{count} regions in {len(table)} bytes, at most 8")
+        raise FrontendError(
+            message.name, f"{count} regions in {len(table)} bytes, at most {MAX_FDS}"
+        )
     return [_region(fields) for fields in REGION.iter_unpack(table[: count * REGION.size])]
 
 

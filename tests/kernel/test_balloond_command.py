@@ -35,6 +35,23 @@ def test_help_names_every_flag_and_the_exit_statuses() -> None:
     assert "exit status" in run.stdout
 
 
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_on_a_full_disk_give_no_traceback(flag: str) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [BALLOOND, flag], stdout=full, stderr=subprocess.PIPE, text=True, timeout=HANG_S
+        )
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("socket", ["", "/", "."])
+def test_path_at_which_no_socket_can_be_is_one_line_with_a_keeper_too(socket: str) -> None:
+    run = balloond("--keep-fds", "--socket", socket)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.startswith("balloond: socket ")
+
+
 def test_version_is_the_packages() -> None:
     assert balloond("--version").stdout == f"balloond {__version__}\n"
 

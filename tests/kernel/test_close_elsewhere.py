@@ -32,6 +32,7 @@ from balloon_daemon.vhost_user.connection import Connection, inspect_memory, rig
 from balloon_daemon.vhost_user.effects import NotServed
 from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.vhost_user.messages import (
+    MAX_FDS,
     U64,
     FrontendRequest,
     RegionDescription,
@@ -288,7 +289,7 @@ def test_descriptors_beyond_what_a_message_may_have_all_come_to_be_closed_elsewh
         os.close(sock.detach())
         began = time.monotonic()
 
-        with pytest.raises(FrontendError, match="more than 8 file descriptors"):
+        with pytest.raises(FrontendError, match=f"more than {MAX_FDS} file descriptors"):
             connection.receive()
         connection.close()
 

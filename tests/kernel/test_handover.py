@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run, step
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import QEMU, QEMU_WITHOUT_SLOTS, STYLES, Style
 from balloon_daemon.fake_guest.wire import Wire
@@ -311,8 +311,11 @@ def test_device_maps_nothing_shared_but_its_own_guests_memory(
     device = wait_for_device(guests, daemon, "vm2")
     if by == "controller":
         os.kill(template_of(daemon.pid), signal.SIGKILL)
-        os.kill(device, signal.SIGKILL)
-        device = wait_for_device(guests, daemon, "vm2")
+        killed = device
+        os.kill(killed, signal.SIGKILL)
+        # Its last words may still be on their way.
+        while (device := wait_for_device(guests, daemon, "vm2")) == killed:
+            step(guests, 0.01)
 
     maps = [line.split() for line in Path(f"/proc/{device}/maps").read_text().splitlines()]
     # The C library's cache of character sets is shared too, read-only.

@@ -16,7 +16,7 @@ from balloon_daemon.fake_guest.settings import DriverSettings
 from balloon_daemon.fake_guest.styles import CROSVM, QEMU, QEMU_WITHOUT_SLOTS, STYLES, Style
 from balloon_daemon.fake_guest.wire import BackendError
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.units import GIB, MIB, FrontendAddr
+from balloon_daemon.units import GIB, MIB, PAGE_SIZE, FrontendAddr
 from balloon_daemon.vhost_user.messages import (
     U64,
     VRING_NOFD_MASK,
@@ -122,6 +122,24 @@ def test_region_that_cannot_be_freed_beside_ram_costs_no_balloon(
     (line,) = [line for line in said(daemon, "memory") if "never freed" in line]
     assert line.startswith(f"64 MiB at {BESIDE_AT:#x} are never freed: their file {why}")
     assert (said(daemon, "vmm"), said(daemon, "lost"), errors(daemon)) == ([], [], [])
+
+
+@pytest.mark.parametrize("style", [QEMU_WITHOUT_SLOTS, CROSVM], ids=lambda style: style.name)
+def test_more_regions_in_one_table_than_the_specifications_eight_are_served(
+    style: Style, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # rust-vmm's front-ends, so Cloud Hypervisor and crosvm, send up to 32 descriptors.
+    guest = make_guest(replace(SETTINGS, style=style))
+    files = [OwnedFd(memory_files.memfd(PAGE_SIZE)) for _ in range(9)]
+    for number, file in enumerate(files):
+        at, frontend = BESIDE_AT + number * GIB, 0x7F00_0000_0000 + number * GIB
+        share_beside(guest, (region(at, PAGE_SIZE, frontend=frontend), file.fileno()))
+
+    start_vm(guest, daemon)
+    assert_served([guest], low_mem)
+    assert errors(daemon) == []
+    for file in files:
+        file.close()
 
 
 def test_regions_of_every_kind_at_once_are_each_said_and_cost_no_balloon(

@@ -67,6 +67,28 @@ def plug(guest: FakeGuest, size_bytes: int) -> OwnedFd:
     return dimm
 
 
+def test_table_that_is_sent_again_does_not_undo_what_the_guests_total_has_taught(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    # A driver whose total stays though its features let expect that it falls (Windows'), beside a
+    # shared-memory device; its VMM sends the whole table with new descriptors after a pause.
+    driver = DriverSettings(features=OFFERED_FEATURES & ~BalloonFeature.DEFLATE_ON_OOM)
+    guest = make_guest(replace(SMALL, style=QEMU_WITHOUT_SLOTS, driver=driver))
+    says_total(guest, lambda _: GIB)
+    beside = OwnedFd(memory_files.memfd(GIB))
+    share_beside(guest, (region(BESIDE_AT, GIB), beside.fileno()))
+    daemon = start_daemon(vm_mem_mib=None)
+    start_vm(guest, daemon)
+    low_mem.set_low()
+    run_until([guest], lambda: balloon_bytes(guest) >= 256 * MIB)
+
+    guest.pause()
+    guest.resume()
+
+    assert squeeze(guest, daemon, low_mem) == MAXIMUM
+    beside.close()
+
+
 # --- the flag ---------------------------------------------------------------------------------
 
 
