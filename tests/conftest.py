@@ -1,4 +1,6 @@
-"""How Hypothesis runs here, whichever folder or file is run alone."""
+"""How Hypothesis runs here and what signals do, whichever folder or file is run alone."""
+
+import signal
 
 from hypothesis import settings
 
@@ -6,3 +8,10 @@ from hypothesis import settings
 # a test and less, and what would break them is the number of examples, which each test states.
 settings.register_profile("balloond", deadline=None)
 settings.load_profile("balloond")
+
+# Whoever runs the tests by nohup or in a script's background has these ignored, and so would have
+# every process that they start, some of which are to be interrupted. One that is handled is not
+# inherited, and a handler that does nothing ignores it here all the same.
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)

@@ -19,7 +19,6 @@ from balloon_daemon.vhost_user.messages import (
     RegionDescription,
     encode_request,
 )
-from tests.fakes.default_signals import default_signals
 from tests.fuzz.jail_watch import devices_of, is_alive, template_of
 from tests.kernel.conftest import (
     SPEED,
@@ -109,8 +108,7 @@ def test_signal_to_end_with_a_full_balloon_gives_all_back_first(
     low_mem: LowMemDir,
     make_guest: MakeGuest,
 ) -> None:
-    with default_signals(number):
-        daemon = start_daemon()
+    daemon = start_daemon()
     guest = attach(make_guest(), daemon)
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual * 4096 >= 4 * STEP)

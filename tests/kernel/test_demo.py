@@ -28,7 +28,6 @@ from balloon_daemon.ctl.live_chart import LiveChart, columns_of, half_blocks
 from balloon_daemon.ctl.plot import draw
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import GIB, MIB
-from tests.fakes.default_signals import default_signals
 from tests.fuzz.jail_watch import is_alive
 from tests.vm.waiting import HANG_S, wait_until
 
@@ -147,14 +146,13 @@ def test_plot_without_matplotlib_says_what_to_install(
 @pytest.fixture
 def running(temp: Path) -> Iterator[subprocess.Popen[str]]:
     """A demonstration whose two children run."""
-    with default_signals(*INTERRUPTS):
-        process = subprocess.Popen(
-            [*BALLOONCTL, "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"TMPDIR": str(temp)},
-        )
+    process = subprocess.Popen(
+        [*BALLOONCTL, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temp)},
+    )
     assert process.stdout is not None
     # The introduction, then the first sample: everybody has been started.
     process.stdout.readline()
