@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run, step
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import QEMU, QEMU_WITHOUT_SLOTS, STYLES, Style
 from balloon_daemon.fake_guest.wire import Wire
@@ -27,7 +27,7 @@ from balloon_daemon.units import MIB, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription, encode_request
 from tests.fakes.short_host import is_asleep
 from tests.fuzz.jail_watch import template_of
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
+from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device, wait_for_device
 from tests.kernel.test_balloond_guests import assert_all_back
 from tests.vm.daemon import BALLOOND, Daemon
 from tests.vm.low_mem_dir import LowMemDir
@@ -301,6 +301,16 @@ def kept_files(keeper: int) -> set[tuple[int, int]]:
     return found
 
 
+def written_together(pid: int) -> set[int]:
+    """The inodes that a process has mapped shared and writable; none of one that has ended."""
+    try:
+        maps = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    # The C library's cache of character sets is shared too, read-only.
+    return {int(fields[4]) for fields in maps if fields[1] == "rw-s"}
+
+
 @pytest.mark.parametrize("by", ["template", "controller"])
 def test_device_maps_nothing_shared_but_its_own_guests_memory(
     by: str, start_daemon: StartDaemon, make_guest: MakeGuest
@@ -309,17 +319,22 @@ def test_device_maps_nothing_shared_but_its_own_guests_memory(
     daemon = start_daemon("--keep-fds")
     guests = [attach(make_guest(), daemon) for _ in range(2)]
     device = wait_for_device(guests, daemon, "vm2")
+    killed = None
     if by == "controller":
         os.kill(template_of(daemon.pid), signal.SIGKILL)
         killed = device
         os.kill(killed, signal.SIGKILL)
-        # Its last words may still be on their way.
-        while (device := wait_for_device(guests, daemon, "vm2")) == killed:
-            step(guests, 0.01)
+    shared: set[int] = set()
 
-    maps = [line.split() for line in Path(f"/proc/{device}/maps").read_text().splitlines()]
-    # The C library's cache of character sets is shared too, read-only.
-    shared = {int(fields[4]) for fields in maps if fields[1] == "rw-s"}
+    def look() -> bool:
+        # One that is killed or about to be replaced may still be named, and maps nothing any more.
+        named = ready_device(daemon, "vm2")
+        shared.clear()
+        if named not in (None, killed):
+            shared.update(written_together(named))
+        return bool(shared)
+
+    run(guests, look)
     assert shared == {os.fstat(guests[1].ram.fd).st_ino}
 
 
