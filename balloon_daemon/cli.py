@@ -15,8 +15,8 @@ from balloon_daemon.asyncio_lean import asyncio
 from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.config import Config, default_policy_file, default_socket
 from balloon_daemon.controller.keeper import Jail
-from balloon_daemon.controller.listening import Listener, kept_listener, listen
 from balloon_daemon.controller.loop import Controller
+from balloon_daemon.controller.opening import look, make_directory, open_all, why_not_private
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
     BalloondError,
@@ -25,13 +25,6 @@ from balloon_daemon.errors import (
     SourceError,
     TrialError,
     printable,
-)
-from balloon_daemon.handover.store import (
-    Store,
-    connect_systemd,
-    reach_keeper,
-    start_keeper,
-    take_from_systemd,
 )
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.jail import Identity
@@ -249,39 +242,6 @@ def _identity(user: str) -> Identity | None:
     return Identity(entry.pw_uid, entry.pw_gid)
 
 
-def _open(
-    config: Config, undo: contextlib.ExitStack, *, keep_fds: bool
-) -> tuple[Listener, Store | None]:
-    """The vhost-user socket, and where VMs are kept for another balloond.
-
-    That is systemd's store, else a keeper if one is wanted.
-
-    Args:
-        config: the settings.
-        undo: gets what is to be done should the start fail: neither the socket's file is left
-            then, nor a keeper that would keep nothing.
-        keep_fds: a keeper is wanted.
-
-    Raises:
-        ConfigError: one of them cannot be had.
-    """
-    store = connect_systemd(take_from_systemd())
-    if store is None and keep_fds:
-        # First an earlier balloond's: it has the socket too, and that must not be bound again.
-        store = reach_keeper(config.socket)
-    if store is not None:
-        undo.callback(store.abandon)
-    listener = kept_listener(store, config.socket)
-    if listener is None:
-        listener = listen(config.socket)
-        undo.callback(listener.close)
-    if store is None and keep_fds:
-        # Last: whatever is wrong with the socket's path has been said by then.
-        store = start_keeper(config.socket)
-        undo.callback(store.abandon)
-    return listener, store
-
-
 def _serve(controller: Controller, undo: contextlib.ExitStack) -> None:
     """Runs the controller to its end; what was to be undone stays once it has begun to serve."""
     try:
@@ -289,17 +249,6 @@ def _serve(controller: Controller, undo: contextlib.ExitStack) -> None:
     finally:
         if controller.listening:
             undo.pop_all()
-
-
-def _make_directory(socket: Path) -> None:
-    """Makes the directory of the default socket, which is below /run and so gone at each boot."""
-    try:
-        socket.parent.mkdir(mode=0o755, exist_ok=True)
-    except OSError as err:
-        raise ConfigError(
-            f"socket {socket}: {socket.parent} cannot be made a directory: {err.strerror}; name "
-            "another path (--socket)"
-        ) from err
 
 
 def _how_to_attach(config: Config) -> str:
@@ -403,18 +352,25 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
         template.prepare(compiled.bpf, lambda why: EventLog().warning("device", why))
         jail = replace(jail, fork=template.fork)
     try:
-        if config.socket == default_socket() and os.geteuid() == 0:
-            _make_directory(config.socket)
+        if config.socket == default_socket():
+            make_directory(config.socket)
+        risk = why_not_private(config.socket)
         if args.check:
-            listen(config.socket).close()
+            look(config.socket, keep_fds=args.keep_fds)
             with Interruptible():
                 for warning in compiled.warnings:
                     print(warning.told("warning: "), file=sys.stderr)
+                if risk:
+                    print(f"warning: {printable(risk)}", file=sys.stderr)
                 _check(config, source, jail)
             return EXIT_OK
         with contextlib.ExitStack() as undo:
-            listener, store = _open(config, undo, keep_fds=args.keep_fds)
+            listener, store, lost = open_all(config, undo, keep_fds=args.keep_fds)
             configure(args.log, verbose=args.verbose)
+            if risk:
+                EventLog().warning("socket", risk)
+            if lost:
+                EventLog().error("store", lost)
             for warning in compiled.warnings:
                 # Its first line; what it quotes of the file is in there escaped.
                 EventLog().warning("policy-file", str(warning).splitlines()[0])

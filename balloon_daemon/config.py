@@ -5,16 +5,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from balloon_daemon.balloon_policy import PolicySettings
+from balloon_daemon.linux.directories import is_private
 
 POLICY_FILE = "balloon_device.policy"
 
 
 def default_socket() -> Path:
-    """Where to listen: /run/balloond for root, else the user's runtime directory, else /tmp."""
+    """Where to listen: in a directory that nobody else may write.
+
+    For root /run/balloond; for a user $XDG_RUNTIME_DIR, which sudo and cron leave unset, else what
+    it would be, /run/user/UID, else ``fallback_directory``.
+    """
     if os.geteuid() == 0:
         return Path("/run/balloond/balloond.sock")
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime, "balloond.sock") if runtime else Path(f"/tmp/balloond-{os.getuid()}.sock")
+    named = os.environ.get("XDG_RUNTIME_DIR", "")
+    runtime = Path(named if os.path.isabs(named) else f"/run/user/{os.geteuid()}")
+    usable = os.path.isabs(named) or is_private(runtime)
+    return (runtime if usable else fallback_directory()) / "balloond.sock"
+
+
+def fallback_directory() -> Path:
+    """For a user without a runtime directory; in /tmp, so it has to be made and looked at."""
+    return Path(f"/tmp/balloond-{os.geteuid()}")
 
 
 def default_policy_file() -> Path:

@@ -4,6 +4,7 @@
 
     BalloondError
     ├── ConfigError      operator: a bad setting              -> one line, exit status 2
+    │   └── KeeperError  a keeper does not answer             -> one line, VMs are not kept
     ├── PolicyFileError  operator: a bad seccomp policy file  -> its lines, exit status 2
     ├── TrialError       host: no device can live on it       -> one line, exit status 1
     ├── SourceError      host: low memory cannot be seen      -> one line, exit status 1 (--check)
@@ -29,6 +30,10 @@ class BalloondError(Exception):
 
 class ConfigError(BalloondError):
     """The operator's mistake: names the setting, what was found and what is allowed."""
+
+
+class KeeperError(ConfigError):
+    """An earlier balloond's keeper does not answer: names it; what it holds cannot be had."""
 
 
 class TrialError(BalloondError):

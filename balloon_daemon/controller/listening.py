@@ -2,16 +2,20 @@
 
 import errno
 import os
+import select
 import socket
 import stat
 from pathlib import Path
 
 from balloon_daemon.errors import ConfigError
-from balloon_daemon.handover.store import Store
+from balloon_daemon.handover.store import Store, keeper_at, peer_of
+from balloon_daemon.linux.directories import others_may_write
 from balloon_daemon.linux.events import OwnedFd
 
 LISTENER = "listener"
 """The listening socket's name in the store."""
+
+BACKLOG = 64
 
 
 class Listener:
@@ -41,17 +45,22 @@ class Listener:
             pass  # Gone, or not ours to remove: nobody can connect any more either way.
 
 
-def listen(path: Path) -> Listener:
+def listen(path: Path, *, looked_for_keeper: bool = False) -> Listener:
     """Binds the vhost-user socket; only its owner may connect (mode 0600).
 
-    A socket that a dead process left behind is replaced; one that a living process answers is not.
+    A socket that a dead process left behind is replaced; one of a living process is not, nor one
+    that a keeper holds for another balloond.
+
+    Args:
+        path: where.
+        looked_for_keeper: what a keeper holds has been asked for: it cannot be had, or is none.
 
     Raises:
-        ConfigError: the path is in use, is no socket, is too long, or cannot be made.
+        ConfigError: the path is in use, is no socket of ours, is too long, or cannot be made.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _clear(path)
+        _clear(path, looked_for_keeper=looked_for_keeper)
         umask = os.umask(0o177)
         try:
             sock.bind(os.fspath(path))
@@ -65,7 +74,7 @@ def listen(path: Path) -> Listener:
         sock.close()
         raise
     try:
-        sock.listen(64)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as err:
         listener.remove_file()
@@ -92,13 +101,21 @@ def _why_not(path: Path, err: OSError) -> str:
 
 
 def kept_listener(store: Store | None, path: Path) -> Listener | None:
-    """The listening socket that another controller left, if it is that of this path."""
+    """The listening socket that another controller left, if it is that of this path.
+
+    Who gave it is known: systemd, or a keeper of our own user (``store``). What is at the path is
+    looked at, as a socket does not tell which file it is bound to.
+    """
     fd: OwnedFd | None = None if store is None else store.kept.pop(LISTENER, None)
     if fd is None:
         return None
     sock = socket.socket(fileno=fd.detach())
     try:
-        if sock.getsockname() == os.fspath(path) and path.is_socket():
+        status = os.lstat(path)
+        if sock.getsockname() == os.fspath(path) and _is_our_socket(path, status):
+            # Once more: a socket's peers are told who called this last (SO_PEERCRED), and
+            # whoever finds that process dead takes the socket for a dead one's.
+            sock.listen(BACKLOG)
             sock.setblocking(False)
             return Listener(sock, path)
     except OSError:
@@ -107,27 +124,75 @@ def kept_listener(store: Store | None, path: Path) -> Listener | None:
     return None
 
 
-def _clear(path: Path) -> None:
+def _is_our_socket(path: Path, status: os.stat_result) -> bool:
+    """Whether a file is a socket that one of our user has made.
+
+    An administrator may have given it to another user since (chown), or opened it to more (chmod):
+    so where nobody else may put a file, whose it is now and its mode say nothing.
+    """
+    mine = status.st_uid == os.geteuid() or not others_may_write(path.parent)
+    return stat.S_ISSOCK(status.st_mode) and mine
+
+
+def _clear(path: Path, *, looked_for_keeper: bool) -> None:
     """Removes the socket of a dead process."""
     try:
-        mode = os.lstat(path).st_mode
+        status = os.lstat(path)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(mode):
+    if not stat.S_ISSOCK(status.st_mode):
         raise ConfigError(
             f"socket {path}: there is something else; name another path or remove it"
         )
+    holder = _holder(path)
+    if holder:
+        raise ConfigError(f"socket {path}: {holder}")
+    if not looked_for_keeper and (keeper := keeper_at(path)) is not None:
+        raise ConfigError(
+            f"socket {path}: process {keeper.pid} keeps it and its VMs for another balloond; "
+            f"start with --keep-fds, name another path, or end that process"
+        )
+    if not _is_our_socket(path, status):
+        raise ConfigError(
+            f"socket {path}: there is one of user {status.st_uid}; name another path or remove it"
+        )
+    os.unlink(path)
+
+
+def _holder(path: Path) -> str:
+    """Who serves a socket, and what to do about it; "" where nobody does any more."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
-            os.unlink(path)
-            return
+            return ""
         except OSError as err:
             # Its backlog is full, or it is a socket of another kind: it lives.
             if err.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                 raise
-    raise ConfigError(
-        f"socket {path}: a running process listens there; stop it or name another path"
-    )
+        else:
+            # Of who called listen(2). A process that closes what a VMM sent may hang in the kernel
+            # past the death of its balloond, and hold all that this one had open.
+            peer = peer_of(probe)
+            if peer.uid == os.geteuid() and _has_ended(peer.pid):
+                return ""
+    return "a running process listens there; stop it or name another path"
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits to be reaped; not what is not known here."""
+    if pid == 0:  # It is in another namespace.
+        return False
+    try:
+        life = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    try:
+        poller = select.poll()
+        poller.register(life, select.POLLIN)
+        return bool(poller.poll(0))
+    finally:
+        os.close(life)

@@ -1,12 +1,12 @@
 """A small process that holds descriptors for a balloond without systemd, and does nothing else.
 
-Runs by itself (``python -I fd_keeper.py PATH``), started by ``balloond --keep-fds`` in a session
-of its own, so that what kills the daemon spares it. It reads no byte of a guest or a VMM: it is
-handed descriptors with names, and hands them out again. It has nowhere to say anything: where it
-cannot begin, its exit status says why. It ends when it is
-told to forget, or when nobody has been connected for a while and a new balloond has not come. A
-VMM that ends in that while takes its guest's descriptors with it, or memory would stay taken for
-nobody.
+Runs by itself (``python -I fd_keeper.py PATH FD``), started by ``balloond --keep-fds`` in a
+session of its own, so that what kills the daemon spares it. It speaks with that balloond through
+FD, a socket that it is born with, and with those that come later at PATH. It reads no byte of a
+guest or a VMM: it is handed descriptors with names, and hands them out again. It has nowhere to
+say anything: where it cannot begin, its exit status says why. It ends when it is told to forget,
+or when nobody has been connected for a while and a new balloond has not come. A VMM that ends in
+that while takes its guest's descriptors with it, or memory would stay taken for nobody.
 """
 
 import _thread
@@ -56,15 +56,27 @@ def listen(path: str) -> socket.socket:
         try:
             sock.bind(path)
         except OSError as err:
-            if err.errno != errno.EADDRINUSE or not stat.S_ISSOCK(os.lstat(path).st_mode):
+            if err.errno != errno.EADDRINUSE or not is_dead_keepers(path):
                 raise
-            # The caller found nobody answering here: it is a dead keeper's.
             os.unlink(path)
             sock.bind(path)
+        sock.listen(8)
+    except BaseException:
+        sock.close()
+        raise
     finally:
         os.umask(umask)
-    sock.listen(8)
     return sock
+
+
+def is_dead_keepers(path: str) -> bool:
+    """Whether a file is a socket of this user at which nobody listens any more."""
+    status = os.lstat(path)
+    if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
 class Keeper:
@@ -202,9 +214,10 @@ class Server:
 
     Args:
         listener: where they connect.
+        first: a connection to the one that has started this process, if one has.
     """
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, first: socket.socket | None = None) -> None:
         self._listener = listener
         self._keeper = Keeper()
         self._clients: dict[int, Client] = {}
@@ -212,6 +225,8 @@ class Server:
         self._served: Client | None = None
         self._poller = select.poll()
         self._poller.register(listener, select.POLLIN)
+        if first is not None:
+            self._admit(first)
 
     def run(self) -> None:
         """Serves until told to forget or left alone too long."""
@@ -241,6 +256,10 @@ class Server:
             # No descriptor left: again later, as it stays readable.
             time.sleep(RETRY_S)
             return
+        self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        """Hears a peer from here on, if it is of our own user."""
         peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = _CREDENTIALS.unpack(peer)
         try:
@@ -292,7 +311,7 @@ class Server:
 
 
 def main() -> int:
-    """Runs the keeper at the path in the first argument; returns its exit status."""
+    """Runs the keeper that the arguments describe; returns its exit status."""
     # The terminal's and the service manager's signals are for balloond, which tells us.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -300,10 +319,11 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         path = sys.argv[1]
+        first = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
         listener = listen(path)
-        ours = os.stat(path)
+        ours = os.lstat(path)
         try:
-            Server(listener).run()
+            Server(listener, first).run()
         finally:
             _unlink(path, ours)
     except OSError as err:
@@ -316,7 +336,7 @@ def main() -> int:
 def _unlink(path: str, ours: os.stat_result) -> None:
     """Removes our socket; not that of another keeper, which has come in its place meanwhile."""
     try:
-        if os.path.samestat(os.stat(path), ours):
+        if os.path.samestat(os.lstat(path), ours):
             os.unlink(path)
     except OSError:
         pass  # It is gone already, or its directory is no longer ours.

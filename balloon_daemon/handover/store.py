@@ -19,11 +19,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from balloon_daemon.errors import ConfigError
+from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import BUSY, END, FORGET, TAKE
+from balloon_daemon.linux.directories import others_may_write
 from balloon_daemon.linux.events import OwnedFd
 
 KEEPER_WITHIN_S = 5.0
@@ -38,8 +39,8 @@ MANY_WAITING = 64
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
 """It takes nothing at this moment; all else says that nobody is there."""
 
-_SOMEBODY = {errno.EACCES, errno.EPERM, errno.EPROTOTYPE, errno.EAGAIN}
-"""Somebody is there, but does not let us in, is of another kind, or has a full queue."""
+_SOMEBODY = {errno.EACCES, errno.EPERM, errno.EPROTOTYPE}
+"""Somebody is there, but does not let us in or is of another kind."""
 
 RETRY_S = 0.002
 _FIRST_INHERITED = 3
@@ -75,6 +76,19 @@ def take_from_systemd() -> dict[str, OwnedFd]:
     return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
 
 
+class Peer(NamedTuple):
+    """The other side of a Unix socket (SO_PEERCRED): who called connect(2), or listen(2)."""
+
+    pid: int
+    uid: int
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Who is at the other end of a connected Unix socket."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return Peer(*_CREDENTIALS.unpack(credentials)[:2])
+
+
 class HasFileno(Protocol):
     """Anything with a descriptor."""
 
@@ -88,7 +102,7 @@ class Store:
         sock: connected to systemd's notification socket or to a keeper, non-blocking.
         kept: what it held for us, by name; whoever takes a descriptor out of it owns it.
         ours: it is our own keeper.
-        process: that keeper, where this process has started it.
+        started: that keeper and its path, where this process has started it.
     """
 
     def __init__(
@@ -97,12 +111,12 @@ class Store:
         kept: dict[str, OwnedFd],
         *,
         ours: bool,
-        process: "subprocess.Popen[bytes] | None" = None,
+        started: "tuple[subprocess.Popen[bytes], Path] | None" = None,
     ) -> None:
         self._sock = sock
         self.kept = kept
         self._ours = ours
-        self._process = process
+        self._started = started
         self._forgotten = self._watched = False
         self._waiting: deque[tuple[bytes, tuple[OwnedFd, ...]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
@@ -188,16 +202,15 @@ class Store:
             poller.register(self._sock, select.POLLIN)
             poller.poll(KEEPER_ENDS_WITHIN_S * 1000)
         self._sock.close()
-        if self._forgotten and self._process is not None:
+        if self._forgotten and self._started is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(KEEPER_ENDS_WITHIN_S)
+                self._started[0].wait(KEEPER_ENDS_WITHIN_S)
 
     def abandon(self) -> None:
         """Lets go of it where nothing has been put in; a keeper that we have started ends."""
-        path = Path(self._sock.getpeername()) if self._process is not None else None
         self._sock.close()
-        if self._process is not None and path is not None:
-            _end_keeper(self._process, path)
+        if self._started is not None:
+            _end_keeper(*self._started)
 
     def _send(self, message: bytes, fds: tuple[OwnedFd, ...]) -> None:
         self._waiting.append((message, fds))
@@ -245,19 +258,64 @@ def connect_systemd(kept: Mapping[str, OwnedFd]) -> Store | None:
     return Store(sock, dict(kept), ours=False)
 
 
+def check_keepers_place(socket_path: Path) -> None:
+    """Sees to it that nobody else can listen where a keeper is to be met.
+
+    Raises:
+        ConfigError: others may write there.
+    """
+    if why := others_may_write(socket_path.parent):
+        # The next balloond hands every guest's memory to whoever it finds there.
+        raise ConfigError(
+            f"--keep-fds: {why}; name a socket in a directory of your own (--socket), or "
+            f"{_WITHOUT}"
+        )
+
+
+def keeper_at(socket_path: Path) -> Peer | None:
+    """The keeper beside a vhost-user socket, of whatever user; None where none listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(os.fspath(keeper_path(socket_path)))
+            return peer_of(sock)
+        except OSError:
+            return None
+
+
 def reach_keeper(socket_path: Path) -> Store | None:
     """The keeper that an earlier balloond with this socket left; None where there is none.
 
     Raises:
-        ConfigError: it does not answer, serves another balloond, or is none of ours.
+        KeeperError: it does not answer.
+        ConfigError: it serves another balloond, or is none of ours.
     """
     path = keeper_path(socket_path)
     sock = _reach(path)
-    return None if sock is None else _connected(sock, path)
+    if sock is None:
+        return None
+    pid = peer_of(sock).pid
+    try:
+        kept = _take(sock)
+    except ConnectionResetError:
+        # Its balloond has just told it to end.
+        sock.close()
+        return None
+    except BlockingIOError as err:
+        sock.close()
+        raise ConfigError(f"--keep-fds: the keeper at {path}: {err}") from err
+    except OSError as err:
+        sock.close()
+        raise KeeperError(f"the keeper at {path} (process {pid}) does not answer: {err}") from err
+    sock.setblocking(False)
+    return Store(sock, kept, ours=True)
 
 
 def start_keeper(socket_path: Path) -> Store:
     """Starts a keeper beside a vhost-user socket, where none runs.
+
+    It is spoken to through a socket that it is born with. Its path is for the next balloond: what
+    can be met by name, somebody else may have got there first.
 
     Raises:
         ConfigError: it cannot be started, or does not answer; nothing is left of it then.
@@ -272,66 +330,70 @@ def start_keeper(socket_path: Path) -> Store:
             "allowed beside a keeper"
         )
     try:
-        process = subprocess.Popen(
-            # By its file, and alone (-I): what lies in the current directory is not ours to run.
-            # Its streams lead nowhere: whoever waits for the end of ours would wait for its end.
-            [sys.executable, "-I", fd_keeper.__file__, os.fspath(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-        )
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError as err:
-        raise ConfigError(
-            f"--keep-fds: no keeper can be started: {err.strerror}; {_WITHOUT}"
-        ) from err
+        raise _not_started(err.strerror) from err
+    with theirs:
+        fd = theirs.fileno()
+        try:
+            process = subprocess.Popen(
+                # By its file, and alone (-I): what lies in the current directory is not ours to
+                # run. Its streams lead nowhere: whoever waits for the end of ours would wait for
+                # its end.
+                [sys.executable, "-I", fd_keeper.__file__, os.fspath(path), str(fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(fd,),
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as err:
+            ours.close()
+            raise _not_started(err.strerror) from err
     try:
-        return _connected(_wait_for(process, path), path, process)
-    except BaseException:
+        kept = _take(ours)
+    except BaseException as err:
+        ours.close()
+        status = process.poll() if isinstance(err, TimeoutError) else _status(process)
         _end_keeper(process, path)
-        raise
+        if not isinstance(err, OSError):
+            raise
+        if status is None:
+            raise ConfigError(f"--keep-fds: no keeper answers at {path}: {err}") from err
+        number = status - fd_keeper.EXIT_ERRNO
+        why = os.strerror(number) if number > 0 else f"it ended with status {status}"
+        raise _not_started(why, f" at {path}") from err
+    ours.setblocking(False)
+    return Store(ours, kept, ours=True, started=(process, path))
 
 
-def _wait_for(process: "subprocess.Popen[bytes]", path: Path) -> socket.socket:
-    deadline = time.monotonic() + KEEPER_WITHIN_S
-    while (sock := _reach(path)) is None:
-        status = process.poll()
-        if status is not None:
-            number = status - fd_keeper.EXIT_ERRNO
-            why = os.strerror(number) if number > 0 else f"it ended with status {status}"
-            raise ConfigError(f"--keep-fds: no keeper can be started at {path}: {why}; {_WITHOUT}")
-        if time.monotonic() > deadline:
-            raise ConfigError(f"--keep-fds: no keeper answers at {path}; {_WITHOUT}")
-        time.sleep(0.005)
-    return sock
+def _not_started(why: str | None, where: str = "") -> ConfigError:
+    return ConfigError(f"--keep-fds: no keeper can be started{where}: {why}; {_WITHOUT}")
+
+
+def _status(process: "subprocess.Popen[bytes]") -> int | None:
+    """The exit status of a keeper that has hung up, which is on its way out."""
+    try:
+        return process.wait(KEEPER_ENDS_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _end_keeper(process: "subprocess.Popen[bytes]", path: Path) -> None:
     """Ends a keeper that we have started and that keeps nothing."""
     process.kill()
     process.wait()
-    with contextlib.suppress(OSError, ConfigError):
-        if path.is_socket() and _reach(path) is None:
+    with contextlib.suppress(OSError):
+        if fd_keeper.is_dead_keepers(os.fspath(path)):
             path.unlink()
-
-
-def _connected(
-    sock: socket.socket, path: Path, process: "subprocess.Popen[bytes] | None" = None
-) -> Store:
-    try:
-        kept = _take(sock)
-    except OSError as err:
-        sock.close()
-        raise ConfigError(f"--keep-fds: the keeper at {path}: {err}") from err
-    sock.setblocking(False)
-    return Store(sock, kept, ours=True, process=process)
 
 
 def _reach(path: Path) -> socket.socket | None:
     """A connection to whoever listens there; None where nobody does.
 
     Raises:
+        KeeperError: its queue is full.
         ConfigError: it is not ours to use.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -340,7 +402,12 @@ def _reach(path: Path) -> socket.socket | None:
         sock.setblocking(False)
         sock.connect(os.fspath(path))
         sock.setblocking(True)
-        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        uid = peer_of(sock).uid
+    except BlockingIOError as err:
+        sock.close()
+        raise KeeperError(
+            f"the keeper at {path} does not answer: it takes no more connections"
+        ) from err
     except OSError as err:
         sock.close()
         if err.errno not in _SOMEBODY:
@@ -349,7 +416,6 @@ def _reach(path: Path) -> socket.socket | None:
         raise ConfigError(
             f"--keep-fds: {path} cannot be used: {err.strerror}; name another socket (--socket)"
         ) from err
-    _, uid, _ = _CREDENTIALS.unpack(peer)
     if uid != os.geteuid():
         # It would be handed every guest's memory.
         sock.close()

@@ -176,15 +176,6 @@ def test_keeper_of_another_user_is_told_nothing(start: Start, tmp_path: Path) ->
             assert connection.recv(100) == b""
 
 
-def test_keeper_that_hangs_is_said_and_is_left_alone(start: Start, tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as hangs:
-        hangs.bind(str(keeper_path(path)))
-        hangs.listen()
-        complaint = f"--keep-fds: the keeper at {keeper_path(path)}: nothing for 5 s"
-        assert_fails(start, tmp_path, 1, complaint, "--socket", str(path))
-
-
 def test_too_few_descriptors_leave_nothing(start: Start, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     launcher = ("prlimit", "--nofile=20:20", "--", sys.executable, "-m", "balloon_daemon")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon import cli
+from balloon_daemon.controller.opening import make_directory
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.handover.store import start_keeper
@@ -148,7 +148,7 @@ def test_directory_of_the_default_socket_cannot_be_made_one_line(
     path = tmp_path / below / "balloond.sock"
 
     with pytest.raises(ConfigError, match=f"cannot be made a directory: {complaint}; name ano"):
-        cli._make_directory(path)
+        make_directory(path)
 
 
 def test_keeper_that_cannot_be_started_is_said_with_a_remedy(

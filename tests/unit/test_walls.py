@@ -64,7 +64,7 @@ ROOMS = {
     "tube": {"virtio", "linux"},
     "seccomp": {"linux"},
     "device": {"virtio", "tube", "seccomp", "linux"},
-    "config": {"balloon_policy"},
+    "config": {"balloon_policy", "linux"},
     "handover": {"balloon_policy", "linux"},
     "controller": {
         "balloon_policy", "low_memory", "vhost_user", "tube", "seccomp", "device",

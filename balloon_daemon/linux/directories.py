@@ -1,0 +1,59 @@
+"""Who may put something else where a socket of ours is: everybody who may write above it.
+
+A VMM hands its guest's memory to whoever listens at a path, and a balloond hands all guests'
+memory to its keeper. Neither is asked for more than the path, so the path has to be ours.
+"""
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def others_may_write(directory: Path) -> str:
+    """Why others than root and this process's user may put files of theirs there; "" if none may.
+
+    Looked at are the directory, all above it and every link on the way, since whoever owns one of
+    them can put another in its place. A sticky directory (mode 1777, as /tmp) keeps its users from
+    that, so it may be above; it may not be the directory itself, where a name is free until it is
+    taken. What cannot be looked at is left to whoever uses it: its errors say more.
+    """
+    trusted = {0, os.geteuid()}
+    named = directory.absolute()
+    for place in (named, Path(os.path.realpath(named))):
+        for each in (place, *place.parents):
+            try:
+                link, status = os.lstat(each), os.stat(each)
+            except OSError:
+                continue
+            owner = next((s.st_uid for s in (link, status) if s.st_uid not in trusted), None)
+            if owner is not None:
+                return f"{each} belongs to user {owner}"
+            if status.st_mode & _OTHERS and (each == place or not status.st_mode & stat.S_ISVTX):
+                return f"others may write to {each} (mode {stat.S_IMODE(status.st_mode):o})"
+    return ""
+
+
+def is_private(directory: Path) -> bool:
+    """Whether it is a directory, no link to one, of this process's user alone (mode 0700)."""
+    try:
+        status = os.lstat(directory)
+    except OSError:
+        return False
+    shape = (stat.S_IFDIR | stat.S_IRWXU, os.geteuid())
+    return (status.st_mode & ~(stat.S_ISUID | stat.S_ISGID), status.st_uid) == shape
+
+
+def make_private(directory: Path) -> None:
+    """Makes a directory that is this process's user's alone, where there is none yet.
+
+    Raises:
+        FileExistsError: there is something else, or a directory that others may enter.
+        OSError: it cannot be made.
+    """
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    if not is_private(directory):
+        raise FileExistsError(0, f"it is no directory of user {os.geteuid()} with mode 700")
