@@ -20,7 +20,8 @@ MAX_STATE_BYTES = 1 << 20
 """Far above the largest: 256 regions take about 50 KiB."""
 
 _MAGIC = "balloond guest state"
-_NAME = re.compile(r"vm[0-9]{1,9}")
+_NAME = re.compile(r"vm[0-9]{1,18}")
+"""Guests are numbered by their connections, and the count never starts over."""
 
 
 class SavedMessage(NamedTuple):

@@ -34,7 +34,7 @@ numbers = st.integers(0, 1 << 31)
 seconds = st.none() | st.floats(0, 1e9)
 states = st.builds(
     GuestState,
-    name=st.integers(1, 10**9 - 1).map("vm{}".format),
+    name=st.integers(1, 10**18 - 1).map("vm{}".format),
     handled=numbers,
     num_pages=numbers,
     actual=numbers,
@@ -52,6 +52,12 @@ states = st.builds(
 
 @given(states)
 def test_state_encoded_and_decoded_is_the_same(state: GuestState) -> None:
+    assert decode_state(encode_state(state)) == state
+
+
+@pytest.mark.parametrize("number", [10**9, 1 << 40])
+def test_state_of_a_vm_that_came_after_a_billion_connections_is_read(number: int) -> None:
+    state = STATE._replace(name=f"vm{number}")
     assert decode_state(encode_state(state)) == state
 
 
