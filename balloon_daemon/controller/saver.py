@@ -6,27 +6,36 @@ dies, the newest state in the store is whole, and all that it names is there.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from balloon_daemon.balloon_policy import PolicyState
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.state import (
     MAX_STATE_BYTES,
+    Beginning,
     GuestState,
     SavedMessage,
     decode_state,
-    encode_state,
 )
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.libc import same_open_file
 from balloon_daemon.linux.memory import create_memfd, read_sealed
 from balloon_daemon.vhost_user.backend import Backend
-from balloon_daemon.vhost_user.replay import replay
+from balloon_daemon.vhost_user.memory_table import Region
+from balloon_daemon.vhost_user.replay import (
+    Told,
+    replay_features,
+    replay_memory,
+    replay_vrings,
+)
 
 _STATE = ".state-"
+_VRING = attrgetter("size", "base", "addr", "kick", "call", "err", "enabled", "unusable")
+"""All of a vring that ``replay_vrings`` tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,37 @@ class Snapshot:
     backend: Backend
     connection: HasFileno
     life: OwnedFd | None
+
+
+class _Encoded:
+    """What a fresh back-end must hear, encoded anew only where it is another than last time."""
+
+    def __init__(self) -> None:
+        self._told: tuple[list[Told], list[Region]] | None = None
+        self._memory = Beginning()
+        self._vrings: list[object] | None = None
+        self._all = Beginning()
+
+    def messages_of(
+        self, backend: Backend, saved: Callable[[list[Told]], tuple[SavedMessage, ...]]
+    ) -> Beginning:
+        """The messages of a back-end.
+
+        Args:
+            backend: the back-end.
+            saved: numbers their descriptors, and may raise OSError: nothing is remembered then.
+        """
+        told = replay_features(backend), backend.memory.regions[:]
+        vrings: list[object] = [_VRING(vring) for vring in backend.vrings]
+        if told != self._told:
+            features, regions = told
+            self._vrings = None
+            self._memory = Beginning(saved(features + replay_memory(regions)))
+            self._told = told
+        if vrings != self._vrings:
+            self._all = Beginning(saved(replay_vrings(backend)), self._memory)
+            self._vrings = vrings
+        return self._all
 
 
 class GuestSaver:
@@ -61,6 +101,8 @@ class GuestSaver:
         self._kept: dict[int, OwnedFd] = {}
         self._next_number = 1
         self._serial = 0
+        self._encoded = _Encoded()
+        self._settled: tuple[set[int], int] = (set(), 0)
 
     def adopt(self, number: int, fd: HasFileno) -> None:
         """Knows a descriptor that is in the store already."""
@@ -75,6 +117,7 @@ class GuestSaver:
     def save(self, snapshot: Snapshot) -> None:
         """Puts the guest as it is now into the store."""
         backend = snapshot.backend
+        messages = self._encoded.messages_of(backend, self._saved)
         state = GuestState(
             name=self._name,
             handled=snapshot.handled,
@@ -85,12 +128,10 @@ class GuestSaver:
             connection=self._number(snapshot.connection, vmm=True),
             journal=self._number(self.journal.fd),
             life=None if snapshot.life is None else self._number(snapshot.life),
-            messages=tuple(
-                SavedMessage(content, tuple(self._number(fd) for fd in fds))
-                for content, fds in replay(backend)
-            ),
+            messages=(),
         )
-        memory = OwnedFd(create_memfd("balloond-state", content=encode_state(state)))
+        content = messages.encode(state)
+        memory = OwnedFd(create_memfd("balloond-state", content=content))
         try:
             self._store.put(f"{self._name}{_STATE}{self._serial + 1}", memory)
         finally:
@@ -98,7 +139,17 @@ class GuestSaver:
         if self._serial:
             self._store.remove(f"{self._name}{_STATE}{self._serial}")
         self._serial += 1
-        needed = state.fds()
+        self._let_go(state.fds().union(messages.fds))
+
+    def _saved(self, told: list[Told]) -> tuple[SavedMessage, ...]:
+        return tuple(
+            SavedMessage(content, tuple(self._number(fd) for fd in fds)) for content, fds in told
+        )
+
+    def _let_go(self, needed: set[int]) -> None:
+        """Keeps only what the newest state names."""
+        if (needed, len(self._numbers)) == self._settled:
+            return
         for number in sorted(self._kept.keys() - needed):
             self._store.remove(f"{self._name}.{number}")
             self._kept.pop(number).close()
@@ -107,6 +158,7 @@ class GuestSaver:
             for key, (fd, number) in self._numbers.items()
             if fd.fileno() >= 0 and number in needed
         }
+        self._settled = needed, len(self._numbers)
 
     @property
     def store_is_behind(self) -> bool:
