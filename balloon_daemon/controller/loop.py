@@ -140,7 +140,10 @@ class Controller:
         )
 
     def _make(self, name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
-        return Guest(name, connection, self._shared, self._log, saver)
+        guest = Guest(name, connection, self._shared, self._log, saver)
+        if saver is not None:
+            saver.when_not_kept(guest.save)
+        return guest
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # A bug of ours in one callback; asyncio would print a traceback into the log.

@@ -10,11 +10,10 @@ from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.handover.store import (
     Store,
     check_keepers_place,
-    connect_systemd,
     reach_keeper,
     start_keeper,
-    take_from_systemd,
 )
+from balloon_daemon.handover.systemd import connect_systemd, take_from_systemd
 from balloon_daemon.linux.directories import make_private, others_may_write
 
 

@@ -62,6 +62,8 @@ def _restore(
     saver = GuestSaver(store, kept.name, Journal(take(state.journal)))
     guest = make(kept.name, connection, saver)
     try:
+        if kept.serial < saver.journal.required:
+            raise StateFileError("is not the newest, for which there was no room")
         for message in state.messages:
             fds = [foreign.own(take(number).detach()) for number in message.fds]
             # First: what the back-end cannot use any more (a file cut short) it closes.

@@ -1,10 +1,16 @@
 """Keeps one guest in a store, so that another controller can go on with it.
 
 Each descriptor goes in once, under ``<guest>.<number>``; each state goes in as a new sealed
-memfd, ``<guest>.state-<serial>``, before the one before it is taken out: whenever the controller
-dies, the newest state in the store is whole, and all that it names is there.
+memfd, ``<guest>.state-<serial>``, and replaces the one before it once it is kept: whenever the
+controller dies, the newest state in the store is whole, and all that it names is there.
+
+Where a state finds no room, the one before it stays. It is as good as ever while nothing but
+numbers has changed, and worse than none once memory or vrings have: the journal, which needs no
+room, says from which state on they are true (``Journal.require``).
 """
 
+import asyncio
+import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +19,7 @@ from operator import attrgetter
 from balloon_daemon.balloon_policy import PolicyState
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.room import SHARE, STATE
 from balloon_daemon.handover.state import (
     MAX_STATE_BYTES,
     Beginning,
@@ -33,7 +40,12 @@ from balloon_daemon.vhost_user.replay import (
     replay_vrings,
 )
 
-_STATE = ".state-"
+NO_ROOM_S, LOST_S = 5.0, 1.0
+"""How long not to try again to keep a guest for which the store, or the keeper, has no room."""
+
+SAID_FOR_S = 60.0
+"""So long it has to be kept before it is said anew that it is not."""
+
 _VRING = attrgetter("size", "base", "addr", "kick", "call", "err", "enabled", "unusable")
 """All of a vring that ``replay_vrings`` tells."""
 
@@ -81,6 +93,113 @@ class _Encoded:
         return self._all
 
 
+class _Numbers:
+    """The descriptors of a guest that are in the store, each open file under one number."""
+
+    def __init__(self) -> None:
+        # By identity: descriptors are reused as numbers, their owners are not while they are here.
+        self._known: dict[int, tuple[HasFileno, int]] = {}
+        # By number: a descriptor that comes again must be known as the same even after the first
+        # was closed.
+        self.kept: dict[int, OwnedFd] = {}
+        self._next = 1
+        self._settled: tuple[set[int], int] = (set(), 0)
+
+    def adopt(self, number: int, fd: HasFileno) -> None:
+        """Knows a descriptor that is in the store already."""
+        self._known[id(fd)] = (fd, number)
+        self.kept.setdefault(number, OwnedFd(os.dup(fd.fileno())))
+        self._next = max(self._next, number + 1)
+
+    def find(self, fd: HasFileno) -> int | None:
+        """The number of a descriptor; None where its file has none yet."""
+        known = self._known.get(id(fd))
+        if known is not None:
+            return known[1]
+        for number, kept in self.kept.items():
+            # systemd keeps one descriptor of an open file, under the name that came first, and a
+            # VMM sends several: one for each region of its memory, and its calls twice.
+            if same_open_file(fd.fileno(), kept.fileno()):
+                self._known[id(fd)] = (fd, number)
+                return number
+        return None
+
+    def add(self, fd: HasFileno) -> int:
+        """Gives a descriptor the next number. Raises OSError: there is none left for a copy."""
+        number, kept = self._next, OwnedFd(os.dup(fd.fileno()))
+        self._next += 1
+        self._known[id(fd)], self.kept[number] = (fd, number), kept
+        return number
+
+    def drop(self, number: int) -> None:
+        """Knows no more of a number, which is not used again."""
+        if number in self.kept:
+            self.kept.pop(number).close()
+        self._known = {key: each for key, each in self._known.items() if each[1] != number}
+
+    def let_go(self, needed: set[int]) -> None:
+        """Keeps only what the newest state names."""
+        if (needed, len(self._known)) == self._settled:
+            return
+        for number in self.kept.keys() - needed:
+            self.kept.pop(number).close()
+        self._known = {
+            key: (fd, number)
+            for key, (fd, number) in self._known.items()
+            if fd.fileno() >= 0 and number in needed
+        }
+        self._settled = needed, len(self._known)
+
+    def clear(self) -> None:
+        """Closes its copies."""
+        for fd in self.kept.values():
+            fd.close()
+        self.kept.clear()
+        self._known.clear()
+
+
+class _Again:
+    """When to try again to keep a guest that is not kept, and when to say so.
+
+    Attributes:
+        save: tries.
+    """
+
+    def __init__(self) -> None:
+        self.save: Callable[[], None] = lambda: None
+        self._timer: asyncio.TimerHandle | None = None
+        self._said_at: float | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is not to be tried just now."""
+        return self._timer is not None
+
+    def later(self, seconds: float) -> bool:
+        """Tries some time later. Returns whether it is to be said: not again and again."""
+        loop = asyncio.get_running_loop()
+        first = self._said_at is None
+        self._said_at = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(seconds, self._try)
+        return first
+
+    def kept(self) -> None:
+        """It is kept again, as far as is known."""
+        if self._said_at is not None:
+            now = asyncio.get_running_loop().time()
+            self._said_at = None if now - self._said_at > SAID_FOR_S else self._said_at
+
+    def cancel(self) -> None:
+        """Tries no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _try(self) -> None:
+        self._timer = None
+        self.save()
+
+
 class GuestSaver:
     """What is in the store of one guest.
 
@@ -94,71 +213,136 @@ class GuestSaver:
         self._store = store
         self._name = name
         self.journal = journal
-        # By identity: descriptors are reused as numbers, their owners are not while they are here.
-        self._numbers: dict[int, tuple[HasFileno, int]] = {}
-        # What is in the store, by number: a descriptor that comes again must be known as the same
-        # even after the first was closed.
-        self._kept: dict[int, OwnedFd] = {}
-        self._next_number = 1
-        self._serial = 0
+        self._fds = _Numbers()
         self._encoded = _Encoded()
-        self._settled: tuple[set[int], int] = (set(), 0)
+        self._serial = 0
+        self._told: tuple[Beginning, int | None] | None = None
+        """What the newest state says beside mere numbers."""
+        self._true_from = journal.required
+        """The oldest state that says it."""
+        self._losses = 0
+        self._resync = False
+        self._complaint = ""
+        self._again = _Again()
+        store.owned(name, self._lost)
+
+    def when_not_kept(self, save: Callable[[], None]) -> None:
+        """Has ``save`` called some time after the guest could not be kept."""
+        self._again.save = save
 
     def adopt(self, number: int, fd: HasFileno) -> None:
         """Knows a descriptor that is in the store already."""
-        self._numbers[id(fd)] = (fd, number)
-        self._kept.setdefault(number, OwnedFd(os.dup(fd.fileno())))
-        self._next_number = max(self._next_number, number + 1)
+        self._fds.adopt(number, fd)
 
     def adopt_state(self, serial: int) -> None:
         """Knows the newest state in the store."""
         self._serial = serial
 
     def save(self, snapshot: Snapshot) -> None:
-        """Puts the guest as it is now into the store."""
-        backend = snapshot.backend
-        messages = self._encoded.messages_of(backend, self._saved)
-        state = GuestState(
-            name=self._name,
-            handled=snapshot.handled,
-            num_pages=backend.config.num_pages,
-            actual=backend.config.actual,
-            vm_mem_bytes=snapshot.vm_mem_bytes,
-            policy=snapshot.policy,
-            connection=self._number(snapshot.connection, vmm=True),
-            journal=self._number(self.journal.fd),
-            life=None if snapshot.life is None else self._number(snapshot.life),
-            messages=(),
-        )
-        content = messages.encode(state)
-        memory = OwnedFd(create_memfd("balloond-state", content=content))
-        try:
-            self._store.put(f"{self._name}{_STATE}{self._serial + 1}", memory)
-        finally:
-            memory.close()
-        if self._serial:
-            self._store.remove(f"{self._name}{_STATE}{self._serial}")
-        self._serial += 1
-        self._let_go(state.fds().union(messages.fds))
+        """Puts the guest as it is now into the store.
 
-    def _saved(self, told: list[Told]) -> tuple[SavedMessage, ...]:
-        return tuple(
-            SavedMessage(content, tuple(self._number(fd) for fd in fds)) for content, fds in told
-        )
-
-    def _let_go(self, needed: set[int]) -> None:
-        """Keeps only what the newest state names."""
-        if (needed, len(self._numbers)) == self._settled:
+        Raises:
+            OSError: it is not kept. Raised once for a store without room, and each time for a host
+                without. The state of before stays, for as long as it is true of the guest.
+        """
+        if self._complaint:
+            complaint, self._complaint = self._complaint, ""
+            raise OSError(errno.ENOSPC, complaint)
+        if self._again.waits:
+            # What has changed meanwhile is not looked at.
+            self.journal.require(self._serial + 1)
             return
-        for number in sorted(self._kept.keys() - needed):
-            self._store.remove(f"{self._name}.{number}")
-            self._kept.pop(number).close()
-        self._numbers = {
-            key: (fd, number)
-            for key, (fd, number) in self._numbers.items()
-            if fd.fileno() >= 0 and number in needed
-        }
-        self._settled = needed, len(self._numbers)
+        told = None
+        try:
+            messages, state = self._state(snapshot)
+            told = messages, state.life
+            memory = OwnedFd(create_memfd("balloond-state", content=messages.encode(state)))
+            try:
+                self._put_state(memory, state.fds().union(messages.fds))
+            finally:
+                memory.close()
+        except OSError as err:
+            if told is None or told != self._told:
+                self.journal.require(self._serial + 1)
+            if err.errno != errno.ENOSPC or self._again.later(NO_ROOM_S):
+                raise
+            return
+        if told != self._told:
+            self._told, self._true_from = told, self._serial
+        if self._store.has_all:
+            self.journal.require(self._true_from)
+        self._again.kept()
+
+    def _state(self, snapshot: Snapshot) -> tuple[Beginning, GuestState]:
+        """The guest's state, all of whose descriptors are in the store by then."""
+        new: dict[int, HasFileno] = {}
+
+        def number(fd: HasFileno) -> int:
+            found = self._fds.find(fd)
+            if found is None:
+                fds = len(self._fds.kept) + 1
+                if not self._store.room.admits(self._name, fds):
+                    capacity = self._store.room.capacity
+                    why = f"{fds} descriptors or more are too many for the store"
+                    raise OSError(errno.ENOSPC, f"{why} ({capacity:,} in all, {SHARE} for a VM)")
+                found = self._fds.add(fd)
+                new[found] = fd
+            return found
+
+        def saved(told: list[Told]) -> tuple[SavedMessage, ...]:
+            return tuple(
+                SavedMessage(content, tuple(number(fd) for fd in fds)) for content, fds in told
+            )
+
+        backend = snapshot.backend
+        try:
+            messages = self._encoded.messages_of(backend, saved)
+            state = GuestState(
+                name=self._name,
+                handled=snapshot.handled,
+                num_pages=backend.config.num_pages,
+                actual=backend.config.actual,
+                vm_mem_bytes=snapshot.vm_mem_bytes,
+                policy=snapshot.policy,
+                connection=number(snapshot.connection),
+                journal=number(self.journal.fd),
+                life=None if snapshot.life is None else number(snapshot.life),
+                messages=(),
+            )
+            for each in list(new):
+                vmm = each == state.connection
+                self._store.put(f"{self._name}.{each}", new[each], vmm=vmm)
+                del new[each]
+        except OSError:
+            # Not known as kept, or the next state would name what is not there.
+            self._encoded = _Encoded()
+            for each in new:
+                self._fds.drop(each)
+            raise
+        return messages, state
+
+    def _put_state(self, memory: OwnedFd, needed: set[int]) -> None:
+        numbers = self._fds.kept.keys() - needed
+        gone = [f"{self._name}.{number}" for number in sorted(numbers)]
+        if self._serial:
+            gone.insert(0, f"{self._name}{STATE}{self._serial}")
+        stay = [f"{self._name}.{number}" for number in needed] if self._resync else None
+        name = f"{self._name}{STATE}{self._serial + 1}"
+        self._store.replace(name, memory, gone, losses=self._losses, stay=stay)
+        self._serial += 1
+        self._resync = False
+        self._fds.let_go(needed)
+
+    def _lost(self, name: str, losses: int) -> None:
+        """The keeper had no descriptor left for one of this guest's, or for its state."""
+        self._losses, self._resync = losses, True
+        number = name.rpartition(".")[2]
+        if number.isdigit():
+            self._fds.drop(int(number))
+        self._encoded, self._told = _Encoded(), None
+        if self._again.later(LOST_S):
+            self._complaint = "what keeps it has no room for a descriptor"
+            self._again.save()
 
     @property
     def store_is_behind(self) -> bool:
@@ -167,43 +351,24 @@ class GuestSaver:
 
     async def drained(self) -> None:
         """Waits until all is in the store. Raises TimeoutError."""
-        await self._store.drained()
+        try:
+            await self._store.drained()
+        finally:
+            # What its VMM is told next is true of no state of before.
+            self.journal.require(self._true_from)
 
     def forget(self) -> None:
         """Takes everything of this guest out of the store: it is gone."""
-        self._store.remove(f"{self._name}{_STATE}{self._serial}")
-        for number in self._kept:
+        self._store.remove(f"{self._name}{STATE}{self._serial}")
+        for number in self._fds.kept:
             self._store.remove(f"{self._name}.{number}")
-        self._numbers.clear()
 
     def close(self) -> None:
         """Closes what is the saver's; what is in the store stays there."""
-        for fd in self._kept.values():
-            fd.close()
-        self._kept.clear()
+        self._store.owned(self._name, None)
+        self._again.cancel()
+        self._fds.clear()
         self.journal.close()
-
-    def _number(self, fd: HasFileno, *, vmm: bool = False) -> int:
-        known = self._numbers.get(id(fd))
-        if known is not None:
-            return known[1]
-        for number, kept in self._kept.items():
-            # systemd keeps one descriptor of an open file, under the name that came first, and a
-            # VMM sends several: one for each region of its memory, and its calls twice.
-            if same_open_file(fd.fileno(), kept.fileno()):
-                self._numbers[id(fd)] = (fd, number)
-                return number
-        number = self._next_number
-        kept = OwnedFd(os.dup(fd.fileno()))
-        try:
-            self._store.put(f"{self._name}.{number}", fd, vmm=vmm)
-        except OSError:
-            # Not known as kept, or the next state would name what is not there.
-            kept.close()
-            raise
-        self._next_number = number + 1
-        self._numbers[id(fd)], self._kept[number] = (fd, number), kept
-        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +396,9 @@ def find_guests(store: Store) -> Iterator[KeptGuest]:
         states: dict[int, OwnedFd] = {}
         for key in [key for key in store.kept if key.startswith(f"{name}.")]:
             fd = store.kept.pop(key)
-            kind, _, number = key.rpartition("-") if _STATE in key else key.rpartition(".")
+            kind, _, number = key.rpartition("-") if STATE in key else key.rpartition(".")
             if number.isascii() and number.isdigit():
-                (states if kind == f"{name}{_STATE[:-1]}" else fds)[int(number)] = fd
+                (states if kind == f"{name}{STATE[:-1]}" else fds)[int(number)] = fd
             else:
                 store.remove(key)
         newest = max(states, default=0)
@@ -241,13 +406,13 @@ def find_guests(store: Store) -> Iterator[KeptGuest]:
         for serial, fd in states.items():
             fd.close()
             if serial != newest:
-                store.remove(f"{name}{_STATE}{serial}")
+                store.remove(f"{name}{STATE}{serial}")
         yield KeptGuest(name, newest, state, fds)
 
 
 def discard(store: Store, guest: KeptGuest) -> None:
     """Closes a guest that cannot be gone on with: its VMM sees its connection end."""
-    store.remove(f"{guest.name}{_STATE}{guest.serial}")
+    store.remove(f"{guest.name}{STATE}{guest.serial}")
     for number, fd in guest.fds.items():
         store.remove(f"{guest.name}.{number}")
         fd.close()

@@ -27,6 +27,10 @@ TAKE, END, FORGET, BUSY = b"FDTAKE=1", b"FDEND=1", b"FDFORGET=1", b"FDBUSY=1"
 """What no other store speaks: hand everything out; that was all; drop it and end; no, for another
 balloond is connected."""
 
+ANSWERS = b"FDANSWERS=1"
+"""Before END: what cannot be kept is answered, and ``FDREPLACES=`` understood. An older keeper,
+which may still be there when a newer balloond comes, does neither."""
+
 PATIENCE_S = 600.0
 """How long to hold on without any balloond: a new one comes in seconds or not at all."""
 
@@ -34,7 +38,12 @@ EXIT_ERRNO = 100
 """Exit status beyond it: an error's number (errno(3)); itself: a bug, or called wrongly."""
 
 RETRY_S = 0.1
-MAX_KEPT = 16384
+MAX_KEPT = 65536
+"""How many descriptors it keeps, if it may have as many open; balloond counts them (``room``)."""
+
+MESSAGE_BYTES = 1 << 16
+"""More than the names of all descriptors of one guest take."""
+
 MAX_HANGING = 16
 """Closes that hang at a time; what comes beyond that stays open until one of them ends."""
 
@@ -84,33 +93,56 @@ class Keeper:
 
     def __init__(self) -> None:
         self.kept: dict[str, int] = {}
+        self._losses: dict[str, int] = {}
         self._ends: set[str] = set()
         self._dropped: list[int] = []
         self._closing: set[object] = set()
 
-    def handle(self, message: bytes, fds: list[int]) -> bool:
-        """Takes one message; False where it says to forget everything and end."""
-        if message == FORGET:
-            return False
+    def handle(self, message: bytes, fds: list[int]) -> bytes:
+        """Takes one message. Returns the answer, empty where there is none.
+
+        What a state replaces (``FDREPLACES=``, names with spaces between them) goes once the state
+        is kept, and only if whoever says so knows of all that was lost of that guest
+        (``FDLOSSES=``): the state may name what is not here, and then the one before it is all
+        that there is. Who has lost something says what is to stay instead (``FDKEEPS=``).
+        """
         words = dict(line.partition("=")[::2] for line in message.decode("ascii").split("\n"))
-        name = words.get("FDNAME", "")
-        if words.get("FDSTORE") == "1" and len(fds) == 1 and len(self.kept) < MAX_KEPT:
+        name, answer = words.get("FDNAME", ""), b""
+        if words.get("FDSTOREREMOVE") == "1":
             self._drop(name)
-            self.kept[name] = fds.pop()
-            if words.get("FDVMM") == "1":
-                self._ends.add(name)
-        elif words.get("FDSTOREREMOVE") == "1":
-            self._drop(name)
+        elif words.get("FDSTORE") == "1":
+            guest = name.partition(".")[0]
+            # Without one: there was no room for it on its way (recvmsg(2), MSG_CTRUNC).
+            if len(fds) != 1 or len(self.kept) >= MAX_KEPT:
+                self._losses[guest] = losses = self._losses.get(guest, 0) + 1
+                answer = f"FDLOST={name}\nFDLOSSES={losses}".encode()
+            else:
+                self._drop(name)
+                self.kept[name] = fds.pop()
+                if words.get("FDVMM") == "1":
+                    self._ends.add(name)
+                if words.get("FDLOSSES") == str(self._losses.get(guest, 0)):
+                    self._replace(name, guest, words)
         self.close(fds)
-        return True
+        return answer
+
+    def _replace(self, name: str, guest: str, words: dict[str, str]) -> None:
+        gone = words.get("FDREPLACES", "").split()
+        if "FDKEEPS" in words:
+            stay = {name, *words["FDKEEPS"].split()}
+            gone = [key for key in self.kept if key.startswith(f"{guest}.") and key not in stay]
+        for each in gone:
+            self._drop(each)
 
     def hand_out(self, sock: socket.socket) -> None:
         """Sends a duplicate of everything; it is kept all the same."""
+        self._losses.clear()
         for name, fd in self.kept.items():
             rights = array.array("i", [fd])
             sock.sendmsg(
                 [f"FDNAME={name}".encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
             )
+        sock.send(ANSWERS)
         sock.send(END)
 
     def ends(self) -> list[int]:
@@ -197,7 +229,9 @@ class Client:
         """The next message with its descriptors, empty once it has hung up; None: none waits."""
         try:
             message, ancillary, _, _ = self.sock.recvmsg(
-                512, socket.CMSG_SPACE(4 * 8), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+                MESSAGE_BYTES,
+                socket.CMSG_SPACE(4 * 8),
+                socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT,
             )
         except BlockingIOError:
             return None
@@ -294,10 +328,12 @@ class Server:
         return True
 
     def _take(self, client: Client, message: bytes, fds: list[int]) -> bool:
+        if message == FORGET:
+            return False
         try:
             if message != TAKE:
-                return self._keeper.handle(message, fds)
-            if self._served not in (None, client):
+                self._answer(client, self._keeper.handle(message, fds))
+            elif self._served not in (None, client):
                 # Two balloonds on the same guests would be one too many.
                 client.sock.send(BUSY)
             else:
@@ -308,6 +344,14 @@ class Server:
             client.sock.shutdown(socket.SHUT_RDWR)
             self._keeper.close(fds)
         return True
+
+    def _answer(self, client: Client, answer: bytes) -> None:
+        """Says what has been lost; what was kept is not answered."""
+        try:
+            if answer:
+                client.sock.send(answer, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass  # It reads none. The next answer has the count of all.
 
 
 def main() -> int:

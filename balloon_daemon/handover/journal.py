@@ -7,6 +7,7 @@ they survive a kill -9, and cost nothing beside the socket's system calls.
 """
 
 import mmap
+import os
 import struct
 from enum import IntEnum
 from typing import NamedTuple
@@ -19,7 +20,9 @@ _HEAD = struct.Struct("<IIQ")
 MAX_REQUEST_BYTES = 8192
 """More than a vhost-user message with the longest payload that is accepted."""
 
-_SIZE = _HEAD.size + MAX_REQUEST_BYTES
+_REQUIRED = struct.Struct("<Q")
+_REQUIRED_AT = _HEAD.size + MAX_REQUEST_BYTES
+_SIZE = _REQUIRED_AT + _REQUIRED.size
 
 
 class Phase(IntEnum):
@@ -58,6 +61,8 @@ class Journal:
 
     def __init__(self, fd: OwnedFd) -> None:
         self.fd = fd
+        if os.fstat(fd.fileno()).st_size < _SIZE:
+            os.truncate(fd.fileno(), _SIZE)  # An earlier version's.
         self._map = mmap.mmap(fd.fileno(), _SIZE)
         # A device that the controller forks itself would have every guest's journal, writable:
         # taken over, it could put a request into another VM's mouth.
@@ -97,6 +102,19 @@ class Journal:
             found = f"a request of {length} bytes in phase {phase}"
             raise StateFileError(f"the journal that another balloond left is damaged: {found}")
         return Entry(Phase(phase), number, self._map[_HEAD.size : _HEAD.size + length])
+
+    @property
+    def required(self) -> int:
+        """The serial of the oldest state that is true of this guest."""
+        return int(_REQUIRED.unpack_from(self._map, _REQUIRED_AT)[0])
+
+    def require(self, serial: int) -> None:
+        """States before this one are true no more: its VMM has said something else since.
+
+        A guest that is gone on with by such a state would have pages removed by a memory table
+        that is not its own any more. Whether a later one reaches the store nobody may know.
+        """
+        _REQUIRED.pack_into(self._map, _REQUIRED_AT, serial)
 
     def close(self) -> None:
         """Unmaps and closes it."""

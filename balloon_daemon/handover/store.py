@@ -10,20 +10,22 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import select
 import socket
-import struct
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.handover import fd_keeper
-from balloon_daemon.handover.fd_keeper import BUSY, END, FORGET, TAKE
+from balloon_daemon.handover.fd_keeper import ANSWERS, BUSY, END, FORGET, TAKE
+from balloon_daemon.handover.room import Room
+from balloon_daemon.linux.credentials import Peer, peer_of
 from balloon_daemon.linux.directories import others_may_write
 from balloon_daemon.linux.events import OwnedFd
 
@@ -42,9 +44,10 @@ _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
 _SOMEBODY = {errno.EACCES, errno.EPERM, errno.EPROTOTYPE}
 """Somebody is there, but does not let us in or is of another kind."""
 
+KEEPERS_OWN = 64
+"""Descriptors of a keeper for itself, and for what it is handed and has not looked at yet."""
+
 RETRY_S = 0.002
-_FIRST_INHERITED = 3
-_CREDENTIALS = struct.Struct("3i")
 _WITHOUT = "run without it, or as a service, whose VMs systemd keeps"
 
 
@@ -61,34 +64,6 @@ def keeper_path(socket_path: Path) -> Path:
     return socket_path.with_name(socket_path.name + ".keeper")
 
 
-def take_from_systemd() -> dict[str, OwnedFd]:
-    """What systemd kept for us (sd_listen_fds_with_names(3)), by name; empty where it keeps none.
-
-    The variables are removed, so that no child takes them for its own.
-    """
-    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
-    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
-    if pid != str(os.getpid()) or not count.isdigit() or int(count) != len(names):
-        return {}
-    fds = range(_FIRST_INHERITED, _FIRST_INHERITED + int(count))
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
-
-
-class Peer(NamedTuple):
-    """The other side of a Unix socket (SO_PEERCRED): who called connect(2), or listen(2)."""
-
-    pid: int
-    uid: int
-
-
-def peer_of(sock: socket.socket) -> Peer:
-    """Who is at the other end of a connected Unix socket."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return Peer(*_CREDENTIALS.unpack(credentials)[:2])
-
-
 class HasFileno(Protocol):
     """Anything with a descriptor."""
 
@@ -102,6 +77,8 @@ class Store:
         sock: connected to systemd's notification socket or to a keeper, non-blocking.
         kept: what it held for us, by name; whoever takes a descriptor out of it owns it.
         ours: it is our own keeper.
+        answers: it says what it could not keep, and takes out what a state replaces by itself.
+        capacity: how many descriptors it keeps at most.
         started: that keeper and its path, where this process has started it.
     """
 
@@ -111,11 +88,15 @@ class Store:
         kept: dict[str, OwnedFd],
         *,
         ours: bool,
+        capacity: int,
+        answers: bool = False,
         started: "tuple[subprocess.Popen[bytes], Path] | None" = None,
     ) -> None:
         self._sock = sock
         self.kept = kept
-        self._ours = ours
+        self.room = Room(capacity, tuple(kept))
+        self._owners: dict[str, Callable[[str, int], None]] = {}
+        self._ours, self._answers = ours, answers
         self._started = started
         self._forgotten = self._watched = False
         self._waiting: deque[tuple[bytes, tuple[OwnedFd, ...]]] = deque()
@@ -129,9 +110,33 @@ class Store:
         """Calls ``lost``, once, when the store is gone; within the running event loop."""
         self._on_lost = lost
         if self._ours:
-            # A keeper says nothing after its first answer: it can only hang up.
             self._watched = True
-            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._lose)
+            asyncio.get_running_loop().add_reader(self._sock.fileno(), self._hear)
+
+    def _hear(self) -> None:
+        """What a keeper says after its first answer: what it could not keep; or it hangs up."""
+        try:
+            message = self._sock.recv(fd_keeper.MESSAGE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        words = dict(line.partition("=")[::2] for line in message.decode().split("\n"))
+        name, losses = words.get("FDLOST"), words.get("FDLOSSES", "")
+        if name is None:
+            self._lose()
+            return
+        self.room.remove(name)
+        owner = self._owners.get(name.partition(".")[0])
+        if owner is not None:
+            owner(name, int(losses))
+
+    def owned(self, guest: str, lost: "Callable[[str, int], None] | None") -> None:
+        """Has ``lost`` called with a name of this guest's that could not be kept, and how many
+        were lost of it so far; None: nobody wants to know any more."""
+        self._owners.pop(guest, None)
+        if lost is not None:
+            self._owners[guest] = lost
 
     def _lose(self) -> None:
         if not self.lost:
@@ -143,6 +148,11 @@ class Store:
         if self._watched:
             self._watched = False
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
+
+    @property
+    def has_all(self) -> bool:
+        """Whether all that was put in has been sent."""
+        return not self._waiting
 
     @property
     def is_behind(self) -> bool:
@@ -161,10 +171,51 @@ class Store:
         # A duplicate of our own: the caller may close its one before this is sent.
         # FDPOLL=0: systemd drops what hangs up otherwise, and a device's life is told by that.
         words = f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}" + ("\nFDVMM=1" if vmm and self._ours else "")
-        self._send(words.encode(), (OwnedFd(os.dup(fd.fileno())),))
+        self._put(name, words, fd)
+
+    def _put(self, name: str, words: str, fd: HasFileno) -> None:
+        duplicate = OwnedFd(os.dup(fd.fileno()))
+        self.room.put(name)
+        self._send(words.encode(), (duplicate,))
+
+    def replace(
+        self,
+        name: str,
+        fd: HasFileno,
+        gone: Sequence[str],
+        *,
+        losses: int = 0,
+        stay: Sequence[str] | None = None,
+    ) -> None:
+        """Keeps a guest's new state, and then nothing more of what it replaces.
+
+        Our keeper does both or neither: it takes nothing out where it could not keep the state, or
+        has lost something of this guest that we do not know of yet. systemd answers nothing: it
+        closes what it has no room for, or could not receive, and ``BARRIER=1`` would only say that
+        it has read so far. So there it rests on what we can know. It takes our datagrams in their
+        order, and by our own count (``room``) there is a place for the state; what is left is a
+        PID 1 without memory or descriptors.
+
+        Args:
+            name: of the state.
+            fd: its memory.
+            gone: what it replaces.
+            losses: how often the keeper has said that it has lost something of this guest.
+            stay: all that is to stay, where it is not known what the keeper has; else None.
+        """
+        for each in gone:
+            self.room.remove(each)
+        if self._answers:
+            list_ = f"FDREPLACES={' '.join(gone)}" if stay is None else f"FDKEEPS={' '.join(stay)}"
+            self._put(name, f"FDSTORE=1\nFDNAME={name}\n{list_}\nFDLOSSES={losses}", fd)
+        else:
+            self.put(name, fd)
+            for each in gone:
+                self.remove(each)
 
     def remove(self, name: str) -> None:
         """Keeps nothing under that name any more."""
+        self.room.remove(name)
         self._send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), ())
 
     def forget(self) -> None:
@@ -244,20 +295,6 @@ class Store:
                 fd.close()
 
 
-def connect_systemd(kept: Mapping[str, OwnedFd]) -> Store | None:
-    """systemd's store of this service; None where no service manager started us."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path.startswith(("/", "@")):
-        return None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        sock.connect("\0" + path[1:] if path.startswith("@") else path)
-    except OSError:
-        sock.close()
-        return None
-    return Store(sock, dict(kept), ours=False)
-
-
 def check_keepers_place(socket_path: Path) -> None:
     """Sees to it that nobody else can listen where a keeper is to be met.
 
@@ -296,7 +333,7 @@ def reach_keeper(socket_path: Path) -> Store | None:
         return None
     pid = peer_of(sock).pid
     try:
-        kept = _take(sock)
+        kept, answers = _take(sock)
     except ConnectionResetError:
         # Its balloond has just told it to end.
         sock.close()
@@ -308,7 +345,7 @@ def reach_keeper(socket_path: Path) -> Store | None:
         sock.close()
         raise KeeperError(f"the keeper at {path} (process {pid}) does not answer: {err}") from err
     sock.setblocking(False)
-    return Store(sock, kept, ours=True)
+    return Store(sock, kept, ours=True, capacity=_capacity(pid, answers), answers=answers)
 
 
 def start_keeper(socket_path: Path) -> Store:
@@ -352,7 +389,7 @@ def start_keeper(socket_path: Path) -> Store:
             ours.close()
             raise _not_started(err.strerror) from err
     try:
-        kept = _take(ours)
+        kept, answers = _take(ours)
     except BaseException as err:
         ours.close()
         status = process.poll() if isinstance(err, TimeoutError) else _status(process)
@@ -365,7 +402,18 @@ def start_keeper(socket_path: Path) -> Store:
         why = os.strerror(number) if number > 0 else f"it ended with status {status}"
         raise _not_started(why, f" at {path}") from err
     ours.setblocking(False)
-    return Store(ours, kept, ours=True, started=(process, path))
+    capacity, started = _capacity(process.pid, answers), (process, path)
+    return Store(ours, kept, ours=True, capacity=capacity, answers=answers, started=started)
+
+
+def _capacity(pid: int, answers: bool) -> int:
+    """How many descriptors a keeper can keep: as many as it may have open, but a few."""
+    most = fd_keeper.MAX_KEPT if answers else 16384  # An earlier version's.
+    try:
+        limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    except OSError:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(most, limit - KEEPERS_OWN)
 
 
 def _not_started(why: str | None, where: str = "") -> ConfigError:
@@ -425,11 +473,12 @@ def _reach(path: Path) -> socket.socket | None:
     return sock
 
 
-def _take(sock: socket.socket) -> dict[str, OwnedFd]:
-    """Asks a keeper for everything that it holds."""
+def _take(sock: socket.socket) -> tuple[dict[str, OwnedFd], bool]:
+    """Asks a keeper for everything that it holds, and whether it answers."""
     with contextlib.suppress(BrokenPipeError):  # It may have said no already.
         sock.send(TAKE)
     kept: dict[str, OwnedFd] = {}
+    answers = False
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     while True:
@@ -437,7 +486,8 @@ def _take(sock: socket.socket) -> dict[str, OwnedFd]:
             raise TimeoutError(f"nothing for {KEEPER_WITHIN_S:.0f} s")
         message, ancillary, _, _ = sock.recvmsg(256, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         if message == END:
-            return kept
+            return kept, answers
+        answers |= message == ANSWERS
         if message == BUSY:
             raise BlockingIOError("a running balloond uses it")
         if not message:

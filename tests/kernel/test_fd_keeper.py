@@ -3,6 +3,7 @@
 import _thread
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.handover.fd_keeper import END, FORGET, MAX_HANGING, TAKE, Keeper
+from balloon_daemon.handover.fd_keeper import ANSWERS, END, FORGET, MAX_HANGING, TAKE, Keeper
+from balloon_daemon.handover.store import Store
+from balloon_daemon.linux.events import OwnedFd
 from tests.fakes.slow_close import MuteFile, lingering_socket
 from tests.vm.waiting import HANG_S, wait_until
 
@@ -45,6 +48,7 @@ def test_balloond_that_is_dead_serves_nobody_though_its_connection_is_open(tmp_p
             sock = reach(path)
             assert sock is not None
             sock.send(TAKE)
+            assert sock.recv(100) == ANSWERS
             assert sock.recv(100) == END
             if os.fork() == 0:
                 os.write(writing, os.getpid().to_bytes(4, "little"))
@@ -62,6 +66,7 @@ def test_balloond_that_is_dead_serves_nobody_though_its_connection_is_open(tmp_p
         second.send(TAKE)
         message, fds, _, _ = socket.recv_fds(second, 100, 1)
         assert (message, len(fds)) == (b"FDNAME=vm1.1", 1)
+        assert second.recv(100) == ANSWERS
         assert second.recv(100) == END
         second.send(FORGET)
         assert keeper.wait(HANG_S) == 0
@@ -136,6 +141,7 @@ def test_socket_that_lingers_in_a_dropped_channel_does_not_hold_up_the_keeper(
             balloond.send(REMOVE)
         balloond.send(TAKE)
 
+        assert balloond.recv(100) == ANSWERS
         assert balloond.recv(100) == END
         balloond.send(FORGET)
         assert keeper.wait(HANG_S) == 0
@@ -154,6 +160,7 @@ def test_file_that_never_answers_does_not_hold_up_the_keeper(
         wait_until(lambda: mute.is_being_closed, what="its server has been asked")
         balloond.send(TAKE)
 
+        assert balloond.recv(100) == ANSWERS
         assert balloond.recv(100) == END
     finally:
         mute.close()
@@ -176,3 +183,107 @@ def test_close_that_found_no_thread_is_done_with_the_next(monkeypatch: pytest.Mo
         keeper.close([])
 
         assert second.recv(1) == b""
+
+
+def store(balloond: socket.socket, name: str, more: str = "") -> None:
+    """Stores a pipe under a name."""
+    reading, writing = os.pipe()
+    message = f"FDSTORE=1\nFDNAME={name}{more}".encode()
+    socket.send_fds(balloond, [message], [reading])
+    os.close(reading)
+    os.close(writing)
+
+
+def kept(balloond: socket.socket) -> list[str]:
+    """The names of all that the keeper keeps."""
+    names = []
+    balloond.send(TAKE)
+    while (received := socket.recv_fds(balloond, 100, 1))[0] != END:
+        message, fds, _, _ = received
+        if message == ANSWERS:
+            continue
+        names.append(message.decode().removeprefix("FDNAME="))
+        os.close(fds[0])
+    return names
+
+
+def test_state_that_is_kept_replaces_what_it_names(balloond: socket.socket) -> None:
+    for name in ("vm1.1", "vm1.2", "vm1.state-1", "vm10.1"):
+        store(balloond, name)
+    store(balloond, "vm1.state-2", "\nFDREPLACES=vm1.state-1 vm1.2\nFDLOSSES=0")
+    assert kept(balloond) == ["vm1.1", "vm10.1", "vm1.state-2"]
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["keeper", "systemd or an old keeper"])
+def test_store_that_does_not_replace_by_itself_is_told_each_step(answers: bool) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    store = Store(ours, {}, ours=True, capacity=100, answers=answers)
+    fd = OwnedFd(os.eventfd(0))
+    store.replace("vm1.state-2", fd, ["vm1.state-1", "vm1.7"])
+    store.close()
+    fd.close()
+    said = []
+    with theirs:
+        while message := theirs.recv(100):
+            said.append(message.decode().split("\n"))
+    removals = [["FDSTOREREMOVE=1", f"FDNAME={name}"] for name in ("vm1.state-1", "vm1.7")]
+    assert {"FDSTORE=1", "FDNAME=vm1.state-2"} < set(said[0])
+    assert ("FDREPLACES=vm1.state-1 vm1.7" in said[0]) == answers
+    assert said[1:] == ([] if answers else removals)
+
+
+def test_keeper_without_room_says_what_it_lost_and_keeps_the_state_of_before(
+    keeper: "subprocess.Popen[bytes]", balloond: socket.socket
+) -> None:
+    for name in ("vm1.1", "vm1.2", "vm1.state-1", "vm2.1", "vm2.state-1"):
+        store(balloond, name)
+    kept(balloond)
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (3, 4096))
+    store(balloond, "vm1.3")
+    assert balloond.recv(100) == b"FDLOST=vm1.3\nFDLOSSES=1"
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+
+    # It names what was lost, as who sent it has not heard of that yet.
+    store(balloond, "vm1.state-2", "\nFDREPLACES=vm1.state-1 vm1.2\nFDLOSSES=0")
+    store(balloond, "vm2.state-2", "\nFDREPLACES=vm2.state-1\nFDLOSSES=0")
+    store(balloond, "vm1.4")
+    store(balloond, "vm1.state-3", "\nFDKEEPS=vm1.1 vm1.4\nFDLOSSES=0")
+    before = {"vm1.1", "vm1.2", "vm1.state-1"}
+    later = {"vm1.state-2", "vm1.4", "vm1.state-3"}
+    assert set(kept(balloond)) == before | later | {"vm2.1", "vm2.state-2"}
+
+
+def test_who_has_heard_of_a_loss_says_what_is_to_stay(
+    keeper: "subprocess.Popen[bytes]", balloond: socket.socket
+) -> None:
+    for name in ("vm1.1", "vm1.2", "vm1.state-1", "vm10.1"):
+        store(balloond, name)
+    kept(balloond)
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (3, 4096))
+    for _ in range(2):
+        store(balloond, "vm1.state-2")
+        balloond.recv(100)
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+
+    store(balloond, "vm1.state-3", "\nFDKEEPS=vm1.1\nFDLOSSES=2")
+    assert set(kept(balloond)) == {"vm1.1", "vm1.state-3", "vm10.1"}
+
+
+def test_balloond_that_reads_no_answers_is_served_on(
+    keeper: "subprocess.Popen[bytes]", balloond: socket.socket
+) -> None:
+    store(balloond, "vm1.1")
+    kept(balloond)
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (3, 4096))
+    for _ in range(2000):
+        store(balloond, "vm1.2")
+    resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+    store(balloond, "vm1.3")
+    balloond.send(TAKE)
+    # What it was told, as far as there was room for it, comes first.
+    names = set[bytes]()
+    while (received := socket.recv_fds(balloond, 100, 1))[0] != END:
+        names.add(received[0].partition(b"\n")[0])
+        for fd in received[1]:
+            os.close(fd)
+    assert {b"FDLOST=vm1.2", b"FDNAME=vm1.1", b"FDNAME=vm1.3"} <= names

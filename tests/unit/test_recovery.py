@@ -19,6 +19,7 @@ from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.device.process import DeviceSpec
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
+from balloon_daemon.handover.room import Room
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.closing import Closer
 from balloon_daemon.linux.events import OwnedFd
@@ -60,8 +61,10 @@ class KeepingStore:
     """Stands for a store: all that was put into it is what the next controller finds."""
 
     is_behind = False
+    has_all = True
 
     def __init__(self) -> None:
+        self.room = Room(1000)
         self.names: set[str] = set()
         self.kept: dict[str, OwnedFd] = {}
         self.full = False
@@ -74,6 +77,14 @@ class KeepingStore:
 
     def remove(self, name: str) -> None:
         self.names.discard(name)
+
+    def owned(self, guest: str, lost: object) -> None:
+        """It loses nothing by itself."""
+
+    def replace(self, name: str, fd: HasFileno, gone: Sequence[str], **_: object) -> None:
+        self.put(name, fd)
+        for each in gone:
+            self.remove(each)
 
     async def drained(self) -> None:
         """It is never behind."""
@@ -454,3 +465,38 @@ def test_guest_whose_rings_ran_before_anything_was_decided_is_governed_by_the_ne
         return started
 
     assert asyncio.run(go_on()) == [True, True]
+
+
+def test_state_that_is_older_than_what_its_vmm_was_told_ends_that_vmm(
+    tmp_path: Path, errors: Errors
+) -> None:
+    left = Left()
+    journal = Journal(left.journals[0].duplicate())
+    journal.require(journal.required + 1)
+    journal.close()
+
+    async def go_on() -> list[str]:
+        guests = left.go_on(tmp_path)
+        await left.first_is_let_go_and_second_served(guests)
+        return [guest.name for guest in guests]
+
+    assert asyncio.run(go_on()) == ["vm2"]
+    why = "is not the newest, for which there was no room"
+    assert errors() == [("vm1", f"the state that another balloond left {why}; closing this VMM")]
+    assert left.store.names == set()
+
+
+def test_journal_of_an_earlier_version_is_read(tmp_path: Path, errors: Errors) -> None:
+    left = Left()
+    for journal in left.journals:
+        os.truncate(journal.fileno(), 16 + MAX_REQUEST_BYTES)
+
+    async def go_on() -> list[str]:
+        guests = left.go_on(tmp_path)
+        for vmm in left.vmms:
+            vmm.close()
+        await asyncio.gather(*(guest.serve() for guest in guests))
+        return [guest.name for guest in guests]
+
+    assert asyncio.run(go_on()) == list(NAMES)
+    assert errors() == []

@@ -1,18 +1,23 @@
 """What of a guest is in the store, whatever fails on the way there."""
 
+import asyncio
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
 import pytest
 
+from balloon_daemon.controller import saver as saver_module
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.room import SHARE, STATES, Room
 from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, SavedMessage, decode_state
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd, read_sealed
+from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import inspect_memory
 from balloon_daemon.vhost_user.memory_table import MemoryTable
@@ -21,17 +26,28 @@ from balloon_daemon.vhost_user.messages import (
     VERSION,
     FrontendRequest,
     Message,
+    RegionDescription,
     VringState,
 )
 from balloon_daemon.vhost_user.replay import replay
 from tests.fakes.counted_fd import inspect
 from tests.fakes.told_backend import ADDR, OFFERED, REGION
+from tests.vm.waiting import HANG_S
 
 
 class RememberingStore:
-    """Stands for a store: the names that it has, and the newest state's descriptors by number."""
+    """Stands for a store: the names that it has, and the newest state's descriptors by number.
 
-    def __init__(self) -> None:
+    Args:
+        capacity: for how many it has room.
+    """
+
+    has_all = True
+
+    def __init__(self, capacity: int = 1000) -> None:
+        self.room = Room(capacity)
+        self.owners: dict[str, Callable[[str, int], None]] = {}
+        self.last: dict[str, object] = {}
         self.names: set[str] = set()
         self.needed: set[int] = set()
         self.full = False
@@ -42,6 +58,7 @@ class RememberingStore:
         if self.full:
             raise OSError(24, os.strerror(24))
         self.names.add(name)
+        self.room.put(name)
         self.inodes[name] = os.fstat(fd.fileno()).st_ino
         if ".state-" in name:
             self.state = decode_state(read_sealed(fd.fileno(), MAX_STATE_BYTES))
@@ -49,6 +66,18 @@ class RememberingStore:
 
     def remove(self, name: str) -> None:
         self.names.discard(name)
+        self.room.remove(name)
+
+    def owned(self, guest: str, lost: Callable[[str, int], None] | None) -> None:
+        self.owners.pop(guest, None)
+        if lost is not None:
+            self.owners[guest] = lost
+
+    def replace(self, name: str, fd: HasFileno, gone: Sequence[str], **words: object) -> None:
+        self.last = words
+        self.put(name, fd)
+        for each in gone:
+            self.remove(each)
 
 
 def test_descriptor_that_found_no_room_in_the_store_is_put_there_with_the_next_state() -> None:
@@ -123,3 +152,145 @@ def test_each_state_is_what_a_fresh_back_end_must_hear_by_then() -> None:
     saver.close()
     backend.close()
     connection.close()
+
+
+# --- a store without room -----------------------------------------------------------------------
+
+
+class Kept:
+    """A guest of a number of descriptors, and its saver.
+
+    Args:
+        store: where it is kept.
+        name: its name.
+    """
+
+    def __init__(self, store: RememberingStore, name: str) -> None:
+        self.journal = Journal.create("test")
+        self.saver = GuestSaver(cast(Store, store), name, self.journal)
+        self.backend = Backend(MemoryTable(inspect_memory))
+        self._connection = OwnedFd(os.eventfd(0))
+
+    def grow(self, regions: int) -> None:
+        for _ in range(regions):
+            place = len(self.backend.memory.regions) << 20
+            region = RegionDescription(GuestAddr(place), 1 << 20, FrontendAddr(place), 0)
+            memory = OwnedFd(create_memfd("x", size_bytes=1 << 20))
+            self.backend.memory.add(region, memory)
+
+    def save(self, handled: int = 1) -> None:
+        self.saver.save(Snapshot(handled, 0, None, self.backend, self._connection, None))
+
+    def close(self) -> None:
+        self.saver.close()
+        self.backend.close()
+        self._connection.close()
+
+
+def test_guest_that_finds_no_room_is_not_kept_and_costs_no_other_one() -> None:
+    async def run() -> None:
+        store = RememberingStore(3 * (SHARE + STATES))
+        guests = [Kept(store, f"vm{number}") for number in (1, 2, 3)]
+        for guest in guests[:2]:
+            guest.save()
+        others = set(store.names)
+
+        with pytest.raises(OSError, match=r"1 descriptors or more are too many .*198 in all, 64"):
+            guests[2].save()
+        for _ in range(3):
+            guests[2].save()  # It is said once.
+        guests[0].grow(SHARE - 2)
+        guests[0].save()
+
+        assert {name for name in store.names if name.startswith("vm3.")} == set()
+        assert others - store.names == {"vm1.state-1"}
+        assert len([name for name in store.names if name.startswith("vm1.")]) == SHARE + 1
+        for guest in guests:
+            guest.close()
+
+    asyncio.run(run())
+
+
+def test_state_of_before_is_good_while_only_numbers_have_changed() -> None:
+    store = RememberingStore()
+    guest = Kept(store, "vm1")
+    guest.save()
+    assert guest.journal.required == 1
+
+    store.full = True
+    with pytest.raises(OSError, match="Too many open files"):
+        guest.save(handled=2)
+    assert guest.journal.required == 1
+    guest.grow(1)
+    with pytest.raises(OSError, match="Too many open files"):
+        guest.save(handled=3)
+
+    # It has another memory table by now: what is kept must not be gone on with.
+    assert guest.journal.required == 2
+    assert "vm1.state-1" in store.names
+    store.full = False
+    guest.save(handled=4)
+    assert guest.journal.required == 2
+    assert "vm1.state-2" in store.names
+    guest.close()
+
+
+def test_guest_for_which_there_was_no_room_is_kept_once_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(saver_module, "NO_ROOM_S", 0.01)
+
+    async def run() -> None:
+        store = RememberingStore(2 * (SHARE + STATES))
+        first, second = Kept(store, "vm1"), Kept(store, "vm2")
+        second.saver.when_not_kept(second.save)
+        first.save()
+        with pytest.raises(OSError, match="too many for the store"):
+            second.save()
+        first.saver.forget()
+        while "vm2.state-1" not in store.names:
+            await asyncio.sleep(0)
+
+        assert store.names == {"vm2.1", "vm2.2", "vm2.state-1"}
+        first.close()
+        second.close()
+
+    asyncio.run(asyncio.wait_for(run(), HANG_S))
+
+
+def test_descriptor_that_the_keeper_lost_is_put_there_anew_and_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(saver_module, "LOST_S", 0.01)
+
+    async def run() -> list[str]:
+        store, said = RememberingStore(), list[str]()
+        guest = Kept(store, "vm1")
+
+        def save() -> None:
+            try:
+                guest.save()
+            except OSError as err:
+                said.append(str(err))
+
+        guest.saver.when_not_kept(save)
+        save()
+        for losses in (1, 2):
+            serial = max(int(name.rpartition("-")[2]) for name in store.names if "-" in name)
+            lost = max(number for number in store.needed)
+            store.names.discard(f"vm1.{lost}")
+            store.owners["vm1"](f"vm1.{lost}", losses)
+            while f"vm1.state-{serial + 1}" not in store.names:
+                await asyncio.sleep(0)
+            assert {f"vm1.{number}" for number in store.needed} <= store.names
+            assert lost not in store.needed
+            assert store.last["losses"] == losses
+            stay = cast(list[str], store.last["stay"])
+            assert set(stay) == {f"vm1.{number}" for number in store.needed}
+        save()
+        assert store.last["stay"] is None
+        guest.close()
+        return said
+
+    (complaint,) = asyncio.run(asyncio.wait_for(run(), HANG_S))
+    assert "what keeps it has no room for a descriptor" in complaint

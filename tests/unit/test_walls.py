@@ -30,6 +30,7 @@ PURE = {
     "tube.messages",
     "controller.gain",
     "controller.vm_size",
+    "handover.room",
     "handover.state",
     "seccomp.bpf",
     "seccomp.c_rules",

@@ -1,0 +1,81 @@
+"""How many descriptors a store has room for, and how many of them a guest may have.
+
+Pure. A store that is full drops what comes next without a word, so its room is counted here, by
+the names that are in it, and nothing is put where there is none.
+
+Each guest that is there has a *share*, whether it uses it or not, and room for its states. What
+is beyond the shares may be used by whoever comes first, up to half of the store: the other half is
+for guests that are still to come. So no guest can take what another one has, or will need.
+"""
+
+SHARE = 64
+"""Descriptors that each guest may have, its states apart. A QEMU has some 25, and a few more while
+its guest starts again."""
+
+STATES = 2
+"""The newest state, and the one before it until that is taken out."""
+
+_OWN = 16
+"""Kept free for the listening socket, and for what has been taken out and may not be gone yet."""
+
+STATE = ".state-"
+"""What a state's name has behind its guest's."""
+
+
+class Room:
+    """The room of one store.
+
+    Args:
+        capacity: how many descriptors it keeps at most.
+        names: what is in it.
+    """
+
+    def __init__(self, capacity: int, names: "list[str] | tuple[str, ...]" = ()) -> None:
+        self.capacity = capacity
+        self._guests: dict[str, set[str]] = {}
+        self._claimed = self._beyond = 0
+        for name in names:
+            self.put(name)
+
+    def put(self, name: str) -> None:
+        """Counts a name: ``<guest>.<what>``; one without a guest, and a state, has its room."""
+        guest, _, what = name.partition(".")
+        if what and STATE not in name:
+            names = self._guests.setdefault(guest, set())
+            self._count(names, -1)
+            names.add(name)
+            self._count(names, 1)
+
+    def remove(self, name: str) -> None:
+        """Counts a name no more."""
+        guest = name.partition(".")[0]
+        names = self._guests.get(guest, set())
+        if name in names:
+            self._count(names, -1)
+            names.remove(name)
+            self._count(names, 1)
+            if not names:
+                del self._guests[guest]
+
+    def admits(self, guest: str, fds: int) -> bool:
+        """Whether a guest may have so many descriptors, its states apart.
+
+        What it has already it may always have.
+        """
+        held = len(self._guests.get(guest, ()))
+        claimed = self._claimed - _claim(held) + _claim(fds)
+        beyond = self._beyond - _beyond(held) + _beyond(fds)
+        fits = claimed + _OWN <= self.capacity
+        return fds <= held or (fits and (fds <= SHARE or beyond <= self.capacity // 2))
+
+    def _count(self, names: set[str], sign: int) -> None:
+        self._claimed += sign * _claim(len(names))
+        self._beyond += sign * _beyond(len(names))
+
+
+def _claim(fds: int) -> int:
+    return max(SHARE, fds) + STATES if fds else 0
+
+
+def _beyond(fds: int) -> int:
+    return max(0, fds - SHARE)

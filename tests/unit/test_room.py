@@ -1,0 +1,76 @@
+"""How the room of a store is shared out."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balloon_daemon.handover.room import SHARE, STATE, STATES, Room
+
+CAPACITY = 2000
+GUESTS = ("vm1", "vm2", "vm3", "vm40")
+
+
+def fill(room: Room, guest: str, fds: int) -> int:
+    """Puts descriptors of a guest in, as long as there is room; how many it has then."""
+    for number in range(1, fds + 1):
+        if not room.admits(guest, number):
+            return number - 1
+        room.put(f"{guest}.{number}")
+    return fds
+
+
+def test_no_guest_takes_the_share_of_another_one() -> None:
+    room = Room(CAPACITY)
+    fill(room, "vm1", 5)
+
+    assert fill(room, "vm2", CAPACITY) == SHARE + CAPACITY // 2
+    assert fill(room, "vm3", CAPACITY) == SHARE
+    assert fill(room, "vm1", CAPACITY) == SHARE
+
+
+def test_guests_that_come_find_room_though_one_has_taken_all_that_it_could() -> None:
+    room = Room(CAPACITY)
+    fill(room, "vm1", CAPACITY)
+
+    came = [fill(room, f"vm{number}", 25) for number in range(2, 100)]
+
+    # All but the taker's share and half of the store, in whole shares.
+    assert came == [25] * 13 + [0] * 85
+
+
+def test_what_a_guest_had_before_it_may_have() -> None:
+    # The store of an earlier balloond was larger.
+    room = Room(100, [f"vm1.{number}" for number in range(1, 200)])
+    assert room.admits("vm1", 199)
+    assert not room.admits("vm1", 200)
+    assert not room.admits("vm2", 1)
+
+
+def test_room_of_a_guest_that_is_gone_is_free() -> None:
+    room = Room(SHARE + STATES + 16)
+    assert fill(room, "vm1", 3) == 3
+    assert fill(room, "vm2", 3) == 0
+    for number in (1, 2, 3, 3):
+        room.remove(f"vm1.{number}")
+    assert fill(room, "vm2", 3) == 3
+
+
+@given(st.lists(st.tuples(st.sampled_from(GUESTS), st.integers(-300, 300)), max_size=30))
+def test_store_is_never_full_and_each_guest_that_is_there_has_its_share(
+    steps: list[tuple[str, int]],
+) -> None:
+    room, capacity = Room(600), 600
+    has = Counter[str]()
+    for guest, change in steps:
+        for _ in range(change):
+            if room.admits(guest, has[guest] + 1):
+                has[guest] += 1
+                room.put(f"{guest}.{has[guest]}")
+                room.put(f"{guest}{STATE}{has[guest]}")
+        for _ in range(min(-change, has[guest])):
+            room.remove(f"{guest}.{has[guest]}")
+            has[guest] -= 1
+        there = [name for name, fds in has.items() if fds]
+        assert has.total() + STATES * len(there) < capacity
+        assert all(room.admits(name, SHARE) for name in there)
