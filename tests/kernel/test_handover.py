@@ -26,6 +26,7 @@ from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription, encode_request
 from tests.fakes.short_host import is_asleep
+from tests.fakes.slow_close import lingering_socket
 from tests.fuzz.jail_watch import template_of
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device, wait_for_device
 from tests.kernel.test_balloond_guests import assert_all_back
@@ -357,6 +358,45 @@ def test_vmm_that_connects_while_nobody_runs_is_served_by_the_next(
     run([late], lambda: late.driver.actual * 4096 == MAXIMUM)
 
     assert answer.request == FrontendRequest.GET_FEATURES
+
+
+def test_socket_that_lingers_in_what_a_vmm_left_does_not_hold_up_the_next_start(
+    start_daemon: StartDaemon,
+) -> None:
+    first = start_daemon("--keep-fds")
+    enemy = Wire.connect(str(first.config.socket))
+    enemy.send(encode_request(FrontendRequest.GET_FEATURES))
+    enemy.receive()
+    # Its connection is kept by what it says next, and by what comes after that.
+    enemy.send(encode_request(FrontendRequest.SET_OWNER))
+    enemy.send(encode_request(FrontendRequest.GET_FEATURES))
+    enemy.receive()
+    first.kill()
+    with lingering_socket() as sock:
+        # Nobody takes it any more: the keeper is the last that has it.
+        enemy.send(encode_request(FrontendRequest.SET_BACKEND_REQ_FD), [sock.fileno()])
+        os.close(sock.detach())
+        enemy.close()
+        keeper = keeper_pid(first)
+        wait_until(
+            lambda: "balloond-vm1" not in " ".join(kept_names(keeper)), what="the VM is dropped"
+        )
+
+        second = start_daemon("--keep-fds")
+        wire = Wire.connect(str(second.config.socket))
+        wire.send(encode_request(FrontendRequest.GET_FEATURES))
+        wire.receive()
+        wire.close()
+        assert [r for r in second.records() if r["level"] == "error"] == []
+
+
+def kept_names(pid: int) -> list[str]:
+    """What the kernel calls what a process has open."""
+    names = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # It was closed since.
+            names.append(os.readlink(fd))
+    return names
 
 
 def test_sigterm_gives_all_back_and_the_keeper_ends(
