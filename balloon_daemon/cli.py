@@ -171,7 +171,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep-fds",
         action="store_true",
         help="let a small process keep the VMs, so that they keep their balloons when balloond is "
-        "killed or makes way for another one (SIGUSR1); under systemd its own store does",
+        "killed or makes way for another one (SIGUSR1); under systemd its own store does; nobody "
+        "else may write to the socket's directory then",
     )
     parser.add_argument(
         "--log",
