@@ -35,6 +35,7 @@ from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Region
 from balloon_daemon.vhost_user.replay import (
     Told,
+    replay,
     replay_features,
     replay_memory,
     replay_vrings,
@@ -264,7 +265,10 @@ class GuestSaver:
         except OSError as err:
             if told is None or told != self._told:
                 self.journal.require(self._serial + 1)
-            if err.errno != errno.ENOSPC or self._again.later(NO_ROOM_S):
+            if err.errno != errno.ENOSPC:
+                raise
+            self._take_out_unused(snapshot)
+            if self._again.later(NO_ROOM_S):
                 raise
             return
         if told != self._told:
@@ -320,6 +324,15 @@ class GuestSaver:
                 self._fds.drop(each)
             raise
         return messages, state
+
+    def _take_out_unused(self, snapshot: Snapshot) -> None:
+        """Makes room: what the state of before names alone, which is true no more by now."""
+        told = [fd for _, fds in replay(snapshot.backend) for fd in fds]
+        used = [snapshot.connection, self.journal.fd, *told]
+        used += [] if snapshot.life is None else [snapshot.life]
+        for number in self._fds.kept.keys() - {self._fds.find(fd) for fd in used}:
+            self._store.remove(f"{self._name}.{number}")
+            self._fds.drop(number)
 
     def _put_state(self, memory: OwnedFd, needed: set[int]) -> None:
         numbers = self._fds.kept.keys() - needed

@@ -112,9 +112,10 @@ class Journal:
         """States before this one are true no more: its VMM has said something else since.
 
         A guest that is gone on with by such a state would have pages removed by a memory table
-        that is not its own any more. Whether a later one reaches the store nobody may know.
+        that is not its own any more. Whether a later one reaches the store nobody may know. What
+        is true no more will not be again.
         """
-        _REQUIRED.pack_into(self._map, _REQUIRED_AT, serial)
+        _REQUIRED.pack_into(self._map, _REQUIRED_AT, max(serial, self.required))
 
     def close(self) -> None:
         """Unmaps and closes it."""

@@ -68,6 +68,9 @@ class RememberingStore:
         self.names.discard(name)
         self.room.remove(name)
 
+    async def drained(self) -> None:
+        """It is never behind."""
+
     def owned(self, guest: str, lost: Callable[[str, int], None] | None) -> None:
         self.owners.pop(guest, None)
         if lost is not None:
@@ -254,6 +257,35 @@ def test_guest_for_which_there_was_no_room_is_kept_once_there_is(
         assert store.names == {"vm2.1", "vm2.2", "vm2.state-1"}
         first.close()
         second.close()
+
+    asyncio.run(asyncio.wait_for(run(), HANG_S))
+
+
+def test_guest_whose_whole_memory_is_another_is_kept_though_both_together_find_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(saver_module, "NO_ROOM_S", 0.01)
+
+    async def run() -> None:
+        store = RememberingStore(SHARE + STATES + 16)
+        guest = Kept(store, "vm1")
+        guest.saver.when_not_kept(guest.save)
+        guest.grow(SHARE - 2)
+        guest.save()
+        before = set(store.needed)
+        guest.backend.memory.close()
+        guest.grow(SHARE - 2)
+        with pytest.raises(OSError, match="65 descriptors or more are too many for the store"):
+            guest.save()
+        # What is kept is not true any more, whatever its VMM is told meanwhile.
+        await guest.saver.drained()
+        assert guest.journal.required == 2
+
+        while "vm1.state-2" not in store.names:
+            await asyncio.sleep(0)
+        assert {f"vm1.{number}" for number in store.needed} | {"vm1.state-2"} == store.names
+        assert len(store.needed & before) == 2
+        guest.close()
 
     asyncio.run(asyncio.wait_for(run(), HANG_S))
 
