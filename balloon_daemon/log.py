@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -120,10 +121,16 @@ class EventLog:
 
     def __init__(self, **fields: Any) -> None:
         self._fields = fields
+        self._admit: Admit = lambda: 0
 
     def bind(self, **fields: Any) -> "EventLog":
         """A log with more fields."""
-        return EventLog(**self._fields, **fields)
+        return EventLog(**self._fields, **fields).within(self._admit)
+
+    def within(self, admit: "Admit") -> "EventLog":
+        """This log, whose lines are left out from now on where ``admit`` says so."""
+        self._admit = admit
+        return self
 
     def debug(self, event: str, message: str, **fields: Any) -> None:
         self._log(logging.DEBUG, event, message, fields)
@@ -145,8 +152,51 @@ class EventLog:
 
     def _log(self, level: int, event: str, message: str, fields: dict[str, Any]) -> None:
         if LOGGER.isEnabledFor(level):
+            left_out = self._admit()
+            if left_out is None:
+                return
+            if left_out:
+                message += f" ({left_out} more lines on VMs of this user were left out)"
             extra = {"fields": {"event": event, **self._fields, **fields}}
             LOGGER.log(level, "%s", message, extra=extra)
+
+
+Admit = Callable[[], int | None]
+"""How many lines were left out before this one; None: leave this one out too."""
+
+
+class LineBudget:
+    """Lets through as many lines as have been saved up, and counts the others.
+
+    Args:
+        most: lines that can be saved up.
+        per_second: lines that are saved up in a second.
+    """
+
+    def __init__(self, most: int, per_second: float) -> None:
+        self._most = most
+        self._per_second = per_second
+        self._saved = float(most)
+        self._at_s = 0.0
+        self.left_out = 0
+        """Lines since the last one that was let through."""
+
+    def has_one(self, now_s: float) -> bool:
+        """Takes a line's worth of what is saved up; False where there is none."""
+        earned = (now_s - self._at_s) * self._per_second
+        self._saved, self._at_s = min(self._most, self._saved + earned), now_s
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
+
+    def admit(self, now_s: float) -> int | None:
+        """Tells how many lines were left out before this one; None: leave this one out too."""
+        if not self.has_one(now_s):
+            self.left_out += 1
+            return None
+        left_out, self.left_out = self.left_out, 0
+        return left_out
 
 
 class RateLimit:

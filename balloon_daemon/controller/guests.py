@@ -9,11 +9,14 @@ from typing import assert_never
 from balloon_daemon.balloon_policy import Reason
 from balloon_daemon.config import Config
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.controller.inbox import CONFIG_ACCESS, Inbox
 from balloon_daemon.controller.introduction import SHARED_WITHIN_POLLS, giving_back, not_shared
 from balloon_daemon.controller.keeper import DeviceKeeper, Jail
 from balloon_daemon.controller.limits import BalloonLimits
+from balloon_daemon.controller.peers import Peer
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.controller.sounding import Sounding
+from balloon_daemon.controller.turns import TURN_S
 from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.handover.journal import Phase
@@ -32,14 +35,11 @@ from balloon_daemon.vhost_user.effects import (
     StopDevice,
 )
 from balloon_daemon.vhost_user.memory_table import MemoryTable
-from balloon_daemon.vhost_user.messages import FrontendRequest, Message, decode_message
+from balloon_daemon.vhost_user.messages import Message, decode_message
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, pages_of
 
 REACHED_A_SECOND = 4
 """Lines that say so; a guest may write ``actual`` as often as it likes."""
-
-MESSAGES_A_TURN = 64
-"""Messages taken from one front-end before the others get their turn."""
 
 SAVE_ACTUAL_S = 0.05
 """``actual`` changes with every buffer and heals with the next: it is kept a little later."""
@@ -47,22 +47,14 @@ SAVE_ACTUAL_S = 0.05
 NOT_SERVED_LINES = 32
 """Lines on what cannot be served, each once: a driver may choose any size, over and over."""
 
-_CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFIG))
-"""Requests that stop and start nothing, and leave nothing behind that would have to be kept."""
-
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all guests of a controller share.
-
-    Attributes:
-        farewells: of the lines on connections that end; a flood of them must not flood the log.
-    """
+    """What all guests of a controller share."""
 
     config: Config
     watch: MemoryWatch
     jail: Jail
-    farewells: RateLimit
 
 
 class Guest:
@@ -71,6 +63,7 @@ class Guest:
     Args:
         name: for the log.
         connection: the VMM's; the guest closes it.
+        peer: the VMM's user.
         shared: what it shares with the others.
         log: the controller's.
         saver: keeps it in a store; None where there is none.
@@ -80,25 +73,27 @@ class Guest:
         self,
         name: str,
         connection: Connection,
+        peer: Peer,
         shared: Surroundings,
         log: EventLog,
         saver: GuestSaver | None,
     ) -> None:
         self.name = name
         self._connection = connection
+        self._peer = peer
         self._shared = shared
         self._saver = saver
-        self._log = log.bind(vm=name)
+        self._log = peer.log(log.bind(vm=name))
         self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
         self._reached = RateLimit(REACHED_A_SECOND)
         # It is tried again with each ``actual``, 20 times a second.
         self._unkept = RateLimit(1)
-        self._handled = 0
+        journal = None if saver is None else saver.journal
+        self._inbox = Inbox(connection, peer, journal, self._answer_access)
         self._unsaved = False
         self._save_later: asyncio.TimerHandle | None = None
         self._leaving = False
-        self._taken: Received | None = None
         self._not_served = OnceEach(NOT_SERVED_LINES)
         self._not_shared: asyncio.TimerHandle | None = None
         self._sounding = Sounding(self._set_target, shared.config.poll_s)
@@ -127,6 +122,7 @@ class Guest:
 
     async def serve(self) -> None:
         """Answers the VMM until it hangs up or breaks the protocol; then lets go of everything."""
+        self._peer.join()
         shared_within_s = SHARED_WITHIN_POLLS * self._shared.config.poll_s
         self._not_shared = self._loop.call_later(shared_within_s, self._say_not_shared)
         try:
@@ -134,11 +130,9 @@ class Guest:
             # Another controller may have ended before it began, or while it found out a balloon.
             self._start_governor()
             while True:
-                for _ in range(MESSAGES_A_TURN):
-                    await self._take_one()
-                await asyncio.sleep(0)
+                await self._take_turn()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            if self._handled:
+            if self._inbox.handled:
                 self._farewell(
                     self._log.info, "the VMM has closed its connection; its balloon is forgotten"
                 )
@@ -150,7 +144,7 @@ class Guest:
             await self._close()
 
     def _farewell(self, log: Callable[..., None], message: str) -> None:
-        left_out = self._shared.farewells.admit(self._loop.time())
+        left_out = self._peer.farewells.admit(self._loop.time())
         if left_out is not None:
             more = f" ({left_out} more connections have ended)" if left_out else ""
             log("vmm", f"{message}{more}")
@@ -171,19 +165,19 @@ class Guest:
 
     def leave(self) -> None:
         """Stays in the store for another controller when this one's task ends."""
-        if self._taken is not None:
+        if self._inbox.taken is not None:
             # Our task will not see it, and its descriptors are nowhere else. It stands in the
             # journal too: the next controller does what is left to do, and answers.
-            message, fds, lost = self._taken
+            message, fds, lost = self._inbox.taken
             with contextlib.suppress(FrontendError, StateError):
                 self.backend.handle(message, fds, lost=lost)
-                self._handled += 1
+                self._inbox.handled += 1
         self.save()
         self._leaving = True
 
     def restore(self, handled: int, num_pages: int, actual: int) -> None:
         """Takes over what another controller kept beside the back-end's and policy's state."""
-        self._handled = handled
+        self._inbox.handled = handled
         # Rings in mid-life are no news here, unless their balloon was unknown to that one too.
         self.backend.driver.balloon_unknown &= not self.governor.started
         if not self.backend.vrings[0].started:
@@ -196,75 +190,36 @@ class Guest:
 
     # --- messages -----------------------------------------------------------------------------
 
-    async def _take_one(self) -> None:
-        """Takes the next message, or waits for one that is no access to the config space."""
-        received = self._receive() or await self._next_message()
-        await self._handle(received)
-        if self._saver is not None:
-            self._saver.journal.done()
-        # Not before the saver's duplicates: the last ones are not to be closed in here.
-        self._connection.let_go()
-
-    def _receive(self) -> Received | None:
-        if self._saver is not None and (request := self._connection.peek()) is not None:
-            # Written down before it is taken: a VMM waits for its answer for ever.
-            self._saver.journal.begin(self._handled + 1, request)
-        return self._connection.receive()
+    async def _take_turn(self) -> None:
+        """Waits for a message that is no access to the config space; takes those behind it too."""
+        received: Received | None = await self._inbox.next()
+        ends_at = self._loop.time() + TURN_S
+        while received is not None:
+            await self._handle(received)
+            self._inbox.done()
+            received = self._inbox.receive() if self._loop.time() < ends_at else None
 
     async def _handle(self, received: Received) -> None:
         message, fds, lost = received
-        self._handled += 1
+        self._inbox.handled += 1
         effects = self.backend.handle(message, fds, lost=lost)
         if fds:
             # Only this process has them now, and a device that has to end first takes its time.
             self.save()
-        self._unsaved = message.request not in _CONFIG_ACCESS
+        self._unsaved = message.request not in CONFIG_ACCESS
         for effect in effects:
             await self._perform(effect)
         if self._unsaved:
             self.save()
 
-    async def _next_message(self) -> Received:
-        """Waits for a message that ``_arrived`` does not answer by itself."""
-        fd = self._connection.fileno()
-        waiter: asyncio.Future[Received] = self._loop.create_future()
-        self._loop.add_reader(fd, self._arrived, waiter)
-        try:
-            received = await waiter
-            self._taken = None
-            return received
-        finally:
-            self._loop.remove_reader(fd)
-
-    def _arrived(self, waiter: "asyncio.Future[Received]") -> None:
-        """Takes one message: answers an access to the config space, hands on any other.
-
-        A guest reads and writes its config space once for each MiB that it gives up, and a
-        virtual CPU waits for the answer. That must not cost a change of tasks, nor of what the
-        loop waits for; together they took twice the time of everything else.
-        """
-        if waiter.done():
-            return
-        try:
-            received = self._receive()
-            if received is None:
-                return
-            if received.message.request not in _CONFIG_ACCESS:
-                self._taken = received
-                waiter.set_result(received)
-                return
-            self._handled += 1
-            self._unsaved = False
-            for effect in self.backend.handle(received.message, received.fds):
-                if isinstance(effect, Send):
-                    self._send_kept(effect.reply)
-                elif isinstance(effect, ActualWritten):
-                    self._actual_written(effect)
-            if self._saver is not None:
-                self._saver.journal.done()
-        except Exception as err:
-            # Whatever it is, ``serve`` knows what becomes of it, and the event loop does not.
-            waiter.set_exception(err)
+    def _answer_access(self, received: Received) -> None:
+        """Answers an access to the config space; nothing of it has to be kept."""
+        self._unsaved = False
+        for effect in self.backend.handle(received.message, received.fds):
+            if isinstance(effect, Send):
+                self._send_kept(effect.reply)
+            elif isinstance(effect, ActualWritten):
+                self._actual_written(effect)
 
     async def _perform(self, effect: Effect) -> None:
         match effect:
@@ -419,7 +374,9 @@ class Guest:
             return
         mem_bytes, policy = self.governor.vm_mem_bytes, self.governor.state()
         backend, life = self.backend, self.keeper.life
-        snapshot = Snapshot(self._handled, mem_bytes, policy, backend, self._connection, life)
+        snapshot = Snapshot(
+            self._inbox.handled, mem_bytes, policy, backend, self._connection, life
+        )
         try:
             self._saver.save(snapshot)
         except OSError as err:
@@ -448,7 +405,7 @@ class Guest:
         # next. A request that still waits in the socket is taken like any other.
         if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
             message = decode_message(entry.request)
-            if entry.number > self._handled:
+            if entry.number > self._inbox.handled:
                 # Taken, and nothing kept of it since: the descriptors that it had are lost.
                 lost = self.backend.lacks_fds(message)
                 await self._handle(Received(message, (), lost))
@@ -489,6 +446,7 @@ class Guest:
         finally:
             self._loop.remove_writer(self._connection.fileno())
             self._connection.close(kept=self._leaving)
+            self._peer.leave()
             self._empty.set()
 
 

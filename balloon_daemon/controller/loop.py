@@ -10,6 +10,7 @@ from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.guests import Guest, Surroundings
 from balloon_daemon.controller.keeper import Jail
 from balloon_daemon.controller.listening import LISTENER, Listener
+from balloon_daemon.controller.peers import Peers
 from balloon_daemon.controller.recovery import recover
 from balloon_daemon.controller.saver import GuestSaver
 from balloon_daemon.controller.watch import MemoryWatch
@@ -19,15 +20,12 @@ from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
-from balloon_daemon.log import EventLog, RateLimit
+from balloon_daemon.log import EventLog
 from balloon_daemon.low_memory import LowMemorySource
 from balloon_daemon.vhost_user.connection import Connection
 
 ACCEPT_AGAIN_S = 1.0
 """Out of file descriptors: how long to leave the next connection waiting."""
-
-FAREWELLS_A_SECOND = 10
-"""Lines on connections that end; whoever may connect may do so thousands of times a second."""
 
 
 class Controller:
@@ -56,6 +54,7 @@ class Controller:
         self._store = store
         self._log = EventLog()
         self._guests: dict[Guest, asyncio.Task[None]] = {}
+        self._peers = Peers()
         self._count = 0
         self._accept_later: asyncio.TimerHandle | None = None
         self._hurry: asyncio.Future[None] | None = None
@@ -70,8 +69,7 @@ class Controller:
         """
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._log)
-        farewells = RateLimit(FAREWELLS_A_SECOND)
-        self._shared = Surroundings(self._config, watch, self._jail, farewells)
+        self._shared = Surroundings(self._config, watch, self._jail)
         loop.set_exception_handler(self._failed)
         self._closer = Closer(loop.call_later)
         stopping = loop.create_future()
@@ -140,7 +138,8 @@ class Controller:
         )
 
     def _make(self, name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
-        guest = Guest(name, connection, self._shared, self._log, saver)
+        peer = self._peers.of(connection)
+        guest = Guest(name, connection, peer, self._shared, self._log, saver)
         if saver is not None:
             saver.when_not_kept(guest.save)
         return guest
@@ -171,8 +170,13 @@ class Controller:
             loop.remove_reader(self._listener.sock)
             self._accept_later = loop.call_later(ACCEPT_AGAIN_S, self._listen)
             return
-        self._count += 1
         connection = Connection(sock, ForeignFds(self._closer))
+        if self._peers.refuses(self._peers.of(connection), self._log):
+            connection.close()
+            if saver is not None:
+                saver.close()
+            return
+        self._count += 1
         self._serve(self._make(name, connection, saver))
 
     def _saver(self, name: str) -> GuestSaver | None:

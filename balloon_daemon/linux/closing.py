@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NoReturn
@@ -26,8 +27,15 @@ NAME = "balloond-closes"
 """For ``ps`` and ``top``."""
 
 MAX_HANGING = 16
-"""Children at a time that close what may never end. An enemy can make one hang with each of its
-connections; what it sends beyond that waits, and costs nothing but its numbers."""
+"""Children at a time that close for one user what may never end. An enemy can make one hang with
+each of its connections; what it sends beyond that waits: sockets without a number of ours (see
+``_park``), all else with one, and ``ForeignFds.waiting`` says how many."""
+
+MAX_HANGING_IN_ALL = 128
+"""Of all users: each child costs a process."""
+
+PARKED_TOGETHER = 250
+"""SCM_MAX_FD of the kernel is 253."""
 
 FIRST_LOOK_S = 0.01
 LAST_LOOK_S = 1.0
@@ -42,7 +50,9 @@ class FdKind(Enum):
 
     EVENTFD = "eventfd"
     UNIX_SOCKET = "Unix socket"
+    INET_SOCKET = "Internet socket"
     MEMORY = "memory file"
+    KERNEL = "pipe or other anonymous file"
     OTHER = "other"
 
 
@@ -58,15 +68,42 @@ def fd_kind(fd: int) -> FdKind:
         return FdKind.OTHER
     if name == "anon_inode:[eventfd]":
         return FdKind.EVENTFD
+    if name.startswith(("pipe:[", "anon_inode:")):
+        return FdKind.KERNEL
     if name.startswith("socket:["):
-        unix = socket_domain(fd) == socket.AF_UNIX
-        return FdKind.UNIX_SOCKET if unix else FdKind.OTHER
+        return _SOCKETS.get(socket_domain(fd), FdKind.OTHER)
     try:
         # Answered by shmem and hugetlbfs alone, and by the kernel itself.
         fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:
         return FdKind.OTHER
     return FdKind.MEMORY
+
+
+_SOCKETS: dict[int | None, FdKind] = {
+    socket.AF_UNIX: FdKind.UNIX_SOCKET,
+    socket.AF_INET: FdKind.INET_SOCKET,
+    socket.AF_INET6: FdKind.INET_SOCKET,
+}
+_CLOSED_AT_ONCE = (FdKind.EVENTFD, FdKind.KERNEL)
+"""Files of the kernel's own whose close waits for nobody."""
+
+
+class FdAccount:
+    """The descriptors that one user has sent, over all of its connections."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        """Those in use."""
+        self.waiting = 0
+        """Numbers of ours that wait for their close, at most."""
+        self.children = 0
+        """Children that close for this user now."""
+        self.left: deque[tuple[list[int], ForeignFds | None]] = deque()
+        """What no child closes yet, and whose it is. Numbers: as objects, what is left at our end
+        would be closed by its finalizer after all."""
+        self.lot: _Lot | None = None
+        """Takes sockets that wait, until a child closes it."""
 
 
 class Closer:
@@ -78,54 +115,147 @@ class Closer:
 
     def __init__(self, later: Later) -> None:
         self._later = later
-        # Numbers: as objects, what is left at our end would be closed by its finalizer after all.
-        self._waiting: list[list[int]] = []
-        self._children: set[int] = set()
+        self._children: dict[int, tuple[FdAccount, ForeignFds | None, int]] = {}
+        """Whose numbers each closes, and how many."""
+        self._debtors: set[FdAccount] = set()
+        """Those with something that no child closes yet."""
         self._look_s = 0.0
 
-    def close(self, fds: Sequence[int]) -> None:
+    def close(self, fds: Sequence[int], owner: "ForeignFds | None" = None) -> None:
         """Closes one peer's descriptors, soon; returns at once.
 
         One child for all of them, memory first: should one hang, it holds up none but that peer's.
-        """
-        if fds:
-            self._waiting.append(sorted(fds, key=lambda fd: fd_kind(fd) is not FdKind.MEMORY))
-            self._work()
 
-    def _work(self) -> None:
-        """Starts what can be started; comes again while there is anything left to do."""
-        idle = self._look_s == 0.0
-        waiting, self._waiting = self._waiting, []
-        for fds in waiting:
-            now = fds
-            if len(self._children) >= MAX_HANGING:
-                # Freed it must be, and frees in the end.
-                now = [fd for fd in fds if fd_kind(fd) is FdKind.MEMORY]
-            if now and not self._start(now):
-                now = []
-            if len(now) < len(fds):
-                self._waiting.append(fds[len(now) :])
-        if idle and (self._children or self._waiting):
+        Args:
+            fds: the descriptors.
+            owner: the peer who sent them; None: another one.
+        """
+        if not fds:
+            return
+        owner = ForeignFds(self) if owner is None else owner
+        account = owner.account
+        memory = [fd for fd in fds if fd_kind(fd) is FdKind.MEMORY]
+        others = [fd for fd in fds if fd not in memory]
+        if self._may_start(account) and self._start([*memory, *others], account, owner):
+            memory = others = []
+        elif memory and self._start(memory, account, owner):
+            # Freed it must be, and frees in the end: it waits for no other child's.
+            memory = []
+        if left := [*memory, *_park(others, account)]:
+            owner.wait(len(left))
+            account.left.append((left, owner))
+        if account.left:
+            self._debtors.add(account)
+        if self._look_s == 0.0:
             self._look_s = FIRST_LOOK_S
             self._later(self._look_s, self._look)
 
-    def _start(self, fds: list[int]) -> bool:
+    def _may_start(self, account: FdAccount) -> bool:
+        return account.children < MAX_HANGING and len(self._children) < MAX_HANGING_IN_ALL
+
+    def _start(self, fds: list[int], account: FdAccount, owner: "ForeignFds | None") -> bool:
         try:
-            self._children.add(close_elsewhere(fds))
+            child = close_elsewhere(fds)
         except OSError:
             return False  # No process to be had: rather later than here.
+        self._children[child] = account, owner, len(fds)
+        account.children += 1
+        _charge(account, owner, len(fds))
         return True
 
     def _look(self) -> None:
-        before = len(self._children)
-        self._children = {pid for pid in self._children if not _ended(pid)}
-        hangs = len(self._children) == before
-        self._look_s = min(2 * self._look_s, LAST_LOOK_S) if hangs else FIRST_LOOK_S
-        self._work()
-        if self._children or self._waiting:
+        """Reaps children, and starts others; comes again while there is anything left to do."""
+        ended = [pid for pid in self._children if _ended(pid)]
+        for pid in ended:
+            account, owner, numbers = self._children.pop(pid)
+            account.children -= 1
+            _charge(account, owner, -numbers)
+        for account in list(self._debtors):
+            while account.left and self._may_start(account):
+                fds, owner = account.left[0]
+                if owner is None and account.lot is not None:
+                    # The newest lot is the last to come: nothing is put there any more.
+                    account.lot.close()
+                    account.lot = None
+                if not self._start(fds, account, owner):
+                    break
+                _charge(account, owner, -len(fds))
+                account.left.popleft()
+            if not account.left:
+                self._debtors.discard(account)
+        self._look_s = FIRST_LOOK_S if ended else min(2 * self._look_s, LAST_LOOK_S)
+        if self._children or self._debtors:
             self._later(self._look_s, self._look)
         else:
             self._look_s = 0.0
+
+
+def _charge(account: FdAccount, owner: "ForeignFds | None", numbers: int) -> None:
+    """So many more numbers wait for their close."""
+    if owner is None:
+        account.waiting += numbers
+    else:
+        owner.wait(numbers)
+
+
+class _Lot:
+    """Sockets in the queue of a socket: there they wait for their close without a number.
+
+    A close that is not the last one waits for nobody, if it is of a socket; that of a file asks
+    its server each time (FUSE_FLUSH), so no file can be put here.
+
+    Raises:
+        OSError: no descriptor left.
+    """
+
+    def __init__(self) -> None:
+        outlet, self._inlet = socket.socketpair()
+        # Not MSG_DONTWAIT: Python's send_fds() takes flags and passes none on.
+        self._inlet.setblocking(False)
+        self.outlet = outlet.detach()
+        """Whoever closes it closes all that is in here."""
+
+    def put(self, fds: list[int]) -> None:
+        """Takes sockets in, whose numbers are free then.
+
+        Raises:
+            OSError: there is no room, or their user has too many under way (RLIMIT_NOFILE).
+        """
+        socket.send_fds(self._inlet, [b"."], fds)
+        for fd in fds:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Takes no more in."""
+        self._inlet.close()
+
+
+def _park(fds: Sequence[int], account: FdAccount) -> list[int]:
+    """Puts sockets that wait for their close where they need no number; returns all else."""
+    left: list[int] = []
+    sockets: list[int] = []
+    for fd in fds:
+        parkable = fd_kind(fd) in (FdKind.UNIX_SOCKET, FdKind.INET_SOCKET)
+        (sockets if parkable else left).append(fd)
+    for start in range(0, len(sockets), PARKED_TOGETHER):
+        together = sockets[start : start + PARKED_TOGETHER]
+        for _ in range(2):
+            try:
+                if account.lot is None:
+                    account.lot = _Lot()
+                    account.left.append(([account.lot.outlet], None))
+                    account.waiting += 1
+                account.lot.put(together)
+            except OSError:
+                # It is full, most likely.
+                if account.lot is not None:
+                    account.lot.close()
+                    account.lot = None
+            else:
+                break
+        else:
+            left += together
+    return left
 
 
 class ForeignFds:
@@ -137,23 +267,48 @@ class ForeignFds:
 
     def __init__(self, closer: Closer) -> None:
         self._closer = closer
+        self.account = FdAccount()
         self._dropped: list[int] = []
+        self.held = 0
+        """Descriptors that are in use."""
+        self.waiting = 0
+        """Numbers that wait for their close, at most."""
+
+    def charge_to(self, account: FdAccount) -> None:
+        """Counts all that it has, and will have, as this user's."""
+        self.account.held -= self.held
+        self.account.waiting -= self.waiting
+        account.held += self.held
+        account.waiting += self.waiting
+        self.account = account
 
     def own(self, fd: int) -> OwnedFd:
         """An owner of one of them."""
+        self.hold(1)
         return _ForeignFd(fd, self)
+
+    def hold(self, change: int) -> None:
+        """So many more are in use."""
+        self.held += change
+        self.account.held += change
+
+    def wait(self, change: int) -> None:
+        """So many more wait for their close."""
+        self.waiting += change
+        self.account.waiting += change
 
     def drop(self, fd: int) -> None:
         """Closes one with the next ``let_go``; at once where that is done at once."""
-        if fd_kind(fd) is FdKind.EVENTFD:
+        if fd_kind(fd) in _CLOSED_AT_ONCE:
             os.close(fd)
         else:
             self._dropped.append(fd)
 
     def let_go(self) -> None:
         """Has everything closed that its owners have closed since the last time."""
-        dropped, self._dropped = self._dropped, []
-        self._closer.close(dropped)
+        if self._dropped:
+            dropped, self._dropped = self._dropped, []
+            self._closer.close(dropped, self)
 
 
 class _ForeignFd(OwnedFd):
@@ -167,6 +322,7 @@ class _ForeignFd(OwnedFd):
 
     def close(self) -> None:
         if self._fd >= 0:
+            self._peer.hold(-1)
             self._peer.drop(self.detach())
 
 

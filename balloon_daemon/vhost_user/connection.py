@@ -7,6 +7,7 @@ import array
 import contextlib
 import fcntl
 import socket
+import struct
 import termios
 from typing import NamedTuple, NoReturn
 
@@ -23,6 +24,7 @@ from balloon_daemon.vhost_user.messages import (
     Message,
 )
 
+_CREDENTIALS = struct.Struct("3i")
 SCM_MAX_FD = 253
 """include/net/scm.h. What there is no room for the kernel closes itself, within our own call."""
 
@@ -71,16 +73,19 @@ class Connection:
 
     Args:
         sock: a connected stream socket, the connection's from here on.
-        foreign: closes what came over it; None: nobody hostile is there.
+        foreign: closes what came over it.
+
+    Attributes:
+        foreign: the same.
     """
 
-    def __init__(self, sock: socket.socket, foreign: ForeignFds | None = None) -> None:
+    def __init__(self, sock: socket.socket, foreign: ForeignFds) -> None:
         sock.setblocking(False)
         # Urgent data is data like any other: else the kernel skips it, and closes its descriptors.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._socket = sock
-        self._foreign = foreign
-        self._own = OwnedFd if foreign is None else foreign.own
+        self.foreign = foreign
+        self._own = foreign.own
         self._received = b""
         self._wanted = HEADER.size
         self._waiting = 0
@@ -108,8 +113,7 @@ class Connection:
 
     def let_go(self) -> None:
         """Has the descriptors closed that came over it and whose owners have closed them."""
-        if self._foreign is not None:
-            self._foreign.let_go()
+        self.foreign.let_go()
 
     def _hang_up(self) -> bool:
         """Ends the connection; True where no descriptors wait in it, nor ever will again."""
@@ -201,6 +205,20 @@ class Connection:
         if len(self._received) >= HEADER.size:
             name = Message(HEADER.unpack_from(self._received)[0], 0, b"").name
         raise FrontendError(name, f"hung up after {len(self._received)} of {self._wanted} bytes")
+
+    def peer_uid(self) -> int:
+        """The user who has made the connection (unix(7), SO_PEERCRED)."""
+        packed = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, uid, _ = _CREDENTIALS.unpack(packed)
+        return int(uid)
+
+    def brings_fds(self) -> bool:
+        """Whether descriptors come with what waits next; they are left there."""
+        # The first time, an error of before may be told.
+        with contextlib.suppress(OSError):
+            _, _, flags, _ = self._socket.recvmsg(1, 0, socket.MSG_PEEK)
+            return bool(flags & socket.MSG_CTRUNC)
+        return False
 
     def peek(self) -> bytes | None:
         """The next message as it stands in the socket, left there; None where none is whole.

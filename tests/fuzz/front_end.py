@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 
 from balloon_daemon.errors import FrontendError
+from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.units import NumPages
 from balloon_daemon.vhost_user import messages as wire
@@ -110,7 +111,7 @@ class Conversation:
     def __init__(self) -> None:
         self._vmm, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._vmm.setblocking(False)
-        self.connection = Connection(ours)
+        self.connection = Connection(ours, ForeignFds(Closer(lambda _delay_s, _callback: None)))
         self.backend = Backend(MemoryTable(inspect_memory), right_kind=right_kind)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Descriptors whose close may take for ever: a child closes them, and nobody waits for it."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -21,6 +22,7 @@ from balloon_daemon.linux.closing import (
     MAX_HANGING,
     NAME,
     Closer,
+    FdAccount,
     FdKind,
     ForeignFds,
     close_elsewhere,
@@ -103,8 +105,8 @@ def test_kind_of_a_descriptor_is_the_kernels_word() -> None:
             FdKind.EVENTFD,
             FdKind.MEMORY,
             FdKind.UNIX_SOCKET,
-            FdKind.OTHER,
-            FdKind.OTHER,
+            FdKind.INET_SOCKET,
+            FdKind.KERNEL,
         ]
         assert fd_kind(file) is FdKind.OTHER
         assert fd_kind(1 << 20) is FdKind.OTHER
@@ -199,18 +201,29 @@ def test_no_process_to_be_had_it_is_closed_later(monkeypatch: pytest.MonkeyPatch
     assert later.delays[:3] == [0.01, 0.02, 0.04]
 
 
-def test_many_that_hang_keep_others_waiting_but_no_memory() -> None:
-    later = Later()
-    closer = Closer(later)
-    waits, memory = os.open("/dev/null", os.O_RDONLY), os.memfd_create("guest")
+def peer(closer: Closer, account: FdAccount) -> ForeignFds:
+    """One of a user's connections."""
+    foreign = ForeignFds(closer)
+    foreign.charge_to(account)
+    return foreign
+
+
+def let_go(foreign: ForeignFds, *fds: int) -> None:
+    for fd in fds:
+        foreign.own(fd).close()
+    foreign.let_go()
+
+
+@contextlib.contextmanager
+def hanging_closes(closer: Closer, account: FdAccount) -> Iterator[None]:
+    """As many of one user's as may hang at a time."""
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_HANGING):
-            closer.close([stack.enter_context(lingering_socket()).detach()])
+            let_go(peer(closer, account), stack.enter_context(lingering_socket()).detach())
+        yield
 
-        closer.close([waits, memory])
 
-        wait_until(lambda: not is_open(memory), what="the memory is let go")
-        assert is_open(waits)
+def end_children() -> None:
     wait_until(lambda: len(children()) >= MAX_HANGING, what="all have their names")
     for child in children():
         child.kill()
@@ -218,8 +231,79 @@ def test_many_that_hang_keep_others_waiting_but_no_memory() -> None:
             lambda child=child: child.status() == psutil.STATUS_ZOMBIE,  # type: ignore[misc]
             what="it has ended",
         )
+
+
+def test_many_that_hang_keep_that_users_others_waiting_but_no_memory() -> None:
+    later, account = Later(), FdAccount()
+    closer = Closer(later)
+    waits, memory = os.open("/dev/null", os.O_RDONLY), os.memfd_create("guest")
+    with hanging_closes(closer, account):
+        let_go(peer(closer, account), waits, memory)
+
+        wait_until(lambda: not is_open(memory), what="the memory is let go")
+        assert is_open(waits)
+        assert account.waiting == MAX_HANGING + 2
+    end_children()
     later.run()
     wait_until(lambda: not is_open(waits), what="the other one is closed")
+    end_children_of(later)
+    assert account.waiting == account.held == account.children == 0
+
+
+def end_children_of(later: Later) -> None:
+    """Until nothing is left to do."""
+    while later.planned:
+        wait_until(
+            lambda: all(child.status() == psutil.STATUS_ZOMBIE for child in children()),
+            what="they have ended",
+        )
+        later.run()
+
+
+def test_many_of_one_user_that_hang_keep_no_other_user_waiting() -> None:
+    closer, enemy = Closer(Later()), FdAccount()
+    other = os.open("/dev/null", os.O_RDONLY)
+    with hanging_closes(closer, enemy):
+        let_go(peer(closer, FdAccount()), other)
+
+        wait_until(lambda: not is_open(other), what="another user's is closed")
+
+
+def test_sockets_that_wait_for_their_close_take_up_no_numbers() -> None:
+    later, account = Later(), FdAccount()
+    closer = Closer(later)
+    waiting = [socket.socket() for _ in range(600)]
+    numbers = [each.fileno() for each in waiting]
+    with hanging_closes(closer, account):
+        for each in waiting:
+            let_go(peer(closer, account), each.detach())
+
+        assert len([fd for fd in numbers if is_open(fd)]) <= 3
+        assert account.waiting <= MAX_HANGING + 3
+    end_children()
+    later.run()
+    end_children_of(later)
+    assert account.waiting == account.held == account.children == 0
+
+
+def test_sockets_that_may_not_be_under_way_wait_with_their_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later, account = Later(), FdAccount()
+    closer = Closer(later)
+    waits = socket.socket().detach()
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")
+
+    with hanging_closes(closer, account):
+        with monkeypatch.context() as full:
+            full.setattr(socket, "send_fds", refuse)
+            let_go(peer(closer, account), waits)
+        assert is_open(waits)
+    end_children()
+    later.run()
+    wait_until(lambda: not is_open(waits), what="it is closed in the end")
 
 
 # --- what comes over a connection -------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from balloon_daemon.errors import FrontendError
+from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.vhost_user.connection import MAX_UNSENT_BYTES, Connection, Received
 from balloon_daemon.vhost_user.messages import (
@@ -29,7 +30,7 @@ FOUR_BYTES = Message(Q.SET_VRING_KICK, VERSION, b"four")
 @pytest.fixture
 def pair() -> Iterator[tuple[Connection, socket.socket]]:
     ours, theirs = socket.socketpair()
-    connection = Connection(ours)
+    connection = Connection(ours, ForeignFds(Closer(lambda _delay_s, _callback: None)))
     theirs.setblocking(False)
     yield connection, theirs
     connection.close()

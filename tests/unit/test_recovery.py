@@ -14,6 +14,7 @@ import pytest
 from balloon_daemon.config import Config
 from balloon_daemon.controller.guests import Guest, Surroundings
 from balloon_daemon.controller.keeper import DeviceKeeper, Jail
+from balloon_daemon.controller.peers import Peers
 from balloon_daemon.controller.recovery import recover
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.controller.watch import MemoryWatch
@@ -24,7 +25,7 @@ from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.closing import Closer
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
-from balloon_daemon.log import LOGGER, EventLog, RateLimit
+from balloon_daemon.log import LOGGER, EventLog
 from balloon_daemon.low_memory import ChromeosLowMemory
 from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend
@@ -93,7 +94,7 @@ class KeepingStore:
 class AtOnce:
     """Closes in this process: nobody hostile is there."""
 
-    def close(self, fds: Sequence[int]) -> None:
+    def close(self, fds: Sequence[int], owner: object = None) -> None:
         for fd in fds:
             os.close(fd)
 
@@ -162,10 +163,11 @@ class Left:
         log = EventLog()
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, log)
         store = cast(Store, self.store)
-        shared = Surroundings(Config(), watch, Jail(lambda: None, None, no_fork), RateLimit(10))
+        shared = Surroundings(Config(), watch, Jail(lambda: None, None, no_fork))
+        peers = Peers()
 
         def make(name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
-            return Guest(name, connection, shared, log, saver)
+            return Guest(name, connection, peers.of(connection), shared, log, saver)
 
         return recover(store, make, cast(Closer, AtOnce()), log)
 
@@ -291,7 +293,7 @@ def test_message_that_is_taken_as_its_controller_leaves_is_not_lost_with_its_des
         request = encode_request(FrontendRequest.SET_MEM_TABLE, encode_memory_table([region]))
         socket.send_fds(left.vmms[0], [request], [memory.fileno()])
         # The event loop has taken it, and the guest's task has not seen it yet.
-        while guests[0]._taken is None:
+        while guests[0]._inbox.taken is None:
             await asyncio.sleep(0)
         for guest, task in zip(guests, served, strict=True):
             guest.leave()

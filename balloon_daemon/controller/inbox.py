@@ -1,0 +1,109 @@
+"""What a VMM says: its messages, each taken when it is its user's turn, and written down first."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from balloon_daemon.controller.peers import Peer
+from balloon_daemon.errors import FrontendError
+from balloon_daemon.handover.journal import Journal
+from balloon_daemon.vhost_user.connection import Connection, Received
+from balloon_daemon.vhost_user.messages import FrontendRequest
+
+CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFIG))
+"""Requests that stop and start nothing, and leave nothing behind that would have to be kept."""
+
+
+class Inbox:
+    """The messages of one VMM.
+
+    Args:
+        connection: the VMM's.
+        peer: its user.
+        journal: each message is written down there before it is taken; None where nobody could
+            go on with it.
+        answer: answers an access to the config space.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        peer: Peer,
+        journal: Journal | None,
+        answer: Callable[[Received], None],
+    ) -> None:
+        self._connection = connection
+        self._peer = peer
+        self.journal = journal
+        self._answer = answer
+        self._loop = asyncio.get_running_loop()
+        self.handled = 0
+        """Messages that were taken and not left to another controller."""
+        self.taken: Received | None = None
+        """A message that whoever waits for it has not seen yet."""
+
+    def receive(self) -> Received | None:
+        """The next message; None where none is whole yet.
+
+        Raises:
+            EOFError: the VMM has hung up.
+            FrontendError: what it says is no message, or its user may send no descriptors now.
+            OSError: the connection failed.
+        """
+        if self.journal is not None and (request := self._connection.peek()) is not None:
+            # Written down before it is taken: a VMM waits for its answer for ever.
+            self.journal.begin(self.handled + 1, request)
+        foreign = self._connection.foreign
+        if not self._peer.may_receive(foreign) and self._connection.brings_fds():
+            what = f"user {self._peer.uid} has {self._peer.descriptors} descriptors open here"
+            raise FrontendError("message", f"{what}, as many as one user may")
+        return self._connection.receive()
+
+    async def next(self) -> Received:
+        """Waits for a message that is no access to the config space.
+
+        Raises:
+            EOFError, FrontendError, OSError: as ``receive``.
+        """
+        fd = self._connection.fileno()
+        waiter: asyncio.Future[Received] = self._loop.create_future()
+        self._peer.turns.watch(fd, partial(self._arrived, waiter))
+        try:
+            await waiter
+        finally:
+            self._peer.turns.unwatch(fd)
+        await self._peer.turns.mine()
+        self.taken = None
+        return waiter.result()
+
+    def _arrived(self, waiter: "asyncio.Future[Received]") -> None:
+        """Takes one message: answers an access to the config space, hands on any other.
+
+        A guest reads and writes its config space once for each MiB that it gives up, and a
+        virtual CPU waits for the answer. That must not cost a change of tasks, nor of what the
+        loop waits for; together they took twice the time of everything else.
+        """
+        if waiter.done():
+            return
+        try:
+            received = self.receive()
+            if received is None:
+                return
+            if received.message.request not in CONFIG_ACCESS:
+                self.taken = received
+                waiter.set_result(received)
+                return
+            self.handled += 1
+            self._answer(received)
+            if self.journal is not None:
+                self.journal.done()
+        except Exception as err:
+            # Whatever it is, the guest's task knows what becomes of it; the event loop does not.
+            waiter.set_exception(err)
+
+    def done(self) -> None:
+        """The message that was taken last is dealt with."""
+        if self.journal is not None:
+            self.journal.done()
+        # Not before the saver's duplicates: the last ones are not to be closed in here.
+        self._connection.let_go()
