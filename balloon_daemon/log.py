@@ -152,7 +152,8 @@ class EventLog:
 
     def _log(self, level: int, event: str, message: str, fields: dict[str, Any]) -> None:
         if LOGGER.isEnabledFor(level):
-            left_out = self._admit()
+            # With --verbose somebody looks, and wants it all.
+            left_out = 0 if level == logging.DEBUG else self._admit()
             if left_out is None:
                 return
             if left_out:

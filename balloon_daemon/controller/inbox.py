@@ -14,6 +14,11 @@ CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFI
 """Requests that stop and start nothing, and leave nothing behind that would have to be kept."""
 
 
+LOOK_EACH = 64
+"""Messages between two looks whether the VMM is there at all. One that has filled its connection
+with requests and is gone has nothing more to be told; taking them all may need a minute."""
+
+
 class Inbox:
     """The messages of one VMM.
 
@@ -53,6 +58,8 @@ class Inbox:
         if self.journal is not None and (request := self._connection.peek()) is not None:
             # Written down before it is taken: a VMM waits for its answer for ever.
             self.journal.begin(self.handled + 1, request)
+        if self.handled % LOOK_EACH == 0 and self._connection.is_hung_up():
+            raise EOFError
         foreign = self._connection.foreign
         if not self._peer.may_receive(foreign) and self._connection.brings_fds():
             what = f"user {self._peer.uid} has {self._peer.descriptors} descriptors open here"
@@ -69,12 +76,11 @@ class Inbox:
         waiter: asyncio.Future[Received] = self._loop.create_future()
         self._peer.turns.watch(fd, partial(self._arrived, waiter))
         try:
-            await waiter
+            received = await waiter
+            self.taken = None
+            return received
         finally:
             self._peer.turns.unwatch(fd)
-        await self._peer.turns.mine()
-        self.taken = None
-        return waiter.result()
 
     def _arrived(self, waiter: "asyncio.Future[Received]") -> None:
         """Takes one message: answers an access to the config space, hands on any other.
@@ -83,13 +89,15 @@ class Inbox:
         virtual CPU waits for the answer. That must not cost a change of tasks, nor of what the
         loop waits for; together they took twice the time of everything else.
         """
-        if waiter.done():
+        turns = self._peer.turns
+        if waiter.done() or turns.over:
             return
         try:
             received = self.receive()
             if received is None:
                 return
             if received.message.request not in CONFIG_ACCESS:
+                turns.end()
                 self.taken = received
                 waiter.set_result(received)
                 return
@@ -99,6 +107,7 @@ class Inbox:
                 self.journal.done()
         except Exception as err:
             # Whatever it is, the guest's task knows what becomes of it; the event loop does not.
+            turns.end()
             waiter.set_exception(err)
 
     def done(self) -> None:

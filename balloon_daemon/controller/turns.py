@@ -36,12 +36,12 @@ class Turns:
         self._ready: dict[int, Ready] = {}
         self._line: deque[int] = deque()
         """Connections that the kernel has named and whose turn has not come."""
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._given = False
+        self.over = False
+        """Nothing more of this user's is to be taken in this turn of the loop."""
         self._loop.add_reader(self._epoll.fileno(), self._take)
 
     def watch(self, fd: int, ready: Ready) -> None:
-        """Calls ``ready`` in each turn in which a connection has something to say."""
+        """Calls ``ready``, which looks at ``over``, whenever a connection has something to say."""
         if len(self._at_once) < AT_ONCE:
             self._at_once.add(fd)
             self._loop.add_reader(fd, ready)
@@ -57,36 +57,25 @@ class Turns:
         elif self._ready.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    async def mine(self) -> None:
-        """Waits for a turn of the loop in which no other task of this user's has begun."""
-        if self._given:
-            turn: asyncio.Future[None] = self._loop.create_future()
-            self._waiting.append(turn)
-            await turn
-        else:
-            self._given = True
-            self._loop.call_soon(self._give)
+    def end(self) -> None:
+        """What was taken is for a task, or took long: that was it for this turn of the loop."""
+        if not self.over:
+            self.over = True
+            self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self.over = False
 
     def close(self) -> None:
         """Lets go of the loop; no connection is watched any more."""
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
-    def _give(self) -> None:
-        """Gives this turn of the loop to whoever waits longest."""
-        self._given = False
-        while self._waiting and not self._given:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                self._given = True
-                self._loop.call_soon(self._give)
-
     def _take(self) -> None:
         if not self._line:
             self._line.extend(fd for fd, _ in self._epoll.poll(0, LOOK_AT))
         ends_at = time.monotonic() + TURN_S
-        while self._line:
+        while self._line and not self.over:
             # Unwatched meanwhile; or closed, and its number another's, which then finds nothing.
             ready = self._ready.get(self._line.popleft())
             if ready is not None:

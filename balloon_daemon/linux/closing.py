@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import NoReturn
 
@@ -134,14 +134,15 @@ class Closer:
             return
         owner = ForeignFds(self) if owner is None else owner
         account = owner.account
-        memory = [fd for fd in fds if fd_kind(fd) is FdKind.MEMORY]
-        others = [fd for fd in fds if fd not in memory]
+        kinds = {fd: fd_kind(fd) for fd in fds}
+        memory = [fd for fd in fds if kinds[fd] is FdKind.MEMORY]
+        others = [fd for fd in fds if kinds[fd] is not FdKind.MEMORY]
         if self._may_start(account) and self._start([*memory, *others], account, owner):
             memory = others = []
         elif memory and self._start(memory, account, owner):
             # Freed it must be, and frees in the end: it waits for no other child's.
             memory = []
-        if left := [*memory, *_park(others, account)]:
+        if left := [*memory, *_park(others, kinds, account)]:
             owner.wait(len(left))
             account.left.append((left, owner))
         if account.left:
@@ -230,12 +231,12 @@ class _Lot:
         self._inlet.close()
 
 
-def _park(fds: Sequence[int], account: FdAccount) -> list[int]:
+def _park(fds: Sequence[int], kinds: Mapping[int, FdKind], account: FdAccount) -> list[int]:
     """Puts sockets that wait for their close where they need no number; returns all else."""
     left: list[int] = []
     sockets: list[int] = []
     for fd in fds:
-        parkable = fd_kind(fd) in (FdKind.UNIX_SOCKET, FdKind.INET_SOCKET)
+        parkable = kinds[fd] in (FdKind.UNIX_SOCKET, FdKind.INET_SOCKET)
         (sockets if parkable else left).append(fd)
     for start in range(0, len(sockets), PARKED_TOGETHER):
         together = sockets[start : start + PARKED_TOGETHER]

@@ -6,6 +6,7 @@ Runs in the controller. Bytes from a VMM arrive here and nowhere else.
 import array
 import contextlib
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -187,9 +188,11 @@ class Connection:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")
                 numbers.frombytes(packed[: len(packed) - len(packed) % numbers.itemsize])
+                if len(self._fds) + len(numbers) > MAX_FDS:
+                    for number in numbers:
+                        self.foreign.drop(number)
+                    raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
                 self._fds += map(self._own, numbers)
-        if len(self._fds) > MAX_FDS:
-            raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
         # There was room for them: this process may open no more (RLIMIT_NOFILE). Which ones came
         # is not known, so none of this message is used.
         self._lost |= truncated
@@ -211,6 +214,12 @@ class Connection:
         packed = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, _ = _CREDENTIALS.unpack(packed)
         return int(uid)
+
+    def is_hung_up(self) -> bool:
+        """Whether the front-end is gone, whatever it has left to be read."""
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        return bool(poll.poll(0))
 
     def brings_fds(self) -> bool:
         """Whether descriptors come with what waits next; they are left there."""

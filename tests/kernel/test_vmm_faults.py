@@ -28,7 +28,7 @@ from tests.vm.daemon import Daemon
 from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.waiting import HANG_S, wait_until
 
-CROWD = 500
+CROWD = 300
 
 
 @contextlib.contextmanager
