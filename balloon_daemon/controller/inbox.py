@@ -58,7 +58,7 @@ class Inbox:
         if self.journal is not None and (request := self._connection.peek()) is not None:
             # Written down before it is taken: a VMM waits for its answer for ever.
             self.journal.begin(self.handled + 1, request)
-        if self.handled % LOOK_EACH == 0 and self._connection.is_hung_up():
+        if self.handled % LOOK_EACH == LOOK_EACH - 1 and self._connection.is_hung_up():
             raise EOFError
         foreign = self._connection.foreign
         if not self._peer.may_receive(foreign) and self._connection.brings_fds():

@@ -8,6 +8,8 @@ shares our descriptors (clone(2), CLONE_FILES) can: a number is free as soon as 
 begun, and only the child waits for the close's end.
 """
 
+import array
+import contextlib
 import fcntl
 import gc
 import os
@@ -15,6 +17,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
 
@@ -36,6 +39,9 @@ MAX_HANGING_IN_ALL = 128
 
 PARKED_TOGETHER = 250
 """SCM_MAX_FD of the kernel is 253."""
+
+MAX_ORDER_BYTES = 1 << 20
+"""More numbers than a process may have."""
 
 FIRST_LOOK_S = 0.01
 LAST_LOOK_S = 1.0
@@ -115,8 +121,8 @@ class Closer:
 
     def __init__(self, later: Later) -> None:
         self._later = later
-        self._children: dict[int, tuple[FdAccount, ForeignFds | None, int]] = {}
-        """Whose numbers each closes, and how many."""
+        self._working: list[_Work] = []
+        self._idle: list[ClosingChild] = []
         self._debtors: set[FdAccount] = set()
         """Those with something that no child closes yet."""
         self._look_s = 0.0
@@ -137,6 +143,7 @@ class Closer:
         kinds = {fd: fd_kind(fd) for fd in fds}
         memory = [fd for fd in fds if kinds[fd] is FdKind.MEMORY]
         others = [fd for fd in fds if kinds[fd] is not FdKind.MEMORY]
+        self._free_children()
         if self._may_start(account) and self._start([*memory, *others], account, owner):
             memory = others = []
         elif memory and self._start(memory, account, owner):
@@ -152,25 +159,41 @@ class Closer:
             self._later(self._look_s, self._look)
 
     def _may_start(self, account: FdAccount) -> bool:
-        return account.children < MAX_HANGING and len(self._children) < MAX_HANGING_IN_ALL
+        return account.children < MAX_HANGING and len(self._working) < MAX_HANGING_IN_ALL
 
     def _start(self, fds: list[int], account: FdAccount, owner: "ForeignFds | None") -> bool:
         try:
-            child = close_elsewhere(fds)
+            child = self._close_by_idle(fds) or ClosingChild(fds)
         except OSError:
             return False  # No process to be had: rather later than here.
-        self._children[child] = account, owner, len(fds)
+        self._working.append(_Work(child, account, owner, len(fds)))
         account.children += 1
         _charge(account, owner, len(fds))
         return True
 
+    def _close_by_idle(self, fds: list[int]) -> "ClosingChild | None":
+        while self._idle:
+            child = self._idle.pop()
+            # Done with nothing to do: somebody has killed it.
+            if not child.is_done():
+                child.close(fds)
+                return child
+        return None
+
+    def _free_children(self) -> bool:
+        """Sees who has done its work; False where nobody has."""
+        done = [work for work in self._working if work.child.is_done()]
+        for work in done:
+            self._working.remove(work)
+            work.account.children -= 1
+            _charge(work.account, work.owner, -work.numbers)
+            if work.child.lives_on:
+                self._idle.append(work.child)
+        return bool(done)
+
     def _look(self) -> None:
-        """Reaps children, and starts others; comes again while there is anything left to do."""
-        ended = [pid for pid in self._children if _ended(pid)]
-        for pid in ended:
-            account, owner, numbers = self._children.pop(pid)
-            account.children -= 1
-            _charge(account, owner, -numbers)
+        """Has what waits closed; comes again while there is anything left to do."""
+        hangs = not self._free_children()
         for account in list(self._debtors):
             while account.left and self._may_start(account):
                 fds, owner = account.left[0]
@@ -184,11 +207,25 @@ class Closer:
                 account.left.popleft()
             if not account.left:
                 self._debtors.discard(account)
-        self._look_s = FIRST_LOOK_S if ended else min(2 * self._look_s, LAST_LOOK_S)
-        if self._children or self._debtors:
+        if self._working or self._debtors or (self._idle and self._look_s < LAST_LOOK_S):
+            self._look_s = min(2 * self._look_s, LAST_LOOK_S) if hangs else FIRST_LOOK_S
             self._later(self._look_s, self._look)
         else:
+            # A child that rests keeps an old copy of each page that its parent writes.
+            for child in self._idle:
+                child.end()
+            self._idle = []
             self._look_s = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a child has to close: whose it is, and how many numbers."""
+
+    child: "ClosingChild"
+    account: FdAccount
+    owner: "ForeignFds | None"
+    numbers: int
 
 
 def _charge(account: FdAccount, owner: "ForeignFds | None", numbers: int) -> None:
@@ -327,38 +364,99 @@ class _ForeignFd(OwnedFd):
             self._peer.drop(self.detach())
 
 
-def close_elsewhere(fds: Sequence[int]) -> int:
-    """Closes descriptors of ours in a child, in this order; for a process with one thread.
+class ClosingChild:
+    """A child that shares our descriptors and closes those that it is told; one thing at a time.
 
-    Returns:
-        The child's process id, to be waited for.
+    A number stays taken until its close has begun, so it can be no other file's by then. For a
+    process with one thread.
+
+    Args:
+        fds: what to close first, in this order.
 
     Raises:
         OSError: no process to be had; they are open as before.
     """
-    parent = os.getpid()
-    # A handler would run in the child too, and tell our event loop, whose pipe they share.
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        pid = clone_sharing_fds()
-        if pid == 0:
-            _close_all(fds, parent)
-        return pid
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def __init__(self, fds: Sequence[int]) -> None:
+        self._ours = self._theirs = -1
+        # No descriptor left: it closes this, which may give some back, and ends.
+        with contextlib.suppress(OSError):
+            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._ours, self._theirs = (end.detach() for end in pair)
+            os.set_blocking(self._ours, False)
+        parent = os.getpid()
+        # A handler would run in the child too, and tell our event loop, whose pipe they share.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self.pid = clone_sharing_fds()
+            if self.pid == 0:
+                _close_all(fds, parent, self._theirs)
+        except OSError:
+            self._hang_up()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    @property
+    def lives_on(self) -> bool:
+        """Whether it can be given more to close once it is done."""
+        return self._ours >= 0
+
+    def close(self, fds: Sequence[int]) -> None:
+        """Has it close more; it must be done with what it had.
+
+        Raises:
+            OSError: it is gone, or the kernel has no memory for so many; they are open as before.
+        """
+        os.write(self._ours, array.array("i", fds))
+
+    def is_done(self) -> bool:
+        """Whether all that it was told is closed. It is reaped if it has ended over it."""
+        if self.lives_on:
+            with contextlib.suppress(OSError):
+                return bool(os.read(self._ours, 1))
+        if not _ended(self.pid):
+            return False
+        self._hang_up()
+        return True
+
+    def end(self) -> None:
+        """Ends it, where it has nothing to do."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self.lives_on:
+            # Both are ours: the child has the same table.
+            os.close(self._ours)
+            os.close(self._theirs)
+            self._ours = self._theirs = -1
 
 
-def _close_all(fds: Sequence[int], parent: int) -> NoReturn:
-    """The child's life. Nothing else of ours may run: it would act on the parent's descriptors."""
+def _close_all(fds: Sequence[int], parent: int, orders: int) -> NoReturn:
+    """The child's life. Nothing else of ours may run: it would act on the parent's descriptors.
+
+    Args:
+        fds: what to close first.
+        parent: our parent's process id.
+        orders: where more comes from; -1: from nowhere.
+    """
     try:
         gc.disable()
         # It has all of our descriptors: as long as it lingers, those of a parent that was killed.
         jail.die_with(parent, NAME)
-        for fd in fds:
-            try:
-                os.close(fd)
-            except OSError:
-                continue  # Closed it is, whatever its file had to say.
+        while True:
+            for fd in fds:
+                try:
+                    os.close(fd)
+                except OSError:
+                    continue  # Closed it is, whatever its file had to say.
+            if orders < 0:
+                break
+            os.write(orders, b".")
+            fds = array.array("i", os.read(orders, MAX_ORDER_BYTES))
     finally:
         os._exit(0)
 

@@ -22,10 +22,10 @@ from balloon_daemon.linux.closing import (
     MAX_HANGING,
     NAME,
     Closer,
+    ClosingChild,
     FdAccount,
     FdKind,
     ForeignFds,
-    close_elsewhere,
     fd_kind,
 )
 from balloon_daemon.units import MIB, PAGE_SIZE, FrontendAddr, GuestAddr
@@ -42,6 +42,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from balloon_daemon.vhost_user.replay import replay
+from tests.fakes.fd_room import open_fds, room_for_fds
 from tests.fakes.slow_close import MuteFile, lingering_socket
 from tests.fuzz.jail_watch import is_alive
 from tests.kernel.conftest import (
@@ -70,7 +71,8 @@ def is_open(fd: int) -> bool:
 
 
 def children(name: str = NAME) -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if p.name() == name]
+    """Ours of that name; of any name where it is empty."""
+    return [p for p in psutil.Process().children() if p.name() == name or not name]
 
 
 @pytest.fixture
@@ -123,34 +125,67 @@ def test_kind_of_a_descriptor_is_the_kernels_word() -> None:
 def test_socket_that_lingers_is_gone_at_once_and_only_the_child_waits() -> None:
     with lingering_socket() as sock:
         fd = sock.detach()
-        pid = close_elsewhere([fd])
+        child = ClosingChild([fd])
 
         wait_until(lambda: not is_open(fd), what="the number is free")
-        wait_until(lambda: psutil.Process(pid).name() == NAME, what="it has its name")
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        wait_until(lambda: psutil.Process(child.pid).name() == NAME, what="it has its name")
+        assert not child.is_done()
+    child.end()
 
 
 def test_file_that_never_answers_is_gone_at_once(mute: MuteFile) -> None:
-    pid = close_elsewhere([mute.fd])
+    child = ClosingChild([mute.fd])
 
     wait_until(lambda: mute.is_being_closed, what="its server has been asked")
     assert not is_open(mute.fd)
-    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    assert not child.is_done()
     mute.fd = -1
     mute.answer()
-    assert os.waitpid(pid, 0) == (pid, 0)
+    wait_until(child.is_done, what="all is closed")
+    child.end()
 
 
 def test_child_runs_nothing_else_of_ours() -> None:
     finalized = os.open("/dev/null", os.O_RDONLY)
     dropped = os.open("/dev/null", os.O_RDONLY)
 
-    _, status = os.waitpid(close_elsewhere([dropped]), 0)
+    child = ClosingChild([dropped])
+    wait_until(child.is_done, what="it is closed")
+    child.end()
 
-    assert status == 0
     assert is_open(finalized)
     assert not is_open(dropped)
     os.close(finalized)
+
+
+def test_child_that_is_done_closes_more() -> None:
+    child = ClosingChild([])
+    wait_until(child.is_done, what="it has its life before it")
+    for _ in range(3):
+        fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(500)]
+        child.close(fds)
+        wait_until(child.is_done, what="all is closed")
+        assert [fd for fd in fds if is_open(fd)] == []
+    child.end()
+    assert not Path(f"/proc/{child.pid}").exists()
+
+
+def test_child_that_was_killed_is_done_and_gives_no_more() -> None:
+    with lingering_socket() as sock:
+        child = ClosingChild([sock.detach()])
+        os.kill(child.pid, signal.SIGKILL)
+
+        wait_until(child.is_done, what="it is reaped")
+    assert not child.lives_on
+
+
+def test_no_descriptor_left_the_child_closes_once_and_ends() -> None:
+    fd = os.open("/dev/null", os.O_RDONLY)
+    with room_for_fds(0):
+        child = ClosingChild([fd])
+        assert not child.lives_on
+        wait_until(child.is_done, what="it has closed it and ended")
+    assert not is_open(fd)
 
 
 class Later:
@@ -170,18 +205,27 @@ class Later:
         callback()
 
 
-def test_closer_reaps_its_children_and_then_rests() -> None:
-    later, fd = Later(), os.open("/dev/null", os.O_RDONLY)
-    Closer(later).close([fd])
-    wait_until(lambda: len(children()) == 1, what="its child has its name")
-    (child,) = children()
-    wait_until(lambda: child.status() == psutil.STATUS_ZOMBIE, what="it has ended")
+def test_closer_uses_a_child_again_ends_it_and_then_rests() -> None:
+    later, before = Later(), len(open_fds())
+    closer = Closer(later)
+    pids = set()
+    for _ in range(5):
+        fd = os.open("/dev/null", os.O_RDONLY)
+        closer.close([fd])
+        wait_until(lambda fd=fd: not is_open(fd), what="it is closed")  # type: ignore[misc]
+        pids |= {child.pid for child in children("")}
+        # It says so right behind the close.
+        wait_until(closer._free_children, what="it has said so")
+    assert len(pids) == 1
 
-    later.run()
+    for _ in range(20):
+        if later.planned:
+            later.run()
 
-    assert children() == []
+    assert children("") == []
     assert later.planned == []
-    assert not is_open(fd)
+    assert len(open_fds()) == before
+    assert sum(later.delays) < 10
 
 
 def test_no_process_to_be_had_it_is_closed_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,14 +267,15 @@ def hanging_closes(closer: Closer, account: FdAccount) -> Iterator[None]:
         yield
 
 
-def end_children() -> None:
-    wait_until(lambda: len(children()) >= MAX_HANGING, what="all have their names")
-    for child in children():
-        child.kill()
-        wait_until(
-            lambda child=child: child.status() == psutil.STATUS_ZOMBIE,  # type: ignore[misc]
-            what="it has ended",
-        )
+def run_until_it_rests(later: Later) -> None:
+    """What hung does so no more; then nothing is left to do."""
+
+    def rests() -> bool:
+        if later.planned:
+            later.run()
+        return not later.planned
+
+    wait_until(rests, what="nothing is left to do")
 
 
 def test_many_that_hang_keep_that_users_others_waiting_but_no_memory() -> None:
@@ -243,21 +288,9 @@ def test_many_that_hang_keep_that_users_others_waiting_but_no_memory() -> None:
         wait_until(lambda: not is_open(memory), what="the memory is let go")
         assert is_open(waits)
         assert account.waiting == MAX_HANGING + 2
-    end_children()
-    later.run()
-    wait_until(lambda: not is_open(waits), what="the other one is closed")
-    end_children_of(later)
+    run_until_it_rests(later)
+    assert not is_open(waits)
     assert account.waiting == account.held == account.children == 0
-
-
-def end_children_of(later: Later) -> None:
-    """Until nothing is left to do."""
-    while later.planned:
-        wait_until(
-            lambda: all(child.status() == psutil.STATUS_ZOMBIE for child in children()),
-            what="they have ended",
-        )
-        later.run()
 
 
 def test_many_of_one_user_that_hang_keep_no_other_user_waiting() -> None:
@@ -280,9 +313,7 @@ def test_sockets_that_wait_for_their_close_take_up_no_numbers() -> None:
 
         assert len([fd for fd in numbers if is_open(fd)]) <= 3
         assert account.waiting <= MAX_HANGING + 3
-    end_children()
-    later.run()
-    end_children_of(later)
+    run_until_it_rests(later)
     assert account.waiting == account.held == account.children == 0
 
 
@@ -301,9 +332,8 @@ def test_sockets_that_may_not_be_under_way_wait_with_their_numbers(
             full.setattr(socket, "send_fds", refuse)
             let_go(peer(closer, account), waits)
         assert is_open(waits)
-    end_children()
-    later.run()
-    wait_until(lambda: not is_open(waits), what="it is closed in the end")
+    run_until_it_rests(later)
+    assert not is_open(waits)
 
 
 # --- what comes over a connection -------------------------------------------------------------
