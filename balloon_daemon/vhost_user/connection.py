@@ -8,12 +8,12 @@ import contextlib
 import fcntl
 import select
 import socket
-import struct
 import termios
 from typing import NamedTuple, NoReturn
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.closing import FdKind, ForeignFds, fd_kind
+from balloon_daemon.linux.credentials import peer_of
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import inspect_memory_file
 from balloon_daemon.vhost_user.memory_table import Fd, FileFacts
@@ -25,7 +25,6 @@ from balloon_daemon.vhost_user.messages import (
     Message,
 )
 
-_CREDENTIALS = struct.Struct("3i")
 SCM_MAX_FD = 253
 """include/net/scm.h. What there is no room for the kernel closes itself, within our own call."""
 
@@ -211,9 +210,7 @@ class Connection:
 
     def peer_uid(self) -> int:
         """The user who has made the connection (unix(7), SO_PEERCRED)."""
-        packed = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, uid, _ = _CREDENTIALS.unpack(packed)
-        return int(uid)
+        return peer_of(self._socket).uid
 
     def is_hung_up(self) -> bool:
         """Whether the front-end is gone, whatever it has left to be read."""
