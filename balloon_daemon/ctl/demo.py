@@ -13,13 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from balloon_daemon.ctl.chart import Chart, make_chart
 from balloon_daemon.ctl.demo_play import Figures, Performance
 from balloon_daemon.ctl.demo_processes import DemoError
 from balloon_daemon.ctl.demo_story import DEFAULT_SPEED, MAX_SPEED, MIN_SPEED, Story, plan
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.linux.meminfo import host_memory
 from balloon_daemon.units import GIB, format_size, parse_size
 
 NEEDED_BYTES = GIB
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if find_spec("numpy") is None:
         _complain(f"it needs numpy, and draws with rich: {_how_to_install()}")
         return 2
-    if psutil.virtual_memory().available < NEEDED_BYTES:
+    if host_memory().available_bytes < NEEDED_BYTES:
         _complain(f"it takes up to {format_size(NEEDED_BYTES)} of memory, and less is available")
         return 1
     # Terminated, or its terminal closed, it cleans up as it does when interrupted.
@@ -164,11 +163,12 @@ def _check_plot(path: Path) -> None:
 
 
 def _how_to_install() -> str:
-    """How the packages come that balloonctl alone needs: from the checkout, by this Python's pip.
+    """How the packages come that balloonctl alone needs: from the checkout, into this Python.
 
     Never by the name balloond: what a package index has of that name, or will have, is not ours.
     """
-    command = f"{shlex.quote(sys.executable)} -m pip install '.[ctl]'"
+    pip = f"{shlex.quote(sys.executable)} -m pip"
+    command = f"make wheels EXTRA=ctl && {pip} install --no-index build/wheels/*.whl"
     return f"run {command} in the checkout that balloond was installed from"
 
 

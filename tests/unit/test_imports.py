@@ -12,9 +12,9 @@ def run(program: str) -> str:
 
 
 def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
-    """psutil is for the demo, libcrypto for hosts with a store."""
+    """libcrypto is for hosts with a store."""
     loaded = run("import sys, balloon_daemon.cli; print(*sys.modules)").split()
-    assert {"psutil", "_hashlib", "_ssl", "balloon_daemon.trial"}.isdisjoint(loaded)
+    assert {"_hashlib", "_ssl", "balloon_daemon.trial"}.isdisjoint(loaded)
 
 
 def test_lean_asyncio_works_and_has_no_ssl() -> None:

@@ -84,7 +84,9 @@ ROOMS = {
 # Third-party and standard modules that have one door only.
 DOORS = {
     "ctypes": {"linux"},
-    "pyseccomp": {"seccomp.filter"},
+    # What tests alone import is no dependency of the daemon's.
+    "psutil": set[str](),
+    "pyseccomp": set[str](),
     "prctl": {"linux.jail"},
     "asyncio": {"controller", "cli", "handover.store", "asyncio_lean"},
     "threading": set[str](),

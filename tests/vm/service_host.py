@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -204,9 +203,6 @@ class ServiceHost:
         ignored = shutil.ignore_patterns("__pycache__")
         for name in ("balloon_daemon", "policies"):
             shutil.copytree(ROOT / name, packages / name, ignore=ignored)
-        # The one dependency that Debian has not packaged.
-        pyseccomp = Path(sysconfig.get_path("purelib"), "pyseccomp.py")
-        shutil.copyfile(pyseccomp, packages / pyseccomp.name)
         self.run("python3", "-m", "compileall", "-q", f"/{_PACKAGES}")
         program = self.path("usr/bin/balloond")
         program.write_text(_PROGRAM)
