@@ -209,6 +209,10 @@ class ServiceHost:
         program.chmod(0o755)
         unit = "balloond.service"
         shutil.copyfile(ROOT / "systemd" / unit, self.path("etc/systemd/system") / unit)
+        users = self.path("etc/sysusers.d")
+        users.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / "systemd" / "balloond.sysusers", users / "balloond.conf")
+        self.run("systemd-sysusers")
         self.run("systemctl", "daemon-reload")
 
 

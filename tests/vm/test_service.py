@@ -6,6 +6,7 @@ balloon by is lost for good: QEMU and crosvm never connect a second time.
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -32,7 +33,7 @@ SETTINGS = GuestSettings(
     VM_MEM, population=Population(touched_bytes=128 * MIB, pinned_bytes=32 * MIB)
 )
 STOP_LIMIT_S = 3
-NOBODY = "65534"
+USER = "balloond"
 
 MakeGuest = Callable[[], "Guest"]
 
@@ -72,7 +73,7 @@ def host(machine: ServiceHost) -> Iterator[ServiceHost]:
     """The machine, on which balloond is started, has nothing in store and nothing said yet."""
     print(f"the service's machine keeps its logs in {machine.log_dir}")
     machine.begin()
-    machine.configure("--speed", str(SPEED))
+    machine.configure("--speed", str(SPEED), "--user", USER)
     machine.run("systemctl", "start", "balloond")
     yield machine
     machine.run("systemctl", "stop", "balloond")
@@ -106,6 +107,20 @@ def run_beside(guest: Guest, host: ServiceHost, *command: str) -> None:
 def status(host: ServiceHost, pid: int) -> dict[str, str]:
     lines = host.path(f"proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def ids_of(host: ServiceHost, user: str) -> tuple[list[str], list[str]]:
+    """What /proc/PID/status says of a process that is this user and nobody else."""
+    users = [line.split(":") for line in host.path("etc/passwd").read_text().splitlines()]
+    ((uid, gid),) = [words[2:4] for words in users if words[0] == user]
+    return [uid] * 4, [gid] * 4
+
+
+def limit(host: ServiceHost, pid: int, name: str) -> str:
+    """A hard limit of a process, as in "Max data size"."""
+    lines = host.path(f"proc/{pid}/limits").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(name)]
+    return line.removeprefix(name).split()[1]
 
 
 def devices(host: ServiceHost, pid: int) -> list[int]:
@@ -147,11 +162,54 @@ def test_started_service_is_active_and_its_devices_are_jailed(
     # One device that the OOM killer takes must not end the others' balloons.
     assert host.unit("OOMPolicy") == "continue"
     assert host.unit("ManagedOOMPreference") == "omit"
-    assert device_status["Uid"].split() == device_status["Gid"].split() == [NOBODY] * 4
+    assert (device_status["Uid"].split(), device_status["Gid"].split()) == ids_of(host, USER)
     assert int(device_status["CapEff"], 16) == int(device_status["CapBnd"], 16) == 0
     assert device_status["Seccomp"] == "2"
     filters = int(device_status["Seccomp_filters"])
     assert filters == int(controller_status["Seccomp_filters"]) + 1
+    assert host.errors() == []
+
+
+def test_service_finds_nothing_of_the_host_that_it_does_not_need(host: ServiceHost) -> None:
+    root = host.path(f"proc/{host.main_pid()}/root")
+
+    # Root's word is enough for systemd and D-Bus, whose sockets lie beside ours.
+    assert {path.name for path in (root / "run").iterdir()} == {"balloond", "systemd"}
+    # "incoming" is systemd's own way into a service's mounts, and empty.
+    assert {path.name for path in (root / "run/systemd").iterdir()} <= {"notify", "incoming"}
+    assert list((root / "var/lib").iterdir()) == []
+    assert host.path("run/systemd/private").exists()
+    assert list(host.path("var/lib").iterdir()) != []
+
+
+def test_service_has_its_bounds_and_so_has_each_device(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes == MAXIMUM)
+
+    main = host.main_pid()
+    (device,) = devices(host, main)
+    assert [limit(host, pid, "Max data size") for pid in (main, device)] == [str(512 * MIB)] * 2
+    assert host.unit("TasksMax") == "2048"
+    # Guest memory that a device touches is the service's: a limit on all of it would be filled by
+    # one device, and cost every VM its balloon.
+    assert (host.unit("MemoryMax"), host.unit("MemoryHigh")) == ("infinity", "infinity")
+    assert stat.S_IMODE(os.stat(host.socket.parent).st_mode) == 0o711
+
+
+def test_service_is_woken_by_memory_pressure_and_sees_the_hosts_figures(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    host.path("etc/default/balloond").write_text(f'BALLOOND_ARGS="--user {USER}"\n')
+
+    host.run("systemctl", "restart", "balloond")
+
+    make_guest()
+    main = host.main_pid()
+    files = [os.readlink(fd) for fd in host.path(f"proc/{main}/fd").iterdir()]
+    assert "/proc/pressure/memory" in files
     assert host.errors() == []
 
 
