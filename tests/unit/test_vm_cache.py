@@ -59,6 +59,21 @@ def using(cache: Path, version: int, what: str = "images") -> Iterator[str]:
         assert process.returncode == 0
 
 
+def refusal(cache: Path) -> str:
+    """What is said by a process that may not use the cache."""
+    recipe = cache.parent / "recipe-0"
+    recipe.write_text("0")
+    done = subprocess.run(
+        [sys.executable, "-c", _USER, "images", str(recipe)],
+        cwd=ROOT,
+        env=os.environ | {"BALLOOND_VM_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    return done.stderr
+
+
 def use(cache: Path, version: int, what: str = "images") -> str:
     """Uses a version of something for a moment."""
     with using(cache, version, what) as name:
@@ -145,3 +160,31 @@ def test_damaged_version_is_made_anew_while_it_is_known(cache: Path) -> None:
     assert use(cache, 1) == name
 
     assert (cache / name / "image").read_text() == "made"
+
+
+def test_cache_that_others_may_write_is_refused(cache: Path) -> None:
+    use(cache, 1)
+    cache.chmod(0o757)
+
+    assert f"ImagesError: {cache} may be written by others" in refusal(cache)
+
+
+def test_cache_below_a_directory_that_others_may_write_is_refused_unless_it_is_sticky(
+    cache: Path,
+) -> None:
+    cache.parent.chmod(0o777)
+    assert f"ImagesError: {cache.parent} may be written by others" in refusal(cache)
+
+    cache.parent.chmod(0o1777)
+    used = use(cache, 1)
+    assert kept(cache) == {used}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("part", ["", "version"])
+def test_cache_of_another_user_is_refused_by_root(part: str, cache: Path) -> None:
+    version = cache / use(cache, 0)
+    anothers = version if part else cache
+    os.chown(anothers, 65534, 65534)
+
+    assert f"ImagesError: {anothers} may be written by others" in refusal(cache)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -65,11 +66,14 @@ def ready(recipe: Recipe) -> Path:
     """
     cache = _cache_dir()
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as err:
         raise ImagesError(f"the cache for {recipe.what} cannot be made: {err}") from err
+    _check_owner(cache)
     root = cache / recipe.digest()
     with _only_maker(cache):
+        if root.exists():
+            _check_owner(root)
         if (fault := find_fault(root)) is not None:
             if root.exists():
                 print(f"{recipe.what}: {fault}; making them anew", file=sys.stderr)
@@ -174,6 +178,29 @@ def hash_files(root: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def _check_owner(path: Path) -> None:
+    """Refuses what others may write: programs are run from there, by root too.
+
+    The directories above count as well, as whoever may write one of them puts another directory
+    in our path's place, unless it is sticky, as /tmp is.
+
+    Raises:
+        ImagesError: names the directory and the remedy.
+    """
+    for part in (path, *path.parents):
+        found = part.stat()
+        others = stat.S_IWOTH
+        if found.st_gid not in (0, os.getegid()):
+            others |= stat.S_IWGRP
+        shared = found.st_mode & others and not (part != path and found.st_mode & stat.S_ISVTX)
+        if found.st_uid in (0, os.geteuid()) and not shared:
+            continue
+        raise ImagesError(
+            f"{part} may be written by others, and what lies below it is run; name a directory "
+            "that is yours alone (BALLOOND_VM_CACHE=), or make this one so (chmod go-w)"
+        )
 
 
 def _cache_dir() -> Path:
