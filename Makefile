@@ -1,11 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm bench fuzz fuzz-seccomp soak
+.PHONY: help setup wheels demo test test-vm bench fuzz fuzz-seccomp soak
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: ## system packages (as root, through apt) and .venv
 	@.ci/setup
+
+wheels: ## build/wheels, to install balloond from (not as root); EXTRA=ctl for the demo's too
+	@.ci/wheels
 
 demo: setup ## a 4 GiB guest, a host that runs low, a live chart
 	@.venv/bin/balloonctl demo $(ARGS)
@@ -18,7 +21,7 @@ test-vm: setup ## real Linux guests in QEMU, the service under a real systemd
 	@.venv/bin/python -m pytest -m vm -n 2 --dist loadfile tests/vm $(ARGS)
 
 fuzz: setup ## attacks on everything for TIME=600 seconds; the last line is a JSON object
-	@.venv/bin/python -c 'import atheris' 2>/dev/null || PIP_CONSTRAINT=tests/constraints.txt .venv/bin/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/fuzz.txt
 	@.venv/bin/python -m tests.fuzz --time $(or $(TIME),600) $(ARGS)
 
 soak: setup ## kills, reboots and enemies for TIME=600 seconds, every page checked; build/soak.png

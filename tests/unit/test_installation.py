@@ -1,0 +1,66 @@
+"""Whoever installs balloond runs nothing that is unknown, and root nothing that is another's."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PLACES = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / ".ci").iterdir()]
+NOBODY = 65534
+
+_FETCHES = re.compile(r"pip\S*(?:\[@\]}\")? (?:\S+ )*?(?:install|wheel|download) .*")
+# Said aloud as it is done: no version is kept for a Python that is newer than these files.
+UNKNOWN = "pip[@]}\" install --use-pep517 -e '.[test]'"
+
+
+def fetching_lines() -> list[str]:
+    """Every command that has pip install, build or fetch something."""
+    lines = [line for path in PLACES for line in path.read_text().splitlines()]
+    return [match[0] for line in lines if (match := _FETCHES.search(line))]
+
+
+def test_nothing_is_fetched_without_its_hash() -> None:
+    lines = fetching_lines()
+
+    assert len(lines) >= 9
+    loose = [line for line in lines if "--require-hashes" not in line and "--no-index" not in line]
+    assert loose == [UNKNOWN]
+
+
+def test_nothing_is_built_by_what_nobody_has_named() -> None:
+    builds = [line for line in fetching_lines() if "--only-binary :all:" not in line]
+
+    loose = [line for line in builds if "--no-build-isolation" not in line]
+    # The README's, whose files are wheels; and the one that is said aloud.
+    assert [line for line in loose if "build/wheels/*.whl" not in line] == [UNKNOWN]
+
+
+def make(target: str, checkout: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["make", "-C", str(checkout), "--no-print-directory", target],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("target", ["setup", "wheels", "demo"])
+def test_root_runs_nothing_of_a_checkout_that_is_anothers(target: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    program = tmp_path / ".venv/bin/balloonctl"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\ntouch ran\n")
+    program.chmod(0o755)
+    os.chown(tmp_path, NOBODY, NOBODY)
+
+    done = make(target, tmp_path)
+
+    assert done.returncode == 2
+    first, *_ = done.stderr.splitlines()
+    assert "this checkout belongs to nobody, whose files root would run; run make" in first
+    assert not (tmp_path / "ran").exists()
