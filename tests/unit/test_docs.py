@@ -3,8 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 RELIABILITY = ROOT / "docs" / "reliability.md"
+SECURITY = ROOT / "docs" / "security.md"
+ATTACKERS = 6
 
 _NAMED = re.compile(r"`(?:(?P<file>[\w/]+\.py)(?:: )?)?(?P<test>test_\w+)?`")
 
@@ -28,10 +32,11 @@ def named_tests(text: str) -> set[tuple[Path, str]]:
     return named
 
 
-def test_reliability_names_only_tests_that_there_are() -> None:
-    named = named_tests(RELIABILITY.read_text())
+@pytest.mark.parametrize(("page", "least"), [(RELIABILITY, 100), (SECURITY, 60)])
+def test_page_names_only_tests_that_there_are(page: Path, least: int) -> None:
+    named = named_tests(page.read_text())
 
-    assert len(named) > 100
+    assert len(named) > least
     assert [path for path, _ in named if not path.is_file()] == []
     missing = {test for path, test in named if test and f"def {test}(" not in path.read_text()}
     assert missing == set()
@@ -50,3 +55,24 @@ def test_reliability_has_every_test_of_the_fault_files() -> None:
         source = (ROOT / "tests/kernel" / name).read_text()
         for test in re.findall(r"^def (test_\w+)\(", source, re.MULTILINE):
             assert f"{test}`" in text, f"{name}: {test}"
+
+
+def test_security_shows_each_promise_by_a_test_and_has_some_against_each_attacker() -> None:
+    attackers, rows = SECURITY.read_text().split("## Promises and the tests")
+    promised = re.findall(r"\d\.\d+", " ".join(re.findall(r"\(([\d., ]+)\)", attackers)))
+
+    shown = dict(re.findall(r"^\| (\d\.\d+) [^|]+ \| (.+) \|$", rows, re.MULTILINE))
+    assert sorted(shown) == sorted(promised)
+    assert {number[0] for number in shown} == {str(n) for n in range(1, ATTACKERS + 1)}
+    for number, tests in shown.items():
+        assert named_tests(tests), number
+
+
+def test_security_says_of_each_attacker_what_is_not_promised() -> None:
+    text = SECURITY.read_text()
+
+    for number in range(1, ATTACKERS + 1):
+        (_, section) = text.split(f"\n**{number}. ")
+        section = section.split("\n\n")[0]
+        assert "\n*Promised:*" in section
+        assert "\n*Not promised:*" in section

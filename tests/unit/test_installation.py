@@ -39,6 +39,13 @@ def test_nothing_is_built_by_what_nobody_has_named() -> None:
     assert [line for line in loose if "build/wheels/*.whl" not in line] == [UNKNOWN]
 
 
+def test_nothing_that_root_installs_is_fetched_or_built() -> None:
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    by_root = [line for line in lines if line.startswith("sudo ") and "pip" in line]
+
+    assert by_root == ["sudo /opt/balloond/bin/pip install --no-index build/wheels/*.whl"]
+
+
 def make(target: str, checkout: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         ["make", "-C", str(checkout), "--no-print-directory", target],
