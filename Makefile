@@ -24,7 +24,7 @@ fuzz: setup ## attacks on everything for TIME=600 seconds; the last line is a JS
 	@.venv/bin/python -c 'import atheris' 2>/dev/null || .venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements/fuzz.txt
 	@.venv/bin/python -m tests.fuzz --time $(or $(TIME),600) $(ARGS)
 
-soak: setup ## kills, reboots and enemies for TIME=600 seconds, every page checked; build/soak.png
+soak: setup ## kills and reboots for TIME=600 seconds, every page checked; then attacks (ARGS=--attacks-only)
 	@.venv/bin/python -m tests.soak --time $(or $(TIME),600) $(ARGS)
 
 fuzz-seccomp: setup ## a million calls: policy text against its evaluator and its BPF (ARGS="N SEED")

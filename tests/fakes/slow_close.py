@@ -20,18 +20,27 @@ CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x00020000, 0x4000, 0x40000  # linux/sched.h, 
 @contextlib.contextmanager
 def lingering_socket() -> Iterator[socket.socket]:
     """A TCP socket whose last close waits for a peer that never reads (socket(7), SO_LINGER)."""
-    with socket.socket() as listener, socket.socket() as ours:
+    ours, theirs = lingering_pair()
+    with ours, theirs:
+        yield ours
+
+
+def lingering_pair() -> tuple[socket.socket, socket.socket]:
+    """Such a socket and its peer, with which the waiting ends. Its own buffers are the least."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
+        ours = socket.socket()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         ours.connect(listener.getsockname())
         theirs, _ = listener.accept()
-        with theirs:
-            ours.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    ours.send(bytes(65536))
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGERS_S))
-            yield ours
+    ours.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(65536))
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGERS_S))
+    return ours, theirs
 
 
 class MuteFile:

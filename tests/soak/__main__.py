@@ -1,4 +1,7 @@
-"""``python -m tests.soak --time SECONDS``: its last line is a JSON object."""
+"""``python -m tests.soak --time SECONDS``: its last line is a JSON object.
+
+Chaos for that time, then each attack of a hostile user for a tenth of it, at most a minute.
+"""
 
 import argparse
 import contextlib
@@ -9,16 +12,20 @@ import time
 from pathlib import Path
 from random import Random
 
+from tests.soak.attacks import Outcome, attack, possible_plans
 from tests.soak.chaos import Chaos
 from tests.soak.picture import draw
 from tests.soak.world import Host, can_keep_fds
 
 BUILD = Path(__file__).parents[2] / "build"
 LASTING_GUESTS, MORTAL_GUESTS = 4, 2
+LONGEST_ATTACK_S, SHORTEST_ATTACK_S = 60.0, 1.0
+"""What an attack fills is full within seconds; what leaks or creeps shows within a minute."""
 
 
 def main() -> int:
-    """Returns 0 where nothing was lost and nothing grew, else 1."""
+    """Returns 0 where nothing was lost, nothing grew and nobody had to wait, else 1."""
+    plans = possible_plans()
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--time", type=float, default=600, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=int(time.time()), metavar="N")
@@ -26,8 +33,30 @@ def main() -> int:
     parser.add_argument(
         "--reconnect", action="store_true", help="do not keep VMs over a controller's death"
     )
+    parser.add_argument("--attacks-only", action="store_true", help="no chaos before them")
+    parser.add_argument(
+        "--attack",
+        dest="attacks",
+        action="append",
+        choices=plans,
+        metavar="NAME",
+        help=f"only this attack, and no chaos; may be repeated; {', '.join(plans)}",
+    )
     args = parser.parse_args()
     shutil.rmtree(args.dir, ignore_errors=True)
+    verdict: dict[str, object] = {"ok": True}
+    if not args.attacks_only and not args.attacks:
+        verdict = _chaos(args)
+    each_s = max(SHORTEST_ATTACK_S, min(LONGEST_ATTACK_S, args.time / 10))
+    attacks = {name: _attack(name, each_s, args.dir) for name in args.attacks or plans}
+    verdict["attacks"] = attacks
+    verdict["ok"] = bool(verdict["ok"] and all(each["ok"] for each in attacks.values()))
+    print(f"logs in {args.dir}")
+    print(json.dumps(verdict), flush=True)
+    return not verdict["ok"]
+
+
+def _chaos(args: argparse.Namespace) -> dict[str, object]:
     keeps = can_keep_fds() and not args.reconnect
     after = "keep their balloons" if keeps else "connect again"
     print(f"seed {args.seed}, {args.time:.0f} s; VMs of a killed controller {after}", flush=True)
@@ -48,9 +77,31 @@ def main() -> int:
         f"{verdict['pages_checked']:,} pages checked, {verdict['pages_lost']} lost"
     )
     draw(picture, chaos.gauges, chaos.tally.kill_times, title)
-    print(f"{picture}; logs in {args.dir}")
-    print(json.dumps(verdict), flush=True)
-    return not verdict["ok"]
+    print(picture, flush=True)
+    return verdict
+
+
+def _attack(name: str, seconds: float, folder: Path) -> dict[str, object]:
+    plan = possible_plans()[name]
+    outcome = attack(plan, seconds, folder / name)
+    found = outcome.as_json()
+    print(_line(outcome, "ok" if found["ok"] else "NOT OK"), flush=True)
+    for what in (*outcome.failures, *outcome.slow()):
+        print(f"  {what}", flush=True)
+    return found
+
+
+def _line(outcome: Outcome, verdict: str) -> str:
+    """What an attack did, for people."""
+    usual = max((each.p99_ms for each in outcome.undisturbed), default=0.0)
+    said = [f"{outcome.attack}, {outcome.seconds:g} s: {verdict}; the neighbour waits"]
+    said.append(f"p99 {usual:.2f} ms undisturbed,")
+    if (delays := outcome.attacked) is not None:
+        said.append(f"p50 {delays.p50_ms:.2f} p99 {delays.p99_ms:.2f} max {delays.max_ms:.1f} ms;")
+    said.append(f"{outcome.cpu_share:.0%} of a core, {outcome.log_lines_a_second:g} lines/s,")
+    said.append(f"descriptors {[each.get('controller', 0) for each in outcome.fds]},")
+    said.append(f"back after {outcome.fds_back_s} s; SIGTERM to end {outcome.stop_s} s")
+    return " ".join(said)
 
 
 if __name__ == "__main__":
