@@ -35,7 +35,7 @@ def figures() -> Iterator[Figure]:
         with Balloond([*SPEED], woken=True) as daemon:
             arguments = ["--socket", str(daemon.socket), "--mem", "2G", "--touched", "1G"]
             with FakeGuestProcess([*arguments, "--order", str(path)]) as guest:
-                costs = _take_and_give_back(daemon, guest)
+                costs = take_and_give_back(daemon, guest)
         device.append(costs[0])
         controller.append(costs[1])
         back.append(costs[2])
@@ -49,7 +49,7 @@ def figures() -> Iterator[Figure]:
     yield of_samples("1 GiB back to the fake guest: CPU of both", "s/GiB", back)
 
 
-def _take_and_give_back(daemon: Balloond, guest: FakeGuestProcess) -> tuple[float, float, float]:
+def take_and_give_back(daemon: Balloond, guest: FakeGuestProcess) -> tuple[float, float, float]:
     """CPU seconds of device and controller for taking 1 GiB, and of both for giving it back."""
     (device,) = daemon.wait_devices(1)
     begun = cpu_s(device), cpu_s(daemon.pid)

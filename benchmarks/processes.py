@@ -95,6 +95,7 @@ class Balloond:
         options: further options, as they are typed.
         woken: wait for the low-memory device instead of polling every second.
         meminfo: go by this host's own MemAvailable.
+        checkout: whose balloond; by default our own.
 
     Raises:
         DaemonError: it ended, or did not listen in time.
@@ -106,7 +107,9 @@ class Balloond:
         *,
         woken: bool = False,
         meminfo: bool = False,
+        checkout: Path = ROOT,
     ) -> None:
+        self._checkout = checkout
         self._run_dir = tempfile.TemporaryDirectory(prefix="balloond-bench-", dir=_IN_MEMORY)
         self.directory = Path(self._run_dir.name)
         self.socket = self.directory / "vhost.sock"
@@ -218,8 +221,9 @@ class Balloond:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
-                env=ENVIRONMENT,
-                cwd=ROOT,
+                env=ENVIRONMENT | {"PYTHONPATH": str(self._checkout)},
+                # First of all the places that ``-m`` looks into.
+                cwd=self._checkout,
             )
 
     def _wait_listening(self) -> None:
