@@ -29,7 +29,7 @@ HANG_S = 25
 GRACE_S = 60
 """How much longer than its time a process may take to end."""
 
-TIMED_SHARES = {"state_machine": 5, "seccomp_meaning": 2, "whole_daemon": 8}
+TIMED_SHARES = {"state_machine": 5, "seccomp_meaning": 2, "whole_daemon": 8, "hostile_users": 8}
 
 _EXECUTED = re.compile(r"^(?:stat::number_of_executed_units: |#)(\d+)", re.MULTILINE)
 

@@ -13,7 +13,7 @@ from tests.fuzz.outcome import Outcome
 Campaign = Callable[[float, int, Path], Outcome]
 """(seconds, seed, folder for logs) -> what was found."""
 
-NAMES = ("state_machine", "seccomp_meaning", "whole_daemon")
+NAMES = ("state_machine", "seccomp_meaning", "whole_daemon", "hostile_users")
 
 
 def load(name: str) -> Campaign:
