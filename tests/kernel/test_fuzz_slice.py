@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz import seccomp_meaning, state_machine, whole_daemon
+from tests.fuzz import hostile_users, seccomp_meaning, state_machine, whole_daemon
 from tests.fuzz.invariants import InvariantBrokenError
 from tests.fuzz.targets import TARGETS, Target
 from tests.fuzz.unguided import slice_of
@@ -32,6 +32,13 @@ def test_whole_daemon_among_enemies_stands(tmp_path: Path) -> None:
 
     assert outcome.findings == []
     assert outcome.executions > 20
+
+
+def test_many_connections_of_one_user_leave_a_whole_daemon_as_it_was(tmp_path: Path) -> None:
+    outcome = hostile_users.campaign(0.5, SEED, tmp_path / "crowd")
+
+    assert outcome.findings == []
+    assert outcome.executions >= 20
 
 
 def test_target_that_breaks_an_invariant_is_told_with_its_input(
