@@ -39,9 +39,9 @@ def template_of(controller: int) -> int:
         except psutil.NoSuchProcess:
             return []  # A device that has just ended.
 
-    # It takes its name a moment after it was forked.
-    (pid,) = wait_until(named, what="the template has its name")
-    return pid
+    # It takes its name a moment after it was forked, as does each device, which has the template's
+    # until then: the template is the oldest.
+    return min(wait_until(named, what="the template has its name"), key=started)
 
 
 def is_alive(pid: int) -> bool:
