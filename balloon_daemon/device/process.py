@@ -250,7 +250,7 @@ def become_device(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) ->
     try:
         os.dup2(words_fd, STANDARD_ERROR)
         gc.freeze()
-        jail.leave_no_core()
+        jail.limit_first()
         # First of all, so that there is room for what is opened next where the host has none.
         jail.close_fds_except([STANDARD_ERROR, tube_fd, *spec.fds()])
         sock = socket.socket(fileno=tube_fd)

@@ -25,6 +25,8 @@ class Identity:
     gid: int
 
 
+OOM_SCORE_FILE = "/proc/self/oom_score_adj"
+
 MAX_GROWTH_BYTES = 256 << 20
 """Address space that a device may add to what it has when it is jailed; it needs a few MiB."""
 
@@ -67,20 +69,40 @@ def die_with(parent_pid: int, name: str) -> None:
         os._exit(0)
 
 
-def leave_no_core() -> None:
-    """Has this process and its children leave no core file, which would hold guest memory.
+def limit_first() -> None:
+    """Gives up, for good, what nothing needs that maps a guest's memory: to be called before.
 
-    A device touches its guest's ring before its jail is closed, and a VMM that cuts the file at
-    that moment ends it by SIGBUS while it may still be root's.
+    A VMM that cuts its file while its device reads the ring ends that device by SIGBUS, perhaps
+    still as root: not dumpable, it leaves no core with guest memory, not even to a program that
+    collects them (core(5): those do not heed RLIMIT_CORE).
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _be_killed_like_others()
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
+        resource.setrlimit(kind, (0, 0))
+    prctl.set_dumpable(0)
+
+
+def _be_killed_like_others() -> None:
+    """Takes no part in a service's OOMScoreAdjust= below 0, which is for the controller.
+
+    A device that was taken over may refill its guest's memory, and the kernel would look for
+    another process to kill. Raising the score is always allowed, also again (proc(5)).
+    """
+    with contextlib.suppress(OSError):  # A host that hides it: the score stays as it is.
+        score = os.open(OOM_SCORE_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        negative = int(os.read(score, 16)) < 0
+        os.close(score)
+        if negative:
+            score = os.open(OOM_SCORE_FILE, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+            os.write(score, b"0")
+            os.close(score)
 
 
 def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     """Gives up everything that needs no filter to be given up.
 
-    In this order: name, limits, an empty world where that is allowed, ids and capabilities,
-    parent-death signal (changing ids clears it), not dumpable, no_new_privs.
+    In this order: name, the limits that are left, an empty world where that is allowed, ids and
+    capabilities, parent-death signal and not dumpable (changing ids clears both), no_new_privs.
 
     Raises:
         OSError, PermissionError: the kernel refuses; nobody may run a guest's bytes then.
@@ -132,9 +154,6 @@ def _limit_resources() -> None:
     os.close(statm)
     for kind, most in (
         (resource.RLIMIT_AS, mapped_bytes + MAX_GROWTH_BYTES),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_NOFILE, 0),
     ):
         resource.setrlimit(kind, (most, most))
