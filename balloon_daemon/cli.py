@@ -350,7 +350,12 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
         jail = Jail(compiled.load, _identity(config.device_user))
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
     if template is not None:
-        template.prepare(compiled.bpf, lambda why: EventLog().warning("device", why))
+        log = EventLog()
+        template.prepare(
+            compiled.bpf,
+            lambda what: log.warning("device", what),
+            lambda what: log.info("device", what),
+        )
         jail = replace(jail, fork=template.fork)
     try:
         if config.socket == default_socket():

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from balloon_daemon.device import template
+from balloon_daemon.device.forker import NAME
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = "balloon_daemon"
@@ -156,7 +156,7 @@ class Balloond:
 
     def template_pid(self) -> int:
         """The process id of what forks the devices."""
-        (pid,) = (pid for pid in children_of(self.pid) if command_of(pid) == template.NAME)
+        (pid,) = (pid for pid in children_of(self.pid) if command_of(pid) == NAME)
         return pid
 
     def wait_devices(self, count: int) -> list[int]:

@@ -19,6 +19,7 @@ from balloon_daemon.device.process import (
     DeviceProcess,
     DeviceSpec,
     Fork,
+    NotYetError,
     RegionSpec,
     VringSpec,
     fork_here,
@@ -47,6 +48,9 @@ from balloon_daemon.virtio.balloon import BalloonFeature
 
 SETTLE_S = 0.005
 """A front-end sends a burst of messages; a device is forked once it has been quiet this long."""
+
+NOT_YET_S = 0.05
+"""When to ask again for a device that cannot be forked just yet."""
 
 PREDECESSOR_WITHIN_S = 5.0
 """How long the device of a controller that is gone may take to be gone too."""
@@ -246,7 +250,8 @@ class DeviceKeeper:
         for wait_s in LOOKS_AFTER_S:
             if not self._indices_known:
                 await asyncio.sleep(wait_s)
-                self._start(look=True)
+                while not self._start(look=True):
+                    await asyncio.sleep(NOT_YET_S)
                 await self.stop()
         if not self._indices_known:
             message = "where the rings stand now cannot be learned"
@@ -267,20 +272,25 @@ class DeviceKeeper:
             device.kill()
             await is_done_within(self._gone, None)
 
-    def _start(self, *, look: bool = False) -> None:
+    def _start(self, *, look: bool = False) -> bool:
+        """Forks a device if one can run; False where it is to be asked for again in a moment."""
         self._call_off()
         # A front-end disables its vrings before it asks where they stand.
         vrings = self._backend.ready_vrings(disabled=look)
         busy = self._device is not None or self._predecessor is not None
         if busy or (self._gave_up and not look) or not vrings:
-            return
+            return True
         try:
             device = spawn(self._spec(vrings), look=look, fork=self._jail.fork)
+        except NotYetError:
+            if not look:
+                self._settling = self._loop.call_later(NOT_YET_S, self._start)
+            return False
         except OSError as err:
             message = f"cannot fork a device: {err.strerror}; trying again"
             self._log.limited_error(self._unforked, self._loop.time(), "device", message)
             self._settling = self._loop.call_later(1.0, self._start)
-            return
+            return True
         self._device = device
         self._gone = self._loop.create_future()
         self._stopping = self._indices_known = self._had_stats = False
@@ -297,6 +307,7 @@ class DeviceKeeper:
         if self._backend.config.num_pages != self._backend.config.actual:
             self.send_target()
         self._changed()
+        return True
 
     def _spec(self, served: list[ReadyVring]) -> DeviceSpec:
         regions = tuple(

@@ -5,6 +5,7 @@ even mapped before the controller knows whom it has forked.
 """
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -120,9 +121,17 @@ class DeviceSpec:
             yield self.channel_fd
 
 
+class NotYetError(OSError):
+    """What forks devices is just being started: to be asked again in a moment."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EAGAIN, "the process that forks devices is being started")
+
+
 Fork = Callable[[DeviceSpec, int, int, int], int]
 """Forks a device of a spec, with the descriptors of its end of the tube and of its standard error
-and its parent's process id; returns its process id, or raises OSError."""
+and its parent's process id; returns its process id, or raises OSError, or NotYetError where that
+is no failure."""
 
 
 class DeviceProcess:

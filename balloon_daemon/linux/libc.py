@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import os
+import posix
 import signal
 import socket
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def keep_heap_off_brk() -> None:
 
 
 _ARG_START, _ARG_END = 45, 46
+_ENV_START, _ENV_END = 47, 48
 """Fields behind the name in /proc/PID/stat (proc(5))."""
 
 
@@ -53,19 +55,44 @@ def show_as(name: str) -> None:
         _command_line.raw = name.encode()[: room - 2].ljust(room - 1, b"\0") + b"."
 
 
-def _find_command_line() -> "ctypes.Array[ctypes.c_char] | None":
+def _find_area(first: int, last: int) -> "ctypes.Array[ctypes.c_char] | None":
     try:
         stat = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
         fields = os.read(stat, 4096).rpartition(b")")[2].split()
         os.close(stat)
-        start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+        start, end = int(fields[first]), int(fields[last])
     except (OSError, ValueError, IndexError):
         return None
     return (ctypes.c_char * (end - start)).from_address(start) if end - start > 2 else None
 
 
 # Looked up once, for all that are forked: a jailed process cannot read /proc.
-_command_line = _find_command_line()
+_command_line = _find_area(_ARG_START, _ARG_END)
+
+_environ = ctypes.POINTER(ctypes.c_void_p).in_dll(_libc, "environ")
+_libc.strlen.argtypes = [ctypes.c_void_p]
+_libc.strlen.restype = ctypes.c_size_t
+
+
+def forget_environment() -> None:
+    """Empties and overwrites this process's environment: a password may have been put there.
+
+    That is: Python's copy, the C library's strings, and the area that /proc/PID/environ shows.
+    """
+    contents = [content for pair in posix.environ.items() for content in pair]
+    posix.environ.clear()
+    for content in contents:
+        # CPython keeps one object for each byte, which is everybody's.
+        if isinstance(content, bytes) and len(content) > 1:
+            ctypes.memset(id(content) + bytes.__basicsize__ - 1, 0, len(content))
+    at = 0
+    while _environ and (string := _environ[at]):
+        ctypes.memset(string, 0, _libc.strlen(string))
+        at += 1
+    _libc.clearenv()
+    if (area := _find_area(_ENV_START, _ENV_END)) is not None:
+        ctypes.memset(area, 0, len(area))
+
 
 # arch/x86/entry/syscalls/syscall_64.tbl; glibc has no wrapper of this kind. linux/sched.h
 _SYS_CLONE = 56

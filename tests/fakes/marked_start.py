@@ -42,6 +42,8 @@ class MarkedStart:
             env=os.environ | (environment or {}) | {name: value},
         )
         self.pid = self._process.pid
+        assert self._process.stderr is not None
+        self._errors = os.readlink(f"/proc/self/fd/{self._process.stderr.fileno()}")
         self.printed = self.said = ""
 
     @property
@@ -54,12 +56,16 @@ class MarkedStart:
         return self._process.returncode
 
     def processes(self) -> list[int]:
-        """Everything that runs and comes from this start."""
+        """Everything that runs and comes from this start.
+
+        By the mark in its environment or, as a template has none, by the pipe for its errors.
+        """
         found = []
         for path in Path("/proc").iterdir():
             if path.name.isdecimal():
                 with contextlib.suppress(OSError):
-                    if self._mark in (path / "environ").read_bytes().split(b"\0"):
+                    marked = self._mark in (path / "environ").read_bytes().split(b"\0")
+                    if marked or self._errors == os.readlink(path / "fd/2"):
                         found.append(int(path.name))
         return sorted(found)
 

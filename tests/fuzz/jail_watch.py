@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from balloon_daemon.device import template
+from balloon_daemon.device.forker import NAME
 from tests.fuzz.invariants import require
 from tests.vm.waiting import wait_until
 
@@ -35,13 +35,14 @@ def template_of(controller: int) -> int:
 
     def named() -> list[int]:
         try:
-            return [child.pid for child in children() if child.name() == template.NAME]
+            pids = [child.pid for child in children() if child.name() == NAME]
         except psutil.NoSuchProcess:
             return []  # A device that has just ended.
+        return pids if len(pids) == 1 else []
 
-    # It takes its name a moment after it was forked, as does each device, which has the template's
-    # until then: the template is the oldest.
-    return min(wait_until(named, what="the template has its name"), key=started)
+    # It takes its name a moment after it was forked; devices have it too until they have theirs.
+    (pid,) = wait_until(named, what="the template alone has its name")
+    return pid
 
 
 def is_alive(pid: int) -> bool:

@@ -141,8 +141,7 @@ def rig(make_rig: MakeRig) -> DeviceRig:
 def template() -> Iterator[Template]:
     """A process that forks devices, as the controller has one: before any rig there is."""
     started = start_template()
-    assert started is not None
-    started.prepare(shipped_filter().bpf, lambda why: None)
+    started.prepare(shipped_filter().bpf, lambda what: None, lambda what: None)
     yield started
     started.close()
 

@@ -139,7 +139,7 @@ def test_device_killed_in_mid_inflate_another_goes_on(
     assert guest.ram.check().balloon_resident == 0
 
 
-def test_template_that_hangs_the_next_device_is_forked_without_it(
+def test_template_that_hangs_another_forks_the_next_device(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     guest = attach(make_guest(), daemon)
@@ -151,13 +151,14 @@ def test_template_that_hangs_the_next_device_is_forked_without_it(
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
-    given_up = f"process {template}, which forks devices, does not answer: from now on balloond"
+    given_up = f"process {template}, which forks devices, does not answer: starting another"
     assert [m for m in events(daemon, "device") if given_up in m] != []
     assert (
         "cannot fork a device: the process that forks devices does not answer; trying again"
         in events(daemon, "device")
     )
     assert not is_alive(template)
+    assert template_of(daemon.pid) != template
     assert devices_of(daemon.pid) == [wait_for_device([guest], daemon, "vm1")]
     assert guest.ram.check().pages_corrupt == 0
 

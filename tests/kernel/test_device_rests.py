@@ -1,7 +1,8 @@
 """What one queue of a guest may cost its device, and that the other queues do not wait for it."""
 
 import asyncio
-import marshal
+import os
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,13 @@ import pytest
 from balloon_daemon.controller.keeper import DeviceKeeper, Jail
 from balloon_daemon.device.balloon import MAX_PARTS, MAX_REPORT_BYTES
 from balloon_daemon.device.pace import UNASKED
-from balloon_daemon.device.template import _decode, _encode
+from balloon_daemon.device.process import DeviceSpec
+from balloon_daemon.device.request import (
+    MAX_DATAGRAM_BYTES,
+    decode_spec,
+    receive_request,
+    send_request,
+)
 from balloon_daemon.errors import Rule
 from balloon_daemon.log import EventLog
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
@@ -146,11 +153,23 @@ def test_guest_that_has_earned_nothing_is_slowed_down_from_the_beginning(rig: De
     assert share_of_a_core(rig, refill) < 2 * UNASKED.share
 
 
+def sent_through(spec: DeviceSpec) -> DeviceSpec:
+    """What arrives of a spec, with the numbers that its descriptors have here."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fds = [0, 1, *spec.fds()]
+    with ours, theirs:
+        send_request(ours, spec, fds, 1, b"")
+        request = receive_request(theirs, bytearray(MAX_DATAGRAM_BYTES))
+    assert request is not None
+    for fd in request.fds:
+        os.close(fd)
+    assert len(request.fds) == request.sent == len(fds)
+    return decode_spec(request._replace(fds=fds), spec.load_filter)
+
+
 def test_what_a_guest_has_earned_goes_through_the_template(rig: DeviceRig) -> None:
     spec = replace(rig.spec, earned=0.25)
-    fds = [0, 1, *spec.fds()]
-    flat = marshal.loads(_encode(spec, 1, len(fds), b""))
-    assert _decode(flat, fds, spec.load_filter) == spec
+    assert sent_through(spec) == spec
 
 
 def test_regions_that_are_not_mapped_or_not_freed_go_through_the_template(rig: DeviceRig) -> None:
@@ -163,9 +182,7 @@ def test_regions_that_are_not_mapped_or_not_freed_go_through_the_template(rig: D
     )
     spec = replace(rig.spec, regions=regions, pfns_name_pages=False)
     assert list(spec.fds())[:3] == [rig.fd] * 3
-    fds = [0, 1, *spec.fds()]
-    flat = marshal.loads(_encode(spec, 1, len(fds), b""))
-    assert _decode(flat, fds, spec.load_filter) == spec
+    assert sent_through(spec) == spec
 
 
 def test_guest_earns_its_allowances_within_a_minute_of_its_devices_beginning() -> None:

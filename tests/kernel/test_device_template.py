@@ -12,13 +12,15 @@ import psutil
 import pytest
 
 from balloon_daemon.device import template as template_module
+from balloon_daemon.device.forker import NAME
 from balloon_daemon.device.process import RegionSpec, fork_here
-from balloon_daemon.device.template import NAME, Template
+from balloon_daemon.device.template import Template
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import DeviceRig, ready_to_fork, shipped_filter
+from tests.fakes.device_rig import DeviceRig, ready_to_fork
 from tests.fakes.short_host import fd_numbers, limited
+from tests.fakes.ways_to_fork import PatientFork
 from tests.fuzz.jail_watch import is_alive
 from tests.kernel.conftest import MakeRig
 from tests.vm.waiting import wait_until
@@ -42,11 +44,17 @@ def wait_for_own_fds(template: Template) -> None:
 
     It closes what it inherited after its start, and what belongs to a device after its answer.
     """
+    pid = pid_of(template)
     wait_until(
-        lambda: len(fd_numbers(template.pid)) == 2,
+        lambda: len(fd_numbers(pid)) == 2,
         what="the template has its own descriptors alone",
-        seen=lambda: fd_numbers(template.pid),
+        seen=lambda: fd_numbers(pid),
     )
+
+
+def pid_of(template: Template) -> int:
+    assert template.pid is not None
+    return template.pid
 
 
 def test_template_device_is_our_own_child_jailed_and_serves(
@@ -63,13 +71,13 @@ def test_template_device_is_our_own_child_jailed_and_serves(
 
 def test_template_keeps_no_descriptor_of_a_device(rig: DeviceRig, template: Template) -> None:
     wait_for_own_fds(template)
-    before = fd_numbers(template.pid)
+    before = fd_numbers(pid_of(template))
     for _ in range(3):
         rig.start_ready()
         rig.kill()
 
     wait_for_own_fds(template)
-    assert fd_numbers(template.pid) == before
+    assert fd_numbers(pid_of(template)) == before
 
 
 def test_template_of_many_regions_gets_more_descriptors_than_a_datagram_holds(
@@ -100,41 +108,27 @@ def test_template_without_room_for_descriptors_says_so_and_goes_on(
     # It raises its own limit at its start, which is over once it has forked a device.
     rig.start_ready()
     rig.kill()
-    with limited(template.pid, resource.RLIMIT_NOFILE, 8), pytest.raises(OSError, match="open"):
+    with (
+        limited(pid_of(template), resource.RLIMIT_NOFILE, 8),
+        pytest.raises(OSError, match="open"),
+    ):
         rig.start()
     rig.start_ready()
     wait_for_own_fds(template)
-
-
-def test_template_killed_devices_live_and_the_next_is_forked_here(
-    rig: DeviceRig, template: Template
-) -> None:
-    heard: list[str] = []
-    template.prepare(shipped_filter().bpf, heard.append)
-    rig.start_ready()
-    os.kill(template.pid, signal.SIGKILL)
-    # Dead, and left to be reaped: until then it could still take a request.
-    os.waitid(os.P_PID, template.pid, os.WEXITED | os.WNOWAIT)
-    rig.inflate([7])
-    rig.kill()
-
-    rig.start_ready()
-
-    assert len(heard) == 1
-    assert "is gone: from now on balloond forks them itself" in heard[0]
-    rig.inflate([9])
 
 
 @pytest.mark.usefixtures("impatient")
 def test_template_that_hangs_is_ended_and_no_device_is_forked_twice(
     rig: DeviceRig, template: Template
 ) -> None:
-    os.kill(template.pid, signal.SIGSTOP)
+    pid = pid_of(template)
+    os.kill(pid, signal.SIGSTOP)
     with pytest.raises(OSError, match="does not answer"):
         rig.start()
 
-    assert not psutil.pid_exists(template.pid)
+    assert not psutil.pid_exists(pid)
     assert psutil.Process().children() == []
+    rig.fork = PatientFork(template)
     rig.start_ready()
 
 
@@ -162,7 +156,7 @@ CONTROLLER = """
 import os, signal, sys
 from balloon_daemon.device.template import start_template
 started = start_template()
-os.write(int(sys.argv[1]), b"%d\\n" % (started.pid if started else 0))
+os.write(int(sys.argv[1]), b"%d\\n" % started.pid)
 signal.pause()
 """
 

@@ -3,15 +3,18 @@
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 import psutil
 import pytest
 
+from balloon_daemon.device import forker
 from balloon_daemon.device import template as template_module
 from balloon_daemon.device.process import RegionSpec
-from balloon_daemon.device.template import FDS_A_DATAGRAM, Template, start_template
+from balloon_daemon.device.request import FDS_A_DATAGRAM
+from balloon_daemon.device.template import Template, start_template
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from tests.fakes.device_rig import DeviceRig, shipped_filter
 from tests.fakes.short_host import fd_numbers, limited
@@ -28,8 +31,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceRig]:
 
 def started() -> Template:
     template = start_template()
-    assert template is not None
-    template.prepare(shipped_filter().bpf, lambda why: None)
+    template.prepare(shipped_filter().bpf, lambda what: None, lambda what: None)
     return template
 
 
@@ -53,24 +55,26 @@ def with_many_regions(rig: DeviceRig) -> None:
 def test_template_that_hangs_over_its_copies_has_not_answered_yet(
     rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    close, controller = os.close, os.getpid()
+    close = os.close
 
     def stop_and_close(fd: int) -> None:
-        if os.getpid() != controller:
+        if sys._getframe(1).f_code is forker._serve.__code__:
             os.kill(os.getpid(), signal.SIGSTOP)
         close(fd)
 
     monkeypatch.setattr(os, "close", stop_and_close)
     template = started()
-    rig.fork = template.fork
+    rig.fork, pid = template.fork, template.pid
+    assert pid is not None
 
     with pytest.raises(OSError, match="does not answer"):
         rig.start()
 
-    assert not psutil.pid_exists(template.pid)
+    assert not psutil.pid_exists(pid)
     # The device that it had forked, and that nobody ever gave an order.
     (device,) = psutil.Process().children()
     assert os.waitpid(device.pid, 0)[1] == 0
+    template.close()
 
 
 def test_template_without_room_for_the_first_of_many_descriptors_goes_on(
@@ -78,20 +82,21 @@ def test_template_without_room_for_the_first_of_many_descriptors_goes_on(
 ) -> None:
     template = started()
     try:
-        rig.fork = template.fork
+        rig.fork, pid = template.fork, template.pid
+        assert pid is not None
         rig.start_ready()  # It has begun, and has its limits.
         rig.kill()
         with_many_regions(rig)
         with (
-            limited(template.pid, resource.RLIMIT_NOFILE, 8),
+            limited(pid, resource.RLIMIT_NOFILE, 8),
             pytest.raises(OSError, match="files"),
         ):
             rig.start()
 
         rig.start_ready()
 
-        assert psutil.Process(template.pid).is_running()
-        assert len(fd_numbers(template.pid)) == 2
+        assert psutil.Process(pid).is_running()
+        assert len(fd_numbers(pid)) == 2
         rig.inflate([3])
         assert rig.holes() == {3}
     finally:

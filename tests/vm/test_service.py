@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import pytest
 
-from balloon_daemon.device.template import NAME
+from balloon_daemon.device.forker import NAME
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run, step
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.units import MIB, PAGE_SIZE

@@ -1,0 +1,101 @@
+"""The template's own life: it waits for requests, and clones a device for each.
+
+It clones with CLONE_PARENT (clone(2)): each device is the controller's own child, which waits for
+it and whose death ends it. The template sees descriptors on their way and a request's bytes, which
+only the device decodes; of both it keeps nothing, so that a device finds nothing of another VM's
+in what it has inherited. Nor does it find the environment that balloond was started with.
+"""
+
+import errno
+import os
+import socket
+import struct
+from typing import NoReturn
+
+from balloon_daemon import __version__
+from balloon_daemon.device.process import STANDARD_ERROR, become_device, prepare_fork
+from balloon_daemon.device.request import (
+    MAX_DATAGRAM_BYTES,
+    Request,
+    decode_spec,
+    receive_request,
+)
+from balloon_daemon.linux import cpython, jail, libc
+from balloon_daemon.linux.events import allow_all_fds
+from balloon_daemon.linux.seccomp import Program
+
+NAME = "balloond-forks"
+"""For ``ps`` and ``top``."""
+
+HELLO = f"balloond {__version__} forks".encode()
+"""What one that was started by exec says first. The files may be another balloond's by then."""
+
+ANSWER = struct.Struct("<qi")
+"""The device's process id, and an errno that says why there is none."""
+
+
+def live(sock: socket.socket, parent: int, *, hello: bool = False) -> NoReturn:
+    """The whole life of a process that has just been forked or started for it.
+
+    Args:
+        sock: leads to the controller.
+        parent: the controller's process id.
+        hello: says so once it can fork.
+    """
+    try:
+        jail.reset_signals()
+        jail.close_fds_except([STANDARD_ERROR, sock.fileno()])
+        jail.die_with(parent, NAME)
+        libc.forget_environment()
+        allow_all_fds()
+        buffer = bytearray(MAX_DATAGRAM_BYTES)
+        prepare_fork()
+        if hello:
+            sock.send(HELLO)
+        cpython.run_without_new_arenas(lambda: _serve(sock, buffer))
+    except BaseException as err:
+        jail.write_last_words(f"{NAME}: {type(err).__name__}: {err}\n")
+    finally:
+        os._exit(1)
+
+
+def _serve(sock: socket.socket, buffer: bytearray) -> NoReturn:
+    """Forks what is asked for until the controller is gone."""
+    program, bpf = None, b""
+    while request := receive_request(sock, buffer):
+        if program is None or bytes(request.bpf) != bpf:
+            bpf = bytes(request.bpf)
+            program = Program(bpf)
+        answer = _clone(request, program)
+        # Before the answer: should this process hang, the controller must not take a device for
+        # alive because somebody else has its end of the tube too.
+        for fd in request.fds:
+            os.close(fd)
+        sock.send(ANSWER.pack(*answer))
+        # The next device would have it in its memory: where this one's VMM has its own.
+        request.spec[:] = bytes(len(request.spec))
+    os._exit(0)
+
+
+def _clone(request: Request, program: Program) -> tuple[int, int]:
+    """The new device's process id and 0, or 0 and an errno."""
+    if len(request.fds) != request.sent:
+        return 0, errno.EMFILE
+    try:
+        pid = libc.clone_sibling()
+    except OSError as err:
+        return 0, err.errno or errno.EAGAIN
+    if pid == 0:
+        become(request, program)
+    return pid, 0
+
+
+def become(request: Request, program: Program) -> NoReturn:
+    """Turns this process into the device that was asked for."""
+    try:
+        spec = decode_spec(request, program.load)
+        become_device(spec, request.fds[0], request.fds[1], request.parent)
+    except BaseException as err:
+        jail.write_last_words(f"{NAME}: {type(err).__name__}: {err}\n")
+    finally:
+        os._exit(1)

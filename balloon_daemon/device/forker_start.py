@@ -1,0 +1,33 @@
+"""Run by its file, in an interpreter of its own (-I): the template, where the first one is gone.
+
+The package is loaded from where this file lies, whatever an isolated interpreter would find under
+that name; nothing else is looked for there.
+"""
+
+import os
+import socket
+import sys
+from typing import NoReturn
+
+
+def start(fd: str, parent: str, *directories: str) -> NoReturn:
+    """Loads what a device needs, and nothing else.
+
+    Args:
+        fd: leads to the controller.
+        parent: the controller's process id.
+        directories: where the controller has its further modules from.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path.insert(0, root)
+    import balloon_daemon  # noqa: F401  # its modules are found by its own path from here on
+
+    del sys.path[0]
+    sys.path += [directory for directory in directories if directory not in sys.path]
+    from balloon_daemon.device.forker import live
+
+    live(socket.socket(fileno=int(fd)), int(parent), hello=True)
+
+
+if __name__ == "__main__":
+    start(*sys.argv[1:])

@@ -1,0 +1,60 @@
+"""Every way in which balloond forks a device."""
+
+import math
+import os
+import signal
+from enum import Enum
+
+from balloon_daemon.device.process import DeviceSpec, NotYetError
+from balloon_daemon.device.template import Template
+from tests.vm.waiting import wait_until
+
+
+class Way(Enum):
+    """How a device comes into the world."""
+
+    TEMPLATE = "by the template"
+    RESTARTED = "by a template that was started again"
+    CONTROLLER = "by the controller, while there is no template"
+
+
+def end_template(template: Template) -> None:
+    """Kills it and leaves it to be reaped, as the kernel does when it is out of memory."""
+    assert template.pid is not None
+    os.kill(template.pid, signal.SIGKILL)
+    # Until it is dead it could still take a request.
+    os.waitid(os.P_PID, template.pid, os.WEXITED | os.WNOWAIT)
+
+
+class PatientFork:
+    """A ``Fork`` that asks again for what cannot be had just yet, as a keeper does.
+
+    Args:
+        template: forks.
+    """
+
+    def __init__(self, template: Template) -> None:
+        self._template = template
+        self.asked_again = 0
+
+    def __call__(self, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+        def fork() -> int | None:
+            try:
+                return self._template.fork(spec, tube_fd, words_fd, parent)
+            except NotYetError:
+                self.asked_again += 1
+                return None
+
+        pid = wait_until(fork, what="a device is forked")
+        assert pid is not None
+        return pid
+
+
+def fork_by(template: Template, way: Way) -> PatientFork:
+    """Has devices forked in a certain way by a template that runs."""
+    if way is not Way.TEMPLATE:
+        end_template(template)
+    if way is Way.CONTROLLER:
+        # As after its second death within a minute, which only takes longer.
+        template._wait_s = math.inf
+    return PatientFork(template)
