@@ -13,7 +13,8 @@
     ├── FrontendError    the VMM broke vhost-user             -> close that connection
     ├── MemoryFileError  guest memory cannot be mapped        -> that device ends, one line
     ├── StateFileError   a state kept by another balloond     -> close that VMM's connection
-    ├── TubeError        our two processes disagree           -> ignore and count the message
+    │   └── DeviceHangsError  a device hangs in the kernel    -> the same
+    ├── TubeError        our two processes disagree           -> that device is killed
     └── StateError       a call made in the wrong state       -> our bug
 
 None of them ends the controller. Failures of the kernel stay ``OSError``, with their errno.
@@ -217,6 +218,13 @@ class MemoryFileError(BalloondError):
 
 class StateFileError(BalloondError):
     """A guest's state that another controller left and that this one cannot go on from."""
+
+
+class DeviceHangsError(StateFileError):
+    """A device that was killed does not end, so where its guest's rings stand cannot be told.
+
+    To its VMM it is as if another balloond had left something that cannot be gone on from.
+    """
 
 
 class TubeError(BalloondError):

@@ -5,14 +5,17 @@ numbers that are logged and added up, and nothing that it says is obeyed.
 """
 
 import asyncio
+import math
 import os
 import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from balloon_daemon.controller.device_words import cause, fault_words, stat_name
+from balloon_daemon.controller.hearing import OrderWatch, ReportReader
 from balloon_daemon.controller.waiting import is_done_within, is_set_within
 from balloon_daemon.device.process import (
     MAX_LAST_WORDS_BYTES,
@@ -25,13 +28,14 @@ from balloon_daemon.device.process import (
     fork_here,
     spawn,
 )
-from balloon_daemon.errors import StateFileError
+from balloon_daemon.errors import DeviceHangsError, StateFileError
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.kernel_log import find_seccomp_kill
 from balloon_daemon.log import EventLog, RateLimit
 from balloon_daemon.tube.messages import (
     Command,
+    Down,
     Fault,
     FaultKind,
     Progress,
@@ -58,8 +62,12 @@ PREDECESSOR_WITHIN_S = 5.0
 STOP_WITHIN_S = 1.0
 """A device that is told to stop and does not is killed after this."""
 
-LAST_READS = 512
-"""Looks into a dead device's tube, of 64 reports each: far more than any tube holds."""
+KILLED_WITHIN_S = 5.0
+"""One that was killed and is not gone by then hangs in the kernel, and its VM is let go."""
+
+FREED_WITHIN_S = 120.0
+"""The same for one that had said where its rings stand, and may have memory to free: 5 GiB a
+second."""
 
 LOOKS_AFTER_S = (0.0, 0.3, 0.3)
 """Waits before each fork of a device that only looks where the rings stand."""
@@ -69,6 +77,9 @@ STARTS_A_SECOND = 2
 
 FAULTS_A_SECOND = 10
 """Faults of one guest that are logged; the others are counted."""
+
+STATS_A_SECOND = 4
+"""Statistics of one guest that are logged (--verbose)."""
 
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
@@ -139,6 +150,9 @@ class DeviceKeeper:
         self._hears = hears
         self._loop = asyncio.get_running_loop()
         self._device: DeviceProcess | None = None
+        self._reader: ReportReader | None = None
+        self._orders: OrderWatch | None = None
+        self._left_at_s = math.inf
         self._gone = self._loop.create_future()
         self._stopping = self._gave_up = False
         self._settling: asyncio.TimerHandle | None = None
@@ -146,6 +160,7 @@ class DeviceKeeper:
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
         self._fault_limit = RateLimit(FAULTS_A_SECOND)
         self._start_limit = RateLimit(STARTS_A_SECOND)
+        self._stats_limit = RateLimit(STATS_A_SECOND)
         self._unforked, self._unlearned = RateLimit(1), RateLimit(1)  # Tried at any reset too.
         self._indices_known = True
         self._predecessor: OwnedFd | None = None
@@ -194,13 +209,17 @@ class DeviceKeeper:
 
     def send_target(self) -> None:
         """Sends the present target, absolute, if a device runs; else it waits for the next."""
-        if self._device is not None:
-            self._device.tube.send(Target(self._target()))
+        self._order(Target(self._target()))
 
     def request_stats(self) -> None:
         """Asks the guest for new statistics."""
-        if self._device is not None:
-            self._device.tube.send(Command.REQUEST_STATS)
+        self._order(Command.REQUEST_STATS)
+
+    def _order(self, order: Down) -> None:
+        if self._device is None or not self._device.tube.send(order):
+            return
+        if self._orders is not None:
+            self._orders.sent()
 
     @property
     def life(self) -> OwnedFd | None:
@@ -234,7 +253,13 @@ class DeviceKeeper:
         self._start()
 
     async def stop(self) -> None:
-        """Ends the device; on return nobody touches the guest's memory or rings any more."""
+        """Ends the device; on return nobody touches the guest's memory or rings any more.
+
+        Raises:
+            StateFileError: that of an earlier balloond does not end.
+            DeviceHangsError: ours does not, though it was killed. Whether it still touches them
+                only the kernel knows, so nobody must be told where they stand, nor fork another.
+        """
         self._call_off()
         # Its controller is gone, so it is going too: nothing that it does takes long.
         if not await is_set_within(self._alone, PREDECESSOR_WITHIN_S):
@@ -263,6 +288,10 @@ class DeviceKeeper:
         # Stays set should this task be cancelled on the way: what was told to end did not die.
         self._stopping = True
         device = self._device
+        if self._left_at_s < math.inf:
+            # Killed before, and waited for in vain or until something else had to be done.
+            await self._wait_for_the_killed(device)
+            return
         if not device.tube.send(Command.STOP):
             device.kill()
         if not await is_done_within(self._gone, STOP_WITHIN_S):
@@ -270,7 +299,19 @@ class DeviceKeeper:
             if not self._indices_known:
                 self._log.warning("device", "device does not stop, killing it", pid=device.pid)
             device.kill()
-            await is_done_within(self._gone, None)
+            await self._wait_for_the_killed(device)
+
+    async def _wait_for_the_killed(self, device: DeviceProcess) -> None:
+        now = self._loop.time()
+        full_s = FREED_WITHIN_S if self._indices_known else KILLED_WITHIN_S
+        # Not anew where this guest has been let go for it, or its controller ends.
+        self._left_at_s = min(self._left_at_s, now + full_s)
+        within_s = max(0.0, self._left_at_s - now)
+        if not await is_done_within(self._gone, within_s):
+            if within_s:
+                message = f"device {device.pid} was killed and does not end: the kernel holds it"
+                self._log.error("device", message, pid=device.pid)
+            raise DeviceHangsError("its device hangs, and no other may serve it")
 
     def _start(self, *, look: bool = False) -> bool:
         """Forks a device if one can run; False where it is to be asked for again in a moment."""
@@ -292,12 +333,17 @@ class DeviceKeeper:
             self._settling = self._loop.call_later(1.0, self._start)
             return True
         self._device = device
+        self._left_at_s = math.inf
         self._gone = self._loop.create_future()
         self._stopping = self._indices_known = self._had_stats = False
         self.started += 1
         if not look:
             self._began_at = self._loop.time()
-        self._loop.add_reader(device.tube.fileno(), self._hear, device)
+        self._reader = ReportReader(
+            device.tube, self._take, partial(self._take_over_shown, device)
+        )
+        self._orders = OrderWatch(device.pid, device.tube, self._log)
+        self._orders.sent()
         self._loop.add_reader(device.pidfd.fileno(), self._reap, device)
         names = ", ".join(vring.queue.value for vring in vrings)
         many = self._start_limit.admit(self._loop.time()) is None
@@ -349,15 +395,11 @@ class DeviceKeeper:
             pfns_name_pages=not self._backend.memory.has_unnameable,
         )
 
-    def _hear(self, device: DeviceProcess) -> bool:
-        """Takes reports that wait; False once there will be no more."""
-        reports = device.tube.receive()
-        if reports is None:
-            self._loop.remove_reader(device.tube.fileno())
-            return False
-        for report in reports:
-            self._take(report)
-        return True
+    def _take_over_shown(self, device: DeviceProcess, what: str) -> None:
+        """A device sends what no device sends: it was taken over, or has a bug of ours."""
+        message = f"device {device.pid} sends what no device sends: {what}; killing it"
+        self._log.error("device", message, pid=device.pid)
+        device.kill()
 
     def _take(self, report: Up) -> None:
         match report:
@@ -369,6 +411,8 @@ class DeviceKeeper:
             case Stats(entries):
                 first, self._had_stats = not self._had_stats, True
                 self._hears.stats_came(dict(entries), first=first)
+                if self._stats_limit.admit(self._loop.time()) is None:
+                    return
                 named = {stat_name(tag): value for tag, value in entries}
                 self._log.debug("stats", "the guest's statistics", **named)
             case Fault():
@@ -397,12 +441,9 @@ class DeviceKeeper:
         code = device.reap()
         if code is None:
             return
-        # Its last reports are still in the tube; at each call it gives only some of them. Should
-        # another process hold its end of the tube too, there is no end to be waited for.
-        for _ in range(LAST_READS):
-            if not self._hear(device):
-                break
-        self._loop.remove_reader(device.tube.fileno())
+        if self._reader is not None and self._orders is not None:
+            self._reader.end()
+            self._orders.end()
         self._loop.remove_reader(device.pidfd.fileno())
         last_words = device.read_last_words()
         device.close()

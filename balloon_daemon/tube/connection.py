@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
+import struct
 
 from balloon_daemon.errors import TubeError
 from balloon_daemon.tube.messages import (
@@ -30,6 +32,8 @@ MAX_DATAGRAMS = 64
 """Messages taken at a time: a device that was taken over must not hold the controller by writing
 faster than it reads. A tube holds some 280 (net.core.wmem_default)."""
 
+_SIOCOUTQ = 0x5411  # linux/sockios.h
+
 _LOST = {errno.EAGAIN, errno.EPIPE, errno.ECONNRESET, errno.ENOBUFS, errno.ENOMEM}
 """Full, the other side is gone, or the host has no memory: what matters is absolute and comes
 again."""
@@ -38,8 +42,6 @@ again."""
 class _End:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self.ignored = 0
-        """Messages that the other side would never send."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -68,30 +70,48 @@ class _End:
 class ControllerEnd(_End):
     """The controller's end."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.garbage: str | None = None
+        """What came that no device ever sends, in words; nothing is read any more then."""
+        self.at_end = False
+        """The device is gone, and all that it said is read."""
+
     def send(self, message: Down) -> bool:
         """Sends to the device; False where the tube is full or the device is gone."""
         return self._write(encode_down(message))
 
     def receive(self) -> list[Up] | None:
-        """Reports that wait, of at most 64 messages; None once the device is gone and all is read.
+        """Reports that wait, at most 64; None once the device is gone and all is read.
 
-        An empty list does not say that nothing waits: it may all have been ignored.
+        What no device sends ends it: ``garbage`` says what that was.
         """
         reports: list[Up] = []
         with contextlib.suppress(BlockingIOError):
-            for taken in range(MAX_DATAGRAMS):
+            while len(reports) < MAX_DATAGRAMS and self.garbage is None:
                 datagram = self._read()
                 if not datagram:
-                    return None if taken == 0 else reports
+                    self.at_end = not reports
+                    return reports or None
                 try:
                     reports.append(decode_up(datagram))
-                except TubeError:
-                    self.ignored += 1
+                except TubeError as err:
+                    self.garbage = str(err)
         return reports
+
+    def unread_bytes(self) -> int:
+        """How much the orders occupy that the device has not taken (unix(7), SIOCOUTQ)."""
+        (unread,) = struct.unpack("i", fcntl.ioctl(self._socket, _SIOCOUTQ, bytes(4)))
+        return int(unread)
 
 
 class DeviceEnd(_End):
     """The device's end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self.ignored = 0
+        """Messages that the controller would never send."""
 
     def wait_for_order(self) -> bool:
         """Waits for the first order, and leaves it there; False where the controller is gone."""

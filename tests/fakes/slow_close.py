@@ -63,7 +63,8 @@ class MuteFile:
                 os.waitpid(self._server, 0)
                 raise PermissionError("FUSE cannot be mounted here")
         # Through its server's own root: it is mounted in that one's namespace alone.
-        self.fd = os.open(f"/proc/{self._server}/root{directory}/file", os.O_RDWR)
+        self.path = f"/proc/{self._server}/root{directory}/file"
+        self.fd = os.open(self.path, os.O_RDWR)
 
     @property
     def is_being_closed(self) -> bool:

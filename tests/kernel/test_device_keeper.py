@@ -10,6 +10,7 @@ from types import FrameType
 import pytest
 
 from balloon_daemon.controller import keeper as keeper_module
+from balloon_daemon.controller.hearing import OrderWatch, ReportReader
 from balloon_daemon.controller.keeper import SETTLE_S, DeviceKeeper, Jail
 from balloon_daemon.device.process import DeviceProcess, DeviceSpec
 from balloon_daemon.linux.events import OwnedFd
@@ -69,6 +70,8 @@ def test_device_that_ended_is_reaped_though_another_process_holds_its_tube() -> 
         keeper._device = device = DeviceProcess(child.pid, upper, words)
         keeper._gone = asyncio.get_running_loop().create_future()
         keeper._stopping = True
+        keeper._reader = ReportReader(upper, keeper._take, lambda what: None)
+        keeper._orders = OrderWatch(child.pid, upper, EventLog())
         keeper._reap(device)
         lower.close()
         child.returncode = 0  # Reaped above; Popen would look for it again.

@@ -14,7 +14,7 @@ import pytest
 from balloon_daemon.device import balloon
 from balloon_daemon.device.balloon import RunningQueue
 from balloon_daemon.device.process import spawn
-from balloon_daemon.tube.messages import Command, Stats
+from balloon_daemon.tube.messages import Command, Ready, Stats, encode_up
 from balloon_daemon.virtio.balloon import STAT_ENTRY, BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_INDIRECT
 from tests.fakes.device_rig import (
@@ -382,7 +382,7 @@ def fill_tube_and_load_filter() -> None:
     tube = next(fd for fd in range(3, 256) if _is_socket(fd))
     with contextlib.suppress(BlockingIOError):
         while True:
-            os.write(tube, b"nothing that a device says")
+            os.write(tube, encode_up(Ready()))
     shipped_filter().load()
 
 

@@ -52,12 +52,14 @@ def test_device_ignores_and_counts_messages_of_other_lengths(ends: Ends, length:
 
 
 @pytest.mark.parametrize("length", [1, 4, 57, 1024, 5000])
-def test_controller_ignores_and_counts_garbage(ends: Ends, length: int) -> None:
+def test_controller_reads_up_to_garbage_and_nothing_behind_it(ends: Ends, length: int) -> None:
     controller, device = ends
+    assert device.send(Ready())
     os.write(device.fileno(), b"\xff" * length)
     assert device.send(Ready())
     assert controller.receive() == [Ready()]
-    assert controller.ignored == 1
+    assert controller.garbage is not None
+    assert controller.receive() == []
 
 
 def test_full_tube_refuses_and_takes_again_once_it_is_read(ends: Ends) -> None:
@@ -73,13 +75,24 @@ def test_controller_reads_a_bounded_number_at_a_time_and_all_in_the_end(ends: En
     # A device that was taken over can write faster than the controller reads: each call ends.
     controller, device = ends
     for _ in range(MAX_DATAGRAMS + 10):
-        os.write(device.fileno(), b"garbage")
-    assert device.send(Ready())
+        assert device.send(Ready())
     device.close()
-    assert controller.receive() == []
-    assert controller.ignored == MAX_DATAGRAMS
-    assert controller.receive() == [Ready()]
+    assert controller.receive() == [Ready()] * MAX_DATAGRAMS
+    assert controller.receive() == [Ready()] * 10
+    assert not controller.at_end
     assert controller.receive() is None
+    assert controller.at_end
+
+
+def test_orders_that_are_not_taken_are_told_from_those_that_are(ends: Ends) -> None:
+    controller, device = ends
+    assert controller.unread_bytes() == 0
+    assert controller.send(Target(1))
+    one = controller.unread_bytes()
+    assert controller.send(Target(2))
+    assert controller.unread_bytes() > one > 0
+    assert len(device.receive() or ()) == 2
+    assert controller.unread_bytes() == 0
 
 
 def test_reports_of_a_device_that_is_gone_are_read_before_its_end_is_told(ends: Ends) -> None:

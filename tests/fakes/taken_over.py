@@ -1,0 +1,58 @@
+"""A balloond whose first VM's device was taken over by its guest: it runs the guest's code."""
+
+import sys
+
+PROGRAM = """
+import os, sys
+sys.argv = sys.argv[1:]
+from balloon_daemon.device import forker, loop
+from balloon_daemon.tube.messages import Progress, Ready, Stats, encode_up
+
+def send(tube, report):
+    try:
+        os.write(tube.fileno(), report)
+    except BlockingIOError:
+        pass
+
+def flood(tube):
+    stats = encode_up(Stats(tuple((tag, 1 << 30) for tag in range(16))))
+    progress = encode_up(Progress())
+    while True:
+        send(tube, stats)
+        send(tube, progress)
+
+def garbage(tube):
+    send(tube, b"\\xff" * 57)
+    while True:
+        tube.wait_for_order()
+
+def hang(path):
+    os.open(path, os.O_RDWR)
+
+become, misdeed, path = forker.become_device, {misdeed}, {path!r}
+
+def become_taken_over(spec, *rest):
+    if spec.name == "balloon-vm1":
+        def run(self):
+            send(self._tube, encode_up(Ready()))
+            misdeed(self._tube)
+        loop.DeviceLoop.run = run
+        if path:
+            hang(path)
+    become(spec, *rest)
+
+forker.become_device = become_taken_over
+from balloon_daemon.__main__ import main
+sys.exit(main())
+"""
+
+
+def launcher(misdeed: str, path: str = "") -> tuple[str, ...]:
+    """A daemon's launcher under which the device of vm1 does that.
+
+    Args:
+        misdeed: ``flood``, with valid reports for ever; ``garbage``, which no device sends; or
+            ``hang``, in closing the file at ``path``.
+    """
+    program = PROGRAM.replace("{misdeed}", misdeed).replace("{path!r}", repr(path))
+    return (sys.executable, "-c", program)
