@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import pwd
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +13,14 @@ from balloon_daemon import __version__
 from balloon_daemon.asyncio_lean import asyncio
 from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.config import Config, default_policy_file, default_socket
+from balloon_daemon.controller.device_user import (
+    OWN_USER,
+    SHARED,
+    SHARED_USER,
+    default_user,
+    identity_of,
+    warning_first,
+)
 from balloon_daemon.controller.keeper import Jail
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.controller.opening import look, make_directory, open_all, why_not_private
@@ -27,7 +34,6 @@ from balloon_daemon.errors import (
     printable,
 )
 from balloon_daemon.linux.events import allow_all_fds
-from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.linux.systemd import logs_to_journal, runs_as_service
 from balloon_daemon.log import EventLog, configure
@@ -156,9 +162,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     jail.add_argument(
         "--user",
-        default="nobody",
         metavar="NAME",
-        help="whom a device becomes when balloond runs as root (default: %(default)s)",
+        help=f"whom a device becomes when balloond runs as root (default: {OWN_USER} where there "
+        f"is such a user, else {SHARED_USER})",
     )
     parser.add_argument(
         "--no-page-reporting",
@@ -208,7 +214,7 @@ def _config(args: argparse.Namespace) -> Config:
         policy=PolicySettings().faster(args.speed),
         poll_s=1.0 / args.speed,
         page_reporting=args.page_reporting,
-        device_user=args.user,
+        device_user=SHARED_USER,
     )
 
 
@@ -227,20 +233,6 @@ def _compile(path: Path, dialect: Dialect) -> CompiledFilter:
         raise
     except OSError as err:
         raise ConfigError(f"policy file {printable(str(path))}: {err.strerror}") from err
-
-
-def _identity(user: str) -> Identity | None:
-    if os.geteuid() != 0:
-        return None
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise ConfigError(
-            f"--user {user}: there is no such user; create it or name another"
-        ) from None
-    if entry.pw_uid == 0:
-        raise ConfigError(f"--user {user}: a device must not run as root")
-    return Identity(entry.pw_uid, entry.pw_gid)
 
 
 def _serve(controller: Controller, undo: contextlib.ExitStack) -> None:
@@ -347,7 +339,10 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
     # Files and users may be on a host that does not answer.
     with Interruptible():
         compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
-        jail = Jail(compiled.load, _identity(config.device_user))
+        config = replace(config, device_user=default_user() if args.user is None else args.user)
+        jail = Jail(compiled.load, identity_of(config.device_user))
+        # Who was named was meant.
+        shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
     if template is not None:
         log = EventLog()
@@ -369,6 +364,8 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
                 if risk:
                     print(f"warning: {printable(risk)}", file=sys.stderr)
                 _check(config, source, jail)
+                if shared:
+                    print(f"warning      {SHARED}", flush=True)
             return EXIT_OK
         with contextlib.ExitStack() as undo:
             listener, store, lost = open_all(config, undo, keep_fds=args.keep_fds)
@@ -377,6 +374,8 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
                 EventLog().warning("socket", risk)
             if lost:
                 EventLog().error("store", lost)
+            if shared:
+                jail = replace(jail, fork=warning_first(jail.fork))
             for warning in compiled.warnings:
                 # Its first line; what it quotes of the file is in there escaped.
                 EventLog().warning("policy-file", str(warning).splitlines()[0])

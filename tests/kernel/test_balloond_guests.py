@@ -413,7 +413,9 @@ def test_guest_statistics_come_with_a_decision(
 
     stats = [r for r in daemon.records() if r["event"] == "stats"][-1]
     assert 0.9 * VM_MEM_MIB * MIB < stats["stat_memtot"] <= VM_MEM_MIB * MIB
-    assert {record["level"] for record in daemon.records()} == {"debug", "info"}
+    # Whom devices run as is the host's affair.
+    levels = {record["level"] for record in daemon.records() if record["event"] != "jail"}
+    assert levels == {"debug", "info"}
 
 
 def test_stopped_while_a_vmm_hangs_up_no_device_is_mourned(

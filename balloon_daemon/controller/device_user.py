@@ -1,0 +1,58 @@
+"""Whom devices become where balloond is root: best a user that nothing else runs as."""
+
+import os
+import pwd
+
+from balloon_daemon.device.process import DeviceSpec, Fork
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.linux.jail import Identity
+from balloon_daemon.log import EventLog
+
+OWN_USER, SHARED_USER = "balloond", "nobody"
+"""systemd/balloond.sysusers makes the first; the second is everybody's."""
+
+SHARED = (
+    f"devices run as {SHARED_USER}, as whom other programs run too, and any of those may stop or "
+    f"kill them: make a user {OWN_USER} (systemd-sysusers with systemd/balloond.sysusers), or "
+    "name another (--user)"
+)
+"""The warning."""
+
+
+def default_user() -> str:
+    """A user of the devices' own where there is one: whoever else runs as theirs may end them."""
+    try:
+        return pwd.getpwnam(OWN_USER).pw_name
+    except KeyError:
+        return SHARED_USER
+
+
+def warning_first(fork: Fork) -> Fork:
+    """Says in the log whose devices are, with the first of them: before, it concerns nobody."""
+    unsaid = [SHARED]
+
+    def warned(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+        while unsaid:
+            EventLog().warning("jail", unsaid.pop())
+        return fork(spec, tube_fd, words_fd, parent)
+
+    return warned
+
+
+def identity_of(user: str) -> Identity | None:
+    """Whom devices become; None where balloond is not root and they are whom it is.
+
+    Raises:
+        ConfigError: there is no such user, or it is root.
+    """
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigError(
+            f"--user {user}: there is no such user; create it or name another"
+        ) from None
+    if entry.pw_uid == 0:
+        raise ConfigError(f"--user {user}: a device must not run as root")
+    return Identity(entry.pw_uid, entry.pw_gid)
