@@ -21,7 +21,7 @@ from balloon_daemon.config import default_policy_file
 from balloon_daemon.device.process import DeviceSpec, spawn
 from balloon_daemon.seccomp.filter import compile_policy
 policy = compile_policy(default_policy_file())
-template.prepare(policy.bpf, print)
+template.prepare(policy.bpf, print, print)
 spec = DeviceSpec("bench", (), (), None, b"", None, policy.load, must_tell_host=True)
 for _ in range({runs}):
     begun = time.perf_counter()
