@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.linux.closing import Closer, ForeignFds
+from balloon_daemon.linux.closing import ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.units import NumPages
 from balloon_daemon.vhost_user import messages as wire
@@ -30,6 +30,7 @@ from balloon_daemon.vhost_user.effects import (
     StopDevice,
 )
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
+from tests.fakes.closes_at_once import closes_at_once
 from tests.fakes.fd_room import room_for_fds
 from tests.fuzz.choices import Choices
 from tests.fuzz.invariants import no_fd_left_open, require
@@ -111,14 +112,15 @@ class Conversation:
     def __init__(self) -> None:
         self._vmm, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._vmm.setblocking(False)
-        self.connection = Connection(ours, ForeignFds(Closer(lambda _delay_s, _callback: None)))
+        self.connection = Connection(ours, ForeignFds(closes_at_once()))
         self.backend = Backend(MemoryTable(inspect_memory), right_kind=right_kind)
 
     def close(self) -> None:
         """Hangs up and lets go of everything."""
         self._vmm.close()
-        self.connection.close()
+        # In this order: what the back-end lets go of, the connection has closed.
         self.backend.close()
+        self.connection.close()
 
     def step(self, choices: Choices) -> bool:
         """Says something and lets the back-end answer; False once the connection is over."""

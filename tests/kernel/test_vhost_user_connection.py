@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.linux.closing import Closer, ForeignFds
+from balloon_daemon.linux.closing import ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.vhost_user.connection import MAX_UNSENT_BYTES, Connection, Received
 from balloon_daemon.vhost_user.messages import (
@@ -21,6 +21,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
+from tests.fakes.closes_at_once import closes_at_once
 from tests.fakes.fd_room import open_fds, room_for_fds
 
 Q = FrontendRequest
@@ -30,7 +31,7 @@ FOUR_BYTES = Message(Q.SET_VRING_KICK, VERSION, b"four")
 @pytest.fixture
 def pair() -> Iterator[tuple[Connection, socket.socket]]:
     ours, theirs = socket.socketpair()
-    connection = Connection(ours, ForeignFds(Closer(lambda _delay_s, _callback: None)))
+    connection = Connection(ours, ForeignFds(closes_at_once()))
     theirs.setblocking(False)
     yield connection, theirs
     connection.close()

@@ -22,7 +22,6 @@ from balloon_daemon.device.process import DeviceSpec
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
 from balloon_daemon.handover.room import Room
 from balloon_daemon.handover.store import HasFileno, Store
-from balloon_daemon.linux.closing import Closer
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.log import LOGGER, EventLog
@@ -47,6 +46,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
+from tests.fakes.closes_at_once import closes_at_once
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
 from tests.vm.waiting import HANG_S
 
@@ -89,14 +89,6 @@ class KeepingStore:
 
     async def drained(self) -> None:
         """It is never behind."""
-
-
-class AtOnce:
-    """Closes in this process: nobody hostile is there."""
-
-    def close(self, fds: Sequence[int], owner: object = None) -> None:
-        for fd in fds:
-            os.close(fd)
 
 
 def whose_rings_run(base: int) -> Backend:
@@ -169,7 +161,7 @@ class Left:
         def make(name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
             return Guest(name, connection, peers.of(connection), shared, log, saver)
 
-        return recover(store, make, cast(Closer, AtOnce()), log)
+        return recover(store, make, closes_at_once(), log)
 
     async def first_is_let_go_and_second_served(self, guests: list[Guest]) -> None:
         """Raises TimeoutError where it is not so."""
