@@ -16,7 +16,7 @@ from balloon_daemon.controller.limits import BalloonLimits
 from balloon_daemon.controller.peers import Peer
 from balloon_daemon.controller.saver import GuestSaver, Snapshot
 from balloon_daemon.controller.sounding import Sounding
-from balloon_daemon.controller.turns import TURN_S
+from balloon_daemon.controller.turns import ESTABLISHED_S, TURN_S
 from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.handover.journal import Phase
@@ -93,9 +93,10 @@ class Guest:
         self._inbox = Inbox(connection, peer, journal, self._answer_access)
         self._unsaved = False
         self._save_later: asyncio.TimerHandle | None = None
-        self._leaving = False
+        self._leaving = self._closed = False
         self._not_served = OnceEach(NOT_SERVED_LINES)
         self._not_shared: asyncio.TimerHandle | None = None
+        self._established: asyncio.TimerHandle | None = None
         self._sounding = Sounding(self._set_target, shared.config.poll_s)
         offered = OFFERED_FEATURES
         if not shared.config.page_reporting:
@@ -123,6 +124,8 @@ class Guest:
     async def serve(self) -> None:
         """Answers the VMM until it hangs up or breaks the protocol; then lets go of everything."""
         self._peer.join()
+        fd, turns = self._connection.fileno(), self._peer.turns
+        self._established = self._loop.call_later(ESTABLISHED_S, turns.establish, fd)
         shared_within_s = SHARED_WITHIN_POLLS * self._shared.config.poll_s
         self._not_shared = self._loop.call_later(shared_within_s, self._say_not_shared)
         try:
@@ -151,6 +154,8 @@ class Guest:
 
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
+        if self._closed:
+            return
         self.governor.halt()
         self._sounding.end()
         # One that was asked and has not given yet gives all the same, unless it is told.
@@ -445,9 +450,16 @@ class Guest:
             self.keeper.close()
         finally:
             self._loop.remove_writer(self._connection.fileno())
+            if self._established is not None:
+                self._established.cancel()
+                self._peer.turns.leave(self._connection.fileno())
             self._connection.close(kept=self._leaving)
             self._peer.leave()
             self._empty.set()
+            self._closed = True
+            # All that knows us: else it would all wait for the garbage collector, and every VM for
+            # that, up to 50 ms where there are a thousand.
+            del self.keeper, self.governor, self.limits, self._inbox, self._sounding
 
 
 MakeGuest = Callable[[str, Connection, GuestSaver | None], Guest]

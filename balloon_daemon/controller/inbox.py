@@ -72,32 +72,37 @@ class Inbox:
         Raises:
             EOFError, FrontendError, OSError: as ``receive``.
         """
-        fd = self._connection.fileno()
-        waiter: asyncio.Future[Received] = self._loop.create_future()
-        self._peer.turns.watch(fd, partial(self._arrived, waiter))
+        fd, turns = self._connection.fileno(), self._peer.turns
+        waiter: asyncio.Future[Received | Exception] = self._loop.create_future()
+        turns.watch(fd, partial(self._arrived, waiter))
         try:
             received = await waiter
-            self.taken = None
-            return received
         finally:
-            self._peer.turns.unwatch(fd)
+            turns.unwatch(fd)
+        await turns.mine(fd)
+        self.taken = None
+        if isinstance(received, Exception):
+            try:
+                raise received
+            finally:
+                # Its traceback knows this frame: a circle, for the garbage collector to find.
+                del received, waiter
+        return received
 
-    def _arrived(self, waiter: "asyncio.Future[Received]") -> None:
+    def _arrived(self, waiter: "asyncio.Future[Received | Exception]") -> None:
         """Takes one message: answers an access to the config space, hands on any other.
 
         A guest reads and writes its config space once for each MiB that it gives up, and a
         virtual CPU waits for the answer. That must not cost a change of tasks, nor of what the
         loop waits for; together they took twice the time of everything else.
         """
-        turns = self._peer.turns
-        if waiter.done() or turns.over:
+        if waiter.done():
             return
         try:
             received = self.receive()
             if received is None:
                 return
             if received.message.request not in CONFIG_ACCESS:
-                turns.end()
                 self.taken = received
                 waiter.set_result(received)
                 return
@@ -107,8 +112,7 @@ class Inbox:
                 self.journal.done()
         except Exception as err:
             # Whatever it is, the guest's task knows what becomes of it; the event loop does not.
-            turns.end()
-            waiter.set_exception(err)
+            waiter.set_result(err.with_traceback(None))
 
     def done(self) -> None:
         """The message that was taken last is dealt with."""

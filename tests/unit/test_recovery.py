@@ -1,10 +1,12 @@
 """What becomes of guests that another controller left, where something of one is not there."""
 
 import asyncio
+import gc
 import logging
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -494,3 +496,29 @@ def test_journal_of_an_earlier_version_is_read(tmp_path: Path, errors: Errors) -
 
     assert asyncio.run(go_on()) == list(NAMES)
     assert errors() == []
+
+
+def test_guest_that_is_gone_leaves_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
+    left = Left()
+
+    async def live() -> list[object]:
+        loop = asyncio.get_running_loop()
+        guests = left.go_on(tmp_path)
+        known = [weakref.ref(guest) for guest in guests]
+        served = [loop.create_task(guest.serve()) for guest in guests]
+        left.vmms[0].send(b"garbage that is no message at all")
+        left.vmms[1].send(encode_request(FrontendRequest.GET_FEATURES))
+        assert len(await asyncio.wait_for(loop.sock_recv(left.vmms[1], 64), HANG_S)) == 20
+        left.vmms[1].close()
+        del guests
+        await asyncio.wait(served)
+        served.clear()
+        await asyncio.sleep(0)
+        return [each() for each in known]
+
+    gc.disable()
+    try:
+        assert asyncio.run(live()) == [None, None]
+    finally:
+        gc.enable()
+        left.vmms[0].close()

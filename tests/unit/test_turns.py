@@ -31,9 +31,18 @@ class Crowd:
 
         return hear
 
+    def establish(self, count: int) -> None:
+        for _, ours in self._pairs[:count]:
+            self._user.establish(ours.fileno())
+
+    def watch_anew(self) -> None:
+        for number, (_, ours) in enumerate(self._pairs):
+            self._user.unwatch(ours.fileno())
+            self._user.watch(ours.fileno(), self._hear(number))
+
     def close(self) -> None:
         for theirs, ours in self._pairs:
-            self._user.unwatch(ours.fileno())
+            self._user.leave(ours.fileno())
             theirs.close()
             ours.close()
 
@@ -54,6 +63,7 @@ def test_user_with_many_connections_is_heard_no_more_than_one_with_few() -> None
     async def scene() -> tuple[int, int, int]:
         many, one = Turns(), Turns()
         crowd, single = Crowd(many, CONNECTIONS), Crowd(one, 1)
+        crowd.establish(AT_ONCE + 1)
         await turns_of_the_loop(3 * CONNECTIONS)
         heard = sum(crowd.heard[:AT_ONCE]), sum(crowd.heard[AT_ONCE:]), single.heard[0]
         for each in (crowd, single):
@@ -67,10 +77,31 @@ def test_user_with_many_connections_is_heard_no_more_than_one_with_few() -> None
     assert abs(at_once - AT_ONCE * single) <= AT_ONCE
 
 
+def test_established_connection_is_heard_in_each_turn_whatever_a_crowd_does() -> None:
+    async def scene() -> tuple[int, int]:
+        user, turns_taken = Turns(), 3 * CONNECTIONS
+        neighbour = Crowd(user, 1)
+        neighbour.establish(1)
+        crowd = Crowd(user, CONNECTIONS)
+        await turns_of_the_loop(turns_taken)
+        # Watched anew, as after each message for its task, it keeps its place.
+        neighbour.watch_anew()
+        await turns_of_the_loop(turns_taken)
+        heard = neighbour.heard[0]
+        for each in (neighbour, crowd):
+            each.close()
+        user.close()
+        return heard, 2 * turns_taken
+
+    heard, turns_taken = asyncio.run(scene())
+    assert abs(heard - turns_taken) <= 3
+
+
 def test_connections_of_one_user_are_heard_one_after_the_other() -> None:
     async def scene() -> list[int]:
         user = Turns()
         crowd = Crowd(user, CONNECTIONS)
+        crowd.establish(AT_ONCE)
         await turns_of_the_loop(4 * CONNECTIONS)
         crowd.close()
         user.close()
@@ -81,39 +112,63 @@ def test_connections_of_one_user_are_heard_one_after_the_other() -> None:
     assert max(heard) - min(heard) <= 1
 
 
-def test_turn_that_was_ended_takes_no_more_before_the_next() -> None:
-    async def scene() -> list[int]:
-        user, heard = Turns(), []
-        pairs = [socket.socketpair() for _ in range(AT_ONCE + 9)]
-        turn = 0
+class Tasks:
+    """Tasks of one user that want a turn of the loop each, again and again."""
 
-        def hear() -> None:
-            if not user.over:
-                heard.append(turn)
-                user.end()
+    def __init__(self, user: Turns, turn: list[int], fds: range) -> None:
+        self.begun: list[int] = []
+        self._user, self._turn = user, turn
+        self.tasks = [asyncio.create_task(self._begin(fd)) for fd in fds]
 
-        for theirs, ours in pairs:
-            theirs.send(b"x")
-            user.watch(ours.fileno(), hear)
-        while turn < 30:
+    async def _begin(self, fd: int) -> None:
+        while True:
+            await self._user.mine(fd)
+            self.begun.append(self._turn[0])
             await asyncio.sleep(0)
-            turn += 1
-        for theirs, ours in pairs:
-            user.unwatch(ours.fileno())
-            theirs.close()
-            ours.close()
-        user.close()
-        return heard
 
-    heard = asyncio.run(scene())
-    assert len(heard) > 20
-    assert len(set(heard)) == len(heard)
+
+def test_tasks_of_one_user_begin_one_in_each_turn_of_the_loop() -> None:
+    async def scene() -> tuple[list[int], list[int]]:
+        user, other, turn = Turns(), Turns(), [0]
+        many, one = Tasks(user, turn, range(100, 110)), Tasks(other, turn, range(1))
+        many.tasks[3].cancel()
+        while turn[0] < 60:
+            await asyncio.sleep(0)
+            turn[0] += 1
+        for task in (*many.tasks, *one.tasks):
+            task.cancel()
+        for each in (user, other):
+            each.close()
+        return many.begun, one.begun
+
+    many, one = asyncio.run(scene())
+    assert len(many) > 25
+    assert len(set(many)) == len(many)
+    assert len(one) > 15
+
+
+def test_task_of_an_established_connection_waits_for_no_crowd() -> None:
+    async def scene() -> int:
+        user, turn = Turns(), [0]
+        user.establish(7)
+        Tasks(user, turn, range(100, 200))
+        neighbour = Tasks(user, turn, range(7, 8))
+        while turn[0] < 100:
+            await asyncio.sleep(0)
+            turn[0] += 1
+        user.leave(7)
+        user.close()
+        return len(neighbour.begun)
+
+    # Every other turn is theirs, and each of its own takes it two more.
+    assert asyncio.run(scene()) > 15
 
 
 def test_connection_that_nobody_watches_any_more_is_not_heard() -> None:
     async def scene() -> list[int]:
         user = Turns()
         crowd = Crowd(user, AT_ONCE + 2)
+        crowd.establish(AT_ONCE)
         for _, ours in (crowd._pairs[0], crowd._pairs[AT_ONCE]):
             user.unwatch(ours.fileno())
         await turns_of_the_loop(3)
