@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.events import OwnedFd
 
-FDSTORE_MAX = 16384
+FDSTORE_MAX = 65536
 """As the shipped unit has it (``FileDescriptorStoreMax=``)."""
 
 _FIRST_INHERITED = 3
