@@ -28,7 +28,7 @@ ACCEPT_AGAIN_S = 1.0
 """Out of file descriptors: how long to leave the next connection waiting."""
 
 ACCEPT_EACH_S = 0.001
-"""Between two connections: whoever makes them as fast as they are taken would have a whole core."""
+"""Between two connections: whoever makes them as fast as they are taken would have a core."""
 
 
 class Controller:

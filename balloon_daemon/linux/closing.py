@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import resource
 import signal
 import socket
 from collections import deque
@@ -39,6 +40,9 @@ MAX_HANGING_IN_ALL = 128
 
 PARKED_TOGETHER = 250
 """SCM_MAX_FD of the kernel is 253."""
+
+MAX_TABLE = 65_536
+"""Descriptors for which a table is made, half a MiB; the shipped unit allows as many."""
 
 MAX_ORDER_BYTES = 1 << 20
 """More numbers than a process may have."""
@@ -121,6 +125,7 @@ class Closer:
 
     def __init__(self, later: Later) -> None:
         self._later = later
+        _make_table()
         self._working: list[_Work] = []
         self._idle: list[ClosingChild] = []
         self._debtors: set[FdAccount] = set()
@@ -136,13 +141,18 @@ class Closer:
             fds: the descriptors.
             owner: the peer who sent them; None: another one.
         """
-        if not fds:
+        kinds = {fd: fd_kind(fd) for fd in fds}
+        memory: list[int] = []
+        others: list[int] = []
+        for fd, kind in kinds.items():
+            if kind in _CLOSED_AT_ONCE:
+                os.close(fd)
+            else:
+                (memory if kind is FdKind.MEMORY else others).append(fd)
+        if not memory and not others:
             return
         owner = ForeignFds(self) if owner is None else owner
         account = owner.account
-        kinds = {fd: fd_kind(fd) for fd in fds}
-        memory = [fd for fd in fds if kinds[fd] is FdKind.MEMORY]
-        others = [fd for fd in fds if kinds[fd] is not FdKind.MEMORY]
         self._free_children()
         if self._may_start(account) and self._start([*memory, *others], account, owner):
             memory = others = []
@@ -226,6 +236,18 @@ class _Work:
     account: FdAccount
     owner: "ForeignFds | None"
     numbers: int
+
+
+def _make_table() -> None:
+    """Has the kernel make our table of descriptors as large as it can become, at once.
+
+    A table that a child shares grows, by doubling, only once no processor looks at the old one any
+    more (synchronize_rcu() in fs/file.c): seen to take 12 to 150 ms, in the middle of a recvmsg(2)
+    that brought descriptors. It takes 8 bytes for each of them.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError):  # Somebody has one open there: it is large already.
+        os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, min(limit, MAX_TABLE) - 1))
 
 
 def _charge(account: FdAccount, owner: "ForeignFds | None", numbers: int) -> None:
@@ -336,11 +358,8 @@ class ForeignFds:
         self.account.waiting += change
 
     def drop(self, fd: int) -> None:
-        """Closes one with the next ``let_go``; at once where that is done at once."""
-        if fd_kind(fd) in _CLOSED_AT_ONCE:
-            os.close(fd)
-        else:
-            self._dropped.append(fd)
+        """Has one closed with the next ``let_go``."""
+        self._dropped.append(fd)
 
     def let_go(self) -> None:
         """Has everything closed that its owners have closed since the last time."""

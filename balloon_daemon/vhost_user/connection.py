@@ -199,6 +199,7 @@ class Connection:
             for fd in self._fds:
                 fd.close()
             self._fds = []
+            self.let_go()
 
     def _hung_up(self) -> NoReturn:
         if not self._received:
