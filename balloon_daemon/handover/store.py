@@ -25,7 +25,7 @@ from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import ANSWERS, BUSY, END, FORGET, TAKE
 from balloon_daemon.handover.room import Room
-from balloon_daemon.linux.credentials import Peer, peer_of
+from balloon_daemon.linux.credentials import Credentials, peer_of
 from balloon_daemon.linux.directories import others_may_write
 from balloon_daemon.linux.events import OwnedFd
 
@@ -309,7 +309,7 @@ def check_keepers_place(socket_path: Path) -> None:
         )
 
 
-def keeper_at(socket_path: Path) -> Peer | None:
+def keeper_at(socket_path: Path) -> Credentials | None:
     """The keeper beside a vhost-user socket, of whatever user; None where none listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.setblocking(False)

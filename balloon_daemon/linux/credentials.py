@@ -7,14 +7,14 @@ from typing import NamedTuple
 _CREDENTIALS = struct.Struct("3i")
 
 
-class Peer(NamedTuple):
+class Credentials(NamedTuple):
     """The other side of a Unix socket (SO_PEERCRED): who called connect(2), or listen(2)."""
 
     pid: int
     uid: int
 
 
-def peer_of(sock: socket.socket) -> Peer:
+def peer_of(sock: socket.socket) -> Credentials:
     """Who is at the other end of a connected Unix socket."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return Peer(*_CREDENTIALS.unpack(credentials)[:2])
+    return Credentials(*_CREDENTIALS.unpack(credentials)[:2])
