@@ -443,6 +443,7 @@ class Guest:
             saver.close()
         if not self._leaving:
             self.backend.close()
+            self._inbox.drop()
         self._connection.let_go()
         try:
             await self.keeper.stop()

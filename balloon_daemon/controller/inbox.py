@@ -114,6 +114,13 @@ class Inbox:
             # Whatever it is, the guest's task knows what becomes of it; the event loop does not.
             waiter.set_result(err.with_traceback(None))
 
+    def drop(self) -> None:
+        """Lets go of a message that nobody will see any more."""
+        if self.taken is not None:
+            for fd in self.taken.fds:
+                fd.close()
+            self.taken = None
+
     def done(self) -> None:
         """The message that was taken last is dealt with."""
         if self.journal is not None:

@@ -62,7 +62,7 @@ class FdKind(Enum):
     UNIX_SOCKET = "Unix socket"
     INET_SOCKET = "Internet socket"
     MEMORY = "memory file"
-    KERNEL = "pipe or other anonymous file"
+    KERNEL = "pipe, timerfd, signalfd or pidfd"
     OTHER = "other"
 
 
@@ -78,7 +78,7 @@ def fd_kind(fd: int) -> FdKind:
         return FdKind.OTHER
     if name == "anon_inode:[eventfd]":
         return FdKind.EVENTFD
-    if name.startswith(("pipe:[", "anon_inode:")):
+    if name.startswith("pipe:[") or name in _KERNELS:
         return FdKind.KERNEL
     if name.startswith("socket:["):
         return _SOCKETS.get(socket_domain(fd), FdKind.OTHER)
@@ -89,6 +89,10 @@ def fd_kind(fd: int) -> FdKind:
         return FdKind.OTHER
     return FdKind.MEMORY
 
+
+_KERNELS = {"anon_inode:[timerfd]", "anon_inode:[signalfd]", "anon_inode:[pidfd]"}
+"""Not all anonymous inodes: the last close of a KVM virtual machine, or of an epoll instance with
+many files, takes its time."""
 
 _SOCKETS: dict[int | None, FdKind] = {
     socket.AF_UNIX: FdKind.UNIX_SOCKET,

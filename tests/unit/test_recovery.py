@@ -522,3 +522,30 @@ def test_guest_that_is_gone_leaves_nothing_to_the_garbage_collector(tmp_path: Pa
     finally:
         gc.enable()
         left.vmms[0].close()
+
+
+def test_message_that_nobody_has_seen_at_the_end_leaves_no_descriptor(tmp_path: Path) -> None:
+    left = Left()
+    memory = OwnedFd(create_memfd("guest", size_bytes=1 << 20))
+    region = RegionDescription(GuestAddr(0), 1 << 20, FrontendAddr(1 << 40), 0)
+
+    async def end() -> tuple[int, list[int]]:
+        loop = asyncio.get_running_loop()
+        guests = left.go_on(tmp_path)
+        served = [loop.create_task(guest.serve()) for guest in guests]
+        for _ in range(5):
+            await asyncio.sleep(0)  # They wait for a message.
+        request = encode_request(FrontendRequest.SET_MEM_TABLE, encode_memory_table([region]))
+        socket.send_fds(left.vmms[0], [request], [memory.fileno()])
+        foreign, inbox = guests[0]._connection.foreign, guests[0]._inbox
+        while inbox.taken is None:
+            await asyncio.sleep(0)
+        for task in served:
+            task.cancel()
+        await asyncio.wait(served)
+        return foreign.held, foreign._dropped
+
+    assert asyncio.run(end()) == (0, [])
+    for vmm in left.vmms:
+        vmm.close()
+    memory.close()
