@@ -369,6 +369,8 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
             return EXIT_OK
         with contextlib.ExitStack() as undo:
             listener, store, lost = open_all(config, undo, keep_fds=args.keep_fds)
+            if template is not None:
+                template.occupy()
             configure(args.log, verbose=args.verbose)
             if risk:
                 EventLog().warning("socket", risk)

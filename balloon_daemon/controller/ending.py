@@ -37,7 +37,10 @@ class _Return:
     def __init__(self, guest: Guest, now_s: float) -> None:
         self.guest = guest
         self.task = asyncio.ensure_future(guest.give_back())
-        self._least_bytes = guest.actual_bytes
+        # No more than there can be: ``actual`` is the guest's word, and may say 16 TiB.
+        regions = guest.backend.memory.regions
+        there_bytes = sum(region.description.size_bytes for region in regions)
+        self._least_bytes = min(guest.actual_bytes, there_bytes)
         # A driver takes 1 MiB at a time. One that takes page by page would hold us up for days.
         self._step_bytes = max(1, min(MIB, self._least_bytes // 1024))
         self.moved_at_s = now_s

@@ -409,10 +409,12 @@ class DeviceKeeper:
                 self._now = report
                 self._hears.progressed(self.statistics())
             case Stats(entries):
-                first, self._had_stats = not self._had_stats, True
-                self._hears.stats_came(dict(entries), first=first)
+                # Before anything comes of it: figures that contradict each other would have the
+                # VM's size reckoned anew, and its state kept, with each report.
                 if self._stats_limit.admit(self._loop.time()) is None:
                     return
+                first, self._had_stats = not self._had_stats, True
+                self._hears.stats_came(dict(entries), first=first)
                 named = {stat_name(tag): value for tag, value in entries}
                 self._log.debug("stats", "the guest's statistics", **named)
             case Fault():

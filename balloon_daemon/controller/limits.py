@@ -45,6 +45,7 @@ class BalloonLimits:
         self._introduced: list[tuple[RegionDescription, str]] = []
         self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
         self._holding = self._said_holding = self._said_no_channel = False
+        self._said_fruitless = False
 
     @property
     def size_bytes(self) -> int:
@@ -71,7 +72,7 @@ class BalloonLimits:
             return
         self._introduced = table
         self._gain.forgive()
-        self._holding = self._said_holding = False
+        self._holding = self._said_holding = self._said_fruitless = False
         self._size.take_table(memory.ram_bytes, has_unnameable=memory.has_unnameable)
         if self._backend.channel is None and not self._said_no_channel:
             self._said_no_channel = True
@@ -109,7 +110,9 @@ class BalloonLimits:
         was_fruitless = self._gain.fruitless
         for loss in self._gain.take(done):
             self._log.warning("lost", self._words(loss), cause=loss.cause.value)
-        if self._gain.fruitless and not was_fruitless:
+        # A device that was taken over may have it come and go as often as it likes.
+        if self._gain.fruitless and not was_fruitless and not self._said_fruitless:
+            self._said_fruitless = True
             self._log.warning(
                 "lost", "what it gives does not come back to the host: not asking it for more"
             )

@@ -23,6 +23,7 @@ from balloon_daemon.errors import NO_HEAD, MemoryFileError, Rule
 from balloon_daemon.linux import cpython, jail, libc
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import map_shared
+from balloon_daemon.linux.seccomp import NO_POOLED_HUGE_PAGES
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Command, FaultKind
 from balloon_daemon.units import FrontendAddr, GuestAddr
@@ -272,6 +273,7 @@ def become_device(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) ->
         jail.close_fds_except(keep)
         jail.enter(spec.name, parent, spec.identity)
         libc.keep_heap_off_brk()
+        NO_POOLED_HUGE_PAGES.load()
         spec.load_filter()
         loop.run()
         if spec.rehearse:

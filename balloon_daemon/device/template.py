@@ -201,8 +201,13 @@ class Template:
         self._next_s = time.monotonic() + self._wait_s
         self._wait_s = min(60.0, max(1.0, 2 * self._wait_s))
 
+    def occupy(self) -> None:
+        """Takes the lowest numbers that are free, before anything of a VMM's can have them."""
+        self._low.fill()
+
     def _end(self, life: _Life) -> None:
         life.end()
+        self.occupy()
         if not life.is_gone():
             self._gone.append(life)
 
@@ -283,6 +288,7 @@ class Template:
                 self._end(device)
             finally:
                 self._low.take_back()
+                self.occupy()
         raise OSError(errno.EAGAIN, "a device that was forked does not answer")
 
     def close(self) -> None:

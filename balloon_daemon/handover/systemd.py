@@ -1,10 +1,12 @@
 """systemd's store: what it hands to a service that it starts, and where it takes more."""
 
+import fcntl
 import os
 import socket
 from collections.abc import Mapping
 
 from balloon_daemon.handover.store import Store
+from balloon_daemon.linux.apart import LOW
 from balloon_daemon.linux.events import OwnedFd
 
 FDSTORE_MAX = 65536
@@ -22,9 +24,12 @@ def take_from_systemd() -> dict[str, OwnedFd]:
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isdigit() or int(count) != len(names):
         return {}
-    fds = range(_FIRST_INHERITED, _FIRST_INHERITED + int(count))
-    for fd in fds:
-        os.set_inheritable(fd, False)
+    fds = []
+    for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
+        # Out of the numbers that a child has which leaves our table (linux/apart.py). None of it
+        # is a file whose close waits: a VMM's that is, is never put into the store.
+        fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOW))
+        os.close(fd)
     return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
 
 

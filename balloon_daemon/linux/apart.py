@@ -43,6 +43,10 @@ class LowNumbers:
     def __init__(self) -> None:
         self._fds: list[int] = []
         self._lent = -1
+        self.fill()
+
+    def fill(self) -> None:
+        """Occupies those that have become free, before others' come there."""
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < _WORTH_IT:
             return
         with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ a fork; ``load`` is one system call.
 
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 
 # linux/seccomp.h
@@ -74,6 +75,35 @@ class Program:
         execv(program, argv)
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), path)
+
+
+# linux/bpf_common.h, linux/seccomp.h: (code, jump if true, jump if false, constant).
+_LD_W_ABS, _JEQ_K, _JSET_K, _RET_K = 0x20, 0x15, 0x45, 0x06
+_AT_NUMBER, _AT_ARCH, _AT_FLAGS = 0, 4, 16 + 3 * 8
+_X86_64, _MMAP, _MAP_HUGETLB = 0xC000003E, 9, 0x40000
+_ALLOW, _NO_MEMORY = 0x7FFF0000, 0x00050000 | 12
+
+NO_POOLED_HUGE_PAGES = Program(
+    b"".join(
+        struct.pack("<HBBI", *instruction)
+        for instruction in (
+            (_LD_W_ABS, 0, 0, _AT_ARCH),
+            (_JEQ_K, 0, 4, _X86_64),
+            (_LD_W_ABS, 0, 0, _AT_NUMBER),
+            (_JEQ_K, 0, 2, _MMAP),
+            (_LD_W_ABS, 0, 0, _AT_FLAGS),
+            (_JSET_K, 1, 0, _MAP_HUGETLB),
+            (_RET_K, 0, 0, _ALLOW),
+            (_RET_K, 0, 0, _NO_MEMORY),
+        )
+    )
+)
+"""Has mmap(2) fail for memory out of a pool of huge pages, and lets all else through.
+
+The seed's policy looks at the protection that a mapping asks for, not at its flags. A device that
+was taken over could empty a pool, and the next page that a neighbour's guest takes back from there
+would end its VMM by SIGBUS.
+"""
 
 
 def set_no_new_privs() -> None:

@@ -20,6 +20,7 @@ from balloon_daemon.device.template import Template
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
+from tests.fakes.host_setting import changed
 from tests.kernel.conftest import MakeGuest, MakeRig, wait_for_device
 from tests.kernel.test_balloond_guests import attach
 from tests.kernel.test_namespaces import NAMESPACES
@@ -296,6 +297,16 @@ def test_device_that_was_taken_over_cannot_use_up(
 ) -> None:
     assert fate_of(rig, action) == EXIT_INTERNAL_ERROR
     assert rig.last_words.endswith(error)
+
+
+@as_root
+def test_device_that_was_taken_over_has_no_page_of_a_pool_of_huge_ones(rig: DeviceRig) -> None:
+    # A neighbour whose guest takes its memory back from an empty pool dies of SIGBUS.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000  # MAP_HUGETLB
+    with changed(Path("/proc/sys/vm/nr_hugepages"), lambda before: str(int(before) + 2)):
+        mmap.mmap(-1, 2 << 20, flags).close()
+        assert fate_of(rig, lambda: mmap.mmap(-1, 2 << 20, flags)) == EXIT_INTERNAL_ERROR
+    assert rig.last_words.endswith("Cannot allocate memory")
 
 
 @pytest.mark.parametrize(("name", "action"), ALLOWED, ids=[name for name, _ in ALLOWED])

@@ -1,5 +1,6 @@
 """Giving the guests their memory back at the end: as long as it takes, and no longer."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -36,7 +37,7 @@ class Balloon:
     """A guest whose driver says what a test has it say."""
 
     def __init__(self, daemon: Daemon, pages: int) -> None:
-        file = GuestFile.in_memory(MIB + area_bytes(QUEUE_SIZE))
+        file = GuestFile.in_memory(256 * MIB + area_bytes(QUEUE_SIZE))
         self._guest = RingGuest(str(daemon.config.socket), file, QUEUE_SIZE)
         self.pages = 0
         self.say(pages)
@@ -326,3 +327,20 @@ def test_service_manager_is_asked_for_more_time_while_memory_comes_back(
         after - before for before, after in zip(times, [*times[1:], gone], strict=True)
     )
     assert longest_s < min(more_s) / 2
+
+
+def test_guest_that_says_it_has_more_than_there_is_is_not_waited_for(
+    start_daemon: StartDaemon, make_balloon: MakeBalloon
+) -> None:
+    daemon = start_daemon()
+    boaster = make_balloon(daemon, (1 << 32) - 1)
+    end(daemon)
+
+    # It takes back a MiB at a time: 16 TiB of them would last for a year.
+    def is_over() -> bool:
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            boaster.deflate()
+        return ended(daemon)
+
+    wait_until(is_over, what="it ends all the same")
+    assert left(daemon)[0][1] > 1 << 43
