@@ -324,6 +324,8 @@ class Guest:
 
     def _device_changed(self) -> None:
         """Another device runs: the front-end has finished what it had to say of its memory."""
+        if self._closed:
+            return
         if self.governor.started:
             self.limits.look_at_memory()
             self.governor.resize(self.limits.size_bytes)
@@ -333,6 +335,8 @@ class Guest:
 
     def progressed(self, done: Progress) -> None:
         """All devices of this guest together have done so much."""
+        if self._closed:
+            return
         self.limits.take_progress(done)
 
     def stats_came(self, stats: dict[int, int], *, first: bool) -> None:
@@ -341,6 +345,8 @@ class Guest:
         A device takes the buffer that its predecessor held, too: after a change of the memory
         table its first statistics may be from before. So new ones are asked for.
         """
+        if self._closed:
+            return
         if first:
             self.keeper.request_stats()
         if not first or self.limits.knows_no_total:
@@ -460,7 +466,7 @@ class Guest:
             self._closed = True
             # All that knows us: else it would all wait for the garbage collector, and every VM for
             # that, up to 50 ms where there are a thousand.
-            del self.keeper, self.governor, self.limits, self._inbox, self._sounding
+            del self.keeper, self.governor, self._inbox, self._sounding
 
 
 MakeGuest = Callable[[str, Connection, GuestSaver | None], Guest]

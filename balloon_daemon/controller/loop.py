@@ -124,6 +124,7 @@ class Controller:
         if self._store is None:
             return
         self._store.watch(self._store_lost)
+        self._store.close_late_by(self._closer.close)
         # systemd keeps several of one name: without this, each socket that was ever replaced.
         self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener.sock)
@@ -173,11 +174,17 @@ class Controller:
             return
         self._accept_again_in(ACCEPT_EACH_S)
         connection = Connection(sock, ForeignFds(self._closer))
-        if self._peers.refuses(self._peers.of(connection), self._log):
+        peer = self._peers.of(connection)
+        if self._peers.refuses(peer, self._log):
             connection.close()
             if saver is not None:
                 saver.close()
             return
+        if saver is not None and self._store is not None:
+            capacity = self._store.room.capacity
+            if self._peers.keeps_no_more_of(peer, capacity, self._log.bind(vm=name)):
+                saver.close()
+                saver = None
         self._count += 1
         self._serve(self._make(name, connection, saver))
 

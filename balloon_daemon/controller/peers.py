@@ -9,7 +9,8 @@ import resource
 from time import monotonic as now_s
 
 from balloon_daemon.controller.turns import Turns
-from balloon_daemon.linux.closing import FdAccount, ForeignFds
+from balloon_daemon.handover.room import SHARE, STATES
+from balloon_daemon.linux.closing import MAX_DEBT, FdAccount, ForeignFds
 from balloon_daemon.log import EventLog, LineBudget, RateLimit
 from balloon_daemon.vhost_user.connection import Connection
 
@@ -59,7 +60,7 @@ class Peer:
         self.connections = 0
         self.account = FdAccount()
         self.farewells = RateLimit(FAREWELLS_A_SECOND)
-        self.refusals = RateLimit(1)
+        self.refusals, self.unkept = RateLimit(1), RateLimit(1)
         self._lines = LineBudget(LINES, LINES_A_SECOND)
         self._first_lines = LineBudget(FIRST_LINES, FIRST_LINES_A_SECOND)
         self._turns: Turns | None = None
@@ -75,7 +76,7 @@ class Peer:
         """How many it takes up, what is promised to its connections among them."""
         # Twice: whatever a VMM sends is duplicated for the store, where there is one.
         taken = OURS * self.connections + 2 * self.account.held
-        return max(EACH * self.connections, taken) + self.account.waiting
+        return max(EACH * self.connections, taken) + self.account.debt
 
     def join(self) -> None:
         """Another connection of this user's is there."""
@@ -92,9 +93,11 @@ class Peer:
 
     def may_receive(self, foreign: ForeignFds) -> bool:
         """Whether one of its connections may be sent descriptors now."""
-        sent = self.account.held + self.account.waiting
+        sent, debt = self.account.held + self.account.debt, self.account.debt
         # First what is nearly always so, and costs little beside an access to the config space.
-        if sent < self._peers.plenty or self.descriptors < self._peers.of_one_user:
+        if sent < self._peers.plenty and debt < MAX_DEBT:
+            return True
+        if debt < MAX_DEBT and self.descriptors < self._peers.of_one_user:
             return True
         # A VM that was there before and takes no more than most can still be reset.
         modest = foreign.held <= MODEST and not foreign.waiting
@@ -148,15 +151,31 @@ class Peers:
             log.limited_error(peer.refusals, now_s(), "accept", message)
         return bool(why)
 
+    def keeps_no_more_of(self, peer: Peer, capacity: int, log: EventLog) -> bool:
+        """Whether a new connection must leave its place in the store to other users' VMs; says so.
+
+        Args:
+            peer: its user.
+            capacity: descriptors that the store keeps at most.
+            log: bound to the VM.
+        """
+        most = int(capacity * OF_ONE_USER) // (SHARE + STATES)
+        if peer.connections < most:
+            return False
+        message = f"is not kept for a later balloond: user {peer.uid} has {most} VMs, its share"
+        log.limited_error(peer.unkept, now_s(), "store", message)
+        return True
+
     def _why_not(self, peer: Peer) -> str:
         connections = sum(each.connections for each in self._peers.values())
         if peer.connections >= MAX_CONNECTIONS * OF_ONE_USER:
             return f"it has {peer.connections}, as many as one user may have"
         if connections >= MAX_CONNECTIONS:
             return f"there are {connections}, as many as there may be"
+        if (debt := peer.account.debt) >= MAX_DEBT:
+            return f"{debt} descriptors wait for a close that does not end, {MAX_DEBT} may"
         if (taken := peer.descriptors) + EACH > self.of_one_user:
-            waiting = peer.account.waiting
-            of_them = f" ({waiting} of them wait for a close that does not end)" if waiting else ""
+            of_them = f" ({debt} of them wait for a close that does not end)" if debt else ""
             return f"it takes {taken} descriptors{of_them}, {_of_share(self.of_one_user)}"
         if (taken := self.descriptors) + EACH > self.of_all:
             return f"all VMs together take {taken} descriptors, {_of_share(self.of_all)}"

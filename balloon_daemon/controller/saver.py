@@ -41,7 +41,7 @@ from balloon_daemon.vhost_user.replay import (
     replay_vrings,
 )
 
-NO_ROOM_S, LOST_S = 5.0, 1.0
+NO_ROOM_S, LOST_S, BEHIND_S = 5.0, 1.0, 0.1
 """How long not to try again to keep a guest for which the store, or the keeper, has no room."""
 
 SAID_FOR_S = 60.0
@@ -181,9 +181,13 @@ class _Again:
         loop = asyncio.get_running_loop()
         first = self._said_at is None
         self._said_at = loop.time()
-        if self._timer is None:
-            self._timer = loop.call_later(seconds, self._try)
+        self.soon(seconds)
         return first
+
+    def soon(self, seconds: float) -> None:
+        """Tries some time later; nothing is wrong."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._try)
 
     def kept(self) -> None:
         """It is kept again, as far as is known."""
@@ -252,6 +256,11 @@ class GuestSaver:
         if self._again.waits:
             # What has changed meanwhile is not looked at.
             self.journal.require(self._serial + 1)
+            return
+        if self._store.is_behind_with(self._name):
+            # Each state that waits takes a descriptor, and only the last one is of use.
+            self.journal.require(self._serial + 1)
+            self._again.soon(BEHIND_S)
             return
         told = None
         try:

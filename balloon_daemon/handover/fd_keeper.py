@@ -151,10 +151,10 @@ class Keeper:
 
     def end(self, fd: int) -> None:
         """Drops the whole guest whose VMM has hung up."""
-        (end,) = (name for name in self._ends if self.kept[name] == fd)
-        guest = end.partition(".")[0] + "."
-        for name in [name for name in self.kept if name.startswith(guest)]:
-            self._drop(name)
+        for end in [name for name in self._ends if self.kept[name] == fd]:
+            guest = end.partition(".")[0] + "."
+            for name in [name for name in self.kept if name.startswith(guest)]:
+                self._drop(name)
 
     def _drop(self, name: str) -> None:
         self._ends.discard(name)
@@ -193,9 +193,11 @@ class Keeper:
 
 
 def _closes_at_once(fd: int) -> bool:
-    """Whether it is an eventfd, a pipe or a little memory; asks no file that may never answer."""
-    if os.readlink(f"/proc/self/fd/{fd}").startswith(("anon_inode:", "pipe:")):
-        return True
+    """Whether it is a little memory, which nobody can watch; asks no file that may never answer.
+
+    The last close of anything that an epoll instance watches, an eventfd too, waits for a lock of
+    it, which whoever has it may hold for as long as they like.
+    """
     try:
         # Answered by shmem and hugetlbfs alone, and by the kernel itself.
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)

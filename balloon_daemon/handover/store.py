@@ -5,7 +5,6 @@ everything back when it starts the service again; our own ``fd_keeper`` does whe
 A store never blocks the controller: what its socket does not take now waits in line.
 """
 
-import array
 import asyncio
 import contextlib
 import errno
@@ -16,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +22,7 @@ from typing import Protocol
 from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import ANSWERS, BUSY, END, FORGET, TAKE
+from balloon_daemon.handover.outbox import RETRY_S, Outbox
 from balloon_daemon.handover.room import Room
 from balloon_daemon.linux.credentials import Credentials, peer_of
 from balloon_daemon.linux.directories import others_may_write
@@ -38,8 +37,8 @@ TAKEN_WITHIN_S = 2.0
 """How long a VMM's answer waits for what it says to be kept."""
 
 MANY_WAITING = 64
-_FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
-"""It takes nothing at this moment; all else says that nobody is there."""
+WAITING_OF_A_GUEST = 8
+"""Messages on their way in, of all guests and of one: then what can wait should."""
 
 _SOMEBODY = {errno.EACCES, errno.EPERM, errno.EPROTOTYPE}
 """Somebody is there, but does not let us in or is of another kind."""
@@ -47,7 +46,6 @@ _SOMEBODY = {errno.EACCES, errno.EPERM, errno.EPROTOTYPE}
 KEEPERS_OWN = 64
 """Descriptors of a keeper for itself, and for what it is handed and has not looked at yet."""
 
-RETRY_S = 0.002
 _WITHOUT = "run without it, or as a service, whose VMs systemd keeps"
 
 
@@ -99,9 +97,7 @@ class Store:
         self._ours, self._answers = ours, answers
         self._started = started
         self._forgotten = self._watched = False
-        self._waiting: deque[tuple[bytes, tuple[OwnedFd, ...]]] = deque()
-        self._retry: asyncio.TimerHandle | None = None
-        self._stalled = False
+        self._outbox = Outbox(sock, self._lose)
         self._on_lost: Callable[[], None] = lambda: None
         self.lost = False
         """It is gone, and with it all that it kept."""
@@ -152,12 +148,20 @@ class Store:
     @property
     def has_all(self) -> bool:
         """Whether all that was put in has been sent."""
-        return not self._waiting
+        return not self._outbox
 
     @property
     def is_behind(self) -> bool:
         """Whether it has been slow to take what is sent; what can wait should."""
-        return len(self._waiting) > MANY_WAITING
+        return len(self._outbox) > MANY_WAITING
+
+    def is_behind_with(self, guest: str) -> bool:
+        """Whether much of what this guest has put in is still on its way."""
+        return self.is_behind and self._outbox.waiting_of(guest) > WAITING_OF_A_GUEST
+
+    def close_late_by(self, close: Callable[[Sequence[int]], None]) -> None:
+        """Has what was late on its way closed so: that may be the last close of a VMM's file."""
+        self._outbox.close_late = close
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
         """Keeps a duplicate of the descriptor under a name.
@@ -176,7 +180,7 @@ class Store:
     def _put(self, name: str, words: str, fd: HasFileno) -> None:
         duplicate = OwnedFd(os.dup(fd.fileno()))
         self.room.put(name)
-        self._send(words.encode(), (duplicate,))
+        self._outbox.send(words.encode(), (duplicate,), name.partition(".")[0])
 
     def replace(
         self,
@@ -216,7 +220,8 @@ class Store:
     def remove(self, name: str) -> None:
         """Keeps nothing under that name any more."""
         self.room.remove(name)
-        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), ())
+        guest = name.partition(".")[0]
+        self._outbox.send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), (), guest)
 
     def forget(self) -> None:
         """Keeps nothing at all any more: an orderly end. systemd sees to that by itself."""
@@ -224,7 +229,7 @@ class Store:
             # It ends then, which is no loss to be told of.
             self._on_lost = lambda: None
             self._forgotten = True
-            self._send(FORGET, ())
+            self._outbox.send(FORGET, (), "")
 
     async def drained(self) -> None:
         """Waits until the store has been sent all that it is to keep; at most for 2 s.
@@ -233,9 +238,9 @@ class Store:
             TimeoutError: it takes nothing. Said once; until it takes something again nobody waits.
         """
         deadline = time.monotonic() + TAKEN_WITHIN_S
-        while self._waiting and not self._stalled:
+        while self._outbox and not self._outbox.stalled:
             if time.monotonic() > deadline:
-                self._stalled = True
+                self._outbox.stalled = True
                 raise TimeoutError(f"the store has taken nothing for {TAKEN_WITHIN_S:.0f} s")
             await asyncio.sleep(RETRY_S)
 
@@ -244,9 +249,7 @@ class Store:
 
         A keeper that was told to forget has ended on return, unless it hangs.
         """
-        self._flush()
-        if self._retry is not None:
-            self._retry.cancel()
+        self._outbox.flush()
         self._unwatch()
         if self._forgotten and not self.lost:
             poller = select.poll()
@@ -262,37 +265,6 @@ class Store:
         self._sock.close()
         if self._started is not None:
             _end_keeper(*self._started)
-
-    def _send(self, message: bytes, fds: tuple[OwnedFd, ...]) -> None:
-        self._waiting.append((message, fds))
-        self._flush()
-
-    def _flush(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
-        while self._waiting:
-            message, fds = self._waiting[0]
-            rights = array.array("i", [fd.fileno() for fd in fds])
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
-            try:
-                self._sock.sendmsg([message], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except OSError as err:
-                if err.errno in _FULL:
-                    loop = asyncio.get_running_loop()
-                    self._retry = loop.call_later(RETRY_S, self._flush)
-                    return
-                # The store is gone: balloond goes on, and a later restart finds nothing.
-                for _, unsent in self._waiting:
-                    for fd in unsent:
-                        fd.close()
-                self._waiting.clear()
-                self._lose()
-                return
-            self._waiting.popleft()
-            self._stalled = False
-            for fd in fds:
-                fd.close()
 
 
 def check_keepers_place(socket_path: Path) -> None:

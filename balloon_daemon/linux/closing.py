@@ -8,27 +8,20 @@ shares our descriptors (clone(2), CLONE_FILES) can: a number is free as soon as 
 begun, and only the child waits for the close's end.
 """
 
-import array
 import contextlib
 import fcntl
-import gc
 import os
 import resource
-import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NoReturn
 
-from balloon_daemon.linux import jail
+from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.libc import clone_sharing_fds, socket_domain
+from balloon_daemon.linux.libc import socket_domain
 from balloon_daemon.linux.memory import F_GET_SEALS
-
-NAME = "balloond-closes"
-"""For ``ps`` and ``top``."""
 
 MAX_HANGING = 16
 """Children at a time that close for one user what may never end. An enemy can make one hang with
@@ -43,9 +36,6 @@ PARKED_TOGETHER = 250
 
 MAX_TABLE = 65_536
 """Descriptors for which a table is made, half a MiB; the shipped unit allows as many."""
-
-MAX_ORDER_BYTES = 1 << 20
-"""More numbers than a process may have."""
 
 FIRST_LOOK_S = 0.01
 LAST_LOOK_S = 1.0
@@ -62,7 +52,7 @@ class FdKind(Enum):
     UNIX_SOCKET = "Unix socket"
     INET_SOCKET = "Internet socket"
     MEMORY = "memory file"
-    KERNEL = "pipe, timerfd, signalfd or pidfd"
+    PIPE = "pipe"
     OTHER = "other"
 
 
@@ -78,8 +68,8 @@ def fd_kind(fd: int) -> FdKind:
         return FdKind.OTHER
     if name == "anon_inode:[eventfd]":
         return FdKind.EVENTFD
-    if name.startswith("pipe:[") or name in _KERNELS:
-        return FdKind.KERNEL
+    if name.startswith("pipe:["):
+        return FdKind.PIPE
     if name.startswith("socket:["):
         return _SOCKETS.get(socket_domain(fd), FdKind.OTHER)
     try:
@@ -90,17 +80,19 @@ def fd_kind(fd: int) -> FdKind:
     return FdKind.MEMORY
 
 
-_KERNELS = {"anon_inode:[timerfd]", "anon_inode:[signalfd]", "anon_inode:[pidfd]"}
-"""Not all anonymous inodes: the last close of a KVM virtual machine, or of an epoll instance with
-many files, takes its time."""
-
 _SOCKETS: dict[int | None, FdKind] = {
     socket.AF_UNIX: FdKind.UNIX_SOCKET,
     socket.AF_INET: FdKind.INET_SOCKET,
     socket.AF_INET6: FdKind.INET_SOCKET,
 }
-_CLOSED_AT_ONCE = (FdKind.EVENTFD, FdKind.KERNEL)
-"""Files of the kernel's own whose close waits for nobody."""
+_PARKED = (FdKind.UNIX_SOCKET, FdKind.INET_SOCKET, FdKind.EVENTFD, FdKind.PIPE)
+"""Files of which a close that is not the last one waits for nobody: they have no flush operation.
+The last close of any file may wait, an eventfd's too: for each epoll instance that watches it. Its
+lock is held while events are written to memory that its process may keep from being there."""
+
+MAX_DEBT = 1024
+"""Descriptors of one user that wait for their close. Each may hold some 200 KiB of the kernel's
+memory (a socket whose queue is full), beyond what that user may have itself."""
 
 
 class FdAccount:
@@ -117,7 +109,16 @@ class FdAccount:
         """What no child closes yet, and whose it is. Numbers: as objects, what is left at our end
         would be closed by its finalizer after all."""
         self.lot: _Lot | None = None
-        """Takes sockets that wait, until a child closes it."""
+        """Takes what waits and needs no number meanwhile, until a child closes it."""
+        self.lots: dict[int, int] = {}
+        """How many lie in each lot that no child closes yet, by its number."""
+        self.parked = 0
+        """How many lie in all lots."""
+
+    @property
+    def debt(self) -> int:
+        """Descriptors that wait for their close, with numbers and without."""
+        return self.waiting + self.parked
 
 
 class Closer:
@@ -132,6 +133,8 @@ class Closer:
         _make_table()
         self._working: list[_Work] = []
         self._idle: list[ClosingChild] = []
+        self._used = False
+        """Whether an idle child was given something since the last look."""
         self._debtors: set[FdAccount] = set()
         """Those with something that no child closes yet."""
         self._look_s = 0.0
@@ -145,16 +148,11 @@ class Closer:
             fds: the descriptors.
             owner: the peer who sent them; None: another one.
         """
-        kinds = {fd: fd_kind(fd) for fd in fds}
-        memory: list[int] = []
-        others: list[int] = []
-        for fd, kind in kinds.items():
-            if kind in _CLOSED_AT_ONCE:
-                os.close(fd)
-            else:
-                (memory if kind is FdKind.MEMORY else others).append(fd)
-        if not memory and not others:
+        if not fds:
             return
+        kinds = {fd: fd_kind(fd) for fd in fds}
+        memory = [fd for fd, kind in kinds.items() if kind is FdKind.MEMORY]
+        others = [fd for fd, kind in kinds.items() if kind is not FdKind.MEMORY]
         owner = ForeignFds(self) if owner is None else owner
         account = owner.account
         self._free_children()
@@ -175,22 +173,29 @@ class Closer:
     def _may_start(self, account: FdAccount) -> bool:
         return account.children < MAX_HANGING and len(self._working) < MAX_HANGING_IN_ALL
 
-    def _start(self, fds: list[int], account: FdAccount, owner: "ForeignFds | None") -> bool:
+    def _start(
+        self, fds: list[int], account: FdAccount, owner: "ForeignFds | None", parked: int = 0
+    ) -> bool:
         try:
             child = self._close_by_idle(fds) or ClosingChild(fds)
         except OSError:
             return False  # No process to be had: rather later than here.
-        self._working.append(_Work(child, account, owner, len(fds)))
+        self._working.append(_Work(child, account, owner, len(fds), parked))
         account.children += 1
         _charge(account, owner, len(fds))
         return True
 
-    def _close_by_idle(self, fds: list[int]) -> "ClosingChild | None":
+    def _close_by_idle(self, fds: list[int]) -> ClosingChild | None:
         while self._idle:
             child = self._idle.pop()
             # Done with nothing to do: somebody has killed it.
             if not child.is_done():
-                child.close(fds)
+                try:
+                    child.close(fds)
+                except OSError:
+                    child.end()
+                    raise
+                self._used = True
                 return child
         return None
 
@@ -200,6 +205,7 @@ class Closer:
         for work in done:
             self._working.remove(work)
             work.account.children -= 1
+            work.account.parked -= work.parked
             _charge(work.account, work.owner, -work.numbers)
             if work.child.lives_on:
                 self._idle.append(work.child)
@@ -215,31 +221,36 @@ class Closer:
                     # The newest lot is the last to come: nothing is put there any more.
                     account.lot.close()
                     account.lot = None
-                if not self._start(fds, account, owner):
+                parked = account.lots.get(fds[0], 0)
+                if not self._start(fds, account, owner, parked):
                     break
+                account.lots.pop(fds[0], None)
                 _charge(account, owner, -len(fds))
                 account.left.popleft()
             if not account.left:
                 self._debtors.discard(account)
-        if self._working or self._debtors or (self._idle and self._look_s < LAST_LOOK_S):
-            self._look_s = min(2 * self._look_s, LAST_LOOK_S) if hangs else FIRST_LOOK_S
-            self._later(self._look_s, self._look)
-        else:
+        if self._look_s >= LAST_LOOK_S and not self._used:
             # A child that rests keeps an old copy of each page that its parent writes.
             for child in self._idle:
                 child.end()
             self._idle = []
+        self._used = False
+        if self._working or self._debtors or self._idle:
+            self._look_s = min(2 * self._look_s, LAST_LOOK_S) if hangs else FIRST_LOOK_S
+            self._later(self._look_s, self._look)
+        else:
             self._look_s = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a child has to close: whose it is, and how many numbers."""
+    """What a child has to close: whose it is, how many numbers, and how many lie behind them."""
 
-    child: "ClosingChild"
+    child: ClosingChild
     account: FdAccount
     owner: "ForeignFds | None"
     numbers: int
+    parked: int
 
 
 def _make_table() -> None:
@@ -263,10 +274,10 @@ def _charge(account: FdAccount, owner: "ForeignFds | None", numbers: int) -> Non
 
 
 class _Lot:
-    """Sockets in the queue of a socket: there they wait for their close without a number.
+    """Descriptors in the queue of a socket: there they wait for their close without a number.
 
-    A close that is not the last one waits for nobody, if it is of a socket; that of a file asks
-    its server each time (FUSE_FLUSH), so no file can be put here.
+    Only for what is in ``_PARKED``: each close of another file may wait, as that of a file of FUSE
+    asks its server (FUSE_FLUSH).
 
     Raises:
         OSError: no descriptor left.
@@ -299,8 +310,7 @@ def _park(fds: Sequence[int], kinds: Mapping[int, FdKind], account: FdAccount) -
     left: list[int] = []
     sockets: list[int] = []
     for fd in fds:
-        parkable = kinds[fd] in (FdKind.UNIX_SOCKET, FdKind.INET_SOCKET)
-        (sockets if parkable else left).append(fd)
+        (sockets if kinds[fd] in _PARKED else left).append(fd)
     for start in range(0, len(sockets), PARKED_TOGETHER):
         together = sockets[start : start + PARKED_TOGETHER]
         for _ in range(2):
@@ -308,8 +318,11 @@ def _park(fds: Sequence[int], kinds: Mapping[int, FdKind], account: FdAccount) -
                 if account.lot is None:
                     account.lot = _Lot()
                     account.left.append(([account.lot.outlet], None))
+                    account.lots[account.lot.outlet] = 0
                     account.waiting += 1
                 account.lot.put(together)
+                account.parked += len(together)
+                account.lots[account.lot.outlet] += len(together)
             except OSError:
                 # It is full, most likely.
                 if account.lot is not None:
@@ -364,11 +377,13 @@ class ForeignFds:
     def drop(self, fd: int) -> None:
         """Has one closed with the next ``let_go``."""
         self._dropped.append(fd)
+        self.wait(1)
 
     def let_go(self) -> None:
         """Has everything closed that its owners have closed since the last time."""
         if self._dropped:
             dropped, self._dropped = self._dropped, []
+            self.wait(-len(dropped))
             self._closer.close(dropped, self)
 
 
@@ -385,107 +400,3 @@ class _ForeignFd(OwnedFd):
         if self._fd >= 0:
             self._peer.hold(-1)
             self._peer.drop(self.detach())
-
-
-class ClosingChild:
-    """A child that shares our descriptors and closes those that it is told; one thing at a time.
-
-    A number stays taken until its close has begun, so it can be no other file's by then. For a
-    process with one thread.
-
-    Args:
-        fds: what to close first, in this order.
-
-    Raises:
-        OSError: no process to be had; they are open as before.
-    """
-
-    def __init__(self, fds: Sequence[int]) -> None:
-        self._ours = self._theirs = -1
-        # No descriptor left: it closes this, which may give some back, and ends.
-        with contextlib.suppress(OSError):
-            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._ours, self._theirs = (end.detach() for end in pair)
-            os.set_blocking(self._ours, False)
-        parent = os.getpid()
-        # A handler would run in the child too, and tell our event loop, whose pipe they share.
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self.pid = clone_sharing_fds()
-            if self.pid == 0:
-                _close_all(fds, parent, self._theirs)
-        except OSError:
-            self._hang_up()
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-    @property
-    def lives_on(self) -> bool:
-        """Whether it can be given more to close once it is done."""
-        return self._ours >= 0
-
-    def close(self, fds: Sequence[int]) -> None:
-        """Has it close more; it must be done with what it had.
-
-        Raises:
-            OSError: it is gone, or the kernel has no memory for so many; they are open as before.
-        """
-        os.write(self._ours, array.array("i", fds))
-
-    def is_done(self) -> bool:
-        """Whether all that it was told is closed. It is reaped if it has ended over it."""
-        if self.lives_on:
-            with contextlib.suppress(OSError):
-                return bool(os.read(self._ours, 1))
-        if not _ended(self.pid):
-            return False
-        self._hang_up()
-        return True
-
-    def end(self) -> None:
-        """Ends it, where it has nothing to do."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        self._hang_up()
-
-    def _hang_up(self) -> None:
-        if self.lives_on:
-            # Both are ours: the child has the same table.
-            os.close(self._ours)
-            os.close(self._theirs)
-            self._ours = self._theirs = -1
-
-
-def _close_all(fds: Sequence[int], parent: int, orders: int) -> NoReturn:
-    """The child's life. Nothing else of ours may run: it would act on the parent's descriptors.
-
-    Args:
-        fds: what to close first.
-        parent: our parent's process id.
-        orders: where more comes from; -1: from nowhere.
-    """
-    try:
-        gc.disable()
-        # It has all of our descriptors: as long as it lingers, those of a parent that was killed.
-        jail.die_with(parent, NAME)
-        while True:
-            for fd in fds:
-                try:
-                    os.close(fd)
-                except OSError:
-                    continue  # Closed it is, whatever its file had to say.
-            if orders < 0:
-                break
-            os.write(orders, b".")
-            fds = array.array("i", os.read(orders, MAX_ORDER_BYTES))
-    finally:
-        os._exit(0)
-
-
-def _ended(pid: int) -> bool:
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True

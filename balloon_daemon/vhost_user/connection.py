@@ -190,6 +190,7 @@ class Connection:
                 if len(self._fds) + len(numbers) > MAX_FDS:
                     for number in numbers:
                         self.foreign.drop(number)
+                    self.let_go()
                     raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
                 self._fds += map(self._own, numbers)
         # There was room for them: this process may open no more (RLIMIT_NOFILE). Which ones came

@@ -2,13 +2,18 @@
 
 import contextlib
 import ctypes
+import fcntl
+import mmap
 import os
+import select
 import signal
 import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+
+from tests.vm.waiting import wait_until
 
 LINGERS_S = 600
 """Longer than any test waits."""
@@ -137,3 +142,62 @@ def _serve(directory: Path, tell: int, flushed: Path) -> NoReturn:
             )
     finally:
         os._exit(0)
+
+
+# linux/userfaultfd.h
+_USERFAULTFD = 323  # arch/x86/entry/syscalls/syscall_64.tbl
+_UFFDIO_API, _UFFDIO_REGISTER, _MISSING, _API = 0xC018AA3F, 0xC020AA00, 1, 0xAA
+
+
+class WatchedFile:
+    """A file whose last close waits for whoever watches it by epoll, until ``end``.
+
+    Its watcher is in the middle of epoll_wait(2), which writes to a page that never comes.
+
+    Args:
+        kind: ``eventfd`` or ``pipe``.
+
+    Raises:
+        PermissionError: this user may not have such a page (vm.unprivileged_userfaultfd).
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.fd, *others = os.pipe() if kind == "pipe" else (os.eventfd(0),)
+        fault = _libc.syscall(_USERFAULTFD, os.O_CLOEXEC)
+        if fault < 0:
+            os.close(self.fd)
+            raise PermissionError("no page can be kept from coming here (userfaultfd)")
+        self._watcher = os.fork()
+        if self._watcher == 0:
+            self._watch(others)
+        for fd in (fault, *others):
+            os.close(fd)
+        wchan = Path(f"/proc/{self._watcher}/wchan")
+        wait_until(lambda: "userfault" in wchan.read_text(), what="its watcher hangs")
+
+    def leave_the_last_close_to_others(self) -> None:
+        """Closes it here."""
+        os.close(self.fd)
+
+    def end(self) -> None:
+        """Ends its watcher, and with it all waiting."""
+        os.kill(self._watcher, signal.SIGKILL)
+        os.waitpid(self._watcher, 0)
+
+    def _watch(self, others: list[int]) -> NoReturn:
+        try:
+            # In this process: the one that is to be kept waiting must own the page.
+            fault = _libc.syscall(_USERFAULTFD, os.O_CLOEXEC)
+            fcntl.ioctl(fault, _UFFDIO_API, struct.pack("QQQ", _API, 0, 0))
+            page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            addr = ctypes.addressof(ctypes.c_char.from_buffer(page))
+            where = struct.pack("QQQQ", addr, mmap.PAGESIZE, _MISSING, 0)
+            fcntl.ioctl(fault, _UFFDIO_REGISTER, where)
+            epoll, ready = select.epoll(), os.eventfd(1)
+            for fd in (ready, self.fd):
+                epoll.register(fd, select.EPOLLIN)
+            for fd in (self.fd, *others):
+                os.close(fd)
+            _libc.epoll_wait(epoll.fileno(), ctypes.c_void_p(addr), 8, -1)
+        finally:
+            os._exit(1)

@@ -18,17 +18,16 @@ from balloon_daemon.errors import FrontendError
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
 from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.handover.store import keeper_path
-from balloon_daemon.linux import closing
+from balloon_daemon.linux import closing_child
 from balloon_daemon.linux.closing import (
     MAX_HANGING,
-    NAME,
     Closer,
-    ClosingChild,
     FdAccount,
     FdKind,
     ForeignFds,
     fd_kind,
 )
+from balloon_daemon.linux.closing_child import NAME, ClosingChild
 from balloon_daemon.units import MIB, PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
@@ -44,7 +43,7 @@ from balloon_daemon.vhost_user.messages import (
 )
 from balloon_daemon.vhost_user.replay import replay
 from tests.fakes.fd_room import open_fds, room_for_fds
-from tests.fakes.slow_close import MuteFile, lingering_socket
+from tests.fakes.slow_close import MuteFile, WatchedFile, lingering_socket
 from tests.fuzz.jail_watch import is_alive
 from tests.kernel.conftest import (
     SPEED,
@@ -110,7 +109,7 @@ def test_kind_of_a_descriptor_is_the_kernels_word() -> None:
             FdKind.MEMORY,
             FdKind.UNIX_SOCKET,
             FdKind.INET_SOCKET,
-            FdKind.KERNEL,
+            FdKind.PIPE,
         ]
         assert fd_kind(file) is FdKind.OTHER
         # A kernel's own too, but its last close takes long where it watches many files.
@@ -240,7 +239,7 @@ def test_no_process_to_be_had_it_is_closed_later(monkeypatch: pytest.MonkeyPatch
         raise OSError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as full:
-        full.setattr(closing, "clone_sharing_fds", refuse)
+        full.setattr(closing_child, "clone_sharing_fds", refuse)
         Closer(later).close([fd])
         later.run()
         assert is_open(fd)
@@ -462,12 +461,16 @@ def answer_until(wire: Wire, condition: Callable[[], bool]) -> None:
     answer(wire)
 
 
+def closers(daemon: Daemon) -> list[psutil.Process]:
+    return [p for p in psutil.Process(daemon.pid).children() if p.name() == NAME]
+
+
 def hanging(daemon: Daemon) -> int:
     """Closes that hang: in a child of the controller, or in a thread of its keeper, if it has one.
 
     Whoever closes it last is the one.
     """
-    found = len([p for p in psutil.Process(daemon.pid).children() if p.name() == NAME])
+    found = len(closers(daemon))
     if keeper_path(daemon.config.socket).exists():
         found += psutil.Process(keeper_pid(daemon)).num_threads() - 1
     return found
@@ -550,6 +553,35 @@ def test_vmm_that_sends_a_file_that_never_answers_for_any_use_is_answered_and_no
     other.close()
 
 
+@pytest.mark.parametrize("kind", ["eventfd", "pipe"])
+@pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
+def test_file_whose_last_close_waits_for_whoever_watches_it_holds_up_nobody(
+    options: list[str], kind: str, start_daemon: StartDaemon
+) -> None:
+    # epoll_wait(2) holds the lock of its instance while it writes events to memory; the last close
+    # of what is watched wants that lock. Here the memory is a page that never comes.
+    try:
+        watch = WatchedFile(kind)
+    except PermissionError as err:
+        pytest.skip(str(err))
+    daemon = start_daemon(*options)
+    other, enemy = (Wire.connect(str(daemon.config.socket)) for _ in range(2))
+    answer(other)
+    # Else our own copy could be the last to be closed.
+    os.kill(daemon.pid, signal.SIGSTOP)
+    enemy.send(encode_request(Q.SET_VRING_ERR, U64.pack(0)), [watch.fd])
+    watch.leave_the_last_close_to_others()
+    os.kill(daemon.pid, signal.SIGCONT)
+    answer(enemy)
+    enemy.close()
+
+    for _ in range(50):
+        answer(other)
+    watch.end()
+    other.close()
+    daemon.stop()
+
+
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
 def test_channel_that_is_replaced_takes_what_waits_in_it_elsewhere(
     options: list[str], start_daemon: StartDaemon
@@ -617,6 +649,7 @@ def test_memory_of_a_vm_that_dies_is_freed_by_others(
     guest = attach(FakeGuest(GuestSettings(VM_MEM_MIB * MIB)), daemon)
     device = wait_for_device([guest], daemon, "vm1")
     memory = os.fstat(guest.ram.fd)
+    wait_until(lambda: closers(daemon) == [], what="no child is left to be used again")
     limit_processes(daemon.pid, "0")
 
     guest.close()

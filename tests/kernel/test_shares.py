@@ -142,7 +142,7 @@ def test_sockets_that_linger_and_many_descriptors_cost_no_neighbour_its_balloon(
         r["vm"] for r in short_daemon.records() if "closed its connection" in r["message"]
     } <= {f"vm{number}" for number in range(2, 100)}
     low_mem.set_plenty()
-    run([neighbour], lambda: len(at_rest(short_daemon)) == before)
+    run([neighbour], lambda: len(at_rest(short_daemon)) <= before)
 
 
 def refusals(daemon: Daemon) -> list[str]:
@@ -167,7 +167,7 @@ def test_connections_with_sockets_that_linger_in_them_take_up_no_numbers(
         assert len(fd_numbers(short_daemon.pid)) < before + 100
         rebind(neighbour, short_daemon, low_mem)
     low_mem.set_plenty()
-    run([neighbour], lambda: len(at_rest(short_daemon)) == before)
+    run([neighbour], lambda: len(at_rest(short_daemon)) <= before)
 
 
 def test_memory_regions_beyond_a_users_share_end_that_connection_with_a_line(

@@ -21,7 +21,8 @@ from balloon_daemon.controller.peers import (
     Peer,
     Peers,
 )
-from balloon_daemon.linux.closing import Closer, ForeignFds
+from balloon_daemon.handover.room import SHARE, STATES
+from balloon_daemon.linux.closing import MAX_DEBT, Closer, ForeignFds
 from balloon_daemon.log import LOGGER, EventLog
 from balloon_daemon.vhost_user.connection import Connection
 
@@ -157,6 +158,10 @@ def test_what_a_vmm_sends_counts_until_it_is_closed() -> None:
         assert peer.descriptors == OURS + 2 * EACH
         for fd in fds:
             fd.close()
+        assert peer.descriptors == EACH + EACH
+        connection.let_go()
+        while not room.closer._free_children():
+            await asyncio.sleep(0.001)
         assert peer.descriptors == EACH
         peer.leave()
         assert peer.descriptors == 0
@@ -237,3 +242,51 @@ def test_all_lines_of_a_user_are_limited_too(clock: list[float], lines: Lines) -
 
     play(scene)
     assert len(lines()) == LINES
+
+
+def test_descriptors_that_nobody_has_let_go_of_yet_count() -> None:
+    async def scene(room: Room) -> None:
+        connection = room.connection()
+        peer = room.peers.of(connection)
+        connection.foreign.drop(os.eventfd(0))
+        assert peer.account.debt == 1
+        connection.let_go()
+        assert peer.account.debt == 1
+        assert len(room.closer._working) == 1
+
+    play(scene)
+
+
+def test_user_in_debt_is_refused_and_sent_nothing_more(lines: Lines) -> None:
+    async def scene(room: Room) -> None:
+        peer = room.peer(1, 2)
+        modest, debtor = ForeignFds(room.closer), ForeignFds(room.closer)
+        debtor.waiting = 1
+        peer.account.parked = MAX_DEBT - 1
+        assert not room.refuses(peer)
+        assert peer.may_receive(debtor)
+        peer.account.waiting = 1
+        assert room.refuses(peer)
+        assert not peer.may_receive(debtor)
+        assert peer.may_receive(modest)
+
+    play(scene, 1 << 20)
+    assert lines() == [
+        "a connection of user 1 is refused: 1024 descriptors wait for a close that does not end, "
+        "1024 may"
+    ]
+
+
+def test_user_with_three_quarters_of_the_store_leaves_the_rest_to_others(lines: Lines) -> None:
+    async def scene(room: Room) -> None:
+        capacity = 1000
+        most = capacity * 3 // 4 // (SHARE + STATES)
+        greedy = room.peer(1, most - 1)
+        assert not room.peers.keeps_no_more_of(greedy, capacity, room.log)
+        greedy.join()
+        assert room.peers.keeps_no_more_of(greedy, capacity, room.log)
+        assert not room.peers.keeps_no_more_of(room.peer(2, 0), capacity, room.log)
+        greedy.leave()
+
+    play(scene)
+    assert lines() == ["is not kept for a later balloond: user 1 has 11 VMs, its share"]

@@ -43,6 +43,10 @@ class RememberingStore:
     """
 
     has_all = True
+    behind = False
+
+    def is_behind_with(self, _guest: str) -> bool:
+        return self.behind
 
     def __init__(self, capacity: int = 1000) -> None:
         self.room = Room(capacity)
@@ -326,3 +330,30 @@ def test_descriptor_that_the_keeper_lost_is_put_there_anew_and_said_once(
 
     (complaint,) = asyncio.run(asyncio.wait_for(run(), HANG_S))
     assert "what keeps it has no room for a descriptor" in complaint
+
+
+def test_guest_whose_states_wait_on_their_way_adds_none() -> None:
+    async def scene() -> None:
+        store = RememberingStore()
+        saver = GuestSaver(cast(Store, store), "vm1", Journal.create("test"))
+        tried: list[None] = []
+        saver.when_not_kept(lambda: tried.append(None))
+        backend, connection = Backend(MemoryTable(inspect)), OwnedFd(os.eventfd(0))
+        saver.save(Snapshot(1, 0, None, backend, connection, None))
+        before = set(store.names)
+        store.behind = True
+        for handled in range(2, 50):
+            saver.save(Snapshot(handled, 0, None, backend, connection, None))
+        assert store.names == before
+        # What is in there is true no more, and it is tried again by itself.
+        assert saver.journal.required == 2
+        store.behind = False
+        while not tried:
+            await asyncio.sleep(0.001)
+        saver.save(Snapshot(50, 0, None, backend, connection, None))
+        assert store.names != before
+        saver.close()
+        backend.close()
+        connection.close()
+
+    asyncio.run(scene())

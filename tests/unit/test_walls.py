@@ -88,7 +88,7 @@ DOORS = {
     "psutil": set[str](),
     "pyseccomp": set[str](),
     "prctl": {"linux.jail"},
-    "asyncio": {"controller", "cli", "handover.store", "asyncio_lean"},
+    "asyncio": {"controller", "cli", "handover.outbox", "handover.store", "asyncio_lean"},
     "threading": set[str](),
     "_thread": {"handover.fd_keeper"},
     "rich": {"ctl"},

@@ -1,0 +1,118 @@
+"""What is on its way into a store: its socket takes it, or it waits in line."""
+
+import array
+import asyncio
+import errno
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from balloon_daemon.linux.events import OwnedFd
+
+_FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
+"""It takes nothing at this moment; all else says that nobody is there."""
+
+RETRY_S = 0.002
+
+
+class _Message(NamedTuple):
+    content: bytes
+    fds: tuple[OwnedFd, ...]
+    guest: str
+
+
+class Outbox:
+    """Messages for a store, in their order.
+
+    Args:
+        sock: leads to it, non-blocking.
+        lost: called where nobody is there any more.
+
+    Attributes:
+        stalled: somebody has waited in vain; until something is taken again nobody waits.
+        close_late: closes descriptors that have waited here. Meanwhile all others of the same file
+            may have gone, and the last close of what a VMM sent may take for ever.
+    """
+
+    def __init__(self, sock: socket.socket, lost: Callable[[], None]) -> None:
+        self._sock = sock
+        self._lost = lost
+        self._waiting: deque[_Message] = deque()
+        self._of = Counter[str]()
+        self._retry: asyncio.TimerHandle | None = None
+        self.stalled = False
+        self.close_late: Callable[[Sequence[int]], None] = _close
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def waiting_of(self, guest: str) -> int:
+        """How many messages of a guest wait."""
+        return self._of[guest]
+
+    def send(self, content: bytes, fds: tuple[OwnedFd, ...], guest: str) -> None:
+        """Sends a message, at once or a little later.
+
+        Args:
+            content: the message.
+            fds: go with it, and are closed here.
+            guest: whose it is.
+        """
+        late = bool(self._waiting)
+        self._waiting.append(_Message(content, fds, guest))
+        self._of[guest] += 1
+        if not late:
+            self._work(late=False)
+
+    def flush(self) -> None:
+        """Sends what waits, as far as it goes, and plans no more."""
+        self._work(late=True)
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def _work(self, *, late: bool) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        while self._waiting:
+            content, fds, guest = self._waiting[0]
+            rights = array.array("i", [fd.fileno() for fd in fds])
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
+            try:
+                self._sock.sendmsg([content], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError as err:
+                if err.errno in _FULL:
+                    loop = asyncio.get_running_loop()
+                    self._retry = loop.call_later(RETRY_S, lambda: self._work(late=True))
+                    return
+                # The store is gone: balloond goes on, and a later restart finds nothing.
+                self._drop_all()
+                self._lost()
+                return
+            self._waiting.popleft()
+            self._count_out(guest)
+            self.stalled = False
+            if late:
+                self.close_late([fd.detach() for fd in fds])
+            else:
+                for fd in fds:
+                    fd.close()
+
+    def _drop_all(self) -> None:
+        for message in self._waiting:
+            self.close_late([fd.detach() for fd in message.fds])
+        self._waiting.clear()
+        self._of.clear()
+
+    def _count_out(self, guest: str) -> None:
+        self._of[guest] -= 1
+        if not self._of[guest]:
+            del self._of[guest]
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,123 @@
+"""A child that closes what may take for ever to close."""
+
+import array
+import contextlib
+import gc
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from typing import NoReturn
+
+from balloon_daemon.linux import jail
+from balloon_daemon.linux.libc import clone_sharing_fds
+
+NAME = "balloond-closes"
+"""For ``ps`` and ``top``."""
+
+MAX_ORDER_BYTES = 1 << 20
+"""More numbers than a process may have."""
+
+
+class ClosingChild:
+    """A child that shares our descriptors and closes those that it is told; one thing at a time.
+
+    A number stays taken until its close has begun, so it can be no other file's by then. For a
+    process with one thread.
+
+    Args:
+        fds: what to close first, in this order.
+
+    Raises:
+        OSError: no process to be had; they are open as before.
+    """
+
+    def __init__(self, fds: Sequence[int]) -> None:
+        self._ours = self._theirs = -1
+        # No descriptor left: it closes this, which may give some back, and ends.
+        with contextlib.suppress(OSError):
+            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._ours, self._theirs = (end.detach() for end in pair)
+            os.set_blocking(self._ours, False)
+        parent = os.getpid()
+        # A handler would run in the child too, and tell our event loop, whose pipe they share.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self.pid = clone_sharing_fds()
+            if self.pid == 0:
+                _close_all(fds, parent, self._theirs)
+        except OSError:
+            self._hang_up()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    @property
+    def lives_on(self) -> bool:
+        """Whether it can be given more to close once it is done."""
+        return self._ours >= 0
+
+    def close(self, fds: Sequence[int]) -> None:
+        """Has it close more; it must be done with what it had.
+
+        Raises:
+            OSError: it is gone, or the kernel has no memory for so many; they are open as before.
+        """
+        os.write(self._ours, array.array("i", fds))
+
+    def is_done(self) -> bool:
+        """Whether all that it was told is closed. It is reaped if it has ended over it."""
+        if self.lives_on:
+            with contextlib.suppress(OSError):
+                return bool(os.read(self._ours, 1))
+        if not _ended(self.pid):
+            return False
+        self._hang_up()
+        return True
+
+    def end(self) -> None:
+        """Ends it, where it has nothing to do."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self.lives_on:
+            # Both are ours: the child has the same table.
+            os.close(self._ours)
+            os.close(self._theirs)
+            self._ours = self._theirs = -1
+
+
+def _close_all(fds: Sequence[int], parent: int, orders: int) -> NoReturn:
+    """The child's life. Nothing else of ours may run: it would act on the parent's descriptors.
+
+    Args:
+        fds: what to close first.
+        parent: our parent's process id.
+        orders: where more comes from; -1: from nowhere.
+    """
+    try:
+        gc.disable()
+        # It has all of our descriptors: as long as it lingers, those of a parent that was killed.
+        jail.die_with(parent, NAME)
+        while True:
+            for fd in fds:
+                try:
+                    os.close(fd)
+                except OSError:
+                    continue  # Closed it is, whatever its file had to say.
+            if orders < 0:
+                break
+            os.write(orders, b".")
+            fds = array.array("i", os.read(orders, MAX_ORDER_BYTES))
+    finally:
+        os._exit(0)
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True

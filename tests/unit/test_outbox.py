@@ -1,0 +1,85 @@
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+
+from balloon_daemon.handover.outbox import Outbox
+from balloon_daemon.linux.events import OwnedFd
+
+
+def an_fd() -> tuple[OwnedFd, ...]:
+    return (OwnedFd(os.eventfd(0)),)
+
+
+def fill(outbox: Outbox, guest: str) -> None:
+    """Sends until nothing is taken any more."""
+    while not len(outbox):
+        outbox.send(bytes(1000), (), guest)
+
+
+async def soon(condition: object) -> None:
+    while not condition():  # type: ignore[operator]
+        await asyncio.sleep(0.001)
+
+
+def test_what_waited_is_closed_by_whoever_can_wait() -> None:
+    async def scene() -> tuple[int, list[int]]:
+        there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outbox, late = Outbox(here, lambda: None), list[int]()
+
+        def close(fds: Sequence[int]) -> None:
+            late.extend(fds)
+            for fd in fds:
+                os.close(fd)
+
+        outbox.close_late = close
+        outbox.send(b"at once", an_fd(), "vm1")
+        at_once = len(late)
+        fill(outbox, "vm1")
+        (waiting,) = an_fd()
+        number = waiting.fileno()
+        outbox.send(b"late", (waiting,), "vm2")
+        while late == []:
+            there.recv(2000)
+            await asyncio.sleep(0.001)
+        there.close()
+        here.close()
+        return at_once, [fd - number for fd in late]
+
+    assert asyncio.run(scene()) == (0, [0])
+
+
+def test_messages_of_each_guest_are_counted_while_they_wait() -> None:
+    async def scene() -> list[int]:
+        there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outbox = Outbox(here, lambda: None)
+        fill(outbox, "vm1")
+        for _ in range(3):
+            outbox.send(b"later", (), "vm2")
+        counts = [outbox.waiting_of(name) for name in ("vm1", "vm2", "vm3")]
+        while len(outbox):
+            there.recv(2000)
+            await asyncio.sleep(0.001)
+        counts.append(outbox.waiting_of("vm2"))
+        there.close()
+        here.close()
+        return counts
+
+    assert asyncio.run(scene()) == [1, 3, 0, 0]
+
+
+def test_store_that_is_gone_is_said_once_and_nothing_waits_for_it() -> None:
+    async def scene() -> tuple[list[str], int]:
+        there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        said: list[str] = []
+        outbox = Outbox(here, lambda: said.append("lost"))
+        fill(outbox, "vm1")
+        fds = an_fd()
+        outbox.send(b"late", fds, "vm1")
+        there.close()
+        while len(outbox):
+            await asyncio.sleep(0.001)
+        here.close()
+        return said, fds[0].fileno()
+
+    assert asyncio.run(scene()) == (["lost"], -1)
