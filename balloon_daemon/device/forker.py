@@ -13,7 +13,14 @@ import struct
 from typing import NoReturn
 
 from balloon_daemon import __version__
-from balloon_daemon.device.process import STANDARD_ERROR, become_device, prepare_fork
+from balloon_daemon.device.process import (
+    STANDARD_ERROR,
+    DeviceSpec,
+    RegionSpec,
+    VringSpec,
+    become_device,
+    prepare_fork,
+)
 from balloon_daemon.device.request import (
     MAX_DATAGRAM_BYTES,
     Request,
@@ -27,8 +34,10 @@ from balloon_daemon.linux.seccomp import Program
 NAME = "balloond-forks"
 """For ``ps`` and ``top``."""
 
-HELLO = f"balloond {__version__} forks".encode()
-"""What one that was started by exec says first. The files may be another balloond's by then."""
+_FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec) for name in spec.__slots__]
+HELLO = f"balloond {__version__} forks {' '.join(_FIELDS)}".encode()
+"""What one that was started by exec says first. The files may be another balloond's by then, also
+of this version: a request of other fields would be read as something else, without a word."""
 
 ANSWER = struct.Struct("<qi")
 """The device's process id, and an errno that says why there is none."""

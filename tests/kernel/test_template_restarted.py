@@ -11,6 +11,7 @@ import pytest
 
 from balloon_daemon.device import forker_start
 from balloon_daemon.device import template as template_module
+from balloon_daemon.device.forker import HELLO
 from balloon_daemon.device.process import NotYetError
 from balloon_daemon.device.template import Template
 from balloon_daemon.linux.apart import LOW
@@ -122,6 +123,8 @@ def test_template_that_dies_again_and_again_is_started_less_and_less_often(
     ("says", "why"),
     [
         (b"balloond 0.0.0 forks", "what is installed is another balloond than the one that runs"),
+        # Of this version, and its requests have other fields.
+        (b"%s name" % HELLO, "what is installed is another balloond than the one that runs"),
         (b"", "it ended at once"),
         (None, "it does not say that it is ready"),
     ],
