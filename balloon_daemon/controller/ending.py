@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from balloon_daemon.controller.guests import Guest
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.log import EventLog
-from balloon_daemon.units import MIB, format_size
+from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 
 GIVE_BACK_WITHIN_S = 2.0
 """A guest that takes nothing back for so long is given up."""
@@ -37,10 +37,9 @@ class _Return:
     def __init__(self, guest: Guest, now_s: float) -> None:
         self.guest = guest
         self.task = asyncio.ensure_future(guest.give_back())
-        # No more than there can be: ``actual`` is the guest's word, and may say 16 TiB.
-        regions = guest.backend.memory.regions
-        there_bytes = sum(region.description.size_bytes for region in regions)
-        self._least_bytes = min(guest.actual_bytes, there_bytes)
+        # No more than the host has: ``actual`` is the guest's word, and may say 16 TiB.
+        host_bytes = os.sysconf("SC_PHYS_PAGES") * PAGE_SIZE
+        self._least_bytes = min(guest.actual_bytes, host_bytes)
         # A driver takes 1 MiB at a time. One that takes page by page would hold us up for days.
         self._step_bytes = max(1, min(MIB, self._least_bytes // 1024))
         self.moved_at_s = now_s

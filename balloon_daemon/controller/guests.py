@@ -123,12 +123,10 @@ class Guest:
 
     async def serve(self) -> None:
         """Answers the VMM until it hangs up or breaks the protocol; then lets go of everything."""
-        self._peer.join()
-        fd, turns = self._connection.fileno(), self._peer.turns
-        self._established = self._loop.call_later(ESTABLISHED_S, turns.establish, fd)
         shared_within_s = SHARED_WITHIN_POLLS * self._shared.config.poll_s
         self._not_shared = self._loop.call_later(shared_within_s, self._say_not_shared)
         try:
+            self._join()
             await self._finish_pending()
             # Another controller may have ended before it began, or while it found out a balloon.
             self._start_governor()
@@ -145,6 +143,12 @@ class Guest:
             self._farewell(self._log.error, f"the VMM's connection failed: {err.strerror or err}")
         finally:
             await self._close()
+
+    def _join(self) -> None:
+        """Raises OSError: no descriptor left for its user's turns."""
+        self._peer.join()
+        fd, turns = self._connection.fileno(), self._peer.turns
+        self._established = self._loop.call_later(ESTABLISHED_S, turns.establish, fd)
 
     def _farewell(self, log: Callable[..., None], message: str) -> None:
         left_out = self._peer.farewells.admit(self._loop.time())
@@ -170,15 +174,20 @@ class Guest:
 
     def leave(self) -> None:
         """Stays in the store for another controller when this one's task ends."""
-        if self._inbox.taken is not None:
-            # Our task will not see it, and its descriptors are nowhere else. It stands in the
-            # journal too: the next controller does what is left to do, and answers.
-            message, fds, lost = self._inbox.taken
-            with contextlib.suppress(FrontendError, StateError):
-                self.backend.handle(message, fds, lost=lost)
-                self._inbox.handled += 1
-        self.save()
-        self._leaving = True
+        if self._closed:
+            return
+        try:
+            if self._inbox.taken is not None:
+                # Our task will not see it, and its descriptors are nowhere else. It stands in the
+                # journal too: the next controller does what is left to do, and answers.
+                message, fds, lost = self._inbox.taken
+                with contextlib.suppress(FrontendError, StateError):
+                    self.backend.handle(message, fds, lost=lost)
+                    self._inbox.handled += 1
+            self.save()
+        finally:
+            # Whatever went wrong, its place in the store is not ours to take away now.
+            self._leaving = True
 
     def restore(self, handled: int, num_pages: int, actual: int) -> None:
         """Takes over what another controller kept beside the back-end's and policy's state."""
@@ -460,8 +469,8 @@ class Guest:
             if self._established is not None:
                 self._established.cancel()
                 self._peer.turns.leave(self._connection.fileno())
+                self._peer.leave()
             self._connection.close(kept=self._leaving)
-            self._peer.leave()
             self._empty.set()
             self._closed = True
             # All that knows us: else it would all wait for the garbage collector, and every VM for

@@ -223,7 +223,11 @@ class Controller:
         guests = dict(self._guests)
         if leaving:
             for guest in guests:
-                guest.leave()
+                try:
+                    guest.leave()
+                except Exception as err:
+                    # One guest's must not cost the others their place in the store.
+                    self._log.error("bug", f"{guest.name}: {type(err).__name__}: {err}")
         else:
             self._listener.remove_file()
             self._hurry = loop.create_future()

@@ -100,7 +100,7 @@ class Peer:
         if debt < MAX_DEBT and self.descriptors < self._peers.of_one_user:
             return True
         # A VM that was there before and takes no more than most can still be reset.
-        modest = foreign.held <= MODEST and not foreign.waiting
+        modest = foreign.held <= MODEST and not foreign.waiting and debt < 2 * MAX_DEBT
         return modest and self._peers.descriptors < self._peers.of_all
 
     def log(self, log: EventLog) -> EventLog:
@@ -159,7 +159,7 @@ class Peers:
             capacity: descriptors that the store keeps at most.
             log: bound to the VM.
         """
-        most = int(capacity * OF_ONE_USER) // (SHARE + STATES)
+        most = max(1, int(capacity * OF_ONE_USER) // (SHARE + STATES))
         if peer.connections < most:
             return False
         message = f"is not kept for a later balloond: user {peer.uid} has {most} VMs, its share"

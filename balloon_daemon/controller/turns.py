@@ -48,11 +48,11 @@ class Turns:
 
     def watch(self, fd: int, ready: Ready) -> None:
         """Calls ``ready``, in turns, while a connection has something to say."""
-        self._watched[fd] = ready
         if fd in self._at_once:
             self._loop.add_reader(fd, ready)
         else:
             self._epoll.register(fd, select.EPOLLIN)
+        self._watched[fd] = ready
 
     def unwatch(self, fd: int) -> None:
         """Calls it no more for now."""

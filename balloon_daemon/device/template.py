@@ -152,6 +152,7 @@ class Template:
             OSError: no process or no descriptor to be had, or the template ended over it.
         """
         self._gone = [life for life in self._gone if not life.is_gone()]
+        self.occupy()
         if self._life is None:
             self._look_after_the_next()
         fds = fds_of(spec, tube_fd, words_fd)

@@ -193,8 +193,9 @@ class Closer:
                 try:
                     child.close(fds)
                 except OSError:
+                    # Its order found no memory; a new child has its first one without.
                     child.end()
-                    raise
+                    continue
                 self._used = True
                 return child
         return None

@@ -552,3 +552,24 @@ def test_message_that_nobody_has_seen_at_the_end_leaves_no_descriptor(tmp_path: 
     for vmm in left.vmms:
         vmm.close()
     memory.close()
+
+
+def test_guest_that_has_ended_when_its_controller_leaves_costs_no_other_its_place(
+    tmp_path: Path,
+) -> None:
+    left = Left()
+
+    async def leave() -> set[str]:
+        loop = asyncio.get_running_loop()
+        guests = left.go_on(tmp_path)
+        served = [loop.create_task(guest.serve()) for guest in guests]
+        left.vmms[0].close()
+        await asyncio.wait_for(served[0], HANG_S)
+        for guest in guests:
+            guest.leave()
+        served[1].cancel()
+        await asyncio.wait(served)
+        return {name.partition(".")[0] for name in left.store.names}
+
+    assert asyncio.run(leave()) == {NAMES[1]}
+    left.vmms[1].close()
