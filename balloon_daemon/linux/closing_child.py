@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from balloon_daemon.linux import jail
+from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.libc import clone_sharing_fds
 
 NAME = "balloond-closes"
@@ -33,19 +34,19 @@ class ClosingChild:
     """
 
     def __init__(self, fds: Sequence[int]) -> None:
-        self._ours = self._theirs = -1
+        self._ours, self._theirs = OwnedFd(-1), OwnedFd(-1)
         # No descriptor left: it closes this, which may give some back, and ends.
         with contextlib.suppress(OSError):
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._ours, self._theirs = (end.detach() for end in pair)
-            os.set_blocking(self._ours, False)
+            self._ours, self._theirs = (OwnedFd(end.detach()) for end in pair)
+            os.set_blocking(self._ours.fileno(), False)
         parent = os.getpid()
         # A handler would run in the child too, and tell our event loop, whose pipe they share.
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = clone_sharing_fds()
             if self.pid == 0:
-                _close_all(fds, parent, self._theirs)
+                _close_all(fds, parent, self._theirs.fileno())
         except OSError:
             self._hang_up()
             raise
@@ -55,7 +56,7 @@ class ClosingChild:
     @property
     def lives_on(self) -> bool:
         """Whether it can be given more to close once it is done."""
-        return self._ours >= 0
+        return self._ours.fileno() >= 0
 
     def close(self, fds: Sequence[int]) -> None:
         """Has it close more; it must be done with what it had.
@@ -63,13 +64,13 @@ class ClosingChild:
         Raises:
             OSError: it is gone, or the kernel has no memory for so many; they are open as before.
         """
-        os.write(self._ours, array.array("i", fds))
+        os.write(self._ours.fileno(), array.array("i", fds))
 
     def is_done(self) -> bool:
         """Whether all that it was told is closed. It is reaped if it has ended over it."""
         if self.lives_on:
             with contextlib.suppress(OSError):
-                return bool(os.read(self._ours, 1))
+                return bool(os.read(self._ours.fileno(), 1))
         if not _ended(self.pid):
             return False
         self._hang_up()
@@ -83,11 +84,9 @@ class ClosingChild:
         self._hang_up()
 
     def _hang_up(self) -> None:
-        if self.lives_on:
-            # Both are ours: the child has the same table.
-            os.close(self._ours)
-            os.close(self._theirs)
-            self._ours = self._theirs = -1
+        # Both are ours: the child has the same table.
+        self._ours.close()
+        self._theirs.close()
 
 
 def _close_all(fds: Sequence[int], parent: int, orders: int) -> NoReturn:

@@ -59,6 +59,10 @@ def started(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
+FILTERS = 2
+"""The policy's, and the one that keeps a device from pools of huge pages."""
+
+
 class JailWatch:
     """Holds every device ever seen to a jail that only gets narrower."""
 
@@ -80,16 +84,18 @@ class JailWatch:
         while True:
             try:
                 process = pid, started(pid)
-                mode = _field(pid, "Seccomp")
+                filters = int(_field(pid, "Seccomp_filters")) - int(
+                    _field(os.getpid(), "Seccomp_filters")
+                )
                 rest = {name: _field(pid, name) for name in ("NoNewPrivs", "CapEff", "Uid")}
                 if started(pid) != process[1]:
                     continue  # Partly of one that has ended, partly of its successor.
             except (OSError, KeyError):
                 return
-            if mode == "2" or not is_alive(pid):
+            if filters >= FILTERS or not is_alive(pid):
                 break
-            require(process not in self.seen, "a device left its jail", pid, mode)
-            require(time.monotonic() < deadline, "a device is in no jail", pid, mode)
+            require(process not in self.seen, "a device left its jail", pid, filters)
+            require(time.monotonic() < deadline, "a device is in no jail", pid, filters)
             os.sched_yield()
         if not is_alive(pid):
             return
