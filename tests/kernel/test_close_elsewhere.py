@@ -462,7 +462,10 @@ def answer_until(wire: Wire, condition: Callable[[], bool]) -> None:
 
 
 def closers(daemon: Daemon) -> list[psutil.Process]:
-    return [p for p in psutil.Process(daemon.pid).children() if p.name() == NAME]
+    try:
+        return [p for p in psutil.Process(daemon.pid).children() if p.name() == NAME]
+    except psutil.NoSuchProcess:
+        return closers(daemon)  # One has just ended.
 
 
 def hanging(daemon: Daemon) -> int:

@@ -68,6 +68,8 @@ class Room:
 
     def close(self) -> None:
         self._stack.close()
+        for child in (*(work.child for work in self.closer._working), *self.closer._idle):
+            child.end()
 
 
 Scene = Callable[[Room], Coroutine[Any, Any, None]]
