@@ -220,7 +220,7 @@ def spawn(spec: DeviceSpec, *, look: bool = False, fork: Fork = fork_here) -> De
 
 
 def fork(child: Callable[[], NoReturn]) -> int:
-    """Forks a process that runs ``child``; the one place in balloond that does.
+    """Forks a process that runs ``child``, with a copy of our table of descriptors.
 
     Returns:
         Its process id.
