@@ -18,7 +18,7 @@ def main() -> int:
             from balloon_daemon.device.template import start_template
 
             template = start_template()
-            from balloon_daemon import cli
+            from balloon_daemon.cli import run as cli
         except (OSError, ImportError) as err:
             remedy = "allow more open files (ulimit -n), or install balloond anew"
             print(f"balloond: cannot be loaded: {err}; {remedy}", file=sys.stderr)

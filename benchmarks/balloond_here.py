@@ -13,7 +13,8 @@ from balloon_daemon.device.template import start_template
 def main() -> int:
     """Runs balloond there; returns its exit status."""
     template = start_template()
-    from balloon_daemon import cli, low_memory
+    from balloon_daemon.cli import run as cli
+    from balloon_daemon.host import low_memory
 
     directory = Path(sys.argv[1])
     low_memory.CHROMEOS_DIR = directory / "low_mem"

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from balloon_daemon.config import default_policy_file
+from balloon_daemon.config.model import default_policy_file
 from balloon_daemon.seccomp.filter import compile_policy
 from benchmarks.figures import Figure, at_most, of_samples
 from benchmarks.processes import ENVIRONMENT, ROOT, Balloond
@@ -16,8 +16,8 @@ _FORKS = """\
 import os, select, time
 from balloon_daemon.device.template import start_template
 template = start_template()
-from balloon_daemon import cli
-from balloon_daemon.config import default_policy_file
+from balloon_daemon.cli import run as cli
+from balloon_daemon.config.model import default_policy_file
 from balloon_daemon.device.process import DeviceSpec, spawn
 from balloon_daemon.seccomp.filter import compile_policy
 policy = compile_policy(default_policy_file())
@@ -47,7 +47,7 @@ def figures() -> Iterator[Figure]:
             starts.append(daemon.start_s * 1000)
             cpu.append(daemon.start_cpu_s * 1000)
         empty.append(_python_ms("pass"))
-        imports.append(_python_ms("import balloon_daemon.cli"))
+        imports.append(_python_ms("import balloon_daemon.cli.run"))
     yield of_samples("start: command to listening", "ms", starts, at_most(200))
     yield of_samples("start: command to listening, CPU", "ms", cpu)
     yield of_samples("start: the interpreter alone", "ms", empty)

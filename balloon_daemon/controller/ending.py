@@ -5,9 +5,9 @@ import os
 import signal
 from collections.abc import Collection, Iterable, Mapping
 
-from balloon_daemon.controller.guests import Guest
+from balloon_daemon.guests.jailed.session import Guest
 from balloon_daemon.linux.systemd import notify
-from balloon_daemon.log import EventLog
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 
 GIVE_BACK_WITHIN_S = 2.0

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from random import random
 from typing import Protocol
 
-from balloon_daemon.balloon_policy import (
+from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.records.log import EventLog, RateLimit
+from balloon_daemon.sizing.balloon_policy import (
     Action,
     ArmTimer,
     AvailableMemoryTimer,
@@ -27,8 +29,6 @@ from balloon_daemon.balloon_policy import (
     Timer,
     max_balloon_bytes,
 )
-from balloon_daemon.controller.watch import MemoryWatch
-from balloon_daemon.log import EventLog, RateLimit
 from balloon_daemon.units import format_size
 
 SIZES_A_SECOND = 2

@@ -5,23 +5,23 @@ import contextlib
 import signal
 from typing import Any
 
-from balloon_daemon.config import Config
+from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
-from balloon_daemon.controller.guests import Guest, Surroundings
-from balloon_daemon.controller.keeper import Jail
-from balloon_daemon.controller.listening import LISTENER, Listener
-from balloon_daemon.controller.peers import Peers
-from balloon_daemon.controller.recovery import recover
-from balloon_daemon.controller.saver import GuestSaver
-from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.device.process import prepare_fork
+from balloon_daemon.guests.jailed.listening import LISTENER, Listener
+from balloon_daemon.guests.jailed.peers import Peers
+from balloon_daemon.guests.jailed.recovery import recover
+from balloon_daemon.guests.jailed.saver import GuestSaver
+from balloon_daemon.guests.jailed.session import Guest, Surroundings
+from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.store import Store
+from balloon_daemon.host.low_memory import LowMemorySource
+from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
-from balloon_daemon.log import EventLog
-from balloon_daemon.low_memory import LowMemorySource
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.vhost_user.connection import Connection
 
 ACCEPT_AGAIN_S = 1.0

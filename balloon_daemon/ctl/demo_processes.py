@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from balloon_daemon.balloon_policy import Reason
 from balloon_daemon.ctl.demo_story import Story
 from balloon_daemon.errors import BalloondError
+from balloon_daemon.sizing.balloon_policy import Reason
 
 START_S = 15.0
 END_S = 5.0

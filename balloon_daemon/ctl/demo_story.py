@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.sizing.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.units import GIB, MIB, PAGE_SIZE, format_size
 
 MIN_VM_BYTES = 500 * MIB

@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from balloon_daemon.balloon_policy import PolicyState
 from balloon_daemon.errors import StateFileError
+from balloon_daemon.sizing.balloon_policy import PolicyState
 
 if TYPE_CHECKING:
     import hashlib

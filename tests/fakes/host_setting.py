@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.vm.waiting import HANG_S, wait_until
+from tests.harness.waiting import HANG_S, wait_until
 
 LOCKED_WITHIN_S = 10 * HANG_S
 """Other checkouts' tests hold it one after the other, each for as long as a test may hang."""

@@ -6,7 +6,7 @@ import subprocess
 import uuid
 from pathlib import Path
 
-from tests.vm.daemon import BALLOOND
+from tests.harness.daemon import BALLOOND
 
 DEADLINE_S = 60.0
 """Only a hang takes so long."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from balloon_daemon.linux.mountinfo import read_mounts
-from tests.vm.waiting import wait_until
+from tests.harness.waiting import wait_until
 
 
 class MemoryCgroup:

@@ -6,7 +6,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.vm.waiting import wait_until
+from tests.harness.waiting import wait_until
 
 
 @contextlib.contextmanager

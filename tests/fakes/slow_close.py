@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from tests.vm.waiting import wait_until
+from tests.harness.waiting import wait_until
 
 LINGERS_S = 600
 """Longer than any test waits."""

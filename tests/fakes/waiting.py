@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tests.vm.waiting import HANG_S
+from tests.harness.waiting import HANG_S
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from enum import Enum
 
 from balloon_daemon.device.process import DeviceSpec, NotYetError
 from balloon_daemon.device.template import Template
-from tests.vm.waiting import wait_until
+from tests.harness.waiting import wait_until
 
 
 class Way(Enum):

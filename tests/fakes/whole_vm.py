@@ -9,7 +9,7 @@ from balloon_daemon.fake_guest.frontend import FakeFrontend
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription
-from tests.vm.daemon import Daemon
+from tests.harness.daemon import Daemon
 
 HANG_S = 60.0
 """How long a test waits for anything: so far above what it takes that only a hang meets it."""

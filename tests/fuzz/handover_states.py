@@ -6,7 +6,6 @@ says nothing that could not be.
 
 import hashlib
 
-from balloon_daemon.balloon_policy import PolicyState
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.handover.state import (
     VERSION,
@@ -15,6 +14,7 @@ from balloon_daemon.handover.state import (
     decode_state,
     encode_state,
 )
+from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.fuzz.choices import Choices
 from tests.fuzz.invariants import require

@@ -24,10 +24,10 @@ from tests.fuzz.front_end import POOL
 from tests.fuzz.invariants import InvariantBrokenError, require
 from tests.fuzz.messages import random_message
 from tests.fuzz.outcome import Finding, Outcome
+from tests.harness.waiting import HANG_S, DeadlineError, wait_until
 from tests.soak.attacks import PLANS, Ground
 from tests.soak.enemy import Enemy
 from tests.soak.hostile_acts import BY_A_USER
-from tests.vm.waiting import HANG_S, DeadlineError, wait_until
 
 SPEED = 1000.0
 STEPS = (20, 200, 1000)

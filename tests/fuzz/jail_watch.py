@@ -8,7 +8,7 @@ import psutil
 
 from balloon_daemon.device.forker import NAME
 from tests.fuzz.invariants import require
-from tests.vm.waiting import wait_until
+from tests.harness.waiting import wait_until
 
 DEVICE_NAME = "balloon-vm"
 """How a device's name begins, from the moment at which it enters the jail."""

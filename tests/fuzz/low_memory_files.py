@@ -10,8 +10,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from balloon_daemon.balloon_policy import NeverLow
-from balloon_daemon.low_memory import ChromeosLowMemory
+from balloon_daemon.host.low_memory import ChromeosLowMemory
+from balloon_daemon.sizing.balloon_policy import NeverLow
 from balloon_daemon.units import MIB
 from tests.fuzz.choices import Choices
 from tests.fuzz.invariants import no_fd_left_open, require

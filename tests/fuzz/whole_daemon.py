@@ -24,9 +24,9 @@ from tests.fuzz.hostile import HostileGuest, converse, never_read, shrink_memory
 from tests.fuzz.invariants import InvariantBrokenError, open_fds, require
 from tests.fuzz.jail_watch import JailWatch, is_alive, template_of
 from tests.fuzz.outcome import Finding, Outcome
-from tests.vm.daemon import Daemon, DaemonConfig
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
 
 VM_MEM_MIB = 512
 MAXIMUM = VM_MEM_MIB // 2 << 20

@@ -14,9 +14,9 @@ from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.store import keeper_path
 from tests.fakes.device_rig import DeviceRig, shipped_filter
 from tests.fakes.host_setting import changed
-from tests.vm.daemon import Daemon, DaemonConfig
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import HANG_S, wait_until
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import HANG_S, wait_until
 
 VM_MEM_MIB = 512
 MARGIN_MIB = 100

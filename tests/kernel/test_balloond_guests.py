@@ -20,6 +20,9 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from tests.fuzz.jail_watch import devices_of, is_alive, template_of
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import (
     SPEED,
     VM_MEM_MIB,
@@ -27,9 +30,6 @@ from tests.kernel.conftest import (
     StartDaemon,
     wait_for_device,
 )
-from tests.vm.daemon import Daemon, DaemonConfig
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
 
 MAXIMUM = VM_MEM_MIB // 2 * MIB
 """The balloon's maximum of a 512 MiB VM."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.daemon import BALLOOND
 from tests.kernel.conftest import StartDaemon
-from tests.vm.daemon import BALLOOND
 
 SHIPPED = Path(__file__).parents[2] / "policies" / "balloon_device.policy"
 RETURN = "madvise: arg2 == MADV_REMOVE || arg2 == MADV_DONTNEED; return EPERM"

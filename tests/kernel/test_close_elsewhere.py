@@ -45,6 +45,9 @@ from balloon_daemon.vhost_user.replay import replay
 from tests.fakes.fd_room import open_fds, room_for_fds
 from tests.fakes.slow_close import MuteFile, WatchedFile, lingering_socket
 from tests.fuzz.jail_watch import is_alive
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.conftest import (
     SPEED,
     VM_MEM_MIB,
@@ -54,9 +57,6 @@ from tests.kernel.conftest import (
 from tests.kernel.test_balloond_guests import attach, events
 from tests.kernel.test_handover import file_of, keeper_pid, kept_files
 from tests.kernel.test_host_faults import OtherUserConfig, limit_processes
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import HANG_S, wait_until
 
 Q = FrontendRequest
 

@@ -16,7 +16,7 @@ from balloon_daemon.ctl.demo_story import plan
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from balloon_daemon.handover import store
 from balloon_daemon.units import GIB
-from tests.vm.waiting import HANG_S, wait_until
+from tests.harness.waiting import HANG_S, wait_until
 
 PACKAGE = Path(balloon_daemon.__file__).parent
 ISOLATED = {"-P", "-I"}

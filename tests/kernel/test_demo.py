@@ -29,7 +29,7 @@ from balloon_daemon.ctl.plot import draw
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import GIB, MIB
 from tests.fuzz.jail_watch import is_alive
-from tests.vm.waiting import HANG_S, wait_until
+from tests.harness.waiting import HANG_S, wait_until
 
 PATIENTLY = """
 import sys

@@ -19,7 +19,7 @@ from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.device_rig import CONFIG_CHANGE, SHIPPED_POLICY, DeviceRig
 from tests.fakes.short_host import is_asleep
 from tests.fakes.waiting import wait_until
-from tests.vm.waiting import HANG_S
+from tests.harness.waiting import HANG_S
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 

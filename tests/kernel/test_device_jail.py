@@ -21,10 +21,10 @@ from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
 from tests.fakes.host_setting import changed
+from tests.harness.daemon import Daemon
 from tests.kernel.conftest import MakeGuest, MakeRig, wait_for_device
 from tests.kernel.test_balloond_guests import attach
 from tests.kernel.test_namespaces import NAMESPACES
-from tests.vm.daemon import Daemon
 
 INFLATEQ, DEFLATEQ, *_ = BalloonQueue
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nothing to give up otherwise")

@@ -9,17 +9,17 @@ from types import FrameType
 
 import pytest
 
-from balloon_daemon.controller import keeper as keeper_module
-from balloon_daemon.controller.hearing import OrderWatch, ReportReader
-from balloon_daemon.controller.keeper import SETTLE_S, DeviceKeeper, Jail
 from balloon_daemon.device.process import DeviceProcess, DeviceSpec
+from balloon_daemon.guests.jailed import supervisor as keeper_module
+from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
+from balloon_daemon.guests.jailed.supervisor import SETTLE_S, DeviceKeeper, Jail
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.log import LOGGER, EventLog
+from balloon_daemon.records.log import LOGGER, EventLog
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.vhost_user.backend import Backend
 from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import fresh, set_up
-from tests.vm.waiting import HANG_S
+from tests.harness.waiting import HANG_S
 
 
 @pytest.fixture

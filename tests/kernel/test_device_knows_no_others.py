@@ -24,10 +24,10 @@ from tests.fakes.device_rig import DeviceRig, ready_to_fork
 from tests.fakes.process_memory import places_of
 from tests.fakes.ways_to_fork import Way, fork_by
 from tests.fuzz.jail_watch import template_of
+from tests.harness.daemon import Daemon
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import MakeGuest, MakeRig, StartDaemon, ready_device, wait_for_device
 from tests.kernel.test_balloond_guests import attach
-from tests.vm.daemon import Daemon
-from tests.vm.waiting import wait_until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root reads a device's memory")
 LIBC = ctypes.CDLL(None, use_errno=True)

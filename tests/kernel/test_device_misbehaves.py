@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.controller import hearing
-from balloon_daemon.controller import keeper as keeper_module
-from balloon_daemon.controller.hearing import STALLED_S, OrderWatch
-from balloon_daemon.controller.keeper import STATS_A_SECOND, DeviceKeeper, Jail
 from balloon_daemon.device.process import DeviceSpec
 from balloon_daemon.errors import DeviceHangsError
 from balloon_daemon.fake_guest.machine import FakeGuest, run
-from balloon_daemon.log import LOGGER, EventLog
+from balloon_daemon.guests.jailed import hearing
+from balloon_daemon.guests.jailed import supervisor as keeper_module
+from balloon_daemon.guests.jailed.hearing import STALLED_S, OrderWatch
+from balloon_daemon.guests.jailed.supervisor import STATS_A_SECOND, DeviceKeeper, Jail
+from balloon_daemon.records.log import LOGGER, EventLog
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Target
 from tests.fakes import taken_over
@@ -26,11 +26,11 @@ from tests.fakes.short_host import cpu_s
 from tests.fakes.slow_close import MuteFile
 from tests.fakes.told_backend import set_up
 from tests.fuzz.jail_watch import is_alive
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import HANG_S
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import HANG_S
 
 
 def mute_file(directory: Path) -> MuteFile:

@@ -27,8 +27,8 @@ from tests.fakes.device_rig import (
 )
 from tests.fakes.fd_room import open_fds, room_for_fds
 from tests.fakes.waiting import wait_until
+from tests.harness.waiting import HANG_S
 from tests.kernel.conftest import MakeRig
-from tests.vm.waiting import HANG_S
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 PFNS = [7, 5, 6, 900, 3, 300, 301]

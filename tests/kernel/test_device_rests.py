@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 
-from balloon_daemon.controller.keeper import DeviceKeeper, Jail
 from balloon_daemon.device.balloon import MAX_PARTS, MAX_REPORT_BYTES
 from balloon_daemon.device.pace import UNASKED
 from balloon_daemon.device.process import DeviceSpec
@@ -21,7 +20,8 @@ from balloon_daemon.device.request import (
     send_request,
 )
 from balloon_daemon.errors import Rule
-from balloon_daemon.log import EventLog
+from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
 from balloon_daemon.units import PAGE_SIZE, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend

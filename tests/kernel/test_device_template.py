@@ -22,8 +22,8 @@ from tests.fakes.device_rig import DeviceRig, ready_to_fork
 from tests.fakes.short_host import fd_numbers, limited
 from tests.fakes.ways_to_fork import PatientFork
 from tests.fuzz.jail_watch import is_alive
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import MakeRig
-from tests.vm.waiting import wait_until
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.controller.device_user import OWN_USER, SHARED_USER
+from balloon_daemon.cli.device_user import OWN_USER, SHARED_USER
+from tests.harness.daemon import BALLOOND
+from tests.harness.waiting import HANG_S
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import attach, events, process_status
-from tests.vm.daemon import BALLOOND
-from tests.vm.waiting import HANG_S
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nobody else changes users")
 OWN_UID = 64_321

@@ -15,8 +15,8 @@ from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.store import MAX_PATH_BYTES, keeper_path
 from tests.fakes.marked_start import DEADLINE_S, MarkedStart
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import StartDaemon, end_keeper
-from tests.vm.waiting import wait_until
 
 Start = Callable[..., MarkedStart]
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who alone has other users")

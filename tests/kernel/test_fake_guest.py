@@ -12,9 +12,9 @@ from balloon_daemon.fake_guest.settings import DriverSettings
 from balloon_daemon.fake_guest.styles import CROSVM, QEMU, Style
 from balloon_daemon.units import MIB, PAGE_SIZE
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, BalloonQueue
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
 
 MEM = VM_MEM_MIB * MIB
 MAXIMUM_PAGES = MEM // 2 // PAGE_SIZE

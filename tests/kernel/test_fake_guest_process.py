@@ -11,9 +11,9 @@ import pytest
 
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from balloon_daemon.units import MIB
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import HANG_S
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import HANG_S
 
 MAXIMUM = 256 * MIB
 PROGRAM = [sys.executable, "-m", "balloon_daemon.fake_guest"]

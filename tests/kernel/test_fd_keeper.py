@@ -17,7 +17,7 @@ from balloon_daemon.handover.fd_keeper import ANSWERS, END, FORGET, MAX_HANGING,
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.events import OwnedFd
 from tests.fakes.slow_close import MuteFile, lingering_socket
-from tests.vm.waiting import HANG_S, wait_until
+from tests.harness.waiting import HANG_S, wait_until
 
 
 def start(path: Path) -> "subprocess.Popen[bytes]":

@@ -27,11 +27,11 @@ from tests.fakes.whole_vm import (
     said,
     share_beside,
 )
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM
 from tests.kernel.test_reclaim import NR_HUGEPAGES
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
 
 TOUCHED = Population(touched_bytes=128 * MIB, pinned_bytes=16 * MIB)
 SETTINGS = GuestSettings(VM_MEM_MIB * MIB, population=TOUCHED)

@@ -16,11 +16,11 @@ from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.units import MIB, PAGE_SIZE
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import RingGuest, area_bytes
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import MakeGuest, StartDaemon, ready_device
 from tests.kernel.test_handover import MAXIMUM, SETTINGS, attach, messages
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
 
 QUEUE_SIZE = 16
 ACTUAL_AT = 4

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from balloon_daemon.fake_guest.machine import FakeGuest, run
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
 from tests.kernel.conftest import MakeGuest, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM, attach
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
 
 KICKS_A_SECOND = 10_000
 KICKS = 5_000

@@ -29,11 +29,11 @@ from tests.fakes.short_host import is_asleep
 from tests.fakes.slow_close import lingering_socket
 from tests.fakes.ways_to_fork import Way
 from tests.fuzz.jail_watch import template_of
+from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device, wait_for_device
 from tests.kernel.test_balloond_guests import assert_all_back, run_until_logged
-from tests.vm.daemon import BALLOOND, Daemon
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import HANG_S, wait_until
 
 MAXIMUM = VM_MEM_MIB // 2 * MIB
 SETTINGS = GuestSettings(
@@ -169,7 +169,7 @@ PATIENT = (
     """
 import sys
 from balloon_daemon.__main__ import main
-from balloon_daemon.controller import keeper
+from balloon_daemon.guests.jailed import supervisor as keeper
 keeper.STOP_WITHIN_S = 600.0
 del sys.argv[0]
 sys.exit(main())

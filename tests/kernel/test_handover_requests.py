@@ -20,11 +20,11 @@ from balloon_daemon.vhost_user.messages import (
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import INFLATEQ, RingGuest
 from benchmarks.tiny_guest import wait_told
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device
 from tests.kernel.test_handover import attach, keeper_pid, kept_files, messages
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
 
 QUEUE_SIZE = 16
 BUFFERS = 3

@@ -31,6 +31,9 @@ from tests.fakes.short_host import (
 )
 from tests.fakes.wall_clocks import wall_clocks
 from tests.fuzz.jail_watch import template_of
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.conftest import (
     SPEED,
     VM_MEM_MIB,
@@ -39,9 +42,6 @@ from tests.kernel.conftest import (
     wait_for_device,
 )
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
-from tests.vm.daemon import Daemon, DaemonConfig
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import HANG_S, wait_until
 
 NO_ROOM = "its descriptors found no room here (too many open files)"
 TOUCHED = Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)

@@ -12,12 +12,12 @@ import pytest
 from balloon_daemon.fake_guest.machine import FakeGuest, run, step
 from balloon_daemon.units import MIB
 from tests.fakes.memory_cgroup import MemoryCgroup, memory_cgroup
+from tests.harness.daemon import BALLOOND, Daemon, DaemonConfig
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import MARGIN_MIB, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
 from tests.kernel.test_host_faults import NOBODY
-from tests.vm.daemon import BALLOOND, Daemon, DaemonConfig
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root, for a /proc of its own or another user"

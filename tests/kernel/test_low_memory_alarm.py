@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon import memory_alarm
-from balloon_daemon.balloon_policy import NeverLow, Reading
+from balloon_daemon.host import memory_alarm
+from balloon_daemon.host.low_memory import PRESSURE_FILE, ChromeosLowMemory, MeminfoLowMemory
+from balloon_daemon.host.memory_alarm import DeviceAlarm, PressureAlarm
 from balloon_daemon.linux.memory import F_GET_SEALS
-from balloon_daemon.low_memory import PRESSURE_FILE, ChromeosLowMemory, MeminfoLowMemory
-from balloon_daemon.memory_alarm import DeviceAlarm, PressureAlarm
-from tests.vm.waiting import HANG_S
+from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
+from tests.harness.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.low_memory import (
+from balloon_daemon.host.low_memory import (
     CHROMEOS_DEVICE,
     CHROMEOS_DIR,
     ChromeosLowMemory,
     choose_source,
 )
 from balloon_daemon.units import MIB
-from tests.vm.waiting import HANG_S
+from tests.harness.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,10 +21,10 @@ from balloon_daemon.vhost_user.messages import (
 )
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import DEFLATEQ, INFLATEQ, RingGuest, area_bytes
+from tests.harness.daemon import Daemon, DaemonError
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import StartDaemon, ready_device
 from tests.kernel.test_handover import unread_bytes
-from tests.vm.daemon import Daemon, DaemonError
-from tests.vm.waiting import wait_until
 
 QUEUE_SIZE = 16
 BUFFERS = 3
@@ -192,7 +192,8 @@ def test_told_to_make_way_while_it_looks_where_a_ring_stands_the_next_one_answer
 
 PROGRAM = """\
 import asyncio, sys, time
-from balloon_daemon.controller import ending, guests
+from balloon_daemon.guests.jailed import session as guests
+from balloon_daemon.controller import ending
 del sys.argv[1]  # Whom this is started instead of.
 ending.END_WITHIN_S, ending.GONE_WITHIN_S = {within}
 async def close(self):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.controller.opening import make_directory
+from balloon_daemon.cli.opening import make_directory
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.handover.store import start_keeper
+from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import attach
-from tests.vm.daemon import BALLOOND, Daemon
-from tests.vm.waiting import HANG_S, wait_until
 
 
 class Start:

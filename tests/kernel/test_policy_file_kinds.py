@@ -14,7 +14,7 @@ import pytest
 from balloon_daemon.errors import PolicyFileError
 from balloon_daemon.seccomp.filter import compile_policy, read_policy
 from balloon_daemon.seccomp.policy_file import SIZE_LIMIT, read_text
-from tests.vm.daemon import BALLOOND
+from tests.harness.daemon import BALLOOND
 
 BALLOONCTL = BALLOOND.with_name("balloonctl")
 KALLSYMS = Path("/proc/kallsyms")

@@ -5,11 +5,11 @@ from io import FileIO
 
 import pytest
 
-from balloon_daemon import memory_alarm
-from balloon_daemon.balloon_policy import Reading
-from balloon_daemon.controller.watch import MemoryWatch
-from balloon_daemon.log import LOGGER, EventLog
-from balloon_daemon.low_memory import PRESSURE_FILE, MeminfoLowMemory
+from balloon_daemon.host import memory_alarm
+from balloon_daemon.host.low_memory import PRESSURE_FILE, MeminfoLowMemory
+from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.records.log import LOGGER, EventLog
+from balloon_daemon.sizing.balloon_policy import Reading
 from tests.kernel.test_low_memory_alarm import needs_pressure
 
 

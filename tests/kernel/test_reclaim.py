@@ -18,8 +18,8 @@ from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import RingGuest
 from tests.fakes.host_setting import changed
 from tests.fakes.recording_map import buffer_of
-from tests.vm.daemon import Daemon
-from tests.vm.waiting import wait_until
+from tests.harness.daemon import Daemon
+from tests.harness.waiting import wait_until
 
 PAGES = 64
 FIRST_PFN = 0x10_0000

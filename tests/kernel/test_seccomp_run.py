@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.waiting import HANG_S
+from tests.harness.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "policies" / "balloon_device.policy"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from balloon_daemon.controller.peers import EACH, OF_ALL, OF_ONE_USER, OURS
 from balloon_daemon.fake_guest.machine import FakeGuest, run
+from balloon_daemon.guests.jailed.peers import EACH, OF_ALL, OF_ONE_USER, OURS
 from balloon_daemon.linux.closing import MAX_HANGING
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import (
@@ -20,12 +20,12 @@ from balloon_daemon.vhost_user.messages import (
 from tests.fakes.other_user import NOBODY, as_user
 from tests.fakes.short_host import fd_numbers
 from tests.fakes.slow_close import lingering_socket
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
 from tests.kernel.test_host_faults import at_rest
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import HANG_S, wait_until
 
 Q = FrontendRequest
 LIMIT = 1000

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from random import Random
 
+from tests.harness.waiting import wait_until
 from tests.soak.chaos import Chaos
 from tests.soak.picture import draw
 from tests.soak.world import Host, can_keep_fds
-from tests.vm.waiting import wait_until
 
 SEED = 17
 """Begins with five deaths of one device after the other."""

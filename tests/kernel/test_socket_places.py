@@ -17,9 +17,9 @@ from balloon_daemon.handover import fd_keeper, store
 from balloon_daemon.handover.store import keeper_at, keeper_path, start_keeper
 from balloon_daemon.linux.directories import is_private, make_private, others_may_write
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
+from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.conftest import StartDaemon
-from tests.vm.daemon import BALLOOND, Daemon
-from tests.vm.waiting import HANG_S, wait_until
 
 NOBODY = 65534
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who alone has other users")
@@ -148,7 +148,7 @@ def test_default_socket_of_a_user_is_in_a_directory_of_the_user(
     runtime: str, expected: str
 ) -> None:
     assert not Path(f"/run/user/{NOBODY}").exists()
-    program = "from balloon_daemon.config import default_socket as d; print(d())"
+    program = "from balloon_daemon.config.model import default_socket as d; print(d())"
     run = subprocess.run(
         [sys.executable, "-c", f"import os; os.setuid({NOBODY}); {program}"],
         env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": runtime},

@@ -15,11 +15,11 @@ from balloon_daemon.handover.store import keeper_path
 from balloon_daemon.linux import closing_child
 from balloon_daemon.linux.signals import END_SIGNALS, HANGS_AFTER_S
 from tests.fakes.marked_start import DEADLINE_S, MarkedStart
+from tests.harness.daemon import BALLOOND
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_handover import MAXIMUM, SETTINGS, attach, keeper_pid, messages
-from tests.vm.daemon import BALLOOND
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
 
 END = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 

@@ -18,8 +18,8 @@ from balloon_daemon.vhost_user.messages import (
     RegionDescription,
     encode_request,
 )
+from tests.harness.daemon import Daemon
 from tests.kernel.conftest import StartDaemon
-from tests.vm.daemon import Daemon
 
 Q = FrontendRequest
 CAPACITY = 400

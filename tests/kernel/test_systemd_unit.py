@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.memory_cgroup import memory_cgroup
-from tests.vm.waiting import wait_until
+from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd" / "balloond.service"

@@ -20,8 +20,8 @@ from tests.fakes.device_rig import DeviceRig, shipped_filter
 from tests.fakes.slow_close import MuteFile
 from tests.fakes.ways_to_fork import PatientFork, Way, end_template, fork_by
 from tests.fuzz.jail_watch import is_alive
+from tests.harness.waiting import wait_until
 from tests.kernel.conftest import MakeRig
-from tests.vm.waiting import wait_until
 
 
 class Heard:

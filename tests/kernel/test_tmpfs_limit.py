@@ -21,10 +21,10 @@ from tests.fakes.whole_vm import (
     said,
     share_beside,
 )
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
 
 LIMIT_MIB = VM_MEM_MIB + 88
 MakeTmpfs = Callable[[int], SmallTmpfs]

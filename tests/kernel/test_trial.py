@@ -18,16 +18,16 @@ from typing import NoReturn
 import psutil
 import pytest
 
-from balloon_daemon import trial
+from balloon_daemon.cli import trial
 from balloon_daemon.device import rehearsal
 from balloon_daemon.errors import TrialError
 from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy
 from tests.fakes.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter, unprivileged
 from tests.fakes.short_host import fd_numbers, limit_for_room, limited
+from tests.harness.daemon import BALLOOND
+from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.test_host_faults import NOBODY
-from tests.vm.daemon import BALLOOND
-from tests.vm.waiting import HANG_S, wait_until
 
 LIBC = ctypes.CDLL(None)
 UNNAMED = "the kernel's log does not name here"
@@ -96,7 +96,9 @@ def test_check_of_an_ordinary_user_has_a_device_give_memory_back(tmp_path: Path)
 
 
 def test_start_of_the_daemon_does_not_load_the_trial() -> None:
-    code = "import sys, balloon_daemon.cli; sys.exit('balloon_daemon.trial' in sys.modules)"
+    code = (
+        "import sys, balloon_daemon.cli.run; sys.exit('balloon_daemon.cli.trial' in sys.modules)"
+    )
 
     assert subprocess.run([sys.executable, "-c", code], timeout=HANG_S).returncode == 0
 

@@ -42,11 +42,11 @@ from tests.fakes.whole_vm import (
     share_beside,
     twist,
 )
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM
 from tests.kernel.test_host_faults import at_rest
-from tests.vm.daemon import Daemon
-from tests.vm.low_mem_dir import LowMemDir
 
 Q = FrontendRequest
 TOUCHED = Population(touched_bytes=32 * MIB, pinned_bytes=16 * MIB)

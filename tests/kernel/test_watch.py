@@ -2,11 +2,11 @@
 
 import asyncio
 
-from balloon_daemon.balloon_policy import Reading
-from balloon_daemon.controller.watch import MemoryWatch
-from balloon_daemon.log import EventLog
-from balloon_daemon.low_memory import LowMemoryStatistics
-from tests.vm.waiting import HANG_S
+from balloon_daemon.host.low_memory import LowMemoryStatistics
+from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.records.log import EventLog
+from balloon_daemon.sizing.balloon_policy import Reading
+from tests.harness.waiting import HANG_S
 
 POLL_S = 3600.0
 """So that what is heard was not heard by a poll."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from balloon_daemon.balloon_policy import (
+from balloon_daemon.errors import StateError
+from balloon_daemon.sizing.balloon_policy import (
     ArmTimer,
     AvailableMemoryTimer,
     BalloonPolicy,
@@ -26,7 +27,6 @@ from balloon_daemon.balloon_policy import (
     Timer,
     max_balloon_bytes,
 )
-from balloon_daemon.errors import StateError
 from balloon_daemon.units import GIB, MIB
 from tests.fakes.clock import FakeClock
 

@@ -5,7 +5,8 @@ from itertools import cycle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balloon_daemon.balloon_policy import (
+from balloon_daemon.errors import StateError
+from balloon_daemon.sizing.balloon_policy import (
     AvailableMemoryTimer,
     BalloonPolicy,
     Event,
@@ -17,7 +18,6 @@ from balloon_daemon.balloon_policy import (
     SetTarget,
     Step,
 )
-from balloon_daemon.errors import StateError
 from balloon_daemon.units import PAGE_SIZE
 
 LOW = Reading(available_mib=0, margin_mib=1)

@@ -19,13 +19,13 @@ import psutil
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from tests.fuzz.invariants import open_fds
 from tests.fuzz.jail_watch import is_alive, template_of
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
 from tests.soak.hostile_acts import BY_A_DEVICE, BY_A_USER
 from tests.soak.hostile_user import HostileUser
 from tests.soak.neighbour import Delays, LostNeighbourError, NeighbourHandle
 from tests.soak.neighbour_process import MEM_BYTES
-from tests.vm.daemon import Daemon, DaemonConfig
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
 
 SPEED = 200.0
 MAXIMUM_BYTES = MEM_BYTES // 2

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 import psutil
 
-from balloon_daemon.controller.keeper import DEATHS_WITHIN_S, MAX_DEATHS
 from balloon_daemon.fake_guest.client import FakeGuestProcess
+from balloon_daemon.guests.jailed.supervisor import DEATHS_WITHIN_S, MAX_DEATHS
 from tests.fuzz.jail_watch import devices_of, is_alive
-from tests.vm.daemon import BALLOOND, Daemon, DaemonConfig
-from tests.vm.low_mem_dir import LowMemDir
-from tests.vm.waiting import wait_until
+from tests.harness.daemon import BALLOOND, Daemon, DaemonConfig
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
 
 T = TypeVar("T")
 

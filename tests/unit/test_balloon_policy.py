@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from balloon_daemon.balloon_policy import (
+from balloon_daemon.errors import ConfigError, StateError
+from balloon_daemon.sizing.balloon_policy import (
     ArmTimer,
     AvailableMemoryTimer,
     BalloonPolicy,
@@ -24,7 +25,6 @@ from balloon_daemon.balloon_policy import (
     Timer,
     max_balloon_bytes,
 )
-from balloon_daemon.errors import ConfigError, StateError
 from balloon_daemon.units import GIB, MIB
 
 MARGIN_MIB = 400

@@ -2,7 +2,8 @@
 
 import pytest
 
-from balloon_daemon.balloon_policy import (
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.sizing.balloon_policy import (
     ArmTimer,
     AvailableMemoryTimer,
     BalloonPolicy,
@@ -16,7 +17,6 @@ from balloon_daemon.balloon_policy import (
     SetTarget,
     Timer,
 )
-from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import GIB, MIB
 
 LOW = Reading(available_mib=399, margin_mib=400)

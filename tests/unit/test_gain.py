@@ -2,7 +2,7 @@
 
 import pytest
 
-from balloon_daemon.controller.gain import WINDOW_PAGES, Cause, Gain, Loss
+from balloon_daemon.guests.jailed.gain import WINDOW_PAGES, Cause, Gain, Loss
 from balloon_daemon.tube.messages import Progress
 
 HUGE_PAGES = 512

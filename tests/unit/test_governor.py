@@ -6,10 +6,10 @@ from typing import cast
 
 import pytest
 
-from balloon_daemon.balloon_policy import PolicySettings, Reading, Reason
 from balloon_daemon.controller.governor import Governor
-from balloon_daemon.controller.watch import MemoryWatch
-from balloon_daemon.log import EventLog
+from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.records.log import EventLog
+from balloon_daemon.sizing.balloon_policy import PolicySettings, Reading, Reason
 from balloon_daemon.units import GIB, MIB
 
 LOW = Reading(available_mib=10, margin_mib=400)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balloon_daemon.balloon_policy import PolicyState
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.handover.state import (
     VERSION,
@@ -16,6 +15,7 @@ from balloon_daemon.handover.state import (
     decode_state,
     encode_state,
 )
+from balloon_daemon.sizing.balloon_policy import PolicyState
 
 STATE = GuestState(
     name="vm1",

@@ -13,14 +13,14 @@ def run(program: str) -> str:
 
 def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
     """libcrypto is for hosts with a store."""
-    loaded = run("import sys, balloon_daemon.cli; print(*sys.modules)").split()
-    assert {"_hashlib", "_ssl", "balloon_daemon.trial"}.isdisjoint(loaded)
+    loaded = run("import sys, balloon_daemon.cli.run; print(*sys.modules)").split()
+    assert {"_hashlib", "_ssl", "balloon_daemon.cli.trial"}.isdisjoint(loaded)
 
 
 def test_lean_asyncio_works_and_has_no_ssl() -> None:
     program = """\
 import sys
-from balloon_daemon.asyncio_lean import asyncio
+from balloon_daemon.cli.asyncio_lean import asyncio
 import balloon_daemon.controller.loop
 async def echo():
     ours, theirs = asyncio.Event(), await asyncio.create_subprocess_exec("true")
@@ -33,14 +33,14 @@ print(asyncio.run(echo()), "_ssl" in sys.modules)
 
 
 def test_others_import_ssl_after_lean_asyncio() -> None:
-    program = "from balloon_daemon.asyncio_lean import asyncio; import ssl; print(ssl.HAS_SNI)"
+    program = "from balloon_daemon.cli.asyncio_lean import asyncio; import ssl; print(ssl.HAS_SNI)"
     assert run(program) == "True\n"
 
 
 def test_lean_asyncio_leaves_a_loaded_one_alone() -> None:
     program = """\
 import ssl
-from balloon_daemon.asyncio_lean import asyncio
+from balloon_daemon.cli.asyncio_lean import asyncio
 from asyncio import sslproto
 print(sslproto.ssl is ssl)
 """

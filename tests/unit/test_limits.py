@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.waiting import HANG_S
+from tests.harness.waiting import HANG_S
 
 TESTS = Path(__file__).parents[1]
 NAMED = {"deadline_s", "timeout", "timeout_s", "within_s"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from balloon_daemon.log import LOGGER, EventLog, OnceEach, configure
+from balloon_daemon.records.log import LOGGER, EventLog, OnceEach, configure
 
 PIPE_BYTES = 4096
 """One page: the least that a pipe can be, and what a writable one has room for."""

@@ -7,18 +7,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from balloon_daemon import low_memory
-from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.errors import ConfigError, SourceError
-from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
-from balloon_daemon.linux.meminfo import HostMemory, host_memory
-from balloon_daemon.low_memory import (
+from balloon_daemon.host import low_memory
+from balloon_daemon.host.low_memory import (
     ChromeosLowMemory,
     LowMemorySource,
     LowMemoryStatistics,
     MeminfoLowMemory,
     choose_source,
 )
+from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
+from balloon_daemon.linux.meminfo import HostMemory, host_memory
+from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 from balloon_daemon.units import GIB, MIB
 
 

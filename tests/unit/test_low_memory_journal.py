@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from balloon_daemon.balloon_policy import NeverLow, Reading
-from balloon_daemon.low_memory_journal import LINES, LINES_S, Journal, LowMemoryStatistics, Unknown
+from balloon_daemon.host.notices import LINES, LINES_S, Journal, LowMemoryStatistics, Unknown
+from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 
 Measured = Reading | NeverLow | Unknown
 

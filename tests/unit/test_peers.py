@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from balloon_daemon.controller import peers as module
-from balloon_daemon.controller.peers import (
+from balloon_daemon.guests.jailed import peers as module
+from balloon_daemon.guests.jailed.peers import (
     EACH,
     FIRST_LINES,
     FIRST_LINES_A_SECOND,
@@ -23,7 +23,7 @@ from balloon_daemon.controller.peers import (
 )
 from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.linux.closing import MAX_DEBT, Closer, ForeignFds
-from balloon_daemon.log import LOGGER, EventLog
+from balloon_daemon.records.log import LOGGER, EventLog
 from balloon_daemon.vhost_user.connection import Connection
 
 LIMIT = 1000

@@ -13,21 +13,21 @@ from typing import cast
 
 import pytest
 
-from balloon_daemon.config import Config
-from balloon_daemon.controller.guests import Guest, Surroundings
-from balloon_daemon.controller.keeper import DeviceKeeper, Jail
-from balloon_daemon.controller.peers import Peers
-from balloon_daemon.controller.recovery import recover
-from balloon_daemon.controller.saver import GuestSaver, Snapshot
-from balloon_daemon.controller.watch import MemoryWatch
+from balloon_daemon.config.model import Config
 from balloon_daemon.device.process import DeviceSpec
+from balloon_daemon.guests.jailed.peers import Peers
+from balloon_daemon.guests.jailed.recovery import recover
+from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
+from balloon_daemon.guests.jailed.session import Guest, Surroundings
+from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
 from balloon_daemon.handover.room import Room
 from balloon_daemon.handover.store import HasFileno, Store
+from balloon_daemon.host.low_memory import ChromeosLowMemory
+from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
-from balloon_daemon.log import LOGGER, EventLog
-from balloon_daemon.low_memory import ChromeosLowMemory
+from balloon_daemon.records.log import LOGGER, EventLog
 from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
@@ -50,7 +50,7 @@ from balloon_daemon.vhost_user.messages import (
 )
 from tests.fakes.closes_at_once import closes_at_once
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
-from tests.vm.waiting import HANG_S
+from tests.harness.waiting import HANG_S
 
 Q = FrontendRequest
 NAMES = ("vm1", "vm2")

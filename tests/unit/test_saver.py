@@ -9,8 +9,8 @@ from typing import cast
 
 import pytest
 
-from balloon_daemon.controller import saver as saver_module
-from balloon_daemon.controller.saver import GuestSaver, Snapshot
+from balloon_daemon.guests.jailed import saver as saver_module
+from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.room import SHARE, STATES, Room
 from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, SavedMessage, decode_state
@@ -32,7 +32,7 @@ from balloon_daemon.vhost_user.messages import (
 from balloon_daemon.vhost_user.replay import replay
 from tests.fakes.counted_fd import inspect
 from tests.fakes.told_backend import ADDR, OFFERED, REGION
-from tests.vm.waiting import HANG_S
+from tests.harness.waiting import HANG_S
 
 
 class RememberingStore:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from balloon_daemon.controller import turns
-from balloon_daemon.controller.turns import AT_ONCE, LOOK_AT, Turns
+from balloon_daemon.guests.jailed import turns
+from balloon_daemon.guests.jailed.turns import AT_ONCE, LOOK_AT, Turns
 
 CONNECTIONS = AT_ONCE + 3 * LOOK_AT + 1
 

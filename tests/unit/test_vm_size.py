@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from balloon_daemon.controller.vm_size import VmSize
+from balloon_daemon.guests.jailed.vm_size import VmSize
 from balloon_daemon.units import GIB, KIB, MIB
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from balloon_daemon.controller.waiting import is_done_within, is_set_within
+from balloon_daemon.guests.jailed.waiting import is_done_within, is_set_within
 from tests.fakes.swallowing_waits import swallowing_waits
 
 PACKAGE = Path(__file__).parents[2] / "balloon_daemon"
@@ -108,8 +108,8 @@ def test_nothing_in_the_package_waits_in_a_way_that_loses_a_cancellation() -> No
         "from asyncio import tasks; tasks.wait_for(f, 1)",
         "from asyncio.timeouts import timeout_at",
         "from asyncio import *",
-        "from balloon_daemon.asyncio_lean import asyncio; asyncio.timeout(1)",
-        "from balloon_daemon.asyncio_lean import asyncio as a; a.wait_for(f, 1)",
+        "from balloon_daemon.cli.asyncio_lean import asyncio; asyncio.timeout(1)",
+        "from balloon_daemon.cli.asyncio_lean import asyncio as a; a.wait_for(f, 1)",
         "import asyncio; getattr(asyncio, 'wait_for')(f, 1)",
         "def f():\n    import asyncio\n    return asyncio.timeout",
     ],

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "balloon_daemon"
 PURE = {
     "errors",
     "units",
-    "balloon_decision",
-    "balloon_policy",
+    "sizing.decision",
+    "sizing.balloon_policy",
     "virtio.balloon",
     "virtio.split_queue",
     "virtio.guest_memory",
@@ -28,8 +28,8 @@ PURE = {
     "vhost_user.replay",
     "vhost_user.vring",
     "tube.messages",
-    "controller.gain",
-    "controller.vm_size",
+    "guests.jailed.gain",
+    "guests.jailed.vm_size",
     "handover.room",
     "handover.state",
     "seccomp.bpf",
@@ -52,33 +52,32 @@ IMPURE = {
 ROOMS = {
     "errors": set[str](),
     "units": set[str](),
-    "balloon_decision": set[str](),
-    "balloon_policy": {"balloon_decision"},
+    "sizing": set[str](),
     "virtio": set[str](),
     "linux": set[str](),
-    "asyncio_lean": set[str](),
-    "log": {"linux"},
-    "memory_alarm": set[str](),
-    "low_memory_journal": {"balloon_policy"},
-    "low_memory": {"balloon_policy", "low_memory_journal", "memory_alarm", "linux"},
+    "records": {"linux"},
+    "host": {"sizing", "linux", "records"},
     "vhost_user": {"virtio", "linux"},
     "tube": {"virtio", "linux"},
     "seccomp": {"linux"},
     "device": {"virtio", "tube", "seccomp", "linux"},
-    "config": {"balloon_policy", "linux"},
-    "handover": {"balloon_policy", "linux"},
-    "controller": {
-        "balloon_policy", "low_memory", "vhost_user", "tube", "seccomp", "device",
-        "virtio", "linux", "config", "log", "handover",
+    "config": {"sizing", "linux"},
+    "handover": {"sizing", "linux"},
+    "guests.jailed": {
+        "sizing", "host", "config", "records", "handover", "controller.governor",
+        "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
-    "trial": {"device", "vhost_user", "tube", "seccomp", "virtio", "linux"},
+    "controller": {
+        "sizing", "host", "config", "records", "handover", "guests.jailed", "device",
+        "vhost_user", "linux",
+    },
     "cli": {
-        "config", "controller", "device", "low_memory", "seccomp", "linux", "balloon_policy",
-        "log", "handover", "trial", "asyncio_lean",
+        "config", "controller", "guests.jailed", "device", "host", "seccomp", "linux", "sizing",
+        "records", "handover", "vhost_user", "tube", "virtio",
     },
     "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},
-    "ctl": {"config", "seccomp", "linux", "balloon_policy"},
+    "ctl": {"config", "seccomp", "linux", "sizing"},
 }  # fmt: skip
 
 # Third-party and standard modules that have one door only.
@@ -88,7 +87,7 @@ DOORS = {
     "psutil": set[str](),
     "pyseccomp": set[str](),
     "prctl": {"linux.jail"},
-    "asyncio": {"controller", "cli", "handover.outbox", "handover.store", "asyncio_lean"},
+    "asyncio": {"controller", "guests", "host.watch", "handover.outbox", "handover.store", "cli"},
     "threading": set[str](),
     "_thread": {"handover.fd_keeper"},
     "rich": {"ctl"},
@@ -123,23 +122,30 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, inner if is_module else node.module
 
 
+def room_of(name: str) -> str:
+    """The room of a module: a folder, or below ``guests`` a driver's."""
+    words = name.split(".")
+    return ".".join(words[:2]) if words[0] == "guests" else words[0]
+
+
 def offences(name: str, path: Path) -> Iterator[str]:
-    room = name.partition(".")[0]
+    room = room_of(name)
     for line, target in imports(path):
         where = f"{path.relative_to(ROOT)}:{line}: imports {target}"
         if target.startswith("balloon_daemon."):
             inner = target.removeprefix("balloon_daemon.")
-            target_room = inner.partition(".")[0]
+            target_room = room_of(inner)
             if name in PURE and not any(inner == p or inner.startswith(p + ".") for p in PURE):
                 yield f"{where}, which is not pure"
-            if target_room not in {room, "errors", "units", "__version__"} | ROOMS[room]:
+            open_to_it = {room, "errors", "units", "__version__"} | ROOMS[room]
+            if target_room not in open_to_it and inner not in open_to_it:
                 yield f"{where}: an arrow that does not point down"
         else:
             top = target.partition(".")[0]
             if name in PURE and top in IMPURE:
                 yield f"{where}, but {name} is pure"
             doors = DOORS.get(top)
-            if doors is not None and name not in doors and room not in doors:
+            if doors is not None and not doors & {name, room, room.partition(".")[0]}:
                 yield f"{where}, which only {sorted(doors)} may"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from balloon_daemon.linux.zoneinfo import ZONEINFO, per_cpu_free_bytes
+from balloon_daemon.host.zoneinfo import ZONEINFO, per_cpu_free_bytes
 
 PAGE = mmap.PAGESIZE
 

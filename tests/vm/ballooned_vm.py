@@ -11,10 +11,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm.daemon import Daemon, DaemonConfig
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.low_mem_dir import LowMemDir
 from tests.vm.guest import Guest
 from tests.vm.images import Images
-from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.qemu import MIB, QemuConfig
 
 BALLOON_S = 180

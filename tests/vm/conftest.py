@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.low_mem_dir import LowMemDir
 from tests.vm.ballooned_vm import BalloonedVm, VmConfig
 from tests.vm.images import GUEST_SUITES, Images, ready_images
-from tests.vm.low_mem_dir import LowMemDir
 
 BUILD = Path(__file__).parents[2] / "build"
 _ALL_LOGS = BUILD / "vm-logs"

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tests.harness.waiting import wait_until
 from tests.vm.images import Images
 from tests.vm.qmp import Qmp
-from tests.vm.waiting import wait_until
 
 T = TypeVar("T")
 MIB = 1 << 20

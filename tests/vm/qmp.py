@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from tests.vm.waiting import wait_until
+from tests.harness.waiting import wait_until
 
 
 class QmpError(Exception):

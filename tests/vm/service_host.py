@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm.low_mem_dir import LowMemDir
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import HANG_S, wait_until
 from tests.vm.service_root import nspawn_command
-from tests.vm.waiting import HANG_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 MARGIN_MIB = 100

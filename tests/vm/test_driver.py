@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.low_mem_dir import LowMemDir
 from tests.vm.ballooned_vm import BalloonedVm, VmConfig
 from tests.vm.conftest import Running
-from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.qemu import MIB
 
 pytestmark = pytest.mark.vm

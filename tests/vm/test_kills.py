@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.harness.low_mem_dir import LowMemDir
 from tests.vm.ballooned_vm import BALLOON_S, BalloonedVm, VmConfig
 from tests.vm.conftest import Running
-from tests.vm.low_mem_dir import LowMemDir
 
 pytestmark = pytest.mark.vm
 

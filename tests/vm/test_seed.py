@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
 from tests.vm.ballooned_vm import BalloonedVm, VmConfig
 from tests.vm.conftest import BUILD, Running
 from tests.vm.images import GUEST_SUITES
-from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.qemu import MIB
 from tests.vm.seed_chart import Sample, draw
-from tests.vm.waiting import wait_until
 
 pytestmark = pytest.mark.vm
 

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from balloon_daemon.controller.peers import Peer
 from balloon_daemon.errors import FrontendError
+from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.vhost_user.connection import Connection, Received
 from balloon_daemon.vhost_user.messages import FrontendRequest

@@ -3,15 +3,15 @@
 import socket
 from dataclasses import replace
 
-from balloon_daemon.controller.guests import Guest, MakeGuest
-from balloon_daemon.controller.saver import GuestSaver, KeptGuest, discard, find_guests
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
+from balloon_daemon.guests.jailed.saver import GuestSaver, KeptGuest, discard, find_guests
+from balloon_daemon.guests.jailed.session import Guest, MakeGuest
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.log import EventLog
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.messages import decode_message
 

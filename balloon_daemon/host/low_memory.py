@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, assert_never
 
-from balloon_daemon.balloon_policy import NeverLow, Reading
 from balloon_daemon.errors import ConfigError, SourceError
+from balloon_daemon.host.memory_alarm import DeviceAlarm, PressureAlarm
+from balloon_daemon.host.notices import Journal, Unknown
+from balloon_daemon.host.notices import LowMemoryStatistics as LowMemoryStatistics
+from balloon_daemon.host.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
-from balloon_daemon.linux.zoneinfo import per_cpu_free_bytes
-from balloon_daemon.low_memory_journal import Journal, Unknown
-from balloon_daemon.low_memory_journal import LowMemoryStatistics as LowMemoryStatistics
-from balloon_daemon.memory_alarm import DeviceAlarm, PressureAlarm
+from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 from balloon_daemon.units import MIB, format_size
 
 CHROMEOS_DIR = Path("/sys/kernel/mm/chromeos-low_mem")

@@ -8,7 +8,7 @@ a moment. The device's own writes fail then, which no honest one ever sees.
 import asyncio
 from collections.abc import Callable
 
-from balloon_daemon.log import EventLog
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.tube.connection import ControllerEnd
 from balloon_daemon.tube.messages import Up
 

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from balloon_daemon import __version__
-from balloon_daemon.asyncio_lean import asyncio
-from balloon_daemon.balloon_policy import PolicySettings, max_balloon_bytes
-from balloon_daemon.config import Config, default_policy_file, default_socket
-from balloon_daemon.controller.device_user import (
+from balloon_daemon.cli.asyncio_lean import asyncio
+from balloon_daemon.cli.device_user import (
     OWN_USER,
     SHARED,
     SHARED_USER,
@@ -21,9 +19,9 @@ from balloon_daemon.controller.device_user import (
     identity_of,
     warning_first,
 )
-from balloon_daemon.controller.keeper import Jail
+from balloon_daemon.cli.opening import look, make_directory, open_all, why_not_private
+from balloon_daemon.config.model import Config, default_policy_file, default_socket
 from balloon_daemon.controller.loop import Controller
-from balloon_daemon.controller.opening import look, make_directory, open_all, why_not_private
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
     BalloondError,
@@ -33,13 +31,15 @@ from balloon_daemon.errors import (
     TrialError,
     printable,
 )
+from balloon_daemon.guests.jailed.supervisor import Jail
+from balloon_daemon.host.low_memory import LowMemorySource, choose_source
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.linux.systemd import logs_to_journal, runs_as_service
-from balloon_daemon.log import EventLog, configure
-from balloon_daemon.low_memory import LowMemorySource, choose_source
+from balloon_daemon.records.log import EventLog, configure
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
+from balloon_daemon.sizing.balloon_policy import PolicySettings, max_balloon_bytes
 from balloon_daemon.units import format_size, parse_size
 
 LEAST_FDS = 64
@@ -301,7 +301,7 @@ def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
     """
     source.check()
     # Here, so that the daemon does not load what it never needs.
-    from balloon_daemon.trial import GIVEN_BYTES, try_device
+    from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
 
     outcome = try_device(jail.load_filter, jail.identity, jail.fork)
     print(f"policy file  {printable(str(config.policy_file))}: compiled")

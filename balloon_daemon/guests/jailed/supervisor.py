@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from balloon_daemon.controller.device_words import cause, fault_words, stat_name
-from balloon_daemon.controller.hearing import OrderWatch, ReportReader
-from balloon_daemon.controller.waiting import is_done_within, is_set_within
 from balloon_daemon.device.process import (
     MAX_LAST_WORDS_BYTES,
     DeviceProcess,
@@ -29,10 +26,13 @@ from balloon_daemon.device.process import (
     spawn,
 )
 from balloon_daemon.errors import DeviceHangsError, StateFileError
+from balloon_daemon.guests.jailed.device_words import cause, fault_words, stat_name
+from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
+from balloon_daemon.guests.jailed.waiting import is_done_within, is_set_within
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.kernel_log import find_seccomp_kill
-from balloon_daemon.log import EventLog, RateLimit
+from balloon_daemon.records.log import EventLog, RateLimit
 from balloon_daemon.tube.messages import (
     Command,
     Down,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
-from balloon_daemon.balloon_policy import NeverLow, Reading
+from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 
 Known = TypeVar("Known", bound=Reading | NeverLow)
 

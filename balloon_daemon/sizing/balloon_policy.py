@@ -38,13 +38,14 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import NamedTuple, Self, assert_never
 
-# Events carry readings and steps carry decisions: one import is enough for whoever drives this.
-from balloon_daemon.balloon_decision import Decision as Decision
-from balloon_daemon.balloon_decision import NeverLow as NeverLow
-from balloon_daemon.balloon_decision import PolicyStatistics as PolicyStatistics
-from balloon_daemon.balloon_decision import Reading as Reading
-from balloon_daemon.balloon_decision import Reason as Reason
 from balloon_daemon.errors import ConfigError, StateError
+
+# Events carry readings and steps carry decisions: one import is enough for whoever drives this.
+from balloon_daemon.sizing.decision import Decision as Decision
+from balloon_daemon.sizing.decision import NeverLow as NeverLow
+from balloon_daemon.sizing.decision import PolicyStatistics as PolicyStatistics
+from balloon_daemon.sizing.decision import Reading as Reading
+from balloon_daemon.sizing.decision import Reason as Reason
 from balloon_daemon.units import GIB, MIB, PAGE_SIZE
 
 MAX_STEPS = 1024

@@ -5,12 +5,12 @@ memory, so it answers by itself), by what the guest's device has counted and by 
 of itself; nothing of it is believed beyond a number in its range.
 """
 
-from balloon_daemon.balloon_policy import Reason
-from balloon_daemon.controller.gain import Cause, Gain, Loss
-from balloon_daemon.controller.introduction import NEVER_FREED_REMEDY, introduce_memory
-from balloon_daemon.controller.vm_size import VmSize
+from balloon_daemon.guests.jailed.gain import Cause, Gain, Loss
+from balloon_daemon.guests.jailed.introduction import NEVER_FREED_REMEDY, introduce_memory
+from balloon_daemon.guests.jailed.vm_size import VmSize
 from balloon_daemon.linux.memory import FileUse, memory_file_use
-from balloon_daemon.log import EventLog, OnceEach
+from balloon_daemon.records.log import EventLog, OnceEach
+from balloon_daemon.sizing.balloon_policy import Reason
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend

@@ -6,7 +6,7 @@ import pwd
 from balloon_daemon.device.process import DeviceSpec, Fork
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.linux.jail import Identity
-from balloon_daemon.log import EventLog
+from balloon_daemon.records.log import EventLog
 
 OWN_USER, SHARED_USER = "balloond", "nobody"
 """systemd/balloond.sysusers makes the first; the second is everybody's."""

@@ -4,9 +4,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from balloon_daemon.config import Config, fallback_directory
-from balloon_daemon.controller.listening import Listener, kept_listener, listen
+from balloon_daemon.config.model import Config, fallback_directory
 from balloon_daemon.errors import ConfigError, KeeperError
+from balloon_daemon.guests.jailed.listening import Listener, kept_listener, listen
 from balloon_daemon.handover.store import (
     Store,
     check_keepers_place,

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
-from balloon_daemon.balloon_policy import PolicyState
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.room import SHARE, STATE
@@ -31,6 +30,7 @@ from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.libc import same_open_file
 from balloon_daemon.linux.memory import create_memfd, read_sealed
+from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Region
 from balloon_daemon.vhost_user.replay import (

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
-from balloon_daemon.balloon_policy import NeverLow, Reading
-from balloon_daemon.log import EventLog
-from balloon_daemon.low_memory import LowMemorySource
+from balloon_daemon.host.low_memory import LowMemorySource
+from balloon_daemon.records.log import EventLog
+from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 
 Listener = Callable[[Reading], None]
 

@@ -2,7 +2,7 @@
 
 from balloon_daemon.linux.memory import memory_file_use
 from balloon_daemon.linux.page_kind import describe_pages
-from balloon_daemon.log import EventLog
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.memory_table import Fd, Region
 

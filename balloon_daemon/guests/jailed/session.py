@@ -6,21 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
-from balloon_daemon.balloon_policy import Reason
-from balloon_daemon.config import Config
+from balloon_daemon.config.model import Config
 from balloon_daemon.controller.governor import Governor
-from balloon_daemon.controller.inbox import CONFIG_ACCESS, Inbox
-from balloon_daemon.controller.introduction import SHARED_WITHIN_POLLS, giving_back, not_shared
-from balloon_daemon.controller.keeper import DeviceKeeper, Jail
-from balloon_daemon.controller.limits import BalloonLimits
-from balloon_daemon.controller.peers import Peer
-from balloon_daemon.controller.saver import GuestSaver, Snapshot
-from balloon_daemon.controller.sounding import Sounding
-from balloon_daemon.controller.turns import ESTABLISHED_S, TURN_S
-from balloon_daemon.controller.watch import MemoryWatch
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
+from balloon_daemon.guests.jailed.inbox import CONFIG_ACCESS, Inbox
+from balloon_daemon.guests.jailed.introduction import SHARED_WITHIN_POLLS, giving_back, not_shared
+from balloon_daemon.guests.jailed.limits import BalloonLimits
+from balloon_daemon.guests.jailed.peers import Peer
+from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
+from balloon_daemon.guests.jailed.sounding import Sounding
+from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
+from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
 from balloon_daemon.handover.journal import Phase
-from balloon_daemon.log import EventLog, OnceEach, RateLimit
+from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.records.log import EventLog, OnceEach, RateLimit
+from balloon_daemon.sizing.balloon_policy import Reason
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import PAGE_SIZE, format_size
 from balloon_daemon.vhost_user.backend import Backend

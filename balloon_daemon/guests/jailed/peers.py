@@ -8,10 +8,10 @@ at most, and new connections are refused before those that are there can feel it
 import resource
 from time import monotonic as now_s
 
-from balloon_daemon.controller.turns import Turns
+from balloon_daemon.guests.jailed.turns import Turns
 from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.linux.closing import MAX_DEBT, FdAccount, ForeignFds
-from balloon_daemon.log import EventLog, LineBudget, RateLimit
+from balloon_daemon.records.log import EventLog, LineBudget, RateLimit
 from balloon_daemon.vhost_user.connection import Connection
 
 EACH = 40

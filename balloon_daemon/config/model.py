@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balloon_daemon.balloon_policy import PolicySettings
 from balloon_daemon.linux.directories import is_private
+from balloon_daemon.sizing.balloon_policy import PolicySettings
 
 POLICY_FILE = "balloon_device.policy"
 
@@ -31,7 +31,7 @@ def fallback_directory() -> Path:
 
 def default_policy_file() -> Path:
     """The shipped seccomp policy: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "policies" / POLICY_FILE
     return installed if installed.exists() else package.parent / "policies" / POLICY_FILE
 

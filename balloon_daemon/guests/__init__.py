@@ -1,0 +1,1 @@
+"""The balloons that balloond moves, by kind of guest."""

@@ -1,0 +1,1 @@
+"""Guests whose balloon device is our own, jailed and served over vhost-user."""

@@ -1,0 +1,1 @@
+"""How large each balloon is to be, and why; pure."""

@@ -1,0 +1,1 @@
+"""What tests of several kinds run balloond with: the daemon, its host, waiting."""
