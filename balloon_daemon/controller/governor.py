@@ -7,7 +7,8 @@ from random import random
 from typing import Protocol
 
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.records.log import EventLog, RateLimit
+from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import (
     Action,
     ArmTimer,

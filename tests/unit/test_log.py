@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from balloon_daemon.records.log import LOGGER, EventLog, OnceEach, configure
+from balloon_daemon.records.log import LOGGER, EventLog, configure
 
 PIPE_BYTES = 4096
 """One page: the least that a pipe can be, and what a writable one has room for."""
@@ -84,10 +84,3 @@ def test_lone_surrogate_in_a_message_is_written_as_an_escape(pipe: SmallPipe) ->
     LOGGER.handlers = LOGGER.handlers[:1]
     say("file \udcff")
     assert pipe.read()[0].endswith("file \\udcff")
-
-
-def test_each_line_is_let_through_once_and_no_more_than_so_many() -> None:
-    once = OnceEach(2)
-    assert [once.admit(line) for line in ("a", "b", "a", "c", "b")] == [
-        True, True, False, False, False,
-    ]  # fmt: skip

@@ -9,7 +9,8 @@ from balloon_daemon.guests.jailed.gain import Cause, Gain, Loss
 from balloon_daemon.guests.jailed.introduction import NEVER_FREED_REMEDY, introduce_memory
 from balloon_daemon.guests.jailed.vm_size import VmSize
 from balloon_daemon.linux.memory import FileUse, memory_file_use
-from balloon_daemon.records.log import EventLog, OnceEach
+from balloon_daemon.rate_limit import OnceEach
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import Reason
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size

@@ -11,7 +11,8 @@ from time import monotonic as now_s
 from balloon_daemon.guests.jailed.turns import Turns
 from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.linux.closing import MAX_DEBT, FdAccount, ForeignFds
-from balloon_daemon.records.log import EventLog, LineBudget, RateLimit
+from balloon_daemon.rate_limit import LineBudget, RateLimit
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.vhost_user.connection import Connection
 
 EACH = 40

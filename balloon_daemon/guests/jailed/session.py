@@ -19,7 +19,8 @@ from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.records.log import EventLog, OnceEach, RateLimit
+from balloon_daemon.rate_limit import OnceEach, RateLimit
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import Reason
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import PAGE_SIZE, format_size

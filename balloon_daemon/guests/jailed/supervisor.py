@@ -32,7 +32,8 @@ from balloon_daemon.guests.jailed.waiting import is_done_within, is_set_within
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.kernel_log import find_seccomp_kill
-from balloon_daemon.records.log import EventLog, RateLimit
+from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.records.log import EventLog
 from balloon_daemon.tube.messages import (
     Command,
     Down,
