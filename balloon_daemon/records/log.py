@@ -13,12 +13,20 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from balloon_daemon.events import Event
 from balloon_daemon.linux.systemd import logs_to_journal
 from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.records.words import Level, worded
 
 LOGGER = logging.getLogger("balloond")
 
 # sd-daemon(3): what the journal takes as a line's priority.
+_LEVELS = {
+    Level.DEBUG: logging.DEBUG,
+    Level.INFO: logging.INFO,
+    Level.WARNING: logging.WARNING,
+    Level.ERROR: logging.ERROR,
+}
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
 
@@ -150,6 +158,11 @@ class EventLog:
         left_out = limit.admit(now_s)
         if left_out is not None:
             self.error(event, f"{message} ({left_out} more like it)" if left_out else message)
+
+    def publish(self, event: Event) -> None:
+        """Writes an event's line. A ``Publish``."""
+        level, word, message, fields = worded(event)
+        self._log(_LEVELS[level], word, message, fields)
 
     def _log(self, level: int, event: str, message: str, fields: dict[str, Any]) -> None:
         if LOGGER.isEnabledFor(level):

@@ -121,7 +121,7 @@ class Daemon:
     def guest_statistics(self) -> dict[str, int]:
         """What the guest's driver has last reported of itself, by the log's field names."""
         for record in reversed(self.records()):
-            if record["event"] == "stats":
+            if record["event"] == "guest-stats":
                 return {name: record[name] for name in record if name.startswith("stat_")}
         return {}
 

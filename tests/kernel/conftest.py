@@ -33,11 +33,11 @@ def ready_device(daemon: Daemon, vm: str) -> int | None:
 
     A front-end's last messages may still replace the first one.
     """
-    said = [r for r in daemon.records() if r.get("vm") == vm and r["event"] == "device"]
+    said = [r for r in daemon.records() if r.get("vm") == vm]
     ready = False
     for record in reversed(said):
-        ready = ready or "is jailed and ready" in record["message"]
-        if " serves " in record["message"]:
+        ready = ready or record["event"] == "device-ready"
+        if record["event"] == "device-started":
             alive = os.path.exists(f"/proc/{record['pid']}")
             return int(record["pid"]) if ready and alive else None
     return None

@@ -10,12 +10,13 @@ from types import FrameType
 import pytest
 
 from balloon_daemon.device.process import DeviceProcess, DeviceSpec
+from balloon_daemon.events import DeviceDoesNotStop, DeviceNotForked, Event, Publish, RingsUnknown
 from balloon_daemon.guests.jailed import supervisor as keeper_module
 from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
 from balloon_daemon.guests.jailed.supervisor import SETTLE_S, DeviceKeeper, Jail
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.records.log import LOGGER, EventLog
 from balloon_daemon.tube.connection import open_tube
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import fresh, set_up
@@ -47,9 +48,14 @@ class Forks:
         raise OSError(11, "not here")
 
 
-def make_keeper(backend: Backend, forks: Forks) -> DeviceKeeper:
+VM = VmId(1, "vm1")
+
+
+def make_keeper(
+    backend: Backend, forks: Forks, publish: Publish = lambda event: None
+) -> DeviceKeeper:
     jail = Jail(lambda: None, None, forks)
-    return DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None, Hearing())
+    return DeviceKeeper(backend, jail, lambda: 0, publish, VM, lambda: None, Hearing())
 
 
 def predecessor() -> tuple[OwnedFd, OwnedFd]:
@@ -71,7 +77,7 @@ def test_device_that_ended_is_reaped_though_another_process_holds_its_tube() -> 
         keeper._gone = asyncio.get_running_loop().create_future()
         keeper._stopping = True
         keeper._reader = ReportReader(upper, keeper._take, lambda what: None)
-        keeper._orders = OrderWatch(child.pid, upper, EventLog())
+        keeper._orders = OrderWatch(VM, child.pid, upper, lambda event: None)
         keeper._reap(device)
         lower.close()
         child.returncode = 0  # Reaped above; Popen would look for it again.
@@ -155,10 +161,11 @@ def test_device_that_said_where_its_rings_stand_is_given_time_without_a_word(
     stands_known: bool,
     lines: int,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    published: list[Event] = []
+
     async def end() -> None:
-        keeper = make_keeper(fresh(), Forks())
+        keeper = make_keeper(fresh(), Forks(), published.append)
         upper, lower = open_tube()
         child = subprocess.Popen(["sleep", "60"])
         words, nobody = predecessor()
@@ -172,22 +179,20 @@ def test_device_that_said_where_its_rings_stand_is_given_time_without_a_word(
         child.returncode = -signal.SIGKILL
 
     monkeypatch.setattr(keeper_module, "STOP_WITHIN_S", 0.05)
-    monkeypatch.setattr(LOGGER, "propagate", True)
     asyncio.run(end())
 
-    assert [r.getMessage() for r in caplog.records].count(KILLED) == lines
-
-
-KILLED = "device does not stop, killing it"
+    assert [type(event) for event in published].count(DeviceDoesNotStop) == lines
 
 
 def test_forks_that_fail_over_and_over_do_not_fill_the_log(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    published: list[Event] = []
+
     async def fail() -> int:
         loop = asyncio.get_running_loop()
         forks = Forks()
-        keeper = make_keeper(set_up([0]), forks)
+        keeper = make_keeper(set_up([0]), forks, published.append)
         keeper._indices_known = False
         began = int(loop.time())
         for _ in range(200):
@@ -198,10 +203,10 @@ def test_forks_that_fail_over_and_over_do_not_fill_the_log(
         return int(loop.time()) - began + 1
 
     monkeypatch.setattr(keeper_module, "LOOKS_AFTER_S", (0.0,))
-    monkeypatch.setattr(LOGGER, "propagate", True)
     seconds = asyncio.run(fail())
 
-    said = [record.getMessage().partition(" (")[0] for record in caplog.records]
-    assert 1 <= said.count("cannot fork a device: not here; trying again") <= seconds
-    assert 1 <= said.count("where the rings stand now cannot be learned") <= seconds
-    assert len(said) <= 2 * seconds
+    unforked = [event for event in published if isinstance(event, DeviceNotForked)]
+    assert 1 <= len(unforked) <= seconds
+    assert {event.error for event in unforked} == {"not here"}
+    assert 1 <= [type(event) for event in published].count(RingsUnknown) <= seconds
+    assert len(published) <= 2 * seconds

@@ -12,14 +12,15 @@ import pytest
 
 from balloon_daemon.device.process import DeviceSpec
 from balloon_daemon.errors import DeviceHangsError
+from balloon_daemon.events import DeviceHangs, DeviceStalled, Event
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from balloon_daemon.guests.jailed import hearing
 from balloon_daemon.guests.jailed import supervisor as keeper_module
 from balloon_daemon.guests.jailed.hearing import STALLED_S, OrderWatch
 from balloon_daemon.guests.jailed.supervisor import STATS_A_SECOND, DeviceKeeper, Jail
-from balloon_daemon.records.log import LOGGER, EventLog
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Target
+from balloon_daemon.units import VmId
 from tests.fakes import taken_over
 from tests.fakes.hearing import Hearing
 from tests.fakes.short_host import cpu_s
@@ -31,6 +32,8 @@ from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import HANG_S
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
+
+VM = VmId(1, "vm1")
 
 
 def mute_file(directory: Path) -> MuteFile:
@@ -63,7 +66,7 @@ def test_device_that_floods_its_tube_takes_little_of_the_controllers_time(
 
     # All of a core without the limit.
     assert cpu_s(daemon.pid) - cpu < 0.25 * took_s
-    said = [r for r in daemon.records() if r["event"] == "stats" and r["vm"] == "vm1"]
+    said = [r for r in daemon.records() if r["event"] == "guest-stats" and r["vm"] == "vm1"]
     assert 0 < len(said) <= STATS_A_SECOND * (took_s + HANG_S / 10)
 
 
@@ -74,7 +77,7 @@ def test_device_that_sends_what_no_device_sends_is_killed_each_time_and_then_no_
     guests = [attach(make_guest(), daemon) for _ in range(2)]
     run_until_logged(guests, daemon, "this VM's balloon stops until its VMM reconnects")
 
-    said = [message for message in events(daemon, "device") if "sends what no device" in message]
+    said = events(daemon, "device-sends-garbage")
     assert len(said) == 6
     assert all("report of kind 4294967295 with 53 bytes" in message for message in said)
     low_mem.set_low()
@@ -96,21 +99,20 @@ def test_device_that_is_stopped_is_said_once_and_so_is_that_it_goes_on(
     run_until_logged([guest], daemon, f"device {device} takes orders again")
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
-    said = [message for message in events(daemon, "device") if "takes no orders" in message]
-    assert len(said) == 1
-    assert not [message for message in events(daemon, "device") if "forking another" in message]
+    assert len(events(daemon, "device-stalled")) == 1
+    assert events(daemon, "device-died") == []
 
 
 @pytest.mark.parametrize(("takes", "lines"), [(True, 0), (False, 1)])
 def test_device_that_takes_each_order_late_is_not_taken_for_one_that_takes_none(
-    takes: bool, lines: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    takes: bool, lines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LOGGER, "propagate", True)
+    published: list[Event] = []
     monkeypatch.setattr(hearing, "STALLED_S", STALLED_S / 25)
     monkeypatch.setattr(hearing, "LOOK_S", 0.01)
 
     async def order(upper: ControllerEnd, lower: DeviceEnd) -> None:
-        watch = OrderWatch(1, upper, EventLog())
+        watch = OrderWatch(VM, 1, upper, published.append)
         for number in range(100):
             assert upper.send(Target(number))
             watch.sent()
@@ -124,19 +126,19 @@ def test_device_that_takes_each_order_late_is_not_taken_for_one_that_takes_none(
     asyncio.run(order(upper, lower))
     upper.close()
     lower.close()
-    assert sum("takes no orders" in record.getMessage() for record in caplog.records) == lines
+    assert published == [DeviceStalled(VM, 1)] * lines
 
 
 # --- a device that SIGKILL does not end --------------------------------------------------------
 
 
 def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forked(
-    mute: MuteFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mute: MuteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LOGGER, "propagate", True)
     monkeypatch.setattr(keeper_module, "STOP_WITHIN_S", 0.05)
     monkeypatch.setattr(keeper_module, "KILLED_WITHIN_S", 0.3)
     forked: list[int] = []
+    published: list[Event] = []
 
     def fork(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
         pid = os.fork()
@@ -150,8 +152,8 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
             set_up([0]),
             Jail(lambda: None, None, fork),
             lambda: 0,
-            EventLog(),
-            "vm1",
+            published.append,
+            VM,
             lambda: None,
             Hearing(),
         )
@@ -168,8 +170,7 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
 
     asyncio.run(stop())
     assert len(forked) == 1
-    held = f"device {forked[0]} was killed and does not end: the kernel holds it"
-    assert [record.getMessage() for record in caplog.records].count(held) == 1
+    assert published.count(DeviceHangs(VM, forked[0])) == 1
 
 
 def test_device_that_cannot_die_holds_up_neither_the_end_nor_its_neighbour(
@@ -198,4 +199,4 @@ def hang_and_end(daemon: Daemon, mute: MuteFile, low_mem: LowMemDir, neighbour: 
 
     assert daemon._process.wait(HANG_S) == 0
     assert neighbour.driver.actual == 0
-    assert "was killed and does not end: the kernel holds it" in str(events(daemon, "device"))
+    assert len(events(daemon, "device-hangs")) == 1

@@ -21,9 +21,8 @@ from balloon_daemon.device.request import (
 )
 from balloon_daemon.errors import Rule
 from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
-from balloon_daemon.records.log import EventLog
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
-from balloon_daemon.units import PAGE_SIZE, GuestAddr
+from balloon_daemon.units import PAGE_SIZE, GuestAddr, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.virtio.balloon import BalloonQueue
@@ -35,6 +34,7 @@ from tests.fakes.short_host import cpu_s
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 RING_SIZE = 512
+VM = VmId(1, "vm1")
 WASTE_SHARE = 0.2
 """Of a core: 5 % for ever, and what pace.py only estimates."""
 
@@ -188,7 +188,9 @@ def test_regions_that_are_not_mapped_or_not_freed_go_through_the_template(rig: D
 def test_guest_earns_its_allowances_within_a_minute_of_its_devices_beginning() -> None:
     async def earned(since_s: float | None) -> float:
         backend, jail = Backend(MemoryTable(inspect)), Jail(lambda: None, None)
-        keeper = DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None, Hearing())
+        keeper = DeviceKeeper(
+            backend, jail, lambda: 0, lambda event: None, VM, lambda: None, Hearing()
+        )
         if since_s is not None:
             keeper._began_at = asyncio.get_running_loop().time() - since_s
         return keeper._spec([]).earned

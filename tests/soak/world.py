@@ -158,7 +158,7 @@ class Host:
         """The latest device of every VM that ever had one, by the VM's name."""
         records = self.daemon.records()
         for record in records:
-            if record["event"] == "device" and " serves " in record["message"]:
+            if record["event"] == "device-started":
                 self._devices[record["vm"]] = record["pid"]
             elif any(words in record["message"] for words in FAREWELLS):
                 self._forgotten.add(record["vm"])

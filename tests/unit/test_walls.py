@@ -16,6 +16,8 @@ PURE = {
     "errors",
     "units",
     "rate_limit",
+    "events",
+    "records.words",
     "sizing.decision",
     "sizing.balloon_policy",
     "virtio.balloon",
@@ -57,7 +59,8 @@ ROOMS = {
     "sizing": set[str](),
     "virtio": set[str](),
     "linux": set[str](),
-    "records": {"linux"},
+    "events": {"sizing.decision"},
+    "records": {"events", "linux"},
     "host": {"sizing", "linux", "records"},
     "vhost_user": {"virtio", "linux"},
     "tube": {"virtio", "linux"},
@@ -66,11 +69,11 @@ ROOMS = {
     "config": {"sizing", "linux"},
     "handover": {"sizing", "linux"},
     "guests.jailed": {
-        "sizing", "host", "config", "records", "handover", "controller.governor",
+        "events", "sizing", "host", "config", "records", "handover", "controller.governor",
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
     "controller": {
-        "sizing", "host", "config", "records", "handover", "guests.jailed", "device",
+        "events", "sizing", "host", "config", "records", "handover", "guests.jailed", "device",
         "vhost_user", "linux",
     },
     "cli": {

@@ -98,7 +98,7 @@ class BalloonedVm:
         )
 
     def _device_pid(self) -> int:
-        serving = [r["pid"] for r in self.daemon.records() if "serves" in r["message"]]
+        serving = [r["pid"] for r in self.daemon.records() if r["event"] == "device-started"]
         return int(serving[-1])
 
     def replace_daemon(self) -> None:

@@ -8,9 +8,10 @@ a moment. The device's own writes fail then, which no honest one ever sees.
 import asyncio
 from collections.abc import Callable
 
-from balloon_daemon.records.log import EventLog
+from balloon_daemon.events import DeviceStalled, DeviceTakesOrders, Publish
 from balloon_daemon.tube.connection import ControllerEnd
 from balloon_daemon.tube.messages import Up
+from balloon_daemon.units import VmId
 
 REPORTS_A_SECOND = 200
 """Some 40 come from a device whose guest does all that it can; so many may also come at once."""
@@ -97,15 +98,17 @@ class OrderWatch:
     """Notices a device that takes no orders: stopped by somebody, hung, or never scheduled.
 
     Args:
-        pid: its process id, for the log.
+        vm: whose device it is.
+        pid: its process id.
         tube: leads to it.
-        log: bound to its guest.
+        publish: takes what happens.
     """
 
-    def __init__(self, pid: int, tube: ControllerEnd, log: EventLog) -> None:
+    def __init__(self, vm: VmId, pid: int, tube: ControllerEnd, publish: Publish) -> None:
+        self._vm = vm
         self._pid = pid
         self._tube = tube
-        self._log = log
+        self._publish = publish
         self._loop = asyncio.get_running_loop()
         self._unread = 0
         self._taken_at_s = 0.0
@@ -126,7 +129,7 @@ class OrderWatch:
             self._taken_at_s = self._loop.time()
             if self._stalled:
                 self._stalled = False
-                self._log.info("device", f"device {self._pid} takes orders again", pid=self._pid)
+                self._publish(DeviceTakesOrders(self._vm, self._pid))
         self._unread = unread
 
     def _look(self) -> None:
@@ -135,12 +138,7 @@ class OrderWatch:
         waits_s = self._loop.time() - self._taken_at_s
         if not self._stalled and self._unread and waits_s >= STALLED_S:
             self._stalled = True
-            self._log.warning(
-                "device",
-                f"device {self._pid} takes no orders: somebody has stopped it, or the host has no "
-                "time for it; its VM gives nothing and gets nothing back meanwhile",
-                pid=self._pid,
-            )
+            self._publish(DeviceStalled(self._vm, self._pid))
         if self._unread:
             self._later = self._loop.call_later(LOOK_S, self._look)
 

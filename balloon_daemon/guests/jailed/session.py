@@ -23,7 +23,7 @@ from balloon_daemon.rate_limit import OnceEach, RateLimit
 from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import Reason
 from balloon_daemon.tube.messages import Progress
-from balloon_daemon.units import PAGE_SIZE, format_size
+from balloon_daemon.units import PAGE_SIZE, VmId, format_size
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, Received, inspect_memory, right_kind
 from balloon_daemon.vhost_user.effects import (
@@ -108,8 +108,8 @@ class Guest:
             self.backend,
             shared.jail,
             lambda: self.backend.config.num_pages * PAGE_SIZE,
-            self._log,
-            name,
+            self._log.publish,
+            VmId(int(name.removeprefix("vm")), name),
             self._device_changed,
             self,
         )

@@ -26,19 +26,30 @@ from balloon_daemon.device.process import (
     spawn,
 )
 from balloon_daemon.errors import DeviceHangsError, StateFileError
-from balloon_daemon.guests.jailed.device_words import cause, fault_words, stat_name
+from balloon_daemon.events import (
+    DeviceDied,
+    DeviceDoesNotStop,
+    DeviceHangs,
+    DeviceLooks,
+    DeviceNotForked,
+    DeviceReady,
+    DeviceSendsGarbage,
+    DeviceStarted,
+    GuestStats,
+    Publish,
+    RingsUnknown,
+)
+from balloon_daemon.guests.jailed.device_events import cause_of_death, fault_event, stat_name
 from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
 from balloon_daemon.guests.jailed.waiting import is_done_within, is_set_within
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.kernel_log import find_seccomp_kill
 from balloon_daemon.rate_limit import RateLimit
-from balloon_daemon.records.log import EventLog
 from balloon_daemon.tube.messages import (
     Command,
     Down,
     Fault,
-    FaultKind,
     Progress,
     Ready,
     Stats,
@@ -46,6 +57,7 @@ from balloon_daemon.tube.messages import (
     Target,
     Up,
 )
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.effects import ReadyVring
 from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
@@ -74,13 +86,13 @@ LOOKS_AFTER_S = (0.0, 0.3, 0.3)
 """Waits before each fork of a device that only looks where the rings stand."""
 
 STARTS_A_SECOND = 2
-"""Starts that are logged but for debugging: a guest may reset its device in a loop."""
+"""Starts that are more than ``quiet``: a guest may reset its device in a loop."""
 
 FAULTS_A_SECOND = 10
-"""Faults of one guest that are logged; the others are counted."""
+"""Faults of one guest that are published; the others are counted."""
 
 STATS_A_SECOND = 4
-"""Statistics of one guest that are logged (--verbose)."""
+"""Statistics of one guest that are taken; the others are dropped."""
 
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
@@ -126,8 +138,8 @@ class DeviceKeeper:
         backend: knows the memory, the vrings and the descriptors.
         jail: for each fork.
         target: the balloon's present target in bytes, whenever a device asks for it.
-        log: bound to the guest.
-        name: the guest's, for ``ps``.
+        publish: takes what happens.
+        vm: whose device it is; its name stands in ``ps``.
         changed: called when another device runs than before, so that it can be kept in mind.
         hears: takes what devices report of their guest.
     """
@@ -137,16 +149,16 @@ class DeviceKeeper:
         backend: Backend,
         jail: Jail,
         target: Callable[[], int],
-        log: EventLog,
-        name: str,
+        publish: Publish,
+        vm: VmId,
         changed: Callable[[], None],
         hears: "Hears",
     ) -> None:
         self._backend = backend
         self._jail = jail
         self._target = target
-        self._log = log
-        self._name = name
+        self._publish = publish
+        self._vm = vm
         self._changed = changed
         self._hears = hears
         self._loop = asyncio.get_running_loop()
@@ -280,8 +292,9 @@ class DeviceKeeper:
                     await asyncio.sleep(NOT_YET_S)
                 await self.stop()
         if not self._indices_known:
-            message = "where the rings stand now cannot be learned"
-            self._log.limited_error(self._unlearned, self._loop.time(), "device", message)
+            suppressed = self._unlearned.admit(self._loop.time())
+            if suppressed is not None:
+                self._publish(RingsUnknown(self._vm, suppressed))
 
     async def _end(self) -> None:
         if self._device is None:
@@ -298,7 +311,7 @@ class DeviceKeeper:
         if not await is_done_within(self._gone, STOP_WITHIN_S):
             # One that has said where its rings stand is about to end, and may have memory to free.
             if not self._indices_known:
-                self._log.warning("device", "device does not stop, killing it", pid=device.pid)
+                self._publish(DeviceDoesNotStop(self._vm, device.pid))
             device.kill()
             await self._wait_for_the_killed(device)
 
@@ -310,8 +323,7 @@ class DeviceKeeper:
         within_s = max(0.0, self._left_at_s - now)
         if not await is_done_within(self._gone, within_s):
             if within_s:
-                message = f"device {device.pid} was killed and does not end: the kernel holds it"
-                self._log.error("device", message, pid=device.pid)
+                self._publish(DeviceHangs(self._vm, device.pid))
             raise DeviceHangsError("its device hangs, and no other may serve it")
 
     def _start(self, *, look: bool = False) -> bool:
@@ -329,8 +341,9 @@ class DeviceKeeper:
                 self._settling = self._loop.call_later(NOT_YET_S, self._start)
             return False
         except OSError as err:
-            message = f"cannot fork a device: {err.strerror}; trying again"
-            self._log.limited_error(self._unforked, self._loop.time(), "device", message)
+            suppressed = self._unforked.admit(self._loop.time())
+            if suppressed is not None:
+                self._publish(DeviceNotForked(self._vm, err.strerror or str(err), suppressed))
             self._settling = self._loop.call_later(1.0, self._start)
             return True
         self._device = device
@@ -343,14 +356,13 @@ class DeviceKeeper:
         self._reader = ReportReader(
             device.tube, self._take, partial(self._take_over_shown, device)
         )
-        self._orders = OrderWatch(device.pid, device.tube, self._log)
+        self._orders = OrderWatch(self._vm, device.pid, device.tube, self._publish)
         self._orders.sent()
         self._loop.add_reader(device.pidfd.fileno(), self._reap, device)
-        names = ", ".join(vring.queue.value for vring in vrings)
-        many = self._start_limit.admit(self._loop.time()) is None
-        log = self._log.debug if many else self._log.info
-        does = "looks at" if look else "serves"
-        log("device", f"device {device.pid} {does} {names}", pid=device.pid)
+        names = tuple(vring.queue.value for vring in vrings)
+        quiet = self._start_limit.admit(self._loop.time()) is None
+        began = DeviceLooks if look else DeviceStarted
+        self._publish(began(self._vm, device.pid, names, quiet))
         if self._backend.config.num_pages != self._backend.config.actual:
             self.send_target()
         self._changed()
@@ -384,7 +396,7 @@ class DeviceKeeper:
         )
         channel = self._backend.channel
         return DeviceSpec(
-            name=f"balloon-{self._name}",
+            name=f"balloon-{self._vm}",
             regions=regions,
             vrings=vrings,
             channel_fd=None if channel is None else channel.fileno(),
@@ -398,14 +410,13 @@ class DeviceKeeper:
 
     def _take_over_shown(self, device: DeviceProcess, what: str) -> None:
         """A device sends what no device sends: it was taken over, or has a bug of ours."""
-        message = f"device {device.pid} sends what no device sends: {what}; killing it"
-        self._log.error("device", message, pid=device.pid)
+        self._publish(DeviceSendsGarbage(self._vm, device.pid, what))
         device.kill()
 
     def _take(self, report: Up) -> None:
         match report:
             case Ready():
-                self._log.debug("device", "device is jailed and ready")
+                self._publish(DeviceReady(self._vm))
             case Progress():
                 self._now = report
                 self._hears.progressed(self.statistics())
@@ -416,29 +427,25 @@ class DeviceKeeper:
                     return
                 first, self._had_stats = not self._had_stats, True
                 self._hears.stats_came(dict(entries), first=first)
-                named = {stat_name(tag): value for tag, value in entries}
-                self._log.debug("stats", "the guest's statistics", **named)
+                values = tuple((stat_name(tag), value) for tag, value in entries)
+                self._publish(GuestStats(self._vm, values))
             case Fault():
-                self._log_fault(report)
+                self._publish_fault(report)
             case Stopped(indices):
                 self._indices_known = True
                 for index, used_index in indices:
                     self._backend.vrings[index].base = used_index
 
-    def _log_fault(self, fault: Fault) -> None:
+    def _publish_fault(self, fault: Fault) -> None:
         # The device limits itself too, unless its guest has taken it over.
         suppressed = self._fault_limit.admit(self._loop.time())
         if suppressed is None:
             return
-        suppressed += fault.suppressed
-        more = f" ({suppressed} more like it)" if suppressed else ""
         queue = next(
             (v.queue.value for v in self._backend.ready_vrings() if v.index == fault.queue),
             f"vring {fault.queue}",
         )
-        event = "host-fault" if fault.kind is FaultKind.HOST else "guest-fault"
-        log = self._log.warning if fault.kind is FaultKind.CHAIN else self._log.error
-        log(event, f"{fault_words(fault, queue)}{more}")
+        self._publish(fault_event(self._vm, fault, queue, suppressed))
 
     def _reap(self, device: DeviceProcess) -> None:
         code = device.reap()
@@ -460,21 +467,25 @@ class DeviceKeeper:
         """Nobody told it to: says so, and forks another unless that happens too often."""
         now = self._loop.time()
         self._deaths.append(now)
+        deaths = 0
         if len(self._deaths) > MAX_DEATHS and now - self._deaths[0] < DEATHS_WITHIN_S:
             self._gave_up = True
-            deaths = f"the {len(self._deaths)}th death within {DEATHS_WITHIN_S:.0f} s"
-            then = f"{deaths}: this VM's balloon stops until its VMM reconnects"
+            deaths = len(self._deaths)
         else:
-            then = "forking another"
             self._start()
-        self._mourn(pid, code, f"{last_words}; {then}" if last_words else then, NAME_WITHIN_S)
+        self._publish_death(pid, code, last_words, deaths, NAME_WITHIN_S)
 
-    def _mourn(self, pid: int, code: int, then: str, patience_s: float) -> None:
-        """Logs a death, once the kernel's log names the call or will not any more."""
+    def _publish_death(
+        self, pid: int, code: int, last_words: str, deaths: int, patience_s: float
+    ) -> None:
+        """Publishes a death once the kernel's log names the system call, or too late for it."""
         number = find_seccomp_kill(pid) if code == -signal.SIGSYS else None
         if code == -signal.SIGSYS and number is None and patience_s > 0:
             again_s = NAME_WITHIN_S / 10
-            self._loop.call_later(again_s, self._mourn, pid, code, then, patience_s - again_s)
+            rest = (pid, code, last_words, deaths, patience_s - again_s)
+            self._loop.call_later(again_s, self._publish_death, *rest)
             return
-        message = f"device {pid} {cause(code, number)}; {then}"
-        self._log.error("device", message, pid=pid, exit_code=code)
+        death, by = cause_of_death(code, number)
+        self._publish(
+            DeviceDied(self._vm, pid, code, death, by, last_words, deaths, DEATHS_WITHIN_S)
+        )
