@@ -20,6 +20,7 @@ PURE = {
     "records.words",
     "sizing.decision",
     "sizing.balloon_policy",
+    "sizing.host_policy",
     "virtio.balloon",
     "virtio.split_queue",
     "virtio.guest_memory",

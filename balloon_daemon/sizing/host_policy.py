@@ -1,0 +1,435 @@
+"""How big every balloon of the host should be: one unchanged ``BalloonPolicy`` for each VM.
+
+Pure. Runs in the controller; events, a clock reading and one reading of the host's memory in,
+targets out. It never does I/O, looks at a clock or draws a random number.
+
+Theory of operation
+    Each VM's policy keeps its own level and its two deadlines: the *recheck* (listen to low memory
+    again) and the *release* (try a step down). This class fires the deadlines, and hands one
+    reading of the host to all VMs that a step concerns.
+
+    ============  =================================================================================
+    event         what happens
+    ============  =================================================================================
+    ``Added``     a VM of known size: its balloon is told to be empty, or is adopted as it is
+    ``Restored``  a VM that another balloond governed goes on from its level and deadlines
+    ``Resized``   a VM has another size: its maximum follows
+    ``Removed``   a VM is gone
+    ``Looked``    the source was read: low memory is told to every policy that listens
+    ``Woke``      ``wake_at_s`` has come: every deadline that is due fires, the earliest first;
+                  where a VM listens again the reading counts as ``Looked``, too
+    ``Halted``    nothing is decided any more, nor any VM added
+    ============  =================================================================================
+
+    A VM that is added, restored or listens again has a look at the source at once: it would hear
+    of low memory only at the next poll otherwise, and the maximum would come later than promised.
+    For a VM that is added or restored, ``wake_at_s`` is the present, so that all VMs of a moment
+    share the reading.
+
+    **An event that makes no sense raises StateError and changes nothing**: one about a VM that is
+    not there, or one that adds a VM twice or restores it to a state that no policy can be in.
+"""
+
+import heapq
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, assert_never
+
+from balloon_daemon.errors import StateError
+from balloon_daemon.sizing.balloon_policy import (
+    AvailableMemoryTimer,
+    BalloonPolicy,
+    LowMemory,
+    LowMemoryTimer,
+    PolicySettings,
+    PolicyState,
+    SetTarget,
+    Step,
+    max_balloon_bytes,
+)
+from balloon_daemon.sizing.decision import Decision, NeverLow, Reading, Reason
+from balloon_daemon.units import VmId
+
+Seen = Reading | NeverLow | None
+"""What one look at the low-memory source gave; None: its figures are unknown."""
+
+
+class Added(NamedTuple):
+    """A VM of this size is there.
+
+    Attributes:
+        vm: which.
+        vm_mem_bytes: its size.
+        balloon_bytes: what an earlier balloond has left in its balloon.
+    """
+
+    vm: VmId
+    vm_mem_bytes: int
+    balloon_bytes: int = 0
+
+
+class Restored(NamedTuple):
+    """A VM is there whose policy another balloond has left in this state.
+
+    Attributes:
+        vm: which.
+        vm_mem_bytes: its size.
+        state: of its policy.
+        balloon_bytes: its balloon's size.
+    """
+
+    vm: VmId
+    vm_mem_bytes: int
+    state: PolicyState
+    balloon_bytes: int
+
+
+class Resized(NamedTuple):
+    """A VM has another size from now on."""
+
+    vm: VmId
+    vm_mem_bytes: int
+
+
+class Removed(NamedTuple):
+    """A VM is gone."""
+
+    vm: VmId
+
+
+class Looked(NamedTuple):
+    """A poll or the kernel's wake-up had the source read."""
+
+    seen: Seen
+
+
+class Woke(NamedTuple):
+    """``wake_at_s`` has come, and the source was read."""
+
+    seen: Seen
+
+
+# Not a named tuple: one without fields is false, and equal to every other.
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """balloond ends: nothing is to be decided any more."""
+
+
+Event = Added | Restored | Resized | Removed | Looked | Woke | Halted
+
+
+class Target(NamedTuple):
+    """Tell this VM its absolute target, in bytes of balloon; perhaps the same one once more."""
+
+    vm: VmId
+    target_bytes: int
+
+
+class VmDecision(NamedTuple):
+    """What was decided for one VM.
+
+    Attributes:
+        vm: which.
+        decision: what, and why.
+        repeated: the VM's last decision had the same reason, and nothing changed by either. Under
+            lasting pressure at the maximum there is one such decision each second.
+    """
+
+    vm: VmId
+    decision: Decision
+    repeated: bool
+
+
+class HostStep(NamedTuple):
+    """What a step asks for.
+
+    Attributes:
+        targets: what VMs are to be told, in this order; before anything else is done.
+        decisions: what was decided, in the order in which it was.
+        wake_at_s: when to step with ``Woke``, on the clock that ``step`` was given; None: never.
+        listen: whether to poll the source and step with ``Looked``, or with the kernel's wake-up.
+    """
+
+    targets: tuple[Target, ...]
+    decisions: tuple[VmDecision, ...]
+    wake_at_s: float | None
+    listen: bool
+
+
+_CHANGES_NOTHING = {Reason.AT_MAXIMUM, Reason.NO_BALLOON, Reason.FRUITLESS, Reason.NO_ROOM}
+
+
+@dataclass(slots=True)
+class _Row:
+    """One VM.
+
+    Attributes:
+        policy: its policy.
+        vm_mem_bytes: its size.
+        actual_bytes: its balloon's size, as its driver says.
+        last_reason: of the last decision but rechecks.
+        moved_at_s: when the balloon last changed or a target was told.
+        moved_to_bytes: the balloon's size then.
+        most_bytes: the largest that it was since a target was told.
+        queued_at_s: the time of its entry among the deadlines; infinity: it has none.
+    """
+
+    policy: BalloonPolicy
+    vm_mem_bytes: int
+    actual_bytes: int
+    last_reason: Reason | None = None
+    moved_at_s: float = -math.inf
+    moved_to_bytes: int = 0
+    most_bytes: int = 0
+    queued_at_s: float = math.inf
+
+    @property
+    def deadline_s(self) -> float:
+        """The earliest of its policy's deadlines; infinity where it has none."""
+        state = self.policy.state()
+        recheck_s, release_s = state.recheck_at_s, state.release_at_s
+        return min(
+            math.inf if recheck_s is None else recheck_s,
+            math.inf if release_s is None else release_s,
+        )
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What the present step asks for so far."""
+
+    targets: list[Target] = field(default_factory=list)
+    decisions: list[VmDecision] = field(default_factory=list)
+
+
+class HostPolicy:
+    """The balloon policies of all VMs of one host.
+
+    Args:
+        settings: the policies' numbers.
+        draw: gives a uniform number of [0, 1); called once per arming of a timer.
+        against_more: (VM, its level) -> why it must not be asked for more just now, or None;
+            called for each VM that listens when memory is low. It must not raise.
+    """
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        draw: Callable[[], float],
+        against_more: Callable[[VmId, int], Reason | None],
+    ) -> None:
+        self._settings = settings
+        self._draw = draw
+        self._against_more = against_more
+        self._rows: dict[VmId, _Row] = {}
+        self._listening: dict[VmId, _Row] = {}
+        # A heap of (when, VM's number, VM). An entry counts if it is the VM's ``queued_at_s``.
+        self._deadlines: list[tuple[float, int, VmId]] = []
+        self._look_at_s: float | None = None
+        self._halted = False
+
+    def step(self, event: Event, now_s: float) -> HostStep:
+        """Takes one event.
+
+        Args:
+            event: what happened.
+            now_s: the clock, in seconds; it counts only relative to other calls.
+
+        Raises:
+            StateError: the event makes no sense; nothing has changed.
+        """
+        asked = _Asked()
+        match event:
+            case Added():
+                self._add(event, now_s, asked)
+            case Restored():
+                self._restore(event, now_s, asked)
+            case Resized():
+                self._resize(event, now_s, asked)
+            case Removed(vm):
+                self._row(vm)
+                del self._rows[vm]
+                self._listening.pop(vm, None)
+            case Looked(seen):
+                self._look(seen, now_s, asked)
+            case Woke(seen):
+                self._wake(seen, now_s, asked)
+            case Halted():
+                self._halted = True
+                self._listening.clear()
+                self._deadlines.clear()
+                self._look_at_s = None
+            case _:
+                assert_never(event)
+        return HostStep(
+            tuple(asked.targets),
+            tuple(asked.decisions),
+            self._wake_at_s(),
+            bool(self._listening),
+        )
+
+    def note_actual(self, vm: VmId, actual_bytes: int) -> None:
+        """Notes the size of a VM's balloon, as its driver says; decides nothing.
+
+        No event, as it comes for each MiB that any guest gives.
+        """
+        self._row(vm).actual_bytes = actual_bytes
+
+    def governs(self, vm: VmId) -> bool:
+        """Whether the VM was added or restored, and not removed."""
+        return vm in self._rows
+
+    def state(self, vm: VmId) -> PolicyState:
+        """What another balloond needs to go on with this VM. Raises StateError: it has none."""
+        return self._row(vm).policy.state()
+
+    def vm_mem_bytes(self, vm: VmId) -> int:
+        """The size that the policy goes by. Raises StateError: the VM has none."""
+        return self._row(vm).vm_mem_bytes
+
+    def max_bytes(self, vm: VmId) -> int:
+        """The most that the VM's balloon may hold. Raises StateError: the VM has no policy."""
+        return self._row(vm).policy.max_bytes
+
+    # --- VMs ----------------------------------------------------------------------------------
+
+    def _add(self, event: Added, now_s: float, asked: _Asked) -> None:
+        self._require_new(event.vm)
+        if self._halted:
+            # Nobody would give back what the guest then gave.
+            return
+        max_bytes = max_balloon_bytes(event.vm_mem_bytes)
+        policy = BalloonPolicy(max_bytes, self._settings, self._draw)
+        row = _Row(policy, event.vm_mem_bytes, event.balloon_bytes)
+        self._rows[event.vm] = row
+        if event.balloon_bytes:
+            self._take(event.vm, row, policy.adopt(event.balloon_bytes, now_s), now_s, asked)
+        else:
+            asked.targets.append(Target(event.vm, 0))
+        self._listen(event.vm, row, now_s)
+
+    def _restore(self, event: Restored, now_s: float, asked: _Asked) -> None:
+        self._require_new(event.vm)
+        max_bytes = max_balloon_bytes(event.vm_mem_bytes)
+        policy = BalloonPolicy.restore(event.state, max_bytes, self._settings, self._draw)
+        if self._halted:
+            return
+        row = _Row(policy, event.vm_mem_bytes, event.balloon_bytes)
+        self._rows[event.vm] = row
+        self._take(event.vm, row, policy.resume(now_s), now_s, asked)
+        if policy.listening:
+            self._listen(event.vm, row, now_s)
+
+    def _resize(self, event: Resized, now_s: float, asked: _Asked) -> None:
+        row = self._row(event.vm)
+        if self._halted:
+            return
+        row.vm_mem_bytes = event.vm_mem_bytes
+        max_bytes = max_balloon_bytes(event.vm_mem_bytes)
+        if max_bytes != row.policy.max_bytes:
+            self._take(event.vm, row, row.policy.resize(max_bytes), now_s, asked)
+
+    def _listen(self, vm: VmId, row: _Row, now_s: float) -> None:
+        self._listening[vm] = row
+        self._look_at_s = now_s
+
+    def _row(self, vm: VmId) -> _Row:
+        row = self._rows.get(vm)
+        if row is None:
+            raise StateError(f"{vm} has no policy")
+        return row
+
+    def _require_new(self, vm: VmId) -> None:
+        if vm in self._rows:
+            raise StateError(f"{vm} has a policy already")
+
+    # --- memory and time ----------------------------------------------------------------------
+
+    def _look(self, seen: Seen, now_s: float, asked: _Asked) -> None:
+        """Tells low memory to every VM that listens, of which none listens afterwards."""
+        self._look_at_s = None
+        if not isinstance(seen, Reading) or not seen.is_low:
+            return
+        listening, self._listening = self._listening, {}
+        for vm, row in listening.items():
+            row.policy.held = self._against_more(vm, row.policy.level)
+            self._take(vm, row, row.policy.step(LowMemory(seen), now_s), now_s, asked)
+            self._tell_again_if_stopped(vm, row, now_s, asked)
+
+    def _wake(self, seen: Seen, now_s: float, asked: _Asked) -> None:
+        while True:
+            if self._look_at_s is not None and self._look_at_s <= min(now_s, self._earliest_s()):
+                self._look(seen, now_s, asked)
+            if self._earliest_s() > now_s:
+                break
+            vm = self._deadlines[0][2]
+            row = self._rows[vm]
+            state = row.policy.state()
+            if state.recheck_at_s == row.deadline_s:
+                self._take(vm, row, row.policy.step(LowMemoryTimer(), now_s), now_s, asked)
+                self._listening[vm] = row
+                # Before any later deadline, as low memory puts every listener's release off.
+                self._look(seen, now_s, asked)
+            else:
+                step = row.policy.step(AvailableMemoryTimer(seen), now_s)
+                self._take(vm, row, step, now_s, asked)
+
+    def _earliest_s(self) -> float:
+        """The earliest deadline; infinity where there is none."""
+        while self._deadlines:
+            at_s, _, vm = self._deadlines[0]
+            row = self._rows.get(vm)
+            if row is not None and row.queued_at_s == at_s == row.deadline_s:
+                return at_s
+            heapq.heappop(self._deadlines)
+            if row is not None and row.queued_at_s == at_s:
+                row.queued_at_s = math.inf
+                self._queue(vm, row)
+        return math.inf
+
+    def _queue(self, vm: VmId, row: _Row) -> None:
+        """Queues a VM's earliest deadline.
+
+        One that was queued and has moved off since stays until its time comes: a release moves
+        with each low-memory event, and would be taken out of the middle of the heap each time.
+        """
+        at_s = row.deadline_s
+        if at_s < row.queued_at_s:
+            row.queued_at_s = at_s
+            heapq.heappush(self._deadlines, (at_s, vm.number, vm))
+
+    def _wake_at_s(self) -> float | None:
+        at_s = self._earliest_s()
+        if self._look_at_s is not None:
+            at_s = min(at_s, self._look_at_s)
+        return None if at_s == math.inf else at_s
+
+    def _take(self, vm: VmId, row: _Row, step: Step, now_s: float, asked: _Asked) -> None:
+        """Takes what a policy asks for; its timers and listening show in its state."""
+        for action in step.actions:
+            if isinstance(action, SetTarget):
+                asked.targets.append(Target(vm, action.target_bytes))
+                row.moved_at_s, row.most_bytes = now_s, row.actual_bytes
+        reason = step.decision.reason
+        repeated = reason in _CHANGES_NOTHING and reason is row.last_reason
+        if reason is not Reason.RECHECK:
+            row.last_reason = reason
+        asked.decisions.append(VmDecision(vm, step.decision, repeated))
+        self._queue(vm, row)
+
+    def _tell_again_if_stopped(self, vm: VmId, row: _Row, now_s: float, asked: _Asked) -> None:
+        """Tells a target once more to a driver that is short of it and has not moved for long.
+
+        Windows' and OpenBSD's drivers stop at the first page that they cannot have, and look again
+        only when they are told. A guest that has taken pages back since it was told its target
+        needs them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver would give them again.
+        """
+        actual_bytes = row.actual_bytes
+        if actual_bytes != row.moved_to_bytes:
+            row.moved_at_s, row.moved_to_bytes = now_s, actual_bytes
+            row.most_bytes = max(row.most_bytes, actual_bytes)
+        short = row.most_bytes <= actual_bytes < row.policy.target_bytes
+        if short and now_s - row.moved_at_s >= self._settings.release_every_s:
+            row.moved_at_s = now_s
+            asked.targets.append(Target(vm, row.policy.target_bytes))
