@@ -32,6 +32,7 @@ PURE = {
     "vhost_user.replay",
     "vhost_user.vring",
     "tube.messages",
+    "guests.seam",
     "guests.jailed.gain",
     "guests.jailed.vm_size",
     "handover.room",
@@ -69,6 +70,7 @@ ROOMS = {
     "device": {"virtio", "tube", "seccomp", "linux"},
     "config": {"sizing", "linux"},
     "handover": {"sizing", "linux"},
+    "guests.seam": {"sizing.decision"},
     "guests.jailed": {
         "events", "sizing", "host", "config", "records", "handover", "controller.governor",
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
