@@ -31,11 +31,11 @@ from balloon_daemon.vhost_user.effects import (
 )
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from tests.fakes.closes_at_once import closes_at_once
-from tests.fakes.fd_room import room_for_fds
 from tests.fuzz.choices import Choices
-from tests.fuzz.invariants import no_fd_left_open, require
 from tests.fuzz.messages import random_message, rightful_start
 from tests.fuzz.replayed import check_replay
+from tests.harness.fd_room import room_for_fds
+from tests.harness.invariants import no_fd_left_open, require
 
 FILE_PAGES = 64
 MAX_STEPS = 200

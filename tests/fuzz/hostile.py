@@ -26,8 +26,8 @@ from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonQueue, queue_
 from tests.fakes.raw_ring import RawRing, area_offsets
 from tests.fuzz.choices import Choices
 from tests.fuzz.front_end import POOL, usual_fd
-from tests.fuzz.invariants import require
 from tests.fuzz.messages import FRONTEND_BASE, random_message
+from tests.harness.invariants import require
 
 PAGE = 4096
 PAGES = 2048

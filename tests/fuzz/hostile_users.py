@@ -21,9 +21,9 @@ import psutil
 from balloon_daemon.errors import BalloondError
 from tests.fuzz.choices import Choices
 from tests.fuzz.front_end import POOL
-from tests.fuzz.invariants import InvariantBrokenError, require
 from tests.fuzz.messages import random_message
 from tests.fuzz.outcome import Finding, Outcome
+from tests.harness.invariants import InvariantBrokenError, require
 from tests.harness.waiting import HANG_S, DeadlineError, wait_until
 from tests.soak.attacks import PLANS, Ground
 from tests.soak.enemy import Enemy

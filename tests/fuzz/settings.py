@@ -7,7 +7,7 @@ from balloon_daemon.cli.run import build_parser
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import format_size, parse_size
 from tests.fuzz.choices import Choices
-from tests.fuzz.invariants import require
+from tests.harness.invariants import require
 
 _PARSER = build_parser()
 _FLAGS = [

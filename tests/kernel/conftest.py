@@ -12,9 +12,9 @@ from balloon_daemon.device.template import Template, start_template
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.store import keeper_path
-from tests.fakes.device_rig import DeviceRig, shipped_filter
-from tests.fakes.host_setting import changed
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.device_rig import DeviceRig, shipped_filter
+from tests.harness.host_setting import changed
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import HANG_S, wait_until
 

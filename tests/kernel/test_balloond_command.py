@@ -15,8 +15,8 @@ import pytest
 from balloon_daemon import __version__
 from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fuzz.jail_watch import template_of
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.jail_watch import template_of
 from tests.harness.waiting import HANG_S
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import attach

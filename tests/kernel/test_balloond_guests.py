@@ -19,8 +19,8 @@ from balloon_daemon.vhost_user.messages import (
     RegionDescription,
     encode_request,
 )
-from tests.fuzz.jail_watch import devices_of, is_alive, template_of
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.jail_watch import devices_of, is_alive, template_of
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
 from tests.kernel.conftest import (

@@ -42,11 +42,11 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from balloon_daemon.vhost_user.replay import replay
-from tests.fakes.fd_room import open_fds, room_for_fds
-from tests.fakes.slow_close import MuteFile, WatchedFile, lingering_socket
-from tests.fuzz.jail_watch import is_alive
 from tests.harness.daemon import Daemon
+from tests.harness.fd_room import open_fds, room_for_fds
+from tests.harness.jail_watch import is_alive
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.slow_close import MuteFile, WatchedFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.conftest import (
     SPEED,

@@ -16,9 +16,9 @@ from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import CONFIG_CHANGE, SHIPPED_POLICY, DeviceRig
-from tests.fakes.short_host import is_asleep
 from tests.fakes.waiting import wait_until
+from tests.harness.device_rig import CONFIG_CHANGE, SHIPPED_POLICY, DeviceRig
+from tests.harness.short_host import is_asleep
 from tests.harness.waiting import HANG_S
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue

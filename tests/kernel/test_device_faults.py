@@ -20,9 +20,9 @@ from balloon_daemon.virtio.split_queue import (
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
 )
-from tests.fakes.device_rig import FRONTEND_BASE, RING_SIZE, DeviceRig
-from tests.fakes.short_host import cpu_s, is_asleep
 from tests.fakes.waiting import wait_until
+from tests.harness.device_rig import FRONTEND_BASE, RING_SIZE, DeviceRig
+from tests.harness.short_host import cpu_s, is_asleep
 from tests.kernel.conftest import MakeRig
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue

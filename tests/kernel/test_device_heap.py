@@ -18,7 +18,7 @@ from balloon_daemon.device.rehearsal import rehearse
 from balloon_daemon.device.template import Template
 from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy
-from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
+from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
 from tests.kernel.test_device_jail import fate_of
 
 LIVED = 7

@@ -19,9 +19,9 @@ from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
 from balloon_daemon.device.template import Template
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
-from tests.fakes.host_setting import changed
 from tests.harness.daemon import Daemon
+from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
+from tests.harness.host_setting import changed
 from tests.kernel.conftest import MakeGuest, MakeRig, wait_for_device
 from tests.kernel.test_balloond_guests import attach
 from tests.kernel.test_namespaces import NAMESPACES

@@ -17,7 +17,8 @@ from balloon_daemon.device.process import spawn
 from balloon_daemon.tube.messages import Command, Ready, Stats, encode_up
 from balloon_daemon.virtio.balloon import STAT_ENTRY, BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_INDIRECT
-from tests.fakes.device_rig import (
+from tests.fakes.waiting import wait_until
+from tests.harness.device_rig import (
     DRIVER_PAGES,
     RING_SIZE,
     DeviceRig,
@@ -25,8 +26,7 @@ from tests.fakes.device_rig import (
     ready_to_fork,
     shipped_filter,
 )
-from tests.fakes.fd_room import open_fds, room_for_fds
-from tests.fakes.waiting import wait_until
+from tests.harness.fd_room import open_fds, room_for_fds
 from tests.harness.waiting import HANG_S
 from tests.kernel.conftest import MakeRig
 

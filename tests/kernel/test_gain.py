@@ -16,9 +16,11 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
 from balloon_daemon.units import GIB, MIB
 from tests.fakes import memory_files
-from tests.fakes.host_setting import changed
 from tests.fakes.memory_files import region
-from tests.fakes.whole_vm import (
+from tests.harness.daemon import Daemon
+from tests.harness.host_setting import changed
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.whole_vm import (
     balloon_bytes,
     decisions,
     errors,
@@ -27,8 +29,6 @@ from tests.fakes.whole_vm import (
     said,
     share_beside,
 )
-from tests.harness.daemon import Daemon
-from tests.harness.low_mem_dir import LowMemDir
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_balloond_guests import MAXIMUM
 from tests.kernel.test_reclaim import NR_HUGEPAGES

@@ -25,13 +25,13 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription, encode_request
-from tests.fakes.short_host import is_asleep
-from tests.fakes.slow_close import lingering_socket
-from tests.fakes.ways_to_fork import Way
-from tests.fuzz.jail_watch import template_of
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.jail_watch import template_of
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.short_host import is_asleep
+from tests.harness.slow_close import lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
+from tests.harness.ways_to_fork import Way
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device, wait_for_device
 from tests.kernel.test_balloond_guests import assert_all_back, run_until_logged
 

@@ -22,17 +22,17 @@ from balloon_daemon.fake_guest.styles import STYLES
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fakes.short_host import (
+from tests.fakes.wall_clocks import wall_clocks
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.jail_watch import template_of
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.short_host import (
     fd_numbers,
     fds_at_rest,
     limit_for_room,
     limited,
     status_kib,
 )
-from tests.fakes.wall_clocks import wall_clocks
-from tests.fuzz.jail_watch import template_of
-from tests.harness.daemon import Daemon, DaemonConfig
-from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.conftest import (
     SPEED,

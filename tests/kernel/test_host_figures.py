@@ -11,9 +11,9 @@ import pytest
 
 from balloon_daemon.fake_guest.machine import FakeGuest, run, step
 from balloon_daemon.units import MIB
-from tests.fakes.memory_cgroup import MemoryCgroup, memory_cgroup
 from tests.harness.daemon import BALLOOND, Daemon, DaemonConfig
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.memory_cgroup import MemoryCgroup, memory_cgroup
 from tests.harness.waiting import wait_until
 from tests.kernel.conftest import MARGIN_MIB, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.kernel.test_balloond_guests import MAXIMUM, attach, events

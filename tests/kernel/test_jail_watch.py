@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fuzz import jail_watch
-from tests.fuzz.invariants import InvariantBrokenError
-from tests.fuzz.jail_watch import JailWatch, started
+from tests.harness import jail_watch
+from tests.harness.invariants import InvariantBrokenError
+from tests.harness.jail_watch import JailWatch, started
 from tests.kernel.conftest import MakeRig
 
 

@@ -4,7 +4,7 @@ import resource
 import socket
 
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fakes.short_host import limit_for_room, limited
+from tests.harness.short_host import limit_for_room, limited
 from tests.harness.waiting import HANG_S
 from tests.kernel.conftest import StartDaemon
 from tests.kernel.test_balloond_guests import events

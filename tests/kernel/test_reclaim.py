@@ -16,9 +16,9 @@ from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import RingGuest
-from tests.fakes.host_setting import changed
 from tests.fakes.recording_map import buffer_of
 from tests.harness.daemon import Daemon
+from tests.harness.host_setting import changed
 from tests.harness.waiting import wait_until
 
 PAGES = 64

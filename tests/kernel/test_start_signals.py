@@ -14,9 +14,9 @@ from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.handover.store import keeper_path
 from balloon_daemon.linux import closing_child
 from balloon_daemon.linux.signals import END_SIGNALS, HANGS_AFTER_S
-from tests.fakes.marked_start import DEADLINE_S, MarkedStart
 from tests.harness.daemon import BALLOOND
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.marked_start import DEADLINE_S, MarkedStart
 from tests.harness.waiting import wait_until
 from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
 from tests.kernel.test_handover import MAXIMUM, SETTINGS, attach, keeper_pid, messages

@@ -23,9 +23,9 @@ from balloon_daemon.device import rehearsal
 from balloon_daemon.errors import TrialError
 from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy
-from tests.fakes.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter, unprivileged
-from tests.fakes.short_host import fd_numbers, limit_for_room, limited
 from tests.harness.daemon import BALLOOND
+from tests.harness.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter, unprivileged
+from tests.harness.short_host import fd_numbers, limit_for_room, limited
 from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.test_host_faults import NOBODY
 

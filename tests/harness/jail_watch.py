@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 from balloon_daemon.device.forker import NAME
-from tests.fuzz.invariants import require
+from tests.harness.invariants import require
 from tests.harness.waiting import wait_until
 
 DEVICE_NAME = "balloon-vm"
