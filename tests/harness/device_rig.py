@@ -343,3 +343,23 @@ class DeviceRig:
 def pattern(page: int) -> bytes:
     """What a page holds that nobody took: never zeros, and no two alike."""
     return (page + 1).to_bytes(8, "little") * (PAGE_SIZE // 8)
+
+
+def fate_of(
+    rig: DeviceRig, action: Callable[[], object], load_filter: Callable[[], None] | None = None
+) -> int:
+    """Runs ``action`` in the jail, as the device, right after its filter is loaded.
+
+    Returns:
+        Its exit code; 7 where it outlives the action.
+    """
+    load = load_filter or shipped_filter().load
+
+    def load_and_act() -> None:
+        load()
+        action()
+        os._exit(7)
+
+    rig.spec = replace(rig.spec, load_filter=load_and_act)
+    rig.start()
+    return rig.wait_end()

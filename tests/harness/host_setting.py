@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tests.harness.waiting import HANG_S, wait_until
 
+NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
+
 LOCKED_WITHIN_S = 10 * HANG_S
 """Other checkouts' tests hold it one after the other, each for as long as a test may hang."""
 

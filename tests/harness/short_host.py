@@ -6,6 +6,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.harness.daemon import Daemon
 from tests.harness.waiting import wait_until
 
 
@@ -76,3 +77,8 @@ def is_asleep(pid: int) -> bool:
     """Waits in the kernel, a device in epoll_wait with nothing to do."""
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0] == "S"
+
+
+def at_rest(daemon: Daemon) -> set[int]:
+    """What a controller has open while it does not look at the host's figures."""
+    return fds_at_rest(daemon.pid, daemon.config.low_mem.path)

@@ -1,12 +1,16 @@
 """A VM before a whole daemon: what its VMM says unlike others, and what is said of it."""
 
+import fcntl
 import os
+import sys
+import termios
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from balloon_daemon.fake_guest.frontend import FakeFrontend
 from balloon_daemon.fake_guest.machine import FakeGuest, run
+from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription
 from tests.harness.daemon import Daemon
@@ -82,3 +86,60 @@ def twist(
         tell(what, payload, fds)
 
     patch.setattr(frontend, "tell", say)
+
+
+def ready_device(daemon: Daemon, vm: str) -> int | None:
+    """The process id of a guest's present device, once it is jailed and ready.
+
+    A front-end's last messages may still replace the first one.
+    """
+    said = [r for r in daemon.records() if r.get("vm") == vm and r["event"] == "device"]
+    ready = False
+    for record in reversed(said):
+        ready = ready or "is jailed and ready" in record["message"]
+        if " serves " in record["message"]:
+            alive = os.path.exists(f"/proc/{record['pid']}")
+            return int(record["pid"]) if ready and alive else None
+    return None
+
+
+def wait_for_device(guests: list[FakeGuest], daemon: Daemon, vm: str) -> int:
+    """Lets the guests run until the device of one of them is ready. Returns its process id."""
+    found: list[int] = []
+
+    def look() -> bool:
+        device = ready_device(daemon, vm)
+        found.extend([] if device is None else [device])
+        return bool(found)
+
+    run(guests, look)
+    return found[0]
+
+
+def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
+    guest.connect(str(daemon.config.socket))
+    guest.bind()
+    return guest
+
+
+def events(daemon: Daemon, event: str) -> list[str]:
+    return [record["message"] for record in daemon.records() if record["event"] == event]
+
+
+def run_until_logged(guests: list[FakeGuest], daemon: Daemon, text: str) -> None:
+    """Lets the guests run until a line with this text is in the log."""
+    run(guests, lambda: any(text in r["message"] for r in daemon.records()))
+
+
+def assert_all_back(guest: FakeGuest, daemon: Daemon) -> None:
+    """After an orderly end: all was given back, but for a guest that was held up for too long."""
+    said = events(daemon, "stop")
+    assert any(message.startswith("giving ") for message in said)
+    assert guest.driver.actual == 0 or (
+        "1 guests have not taken all of their memory back in time" in said
+    )
+
+
+def unread_bytes(wire: Wire) -> int:
+    """What the other end has not taken yet, by the kernel's count (unix(7), SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(wire.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -17,9 +17,9 @@ from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.harness.daemon import BALLOOND, Daemon
 from tests.harness.jail_watch import template_of
+from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.waiting import HANG_S
-from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import attach
+from tests.harness.whole_vm import attach, wait_for_device
 
 
 def balloond(*args: str) -> subprocess.CompletedProcess[str]:

@@ -22,8 +22,8 @@ from balloon_daemon.virtio.split_queue import (
 )
 from tests.fakes.waiting import wait_until
 from tests.harness.device_rig import FRONTEND_BASE, RING_SIZE, DeviceRig
+from tests.harness.makers import MakeRig
 from tests.harness.short_host import cpu_s, is_asleep
-from tests.kernel.conftest import MakeRig
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDIRECT

@@ -27,8 +27,8 @@ from tests.harness.device_rig import (
     shipped_filter,
 )
 from tests.harness.fd_room import open_fds, room_for_fds
+from tests.harness.makers import MakeRig
 from tests.harness.waiting import HANG_S
-from tests.kernel.conftest import MakeRig
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 PFNS = [7, 5, 6, 900, 3, 300, 301]

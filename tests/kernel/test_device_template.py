@@ -20,10 +20,10 @@ from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.harness.device_rig import DeviceRig, ready_to_fork
 from tests.harness.jail_watch import is_alive
+from tests.harness.makers import MakeRig
 from tests.harness.short_host import fd_numbers, limited
 from tests.harness.waiting import wait_until
 from tests.harness.ways_to_fork import PatientFork
-from tests.kernel.conftest import MakeRig
 
 
 @pytest.fixture

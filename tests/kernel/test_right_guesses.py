@@ -19,9 +19,8 @@ from balloon_daemon.vhost_user.messages import FrontendRequest, VringState, deco
 from balloon_daemon.virtio.balloon import BalloonFeature
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.whole_vm import balloon_bytes, errors, run_until, said
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.kernel.test_balloond_guests import MAXIMUM
 
 Q = FrontendRequest
 FAST = "300"

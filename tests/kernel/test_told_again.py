@@ -10,9 +10,8 @@ from balloon_daemon.fake_guest.styles import CROSVM, QEMU, Style
 from balloon_daemon.units import MIB
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.whole_vm import balloon_bytes, decisions, run_until
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.kernel.test_balloond_guests import MAXIMUM
 
 SETTINGS = GuestSettings(VM_MEM_MIB * MIB)
 SPARE_MIB = 100

@@ -32,7 +32,8 @@ from tests.fakes import memory_files
 from tests.fakes.memory_files import MakeFile, region
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
-from tests.harness.short_host import limit_for_room, limited
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.short_host import at_rest, limit_for_room, limited
 from tests.harness.whole_vm import (
     Shared,
     Twist,
@@ -43,10 +44,8 @@ from tests.harness.whole_vm import (
     said,
     share_beside,
     twist,
+    wait_for_device,
 )
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM
-from tests.kernel.test_host_faults import at_rest
 
 Q = FrontendRequest
 TOUCHED = Population(touched_bytes=32 * MIB, pinned_bytes=16 * MIB)
