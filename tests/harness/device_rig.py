@@ -32,7 +32,7 @@ from balloon_daemon.tube.messages import Command, Progress, Ready, Stopped, Up
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.raw_ring import RawRing, area_offsets
-from tests.fakes.waiting import wait_until
+from tests.harness.waiting import wait_until
 
 SHIPPED_POLICY = Path(__file__).parents[2] / "policies" / "balloon_device.policy"
 FRONTEND_BASE = 0x7F00_0000_0000
@@ -199,7 +199,7 @@ class DeviceRig:
             codes.extend([] if code is None else [code])
             return code is not None
 
-        wait_until(reaped, device.pidfd.fileno(), "the device's end")
+        wait_until(reaped, woken_by=device.pidfd.fileno(), what="the device's end")
         self.read_reports()
         self.last_words = device.read_last_words()
         device.close()
@@ -245,7 +245,8 @@ class DeviceRig:
             return len(self.of(kind)) >= count
 
         tube = self.running.tube.fileno()
-        wait_until(enough, tube, f"report {count} of {kind.__name__}; got {self.reports}")
+        what = f"report {count} of {kind.__name__}"
+        wait_until(enough, woken_by=tube, what=what, seen=lambda: self.reports)
         return self.of(kind)[count - 1]
 
     def wait_progress(self, condition: Callable[[Progress], bool]) -> Progress:
@@ -255,7 +256,8 @@ class DeviceRig:
             self.read_reports()
             return any(map(condition, self.of(Progress)[-1:]))
 
-        wait_until(satisfied, self.running.tube.fileno(), f"progress; got {self.reports}")
+        tube = self.running.tube.fileno()
+        wait_until(satisfied, woken_by=tube, what="progress", seen=lambda: self.reports)
         return self.of(Progress)[-1]
 
     def stopped_indices(self) -> dict[int, int]:
@@ -304,7 +306,8 @@ class DeviceRig:
             heads.extend(head for head, _ in self.rings[queue].collect())
             return len(heads) >= count
 
-        wait_until(enough, self.calls[queue], f"{count} used chains in {queue.value}")
+        what = f"{count} used chains in {queue.value}"
+        wait_until(enough, woken_by=self.calls[queue], what=what)
         return heads
 
     def inflate(self, pfns: Sequence[int]) -> None:

@@ -14,9 +14,7 @@ from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription
 from tests.harness.daemon import Daemon
-
-HANG_S = 60.0
-"""How long a test waits for anything: so far above what it takes that only a hang meets it."""
+from tests.harness.waiting import HANG_S
 
 Shared = tuple[RegionDescription, int]
 """A memory region with the descriptor of its file."""
