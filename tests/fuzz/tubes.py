@@ -26,7 +26,7 @@ from balloon_daemon.tube.messages import (
     encode_up,
 )
 from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS
-from tests.fuzz.choices import Choices
+from tests.harness.enemies.choices import Choices
 from tests.harness.invariants import no_fd_left_open, require
 
 MAX_MESSAGES = 64

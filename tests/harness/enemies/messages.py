@@ -4,7 +4,7 @@ from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES
-from tests.fuzz.choices import Choices
+from tests.harness.enemies.choices import Choices
 
 FRONTEND_BASE = 0x7F00_0000_0000
 _REQUESTS = list(Request)

@@ -24,9 +24,9 @@ from balloon_daemon.vhost_user.messages import (
 )
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonQueue, queue_numbers
 from tests.fakes.raw_ring import RawRing, area_offsets
-from tests.fuzz.choices import Choices
-from tests.fuzz.front_end import POOL, usual_fd
-from tests.fuzz.messages import FRONTEND_BASE, random_message
+from tests.harness.enemies.choices import Choices
+from tests.harness.enemies.descriptors import POOL, usual_fd
+from tests.harness.enemies.messages import FRONTEND_BASE, random_message
 from tests.harness.invariants import require
 
 PAGE = 4096
