@@ -3,7 +3,7 @@
 import contextlib
 import io
 
-from balloon_daemon.cli.run import build_parser
+from balloon_daemon.cli.flags import build_parser
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import format_size, parse_size
 from tests.harness.enemies.choices import Choices
