@@ -19,7 +19,7 @@ FOLDERS = {
     "tests.harness": {"tests.fakes"},
     "tests.soak": {"tests.harness", "tests.fakes"},
     "tests.fuzz": {"tests.harness", "tests.fakes", "tests.soak"},
-    "tests.unit": {"tests.harness", "tests.fakes", "tests.vm", "benchmarks"},
+    "tests.unit": {"tests.harness", "tests.fakes", "tests.fuzz", "tests.vm", "benchmarks"},
     "tests.property": {"tests.harness", "tests.fakes"},
     "tests.kernel": {"tests.harness", "tests.fakes", "tests.fuzz", "tests.soak", "benchmarks"},
     "tests.vm": {"tests.harness"},
