@@ -79,6 +79,19 @@ def test_wrong_usage_one_line_status_2(args: str, complaint: str, tmp_path: Path
     assert run.stderr.count("\n") == 1
 
 
+def test_machine_on_which_no_ring_can_be_served_one_line_status_2(tmp_path: Path) -> None:
+    # personality(2), PER_LINUX32: uname(2) answers as on a machine of 32 bits.
+    run = subprocess.run(
+        ["setarch", "i686", BALLOOND, "--socket", str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+
+    said = "balloond: balloond runs on x86-64 Linux, not on i686 Linux\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", said)
+
+
 def test_policy_file_with_a_mistake_shows_place_and_caret(tmp_path: Path) -> None:
     policy = tmp_path / "bad.policy"
     policy.write_text("read: 1\nmadvise: arg2 == MADV_REMOVED\n")
