@@ -37,12 +37,13 @@ def folder_of(module: str) -> str:
 def imports(source: str) -> Iterator[tuple[int, str]]:
     """Every module of the tests or the benchmarks that a source imports, with its line."""
     for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             # A name may be a module: both are asked about.
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
         for name in names:
             if name.partition(".")[0] in ("tests", "benchmarks") and name != "tests":
                 yield node.lineno, name
