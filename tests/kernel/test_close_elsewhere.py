@@ -42,21 +42,16 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from balloon_daemon.vhost_user.replay import replay
-from tests.fakes.fd_room import open_fds, room_for_fds
-from tests.fakes.slow_close import MuteFile, WatchedFile, lingering_socket
-from tests.fuzz.jail_watch import is_alive
 from tests.harness.daemon import Daemon
+from tests.harness.fd_keeper import file_of, keeper_pid, kept_files
+from tests.harness.fd_room import open_fds, room_for_fds
+from tests.harness.jail_watch import is_alive
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import SPEED, VM_MEM_MIB, StartDaemon
+from tests.harness.other_user import OtherUserConfig, limit_processes
+from tests.harness.slow_close import MuteFile, WatchedFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import (
-    SPEED,
-    VM_MEM_MIB,
-    StartDaemon,
-    wait_for_device,
-)
-from tests.kernel.test_balloond_guests import attach, events
-from tests.kernel.test_handover import file_of, keeper_pid, kept_files
-from tests.kernel.test_host_faults import OtherUserConfig, limit_processes
+from tests.harness.whole_vm import OF_VMM, attach, events, facts, wait_for_device
 
 Q = FrontendRequest
 
@@ -480,7 +475,7 @@ def hanging(daemon: Daemon) -> int:
 
 
 def refused(daemon: Daemon) -> bool:
-    return any("SET_OWNER: came with 1 file descriptors" in m for m in events(daemon, "vmm"))
+    return any("SET_OWNER: came with 1 file descriptors" in m for m in events(daemon, *OF_VMM))
 
 
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
@@ -634,14 +629,14 @@ def assert_closed_by_others(daemon: Daemon, memory: os.stat_result) -> None:
     """A VMM has hung up while its controller may have no process: so nobody closes its memory."""
     file = file_of(memory)
     daemon.wait(
-        lambda: any("has closed its connection" in m for m in events(daemon, "vmm")),
+        lambda: facts(daemon, "vmm-hung-up") != [],
         what="it has seen the VMM's end",
     )
     assert file in kept_files(daemon.pid)
     limit_processes(daemon.pid, "1000")
     wait_until(lambda: file not in kept_files(daemon.pid), what="a child closes the memory")
     said = [r for r in daemon.records() if r["level"] in ("error", "warning")]
-    assert [r for r in said if r["event"] != "jail"] == []
+    assert [r for r in said if r["event"] != "devices-share-user"] == []
 
 
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])

@@ -8,8 +8,7 @@ import pytest
 
 from balloon_daemon.device.last_words import MAX_CALLS, describe_error
 from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
-from tests.fakes.device_rig import DeviceRig
-from tests.kernel.test_device_jail import fate_of
+from tests.harness.device_rig import DeviceRig, fate_of
 
 
 class Thing:

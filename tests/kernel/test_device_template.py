@@ -18,12 +18,12 @@ from balloon_daemon.device.template import Template
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import DeviceRig, ready_to_fork
-from tests.fakes.short_host import fd_numbers, limited
-from tests.fakes.ways_to_fork import PatientFork
-from tests.fuzz.jail_watch import is_alive
+from tests.harness.device_rig import DeviceRig, ready_to_fork
+from tests.harness.jail_watch import is_alive
+from tests.harness.makers import MakeRig
+from tests.harness.short_host import fd_numbers, limited
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import MakeRig
+from tests.harness.ways_to_fork import PatientFork
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from balloon_daemon.device.process import RegionSpec
 from balloon_daemon.device.request import FDS_A_DATAGRAM
 from balloon_daemon.device.template import Template, start_template
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
-from tests.fakes.device_rig import DeviceRig, shipped_filter
-from tests.fakes.short_host import fd_numbers, limited
+from tests.harness.device_rig import DeviceRig, shipped_filter
+from tests.harness.short_host import fd_numbers, limited
 
 
 @pytest.fixture

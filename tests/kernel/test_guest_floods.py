@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import MakeGuest, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM, attach
+from tests.harness.makers import MAXIMUM, MakeGuest
+from tests.harness.whole_vm import attach, wait_for_device
 
 KICKS_A_SECOND = 10_000
 KICKS = 5_000
@@ -84,8 +84,8 @@ def test_actual_written_over_and_over_does_not_fill_the_log(
     for _ in range(1000):
         guest.frontend.write_config(4, bytes(4))
 
-    written = [r for r in daemon.records() if r["event"] == "reached"]
-    said = info_lines(daemon, "reached")
+    written = [r for r in daemon.records() if r["event"] == "target-reached"]
+    said = info_lines(daemon, "target-reached")
     seconds = int(time.monotonic() - began) + 2
     assert len(written) >= 1000  # The test's own daemon logs for debugging too.
     assert len(said) <= 4 * seconds

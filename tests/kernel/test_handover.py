@@ -1,22 +1,20 @@
 """A controller that is killed, restarted or replaced: the VM keeps its balloon."""
 
 import contextlib
-import fcntl
 import os
 import signal
-import socket
 import sys
-import termios
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.machine import GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import QEMU, QEMU_WITHOUT_SLOTS, STYLES, Style
 from balloon_daemon.fake_guest.wire import Wire
@@ -25,36 +23,38 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription, encode_request
-from tests.fakes.short_host import is_asleep
-from tests.fakes.slow_close import lingering_socket
-from tests.fakes.ways_to_fork import Way
-from tests.fuzz.jail_watch import template_of
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.fd_keeper import file_of, keeper_pid, kept_files
+from tests.harness.jail_watch import template_of
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.short_host import is_asleep
+from tests.harness.slow_close import lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device, wait_for_device
-from tests.kernel.test_balloond_guests import assert_all_back, run_until_logged
-
-MAXIMUM = VM_MEM_MIB // 2 * MIB
-SETTINGS = GuestSettings(
-    VM_MEM_MIB * MIB, population=Population(touched_bytes=128 * MIB, pinned_bytes=32 * MIB)
+from tests.harness.ways_to_fork import Way
+from tests.harness.whole_vm import (
+    assert_all_back,
+    attach,
+    facts,
+    ready_device,
+    run_until_event,
+    unread_bytes,
+    wait_for_device,
 )
 
 
-def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
-    guest.connect(str(daemon.config.socket))
-    guest.bind()
-    return guest
+def moment(daemon: Daemon, event: str) -> float | None:
+    """When an event with this word happened first, in seconds."""
+    return first_moment(facts(daemon, event))
 
 
-def messages(daemon: Daemon, event: str) -> list[str]:
-    return [record["message"] for record in daemon.records() if record["event"] == event]
+def moment_back(daemon: Daemon) -> float | None:
+    """When memory was found to be back first, in seconds."""
+    return first_moment([r for r in facts(daemon, "decided") if r["reason"] == "memory-back"])
 
 
-def moment(daemon: Daemon, text: str) -> float | None:
-    """When a line with this text was written first, in seconds."""
-    times = [record["time"] for record in daemon.records() if text in record["message"]]
-    return datetime.fromisoformat(times[0]).timestamp() if times else None
+def first_moment(records: list[dict[str, Any]]) -> float | None:
+    return datetime.fromisoformat(records[0]["time"]).timestamp() if records else None
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
@@ -74,7 +74,7 @@ def test_controller_killed_in_mid_inflate_the_next_goes_on(
     low_mem.set_plenty()
 
     assert guest.disconnected == ""
-    assert "goes on where another balloond left" in messages(second, "recovery")
+    assert len(facts(second, "taken-over")) == 1
     check = guest.ram.check()
     assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
 
@@ -116,7 +116,7 @@ def test_replaced_by_sigusr1_keeps_level_and_balloon(
     os.kill(first.pid, signal.SIGUSR1)
     first.wait_end()
     second = start_daemon("--keep-fds")
-    run([guest], lambda: bool(messages(second, "recovery")))
+    run([guest], lambda: facts(second, "taken-over") != [])
 
     restored = next(r for r in second.records() if r.get("reason") == "restored")
     assert restored["balloon_level"] == 16
@@ -137,10 +137,10 @@ def test_timers_go_on_from_what_was_left(
 
     first.kill()
     second = start_daemon("--keep-fds", "--speed", "1")
-    run([guest], lambda: moment(second, "memory is back") is not None, deadline_s=2 * HANG_S)
+    run([guest], lambda: moment_back(second) is not None, deadline_s=2 * HANG_S)
 
     assert guest.disconnected == ""
-    began, released = moment(second, "listening on"), moment(second, "memory is back")
+    began, released = moment(second, "listening"), moment_back(second)
     assert began is not None
     assert released is not None
     assert released - began < 60.0
@@ -245,11 +245,6 @@ def test_controller_killed_in_the_middle_of_a_request_the_next_one_answers_it(
     assert [r for r in second.records() if r["level"] == "error"] == []
 
 
-def unread_bytes(wire: Wire) -> int:
-    """What the other end has not taken yet, by the kernel's count (unix(7), SIOCOUTQ)."""
-    return int.from_bytes(fcntl.ioctl(wire.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-
-
 def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -281,28 +276,6 @@ def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
     assert [r for r in second.records() if r["level"] == "error"] == []
 
 
-def keeper_pid(daemon: Daemon) -> int:
-    """Whoever listens on the keeper's socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.connect(str(keeper_path(daemon.config.socket)))
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[:4], sys.byteorder)
-
-
-def file_of(status: os.stat_result) -> tuple[int, int]:
-    """What tells one file from any other."""
-    return status.st_dev, status.st_ino
-
-
-def kept_files(keeper: int) -> set[tuple[int, int]]:
-    """What a process has open."""
-    found = set()
-    for fd in Path(f"/proc/{keeper}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # It was closed since.
-            found.add(file_of(fd.stat()))
-    return found
-
-
 def written_together(pid: int) -> set[int]:
     """The inodes that a process has mapped shared and writable; none of one that has ended."""
     try:
@@ -327,7 +300,7 @@ def test_device_maps_nothing_shared_but_its_own_guests_memory(
         os.kill(killed := device, signal.SIGKILL)
     if way is Way.CONTROLLER:
         # Of the second one's death within a minute nobody wants to wait for the third's start.
-        run_until_logged(guests, daemon, "forks devices now")
+        run_until_event(guests, daemon, "template-started")
         device = wait_for_device(guests, daemon, "vm2")
         os.kill(template_of(daemon.pid), signal.SIGKILL)
         os.kill(killed := device, signal.SIGKILL)

@@ -22,26 +22,29 @@ from balloon_daemon.fake_guest.styles import STYLES
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fakes.short_host import (
+from tests.fakes.wall_clocks import wall_clocks
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.jail_watch import template_of
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.other_user import OtherUserConfig, limit_processes
+from tests.harness.short_host import (
+    at_rest,
     fd_numbers,
-    fds_at_rest,
     limit_for_room,
     limited,
     status_kib,
 )
-from tests.fakes.wall_clocks import wall_clocks
-from tests.fuzz.jail_watch import template_of
-from tests.harness.daemon import Daemon, DaemonConfig
-from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import (
-    SPEED,
-    VM_MEM_MIB,
-    MakeGuest,
-    StartDaemon,
+from tests.harness.whole_vm import (
+    LOST,
+    OF_VMM,
+    attach,
+    events,
+    run_until_event,
+    run_until_logged,
     wait_for_device,
 )
-from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
 
 NO_ROOM = "its descriptors found no room here (too many open files)"
 TOUCHED = Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)
@@ -50,11 +53,6 @@ SETTINGS = GuestSettings(VM_MEM_MIB * MIB, population=TOUCHED)
 
 def full(guest: FakeGuest) -> Callable[[], bool]:
     return lambda: guest.driver.actual * 4096 == MAXIMUM
-
-
-def at_rest(daemon: Daemon) -> set[int]:
-    """What a controller has open while it does not look at the host's figures."""
-    return fds_at_rest(daemon.pid, daemon.config.low_mem.path)
 
 
 # --- no file descriptors ----------------------------------------------------------------------
@@ -69,14 +67,14 @@ def test_no_descriptors_left_a_vmm_waits_and_is_served_once_there_are(
         with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 0)):
             vmm.connect(str(daemon.config.socket))
             vmm.send(encode_request(FrontendRequest.GET_FEATURES))
-            run_until_logged([neighbour], daemon, "cannot take a connection: Too many open files")
+            run_until_event([neighbour], daemon, "not-accepted")
             # Without one it cannot read the host's figures either: unknown, so no step.
             run_until_logged([neighbour], daemon, "unknown: ")
             low_mem.set_low()
         vmm.settimeout(HANG_S)
         assert len(vmm.recv(64)) == 20
     run([neighbour], full(neighbour))
-    assert any("known again" in message for message in events(daemon, "source"))
+    assert any("known again" in message for message in events(daemon, "source-notice"))
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -95,7 +93,7 @@ def test_no_descriptors_for_a_message_that_vm_has_no_balloon_and_the_neighbour_g
     low_mem.set_low()
     run([neighbour, victim], full(neighbour))
 
-    lines = [(r["vm"], r["message"]) for r in daemon.records() if r["event"] == "vmm"]
+    lines = [(r["vm"], r["message"]) for r in daemon.records() if r["event"] in OF_VMM]
     assert lines[0] == ("vm2", f"its memory is unknown: {NO_ROOM}: this VM gets no balloon")
     assert {vm for vm, _ in lines} == {"vm2"}
     assert any(f"SET_VRING_KICK: {NO_ROOM}" in line for _, line in lines)
@@ -129,7 +127,7 @@ def test_device_killed_with_no_descriptors_is_forked_once_there_are_just_enough(
 
     with limited(daemon.pid, resource.RLIMIT_NOFILE, 3):
         os.kill(device, signal.SIGKILL)
-        run_until_logged([guest], daemon, "cannot fork a device: Too many open files; trying")
+        run_until_event([guest], daemon, "device-not-forked")
     # Two for the tube and two for the pipe, no more: the device must find its own room.
     with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 4)):
         wait_for_device([guest], daemon, "vm1")
@@ -140,25 +138,6 @@ def test_device_killed_with_no_descriptors_is_forked_once_there_are_just_enough(
 
 
 # --- no processes, no memory ------------------------------------------------------------------
-
-
-class OtherUserConfig(DaemonConfig):
-    """A balloond of another user where the tests are root's: RLIMIT_NPROC does not bind root."""
-
-    def command(self) -> list[str]:
-        # It still must be able to read this checkout, wherever it is.
-        kept = "+dac_override"
-        caps = ["--inh-caps", kept, "--ambient-caps", kept, "--pdeathsig", "KILL"]
-        return [*(["setpriv", *NOBODY, *caps] if os.geteuid() == 0 else []), *super().command()]
-
-
-NOBODY = ("--reuid", "65534", "--regid", "65534", "--clear-groups")
-
-
-def limit_processes(pid: int, limit: str) -> None:
-    """Sets RLIMIT_NPROC as the process's own user: root may lack CAP_SYS_RESOURCE."""
-    as_user = ["setpriv", *NOBODY] if os.geteuid() == 0 else []
-    subprocess.run([*as_user, "prlimit", "--pid", str(pid), f"--nproc={limit}:"], check=True)
 
 
 @pytest.fixture
@@ -177,7 +156,7 @@ def test_no_process_to_be_had_fork_is_tried_again(
     forker = template_of(daemon.pid)
     limit_processes(forker, "0")
     guest = attach(make_guest(), daemon)
-    run_until_logged([guest], daemon, "cannot fork a device: Resource temporarily unavailable")
+    run_until_event([guest], daemon, "device-not-forked")
     limit_processes(forker, "1000")
     low_mem.set_low()
     run([guest], full(guest))
@@ -305,8 +284,8 @@ def test_log_that_could_not_be_written_for_a_while_says_how_much_is_lost(
         run([guest], full(guest))
         low_mem.set_plenty()
 
-    run_until_logged([guest], daemon, "lines could not be written here")
-    lost = next(r["lost"] for r in daemon.records() if r["event"] == "log")
+    run_until_event([guest], daemon, "lines-lost")
+    lost = next(r["lost"] for r in daemon.records() if r["event"] == "lines-lost")
     assert lost >= 16
 
 
@@ -333,7 +312,7 @@ def test_madvise_refused_is_said_at_a_limited_rate_and_only_the_neighbour_is_ask
     fcntl.fcntl(sealed.ram.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
     began = time.monotonic()
     low_mem.set_low()
-    run_until_logged([neighbour, sealed], daemon, "what this VM gives does not come back")
+    run_until_event([neighbour, sealed], daemon, "fruitless")
     run([neighbour, sealed], full(neighbour))
 
     said = [r for r in daemon.records() if r["event"] == "host-fault"]
@@ -345,10 +324,10 @@ def test_madvise_refused_is_said_at_a_limited_rate_and_only_the_neighbour_is_ask
     assert neighbour.ram.blocks_bytes() < before
     assert sealed.ram.check().pages_corrupt == 0
     # Its guest keeps what it has: giving more would cost it and gain nobody anything.
-    lost = [r["message"] for r in daemon.records() if r["event"] == "lost"]
+    lost = [r["message"] for r in daemon.records() if r["event"] in LOST]
     assert re.fullmatch(r"[\d.]+ MiB that it gave are not freed: the kernel refused", lost[0])
     assert lost[1:] == ["what it gives does not come back to the host: not asking it for more"]
-    decided = [r for r in daemon.records() if r["event"] == "decision" and r["vm"] == "vm2"]
+    decided = [r for r in daemon.records() if r["event"] == "decided" and r["vm"] == "vm2"]
     held = [r["reason"] for r in decided].index("fruitless")
     assert {r["target_bytes"] for r in decided[held:]} == {decided[held]["target_bytes"]}
     assert sealed.driver.actual * 4096 <= decided[held]["target_bytes"] < MAXIMUM
@@ -494,4 +473,4 @@ def test_low_mem_file_of_another_kind_is_unknown_and_recovers(
     low_mem.set_low()
     run([guest], full(guest))
 
-    assert len([m for m in events(daemon, "source") if "unknown: " in m]) == 1
+    assert len([m for m in events(daemon, "source-notice") if "unknown: " in m]) == 1

@@ -1,0 +1,97 @@
+"""The log's words for what happens with devices. Pure."""
+
+from typing import assert_never
+
+from balloon_daemon.errors import GuestError, RingError
+from balloon_daemon.events import (
+    Death,
+    DeviceDied,
+    DeviceDoesNotStop,
+    DeviceEvent,
+    DeviceHangs,
+    DeviceLooks,
+    DeviceNotForked,
+    DeviceReady,
+    DeviceSendsGarbage,
+    DeviceStalled,
+    DeviceStarted,
+    DeviceTakesOrders,
+    GuestFault,
+    GuestStats,
+    HostFault,
+    RingsUnknown,
+)
+from balloon_daemon.records.line import Level, more, unless
+
+
+def said_of_device(event: DeviceEvent) -> tuple[Level, str]:
+    """The level and the sentence of an event."""
+    match event:
+        case DeviceStarted(_, pid, queues, quiet):
+            return unless(quiet), f"device {pid} serves {', '.join(queues)}"
+        case DeviceLooks(_, pid, queues, quiet):
+            return unless(quiet), f"device {pid} looks at {', '.join(queues)}"
+        case DeviceReady():
+            return Level.DEBUG, "device is jailed and ready"
+        case DeviceNotForked(_, error, suppressed):
+            message = f"cannot fork a device: {error}; trying again"
+            return Level.ERROR, message + more(suppressed)
+        case DeviceDied():
+            return Level.ERROR, _death(event)
+        case DeviceDoesNotStop():
+            return Level.WARNING, "device does not stop, killing it"
+        case DeviceHangs(_, pid):
+            message = f"device {pid} was killed and does not end: the kernel holds it"
+            return Level.ERROR, message
+        case DeviceSendsGarbage(_, pid, found):
+            message = f"device {pid} sends what no device sends: {found}; killing it"
+            return Level.ERROR, message
+        case DeviceStalled(_, pid):
+            message = (
+                f"device {pid} takes no orders: somebody has stopped it, or the host has no "
+                "time for it; its VM gives nothing and gets nothing back meanwhile"
+            )
+            return Level.WARNING, message
+        case DeviceTakesOrders(_, pid):
+            return Level.INFO, f"device {pid} takes orders again"
+        case RingsUnknown(_, suppressed):
+            message = "where the rings stand now cannot be learned"
+            return Level.ERROR, message + more(suppressed)
+        case GuestFault(_, queue, rule, found, _, True, suppressed):
+            message = f"{RingError(queue, rule, found)}; the queue is stopped"
+            return Level.ERROR, message + more(suppressed)
+        case GuestFault(_, queue, rule, found, head, _, suppressed):
+            message = f"{GuestError(queue, head, rule, found)}; dropped"
+            return Level.WARNING, message + more(suppressed)
+        case HostFault(_, addr, errno, suppressed):
+            message = f"the kernel refused to free guest memory at {addr:#x}: errno {errno}"
+            return Level.ERROR, message + more(suppressed)
+        case GuestStats():
+            return Level.DEBUG, "the guest's statistics"
+        case _:
+            assert_never(event)
+
+
+def _death(event: DeviceDied) -> str:
+    if event.deaths:
+        deaths = f"the {event.deaths}th death within {event.within_s:.0f} s"
+        then = f"{deaths}: this VM's balloon stops until its VMM reconnects"
+    else:
+        then = "forking another"
+    said = f"{event.last_words}; " if event.last_words else ""
+    return f"device {event.pid} {_cause(event)}; {said}{then}"
+
+
+def _cause(event: DeviceDied) -> str:
+    match event.death:
+        case Death.FILTER:
+            call = f"{event.by}()" if event.by else "a forbidden system call"
+            return f"was killed by its seccomp policy for {call}"
+        case Death.SIGNAL:
+            return f"was killed by {event.by}"
+        case Death.FAILED:
+            return "failed"
+        case Death.STATUS:
+            return f"ended with status {event.exit_code}"
+        case _:
+            assert_never(event.death)
