@@ -7,12 +7,8 @@ from pathlib import Path
 from balloon_daemon.config.model import Config, fallback_directory
 from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.guests.jailed.listening import Listener, kept_listener, listen
-from balloon_daemon.handover.store import (
-    Store,
-    check_keepers_place,
-    reach_keeper,
-    start_keeper,
-)
+from balloon_daemon.handover.keeper_start import check_keepers_place, reach_keeper, start_keeper
+from balloon_daemon.handover.store import Store
 from balloon_daemon.handover.systemd import connect_systemd, take_from_systemd
 from balloon_daemon.linux.directories import make_private, others_may_write
 

@@ -8,7 +8,8 @@ import stat
 from pathlib import Path
 
 from balloon_daemon.errors import ConfigError
-from balloon_daemon.handover.store import Store, keeper_at
+from balloon_daemon.handover.keeper_start import keeper_at
+from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.credentials import peer_of
 from balloon_daemon.linux.directories import others_may_write
 from balloon_daemon.linux.events import OwnedFd
