@@ -4,9 +4,10 @@ import socket
 from dataclasses import replace
 
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
-from balloon_daemon.guests.jailed.saver import GuestSaver, KeptGuest, discard, find_guests
+from balloon_daemon.guests.jailed.saver import GuestSaver
 from balloon_daemon.guests.jailed.session import Guest, MakeGuest
 from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.kept_guests import KeptGuest, discard, find_guests
 from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.closing import Closer, ForeignFds

@@ -11,25 +11,17 @@ room, says from which state on they are true (``Journal.require``).
 
 import asyncio
 import errno
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 
-from balloon_daemon.errors import StateFileError
+from balloon_daemon.guests.jailed.kept_fds import KeptFds
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.room import SHARE, STATE
-from balloon_daemon.handover.state import (
-    MAX_STATE_BYTES,
-    Beginning,
-    GuestState,
-    SavedMessage,
-    decode_state,
-)
+from balloon_daemon.handover.state import Beginning, GuestState, SavedMessage
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.libc import same_open_file
-from balloon_daemon.linux.memory import create_memfd, read_sealed
+from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Region
@@ -94,71 +86,6 @@ class _Encoded:
         return self._all
 
 
-class _Numbers:
-    """The descriptors of a guest that are in the store, each open file under one number."""
-
-    def __init__(self) -> None:
-        # By identity: descriptors are reused as numbers, their owners are not while they are here.
-        self._known: dict[int, tuple[HasFileno, int]] = {}
-        # By number: a descriptor that comes again must be known as the same even after the first
-        # was closed.
-        self.kept: dict[int, OwnedFd] = {}
-        self._next = 1
-        self._settled: tuple[set[int], int] = (set(), 0)
-
-    def adopt(self, number: int, fd: HasFileno) -> None:
-        """Knows a descriptor that is in the store already."""
-        self._known[id(fd)] = (fd, number)
-        self.kept.setdefault(number, OwnedFd(os.dup(fd.fileno())))
-        self._next = max(self._next, number + 1)
-
-    def find(self, fd: HasFileno) -> int | None:
-        """The number of a descriptor; None where its file has none yet."""
-        known = self._known.get(id(fd))
-        if known is not None:
-            return known[1]
-        for number, kept in self.kept.items():
-            # systemd keeps one descriptor of an open file, under the name that came first, and a
-            # VMM sends several: one for each region of its memory, and its calls twice.
-            if same_open_file(fd.fileno(), kept.fileno()):
-                self._known[id(fd)] = (fd, number)
-                return number
-        return None
-
-    def add(self, fd: HasFileno) -> int:
-        """Gives a descriptor the next number. Raises OSError: there is none left for a copy."""
-        number, kept = self._next, OwnedFd(os.dup(fd.fileno()))
-        self._next += 1
-        self._known[id(fd)], self.kept[number] = (fd, number), kept
-        return number
-
-    def drop(self, number: int) -> None:
-        """Knows no more of a number, which is not used again."""
-        if number in self.kept:
-            self.kept.pop(number).close()
-        self._known = {key: each for key, each in self._known.items() if each[1] != number}
-
-    def let_go(self, needed: set[int]) -> None:
-        """Keeps only what the newest state names."""
-        if (needed, len(self._known)) == self._settled:
-            return
-        for number in self.kept.keys() - needed:
-            self.kept.pop(number).close()
-        self._known = {
-            key: (fd, number)
-            for key, (fd, number) in self._known.items()
-            if fd.fileno() >= 0 and number in needed
-        }
-        self._settled = needed, len(self._known)
-
-    def clear(self) -> None:
-        """Closes its copies."""
-        for fd in self.kept.values():
-            fd.close()
-        self.kept.clear()
-        self._known.clear()
-
-
 class _Again:
     """When to try again to keep a guest that is not kept, and when to say so.
 
@@ -218,7 +145,7 @@ class GuestSaver:
         self._store = store
         self._name = name
         self.journal = journal
-        self._fds = _Numbers()
+        self._fds = KeptFds()
         self._encoded = _Encoded()
         self._serial = 0
         self._told: tuple[Beginning, int | None] | None = None
@@ -391,67 +318,3 @@ class GuestSaver:
         self._again.cancel()
         self._fds.clear()
         self.journal.close()
-
-
-@dataclass(frozen=True, slots=True)
-class KeptGuest:
-    """A guest that another controller left.
-
-    Attributes:
-        name: its name.
-        serial: of its newest state.
-        state: that state; or why it cannot be used.
-        fds: its descriptors by number.
-    """
-
-    name: str
-    serial: int
-    state: GuestState | StateFileError
-    fds: dict[int, OwnedFd]
-
-
-def find_guests(store: Store) -> Iterator[KeptGuest]:
-    """Takes every guest out of what a store has kept, in the order of their names."""
-    names = {name.partition(".")[0] for name in store.kept if "." in name}
-    for name in sorted(names, key=lambda name: (len(name), name)):
-        fds: dict[int, OwnedFd] = {}
-        states: dict[int, OwnedFd] = {}
-        for key in [key for key in store.kept if key.startswith(f"{name}.")]:
-            fd = store.kept.pop(key)
-            kind, _, number = key.rpartition("-") if STATE in key else key.rpartition(".")
-            if number.isascii() and number.isdigit():
-                (states if kind == f"{name}{STATE[:-1]}" else fds)[int(number)] = fd
-            else:
-                store.remove(key)
-        newest = max(states, default=0)
-        state = _decode(name, states.get(newest), fds)
-        for serial, fd in states.items():
-            fd.close()
-            if serial != newest:
-                store.remove(f"{name}{STATE}{serial}")
-        yield KeptGuest(name, newest, state, fds)
-
-
-def discard(store: Store, guest: KeptGuest) -> None:
-    """Closes a guest that cannot be gone on with: its VMM sees its connection end."""
-    store.remove(f"{guest.name}{STATE}{guest.serial}")
-    for number, fd in guest.fds.items():
-        store.remove(f"{guest.name}.{number}")
-        fd.close()
-
-
-def _decode(
-    name: str, memory: OwnedFd | None, fds: dict[int, OwnedFd]
-) -> GuestState | StateFileError:
-    if memory is None:
-        return StateFileError("is not there")
-    try:
-        state = decode_state(read_sealed(memory.fileno(), MAX_STATE_BYTES))
-    except (OSError, ValueError) as err:
-        return StateFileError(f"cannot be read: {err}")
-    except StateFileError as err:
-        return err
-    missing = state.fds() - fds.keys()
-    if missing:
-        return StateFileError(f"names {len(missing)} descriptors that were not kept")
-    return state if state.name == name else StateFileError(f"is that of {state.name!r}")
