@@ -1,6 +1,10 @@
-"""Sizes and the integer types that must not be swapped. Pure; imports only errors."""
+"""Sizes, VMs' identities, and the integer types that must not be swapped.
+
+Pure; imports only errors.
+"""
 
 import re
+from dataclasses import dataclass, field
 from typing import NewType
 
 from balloon_daemon.errors import ConfigError
@@ -20,6 +24,23 @@ GuestAddr = NewType("GuestAddr", int)
 
 FrontendAddr = NewType("FrontendAddr", int)
 """An address in the front-end's own address space, as SET_VRING_ADDR carries it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmId:
+    """A VM of this daemon; two are the same VM where their numbers are the same.
+
+    Attributes:
+        number: counted up from 1 and never used again, also not by the daemon that takes over.
+        name: for people: a log line's field, a process's name in ``ps``; nobody parses it.
+    """
+
+    number: int
+    name: str = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
 
 # 15 digits are a PiB in bytes: more is a slip of the finger, and no size of memory.
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)

@@ -22,6 +22,7 @@ from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.records.log import EventLog
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
 
 ACCEPT_AGAIN_S = 1.0
@@ -129,7 +130,7 @@ class Controller:
         self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener.sock)
         for guest in recover(self._store, self._make, self._closer, self._log):
-            self._count = max(self._count, int(guest.name.removeprefix("vm")))
+            self._count = max(self._count, guest.vm.number)
             self._serve(guest)
             guest.governor.resume()
             self._log.bind(vm=guest.name).info("recovery", "goes on where another balloond left")
@@ -141,9 +142,9 @@ class Controller:
             "balloon until they are started again",
         )
 
-    def _make(self, name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
+    def _make(self, vm: VmId, connection: Connection, saver: GuestSaver | None) -> Guest:
         peer = self._peers.of(connection)
-        guest = Guest(name, connection, peer, self._shared, self._log, saver)
+        guest = Guest(vm, connection, peer, self._shared, self._log, saver)
         if saver is not None:
             saver.when_not_kept(guest.save)
         return guest
@@ -159,10 +160,10 @@ class Controller:
 
     def _accept(self) -> None:
         saver: GuestSaver | None = None
-        name = f"vm{self._count + 1}"
+        vm = VmId(self._count + 1, f"vm{self._count + 1}")
         try:
             # The journal first: a VMM for which there is none waits like one that finds no room.
-            saver = self._saver(name)
+            saver = self._saver(vm)
             sock, _ = self._listener.sock.accept()
         except OSError as err:
             if saver is not None:
@@ -182,21 +183,21 @@ class Controller:
             return
         if saver is not None and self._store is not None:
             capacity = self._store.room.capacity
-            if self._peers.keeps_no_more_of(peer, capacity, self._log.bind(vm=name)):
+            if self._peers.keeps_no_more_of(peer, capacity, self._log.bind(vm=vm.name)):
                 saver.close()
                 saver = None
         self._count += 1
-        self._serve(self._make(name, connection, saver))
+        self._serve(self._make(vm, connection, saver))
 
     def _accept_again_in(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._listener.sock)
         self._accept_later = loop.call_later(seconds, self._listen)
 
-    def _saver(self, name: str) -> GuestSaver | None:
+    def _saver(self, vm: VmId) -> GuestSaver | None:
         if self._store is None:
             return None
-        return GuestSaver(self._store, name, Journal.create(f"balloond-{name}"))
+        return GuestSaver(self._store, vm, Journal.create(f"balloond-{vm}"))
 
     def _serve(self, guest: Guest) -> None:
         task = asyncio.get_running_loop().create_task(guest.serve())

@@ -1,65 +1,71 @@
-"""What another controller has left in a store, guest by guest."""
+"""What another controller has left in a store, VM by VM."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from balloon_daemon.errors import StateFileError
-from balloon_daemon.handover.room import STATE
+from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
 from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, decode_state
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import read_sealed
+from balloon_daemon.units import VmId
 
 
 @dataclass(frozen=True, slots=True)
 class KeptGuest:
-    """A guest that another controller left.
+    """A VM that another controller left.
 
     Attributes:
-        name: its name.
+        vm: which VM it is; named by its number where its state cannot be read.
         serial: of its newest state.
         state: that state; or why it cannot be used.
         fds: its descriptors by number.
     """
 
-    name: str
+    vm: VmId
     serial: int
     state: GuestState | StateFileError
     fds: dict[int, OwnedFd]
 
 
 def find_guests(store: Store) -> Iterator[KeptGuest]:
-    """Takes every guest out of what a store has kept, in the order of their names."""
-    names = {name.partition(".")[0] for name in store.kept if "." in name}
-    for name in sorted(names, key=lambda name: (len(name), name)):
-        fds: dict[int, OwnedFd] = {}
-        states: dict[int, OwnedFd] = {}
-        for key in [key for key in store.kept if key.startswith(f"{name}.")]:
-            fd = store.kept.pop(key)
-            kind, _, number = key.rpartition("-") if STATE in key else key.rpartition(".")
-            if number.isascii() and number.isdigit():
-                (states if kind == f"{name}{STATE[:-1]}" else fds)[int(number)] = fd
-            else:
-                store.remove(key)
-        newest = max(states, default=0)
-        state = _decode(name, states.get(newest), fds)
-        for serial, fd in states.items():
+    """Takes every VM out of what a store has kept, in the order of their numbers.
+
+    What belongs to no VM stays in ``store.kept``.
+    """
+    fds: dict[int, dict[int, OwnedFd]] = {}
+    states: dict[int, dict[int, OwnedFd]] = {}
+    for name in list(store.kept):
+        match parse_key(name):
+            case FdKey(vm_number, fd_number):
+                fds.setdefault(vm_number, {})[fd_number] = store.kept.pop(name)
+            case StateKey(vm_number, serial):
+                states.setdefault(vm_number, {})[serial] = store.kept.pop(name)
+            case None:
+                pass
+    for number in sorted(fds.keys() | states.keys()):
+        serials, vm_fds = states.get(number, {}), fds.get(number, {})
+        newest = max(serials, default=0)
+        state = _decode(number, serials.get(newest), vm_fds)
+        for serial, fd in serials.items():
             fd.close()
             if serial != newest:
-                store.remove(f"{name}{STATE}{serial}")
-        yield KeptGuest(name, newest, state, fds)
+                store.remove(str(StateKey(number, serial)))
+        vm = state.vm if isinstance(state, GuestState) else VmId(number, group_of(number))
+        yield KeptGuest(vm, newest, state, vm_fds)
 
 
 def discard(store: Store, guest: KeptGuest) -> None:
-    """Closes a guest that cannot be gone on with: its VMM sees its connection end."""
-    store.remove(f"{guest.name}{STATE}{guest.serial}")
+    """Closes a VM that cannot be gone on with: its VMM sees its connection end."""
+    store.remove(str(StateKey(guest.vm.number, guest.serial)))
     for number, fd in guest.fds.items():
-        store.remove(f"{guest.name}.{number}")
+        store.remove(str(FdKey(guest.vm.number, number)))
         fd.close()
 
 
 def _decode(
-    name: str, memory: OwnedFd | None, fds: dict[int, OwnedFd]
+    number: int, memory: OwnedFd | None, fds: dict[int, OwnedFd]
 ) -> GuestState | StateFileError:
     if memory is None:
         return StateFileError("is not there")
@@ -69,7 +75,9 @@ def _decode(
         return StateFileError(f"cannot be read: {err}")
     except StateFileError as err:
         return err
-    missing = state.fds() - fds.keys()
+    missing = state.jailed.fds() - fds.keys()
     if missing:
         return StateFileError(f"names {len(missing)} descriptors that were not kept")
-    return state if state.name == name else StateFileError(f"is that of {state.name!r}")
+    if state.vm.number != number:
+        return StateFileError(f"is that of {state.vm.name!r}")
+    return state

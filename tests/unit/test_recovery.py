@@ -28,7 +28,7 @@ from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.records.log import LOGGER, EventLog
-from balloon_daemon.units import FrontendAddr, GuestAddr
+from balloon_daemon.units import FrontendAddr, GuestAddr, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
 from balloon_daemon.vhost_user.memory_table import MemoryTable
@@ -138,11 +138,12 @@ class Left:
             vmm, ours = socket.socketpair()
             vmm.setblocking(False)
             self.vmms.append(vmm)
-            saver = GuestSaver(cast(Store, self.store), name, Journal.create("test"))
+            vm = VmId(int(name.removeprefix("vm")), name)
+            saver = GuestSaver(cast(Store, self.store), vm, Journal.create("test"))
             backend = make()
             backend.channel = channel = OwnedFd(socket.socket(socket.AF_UNIX).detach())
             self.channels[name] = os.fstat(channel.fileno()).st_ino
-            saver.save(Snapshot(0, 0, None, backend, ours, None))
+            saver.save(Snapshot(0, None, backend, ours, None))
             self.journals.append(saver.journal.fd.duplicate())
             saver.close()
             backend.close()
@@ -163,8 +164,8 @@ class Left:
         shared = Surroundings(Config(), watch, Jail(lambda: None, None, no_fork))
         peers = Peers()
 
-        def make(name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
-            return Guest(name, connection, peers.of(connection), shared, log, saver)
+        def make(vm: VmId, connection: Connection, saver: GuestSaver | None) -> Guest:
+            return Guest(vm, connection, peers.of(connection), shared, log, saver)
 
         return recover(store, make, closes_at_once(), log)
 

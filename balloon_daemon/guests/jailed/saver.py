@@ -17,12 +17,19 @@ from operator import attrgetter
 
 from balloon_daemon.guests.jailed.kept_fds import KeptFds
 from balloon_daemon.handover.journal import Journal
-from balloon_daemon.handover.room import SHARE, STATE
-from balloon_daemon.handover.state import Beginning, GuestState, SavedMessage
+from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
+from balloon_daemon.handover.room import SHARE
+from balloon_daemon.handover.state import (
+    EncodedMessages,
+    GuestState,
+    JailedGuest,
+    SavedMessage,
+    VmRow,
+)
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
-from balloon_daemon.sizing.balloon_policy import PolicyState
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Region
 from balloon_daemon.vhost_user.replay import (
@@ -48,11 +55,10 @@ class Snapshot:
     """A guest at one moment, with its descriptors as objects."""
 
     handled: int
-    vm_mem_bytes: int
-    policy: PolicyState | None
+    row: VmRow | None
     backend: Backend
     connection: HasFileno
-    life: OwnedFd | None
+    stderr_pipe: OwnedFd | None
 
 
 class _Encoded:
@@ -60,13 +66,13 @@ class _Encoded:
 
     def __init__(self) -> None:
         self._told: tuple[list[Told], list[Region]] | None = None
-        self._memory = Beginning()
+        self._memory = EncodedMessages()
         self._vrings: list[object] | None = None
-        self._all = Beginning()
+        self._all = EncodedMessages()
 
     def messages_of(
         self, backend: Backend, saved: Callable[[list[Told]], tuple[SavedMessage, ...]]
-    ) -> Beginning:
+    ) -> EncodedMessages:
         """The messages of a back-end.
 
         Args:
@@ -78,10 +84,10 @@ class _Encoded:
         if told != self._told:
             features, regions = told
             self._vrings = None
-            self._memory = Beginning(saved(features + replay_memory(regions)))
+            self._memory = EncodedMessages(saved(features + replay_memory(regions)))
             self._told = told
         if vrings != self._vrings:
-            self._all = Beginning(saved(replay_vrings(backend)), self._memory)
+            self._all = EncodedMessages(saved(replay_vrings(backend)), self._memory)
             self._vrings = vrings
         return self._all
 
@@ -137,18 +143,19 @@ class GuestSaver:
 
     Args:
         store: where it is kept.
-        name: the guest's.
+        vm: which guest it is.
         journal: of the request in hand; the saver closes it.
     """
 
-    def __init__(self, store: Store, name: str, journal: Journal) -> None:
+    def __init__(self, store: Store, vm: VmId, journal: Journal) -> None:
         self._store = store
-        self._name = name
+        self._vm = vm
+        self._group = group_of(vm.number)
         self.journal = journal
         self._fds = KeptFds()
         self._encoded = _Encoded()
         self._serial = 0
-        self._told: tuple[Beginning, int | None] | None = None
+        self._told: tuple[EncodedMessages, int | None] | None = None
         """What the newest state says beside mere numbers."""
         self._true_from = journal.required
         """The oldest state that says it."""
@@ -156,7 +163,7 @@ class GuestSaver:
         self._resync = False
         self._complaint = ""
         self._again = _Again()
-        store.owned(name, self._lost)
+        store.owned(self._group, self._lost)
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
         """Has ``save`` called some time after the guest could not be kept."""
@@ -184,7 +191,7 @@ class GuestSaver:
             # What has changed meanwhile is not looked at.
             self.journal.require(self._serial + 1)
             return
-        if self._store.is_behind_with(self._name):
+        if self._store.is_behind_with(self._group):
             # Each state that waits takes a descriptor, and only the last one is of use.
             self.journal.require(self._serial + 1)
             self._again.soon(BEHIND_S)
@@ -192,10 +199,10 @@ class GuestSaver:
         told = None
         try:
             messages, state = self._state(snapshot)
-            told = messages, state.life
+            told = messages, state.jailed.stderr_pipe
             memory = OwnedFd(create_memfd("balloond-state", content=messages.encode(state)))
             try:
-                self._put_state(memory, state.fds().union(messages.fds))
+                self._put_state(memory, state.jailed.fds().union(messages.fds))
             finally:
                 memory.close()
         except OSError as err:
@@ -213,7 +220,7 @@ class GuestSaver:
             self.journal.require(self._true_from)
         self._again.kept()
 
-    def _state(self, snapshot: Snapshot) -> tuple[Beginning, GuestState]:
+    def _state(self, snapshot: Snapshot) -> tuple[EncodedMessages, GuestState]:
         """The guest's state, all of whose descriptors are in the store by then."""
         new: dict[int, HasFileno] = {}
 
@@ -221,7 +228,7 @@ class GuestSaver:
             found = self._fds.find(fd)
             if found is None:
                 fds = len(self._fds.kept) + 1
-                if not self._store.room.admits(self._name, fds):
+                if not self._store.room.admits(self._group, fds):
                     capacity = self._store.room.capacity
                     why = f"{fds} descriptors or more are too many for the store"
                     raise OSError(errno.ENOSPC, f"{why} ({capacity:,} in all, {SHARE} for a VM)")
@@ -237,21 +244,18 @@ class GuestSaver:
         backend = snapshot.backend
         try:
             messages = self._encoded.messages_of(backend, saved)
-            state = GuestState(
-                name=self._name,
+            pipe = snapshot.stderr_pipe
+            jailed = JailedGuest(
                 handled=snapshot.handled,
                 num_pages=backend.config.num_pages,
                 actual=backend.config.actual,
-                vm_mem_bytes=snapshot.vm_mem_bytes,
-                policy=snapshot.policy,
                 connection=number(snapshot.connection),
                 journal=number(self.journal.fd),
-                life=None if snapshot.life is None else number(snapshot.life),
+                stderr_pipe=None if pipe is None else number(pipe),
                 messages=(),
             )
             for each in list(new):
-                vmm = each == state.connection
-                self._store.put(f"{self._name}.{each}", new[each], vmm=vmm)
+                self._store.put(self._fd_name(each), new[each], vmm=each == jailed.connection)
                 del new[each]
         except OSError:
             # Not known as kept, or the next state would name what is not there.
@@ -259,24 +263,24 @@ class GuestSaver:
             for each in new:
                 self._fds.drop(each)
             raise
-        return messages, state
+        return messages, GuestState(self._vm, snapshot.row, jailed)
 
     def _take_out_unused(self, snapshot: Snapshot) -> None:
         """Makes room: what the state of before names alone, which is true no more by now."""
         told = [fd for _, fds in replay(snapshot.backend) for fd in fds]
         used = [snapshot.connection, self.journal.fd, *told]
-        used += [] if snapshot.life is None else [snapshot.life]
+        used += [] if snapshot.stderr_pipe is None else [snapshot.stderr_pipe]
         for number in self._fds.kept.keys() - {self._fds.find(fd) for fd in used}:
-            self._store.remove(f"{self._name}.{number}")
+            self._store.remove(self._fd_name(number))
             self._fds.drop(number)
 
     def _put_state(self, memory: OwnedFd, needed: set[int]) -> None:
         numbers = self._fds.kept.keys() - needed
-        gone = [f"{self._name}.{number}" for number in sorted(numbers)]
+        gone = [self._fd_name(number) for number in sorted(numbers)]
         if self._serial:
-            gone.insert(0, f"{self._name}{STATE}{self._serial}")
-        stay = [f"{self._name}.{number}" for number in needed] if self._resync else None
-        name = f"{self._name}{STATE}{self._serial + 1}"
+            gone.insert(0, self._state_name(self._serial))
+        stay = [self._fd_name(number) for number in needed] if self._resync else None
+        name = self._state_name(self._serial + 1)
         self._store.replace(name, memory, gone, losses=self._losses, stay=stay)
         self._serial += 1
         self._resync = False
@@ -285,9 +289,9 @@ class GuestSaver:
     def _lost(self, name: str, losses: int) -> None:
         """The keeper had no descriptor left for one of this guest's, or for its state."""
         self._losses, self._resync = losses, True
-        number = name.rpartition(".")[2]
-        if number.isdigit():
-            self._fds.drop(int(number))
+        key = parse_key(name)
+        if isinstance(key, FdKey):
+            self._fds.drop(key.fd_number)
         self._encoded, self._told = _Encoded(), None
         if self._again.later(LOST_S):
             self._complaint = "what keeps it has no room for a descriptor"
@@ -308,13 +312,19 @@ class GuestSaver:
 
     def forget(self) -> None:
         """Takes everything of this guest out of the store: it is gone."""
-        self._store.remove(f"{self._name}{STATE}{self._serial}")
+        self._store.remove(self._state_name(self._serial))
         for number in self._fds.kept:
-            self._store.remove(f"{self._name}.{number}")
+            self._store.remove(self._fd_name(number))
 
     def close(self) -> None:
         """Closes what is the saver's; what is in the store stays there."""
-        self._store.owned(self._name, None)
+        self._store.owned(self._group, None)
         self._again.cancel()
         self._fds.clear()
         self.journal.close()
+
+    def _fd_name(self, number: int) -> str:
+        return str(FdKey(self._vm.number, number))
+
+    def _state_name(self, serial: int) -> str:
+        return str(StateKey(self._vm.number, serial))

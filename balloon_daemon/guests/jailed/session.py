@@ -18,11 +18,12 @@ from balloon_daemon.guests.jailed.sounding import Sounding
 from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
 from balloon_daemon.handover.journal import Phase
+from balloon_daemon.handover.state import VmRow
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.records.log import EventLog, OnceEach, RateLimit
 from balloon_daemon.sizing.balloon_policy import Reason
 from balloon_daemon.tube.messages import Progress
-from balloon_daemon.units import PAGE_SIZE, format_size
+from balloon_daemon.units import PAGE_SIZE, VmId, format_size
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, Received, inspect_memory, right_kind
 from balloon_daemon.vhost_user.effects import (
@@ -61,7 +62,7 @@ class Guest:
     """One VM, from its VMM's connection to its hang-up.
 
     Args:
-        name: for the log.
+        vm: which VM it is.
         connection: the VMM's; the guest closes it.
         peer: the VMM's user.
         shared: what it shares with the others.
@@ -71,14 +72,15 @@ class Guest:
 
     def __init__(
         self,
-        name: str,
+        vm: VmId,
         connection: Connection,
         peer: Peer,
         shared: Surroundings,
         log: EventLog,
         saver: GuestSaver | None,
     ) -> None:
-        self.name = name
+        self.vm = vm
+        self.name = name = vm.name
         self._connection = connection
         self._peer = peer
         self._shared = shared
@@ -392,10 +394,10 @@ class Guest:
             self._save_later = None
         if self._saver is None or self._leaving:
             return
-        mem_bytes, policy = self.governor.vm_mem_bytes, self.governor.state()
-        backend, life = self.backend, self.keeper.life
+        policy = self.governor.state()
+        row = None if policy is None else VmRow(self.governor.vm_mem_bytes, *policy)
         snapshot = Snapshot(
-            self._inbox.handled, mem_bytes, policy, backend, self._connection, life
+            self._inbox.handled, row, self.backend, self._connection, self.keeper.life
         )
         try:
             self._saver.save(snapshot)
@@ -478,5 +480,5 @@ class Guest:
             del self.keeper, self.governor, self._inbox, self._sounding
 
 
-MakeGuest = Callable[[str, Connection, GuestSaver | None], Guest]
-"""Makes a guest of a controller: (name, connection, saver)."""
+MakeGuest = Callable[[VmId, Connection, GuestSaver | None], Guest]
+"""Makes a guest of a controller: (VM, connection, saver)."""
