@@ -15,7 +15,7 @@ from balloon_daemon.linux.directories import make_private, others_may_write
 
 def open_all(
     config: Config, undo: contextlib.ExitStack, *, keep_fds: bool
-) -> tuple[Listener, Store | None, str]:
+) -> tuple[Listener, Store, str]:
     """The vhost-user socket, where VMs are kept for another balloond, and why they are not.
 
     They are in systemd's store, else in a keeper if one is wanted. With a keeper that does not
@@ -31,24 +31,23 @@ def open_all(
         ConfigError: one of them cannot be had.
     """
     store, lost = connect_systemd(take_from_systemd()), ""
-    wants_keeper = store is None and keep_fds
+    wants_keeper = keep_fds and not store.keeps
     if wants_keeper:
         check_keepers_place(config.socket)
         try:
             # First an earlier balloond's: it has the socket too, and that must not be bound again.
-            store = reach_keeper(config.socket)
+            store = reach_keeper(config.socket) or store
         except KeeperError as err:
             lost = (
                 f"{err}; no VM is kept for a later balloond, and those that it keeps have no "
                 "balloon until they are started again: end that process and restart balloond"
             )
-    if store is not None:
-        undo.callback(store.abandon)
+    undo.callback(store.abandon)
     listener = kept_listener(store, config.socket)
     if listener is None:
-        listener = listen(config.socket, looked_for_keeper=wants_keeper or store is not None)
+        listener = listen(config.socket, looked_for_keeper=wants_keeper or store.keeps)
         undo.callback(listener.close)
-    if wants_keeper and store is None and not lost:
+    if wants_keeper and not store.keeps and not lost:
         # Last: whatever is wrong with the socket's path has been said by then.
         store = start_keeper(config.socket)
         undo.callback(store.abandon)

@@ -8,13 +8,13 @@ from typing import Any
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.device.process import prepare_fork
-from balloon_daemon.guests.jailed.listening import LISTENER, Listener
+from balloon_daemon.guests.jailed.listening import Listener
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
-from balloon_daemon.guests.jailed.saver import GuestSaver
+from balloon_daemon.guests.jailed.saver import NullSaver, Saver, new_saver
 from balloon_daemon.guests.jailed.session import Guest, Surroundings
 from balloon_daemon.guests.jailed.supervisor import Jail
-from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.keys import LISTENER
 from balloon_daemon.handover.store import Store
 from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.host.watch import MemoryWatch
@@ -40,7 +40,7 @@ class Controller:
         source: where low memory comes from.
         jail: what devices are put into.
         listener: the vhost-user socket.
-        store: keeps guests for another controller; None where there is none.
+        store: keeps guests for another controller.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Controller:
         source: LowMemorySource,
         jail: Jail,
         listener: Listener,
-        store: Store | None,
+        store: Store,
     ) -> None:
         self._config = config
         self._source = source
@@ -96,10 +96,9 @@ class Controller:
             notify("STOPPING=1")
             ended = await self._end(leaving=leaving)
             watch.close()
-            if self._store is not None:
-                with contextlib.suppress(TimeoutError):
-                    await self._store.drained()
-                self._store.close()
+            with contextlib.suppress(TimeoutError):
+                await self._store.drained()
+            self._store.close()
             # A second signal on the way out must not end us by its default action.
             hold_end_signals()
             if not ended:
@@ -114,16 +113,13 @@ class Controller:
                 self._log.info("stop", f"{number.name} again: ending at once")
                 self._hurry.set_result(None)
         else:
-            kept = self._store is not None and not self._store.lost
-            leaving = number is signal.SIGUSR1 and kept
+            leaving = number is signal.SIGUSR1 and self._store.keeps
             how = "ending, the guests stay for the next balloond" if leaving else "ending"
             self._log.info("stop", f"{number.name}: {how}")
             stopping.set_result(leaving)
 
     def _take_over(self) -> None:
         """Goes on with what another controller left, and keeps the listening socket too."""
-        if self._store is None:
-            return
         self._store.watch(self._store_lost)
         self._store.close_late_by(self._closer.close)
         # systemd keeps several of one name: without this, each socket that was ever replaced.
@@ -142,12 +138,9 @@ class Controller:
             "balloon until they are started again",
         )
 
-    def _make(self, vm: VmId, connection: Connection, saver: GuestSaver | None) -> Guest:
+    def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Guest:
         peer = self._peers.of(connection)
-        guest = Guest(vm, connection, peer, self._shared, self._log, saver)
-        if saver is not None:
-            saver.when_not_kept(guest.save)
-        return guest
+        return Guest(vm, connection, peer, self._shared, self._log, saver)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # A bug of ours in one callback; asyncio would print a traceback into the log.
@@ -159,15 +152,14 @@ class Controller:
         asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
 
     def _accept(self) -> None:
-        saver: GuestSaver | None = None
+        saver: Saver = NullSaver()
         vm = VmId(self._count + 1, f"vm{self._count + 1}")
         try:
             # The journal first: a VMM for which there is none waits like one that finds no room.
-            saver = self._saver(vm)
+            saver = new_saver(self._store, vm)
             sock, _ = self._listener.sock.accept()
         except OSError as err:
-            if saver is not None:
-                saver.close()
+            saver.close()
             if isinstance(err, (BlockingIOError, ConnectionAbortedError)):
                 return
             self._log.error("accept", f"cannot take a connection: {err.strerror}")
@@ -178,14 +170,13 @@ class Controller:
         peer = self._peers.of(connection)
         if self._peers.refuses(peer, self._log):
             connection.close()
-            if saver is not None:
-                saver.close()
+            saver.close()
             return
-        if saver is not None and self._store is not None:
+        if self._store.keeps:
             capacity = self._store.room.capacity
             if self._peers.keeps_no_more_of(peer, capacity, self._log.bind(vm=vm.name)):
                 saver.close()
-                saver = None
+                saver = NullSaver()
         self._count += 1
         self._serve(self._make(vm, connection, saver))
 
@@ -193,11 +184,6 @@ class Controller:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._listener.sock)
         self._accept_later = loop.call_later(seconds, self._listen)
-
-    def _saver(self, vm: VmId) -> GuestSaver | None:
-        if self._store is None:
-            return None
-        return GuestSaver(self._store, vm, Journal.create(f"balloond-{vm}"))
 
     def _serve(self, guest: Guest) -> None:
         task = asyncio.get_running_loop().create_task(guest.serve())
@@ -234,7 +220,7 @@ class Controller:
             self._hurry = loop.create_future()
             await give_back(guests, self._hurry, self._log)
         ended = await end_tasks(guests, self._log)
-        if self._store is not None and not leaving:
+        if not leaving:
             self._store.remove(LISTENER)
             self._store.forget()
         return ended

@@ -13,7 +13,7 @@ from pathlib import Path
 from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import ANSWERS, BUSY, END, TAKE
-from balloon_daemon.handover.store import KEEPER_ENDS_WITHIN_S, Store, end_keeper
+from balloon_daemon.handover.store import KEEPER_ENDS_WITHIN_S, SocketStore, end_keeper
 from balloon_daemon.linux.credentials import Credentials, peer_of
 from balloon_daemon.linux.directories import others_may_write
 from balloon_daemon.linux.events import OwnedFd
@@ -69,7 +69,7 @@ def keeper_at(socket_path: Path) -> Credentials | None:
             return None
 
 
-def reach_keeper(socket_path: Path) -> Store | None:
+def reach_keeper(socket_path: Path) -> SocketStore | None:
     """The keeper that an earlier balloond with this socket left; None where there is none.
 
     Raises:
@@ -93,11 +93,12 @@ def reach_keeper(socket_path: Path) -> Store | None:
     except OSError as err:
         sock.close()
         raise KeeperError(f"the keeper at {path} (process {pid}) does not answer: {err}") from err
-    sock.setblocking(False)
-    return Store(sock, kept, ours=True, capacity=_capacity(pid, answers), answers=answers)
+    return SocketStore(
+        sock, kept, capacity=_capacity(pid, answers), is_keeper=True, answers=answers
+    )
 
 
-def start_keeper(socket_path: Path) -> Store:
+def start_keeper(socket_path: Path) -> SocketStore:
     """Starts a keeper beside a vhost-user socket, where none runs.
 
     It is spoken to through a socket that it is born with. Its path is for the next balloond: what
@@ -116,11 +117,11 @@ def start_keeper(socket_path: Path) -> Store:
             "allowed beside a keeper"
         )
     try:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock, keeper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     except OSError as err:
         raise _not_started(err.strerror) from err
-    with theirs:
-        fd = theirs.fileno()
+    with keeper_end:
+        fd = keeper_end.fileno()
         try:
             process = subprocess.Popen(
                 # By its file, and alone (-I): what lies in the current directory is not ours to
@@ -135,12 +136,12 @@ def start_keeper(socket_path: Path) -> Store:
                 start_new_session=True,
             )
         except OSError as err:
-            ours.close()
+            sock.close()
             raise _not_started(err.strerror) from err
     try:
-        kept, answers = _take(ours)
+        kept, answers = _take(sock)
     except BaseException as err:
-        ours.close()
+        sock.close()
         status = process.poll() if isinstance(err, TimeoutError) else _status(process)
         end_keeper(process, path)
         if not isinstance(err, OSError):
@@ -150,9 +151,14 @@ def start_keeper(socket_path: Path) -> Store:
         number = status - fd_keeper.EXIT_ERRNO
         why = os.strerror(number) if number > 0 else f"it ended with status {status}"
         raise _not_started(why, f" at {path}") from err
-    ours.setblocking(False)
-    capacity, started = _capacity(process.pid, answers), (process, path)
-    return Store(ours, kept, ours=True, capacity=capacity, answers=answers, started=started)
+    return SocketStore(
+        sock,
+        kept,
+        capacity=_capacity(process.pid, answers),
+        is_keeper=True,
+        answers=answers,
+        started=(process, path),
+    )
 
 
 def _capacity(pid: int, answers: bool) -> int:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 STATE = ".state-"
 """What stands between a VM and the serial number in the name of a state."""
 
+LISTENER = "listener"
+"""The name of the listening socket."""
+
 _KEY = re.compile(r"vm([0-9]{1,18})\.(state-)?([0-9]{1,18})")
 
 

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from balloon_daemon.handover.store import Store
+from balloon_daemon.handover.store import NoStore, SocketStore, Store
 from balloon_daemon.linux.apart import LOW
 from balloon_daemon.linux.events import OwnedFd
 
@@ -33,18 +33,18 @@ def take_from_systemd() -> dict[str, OwnedFd]:
     return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
 
 
-def connect_systemd(kept: Mapping[str, OwnedFd]) -> Store | None:
-    """systemd's store of this service; None where no service manager started us."""
+def connect_systemd(kept: Mapping[str, OwnedFd]) -> Store:
+    """systemd's store of this service; none where no service manager started us."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
-        return None
+        return NoStore()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         sock.connect("\0" + path[1:] if path.startswith("@") else path)
     except OSError:
         sock.close()
-        return None
+        return NoStore()
     # Since systemd 254; before, what the unit says (FileDescriptorStoreMax=) is not told.
     told = os.environ.pop("FDSTORE", "")
     capacity = int(told) if told.isascii() and told.isdigit() else FDSTORE_MAX
-    return Store(sock, dict(kept), ours=False, capacity=capacity)
+    return SocketStore(sock, dict(kept), capacity=capacity, is_keeper=False)

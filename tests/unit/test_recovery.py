@@ -9,7 +9,6 @@ import struct
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -17,12 +16,12 @@ from balloon_daemon.config.model import Config
 from balloon_daemon.device.process import DeviceSpec
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
-from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
+from balloon_daemon.guests.jailed.saver import GuestSaver, Saver, Snapshot
 from balloon_daemon.guests.jailed.session import Guest, Surroundings
 from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
 from balloon_daemon.handover.room import Room
-from balloon_daemon.handover.store import HasFileno, Store
+from balloon_daemon.handover.store import HasFileno, NoStore
 from balloon_daemon.host.low_memory import ChromeosLowMemory
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.events import OwnedFd
@@ -48,7 +47,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
-from tests.fakes.closes_at_once import closes_at_once
+from tests.fakes.closes_at_once import ClosesAtOnce
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
 from tests.harness.waiting import HANG_S
 
@@ -60,19 +59,15 @@ DAMAGED = "the journal that another balloond left is damaged"
 Errors = Callable[[], list[tuple[str, str]]]
 
 
-class KeepingStore:
+class KeepingStore(NoStore):
     """Stands for a store: all that was put into it is what the next controller finds."""
 
-    is_behind = False
-    has_all = True
-
-    def is_behind_with(self, _guest: str) -> bool:
-        return False
+    keeps = True
 
     def __init__(self) -> None:
+        super().__init__()
         self.room = Room(1000)
         self.names: set[str] = set()
-        self.kept: dict[str, OwnedFd] = {}
         self.full = False
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
@@ -84,16 +79,18 @@ class KeepingStore:
     def remove(self, name: str) -> None:
         self.names.discard(name)
 
-    def owned(self, guest: str, lost: object) -> None:
-        """It loses nothing by itself."""
-
-    def replace(self, name: str, fd: HasFileno, gone: Sequence[str], **_: object) -> None:
+    def replace(
+        self,
+        name: str,
+        fd: HasFileno,
+        gone: Sequence[str],
+        *,
+        losses: int = 0,
+        stay: Sequence[str] | None = None,
+    ) -> None:
         self.put(name, fd)
         for each in gone:
             self.remove(each)
-
-    async def drained(self) -> None:
-        """It is never behind."""
 
 
 def whose_rings_run(base: int) -> Backend:
@@ -139,7 +136,7 @@ class Left:
             vmm.setblocking(False)
             self.vmms.append(vmm)
             vm = VmId(int(name.removeprefix("vm")), name)
-            saver = GuestSaver(cast(Store, self.store), vm, Journal.create("test"))
+            saver = GuestSaver(self.store, vm, Journal.create("test"))
             backend = make()
             backend.channel = channel = OwnedFd(socket.socket(socket.AF_UNIX).detach())
             self.channels[name] = os.fstat(channel.fileno()).st_ino
@@ -160,14 +157,13 @@ class Left:
         """Another controller's guests; within an event loop."""
         log = EventLog()
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, log)
-        store = cast(Store, self.store)
         shared = Surroundings(Config(), watch, Jail(lambda: None, None, no_fork))
         peers = Peers()
 
-        def make(vm: VmId, connection: Connection, saver: GuestSaver | None) -> Guest:
+        def make(vm: VmId, connection: Connection, saver: Saver) -> Guest:
             return Guest(vm, connection, peers.of(connection), shared, log, saver)
 
-        return recover(store, make, closes_at_once(), log)
+        return recover(self.store, make, ClosesAtOnce(), log)
 
     async def first_is_let_go_and_second_served(self, guests: list[Guest]) -> None:
         """Raises TimeoutError where it is not so."""

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import cast
 
 import pytest
 
@@ -14,7 +13,7 @@ from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.room import SHARE, STATES, Room
 from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, SavedMessage, decode_state
-from balloon_daemon.handover.store import HasFileno, Store
+from balloon_daemon.handover.store import HasFileno, NoStore
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd, read_sealed
 from balloon_daemon.units import FrontendAddr, GuestAddr, VmId
@@ -38,23 +37,24 @@ VM1 = VmId(1, "web server")
 """Its name is for people: nothing in a store is named by it."""
 
 
-class RememberingStore:
+class RememberingStore(NoStore):
     """Stands for a store: the names that it has, and the newest state's descriptors by number.
 
     Args:
         capacity: for how many it has room.
     """
 
-    has_all = True
+    keeps = True
     behind = False
 
-    def is_behind_with(self, _guest: str) -> bool:
+    def is_behind_with(self, group: str) -> bool:
         return self.behind
 
     def __init__(self, capacity: int = 1000) -> None:
+        super().__init__()
         self.room = Room(capacity)
         self.owners: dict[str, Callable[[str, int], None]] = {}
-        self.last: dict[str, object] = {}
+        self.losses, self.stay = 0, list[str]()
         self.names: set[str] = set()
         self.needed: set[int] = set()
         self.full = False
@@ -75,16 +75,21 @@ class RememberingStore:
         self.names.discard(name)
         self.room.remove(name)
 
-    async def drained(self) -> None:
-        """It is never behind."""
-
-    def owned(self, guest: str, lost: Callable[[str, int], None] | None) -> None:
-        self.owners.pop(guest, None)
+    def on_loss(self, group: str, lost: Callable[[str, int], None] | None) -> None:
+        self.owners.pop(group, None)
         if lost is not None:
-            self.owners[guest] = lost
+            self.owners[group] = lost
 
-    def replace(self, name: str, fd: HasFileno, gone: Sequence[str], **words: object) -> None:
-        self.last = words
+    def replace(
+        self,
+        name: str,
+        fd: HasFileno,
+        gone: Sequence[str],
+        *,
+        losses: int = 0,
+        stay: Sequence[str] | None = None,
+    ) -> None:
+        self.losses, self.stay = losses, list(stay or ())
         self.put(name, fd)
         for each in gone:
             self.remove(each)
@@ -92,7 +97,7 @@ class RememberingStore:
 
 def test_descriptor_that_found_no_room_in_the_store_is_put_there_with_the_next_state() -> None:
     store = RememberingStore()
-    saver = GuestSaver(cast(Store, store), VM1, Journal.create("test"))
+    saver = GuestSaver(store, VM1, Journal.create("test"))
     backend = Backend(MemoryTable(inspect))
     connection = OwnedFd(os.eventfd(0))
     snapshot = Snapshot(1, None, backend, connection, None)
@@ -137,7 +142,7 @@ SAID: list[tuple[Q, bytes, bool]] = [
 def test_each_state_is_what_a_fresh_back_end_must_hear_by_then() -> None:
     # What has not changed is not encoded again.
     store = RememberingStore()
-    saver = GuestSaver(cast(Store, store), VM1, Journal.create("test"))
+    saver = GuestSaver(store, VM1, Journal.create("test"))
     backend = Backend(MemoryTable(inspect_memory))
     connection = OwnedFd(os.eventfd(0))
     seen: list[tuple[SavedMessage, ...]] = []
@@ -180,7 +185,7 @@ class Kept:
     def __init__(self, store: RememberingStore, number: int) -> None:
         self.journal = Journal.create("test")
         vm = VmId(number, f"guest {number}")
-        self.saver = GuestSaver(cast(Store, store), vm, self.journal)
+        self.saver = GuestSaver(store, vm, self.journal)
         self.backend = Backend(MemoryTable(inspect_memory))
         self._connection = OwnedFd(os.eventfd(0))
 
@@ -326,11 +331,10 @@ def test_descriptor_that_the_keeper_lost_is_put_there_anew_and_said_once(
                 await asyncio.sleep(0)
             assert {f"vm1.{number}" for number in store.needed} <= store.names
             assert lost not in store.needed
-            assert store.last["losses"] == losses
-            stay = cast(list[str], store.last["stay"])
-            assert set(stay) == {f"vm1.{number}" for number in store.needed}
+            assert store.losses == losses
+            assert set(store.stay) == {f"vm1.{number}" for number in store.needed}
         save()
-        assert store.last["stay"] is None
+        assert store.stay == []
         guest.close()
         return said
 
@@ -341,7 +345,7 @@ def test_descriptor_that_the_keeper_lost_is_put_there_anew_and_said_once(
 def test_guest_whose_states_wait_on_their_way_adds_none() -> None:
     async def scene() -> None:
         store = RememberingStore()
-        saver = GuestSaver(cast(Store, store), VM1, Journal.create("test"))
+        saver = GuestSaver(store, VM1, Journal.create("test"))
         tried: list[None] = []
         saver.when_not_kept(lambda: tried.append(None))
         backend, connection = Backend(MemoryTable(inspect)), OwnedFd(os.eventfd(0))

@@ -14,9 +14,10 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Protocol
 
 from balloon_daemon.guests.jailed.kept_fds import KeptFds
-from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.journal import Journal, NoJournal, RequestJournal
 from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
 from balloon_daemon.handover.room import SHARE
 from balloon_daemon.handover.state import (
@@ -42,6 +43,9 @@ from balloon_daemon.vhost_user.replay import (
 
 NO_ROOM_S, LOST_S, BEHIND_S = 5.0, 1.0, 0.1
 """How long not to try again to keep a guest for which the store, or the keeper, has no room."""
+
+SAVE_SOON_S = 0.05
+"""How long a change that heals with the next one may wait: ``actual`` changes with each buffer."""
 
 SAID_FOR_S = 60.0
 """So long it has to be kept before it is said anew that it is not."""
@@ -138,6 +142,76 @@ class _Again:
         self.save()
 
 
+class Saver(Protocol):
+    """Keeps a guest in a store.
+
+    Attributes:
+        journal: of the request in hand.
+    """
+
+    @property
+    def journal(self) -> RequestJournal: ...
+
+    def when_not_kept(self, save: Callable[[], None]) -> None:
+        """Has ``save`` called whenever the guest is to be saved again by itself."""
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Puts the guest as it is now into the store.
+
+        Raises:
+            OSError: it is not kept. Raised once for a store without room, and each time for a host
+                without. The state of before stays, for as long as it is true of the guest.
+        """
+
+    def save_soon(self) -> None:
+        """Has the guest saved a little later, with all that changes until then."""
+
+    async def drained(self) -> None:
+        """Waits until all is in the store. Raises TimeoutError."""
+
+    def forget(self) -> None:
+        """Takes everything of this guest out of the store: it is gone."""
+
+    def close(self) -> None:
+        """Closes what is the saver's; what is in the store stays there."""
+
+
+class NullSaver:
+    """Keeps nothing of a guest, whose balloon ends with this controller."""
+
+    def __init__(self) -> None:
+        self.journal = NoJournal()
+
+    def when_not_kept(self, save: Callable[[], None]) -> None:
+        pass
+
+    def save(self, snapshot: Snapshot) -> None:
+        pass
+
+    def save_soon(self) -> None:
+        pass
+
+    async def drained(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def new_saver(store: Store, vm: VmId) -> Saver:
+    """A saver of a guest that is new.
+
+    Raises:
+        OSError: there is no descriptor or memory left for its journal.
+    """
+    if not store.keeps:
+        return NullSaver()
+    return GuestSaver(store, vm, Journal.create(f"balloond-{vm}"))
+
+
 class GuestSaver:
     """What is in the store of one guest.
 
@@ -163,10 +237,10 @@ class GuestSaver:
         self._resync = False
         self._complaint = ""
         self._again = _Again()
-        store.owned(self._group, self._lost)
+        self._soon: asyncio.TimerHandle | None = None
+        store.on_loss(self._group, self._lost)
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
-        """Has ``save`` called some time after the guest could not be kept."""
         self._again.save = save
 
     def adopt(self, number: int, fd: HasFileno) -> None:
@@ -178,12 +252,7 @@ class GuestSaver:
         self._serial = serial
 
     def save(self, snapshot: Snapshot) -> None:
-        """Puts the guest as it is now into the store.
-
-        Raises:
-            OSError: it is not kept. Raised once for a store without room, and each time for a host
-                without. The state of before stays, for as long as it is true of the guest.
-        """
+        self._cancel_soon()
         if self._complaint:
             complaint, self._complaint = self._complaint, ""
             raise OSError(errno.ENOSPC, complaint)
@@ -297,13 +366,25 @@ class GuestSaver:
             self._complaint = "what keeps it has no room for a descriptor"
             self._again.save()
 
-    @property
-    def store_is_behind(self) -> bool:
-        """Whether what can wait should."""
-        return self._store.is_behind
+    def save_soon(self) -> None:
+        if self._soon is None:
+            loop = asyncio.get_running_loop()
+            self._soon = loop.call_later(SAVE_SOON_S, self._save_late)
+
+    def _save_late(self) -> None:
+        self._soon = None
+        if self._store.is_behind:
+            # The store has more important things to take, and the next state says the same.
+            self.save_soon()
+        else:
+            self._again.save()
+
+    def _cancel_soon(self) -> None:
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
 
     async def drained(self) -> None:
-        """Waits until all is in the store. Raises TimeoutError."""
         try:
             await self._store.drained()
         finally:
@@ -311,14 +392,13 @@ class GuestSaver:
             self.journal.require(self._true_from)
 
     def forget(self) -> None:
-        """Takes everything of this guest out of the store: it is gone."""
         self._store.remove(self._state_name(self._serial))
         for number in self._fds.kept:
             self._store.remove(self._fd_name(number))
 
     def close(self) -> None:
-        """Closes what is the saver's; what is in the store stays there."""
-        self._store.owned(self._group, None)
+        self._cancel_soon()
+        self._store.on_loss(self._group, None)
         self._again.cancel()
         self._fds.clear()
         self.journal.close()

@@ -13,7 +13,7 @@ from balloon_daemon.guests.jailed.inbox import CONFIG_ACCESS, Inbox
 from balloon_daemon.guests.jailed.introduction import SHARED_WITHIN_POLLS, giving_back, not_shared
 from balloon_daemon.guests.jailed.limits import BalloonLimits
 from balloon_daemon.guests.jailed.peers import Peer
-from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
+from balloon_daemon.guests.jailed.saver import NullSaver, Saver, Snapshot
 from balloon_daemon.guests.jailed.sounding import Sounding
 from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
@@ -42,9 +42,6 @@ from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, page
 REACHED_A_SECOND = 4
 """Lines that say so; a guest may write ``actual`` as often as it likes."""
 
-SAVE_ACTUAL_S = 0.05
-"""``actual`` changes with every buffer and heals with the next: it is kept a little later."""
-
 NOT_SERVED_LINES = 32
 """Lines on what cannot be served, each once: a driver may choose any size, over and over."""
 
@@ -67,7 +64,7 @@ class Guest:
         peer: the VMM's user.
         shared: what it shares with the others.
         log: the controller's.
-        saver: keeps it in a store; None where there is none.
+        saver: keeps it for another controller.
     """
 
     def __init__(
@@ -77,7 +74,7 @@ class Guest:
         peer: Peer,
         shared: Surroundings,
         log: EventLog,
-        saver: GuestSaver | None,
+        saver: Saver,
     ) -> None:
         self.vm = vm
         self.name = name = vm.name
@@ -85,16 +82,15 @@ class Guest:
         self._peer = peer
         self._shared = shared
         self._saver = saver
+        saver.when_not_kept(self.save)
         self._log = peer.log(log.bind(vm=name))
         self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
         self._reached = RateLimit(REACHED_A_SECOND)
         # It is tried again with each ``actual``, 20 times a second.
         self._unkept = RateLimit(1)
-        journal = None if saver is None else saver.journal
-        self._inbox = Inbox(connection, peer, journal, self._answer_access)
+        self._inbox = Inbox(connection, peer, saver.journal, self._answer_access)
         self._unsaved = False
-        self._save_later: asyncio.TimerHandle | None = None
         self._leaving = self._closed = False
         self._not_served = OnceEach(NOT_SERVED_LINES)
         self._not_shared: asyncio.TimerHandle | None = None
@@ -270,8 +266,7 @@ class Guest:
             self._begin(found)
         elif effect.actual == self.backend.config.num_pages:
             self._target_reached()
-        if self._saver is not None and self._save_later is None:
-            self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
+        self._saver.save_soon()
 
     def _target_reached(self) -> None:
         admitted = self._reached.admit(self._loop.time()) is not None
@@ -281,7 +276,7 @@ class Guest:
         log("reached", f"balloon is {format_size(size)}{host}", actual_bytes=size)
 
     async def _send(self, reply: bytes) -> None:
-        if self._saver is not None and self._unsaved:
+        if self._unsaved:
             # The front-end relies on what it is told: kept first, said afterwards.
             self.save()
             try:
@@ -293,8 +288,7 @@ class Guest:
 
     def _send_kept(self, reply: bytes) -> None:
         """Sends what another controller would know about too."""
-        if self._saver is not None:
-            self._saver.journal.sending()
+        self._saver.journal.sending()
         self._connection.send(reply)
         if not self._connection.flush():
             self._loop.add_writer(self._connection.fileno(), self._flush)
@@ -389,10 +383,7 @@ class Guest:
     def save(self) -> None:
         """Keeps the guest as it is now, where there is a store."""
         self._unsaved = False
-        if self._save_later is not None:
-            self._save_later.cancel()
-            self._save_later = None
-        if self._saver is None or self._leaving:
+        if self._leaving:
             return
         policy = self.governor.state()
         row = None if policy is None else VmRow(self.governor.vm_mem_bytes, *policy)
@@ -405,22 +396,14 @@ class Guest:
             message = f"cannot be kept for a later balloond: {err.strerror}"
             self._log.limited_error(self._unkept, self._loop.time(), "store", message)
 
-    def _save_actual(self) -> None:
-        self._save_later = None
-        if self._saver is not None and self._saver.store_is_behind:
-            # It has more important things to take, and the next one says the same.
-            self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
-        else:
-            self.save()
-
     async def _finish_pending(self) -> None:
         """Finishes the request that another controller had in hand when it died.
 
         Raises:
             FrontendError, StateFileError: it cannot be understood; its journal is damaged.
         """
-        entry = None if self._saver is None else self._saver.journal.pending()
-        if self._saver is None or entry is None:
+        entry = self._saver.journal.pending()
+        if entry is None:
             return
         # SENDING: between the mark and the system call lie about a microsecond, behind the call
         # the VMM may run first; so its answer was sent, and a second one would be taken for the
@@ -448,16 +431,14 @@ class Guest:
     async def _close(self) -> None:
         self.governor.halt()
         self._sounding.end()
-        for timer in (self._save_later, self._not_shared):
-            if timer is not None:
-                timer.cancel()
+        if self._not_shared is not None:
+            self._not_shared.cancel()
         # Before the device ends: whoever lets go of the guest's memory last frees all of it, and
         # that must not be this process.
-        saver, self._saver = self._saver, None
-        if saver is not None:
-            if not self._leaving:
-                saver.forget()
-            saver.close()
+        saver, self._saver = self._saver, NullSaver()
+        if not self._leaving:
+            saver.forget()
+        saver.close()
         if not self._leaving:
             self.backend.close()
             self._inbox.drop()
@@ -480,5 +461,5 @@ class Guest:
             del self.keeper, self.governor, self._inbox, self._sounding
 
 
-MakeGuest = Callable[[VmId, Connection, GuestSaver | None], Guest]
+MakeGuest = Callable[[VmId, Connection, Saver], Guest]
 """Makes a guest of a controller: (VM, connection, saver)."""
