@@ -9,7 +9,7 @@ from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.guests.jailed.listening import Listener, kept_listener, listen
 from balloon_daemon.handover.keeper_start import check_keepers_place, reach_keeper, start_keeper
 from balloon_daemon.handover.store import Store
-from balloon_daemon.handover.systemd import connect_systemd, take_from_systemd
+from balloon_daemon.handover.systemd_store import systemd_store
 from balloon_daemon.linux.directories import make_private, others_may_write
 
 
@@ -30,7 +30,7 @@ def open_all(
     Raises:
         ConfigError: one of them cannot be had.
     """
-    store, lost = connect_systemd(take_from_systemd()), ""
+    store, lost = systemd_store(), ""
     wants_keeper = keep_fds and not store.keeps
     if wants_keeper:
         check_keepers_place(config.socket)
