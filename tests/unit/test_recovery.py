@@ -21,6 +21,7 @@ from balloon_daemon.guests.jailed.session import Guest, Surroundings
 from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
 from balloon_daemon.handover.room import Room
+from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, decode_state
 from balloon_daemon.handover.store import HasFileno, NoStore
 from balloon_daemon.host.low_memory import ChromeosLowMemory
 from balloon_daemon.host.watch import MemoryWatch
@@ -53,6 +54,7 @@ from tests.harness.waiting import HANG_S
 
 Q = FrontendRequest
 NAMES = ("vm1", "vm2")
+RECORDED = Path(__file__).parents[1] / "data" / "handover"
 NO_ROOM = "its descriptors found no room here (too many open files)"
 DAMAGED = "the journal that another balloond left is damaged"
 
@@ -496,6 +498,79 @@ def test_journal_of_an_earlier_version_is_read(tmp_path: Path, errors: Errors) -
 
     assert asyncio.run(go_on()) == list(NAMES)
     assert errors() == []
+
+
+class LeftByVersion1(Left):
+    """Two VMs that balloond left in a store when it wrote states of version 1, as recorded then.
+
+    Args:
+        folder: where it is recorded; tests/data/handover/README.md says how.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.store = KeepingStore()
+        self.vmms: list[socket.socket] = []
+        self.states: dict[str, GuestState] = {}
+        for line in (folder / "descriptors").read_text().splitlines():
+            name, kind, *size = line.split()
+            fd = self._make(name, kind, int(*size))
+            self.store.put(name, fd)
+            fd.close()
+        for path in sorted(folder.glob("vm*")):
+            state = OwnedFd(create_memfd("state", content=path.read_bytes()))
+            self.store.put(path.name, state)
+            self.states[path.name.partition(".")[0]] = decode_state(path.read_bytes())
+
+    def _make(self, name: str, kind: str, size: int) -> OwnedFd:
+        """A descriptor of the kind that the store had."""
+        match kind:
+            case "socket":
+                vmm, ours = socket.socketpair()
+                self.vmms += [vmm]
+                return OwnedFd(ours.detach())
+            case "journal":
+                return OwnedFd(create_memfd("journal", size_bytes=8216))
+            case "memory":
+                return OwnedFd(create_memfd("guest", size_bytes=size))
+            case "eventfd":
+                return OwnedFd(os.eventfd(0))
+            case _:
+                reader, writer = os.pipe()
+                os.close(writer)
+                return OwnedFd(reader)
+
+
+@pytest.mark.parametrize("style", ["qemu", "crosvm"])
+def test_vms_that_the_version_before_left_are_gone_on_with_just_as_they_were(
+    tmp_path: Path, all_lines: Errors, style: str
+) -> None:
+    left = LeftByVersion1(RECORDED / "v1" / style)
+    before = set(left.store.names)
+
+    async def go_on() -> list[VmId]:
+        guests = left.go_on(tmp_path)
+        served = [asyncio.ensure_future(guest.serve()) for guest in guests]
+        await asyncio.sleep(0)  # They begin.
+        for guest, task in zip(guests, served, strict=True):
+            guest.save()
+            guest.leave()
+            task.cancel()
+        await asyncio.wait(served)
+        return [guest.vm for guest in guests]
+
+    assert asyncio.run(go_on()) == [VmId(1, "vm1"), VmId(3, "vm3")]
+    assert [message for _, message in all_lines() if "another balloond left" in message] == []
+    written = {
+        name.partition(".")[0]: os.pread(left.store.kept[name].fileno(), MAX_STATE_BYTES, 0)
+        for name in left.store.names
+        if ".state-" in name
+    }
+    assert [state.partition(b" state ")[2][:2] for state in written.values()] == [b"2 "] * 2
+    # The row, the messages and each descriptor's number: this version writes what it has read.
+    assert {vm: decode_state(state) for vm, state in written.items()} == left.states
+    assert {name for name in before ^ left.store.names if ".state-" not in name} == set()
+    for vmm in left.vmms:
+        vmm.close()
 
 
 def test_guest_that_is_gone_leaves_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
