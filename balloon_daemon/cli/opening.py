@@ -7,19 +7,15 @@ from pathlib import Path
 from balloon_daemon.config.model import Config, fallback_directory
 from balloon_daemon.errors import ConfigError, KeeperError
 from balloon_daemon.guests.jailed.listening import Listener, kept_listener, listen
-from balloon_daemon.handover.store import (
-    Store,
-    check_keepers_place,
-    reach_keeper,
-    start_keeper,
-)
-from balloon_daemon.handover.systemd import connect_systemd, take_from_systemd
+from balloon_daemon.handover.keeper_start import check_keepers_place, reach_keeper, start_keeper
+from balloon_daemon.handover.store import Store
+from balloon_daemon.handover.systemd_store import systemd_store
 from balloon_daemon.linux.directories import make_private, others_may_write
 
 
 def open_all(
     config: Config, undo: contextlib.ExitStack, *, keep_fds: bool
-) -> tuple[Listener, Store | None, str]:
+) -> tuple[Listener, Store, str]:
     """The vhost-user socket, where VMs are kept for another balloond, and why they are not.
 
     They are in systemd's store, else in a keeper if one is wanted. With a keeper that does not
@@ -34,22 +30,21 @@ def open_all(
     Raises:
         ConfigError: one of them cannot be had.
     """
-    store, lost = connect_systemd(take_from_systemd()), ""
-    wants_keeper = store is None and keep_fds
+    store, lost = systemd_store(), ""
+    wants_keeper = keep_fds and not store.keeps
     if wants_keeper:
         check_keepers_place(config.socket)
         try:
             # First an earlier balloond's: it has the socket too, and that must not be bound again.
-            store = reach_keeper(config.socket)
+            store = reach_keeper(config.socket) or store
         except KeeperError as err:
             lost = str(err)
-    if store is not None:
-        undo.callback(store.abandon)
+    undo.callback(store.abandon)
     listener = kept_listener(store, config.socket)
     if listener is None:
-        listener = listen(config.socket, looked_for_keeper=wants_keeper or store is not None)
+        listener = listen(config.socket, looked_for_keeper=wants_keeper or store.keeps)
         undo.callback(listener.close)
-    if wants_keeper and store is None and not lost:
+    if wants_keeper and not store.keeps and not lost:
         # Last: whatever is wrong with the socket's path has been said by then.
         store = start_keeper(config.socket)
         undo.callback(store.abandon)

@@ -144,7 +144,7 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
                 # Its first line; what it quotes of the file is in there escaped.
                 bus.publish(PolicyFileWarning(str(warning).splitlines()[0]))
             bus.drain()
-            taken_over = store is not None and any("." in name for name in store.kept)
+            taken_over = any("." in name for name in store.kept)
             if not taken_over and is_for_people(sys.stdout.fileno()):
                 # A terminal that was stopped (Ctrl-S), or a pipe that is full, takes nothing.
                 with Interruptible():

@@ -20,13 +20,13 @@ from balloon_daemon.events import (
     TakenOver,
     VmFailed,
 )
-from balloon_daemon.guests.jailed.listening import LISTENER, Listener
+from balloon_daemon.guests.jailed.listening import Listener
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
-from balloon_daemon.guests.jailed.saver import GuestSaver
+from balloon_daemon.guests.jailed.saver import NullSaver, Saver, new_saver
 from balloon_daemon.guests.jailed.session import Guest, Surroundings
 from balloon_daemon.guests.jailed.supervisor import Jail
-from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.keys import LISTENER
 from balloon_daemon.handover.store import Store
 from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.host.watch import MemoryWatch
@@ -51,7 +51,7 @@ class Controller:
         source: where low memory comes from.
         jail: what devices are put into.
         listener: the vhost-user socket.
-        store: keeps guests for another controller; None where there is none.
+        store: keeps guests for another controller.
         publish: takes what happens.
         drain: has all of it read, before this process ends without its interpreter's end.
     """
@@ -62,7 +62,7 @@ class Controller:
         source: LowMemorySource,
         jail: Jail,
         listener: Listener,
-        store: Store | None,
+        store: Store,
         publish: Publish,
         drain: Callable[[], None],
     ) -> None:
@@ -112,10 +112,9 @@ class Controller:
             notify("STOPPING=1")
             ended = await self._end(leaving=leaving)
             watch.close()
-            if self._store is not None:
-                with contextlib.suppress(TimeoutError):
-                    await self._store.drained()
-                self._store.close()
+            with contextlib.suppress(TimeoutError):
+                await self._store.drained()
+            self._store.close()
             # A second signal on the way out must not end us by its default action.
             hold_end_signals()
             if not ended:
@@ -131,22 +130,19 @@ class Controller:
                 self._publish(StoppingAtOnce(number.name))
                 self._hurry.set_result(None)
         else:
-            kept = self._store is not None and not self._store.lost
-            leaving = number is signal.SIGUSR1 and kept
+            leaving = number is signal.SIGUSR1 and self._store.keeps
             self._publish(Stopping(number.name, leaving))
             stopping.set_result(leaving)
 
     def _take_over(self) -> None:
         """Goes on with what another controller left, and keeps the listening socket too."""
-        if self._store is None:
-            return
         self._store.watch(self._store_lost)
         self._store.close_late_by(self._closer.close)
         # systemd keeps several of one name: without this, each socket that was ever replaced.
         self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener.sock)
         for guest in recover(self._store, self._make, self._closer, self._publish):
-            self._count = max(self._count, int(guest.name.removeprefix("vm")))
+            self._count = max(self._count, guest.vm.number)
             self._serve(guest)
             guest.governor.resume()
             self._publish(TakenOver(guest.vm))
@@ -154,12 +150,9 @@ class Controller:
     def _store_lost(self) -> None:
         self._publish(StoreLost())
 
-    def _make(self, name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
+    def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Guest:
         peer = self._peers.of(connection)
-        guest = Guest(name, connection, peer, self._shared, self._publish, saver)
-        if saver is not None:
-            saver.when_not_kept(guest.save)
-        return guest
+        return Guest(vm, connection, peer, self._shared, self._publish, saver)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # A bug of ours in one callback; asyncio would print a traceback into the log.
@@ -171,15 +164,14 @@ class Controller:
         asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
 
     def _accept(self) -> None:
-        saver: GuestSaver | None = None
-        name = f"vm{self._count + 1}"
+        saver: Saver = NullSaver()
+        vm = VmId(self._count + 1, f"vm{self._count + 1}")
         try:
             # The journal first: a VMM for which there is none waits like one that finds no room.
-            saver = self._saver(name)
+            saver = new_saver(self._store, vm)
             sock, _ = self._listener.sock.accept()
         except OSError as err:
-            if saver is not None:
-                saver.close()
+            saver.close()
             if isinstance(err, (BlockingIOError, ConnectionAbortedError)):
                 return
             self._publish(NotAccepted(err.strerror or str(err)))
@@ -190,27 +182,20 @@ class Controller:
         peer = self._peers.of(connection)
         if self._peers.refuses(peer, self._publish):
             connection.close()
-            if saver is not None:
-                saver.close()
+            saver.close()
             return
-        if saver is not None and self._store is not None:
+        if self._store.keeps:
             capacity = self._store.room.capacity
-            vm = VmId(self._count + 1, name)
             if self._peers.keeps_no_more_of(peer, capacity, vm, self._publish):
                 saver.close()
-                saver = None
+                saver = NullSaver()
         self._count += 1
-        self._serve(self._make(name, connection, saver))
+        self._serve(self._make(vm, connection, saver))
 
     def _accept_again_in(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._listener.sock)
         self._accept_later = loop.call_later(seconds, self._listen)
-
-    def _saver(self, name: str) -> GuestSaver | None:
-        if self._store is None:
-            return None
-        return GuestSaver(self._store, name, Journal.create(f"balloond-{name}"))
 
     def _serve(self, guest: Guest) -> None:
         task = asyncio.get_running_loop().create_task(guest.serve())
@@ -247,7 +232,7 @@ class Controller:
             self._hurry = loop.create_future()
             await give_back(guests, self._hurry, self._publish)
         ended = await end_tasks(guests, self._publish)
-        if self._store is not None and not leaving:
+        if not leaving:
             self._store.remove(LISTENER)
             self._store.forget()
         return ended

@@ -9,8 +9,9 @@ they survive a kill -9, and cost nothing beside the socket's system calls.
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.linux.events import OwnedFd
@@ -49,6 +50,48 @@ class Entry(NamedTuple):
     request: bytes
 
 
+class RequestJournal(Protocol):
+    """Where the request in hand is written down, if anywhere."""
+
+    def begin_next(self, number: int, peek: Callable[[], bytes | None]) -> None:
+        """Writes down the request that a VMM's connection has next, if it has one.
+
+        Args:
+            number: which message of this VMM it is, from 1.
+            peek: gives the request without taking it from the connection; None: not there yet.
+        """
+
+    def sending(self) -> None:
+        """Its answer goes out next: to be called right before the system call."""
+
+    def done(self) -> None:
+        """It is answered, or needed no answer."""
+
+    def pending(self) -> Entry | None:
+        """The request in hand; None where there was none.
+
+        Raises:
+            StateFileError: the memory does not hold a journal. Whether its VMM waits for an answer
+                cannot be known then.
+        """
+
+
+class NoJournal:
+    """Writes nothing down: where no controller can go on with a VM, none needs to know."""
+
+    def begin_next(self, number: int, peek: Callable[[], bytes | None]) -> None:
+        pass
+
+    def sending(self) -> None:
+        pass
+
+    def done(self) -> None:
+        pass
+
+    def pending(self) -> Entry | None:
+        return None
+
+
 class Journal:
     """One guest's journal.
 
@@ -74,6 +117,10 @@ class Journal:
         """Makes an empty one."""
         return cls(OwnedFd(create_memfd(name, size_bytes=_SIZE)))
 
+    def begin_next(self, number: int, peek: Callable[[], bytes | None]) -> None:
+        if (request := peek()) is not None:
+            self.begin(number, request)
+
     def begin(self, number: int, request: bytes) -> None:
         """Writes a request down. The phase last: a store of four bytes is whole or not at all."""
         self._map[_HEAD.size : _HEAD.size + len(request)] = request
@@ -81,20 +128,12 @@ class Journal:
         self._words[0] = Phase.HANDLING
 
     def sending(self) -> None:
-        """Its answer goes out next: to be called right before the system call."""
         self._words[0] = Phase.SENDING
 
     def done(self) -> None:
-        """It is answered, or needed no answer."""
         self._words[0] = Phase.NONE
 
     def pending(self) -> Entry | None:
-        """The request in hand; None where there was none.
-
-        Raises:
-            StateFileError: the memory does not hold a journal. Whether its VMM waits for an answer
-                cannot be known then.
-        """
         phase, length, number = _HEAD.unpack_from(self._map)
         if phase == Phase.NONE:
             return None

@@ -8,6 +8,8 @@ is beyond the shares may be used by whoever comes first, up to half of the store
 for guests that are still to come. So no guest can take what another one has, or will need.
 """
 
+from balloon_daemon.handover.keys import STATE
+
 SHARE = 64
 """Descriptors that each guest may have, its states apart. A QEMU has some 25, and a few more while
 its guest starts again."""
@@ -17,9 +19,6 @@ STATES = 2
 
 _OWN = 16
 """Kept free for the listening socket, and for what has been taken out and may not be gone yet."""
-
-STATE = ".state-"
-"""What a state's name has behind its guest's."""
 
 
 class Room:

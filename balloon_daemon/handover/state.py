@@ -1,31 +1,48 @@
-"""A guest's state as bytes: what one controller writes and the next one reads.
+"""A VM's state as bytes: what one controller writes and the next one reads. Pure.
 
-Pure. The back-end's part is kept as the vhost-user messages that would bring a fresh back-end
-there, so restoring it runs through the same checks as a VMM's own messages. Descriptors are named
-by number; the store holds them as ``<guest>.<number>``.
+A state has two parts. ``vm`` is what every VM has: its number, its name and the row of it that the
+balloon policy goes on from. ``jailed`` is what a VM has that our own device serves: the vhost-user
+messages that bring a fresh back-end to where this one is, so that restoring it runs through the
+same checks as what a VMM says, and the VM's descriptors, by number (``keys.FdKey``).
 
-Layout: a line ``balloond guest state <version> <sha256 of the rest>``, then JSON.
+Layout: a line ``balloond guest state <version> <CRC-32 of the rest, 8 hex digits>``, then JSON.
+The checksum is against damage; nobody but a balloond of the same user can write a state.
 """
 
 import json
 import math
-import re
+import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from balloon_daemon.errors import StateFileError
-from balloon_daemon.sizing.balloon_policy import PolicyState
+from balloon_daemon.handover.state_v1 import read_v1
+from balloon_daemon.units import VmId
 
-if TYPE_CHECKING:
-    import hashlib
-
-VERSION = 1
+VERSION = 2
 MAX_STATE_BYTES = 1 << 20
 """Far above the largest: 256 regions take about 50 KiB."""
 
+MAX_NAME = 64
+"""Characters of a VM's name."""
+
 _MAGIC = "balloond guest state"
-_NAME = re.compile(r"vm[0-9]{1,18}")
-"""Guests are numbered by their connections, and the count never starts over."""
+
+
+class VmRow(NamedTuple):
+    """What the balloon policy goes on from in another controller.
+
+    Attributes:
+        vm_mem_bytes: the VM's size that the policy goes by.
+        level: how many steps of memory the balloon is to have.
+        recheck_at_s: when to listen for low memory again, on CLOCK_MONOTONIC; None: it listens.
+        release_at_s: when to try a step down, on CLOCK_MONOTONIC; None: nothing to release.
+    """
+
+    vm_mem_bytes: int
+    level: int
+    recheck_at_s: float | None
+    release_at_s: float | None
 
 
 class SavedMessage(NamedTuple):
@@ -35,43 +52,52 @@ class SavedMessage(NamedTuple):
     fds: tuple[int, ...]
 
 
-class GuestState(NamedTuple):
-    """All that the next controller needs of one guest.
+class JailedGuest(NamedTuple):
+    """What the next controller needs of a VM that our own device serves.
 
     Attributes:
-        name: the guest's.
         handled: messages of the VMM that this state includes.
         num_pages: the balloon's target, in 4 KiB pages.
         actual: its size, in 4 KiB pages; the driver's last word, or one shortly before.
-        vm_mem_bytes: the VM's size that the policy goes by; 0 while there is no policy.
-        policy: level and deadlines on CLOCK_MONOTONIC; None while there is no policy.
         connection: the VMM's socket.
-        journal: the request in the making.
-        life: read end of a pipe that the device holds open; None where no device was forked.
+        journal: the memory with the request in hand.
+        stderr_pipe: read end of the pipe on which the device writes its standard error, and whose
+            hang-up says that the device has ended; None where no device was forked.
         messages: what a fresh back-end must hear.
     """
 
-    name: str
     handled: int
     num_pages: int
     actual: int
-    vm_mem_bytes: int
-    policy: PolicyState | None
     connection: int
     journal: int
-    life: int | None
+    stderr_pipe: int | None
     messages: tuple[SavedMessage, ...]
 
     def fds(self) -> set[int]:
         """The numbers of all descriptors that it names."""
         numbers = {self.connection, self.journal}
-        if self.life is not None:
-            numbers.add(self.life)
+        if self.stderr_pipe is not None:
+            numbers.add(self.stderr_pipe)
         return numbers.union(*(message.fds for message in self.messages))
 
 
-class Beginning:
-    """The messages that many states of a guest begin with, encoded and hashed once for all.
+class GuestState(NamedTuple):
+    """All that the next controller needs of one VM.
+
+    Attributes:
+        vm: which VM it is.
+        row: where its balloon policy stands; None while there is no policy.
+        jailed: what our own device's VM has beside that.
+    """
+
+    vm: VmId
+    row: VmRow | None
+    jailed: JailedGuest
+
+
+class EncodedMessages:
+    """Messages that many states of a guest have in common, encoded and summed once for all.
 
     Memory tables have up to 256 regions and seldom change, vrings change while a driver is bound;
     a state is encoded for each decision, and up to 20 times a second while a balloon grows.
@@ -82,49 +108,56 @@ class Beginning:
     """
 
     def __init__(
-        self, messages: Sequence[SavedMessage] = (), after: "Beginning | None" = None
+        self, messages: Sequence[SavedMessage] = (), after: "EncodedMessages | None" = None
     ) -> None:
-        self._any: bool = bool(messages) or (after is not None and after._any)
         encoded = _listed(messages).encode()
-        own = frozenset(fd for message in messages for fd in message.fds)
+        added_fds = frozenset(fd for message in messages for fd in message.fds)
         if after is None:
-            self.fds: frozenset[int] = own
-            self._content = b'{"messages": [' + encoded
-            self._digest = _sha256(self._content)
+            added = b'{"jailed": {"messages": [' + encoded
+            self._any: bool = bool(messages)
+            self.fds: frozenset[int] = added_fds
+            self._content = added
+            self._crc = zlib.crc32(added)
         else:
-            self.fds = after.fds | own
             added = (b", " if after._any and messages else b"") + encoded
+            self._any = after._any or bool(messages)
+            self.fds = after.fds | added_fds
             self._content = after._content + added
-            self._digest = after._digest.copy()
-            self._digest.update(added)
+            self._crc = zlib.crc32(added, after._crc)
 
     def encode(self, state: GuestState) -> bytes:
         """The bytes of a state whose own messages follow these."""
-        policy = None
-        if state.policy is not None:
-            policy = [state.policy.level, state.policy.recheck_at_s, state.policy.release_at_s]
-        fields = {
-            "name": state.name,
-            "handled": state.handled,
-            "num_pages": state.num_pages,
-            "actual": state.actual,
-            "vm_mem_bytes": state.vm_mem_bytes,
-            "policy": policy,
-            "connection": state.connection,
-            "journal": state.journal,
-            "life": state.life,
+        jailed, row = state.jailed, state.row
+        numbers = {
+            "handled": jailed.handled,
+            "num_pages": jailed.num_pages,
+            "actual": jailed.actual,
+            "connection": jailed.connection,
+            "journal": jailed.journal,
+            "stderr_pipe": jailed.stderr_pipe,
         }
-        comma = ", " if self._any and state.messages else ""
-        rest = f"{comma}{_listed(state.messages)}], {json.dumps(fields)[1:]}".encode()
-        digest = self._digest.copy()
-        digest.update(rest)
-        head = f"{_MAGIC} {VERSION} {digest.hexdigest()}\n".encode()
+        vm = {
+            "number": state.vm.number,
+            "name": state.vm.name,
+            "row": None
+            if row is None
+            else {
+                "vm_mem_bytes": row.vm_mem_bytes,
+                "level": row.level,
+                "recheck_at_s": row.recheck_at_s,
+                "release_at_s": row.release_at_s,
+            },
+        }
+        comma = ", " if self._any and jailed.messages else ""
+        messages = f"{comma}{_listed(jailed.messages)}]"
+        rest = f'{messages}, {json.dumps(numbers)[1:]}, "vm": {json.dumps(vm)}}}'.encode()
+        head = f"{_MAGIC} {VERSION} {zlib.crc32(rest, self._crc):08x}\n".encode()
         return b"".join((head, self._content, rest))
 
 
 def encode_state(state: GuestState) -> bytes:
     """The bytes of a state."""
-    return Beginning().encode(state)
+    return EncodedMessages().encode(state)
 
 
 def _listed(messages: Sequence[SavedMessage]) -> str:
@@ -132,65 +165,68 @@ def _listed(messages: Sequence[SavedMessage]) -> str:
 
 
 def decode_state(content: bytes) -> GuestState:
-    """Reads a state.
+    """Reads a state, of this version or of version 1.
 
     Raises:
-        StateFileError: it is of another version, damaged, or not a state at all. Nothing of such
-            a state is used.
+        StateFileError: it is of another version, damaged, or not a state at all. Nothing of it is
+            used then.
     """
     head, newline, body = content.partition(b"\n")
     words = head.decode("ascii", "replace").split(" ")
     if not newline or " ".join(words[:-2]) != _MAGIC:
         raise StateFileError("is not a guest's state")
-    version, digest = words[-2:]
-    if version != str(VERSION):
-        raise StateFileError(f"is of version {version}, this balloond reads version {VERSION}")
-    if digest != _sha256(body).hexdigest():
-        raise StateFileError("is damaged: its checksum is wrong")
+    version, checksum = words[-2:]
     try:
-        return _checked(json.loads(body))
+        if version == str(VERSION):
+            if checksum != f"{zlib.crc32(body):08x}":
+                raise StateFileError("is damaged: its checksum is wrong")
+            fields = json.loads(body)
+        elif version == "1":
+            fields = read_v1(body, checksum)
+        else:
+            raise StateFileError(
+                f"is of version {version}, this balloond reads versions 1 and {VERSION}"
+            )
+        return _state(fields)
     except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as err:
         raise StateFileError(f"is damaged: {err}") from err
 
 
-def _sha256(content: bytes) -> "hashlib._Hash":
-    # Here, as only a balloond with a store needs it: it loads libcrypto, 8 ms and 3.7 MiB.
-    import hashlib
-
-    return hashlib.sha256(content)
-
-
-def _checked(fields: dict[str, object]) -> GuestState:
-    policy = fields["policy"]
-    life = fields["life"]
-    messages = fields["messages"]
-    name = fields["name"]
-    if not isinstance(name, str) or not isinstance(messages, list):
+def _state(fields: dict[str, dict[str, object]]) -> GuestState:
+    vm, jailed = fields["vm"], fields["jailed"]
+    number, name, row = _number(vm["number"]), vm["name"], vm["row"]
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+        raise ValueError(f"a VM named {name!r}")
+    messages, stderr_pipe = jailed["messages"], jailed["stderr_pipe"]
+    if not isinstance(messages, list):
         raise ValueError("a field of the wrong type")
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"a guest named {name!r}")
     return GuestState(
-        name=name,
-        handled=_number(fields["handled"]),
-        num_pages=_number(fields["num_pages"], 1 << 32),
-        actual=_number(fields["actual"], 1 << 32),
-        vm_mem_bytes=_number(fields["vm_mem_bytes"]),
-        policy=None if policy is None else _policy(policy),
-        connection=_number(fields["connection"]),
-        journal=_number(fields["journal"]),
-        life=None if life is None else _number(life),
-        messages=tuple(
-            SavedMessage(bytes.fromhex(content), tuple(_number(fd) for fd in fds))
-            for content, fds in messages
+        vm=VmId(number, name),
+        row=None if row is None else _row(row),
+        jailed=JailedGuest(
+            handled=_number(jailed["handled"]),
+            num_pages=_number(jailed["num_pages"], 1 << 32),
+            actual=_number(jailed["actual"], 1 << 32),
+            connection=_number(jailed["connection"]),
+            journal=_number(jailed["journal"]),
+            stderr_pipe=None if stderr_pipe is None else _number(stderr_pipe),
+            messages=tuple(
+                SavedMessage(bytes.fromhex(content), tuple(_number(fd) for fd in fds))
+                for content, fds in messages
+            ),
         ),
     )
 
 
-def _policy(fields: object) -> PolicyState:
-    if not isinstance(fields, list) or len(fields) != 3:
-        raise ValueError("a policy that is no level and two deadlines")
-    level, recheck_at_s, release_at_s = fields
-    return PolicyState(_number(level), _seconds(recheck_at_s), _seconds(release_at_s))
+def _row(fields: object) -> VmRow:
+    if not isinstance(fields, dict):
+        raise ValueError("a row that is no object")
+    return VmRow(
+        vm_mem_bytes=_number(fields["vm_mem_bytes"]),
+        level=_number(fields["level"]),
+        recheck_at_s=_seconds(fields["recheck_at_s"]),
+        release_at_s=_seconds(fields["release_at_s"]),
+    )
 
 
 def _number(value: object, limit: int = 1 << 63) -> int:

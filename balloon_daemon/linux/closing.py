@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.events import OwnedFd
@@ -119,6 +120,18 @@ class FdAccount:
     def debt(self) -> int:
         """Descriptors that wait for their close, with numbers and without."""
         return self.waiting + self.parked
+
+
+class ClosesFds(Protocol):
+    """Closes what others opened, without having its caller wait."""
+
+    def close(self, fds: Sequence[int], owner: "ForeignFds | None" = None) -> None:
+        """Closes one peer's descriptors, soon; returns at once.
+
+        Args:
+            fds: the descriptors.
+            owner: the peer who sent them; None: another one.
+        """
 
 
 class Closer:
@@ -343,7 +356,7 @@ class ForeignFds:
         closer: closes them.
     """
 
-    def __init__(self, closer: Closer) -> None:
+    def __init__(self, closer: ClosesFds) -> None:
         self._closer = closer
         self.account = FdAccount()
         self._dropped: list[int] = []

@@ -1,10 +1,49 @@
-"""What a service says to its manager (sd_notify(3)): one datagram, no library needed."""
+"""How a service and its manager talk: sd_notify(3)'s datagrams, and what a service inherits.
 
+No library is needed: each message is one datagram of assignments (``READY=1``), with descriptors
+where the manager is to store some (``FDSTORE=1``).
+"""
+
+import array
+import fcntl
 import os
+import select
 import socket
+
+from balloon_daemon.linux.apart import LOW
+from balloon_daemon.linux.events import OwnedFd
 
 MANAGER_WITHIN_S = 2.0
 """How long the service manager may take to take a message."""
+
+STORE_TRIED_WITHIN_S = 5.0
+"""How long the service manager may take to show whether it stores anything."""
+
+CLOSED_WITHIN_S = 0.1
+"""How long systemd may take to close what it does not store: it has a thread do so."""
+
+FDSTORE_MAX = 65536
+"""As the shipped unit has it (``FileDescriptorStoreMax=``)."""
+
+TRIAL = "trial"
+"""The name of the descriptor by which it is tried whether anything is stored."""
+
+_FIRST_INHERITED = 3
+
+
+def connect_manager() -> socket.socket | None:
+    """A socket that leads to the service manager; None where none has started us or it is gone."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        # A name that begins with @ is in the kernel's own name space (unix(7)).
+        sock.connect("\0" + path[1:] if path.startswith("@") else path)
+    except OSError:
+        sock.close()
+        return None
+    return sock
 
 
 def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
@@ -18,19 +57,92 @@ def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
         False where there is no manager to tell; a manager that cannot be reached is no error of
         the daemon either.
     """
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path.startswith(("/", "@")):
+    sock = connect_manager()
+    if sock is None:
         return False
-    address = "\0" + path[1:] if path.startswith("@") else path
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    with sock:
+        try:
             # READY=1 must arrive: the manager's queue may be full of descriptors for its store.
             sock.settimeout(within_s)
             # A path need not be UTF-8.
-            sock.sendto("\n".join(assignments).encode(errors="surrogateescape"), address)
+            sock.send("\n".join(assignments).encode(errors="surrogateescape"))
+        except OSError:
+            return False
+    return True
+
+
+def take_stored_fds() -> dict[str, OwnedFd]:
+    """What systemd stored for us (sd_listen_fds_with_names(3)), by name; empty where it has none.
+
+    The variables are removed, so that no child takes them for its own.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdigit() or int(count) != len(names):
+        return {}
+    fds = []
+    for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
+        # Out of the numbers that a child has which leaves our table (linux/apart.py). None of it
+        # is a file whose close waits: a VMM's that is, is never put into the store.
+        fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOW))
+        os.close(fd)
+    return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
+
+
+def store_capacity(manager: socket.socket, *, has_stored: bool) -> int:
+    """How many descriptors the manager stores for this service; 0 where it stores none.
+
+    systemd says so in ``$FDSTORE`` since version 254. Without that variable the unit stores
+    nothing, or the manager is an older systemd, which does not tell its
+    ``FileDescriptorStoreMax=``: so a descriptor is stored and taken out again, to see whether it
+    stays open, and the store is taken to have the room that the shipped unit gives it.
+
+    Args:
+        manager: from ``connect_manager``.
+        has_stored: it has handed us something that it had stored.
+    """
+    # Removed, so that no child takes it for its own.
+    told = os.environ.pop("FDSTORE", "")
+    if told.isascii() and told.isdigit():
+        return int(told)
+    return FDSTORE_MAX if has_stored or _stores(manager) else 0
+
+
+def _stores(manager: socket.socket) -> bool:
+    """Tries whether the manager keeps a descriptor that it is to store.
+
+    What it does not store it closes, and a pipe tells when its last writer is gone.
+
+    Source: sd_notify(3), ``FDSTORE=1`` and ``BARRIER=1``.
+    """
+    manager.settimeout(STORE_TRIED_WITHIN_S)
+    try:
+        trial = _send_writer(manager, f"FDSTORE=1\nFDPOLL=0\nFDNAME={TRIAL}")
+        barrier = _send_writer(manager, "BARRIER=1")
+        # The barrier is closed once all that was sent before it has been dealt with.
+        stored = _is_closed(barrier, STORE_TRIED_WITHIN_S) and not _is_closed(
+            trial, CLOSED_WITHIN_S
+        )
+        manager.send(f"FDSTOREREMOVE=1\nFDNAME={TRIAL}".encode())
     except OSError:
         return False
-    return True
+    return stored
+
+
+def _send_writer(manager: socket.socket, message: str) -> OwnedFd:
+    """Sends the writing end of a new pipe with a message; returns its reading end."""
+    reader, writer = map(OwnedFd, os.pipe())
+    rights = array.array("i", [writer.fileno()])
+    manager.sendmsg([message.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    writer.close()
+    return reader
+
+
+def _is_closed(reader: OwnedFd, within_s: float) -> bool:
+    """Waits until a pipe's last writer is gone; False where it stays."""
+    poller = select.poll()
+    poller.register(reader.fileno(), 0)
+    return bool(poller.poll(within_s * 1000))
 
 
 def runs_as_service() -> bool:

@@ -5,33 +5,37 @@ says nothing that could not be.
 """
 
 import hashlib
+import zlib
 
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.handover.state import (
     VERSION,
     GuestState,
+    JailedGuest,
     SavedMessage,
+    VmRow,
     decode_state,
     encode_state,
 )
-from balloon_daemon.sizing.balloon_policy import PolicyState
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.harness.enemies.choices import Choices
 from tests.harness.invariants import require
 
 _WHOLE = GuestState(
-    name="vm1",
-    handled=40,
-    num_pages=1024,
-    actual=512,
-    vm_mem_bytes=1 << 29,
-    policy=PolicyState(3, 12.5, None),
-    connection=0,
-    journal=1,
-    life=2,
-    messages=(
-        SavedMessage(encode_request(FrontendRequest.SET_FEATURES, bytes(8)), ()),
-        SavedMessage(encode_request(FrontendRequest.SET_VRING_KICK, bytes(8)), (3,)),
+    vm=VmId(1, "vm1"),
+    row=VmRow(1 << 29, 3, 12.5, None),
+    jailed=JailedGuest(
+        handled=40,
+        num_pages=1024,
+        actual=512,
+        connection=0,
+        journal=1,
+        stderr_pipe=2,
+        messages=(
+            SavedMessage(encode_request(FrontendRequest.SET_FEATURES, bytes(8)), ()),
+            SavedMessage(encode_request(FrontendRequest.SET_VRING_KICK, bytes(8)), (3,)),
+        ),
     ),
 )
 
@@ -49,24 +53,27 @@ def run(data: bytes) -> None:
         if bytes(content) != encode_state(_WHOLE):
             require(_decode(bytes(content)) is None, "a damaged state is taken", bytes(content))
     elif kind == 2:
-        _decode(_signed(choices.rest()))
+        body = choices.rest()
+        _decode(_signed(body, zlib.crc32(body).to_bytes(4).hex(), VERSION))
+        _decode(_signed(body, hashlib.sha256(body).hexdigest(), 1))
     else:
-        state = _WHOLE._replace(
-            name=choices.take(choices.below(9)).decode("latin-1"),
-            handled=choices.wide(7),
-            num_pages=choices.number(4),
-            actual=choices.number(4),
-            life=choices.pick((None, 0, 9)),
-            policy=choices.pick((None, PolicyState(choices.below(17), None, choices.number(3)))),
-            messages=(SavedMessage(choices.rest(), (4, 5)),),
+        state = GuestState(
+            vm=VmId(choices.number(4), choices.take(choices.below(9)).decode("latin-1")),
+            row=choices.pick((None, VmRow(1 << 29, choices.below(17), None, choices.number(3)))),
+            jailed=_WHOLE.jailed._replace(
+                handled=choices.wide(7),
+                num_pages=choices.number(4),
+                actual=choices.number(4),
+                stderr_pipe=choices.pick((None, 0, 9)),
+                messages=(SavedMessage(choices.rest(), (4, 5)),),
+            ),
         )
         decoded = _decode(encode_state(state))
         require(decoded is None or decoded == state, "another state comes out", state, decoded)
 
 
-def _signed(body: bytes) -> bytes:
-    digest = hashlib.sha256(body).hexdigest()
-    return f"balloond guest state {VERSION} {digest}\n".encode() + body
+def _signed(body: bytes, checksum: str, version: int) -> bytes:
+    return f"balloond guest state {version} {checksum}\n".encode() + body
 
 
 def _decode(content: bytes) -> GuestState | None:
@@ -75,8 +82,10 @@ def _decode(content: bytes) -> GuestState | None:
     except StateFileError as err:
         require(str(err), "refused without a reason")
         return None
-    numbers = [state.handled, state.num_pages, state.actual, state.vm_mem_bytes, *state.fds()]
+    jailed = state.jailed
+    numbers = [state.vm.number, jailed.handled, jailed.num_pages, jailed.actual, *jailed.fds()]
+    numbers += [] if state.row is None else [state.row.vm_mem_bytes, state.row.level]
     require(all(type(n) is int and n >= 0 for n in numbers), "a number that is none", state)
-    require(max(state.num_pages, state.actual) < 1 << 32, "more pages than fit", state)
+    require(max(jailed.num_pages, jailed.actual) < 1 << 32, "more pages than fit", state)
     require(decode_state(encode_state(state)) == state, "another state comes out", state)
     return state

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from balloon_daemon.handover.fd_keeper import FORGET
-from balloon_daemon.handover.store import keeper_path
+from balloon_daemon.handover.keeper_start import keeper_path
 from tests.harness.daemon import Daemon
 from tests.harness.waiting import HANG_S, wait_until
 

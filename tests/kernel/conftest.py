@@ -9,7 +9,7 @@ import pytest
 
 from balloon_daemon.device.template import Template, start_template
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
-from balloon_daemon.handover.store import keeper_path
+from balloon_daemon.handover.keeper_start import keeper_path
 from tests.harness.daemon import Daemon, DaemonConfig
 from tests.harness.device_rig import DeviceRig, shipped_filter
 from tests.harness.fd_keeper import end_keeper

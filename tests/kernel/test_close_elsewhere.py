@@ -17,7 +17,7 @@ import pytest
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
 from balloon_daemon.fake_guest.wire import Wire
-from balloon_daemon.handover.store import keeper_path
+from balloon_daemon.handover.keeper_start import keeper_path
 from balloon_daemon.linux import closing_child
 from balloon_daemon.linux.closing import (
     MAX_HANGING,

@@ -14,7 +14,7 @@ import balloon_daemon
 from balloon_daemon.ctl.demo_processes import DemoDaemon
 from balloon_daemon.ctl.demo_story import plan
 from balloon_daemon.fake_guest.client import FakeGuestProcess
-from balloon_daemon.handover import store
+from balloon_daemon.handover import keeper_start
 from balloon_daemon.units import GIB
 from tests.harness.waiting import HANG_S, wait_until
 
@@ -72,6 +72,6 @@ def test_demos_daemon_runs_nothing_of_the_current_directory(trap: Path, tmp_path
 
 
 def test_keeper_runs_nothing_of_the_current_directory(trap: Path, tmp_path: Path) -> None:
-    kept = store.start_keeper(tmp_path / "s")
+    kept = keeper_start.start_keeper(tmp_path / "s")
     kept.abandon()
     assert not trap.exists()

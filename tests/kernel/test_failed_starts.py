@@ -13,7 +13,7 @@ import pytest
 
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import FORGET
-from balloon_daemon.handover.store import MAX_PATH_BYTES, keeper_path
+from balloon_daemon.handover.keeper_start import MAX_PATH_BYTES, keeper_path
 from tests.harness.fd_keeper import end_keeper
 from tests.harness.makers import StartDaemon
 from tests.harness.marked_start import DEADLINE_S, MarkedStart

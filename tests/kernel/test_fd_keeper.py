@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.handover.fd_keeper import ANSWERS, END, FORGET, MAX_HANGING, TAKE, Keeper
-from balloon_daemon.handover.store import Store
+from balloon_daemon.handover.store import SocketStore
 from balloon_daemon.linux.events import OwnedFd
 from tests.harness.slow_close import MuteFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
@@ -217,7 +217,7 @@ def test_state_that_is_kept_replaces_what_it_names(balloond: socket.socket) -> N
 @pytest.mark.parametrize("answers", [True, False], ids=["keeper", "systemd or an old keeper"])
 def test_store_that_does_not_replace_by_itself_is_told_each_step(answers: bool) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    store = Store(ours, {}, ours=True, capacity=100, answers=answers)
+    store = SocketStore(ours, {}, is_keeper=True, capacity=100, answers=answers)
     fd = OwnedFd(os.eventfd(0))
     store.replace("vm1.state-2", fd, ["vm1.state-1", "vm1.7"])
     store.close()

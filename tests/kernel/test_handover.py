@@ -18,7 +18,7 @@ from balloon_daemon.fake_guest.machine import GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import QEMU, QEMU_WITHOUT_SLOTS, STYLES, Style
 from balloon_daemon.fake_guest.wire import Wire
-from balloon_daemon.handover.store import keeper_path
+from balloon_daemon.handover.keeper_start import keeper_path
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB, FrontendAddr, GuestAddr

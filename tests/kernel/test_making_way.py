@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from balloon_daemon.fake_guest.wire import Wire
-from balloon_daemon.handover.store import keeper_path
+from balloon_daemon.handover.keeper_start import keeper_path
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import (
     U64,

@@ -13,7 +13,7 @@ import pytest
 from balloon_daemon.cli.opening import make_directory
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.machine import run
-from balloon_daemon.handover.store import start_keeper
+from balloon_daemon.handover.keeper_start import start_keeper
 from tests.harness.daemon import BALLOOND, Daemon
 from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.waiting import HANG_S, wait_until

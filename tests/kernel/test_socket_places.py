@@ -13,8 +13,8 @@ import pytest
 
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.wire import Wire
-from balloon_daemon.handover import fd_keeper, store
-from balloon_daemon.handover.store import keeper_at, keeper_path, start_keeper
+from balloon_daemon.handover import fd_keeper
+from balloon_daemon.handover.keeper_start import keeper_at, keeper_path, start_keeper
 from balloon_daemon.linux.directories import is_private, make_private, others_may_write
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.harness.daemon import BALLOOND, Daemon
@@ -332,7 +332,7 @@ def test_socket_that_was_given_to_a_vmms_user_is_kept_and_replaced(
     second = start_daemon("--keep-fds")
     kept = os.lstat(second.config.socket)
     second.kill()
-    os.kill(store.keeper_at(second.config.socket).pid, signal.SIGKILL)  # type: ignore[union-attr]
+    os.kill(keeper_at(second.config.socket).pid, signal.SIGKILL)  # type: ignore[union-attr]
     wait_until(lambda: keeper_at(second.config.socket) is None, what="the keeper is gone")
     third = start_daemon()
 

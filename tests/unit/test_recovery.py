@@ -8,7 +8,6 @@ import struct
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -25,12 +24,13 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
-from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
+from balloon_daemon.guests.jailed.saver import GuestSaver, Saver, Snapshot
 from balloon_daemon.guests.jailed.session import Guest, Surroundings
 from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
 from balloon_daemon.handover.room import Room
-from balloon_daemon.handover.store import HasFileno, Store
+from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, decode_state
+from balloon_daemon.handover.store import HasFileno, NoStore
 from balloon_daemon.host.low_memory import ChromeosLowMemory
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.events import OwnedFd
@@ -55,31 +55,28 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
-from tests.fakes.closes_at_once import closes_at_once
+from tests.fakes.closes_at_once import ClosesAtOnce
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
 from tests.harness.waiting import HANG_S
 
 Q = FrontendRequest
 NAMES = ("vm1", "vm2")
+RECORDED = Path(__file__).parents[1] / "data" / "handover"
 NO_ROOM = "its descriptors found no room here (too many open files)"
 DAMAGED = "the journal that another balloond left is damaged"
 
 VM1 = VmId(1, "vm1")
 
 
-class KeepingStore:
+class KeepingStore(NoStore):
     """Stands for a store: all that was put into it is what the next controller finds."""
 
-    is_behind = False
-    has_all = True
-
-    def is_behind_with(self, _guest: str) -> bool:
-        return False
+    keeps = True
 
     def __init__(self) -> None:
+        super().__init__()
         self.room = Room(1000)
         self.names: set[str] = set()
-        self.kept: dict[str, OwnedFd] = {}
         self.full = False
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
@@ -91,16 +88,18 @@ class KeepingStore:
     def remove(self, name: str) -> None:
         self.names.discard(name)
 
-    def owned(self, guest: str, lost: object) -> None:
-        """It loses nothing by itself."""
-
-    def replace(self, name: str, fd: HasFileno, gone: Sequence[str], **_: object) -> None:
+    def replace(
+        self,
+        name: str,
+        fd: HasFileno,
+        gone: Sequence[str],
+        *,
+        losses: int = 0,
+        stay: Sequence[str] | None = None,
+    ) -> None:
         self.put(name, fd)
         for each in gone:
             self.remove(each)
-
-    async def drained(self) -> None:
-        """It is never behind."""
 
 
 def whose_rings_run(base: int) -> Backend:
@@ -146,11 +145,12 @@ class Left:
             vmm, ours = socket.socketpair()
             vmm.setblocking(False)
             self.vmms.append(vmm)
-            saver = GuestSaver(cast(Store, self.store), name, Journal.create("test"))
+            vm = VmId(int(name.removeprefix("vm")), name)
+            saver = GuestSaver(self.store, vm, Journal.create("test"))
             backend = make()
             backend.channel = channel = OwnedFd(socket.socket(socket.AF_UNIX).detach())
             self.channels[name] = os.fstat(channel.fileno()).st_ino
-            saver.save(Snapshot(0, 0, None, backend, ours, None))
+            saver.save(Snapshot(0, None, backend, ours, None))
             self.journals.append(saver.journal.fd.duplicate())
             saver.close()
             backend.close()
@@ -171,14 +171,13 @@ class Left:
         """Another controller's guests; within an event loop."""
         publish = self.published.append
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, publish)
-        store = cast(Store, self.store)
         shared = Surroundings(Config(), watch, Jail(lambda: None, None, no_fork))
         peers = Peers()
 
-        def make(name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
-            return Guest(name, connection, peers.of(connection), shared, publish, saver)
+        def make(vm: VmId, connection: Connection, saver: Saver) -> Guest:
+            return Guest(vm, connection, peers.of(connection), shared, publish, saver)
 
-        return recover(store, make, closes_at_once(), publish)
+        return recover(self.store, make, ClosesAtOnce(), publish)
 
     async def first_is_let_go_and_second_served(self, guests: list[Guest]) -> None:
         """Raises TimeoutError where it is not so."""
@@ -485,6 +484,80 @@ def test_journal_of_an_earlier_version_is_read(tmp_path: Path) -> None:
 
     assert asyncio.run(go_on()) == list(NAMES)
     assert left.of(StateRefused, ConnectionClosed, ConnectionFailed) == []
+
+
+class LeftByVersion1(Left):
+    """Two VMs that balloond left in a store when it wrote states of version 1, as recorded then.
+
+    Args:
+        folder: where it is recorded; tests/data/handover/README.md says how.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.store = KeepingStore()
+        self.vmms: list[socket.socket] = []
+        self.published = []
+        self.states: dict[str, GuestState] = {}
+        for line in (folder / "descriptors").read_text().splitlines():
+            name, kind, *size = line.split()
+            fd = self._make(name, kind, int(*size))
+            self.store.put(name, fd)
+            fd.close()
+        for path in sorted(folder.glob("vm*")):
+            state = OwnedFd(create_memfd("state", content=path.read_bytes()))
+            self.store.put(path.name, state)
+            self.states[path.name.partition(".")[0]] = decode_state(path.read_bytes())
+
+    def _make(self, name: str, kind: str, size: int) -> OwnedFd:
+        """A descriptor of the kind that the store had."""
+        match kind:
+            case "socket":
+                vmm, ours = socket.socketpair()
+                self.vmms += [vmm]
+                return OwnedFd(ours.detach())
+            case "journal":
+                return OwnedFd(create_memfd("journal", size_bytes=8216))
+            case "memory":
+                return OwnedFd(create_memfd("guest", size_bytes=size))
+            case "eventfd":
+                return OwnedFd(os.eventfd(0))
+            case _:
+                reader, writer = os.pipe()
+                os.close(writer)
+                return OwnedFd(reader)
+
+
+@pytest.mark.parametrize("style", ["qemu", "crosvm"])
+def test_vms_that_the_version_before_left_are_gone_on_with_just_as_they_were(
+    tmp_path: Path, style: str
+) -> None:
+    left = LeftByVersion1(RECORDED / "v1" / style)
+    before = set(left.store.names)
+
+    async def go_on() -> list[VmId]:
+        guests = left.go_on(tmp_path)
+        served = [asyncio.ensure_future(guest.serve()) for guest in guests]
+        await asyncio.sleep(0)  # They begin.
+        for guest, task in zip(guests, served, strict=True):
+            guest.save()
+            guest.leave()
+            task.cancel()
+        await asyncio.wait(served)
+        return [guest.vm for guest in guests]
+
+    assert asyncio.run(go_on()) == [VmId(1, "vm1"), VmId(3, "vm3")]
+    assert left.of(StateRefused) == []
+    written = {
+        name.partition(".")[0]: os.pread(left.store.kept[name].fileno(), MAX_STATE_BYTES, 0)
+        for name in left.store.names
+        if ".state-" in name
+    }
+    assert [state.partition(b" state ")[2][:2] for state in written.values()] == [b"2 "] * 2
+    # The row, the messages and each descriptor's number: this version writes what it has read.
+    assert {vm: decode_state(state) for vm, state in written.items()} == left.states
+    assert {name for name in before ^ left.store.names if ".state-" not in name} == set()
+    for vmm in left.vmms:
+        vmm.close()
 
 
 def test_guest_that_is_gone_leaves_nothing_to_the_garbage_collector(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balloon_daemon.handover.room import SHARE, STATE, STATES, Room
+from balloon_daemon.handover.keys import STATE
+from balloon_daemon.handover.room import SHARE, STATES, Room
 
 CAPACITY = 2000
 GUESTS = ("vm1", "vm2", "vm3", "vm40")

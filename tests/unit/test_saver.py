@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import cast
 
 import pytest
 
@@ -14,10 +13,10 @@ from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.room import SHARE, STATES, Room
 from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, SavedMessage, decode_state
-from balloon_daemon.handover.store import HasFileno, Store
+from balloon_daemon.handover.store import HasFileno, NoStore
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd, read_sealed
-from balloon_daemon.units import FrontendAddr, GuestAddr
+from balloon_daemon.units import FrontendAddr, GuestAddr, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import inspect_memory
 from balloon_daemon.vhost_user.memory_table import MemoryTable
@@ -34,24 +33,28 @@ from tests.fakes.counted_fd import inspect
 from tests.fakes.told_backend import ADDR, OFFERED, REGION
 from tests.harness.waiting import HANG_S
 
+VM1 = VmId(1, "web server")
+"""Its name is for people: nothing in a store is named by it."""
 
-class RememberingStore:
+
+class RememberingStore(NoStore):
     """Stands for a store: the names that it has, and the newest state's descriptors by number.
 
     Args:
         capacity: for how many it has room.
     """
 
-    has_all = True
+    keeps = True
     behind = False
 
-    def is_behind_with(self, _guest: str) -> bool:
+    def is_behind_with(self, group: str) -> bool:
         return self.behind
 
     def __init__(self, capacity: int = 1000) -> None:
+        super().__init__()
         self.room = Room(capacity)
         self.owners: dict[str, Callable[[str, int], None]] = {}
-        self.last: dict[str, object] = {}
+        self.losses, self.stay = 0, list[str]()
         self.names: set[str] = set()
         self.needed: set[int] = set()
         self.full = False
@@ -66,22 +69,27 @@ class RememberingStore:
         self.inodes[name] = os.fstat(fd.fileno()).st_ino
         if ".state-" in name:
             self.state = decode_state(read_sealed(fd.fileno(), MAX_STATE_BYTES))
-            self.needed = self.state.fds()
+            self.needed = self.state.jailed.fds()
 
     def remove(self, name: str) -> None:
         self.names.discard(name)
         self.room.remove(name)
 
-    async def drained(self) -> None:
-        """It is never behind."""
-
-    def owned(self, guest: str, lost: Callable[[str, int], None] | None) -> None:
-        self.owners.pop(guest, None)
+    def on_loss(self, group: str, lost: Callable[[str, int], None] | None) -> None:
+        self.owners.pop(group, None)
         if lost is not None:
-            self.owners[guest] = lost
+            self.owners[group] = lost
 
-    def replace(self, name: str, fd: HasFileno, gone: Sequence[str], **words: object) -> None:
-        self.last = words
+    def replace(
+        self,
+        name: str,
+        fd: HasFileno,
+        gone: Sequence[str],
+        *,
+        losses: int = 0,
+        stay: Sequence[str] | None = None,
+    ) -> None:
+        self.losses, self.stay = losses, list(stay or ())
         self.put(name, fd)
         for each in gone:
             self.remove(each)
@@ -89,10 +97,10 @@ class RememberingStore:
 
 def test_descriptor_that_found_no_room_in_the_store_is_put_there_with_the_next_state() -> None:
     store = RememberingStore()
-    saver = GuestSaver(cast(Store, store), "vm1", Journal.create("test"))
+    saver = GuestSaver(store, VM1, Journal.create("test"))
     backend = Backend(MemoryTable(inspect))
     connection = OwnedFd(os.eventfd(0))
-    snapshot = Snapshot(1, 0, None, backend, connection, None)
+    snapshot = Snapshot(1, None, backend, connection, None)
     saver.save(snapshot)
     backend.channel = OwnedFd(os.eventfd(0))
 
@@ -134,7 +142,7 @@ SAID: list[tuple[Q, bytes, bool]] = [
 def test_each_state_is_what_a_fresh_back_end_must_hear_by_then() -> None:
     # What has not changed is not encoded again.
     store = RememberingStore()
-    saver = GuestSaver(cast(Store, store), "vm1", Journal.create("test"))
+    saver = GuestSaver(store, VM1, Journal.create("test"))
     backend = Backend(MemoryTable(inspect_memory))
     connection = OwnedFd(os.eventfd(0))
     seen: list[tuple[SavedMessage, ...]] = []
@@ -142,15 +150,17 @@ def test_each_state_is_what_a_fresh_back_end_must_hear_by_then() -> None:
         fds = [OwnedFd(create_memfd("x", size_bytes=REGION.size_bytes))] if with_fd else []
         backend.handle(Message(request, VERSION, payload), fds)
         for handled in (1, 2):
-            saver.save(Snapshot(handled, 0, None, backend, connection, None))
+            saver.save(Snapshot(handled, None, backend, connection, None))
             assert store.state is not None
-            assert store.state.handled == handled
+            assert store.state.jailed.handled == handled
             told = replay(backend)
-            assert [m.content for m in store.state.messages] == [content for content, _ in told]
+            assert [m.content for m in store.state.jailed.messages] == [
+                content for content, _ in told
+            ]
             files = [os.fstat(fd.fileno()).st_ino for _, fds in told for fd in fds]
-            numbers = [number for message in store.state.messages for number in message.fds]
+            numbers = [number for message in store.state.jailed.messages for number in message.fds]
             assert [store.inodes[f"vm1.{number}"] for number in numbers] == files
-        seen += [store.state.messages] if store.state else []
+        seen += [store.state.jailed.messages] if store.state else []
 
     same = [index for index, (old, new) in enumerate(pairwise(seen), 1) if old == new]
     assert same == [], [SAID[index] for index in same]
@@ -169,12 +179,13 @@ class Kept:
 
     Args:
         store: where it is kept.
-        name: its name.
+        number: its number.
     """
 
-    def __init__(self, store: RememberingStore, name: str) -> None:
+    def __init__(self, store: RememberingStore, number: int) -> None:
         self.journal = Journal.create("test")
-        self.saver = GuestSaver(cast(Store, store), name, self.journal)
+        vm = VmId(number, f"guest {number}")
+        self.saver = GuestSaver(store, vm, self.journal)
         self.backend = Backend(MemoryTable(inspect_memory))
         self._connection = OwnedFd(os.eventfd(0))
 
@@ -186,7 +197,7 @@ class Kept:
             self.backend.memory.add(region, memory)
 
     def save(self, handled: int = 1) -> None:
-        self.saver.save(Snapshot(handled, 0, None, self.backend, self._connection, None))
+        self.saver.save(Snapshot(handled, None, self.backend, self._connection, None))
 
     def close(self) -> None:
         self.saver.close()
@@ -197,7 +208,7 @@ class Kept:
 def test_guest_that_finds_no_room_is_not_kept_and_costs_no_other_one() -> None:
     async def run() -> None:
         store = RememberingStore(3 * (SHARE + STATES))
-        guests = [Kept(store, f"vm{number}") for number in (1, 2, 3)]
+        guests = [Kept(store, number) for number in (1, 2, 3)]
         for guest in guests[:2]:
             guest.save()
         others = set(store.names)
@@ -220,7 +231,7 @@ def test_guest_that_finds_no_room_is_not_kept_and_costs_no_other_one() -> None:
 
 def test_state_of_before_is_good_while_only_numbers_have_changed() -> None:
     store = RememberingStore()
-    guest = Kept(store, "vm1")
+    guest = Kept(store, 1)
     guest.save()
     assert guest.journal.required == 1
 
@@ -249,7 +260,7 @@ def test_guest_for_which_there_was_no_room_is_kept_once_there_is(
 
     async def run() -> None:
         store = RememberingStore(2 * (SHARE + STATES))
-        first, second = Kept(store, "vm1"), Kept(store, "vm2")
+        first, second = Kept(store, 1), Kept(store, 2)
         second.saver.when_not_kept(second.save)
         first.save()
         with pytest.raises(OSError, match="too many for the store"):
@@ -272,7 +283,7 @@ def test_guest_whose_whole_memory_is_another_is_kept_though_both_together_find_n
 
     async def run() -> None:
         store = RememberingStore(SHARE + STATES + 16)
-        guest = Kept(store, "vm1")
+        guest = Kept(store, 1)
         guest.saver.when_not_kept(guest.save)
         guest.grow(SHARE - 2)
         guest.save()
@@ -301,7 +312,7 @@ def test_descriptor_that_the_keeper_lost_is_put_there_anew_and_said_once(
 
     async def run() -> list[str]:
         store, said = RememberingStore(), list[str]()
-        guest = Kept(store, "vm1")
+        guest = Kept(store, 1)
 
         def save() -> None:
             try:
@@ -320,11 +331,10 @@ def test_descriptor_that_the_keeper_lost_is_put_there_anew_and_said_once(
                 await asyncio.sleep(0)
             assert {f"vm1.{number}" for number in store.needed} <= store.names
             assert lost not in store.needed
-            assert store.last["losses"] == losses
-            stay = cast(list[str], store.last["stay"])
-            assert set(stay) == {f"vm1.{number}" for number in store.needed}
+            assert store.losses == losses
+            assert set(store.stay) == {f"vm1.{number}" for number in store.needed}
         save()
-        assert store.last["stay"] is None
+        assert store.stay == []
         guest.close()
         return said
 
@@ -335,22 +345,22 @@ def test_descriptor_that_the_keeper_lost_is_put_there_anew_and_said_once(
 def test_guest_whose_states_wait_on_their_way_adds_none() -> None:
     async def scene() -> None:
         store = RememberingStore()
-        saver = GuestSaver(cast(Store, store), "vm1", Journal.create("test"))
+        saver = GuestSaver(store, VM1, Journal.create("test"))
         tried: list[None] = []
         saver.when_not_kept(lambda: tried.append(None))
         backend, connection = Backend(MemoryTable(inspect)), OwnedFd(os.eventfd(0))
-        saver.save(Snapshot(1, 0, None, backend, connection, None))
+        saver.save(Snapshot(1, None, backend, connection, None))
         before = set(store.names)
         store.behind = True
         for handled in range(2, 50):
-            saver.save(Snapshot(handled, 0, None, backend, connection, None))
+            saver.save(Snapshot(handled, None, backend, connection, None))
         assert store.names == before
         # What is in there is true no more, and it is tried again by itself.
         assert saver.journal.required == 2
         store.behind = False
         while not tried:
             await asyncio.sleep(0.001)
-        saver.save(Snapshot(50, 0, None, backend, connection, None))
+        saver.save(Snapshot(50, None, backend, connection, None))
         assert store.names != before
         saver.close()
         backend.close()

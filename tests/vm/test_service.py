@@ -394,14 +394,14 @@ def test_state_of_another_version_is_refused_and_the_vmm_let_go(
     host.low_mem.set_low()
     run([guest], lambda: guest.actual_bytes > 0)
 
-    host.configure("--speed", str(SPEED), BALLOOND_STATE_VERSION="2")
+    host.configure("--speed", str(SPEED), BALLOOND_STATE_VERSION="3")
     run_beside(guest, host, "systemctl", "restart", "balloond")
     run([guest], lambda: guest.disconnected != "")
 
     (error,) = host.errors()
     assert error == (
-        "vm1: the state that another balloond left is of version 1, this balloond reads version 2;"
-        " closing this VMM"
+        "vm1: the state that another balloond left is of version 2, this balloond reads versions 1"
+        " and 3; closing this VMM"
     )
     wait_kept_fds(host, 1)  # The listening socket: nothing of that VM is left.
     another = make_guest()

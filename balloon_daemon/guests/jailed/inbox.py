@@ -6,7 +6,7 @@ from functools import partial
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.guests.jailed.peers import Peer
-from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.journal import RequestJournal
 from balloon_daemon.vhost_user.connection import Connection, Received
 from balloon_daemon.vhost_user.messages import FrontendRequest
 
@@ -25,8 +25,7 @@ class Inbox:
     Args:
         connection: the VMM's.
         peer: its user.
-        journal: each message is written down there before it is taken; None where nobody could
-            go on with it.
+        journal: each message is written down there before it is taken.
         answer: answers an access to the config space.
     """
 
@@ -34,12 +33,12 @@ class Inbox:
         self,
         connection: Connection,
         peer: Peer,
-        journal: Journal | None,
+        journal: RequestJournal,
         answer: Callable[[Received], None],
     ) -> None:
         self._connection = connection
         self._peer = peer
-        self.journal = journal
+        self._journal = journal
         self._answer = answer
         self._loop = asyncio.get_running_loop()
         self.handled = 0
@@ -55,9 +54,8 @@ class Inbox:
             FrontendError: what it says is no message, or its user may send no descriptors now.
             OSError: the connection failed.
         """
-        if self.journal is not None and (request := self._connection.peek()) is not None:
-            # Written down before it is taken: a VMM waits for its answer for ever.
-            self.journal.begin(self.handled + 1, request)
+        # Written down before it is taken: a VMM waits for its answer for ever.
+        self._journal.begin_next(self.handled + 1, self._connection.peek)
         if self.handled % LOOK_EACH == LOOK_EACH - 1 and self._connection.is_hung_up():
             raise EOFError
         foreign = self._connection.foreign
@@ -108,8 +106,7 @@ class Inbox:
                 return
             self.handled += 1
             self._answer(received)
-            if self.journal is not None:
-                self.journal.done()
+            self._journal.done()
         except Exception as err:
             # Whatever it is, the guest's task knows what becomes of it; the event loop does not.
             waiter.set_result(err.with_traceback(None))
@@ -123,7 +120,6 @@ class Inbox:
 
     def done(self) -> None:
         """The message that was taken last is dealt with."""
-        if self.journal is not None:
-            self.journal.done()
+        self._journal.done()
         # Not before the saver's duplicates: the last ones are not to be closed in here.
         self._connection.let_go()

@@ -8,13 +8,11 @@ import stat
 from pathlib import Path
 
 from balloon_daemon.errors import ConfigError
-from balloon_daemon.handover.store import Store, keeper_at
+from balloon_daemon.handover.keeper_start import keeper_at
+from balloon_daemon.handover.keys import LISTENER
+from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.credentials import peer_of
 from balloon_daemon.linux.directories import others_may_write
-from balloon_daemon.linux.events import OwnedFd
-
-LISTENER = "listener"
-"""The listening socket's name in the store."""
 
 BACKLOG = 64
 
@@ -101,13 +99,13 @@ def _why_not(path: Path, err: OSError) -> str:
             return err.strerror or str(err)
 
 
-def kept_listener(store: Store | None, path: Path) -> Listener | None:
+def kept_listener(store: Store, path: Path) -> Listener | None:
     """The listening socket that another controller left, if it is that of this path.
 
     Who gave it is known: systemd, or a keeper of our own user (``store``). What is at the path is
     looked at, as a socket does not tell which file it is bound to.
     """
-    fd: OwnedFd | None = None if store is None else store.kept.pop(LISTENER, None)
+    fd = store.kept.pop(LISTENER, None)
     if fd is None:
         return None
     sock = socket.socket(fileno=fd.detach())

@@ -5,19 +5,21 @@ from dataclasses import replace
 
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.events import Publish, StateRefused
-from balloon_daemon.guests.jailed.saver import GuestSaver, KeptGuest, discard, find_guests
+from balloon_daemon.guests.jailed.saver import GuestSaver
 from balloon_daemon.guests.jailed.session import Guest, MakeGuest
 from balloon_daemon.handover.journal import Journal
+from balloon_daemon.handover.kept_guests import KeptGuest, discard, find_guests
+from balloon_daemon.handover.keys import FdKey
 from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
-from balloon_daemon.linux.closing import Closer, ForeignFds
+from balloon_daemon.linux.closing import ClosesFds, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.units import VmId
+from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.messages import decode_message
 
 
-def recover(store: Store, make: MakeGuest, closer: Closer, publish: Publish) -> list[Guest]:
+def recover(store: Store, make: MakeGuest, closer: ClosesFds, publish: Publish) -> list[Guest]:
     """Makes a guest of everything that the store has kept of one.
 
     What cannot be gone on with is said in one line, and its VMM's connection closed: nothing is
@@ -37,8 +39,7 @@ def recover(store: Store, make: MakeGuest, closer: Closer, publish: Publish) -> 
                 raise kept.state
             guests.append(_restore(store, kept, kept.state, make, foreign))
         except (StateFileError, StateError, FrontendError, OSError, ValueError) as err:
-            vm = VmId(int(kept.name.removeprefix("vm")), kept.name)
-            publish(StateRefused(vm, str(err)))
+            publish(StateRefused(kept.vm, str(err)))
             theirs = {number: foreign.own(fd.detach()) for number, fd in kept.fds.items()}
             discard(store, replace(kept, fds=theirs))
             foreign.let_go()
@@ -58,41 +59,45 @@ def _restore(
         # A duplicate for whoever owns it from here on; ``kept.fds`` are closed at the end.
         return kept.fds[number].duplicate()
 
-    connection = Connection(socket.socket(fileno=take(state.connection).detach()), foreign)
-    saver = GuestSaver(store, kept.name, Journal(take(state.journal)))
-    guest = make(kept.name, connection, saver)
+    jailed, row = state.jailed, state.row
+    connection = Connection(socket.socket(fileno=take(jailed.connection).detach()), foreign)
+    saver = GuestSaver(store, kept.vm, Journal(take(jailed.journal)))
+    guest = make(kept.vm, connection, saver)
     try:
         if kept.serial < saver.journal.required:
             raise StateFileError("is not the newest, for which there was no room")
-        for message in state.messages:
+        for message in jailed.messages:
             fds = [foreign.own(take(number).detach()) for number in message.fds]
             # First: what the back-end cannot use any more (a file cut short) it closes.
             for number, fd in zip(message.fds, fds, strict=True):
                 saver.adopt(number, fd)
             guest.backend.handle(decode_message(message.content), fds)
-        if state.policy is not None:
-            guest.governor.restore(state.vm_mem_bytes, state.policy)
-            guest.limits.assume(state.vm_mem_bytes)
-        saver.adopt(state.connection, connection)
-        saver.adopt(state.journal, saver.journal.fd)
+        if row is not None:
+            guest.governor.restore(
+                row.vm_mem_bytes, PolicyState(row.level, row.recheck_at_s, row.release_at_s)
+            )
+            guest.limits.assume(row.vm_mem_bytes)
+        saver.adopt(jailed.connection, connection)
+        saver.adopt(jailed.journal, saver.journal.fd)
         saver.adopt_state(kept.serial)
-        if state.life is not None:
-            life = take(state.life)
-            saver.adopt(state.life, life)
-            guest.keeper.wait_out(life)
-        guest.restore(state.handled, state.num_pages, state.actual)
+        if jailed.stderr_pipe is not None:
+            stderr_pipe = take(jailed.stderr_pipe)
+            saver.adopt(jailed.stderr_pipe, stderr_pipe)
+            guest.keeper.wait_out(stderr_pipe)
+        guest.restore(jailed.handled, jailed.num_pages, jailed.actual)
     except BaseException:
         guest.backend.close()
         guest.keeper.close()
         connection.close()
         saver.close()
         raise
+    named = jailed.fds()
     for number, fd in kept.fds.items():
-        if number in state.fds():
+        if number in named:
             fd.close()
         else:
             # Put in by a controller that died before its state named it.
-            store.remove(f"{kept.name}.{number}")
+            store.remove(str(FdKey(kept.vm.number, number)))
             foreign.drop(fd.detach())
     foreign.let_go()
     return guest

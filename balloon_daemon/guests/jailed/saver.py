@@ -11,26 +11,26 @@ room, says from which state on they are true (``Journal.require``).
 
 import asyncio
 import errno
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Protocol
 
-from balloon_daemon.errors import StateFileError
-from balloon_daemon.handover.journal import Journal
-from balloon_daemon.handover.room import SHARE, STATE
+from balloon_daemon.guests.jailed.kept_fds import KeptFds
+from balloon_daemon.handover.journal import Journal, NoJournal, RequestJournal
+from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
+from balloon_daemon.handover.room import SHARE
 from balloon_daemon.handover.state import (
-    MAX_STATE_BYTES,
-    Beginning,
+    EncodedMessages,
     GuestState,
+    JailedGuest,
     SavedMessage,
-    decode_state,
+    VmRow,
 )
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.libc import same_open_file
-from balloon_daemon.linux.memory import create_memfd, read_sealed
-from balloon_daemon.sizing.balloon_policy import PolicyState
+from balloon_daemon.linux.memory import create_memfd
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Region
 from balloon_daemon.vhost_user.replay import (
@@ -44,6 +44,9 @@ from balloon_daemon.vhost_user.replay import (
 NO_ROOM_S, LOST_S, BEHIND_S = 5.0, 1.0, 0.1
 """How long not to try again to keep a guest for which the store, or the keeper, has no room."""
 
+SAVE_SOON_S = 0.05
+"""How long a change that heals with the next one may wait: ``actual`` changes with each buffer."""
+
 SAID_FOR_S = 60.0
 """So long it has to be kept before it is said anew that it is not."""
 
@@ -56,11 +59,10 @@ class Snapshot:
     """A guest at one moment, with its descriptors as objects."""
 
     handled: int
-    vm_mem_bytes: int
-    policy: PolicyState | None
+    row: VmRow | None
     backend: Backend
     connection: HasFileno
-    life: OwnedFd | None
+    stderr_pipe: OwnedFd | None
 
 
 class _Encoded:
@@ -68,13 +70,13 @@ class _Encoded:
 
     def __init__(self) -> None:
         self._told: tuple[list[Told], list[Region]] | None = None
-        self._memory = Beginning()
+        self._memory = EncodedMessages()
         self._vrings: list[object] | None = None
-        self._all = Beginning()
+        self._all = EncodedMessages()
 
     def messages_of(
         self, backend: Backend, saved: Callable[[list[Told]], tuple[SavedMessage, ...]]
-    ) -> Beginning:
+    ) -> EncodedMessages:
         """The messages of a back-end.
 
         Args:
@@ -86,77 +88,12 @@ class _Encoded:
         if told != self._told:
             features, regions = told
             self._vrings = None
-            self._memory = Beginning(saved(features + replay_memory(regions)))
+            self._memory = EncodedMessages(saved(features + replay_memory(regions)))
             self._told = told
         if vrings != self._vrings:
-            self._all = Beginning(saved(replay_vrings(backend)), self._memory)
+            self._all = EncodedMessages(saved(replay_vrings(backend)), self._memory)
             self._vrings = vrings
         return self._all
-
-
-class _Numbers:
-    """The descriptors of a guest that are in the store, each open file under one number."""
-
-    def __init__(self) -> None:
-        # By identity: descriptors are reused as numbers, their owners are not while they are here.
-        self._known: dict[int, tuple[HasFileno, int]] = {}
-        # By number: a descriptor that comes again must be known as the same even after the first
-        # was closed.
-        self.kept: dict[int, OwnedFd] = {}
-        self._next = 1
-        self._settled: tuple[set[int], int] = (set(), 0)
-
-    def adopt(self, number: int, fd: HasFileno) -> None:
-        """Knows a descriptor that is in the store already."""
-        self._known[id(fd)] = (fd, number)
-        self.kept.setdefault(number, OwnedFd(os.dup(fd.fileno())))
-        self._next = max(self._next, number + 1)
-
-    def find(self, fd: HasFileno) -> int | None:
-        """The number of a descriptor; None where its file has none yet."""
-        known = self._known.get(id(fd))
-        if known is not None:
-            return known[1]
-        for number, kept in self.kept.items():
-            # systemd keeps one descriptor of an open file, under the name that came first, and a
-            # VMM sends several: one for each region of its memory, and its calls twice.
-            if same_open_file(fd.fileno(), kept.fileno()):
-                self._known[id(fd)] = (fd, number)
-                return number
-        return None
-
-    def add(self, fd: HasFileno) -> int:
-        """Gives a descriptor the next number. Raises OSError: there is none left for a copy."""
-        number, kept = self._next, OwnedFd(os.dup(fd.fileno()))
-        self._next += 1
-        self._known[id(fd)], self.kept[number] = (fd, number), kept
-        return number
-
-    def drop(self, number: int) -> None:
-        """Knows no more of a number, which is not used again."""
-        if number in self.kept:
-            self.kept.pop(number).close()
-        self._known = {key: each for key, each in self._known.items() if each[1] != number}
-
-    def let_go(self, needed: set[int]) -> None:
-        """Keeps only what the newest state names."""
-        if (needed, len(self._known)) == self._settled:
-            return
-        for number in self.kept.keys() - needed:
-            self.kept.pop(number).close()
-        self._known = {
-            key: (fd, number)
-            for key, (fd, number) in self._known.items()
-            if fd.fileno() >= 0 and number in needed
-        }
-        self._settled = needed, len(self._known)
-
-    def clear(self) -> None:
-        """Closes its copies."""
-        for fd in self.kept.values():
-            fd.close()
-        self.kept.clear()
-        self._known.clear()
 
 
 class _Again:
@@ -205,23 +142,94 @@ class _Again:
         self.save()
 
 
+class Saver(Protocol):
+    """Keeps a guest in a store.
+
+    Attributes:
+        journal: of the request in hand.
+    """
+
+    @property
+    def journal(self) -> RequestJournal: ...
+
+    def when_not_kept(self, save: Callable[[], None]) -> None:
+        """Has ``save`` called whenever the guest is to be saved again by itself."""
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Puts the guest as it is now into the store.
+
+        Raises:
+            OSError: it is not kept. Raised once for a store without room, and each time for a host
+                without. The state of before stays, for as long as it is true of the guest.
+        """
+
+    def save_soon(self) -> None:
+        """Has the guest saved a little later, with all that changes until then."""
+
+    async def drained(self) -> None:
+        """Waits until all is in the store. Raises TimeoutError."""
+
+    def forget(self) -> None:
+        """Takes everything of this guest out of the store: it is gone."""
+
+    def close(self) -> None:
+        """Closes what is the saver's; what is in the store stays there."""
+
+
+class NullSaver:
+    """Keeps nothing of a guest, whose balloon ends with this controller."""
+
+    def __init__(self) -> None:
+        self.journal = NoJournal()
+
+    def when_not_kept(self, save: Callable[[], None]) -> None:
+        pass
+
+    def save(self, snapshot: Snapshot) -> None:
+        pass
+
+    def save_soon(self) -> None:
+        pass
+
+    async def drained(self) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def new_saver(store: Store, vm: VmId) -> Saver:
+    """A saver of a guest that is new.
+
+    Raises:
+        OSError: there is no descriptor or memory left for its journal.
+    """
+    if not store.keeps:
+        return NullSaver()
+    return GuestSaver(store, vm, Journal.create(f"balloond-{vm}"))
+
+
 class GuestSaver:
     """What is in the store of one guest.
 
     Args:
         store: where it is kept.
-        name: the guest's.
+        vm: which guest it is.
         journal: of the request in hand; the saver closes it.
     """
 
-    def __init__(self, store: Store, name: str, journal: Journal) -> None:
+    def __init__(self, store: Store, vm: VmId, journal: Journal) -> None:
         self._store = store
-        self._name = name
+        self._vm = vm
+        self._group = group_of(vm.number)
         self.journal = journal
-        self._fds = _Numbers()
+        self._fds = KeptFds()
         self._encoded = _Encoded()
         self._serial = 0
-        self._told: tuple[Beginning, int | None] | None = None
+        self._told: tuple[EncodedMessages, int | None] | None = None
         """What the newest state says beside mere numbers."""
         self._true_from = journal.required
         """The oldest state that says it."""
@@ -229,10 +237,10 @@ class GuestSaver:
         self._resync = False
         self._complaint = ""
         self._again = _Again()
-        store.owned(name, self._lost)
+        self._soon: asyncio.TimerHandle | None = None
+        store.on_loss(self._group, self._lost)
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
-        """Has ``save`` called some time after the guest could not be kept."""
         self._again.save = save
 
     def adopt(self, number: int, fd: HasFileno) -> None:
@@ -244,12 +252,7 @@ class GuestSaver:
         self._serial = serial
 
     def save(self, snapshot: Snapshot) -> None:
-        """Puts the guest as it is now into the store.
-
-        Raises:
-            OSError: it is not kept. Raised once for a store without room, and each time for a host
-                without. The state of before stays, for as long as it is true of the guest.
-        """
+        self._cancel_soon()
         if self._complaint:
             complaint, self._complaint = self._complaint, ""
             raise OSError(errno.ENOSPC, complaint)
@@ -257,7 +260,7 @@ class GuestSaver:
             # What has changed meanwhile is not looked at.
             self.journal.require(self._serial + 1)
             return
-        if self._store.is_behind_with(self._name):
+        if self._store.is_behind_with(self._group):
             # Each state that waits takes a descriptor, and only the last one is of use.
             self.journal.require(self._serial + 1)
             self._again.soon(BEHIND_S)
@@ -265,10 +268,10 @@ class GuestSaver:
         told = None
         try:
             messages, state = self._state(snapshot)
-            told = messages, state.life
+            told = messages, state.jailed.stderr_pipe
             memory = OwnedFd(create_memfd("balloond-state", content=messages.encode(state)))
             try:
-                self._put_state(memory, state.fds().union(messages.fds))
+                self._put_state(memory, state.jailed.fds().union(messages.fds))
             finally:
                 memory.close()
         except OSError as err:
@@ -286,7 +289,7 @@ class GuestSaver:
             self.journal.require(self._true_from)
         self._again.kept()
 
-    def _state(self, snapshot: Snapshot) -> tuple[Beginning, GuestState]:
+    def _state(self, snapshot: Snapshot) -> tuple[EncodedMessages, GuestState]:
         """The guest's state, all of whose descriptors are in the store by then."""
         new: dict[int, HasFileno] = {}
 
@@ -294,7 +297,7 @@ class GuestSaver:
             found = self._fds.find(fd)
             if found is None:
                 fds = len(self._fds.kept) + 1
-                if not self._store.room.admits(self._name, fds):
+                if not self._store.room.admits(self._group, fds):
                     capacity = self._store.room.capacity
                     why = f"{fds} descriptors or more are too many for the store"
                     raise OSError(errno.ENOSPC, f"{why} ({capacity:,} in all, {SHARE} for a VM)")
@@ -310,21 +313,18 @@ class GuestSaver:
         backend = snapshot.backend
         try:
             messages = self._encoded.messages_of(backend, saved)
-            state = GuestState(
-                name=self._name,
+            pipe = snapshot.stderr_pipe
+            jailed = JailedGuest(
                 handled=snapshot.handled,
                 num_pages=backend.config.num_pages,
                 actual=backend.config.actual,
-                vm_mem_bytes=snapshot.vm_mem_bytes,
-                policy=snapshot.policy,
                 connection=number(snapshot.connection),
                 journal=number(self.journal.fd),
-                life=None if snapshot.life is None else number(snapshot.life),
+                stderr_pipe=None if pipe is None else number(pipe),
                 messages=(),
             )
             for each in list(new):
-                vmm = each == state.connection
-                self._store.put(f"{self._name}.{each}", new[each], vmm=vmm)
+                self._store.put(self._fd_name(each), new[each], vmm=each == jailed.connection)
                 del new[each]
         except OSError:
             # Not known as kept, or the next state would name what is not there.
@@ -332,24 +332,24 @@ class GuestSaver:
             for each in new:
                 self._fds.drop(each)
             raise
-        return messages, state
+        return messages, GuestState(self._vm, snapshot.row, jailed)
 
     def _take_out_unused(self, snapshot: Snapshot) -> None:
         """Makes room: what the state of before names alone, which is true no more by now."""
         told = [fd for _, fds in replay(snapshot.backend) for fd in fds]
         used = [snapshot.connection, self.journal.fd, *told]
-        used += [] if snapshot.life is None else [snapshot.life]
+        used += [] if snapshot.stderr_pipe is None else [snapshot.stderr_pipe]
         for number in self._fds.kept.keys() - {self._fds.find(fd) for fd in used}:
-            self._store.remove(f"{self._name}.{number}")
+            self._store.remove(self._fd_name(number))
             self._fds.drop(number)
 
     def _put_state(self, memory: OwnedFd, needed: set[int]) -> None:
         numbers = self._fds.kept.keys() - needed
-        gone = [f"{self._name}.{number}" for number in sorted(numbers)]
+        gone = [self._fd_name(number) for number in sorted(numbers)]
         if self._serial:
-            gone.insert(0, f"{self._name}{STATE}{self._serial}")
-        stay = [f"{self._name}.{number}" for number in needed] if self._resync else None
-        name = f"{self._name}{STATE}{self._serial + 1}"
+            gone.insert(0, self._state_name(self._serial))
+        stay = [self._fd_name(number) for number in needed] if self._resync else None
+        name = self._state_name(self._serial + 1)
         self._store.replace(name, memory, gone, losses=self._losses, stay=stay)
         self._serial += 1
         self._resync = False
@@ -358,21 +358,33 @@ class GuestSaver:
     def _lost(self, name: str, losses: int) -> None:
         """The keeper had no descriptor left for one of this guest's, or for its state."""
         self._losses, self._resync = losses, True
-        number = name.rpartition(".")[2]
-        if number.isdigit():
-            self._fds.drop(int(number))
+        key = parse_key(name)
+        if isinstance(key, FdKey):
+            self._fds.drop(key.fd_number)
         self._encoded, self._told = _Encoded(), None
         if self._again.later(LOST_S):
             self._complaint = "what keeps it has no room for a descriptor"
             self._again.save()
 
-    @property
-    def store_is_behind(self) -> bool:
-        """Whether what can wait should."""
-        return self._store.is_behind
+    def save_soon(self) -> None:
+        if self._soon is None:
+            loop = asyncio.get_running_loop()
+            self._soon = loop.call_later(SAVE_SOON_S, self._save_late)
+
+    def _save_late(self) -> None:
+        self._soon = None
+        if self._store.is_behind:
+            # The store has more important things to take, and the next state says the same.
+            self.save_soon()
+        else:
+            self._again.save()
+
+    def _cancel_soon(self) -> None:
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
 
     async def drained(self) -> None:
-        """Waits until all is in the store. Raises TimeoutError."""
         try:
             await self._store.drained()
         finally:
@@ -380,78 +392,19 @@ class GuestSaver:
             self.journal.require(self._true_from)
 
     def forget(self) -> None:
-        """Takes everything of this guest out of the store: it is gone."""
-        self._store.remove(f"{self._name}{STATE}{self._serial}")
+        self._store.remove(self._state_name(self._serial))
         for number in self._fds.kept:
-            self._store.remove(f"{self._name}.{number}")
+            self._store.remove(self._fd_name(number))
 
     def close(self) -> None:
-        """Closes what is the saver's; what is in the store stays there."""
-        self._store.owned(self._name, None)
+        self._cancel_soon()
+        self._store.on_loss(self._group, None)
         self._again.cancel()
         self._fds.clear()
         self.journal.close()
 
+    def _fd_name(self, number: int) -> str:
+        return str(FdKey(self._vm.number, number))
 
-@dataclass(frozen=True, slots=True)
-class KeptGuest:
-    """A guest that another controller left.
-
-    Attributes:
-        name: its name.
-        serial: of its newest state.
-        state: that state; or why it cannot be used.
-        fds: its descriptors by number.
-    """
-
-    name: str
-    serial: int
-    state: GuestState | StateFileError
-    fds: dict[int, OwnedFd]
-
-
-def find_guests(store: Store) -> Iterator[KeptGuest]:
-    """Takes every guest out of what a store has kept, in the order of their names."""
-    names = {name.partition(".")[0] for name in store.kept if "." in name}
-    for name in sorted(names, key=lambda name: (len(name), name)):
-        fds: dict[int, OwnedFd] = {}
-        states: dict[int, OwnedFd] = {}
-        for key in [key for key in store.kept if key.startswith(f"{name}.")]:
-            fd = store.kept.pop(key)
-            kind, _, number = key.rpartition("-") if STATE in key else key.rpartition(".")
-            if number.isascii() and number.isdigit():
-                (states if kind == f"{name}{STATE[:-1]}" else fds)[int(number)] = fd
-            else:
-                store.remove(key)
-        newest = max(states, default=0)
-        state = _decode(name, states.get(newest), fds)
-        for serial, fd in states.items():
-            fd.close()
-            if serial != newest:
-                store.remove(f"{name}{STATE}{serial}")
-        yield KeptGuest(name, newest, state, fds)
-
-
-def discard(store: Store, guest: KeptGuest) -> None:
-    """Closes a guest that cannot be gone on with: its VMM sees its connection end."""
-    store.remove(f"{guest.name}{STATE}{guest.serial}")
-    for number, fd in guest.fds.items():
-        store.remove(f"{guest.name}.{number}")
-        fd.close()
-
-
-def _decode(
-    name: str, memory: OwnedFd | None, fds: dict[int, OwnedFd]
-) -> GuestState | StateFileError:
-    if memory is None:
-        return StateFileError("is not there")
-    try:
-        state = decode_state(read_sealed(memory.fileno(), MAX_STATE_BYTES))
-    except (OSError, ValueError) as err:
-        return StateFileError(f"cannot be read: {err}")
-    except StateFileError as err:
-        return err
-    missing = state.fds() - fds.keys()
-    if missing:
-        return StateFileError(f"names {len(missing)} descriptors that were not kept")
-    return state if state.name == name else StateFileError(f"is that of {state.name!r}")
+    def _state_name(self, serial: int) -> str:
+        return str(StateKey(self._vm.number, serial))

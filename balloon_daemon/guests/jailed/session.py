@@ -14,11 +14,12 @@ from balloon_daemon.events import Publish
 from balloon_daemon.guests.jailed.inbox import CONFIG_ACCESS, Inbox
 from balloon_daemon.guests.jailed.limits import BalloonLimits
 from balloon_daemon.guests.jailed.peers import Peer
-from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
+from balloon_daemon.guests.jailed.saver import NullSaver, Saver, Snapshot
 from balloon_daemon.guests.jailed.sounding import Sounding
 from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
 from balloon_daemon.handover.journal import Phase
+from balloon_daemon.handover.state import VmRow
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.rate_limit import OnceEach, RateLimit
 from balloon_daemon.sizing.balloon_policy import Reason
@@ -42,9 +43,6 @@ from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, page
 REACHED_A_SECOND = 4
 """Times that are more than ``quiet``; a guest may write ``actual`` as often as it likes."""
 
-SAVE_ACTUAL_S = 0.05
-"""``actual`` changes with every buffer and heals with the next: it is kept a little later."""
-
 NOT_SERVED = 32
 """Reasons why something cannot be served that are published, each once: a driver may choose any
 size, over and over."""
@@ -67,39 +65,38 @@ class Guest:
     """One VM, from its VMM's connection to its hang-up.
 
     Args:
-        name: for the log.
+        vm: which VM it is.
         connection: the VMM's; the guest closes it.
         peer: the VMM's user.
         shared: what it shares with the others.
         publish: takes what happens.
-        saver: keeps it in a store; None where there is none.
+        saver: keeps it for another controller.
     """
 
     def __init__(
         self,
-        name: str,
+        vm: VmId,
         connection: Connection,
         peer: Peer,
         shared: Surroundings,
         publish: Publish,
-        saver: GuestSaver | None,
+        saver: Saver,
     ) -> None:
-        self.name = name
-        self.vm = VmId(int(name.removeprefix("vm")), name)
+        self.vm = vm
+        self.name = vm.name
         self._connection = connection
         self._peer = peer
         self._shared = shared
         self._saver = saver
         self._publish = publish
+        saver.when_not_kept(self.save)
         self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
         self._reached = RateLimit(REACHED_A_SECOND)
         # It is tried again with each ``actual``, 20 times a second.
         self._unkept = RateLimit(1)
-        journal = None if saver is None else saver.journal
-        self._inbox = Inbox(connection, peer, journal, self._answer_access)
+        self._inbox = Inbox(connection, peer, saver.journal, self._answer_access)
         self._unsaved = False
-        self._save_later: asyncio.TimerHandle | None = None
         self._leaving = self._closed = False
         self._not_served = OnceEach(NOT_SERVED)
         self._not_shared: asyncio.TimerHandle | None = None
@@ -281,8 +278,7 @@ class Guest:
             self._begin(found)
         elif effect.actual == self.backend.config.num_pages:
             self._target_reached()
-        if self._saver is not None and self._save_later is None:
-            self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
+        self._saver.save_soon()
 
     def _target_reached(self) -> None:
         quiet = self._reached.admit(self._loop.time()) is None
@@ -290,7 +286,7 @@ class Guest:
         self._publish(events.TargetReached(self.vm, self.actual_bytes, missing_bytes, quiet))
 
     async def _send(self, reply: bytes) -> None:
-        if self._saver is not None and self._unsaved:
+        if self._unsaved:
             # The front-end relies on what it is told: kept first, said afterwards.
             self.save()
             try:
@@ -302,8 +298,7 @@ class Guest:
 
     def _send_kept(self, reply: bytes) -> None:
         """Sends what another controller would know about too."""
-        if self._saver is not None:
-            self._saver.journal.sending()
+        self._saver.journal.sending()
         self._connection.send(reply)
         if not self._connection.flush():
             self._loop.add_writer(self._connection.fileno(), self._flush)
@@ -398,15 +393,12 @@ class Guest:
     def save(self) -> None:
         """Keeps the guest as it is now, where there is a store."""
         self._unsaved = False
-        if self._save_later is not None:
-            self._save_later.cancel()
-            self._save_later = None
-        if self._saver is None or self._leaving:
+        if self._leaving:
             return
-        mem_bytes, policy = self.governor.vm_mem_bytes, self.governor.state()
-        backend, life = self.backend, self.keeper.life
+        policy = self.governor.state()
+        row = None if policy is None else VmRow(self.governor.vm_mem_bytes, *policy)
         snapshot = Snapshot(
-            self._inbox.handled, mem_bytes, policy, backend, self._connection, life
+            self._inbox.handled, row, self.backend, self._connection, self.keeper.life
         )
         try:
             self._saver.save(snapshot)
@@ -415,22 +407,14 @@ class Guest:
             if suppressed is not None:
                 self._publish(events.NotStored(self.vm, err.strerror or str(err), suppressed))
 
-    def _save_actual(self) -> None:
-        self._save_later = None
-        if self._saver is not None and self._saver.store_is_behind:
-            # It has more important things to take, and the next one says the same.
-            self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
-        else:
-            self.save()
-
     async def _finish_pending(self) -> None:
         """Finishes the request that another controller had in hand when it died.
 
         Raises:
             FrontendError, StateFileError: it cannot be understood; its journal is damaged.
         """
-        entry = None if self._saver is None else self._saver.journal.pending()
-        if self._saver is None or entry is None:
+        entry = self._saver.journal.pending()
+        if entry is None:
             return
         # SENDING: between the mark and the system call lie about a microsecond, behind the call
         # the VMM may run first; so its answer was sent, and a second one would be taken for the
@@ -458,16 +442,14 @@ class Guest:
     async def _close(self) -> None:
         self.governor.halt()
         self._sounding.end()
-        for timer in (self._save_later, self._not_shared):
-            if timer is not None:
-                timer.cancel()
+        if self._not_shared is not None:
+            self._not_shared.cancel()
         # Before the device ends: whoever lets go of the guest's memory last frees all of it, and
         # that must not be this process.
-        saver, self._saver = self._saver, None
-        if saver is not None:
-            if not self._leaving:
-                saver.forget()
-            saver.close()
+        saver, self._saver = self._saver, NullSaver()
+        if not self._leaving:
+            saver.forget()
+        saver.close()
         if not self._leaving:
             self.backend.close()
             self._inbox.drop()
@@ -491,5 +473,5 @@ class Guest:
             del self.keeper, self.governor, self._inbox, self._sounding
 
 
-MakeGuest = Callable[[str, Connection, GuestSaver | None], Guest]
-"""Makes a guest of a controller: (name, connection, saver)."""
+MakeGuest = Callable[[VmId, Connection, Saver], Guest]
+"""Makes a guest of a controller: (VM, connection, saver)."""

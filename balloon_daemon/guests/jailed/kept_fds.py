@@ -1,0 +1,72 @@
+"""The descriptors of a guest that are in the store, and their numbers there."""
+
+import os
+
+from balloon_daemon.handover.store import HasFileno
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.libc import same_open_file
+
+
+class KeptFds:
+    """The descriptors of a guest that are in the store, each open file under one number."""
+
+    def __init__(self) -> None:
+        # By identity: descriptors are reused as numbers, their owners are not while they are here.
+        self._known: dict[int, tuple[HasFileno, int]] = {}
+        # By number: a descriptor that comes again must be known as the same even after the first
+        # was closed.
+        self.kept: dict[int, OwnedFd] = {}
+        self._next = 1
+        self._settled: tuple[set[int], int] = (set(), 0)
+
+    def adopt(self, number: int, fd: HasFileno) -> None:
+        """Knows a descriptor that is in the store already."""
+        self._known[id(fd)] = (fd, number)
+        self.kept.setdefault(number, OwnedFd(os.dup(fd.fileno())))
+        self._next = max(self._next, number + 1)
+
+    def find(self, fd: HasFileno) -> int | None:
+        """The number of a descriptor; None where its file has none yet."""
+        known = self._known.get(id(fd))
+        if known is not None:
+            return known[1]
+        for number, kept in self.kept.items():
+            # systemd keeps one descriptor of an open file, under the name that came first, and a
+            # VMM sends several: one for each region of its memory, and its calls twice.
+            if same_open_file(fd.fileno(), kept.fileno()):
+                self._known[id(fd)] = (fd, number)
+                return number
+        return None
+
+    def add(self, fd: HasFileno) -> int:
+        """Gives a descriptor the next number. Raises OSError: there is none left for a copy."""
+        number, kept = self._next, OwnedFd(os.dup(fd.fileno()))
+        self._next += 1
+        self._known[id(fd)], self.kept[number] = (fd, number), kept
+        return number
+
+    def drop(self, number: int) -> None:
+        """Knows no more of a number, which is not used again."""
+        if number in self.kept:
+            self.kept.pop(number).close()
+        self._known = {key: each for key, each in self._known.items() if each[1] != number}
+
+    def let_go(self, needed: set[int]) -> None:
+        """Keeps only what the newest state names."""
+        if (needed, len(self._known)) == self._settled:
+            return
+        for number in self.kept.keys() - needed:
+            self.kept.pop(number).close()
+        self._known = {
+            key: (fd, number)
+            for key, (fd, number) in self._known.items()
+            if fd.fileno() >= 0 and number in needed
+        }
+        self._settled = needed, len(self._known)
+
+    def clear(self) -> None:
+        """Closes its copies."""
+        for fd in self.kept.values():
+            fd.close()
+        self.kept.clear()
+        self._known.clear()

@@ -1,0 +1,243 @@
+"""Our own keeper's process: reached where an earlier balloond left one, else started."""
+
+import contextlib
+import errno
+import os
+import resource
+import select
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from balloon_daemon.errors import ConfigError, KeeperError
+from balloon_daemon.handover import fd_keeper
+from balloon_daemon.handover.fd_keeper import ANSWERS, BUSY, END, TAKE
+from balloon_daemon.handover.store import KEEPER_ENDS_WITHIN_S, SocketStore, end_keeper
+from balloon_daemon.linux.credentials import Credentials, peer_of
+from balloon_daemon.linux.directories import others_may_write
+from balloon_daemon.linux.events import OwnedFd
+
+KEEPER_WITHIN_S = 5.0
+MAX_PATH_BYTES = 107
+"""Of a Unix socket (unix(7))."""
+
+_SOMEBODY = {errno.EACCES, errno.EPERM, errno.EPROTOTYPE}
+"""Somebody is there, but does not let us in or is of another kind."""
+
+KEEPERS_OWN = 64
+"""Descriptors of a keeper for itself, and for what it is handed and has not looked at yet."""
+
+_WITHOUT = "run without it, or as a service, whose VMs systemd keeps"
+
+
+def keeper_path(socket_path: Path) -> Path:
+    """Where the keeper of a balloond with this vhost-user socket listens.
+
+    Raises:
+        ConfigError: the path has no last part, such as ``/``.
+    """
+    if not socket_path.name:
+        raise ConfigError(
+            f"socket {str(socket_path)!r}: this is no path of a socket; name another"
+        )
+    return socket_path.with_name(socket_path.name + ".keeper")
+
+
+def check_keepers_place(socket_path: Path) -> None:
+    """Sees to it that nobody else can listen where a keeper is to be met.
+
+    Raises:
+        ConfigError: others may write there.
+    """
+    if why := others_may_write(socket_path.parent):
+        # The next balloond hands every guest's memory to whoever it finds there.
+        raise ConfigError(
+            f"--keep-fds: {why}; name a socket in a directory of your own (--socket), or "
+            f"{_WITHOUT}"
+        )
+
+
+def keeper_at(socket_path: Path) -> Credentials | None:
+    """The keeper beside a vhost-user socket, of whatever user; None where none listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(os.fspath(keeper_path(socket_path)))
+            return peer_of(sock)
+        except OSError:
+            return None
+
+
+def reach_keeper(socket_path: Path) -> SocketStore | None:
+    """The keeper that an earlier balloond with this socket left; None where there is none.
+
+    Raises:
+        KeeperError: it does not answer.
+        ConfigError: it serves another balloond, or is none of ours.
+    """
+    path = keeper_path(socket_path)
+    sock = _reach(path)
+    if sock is None:
+        return None
+    pid = peer_of(sock).pid
+    try:
+        kept, answers = _take(sock)
+    except ConnectionResetError:
+        # Its balloond has just told it to end.
+        sock.close()
+        return None
+    except BlockingIOError as err:
+        sock.close()
+        raise ConfigError(f"--keep-fds: the keeper at {path}: {err}") from err
+    except OSError as err:
+        sock.close()
+        raise KeeperError(f"the keeper at {path} (process {pid}) does not answer: {err}") from err
+    return SocketStore(
+        sock, kept, capacity=_capacity(pid, answers), is_keeper=True, answers=answers
+    )
+
+
+def start_keeper(socket_path: Path) -> SocketStore:
+    """Starts a keeper beside a vhost-user socket, where none runs.
+
+    It is spoken to through a socket that it is born with. Its path is for the next balloond: what
+    can be met by name, somebody else may have got there first.
+
+    Raises:
+        ConfigError: it cannot be started, or does not answer; nothing is left of it then.
+    """
+    # It runs elsewhere.
+    path = keeper_path(socket_path).absolute()
+    too_much = len(os.fsencode(path)) - MAX_PATH_BYTES
+    if too_much > 0:
+        most = len(os.fsencode(socket_path.absolute())) - too_much
+        raise ConfigError(
+            f"--keep-fds: socket {socket_path.absolute()}: the path is too long, {most} bytes are "
+            "allowed beside a keeper"
+        )
+    try:
+        sock, keeper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as err:
+        raise _not_started(err.strerror) from err
+    with keeper_end:
+        fd = keeper_end.fileno()
+        try:
+            process = subprocess.Popen(
+                # By its file, and alone (-I): what lies in the current directory is not ours to
+                # run. Its streams lead nowhere: whoever waits for the end of ours would wait for
+                # its end.
+                [sys.executable, "-I", fd_keeper.__file__, os.fspath(path), str(fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(fd,),
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as err:
+            sock.close()
+            raise _not_started(err.strerror) from err
+    try:
+        kept, answers = _take(sock)
+    except BaseException as err:
+        sock.close()
+        status = process.poll() if isinstance(err, TimeoutError) else _status(process)
+        end_keeper(process, path)
+        if not isinstance(err, OSError):
+            raise
+        if status is None:
+            raise ConfigError(f"--keep-fds: no keeper answers at {path}: {err}") from err
+        number = status - fd_keeper.EXIT_ERRNO
+        why = os.strerror(number) if number > 0 else f"it ended with status {status}"
+        raise _not_started(why, f" at {path}") from err
+    return SocketStore(
+        sock,
+        kept,
+        capacity=_capacity(process.pid, answers),
+        is_keeper=True,
+        answers=answers,
+        started=(process, path),
+    )
+
+
+def _capacity(pid: int, answers: bool) -> int:
+    """How many descriptors a keeper can keep: as many as it may have open, but a few."""
+    most = fd_keeper.MAX_KEPT if answers else 16384  # An earlier version's.
+    try:
+        limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    except OSError:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(most, limit - KEEPERS_OWN)
+
+
+def _not_started(why: str | None, where: str = "") -> ConfigError:
+    return ConfigError(f"--keep-fds: no keeper can be started{where}: {why}; {_WITHOUT}")
+
+
+def _status(process: "subprocess.Popen[bytes]") -> int | None:
+    """The exit status of a keeper that has hung up, which is on its way out."""
+    try:
+        return process.wait(KEEPER_ENDS_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _reach(path: Path) -> socket.socket | None:
+    """A connection to whoever listens there; None where nobody does.
+
+    Raises:
+        KeeperError: its queue is full.
+        ConfigError: it is not ours to use.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        # Connecting would wait while its queue is full: it may be one that hangs.
+        sock.setblocking(False)
+        sock.connect(os.fspath(path))
+        sock.setblocking(True)
+        uid = peer_of(sock).uid
+    except BlockingIOError as err:
+        sock.close()
+        raise KeeperError(
+            f"the keeper at {path} does not answer: it takes no more connections"
+        ) from err
+    except OSError as err:
+        sock.close()
+        if err.errno not in _SOMEBODY:
+            # Where the path itself is wrong, the vhost-user socket cannot be bound either.
+            return None
+        raise ConfigError(
+            f"--keep-fds: {path} cannot be used: {err.strerror}; name another socket (--socket)"
+        ) from err
+    if uid != os.geteuid():
+        # It would be handed every guest's memory.
+        sock.close()
+        raise ConfigError(
+            f"--keep-fds: {path} is served by user {uid}; name another socket (--socket)"
+        )
+    return sock
+
+
+def _take(sock: socket.socket) -> tuple[dict[str, OwnedFd], bool]:
+    """Asks a keeper for everything that it holds, and whether it answers."""
+    with contextlib.suppress(BrokenPipeError):  # It may have said no already.
+        sock.send(TAKE)
+    kept: dict[str, OwnedFd] = {}
+    answers = False
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    while True:
+        if not poller.poll(KEEPER_WITHIN_S * 1000):
+            raise TimeoutError(f"nothing for {KEEPER_WITHIN_S:.0f} s")
+        message, ancillary, _, _ = sock.recvmsg(256, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        if message == END:
+            return kept, answers
+        answers |= message == ANSWERS
+        if message == BUSY:
+            raise BlockingIOError("a running balloond uses it")
+        if not message:
+            raise ConnectionResetError("it hung up")
+        for _, _, packed in ancillary:
+            name = message.decode("ascii", "replace").removeprefix("FDNAME=")
+            kept[name] = OwnedFd(int.from_bytes(packed[:4], sys.byteorder))

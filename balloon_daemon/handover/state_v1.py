@@ -1,0 +1,52 @@
+"""States of version 1, as balloond wrote them up to its change to version 2. Pure.
+
+Read for one release, so that VMs keep their balloons through the update; then this module goes.
+Version 1 had one JSON object for everything, a SHA-256 for a checksum, and no number of the VM but
+the one in its name (``vm7``).
+"""
+
+import json
+import re
+
+from balloon_daemon.errors import StateFileError
+
+_NAME = re.compile(r"vm([0-9]{1,18})")
+
+
+def read_v1(body: bytes, checksum: str) -> dict[str, object]:
+    """The JSON object of version 2 that says the same. Its fields are not checked yet.
+
+    Args:
+        body: the state without its first line.
+        checksum: the last word of that line.
+
+    Raises:
+        StateFileError: the checksum is another one.
+        ValueError, TypeError, KeyError, RecursionError: it is no state of version 1.
+    """
+    # Imported here: hashlib loads libcrypto, 3.6 MiB, which only this version's states need.
+    import hashlib
+
+    if checksum != hashlib.sha256(body).hexdigest():
+        raise StateFileError("is damaged: its checksum is wrong")
+    fields = json.loads(body)
+    name = _NAME.fullmatch(fields["name"])
+    if name is None:
+        raise ValueError(f"a guest named {fields['name']!r}")
+    row = None
+    if fields["policy"] is not None:
+        level, recheck_at_s, release_at_s = fields["policy"]
+        row = {
+            "vm_mem_bytes": fields["vm_mem_bytes"],
+            "level": level,
+            "recheck_at_s": recheck_at_s,
+            "release_at_s": release_at_s,
+        }
+    jailed = {
+        key: fields[key]
+        for key in ("messages", "handled", "num_pages", "actual", "connection", "journal")
+    }
+    return {
+        "vm": {"number": int(name[1]), "name": name[0], "row": row},
+        "jailed": jailed | {"stderr_pipe": fields["life"]},
+    }

@@ -1,0 +1,28 @@
+"""handover/keys.py: what a store's names say, whichever version has written them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
+
+numbers = st.integers(0, 10**18 - 1)
+
+
+@given(numbers, numbers)
+def test_name_written_and_read_is_the_same_key(vm_number: int, number: int) -> None:
+    for key in (FdKey(vm_number, number), StateKey(vm_number, number)):
+        assert parse_key(str(key)) == key
+        assert str(key).partition(".")[0] == group_of(vm_number)
+
+
+def test_names_are_those_of_every_version_before() -> None:
+    assert parse_key("vm7.3") == FdKey(7, 3)
+    assert parse_key("vm7.state-5") == StateKey(7, 5)
+
+
+@pytest.mark.parametrize(
+    "name", ["listener", "vm7", "vm7.", "vm7.x", "vm07.3", "vm7.state-", "vm7.state-05", "7.3"]
+)
+def test_name_that_is_no_vms_is_none(name: str) -> None:
+    assert parse_key(name) is None
