@@ -33,6 +33,7 @@ PURE = {
     "vhost_user.vring",
     "tube.messages",
     "guests.jailed.gain",
+    "guests.jailed.life",
     "guests.jailed.vm_size",
     "handover.room",
     "handover.state",
