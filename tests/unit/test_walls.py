@@ -30,6 +30,7 @@ PURE = {
     "vhost_user.driver_state",
     "vhost_user.effects",
     "vhost_user.replay",
+    "vhost_user.requests",
     "vhost_user.vring",
     "tube.messages",
     "guests.jailed.gain",
