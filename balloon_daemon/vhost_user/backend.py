@@ -15,10 +15,11 @@ the caller.
 Source: QEMU's "Vhost-user Protocol".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from balloon_daemon.errors import FrontendError
+from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.driver_state import DriverState
 from balloon_daemon.vhost_user.effects import (
@@ -48,6 +49,7 @@ from balloon_daemon.virtio.balloon import (
     OFFERED_FEATURES,
     BalloonConfig,
     BalloonQueue,
+    pages_of,
     queue_numbers,
 )
 
@@ -85,8 +87,40 @@ class Backend:
 
     @property
     def config(self) -> BalloonConfig:
-        """The config space; ``num_pages`` is the controller's to write."""
+        """The config space, to read; ``set_target`` and ``restore_config`` write it."""
         return self.driver.config
+
+    @property
+    def target_bytes(self) -> int:
+        """The balloon's target, as the driver reads it."""
+        return self.config.num_pages * PAGE_SIZE
+
+    def set_target(self, target_bytes: int) -> None:
+        """Has the driver read a target from now on.
+
+        Args:
+            target_bytes: absolute; whole 4 KiB pages of it count, and as many as a u32 can say.
+        """
+        self.config.num_pages = pages_of(target_bytes)
+
+    def rings_stood_at(self, indices: Iterable[tuple[int, int]]) -> None:
+        """Takes from a device that has ended where each of its vrings stands.
+
+        Args:
+            indices: (vring, ``used.idx``) pairs, below MAX_QUEUES and 65536.
+        """
+        for index, used_index in indices:
+            self.vrings[index].base = used_index
+
+    def restore_config(self, num_pages: int, actual: int, *, balloon_known: bool) -> None:
+        """Takes the config space over from another controller, when the vrings are restored.
+
+        Args:
+            num_pages, actual: 4 KiB pages; no more than a u32 can say counts.
+            balloon_known: that controller knew the balloon behind vrings that stand in mid-life.
+        """
+        stopped = not self.vrings[0].started
+        self.driver.restore(num_pages, actual, known=balloon_known, stopped=stopped)
 
     @property
     def driver_runs(self) -> bool:

@@ -433,8 +433,7 @@ class DeviceKeeper:
                 self._publish_fault(report)
             case Stopped(indices):
                 self._indices_known = True
-                for index, used_index in indices:
-                    self._backend.vrings[index].base = used_index
+                self._backend.rings_stood_at(indices)
 
     def _publish_fault(self, fault: Fault) -> None:
         # The device limits itself too, unless its guest has taken it over.
