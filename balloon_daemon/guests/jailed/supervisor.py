@@ -17,11 +17,8 @@ from typing import Protocol
 from balloon_daemon.device.process import (
     MAX_LAST_WORDS_BYTES,
     DeviceProcess,
-    DeviceSpec,
     Fork,
     NotYetError,
-    RegionSpec,
-    VringSpec,
     fork_here,
     spawn,
 )
@@ -40,6 +37,7 @@ from balloon_daemon.events import (
     RingsUnknown,
 )
 from balloon_daemon.guests.jailed.device_events import cause_of_death, fault_event, stat_name
+from balloon_daemon.guests.jailed.device_spec import EARNED_AFTER_S, device_spec
 from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
 from balloon_daemon.guests.jailed.waiting import is_done_within, is_set_within
 from balloon_daemon.linux.events import OwnedFd
@@ -59,9 +57,6 @@ from balloon_daemon.tube.messages import (
 )
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
-from balloon_daemon.vhost_user.effects import ReadyVring
-from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
-from balloon_daemon.virtio.balloon import BalloonFeature
 
 SETTLE_S = 0.005
 """A front-end sends a burst of messages; a device is forked once it has been quiet this long."""
@@ -97,10 +92,6 @@ STATS_A_SECOND = 4
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
 """More deaths than this in so many seconds, and no new device is forked for that guest."""
-
-EARNED_AFTER_S = 60.0
-"""A guest whose last device began so long ago has all of its next one's allowances, and a part of
-them before: it can have its device made anew as often as it likes."""
 
 NAME_WITHIN_S = 0.2
 """The kernel writes its record of a seccomp kill from a thread of its own, a little later."""
@@ -335,7 +326,16 @@ class DeviceKeeper:
         if busy or (self._gave_up and not look) or not vrings:
             return True
         try:
-            device = spawn(self._spec(vrings), look=look, fork=self._jail.fork)
+            since_s = self._loop.time() - self._began_at
+            spec = device_spec(
+                self._backend,
+                vrings,
+                self._vm.name,
+                since_s,
+                self._jail.identity,
+                self._jail.load_filter,
+            )
+            device = spawn(spec, look=look, fork=self._jail.fork)
         except NotYetError:
             if not look:
                 self._settling = self._loop.call_later(NOT_YET_S, self._start)
@@ -367,46 +367,6 @@ class DeviceKeeper:
             self.send_target()
         self._changed()
         return True
-
-    def _spec(self, served: list[ReadyVring]) -> DeviceSpec:
-        regions = tuple(
-            RegionSpec(
-                region.description.guest_addr,
-                region.description.frontend_addr,
-                region.description.size_bytes,
-                region.description.mmap_offset_bytes,
-                region.page_bytes,
-                None if region.fd is None else region.fd.fileno(),
-                not region.never_freed,
-            )
-            for region in self._backend.memory.regions
-        )
-        vrings = tuple(
-            VringSpec(
-                vring.index,
-                vring.queue,
-                vring.size,
-                vring.addr.descriptors,
-                vring.addr.available,
-                vring.addr.used,
-                vring.kick.fileno(),
-                None if vring.call is None else vring.call.fileno(),
-            )
-            for vring in served
-        )
-        channel = self._backend.channel
-        return DeviceSpec(
-            name=f"balloon-{self._vm}",
-            regions=regions,
-            vrings=vrings,
-            channel_fd=None if channel is None else channel.fileno(),
-            config_change=CONFIG_CHANGE_MSG,
-            identity=self._jail.identity,
-            load_filter=self._jail.load_filter,
-            must_tell_host=bool(self._backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
-            earned=min(1.0, (self._loop.time() - self._began_at) / EARNED_AFTER_S),
-            pfns_name_pages=not self._backend.memory.has_unnameable,
-        )
 
     def _take_over_shown(self, device: DeviceProcess, what: str) -> None:
         """A device sends what no device sends: it was taken over, or has a bug of ours."""
