@@ -132,7 +132,8 @@ class DeviceWorld:
         self._happens(Event.MISBEHAVED)
 
     def device_says_where_its_rings_stand(self) -> None:
-        self.said = self.life.rings_known = True
+        self.said = True
+        self.life.know_rings(known=True)
 
     def somebody_wants_the_end(self) -> None:
         self.waits = True

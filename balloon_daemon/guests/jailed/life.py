@@ -240,11 +240,19 @@ class Life:
     """Where one guest's device is in the table, and what the table's rows depend on."""
 
     def __init__(self) -> None:
-        self.state = State.AT_REST
-        self.rings_known = True
-        """Every vring's ``base`` is the ``used.idx`` at which it stands."""
+        self._state = State.AT_REST
+        self._rings_known = True
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
         self._gave_up = False
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def rings_known(self) -> bool:
+        """Every vring's ``base`` is the ``used.idx`` at which it stands."""
+        return self._rings_known
 
     @property
     def gave_up(self) -> bool:
@@ -255,6 +263,10 @@ class Life:
     def deaths(self) -> int:
         """How many of the last deaths are remembered: ``MAX_DEATHS`` + 1 at most."""
         return len(self._deaths)
+
+    def know_rings(self, *, known: bool) -> None:
+        """Where the rings stand is known from now on, or is not."""
+        self._rings_known = known
 
     def take(self, event: Event) -> Step:
         """Takes an event; the step is already taken when this returns.
@@ -268,13 +280,13 @@ class Life:
         if event is Event.DIED_TOO_OFTEN:
             self._gave_up = True
         if event in (Event.FORKED, Event.WAIT_OUT):
-            self.rings_known = False
+            self._rings_known = False
         if step.wait is Wait.KILLED and self.rings_known:
             step = step._replace(wait=Wait.FREED)
         if step.state is State.AT_REST and self._gave_up:
             # What was forked to look after the last death has ended: still no other is forked.
             step = step._replace(state=State.GAVE_UP)
-        self.state = step.state
+        self._state = step.state
         return step
 
     def gone(self, now_s: float) -> Step:

@@ -107,7 +107,6 @@ class Guest:
         self.keeper = DeviceKeeper(
             self.backend,
             shared.jail,
-            lambda: self.backend.target_bytes,
             self._log.publish,
             VmId(int(name.removeprefix("vm")), name),
             self._device_changed,
@@ -389,7 +388,7 @@ class Guest:
         if self._saver is None or self._leaving:
             return
         mem_bytes, policy = self.governor.vm_mem_bytes, self.governor.state()
-        backend, life = self.backend, self.keeper.life
+        backend, life = self.backend, self.keeper.stderr_pipe
         snapshot = Snapshot(
             self._inbox.handled, mem_bytes, policy, backend, self._connection, life
         )
