@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
-from balloon_daemon.device.pace import MAX_TURN_S
+from balloon_daemon.device.pace import MAX_TURN_S, Turn
 from balloon_daemon.device.reclaim import Reclaimer, runs_of
 from balloon_daemon.errors import GuestError, RingError, Rule
 from balloon_daemon.linux.events import signal_event
@@ -28,6 +29,16 @@ MAX_REPORT_BYTES = 1 << 30
 MAX_CHAINS_A_TURN = 256
 """Chains taken from one queue before the others and the controller get their turn."""
 
+# Python 3.11 runs code of the enum module for each "BalloonQueue.REPORTING_VQ".
+_REPORTING_VQ = BalloonQueue.REPORTING_VQ
+
+# Turn(...) runs Python code that the collections module makes, and takes twice as long.
+_turn: Callable[[tuple[int, int, int, bool, bool, RingError | None]], Turn]
+_turn = partial(tuple.__new__, Turn)
+
+Handled = tuple[int | None, int]
+"""The head to answer, None where there is none yet, and how many pages have moved."""
+
 
 @dataclass(slots=True)
 class RunningQueue:
@@ -49,6 +60,18 @@ class RunningQueue:
     kick_fd: int
     call_fd: int | None
     owes_call: bool = False
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What was done since the start, as ``Progress`` tells it."""
+
+    inflated_pages: int = 0
+    deflated_pages: int = 0
+    reported_bytes: int = 0
+    foreign_pages: int = 0
+    chains: int = 0
+    faults: int = 0
 
 
 class BalloonDevice:
@@ -77,7 +100,7 @@ class BalloonDevice:
         self._clock = clock
         self._held_stats_head: int | None = None
         self._latest_stats: tuple[tuple[int, int], ...] | None = None
-        handlers: dict[BalloonQueue, Callable[[DescriptorChain], int | None]] = {
+        handlers: dict[BalloonQueue, Callable[[DescriptorChain], Handled]] = {
             BalloonQueue.INFLATEQ: self._inflate,
             BalloonQueue.DEFLATEQ: self._deflate,
             BalloonQueue.STATSQ: self._take_stats,
@@ -85,99 +108,83 @@ class BalloonDevice:
         }
         # By vring: to look for an Enum's member runs Python code of the enum module.
         self._handlers = {running.index: handlers[running.queue] for running in queues}
-        self._inflated_pages = 0
-        self._deflated_pages = 0
-        self._reported_bytes = 0
-        self._buffers = 0
-        self._faults = 0
-        self._foreign_pages = 0
+        self._counts = _Counts()
 
     def statistics(self) -> Progress:
         """What was done since the start."""
+        counts = self._counts
         return Progress(
-            self._inflated_pages,
-            self._deflated_pages,
-            self._reported_bytes,
+            counts.inflated_pages,
+            counts.deflated_pages,
+            counts.reported_bytes,
             self._reclaimer.removed_bytes,
             self._reclaimer.removals,
-            self._buffers,
-            self._faults,
+            counts.chains,
+            counts.faults,
             (self._reclaimer.removed_bytes - self._reclaimer.reported_removed_bytes) // PAGE_SIZE,
             self._reclaimer.kept_pages,
             self._reclaimer.refused_pages,
-            self._foreign_pages,
+            counts.foreign_pages,
         )
-
-    @property
-    def buffers(self) -> int:
-        """Chains taken so far, of use or not."""
-        return self._buffers
-
-    @property
-    def faults(self) -> int:
-        """How many of them broke a rule."""
-        return self._faults
-
-    @property
-    def work(self) -> int:
-        """Pages that moved so far: taken, given back, reported as free."""
-        moved = self._inflated_pages + self._deflated_pages
-        return moved + -(-self._reported_bytes // PAGE_SIZE)
 
     @property
     def memory_pages(self) -> int:
         """The guest's memory, in 4 KiB pages."""
         return self._memory.size_bytes // PAGE_SIZE
 
-    def process(self, running: RunningQueue) -> bool:
-        """Serves what waits in one queue, at most a turn's worth, and calls the driver.
+    def process(self, running: RunningQueue) -> Turn:
+        """Serves the chains that wait in one queue, at most a turn's worth, and calls the driver.
 
         Returns:
-            True where more may wait.
-
-        Raises:
-            RingError: the ring cannot be trusted any more; what was served before is answered.
+            What it came to. After a chain at which the ring proved broken nothing is taken from
+            it any more; the chains before that one are answered.
         """
-        ring, until = running.ring, 0.0
+        ring, handle, until = running.ring, self._handlers[running.index], 0.0
         answered, running.owes_call = running.owes_call, False
-        taken = 0
+        chains = pages = faults = 0
+        over, broken = False, None
         try:
-            while taken < MAX_CHAINS_A_TURN and (pending := ring.pending()):
+            while not over and chains < MAX_CHAINS_A_TURN and (pending := ring.pending()):
                 # Not before: every kick brings a look at every queue, and most are empty.
                 until = until or self._clock() + MAX_TURN_S
-                for _ in range(min(pending, MAX_CHAINS_A_TURN - taken)):
-                    taken += 1
-                    head = self._serve(running)
+                for _ in range(min(pending, MAX_CHAINS_A_TURN - chains)):
+                    head: int | None
+                    try:
+                        head, moved = handle(ring.pop())
+                        pages += moved
+                    except RingError:
+                        raise
+                    except GuestError as err:
+                        faults += 1
+                        head = err.head
+                        self._dropped(running, err)
+                    chains += 1
                     if head is not None:
                         ring.push(head)
                         answered = True
-                    if self._clock() >= until:
-                        return True
-        except RingError:
+                    if over := self._clock() >= until:
+                        break
+        except RingError as err:
+            # Without its traceback, which would keep this frame and with it the error.
+            broken = err.with_traceback(None)
             if running.queue is BalloonQueue.STATSQ:
                 self._held_stats_head = None  # Nothing goes into a ring that is not trusted.
-            raise
         finally:
             if answered:
                 _call(running)
-        return taken >= MAX_CHAINS_A_TURN
+        counts = self._counts
+        counts.chains += chains
+        counts.faults += faults
+        over = over or chains >= MAX_CHAINS_A_TURN
+        return _turn((chains, pages, faults, running.queue is _REPORTING_VQ, over, broken))
 
-    def _serve(self, running: RunningQueue) -> int | None:
-        """Takes one chain. Returns the head to answer, if there is one yet."""
-        try:
-            head = self._handlers[running.index](running.ring.pop())
-        except RingError:
-            raise
-        except GuestError as err:
-            self._faults += 1
-            self._fault(running, err)
-            if running.queue is BalloonQueue.STATSQ:
-                self._answer_held(running.ring)
-            elif running.queue is BalloonQueue.DEFLATEQ:
-                self._reclaimer.forget()
-            head = err.head
-        self._buffers += 1
-        return head
+    def _dropped(self, running: RunningQueue, err: GuestError) -> None:
+        """A chain broke a rule: it is answered, and nothing that it names is done."""
+        self._fault(running, err)
+        if running.queue is BalloonQueue.STATSQ:
+            self._answer_held(running.ring)
+        elif running.queue is BalloonQueue.DEFLATEQ:
+            self._reclaimer.forget()
 
     def take_stats(self) -> tuple[tuple[int, int], ...] | None:
         """The guest's latest statistics, once; None where none came since the last call.
@@ -202,25 +209,27 @@ class BalloonDevice:
         self._held_stats_head = None
         return True
 
-    def _inflate(self, chain: DescriptorChain) -> int:
+    def _inflate(self, chain: DescriptorChain) -> Handled:
         content = self._pfns("inflateq", chain)
-        if content:
+        pages = len(content) // 4
+        if pages:
             try:
                 self._reclaimer.inflate("inflateq", chain.head, runs_of(content))
             except GuestError:
-                self._foreign_pages += len(content) // 4
+                self._counts.foreign_pages += pages
                 raise
-            self._inflated_pages += len(content) // 4
-        return chain.head
+            self._counts.inflated_pages += pages
+        return chain.head, pages
 
-    def _deflate(self, chain: DescriptorChain) -> int:
+    def _deflate(self, chain: DescriptorChain) -> Handled:
         content = self._pfns("deflateq", chain)
-        if content:
+        pages = len(content) // 4
+        if pages:
             self._reclaimer.deflate("deflateq", chain.head, runs_of(content))
-            self._deflated_pages += len(content) // 4
-        return chain.head
+            self._counts.deflated_pages += pages
+        return chain.head, pages
 
-    def _take_stats(self, chain: DescriptorChain) -> int | None:
+    def _take_stats(self, chain: DescriptorChain) -> Handled:
         """Keeps the buffer: giving it back is how new statistics are asked for (5.5.6.3).
 
         Returns:
@@ -229,9 +238,9 @@ class BalloonDevice:
         content = self._readable("statsq", chain, MAX_STATS_BYTES)
         self._latest_stats = tuple(decode_stats(content))
         before, self._held_stats_head = self._held_stats_head, chain.head
-        return before
+        return before, 0
 
-    def _discard_reported(self, chain: DescriptorChain) -> int:
+    def _discard_reported(self, chain: DescriptorChain) -> Handled:
         if chain.readable:
             raise GuestError("reporting_vq", chain.head, Rule.DIRECTION, len(chain.readable))
         if len(chain.writable) > MAX_PARTS:
@@ -239,8 +248,11 @@ class BalloonDevice:
         total = sum(length for _, length in chain.writable)
         if total > MAX_REPORT_BYTES:
             raise GuestError("reporting_vq", chain.head, Rule.LIMIT, total)
-        self._reported_bytes += self._reclaimer.discard("reporting_vq", chain.head, chain.writable)
-        return chain.head
+        before = self._counts.reported_bytes
+        reported = before + self._reclaimer.discard("reporting_vq", chain.head, chain.writable)
+        self._counts.reported_bytes = reported
+        # Rounded after adding up: reports of a byte each must not count as a page each.
+        return chain.head, -(-reported // PAGE_SIZE) - -(-before // PAGE_SIZE)
 
     def _readable(self, queue: str, chain: DescriptorChain, limit: int) -> bytes:
         """Copies a chain's readable bytes out of guest memory, once."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
-from balloon_daemon.device.pace import Account, Turn
-from balloon_daemon.errors import NO_HEAD, GuestError, RingError, Rule
+from balloon_daemon.device.pace import Account
+from balloon_daemon.errors import NO_HEAD, GuestError, Rule
 from balloon_daemon.linux.events import drain_event
 from balloon_daemon.tube.connection import DeviceEnd
 from balloon_daemon.tube.messages import (
@@ -23,13 +23,9 @@ from balloon_daemon.tube.messages import (
     Target,
 )
 from balloon_daemon.units import PAGE_SIZE
-from balloon_daemon.virtio.balloon import BalloonQueue
 
 REPORT_EVERY_S = 0.1
 """Progress goes up at most this often, and once more when work ends."""
-
-# Python 3.11 runs code of the enum module for each "BalloonQueue.REPORTING_VQ".
-_REPORTING_VQ = BalloonQueue.REPORTING_VQ
 
 FAULTS_A_SECOND = 4
 """Faults of one queue that are reported one by one; the others are counted."""
@@ -59,6 +55,59 @@ class Reporter:
         self._suppressed = 0 if self._tube.send(fault) else self._suppressed + 1
 
 
+class BackendChannel:
+    """The back-end channel to the VMM, through which it hears that the config space changed.
+
+    Args:
+        fd: non-blocking; None where there is none.
+        message: CONFIG_CHANGE_MSG, encoded.
+        epoll: waits for room in it.
+    """
+
+    def __init__(self, fd: int | None, message: bytes, epoll: select.epoll) -> None:
+        self.fd = fd
+        self._message = message
+        self._epoll = epoll
+        self._unsent = b""
+        if fd is not None:
+            try:
+                epoll.register(fd, 0)
+            except OSError:  # epoll(7) refuses regular files: nobody reads there.
+                self.fd = None
+
+    def announce(self) -> None:
+        """Says that the config space changed.
+
+        A message of which a part is still unsent says so too, and another must not begin within
+        it: the VMM reads the config space only once it has the whole message.
+        """
+        if not self._unsent:
+            self._unsent = self._message
+        self.send(0)
+
+    def send(self, event: int) -> None:
+        """Sends what is left of the message.
+
+        Args:
+            event: what epoll says of the channel; 0: nothing.
+        """
+        if self.fd is None:
+            return
+        if event & (select.EPOLLHUP | select.EPOLLERR):
+            self._epoll.unregister(self.fd)
+            self.fd = None
+            return
+        if self._unsent:
+            try:
+                sent = os.write(self.fd, self._unsent)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                sent = len(self._unsent)
+            self._unsent = self._unsent[sent:]
+        self._epoll.modify(self.fd, select.EPOLLOUT if self._unsent else 0)
+
+
 class DeviceLoop:
     """Runs a BalloonDevice until the controller says stop or is gone.
 
@@ -69,6 +118,7 @@ class DeviceLoop:
         channel_fd: the back-end channel to the VMM, non-blocking; None where there is none.
         config_change: the message that says there: the config space changed.
         earned: how much of its allowances the guest has at the beginning, from 0 to 1.
+        clock: seconds.
     """
 
     def __init__(
@@ -79,13 +129,12 @@ class DeviceLoop:
         channel_fd: int | None,
         config_change: bytes,
         earned: float = 1.0,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._device = device
         self._tube = tube
         self._reporter = reporter
-        self._channel_fd = channel_fd
-        self._config_change = config_change
-        self._unsent_config_change = b""
+        self._clock = clock
         self._epoll = select.epoll()
         self._epoll.register(tube.fileno(), select.EPOLLIN)
         self._queues: dict[int, RunningQueue] = {}
@@ -98,11 +147,7 @@ class DeviceLoop:
                 self._queues[running.kick_fd] = running
         # A new device looks at every ring once: its predecessor may have taken the kick.
         self._backlog = dict(self._queues)
-        if channel_fd is not None:
-            try:
-                self._epoll.register(channel_fd, 0)
-            except OSError:  # No socket, so nobody hears there.
-                self._channel_fd = None
+        self._channel = BackendChannel(channel_fd, config_change, self._epoll)
         self._unreported = False
         self._report_at = 0.0
         self._account = Account(device.memory_pages, earned)
@@ -113,7 +158,7 @@ class DeviceLoop:
         """Every descriptor that the loop needs; all others may be closed."""
         fds = [self._epoll.fileno(), self._tube.fileno(), *self._queues]
         fds += [q.call_fd for q in self._device.queues if q.call_fd is not None]
-        return fds if self._channel_fd is None else [*fds, self._channel_fd]
+        return fds if self._channel.fd is None else [*fds, self._channel.fd]
 
     def run(self) -> None:
         """Serves until told to stop; then says where each ring stands."""
@@ -134,8 +179,8 @@ class DeviceLoop:
             if fd in self._queues:
                 if self._take_kick(self._queues[fd], event):
                     kicked.append(fd)
-            elif fd == self._channel_fd:
-                self._send_config_change(event)
+            elif fd == self._channel.fd:
+                self._channel.send(event)
             elif fd == self._tube.fileno() and not self._obey():
                 return False
         if kicked:
@@ -147,17 +192,20 @@ class DeviceLoop:
         return True
 
     def _serve(self, queues: list[RunningQueue], kicked: list[int]) -> None:
-        device = self._device
         self._backlog.clear()
-        began, chains, pages, faults = monotonic(), device.buffers, device.work, device.faults
+        self._unreported |= bool(queues)
+        began = self._clock()
         for running in queues:
-            self._process(running)
-            fd, now, turn = running.kick_fd, began, Turn()
-            if device.buffers != chains:
-                now, reports = monotonic(), running.queue is _REPORTING_VQ
-                taken, moved = device.buffers - chains, device.work - pages
-                turn = Turn(taken, moved, device.faults - faults, reports)
-                chains, pages, faults = device.buffers, device.work, device.faults
+            turn = self._device.process(running)
+            fd, now = running.kick_fd, began
+            if turn.broken is not None:
+                err = turn.broken
+                self._drop(running)
+                self._reporter.fault(FaultKind.RING, running.index, err.rule, err.head, err.found)
+            elif turn.more:
+                self._backlog[fd] = running
+            if turn.chains:
+                now = self._clock()
             elif fd not in kicked:
                 continue
             rest_s = self._account.charge(now, now - began, turn)
@@ -172,7 +220,7 @@ class DeviceLoop:
         self._epoll.modify(fd, 0)
 
     def _end_rests(self) -> None:
-        now = monotonic()
+        now = self._clock()
         for fd in [fd for fd, until in self._resting.items() if now >= until]:
             del self._resting[fd]
             self._epoll.modify(fd, select.EPOLLIN)
@@ -192,16 +240,7 @@ class DeviceLoop:
             return 0
         due = [self._report_at] if self._unreported else []
         due += self._resting.values()
-        return max(0.0, min(due) - monotonic()) if due else -1
-
-    def _process(self, running: RunningQueue) -> None:
-        self._unreported = True
-        try:
-            if self._device.process(running):
-                self._backlog[running.kick_fd] = running
-        except RingError as err:
-            self._drop(running)
-            self._reporter.fault(FaultKind.RING, running.index, err.rule, err.head, err.found)
+        return max(0.0, min(due) - self._clock()) if due else -1
 
     def _drop(self, running: RunningQueue) -> None:
         """Serves this queue no more; the others go on."""
@@ -221,37 +260,16 @@ class DeviceLoop:
             match order:
                 case Target(target_bytes):
                     self._account.target(target_bytes // PAGE_SIZE)
-                    # The config space holds it already; all that is left is to say so. What is
-                    # on the way says so too, and half of it must not be followed by a whole.
-                    if not self._unsent_config_change:
-                        self._unsent_config_change = self._config_change
-                    self._send_config_change(0)
+                    # The config space holds the target already: the VMM reads it there.
+                    self._channel.announce()
                 case Command.REQUEST_STATS:
                     self._device.request_stats()
                 case Command.STOP:
                     return False
         return True
 
-    def _send_config_change(self, event: int) -> None:
-        if self._channel_fd is None:
-            return
-        if event & (select.EPOLLHUP | select.EPOLLERR):
-            self._epoll.unregister(self._channel_fd)
-            self._channel_fd = None
-            return
-        if self._unsent_config_change:
-            try:
-                sent = os.write(self._channel_fd, self._unsent_config_change)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                sent = len(self._unsent_config_change)
-            self._unsent_config_change = self._unsent_config_change[sent:]
-        waits = select.EPOLLOUT if self._unsent_config_change else 0
-        self._epoll.modify(self._channel_fd, waits)
-
     def _report(self) -> None:
-        now = monotonic()
+        now = self._clock()
         if self._unreported and now >= self._report_at:
             self._report_at = now + REPORT_EVERY_S
             self._unreported = not self._tube.send(self._device.statistics())

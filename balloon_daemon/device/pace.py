@@ -10,6 +10,8 @@ that reports much free memory has its balloon served meanwhile.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from balloon_daemon.errors import RingError
+
 MAX_TURN_S = 0.01
 """Time spent on one queue before the others and the controller get their turn. A chain of 32,768
 descriptors that loops takes as much by itself."""
@@ -116,12 +118,16 @@ class Turn(NamedTuple):
         pages: that moved.
         faults: chains that broke a rule.
         reports: they were reports of free pages, which no target asks for.
+        more: the queue may have more: its turn was over before its chains were.
+        broken: why its ring cannot be trusted any more; None where it can.
     """
 
     chains: int = 0
     pages: int = 0
     faults: int = 0
     reports: bool = False
+    more: bool = False
+    broken: RingError | None = None
 
 
 class Account:
@@ -154,7 +160,7 @@ class Account:
         Returns:
             Seconds for which that queue is to rest.
         """
-        chains, pages, faults, reports = turn
+        chains, pages, faults, reports, _, _ = turn
         asked = 0 if reports else self._asked.take(pages)
         useful = not faults and pages >= HONEST_CHAIN_PAGES * chains
         if useful and asked == pages and pages:

@@ -15,10 +15,11 @@ the caller.
 Source: QEMU's "Vhost-user Protocol".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from balloon_daemon.errors import FrontendError
+from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.driver_state import DriverState
 from balloon_daemon.vhost_user.effects import (
@@ -31,15 +32,24 @@ from balloon_daemon.vhost_user.effects import (
     Send,
     StopDevice,
 )
-from balloon_daemon.vhost_user.memory_table import MAX_MEM_SLOTS, Fd, MemoryTable
+from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
 from balloon_daemon.vhost_user.messages import Message, ProtocolFeature
+from balloon_daemon.vhost_user.requests import (
+    ALLOWED_FDS,
+    ANSWERED,
+    CONSTANTS,
+    LEFT_ALONE,
+    NO_FDS,
+    VRING_FDS,
+)
 from balloon_daemon.vhost_user.vring import Vring
 from balloon_daemon.virtio.balloon import (
     MAX_QUEUES,
     OFFERED_FEATURES,
     BalloonConfig,
     BalloonQueue,
+    pages_of,
     queue_numbers,
 )
 
@@ -77,8 +87,40 @@ class Backend:
 
     @property
     def config(self) -> BalloonConfig:
-        """The config space; ``num_pages`` is the controller's to write."""
+        """The config space, to read; ``set_target`` and ``restore_config`` write it."""
         return self.driver.config
+
+    @property
+    def target_bytes(self) -> int:
+        """The balloon's target, as the driver reads it."""
+        return self.config.num_pages * PAGE_SIZE
+
+    def set_target(self, target_bytes: int) -> None:
+        """Has the driver read a target from now on.
+
+        Args:
+            target_bytes: absolute; whole 4 KiB pages of it count, and as many as a u32 can say.
+        """
+        self.config.num_pages = pages_of(target_bytes)
+
+    def rings_stood_at(self, indices: Iterable[tuple[int, int]]) -> None:
+        """Takes from a device that has ended where each of its vrings stands.
+
+        Args:
+            indices: (vring, ``used.idx``) pairs, below MAX_QUEUES and 65536.
+        """
+        for index, used_index in indices:
+            self.vrings[index].base = used_index
+
+    def restore_config(self, num_pages: int, actual: int, *, balloon_known: bool) -> None:
+        """Takes the config space over from another controller, when the vrings are restored.
+
+        Args:
+            num_pages, actual: 4 KiB pages; no more than a u32 can say counts.
+            balloon_known: that controller knew the balloon behind vrings that stand in mid-life.
+        """
+        stopped = not self.vrings[0].started
+        self.driver.restore(num_pages, actual, known=balloon_known, stopped=stopped)
 
     @property
     def driver_runs(self) -> bool:
@@ -144,7 +186,7 @@ class Backend:
                 raise FrontendError(message.name, "is not offered by this back-end")
             if lost:
                 handler = _LOSERS.get(Request(message.request), handler)
-            elif len(fds) not in _ALLOWED_FDS.get(message.request, _NO_FDS):
+            elif len(fds) not in ALLOWED_FDS.get(message.request, NO_FDS):
                 raise FrontendError(message.name, f"came with {len(fds)} file descriptors")
             effects = handler(self, message, fds)
         except FrontendError:
@@ -158,7 +200,7 @@ class Backend:
         """Whether a message that has come without descriptors should have had some."""
         if message.request == Request.SET_MEM_TABLE:
             return bool(wire.decode_memory_table(message))
-        if message.request in _VRING_FDS:
+        if message.request in VRING_FDS:
             return not wire.decode_u64(message) & wire.VRING_NOFD_MASK
         return message.request in _LOSERS
 
@@ -174,7 +216,7 @@ class Backend:
         if message.request == Request.GET_VRING_BASE:
             index = wire.decode_vring_state(message).index
             return [self.stop_vring(index) if index < MAX_QUEUES else _base_reply(index, 0)]
-        if message.request in _ANSWERED:
+        if message.request in ANSWERED:
             effects = self.handle(message, ())
             return [effect.reply for effect in effects if isinstance(effect, Send)]
         return [self._ack(message)] if self._wants_ack(message) else []
@@ -183,11 +225,11 @@ class Backend:
         return bool(
             message.flags & wire.FLAG_NEED_REPLY
             and self.protocol_features & _REPLY_ACK
-            and message.request not in _ANSWERED
+            and message.request not in ANSWERED
         )
 
     def _ack(self, message: Message) -> bytes:
-        refused = message.request in _LEFT_ALONE
+        refused = message.request in LEFT_ALONE
         return wire.encode_reply(message.request, wire.U64.pack(refused))
 
     def stop_vring(self, index: int) -> bytes:
@@ -208,7 +250,7 @@ class Backend:
     # --- features -----------------------------------------------------------------------------
 
     def _get_constant(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        number = wire.U64.pack(_CONSTANTS[message.request])
+        number = wire.U64.pack(CONSTANTS[message.request])
         return [Send(wire.encode_reply(message.request, number))]
 
     def _get_features(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
@@ -417,15 +459,8 @@ def _base_reply(index: int, base: int) -> bytes:
     return wire.encode_reply(Request.GET_VRING_BASE, wire.VringState(index, base).encode())
 
 
-_CONSTANTS: dict[int, int] = {
-    Request.GET_PROTOCOL_FEATURES: wire.OFFERED_PROTOCOL_FEATURES,
-    Request.GET_QUEUE_NUM: MAX_QUEUES,
-    Request.GET_MAX_MEM_SLOTS: MAX_MEM_SLOTS,
-}
-"""Requests that always get the same u64."""
-
 _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] = {
-    **dict.fromkeys(_CONSTANTS, Backend._get_constant),
+    **dict.fromkeys(CONSTANTS, Backend._get_constant),
     Request.GET_FEATURES: Backend._get_features,
     Request.SET_FEATURES: Backend._set_features,
     Request.SET_OWNER: Backend._set_owner,
@@ -450,49 +485,12 @@ _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] =
     Request.GET_STATUS: Backend._get_status,
 }
 
-_LEFT_ALONE = (
-    Request.SET_LOG_FD,
-    Request.SEND_RARP,
-    Request.NET_SET_MTU,
-    Request.SET_VRING_ENDIAN,
-    Request.SET_INFLIGHT_FD,
-    Request.GPU_SET_SOCKET,
-    Request.VRING_KICK,
-    Request.POSTCOPY_LISTEN,
-)
-"""Requests of features that were not offered, none with a reply of its own: nobody waits."""
-
-_HANDLERS.update(dict.fromkeys(_LEFT_ALONE, Backend._leave_alone))
-
-_VRING_FDS = (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR)
+_HANDLERS.update(dict.fromkeys(LEFT_ALONE, Backend._leave_alone))
 
 _LOSERS = {
     Request.SET_MEM_TABLE: Backend._lose_memory,
     Request.ADD_MEM_REG: Backend._lose_memory,
-    **dict.fromkeys(_VRING_FDS, Backend._lose_vring_fd),
+    **dict.fromkeys(VRING_FDS, Backend._lose_vring_fd),
     Request.SET_BACKEND_REQ_FD: Backend._lose_channel,
 }
 """What becomes of a request whose descriptors are lost."""
-
-_ANSWERED = {
-    *_CONSTANTS,
-    Request.GET_FEATURES,
-    Request.GET_VRING_BASE,
-    Request.GET_CONFIG,
-    Request.GET_STATUS,
-}
-"""Requests with a reply of their own, so without an acknowledgement."""
-
-
-_NO_FDS = range(1)
-_ALLOWED_FDS: dict[int, range] = {
-    Request.SET_MEM_TABLE: range(wire.MAX_FDS + 1),
-    Request.SET_VRING_KICK: range(2),
-    Request.SET_VRING_CALL: range(2),
-    Request.SET_VRING_ERR: range(2),
-    Request.REM_MEM_REG: range(2),
-    Request.ADD_MEM_REG: range(2),
-    Request.SET_BACKEND_REQ_FD: range(1, 2),
-    **dict.fromkeys(_LEFT_ALONE, range(wire.MAX_FDS + 1)),
-}
-"""How many descriptors may come with a message; with all others none."""

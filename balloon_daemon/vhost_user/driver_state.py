@@ -14,8 +14,8 @@ sign of anything.
 
 from dataclasses import dataclass, field
 
-from balloon_daemon.units import NumPages
-from balloon_daemon.virtio.balloon import BalloonConfig
+from balloon_daemon.units import PAGE_SIZE, NumPages
+from balloon_daemon.virtio.balloon import BalloonConfig, pages_of
 
 DATA_QUEUES = (0, 1)
 """The inflateq and the deflateq, which have the same index with every set of features."""
@@ -71,6 +71,20 @@ class DriverState:
     def _sign(self) -> None:
         if self.config.actual and not self.reset_signed:
             self.reset_signed, self.config_read = True, False
+
+    def restore(self, num_pages: int, actual: int, *, known: bool, stopped: bool) -> None:
+        """Takes over the config space of another controller, whose vrings are restored.
+
+        Args:
+            num_pages, actual: 4 KiB pages; no more than a u32 can say counts.
+            known: it knew how large the balloon was.
+            stopped: the inflateq does not run.
+        """
+        self.balloon_unknown &= not known
+        if stopped:
+            self.stopped()
+        self.config.num_pages = pages_of(num_pages * PAGE_SIZE)
+        self.config.actual = pages_of(actual * PAGE_SIZE)
 
     def begin_anew(self) -> bool:
         """A driver has begun anew, so nothing is in its balloon; whether anything was."""

@@ -16,7 +16,7 @@ from dataclasses import astuple
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.linux.closing import ForeignFds
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.units import NumPages
+from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
@@ -89,7 +89,7 @@ class Conversation:
         elif kind == 1:
             self._vmm.shutdown(socket.SHUT_WR)
         elif kind == 2:
-            self.backend.config.num_pages = NumPages(choices.number(4))
+            self.backend.set_target(choices.number(4) * PAGE_SIZE)
         elif kind == 3:
             for message, count in rightful_start(choices.below(5)):
                 self._say(message, [usual_fd(message)] * count)

@@ -13,7 +13,7 @@ from typing import Any
 
 from balloon_daemon.device.balloon import MAX_CHAINS_A_TURN, BalloonDevice, RunningQueue
 from balloon_daemon.device.reclaim import Reclaimer
-from balloon_daemon.errors import GuestError, RingError
+from balloon_daemon.errors import GuestError
 from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.virtio import split_queue
 from balloon_daemon.virtio.balloon import MAX_STATS, BalloonQueue
@@ -221,9 +221,7 @@ class HostileGuest:
             return
         running = self.device.queues[n]
         self.oracle.begin(running.queue)
-        try:
-            self.device.process(running)
-        except RingError:
+        if self.device.process(running).broken is not None:
             self._dead.add(n)
         require(self.oracle.chains <= MAX_CHAINS_A_TURN, "a turn without end", self.oracle.chains)
         self.oracle.end()

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.units import FrontendAddr, GuestAddr, NumPages
+from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
 from balloon_daemon.vhost_user.messages import RegionDescription
@@ -150,7 +150,7 @@ class VmAgainstBalloond(RuleBasedStateMachine):
 
     @rule(wanted=st.integers(0, PAGES))
     def set_target(self, wanted: int) -> None:
-        self.talk.backend.config.num_pages = NumPages(wanted)
+        self.talk.backend.set_target(wanted * PAGE_SIZE)
         access = wire.ConfigAccess(4, 0, len(self.in_balloon).to_bytes(4, "little"))
         self.tell(Request.SET_CONFIG, access.encode())
         require(self.talk.backend.config.num_pages == wanted, "the target is lost")

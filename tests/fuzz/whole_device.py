@@ -146,8 +146,7 @@ class WholeDevice:
     def _take(self, report: Up) -> None:
         match report:
             case Stopped(indices):
-                for index, used_index in indices:
-                    self._backend.vrings[index].base = used_index
+                self._backend.rings_stood_at(indices)
             case Fault():
                 self.faults.append(report)
             case _:

@@ -2,25 +2,39 @@
 
 import asyncio
 import os
+import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from types import FrameType
 
 import pytest
 
-from balloon_daemon.device.process import DeviceProcess, DeviceSpec
-from balloon_daemon.events import DeviceDoesNotStop, DeviceNotForked, Event, Publish, RingsUnknown
+from balloon_daemon.device.process import DeviceSpec, NotYetError
+from balloon_daemon.errors import StateFileError
+from balloon_daemon.events import (
+    DeviceDied,
+    DeviceDoesNotStop,
+    DeviceNotForked,
+    Event,
+    Publish,
+    RingsUnknown,
+)
 from balloon_daemon.guests.jailed import supervisor as keeper_module
-from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
-from balloon_daemon.guests.jailed.supervisor import SETTLE_S, DeviceKeeper, Jail
+from balloon_daemon.guests.jailed.life import MAX_DEATHS, WAIT_S, Wait
+from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.tube.connection import open_tube
+from balloon_daemon.tube.connection import DeviceEnd
+from balloon_daemon.tube.messages import Stopped
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import fresh, set_up
 from tests.harness.waiting import HANG_S
+
+VM = VmId(1, "vm1")
+QUIET_S = WAIT_S[Wait.QUIET]
 
 
 @pytest.fixture
@@ -40,22 +54,61 @@ def in_time() -> Iterator[None]:
 class Forks:
     """Counts forks, and has none succeed."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: OSError | None = None) -> None:
         self.asked = 0
+        self._error = error or OSError(11, "not here")
 
     def __call__(self, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
         self.asked += 1
-        raise OSError(11, "not here")
+        raise self._error
 
 
-VM = VmId(1, "vm1")
+class Programs:
+    """Starts programs in the place of devices, and holds their ends of the tubes itself."""
+
+    def __init__(self, *command: str) -> None:
+        self._command = command
+        self.pids: list[int] = []
+        self.tubes: list[DeviceEnd] = []
+
+    def __call__(self, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+        self.tubes.append(DeviceEnd(socket.socket(fileno=os.dup(tube_fd))))
+        path = shutil.which(self._command[0])
+        assert path is not None
+        self.pids.append(os.posix_spawn(path, self._command, os.environ))
+        return self.pids[-1]
+
+    def close(self) -> None:
+        for tube in self.tubes:
+            tube.close()
+
+
+@pytest.fixture
+def programs() -> Iterator[Programs]:
+    with closing(Programs("sleep", "60")) as programs:
+        yield programs
 
 
 def make_keeper(
-    backend: Backend, forks: Forks, publish: Publish = lambda event: None
+    backend: Backend,
+    fork: Callable[[DeviceSpec, int, int, int], int],
+    publish: Publish = lambda event: None,
 ) -> DeviceKeeper:
-    jail = Jail(lambda: None, None, forks)
-    return DeviceKeeper(backend, jail, lambda: 0, publish, VM, lambda: None, Hearing())
+    jail = Jail(lambda: None, None, fork)
+    return DeviceKeeper(backend, jail, publish, VM, lambda: None, Hearing())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until something is so."""
+    async with asyncio.timeout(HANG_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def runs(keeper: DeviceKeeper) -> None:
+    """Has a device run."""
+    keeper.settle()
+    await until(lambda: keeper.running)
 
 
 def predecessor() -> tuple[OwnedFd, OwnedFd]:
@@ -65,123 +118,198 @@ def predecessor() -> tuple[OwnedFd, OwnedFd]:
 
 
 @pytest.mark.usefixtures("in_time")
-def test_device_that_ended_is_reaped_though_another_process_holds_its_tube() -> None:
-    async def reap() -> bool:
-        keeper = make_keeper(fresh(), Forks())
-        upper, lower = open_tube()
-        child = subprocess.Popen(["true"])
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        words, nobody = predecessor()
-        nobody.close()
-        keeper._device = device = DeviceProcess(child.pid, upper, words)
-        keeper._gone = asyncio.get_running_loop().create_future()
-        keeper._stopping = True
-        keeper._reader = ReportReader(upper, keeper._take, lambda what: None)
-        keeper._orders = OrderWatch(VM, child.pid, upper, lambda event: None)
-        keeper._reap(device)
-        lower.close()
-        child.returncode = 0  # Reaped above; Popen would look for it again.
-        return keeper.running
+def test_device_that_ended_is_reaped_though_another_process_holds_its_tube(
+    programs: Programs,
+) -> None:
+    async def reap() -> None:
+        keeper = make_keeper(set_up([0]), programs)
+        await runs(keeper)
+        os.kill(programs.pids[0], signal.SIGKILL)
+        await keeper.stop()
+        assert not keeper.running
 
-    assert not asyncio.run(reap())
+    asyncio.run(reap())
+    # Whether told to stop before its death was noticed or not: reaped is the one that was killed.
+    with pytest.raises(ProcessLookupError):
+        os.kill(programs.pids[0], 0)
+
+
+def test_device_that_dies_over_and_over_is_forked_six_times_and_its_deaths_are_said() -> None:
+    published: list[Event] = []
+
+    async def die(programs: Programs) -> bool:
+        keeper = make_keeper(set_up([0]), programs, published.append)
+        keeper.settle()
+        await until(lambda: len(published) == 2 * (MAX_DEATHS + 1))
+        keeper.settle()
+        await asyncio.sleep(10 * QUIET_S)
+        await keeper.stop()
+        return keeper.to_run
+
+    with closing(Programs("true")) as programs:
+        assert not asyncio.run(die(programs))
+    assert len(programs.pids) == MAX_DEATHS + 1
+    deaths = [event.deaths for event in published if isinstance(event, DeviceDied)]
+    assert deaths == [0] * MAX_DEATHS + [MAX_DEATHS + 1]
 
 
 def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None:
     async def watch() -> list[bool]:
-        keeper = make_keeper(fresh(), Forks())
+        forks = Forks()
+        keeper = make_keeper(set_up([0]), forks)
         reading, writing = predecessor()
         keeper.wait_out(reading)
+        keeper.take_over()
         os.write(writing.fileno(), b"balloon-vm1: what it said last\n")
-        await asyncio.sleep(0.01)
-        alone = [keeper._alone.is_set()]
+        await asyncio.sleep(10 * QUIET_S)
+        assert forks.asked == 0
+        watched = [keeper.stderr_pipe is reading]
         writing.close()
-        await asyncio.wait_for(keeper._alone.wait(), HANG_S)
-        return [*alone, keeper._alone.is_set()]
+        await until(lambda: forks.asked == 1)
+        await keeper.stop()
+        return [*watched, keeper.stderr_pipe is None]
 
-    assert asyncio.run(watch()) == [False, True]
+    assert asyncio.run(watch()) == [True, True]
 
 
 def test_stopped_keeper_forks_nothing_though_its_predecessor_went_while_it_was_to() -> None:
     async def forks() -> int:
         asked = Forks()
-        backend = fresh()
-        keeper = make_keeper(backend, asked)
+        keeper = make_keeper(set_up([0]), asked)
         reading, writing = predecessor()
         keeper.wait_out(reading)
-        keeper.settle()
+        keeper.take_over()
+        stopping = asyncio.ensure_future(keeper.stop())
+        await asyncio.sleep(0)
         writing.close()
-        keeper._predecessor_gone()
-        await keeper.stop()
-        ready = set_up([0])
-        backend.vrings, backend.acknowledged = ready.vrings, ready.acknowledged
-        backend.memory.regions = ready.memory.regions
-        await asyncio.sleep(10 * SETTLE_S)
+        await stopping
+        await asyncio.sleep(10 * QUIET_S)
         return asked.asked
 
-    assert keeper_module.SETTLE_S < 0.1
     assert asyncio.run(forks()) == 0
 
 
+def test_predecessor_that_does_not_end_is_waited_for_only_so_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(WAIT_S, Wait.PREDECESSOR, 0.01)
+
+    async def stop() -> int:
+        forks = Forks()
+        keeper = make_keeper(set_up([0]), forks)
+        reading, _writing = predecessor()
+        keeper.wait_out(reading)
+        for _ in range(2):
+            with pytest.raises(StateFileError, match="of an earlier balloond does not end"):
+                await keeper.stop()
+        keeper.close()
+        assert reading.fileno() == -1
+        return forks.asked
+
+    assert asyncio.run(stop()) == 0
+
+
+@pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("what", ["device", "predecessor"])
-def test_told_to_stop_and_cancelled_as_the_device_ends_is_cancelled(what: str) -> None:
+def test_told_to_stop_and_cancelled_as_the_device_ends_is_cancelled(
+    what: str, turns: int, programs: Programs
+) -> None:
     # A guest's task is, when its controller ends in the same turn of the loop.
-    async def end() -> bool:
-        keeper = make_keeper(fresh(), Forks())
+    async def end() -> tuple[bool, bool]:
+        keeper = make_keeper(set_up([0]), programs)
         reading, writing = predecessor()
-        upper, lower = open_tube()
-        child = subprocess.Popen(["true"])
         if what == "predecessor":
             keeper.wait_out(reading)
         else:
-            keeper._device = DeviceProcess(child.pid, upper, reading)
-            keeper._gone = asyncio.get_running_loop().create_future()
+            await runs(keeper)
         stopping = asyncio.ensure_future(keeper.stop())
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
         if what == "predecessor":
             writing.close()
-            keeper._predecessor_gone()
         else:
-            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-            assert keeper._device is not None
-            keeper._reap(keeper._device)
-            child.returncode = 0
+            os.kill(programs.pids[0], signal.SIGKILL)
+            os.waitid(os.P_PID, programs.pids[0], os.WEXITED | os.WNOWAIT)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        late = stopping.done()
         stopping.cancel()
         await asyncio.wait([stopping])
-        upper.close()
-        lower.close()
-        child.wait()
-        return stopping.cancelled()
+        await keeper.stop()
+        return late, stopping.cancelled()
 
-    assert asyncio.run(end())
+    late, cancelled = asyncio.run(end())
+    assert cancelled is not late
+    assert turns > 1 or cancelled
 
 
 @pytest.mark.parametrize(("stands_known", "lines"), [(True, 0), (False, 1)])
 def test_device_that_said_where_its_rings_stand_is_given_time_without_a_word(
-    stands_known: bool,
-    lines: int,
-    monkeypatch: pytest.MonkeyPatch,
+    stands_known: bool, lines: int, programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[Event] = []
+    backend = set_up([0])
 
     async def end() -> None:
-        keeper = make_keeper(fresh(), Forks(), published.append)
-        upper, lower = open_tube()
-        child = subprocess.Popen(["sleep", "60"])
-        words, nobody = predecessor()
-        nobody.close()
-        keeper._device = device = DeviceProcess(child.pid, upper, words)
-        keeper._gone = asyncio.get_running_loop().create_future()
-        keeper._indices_known = stands_known
-        asyncio.get_running_loop().add_reader(device.pidfd.fileno(), keeper._reap, device)
-        await keeper._end()
-        lower.close()
-        child.returncode = -signal.SIGKILL
+        keeper = make_keeper(backend, programs, published.append)
+        await runs(keeper)
+        if stands_known:
+            assert programs.tubes[0].send(Stopped(((0, 7),)))
+        await keeper.stop()
 
-    monkeypatch.setattr(keeper_module, "STOP_WITHIN_S", 0.05)
+    monkeypatch.setitem(WAIT_S, Wait.STOPPED, 0.05)
     asyncio.run(end())
 
     assert [type(event) for event in published].count(DeviceDoesNotStop) == lines
+    assert backend.vrings[0].base == (7 if stands_known else 0)
+
+
+def test_device_that_only_looks_says_where_the_rings_stand(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: list[Event] = []
+    backend = set_up([0])
+
+    async def learn() -> None:
+        keeper = make_keeper(backend, programs, published.append)
+        await runs(keeper)
+        await keeper.stop()
+        learning = asyncio.ensure_future(keeper.learn_indices())
+        await until(lambda: keeper.running)
+        assert programs.tubes[1].send(Stopped(((0, 7),)))
+        await learning
+        assert not keeper.running
+
+    monkeypatch.setitem(WAIT_S, Wait.STOPPED, 0.05)
+    asyncio.run(learn())
+
+    assert len(programs.pids) == 2
+    assert backend.vrings[0].base == 7
+    assert RingsUnknown not in map(type, published)
+
+
+def test_process_that_forks_and_is_being_started_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(WAIT_S, Wait.NOT_YET, 0.001)
+    published: list[Event] = []
+
+    async def ask(keeper: DeviceKeeper, forks: Forks) -> None:
+        keeper.take_over()
+        await until(lambda: forks.asked == 3)
+        await keeper.stop()
+        asked = forks.asked
+        learning = asyncio.ensure_future(keeper.learn_indices())
+        await until(lambda: forks.asked == asked + 3)
+        learning.cancel()
+        await asyncio.wait([learning])
+        await keeper.stop()
+
+    async def play() -> None:
+        forks = Forks(NotYetError())
+        await ask(make_keeper(set_up([0]), forks, published.append), forks)
+
+    asyncio.run(play())
+    assert published == []
 
 
 def test_forks_that_fail_over_and_over_do_not_fill_the_log(
@@ -193,16 +321,18 @@ def test_forks_that_fail_over_and_over_do_not_fill_the_log(
         loop = asyncio.get_running_loop()
         forks = Forks()
         keeper = make_keeper(set_up([0]), forks, published.append)
-        keeper._indices_known = False
         began = int(loop.time())
-        for _ in range(200):
-            keeper.settle()
-            keeper._start()
+        for number in range(200):
+            keeper.take_over()
+            while forks.asked == 2 * number:
+                await asyncio.sleep(0)
+            await keeper.stop()
             await keeper.learn_indices()
         assert forks.asked == 400
         return int(loop.time()) - began + 1
 
     monkeypatch.setattr(keeper_module, "LOOKS_AFTER_S", (0.0,))
+    monkeypatch.setitem(WAIT_S, Wait.QUIET, 0.0)
     seconds = asyncio.run(fail())
 
     unforked = [event for event in published if isinstance(event, DeviceNotForked)]
@@ -210,3 +340,20 @@ def test_forks_that_fail_over_and_over_do_not_fill_the_log(
     assert {event.error for event in unforked} == {"not here"}
     assert 1 <= [type(event) for event in published].count(RingsUnknown) <= seconds
     assert len(published) <= 2 * seconds
+
+
+def test_nothing_to_serve_forks_nothing_and_is_answered() -> None:
+    async def play() -> int:
+        forks = Forks()
+        keeper = make_keeper(fresh(), forks)
+        await runs_nothing(keeper)
+        return forks.asked
+
+    async def runs_nothing(keeper: DeviceKeeper) -> None:
+        keeper.settle()
+        await asyncio.sleep(10 * QUIET_S)
+        assert not keeper.to_run
+        await keeper.stop()
+        await keeper.learn_indices()
+
+    assert asyncio.run(play()) == 0

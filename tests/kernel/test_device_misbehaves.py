@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,10 @@ from balloon_daemon.errors import DeviceHangsError
 from balloon_daemon.events import DeviceHangs, DeviceStalled, Event
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from balloon_daemon.guests.jailed import hearing
-from balloon_daemon.guests.jailed import supervisor as keeper_module
 from balloon_daemon.guests.jailed.hearing import STALLED_S, OrderWatch
-from balloon_daemon.guests.jailed.supervisor import STATS_A_SECOND, DeviceKeeper, Jail
+from balloon_daemon.guests.jailed.life import WAIT_S, Wait
+from balloon_daemon.guests.jailed.reports import STATS_A_SECOND
+from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Target
 from balloon_daemon.units import VmId
@@ -141,8 +142,8 @@ def test_device_that_takes_each_order_late_is_not_taken_for_one_that_takes_none(
 def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forked(
     mute: MuteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper_module, "STOP_WITHIN_S", 0.05)
-    monkeypatch.setattr(keeper_module, "KILLED_WITHIN_S", 0.3)
+    monkeypatch.setitem(WAIT_S, Wait.STOPPED, 0.05)
+    monkeypatch.setitem(WAIT_S, Wait.KILLED, 0.3)
     forked: list[int] = []
     published: list[Event] = []
 
@@ -153,25 +154,30 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
         forked.append(pid)
         return pid
 
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(HANG_S):
+            while not condition():
+                await asyncio.sleep(0.001)
+
     async def stop() -> None:
         keeper = DeviceKeeper(
             set_up([0]),
             Jail(lambda: None, None, fork),
-            lambda: 0,
             published.append,
             VM,
             lambda: None,
             Hearing(),
         )
-        keeper._start()
+        keeper.settle()
+        await until(lambda: keeper.running)
         for _ in range(3):
             with pytest.raises(DeviceHangsError, match="its device hangs"):
                 await keeper.stop()
         assert mute.is_being_closed
-        keeper._start()
+        keeper.settle()
+        await asyncio.sleep(10 * WAIT_S[Wait.QUIET])
         mute.answer()
-        await asyncio.wait_for(keeper._gone, HANG_S)
-        assert not keeper.running
+        await until(lambda: not keeper.running)
         await keeper.stop()
 
     asyncio.run(stop())

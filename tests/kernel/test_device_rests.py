@@ -1,6 +1,5 @@
 """What one queue of a guest may cost its device, and that the other queues do not wait for it."""
 
-import asyncio
 import os
 import socket
 import struct
@@ -20,21 +19,19 @@ from balloon_daemon.device.request import (
     send_request,
 )
 from balloon_daemon.errors import Rule
-from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
+from balloon_daemon.guests.jailed.device_spec import device_spec
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
-from balloon_daemon.units import PAGE_SIZE, GuestAddr, VmId
+from balloon_daemon.units import PAGE_SIZE, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.virtio.balloon import BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_NEXT
 from tests.fakes.counted_fd import inspect
-from tests.fakes.hearing import Hearing
 from tests.harness.device_rig import DRIVER_PAGES, DeviceRig
 from tests.harness.short_host import cpu_s
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 RING_SIZE = 512
-VM = VmId(1, "vm1")
 WASTE_SHARE = 0.2
 """Of a core: 5 % for ever, and what pace.py only estimates."""
 
@@ -185,16 +182,9 @@ def test_regions_that_are_not_mapped_or_not_freed_go_through_the_template(rig: D
     assert sent_through(spec) == spec
 
 
-def test_guest_earns_its_allowances_within_a_minute_of_its_devices_beginning() -> None:
-    async def earned(since_s: float | None) -> float:
-        backend, jail = Backend(MemoryTable(inspect)), Jail(lambda: None, None)
-        keeper = DeviceKeeper(
-            backend, jail, lambda: 0, lambda event: None, VM, lambda: None, Hearing()
-        )
-        if since_s is not None:
-            keeper._began_at = asyncio.get_running_loop().time() - since_s
-        return keeper._spec([]).earned
-
-    assert asyncio.run(earned(None)) == 1
-    assert asyncio.run(earned(15)) == pytest.approx(0.25, abs=0.01)
-    assert asyncio.run(earned(600)) == 1
+@pytest.mark.parametrize(("since_s", "part"), [(0, 0), (15, 0.25), (60, 1), (600, 1)])
+def test_guest_earns_its_allowances_within_a_minute_of_its_devices_beginning(
+    since_s: float, part: float
+) -> None:
+    backend = Backend(MemoryTable(inspect))
+    assert device_spec(backend, [], "vm1", since_s, None, lambda: None).earned == part

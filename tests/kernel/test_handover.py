@@ -169,8 +169,8 @@ PATIENT = (
     """
 import sys
 from balloon_daemon.__main__ import main
-from balloon_daemon.guests.jailed import supervisor as keeper
-keeper.STOP_WITHIN_S = 600.0
+from balloon_daemon.guests.jailed.life import WAIT_S, Wait
+WAIT_S[Wait.STOPPED] = 600.0
 del sys.argv[0]
 sys.exit(main())
 """,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from balloon_daemon.units import NumPages
+from balloon_daemon.units import PAGE_SIZE, NumPages
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.effects import (
     ActualWritten,
@@ -162,7 +162,7 @@ def test_nothing_is_ready_without_inflateq_or_memory_and_the_device_is_stopped_f
 def test_vring_without_protocol_features_is_enabled_by_its_kick() -> None:
     backend = set_up([0], OFFERED & ~VHOST_USER_F_PROTOCOL_FEATURES)
     say(backend, Q.GET_VRING_BASE, VringState(0, 0).encode())
-    backend.vrings[0].enabled = False
+    say(backend, Q.SET_VRING_ENABLE, VringState(0, 0).encode())
     say(backend, Q.SET_VRING_KICK, U64.pack(0), [CountedFd()])
     assert [index for index, _ in ready(backend)] == [0]
 
@@ -234,8 +234,8 @@ def test_inflateq_that_jumps_to_zero_has_a_new_driver_and_an_empty_balloon(
 ) -> None:
     # One that stood at 0, after 65536 chains or none, is a paused guest's that goes on.
     backend = set_up([0])
-    backend.vrings[0].base = stood_at
-    backend.config.actual = NumPages(256)
+    backend.rings_stood_at([(0, stood_at)])
+    backend.restore_config(0, 256, balloon_known=True)
     say(backend, Q.SET_VRING_BASE, VringState(0, resumed_at).encode())
     assert backend.config.actual == actual
 
@@ -246,7 +246,7 @@ def test_inflateq_that_jumps_to_zero_has_a_new_driver_and_an_empty_balloon(
 @pytest.mark.parametrize("flags", [0, 1, 2**32 - 1])
 def test_get_config_of_any_part_and_any_flags_echoes_both(flags: int) -> None:
     backend = fresh()
-    backend.config.num_pages = NumPages(0x01020304)
+    backend.set_target(0x01020304 * PAGE_SIZE)
     asked = ConfigAccess(1, flags, bytes(2)).encode()
     reply = ConfigAccess(1, flags, b"\x03\x02").encode()
     assert say(backend, Q.GET_CONFIG, asked) == [Send(encode_reply(Q.GET_CONFIG, reply))]
@@ -268,7 +268,7 @@ def test_get_config_beyond_the_space_reads_zeros_there(
 ) -> None:
     # QEMU's config_size= may say more than a balloon has; all of it is read at once then.
     backend = set_up([0])
-    backend.config.num_pages, backend.config.actual = NumPages(0x01020304), NumPages(256)
+    backend.restore_config(0x01020304, 256, balloon_known=True)
     asked = ConfigAccess(offset, 0, bytes(length)).encode()
     reply = ConfigAccess(offset, 0, bytes.fromhex(content)).encode()
     assert say(backend, Q.GET_CONFIG, asked) == [Send(encode_reply(Q.GET_CONFIG, reply))]
@@ -285,14 +285,14 @@ def test_set_config_of_more_than_the_space_takes_actual() -> None:
 @pytest.mark.parametrize("offset", [0, 8, 12, 13, 16, 2**32 - 1])
 def test_set_config_beside_actual_is_answered_and_changes_nothing(offset: int) -> None:
     backend = set_up([0])
-    backend.config.num_pages, backend.config.actual = NumPages(512), NumPages(256)
+    backend.restore_config(512, 256, balloon_known=True)
     assert say(backend, Q.SET_CONFIG, ConfigAccess(offset, 0, b"\xff" * 4).encode()) == []
     assert (backend.config.num_pages, backend.config.actual) == (512, 256)
 
 
 def test_set_config_of_qemu_takes_actual_and_not_its_stale_num_pages() -> None:
     backend = fresh()
-    backend.config.num_pages = NumPages(786432)
+    backend.set_target(786432 * PAGE_SIZE)
     stale = bytes.fromhex("00000000" + "00010000" + "0000000000000000")
     effects = say(backend, Q.SET_CONFIG, ConfigAccess(0, 0, stale).encode())
     assert effects == [ActualWritten(NumPages(256))]

@@ -1,5 +1,6 @@
 """How often a device speaks of faults, how long a turn of one queue lasts, and which one rests."""
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -14,12 +15,18 @@ from balloon_daemon.device.balloon import (
     RunningQueue,
 )
 from balloon_daemon.device.loop import FAULTS_A_SECOND, DeviceLoop, Reporter
-from balloon_daemon.device.pace import MAX_TURN_S
+from balloon_daemon.device.pace import MAX_TURN_S, Turn
 from balloon_daemon.errors import NO_HEAD, GuestError, RingError, Rule
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Command, Fault, FaultKind
+from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
-from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_INDIRECT, SplitQueue
+from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
+from balloon_daemon.virtio.split_queue import (
+    VIRTQ_DESC_F_INDIRECT,
+    VIRTQ_DESC_F_WRITE,
+    SplitQueue,
+)
 from tests.fakes.raw_ring import RawRing
 from tests.fakes.recording_map import RecordingReclaimer
 
@@ -94,8 +101,10 @@ class Device:
         self.faults: list[GuestError] = []
         self.now_s = 50.0
         self.step_s = 0.0
+        self.ram = memoryview(bytearray(64 * PAGE_SIZE))
+        region = MemoryRegion(GuestAddr(0), FrontendAddr(0), len(self.ram), self.ram)
         self.device = BalloonDevice(
-            rig.memory, rig.reclaimer, [self.running], self.heard, self.clock
+            GuestMemory([region]), rig.reclaimer, [self.running], self.heard, self.clock
         )
 
     def heard(self, _: RunningQueue, err: GuestError) -> None:
@@ -140,7 +149,8 @@ def test_turn_serves_so_many_chains_at_most_and_calls_once(
     inflateq: Device, waiting: int, served: int, more: bool
 ) -> None:
     offer_empty(inflateq.ring, waiting)
-    assert inflateq.device.process(inflateq.running) is more
+    turn = inflateq.device.process(inflateq.running)
+    assert turn == Turn(chains=served, more=more)
     assert inflateq.ring.used_idx == served
     assert inflateq.calls() == min(1, served)
 
@@ -148,7 +158,7 @@ def test_turn_serves_so_many_chains_at_most_and_calls_once(
 def test_turn_ends_when_its_time_is_over(inflateq: Device) -> None:
     offer_empty(inflateq.ring, 100)
     inflateq.step_s = MAX_TURN_S / 3.5  # The fourth chain ends behind the limit.
-    assert inflateq.device.process(inflateq.running) is True
+    assert inflateq.device.process(inflateq.running) == Turn(chains=4, more=True)
     assert inflateq.ring.used_idx == 4
     assert inflateq.calls() == 1
 
@@ -156,8 +166,8 @@ def test_turn_ends_when_its_time_is_over(inflateq: Device) -> None:
 def test_turn_with_a_ring_error_answers_what_it_served_before(inflateq: Device) -> None:
     offer_empty(inflateq.ring, 3)
     inflateq.ring.offer(1024)
-    with pytest.raises(RingError):
-        inflateq.device.process(inflateq.running)
+    turn = inflateq.device.process(inflateq.running)
+    assert (turn.chains, str(turn.broken)) == (3, str(RingError("inflateq", Rule.HEAD, 1024)))
     assert inflateq.ring.used_idx == 3
     assert inflateq.calls() == 1
 
@@ -166,8 +176,7 @@ def test_statistics_ring_that_lied_is_never_written_again() -> None:
     statsq = Device(BalloonQueue.STATSQ)
     offer_empty(statsq.ring, 1)
     statsq.ring.offer(1024)
-    with pytest.raises(RingError):
-        statsq.device.process(statsq.running)
+    assert statsq.device.process(statsq.running).broken is not None
     statsq.device.request_stats()
     assert (statsq.ring.used_idx, statsq.calls()) == (0, 0)
     os.close(statsq.call)
@@ -188,7 +197,7 @@ def test_chains_that_break_rules_are_counted_and_answered(inflateq: Device) -> N
     inflateq.ring.describe(0, 0, 0, VIRTQ_DESC_F_INDIRECT)
     for _ in range(5):
         inflateq.ring.offer(0)
-    inflateq.device.process(inflateq.running)
+    assert inflateq.device.process(inflateq.running) == Turn(chains=5, faults=5)
     assert [err.rule for err in inflateq.faults] == [Rule.INDIRECT] * 5
     statistics = inflateq.device.statistics()
     assert (statistics.faults, statistics.buffers, inflateq.ring.used_idx) == (5, 5, 5)
@@ -209,27 +218,97 @@ def test_deflation_that_breaks_a_rule_leaves_no_huge_page_to_be_completed() -> N
     os.close(deflateq.call)
 
 
+# --- what a turn brought ----------------------------------------------------------------------
+
+
+def offer_pfns(device: Device, pfns: list[int]) -> None:
+    """Offers page frame numbers, written into page 0."""
+    content = b"".join(pfn.to_bytes(4, "little") for pfn in pfns)
+    device.ram[: len(content)] = content
+    device.ring.describe(0, 0, len(content))
+    device.ring.offer(0)
+
+
+@pytest.mark.parametrize("queue", [BalloonQueue.INFLATEQ, BalloonQueue.DEFLATEQ])
+def test_turn_says_how_many_pages_moved(queue: BalloonQueue) -> None:
+    device = Device(queue)
+    for pfns in ([1, 2, 3], [10]):
+        offer_pfns(device, pfns)
+        assert device.device.process(device.running) == Turn(chains=1, pages=len(pfns))
+    assert device.device.process(device.running) == Turn()
+    os.close(device.call)
+
+
+def test_turn_of_pages_that_are_not_the_guests_moved_none(inflateq: Device) -> None:
+    offer_pfns(inflateq, [1, 64])
+    assert inflateq.device.process(inflateq.running) == Turn(chains=1, faults=1)
+    assert inflateq.device.statistics().foreign_pages == 2
+
+
+def test_turn_of_reports_says_so_and_adds_parts_of_pages_up() -> None:
+    reports = Device(BalloonQueue.REPORTING_VQ)
+    for length, pages in ((8192, 2), (1, 1), (1, 0), (4095, 1)):
+        reports.ring.describe(0, 4096, length, VIRTQ_DESC_F_WRITE)
+        reports.ring.offer(0)
+        turn = reports.device.process(reports.running)
+        assert turn == Turn(chains=1, pages=pages, reports=True)
+    os.close(reports.call)
+
+
 # --- rests ------------------------------------------------------------------------------------
 
 
+class CountingDevice(BalloonDevice):
+    """A device that counts how often its queues are looked at."""
+
+    looks = 0
+
+    def process(self, running: RunningQueue) -> Turn:
+        self.looks += 1
+        return super().process(running)
+
+
 class Loop:
-    """A DeviceLoop in this process, over an inflateq and a deflateq."""
+    """A DeviceLoop in this process over an inflateq and a deflateq, whose clock a test moves.
+
+    Its guest has no allowances left: a kick without work has its queue rest until the test moves
+    the clock.
+    """
 
     def __init__(self, tube: Ends) -> None:
         self.controller = tube[0]
+        self.now_s = 100.0
         self.inflateq, self.deflateq = Device(BalloonQueue.INFLATEQ), Device(BalloonQueue.DEFLATEQ)
+        # A pipe takes eight bytes for a kick, too, and its other end can hang up.
+        self.kicks = [os.pipe2(os.O_NONBLOCK) for _ in range(2)]
         both = [self.inflateq.running, self.deflateq.running]
-        for running in both:
-            running.kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        for running, (reading, _) in zip(both, self.kicks, strict=True):
+            running.kick_fd = reading
         rig = RecordingReclaimer([(0, 64, 1)])
-        device = BalloonDevice(rig.memory, rig.reclaimer, both, lambda *_: None)
-        self.loop = DeviceLoop(device, tube[1], Reporter(tube[1]), None, b"")
+        self.device = CountingDevice(rig.memory, rig.reclaimer, both, lambda *_: None)
+        self.loop = DeviceLoop(
+            self.device, tube[1], Reporter(tube[1]), None, b"", 0.0, lambda: self.now_s
+        )
         self.turns(2)  # Every device looks at its rings once by itself.
 
     def close(self) -> None:
         for device in (self.inflateq, self.deflateq):
-            os.close(device.running.kick_fd)
             os.close(device.call)
+        for ends in self.kicks:
+            for fd in ends:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def kick(self, device: Device) -> None:
+        """Kicks, as the driver does."""
+        writing = dict(self.kicks)[device.running.kick_fd]
+        os.write(writing, bytes(8))
+
+    def rest(self, *devices: Device) -> None:
+        """Has their queues rest: each is kicked and has nothing to do."""
+        for device in devices:
+            self.kick(device)
+        self.turns(1)
 
     def turns(self, most: int) -> None:
         """Lets it do what there is to do, and no more: a tick in the tube ends each wait."""
@@ -247,26 +326,26 @@ def two_queues(tube: Ends) -> Iterator[Loop]:
 
 def test_queue_that_rests_is_not_looked_at_and_holds_up_no_other(two_queues: Loop) -> None:
     inflateq, deflateq = two_queues.inflateq, two_queues.deflateq
-    two_queues.loop._rest(deflateq.running.kick_fd, monotonic() + 60)
+    two_queues.rest(deflateq)
     for device in (inflateq, deflateq):
         offer_empty(device.ring, 1)
-        os.eventfd_write(device.running.kick_fd, 1)
+        two_queues.kick(device)
     two_queues.turns(3)
     assert (inflateq.ring.used_idx, deflateq.ring.used_idx) == (1, 0)
 
 
 def test_queue_that_has_rested_is_looked_at_without_a_kick(two_queues: Loop) -> None:
     deflateq = two_queues.deflateq
-    offer_empty(deflateq.ring, 1)
+    two_queues.rest(deflateq)
     # Another vring with the same eventfd may have taken its kick meanwhile.
-    two_queues.loop._rest(deflateq.running.kick_fd, monotonic() - 1)
+    offer_empty(deflateq.ring, 1)
+    two_queues.now_s += 60
     two_queues.turns(1)
     assert deflateq.ring.used_idx == 1
 
 
 def test_stop_comes_through_at_once_while_queues_rest(two_queues: Loop) -> None:
-    for device in (two_queues.inflateq, two_queues.deflateq):
-        two_queues.loop._rest(device.running.kick_fd, monotonic() + 60)
+    two_queues.rest(two_queues.inflateq, two_queues.deflateq)
     two_queues.controller.send(Command.STOP)
     began = monotonic()
     assert two_queues.loop.turn() is False
@@ -275,12 +354,11 @@ def test_stop_comes_through_at_once_while_queues_rest(two_queues: Loop) -> None:
 
 def test_kick_that_hangs_up_while_its_queue_rests_is_dropped(two_queues: Loop) -> None:
     deflateq = two_queues.deflateq
-    reading, writing = os.pipe()
-    os.dup2(reading, deflateq.running.kick_fd)
-    two_queues.loop._epoll.register(deflateq.running.kick_fd, 0)
-    two_queues.loop._rest(deflateq.running.kick_fd, monotonic() + 60)
-    os.close(writing)
+    two_queues.rest(deflateq)
+    os.close(dict(two_queues.kicks)[deflateq.running.kick_fd])
     two_queues.turns(2)
     assert deflateq.running.kick_fd not in two_queues.loop.fds()
-    assert two_queues.loop._timeout() != 0
-    os.close(reading)
+    looks = two_queues.device.looks
+    two_queues.now_s += 60
+    two_queues.turns(2)
+    assert two_queues.device.looks == looks

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from balloon_daemon.guests.jailed.waiting import is_done_within, is_set_within
+from balloon_daemon.guests.jailed.waiting import is_done_within
 from tests.fakes.swallowing_waits import swallowing_waits
 
 PACKAGE = Path(__file__).parents[2] / "balloon_daemon"
@@ -21,21 +21,12 @@ def a_future(within_s: float = LONG_S) -> Waiting:
     return is_done_within(future, within_s), lambda: future.set_result(None)
 
 
-def an_event(within_s: float = LONG_S) -> Waiting:
-    event = asyncio.Event()
-    return is_set_within(event, within_s), event.set
-
-
-KINDS = pytest.mark.parametrize("make", [a_future, an_event])
-
-
-@KINDS
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 def test_cancelled_about_when_what_it_waits_for_comes_is_cancelled(
-    make: Callable[[], Waiting], turns: int
+    turns: int,
 ) -> None:
     async def play() -> tuple[bool, bool]:
-        wait, come = make()
+        wait, come = a_future()
         task = asyncio.ensure_future(wait)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -53,15 +44,12 @@ def test_cancelled_about_when_what_it_waits_for_comes_is_cancelled(
     assert turns or cancelled
 
 
-@KINDS
-def test_not_in_time_in_a_task_that_was_cancelled_before_is_false(
-    make: Callable[[float], Waiting],
-) -> None:
+def test_not_in_time_in_a_task_that_was_cancelled_before_is_false() -> None:
     async def clean_up_when_cancelled() -> bool:
         try:
             await asyncio.sleep(LONG_S)
         except asyncio.CancelledError:
-            wait, _ = make(0.01)
+            wait, _ = a_future(0.01)
             return await wait  # What a guest's task waits for at its end.
         return True
 
@@ -74,10 +62,9 @@ def test_not_in_time_in_a_task_that_was_cancelled_before_is_false(
     assert asyncio.run(play()) is False
 
 
-@KINDS
-def test_in_time_is_true(make: Callable[[], Waiting]) -> None:
+def test_in_time_is_true() -> None:
     async def play() -> bool:
-        wait, come = make()
+        wait, come = a_future()
         asyncio.get_running_loop().call_soon(come)
         return await wait
 

@@ -6,10 +6,16 @@
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.driver_state import DriverState
+from balloon_daemon.vhost_user.vring import Vring
+from balloon_daemon.virtio.balloon import BalloonConfig
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "balloon_daemon"
@@ -42,10 +48,12 @@ PURE = {
     "vhost_user.driver_state",
     "vhost_user.effects",
     "vhost_user.replay",
+    "vhost_user.requests",
     "vhost_user.vring",
     "tube.messages",
     "guests.seam",
     "guests.jailed.gain",
+    "guests.jailed.life",
     "guests.jailed.vm_size",
     "handover.keys",
     "handover.room",
@@ -210,3 +218,50 @@ def test_fork_appears_in_one_place_at_most() -> None:
 @pytest.mark.parametrize("name", modules())
 def test_module_is_at_most_500_lines(name: str) -> None:
     assert len(modules()[name].read_text().splitlines()) <= 500
+
+
+# What a back-end is made of. Whoever else wants another value there calls a method of Backend's.
+BACKEND_FIELDS = {
+    each.name for part in (Backend, Vring, DriverState, BalloonConfig) for each in fields(part)
+}
+BACKEND_PARTS = {"config", "driver", "vrings"}
+
+
+def foreign_writes(text: str) -> Iterator[str]:
+    """Assignments to another object's field that has a name of a back-end's, and calls of methods
+    on what a back-end is made of: both change it from outside."""
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Attribute(value=ast.Name("self")):
+                continue
+            case ast.Attribute(attr=name, ctx=ast.Store() | ast.Del()) if name in BACKEND_FIELDS:
+                yield f"{node.lineno}: {ast.unparse(node)}"
+            case ast.Call(func=ast.Attribute(value=owner)):
+                # backend.driver.stopped(), backend.vrings[0].set_kick(None)
+                inner = owner.value if isinstance(owner, ast.Subscript) else owner
+                match inner:
+                    case ast.Attribute(
+                        value=ast.Name(name) | ast.Attribute(attr=name), attr=part
+                    ) if part in BACKEND_PARTS and name in ("backend", "_backend"):
+                        yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if room_of(n) != "vhost_user"])
+def test_nobody_but_the_back_end_writes_what_it_is_made_of(name: str) -> None:
+    assert list(foreign_writes(modules()[name].read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "self.backend.config.num_pages = pages",
+        "backend.vrings[index].base = used",
+        "vring.base = used",
+        "self.backend.driver.balloon_unknown &= known",
+        "self._backend.config.actual, other = 0, 1",
+        "self.backend.driver.stopped()",
+        "backend.vrings[0].set_kick(None)",
+    ],
+)
+def test_write_from_outside_the_back_end_is_found(line: str) -> None:
+    assert len(list(foreign_writes(line))) == 1

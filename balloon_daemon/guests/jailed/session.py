@@ -38,7 +38,7 @@ from balloon_daemon.vhost_user.effects import (
 )
 from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.vhost_user.messages import Message, decode_message
-from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, pages_of
+from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature
 
 REACHED_A_SECOND = 4
 """Times that are more than ``quiet``; a guest may write ``actual`` as often as it likes."""
@@ -110,7 +110,6 @@ class Guest:
         self.keeper = DeviceKeeper(
             self.backend,
             shared.jail,
-            lambda: self.backend.config.num_pages * PAGE_SIZE,
             publish,
             self.vm,
             self._device_changed,
@@ -202,12 +201,7 @@ class Guest:
     def restore(self, handled: int, num_pages: int, actual: int) -> None:
         """Takes over what another controller kept beside the back-end's and policy's state."""
         self._inbox.handled = handled
-        # Rings in mid-life are no news here, unless their balloon was unknown to that one too.
-        self.backend.driver.balloon_unknown &= not self.governor.started
-        if not self.backend.vrings[0].started:
-            self.backend.driver.stopped()
-        self.backend.config.num_pages = pages_of(num_pages * PAGE_SIZE)
-        self.backend.config.actual = pages_of(actual * PAGE_SIZE)
+        self.backend.restore_config(num_pages, actual, balloon_known=self.governor.started)
         if actual == 0:
             self._empty.set()
         self.keeper.take_over()
@@ -380,7 +374,7 @@ class Guest:
 
     def _set_target(self, target_bytes: int) -> None:
         # The config space first: the driver reads it as soon as it hears of a change.
-        self.backend.config.num_pages = pages_of(target_bytes)
+        self.backend.set_target(target_bytes)
         self.keeper.send_target()
 
     def _decided(self) -> None:
@@ -398,7 +392,7 @@ class Guest:
         policy = self.governor.state()
         row = None if policy is None else VmRow(self.governor.vm_mem_bytes, *policy)
         snapshot = Snapshot(
-            self._inbox.handled, row, self.backend, self._connection, self.keeper.life
+            self._inbox.handled, row, self.backend, self._connection, self.keeper.stderr_pipe
         )
         try:
             self._saver.save(snapshot)

@@ -1,109 +1,31 @@
-"""Keeps one guest's device running: forks it, hears its reports, ends it, and forks it anew.
+"""Keeps one guest's device running: does what the table of states in ``life.py`` says.
 
-Runs in the controller. The device may be taken over by its guest at any moment, so its reports are
-numbers that are logged and added up, and nothing that it says is obeyed.
+Runs in the controller. It forks devices, waits for them, kills those that do not stop, and tells
+the table what came of it.
 """
 
 import asyncio
-import math
-import os
-import signal
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from typing import assert_never
 
-from balloon_daemon.device.process import (
-    MAX_LAST_WORDS_BYTES,
-    DeviceProcess,
-    DeviceSpec,
-    Fork,
-    NotYetError,
-    RegionSpec,
-    VringSpec,
-    fork_here,
-    spawn,
-)
+from balloon_daemon.device.process import Fork, NotYetError, fork_here, spawn
 from balloon_daemon.errors import DeviceHangsError, StateFileError
-from balloon_daemon.events import (
-    DeviceDied,
-    DeviceDoesNotStop,
-    DeviceHangs,
-    DeviceLooks,
-    DeviceNotForked,
-    DeviceReady,
-    DeviceSendsGarbage,
-    DeviceStarted,
-    GuestStats,
-    Publish,
-    RingsUnknown,
-)
-from balloon_daemon.guests.jailed.device_events import cause_of_death, fault_event, stat_name
-from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
-from balloon_daemon.guests.jailed.waiting import is_done_within, is_set_within
+from balloon_daemon.events import Publish
+from balloon_daemon.guests.jailed.device_notices import DeviceNotices
+from balloon_daemon.guests.jailed.device_spec import EARNED_AFTER_S, device_spec
+from balloon_daemon.guests.jailed.life import WAIT_S, Action, Event, Life, State, Step
+from balloon_daemon.guests.jailed.reports import Hears, Reports
+from balloon_daemon.guests.jailed.running_device import Ended, Predecessor, RunningDevice
+from balloon_daemon.guests.jailed.waiting import is_done_within
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
-from balloon_daemon.linux.kernel_log import find_seccomp_kill
-from balloon_daemon.rate_limit import RateLimit
-from balloon_daemon.tube.messages import (
-    Command,
-    Down,
-    Fault,
-    Progress,
-    Ready,
-    Stats,
-    Stopped,
-    Target,
-    Up,
-)
+from balloon_daemon.tube.messages import Command, Target
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
-from balloon_daemon.vhost_user.effects import ReadyVring
-from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
-from balloon_daemon.virtio.balloon import BalloonFeature
-
-SETTLE_S = 0.005
-"""A front-end sends a burst of messages; a device is forked once it has been quiet this long."""
-
-NOT_YET_S = 0.05
-"""When to ask again for a device that cannot be forked just yet."""
-
-PREDECESSOR_WITHIN_S = 5.0
-"""How long the device of a controller that is gone may take to be gone too."""
-
-STOP_WITHIN_S = 1.0
-"""A device that is told to stop and does not is killed after this."""
-
-KILLED_WITHIN_S = 5.0
-"""One that was killed and is not gone by then hangs in the kernel, and its VM is let go."""
-
-FREED_WITHIN_S = 120.0
-"""The same for one that had said where its rings stand, and may have memory to free: 5 GiB a
-second."""
 
 LOOKS_AFTER_S = (0.0, 0.3, 0.3)
 """Waits before each fork of a device that only looks where the rings stand."""
-
-STARTS_A_SECOND = 2
-"""Starts that are more than ``quiet``: a guest may reset its device in a loop."""
-
-FAULTS_A_SECOND = 10
-"""Faults of one guest that are published; the others are counted."""
-
-STATS_A_SECOND = 4
-"""Statistics of one guest that are taken; the others are dropped."""
-
-MAX_DEATHS = 5
-DEATHS_WITHIN_S = 60.0
-"""More deaths than this in so many seconds, and no new device is forked for that guest."""
-
-EARNED_AFTER_S = 60.0
-"""A guest whose last device began so long ago has all of its next one's allowances, and a part of
-them before: it can have its device made anew as often as it likes."""
-
-NAME_WITHIN_S = 0.2
-"""The kernel writes its record of a seccomp kill from a thread of its own, a little later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +43,12 @@ class Jail:
     fork: Fork = fork_here
 
 
-class Hears(Protocol):
-    """Whoever wants to know what devices report of their guest."""
-
-    def progressed(self, done: Progress) -> None:
-        """All devices of this guest together have done so much."""
-
-    def stats_came(self, stats: dict[int, int], *, first: bool) -> None:
-        """The guest's statistics, by tag; the first ones of a device may be old."""
-
-
 class DeviceKeeper:
     """The device of one guest, or the absence of one.
 
     Args:
-        backend: knows the memory, the vrings and the descriptors.
+        backend: knows the memory, the vrings, the descriptors and the target.
         jail: for each fork.
-        target: the balloon's present target in bytes, whenever a device asks for it.
         publish: takes what happens.
         vm: whose device it is; its name stands in ``ps``.
         changed: called when another device runs than before, so that it can be kept in mind.
@@ -148,122 +59,67 @@ class DeviceKeeper:
         self,
         backend: Backend,
         jail: Jail,
-        target: Callable[[], int],
         publish: Publish,
         vm: VmId,
         changed: Callable[[], None],
-        hears: "Hears",
+        hears: Hears,
     ) -> None:
         self._backend = backend
         self._jail = jail
-        self._target = target
         self._publish = publish
         self._vm = vm
         self._changed = changed
-        self._hears = hears
-        self._loop = asyncio.get_running_loop()
-        self._device: DeviceProcess | None = None
-        self._reader: ReportReader | None = None
-        self._orders: OrderWatch | None = None
-        self._left_at_s = math.inf
-        self._gone = self._loop.create_future()
-        self._stopping = self._gave_up = False
-        self._settling: asyncio.TimerHandle | None = None
+        self._life = Life()
+        self._notices = DeviceNotices(vm, publish)
+        self._reports = Reports(vm, publish, hears, backend, self._life)
+        self._device: RunningDevice | Predecessor | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._answer: asyncio.Future[Action] | None = None
         self._began_at = -EARNED_AFTER_S
-        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
-        self._fault_limit = RateLimit(FAULTS_A_SECOND)
-        self._start_limit = RateLimit(STARTS_A_SECOND)
-        self._stats_limit = RateLimit(STATS_A_SECOND)
-        self._unforked, self._unlearned = RateLimit(1), RateLimit(1)  # Tried at any reset too.
-        self._indices_known = True
-        self._predecessor: OwnedFd | None = None
-        self._alone = asyncio.Event()
-        self._alone.set()
-        self._before, self._now = Progress(), Progress()
-        self._had_stats = False
-        self.started = 0
-        """Devices forked so far."""
-
-    def close(self) -> None:
-        """Lets go of what ``stop`` leaves."""
-        if self._predecessor is not None:
-            self._loop.remove_reader(self._predecessor.fileno())
-            self._predecessor.close()
-            self._predecessor = None
 
     @property
     def running(self) -> bool:
-        return self._device is not None
+        """Whether a device of this controller lives."""
+        return isinstance(self._device, RunningDevice)
 
     @property
     def to_run(self) -> bool:
         """Whether a device runs, or is going to: its vrings are ready."""
-        return self.running or (not self._gave_up and bool(self._backend.ready_vrings()))
+        return self.running or (not self._life.gave_up and bool(self._backend.ready_vrings()))
 
     @property
-    def pid(self) -> int | None:
-        """The device's process id; None where none runs."""
-        return None if self._device is None else self._device.pid
-
-    def statistics(self) -> Progress:
-        """What all devices of this guest have done."""
-        return self._before.plus(self._now)
+    def stderr_pipe(self) -> OwnedFd | None:
+        """Hangs up when the device that may serve the guest now is gone; None where none may."""
+        return None if self._device is None else self._device.stderr_pipe
 
     def settle(self) -> None:
         """Forks a device once the front-end has been quiet for a moment, if one can run."""
-        self._call_off()
-        self._settling = self._loop.call_later(SETTLE_S, self._start)
-
-    def _call_off(self) -> None:
-        """Forks none for now after all."""
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
+        self._take(Event.SETTLE)
 
     def send_target(self) -> None:
         """Sends the present target, absolute, if a device runs; else it waits for the next."""
-        self._order(Target(self._target()))
+        if isinstance(self._device, RunningDevice):
+            self._device.order(Target(self._backend.target_bytes))
 
     def request_stats(self) -> None:
         """Asks the guest for new statistics."""
-        self._order(Command.REQUEST_STATS)
+        if isinstance(self._device, RunningDevice):
+            self._device.order(Command.REQUEST_STATS)
 
-    def _order(self, order: Down) -> None:
-        if self._device is None or not self._device.tube.send(order):
-            return
-        if self._orders is not None:
-            self._orders.sent()
+    def wait_out(self, stderr_pipe: OwnedFd) -> None:
+        """Forks nothing until another controller's device is gone: two would answer twice.
 
-    @property
-    def life(self) -> OwnedFd | None:
-        """Hangs up when the present device is gone; None where none runs."""
-        return self._predecessor if self._device is None else self._device.last_words
+        Args:
+            stderr_pipe: read end of that device's standard error.
+        """
+        self._take(Event.WAIT_OUT)
+        self._device = Predecessor(stderr_pipe, self._predecessor_gone)
 
     def take_over(self) -> None:
         """Goes on with vrings that another controller's device may have served."""
-        # It may have died, with what it did last in no state, before the next was forked.
-        self._indices_known = not self._backend.ready_vrings(disabled=True)
+        # That device may have died before this controller came, and its Stopped with it.
+        self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
-
-    def wait_out(self, predecessor: OwnedFd) -> None:
-        """Forks nothing until another controller's device is gone: two would answer twice."""
-        self._predecessor = predecessor
-        self._indices_known = False
-        self._alone.clear()
-        self._loop.add_reader(predecessor.fileno(), self._predecessor_gone)
-
-    def _predecessor_gone(self) -> None:
-        if self._predecessor is None:
-            return
-        try:
-            # What it says last wakes us too; that it is gone only the pipe's end says.
-            if os.read(self._predecessor.fileno(), MAX_LAST_WORDS_BYTES):
-                return
-        except BlockingIOError:
-            return
-        self.close()
-        self._alone.set()
-        self._start()
 
     async def stop(self) -> None:
         """Ends the device; on return nobody touches the guest's memory or rings any more.
@@ -273,219 +129,137 @@ class DeviceKeeper:
             DeviceHangsError: ours does not, though it was killed. Whether it still touches them
                 only the kernel knows, so nobody must be told where they stand, nor fork another.
         """
-        self._call_off()
-        # Its controller is gone, so it is going too: nothing that it does takes long.
-        if not await is_set_within(self._alone, PREDECESSOR_WITHIN_S):
-            raise StateFileError("the device of an earlier balloond does not end")
-        await self._end()
+        await self._ask(Event.STOP)
 
     async def learn_indices(self) -> None:
         """Makes every vring's ``base`` its ``used.idx``, after ``stop``.
 
         A device that stopped in order has said so. After one that was killed another is forked
         just to look: the controller maps no guest memory.
+
+        Raises:
+            DeviceHangsError: as ``stop``.
         """
         for wait_s in LOOKS_AFTER_S:
-            if not self._indices_known:
-                await asyncio.sleep(wait_s)
-                while not self._start(look=True):
-                    await asyncio.sleep(NOT_YET_S)
-                await self.stop()
-        if not self._indices_known:
-            suppressed = self._unlearned.admit(self._loop.time())
-            if suppressed is not None:
-                self._publish(RingsUnknown(self._vm, suppressed))
+            if self._life.rings_known:
+                return
+            await asyncio.sleep(wait_s)
+            await self._ask(Event.LOOK)
+        if not self._life.rings_known:
+            self._notices.rings_unknown()
 
-    async def _end(self) -> None:
-        if self._device is None:
-            return
-        # Stays set should this task be cancelled on the way: what was told to end did not die.
-        self._stopping = True
-        device = self._device
-        if self._left_at_s < math.inf:
-            # Killed before, and waited for in vain or until something else had to be done.
-            await self._wait_for_the_killed(device)
-            return
-        if not device.tube.send(Command.STOP):
-            device.kill()
-        if not await is_done_within(self._gone, STOP_WITHIN_S):
-            # One that has said where its rings stand is about to end, and may have memory to free.
-            if not self._indices_known:
-                self._publish(DeviceDoesNotStop(self._vm, device.pid))
-            device.kill()
-            await self._wait_for_the_killed(device)
+    def close(self) -> None:
+        """Lets go of what ``stop`` could not end."""
+        self._take(Event.CLOSE)
+        if isinstance(self._device, Predecessor):
+            self._device.close()
+            self._device = None
 
-    async def _wait_for_the_killed(self, device: DeviceProcess) -> None:
-        now = self._loop.time()
-        full_s = FREED_WITHIN_S if self._indices_known else KILLED_WITHIN_S
-        # Not anew where this guest has been let go for it, or its controller ends.
-        self._left_at_s = min(self._left_at_s, now + full_s)
-        within_s = max(0.0, self._left_at_s - now)
-        if not await is_done_within(self._gone, within_s):
-            if within_s:
-                self._publish(DeviceHangs(self._vm, device.pid))
+    # --- the table, performed -----------------------------------------------------------------
+
+    async def _ask(self, event: Event) -> None:
+        """Takes STOP or LOOK, and waits for its answer, together with whoever waits already."""
+        if self._answer is None or self._answer.done():
+            self._answer = asyncio.get_running_loop().create_future()
+        answer = self._answer
+        self._take(event)
+        if not answer.done():
+            await is_done_within(answer, None)
+        if answer.result() is Action.ANSWER_HANGS:
             raise DeviceHangsError("its device hangs, and no other may serve it")
+        if answer.result() is Action.ANSWER_PREDECESSOR_STAYS:
+            raise StateFileError("the device of an earlier balloond does not end")
 
-    def _start(self, *, look: bool = False) -> bool:
-        """Forks a device if one can run; False where it is to be asked for again in a moment."""
-        self._call_off()
+    def _take(self, event: Event) -> None:
+        before = self._life.state
+        self._perform(before, self._life.take(event))
+
+    def _perform(self, before: State, step: Step) -> None:
+        if self._timer is not None and (step.state is not before or step.wait is not None):
+            self._timer.cancel()
+            self._timer = None
+        if step.wait is not None:
+            wait_s, loop = WAIT_S[step.wait], asyncio.get_running_loop()
+            self._timer = loop.call_later(wait_s, self._due)
+        for action in step.actions:
+            self._act(action)
+
+    def _due(self) -> None:
+        # The handle knows this method, and so this object: a circle, were it kept.
+        self._timer = None
+        self._take(Event.DUE)
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Action.FORK:
+                self._fork(look=False)
+            case Action.FORK_TO_LOOK:
+                self._fork(look=True)
+            case Action.ANSWER_ENDED | Action.ANSWER_HANGS | Action.ANSWER_PREDECESSOR_STAYS:
+                assert self._answer is not None
+                self._answer.set_result(action)
+            case Action.ORDER_STOP | Action.KILL | Action.SAY_KILLING | Action.SAY_HANGS:
+                assert isinstance(self._device, RunningDevice)
+                self._act_on(self._device, action)
+            case _:
+                assert_never(action)
+
+    def _act_on(self, device: RunningDevice, action: Action) -> None:
+        if action is Action.ORDER_STOP:
+            device.stop()
+        elif action is Action.KILL:
+            device.kill()
+        elif action is Action.SAY_HANGS:
+            self._notices.hangs(device.pid)
+        elif not self._life.rings_known:
+            # A device that has said where its rings stand is ending, and frees memory.
+            self._notices.does_not_stop(device.pid)
+
+    def _fork(self, *, look: bool) -> None:
         # A front-end disables its vrings before it asks where they stand.
         vrings = self._backend.ready_vrings(disabled=look)
-        busy = self._device is not None or self._predecessor is not None
-        if busy or (self._gave_up and not look) or not vrings:
-            return True
-        try:
-            device = spawn(self._spec(vrings), look=look, fork=self._jail.fork)
-        except NotYetError:
-            if not look:
-                self._settling = self._loop.call_later(NOT_YET_S, self._start)
-            return False
-        except OSError as err:
-            suppressed = self._unforked.admit(self._loop.time())
-            if suppressed is not None:
-                self._publish(DeviceNotForked(self._vm, err.strerror or str(err), suppressed))
-            self._settling = self._loop.call_later(1.0, self._start)
-            return True
-        self._device = device
-        self._left_at_s = math.inf
-        self._gone = self._loop.create_future()
-        self._stopping = self._indices_known = self._had_stats = False
-        self.started += 1
-        if not look:
-            self._began_at = self._loop.time()
-        self._reader = ReportReader(
-            device.tube, self._take, partial(self._take_over_shown, device)
+        if not vrings:
+            self._take(Event.NOT_READY)
+            return
+        now = asyncio.get_running_loop().time()
+        jail, since_s = self._jail, now - self._began_at
+        spec = device_spec(
+            self._backend, vrings, self._vm.name, since_s, jail.identity, jail.load_filter
         )
-        self._orders = OrderWatch(self._vm, device.pid, device.tube, self._publish)
-        self._orders.sent()
-        self._loop.add_reader(device.pidfd.fileno(), self._reap, device)
-        names = tuple(vring.queue.value for vring in vrings)
-        quiet = self._start_limit.admit(self._loop.time()) is None
-        began = DeviceLooks if look else DeviceStarted
-        self._publish(began(self._vm, device.pid, names, quiet))
+        try:
+            process = spawn(spec, look=look, fork=jail.fork)
+        except NotYetError:
+            self._take(Event.NOT_YET)
+            return
+        except OSError as err:
+            self._notices.not_forked(err)
+            self._take(Event.NO_FORK)
+            return
+        if not look:
+            self._began_at = now
+        self._reports.begin()
+        self._device = RunningDevice(
+            process, self._vm, self._publish, self._reports.take, self._misbehaved, self._ended
+        )
+        self._take(Event.FORKED)
+        self._notices.forked(process.pid, vrings, look=look)
         if self._backend.config.num_pages != self._backend.config.actual:
             self.send_target()
         self._changed()
-        return True
 
-    def _spec(self, served: list[ReadyVring]) -> DeviceSpec:
-        regions = tuple(
-            RegionSpec(
-                region.description.guest_addr,
-                region.description.frontend_addr,
-                region.description.size_bytes,
-                region.description.mmap_offset_bytes,
-                region.page_bytes,
-                None if region.fd is None else region.fd.fileno(),
-                not region.never_freed,
-            )
-            for region in self._backend.memory.regions
-        )
-        vrings = tuple(
-            VringSpec(
-                vring.index,
-                vring.queue,
-                vring.size,
-                vring.addr.descriptors,
-                vring.addr.available,
-                vring.addr.used,
-                vring.kick.fileno(),
-                None if vring.call is None else vring.call.fileno(),
-            )
-            for vring in served
-        )
-        channel = self._backend.channel
-        return DeviceSpec(
-            name=f"balloon-{self._vm}",
-            regions=regions,
-            vrings=vrings,
-            channel_fd=None if channel is None else channel.fileno(),
-            config_change=CONFIG_CHANGE_MSG,
-            identity=self._jail.identity,
-            load_filter=self._jail.load_filter,
-            must_tell_host=bool(self._backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
-            earned=min(1.0, (self._loop.time() - self._began_at) / EARNED_AFTER_S),
-            pfns_name_pages=not self._backend.memory.has_unnameable,
-        )
+    def _misbehaved(self, found: str) -> None:
+        if isinstance(self._device, RunningDevice):
+            self._notices.misbehaved(self._device.pid, found)
+            self._take(Event.MISBEHAVED)
 
-    def _take_over_shown(self, device: DeviceProcess, what: str) -> None:
-        """A device sends what no device sends: it was taken over, or has a bug of ours."""
-        self._publish(DeviceSendsGarbage(self._vm, device.pid, what))
-        device.kill()
-
-    def _take(self, report: Up) -> None:
-        match report:
-            case Ready():
-                self._publish(DeviceReady(self._vm))
-            case Progress():
-                self._now = report
-                self._hears.progressed(self.statistics())
-            case Stats(entries):
-                # Before anything comes of it: figures that contradict each other would have the
-                # VM's size reckoned anew, and its state kept, with each report.
-                if self._stats_limit.admit(self._loop.time()) is None:
-                    return
-                first, self._had_stats = not self._had_stats, True
-                self._hears.stats_came(dict(entries), first=first)
-                values = tuple((stat_name(tag), value) for tag, value in entries)
-                self._publish(GuestStats(self._vm, values))
-            case Fault():
-                self._publish_fault(report)
-            case Stopped(indices):
-                self._indices_known = True
-                for index, used_index in indices:
-                    self._backend.vrings[index].base = used_index
-
-    def _publish_fault(self, fault: Fault) -> None:
-        # The device limits itself too, unless its guest has taken it over.
-        suppressed = self._fault_limit.admit(self._loop.time())
-        if suppressed is None:
-            return
-        queue = next(
-            (v.queue.value for v in self._backend.ready_vrings() if v.index == fault.queue),
-            f"vring {fault.queue}",
-        )
-        self._publish(fault_event(self._vm, fault, queue, suppressed))
-
-    def _reap(self, device: DeviceProcess) -> None:
-        code = device.reap()
-        if code is None:
-            return
-        if self._reader is not None and self._orders is not None:
-            self._reader.end()
-            self._orders.end()
-        self._loop.remove_reader(device.pidfd.fileno())
-        last_words = device.read_last_words()
-        device.close()
+    def _ended(self, ended: Ended) -> None:
         self._device = None
-        self._before, self._now = self.statistics(), Progress()
-        self._gone.set_result(None)
-        if not self._stopping:
-            self._died(device.pid, code, last_words)
+        before = self._life.state
+        self._perform(before, self._life.gone(asyncio.get_running_loop().time()))
+        if before is State.RUNNING:
+            deaths = self._life.deaths if self._life.gave_up else 0
+            self._notices.died(ended, deaths)
 
-    def _died(self, pid: int, code: int, last_words: str) -> None:
-        """Nobody told it to: says so, and forks another unless that happens too often."""
-        now = self._loop.time()
-        self._deaths.append(now)
-        deaths = 0
-        if len(self._deaths) > MAX_DEATHS and now - self._deaths[0] < DEATHS_WITHIN_S:
-            self._gave_up = True
-            deaths = len(self._deaths)
-        else:
-            self._start()
-        self._publish_death(pid, code, last_words, deaths, NAME_WITHIN_S)
-
-    def _publish_death(
-        self, pid: int, code: int, last_words: str, deaths: int, patience_s: float
-    ) -> None:
-        """Publishes a death once the kernel's log names the system call, or too late for it."""
-        number = find_seccomp_kill(pid) if code == -signal.SIGSYS else None
-        if code == -signal.SIGSYS and number is None and patience_s > 0:
-            again_s = NAME_WITHIN_S / 10
-            rest = (pid, code, last_words, deaths, patience_s - again_s)
-            self._loop.call_later(again_s, self._publish_death, *rest)
-            return
-        death, by = cause_of_death(code, number)
-        self._publish(
-            DeviceDied(self._vm, pid, code, death, by, last_words, deaths, DEATHS_WITHIN_S)
-        )
+    def _predecessor_gone(self) -> None:
+        self._device = None
+        self._take(Event.PREDECESSOR_GONE)

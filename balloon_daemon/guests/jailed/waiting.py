@@ -19,14 +19,3 @@ async def is_done_within(future: "asyncio.Future[Any]", within_s: float | None) 
     """
     done, _ = await asyncio.wait([future], timeout=within_s)
     return bool(done)
-
-
-async def is_set_within(event: asyncio.Event, within_s: float) -> bool:
-    """Waits for an event; False where it is not set in time."""
-    if event.is_set():
-        return True
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        return await is_done_within(waiting, within_s)
-    finally:
-        waiting.cancel()

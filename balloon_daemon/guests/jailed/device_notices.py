@@ -1,0 +1,112 @@
+"""What there is to say of one guest's devices, at rates that no guest can raise.
+
+A guest may reset its device in a loop, and each reset may fail in the same way.
+"""
+
+import asyncio
+import signal
+from collections.abc import Sequence
+
+from balloon_daemon.events import (
+    DeviceDied,
+    DeviceDoesNotStop,
+    DeviceHangs,
+    DeviceLooks,
+    DeviceNotForked,
+    DeviceSendsGarbage,
+    DeviceStarted,
+    Publish,
+    RingsUnknown,
+)
+from balloon_daemon.guests.jailed.device_events import cause_of_death
+from balloon_daemon.guests.jailed.life import DEATHS_WITHIN_S
+from balloon_daemon.guests.jailed.running_device import Ended
+from balloon_daemon.linux.kernel_log import find_seccomp_kill
+from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.units import VmId
+from balloon_daemon.vhost_user.effects import ReadyVring
+
+STARTS_A_SECOND = 2
+"""Starts that are more than ``quiet``: a guest may reset its device in a loop."""
+
+NAME_WITHIN_S = 0.2
+"""The kernel writes its record of a seccomp kill from a thread of its own, a little later."""
+
+NAME_LOOKS = 10
+"""How often to look for that record in this time."""
+
+
+class DeviceNotices:
+    """Publishes what happens to the devices of one guest.
+
+    Args:
+        vm: whose devices they are.
+        publish: takes each event.
+    """
+
+    def __init__(self, vm: VmId, publish: Publish) -> None:
+        self._vm = vm
+        self._publish = publish
+        self._loop = asyncio.get_running_loop()
+        self._starts = RateLimit(STARTS_A_SECOND)
+        self._not_forked, self._rings_unknown = RateLimit(1), RateLimit(1)
+
+    def forked(self, pid: int, vrings: Sequence[ReadyVring], *, look: bool) -> None:
+        """A device was forked, to serve these vrings or to look at them."""
+        queues = tuple(vring.queue.value for vring in vrings)
+        quiet = self._starts.admit(self._loop.time()) is None
+        began = DeviceLooks if look else DeviceStarted
+        self._publish(began(self._vm, pid, queues, quiet))
+
+    def not_forked(self, err: OSError) -> None:
+        """The kernel had no process or no descriptor for a device."""
+        suppressed = self._not_forked.admit(self._loop.time())
+        if suppressed is not None:
+            self._publish(DeviceNotForked(self._vm, err.strerror or str(err), suppressed))
+
+    def rings_unknown(self) -> None:
+        """No device could be had to look where the rings stand."""
+        suppressed = self._rings_unknown.admit(self._loop.time())
+        if suppressed is not None:
+            self._publish(RingsUnknown(self._vm, suppressed))
+
+    def misbehaved(self, pid: int, found: str) -> None:
+        """A device sent what no device sends; it is killed."""
+        self._publish(DeviceSendsGarbage(self._vm, pid, found))
+
+    def does_not_stop(self, pid: int) -> None:
+        """A device was told to stop and has not; it is killed."""
+        self._publish(DeviceDoesNotStop(self._vm, pid))
+
+    def hangs(self, pid: int) -> None:
+        """A device was killed and does not end."""
+        self._publish(DeviceHangs(self._vm, pid))
+
+    def died(self, ended: Ended, deaths: int, looks: int = NAME_LOOKS) -> None:
+        """A device ended unasked: publishes it once the kernel's log names the system call that a
+        filter killed it for, or when it is too late for that.
+
+        Args:
+            ended: how.
+            deaths: how many died too often; 0: few enough, and another is forked.
+            looks: how often the kernel's log is still looked at.
+        """
+        by_filter = ended.exit_code == -signal.SIGSYS
+        number = find_seccomp_kill(ended.pid) if by_filter else None
+        if by_filter and number is None and looks:
+            again_s = NAME_WITHIN_S / NAME_LOOKS
+            self._loop.call_later(again_s, self.died, ended, deaths, looks - 1)
+            return
+        death, by = cause_of_death(ended.exit_code, number)
+        self._publish(
+            DeviceDied(
+                self._vm,
+                ended.pid,
+                ended.exit_code,
+                death,
+                by,
+                ended.death_record,
+                deaths,
+                DEATHS_WITHIN_S,
+            )
+        )

@@ -1,0 +1,306 @@
+"""The states of one guest's device, as a table: state and event -> next state and actions.
+
+Pure: ``supervisor.py`` forks, kills, waits and tells it what happened. The table answers for two
+rules, whatever order events come in: no two devices ever serve one guest, and none is forked while
+its predecessor or a killed device may still touch the guest's memory. An event that a state does
+not have is a bug of ours: ``StateError``, and nothing changes.
+
+=========================== =====================================================================
+state                       meaning
+=========================== =====================================================================
+AT_REST                     No device, and none is due.
+SETTLING                    No device; one is forked when the timer ends, which the VMM's messages
+                            start anew.
+FORKING                     The process that forks devices has been asked for one.
+RUNNING                     A device serves the guest. When it ends unasked, the next is forked.
+STOPPING                    A device was told to stop, and is killed when the timer ends.
+KILLED                      A device was killed because it did not stop, and has not ended yet.
+HANGS                       A killed device has not ended in time. Only the kernel knows whether a
+                            system call of it still touches the guest's memory, so none is forked.
+LOOK_DUE                    No device; one that only looks is forked when the timer ends.
+FORKING_TO_LOOK             The process that forks devices has been asked for one that only looks.
+LOOKING                     A device says where the rings stand and ends: its first order is to
+                            stop. It is killed when the timer ends.
+WAITING_FOR_PREDECESSOR     The device of another controller, which is gone, may still live.
+STOPPING_PREDECESSOR        The same, and somebody waits until it has ended or the timer ends.
+GAVE_UP                     Devices of this guest have died too often: none is forked any more, but
+                            to look.
+CLOSED                      The guest is let go: nothing is forked any more.
+=========================== =====================================================================
+
+A timer belongs to the state that started it: a step to another state ends it, a step that stays
+keeps it unless it starts another.
+"""
+
+from collections import deque
+from enum import Enum, auto
+from typing import NamedTuple
+
+from balloon_daemon.errors import StateError
+
+
+class State(Enum):
+    """What is known of a guest's device; the module's docstring has the meanings."""
+
+    AT_REST = auto()
+    SETTLING = auto()
+    FORKING = auto()
+    RUNNING = auto()
+    STOPPING = auto()
+    KILLED = auto()
+    HANGS = auto()
+    LOOK_DUE = auto()
+    FORKING_TO_LOOK = auto()
+    LOOKING = auto()
+    WAITING_FOR_PREDECESSOR = auto()
+    STOPPING_PREDECESSOR = auto()
+    GAVE_UP = auto()
+    CLOSED = auto()
+
+
+class Event(Enum):
+    """What happens to it."""
+
+    SETTLE = auto()
+    """The VMM has changed something of memory or vrings."""
+    DUE = auto()
+    """The timer has ended."""
+    FORKED = auto()
+    NOT_READY = auto()
+    """There is no vring that a device could serve, or look at."""
+    NOT_YET = auto()
+    """The process that forks devices is being started."""
+    NO_FORK = auto()
+    """The kernel has no process or no descriptor for it."""
+    MISBEHAVED = auto()
+    """The device has sent what no device sends: a guest has taken it over, or a bug of ours."""
+    GONE = auto()
+    """The device has ended, having been told to, and is reaped."""
+    DIED = auto()
+    """The device has ended unasked, and is reaped."""
+    DIED_TOO_OFTEN = auto()
+    STOP = auto()
+    """Somebody waits until no device touches the guest's memory any more."""
+    LOOK = auto()
+    """Somebody waits until a device has said where the rings stand."""
+    WAIT_OUT = auto()
+    """Another controller, which is gone, has left a device that may still live."""
+    PREDECESSOR_GONE = auto()
+    CLOSE = auto()
+
+
+class Action(Enum):
+    """What is to be done, in the order of the row."""
+
+    FORK = auto()
+    """Fork a device; FORKED, NOT_READY, NOT_YET or NO_FORK says what came of it."""
+    FORK_TO_LOOK = auto()
+    """The same with one that is told to stop by its first order."""
+    ORDER_STOP = auto()
+    KILL = auto()
+    SAY_KILLING = auto()
+    SAY_HANGS = auto()
+    ANSWER_ENDED = auto()
+    """Whoever waits since STOP or LOOK: no device is left."""
+    ANSWER_HANGS = auto()
+    ANSWER_PREDECESSOR_STAYS = auto()
+
+
+class Wait(Enum):
+    """What a timer is for. ``WAIT_S`` has the seconds."""
+
+    QUIET = auto()
+    NOT_YET = auto()
+    NO_FORK = auto()
+    STOPPED = auto()
+    KILLED = auto()
+    FREED = auto()
+    PREDECESSOR = auto()
+
+
+WAIT_S = {
+    # A VMM sends a burst of messages; a device is forked once it has been quiet this long.
+    Wait.QUIET: 0.005,
+    Wait.NOT_YET: 0.05,
+    Wait.NO_FORK: 1.0,
+    Wait.STOPPED: 1.0,
+    Wait.KILLED: 5.0,
+    # A device that has said where its rings stand may have guest memory to free as it ends, and
+    # the kernel frees some 5 GiB a second.
+    Wait.FREED: 120.0,
+    # The controller of that device is gone, so it ends too: nothing that it does takes long.
+    Wait.PREDECESSOR: 5.0,
+}
+
+MAX_DEATHS = 5
+DEATHS_WITHIN_S = 60.0
+"""More deaths than this in so many seconds, and no new device is forked for that guest."""
+
+
+class Step(NamedTuple):
+    """One row: the next state, actions in their order, and the timer that the state starts."""
+
+    state: State
+    actions: tuple[Action, ...] = ()
+    wait: Wait | None = None
+
+
+_S, _E, _A = State, Event, Action
+
+TABLE: dict[State, dict[Event, Step]] = {
+    _S.AT_REST: {
+        _E.SETTLE: Step(_S.SETTLING, wait=Wait.QUIET),
+        _E.STOP: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+        _E.LOOK: Step(_S.FORKING_TO_LOOK, (_A.FORK_TO_LOOK,)),
+        _E.WAIT_OUT: Step(_S.WAITING_FOR_PREDECESSOR),
+        _E.CLOSE: Step(_S.CLOSED),
+    },
+    _S.SETTLING: {
+        _E.SETTLE: Step(_S.SETTLING, wait=Wait.QUIET),
+        _E.DUE: Step(_S.FORKING, (_A.FORK,)),
+        _E.STOP: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+        _E.CLOSE: Step(_S.CLOSED),
+    },
+    _S.FORKING: {
+        _E.FORKED: Step(_S.RUNNING),
+        _E.NOT_READY: Step(_S.AT_REST),
+        _E.NOT_YET: Step(_S.SETTLING, wait=Wait.NOT_YET),
+        _E.NO_FORK: Step(_S.SETTLING, wait=Wait.NO_FORK),
+    },
+    _S.RUNNING: {
+        _E.SETTLE: Step(_S.RUNNING),
+        _E.MISBEHAVED: Step(_S.RUNNING, (_A.KILL,)),
+        _E.STOP: Step(_S.STOPPING, (_A.ORDER_STOP,), Wait.STOPPED),
+        _E.DIED: Step(_S.FORKING, (_A.FORK,)),
+        _E.DIED_TOO_OFTEN: Step(_S.GAVE_UP),
+    },
+    _S.STOPPING: {
+        _E.MISBEHAVED: Step(_S.STOPPING, (_A.KILL,)),
+        _E.STOP: Step(_S.STOPPING),
+        _E.DUE: Step(_S.KILLED, (_A.SAY_KILLING, _A.KILL), Wait.KILLED),
+        _E.GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+    },
+    _S.KILLED: {
+        _E.MISBEHAVED: Step(_S.KILLED),
+        _E.STOP: Step(_S.KILLED),
+        _E.DUE: Step(_S.HANGS, (_A.SAY_HANGS, _A.ANSWER_HANGS)),
+        _E.GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+    },
+    _S.HANGS: {
+        _E.SETTLE: Step(_S.HANGS),
+        _E.MISBEHAVED: Step(_S.HANGS),
+        _E.STOP: Step(_S.HANGS, (_A.ANSWER_HANGS,)),
+        _E.GONE: Step(_S.AT_REST),
+        _E.CLOSE: Step(_S.CLOSED),
+    },
+    _S.LOOK_DUE: {
+        _E.DUE: Step(_S.FORKING_TO_LOOK, (_A.FORK_TO_LOOK,)),
+        _E.STOP: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+        _E.CLOSE: Step(_S.CLOSED),
+    },
+    _S.FORKING_TO_LOOK: {
+        _E.FORKED: Step(_S.LOOKING, wait=Wait.STOPPED),
+        _E.NOT_READY: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+        _E.NOT_YET: Step(_S.LOOK_DUE, wait=Wait.NOT_YET),
+        _E.NO_FORK: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+    },
+    _S.LOOKING: {
+        _E.MISBEHAVED: Step(_S.LOOKING, (_A.KILL,)),
+        _E.STOP: Step(_S.LOOKING),
+        _E.DUE: Step(_S.KILLED, (_A.SAY_KILLING, _A.KILL), Wait.KILLED),
+        _E.GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+    },
+    _S.WAITING_FOR_PREDECESSOR: {
+        _E.SETTLE: Step(_S.WAITING_FOR_PREDECESSOR),
+        _E.STOP: Step(_S.STOPPING_PREDECESSOR, wait=Wait.PREDECESSOR),
+        _E.PREDECESSOR_GONE: Step(_S.FORKING, (_A.FORK,)),
+        _E.CLOSE: Step(_S.CLOSED),
+    },
+    _S.STOPPING_PREDECESSOR: {
+        _E.STOP: Step(_S.STOPPING_PREDECESSOR),
+        _E.DUE: Step(_S.WAITING_FOR_PREDECESSOR, (_A.ANSWER_PREDECESSOR_STAYS,)),
+        _E.PREDECESSOR_GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+        _E.CLOSE: Step(_S.CLOSED),
+    },
+    _S.GAVE_UP: {
+        _E.SETTLE: Step(_S.GAVE_UP),
+        _E.STOP: Step(_S.GAVE_UP, (_A.ANSWER_ENDED,)),
+        _E.LOOK: Step(_S.FORKING_TO_LOOK, (_A.FORK_TO_LOOK,)),
+        _E.CLOSE: Step(_S.CLOSED),
+    },
+    _S.CLOSED: {
+        _E.MISBEHAVED: Step(_S.CLOSED),
+        _E.GONE: Step(_S.CLOSED),
+        _E.CLOSE: Step(_S.CLOSED),
+    },
+}
+
+
+class Life:
+    """Where one guest's device is in the table, and what the table's rows depend on."""
+
+    def __init__(self) -> None:
+        self._state = State.AT_REST
+        self._rings_known = True
+        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS + 1)
+        self._gave_up = False
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def rings_known(self) -> bool:
+        """Every vring's ``base`` is the ``used.idx`` at which it stands."""
+        return self._rings_known
+
+    @property
+    def gave_up(self) -> bool:
+        """Devices have died too often."""
+        return self._gave_up
+
+    @property
+    def deaths(self) -> int:
+        """How many of the last deaths are remembered: ``MAX_DEATHS`` + 1 at most."""
+        return len(self._deaths)
+
+    def know_rings(self, *, known: bool) -> None:
+        """Where the rings stand is known from now on, or is not."""
+        self._rings_known = known
+
+    def take(self, event: Event) -> Step:
+        """Takes an event; the step is already taken when this returns.
+
+        Raises:
+            StateError: the state does not have it; nothing has changed.
+        """
+        step = TABLE[self.state].get(event)
+        if step is None:
+            raise StateError(f"a device's life: {event.name} in {self.state.name}")
+        if event is Event.DIED_TOO_OFTEN:
+            self._gave_up = True
+        if event in (Event.FORKED, Event.WAIT_OUT):
+            self._rings_known = False
+        if step.wait is Wait.KILLED and self.rings_known:
+            step = step._replace(wait=Wait.FREED)
+        if step.state is State.AT_REST and self._gave_up:
+            # What was forked to look after the last death has ended: still no other is forked.
+            step = step._replace(state=State.GAVE_UP)
+        self._state = step.state
+        return step
+
+    def gone(self, now_s: float) -> Step:
+        """The device was reaped: whether that was its death follows from the state.
+
+        Args:
+            now_s: seconds of a clock that never goes back.
+
+        Raises:
+            StateError: there was none.
+        """
+        if self.state is not State.RUNNING:
+            return self.take(Event.GONE)
+        self._deaths.append(now_s)
+        many = len(self._deaths) > MAX_DEATHS
+        too_often = many and now_s - self._deaths[0] < DEATHS_WITHIN_S
+        return self.take(Event.DIED_TOO_OFTEN if too_often else Event.DIED)

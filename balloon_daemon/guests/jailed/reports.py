@@ -1,0 +1,98 @@
+"""What the devices of one guest report: numbers, that are added up, published and never obeyed."""
+
+import asyncio
+from typing import Protocol, assert_never
+
+from balloon_daemon.events import DeviceReady, GuestStats, Publish
+from balloon_daemon.guests.jailed.device_events import fault_event, stat_name
+from balloon_daemon.guests.jailed.life import Life
+from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.tube.messages import Fault, Progress, Ready, Stats, Stopped, Up
+from balloon_daemon.units import VmId
+from balloon_daemon.vhost_user.backend import Backend
+
+FAULTS_A_SECOND = 10
+"""Faults of one guest that are published; the others are counted."""
+
+STATS_A_SECOND = 4
+"""Statistics of one guest that are taken; the others are dropped."""
+
+
+class Hears(Protocol):
+    """Whoever wants to know what devices report of their guest."""
+
+    def progressed(self, done: Progress) -> None:
+        """All devices of this guest together have done so much."""
+
+    def stats_came(self, stats: dict[int, int], *, first: bool) -> None:
+        """The guest's statistics, by tag; the first ones of a device may be old."""
+
+
+class Reports:
+    """Takes the reports of one guest's devices, one device after another.
+
+    Args:
+        vm: whose devices they are.
+        publish: takes what they report of their guest.
+        hears: takes progress and statistics.
+        backend: takes where the rings stood.
+        life: learns that this is known.
+    """
+
+    def __init__(
+        self, vm: VmId, publish: Publish, hears: Hears, backend: Backend, life: Life
+    ) -> None:
+        self._vm = vm
+        self._publish = publish
+        self._hears = hears
+        self._backend = backend
+        self._life = life
+        self._loop = asyncio.get_running_loop()
+        self._before, self._now = Progress(), Progress()
+        self._had_stats = False
+        self._faults = RateLimit(FAULTS_A_SECOND)
+        self._stats = RateLimit(STATS_A_SECOND)
+
+    def begin(self) -> None:
+        """Another device was forked."""
+        self._before, self._now = self._before.plus(self._now), Progress()
+        self._had_stats = False
+
+    def take(self, report: Up) -> None:
+        """Takes one report."""
+        match report:
+            case Ready():
+                self._publish(DeviceReady(self._vm))
+            case Progress():
+                self._now = report
+                self._hears.progressed(self._before.plus(report))
+            case Stats():
+                self._take_stats(report)
+            case Fault():
+                self._take_fault(report)
+            case Stopped(indices):
+                self._backend.rings_stood_at(indices)
+                self._life.know_rings(known=True)
+            case _:
+                assert_never(report)
+
+    def _take_stats(self, stats: Stats) -> None:
+        # Before anything comes of it: statistics that contradict each other would have the VM's
+        # size reckoned anew, and its state kept, with each report.
+        if self._stats.admit(self._loop.time()) is None:
+            return
+        first, self._had_stats = not self._had_stats, True
+        self._hears.stats_came(dict(stats.entries), first=first)
+        values = tuple((stat_name(tag), value) for tag, value in stats.entries)
+        self._publish(GuestStats(self._vm, values))
+
+    def _take_fault(self, fault: Fault) -> None:
+        # The device limits itself too, unless its guest has taken it over.
+        suppressed = self._faults.admit(self._loop.time())
+        if suppressed is None:
+            return
+        queue = next(
+            (v.queue.value for v in self._backend.ready_vrings() if v.index == fault.queue),
+            f"vring {fault.queue}",
+        )
+        self._publish(fault_event(self._vm, fault, queue, suppressed))

@@ -1,0 +1,124 @@
+"""Devices as processes: one that this controller has forked, and one that another has left.
+
+Runs in the controller. A device may be taken over by its guest at any moment.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from balloon_daemon.device.process import MAX_LAST_WORDS_BYTES, DeviceProcess
+from balloon_daemon.events import Publish
+from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.tube.messages import Command, Down, Up
+from balloon_daemon.units import VmId
+
+
+class Ended(NamedTuple):
+    """How a device ended.
+
+    Attributes:
+        pid: its process id.
+        exit_code: its exit status, or a negative signal number.
+        death_record: the last of what it wrote to standard error; "" where it wrote nothing.
+    """
+
+    pid: int
+    exit_code: int
+    death_record: str
+
+
+class RunningDevice:
+    """A forked device: takes orders, gives reports, and is reaped when it ends.
+
+    Args:
+        process: the device.
+        vm: whose.
+        publish: takes what happens to it.
+        take: takes each report.
+        misbehaved: called once, with what came, where no device ever sends that.
+        ended: called once it is reaped and all of its reports are taken.
+    """
+
+    def __init__(
+        self,
+        process: DeviceProcess,
+        vm: VmId,
+        publish: Publish,
+        take: Callable[[Up], None],
+        misbehaved: Callable[[str], None],
+        ended: Callable[[Ended], None],
+    ) -> None:
+        self._process = process
+        self._ended = ended
+        self._reader = ReportReader(process.tube, take, misbehaved)
+        self._orders = OrderWatch(vm, process.pid, process.tube, publish)
+        # Its first order was sent when it was forked.
+        self._orders.sent()
+        asyncio.get_running_loop().add_reader(process.pidfd.fileno(), self._reap)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def stderr_pipe(self) -> OwnedFd:
+        """Read end of its standard error, which hangs up when it is gone."""
+        return self._process.last_words
+
+    def order(self, order: Down) -> None:
+        """Sends an order; where its tube is full it is lost, and the next one heals that."""
+        if self._process.tube.send(order):
+            self._orders.sent()
+
+    def stop(self) -> None:
+        """Tells it to stop; kills it where it cannot be told."""
+        if not self._process.tube.send(Command.STOP):
+            self._process.kill()
+
+    def kill(self) -> None:
+        """Ends it at once; no harm where it has ended."""
+        self._process.kill()
+
+    def _reap(self) -> None:
+        exit_code = self._process.reap()
+        if exit_code is None:
+            return
+        self._reader.end()
+        self._orders.end()
+        asyncio.get_running_loop().remove_reader(self._process.pidfd.fileno())
+        death_record = self._process.read_last_words()
+        self._process.close()
+        self._ended(Ended(self._process.pid, exit_code, death_record))
+
+
+class Predecessor:
+    """The device of another controller, by the pipe that is its standard error.
+
+    Args:
+        stderr_pipe: its read end.
+        gone: called once when it hangs up, which it does when the device has ended.
+    """
+
+    def __init__(self, stderr_pipe: OwnedFd, gone: Callable[[], None]) -> None:
+        self.stderr_pipe = stderr_pipe
+        self._gone = gone
+        asyncio.get_running_loop().add_reader(stderr_pipe.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        try:
+            # Readable is not yet its end: the device may be writing its death record.
+            if os.read(self.stderr_pipe.fileno(), MAX_LAST_WORDS_BYTES):
+                return
+        except BlockingIOError:
+            return
+        self.close()
+        self._gone()
+
+    def close(self) -> None:
+        """Watches it no more."""
+        if self.stderr_pipe.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self.stderr_pipe.fileno())
+            self.stderr_pipe.close()
