@@ -91,7 +91,7 @@ class RealVm:
         if self.daemon is None:
             answer = self.guest.qemu.monitor.execute("query-balloon")
             return bool(answer["actual"] == MEMORY_MIB * MIB - balloon_bytes)
-        reached = [r for r in self.daemon.records() if r.get("event") == "reached"]
+        reached = [r for r in self.daemon.records() if r.get("event") == "target-reached"]
         return bool(reached) and reached[-1]["actual_bytes"] == balloon_bytes
 
     def _memory_path(self) -> str:

@@ -5,18 +5,11 @@ import pwd
 
 from balloon_daemon.device.process import DeviceSpec, Fork
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.events import DevicesShareUser, Publish
 from balloon_daemon.linux.jail import Identity
-from balloon_daemon.records.log import EventLog
 
 OWN_USER, SHARED_USER = "balloond", "nobody"
 """systemd/balloond.sysusers makes the first; the second is everybody's."""
-
-SHARED = (
-    f"devices run as {SHARED_USER}, as whom other programs run too, and any of those may stop or "
-    f"kill them: make a user {OWN_USER} (systemd-sysusers with systemd/balloond.sysusers), or "
-    "name another (--user)"
-)
-"""The warning."""
 
 
 def default_user() -> str:
@@ -27,13 +20,13 @@ def default_user() -> str:
         return SHARED_USER
 
 
-def warning_first(fork: Fork) -> Fork:
-    """Says in the log whose devices are, with the first of them: before, it concerns nobody."""
-    unsaid = [SHARED]
+def warning_first(fork: Fork, publish: Publish) -> Fork:
+    """Publishes whose devices are, with the first of them: before, it concerns nobody."""
+    unsaid = [DevicesShareUser(SHARED_USER)]
 
     def warned(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
         while unsaid:
-            EventLog().warning("jail", unsaid.pop())
+            publish(unsaid.pop())
         return fork(spec, tube_fd, words_fd, parent)
 
     return warned

@@ -42,10 +42,7 @@ def open_all(
             # First an earlier balloond's: it has the socket too, and that must not be bound again.
             store = reach_keeper(config.socket)
         except KeeperError as err:
-            lost = (
-                f"{err}; no VM is kept for a later balloond, and those that it keeps have no "
-                "balloon until they are started again: end that process and restart balloond"
-            )
+            lost = str(err)
     if store is not None:
         undo.callback(store.abandon)
     listener = kept_listener(store, config.socket)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from balloon_daemon.cli.asyncio_lean import asyncio
 from balloon_daemon.cli.device_user import (
-    SHARED,
     SHARED_USER,
     default_user,
     identity_of,
@@ -30,11 +29,21 @@ from balloon_daemon.errors import (
     TrialError,
     printable,
 )
+from balloon_daemon.events import (
+    DevicesShareUser,
+    KeeperUnreachable,
+    PolicyFileWarning,
+    SocketNotPrivate,
+    TemplateLost,
+    TemplateStarted,
+)
 from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.signals import Interruptible
-from balloon_daemon.records.log import EventLog, configure
+from balloon_daemon.records.bus import Bus
+from balloon_daemon.records.log import Log
+from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
 
@@ -59,10 +68,18 @@ def _compile(path: Path, dialect: Dialect) -> CompiledFilter:
         raise ConfigError(f"policy file {printable(str(path))}: {err.strerror}") from err
 
 
-def _serve(controller: Controller, undo: contextlib.ExitStack) -> None:
+def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None:
     """Runs the controller to its end; what was to be undone stays once it has begun to serve."""
+
+    async def run() -> None:
+        bus.drain_by(asyncio.get_running_loop().call_soon)
+        try:
+            await controller.run()
+        finally:
+            bus.drain_by(None)
+
     try:
-        asyncio.run(controller.run())
+        asyncio.run(run())
     finally:
         if controller.listening:
             undo.pop_all()
@@ -86,12 +103,12 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
         # Who was named was meant.
         shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
+    bus = Bus(Log(sys.stderr.fileno(), args.log, verbose=args.verbose))
     if template is not None:
-        log = EventLog()
         template.prepare(
             compiled.bpf,
-            lambda what: log.warning("device", what),
-            lambda what: log.info("device", what),
+            lambda why: bus.publish(TemplateLost(why)),
+            lambda what: bus.publish(TemplateStarted(what)),
         )
         jail = replace(jail, fork=template.fork)
     try:
@@ -110,31 +127,36 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
 
                 check(config, source, jail)
                 if shared:
-                    print(f"warning      {SHARED}", flush=True)
+                    _, whose = said_of_daemon(DevicesShareUser(SHARED_USER))
+                    print(f"warning      {whose}", flush=True)
             return EXIT_OK
         with contextlib.ExitStack() as undo:
             listener, store, lost = open_all(config, undo, keep_fds=args.keep_fds)
             if template is not None:
                 template.occupy()
-            configure(args.log, verbose=args.verbose)
             if risk:
-                EventLog().warning("socket", risk)
+                bus.publish(SocketNotPrivate(risk))
             if lost:
-                EventLog().error("store", lost)
+                bus.publish(KeeperUnreachable(lost))
             if shared:
-                jail = replace(jail, fork=warning_first(jail.fork))
+                jail = replace(jail, fork=warning_first(jail.fork, bus.publish))
             for warning in compiled.warnings:
                 # Its first line; what it quotes of the file is in there escaped.
-                EventLog().warning("policy-file", str(warning).splitlines()[0])
+                bus.publish(PolicyFileWarning(str(warning).splitlines()[0]))
+            bus.drain()
             taken_over = store is not None and any("." in name for name in store.kept)
             if not taken_over and is_for_people(sys.stdout.fileno()):
                 # A terminal that was stopped (Ctrl-S), or a pipe that is full, takes nothing.
                 with Interruptible():
                     show(how_to_attach(config))
-            _serve(Controller(config, source, jail, listener, store), undo)
+            controller = Controller(config, source, jail, listener, store, bus.publish, bus.drain)
+            _serve(controller, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")
         return EXIT_FAILURE
+    finally:
+        # Whatever ends this process, all that was published before is written.
+        bus.drain()
     return EXIT_OK
 
 

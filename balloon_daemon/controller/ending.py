@@ -3,11 +3,17 @@
 import asyncio
 import os
 import signal
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
+from balloon_daemon.events import (
+    MemoryNotGivenBack,
+    NotGivenBack,
+    Publish,
+    StillToGiveBack,
+    VmDoesNotEnd,
+)
 from balloon_daemon.guests.jailed.session import Guest
 from balloon_daemon.linux.systemd import notify
-from balloon_daemon.records.log import EventLog
 from balloon_daemon.units import MIB, PAGE_SIZE, format_size
 
 GIVE_BACK_WITHIN_S = 2.0
@@ -53,7 +59,9 @@ class _Return:
             self.moved_at_s = now_s
 
 
-async def give_back(guests: Iterable[Guest], hurry: "asyncio.Future[None]", log: EventLog) -> None:
+async def give_back(
+    guests: Iterable[Guest], hurry: "asyncio.Future[None]", publish: Publish
+) -> None:
     """Has the guests take their memory back, for as long as any of them goes on doing so.
 
     The service manager is asked for the time that this takes.
@@ -61,7 +69,7 @@ async def give_back(guests: Iterable[Guest], hurry: "asyncio.Future[None]", log:
     Args:
         guests: whose balloons are to shrink to nothing.
         hurry: done when nobody wants to wait any longer.
-        log: the controller's.
+        publish: takes what happens.
     """
     loop = asyncio.get_running_loop()
     now_s = loop.time()
@@ -79,7 +87,7 @@ async def give_back(guests: Iterable[Guest], hurry: "asyncio.Future[None]", log:
         if now_s - said_at_s >= SAY_S:
             said_at_s = now_s
             for one in left:
-                _say_left(one.guest, log)
+                publish(StillToGiveBack(one.guest.vm, one.guest.actual_bytes))
         tasks = [one.task for one in left]
         await asyncio.wait([*tasks, hurry], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         now_s = loop.time()
@@ -90,26 +98,14 @@ async def give_back(guests: Iterable[Guest], hurry: "asyncio.Future[None]", log:
             break
     for one in left:
         one.task.cancel()
-    _say_rest([one.guest for one in everyone], log)
-
-
-def _say_left(guest: Guest, log: EventLog) -> None:
-    left_bytes = guest.actual_bytes
-    message = f"{format_size(left_bytes)} are still to be given back"
-    log.bind(vm=guest.name).info("stop", message, left_bytes=left_bytes)
-
-
-def _say_rest(guests: Collection[Guest], log: EventLog) -> None:
-    late = [guest for guest in guests if guest.actual_bytes]
+    late = [one.guest for one in everyone if one.guest.actual_bytes]
     for guest in late:
-        size = format_size(guest.actual_bytes)
-        message = f"{size} were not taken back, and stay in a balloon that nobody serves now"
-        log.bind(vm=guest.name).warning("stop", message, left_bytes=guest.actual_bytes)
+        publish(NotGivenBack(guest.vm, guest.actual_bytes))
     if late:
-        log.warning("stop", f"{len(late)} guests have not taken all of their memory back in time")
+        publish(MemoryNotGivenBack(len(late)))
 
 
-async def end_tasks(tasks: "Mapping[Guest, asyncio.Task[None]]", log: EventLog) -> bool:
+async def end_tasks(tasks: "Mapping[Guest, asyncio.Task[None]]", publish: Publish) -> bool:
     """Ends the guests' tasks.
 
     Returns:
@@ -126,7 +122,7 @@ async def end_tasks(tasks: "Mapping[Guest, asyncio.Task[None]]", log: EventLog) 
     _, late = await asyncio.wait(tasks.values(), timeout=END_WITHIN_S)
     for guest, task in tasks.items():
         if task in late:
-            log.bind(vm=guest.name).error("bug", "does not end; left behind")
+            publish(VmDoesNotEnd(guest.vm))
     return not late
 
 

@@ -1,4 +1,4 @@
-"""Runs one guest's balloon policy: timers and low memory in, targets and log lines out."""
+"""Runs one guest's balloon policy: timers and low memory in, targets and events out."""
 
 import asyncio
 import math
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from random import random
 from typing import Protocol
 
+from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.rate_limit import RateLimit
-from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import (
     Action,
     ArmTimer,
@@ -30,10 +30,10 @@ from balloon_daemon.sizing.balloon_policy import (
     Timer,
     max_balloon_bytes,
 )
-from balloon_daemon.units import format_size
+from balloon_daemon.units import VmId
 
 SIZES_A_SECOND = 2
-"""Changes of size that are logged but for debugging: a guest may name any total, at any time."""
+"""Changes of size that are more than ``quiet``: a guest may name any total, at any time."""
 
 _QUIET = {Reason.AT_MAXIMUM, Reason.NO_BALLOON, Reason.FRUITLESS, Reason.NO_ROOM}
 
@@ -61,7 +61,8 @@ class Governor:
         set_target: takes each new target, in bytes.
         decided: called after each decision that is worth a line, and after each change of state.
         vm: what else a decision goes by.
-        log: bound to the guest.
+        vm_id: which VM it is.
+        publish: takes what happens.
     """
 
     def __init__(
@@ -71,14 +72,16 @@ class Governor:
         set_target: Callable[[int], None],
         decided: Callable[[], None],
         vm: "GovernedVm",
-        log: EventLog,
+        vm_id: VmId,
+        publish: Publish,
     ) -> None:
         self._settings = settings
         self._watch = watch
         self._set_target = set_target
         self._decided = decided
         self._vm = vm
-        self._log = log
+        self._id = vm_id
+        self._publish = publish
         self._loop = asyncio.get_running_loop()
         self._policy: BalloonPolicy | None = None
         self._timers: dict[Timer, asyncio.TimerHandle] = {}
@@ -108,7 +111,8 @@ class Governor:
             return
         self.vm_mem_bytes = vm_mem_bytes
         self._policy = BalloonPolicy(max_balloon_bytes(vm_mem_bytes), self._settings, random)
-        self._log_size("attached", self._policy.max_bytes, self._log.info)
+        steps = self._settings.steps
+        self._publish(VmAttached(self._id, vm_mem_bytes, self._policy.max_bytes, steps))
         if balloon_bytes:
             self._take(self._policy.adopt(balloon_bytes, self._loop.time()))
             self._decided()
@@ -123,20 +127,10 @@ class Governor:
         self.vm_mem_bytes = vm_mem_bytes
         max_bytes = max_balloon_bytes(vm_mem_bytes)
         quiet = self._sizes.admit(self._loop.time()) is None
-        self._log_size("size", max_bytes, self._log.debug if quiet else self._log.info)
+        self._publish(VmResized(self._id, vm_mem_bytes, max_bytes, self._settings.steps, quiet))
         if max_bytes != self._policy.max_bytes:
             self._take(self._policy.resize(max_bytes), quiet=quiet)
             self._decided()
-
-    def _log_size(self, event: str, max_bytes: int, log: Callable[..., None]) -> None:
-        size, most = format_size(self.vm_mem_bytes), format_size(max_bytes)
-        message = f"VM of {size}, balloon of at most {most} in {self._settings.steps} steps"
-        log(
-            event,
-            message if self.vm_mem_bytes else "VM without a balloon",
-            vm_mem_bytes=self.vm_mem_bytes,
-            max_balloon_bytes=max_bytes,
-        )
 
     def restore(self, vm_mem_bytes: int, state: PolicyState) -> None:
         """Goes on from another controller's state.
@@ -198,33 +192,21 @@ class Governor:
         self._decided()
 
     def _take(self, step: Step, *, quiet: bool = False) -> None:
-        # The guest hears of its target first: to word a line takes as long as all else. What
-        # listens again may decide again, so the line comes before that.
+        # What listens again may decide again, so this decision is published before that.
         for action in step.actions:
             if isinstance(action, SetTarget):
                 self._set_target(action.target_bytes)
                 self._moved_at, self._most = self._loop.time(), self._vm.actual_bytes
-        self._log_decision(step.decision, quiet=quiet)
+        self._publish_decision(step.decision, quiet=quiet)
         self._act(step.actions)
 
-    def _log_decision(self, decision: Decision, *, quiet: bool) -> None:
+    def _publish_decision(self, decision: Decision, *, quiet: bool) -> None:
         # Under lasting pressure at the maximum the same decision falls every second: said once.
         repeated = decision.reason in _QUIET and decision.reason is self._last_reason
         quiet = quiet or repeated or decision.reason is Reason.RECHECK
         if decision.reason is not Reason.RECHECK:
             self._last_reason = decision.reason
-        fields: dict[str, object] = {
-            "reason": decision.reason.value,
-            "balloon_level": decision.level,
-            "target_bytes": decision.target_bytes,
-        }
-        if decision.reading is not None:
-            fields["available_mib"] = decision.reading.available_mib
-            fields["margin_mib"] = decision.reading.margin_mib
-            if decision.reading.within:
-                fields["within"] = decision.reading.within
-        log = self._log.debug if quiet else self._log.info
-        log("decision", decision.describe(), **fields)
+        self._publish(Decided(self._id, decision, quiet))
 
     def _act(self, actions: tuple[Action, ...]) -> None:
         for action in actions:

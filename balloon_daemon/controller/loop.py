@@ -3,11 +3,23 @@
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.device.process import prepare_fork
+from balloon_daemon.events import (
+    CallbackFailed,
+    Listening,
+    NotAccepted,
+    Publish,
+    Stopping,
+    StoppingAtOnce,
+    StoreLost,
+    TakenOver,
+    VmFailed,
+)
 from balloon_daemon.guests.jailed.listening import LISTENER, Listener
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
@@ -21,7 +33,7 @@ from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
-from balloon_daemon.records.log import EventLog
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
 
 ACCEPT_AGAIN_S = 1.0
@@ -40,6 +52,8 @@ class Controller:
         jail: what devices are put into.
         listener: the vhost-user socket.
         store: keeps guests for another controller; None where there is none.
+        publish: takes what happens.
+        drain: has all of it read, before this process ends without its interpreter's end.
     """
 
     def __init__(
@@ -49,13 +63,16 @@ class Controller:
         jail: Jail,
         listener: Listener,
         store: Store | None,
+        publish: Publish,
+        drain: Callable[[], None],
     ) -> None:
         self._config = config
         self._source = source
         self._jail = jail
         self._listener = listener
         self._store = store
-        self._log = EventLog()
+        self._publish = publish
+        self._drain = drain
         self._guests: dict[Guest, asyncio.Task[None]] = {}
         self._peers = Peers()
         self._count = 0
@@ -71,7 +88,7 @@ class Controller:
         The signals are held when it begins, and again when it ends.
         """
         loop = asyncio.get_running_loop()
-        watch = MemoryWatch(self._source, self._config.poll_s, self._log)
+        watch = MemoryWatch(self._source, self._config.poll_s, self._publish)
         self._shared = Surroundings(self._config, watch, self._jail)
         loop.set_exception_handler(self._failed)
         self._closer = Closer(loop.call_later)
@@ -85,7 +102,7 @@ class Controller:
         self._take_over()
         self._listen()
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
-        self._log.info("listening", f"listening on {self._config.socket}")
+        self._publish(Listening(str(self._config.socket)))
         self.listening = True
         release_end_signals()
         leaving, ended = False, True
@@ -103,6 +120,7 @@ class Controller:
             hold_end_signals()
             if not ended:
                 # asyncio.run() would wait for every task that is left.
+                self._drain()
                 leave_at_once(0)
 
     def _stop(self, stopping: "asyncio.Future[bool]", number: signal.Signals) -> None:
@@ -110,13 +128,12 @@ class Controller:
             # Not SIGHUP: a session that ends sends it right behind SIGTERM.
             asked_again = number in (signal.SIGTERM, signal.SIGINT)
             if asked_again and self._hurry is not None and not self._hurry.done():
-                self._log.info("stop", f"{number.name} again: ending at once")
+                self._publish(StoppingAtOnce(number.name))
                 self._hurry.set_result(None)
         else:
             kept = self._store is not None and not self._store.lost
             leaving = number is signal.SIGUSR1 and kept
-            how = "ending, the guests stay for the next balloond" if leaving else "ending"
-            self._log.info("stop", f"{number.name}: {how}")
+            self._publish(Stopping(number.name, leaving))
             stopping.set_result(leaving)
 
     def _take_over(self) -> None:
@@ -128,22 +145,18 @@ class Controller:
         # systemd keeps several of one name: without this, each socket that was ever replaced.
         self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener.sock)
-        for guest in recover(self._store, self._make, self._closer, self._log):
+        for guest in recover(self._store, self._make, self._closer, self._publish):
             self._count = max(self._count, int(guest.name.removeprefix("vm")))
             self._serve(guest)
             guest.governor.resume()
-            self._log.bind(vm=guest.name).info("recovery", "goes on where another balloond left")
+            self._publish(TakenOver(guest.vm))
 
     def _store_lost(self) -> None:
-        self._log.error(
-            "store",
-            "what keeps the VMs for a later balloond is gone: should this one end, they have no "
-            "balloon until they are started again",
-        )
+        self._publish(StoreLost())
 
     def _make(self, name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
         peer = self._peers.of(connection)
-        guest = Guest(name, connection, peer, self._shared, self._log, saver)
+        guest = Guest(name, connection, peer, self._shared, self._publish, saver)
         if saver is not None:
             saver.when_not_kept(guest.save)
         return guest
@@ -152,7 +165,7 @@ class Controller:
         # A bug of ours in one callback; asyncio would print a traceback into the log.
         err = context.get("exception")
         what = context["message"] if err is None else f"{type(err).__name__}: {err}"
-        self._log.error("bug", f"{what}; going on")
+        self._publish(CallbackFailed(what))
 
     def _listen(self) -> None:
         asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
@@ -169,20 +182,21 @@ class Controller:
                 saver.close()
             if isinstance(err, (BlockingIOError, ConnectionAbortedError)):
                 return
-            self._log.error("accept", f"cannot take a connection: {err.strerror}")
+            self._publish(NotAccepted(err.strerror or str(err)))
             self._accept_again_in(ACCEPT_AGAIN_S)
             return
         self._accept_again_in(ACCEPT_EACH_S)
         connection = Connection(sock, ForeignFds(self._closer))
         peer = self._peers.of(connection)
-        if self._peers.refuses(peer, self._log):
+        if self._peers.refuses(peer, self._publish):
             connection.close()
             if saver is not None:
                 saver.close()
             return
         if saver is not None and self._store is not None:
             capacity = self._store.room.capacity
-            if self._peers.keeps_no_more_of(peer, capacity, self._log.bind(vm=name)):
+            vm = VmId(self._count + 1, name)
+            if self._peers.keeps_no_more_of(peer, capacity, vm, self._publish):
                 saver.close()
                 saver = None
         self._count += 1
@@ -207,7 +221,7 @@ class Controller:
         del self._guests[guest]
         if not task.cancelled() and (err := task.exception()) is not None:
             # A bug of ours in one guest must not take the others down.
-            self._log.error("bug", f"{guest.name}: {type(err).__name__}: {err}")
+            self._publish(VmFailed(guest.vm, f"{type(err).__name__}: {err}"))
 
     async def _end(self, *, leaving: bool) -> bool:
         """Ends everything; False where something does not end."""
@@ -227,12 +241,12 @@ class Controller:
                     guest.leave()
                 except Exception as err:
                     # One guest's must not cost the others their place in the store.
-                    self._log.error("bug", f"{guest.name}: {type(err).__name__}: {err}")
+                    self._publish(VmFailed(guest.vm, f"{type(err).__name__}: {err}"))
         else:
             self._listener.remove_file()
             self._hurry = loop.create_future()
-            await give_back(guests, self._hurry, self._log)
-        ended = await end_tasks(guests, self._log)
+            await give_back(guests, self._hurry, self._publish)
+        ended = await end_tasks(guests, self._publish)
         if self._store is not None and not leaving:
             self._store.remove(LISTENER)
             self._store.forget()

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from balloon_daemon.events import Publish, SourceNotice
 from balloon_daemon.host.low_memory import LowMemorySource
-from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 
 Listener = Callable[[Reading], None]
@@ -19,13 +19,13 @@ class MemoryWatch:
     Args:
         source: where the figures come from; the watch closes it.
         poll_s: how often to read it where nothing wakes us, in seconds.
-        log: for the source's errors, once when one begins and once when it ends.
+        publish: takes what the source says of itself: once as something begins, once as it ends.
     """
 
-    def __init__(self, source: LowMemorySource, poll_s: float, log: EventLog) -> None:
+    def __init__(self, source: LowMemorySource, poll_s: float, publish: Publish) -> None:
         self.source = source
         self._poll_s = poll_s
-        self._log = log
+        self._publish = publish
         self._loop = asyncio.get_running_loop()
         self._listeners: dict[Listener, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -47,10 +47,10 @@ class MemoryWatch:
             self._rest()
 
     def read(self) -> Reading | NeverLow | None:
-        """Reads the source now, and logs what it has to say about itself."""
+        """Reads the source now, and publishes what it has to say about itself."""
         reading = self.source.read()
         while notice := self.source.take_notice():
-            self._log.warning("source", notice)
+            self._publish(SourceNotice(notice))
         return reading
 
     def close(self) -> None:

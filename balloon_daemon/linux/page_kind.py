@@ -1,4 +1,4 @@
-"""What pages a guest's memory file is made of, in words for the log.
+"""What pages a guest's memory file is made of.
 
 It decides how memory comes back (docs/performance.md): 4 KiB pages one by one, a transparent huge
 page after a split that the kernel makes, a page of hugetlbfs only as a whole.
@@ -11,24 +11,22 @@ from pathlib import Path
 MOUNTS = Path("/proc/self/mountinfo")
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
-_WORDS = {
-    "always": "4 KiB pages, transparent huge pages wherever they fit",
-    "within_size": "4 KiB pages, transparent huge pages wherever they fit",
-    "advise": "4 KiB pages, transparent huge pages where the VMM asks for them",
-}
 
-
-def describe_pages(fd: int) -> str:
-    """Says what pages a shared memory file is made of.
+def pages_of(fd: int) -> tuple[int, str]:
+    """Tells what pages a shared memory file is made of.
 
     Source: Linux, admin-guide/mm/transhuge.rst, "Shmem / tmpfs".
+
+    Returns:
+        The size of its pages in bytes (more than the machine's: hugetlbfs), and the kernel's word
+        for when it has transparent huge pages: ``always``, ``within_size``, ``advise``, ``never``.
 
     Raises:
         OSError: the descriptor is none of a file.
     """
     page_bytes = os.fstatvfs(fd).f_bsize
     if page_bytes > mmap.PAGESIZE:
-        return f"hugetlbfs pages of {page_bytes >> 20} MiB"
+        return page_bytes, "never"
     # The kernel's own mount, which memfds are on, goes by this; it overrules the others too.
     overall = _chosen_word(SHMEM_ENABLED)
     device = os.fstat(fd).st_dev
@@ -37,7 +35,7 @@ def describe_pages(fd: int) -> str:
         option = {"deny": "never", "force": "always"}[overall]
     elif option is None:
         option = overall
-    return _WORDS.get(option, "4 KiB pages")
+    return page_bytes, option
 
 
 def _mount_option(device: str) -> str | None:

@@ -1,81 +1,72 @@
 """Log lines: text for people and the journal, or one JSON object a line for machines.
 
-A line is an event with fields. A log that cannot be written (a full disk, a closed pipe, a pipe
-that nobody empties) is never a reason to stop, nor to wait: what does not go out is counted.
+A line is an event in words. A log that cannot be written (a full disk, a closed pipe, a pipe that
+nobody empties) is never a reason to stop, nor to wait: what does not go out is counted.
 """
 
 import json
-import logging
 import os
 import select
-import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from time import monotonic, time
 
-from balloon_daemon.events import Event
+from balloon_daemon.events import Connected, Disconnected, Event, LinesLost
 from balloon_daemon.linux.systemd import logs_to_journal
-from balloon_daemon.rate_limit import RateLimit
-from balloon_daemon.records.words import Level, worded
-
-LOGGER = logging.getLogger("balloond")
-
-# sd-daemon(3): what the journal takes as a line's priority.
-_LEVELS = {
-    Level.DEBUG: logging.DEBUG,
-    Level.INFO: logging.INFO,
-    Level.WARNING: logging.WARNING,
-    Level.ERROR: logging.ERROR,
-}
-_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+from balloon_daemon.records.budget import UserBudgets
+from balloon_daemon.records.line import Level, Line
+from balloon_daemon.records.words import is_debug, worded
 
 
-class _Text(logging.Formatter):
-    def __init__(self, *, journal: bool) -> None:
-        super().__init__()
-        self._journal = journal
+class Log:
+    """Writes a line for each event that is worth it. A ``Reader``.
 
-    def format(self, record: logging.LogRecord) -> str:
-        vm = record.__dict__.get("fields", {}).get("vm")
-        # Whatever a message quotes, it stays one line.
-        message = record.getMessage().replace("\n", " | ")
-        line = f"{vm}: {message}" if vm else message
-        if self._journal:
-            return f"<{_PRIORITIES.get(record.levelno, 6)}>{line}"
-        when = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
-        mark = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return f"{when} balloond: {mark}{line}"
+    O_NONBLOCK would keep writes from waiting, but it belongs to the open file, which others share:
+    so the descriptor is asked for room before each write.
 
-
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        # The line's own keys win: a field named like one of them must not hide it.
-        return json.dumps({**record.__dict__.get("fields", {}), **entry}, default=str)
-
-
-class _Lines(logging.Handler):
-    """Writes lines to a descriptor, and never waits for whoever reads them.
-
-    O_NONBLOCK would be simpler, but it belongs to the open file, which others share.
+    Args:
+        fd: where lines go, standard error for example; stays the caller's.
+        style: ``text`` or ``json``.
+        verbose: lines for debugging too.
     """
 
-    def __init__(self, fd: int) -> None:
-        super().__init__()
+    def __init__(self, fd: int, style: str, *, verbose: bool) -> None:
         self._fd = fd
+        self._json = style == "json"
+        self._journal = logs_to_journal(fd)
+        self._verbose = verbose
+        self._budgets = UserBudgets()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
         self._lost = 0
         self._torn = False
 
-    def emit(self, record: logging.LogRecord) -> None:
-        lines = f"{self.format(record)}\n"
-        if self._lost:
-            lines = f"{self.format(self._loss())}\n{lines}"
+    def __call__(self, event: Event, at_s: float) -> None:
+        """Takes an event.
+
+        Args:
+            event: what happened.
+            at_s: when, in seconds since the epoch.
+        """
+        if isinstance(event, Connected | Disconnected):
+            self._budgets.note(event, monotonic())
+        if not self._verbose and is_debug(event):
+            return
+        line = worded(event)
+        if line is None:
+            return
+        # With --verbose somebody looks, and wants it all.
+        left_out = 0 if line.level is Level.DEBUG else self._budgets.admit(event, monotonic())
+        if left_out is None:
+            return
+        if left_out:
+            more = f" ({left_out} more lines on VMs of this user were left out)"
+            line = line._replace(message=line.message + more)
+        self._emit(line, at_s)
+
+    def _emit(self, line: Line, at_s: float) -> None:
+        lines = f"{self._format(line, at_s)}\n"
+        if self._lost and (loss := worded(LinesLost(self._lost))) is not None:
+            lines = f"{self._format(loss, time())}\n{lines}"
         if self._torn:
             lines = f"\n{lines}"
         content = lines.encode(errors="backslashreplace")
@@ -96,85 +87,27 @@ class _Lines(logging.Handler):
             pass  # Whatever it is, there is nowhere to say it.
         return written
 
-    def _loss(self) -> logging.LogRecord:
-        lines = "1 line" if self._lost == 1 else f"{self._lost} lines"
-        return logging.makeLogRecord(
-            {
-                "levelno": logging.WARNING,
-                "levelname": "WARNING",
-                "msg": f"{lines} could not be written here: lost",
-                "fields": {"event": "log", "lost": self._lost},
-            }
-        )
+    def _format(self, line: Line, at_s: float) -> str:
+        if self._json:
+            return _as_json(line, at_s)
+        # Whatever a message quotes, it stays one line.
+        message = line.message.replace("\n", " | ")
+        vm = line.fields.get("vm")
+        text = f"{vm}: {message}" if vm else message
+        if self._journal:
+            return f"<{line.level.value}>{text}"  # sd-daemon(3)
+        when = datetime.fromtimestamp(at_s).strftime("%H:%M:%S.%f")[:-3]
+        mark = f"{line.level.name.lower()}: " if line.level <= Level.WARNING else ""
+        return f"{when} balloond: {mark}{text}"
 
 
-def configure(style: str, *, verbose: bool) -> None:
-    """Sends balloond's log to standard error.
-
-    Args:
-        style: ``text`` or ``json``.
-        verbose: debug lines too.
-    """
-    # Nothing that a record would be asked for; finding it out would cost each line as much again.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = _Lines(sys.stderr.fileno())
-    journal = logs_to_journal(sys.stderr.fileno())
-    handler.setFormatter(_Json() if style == "json" else _Text(journal=journal))
-    LOGGER.handlers = [handler]
-    LOGGER.propagate = False
-    LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-class EventLog:
-    """A logger that carries fields, such as which VM a line is about."""
-
-    def __init__(self, **fields: Any) -> None:
-        self._fields = fields
-        self._admit: Admit = lambda: 0
-
-    def bind(self, **fields: Any) -> "EventLog":
-        """A log with more fields."""
-        return EventLog(**self._fields, **fields).within(self._admit)
-
-    def within(self, admit: "Admit") -> "EventLog":
-        """This log, whose lines are left out from now on where ``admit`` says so."""
-        self._admit = admit
-        return self
-
-    def debug(self, event: str, message: str, **fields: Any) -> None:
-        self._log(logging.DEBUG, event, message, fields)
-
-    def info(self, event: str, message: str, **fields: Any) -> None:
-        self._log(logging.INFO, event, message, fields)
-
-    def warning(self, event: str, message: str, **fields: Any) -> None:
-        self._log(logging.WARNING, event, message, fields)
-
-    def error(self, event: str, message: str, **fields: Any) -> None:
-        self._log(logging.ERROR, event, message, fields)
-
-    def limited_error(self, limit: "RateLimit", now_s: float, event: str, message: str) -> None:
-        """An error that may come again at any rate; of some it says how many there were."""
-        left_out = limit.admit(now_s)
-        if left_out is not None:
-            self.error(event, f"{message} ({left_out} more like it)" if left_out else message)
-
-    def publish(self, event: Event) -> None:
-        """Writes an event's line. A ``Publish``."""
-        level, word, message, fields = worded(event)
-        self._log(_LEVELS[level], word, message, fields)
-
-    def _log(self, level: int, event: str, message: str, fields: dict[str, Any]) -> None:
-        if LOGGER.isEnabledFor(level):
-            # With --verbose somebody looks, and wants it all.
-            left_out = 0 if level == logging.DEBUG else self._admit()
-            if left_out is None:
-                return
-            if left_out:
-                message += f" ({left_out} more lines on VMs of this user were left out)"
-            extra = {"fields": {"event": event, **self._fields, **fields}}
-            LOGGER.log(level, "%s", message, extra=extra)
-
-
-Admit = Callable[[], int | None]
-"""How many lines were left out before this one; None: leave this one out too."""
+def _as_json(line: Line, at_s: float) -> str:
+    entry = {
+        "event": line.word,
+        **line.fields,
+        # The line's own keys win: a field named like one of them must not hide it.
+        "time": datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds"),
+        "level": line.level.name.lower(),
+        "message": line.message,
+    }
+    return json.dumps(entry)

@@ -6,8 +6,6 @@ Pure: values only. ``balloon_policy`` makes them, the controller writes them dow
 from enum import Enum
 from typing import NamedTuple
 
-from balloon_daemon.units import format_size
-
 
 class Reading(NamedTuple):
     """What a low-memory source saw at one moment, in MiB.
@@ -55,24 +53,6 @@ class Reason(Enum):
     NO_ROOM = "no-room"
 
 
-_WHY = {
-    Reason.LOW_MEMORY: "low memory",
-    Reason.AT_MAXIMUM: "low memory, but the balloon is at its maximum",
-    Reason.NO_BALLOON: "low memory, but this VM can have no balloon",
-    Reason.RECHECK: "time to look again",
-    Reason.MEMORY_BACK: "memory is back",
-    Reason.NOT_ENOUGH_BACK: "not enough memory is back yet",
-    Reason.UNKNOWN: "available memory is unknown",
-    Reason.SWITCHED_OFF: "low memory is switched off",
-    Reason.ALL_RETURNED: "all memory was given back",
-    Reason.RESTORED: "taken over from an earlier process",
-    Reason.RESIZED: "the VM's memory has changed",
-    Reason.ADOPTED: "the guest's balloon was found out",
-    Reason.FRUITLESS: "low memory, but what this VM gives does not come back to the host",
-    Reason.NO_ROOM: "low memory, but the VM's tmpfs has no room to give this back later",
-}
-
-
 class Decision(NamedTuple):
     """What one step saw, what it decided, and why.
 
@@ -88,22 +68,6 @@ class Decision(NamedTuple):
     target_bytes: int
     reading: Reading | None = None
     needed_mib: int | None = None
-
-    def describe(self) -> str:
-        """One line for people: seen, why, decided."""
-        line = _WHY[self.reason]
-        if self.reading is not None:
-            needed = "" if self.needed_mib is None else f", {self.needed_mib:,} MiB needed"
-            within = f" within {self.reading.within}" if self.reading.within else ""
-            line += (
-                f" ({self.reading.available_mib:,} MiB available{within}, "
-                f"margin {self.reading.margin_mib:,} MiB{needed})"
-            )
-        size = format_size(self.target_bytes)
-        if self.level == self.level_before:
-            return f"{line}: balloon stays at level {self.level}/{self.steps}, {size}"
-        verb = "grows" if self.level > self.level_before else "shrinks"
-        return f"{line}: balloon {verb} to level {self.level}/{self.steps}, {size}"
 
 
 class PolicyStatistics(NamedTuple):

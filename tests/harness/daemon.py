@@ -110,7 +110,7 @@ class Daemon:
     def decision(self) -> dict[str, Any]:
         """Its latest decision on the balloon's size; at the beginning, that there is none."""
         for record in reversed(self.records()):
-            if record["event"] == "decision":
+            if record["event"] == "decided":
                 return dict(record)
         return {"reason": None, "target_bytes": 0}
 

@@ -5,6 +5,7 @@ import os
 import sys
 import termios
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,21 @@ def balloon_bytes(guest: FakeGuest) -> int:
     return guest.driver.actual * PAGE_SIZE
 
 
+ENDED = ("vmm-hung-up", "connection-closed", "connection-failed")
+"""Event words of a VMM's connection that has ended."""
+
+OF_VMM = (*ENDED, "request-not-served", "vm-not-served", "no-backend-channel", "memory-not-shared")
+"""Event words of what a VMM did wrong, too."""
+
+LOST = ("pages-lost", "fruitless", "balloon-not-freed")
+"""Event words of a balloon of which the host gets nothing."""
+
+
+def facts(daemon: Daemon, *events: str) -> list[dict[str, Any]]:
+    """The log's records of these events."""
+    return [record for record in daemon.records() if record["event"] in events]
+
+
 def said(daemon: Daemon, *events: str, vm: str = "vm1") -> list[str]:
     """The log's lines of one VM, of these events or of all."""
     return [
@@ -47,7 +63,7 @@ def decisions(daemon: Daemon, vm: str = "vm1") -> list[tuple[str, int]]:
     return [
         (record["reason"], record["target_bytes"])
         for record in daemon.records()
-        if record.get("vm") == vm and record["event"] == "decision"
+        if record.get("vm") == vm and record["event"] == "decided"
     ]
 
 
@@ -120,8 +136,13 @@ def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
     return guest
 
 
-def events(daemon: Daemon, event: str) -> list[str]:
-    return [record["message"] for record in daemon.records() if record["event"] == event]
+def events(daemon: Daemon, *names: str) -> list[str]:
+    return [record["message"] for record in facts(daemon, *names)]
+
+
+def run_until_event(guests: list[FakeGuest], daemon: Daemon, *names: str) -> None:
+    """Lets the guests run until one of these events is in the log."""
+    run(guests, lambda: facts(daemon, *names) != [])
 
 
 def run_until_logged(guests: list[FakeGuest], daemon: Daemon, text: str) -> None:
@@ -131,11 +152,9 @@ def run_until_logged(guests: list[FakeGuest], daemon: Daemon, text: str) -> None
 
 def assert_all_back(guest: FakeGuest, daemon: Daemon) -> None:
     """After an orderly end: all was given back, but for a guest that was held up for too long."""
-    said = events(daemon, "stop")
-    assert any(message.startswith("giving ") for message in said)
-    assert guest.driver.actual == 0 or (
-        "1 guests have not taken all of their memory back in time" in said
-    )
+    assert facts(daemon, "giving-back") != []
+    late = [record["vms"] for record in facts(daemon, "memory-not-given-back")]
+    assert guest.driver.actual == 0 or late == [1]
 
 
 def unread_bytes(wire: Wire) -> int:

@@ -29,6 +29,8 @@ from tests.harness.whole_vm import (
     assert_all_back,
     attach,
     events,
+    facts,
+    run_until_event,
     run_until_logged,
     wait_for_device,
 )
@@ -65,7 +67,7 @@ def test_two_guests_one_daemon_each_has_its_own_balloon(
     low_mem.set_low()
     run(guests, lambda: all(guest.driver.actual * 4096 == MAXIMUM for guest in guests))
 
-    assert len(events(daemon, "attached")) == 2
+    assert len(events(daemon, "vm-attached")) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -84,7 +86,8 @@ def test_signal_to_end_with_a_full_balloon_gives_all_back_first(
     run([guest], lambda: bool(guest.disconnected))
 
     daemon.wait_end()
-    assert f"{number.name}: ending" in events(daemon, "stop")
+    (stopping,) = facts(daemon, "stopping")
+    assert (stopping["signal"], stopping["vms_stay"]) == (number.name, False)
     assert_all_back(guest, daemon)
     assert not daemon.config.socket.exists()
 
@@ -121,8 +124,8 @@ def test_template_that_hangs_another_forks_the_next_device(
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
     given_up = f"process {template}, which forks devices, does not answer: starting another"
-    assert [m for m in events(daemon, "device") if given_up in m] != []
-    (unforked,) = (r for r in daemon.records() if r["event"] == "device-not-forked")
+    assert [m for m in events(daemon, "template-lost") if given_up in m] != []
+    (unforked,) = facts(daemon, "device-not-forked")
     assert unforked["error"] == "the process that forks devices does not answer"
     assert not is_alive(template)
     assert template_of(daemon.pid) != template
@@ -140,10 +143,10 @@ def test_device_dying_too_often_stops_that_balloon_only(
         run(
             [victim, neighbour],
             lambda number=number: (  # type: ignore[misc]  # bound per turn
-                len([r for r in daemon.records() if r["event"] == "device-died"]) > number
+                len(facts(daemon, "device-died")) > number
             ),
         )
-    run_until_logged([victim, neighbour], daemon, "this VM's balloon stops")
+    run([victim, neighbour], lambda: any(r["deaths"] for r in facts(daemon, "device-died")))
 
     low_mem.set_low()
     run([victim, neighbour], lambda: neighbour.driver.actual * 4096 == MAXIMUM)
@@ -220,7 +223,7 @@ def test_vmm_gone_with_full_balloon_is_forgotten(
     run([guest], lambda: guest.driver.actual * 4096 >= 2 * STEP)
 
     guest.hang_up()
-    run([], lambda: any("balloon is forgotten" in m for m in events(daemon, "vmm")))
+    run_until_event([], daemon, "vmm-hung-up")
     low_mem.set_plenty()
     again = attach(make_guest(), daemon)
     low_mem.set_low()
@@ -289,22 +292,27 @@ def test_memory_table_changed_while_rings_run_the_device_ends_before_the_answer(
 
 
 @pytest.mark.parametrize(
-    ("flag", "said", "by", "size"),
-    [
-        ("1G", "1 GiB", "the VMM's memory table", "512 MiB, balloon of at most 256 MiB"),
-        ("500M", "500 MiB", "--vm-mem", "500 MiB, balloon of at most 250 MiB"),
-    ],
+    ("flag", "flag_mib", "counts_mib"),
+    [("1G", 1024, 512), ("500M", 500, 500)],
 )
 def test_vm_mem_other_than_the_memory_table_is_said_and_the_smaller_counts(
-    flag: str, said: str, by: str, size: str, start_daemon: StartDaemon, make_guest: MakeGuest
+    flag: str,
+    flag_mib: int,
+    counts_mib: int,
+    start_daemon: StartDaemon,
+    make_guest: MakeGuest,
 ) -> None:
     daemon = start_daemon("--vm-mem", flag)
     guest = attach(make_guest(), daemon)
 
-    run_until_logged([guest], daemon, f"VM of {size} in 16 steps")
+    run_until_event([guest], daemon, "vm-attached")
 
-    why = f"--vm-mem says {said}, the VMM's memory table says 512 MiB; going by {by}"
-    assert events(daemon, "size") == [why]
+    (attached,) = facts(daemon, "vm-attached")
+    assert attached["vm_mem_bytes"] == counts_mib * MIB
+    assert attached["max_balloon_bytes"] == counts_mib * MIB // 2
+    (differ,) = facts(daemon, "sizes-differ")
+    assert (differ["flag_bytes"], differ["table_bytes"]) == (flag_mib * MIB, 512 * MIB)
+    assert differ["size_bytes"] == counts_mib * MIB
 
 
 def test_memory_table_short_of_the_vga_hole_is_no_difference(
@@ -313,9 +321,11 @@ def test_memory_table_short_of_the_vga_hole_is_no_difference(
     daemon = start_daemon("--vm-mem", f"{VM_MEM_MIB + 1}M")
     guest = attach(make_guest(GuestSettings((VM_MEM_MIB + 1) * MIB - 128 * 1024)), daemon)
 
-    run_until_logged([guest], daemon, f"VM of {VM_MEM_MIB + 1} MiB")
+    run_until_event([guest], daemon, "vm-attached")
 
-    assert events(daemon, "size") == []
+    (attached,) = facts(daemon, "vm-attached")
+    assert attached["vm_mem_bytes"] == (VM_MEM_MIB + 1) * MIB
+    assert facts(daemon, "sizes-differ") == []
 
 
 @pytest.mark.parametrize(
@@ -340,8 +350,8 @@ def test_low_mem_file_broken_is_said_once_and_recovers(
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
-    assert len([m for m in events(daemon, "source") if complaint in m]) == 1
-    assert any("known again" in m for m in events(daemon, "source"))
+    assert len([m for m in events(daemon, "source-notice") if complaint in m]) == 1
+    assert any("known again" in m for m in events(daemon, "source-notice"))
 
 
 def test_low_mem_file_broken_under_a_balloon_takes_and_returns_nothing(
@@ -358,7 +368,7 @@ def test_low_mem_file_broken_under_a_balloon_takes_and_returns_nothing(
     level = daemon.decision()["balloon_level"]
 
     def decisions() -> list[tuple[str, int]]:
-        said = [r for r in daemon.records()[since:] if r["event"] == "decision"]
+        said = [r for r in daemon.records()[since:] if r["event"] == "decided"]
         return [(r["reason"], r["balloon_level"]) for r in said if r["reason"] != "recheck"]
 
     run([guest], lambda: len(decisions()) >= 3)
@@ -381,7 +391,9 @@ def test_guest_statistics_come_with_a_decision(
     stats = [r for r in daemon.records() if r["event"] == "guest-stats"][-1]
     assert 0.9 * VM_MEM_MIB * MIB < stats["stat_memtot"] <= VM_MEM_MIB * MIB
     # Whom devices run as is the host's affair.
-    levels = {record["level"] for record in daemon.records() if record["event"] != "jail"}
+    levels = {
+        record["level"] for record in daemon.records() if record["event"] != "devices-share-user"
+    }
     assert levels == {"debug", "info"}
 
 

@@ -58,10 +58,10 @@ def test_log_warns_of_a_line_that_means_two_things(
         deadline_s=60,
         what="it listens",
     )
-    (warning,) = [r for r in daemon.records() if r["event"] == "policy-file"]
+    (warning,) = [r for r in daemon.records() if r["event"] == "policy-file-warning"]
     assert warning["level"] == "warning"
-    assert warning["message"].startswith(f"{ambiguous}:11:56: where the expression holds, ")
-    assert "reads it the other way round" in warning["message"]
+    assert warning["problem"].startswith(f"{ambiguous}:11:56: where the expression holds, ")
+    assert "reads it the other way round" in warning["problem"]
 
 
 def test_policy_of_a_dialect_that_it_is_not_written_in_is_refused(tmp_path: Path) -> None:

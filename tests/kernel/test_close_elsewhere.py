@@ -51,7 +51,7 @@ from tests.harness.makers import SPEED, VM_MEM_MIB, StartDaemon
 from tests.harness.other_user import OtherUserConfig, limit_processes
 from tests.harness.slow_close import MuteFile, WatchedFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
-from tests.harness.whole_vm import attach, events, wait_for_device
+from tests.harness.whole_vm import OF_VMM, attach, events, facts, wait_for_device
 
 Q = FrontendRequest
 
@@ -475,7 +475,7 @@ def hanging(daemon: Daemon) -> int:
 
 
 def refused(daemon: Daemon) -> bool:
-    return any("SET_OWNER: came with 1 file descriptors" in m for m in events(daemon, "vmm"))
+    return any("SET_OWNER: came with 1 file descriptors" in m for m in events(daemon, *OF_VMM))
 
 
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
@@ -629,14 +629,14 @@ def assert_closed_by_others(daemon: Daemon, memory: os.stat_result) -> None:
     """A VMM has hung up while its controller may have no process: so nobody closes its memory."""
     file = file_of(memory)
     daemon.wait(
-        lambda: any("has closed its connection" in m for m in events(daemon, "vmm")),
+        lambda: facts(daemon, "vmm-hung-up") != [],
         what="it has seen the VMM's end",
     )
     assert file in kept_files(daemon.pid)
     limit_processes(daemon.pid, "1000")
     wait_until(lambda: file not in kept_files(daemon.pid), what="a child closes the memory")
     said = [r for r in daemon.records() if r["level"] in ("error", "warning")]
-    assert [r for r in said if r["event"] != "jail"] == []
+    assert [r for r in said if r["event"] != "devices-share-user"] == []
 
 
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])

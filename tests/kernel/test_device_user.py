@@ -12,7 +12,7 @@ from tests.harness.daemon import BALLOOND
 from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.processes import process_status
 from tests.harness.waiting import HANG_S
-from tests.harness.whole_vm import attach, events, wait_for_device
+from tests.harness.whole_vm import attach, facts, wait_for_device
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nobody else changes users")
 OWN_UID = 64_321
@@ -43,7 +43,8 @@ def test_devices_have_a_user_of_their_own_where_there_is_one(
 
     uid = OWN_UID if own else pwd.getpwnam(SHARED_USER).pw_uid
     assert process_status(device)["Uid"].split() == [str(uid)] * 4
-    assert [MAY_BE_STOPPED in said for said in events(daemon, "jail")] == ([] if own else [True])
+    shared = [record["user"] for record in facts(daemon, "devices-share-user")]
+    assert shared == ([] if own else [SHARED_USER])
 
 
 @pytest.mark.parametrize("named", [None, SHARED_USER])

@@ -22,9 +22,11 @@ from tests.harness.host_setting import NR_HUGEPAGES, changed
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.whole_vm import (
+    LOST,
     balloon_bytes,
     decisions,
     errors,
+    facts,
     keep_ram_in,
     run_until,
     said,
@@ -40,8 +42,6 @@ SPEED = "4"
 
 HELD_AT = MAXIMUM // 2
 """Far above where a balloon that frees nothing stops (a level or two), far below its maximum."""
-
-IN_VAIN = "what it gives does not come back to the host: not asking it for more"
 
 
 @pytest.fixture
@@ -75,9 +75,14 @@ def raise_level(guests: list[FakeGuest], daemon: Daemon, low_mem: LowMemDir) -> 
 def give_in_vain(guests: list[FakeGuest], daemon: Daemon, low_mem: LowMemDir) -> None:
     """Has a guest give what it is asked for until that is known to be in vain; the host is low."""
     raise_level(guests, daemon, low_mem)
-    run_until(guests, lambda: IN_VAIN in said(daemon, "lost"))
+    run_until(guests, lambda: facts(daemon, "fruitless") != [])
     low_mem.set_low()
     run_until(guests, lambda: is_held(daemon))
+
+
+def causes(daemon: Daemon) -> list[str]:
+    """Why pages were lost, as said."""
+    return [record["cause"] for record in facts(daemon, "pages-lost")]
 
 
 def is_held(daemon: Daemon, vm: str = "vm1") -> bool:
@@ -86,12 +91,12 @@ def is_held(daemon: Daemon, vm: str = "vm1") -> bool:
 
 def assert_stays(guests: list[FakeGuest], daemon: Daemon) -> None:
     """Its target stays where it is, however long memory is low, and nothing is said twice."""
-    target, lost = decisions(daemon)[-1][1], said(daemon, "lost")
+    target, lost = decisions(daemon)[-1][1], said(daemon, *LOST)
     assert 0 < target < HELD_AT
     looks = len(decisions(daemon))
     run_until(guests, lambda: len(decisions(daemon)) >= looks + 8)
     assert decisions(daemon)[-1] == ("fruitless", target)
-    assert said(daemon, "lost") == lost
+    assert said(daemon, *LOST) == lost
     assert len(set(lost)) == len(lost)
     assert errors(daemon) == [] or said(daemon, "host-fault") != []
 
@@ -115,9 +120,8 @@ def test_memory_that_is_sealed_after_the_device_has_mapped_it_stops_the_target(
     give_in_vain([guest, neighbour], daemon, low_mem)
     assert_stays([guest, neighbour], daemon)
 
-    first, *rest = said(daemon, "lost")
-    assert first.endswith("that it gave are not freed: the kernel refused")
-    assert rest == [IN_VAIN]
+    assert causes(daemon) == ["refused"]
+    assert len(facts(daemon, "fruitless")) == 1
     assert guest.ram.blocks_bytes() == held
     run_until([guest, neighbour], lambda: balloon_bytes(neighbour) == MAXIMUM)
     assert guest.ram.check().pages_corrupt == 0
@@ -169,7 +173,9 @@ def test_pages_that_are_never_freed_stop_the_target_and_are_said_once(
     give_in_vain([guest], daemon, low_mem)
     assert_stays([guest], daemon)
 
-    assert "as their file is a file on " in said(daemon, "lost")[0]
+    (lost,) = facts(daemon, "pages-lost")
+    assert lost["cause"] == "never-freed"
+    assert lost["reasons"][0].startswith("is a file on ")
     file.close()
 
 
@@ -183,7 +189,7 @@ def test_pages_in_no_region_stop_the_target_and_are_said_with_the_remedy(
     give_in_vain([guest], daemon, low_mem)
     assert_stays([guest], daemon)
 
-    assert "share=on for each memory back-end, plugged ones too" in said(daemon, "lost")[0]
+    assert causes(daemon) == ["not-shared"]
     assert guest.ram.check().pages_corrupt == 0
 
 
@@ -202,7 +208,7 @@ def test_pages_of_which_some_are_in_no_region_are_said_and_the_balloon_grows(
     low_mem.set_low()
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
-    assert len(said(daemon, "lost")) == 1
+    assert len(said(daemon, *LOST)) == 1
     assert not is_held(daemon)
 
 
@@ -233,10 +239,7 @@ def test_huge_pages_that_are_given_in_pieces_stop_the_target_and_are_said_once(
     give_in_vain([guest], daemon, low_mem)
     assert_stays([guest], daemon)
 
-    assert (
-        "they are parts of huge pages, which the kernel frees only as a whole"
-        in (said(daemon, "lost")[0])
-    )
+    assert causes(daemon) == ["in-pieces"]
 
 
 def fill_again(guest: FakeGuest, daemon: Daemon, low_mem: LowMemDir) -> None:
@@ -244,10 +247,10 @@ def fill_again(guest: FakeGuest, daemon: Daemon, low_mem: LowMemDir) -> None:
     for _ in range(3):
         raise_level([guest], daemon, low_mem)
     run_until([guest], lambda: balloon_bytes(guest) == decisions(daemon)[-1][1])
-    assert said(daemon, "lost") == []
+    assert said(daemon, *LOST) == []
     guest.ram._words.sum()
     raise_level([guest], daemon, low_mem)
-    run_until([guest], lambda: said(daemon, "lost") != [])
+    run_until([guest], lambda: said(daemon, *LOST) != [])
     low_mem.set_low()
     run_until([guest], lambda: is_held(daemon))
 
@@ -260,11 +263,9 @@ def test_balloon_that_the_vms_files_hold_all_the_same_is_no_success(
     fill_again(guest, daemon, low_mem)
     target = decisions(daemon)[-1][1]
 
-    (line,) = said(daemon, "lost")
-    assert line.startswith("the host has not got ")
-    assert "hold them still (huge pages given up in parts, pages pinned for a device" in line
-    told = [line for line in said(daemon, "reached") if "of which the host has" in line]
-    assert told != []
+    (lost,) = facts(daemon, *LOST)
+    assert lost["event"] == "balloon-not-freed"
+    assert any(record["missing_bytes"] for record in facts(daemon, "target-reached"))
     looks = len(decisions(daemon))
     run_until([guest], lambda: len(decisions(daemon)) >= looks + 4)
     assert decisions(daemon)[-1] == ("fruitless", target)

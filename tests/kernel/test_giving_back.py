@@ -20,7 +20,7 @@ from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, MakeGuest, StartDaemon
 from tests.harness.waiting import wait_until
-from tests.harness.whole_vm import attach, events, ready_device
+from tests.harness.whole_vm import attach, facts, ready_device
 
 QUEUE_SIZE = 16
 ACTUAL_AT = 4
@@ -83,7 +83,7 @@ def end(daemon: Daemon, number: signal.Signals = signal.SIGTERM) -> None:
     """Tells it to end, and waits until it gives back."""
     os.kill(daemon.pid, number)
     wait_until(
-        lambda: any(m.startswith("giving ") for m in events(daemon, "stop")),
+        lambda: facts(daemon, "giving-back") != [],
         deadline_s=DEADLINE_S,
         what="it gives memory back",
     )
@@ -100,11 +100,7 @@ def ended(daemon: Daemon) -> bool:
 
 def left(daemon: Daemon) -> list[tuple[str, int]]:
     """(VM, bytes) of each guest that has not taken all back, as said at the end."""
-    return [
-        (record["vm"], record["left_bytes"])
-        for record in daemon.records()
-        if "stay in a balloon" in record["message"]
-    ]
+    return [(record["vm"], record["left_bytes"]) for record in facts(daemon, "not-given-back")]
 
 
 def test_guest_that_goes_on_taking_its_memory_back_is_waited_for_and_its_progress_said(
@@ -124,7 +120,7 @@ def test_guest_that_goes_on_taking_its_memory_back_is_waited_for_and_its_progres
 
     assert slow.pages == 0
     assert time.monotonic() - began > 2 * GIVE_BACK_WITHIN_S
-    said = [record for record in daemon.records() if "still to be given" in record["message"]]
+    said = facts(daemon, "still-to-give-back")
     assert [record["vm"] for record in said] == ["vm1"]
     assert 0 < said[0]["left_bytes"] < steps * BUFFER_PAGES * PAGE_SIZE
     assert left(daemon) == []
@@ -166,7 +162,7 @@ def test_guest_that_gets_nowhere_is_given_up_and_its_neighbour_is_not(
     daemon.wait_end()
 
     assert [vm for vm, _ in left(daemon)] == ["vm2"]
-    assert "1 guests have not taken all of their memory back in time" in events(daemon, "stop")
+    assert [record["vms"] for record in facts(daemon, "memory-not-given-back")] == [1]
 
 
 def test_small_balloon_may_shrink_by_single_pages(
@@ -203,7 +199,7 @@ def test_second_signal_while_memory_is_given_back_ends_at_once(
     began = time.monotonic()
     daemon.wait_end()
 
-    assert f"{second.name} again: ending at once" in events(daemon, "stop")
+    assert [record["signal"] for record in facts(daemon, "stopping-at-once")] == [second.name]
     assert left(daemon) == [("vm1", 999 * BUFFER_PAGES * PAGE_SIZE)]
     # It would have waited longer for a guest that has just moved.
     assert time.monotonic() - began < GIVE_BACK_WITHIN_S

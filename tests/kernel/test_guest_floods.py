@@ -84,8 +84,8 @@ def test_actual_written_over_and_over_does_not_fill_the_log(
     for _ in range(1000):
         guest.frontend.write_config(4, bytes(4))
 
-    written = [r for r in daemon.records() if r["event"] == "reached"]
-    said = info_lines(daemon, "reached")
+    written = [r for r in daemon.records() if r["event"] == "target-reached"]
+    said = info_lines(daemon, "target-reached")
     seconds = int(time.monotonic() - began) + 2
     assert len(written) >= 1000  # The test's own daemon logs for debugging too.
     assert len(said) <= 4 * seconds

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,18 +35,26 @@ from tests.harness.ways_to_fork import Way
 from tests.harness.whole_vm import (
     assert_all_back,
     attach,
-    events,
+    facts,
     ready_device,
-    run_until_logged,
+    run_until_event,
     unread_bytes,
     wait_for_device,
 )
 
 
-def moment(daemon: Daemon, text: str) -> float | None:
-    """When a line with this text was written first, in seconds."""
-    times = [record["time"] for record in daemon.records() if text in record["message"]]
-    return datetime.fromisoformat(times[0]).timestamp() if times else None
+def moment(daemon: Daemon, event: str) -> float | None:
+    """When an event with this word happened first, in seconds."""
+    return first_moment(facts(daemon, event))
+
+
+def moment_back(daemon: Daemon) -> float | None:
+    """When memory was found to be back first, in seconds."""
+    return first_moment([r for r in facts(daemon, "decided") if r["reason"] == "memory-back"])
+
+
+def first_moment(records: list[dict[str, Any]]) -> float | None:
+    return datetime.fromisoformat(records[0]["time"]).timestamp() if records else None
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
@@ -65,7 +74,7 @@ def test_controller_killed_in_mid_inflate_the_next_goes_on(
     low_mem.set_plenty()
 
     assert guest.disconnected == ""
-    assert "goes on where another balloond left" in events(second, "recovery")
+    assert len(facts(second, "taken-over")) == 1
     check = guest.ram.check()
     assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
 
@@ -107,7 +116,7 @@ def test_replaced_by_sigusr1_keeps_level_and_balloon(
     os.kill(first.pid, signal.SIGUSR1)
     first.wait_end()
     second = start_daemon("--keep-fds")
-    run([guest], lambda: bool(events(second, "recovery")))
+    run([guest], lambda: facts(second, "taken-over") != [])
 
     restored = next(r for r in second.records() if r.get("reason") == "restored")
     assert restored["balloon_level"] == 16
@@ -128,10 +137,10 @@ def test_timers_go_on_from_what_was_left(
 
     first.kill()
     second = start_daemon("--keep-fds", "--speed", "1")
-    run([guest], lambda: moment(second, "memory is back") is not None, deadline_s=2 * HANG_S)
+    run([guest], lambda: moment_back(second) is not None, deadline_s=2 * HANG_S)
 
     assert guest.disconnected == ""
-    began, released = moment(second, "listening on"), moment(second, "memory is back")
+    began, released = moment(second, "listening"), moment_back(second)
     assert began is not None
     assert released is not None
     assert released - began < 60.0
@@ -291,7 +300,7 @@ def test_device_maps_nothing_shared_but_its_own_guests_memory(
         os.kill(killed := device, signal.SIGKILL)
     if way is Way.CONTROLLER:
         # Of the second one's death within a minute nobody wants to wait for the third's start.
-        run_until_logged(guests, daemon, "forks devices now")
+        run_until_event(guests, daemon, "template-started")
         device = wait_for_device(guests, daemon, "vm2")
         os.kill(template_of(daemon.pid), signal.SIGKILL)
         os.kill(killed := device, signal.SIGKILL)

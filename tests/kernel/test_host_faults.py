@@ -36,7 +36,15 @@ from tests.harness.short_host import (
     status_kib,
 )
 from tests.harness.waiting import HANG_S, wait_until
-from tests.harness.whole_vm import attach, events, run_until_logged, wait_for_device
+from tests.harness.whole_vm import (
+    LOST,
+    OF_VMM,
+    attach,
+    events,
+    run_until_event,
+    run_until_logged,
+    wait_for_device,
+)
 
 NO_ROOM = "its descriptors found no room here (too many open files)"
 TOUCHED = Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)
@@ -59,14 +67,14 @@ def test_no_descriptors_left_a_vmm_waits_and_is_served_once_there_are(
         with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 0)):
             vmm.connect(str(daemon.config.socket))
             vmm.send(encode_request(FrontendRequest.GET_FEATURES))
-            run_until_logged([neighbour], daemon, "cannot take a connection: Too many open files")
+            run_until_event([neighbour], daemon, "not-accepted")
             # Without one it cannot read the host's figures either: unknown, so no step.
             run_until_logged([neighbour], daemon, "unknown: ")
             low_mem.set_low()
         vmm.settimeout(HANG_S)
         assert len(vmm.recv(64)) == 20
     run([neighbour], full(neighbour))
-    assert any("known again" in message for message in events(daemon, "source"))
+    assert any("known again" in message for message in events(daemon, "source-notice"))
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -85,7 +93,7 @@ def test_no_descriptors_for_a_message_that_vm_has_no_balloon_and_the_neighbour_g
     low_mem.set_low()
     run([neighbour, victim], full(neighbour))
 
-    lines = [(r["vm"], r["message"]) for r in daemon.records() if r["event"] == "vmm"]
+    lines = [(r["vm"], r["message"]) for r in daemon.records() if r["event"] in OF_VMM]
     assert lines[0] == ("vm2", f"its memory is unknown: {NO_ROOM}: this VM gets no balloon")
     assert {vm for vm, _ in lines} == {"vm2"}
     assert any(f"SET_VRING_KICK: {NO_ROOM}" in line for _, line in lines)
@@ -119,7 +127,7 @@ def test_device_killed_with_no_descriptors_is_forked_once_there_are_just_enough(
 
     with limited(daemon.pid, resource.RLIMIT_NOFILE, 3):
         os.kill(device, signal.SIGKILL)
-        run_until_logged([guest], daemon, "cannot fork a device: Too many open files; trying")
+        run_until_event([guest], daemon, "device-not-forked")
     # Two for the tube and two for the pipe, no more: the device must find its own room.
     with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 4)):
         wait_for_device([guest], daemon, "vm1")
@@ -148,7 +156,7 @@ def test_no_process_to_be_had_fork_is_tried_again(
     forker = template_of(daemon.pid)
     limit_processes(forker, "0")
     guest = attach(make_guest(), daemon)
-    run_until_logged([guest], daemon, "cannot fork a device: Resource temporarily unavailable")
+    run_until_event([guest], daemon, "device-not-forked")
     limit_processes(forker, "1000")
     low_mem.set_low()
     run([guest], full(guest))
@@ -276,8 +284,8 @@ def test_log_that_could_not_be_written_for_a_while_says_how_much_is_lost(
         run([guest], full(guest))
         low_mem.set_plenty()
 
-    run_until_logged([guest], daemon, "lines could not be written here")
-    lost = next(r["lost"] for r in daemon.records() if r["event"] == "log")
+    run_until_event([guest], daemon, "lines-lost")
+    lost = next(r["lost"] for r in daemon.records() if r["event"] == "lines-lost")
     assert lost >= 16
 
 
@@ -304,7 +312,7 @@ def test_madvise_refused_is_said_at_a_limited_rate_and_only_the_neighbour_is_ask
     fcntl.fcntl(sealed.ram.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE)
     began = time.monotonic()
     low_mem.set_low()
-    run_until_logged([neighbour, sealed], daemon, "what this VM gives does not come back")
+    run_until_event([neighbour, sealed], daemon, "fruitless")
     run([neighbour, sealed], full(neighbour))
 
     said = [r for r in daemon.records() if r["event"] == "host-fault"]
@@ -316,10 +324,10 @@ def test_madvise_refused_is_said_at_a_limited_rate_and_only_the_neighbour_is_ask
     assert neighbour.ram.blocks_bytes() < before
     assert sealed.ram.check().pages_corrupt == 0
     # Its guest keeps what it has: giving more would cost it and gain nobody anything.
-    lost = [r["message"] for r in daemon.records() if r["event"] == "lost"]
+    lost = [r["message"] for r in daemon.records() if r["event"] in LOST]
     assert re.fullmatch(r"[\d.]+ MiB that it gave are not freed: the kernel refused", lost[0])
     assert lost[1:] == ["what it gives does not come back to the host: not asking it for more"]
-    decided = [r for r in daemon.records() if r["event"] == "decision" and r["vm"] == "vm2"]
+    decided = [r for r in daemon.records() if r["event"] == "decided" and r["vm"] == "vm2"]
     held = [r["reason"] for r in decided].index("fruitless")
     assert {r["target_bytes"] for r in decided[held:]} == {decided[held]["target_bytes"]}
     assert sealed.driver.actual * 4096 <= decided[held]["target_bytes"] < MAXIMUM
@@ -465,4 +473,4 @@ def test_low_mem_file_of_another_kind_is_unknown_and_recovers(
     low_mem.set_low()
     run([guest], full(guest))
 
-    assert len([m for m in events(daemon, "source") if "unknown: " in m]) == 1
+    assert len([m for m in events(daemon, "source-notice") if "unknown: " in m]) == 1

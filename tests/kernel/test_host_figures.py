@@ -17,7 +17,7 @@ from tests.harness.makers import MARGIN_MIB, MAXIMUM, SPEED, VM_MEM_MIB, MakeGue
 from tests.harness.memory_cgroup import MemoryCgroup, memory_cgroup
 from tests.harness.other_user import AS_NOBODY
 from tests.harness.waiting import wait_until
-from tests.harness.whole_vm import attach, events
+from tests.harness.whole_vm import attach, events, facts
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root, for a /proc of its own or another user"
@@ -83,7 +83,7 @@ def until_logged(guest: FakeGuest, daemon: Daemon, text: str) -> None:
 
 
 def source_lines(daemon: Daemon) -> list[str]:
-    return events(daemon, "source")
+    return events(daemon, "source-notice")
 
 
 # --- a notifier that is switched off ---
@@ -233,12 +233,12 @@ def test_host_with_most_of_its_memory_in_a_pool_is_not_low(
     daemon = start_on_own_figures("--speed", "1000", launcher=meminfo.launcher())
     guest = attach(make_guest(), daemon)
 
-    until_logged(guest, daemon, "is jailed and ready")
+    until(guest, lambda: facts(daemon, "device-ready") != [])
     # A poll comes each millisecond; low memory makes it a decision.
     meminfo.say({"MemAvailable": f"{100 << 10} kB", **changes})
     until(guest, lambda: balloon_bytes(guest) > 0)
 
-    first = next(r for r in daemon.records() if r["event"] == "decision")
+    first = next(r for r in daemon.records() if r["event"] == "decided")
     assert (first["available_mib"], first["margin_mib"]) == (100, 4096 * 52 // 1000)
 
 
@@ -256,7 +256,7 @@ def test_host_whose_pool_becomes_ordinary_memory_is_low_then(
 ) -> None:
     daemon = start_on_own_figures(launcher=meminfo.launcher())
     guest = attach(make_guest(), daemon)
-    until_logged(guest, daemon, "is jailed and ready")
+    until(guest, lambda: facts(daemon, "device-ready") != [])
     assert daemon.decision()["reason"] is None
 
     meminfo.say(changes)
@@ -566,7 +566,7 @@ def test_limit_that_comes_while_it_runs_counts_from_then_on(
     cgroup.limit(1 << 60)
     daemon = start_on_own_figures("--margin", "450M", launcher=cgroup.launcher())
     guest = attach(make_guest(), daemon)
-    until_logged(guest, daemon, "is jailed and ready")
+    until(guest, lambda: facts(daemon, "device-ready") != [])
 
     cgroup.limit(LIMIT_MIB * MIB)
     until(guest, lambda: balloon_bytes(guest) == MAXIMUM)

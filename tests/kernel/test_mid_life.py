@@ -67,7 +67,7 @@ def with_balloon(
 
 
 def found(daemon: Daemon) -> list[str]:
-    return [line for line in said(daemon, "sounding") if line.startswith("its balloon is ")]
+    return said(daemon, "balloon-found")
 
 
 @pytest.mark.parametrize("style", [QEMU, QEMU_WITHOUT_SLOTS, CROSVM], ids=lambda style: style.name)
@@ -83,7 +83,7 @@ def test_balloon_of_a_driver_in_mid_life_is_found_out_and_grows_on_while_memory_
     connect_again(guest, second)
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
-    assert said(second, "sounding")[0] == FINDING_OUT
+    assert len(said(second, "balloon-sought")) == 1
     assert len(found(second)) == 1
     reason, adopted = decisions(second)[0]
     assert reason == "adopted"
@@ -174,7 +174,7 @@ def test_guest_that_is_reset_while_its_balloon_is_found_out_has_none(
     low_mem.set_low()
     second = start_daemon()
     frontend = connect_again(guest, second)
-    second.wait(lambda: said(second, "sounding") != [], deadline_s=60, what="it asks")
+    second.wait(lambda: said(second, "balloon-sought") != [], deadline_s=60, what="it asks")
 
     frontend.stop()
     guest.driver.reset()
@@ -193,14 +193,14 @@ def test_vm_that_is_paused_while_its_balloon_is_found_out_is_asked_again_later(
     with_balloon(guest, start_daemon, low_mem, HALF)
     second = start_daemon()
     connect_again(guest, second)
-    second.wait(lambda: said(second, "sounding") != [], deadline_s=60, what="it asks")
+    second.wait(lambda: said(second, "balloon-sought") != [], deadline_s=60, what="it asks")
 
     guest.pause()
     assert found(second) == []
     guest.resume()
     run_until([guest], lambda: found(second) != [])
 
-    assert len([line for line in said(second, "sounding") if line == FINDING_OUT]) == 1
+    assert len(said(second, "balloon-sought")) == 1
     assert guest.ram.check().pages_corrupt == 0
 
 
@@ -213,14 +213,14 @@ def test_balloond_killed_while_it_finds_out_the_next_one_goes_on_asking(
     low_mem.set_low()
     second = start_daemon("--keep-fds")
     connect_again(guest, second)
-    second.wait(lambda: said(second, "sounding") != [], deadline_s=60, what="it asks")
+    second.wait(lambda: said(second, "balloon-sought") != [], deadline_s=60, what="it asks")
 
     second.kill()
     third = start_daemon("--keep-fds")
     run_until([guest], lambda: found(third) != [])
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
-    assert "goes on where another balloond left" in said(third, "recovery")
+    assert len(said(third, "taken-over")) == 1
     assert decisions(third)[0][0] == "adopted"
     assert held - 2 * STEP < decisions(third)[0][1] <= held
     assert (guest.disconnected, guest.ram.check().pages_corrupt) == ("", 0)
@@ -241,7 +241,7 @@ def test_balloon_that_was_found_out_is_known_to_the_next_balloond(
     run_until([guest], lambda: decisions(third) != [])
 
     assert decisions(third)[0] == ("restored", MAXIMUM)
-    assert said(third, "sounding") == []
+    assert said(third, "balloon-sought") == []
 
 
 def test_vm_too_small_for_a_balloon_gets_back_what_was_left_and_outlives_a_restart(
@@ -273,10 +273,10 @@ def test_vmm_that_connects_anew_to_the_same_balloond_is_found_out(
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
     connect_again(guest, daemon)
-    run_until([guest], lambda: said(daemon, "reached", vm="vm2") != [])
+    run_until([guest], lambda: said(daemon, "target-reached", vm="vm2") != [])
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
-    assert said(daemon, "sounding", vm="vm2")[0] == FINDING_OUT
+    assert len(said(daemon, "balloon-sought", vm="vm2")) == 1
     assert guest.ram.check().pages_corrupt == 0
 
 
@@ -288,4 +288,4 @@ def test_driver_that_begins_at_base_0_is_not_sounded(
     guest.bind()
     low_mem.set_low()
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
-    assert said(daemon, "sounding") == []
+    assert said(daemon, "balloon-sought") == []

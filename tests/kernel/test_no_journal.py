@@ -7,7 +7,7 @@ from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.harness.makers import StartDaemon
 from tests.harness.short_host import at_rest, limit_for_room, limited
 from tests.harness.waiting import HANG_S
-from tests.harness.whole_vm import events
+from tests.harness.whole_vm import events, facts
 
 
 def test_descriptor_for_a_connection_and_none_for_its_journal_the_vmm_waits(
@@ -19,7 +19,7 @@ def test_descriptor_for_a_connection_and_none_for_its_journal_the_vmm_waits(
         with limited(daemon.pid, resource.RLIMIT_NOFILE, limit_for_room(at_rest(daemon), 1)):
             vmm.connect(str(daemon.config.socket))
             vmm.send(encode_request(FrontendRequest.GET_FEATURES))
-            daemon.wait(lambda: bool(events(daemon, "accept")), what="it says so")
+            daemon.wait(lambda: bool(events(daemon, "not-accepted")), what="it says so")
 
         assert len(vmm.recv(64)) == 20
-    assert set(events(daemon, "accept")) == {"cannot take a connection: Too many open files"}
+    assert {record["error"] for record in facts(daemon, "not-accepted")} == {"Too many open files"}

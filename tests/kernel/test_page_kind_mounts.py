@@ -28,11 +28,11 @@ def test_mount_point_with_other_spaces_does_not_hide_the_file_systems_option(
         monkeypatch.setattr(page_kind, "MOUNTS", mounts)
         monkeypatch.setattr(page_kind, "SHMEM_ENABLED", enabled)
 
-        words = page_kind.describe_pages(fd)
+        kind = page_kind.pages_of(fd)
     finally:
         os.close(fd)
 
-    assert words == "4 KiB pages, transparent huge pages wherever they fit"
+    assert kind == (4096, "always")
 
 
 def test_short_line_among_the_mounts_is_passed_over(

@@ -5,10 +5,10 @@ from io import FileIO
 
 import pytest
 
+from balloon_daemon.events import Event, SourceNotice
 from balloon_daemon.host import memory_alarm
 from balloon_daemon.host.low_memory import PRESSURE_FILE, MeminfoLowMemory
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.records.log import LOGGER, EventLog
 from balloon_daemon.sizing.balloon_policy import Reading
 from tests.harness.needs import needs_pressure
 
@@ -20,14 +20,14 @@ class WithoutTrigger(FileIO):
         return 0
 
 
-def wakeups(source: MeminfoLowMemory) -> int:
+def wakeups(source: MeminfoLowMemory, published: list[Event]) -> int:
     """How often a loop is woken that watches a source for a hundred turns."""
 
     def listener(_: Reading) -> None:
         pass
 
     async def watch_it() -> None:
-        watch = MemoryWatch(source, 3600.0, EventLog())
+        watch = MemoryWatch(source, 3600.0, published.append)
         watch.listen(listener)
         for _ in range(100):  # each one a turn of the loop, with a select of its own
             await asyncio.sleep(0)
@@ -40,22 +40,22 @@ def wakeups(source: MeminfoLowMemory) -> int:
 
 @needs_pressure
 def test_pressure_trigger_that_is_withdrawn_wakes_once_and_is_asked_for_again_later(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(LOGGER, "propagate", True)
+    published: list[Event] = []
     monkeypatch.setattr(memory_alarm, "monotonic", lambda: now)
 
     with monkeypatch.context() as withdrawn:
         withdrawn.setattr(memory_alarm, "FileIO", WithoutTrigger)
         source = MeminfoLowMemory()
-        assert wakeups(source) == 1
+        assert wakeups(source, published) == 1
         assert source.wait_fd() is None
         # No sooner than a minute later, however often the figures are read.
         now += memory_alarm.TRIGGER_AGAIN_S - 1
-        assert wakeups(source) == 0
+        assert wakeups(source, published) == 0
         now += 1
-        assert wakeups(source) == 1
+        assert wakeups(source, published) == 1
         assert source.wait_fd() is None
     now += memory_alarm.TRIGGER_AGAIN_S
     source.read()
@@ -64,5 +64,5 @@ def test_pressure_trigger_that_is_withdrawn_wakes_once_and_is_asked_for_again_la
     back = f"{PRESSURE_FILE}: it is back, waiting for it again"
     assert source.wait_fd() is not None
     assert source.take_notice() == back
-    assert [record.getMessage() for record in caplog.records] == [gone, back, gone]
+    assert published == [SourceNotice(notice) for notice in (gone, back, gone)]
     source.close()

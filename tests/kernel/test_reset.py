@@ -24,7 +24,7 @@ from balloon_daemon.vhost_user.messages import (
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.harness.whole_vm import balloon_bytes, errors, run_until, said, wait_for_device
+from tests.harness.whole_vm import balloon_bytes, errors, facts, run_until, said, wait_for_device
 
 Q = FrontendRequest
 TELLING = ProtocolFeature.STATUS | ProtocolFeature.RESET_DEVICE
@@ -169,8 +169,7 @@ def test_pause_keeps_the_balloon_and_what_is_known_of_it(
     os.kill(daemon.pid, signal.SIGTERM)
     run_until([guest], lambda: bool(guest.disconnected))
     daemon.wait_end()
-    giving = [r["message"] for r in daemon.records() if r["event"] == "stop"]
-    assert f"giving {MAXIMUM // MIB} MiB back to the guest" in giving
+    assert [r["balloon_bytes"] for r in facts(daemon, "giving-back")] == [MAXIMUM]
     assert guest.ram.check().pages_corrupt == 0
 
 
@@ -235,7 +234,7 @@ def test_reset_while_memory_is_back_asks_for_nothing_that_the_policy_does_not(
     # Level by level, as if it had not been reset.
     run_until([guest], lambda: 0 < daemon.target_bytes() < MAXIMUM)
     run_until([guest], lambda: balloon_bytes(guest) == daemon.target_bytes())
-    assert (said(daemon, "sounding"), errors(daemon)) == ([], [])
+    assert (said(daemon, "balloon-sought"), errors(daemon)) == ([], [])
 
 
 def test_reset_whose_controller_is_killed_is_one_under_the_next(
@@ -269,4 +268,4 @@ def test_pause_whose_controller_is_killed_is_one_under_the_next(
     guest.resume()
 
     assert actual(frontend) == MAXIMUM // 4096
-    assert (said(second, "sounding"), errors(second)) == ([], [])
+    assert (said(second, "balloon-sought"), errors(second)) == ([], [])

@@ -20,7 +20,7 @@ from balloon_daemon.virtio.balloon import BalloonFeature
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.harness.whole_vm import balloon_bytes, errors, run_until, said
+from tests.harness.whole_vm import LOST, OF_VMM, balloon_bytes, errors, run_until, said
 
 Q = FrontendRequest
 FAST = "300"
@@ -76,7 +76,7 @@ def test_legacy_driver_without_any_feature_gives_and_takes(
     start_vm(guest, daemon)
 
     comes_and_goes(guest, low_mem)
-    assert said(daemon, "vmm", "guest-fault", "lost") == []
+    assert said(daemon, *OF_VMM, "guest-fault", *LOST) == []
 
 
 def test_driver_that_polls_and_never_wants_a_call_gives_and_takes(
@@ -194,7 +194,7 @@ def test_vmm_that_connects_anew_at_each_reboot_has_its_balloon_each_time(
         run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
     assert {r["vm"] for r in daemon.records() if "vm" in r} == {"vm1", "vm2", "vm3", "vm4"}
-    assert [r for r in daemon.records() if r["event"] == "sounding"] == []
+    assert [r for r in daemon.records() if r["event"] == "balloon-sought"] == []
     assert errors(daemon) == []
 
 

@@ -24,7 +24,7 @@ from tests.harness.other_user import NOBODY, as_user
 from tests.harness.short_host import at_rest, fd_numbers
 from tests.harness.slow_close import lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
-from tests.harness.whole_vm import attach, events, wait_for_device
+from tests.harness.whole_vm import OF_VMM, attach, events, facts, wait_for_device
 
 Q = FrontendRequest
 LIMIT = 1000
@@ -111,8 +111,8 @@ def test_user_who_takes_its_share_is_refused_and_no_other(
             wait_for_device([neighbour, late], short_daemon, f"vm{2 + OF_ONE // EACH}")
         else:
             assert served.count(False) == 6
-        said = events(short_daemon, "accept")
-        assert said[0].startswith(f"a connection of user {enemy_uid} is refused: it takes ")
+        refused = facts(short_daemon, "connection-refused")[0]
+        assert (refused["uid"], refused["share"]) == (enemy_uid, "users-descriptors")
         rebind(neighbour, short_daemon, low_mem)
 
 
@@ -137,15 +137,15 @@ def test_sockets_that_linger_and_many_descriptors_cost_no_neighbour_its_balloon(
         assert any("wait for a close that does not end" in m for m in refusals(short_daemon))
         rebind(neighbour, short_daemon, low_mem)
     assert most < LIMIT * OF_ALL + AS_MANY_AS_COME
-    assert {
-        r["vm"] for r in short_daemon.records() if "closed its connection" in r["message"]
-    } <= {f"vm{number}" for number in range(2, 100)}
+    assert {r["vm"] for r in facts(short_daemon, "vmm-hung-up")} <= {
+        f"vm{number}" for number in range(2, 100)
+    }
     low_mem.set_plenty()
     run([neighbour], lambda: len(at_rest(short_daemon)) <= before)
 
 
 def refusals(daemon: Daemon) -> list[str]:
-    return events(daemon, "accept") + events(daemon, "vmm")
+    return events(daemon, "connection-refused", *OF_VMM)
 
 
 def test_connections_with_sockets_that_linger_in_them_take_up_no_numbers(
@@ -183,11 +183,12 @@ def test_memory_regions_beyond_a_users_share_end_that_connection_with_a_line(
             send_region(enemy, taken)
         assert taken == (OF_ONE_USER * limit - 2 * OURS) // 2
         assert is_answered(neighbour)
-    wait_until(lambda: events(daemon, "vmm") != [], what="it is said")
+    wait_until(lambda: facts(daemon, *OF_VMM) != [], what="it is said")
     uid = os.geteuid()
-    said = events(daemon, "vmm")[0]
-    assert said.startswith(f"message: user {uid} has 3")
-    assert said.endswith("descriptors open here, as many as one user may; closing this connection")
+    closed = facts(daemon, *OF_VMM)[0]
+    assert closed["event"] == "connection-closed"
+    assert closed["why"].startswith(f"message: user {uid} has 3")
+    assert closed["why"].endswith("descriptors open here, as many as one user may")
 
 
 def send_region(vmm: socket.socket, number: int) -> None:

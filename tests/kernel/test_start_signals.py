@@ -20,7 +20,7 @@ from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, MakeGuest, StartDaemon
 from tests.harness.marked_start import DEADLINE_S, MarkedStart
 from tests.harness.waiting import wait_until
-from tests.harness.whole_vm import attach, events, wait_for_device
+from tests.harness.whole_vm import attach, facts, wait_for_device
 
 END = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
@@ -138,7 +138,7 @@ def test_signal_while_it_takes_over_guests_is_obeyed_once_it_has_them(
         # What the guest asks now would wait for a controller, and this test with it.
         assert one.end() == 0, one.said
         second = start_daemon("--keep-fds")
-        run([guest], lambda: bool(events(second, "recovery")), deadline_s=DEADLINE_S)
+        run([guest], lambda: bool(facts(second, "taken-over")), deadline_s=DEADLINE_S)
         assert guest.driver.counters.deflate_buffers == 0
         assert guest.disconnected == ""
     else:

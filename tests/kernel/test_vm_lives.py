@@ -35,6 +35,8 @@ from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.short_host import at_rest, limit_for_room, limited
 from tests.harness.whole_vm import (
+    LOST,
+    OF_VMM,
     Shared,
     Twist,
     balloon_bytes,
@@ -118,9 +120,9 @@ def test_region_that_cannot_be_freed_beside_ram_costs_no_balloon(
     assert_served([guest, neighbour], low_mem)
     file.close()
 
-    (line,) = [line for line in said(daemon, "memory") if "never freed" in line]
+    (line,) = said(daemon, "memory-never-freed")
     assert line.startswith(f"64 MiB at {BESIDE_AT:#x} are never freed: their file {why}")
-    assert (said(daemon, "vmm"), said(daemon, "lost"), errors(daemon)) == ([], [], [])
+    assert (said(daemon, *OF_VMM), said(daemon, *LOST), errors(daemon)) == ([], [], [])
 
 
 @pytest.mark.parametrize("style", [QEMU_WITHOUT_SLOTS, CROSVM], ids=lambda style: style.name)
@@ -163,7 +165,7 @@ def test_regions_of_every_kind_at_once_are_each_said_and_cost_no_balloon(
             share_beside(guest, (place, file.fileno()))
         assert_served([start_vm(guest, daemon)], low_mem)
 
-    assert len([line for line in said(daemon, "memory") if "never freed" in line]) == 4
+    assert len(said(daemon, "memory-never-freed")) == 4
 
 
 def test_pages_given_where_nothing_can_be_freed_are_left_and_said_with_the_remedy(
@@ -179,18 +181,18 @@ def test_pages_given_where_nothing_can_be_freed_are_left_and_said_with_the_remed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guest.ram, "pfns", lambda pages: pfns[: len(pages)])
         low_mem.set_low()
-        run_until([guest], lambda: said(daemon, "lost") != [])
+        run_until([guest], lambda: said(daemon, *LOST) != [])
     run_until([guest], lambda: guest.driver.idle)
 
-    assert "that it gave are not freed, as their file is a file on " in said(daemon, "lost")[0]
-    assert "memory-backend-memfd" in said(daemon, "lost")[0]
+    assert "that it gave are not freed, as their file is a file on " in said(daemon, *LOST)[0]
+    assert "memory-backend-memfd" in said(daemon, *LOST)[0]
     assert os.pread(file.fileno(), 8 * MIB, 0) == b"\x5a" * (8 * MIB)
     file.close()
     assert (guest.disconnected, said(daemon, "guest-fault")) == ("", [])
 
 
 def assert_said_that_nothing_can_be_freed(daemon: Daemon) -> None:
-    region_line, remedy = said(daemon, "memory")
+    region_line, remedy = said(daemon, "memory-never-freed", "nothing-freeable")
     assert region_line.startswith("512 MiB at 0x0 are never freed: their file is ")
     assert remedy.startswith("nothing of its memory can be freed: this VM gets no balloon; give ")
 
@@ -262,7 +264,7 @@ def test_table_that_contradicts_itself_is_said_once_and_the_next_one_is_served(
 
     assert_lives_without_balloon(guest, neighbour, low_mem)
     file.close()
-    lines = [line for line in said(daemon, "vmm", vm="vm2") if "memory region at 0x" in line]
+    lines = [line for line in said(daemon, *OF_VMM, vm="vm2") if "memory region at 0x" in line]
     assert len(lines) == 1
     assert lines[0].endswith(": this VM gets no balloon")
 
@@ -282,7 +284,7 @@ def test_table_that_contradicts_itself_by_slots_costs_no_connection(
 
     assert_lives_without_balloon(guest, neighbour, low_mem)
     file.close()
-    assert len(said(daemon, "vmm")) == 1
+    assert len(said(daemon, *OF_VMM)) == 1
 
 
 def test_region_that_overlaps_is_plugged_while_it_runs_and_the_vm_lives(
@@ -300,7 +302,7 @@ def test_region_that_overlaps_is_plugged_while_it_runs_and_the_vm_lives(
     run_until([guest, neighbour], lambda: balloon_bytes(neighbour) == MAXIMUM)
     assert guest.disconnected == ""
     assert guest.ram.check().pages_corrupt == 0
-    assert len(said(daemon, "vmm")) == 1
+    assert len(said(daemon, *OF_VMM)) == 1
 
 
 # --- what a driver chooses --------------------------------------------------------------------
@@ -396,10 +398,10 @@ def test_rings_that_cannot_be_served_are_not_and_the_next_drivers_are(
         guest.frontend.stop()
         guest.driver.reset()
 
-    lines = said(daemon, "vmm", "guest-fault", vm="vm2")
+    lines = said(daemon, *OF_VMM, "guest-fault", vm="vm2")
     assert [line for line in lines if oddity.words in line] != []
     # Bound, paused and resumed: each is said once all the same. A ring's place is each device's.
-    once = said(daemon, "vmm", vm="vm2")
+    once = said(daemon, *OF_VMM, vm="vm2")
     assert len(once) == len(set(once)) <= 8
     assert [line for line in lines if "closing" in line] == []
 
@@ -430,7 +432,7 @@ def test_descriptor_of_the_wrong_kind_costs_no_connection(
     low_mem.set_low()
     run_until([guest], look)
     assert guest.disconnected == ""
-    assert [line for line in said(daemon, "vmm") if "descriptor is no" in line] != []
+    assert [line for line in said(daemon, *OF_VMM) if "descriptor is no" in line] != []
 
 
 # --- what a VMM provides beyond what a balloon has --------------------------------------------
@@ -450,7 +452,7 @@ def test_vmm_with_more_queues_than_a_balloon_has_is_served(
     assert guest.frontend is not None
     base = guest.frontend.ask(Q.GET_VRING_BASE, VringState(7, 0).encode())
     assert base.payload == VringState(7, 0).encode()
-    assert {line.partition(": ")[2] for line in said(daemon, "vmm")} <= {
+    assert {line.partition(": ")[2] for line in said(daemon, *OF_VMM)} <= {
         f"vring {number}, a balloon has 5" for number in (5, 6, 7)
     }
 
@@ -470,7 +472,7 @@ def test_config_space_larger_than_a_balloons_reads_0_and_takes_actual(
     assert got.content == bytes(4) + (4711).to_bytes(4, "little") + bytes(56)
     assert decode_config_access(beyond).content == bytes(8)
     guest.frontend.tell(Q.SET_CONFIG, ConfigAccess(16, 0, b"\xff" * 8).encode())
-    assert said(daemon, "vmm") == []
+    assert said(daemon, *OF_VMM) == []
 
 
 # --- features and requests that were not offered ----------------------------------------------
@@ -489,7 +491,7 @@ def test_feature_that_was_not_offered_is_said_once_and_the_vm_lives(
     guest.bind()
 
     assert_lives_without_balloon(guest, neighbour, low_mem)
-    assert said(daemon, "vmm", vm="vm2") == [
+    assert said(daemon, *OF_VMM, vm="vm2") == [
         f"it acknowledges features that were not offered ({1 << bit:#x}): this VM gets no balloon"
     ]
 
@@ -509,8 +511,8 @@ def test_protocol_features_that_were_not_offered_are_gone_on_without(
     guest.bind()
 
     assert_served([guest], low_mem)
-    assert len(said(daemon, "vmm")) == 1
-    assert said(daemon, "vmm")[0].endswith("was not offered; going on without")
+    assert len(said(daemon, *OF_VMM)) == 1
+    assert said(daemon, *OF_VMM)[0].endswith("was not offered; going on without")
 
 
 def test_requests_that_were_not_offered_are_refused_and_no_more(
@@ -540,7 +542,7 @@ def test_requests_that_were_not_offered_are_refused_and_no_more(
     # A child closes what a VMM has sent, in its own time.
     run_until([guest], lambda: len(at_rest(daemon)) == before)
     assert_served([guest], low_mem)
-    assert said(daemon, "vmm") == [
+    assert said(daemon, *OF_VMM) == [
         f"{request.name}: is not offered; refused" for request in requests
     ]
 
@@ -561,7 +563,7 @@ def test_no_room_for_a_vmms_descriptors_the_vm_lives_and_is_served_once_there_is
         guest.bind()
         run_until(
             [guest, neighbour],
-            lambda: any("found no room here" in line for line in said(daemon, "vmm", vm="vm2")),
+            lambda: any("found no room here" in line for line in said(daemon, *OF_VMM, vm="vm2")),
         )
     assert guest.disconnected == ""
     guest.reboot()
@@ -586,7 +588,7 @@ def test_no_room_for_what_a_vmm_sends_at_its_start_costs_no_connection(
     guest.pause()
     guest.resume()
     assert guest.disconnected == ""
-    assert any("found no room here" in line for line in said(daemon, "vmm", vm="vm2"))
+    assert any("found no room here" in line for line in said(daemon, *OF_VMM, vm="vm2"))
 
 
 # --- a VMM that never gives its memory --------------------------------------------------------
@@ -595,7 +597,7 @@ NOT_SHARED = "its VMM is connected but has not given its guest's memory so far"
 
 
 def named(daemon: Daemon, vm: str = "vm1") -> list[str]:
-    return [line for line in said(daemon, "vmm", vm=vm) if NOT_SHARED in line]
+    return [line for line in said(daemon, *OF_VMM, vm=vm) if NOT_SHARED in line]
 
 
 def test_vmm_that_never_gives_memory_is_named_once_with_the_likely_reason(

@@ -20,9 +20,11 @@ from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.whole_vm import (
+    LOST,
     balloon_bytes,
     decisions,
     errors,
+    facts,
     run_until,
     said,
     share_beside,
@@ -123,7 +125,7 @@ def test_flag_other_than_the_memory_table_the_smaller_one_counts(
     assert squeeze(guest, daemon, low_mem) == most
 
     run_until([guest], lambda: balloon_bytes(guest) == most)
-    (line,) = [*[line for line in said(daemon, "size") if "going by" in line], ""][:1]
+    (line,) = [*said(daemon, "sizes-differ"), ""][:1]
     assert line.endswith(words)
     assert guest.driver.counters.out_of_puff == 0
 
@@ -144,7 +146,7 @@ def test_shared_memory_device_in_the_table_is_not_asked_for(
     assert squeeze(guest, daemon, low_mem) == MAXIMUM
 
     assert max(target for _, target in decisions(daemon)) <= MAXIMUM
-    assert [line for line in said(daemon, "size") if "the guest says 1 GiB" in line] != []
+    assert GIB in [record.get("guest_bytes") for record in facts(daemon, "sizes-differ")]
     file.close()
 
 
@@ -223,7 +225,8 @@ def test_guest_whose_total_changes_with_each_report_does_not_fill_the_log(
     lines = [
         r
         for r in daemon.records()
-        if r["level"] != "debug" and (r["event"] == "size" or r.get("reason") == "resized")
+        if r["level"] != "debug"
+        and (r["event"] in ("sizes-differ", "vm-resized") or r.get("reason") == "resized")
     ]
     # Each contradiction once, and of the changes two in each second of the clock that has begun,
     # with two lines each.
@@ -356,7 +359,7 @@ def test_region_that_ends_at_16_tib_is_like_any_other(
     start_vm(guest, daemon)
 
     assert squeeze(guest, daemon, low_mem) >= MAXIMUM
-    assert [line for line in said(daemon, "size") if "16 TiB" in line] == []
+    assert facts(daemon, "memory-out-of-reach") == []
     file.close()
 
 
@@ -386,13 +389,12 @@ def test_memory_at_16_tib_or_above_leaves_no_balloon_and_loses_no_page(
     guest.frontend.kick(0)
     low_mem.set_low()
     run_until([guest, neighbour], lambda: balloon_bytes(neighbour) == MAXIMUM)
-    run_until([guest, neighbour], lambda: said(daemon, "lost") != [])
+    run_until([guest, neighbour], lambda: said(daemon, *LOST) != [])
 
-    (line,) = [line for line in said(daemon, "size") if "16 TiB" in line]
-    assert line.endswith("this VM gets no balloon")
+    assert [record["vm"] for record in facts(daemon, "memory-out-of-reach")] == ["vm1"]
     assert {target for _, target in decisions(daemon, "vm1")} <= {0}
     assert guest.ram.check().pages_corrupt == 0
-    assert "its page numbers cannot be trusted" in said(daemon, "lost")[0]
+    assert facts(daemon, *LOST)[0]["out_of_reach"]
     file.close()
 
 

@@ -2,14 +2,18 @@
 
 import asyncio
 
+from balloon_daemon.events import Event
 from balloon_daemon.host.low_memory import LowMemoryStatistics
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import Reading
 from tests.harness.waiting import HANG_S
 
 POLL_S = 3600.0
 """So that what is heard was not heard by a poll."""
+
+
+def ignore(event: Event) -> None:
+    """Nobody reads what this watch publishes."""
 
 
 class ToldMemory:
@@ -52,7 +56,7 @@ def test_whoever_begins_to_listen_looks_for_all_that_listen() -> None:
 
     async def listen() -> None:
         source = ToldMemory()
-        watch = MemoryWatch(source, POLL_S, EventLog())
+        watch = MemoryWatch(source, POLL_S, ignore)
         watch.listen(lambda _: heard.append("first"))
         source.low = True
         watch.listen(lambda _: heard.append("second"))
@@ -67,7 +71,7 @@ def test_whoever_is_sent_away_by_another_is_not_told() -> None:
 
     async def listen() -> None:
         source = ToldMemory()
-        watch = MemoryWatch(source, POLL_S, EventLog())
+        watch = MemoryWatch(source, POLL_S, ignore)
 
         def second(_: Reading) -> None:
             heard.append("second")
@@ -112,7 +116,7 @@ def test_look_that_fails_is_followed_by_the_next() -> None:
             if source.reads == 3:
                 heard.set_result(None)
 
-        watch = MemoryWatch(source, 0.01, EventLog())
+        watch = MemoryWatch(source, 0.01, ignore)
         watch.listen(listener)
         await asyncio.wait_for(heard, HANG_S)
         watch.close()

@@ -284,13 +284,9 @@ class Ground:
         self.daemon = self._start()
         self._open_to_all()
         self._lasting = self._find_lasting()
-        recovered = [
-            record
-            for record in self.daemon.records()
-            if record["event"] == "recovery" and record.get("vm") == "vm1"
-        ]
-        if not any("goes on" in record["message"] for record in recovered):
-            raise LostNeighbourError(f"the neighbour was not kept: {recovered}")
+        said = [record for record in self.daemon.records() if record.get("vm") == "vm1"]
+        if not any(record["event"] == "taken-over" for record in said):
+            raise LostNeighbourError(f"the neighbour was not kept: {said}")
         self.neighbour.status()
 
     def stop(self) -> float:

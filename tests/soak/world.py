@@ -23,6 +23,7 @@ from tests.harness.daemon import BALLOOND, Daemon, DaemonConfig
 from tests.harness.jail_watch import devices_of, is_alive
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
+from tests.harness.whole_vm import ENDED
 
 T = TypeVar("T")
 
@@ -35,9 +36,6 @@ PATIENCE_S = 60.0
 SHORT_QUIET_S, LONG_QUIET_S = 0.3, 1.5
 """A device that ended so long ago has no successor: after balloond said farewell, and if it did
 not say so. One that is killed while its VMM hangs up may still get one."""
-
-FAREWELLS = ("its balloon is forgotten", "; closing this ", "the VMM's connection failed")
-"""What balloond says of a connection that has ended; of others it says what is not served."""
 
 SHAPES = (
     ("--style", "qemu"),
@@ -160,7 +158,7 @@ class Host:
         for record in records:
             if record["event"] == "device-started":
                 self._devices[record["vm"]] = record["pid"]
-            elif any(words in record["message"] for words in FAREWELLS):
+            elif record["event"] in ENDED:
                 self._forgotten.add(record["vm"])
         # They are read; hours of them would fill our own memory.
         records.clear()

@@ -2,14 +2,15 @@
 
 import pytest
 
-from balloon_daemon.guests.jailed.gain import WINDOW_PAGES, Cause, Gain, Loss
+from balloon_daemon.events import LossCause
+from balloon_daemon.guests.jailed.gain import WINDOW_PAGES, Gain, Loss
 from balloon_daemon.tube.messages import Progress
 
 HUGE_PAGES = 512
 """4 KiB pages of a huge page of 2 MiB."""
 
 
-def causes(losses: list[Loss]) -> list[Cause]:
+def causes(losses: list[Loss]) -> list[LossCause]:
     return [loss.cause for loss in losses]
 
 
@@ -23,15 +24,15 @@ def test_balloon_that_is_freed_loses_nothing() -> None:
 @pytest.mark.parametrize(
     ("done", "cause"),
     [
-        (Progress(inflated_pages=WINDOW_PAGES, kept_pages=WINDOW_PAGES), Cause.NEVER_FREED),
-        (Progress(foreign_pages=WINDOW_PAGES), Cause.NOT_SHARED),
-        (Progress(inflated_pages=WINDOW_PAGES, refused_pages=WINDOW_PAGES), Cause.REFUSED),
-        (Progress(inflated_pages=WINDOW_PAGES), Cause.IN_PIECES),
+        (Progress(inflated_pages=WINDOW_PAGES, kept_pages=WINDOW_PAGES), LossCause.NEVER_FREED),
+        (Progress(foreign_pages=WINDOW_PAGES), LossCause.NOT_SHARED),
+        (Progress(inflated_pages=WINDOW_PAGES, refused_pages=WINDOW_PAGES), LossCause.REFUSED),
+        (Progress(inflated_pages=WINDOW_PAGES), LossCause.IN_PIECES),
     ],
-    ids=lambda value: value.name if isinstance(value, Cause) else "",
+    ids=lambda value: value.name if isinstance(value, LossCause) else "",
 )
 def test_balloon_of_which_nothing_is_freed_is_fruitless_for_its_cause(
-    done: Progress, cause: Cause
+    done: Progress, cause: LossCause
 ) -> None:
     gain = Gain()
     assert gain.take(done) == [Loss(cause, WINDOW_PAGES)]
@@ -45,21 +46,21 @@ def test_cause_is_told_once_however_much_comes_of_it() -> None:
         for pages in range(256, 8 * WINDOW_PAGES, 256)
         for loss in gain.take(Progress(inflated_pages=pages, kept_pages=pages))
     ]
-    assert told == [Loss(Cause.NEVER_FREED, 256)]
+    assert told == [Loss(LossCause.NEVER_FREED, 256)]
 
 
 def test_second_cause_is_told_too() -> None:
     gain = Gain()
     first = gain.take(Progress(inflated_pages=256, kept_pages=256))
     second = gain.take(Progress(inflated_pages=256, kept_pages=256, foreign_pages=256))
-    assert (causes(first), causes(second)) == ([Cause.NEVER_FREED], [Cause.NOT_SHARED])
+    assert (causes(first), causes(second)) == ([LossCause.NEVER_FREED], [LossCause.NOT_SHARED])
 
 
 def test_few_pages_that_come_to_nothing_are_told_and_stop_nobody() -> None:
     gain = Gain()
     given = 4 * WINDOW_PAGES
     done = Progress(inflated_pages=given, freed_pages=given - 100, kept_pages=100)
-    assert gain.take(done) == [Loss(Cause.NEVER_FREED, 100)]
+    assert gain.take(done) == [Loss(LossCause.NEVER_FREED, 100)]
     assert not gain.fruitless
 
 

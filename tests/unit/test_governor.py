@@ -7,11 +7,12 @@ from typing import cast
 import pytest
 
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.events import Decided, Event, VmAttached, VmResized
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import PolicySettings, Reading, Reason
-from balloon_daemon.units import GIB, MIB
+from balloon_daemon.units import GIB, MIB, VmId
 
+VM = VmId(1, "vm1")
 LOW = Reading(available_mib=10, margin_mib=400)
 STEP = 32 * MIB
 """Of a VM of 1 GiB: half of it in 16 steps."""
@@ -78,6 +79,7 @@ class Vm:
         self.loop = StillLoop()
         self.host = Host()
         self.targets: list[int] = []
+        self.published: list[Event] = []
         self.told_again: list[float] = []
         self.actual_bytes = 0
         self.objection: Reason | None = None
@@ -103,7 +105,7 @@ def governor(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> Governor:
         recheck_jitter_s=0.0, release_after_jitter_s=0.0, release_every_jitter_s=0.0
     )
     watch = cast(MemoryWatch, vm.host)
-    return Governor(settings, watch, vm.targets.append, lambda: None, vm, EventLog())
+    return Governor(settings, watch, vm.targets.append, lambda: None, vm, VM, vm.published.append)
 
 
 def test_target_that_is_not_reached_is_told_again_each_30_s_at_the_top(
@@ -217,7 +219,8 @@ def test_guest_whose_rings_begin_after_the_end_is_asked_for_nothing(
         vm.targets.append,
         lambda: None,
         vm,
-        EventLog(),
+        VM,
+        vm.published.append,
     )
     late.halt()
     late.start(GIB, found_bytes)
@@ -241,3 +244,34 @@ def test_objections_are_asked_for_at_each_look_with_the_level(vm: Vm, governor: 
     governor.start(GIB)
     vm.loop.advance(2)
     assert vm.asked_at_levels == [0, 1, 2]
+
+
+def test_size_is_published_as_it_becomes_known_and_as_it_changes(
+    vm: Vm, governor: Governor
+) -> None:
+    vm.host.reading = Reading(available_mib=1 << 20, margin_mib=400)
+    governor.start(GIB)
+    governor.resize(2 * GIB)
+    sizes = [event for event in vm.published if not isinstance(event, Decided)]
+    assert sizes == [
+        VmAttached(VM, GIB, GIB // 2, 16),
+        VmResized(VM, 2 * GIB, GIB, 16, quiet=False),
+    ]
+
+
+def test_sizes_that_change_over_and_over_are_quiet(vm: Vm, governor: Governor) -> None:
+    vm.host.reading = Reading(available_mib=1 << 20, margin_mib=400)
+    governor.start(GIB)
+    for turn in range(1, 11):
+        governor.resize(GIB + turn * MIB)
+    resized = [event for event in vm.published if isinstance(event, VmResized)]
+    assert [event.quiet for event in resized] == [False, False, *[True] * 8]
+
+
+def test_decision_that_falls_again_at_the_top_is_quiet(vm: Vm, governor: Governor) -> None:
+    governor.start(GIB)
+    vm.loop.advance(60)
+    decided = [event for event in vm.published if isinstance(event, Decided)]
+    at_top = [event for event in decided if event.decision.reason is Reason.AT_MAXIMUM]
+    assert [event.quiet for event in at_top] == [False, *[True] * (len(at_top) - 1)]
+    assert len(at_top) > 10

@@ -1,42 +1,26 @@
 import asyncio
-import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
-import pytest
-
-from balloon_daemon.guests.jailed import peers as module
+from balloon_daemon.events import ConnectionRefused, Event, Share, StoreShareUsed
 from balloon_daemon.guests.jailed.peers import (
     EACH,
-    FIRST_LINES,
-    FIRST_LINES_A_SECOND,
-    LINES,
     MAX_CONNECTIONS,
     MODEST,
     OURS,
-    YOUNG_S,
     Peer,
     Peers,
 )
 from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.linux.closing import MAX_DEBT, Closer, ForeignFds
-from balloon_daemon.records.log import LOGGER, EventLog
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
 
 LIMIT = 1000
 """Of which one user may have 750, and all 875."""
-
-Lines = Callable[[], list[str]]
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Lines:
-    monkeypatch.setattr(LOGGER, "propagate", True)
-    caplog.set_level(logging.INFO)
-    return lambda: [record.getMessage() for record in caplog.records]
 
 
 class Room:
@@ -46,7 +30,7 @@ class Room:
         self.peers = Peers(limit)
         self.closer = Closer(lambda _delay_s, _callback: None)
         self._stack = ExitStack()
-        self.log = EventLog()
+        self.published: list[Event] = []
 
     def connection(self) -> Connection:
         theirs, ours = socket.socketpair()
@@ -64,7 +48,7 @@ class Room:
         return peer
 
     def refuses(self, peer: Peer) -> bool:
-        return self.peers.refuses(peer, self.log)
+        return self.peers.refuses(peer, self.published.append)
 
     def close(self) -> None:
         self._stack.close()
@@ -75,15 +59,18 @@ class Room:
 Scene = Callable[[Room], Coroutine[Any, Any, None]]
 
 
-def play(scene: Scene, limit: int = LIMIT) -> None:
-    async def whole() -> None:
+def play(scene: Scene, limit: int = LIMIT) -> list[Event]:
+    """Plays a scene; returns what is published in it."""
+
+    async def whole() -> list[Event]:
         room = Room(limit)
         try:
             await scene(room)
         finally:
             room.close()
+        return room.published
 
-    asyncio.run(whole())
+    return asyncio.run(whole())
 
 
 def test_user_is_whom_the_kernel_names() -> None:
@@ -95,36 +82,26 @@ def test_user_is_whom_the_kernel_names() -> None:
     play(scene)
 
 
-def test_user_with_three_quarters_of_the_descriptors_has_no_further_connection(
-    lines: Lines,
-) -> None:
+def test_user_with_three_quarters_of_the_descriptors_has_no_further_connection() -> None:
     async def scene(room: Room) -> None:
         greedy, modest = room.peer(1, 750 // EACH), room.peer(2, 1)
         assert room.refuses(greedy)
         assert not room.refuses(modest)
 
-    play(scene)
-    assert lines() == [
-        "a connection of user 1 is refused: it takes 720 descriptors, of 750 at most; allow more "
-        "(ulimit -n, LimitNOFILE=)"
-    ]
+    assert play(scene) == [ConnectionRefused(1, Share.USERS_DESCRIPTORS, 720, 750)]
 
 
-def test_all_users_together_leave_an_eighth_of_the_descriptors(lines: Lines) -> None:
+def test_all_users_together_leave_an_eighth_of_the_descriptors() -> None:
     async def scene(room: Room) -> None:
         room.peer(1, 750 // EACH)
         second = room.peer(2, (875 - 720) // EACH)
         assert room.refuses(second)
         assert room.refuses(room.peer(3, 0))
 
-    play(scene)
-    assert lines()[-1] == (
-        "a connection of user 3 is refused: all VMs together take 840 descriptors, of 875 at "
-        "most; allow more (ulimit -n, LimitNOFILE=)"
-    )
+    assert play(scene)[-1] == ConnectionRefused(3, Share.DESCRIPTORS, 840, 875)
 
 
-def test_connections_are_bounded_where_descriptors_are_not(lines: Lines) -> None:
+def test_connections_are_bounded_where_descriptors_are_not() -> None:
     async def scene(room: Room) -> None:
         greedy = room.peer(1, MAX_CONNECTIONS * 3 // 4)
         other = room.peer(2, MAX_CONNECTIONS // 4 - 1)
@@ -134,21 +111,20 @@ def test_connections_are_bounded_where_descriptors_are_not(lines: Lines) -> None
         assert room.refuses(other)
         other.leave()
 
-    play(scene, 1 << 30)
-    assert lines() == [
-        "a connection of user 1 is refused: it has 768, as many as one user may have",
-        "a connection of user 2 is refused: there are 1024, as many as there may be",
+    assert play(scene, 1 << 30) == [
+        ConnectionRefused(1, Share.USERS_CONNECTIONS, 768, 768),
+        ConnectionRefused(2, Share.CONNECTIONS, 1024, 1024),
     ]
 
 
-def test_descriptors_that_wait_for_their_close_count_and_are_named(lines: Lines) -> None:
+def test_descriptors_that_wait_for_their_close_count_and_are_named() -> None:
     async def scene(room: Room) -> None:
         peer = room.peer(1, 1)
         peer.account.waiting = 750 - EACH
         assert room.refuses(peer)
 
-    play(scene)
-    assert "(710 of them wait for a close that does not end), of 750 at most" in lines()[0]
+    (refused,) = play(scene)
+    assert refused == ConnectionRefused(1, Share.USERS_DESCRIPTORS, 750, 750, closing=710)
 
 
 def test_what_a_vmm_sends_counts_until_it_is_closed() -> None:
@@ -194,58 +170,6 @@ def test_another_user_may_be_sent_descriptors_whatever_one_takes() -> None:
     play(scene)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time by which lines are counted, in seconds."""
-    now = [0.0]
-    monkeypatch.setattr(module, "now_s", lambda: now[0])
-    return now
-
-
-def test_lines_on_new_connections_of_a_user_are_limited_together(
-    clock: list[float], lines: Lines
-) -> None:
-    async def scene(room: Room) -> None:
-        peer, other = room.peer(1, 0), room.peer(2, 0)
-        for _ in range(FIRST_LINES + 7):
-            peer.log(EventLog()).info("vmm", "said")
-        other.log(EventLog()).info("vmm", "another user's")
-        assert lines()[FIRST_LINES:] == ["another user's"]
-
-        clock[0] += 1 / FIRST_LINES_A_SECOND
-        peer.log(EventLog()).bind(vm="vm9").info("vmm", "said")
-
-    play(scene)
-    assert lines()[-1] == "said (7 more lines on VMs of this user were left out)"
-
-
-def test_lines_on_older_connections_do_not_suffer_from_new_ones(
-    clock: list[float], lines: Lines
-) -> None:
-    async def scene(room: Room) -> None:
-        peer = room.peer(1, 0)
-        old = peer.log(EventLog())
-        clock[0] += YOUNG_S
-        for _ in range(FIRST_LINES + 1):
-            peer.log(EventLog()).info("vmm", "said")
-        old.info("vmm", "an old one's")
-
-    play(scene)
-    assert lines()[-1].startswith("an old one's")
-    assert len(lines()) == FIRST_LINES + 1
-
-
-def test_all_lines_of_a_user_are_limited_too(clock: list[float], lines: Lines) -> None:
-    async def scene(room: Room) -> None:
-        log = room.peer(1, 0).log(EventLog())
-        clock[0] += YOUNG_S
-        for _ in range(LINES + 1):
-            log.info("vmm", "said")
-
-    play(scene)
-    assert len(lines()) == LINES
-
-
 def test_descriptors_that_nobody_has_let_go_of_yet_count() -> None:
     async def scene(room: Room) -> None:
         connection = room.connection()
@@ -259,7 +183,7 @@ def test_descriptors_that_nobody_has_let_go_of_yet_count() -> None:
     play(scene)
 
 
-def test_user_in_debt_is_refused_and_sent_nothing_more(lines: Lines) -> None:
+def test_user_in_debt_is_refused_and_sent_nothing_more() -> None:
     async def scene(room: Room) -> None:
         peer = room.peer(1, 2)
         modest, debtor = ForeignFds(room.closer), ForeignFds(room.closer)
@@ -275,23 +199,19 @@ def test_user_in_debt_is_refused_and_sent_nothing_more(lines: Lines) -> None:
         peer.account.parked = 2 * MAX_DEBT
         assert not peer.may_receive(modest)
 
-    play(scene, 1 << 20)
-    assert lines() == [
-        "a connection of user 1 is refused: 1024 descriptors wait for a close that does not end, "
-        "1024 may"
-    ]
+    assert play(scene, 1 << 20) == [ConnectionRefused(1, Share.CLOSES, MAX_DEBT, MAX_DEBT)]
 
 
-def test_user_with_three_quarters_of_the_store_leaves_the_rest_to_others(lines: Lines) -> None:
+def test_user_with_three_quarters_of_the_store_leaves_the_rest_to_others() -> None:
     async def scene(room: Room) -> None:
         capacity = 1000
+        vm, publish = VmId(8, "vm8"), room.published.append
         most = capacity * 3 // 4 // (SHARE + STATES)
         greedy = room.peer(1, most - 1)
-        assert not room.peers.keeps_no_more_of(greedy, capacity, room.log)
+        assert not room.peers.keeps_no_more_of(greedy, capacity, vm, publish)
         greedy.join()
-        assert room.peers.keeps_no_more_of(greedy, capacity, room.log)
-        assert not room.peers.keeps_no_more_of(room.peer(2, 0), capacity, room.log)
+        assert room.peers.keeps_no_more_of(greedy, capacity, vm, publish)
+        assert not room.peers.keeps_no_more_of(room.peer(2, 0), capacity, vm, publish)
         greedy.leave()
 
-    play(scene)
-    assert lines() == ["is not kept for a later balloond: user 1 has 11 VMs, its share"]
+    assert play(scene) == [StoreShareUsed(VmId(8, "vm8"), 1, 11)]

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import os
 import socket
 import struct
@@ -15,6 +14,15 @@ import pytest
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.device.process import DeviceSpec
+from balloon_daemon.events import (
+    ConnectionClosed,
+    ConnectionFailed,
+    Event,
+    NotStored,
+    RequestNotServed,
+    StateRefused,
+    VmNotServed,
+)
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
 from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
@@ -27,8 +35,7 @@ from balloon_daemon.host.low_memory import ChromeosLowMemory
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
-from balloon_daemon.records.log import LOGGER, EventLog
-from balloon_daemon.units import FrontendAddr, GuestAddr
+from balloon_daemon.units import FrontendAddr, GuestAddr, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
 from balloon_daemon.vhost_user.memory_table import MemoryTable
@@ -57,7 +64,7 @@ NAMES = ("vm1", "vm2")
 NO_ROOM = "its descriptors found no room here (too many open files)"
 DAMAGED = "the journal that another balloond left is damaged"
 
-Errors = Callable[[], list[tuple[str, str]]]
+VM1 = VmId(1, "vm1")
 
 
 class KeepingStore:
@@ -134,6 +141,7 @@ class Left:
         self.vmms: list[socket.socket] = []
         self.journals: list[OwnedFd] = []
         self.channels: dict[str, int] = {}
+        self.published: list[Event] = []
         for name in NAMES:
             vmm, ours = socket.socketpair()
             vmm.setblocking(False)
@@ -155,18 +163,22 @@ class Left:
                 self.store.kept.pop(key).close()
                 self.store.names.discard(key)
 
+    def of(self, *kinds: type) -> list[Event]:
+        """What was published of these classes."""
+        return [event for event in self.published if isinstance(event, kinds)]
+
     def go_on(self, folder: Path) -> list[Guest]:
         """Another controller's guests; within an event loop."""
-        log = EventLog()
-        watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, log)
+        publish = self.published.append
+        watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, publish)
         store = cast(Store, self.store)
         shared = Surroundings(Config(), watch, Jail(lambda: None, None, no_fork))
         peers = Peers()
 
         def make(name: str, connection: Connection, saver: GuestSaver | None) -> Guest:
-            return Guest(name, connection, peers.of(connection), shared, log, saver)
+            return Guest(name, connection, peers.of(connection), shared, publish, saver)
 
-        return recover(store, make, closes_at_once(), log)
+        return recover(store, make, closes_at_once(), publish)
 
     async def first_is_let_go_and_second_served(self, guests: list[Guest]) -> None:
         """Raises TimeoutError where it is not so."""
@@ -180,33 +192,8 @@ class Left:
         await asyncio.wait_for(asyncio.gather(*served), HANG_S)
 
 
-@pytest.fixture
-def errors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Errors:
-    """Gives (VM, message) of each error in the log."""
-    monkeypatch.setattr(LOGGER, "propagate", True)
-
-    def look() -> list[tuple[str, str]]:
-        found = [record for record in caplog.records if record.levelno >= logging.ERROR]
-        return [(record.__dict__["fields"]["vm"], record.getMessage()) for record in found]
-
-    return look
-
-
-@pytest.fixture
-def all_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Errors:
-    """Gives (VM, message) of each line of a VM in the log."""
-    monkeypatch.setattr(LOGGER, "propagate", True)
-    caplog.set_level(logging.INFO)
-
-    def look() -> list[tuple[str, str]]:
-        fields = [(record.__dict__["fields"], record.getMessage()) for record in caplog.records]
-        return [(str(each["vm"]), message) for each, message in fields if "vm" in each]
-
-    return look
-
-
 def test_descriptor_that_was_not_kept_ends_that_vmm_and_the_other_guest_goes_on(
-    tmp_path: Path, errors: Errors
+    tmp_path: Path,
 ) -> None:
     left = Left()
     left.forget_channel("vm1")
@@ -218,13 +205,13 @@ def test_descriptor_that_was_not_kept_ends_that_vmm_and_the_other_guest_goes_on(
 
     assert asyncio.run(go_on()) == ["vm2"]
     why = "names 1 descriptors that were not kept"
-    assert errors() == [("vm1", f"the state that another balloond left {why}; closing this VMM")]
+    assert left.of(StateRefused, ConnectionClosed) == [StateRefused(VM1, why)]
     assert left.store.names == set()
 
 
 @pytest.mark.parametrize(("phase", "length"), [(7, 0), (Phase.HANDLING, MAX_REQUEST_BYTES + 1)])
 def test_damaged_journal_ends_that_vmm_and_the_other_guest_goes_on(
-    tmp_path: Path, errors: Errors, phase: int, length: int
+    tmp_path: Path, phase: int, length: int
 ) -> None:
     left = Left()
     os.pwrite(left.journals[0].fileno(), struct.pack("<IIQ", phase, length, 1), 0)
@@ -236,7 +223,7 @@ def test_damaged_journal_ends_that_vmm_and_the_other_guest_goes_on(
 
     assert asyncio.run(go_on()) == list(NAMES)
     what = f"a request of {length} bytes in phase {phase:d}"
-    assert errors() == [("vm1", f"{DAMAGED}: {what}; closing this connection")]
+    assert left.of(StateRefused, ConnectionClosed) == [ConnectionClosed(VM1, f"{DAMAGED}: {what}")]
     assert left.store.names == set()
 
 
@@ -318,9 +305,7 @@ def test_message_that_is_taken_as_its_controller_leaves_is_not_lost_with_its_des
     memory.close()
 
 
-def test_guest_for_which_there_is_no_room_any_more_does_not_fill_the_log(
-    tmp_path: Path, errors: Errors
-) -> None:
+def test_guest_for_which_there_is_no_room_any_more_does_not_fill_the_log(tmp_path: Path) -> None:
     left = Left()
 
     async def save() -> int:
@@ -341,10 +326,10 @@ def test_guest_for_which_there_is_no_room_any_more_does_not_fill_the_log(
         return seconds
 
     seconds = asyncio.run(save())
-    said = [message for vm, message in errors() if vm == "vm1"]
-    assert 2 <= len(said) <= seconds + 2
-    assert said[0] == "cannot be kept for a later balloond: Too many open files"
-    assert any(message.endswith(" more like it)") for message in said)
+    said = [event for event in left.published if isinstance(event, NotStored)]
+    assert 2 <= len([event for event in said if event.vm == VM1]) <= seconds + 2
+    assert said[0] == NotStored(VM1, "Too many open files")
+    assert any(event.suppressed for event in said)
 
 
 async def ask(vmm: socket.socket, request: Q, payload: bytes = b"") -> bytes:
@@ -361,7 +346,7 @@ async def target_of(vmm: socket.socket) -> int:
 
 
 def test_memory_that_was_cut_short_meanwhile_costs_that_guest_its_balloon_and_no_vmm(
-    tmp_path: Path, errors: Errors
+    tmp_path: Path,
 ) -> None:
     left = Left(lambda: whose_rings_run(0))
     memory = [
@@ -384,8 +369,8 @@ def test_memory_that_was_cut_short_meanwhile_costs_that_guest_its_balloon_and_no
         return started, answers
 
     assert asyncio.run(go_on()) == ([False, True], [8, 8])
-    why = "memory region at 0x0 exceeds its file of 4096 bytes: this VM gets no balloon"
-    assert [said for said in errors() if said[0] == "vm1"] == [("vm1", why)]
+    why = "memory region at 0x0 exceeds its file of 4096 bytes"
+    assert left.of(VmNotServed, StateRefused, ConnectionClosed) == [VmNotServed(VM1, why)]
     assert len(memory) == 1
     assert left.store.names == set()
 
@@ -415,8 +400,8 @@ def test_driver_in_mid_life_whose_balloon_is_unknown_is_asked_on_by_the_next_con
 @pytest.mark.parametrize(
     ("request_", "payload", "why"),
     [
-        (Q.SET_MEM_TABLE, encode_memory_table([REGION]), f"its memory is unknown: {NO_ROOM}: "),
-        (Q.ADD_MEM_REG, REGION.encode_single(), f"its memory is unknown: {NO_ROOM}: "),
+        (Q.SET_MEM_TABLE, encode_memory_table([REGION]), f"its memory is unknown: {NO_ROOM}"),
+        (Q.ADD_MEM_REG, REGION.encode_single(), f"its memory is unknown: {NO_ROOM}"),
         (Q.SET_VRING_KICK, U64.pack(1), f"SET_VRING_KICK: {NO_ROOM}"),
         (Q.SET_BACKEND_REQ_FD, b"", f"SET_BACKEND_REQ_FD: {NO_ROOM}"),
         (Q.SET_MEM_TABLE, encode_memory_table([]), ""),
@@ -424,7 +409,7 @@ def test_driver_in_mid_life_whose_balloon_is_unknown_is_asked_on_by_the_next_con
     ],
 )
 def test_request_whose_descriptors_died_with_another_controller_is_answered(
-    tmp_path: Path, all_lines: Errors, request_: Q, payload: bytes, why: str
+    tmp_path: Path, request_: Q, payload: bytes, why: str
 ) -> None:
     left = Left(lambda: whose_rings_run(0))
     request = encode_request(request_, payload, ack=True)
@@ -442,9 +427,12 @@ def test_request_whose_descriptors_died_with_another_controller_is_answered(
         return answer
 
     assert asyncio.run(go_on()) == encode_reply(request_, U64.pack(0))
-    said = [message for vm, message in all_lines() if vm == "vm1" and NO_ROOM in message]
-    assert len(said) == bool(why)
-    assert all(message.startswith(why) for message in said)
+    said = [
+        event.why
+        for event in left.published
+        if isinstance(event, RequestNotServed | VmNotServed) and event.vm == VM1
+    ]
+    assert [reason for reason in said if NO_ROOM in reason] == [why] * bool(why)
 
 
 def test_guest_whose_rings_ran_before_anything_was_decided_is_governed_by_the_next_controller(
@@ -466,9 +454,7 @@ def test_guest_whose_rings_ran_before_anything_was_decided_is_governed_by_the_ne
     assert asyncio.run(go_on()) == [True, True]
 
 
-def test_state_that_is_older_than_what_its_vmm_was_told_ends_that_vmm(
-    tmp_path: Path, errors: Errors
-) -> None:
+def test_state_that_is_older_than_what_its_vmm_was_told_ends_that_vmm(tmp_path: Path) -> None:
     left = Left()
     journal = Journal(left.journals[0].duplicate())
     journal.require(journal.required + 1)
@@ -481,11 +467,11 @@ def test_state_that_is_older_than_what_its_vmm_was_told_ends_that_vmm(
 
     assert asyncio.run(go_on()) == ["vm2"]
     why = "is not the newest, for which there was no room"
-    assert errors() == [("vm1", f"the state that another balloond left {why}; closing this VMM")]
+    assert left.of(StateRefused, ConnectionClosed) == [StateRefused(VM1, why)]
     assert left.store.names == set()
 
 
-def test_journal_of_an_earlier_version_is_read(tmp_path: Path, errors: Errors) -> None:
+def test_journal_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     left = Left()
     for journal in left.journals:
         os.truncate(journal.fileno(), 16 + MAX_REQUEST_BYTES)
@@ -498,7 +484,7 @@ def test_journal_of_an_earlier_version_is_read(tmp_path: Path, errors: Errors) -
         return [guest.name for guest in guests]
 
     assert asyncio.run(go_on()) == list(NAMES)
-    assert errors() == []
+    assert left.of(StateRefused, ConnectionClosed, ConnectionFailed) == []
 
 
 def test_guest_that_is_gone_leaves_nothing_to_the_garbage_collector(tmp_path: Path) -> None:

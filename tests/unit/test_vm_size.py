@@ -4,8 +4,11 @@ from typing import NamedTuple
 
 import pytest
 
+from balloon_daemon.events import MemoryNotFreeable, MemoryOutOfReach, SizesDiffer
 from balloon_daemon.guests.jailed.vm_size import VmSize
-from balloon_daemon.units import GIB, KIB, MIB
+from balloon_daemon.units import GIB, KIB, MIB, VmId
+
+VM = VmId(1, "vm1")
 
 
 def size_of(
@@ -72,7 +75,7 @@ def test_size_is_the_least_of_what_is_known(known: Known) -> None:
 
 def test_table_that_lacks_the_vga_hole_is_of_whole_mib() -> None:
     assert size_of(GIB - 128 * KIB).size_bytes == GIB
-    assert size_of(GIB - 128 * KIB, flag_bytes=GIB).describe() == ""
+    assert size_of(GIB - 128 * KIB, flag_bytes=GIB).doubts(VM) is None
 
 
 @pytest.mark.parametrize("total", [0, 1, 4 * MIB, 32 * MIB - 1, (1 << 50) + 1, 2**64 - 1])
@@ -156,8 +159,7 @@ def test_memory_that_cannot_be_named_leaves_no_balloon_whatever_else_is_known() 
     size = size_of(4 * GIB, (GIB, 0), flag_bytes=GIB)
     size.take_table(5 * GIB, has_unnameable=True)
     assert size.size_bytes == 0
-    assert "16 TiB" in size.describe()
-    assert "this VM gets no balloon" in size.describe()
+    assert size.doubts(VM) == MemoryOutOfReach(VM)
 
     size.take_table(4 * GIB, has_unnameable=False)
     assert size.size_bytes == GIB
@@ -168,30 +170,22 @@ def test_guest_of_a_whole_pib_is_believed_up_to_what_its_vmm_shares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "words"),
+    ("size", "doubts"),
     [
-        (size_of(GIB), ""),
-        (size_of(GIB, flag_bytes=GIB), ""),
-        (size_of(GIB, (970 * MIB, 0), flag_bytes=GIB), ""),
-        (
-            size_of(GIB, flag_bytes=4 * GIB),
-            "--vm-mem says 4 GiB, the VMM's memory table says 1 GiB; going by the VMM's memory "
-            "table",
-        ),
-        (
-            size_of(4 * GIB, flag_bytes=GIB),
-            "--vm-mem says 1 GiB, the VMM's memory table says 4 GiB; going by --vm-mem",
-        ),
-        (
-            size_of(5 * GIB, (GIB, 0)),
-            "the VMM's memory table says 5 GiB, the guest says 1 GiB; going by the guest",
-        ),
+        (size_of(GIB), None),
+        (size_of(GIB, flag_bytes=GIB), None),
+        (size_of(GIB, (970 * MIB, 0), flag_bytes=GIB), None),
+        (size_of(0), MemoryNotFreeable(VM)),
+        (size_of(GIB, flag_bytes=4 * GIB), SizesDiffer(VM, 4 * GIB, GIB, None, GIB)),
+        (size_of(4 * GIB, flag_bytes=GIB), SizesDiffer(VM, GIB, 4 * GIB, None, GIB)),
+        (size_of(5 * GIB, (GIB, 0)), SizesDiffer(VM, None, 5 * GIB, GIB, GIB)),
         (
             size_of(5 * GIB, (GIB, 0), flag_bytes=2 * GIB),
-            "--vm-mem says 2 GiB, the VMM's memory table says 5 GiB, the guest says 1 GiB; going "
-            "by the guest",
+            SizesDiffer(VM, 2 * GIB, 5 * GIB, GIB, GIB),
         ),
     ],
 )
-def test_words_name_who_says_what_only_where_they_differ(size: VmSize, words: str) -> None:
-    assert size.describe() == words
+def test_doubts_name_who_says_what_only_where_they_differ(
+    size: VmSize, doubts: MemoryNotFreeable | SizesDiffer | None
+) -> None:
+    assert size.doubts(VM) == doubts

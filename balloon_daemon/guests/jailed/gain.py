@@ -4,9 +4,9 @@ Pure. A device counts what it did (``Progress``); this finds the pages that came
 cause, and says when giving more would only cost the guest.
 """
 
-from enum import Enum
 from typing import NamedTuple
 
+from balloon_daemon.events import LossCause
 from balloon_daemon.tube.messages import Progress
 
 WINDOW_PAGES = 4096
@@ -15,23 +15,10 @@ of pages begins and ends inside a huge page of 2 MiB, which goes only as a whole
 of a run are not freed yet though all is well, and those must stay far below half."""
 
 
-class Cause(Enum):
-    """Why pages that a guest gave were not freed."""
-
-    NEVER_FREED = "never-freed"
-    """They lie in a memory region whose file cannot be freed."""
-    NOT_SHARED = "not-shared"
-    """They lie in no memory region that the VMM shares."""
-    REFUSED = "refused"
-    """The kernel refused."""
-    IN_PIECES = "in-pieces"
-    """They are parts of huge pages whose other parts are still the guest's."""
-
-
 class Loss(NamedTuple):
     """Pages that came to nothing, so far."""
 
-    cause: Cause
+    cause: LossCause
     pages: int
 
 
@@ -39,7 +26,7 @@ class Gain:
     """The account of one guest."""
 
     def __init__(self) -> None:
-        self._told: set[Cause] = set()
+        self._told: set[LossCause] = set()
         self._given_before = 0
         self._freed_before = 0
         self._done = Progress()
@@ -70,11 +57,11 @@ class Gain:
 
     def _losses(self, done: Progress) -> list[Loss]:
         losses = [
-            Loss(Cause.NEVER_FREED, done.kept_pages),
-            Loss(Cause.NOT_SHARED, done.foreign_pages),
-            Loss(Cause.REFUSED, done.refused_pages),
+            Loss(LossCause.NEVER_FREED, done.kept_pages),
+            Loss(LossCause.NOT_SHARED, done.foreign_pages),
+            Loss(LossCause.REFUSED, done.refused_pages),
         ]
         if self.fruitless:
             known = done.kept_pages + done.refused_pages + done.freed_pages
-            losses.append(Loss(Cause.IN_PIECES, done.inflated_pages - known))
+            losses.append(Loss(LossCause.IN_PIECES, done.inflated_pages - known))
         return [loss for loss in losses if loss.pages > 0]

@@ -5,16 +5,33 @@ memory, so it answers by itself), by what the guest's device has counted and by 
 of itself; nothing of it is believed beyond a number in its range.
 """
 
-from balloon_daemon.guests.jailed.gain import Cause, Gain, Loss
-from balloon_daemon.guests.jailed.introduction import NEVER_FREED_REMEDY, introduce_memory
+from collections.abc import Iterator
+
+from balloon_daemon.events import (
+    BalloonNotFreed,
+    Fruitless,
+    GivesHugePages,
+    LossCause,
+    MemoryEvent,
+    MemoryKnown,
+    MemoryNeverFreed,
+    NoBackendChannel,
+    NothingFreeable,
+    PageKind,
+    PagesLost,
+    Publish,
+    TmpfsLimited,
+)
+from balloon_daemon.guests.jailed.gain import Gain, Loss
 from balloon_daemon.guests.jailed.vm_size import VmSize
 from balloon_daemon.linux.memory import FileUse, memory_file_use
+from balloon_daemon.linux.page_kind import pages_of
 from balloon_daemon.rate_limit import OnceEach
-from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import Reason
 from balloon_daemon.tube.messages import Progress
-from balloon_daemon.units import MIB, PAGE_SIZE, format_size
+from balloon_daemon.units import MIB, PAGE_SIZE, VmId
 from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.memory_table import Fd, Region
 from balloon_daemon.vhost_user.messages import RegionDescription
 from balloon_daemon.virtio.balloon import BalloonFeature, StatTag
 
@@ -32,14 +49,18 @@ class BalloonLimits:
     """The limits of one VM's balloon.
 
     Args:
+        vm: whose.
         backend: knows the memory table, the features and ``actual``.
         flag_bytes: what ``--vm-mem`` says; None: nothing.
-        log: bound to the guest.
+        publish: takes what happens.
     """
 
-    def __init__(self, backend: Backend, flag_bytes: int | None, log: EventLog) -> None:
+    def __init__(
+        self, vm: VmId, backend: Backend, flag_bytes: int | None, publish: Publish
+    ) -> None:
+        self._vm = vm
         self._backend = backend
-        self._log = log
+        self._publish = publish
         self._size = VmSize(flag_bytes)
         self._gain = Gain()
         self._features = -1
@@ -77,11 +98,10 @@ class BalloonLimits:
         self._size.take_table(memory.ram_bytes, has_unnameable=memory.has_unnameable)
         if self._backend.channel is None and not self._said_no_channel:
             self._said_no_channel = True
-            self._log.warning(
-                "vmm", "the VMM gives no back-end channel: no target can be signalled"
-            )
+            self._publish(NoBackendChannel(self._vm))
         if self._tables.admit(str(table)):
-            introduce_memory(memory.regions, self._log)
+            for event in _news(self._vm, memory.regions):
+                self._publish(event)
         self._say_size()
 
     def take_stats(self, stats: dict[int, int]) -> None:
@@ -100,9 +120,9 @@ class BalloonLimits:
             self._size.guest_bytes = size_bytes
 
     def _say_size(self) -> None:
-        said = self._size.describe()
-        if said and self._sizes.admit(said):
-            self._log.warning("size", said)
+        doubts = self._size.doubts(self._vm)
+        if doubts is not None and self._sizes.admit(str(doubts)):
+            self._publish(doubts)
 
     # --- gain ---------------------------------------------------------------------------------
 
@@ -110,38 +130,18 @@ class BalloonLimits:
         """Takes what the guest's devices have done so far."""
         was_fruitless = self._gain.fruitless
         for loss in self._gain.take(done):
-            self._log.warning("lost", self._words(loss), cause=loss.cause.value)
+            self._publish(self._lost(loss))
         # A device that was taken over may have it come and go as often as it likes.
         if self._gain.fruitless and not was_fruitless and not self._said_fruitless:
             self._said_fruitless = True
-            self._log.warning(
-                "lost", "what it gives does not come back to the host: not asking it for more"
-            )
+            self._publish(Fruitless(self._vm))
 
-    def _words(self, loss: Loss) -> str:
-        size = format_size(loss.pages * PAGE_SIZE)
-        match loss.cause:
-            case Cause.NEVER_FREED if self._backend.memory.has_unnameable:
-                return f"{size} that it gave are not freed: its page numbers cannot be trusted"
-            case Cause.NEVER_FREED:
-                reasons = {r.never_freed for r in self._backend.memory.regions if r.never_freed}
-                why = ", ".join(sorted(reasons)) or "cannot be freed"
-                return f"{size} that it gave are not freed, as their file {why}; " + (
-                    NEVER_FREED_REMEDY
-                )
-            case Cause.NOT_SHARED:
-                return (
-                    f"{size} that it gave are in no memory that its VMM shares with balloond, so "
-                    "they cannot be freed; share all of the VM's memory (share=on for each memory "
-                    "back-end, plugged ones too)"
-                )
-            case Cause.REFUSED:
-                return f"{size} that it gave are not freed: the kernel refused"
-            case Cause.IN_PIECES:
-                return (
-                    f"{size} that it gave are not freed: they are parts of huge pages, which the "
-                    "kernel frees only as a whole; give the VM memory of small pages"
-                )
+    def _lost(self, loss: Loss) -> PagesLost:
+        memory, lost_bytes = self._backend.memory, loss.pages * PAGE_SIZE
+        if loss.cause is not LossCause.NEVER_FREED:
+            return PagesLost(self._vm, loss.cause, lost_bytes)
+        reasons = sorted({r.never_freed for r in memory.regions if r.never_freed})
+        return PagesLost(self._vm, loss.cause, lost_bytes, tuple(reasons), memory.has_unnameable)
 
     def not_freed_bytes(self) -> int:
         """What the VM's files hold though its balloon does too, in bytes; 0 within the slack.
@@ -165,12 +165,7 @@ class BalloonLimits:
         self._holding = over > 0
         if over and not self._said_holding:
             self._said_holding = True
-            self._log.warning(
-                "lost",
-                f"the host has not got {format_size(over)} of its balloon: the VM's memory files "
-                "hold them still (huge pages given up in parts, pages pinned for a device, or a "
-                "copy that something else reads); not asking it for more",
-            )
+            self._publish(BalloonNotFreed(self._vm, over))
         return over
 
     # --- what speaks against more -------------------------------------------------------------
@@ -204,3 +199,35 @@ class BalloonLimits:
                 use = memory_file_use(region.fd.fileno())
                 uses[use.identity] = use
         return list(uses.values())
+
+
+def _news(vm: VmId, regions: list[Region]) -> Iterator[MemoryEvent]:
+    """What a VM's memory is made of, and what of it will not work."""
+    freed = [region for region in regions if not region.never_freed]
+    files = [region.fd for region in freed if region.fd is not None]
+    size = -(-sum(region.description.size_bytes for region in freed) // MIB) * MIB
+    # How memory comes back depends on it: a huge page only as a whole, or after a split.
+    kinds = frozenset(PageKind(*pages_of(file.fileno())) for file in files)
+    if kinds:
+        yield MemoryKnown(vm, size, kinds)
+    for region in regions:
+        if region.never_freed:
+            place = region.description
+            yield MemoryNeverFreed(vm, place.size_bytes, place.guest_addr, region.never_freed)
+    if not freed:
+        yield NothingFreeable(vm)
+    elif any(region.page_bytes > PAGE_SIZE for region in freed):
+        yield GivesHugePages(vm)
+    else:
+        yield from _limits_of_files(vm, files)
+
+
+def _limits_of_files(vm: VmId, files: list[Fd]) -> Iterator[TmpfsLimited]:
+    """A tmpfs with a size limit: what a guest gives up there, another file may take."""
+    seen = set[int]()
+    for file in files:
+        use = memory_file_use(file.fileno())
+        device = use.identity[0]
+        if use.limit_bytes is not None and device not in seen:
+            seen.add(device)
+            yield TmpfsLimited(vm, use.limit_bytes, use.free_bytes)

@@ -1,18 +1,21 @@
 """Who is behind the VMMs, and what each of them may take of what all of them share.
 
 A VMM's user is the kernel's word (SO_PEERCRED, unix(7)), asked once for each connection. Shared
-are descriptors, the event loop's time and the log. One user gets three quarters of the descriptors
-at most, and new connections are refused before those that are there can feel it.
+are descriptors, the event loop's time and the log (``records/budget.py`` has its shares). One user
+gets three quarters of the descriptors at most, and new connections are refused before those that
+are there can feel it.
 """
 
 import resource
+from dataclasses import replace
 from time import monotonic as now_s
 
+from balloon_daemon.events import ConnectionRefused, Publish, Share, StoreShareUsed
 from balloon_daemon.guests.jailed.turns import Turns
 from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.linux.closing import MAX_DEBT, FdAccount, ForeignFds
-from balloon_daemon.rate_limit import LineBudget, RateLimit
-from balloon_daemon.records.log import EventLog
+from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
 
 EACH = 40
@@ -37,15 +40,6 @@ rest is for those that are there already, and for ourselves."""
 FAREWELLS_A_SECOND = 10
 """Lines on connections that end; whoever may connect may do so thousands of times a second."""
 
-LINES, LINES_A_SECOND = 10_000, 200
-"""Of one user's VMs: as many at once, and so many for a long time. systemd-journald takes 10,000
-in 30 s of a whole service by default. Sixteen decisions for each of 200 VMs fit."""
-
-FIRST_LINES, FIRST_LINES_A_SECOND = 1_000, 20
-"""Of those, what is said of connections younger than ``YOUNG_S``: those cost nothing to make."""
-
-YOUNG_S = 10.0
-
 
 class Peer:
     """One user with all of its connections.
@@ -62,8 +56,6 @@ class Peer:
         self.account = FdAccount()
         self.farewells = RateLimit(FAREWELLS_A_SECOND)
         self.refusals, self.unkept = RateLimit(1), RateLimit(1)
-        self._lines = LineBudget(LINES, LINES_A_SECOND)
-        self._first_lines = LineBudget(FIRST_LINES, FIRST_LINES_A_SECOND)
         self._turns: Turns | None = None
 
     @property
@@ -104,19 +96,6 @@ class Peer:
         modest = foreign.held <= MODEST and not foreign.waiting and debt < 2 * MAX_DEBT
         return modest and self._peers.descriptors < self._peers.of_all
 
-    def log(self, log: EventLog) -> EventLog:
-        """A log for one connection that is new, within what this user may say."""
-        old_at_s = now_s() + YOUNG_S
-
-        def admit() -> int | None:
-            at_s = now_s()
-            if at_s < old_at_s and not self._first_lines.has_one(at_s):
-                self._lines.left_out += 1
-                return None
-            return self._lines.admit(at_s)
-
-        return log.within(admit)
-
 
 class Peers:
     """All users that have ever connected.
@@ -145,43 +124,45 @@ class Peers:
         """How many all of them take up."""
         return sum(peer.descriptors for peer in self._peers.values())
 
-    def refuses(self, peer: Peer, log: EventLog) -> bool:
-        """Whether a new connection of this user's must not be served; says why."""
-        if why := self._why_not(peer):
-            message = f"a connection of user {peer.uid} is refused: {why}"
-            log.limited_error(peer.refusals, now_s(), "accept", message)
-        return bool(why)
+    def refuses(self, peer: Peer, publish: Publish) -> bool:
+        """Whether a new connection of this user's must not be served; publishes why."""
+        refusal = self._why_not(peer)
+        if refusal is None:
+            return False
+        suppressed = peer.refusals.admit(now_s())
+        if suppressed is not None:
+            publish(replace(refusal, suppressed=suppressed))
+        return True
 
-    def keeps_no_more_of(self, peer: Peer, capacity: int, log: EventLog) -> bool:
-        """Whether a new connection must leave its place in the store to other users' VMs; says so.
+    def keeps_no_more_of(self, peer: Peer, capacity: int, vm: VmId, publish: Publish) -> bool:
+        """Whether a new VM must leave its place in the store to other users' VMs; publishes that.
 
         Args:
             peer: its user.
             capacity: descriptors that the store keeps at most.
-            log: bound to the VM.
+            vm: the VM.
+            publish: takes what happens.
         """
         most = max(1, int(capacity * OF_ONE_USER) // (SHARE + STATES))
         if peer.connections < most:
             return False
-        message = f"is not kept for a later balloond: user {peer.uid} has {most} VMs, its share"
-        log.limited_error(peer.unkept, now_s(), "store", message)
+        suppressed = peer.unkept.admit(now_s())
+        if suppressed is not None:
+            publish(StoreShareUsed(vm, peer.uid, most, suppressed))
         return True
 
-    def _why_not(self, peer: Peer) -> str:
+    def _why_not(self, peer: Peer) -> ConnectionRefused | None:
         connections = sum(each.connections for each in self._peers.values())
-        if peer.connections >= MAX_CONNECTIONS * OF_ONE_USER:
-            return f"it has {peer.connections}, as many as one user may have"
+        most = int(MAX_CONNECTIONS * OF_ONE_USER)
+        if (taken := peer.connections) >= most:
+            return ConnectionRefused(peer.uid, Share.USERS_CONNECTIONS, taken, most)
         if connections >= MAX_CONNECTIONS:
-            return f"there are {connections}, as many as there may be"
+            return ConnectionRefused(peer.uid, Share.CONNECTIONS, connections, MAX_CONNECTIONS)
         if (debt := peer.account.debt) >= MAX_DEBT:
-            return f"{debt} descriptors wait for a close that does not end, {MAX_DEBT} may"
+            return ConnectionRefused(peer.uid, Share.CLOSES, debt, MAX_DEBT)
         if (taken := peer.descriptors) + EACH > self.of_one_user:
-            of_them = f" ({debt} of them wait for a close that does not end)" if debt else ""
-            return f"it takes {taken} descriptors{of_them}, {_of_share(self.of_one_user)}"
+            share = Share.USERS_DESCRIPTORS
+            return ConnectionRefused(peer.uid, share, taken, self.of_one_user, debt)
         if (taken := self.descriptors) + EACH > self.of_all:
-            return f"all VMs together take {taken} descriptors, {_of_share(self.of_all)}"
-        return ""
-
-
-def _of_share(share: int) -> str:
-    return f"of {share} at most; allow more (ulimit -n, LimitNOFILE=)"
+            return ConnectionRefused(peer.uid, Share.DESCRIPTORS, taken, self.of_all)
+        return None

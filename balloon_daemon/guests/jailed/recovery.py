@@ -4,6 +4,7 @@ import socket
 from dataclasses import replace
 
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
+from balloon_daemon.events import Publish, StateRefused
 from balloon_daemon.guests.jailed.saver import GuestSaver, KeptGuest, discard, find_guests
 from balloon_daemon.guests.jailed.session import Guest, MakeGuest
 from balloon_daemon.handover.journal import Journal
@@ -11,12 +12,12 @@ from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.records.log import EventLog
+from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.messages import decode_message
 
 
-def recover(store: Store, make: MakeGuest, closer: Closer, log: EventLog) -> list[Guest]:
+def recover(store: Store, make: MakeGuest, closer: Closer, publish: Publish) -> list[Guest]:
     """Makes a guest of everything that the store has kept of one.
 
     What cannot be gone on with is said in one line, and its VMM's connection closed: nothing is
@@ -26,19 +27,18 @@ def recover(store: Store, make: MakeGuest, closer: Closer, log: EventLog) -> lis
         store: the store; afterwards ``store.kept`` is empty.
         make: makes a guest of this controller.
         closer: closes what VMMs have sent.
-        log: the controller's.
+        publish: takes what happens.
     """
     guests = []
     for kept in find_guests(store):
-        bound, foreign = log.bind(vm=kept.name), ForeignFds(closer)
+        foreign = ForeignFds(closer)
         try:
             if isinstance(kept.state, StateFileError):
                 raise kept.state
             guests.append(_restore(store, kept, kept.state, make, foreign))
         except (StateFileError, StateError, FrontendError, OSError, ValueError) as err:
-            bound.error(
-                "recovery", f"the state that another balloond left {err}; closing this VMM"
-            )
+            vm = VmId(int(kept.name.removeprefix("vm")), kept.name)
+            publish(StateRefused(vm, str(err)))
             theirs = {number: foreign.own(fd.detach()) for number, fd in kept.fds.items()}
             discard(store, replace(kept, fds=theirs))
             foreign.let_go()

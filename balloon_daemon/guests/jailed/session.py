@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
+from balloon_daemon import events
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.governor import Governor
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
+from balloon_daemon.events import Publish
 from balloon_daemon.guests.jailed.inbox import CONFIG_ACCESS, Inbox
-from balloon_daemon.guests.jailed.introduction import SHARED_WITHIN_POLLS, giving_back, not_shared
 from balloon_daemon.guests.jailed.limits import BalloonLimits
 from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
@@ -20,10 +21,9 @@ from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.rate_limit import OnceEach, RateLimit
-from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import Reason
 from balloon_daemon.tube.messages import Progress
-from balloon_daemon.units import PAGE_SIZE, VmId, format_size
+from balloon_daemon.units import PAGE_SIZE, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, Received, inspect_memory, right_kind
 from balloon_daemon.vhost_user.effects import (
@@ -40,13 +40,18 @@ from balloon_daemon.vhost_user.messages import Message, decode_message
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, pages_of
 
 REACHED_A_SECOND = 4
-"""Lines that say so; a guest may write ``actual`` as often as it likes."""
+"""Times that are more than ``quiet``; a guest may write ``actual`` as often as it likes."""
 
 SAVE_ACTUAL_S = 0.05
 """``actual`` changes with every buffer and heals with the next: it is kept a little later."""
 
-NOT_SERVED_LINES = 32
-"""Lines on what cannot be served, each once: a driver may choose any size, over and over."""
+NOT_SERVED = 32
+"""Reasons why something cannot be served that are published, each once: a driver may choose any
+size, over and over."""
+
+SHARED_WITHIN_POLLS = 60
+"""How long a VMM may take to give its guest's memory before it is named, in times of the policy's
+poll, which is 1 s. It does so when the guest's driver starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Guest:
         connection: the VMM's; the guest closes it.
         peer: the VMM's user.
         shared: what it shares with the others.
-        log: the controller's.
+        publish: takes what happens.
         saver: keeps it in a store; None where there is none.
     """
 
@@ -76,15 +81,16 @@ class Guest:
         connection: Connection,
         peer: Peer,
         shared: Surroundings,
-        log: EventLog,
+        publish: Publish,
         saver: GuestSaver | None,
     ) -> None:
         self.name = name
+        self.vm = VmId(int(name.removeprefix("vm")), name)
         self._connection = connection
         self._peer = peer
         self._shared = shared
         self._saver = saver
-        self._log = peer.log(log.bind(vm=name))
+        self._publish = publish
         self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
         self._reached = RateLimit(REACHED_A_SECOND)
@@ -95,7 +101,7 @@ class Guest:
         self._unsaved = False
         self._save_later: asyncio.TimerHandle | None = None
         self._leaving = self._closed = False
-        self._not_served = OnceEach(NOT_SERVED_LINES)
+        self._not_served = OnceEach(NOT_SERVED)
         self._not_shared: asyncio.TimerHandle | None = None
         self._established: asyncio.TimerHandle | None = None
         self._sounding = Sounding(self._set_target, shared.config.poll_s)
@@ -103,19 +109,26 @@ class Guest:
         if not shared.config.page_reporting:
             offered &= ~BalloonFeature.REPORTING
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
-        self.limits = BalloonLimits(self.backend, shared.config.vm_mem_bytes, self._log)
+        self.limits = BalloonLimits(self.vm, self.backend, shared.config.vm_mem_bytes, publish)
         self.keeper = DeviceKeeper(
             self.backend,
             shared.jail,
             lambda: self.backend.config.num_pages * PAGE_SIZE,
-            self._log.publish,
-            VmId(int(name.removeprefix("vm")), name),
+            publish,
+            self.vm,
             self._device_changed,
             self,
         )
         self.governor = Governor(
-            shared.config.policy, shared.watch, self._set_target, self._decided, self, self._log
+            shared.config.policy,
+            shared.watch,
+            self._set_target,
+            self._decided,
+            self,
+            self.vm,
+            publish,
         )
+        publish(events.Connected(self.vm, peer.uid))
 
     @property
     def actual_bytes(self) -> int:
@@ -135,13 +148,11 @@ class Guest:
                 await self._take_turn()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             if self._inbox.handled:
-                self._farewell(
-                    self._log.info, "the VMM has closed its connection; its balloon is forgotten"
-                )
+                self._publish_end(events.VmmHungUp(self.vm))
         except (FrontendError, StateFileError) as err:
-            self._farewell(self._log.error, f"{err}; closing this connection")
+            self._publish_end(events.ConnectionClosed(self.vm, str(err)))
         except OSError as err:
-            self._farewell(self._log.error, f"the VMM's connection failed: {err.strerror or err}")
+            self._publish_end(events.ConnectionFailed(self.vm, err.strerror or str(err)))
         finally:
             await self._close()
 
@@ -151,11 +162,12 @@ class Guest:
         fd, turns = self._connection.fileno(), self._peer.turns
         self._established = self._loop.call_later(ESTABLISHED_S, turns.establish, fd)
 
-    def _farewell(self, log: Callable[..., None], message: str) -> None:
-        left_out = self._peer.farewells.admit(self._loop.time())
-        if left_out is not None:
-            more = f" ({left_out} more connections have ended)" if left_out else ""
-            log("vmm", f"{message}{more}")
+    def _publish_end(
+        self, ended: events.VmmHungUp | events.ConnectionClosed | events.ConnectionFailed
+    ) -> None:
+        suppressed = self._peer.farewells.admit(self._loop.time())
+        if suppressed is not None:
+            self._publish(replace(ended, suppressed=suppressed))
 
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
@@ -168,7 +180,7 @@ class Guest:
         asked = self.actual_bytes or self.backend.config.num_pages or unknown
         if not asked or not self.keeper.to_run:
             return
-        self._log.info("stop", giving_back(None if unknown else self.actual_bytes))
+        self._publish(events.GivingBack(self.vm, None if unknown else self.actual_bytes))
         self._empty.clear()
         self._set_target(0)
         await self._empty.wait()
@@ -254,7 +266,7 @@ class Guest:
                 self._actual_written(effect)
             case NotServed(why):
                 if self._not_served.admit(why):
-                    self._log.warning("vmm", why)
+                    self._publish(events.RequestNotServed(self.vm, why))
             case _:
                 assert_never(effect)
 
@@ -265,7 +277,7 @@ class Guest:
             self._empty.clear()
         if self._sounding.under_way:
             found = self.actual_bytes
-            self._log.info("sounding", f"its balloon is {format_size(found)}", actual_bytes=found)
+            self._publish(events.BalloonFound(self.vm, found))
             self._begin(found)
         elif effect.actual == self.backend.config.num_pages:
             self._target_reached()
@@ -273,11 +285,9 @@ class Guest:
             self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
 
     def _target_reached(self) -> None:
-        admitted = self._reached.admit(self._loop.time()) is not None
-        log, size = self._log.info if admitted else self._log.debug, self.actual_bytes
-        missing = self.limits.judge() if admitted else 0
-        host = f", of which the host has {format_size(max(0, size - missing))}" if missing else ""
-        log("reached", f"balloon is {format_size(size)}{host}", actual_bytes=size)
+        quiet = self._reached.admit(self._loop.time()) is None
+        missing_bytes = 0 if quiet else self.limits.judge()
+        self._publish(events.TargetReached(self.vm, self.actual_bytes, missing_bytes, quiet))
 
     async def _send(self, reply: bytes) -> None:
         if self._saver is not None and self._unsaved:
@@ -287,7 +297,7 @@ class Guest:
                 await self._saver.drained()
             except TimeoutError as err:
                 # A VM without a balloon for ever is worse than one that a crash right now costs.
-                self._log.error("store", f"{err}; going on without it")
+                self._publish(events.StoreStalled(self.vm, str(err)))
         self._send_kept(reply)
 
     def _send_kept(self, reply: bytes) -> None:
@@ -312,14 +322,14 @@ class Guest:
         """Starts the balloon policy once the VM's size is known and its rings run."""
         refusal = self.backend.refusal
         if refusal and self._not_served.admit(refusal):
-            self._log.error("vmm", f"{refusal}: this VM gets no balloon")
+            self._publish(events.VmNotServed(self.vm, refusal))
         if self.governor.started or not self.backend.ready_vrings():
             return
         self.limits.look_at_memory()
         if not self.backend.driver.balloon_unknown:
             self._begin(0)
         elif not self._sounding.under_way:
-            self._log.info("sounding", "its driver is in mid-life: finding out its balloon")
+            self._publish(events.BalloonSought(self.vm))
             self._sounding.begin()
 
     def _begin(self, balloon_bytes: int) -> None:
@@ -330,7 +340,7 @@ class Guest:
     def _say_not_shared(self) -> None:
         if self.backend.memory.regions or self.backend.refusal:
             return
-        self._log.warning("vmm", not_shared(driver_runs=self.backend.driver_runs))
+        self._publish(events.MemoryNotShared(self.vm, self.backend.driver_runs))
 
     def _device_changed(self) -> None:
         """Another device runs: the front-end has finished what it had to say of its memory."""
@@ -401,8 +411,9 @@ class Guest:
         try:
             self._saver.save(snapshot)
         except OSError as err:
-            message = f"cannot be kept for a later balloond: {err.strerror}"
-            self._log.limited_error(self._unkept, self._loop.time(), "store", message)
+            suppressed = self._unkept.admit(self._loop.time())
+            if suppressed is not None:
+                self._publish(events.NotStored(self.vm, err.strerror or str(err), suppressed))
 
     def _save_actual(self) -> None:
         self._save_later = None
@@ -474,6 +485,7 @@ class Guest:
             self._connection.close(kept=self._leaving)
             self._empty.set()
             self._closed = True
+            self._publish(events.Disconnected(self.vm))
             # All that knows us: else it would all wait for the garbage collector, and every VM for
             # that, up to 50 ms where there are a thousand.
             del self.keeper, self.governor, self._inbox, self._sounding

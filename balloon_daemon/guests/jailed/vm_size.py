@@ -9,7 +9,8 @@ acknowledged. So which of the two it is gets learnt from what it said before.
 
 from dataclasses import dataclass
 
-from balloon_daemon.units import MIB, format_size
+from balloon_daemon.events import MemoryNotFreeable, MemoryOutOfReach, SizesDiffer
+from balloon_daemon.units import MIB, VmId
 
 LEAST_TOTAL_BYTES = 32 * MIB
 MOST_TOTAL_BYTES = 1 << 50
@@ -84,22 +85,15 @@ class VmSize:
             size = guest
         return size if self.flag_bytes is None else min(size, self.flag_bytes)
 
-    def describe(self) -> str:
-        """What speaks for another size than the one that counts; "" where nothing does."""
+    def doubts(self, vm: VmId) -> MemoryOutOfReach | MemoryNotFreeable | SizesDiffer | None:
+        """What speaks for another size than the one that counts; None where nothing does."""
         size = self.size_bytes
         if self.has_unnameable:
-            return (
-                "part of its memory lies at 16 TiB or above, where a balloon's page numbers of "
-                "32 bits do not reach: this VM gets no balloon"
-            )
+            return MemoryOutOfReach(vm)
         if not self.ram_bytes:
-            return "none of its memory can be freed: this VM gets no balloon"
-        sources = {"--vm-mem": self.flag_bytes, "the VMM's memory table": self.ram_bytes}
-        if size not in sources.values():
-            sources["the guest"] = size
-        known = {name: found for name, found in sources.items() if found is not None}
-        if all(abs(found - size) < MIB for found in known.values()):
-            return ""
-        said = ", ".join(f"{name} says {format_size(found)}" for name, found in known.items())
-        by = next(name for name, found in known.items() if found == size)
-        return f"{said}; going by {by}"
+            return MemoryNotFreeable(vm)
+        said = [self.ram_bytes] if self.flag_bytes is None else [self.flag_bytes, self.ram_bytes]
+        guest = None if size in said else size
+        if all(abs(found - size) < MIB for found in said):
+            return None
+        return SizesDiffer(vm, self.flag_bytes, self.ram_bytes, guest, size)

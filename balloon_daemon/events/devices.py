@@ -1,22 +1,10 @@
-"""What happened: each fact that balloond notices, as a value.
+"""What happens with the devices of VMs, and what they report. Pure."""
 
-Pure. Whoever notices a fact publishes its event and knows no reader of it; ``records/words.py``
-has the log's words for each. An event holds numbers, enums and short technical strings (the
-kernel's text for an errno, the name of a system call), never a sentence.
-
-Two fields keep floods away from readers. ``suppressed`` counts the events like this one that were
-left out since the last one that was published. ``quiet`` marks an event that comes at a rate which
-its subject chooses: it is published for whoever counts, and is of no interest to most readers.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from balloon_daemon.errors import Rule
 from balloon_daemon.units import VmId
-
-# --- a VM's device ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +12,8 @@ class DeviceStarted:
     """A device was forked, to serve the VM's queues.
 
     Attributes:
-        vm: whose.
         pid: the device's process id.
         queues: the names of the queues.
-        quiet: the guest has its device made anew often.
     """
 
     vm: VmId
@@ -41,10 +27,8 @@ class DeviceLooks:
     """A device was forked only to look where the VM's rings stand.
 
     Attributes:
-        vm: whose.
         pid: the device's process id.
         queues: the names of the queues.
-        quiet: the guest has its device made anew often.
     """
 
     vm: VmId
@@ -65,9 +49,7 @@ class DeviceNotForked:
     """A device could not be forked; it is tried again.
 
     Attributes:
-        vm: whose.
         error: the kernel's text.
-        suppressed: more failures like it.
     """
 
     vm: VmId
@@ -93,7 +75,6 @@ class DeviceDied:
     """A device ended that nobody had told to.
 
     Attributes:
-        vm: whose.
         pid: the device's process id.
         exit_code: its exit status, or a negative signal number.
         death: what the exit code means.
@@ -136,7 +117,6 @@ class DeviceSendsGarbage:
     """A device sends what no device sends; it is killed.
 
     Attributes:
-        vm: whose.
         pid: the device's process id.
         found: what it sent, as the tube's decoder says it.
     """
@@ -164,12 +144,7 @@ class DeviceTakesOrders:
 
 @dataclass(frozen=True, slots=True)
 class RingsUnknown:
-    """No device could be had to look where the VM's rings stand.
-
-    Attributes:
-        vm: whose.
-        suppressed: more failures like it.
-    """
+    """No device could be had to look where the VM's rings stand."""
 
     vm: VmId
     suppressed: int = 0
@@ -183,14 +158,12 @@ class GuestFault:
     """The guest broke a rule of virtio.
 
     Attributes:
-        vm: whose guest.
         queue: the queue's name.
         rule: the rule.
         found: the value that broke it.
         head: the chain's head descriptor index, or ``errors.NO_HEAD``.
         stops_queue: the ring cannot be trusted and its queue is stopped; else that chain is
             dropped.
-        suppressed: more faults like it.
     """
 
     vm: VmId
@@ -207,10 +180,8 @@ class HostFault:
     """The host's kernel refused to free guest memory.
 
     Attributes:
-        vm: whose.
         addr: the guest-physical address.
         errno: the kernel's.
-        suppressed: more faults like it.
     """
 
     vm: VmId
@@ -224,7 +195,6 @@ class GuestStats:
     """The guest's statistics came.
 
     Attributes:
-        vm: whose.
         values: the statistics' names in the specification, in small letters (an unknown one's
             number), and their values: bytes or counts.
     """
@@ -233,7 +203,7 @@ class GuestStats:
     values: tuple[tuple[str, int], ...]
 
 
-Event = (
+DeviceEvent = (
     DeviceStarted
     | DeviceLooks
     | DeviceReady
@@ -249,7 +219,4 @@ Event = (
     | HostFault
     | GuestStats
 )
-"""All that can happen."""
-
-Publish = Callable[[Event], None]
-"""Takes an event for all of its readers; never blocks."""
+"""All that happens with devices."""

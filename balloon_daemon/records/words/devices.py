@@ -1,19 +1,13 @@
-"""The log's words: for each event its level, its event word, its sentence and its fields.
+"""The log's words for what happens with devices. Pure."""
 
-Pure. All of the daemon's prose about what happens is here.
-"""
-
-import re
-from dataclasses import fields
-from enum import Enum, IntEnum
-from functools import cache
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from balloon_daemon.errors import GuestError, RingError
 from balloon_daemon.events import (
     Death,
     DeviceDied,
     DeviceDoesNotStop,
+    DeviceEvent,
     DeviceHangs,
     DeviceLooks,
     DeviceNotForked,
@@ -22,62 +16,26 @@ from balloon_daemon.events import (
     DeviceStalled,
     DeviceStarted,
     DeviceTakesOrders,
-    Event,
     GuestFault,
     GuestStats,
     HostFault,
     RingsUnknown,
 )
+from balloon_daemon.records.line import Level, more, unless
 
 
-class Level(IntEnum):
-    """How much a line matters; the numbers are syslog(3)'s, as systemd's journal takes them."""
-
-    ERROR = 3
-    WARNING = 4
-    INFO = 6
-    DEBUG = 7
-
-
-class Line(NamedTuple):
-    """An event as the log has it.
-
-    Attributes:
-        level: how much it matters.
-        word: the event's class, in small letters and hyphens.
-        message: the sentence, without a VM's name.
-        fields: for machines: numbers and names, by their field in JSON.
-    """
-
-    level: Level
-    word: str
-    message: str
-    fields: dict[str, object]
-
-
-def worded(event: Event) -> Line:
-    """Puts an event into words."""
-    level, message = _said(event)
-    return Line(level, _kebab_case(type(event).__name__), message, _fields(event))
-
-
-@cache
-def _kebab_case(name: str) -> str:
-    """The event word of a class by its name: ``device-died`` for ``DeviceDied``."""
-    return re.sub("(?<=[a-z])(?=[A-Z])", "-", name).lower()
-
-
-def _said(event: Event) -> tuple[Level, str]:
+def said_of_device(event: DeviceEvent) -> tuple[Level, str]:
+    """The level and the sentence of an event."""
     match event:
         case DeviceStarted(_, pid, queues, quiet):
-            return _unless(quiet), f"device {pid} serves {', '.join(queues)}"
+            return unless(quiet), f"device {pid} serves {', '.join(queues)}"
         case DeviceLooks(_, pid, queues, quiet):
-            return _unless(quiet), f"device {pid} looks at {', '.join(queues)}"
+            return unless(quiet), f"device {pid} looks at {', '.join(queues)}"
         case DeviceReady():
             return Level.DEBUG, "device is jailed and ready"
         case DeviceNotForked(_, error, suppressed):
             message = f"cannot fork a device: {error}; trying again"
-            return Level.ERROR, message + _more(suppressed)
+            return Level.ERROR, message + more(suppressed)
         case DeviceDied():
             return Level.ERROR, _death(event)
         case DeviceDoesNotStop():
@@ -98,28 +56,20 @@ def _said(event: Event) -> tuple[Level, str]:
             return Level.INFO, f"device {pid} takes orders again"
         case RingsUnknown(_, suppressed):
             message = "where the rings stand now cannot be learned"
-            return Level.ERROR, message + _more(suppressed)
+            return Level.ERROR, message + more(suppressed)
         case GuestFault(_, queue, rule, found, _, True, suppressed):
             message = f"{RingError(queue, rule, found)}; the queue is stopped"
-            return Level.ERROR, message + _more(suppressed)
+            return Level.ERROR, message + more(suppressed)
         case GuestFault(_, queue, rule, found, head, _, suppressed):
             message = f"{GuestError(queue, head, rule, found)}; dropped"
-            return Level.WARNING, message + _more(suppressed)
+            return Level.WARNING, message + more(suppressed)
         case HostFault(_, addr, errno, suppressed):
             message = f"the kernel refused to free guest memory at {addr:#x}: errno {errno}"
-            return Level.ERROR, message + _more(suppressed)
+            return Level.ERROR, message + more(suppressed)
         case GuestStats():
             return Level.DEBUG, "the guest's statistics"
         case _:
             assert_never(event)
-
-
-def _unless(quiet: bool) -> Level:
-    return Level.DEBUG if quiet else Level.INFO
-
-
-def _more(suppressed: int) -> str:
-    return f" ({suppressed} more like it)" if suppressed else ""
 
 
 def _death(event: DeviceDied) -> str:
@@ -145,17 +95,3 @@ def _cause(event: DeviceDied) -> str:
             return f"ended with status {event.exit_code}"
         case _:
             assert_never(event.death)
-
-
-def _fields(event: Event) -> dict[str, object]:
-    """An event's own fields under their names, but for those that say nothing."""
-    if isinstance(event, GuestStats):
-        return {"vm": str(event.vm), **{f"stat_{name}": value for name, value in event.values}}
-    named: dict[str, object] = {}
-    for field in fields(event):
-        value = getattr(event, field.name)
-        if field.name == "vm":
-            named["vm"] = str(value)
-        elif field.name != "quiet" and value is not None and value != "":
-            named[field.name] = value.value if isinstance(value, Enum) else value
-    return named

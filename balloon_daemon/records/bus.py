@@ -1,0 +1,93 @@
+"""Takes events from whoever publishes them to whoever reads them, but not at once.
+
+An event is stamped and queued; readers get it once the present turn of the event loop is over. So
+what has to be done about low memory (all guests' targets) is done before the first line about it
+is worded, and a flood of events has a bounded share of the loop's time and of memory.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from time import monotonic, time
+
+from balloon_daemon.events import Event, EventsLost, ReaderFailed
+
+MOST = 16_384
+"""Events that may wait, some 3 MiB: sixteen for each of the 1024 VMs that there may be."""
+
+TURN_S = 0.001
+"""How long readers may take in one turn of the event loop, before whatever else there is to do."""
+
+Reader = Callable[[Event, float], None]
+"""Takes an event, and when it was published: seconds since the epoch."""
+
+CallSoon = Callable[[Callable[[], None]], object]
+"""Calls a function once the present turn of the event loop is over."""
+
+
+class Bus:
+    """The one queue of events.
+
+    Outside of an event loop (``drain_by``) only ``drain`` empties it.
+
+    Args:
+        readers: each gets every event, in the order of publishing.
+    """
+
+    def __init__(self, *readers: Reader) -> None:
+        self._readers = readers
+        self._queue = deque[tuple[Event, float]]()
+        self._lost = 0
+        self._call_soon: CallSoon | None = None
+        self._scheduled = False
+
+    def publish(self, event: Event) -> None:
+        """Queues an event, or counts it as lost where too many wait. A ``Publish``."""
+        if len(self._queue) >= MOST:
+            self._lost += 1
+            return
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            self._queue.append((EventsLost(lost), time()))
+        self._queue.append((event, time()))
+        if not self._scheduled and self._call_soon is not None:
+            self._scheduled = True
+            self._call_soon(self._take_turn)
+
+    def drain_by(self, call_soon: CallSoon | None) -> None:
+        """Has what is published read by itself, a little in each turn of an event loop.
+
+        Args:
+            call_soon: the loop's; None: the loop ends, and only ``drain`` empties the queue.
+        """
+        self._call_soon = call_soon
+        self._scheduled = bool(self._queue) and call_soon is not None
+        if self._scheduled and call_soon is not None:
+            call_soon(self._take_turn)
+
+    def drain(self) -> None:
+        """Has everything read that was published, however long it takes."""
+        while self._queue or self._lost:
+            if not self._queue:
+                lost, self._lost = self._lost, 0
+                self._queue.append((EventsLost(lost), time()))
+            self._hand_out()
+
+    def _take_turn(self) -> None:
+        until_s = monotonic() + TURN_S
+        while self._queue and monotonic() < until_s:
+            self._hand_out()
+        self._scheduled = bool(self._queue)
+        if self._scheduled and self._call_soon is not None:
+            self._call_soon(self._take_turn)
+
+    def _hand_out(self) -> None:
+        event, at_s = self._queue.popleft()
+        for read in self._readers:
+            try:
+                read(event, at_s)
+            except Exception as err:
+                # A bug of a reader's must cost neither the others nor the next event. If the
+                # reader fails at hearing of that too, nobody is left to tell.
+                if not isinstance(event, ReaderFailed):
+                    error = f"{type(err).__name__}: {err}"
+                    self.publish(ReaderFailed(type(event).__name__, error))

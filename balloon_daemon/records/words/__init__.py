@@ -1,0 +1,77 @@
+"""The log's words: for each event its level, its event word, its sentence and its fields.
+
+Pure. All of the daemon's prose about what happens is in this folder.
+"""
+
+import re
+from dataclasses import fields
+from enum import Enum
+from functools import cache
+
+from balloon_daemon.events import (
+    DaemonEvent,
+    Decided,
+    DeviceEvent,
+    DeviceReady,
+    Event,
+    GuestStats,
+    MemoryEvent,
+    MemoryKnown,
+)
+from balloon_daemon.records.line import Level, Line
+from balloon_daemon.records.words.daemon import said_of_daemon
+from balloon_daemon.records.words.devices import said_of_device
+from balloon_daemon.records.words.memory import page_kinds, said_of_memory
+from balloon_daemon.records.words.vms import decision_fields, said_of_vm
+
+
+def worded(event: Event) -> Line | None:
+    """Puts an event into words; None where the log has nothing to say of it."""
+    said = _said(event)
+    if said is None:
+        return None
+    level, message = said
+    return Line(level, _kebab_case(type(event).__name__), message, _fields(event))
+
+
+def is_debug(event: Event) -> bool:
+    """Whether an event's line is for debugging only; costs next to nothing."""
+    return isinstance(event, _DEBUG) or getattr(event, "quiet", False)
+
+
+_DEBUG = (DeviceReady, GuestStats)
+
+
+def _said(event: Event) -> tuple[Level, str] | None:
+    if isinstance(event, DeviceEvent):
+        return said_of_device(event)
+    if isinstance(event, DaemonEvent):
+        return said_of_daemon(event)
+    return said_of_memory(event) if isinstance(event, MemoryEvent) else said_of_vm(event)
+
+
+@cache
+def _kebab_case(name: str) -> str:
+    """The event word of a class by its name: ``device-died`` for ``DeviceDied``."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", name).lower()
+
+
+def _fields(event: Event) -> dict[str, object]:
+    """An event's own fields under their names, but for those that say nothing."""
+    match event:
+        case GuestStats(vm, values):
+            return {"vm": str(vm), **{f"stat_{name}": value for name, value in values}}
+        case Decided(vm, decision):
+            return {"vm": str(vm), **decision_fields(decision)}
+        case MemoryKnown(vm, size_bytes, kinds):
+            return {"vm": str(vm), "size_bytes": size_bytes, "pages": page_kinds(kinds)}
+    named: dict[str, object] = {}
+    for field in fields(event):
+        value = getattr(event, field.name)
+        if isinstance(value, Enum):
+            named[field.name] = value.value if isinstance(value.value, str) else value.name.lower()
+        elif field.name == "vm":
+            named["vm"] = str(value)
+        elif field.name != "quiet" and value is not None and value != "":
+            named[field.name] = value
+    return named

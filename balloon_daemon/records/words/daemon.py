@@ -1,0 +1,105 @@
+"""The log's words for what happens with balloond as a whole and with its host. Pure."""
+
+from typing import assert_never
+
+from balloon_daemon.events import (
+    CallbackFailed,
+    ConnectionRefused,
+    DaemonEvent,
+    DevicesShareUser,
+    EventsLost,
+    KeeperUnreachable,
+    LinesLost,
+    Listening,
+    MemoryNotGivenBack,
+    NotAccepted,
+    PolicyFileWarning,
+    ReaderFailed,
+    Share,
+    SocketNotPrivate,
+    SourceNotice,
+    Stopping,
+    StoppingAtOnce,
+    StoreLost,
+    TemplateLost,
+    TemplateStarted,
+)
+from balloon_daemon.records.line import Level, more
+
+
+def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
+    """The level and the sentence of an event."""
+    match event:
+        case Listening(socket):
+            return Level.INFO, f"listening on {socket}"
+        case Stopping(signal, vms_stay):
+            how = "ending, the guests stay for the next balloond" if vms_stay else "ending"
+            return Level.INFO, f"{signal}: {how}"
+        case StoppingAtOnce(signal):
+            return Level.INFO, f"{signal} again: ending at once"
+        case MemoryNotGivenBack(vms):
+            message = f"{vms} guests have not taken all of their memory back in time"
+            return Level.WARNING, message
+        case SocketNotPrivate(risk):
+            return Level.WARNING, risk
+        case PolicyFileWarning(problem):
+            return Level.WARNING, problem
+        case DevicesShareUser(user):
+            return Level.WARNING, (
+                f"devices run as {user}, as whom other programs run too, and any of those may "
+                "stop or kill them: make a user balloond (systemd-sysusers with "
+                "systemd/balloond.sysusers), or name another (--user)"
+            )
+        case KeeperUnreachable(why):
+            return Level.ERROR, (
+                f"{why}; no VM is kept for a later balloond, and those that it keeps have no "
+                "balloon until they are started again: end that process and restart balloond"
+            )
+        case StoreLost():
+            return Level.ERROR, (
+                "what keeps the VMs for a later balloond is gone: should this one end, they have "
+                "no balloon until they are started again"
+            )
+        case NotAccepted(error):
+            return Level.ERROR, f"cannot take a connection: {error}"
+        case ConnectionRefused():
+            message = f"a connection of user {event.uid} is refused: {_taken(event)}"
+            return Level.ERROR, message + more(event.suppressed)
+        case SourceNotice(notice):
+            return Level.WARNING, notice
+        case TemplateLost(why):
+            return Level.WARNING, why
+        case TemplateStarted(what):
+            return Level.INFO, what
+        case CallbackFailed(error):
+            return Level.ERROR, f"{error}; going on"
+        case ReaderFailed(name, error):
+            return Level.ERROR, f"{error}; an event {name} was not read; going on"
+        case EventsLost(lost):
+            events = "1 event" if lost == 1 else f"{lost} events"
+            return Level.WARNING, f"{events} came too fast to be written: lost"
+        case LinesLost(lost):
+            lines = "1 line" if lost == 1 else f"{lost} lines"
+            return Level.WARNING, f"{lines} could not be written here: lost"
+        case _:
+            assert_never(event)
+
+
+def _taken(event: ConnectionRefused) -> str:
+    taken, most = event.taken, event.most
+    allow_more = f"of {most} at most; allow more (ulimit -n, LimitNOFILE=)"
+    match event.share:
+        case Share.USERS_CONNECTIONS:
+            return f"it has {taken}, as many as one user may have"
+        case Share.CONNECTIONS:
+            return f"there are {taken}, as many as there may be"
+        case Share.CLOSES:
+            return f"{taken} descriptors wait for a close that does not end, {most} may"
+        case Share.USERS_DESCRIPTORS:
+            closing = event.closing
+            of_them = f" ({closing} of them wait for a close that does not end)" if closing else ""
+            return f"it takes {taken} descriptors{of_them}, {allow_more}"
+        case Share.DESCRIPTORS:
+            return f"all VMs together take {taken} descriptors, {allow_more}"
+        case _:
+            assert_never(event.share)

@@ -1,0 +1,166 @@
+"""The log's words for what happens with VMs, but for their memory and devices. Pure."""
+
+from typing import assert_never
+
+from balloon_daemon.events import (
+    BalloonFound,
+    BalloonSought,
+    Connected,
+    ConnectionClosed,
+    ConnectionFailed,
+    Decided,
+    Disconnected,
+    GivingBack,
+    NoBackendChannel,
+    NotGivenBack,
+    NotStored,
+    RequestNotServed,
+    StateRefused,
+    StillToGiveBack,
+    StoreShareUsed,
+    StoreStalled,
+    TakenOver,
+    TargetReached,
+    VmAttached,
+    VmDoesNotEnd,
+    VmEvent,
+    VmFailed,
+    VmmHungUp,
+    VmNotServed,
+    VmResized,
+)
+from balloon_daemon.records.line import Level, more, unless
+from balloon_daemon.sizing.decision import Decision, Reason
+from balloon_daemon.units import format_size
+
+_WHY = {
+    Reason.LOW_MEMORY: "low memory",
+    Reason.AT_MAXIMUM: "low memory, but the balloon is at its maximum",
+    Reason.NO_BALLOON: "low memory, but this VM can have no balloon",
+    Reason.RECHECK: "time to look again",
+    Reason.MEMORY_BACK: "memory is back",
+    Reason.NOT_ENOUGH_BACK: "not enough memory is back yet",
+    Reason.UNKNOWN: "available memory is unknown",
+    Reason.SWITCHED_OFF: "low memory is switched off",
+    Reason.ALL_RETURNED: "all memory was given back",
+    Reason.RESTORED: "taken over from an earlier process",
+    Reason.RESIZED: "the VM's memory has changed",
+    Reason.ADOPTED: "the guest's balloon was found out",
+    Reason.FRUITLESS: "low memory, but what this VM gives does not come back to the host",
+    Reason.NO_ROOM: "low memory, but the VM's tmpfs has no room to give this back later",
+}
+
+
+def said_of_vm(event: VmEvent) -> tuple[Level, str] | None:
+    """The level and the sentence of an event; None where the log has nothing to say of it."""
+    match event:
+        case Decided(_, decision, quiet):
+            return unless(quiet), _decision(decision)
+        case TargetReached(_, actual_bytes, missing_bytes, quiet):
+            got = format_size(max(0, actual_bytes - missing_bytes))
+            host = f", of which the host has {got}" if missing_bytes else ""
+            return unless(quiet), f"balloon is {format_size(actual_bytes)}{host}"
+        case Connected() | Disconnected():
+            return None
+        case VmmHungUp(_, suppressed):
+            message = "the VMM has closed its connection; its balloon is forgotten"
+            return Level.INFO, message + _more_ended(suppressed)
+        case ConnectionClosed(_, why, suppressed):
+            return Level.ERROR, f"{why}; closing this connection{_more_ended(suppressed)}"
+        case ConnectionFailed(_, error, suppressed):
+            message = f"the VMM's connection failed: {error}"
+            return Level.ERROR, message + _more_ended(suppressed)
+        case RequestNotServed(_, why):
+            return Level.WARNING, why
+        case VmNotServed(_, why):
+            return Level.ERROR, f"{why}: this VM gets no balloon"
+        case NoBackendChannel():
+            message = "the VMM gives no back-end channel: no target can be signalled"
+            return Level.WARNING, message
+        case VmAttached(_, vm_mem_bytes, max_balloon_bytes, steps):
+            return Level.INFO, _size(vm_mem_bytes, max_balloon_bytes, steps)
+        case VmResized(_, vm_mem_bytes, max_balloon_bytes, steps, quiet):
+            return unless(quiet), _size(vm_mem_bytes, max_balloon_bytes, steps)
+        case BalloonSought():
+            return Level.INFO, "its driver is in mid-life: finding out its balloon"
+        case BalloonFound(_, actual_bytes):
+            return Level.INFO, f"its balloon is {format_size(actual_bytes)}"
+        case TakenOver():
+            return Level.INFO, "goes on where another balloond left"
+        case StateRefused(_, why):
+            return Level.ERROR, f"the state that another balloond left {why}; closing this VMM"
+        case NotStored(_, error, suppressed):
+            message = f"cannot be kept for a later balloond: {error}"
+            return Level.ERROR, message + more(suppressed)
+        case StoreShareUsed(_, uid, vms, suppressed):
+            message = f"is not kept for a later balloond: user {uid} has {vms} VMs, its share"
+            return Level.ERROR, message + more(suppressed)
+        case StoreStalled(_, why):
+            return Level.ERROR, f"{why}; going on without it"
+        case GivingBack(_, balloon_bytes):
+            return Level.INFO, _giving_back(balloon_bytes)
+        case StillToGiveBack(_, left_bytes):
+            return Level.INFO, f"{format_size(left_bytes)} are still to be given back"
+        case NotGivenBack(_, left_bytes):
+            size = format_size(left_bytes)
+            message = f"{size} were not taken back, and stay in a balloon that nobody serves now"
+            return Level.WARNING, message
+        case VmDoesNotEnd():
+            return Level.ERROR, "does not end; left behind"
+        case VmFailed(_, error):
+            return Level.ERROR, error
+        case _:
+            assert_never(event)
+
+
+def _more_ended(suppressed: int) -> str:
+    return f" ({suppressed} more connections have ended)" if suppressed else ""
+
+
+def _size(vm_mem_bytes: int, max_balloon_bytes: int, steps: int) -> str:
+    if not vm_mem_bytes:
+        return "VM without a balloon"
+    size, most = format_size(vm_mem_bytes), format_size(max_balloon_bytes)
+    return f"VM of {size}, balloon of at most {most} in {steps} steps"
+
+
+def _giving_back(balloon_bytes: int | None) -> str:
+    if balloon_bytes is None:
+        return "giving all of a balloon of unknown size back to the guest"
+    if not balloon_bytes:
+        return "the guest need not give anything"
+    return f"giving {format_size(balloon_bytes)} back to the guest"
+
+
+def _decision(decision: Decision) -> str:
+    """Seen, why, decided."""
+    line = _WHY[decision.reason]
+    reading = decision.reading
+    if reading is not None:
+        needed = "" if decision.needed_mib is None else f", {decision.needed_mib:,} MiB needed"
+        within = f" within {reading.within}" if reading.within else ""
+        line += (
+            f" ({reading.available_mib:,} MiB available{within}, "
+            f"margin {reading.margin_mib:,} MiB{needed})"
+        )
+    size = format_size(decision.target_bytes)
+    level = f"level {decision.level}/{decision.steps}, {size}"
+    if decision.level == decision.level_before:
+        return f"{line}: balloon stays at {level}"
+    verb = "grows" if decision.level > decision.level_before else "shrinks"
+    return f"{line}: balloon {verb} to {level}"
+
+
+def decision_fields(decision: Decision) -> dict[str, object]:
+    """A decision for machines; what was not seen is left out."""
+    fields: dict[str, object] = {
+        "reason": decision.reason.value,
+        "balloon_level": decision.level,
+        "target_bytes": decision.target_bytes,
+    }
+    if decision.reading is not None:
+        fields["available_mib"] = decision.reading.available_mib
+        fields["margin_mib"] = decision.reading.margin_mib
+        if decision.reading.within:
+            fields["within"] = decision.reading.within
+    return fields

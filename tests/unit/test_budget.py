@@ -1,0 +1,67 @@
+"""How many lines the VMs of one user may have, and that other users' VMs are not held to it."""
+
+from balloon_daemon.events import Connected, Disconnected, StoreLost, TakenOver
+from balloon_daemon.records.budget import (
+    FIRST_LINES,
+    FIRST_LINES_A_SECOND,
+    LINES,
+    LINES_A_SECOND,
+    REMEMBERED,
+    YOUNG_S,
+    UserBudgets,
+)
+from balloon_daemon.units import VmId
+
+GREEDY, OTHER = 1, 2
+VM, ANOTHER, LATER = VmId(1, "vm1"), VmId(2, "vm2"), VmId(3, "vm3")
+
+
+def test_lines_on_new_connections_of_a_user_are_limited_together() -> None:
+    budgets = UserBudgets()
+    budgets.note(Connected(VM, GREEDY), 0.0)
+    budgets.note(Connected(LATER, GREEDY), 0.0)
+    budgets.note(Connected(ANOTHER, OTHER), 0.0)
+    admitted = [budgets.admit(TakenOver(VM), 0.0) for _ in range(FIRST_LINES + 7)]
+    assert admitted == [0] * FIRST_LINES + [None] * 7
+    assert budgets.admit(TakenOver(ANOTHER), 0.0) == 0
+
+    assert budgets.admit(TakenOver(LATER), 1 / FIRST_LINES_A_SECOND) == 7
+
+
+def test_lines_on_older_connections_do_not_suffer_from_new_ones() -> None:
+    budgets = UserBudgets()
+    budgets.note(Connected(VM, GREEDY), 0.0)
+    budgets.note(Connected(LATER, GREEDY), YOUNG_S)
+    for _ in range(FIRST_LINES + 1):
+        budgets.admit(TakenOver(LATER), YOUNG_S)
+    assert budgets.admit(TakenOver(LATER), YOUNG_S) is None
+    assert budgets.admit(TakenOver(VM), YOUNG_S) == 2
+
+
+def test_all_lines_of_a_user_are_limited_too() -> None:
+    budgets = UserBudgets()
+    budgets.note(Connected(VM, GREEDY), 0.0)
+    admitted = [budgets.admit(TakenOver(VM), YOUNG_S) for _ in range(LINES + 1)]
+    assert admitted == [0] * LINES + [None]
+    assert budgets.admit(TakenOver(VM), YOUNG_S + 1 / LINES_A_SECOND) == 1
+
+
+def test_what_is_about_no_vm_or_an_unknown_one_is_not_limited() -> None:
+    budgets = UserBudgets()
+    assert {budgets.admit(StoreLost(), 0.0) for _ in range(2 * LINES)} == {0}
+    assert {budgets.admit(TakenOver(VM), 0.0) for _ in range(2 * LINES)} == {0}
+
+
+def test_lines_on_a_vm_that_is_gone_are_limited_for_as_long_as_it_is_remembered() -> None:
+    budgets = UserBudgets()
+    budgets.note(Connected(VM, GREEDY), 0.0)
+    for _ in range(FIRST_LINES):
+        budgets.admit(TakenOver(VM), 0.0)
+    budgets.note(Disconnected(VM), 0.0)
+    assert budgets.admit(TakenOver(VM), 0.0) is None
+
+    for number in range(REMEMBERED):
+        vm = VmId(10 + number, "vm")
+        budgets.note(Connected(vm, OTHER), 0.0)
+        budgets.note(Disconnected(vm), 0.0)
+    assert budgets.admit(TakenOver(VM), 0.0) == 0

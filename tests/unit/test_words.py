@@ -1,0 +1,855 @@
+"""The log's words: each event's level, event word, sentence and fields, once.
+
+Every class of events has to stand here: whoever adds one words it here too.
+"""
+
+from typing import get_args
+
+import pytest
+
+from balloon_daemon.errors import NO_HEAD, Rule
+from balloon_daemon.events import (
+    BalloonFound,
+    BalloonNotFreed,
+    BalloonSought,
+    CallbackFailed,
+    Connected,
+    ConnectionClosed,
+    ConnectionFailed,
+    ConnectionRefused,
+    Death,
+    Decided,
+    DeviceDied,
+    DeviceDoesNotStop,
+    DeviceHangs,
+    DeviceLooks,
+    DeviceNotForked,
+    DeviceReady,
+    DeviceSendsGarbage,
+    DevicesShareUser,
+    DeviceStalled,
+    DeviceStarted,
+    DeviceTakesOrders,
+    Disconnected,
+    Event,
+    EventsLost,
+    Fruitless,
+    GivesHugePages,
+    GivingBack,
+    GuestFault,
+    GuestStats,
+    HostFault,
+    KeeperUnreachable,
+    LinesLost,
+    Listening,
+    LossCause,
+    MemoryKnown,
+    MemoryNeverFreed,
+    MemoryNotFreeable,
+    MemoryNotGivenBack,
+    MemoryNotShared,
+    MemoryOutOfReach,
+    NoBackendChannel,
+    NotAccepted,
+    NotGivenBack,
+    NothingFreeable,
+    NotStored,
+    PageKind,
+    PagesLost,
+    PolicyFileWarning,
+    ReaderFailed,
+    RequestNotServed,
+    RingsUnknown,
+    Share,
+    SizesDiffer,
+    SocketNotPrivate,
+    SourceNotice,
+    StateRefused,
+    StillToGiveBack,
+    Stopping,
+    StoppingAtOnce,
+    StoreLost,
+    StoreShareUsed,
+    StoreStalled,
+    TakenOver,
+    TargetReached,
+    TemplateLost,
+    TemplateStarted,
+    TmpfsLimited,
+    VmAttached,
+    VmDoesNotEnd,
+    VmFailed,
+    VmmHungUp,
+    VmNotServed,
+    VmResized,
+)
+from balloon_daemon.records.line import Level
+from balloon_daemon.records.words import is_debug, worded
+from balloon_daemon.sizing.decision import Decision, Reading, Reason
+from balloon_daemon.units import GIB, MIB, VmId
+
+DEBUG, INFO, WARNING, ERROR = Level.DEBUG, Level.INFO, Level.WARNING, Level.ERROR
+VM = VmId(3, "vm3")
+LOW = Reading(399, 400)
+REMEDY = (
+    "give the VM memory that can be freed: memory-backend-memfd, or a file on tmpfs, with share=on"
+)
+Row = tuple[Event, Level, str, str, dict[str, object]]
+"""An event; its level, event word, message, and fields but for ``vm``."""
+
+
+def died(code: int, death: Death, by: str = "", last_words: str = "", deaths: int = 0) -> Event:
+    return DeviceDied(VM, 12, code, death, by, last_words, deaths, 60.0)
+
+
+DEVICES: list[Row] = [
+    (
+        DeviceStarted(VM, 12, ("inflateq", "deflateq")),
+        INFO,
+        "device-started",
+        "device 12 serves inflateq, deflateq",
+        {"pid": 12, "queues": ("inflateq", "deflateq")},
+    ),
+    (
+        DeviceLooks(VM, 12, ("inflateq",)),
+        INFO,
+        "device-looks",
+        "device 12 looks at inflateq",
+        {"pid": 12, "queues": ("inflateq",)},
+    ),
+    (DeviceReady(VM), DEBUG, "device-ready", "device is jailed and ready", {}),
+    (
+        DeviceNotForked(VM, "Too many open files"),
+        ERROR,
+        "device-not-forked",
+        "cannot fork a device: Too many open files; trying again",
+        {"error": "Too many open files", "suppressed": 0},
+    ),
+    (
+        died(-9, Death.SIGNAL, "SIGKILL"),
+        ERROR,
+        "device-died",
+        "device 12 was killed by SIGKILL; forking another",
+        {
+            "pid": 12,
+            "exit_code": -9,
+            "death": "signal",
+            "by": "SIGKILL",
+            "deaths": 0,
+            "within_s": 60.0,
+        },
+    ),
+    (
+        DeviceDoesNotStop(VM, 12),
+        WARNING,
+        "device-does-not-stop",
+        "device does not stop, killing it",
+        {"pid": 12},
+    ),
+    (
+        DeviceHangs(VM, 12),
+        ERROR,
+        "device-hangs",
+        "device 12 was killed and does not end: the kernel holds it",
+        {"pid": 12},
+    ),
+    (
+        DeviceSendsGarbage(VM, 12, "report of kind 9 with 53 bytes"),
+        ERROR,
+        "device-sends-garbage",
+        "device 12 sends what no device sends: report of kind 9 with 53 bytes; killing it",
+        {"pid": 12, "found": "report of kind 9 with 53 bytes"},
+    ),
+    (
+        DeviceStalled(VM, 12),
+        WARNING,
+        "device-stalled",
+        "device 12 takes no orders: somebody has stopped it, or the host has no time for it; its "
+        "VM gives nothing and gets nothing back meanwhile",
+        {"pid": 12},
+    ),
+    (
+        DeviceTakesOrders(VM, 12),
+        INFO,
+        "device-takes-orders",
+        "device 12 takes orders again",
+        {"pid": 12},
+    ),
+    (
+        RingsUnknown(VM, 3),
+        ERROR,
+        "rings-unknown",
+        "where the rings stand now cannot be learned (3 more like it)",
+        {"suppressed": 3},
+    ),
+    (
+        GuestFault(VM, "inflateq", Rule.PFN, 0x1000, 7, stops_queue=False, suppressed=2),
+        WARNING,
+        "guest-fault",
+        "inflateq: chain 7 names PFN 0x1000, outside guest memory; dropped (2 more like it)",
+        {
+            "queue": "inflateq",
+            "rule": "pfn",
+            "found": 0x1000,
+            "head": 7,
+            "stops_queue": False,
+            "suppressed": 2,
+        },
+    ),
+    (
+        HostFault(VM, 0x1000, 1),
+        ERROR,
+        "host-fault",
+        "the kernel refused to free guest memory at 0x1000: errno 1",
+        {"addr": 0x1000, "errno": 1, "suppressed": 0},
+    ),
+    (
+        GuestStats(VM, (("memtot", 5), ("77", 6))),
+        DEBUG,
+        "guest-stats",
+        "the guest's statistics",
+        {"stat_memtot": 5, "stat_77": 6},
+    ),
+]
+
+MEMORY: list[Row] = [
+    (
+        MemoryKnown(VM, GIB, frozenset([PageKind(2 * MIB, "never"), PageKind(4096, "advise")])),
+        INFO,
+        "memory-known",
+        "guest memory of 1 GiB: 4 KiB pages, transparent huge pages where the VMM asks for them; "
+        "hugetlbfs pages of 2 MiB",
+        {
+            "size_bytes": GIB,
+            "pages": [
+                "4 KiB pages, transparent huge pages where the VMM asks for them",
+                "hugetlbfs pages of 2 MiB",
+            ],
+        },
+    ),
+    (
+        MemoryNeverFreed(VM, MIB, 0x1000, "is private"),
+        INFO,
+        "memory-never-freed",
+        "1 MiB at 0x1000 are never freed: their file is private",
+        {"size_bytes": MIB, "guest_addr": 0x1000, "why": "is private"},
+    ),
+    (
+        NothingFreeable(VM),
+        WARNING,
+        "nothing-freeable",
+        f"nothing of its memory can be freed: this VM gets no balloon; {REMEDY}",
+        {},
+    ),
+    (
+        GivesHugePages(VM),
+        WARNING,
+        "gives-huge-pages",
+        "huge pages that it gives up go to the host's pool, not to available memory; if the pool "
+        "has none left when it takes them back, its VMM dies of SIGBUS",
+        {},
+    ),
+    (
+        TmpfsLimited(VM, 2 * GIB, GIB),
+        WARNING,
+        "tmpfs-limited",
+        "guest memory is a file on a tmpfs with a limit of 2 GiB (1 GiB free): if other files "
+        "there take what the guest gives up, its VMM dies of SIGBUS when the guest takes it back; "
+        "use memory-backend-memfd, or a tmpfs without a limit",
+        {"limit_bytes": 2 * GIB, "free_bytes": GIB},
+    ),
+    (
+        MemoryNotShared(VM, driver_runs=True),
+        WARNING,
+        "memory-not-shared",
+        "its VMM is connected but has not given its guest's memory so far: the memory is not "
+        "shared (QEMU: share=on for the memory back-end; libvirt: <access mode='shared'/>); until "
+        "then it has no balloon",
+        {"driver_runs": True},
+    ),
+    (
+        MemoryOutOfReach(VM),
+        WARNING,
+        "memory-out-of-reach",
+        "part of its memory lies at 16 TiB or above, where a balloon's page numbers of 32 bits do "
+        "not reach: this VM gets no balloon",
+        {},
+    ),
+    (
+        MemoryNotFreeable(VM),
+        WARNING,
+        "memory-not-freeable",
+        "none of its memory can be freed: this VM gets no balloon",
+        {},
+    ),
+    (
+        SizesDiffer(VM, 2 * GIB, 5 * GIB, GIB, GIB),
+        WARNING,
+        "sizes-differ",
+        "--vm-mem says 2 GiB, the VMM's memory table says 5 GiB, the guest says 1 GiB; going by "
+        "the guest",
+        {
+            "flag_bytes": 2 * GIB,
+            "table_bytes": 5 * GIB,
+            "guest_bytes": GIB,
+            "size_bytes": GIB,
+        },
+    ),
+    (
+        PagesLost(VM, LossCause.REFUSED, MIB),
+        WARNING,
+        "pages-lost",
+        "1 MiB that it gave are not freed: the kernel refused",
+        {"cause": "refused", "lost_bytes": MIB, "reasons": (), "out_of_reach": False},
+    ),
+    (
+        Fruitless(VM),
+        WARNING,
+        "fruitless",
+        "what it gives does not come back to the host: not asking it for more",
+        {},
+    ),
+    (
+        BalloonNotFreed(VM, MIB),
+        WARNING,
+        "balloon-not-freed",
+        "the host has not got 1 MiB of its balloon: the VM's memory files hold them still (huge "
+        "pages given up in parts, pages pinned for a device, or a copy that something else "
+        "reads); not asking it for more",
+        {"missing_bytes": MIB},
+    ),
+]
+
+VMS: list[Row] = [
+    (
+        VmmHungUp(VM),
+        INFO,
+        "vmm-hung-up",
+        "the VMM has closed its connection; its balloon is forgotten",
+        {"suppressed": 0},
+    ),
+    (
+        ConnectionClosed(VM, "GET_CONFIG: 3 bytes", 8),
+        ERROR,
+        "connection-closed",
+        "GET_CONFIG: 3 bytes; closing this connection (8 more connections have ended)",
+        {"why": "GET_CONFIG: 3 bytes", "suppressed": 8},
+    ),
+    (
+        ConnectionFailed(VM, "No buffer space available"),
+        ERROR,
+        "connection-failed",
+        "the VMM's connection failed: No buffer space available",
+        {"error": "No buffer space available", "suppressed": 0},
+    ),
+    (
+        RequestNotServed(VM, "SET_VRING_NUM: 3 is no power of two"),
+        WARNING,
+        "request-not-served",
+        "SET_VRING_NUM: 3 is no power of two",
+        {"why": "SET_VRING_NUM: 3 is no power of two"},
+    ),
+    (
+        VmNotServed(VM, "its memory is unknown"),
+        ERROR,
+        "vm-not-served",
+        "its memory is unknown: this VM gets no balloon",
+        {"why": "its memory is unknown"},
+    ),
+    (
+        NoBackendChannel(VM),
+        WARNING,
+        "no-backend-channel",
+        "the VMM gives no back-end channel: no target can be signalled",
+        {},
+    ),
+    (
+        VmAttached(VM, 2 * GIB, GIB, 16),
+        INFO,
+        "vm-attached",
+        "VM of 2 GiB, balloon of at most 1 GiB in 16 steps",
+        {"vm_mem_bytes": 2 * GIB, "max_balloon_bytes": GIB, "steps": 16},
+    ),
+    (
+        VmResized(VM, 0, 0, 16),
+        INFO,
+        "vm-resized",
+        "VM without a balloon",
+        {"vm_mem_bytes": 0, "max_balloon_bytes": 0, "steps": 16},
+    ),
+    (
+        BalloonSought(VM),
+        INFO,
+        "balloon-sought",
+        "its driver is in mid-life: finding out its balloon",
+        {},
+    ),
+    (
+        BalloonFound(VM, MIB),
+        INFO,
+        "balloon-found",
+        "its balloon is 1 MiB",
+        {"actual_bytes": MIB},
+    ),
+    (
+        Decided(VM, Decision(Reason.LOW_MEMORY, 0, 1, 16, 192 * MIB, LOW)),
+        INFO,
+        "decided",
+        "low memory (399 MiB available, margin 400 MiB): balloon grows to level 1/16, 192 MiB",
+        {
+            "reason": "low-memory",
+            "balloon_level": 1,
+            "target_bytes": 192 * MIB,
+            "available_mib": 399,
+            "margin_mib": 400,
+        },
+    ),
+    (
+        TargetReached(VM, 8 * MIB, 0),
+        INFO,
+        "target-reached",
+        "balloon is 8 MiB",
+        {"actual_bytes": 8 * MIB, "missing_bytes": 0},
+    ),
+    (TakenOver(VM), INFO, "taken-over", "goes on where another balloond left", {}),
+    (
+        StateRefused(VM, "is damaged"),
+        ERROR,
+        "state-refused",
+        "the state that another balloond left is damaged; closing this VMM",
+        {"why": "is damaged"},
+    ),
+    (
+        NotStored(VM, "Too many open files", 1),
+        ERROR,
+        "not-stored",
+        "cannot be kept for a later balloond: Too many open files (1 more like it)",
+        {"error": "Too many open files", "suppressed": 1},
+    ),
+    (
+        StoreShareUsed(VM, 1000, 11),
+        ERROR,
+        "store-share-used",
+        "is not kept for a later balloond: user 1000 has 11 VMs, its share",
+        {"uid": 1000, "vms": 11, "suppressed": 0},
+    ),
+    (
+        StoreStalled(VM, "the store has taken nothing for 2 s"),
+        ERROR,
+        "store-stalled",
+        "the store has taken nothing for 2 s; going on without it",
+        {"why": "the store has taken nothing for 2 s"},
+    ),
+    (
+        GivingBack(VM, MIB),
+        INFO,
+        "giving-back",
+        "giving 1 MiB back to the guest",
+        {"balloon_bytes": MIB},
+    ),
+    (
+        StillToGiveBack(VM, MIB),
+        INFO,
+        "still-to-give-back",
+        "1 MiB are still to be given back",
+        {"left_bytes": MIB},
+    ),
+    (
+        NotGivenBack(VM, MIB),
+        WARNING,
+        "not-given-back",
+        "1 MiB were not taken back, and stay in a balloon that nobody serves now",
+        {"left_bytes": MIB},
+    ),
+    (VmDoesNotEnd(VM), ERROR, "vm-does-not-end", "does not end; left behind", {}),
+    (VmFailed(VM, "KeyError: 1"), ERROR, "vm-failed", "KeyError: 1", {"error": "KeyError: 1"}),
+]
+
+DAEMON: list[Row] = [
+    (
+        Listening("/run/balloond.sock"),
+        INFO,
+        "listening",
+        "listening on /run/balloond.sock",
+        {"socket": "/run/balloond.sock"},
+    ),
+    (
+        Stopping("SIGTERM", vms_stay=False),
+        INFO,
+        "stopping",
+        "SIGTERM: ending",
+        {"signal": "SIGTERM", "vms_stay": False},
+    ),
+    (
+        StoppingAtOnce("SIGINT"),
+        INFO,
+        "stopping-at-once",
+        "SIGINT again: ending at once",
+        {"signal": "SIGINT"},
+    ),
+    (
+        MemoryNotGivenBack(2),
+        WARNING,
+        "memory-not-given-back",
+        "2 guests have not taken all of their memory back in time",
+        {"vms": 2},
+    ),
+    (
+        SocketNotPrivate("anybody may write to it"),
+        WARNING,
+        "socket-not-private",
+        "anybody may write to it",
+        {"risk": "anybody may write to it"},
+    ),
+    (
+        PolicyFileWarning("a.policy:1:2: odd"),
+        WARNING,
+        "policy-file-warning",
+        "a.policy:1:2: odd",
+        {"problem": "a.policy:1:2: odd"},
+    ),
+    (
+        DevicesShareUser("nobody"),
+        WARNING,
+        "devices-share-user",
+        "devices run as nobody, as whom other programs run too, and any of those may stop or "
+        "kill them: make a user balloond (systemd-sysusers with systemd/balloond.sysusers), or "
+        "name another (--user)",
+        {"user": "nobody"},
+    ),
+    (
+        KeeperUnreachable("process 9 does not answer"),
+        ERROR,
+        "keeper-unreachable",
+        "process 9 does not answer; no VM is kept for a later balloond, and those that it keeps "
+        "have no balloon until they are started again: end that process and restart balloond",
+        {"why": "process 9 does not answer"},
+    ),
+    (
+        StoreLost(),
+        ERROR,
+        "store-lost",
+        "what keeps the VMs for a later balloond is gone: should this one end, they have no "
+        "balloon until they are started again",
+        {},
+    ),
+    (
+        NotAccepted("Too many open files"),
+        ERROR,
+        "not-accepted",
+        "cannot take a connection: Too many open files",
+        {"error": "Too many open files"},
+    ),
+    (
+        ConnectionRefused(1000, Share.USERS_CONNECTIONS, 768, 768),
+        ERROR,
+        "connection-refused",
+        "a connection of user 1000 is refused: it has 768, as many as one user may have",
+        {
+            "uid": 1000,
+            "share": "users-connections",
+            "taken": 768,
+            "most": 768,
+            "closing": 0,
+            "suppressed": 0,
+        },
+    ),
+    (
+        SourceNotice("the margin is unknown: no file"),
+        WARNING,
+        "source-notice",
+        "the margin is unknown: no file",
+        {"notice": "the margin is unknown: no file"},
+    ),
+    (
+        TemplateLost("process 9 is gone"),
+        WARNING,
+        "template-lost",
+        "process 9 is gone",
+        {"why": "process 9 is gone"},
+    ),
+    (
+        TemplateStarted("process 9 forks devices now"),
+        INFO,
+        "template-started",
+        "process 9 forks devices now",
+        {"what": "process 9 forks devices now"},
+    ),
+    (
+        CallbackFailed("KeyError: 1"),
+        ERROR,
+        "callback-failed",
+        "KeyError: 1; going on",
+        {"error": "KeyError: 1"},
+    ),
+    (
+        ReaderFailed("StoreLost", "KeyError: 1"),
+        ERROR,
+        "reader-failed",
+        "KeyError: 1; an event StoreLost was not read; going on",
+        {"event": "StoreLost", "error": "KeyError: 1"},
+    ),
+    (
+        EventsLost(1),
+        WARNING,
+        "events-lost",
+        "1 event came too fast to be written: lost",
+        {"lost": 1},
+    ),
+    (
+        LinesLost(2),
+        WARNING,
+        "lines-lost",
+        "2 lines could not be written here: lost",
+        {"lost": 2},
+    ),
+]
+
+SILENT: list[Event] = [Connected(VM, 1000), Disconnected(VM)]
+
+ROWS = DEVICES + MEMORY + VMS + DAEMON
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: type(row[0]).__name__)
+def test_event_has_its_level_word_sentence_and_fields(row: Row) -> None:
+    event, level, word, message, fields = row
+    whose = {"vm": "vm3"} if hasattr(event, "vm") else {}
+    assert worded(event) == (level, word, message, whose | fields)
+    assert is_debug(event) == (level is DEBUG)
+
+
+@pytest.mark.parametrize("event", SILENT, ids=lambda event: type(event).__name__)
+def test_event_of_which_the_log_says_nothing(event: Event) -> None:
+    assert worded(event) is None
+
+
+def test_every_class_of_events_stands_here_and_has_a_word_of_its_own() -> None:
+    here = [type(row[0]) for row in ROWS] + [type(event) for event in SILENT]
+    assert sorted(kind.__name__ for kind in here) == sorted(
+        kind.__name__ for kind in get_args(Event)
+    )
+    assert len({row[2] for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: type(row[0]).__name__)
+def test_no_field_has_the_name_of_one_of_the_lines_own(row: Row) -> None:
+    assert not {"time", "level", "message"} & row[4].keys()
+
+
+def message_of(event: Event) -> str:
+    line = worded(event)
+    assert line is not None
+    return line.message
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (
+            died(-31, Death.FILTER, "madvise"),
+            "device 12 was killed by its seccomp policy for madvise(); forking another",
+        ),
+        (
+            died(-31, Death.FILTER),
+            "device 12 was killed by its seccomp policy for a forbidden system call; forking "
+            "another",
+        ),
+        (
+            died(70, Death.FAILED, "", "balloon-vm3: OSError: no"),
+            "device 12 failed; balloon-vm3: OSError: no; forking another",
+        ),
+        (
+            died(1, Death.STATUS, deaths=6),
+            "device 12 ended with status 1; the 6th death within 60 s: this VM's balloon stops "
+            "until its VMM reconnects",
+        ),
+        (
+            GuestFault(VM, "statsq", Rule.AVAIL_IDX, 900, NO_HEAD, stops_queue=True),
+            "statsq: avail.idx jumped 900 ahead, more than its entries allow; the queue is "
+            "stopped",
+        ),
+    ],
+)
+def test_words_of_deaths_and_faults(event: Event, message: str) -> None:
+    assert message_of(event) == message
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (
+            PagesLost(VM, LossCause.NEVER_FREED, MIB, ("is private", "is read-only")),
+            f"1 MiB that it gave are not freed, as their file is private, is read-only; {REMEDY}",
+        ),
+        (
+            PagesLost(VM, LossCause.NEVER_FREED, MIB),
+            f"1 MiB that it gave are not freed, as their file cannot be freed; {REMEDY}",
+        ),
+        (
+            PagesLost(VM, LossCause.NEVER_FREED, MIB, (), out_of_reach=True),
+            "1 MiB that it gave are not freed: its page numbers cannot be trusted",
+        ),
+        (
+            PagesLost(VM, LossCause.NOT_SHARED, MIB),
+            "1 MiB that it gave are in no memory that its VMM shares with balloond, so they "
+            "cannot be freed; share all of the VM's memory (share=on for each memory back-end, "
+            "plugged ones too)",
+        ),
+        (
+            PagesLost(VM, LossCause.IN_PIECES, MIB),
+            "1 MiB that it gave are not freed: they are parts of huge pages, which the kernel "
+            "frees only as a whole; give the VM memory of small pages",
+        ),
+        (
+            MemoryNotShared(VM, driver_runs=False),
+            "its VMM is connected but has not given its guest's memory so far: its guest has no "
+            "balloon driver running yet, or the memory is not shared (QEMU: share=on for the "
+            "memory back-end; libvirt: <access mode='shared'/>); until then it has no balloon",
+        ),
+        (
+            MemoryKnown(VM, MIB, frozenset([PageKind(4096, "always"), PageKind(4096, "never")])),
+            "guest memory of 1 MiB: 4 KiB pages; 4 KiB pages, transparent huge pages wherever "
+            "they fit",
+        ),
+        (
+            SizesDiffer(VM, None, 5 * GIB, GIB, GIB),
+            "the VMM's memory table says 5 GiB, the guest says 1 GiB; going by the guest",
+        ),
+        (
+            SizesDiffer(VM, GIB, 4 * GIB, None, GIB),
+            "--vm-mem says 1 GiB, the VMM's memory table says 4 GiB; going by --vm-mem",
+        ),
+        (
+            SizesDiffer(VM, 4 * GIB, GIB, None, GIB),
+            "--vm-mem says 4 GiB, the VMM's memory table says 1 GiB; going by the VMM's memory "
+            "table",
+        ),
+    ],
+)
+def test_words_of_memory(event: Event, message: str) -> None:
+    assert message_of(event) == message
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (TargetReached(VM, 8 * MIB, MIB), "balloon is 8 MiB, of which the host has 7 MiB"),
+        (TargetReached(VM, MIB, 8 * MIB), "balloon is 1 MiB, of which the host has 0 B"),
+        (GivingBack(VM, None), "giving all of a balloon of unknown size back to the guest"),
+        (GivingBack(VM, 0), "the guest need not give anything"),
+        (
+            Stopping("SIGUSR1", vms_stay=True),
+            "SIGUSR1: ending, the guests stay for the next balloond",
+        ),
+        (LinesLost(1), "1 line could not be written here: lost"),
+        (EventsLost(2), "2 events came too fast to be written: lost"),
+    ],
+)
+def test_words_of_balloons_and_of_the_end(event: Event, message: str) -> None:
+    assert message_of(event) == message
+
+
+@pytest.mark.parametrize(
+    ("share", "taken", "most", "closing", "why"),
+    [
+        (Share.CONNECTIONS, 1024, 1024, 0, "there are 1024, as many as there may be"),
+        (
+            Share.CLOSES,
+            1025,
+            1024,
+            0,
+            "1025 descriptors wait for a close that does not end, 1024 may",
+        ),
+        (
+            Share.USERS_DESCRIPTORS,
+            720,
+            750,
+            0,
+            "it takes 720 descriptors, of 750 at most; allow more (ulimit -n, LimitNOFILE=)",
+        ),
+        (
+            Share.USERS_DESCRIPTORS,
+            750,
+            750,
+            710,
+            "it takes 750 descriptors (710 of them wait for a close that does not end), of 750 at "
+            "most; allow more (ulimit -n, LimitNOFILE=)",
+        ),
+        (
+            Share.DESCRIPTORS,
+            840,
+            875,
+            0,
+            "all VMs together take 840 descriptors, of 875 at most; allow more (ulimit -n, "
+            "LimitNOFILE=)",
+        ),
+    ],
+)
+def test_words_of_what_is_taken_up(
+    share: Share, taken: int, most: int, closing: int, why: str
+) -> None:
+    refused = ConnectionRefused(1000, share, taken, most, closing, suppressed=4)
+    assert message_of(refused) == (f"a connection of user 1000 is refused: {why} (4 more like it)")
+
+
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        (
+            Decision(Reason.NOT_ENOUGH_BACK, 1, 1, 16, 192 * MIB, Reading(783, 400), 784),
+            "not enough memory is back yet (783 MiB available, margin 400 MiB, 784 MiB needed): "
+            "balloon stays at level 1/16, 192 MiB",
+        ),
+        (
+            Decision(Reason.MEMORY_BACK, 1, 0, 16, 0, Reading(1784, 400), 784),
+            "memory is back (1,784 MiB available, margin 400 MiB, 784 MiB needed): "
+            "balloon shrinks to level 0/16, 0 B",
+        ),
+        (
+            Decision(Reason.UNKNOWN, 1, 1, 16, 192 * MIB),
+            "available memory is unknown: balloon stays at level 1/16, 192 MiB",
+        ),
+        (
+            Decision(Reason.SWITCHED_OFF, 1, 0, 16, 0),
+            "low memory is switched off: balloon shrinks to level 0/16, 0 B",
+        ),
+        (
+            Decision(Reason.LOW_MEMORY, 0, 1, 16, 192 * MIB, Reading(9, 26, "/vms/memory.max")),
+            "low memory (9 MiB available within /vms/memory.max, margin 26 MiB): "
+            "balloon grows to level 1/16, 192 MiB",
+        ),
+    ],
+)
+def test_words_of_decisions(decision: Decision, message: str) -> None:
+    assert message_of(Decided(VM, decision)) == message
+
+
+def test_limit_below_which_memory_is_available_is_a_field_of_its_own() -> None:
+    decision = Decision(Reason.LOW_MEMORY, 0, 1, 16, MIB, Reading(9, 26, "/vms/memory.max"))
+    line = worded(Decided(VM, decision))
+    assert line is not None
+    assert line.fields["within"] == "/vms/memory.max"
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_has_words(reason: Reason) -> None:
+    assert message_of(Decided(VM, Decision(reason, 0, 0, 16, 0)))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        DeviceStarted(VM, 12, ("statsq",), quiet=True),
+        DeviceLooks(VM, 12, ("statsq",), quiet=True),
+        VmResized(VM, GIB, GIB // 2, 16, quiet=True),
+        Decided(VM, Decision(Reason.RECHECK, 0, 0, 16, 0), quiet=True),
+        TargetReached(VM, 0, 0, quiet=True),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_quiet_event_has_a_line_for_debugging(event: Event) -> None:
+    line = worded(event)
+    assert line is not None
+    assert line.level is DEBUG
+    assert "quiet" not in line.fields
+    assert is_debug(event)
