@@ -153,14 +153,66 @@ class ConnectionRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceNotice:
-    """The low-memory source has something to say of itself.
+class SourceUnknown:
+    """The low-memory source gives no figures any more, or gives none for another reason.
 
     Attributes:
-        notice: what began or ended, in the source's words.
+        figure: which of them: ``available memory``, ``the margin``.
+        why: what was found in its place.
     """
 
-    notice: str
+    figure: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceKnown:
+    """The low-memory source gives figures again.
+
+    Attributes:
+        figure: which of them was missing.
+        failed_reads: how many readings gave nothing meanwhile.
+    """
+
+    figure: str
+    failed_reads: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOff:
+    """The low-memory source is switched off: nothing is low, whatever is available.
+
+    Attributes:
+        why: what switched it off.
+    """
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOn:
+    """The low-memory source is switched on again.
+
+    Attributes:
+        margin_mib: below so much available memory it is low.
+    """
+
+    margin_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTrouble:
+    """The low-memory source goes by other figures than it might, or is not woken by the kernel.
+
+    Attributes:
+        what: what began or ended, in the source's words.
+    """
+
+    what: str
+
+
+SourceEvent = SourceUnknown | SourceKnown | SourceOff | SourceOn | SourceTrouble
+"""All that a low-memory source says of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +295,11 @@ DaemonEvent = (
     | StoreLost
     | NotAccepted
     | ConnectionRefused
-    | SourceNotice
+    | SourceUnknown
+    | SourceKnown
+    | SourceOff
+    | SourceOn
+    | SourceTrouble
     | TemplateLost
     | TemplateStarted
     | CallbackFailed

@@ -10,7 +10,7 @@ How to drive one, from a single loop:
 - wait until ``wait_fd()``, where there is one, is readable; then ``acknowledge()`` and ``read()``;
 - ``read()`` every second while ``needs_poll`` (it changes: ask each time), now and then otherwise,
   so that a device file that went away is noticed;
-- after every ``read()``, log each ``take_notice()`` until it gives None.
+- after every ``read()``, publish each ``take_notice()`` until it gives None.
 """
 
 import os
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from balloon_daemon.errors import ConfigError, SourceError
+from balloon_daemon.events import SourceEvent, SourceTrouble
 from balloon_daemon.host.memory_alarm import DeviceAlarm, PressureAlarm
 from balloon_daemon.host.notices import Journal, Unknown
 from balloon_daemon.host.notices import LowMemoryStatistics as LowMemoryStatistics
@@ -72,7 +73,7 @@ class LowMemorySource(Protocol):
     def acknowledge(self) -> None:
         """Consumes a wake-up of ``wait_fd``; to be called for each, before ``read``."""
 
-    def take_notice(self) -> str | None:
+    def take_notice(self) -> SourceEvent | None:
         """The next line worth a log: something that began or ended; None when there is none."""
 
     def statistics(self) -> LowMemoryStatistics:
@@ -129,7 +130,7 @@ class ChromeosLowMemory(Journal):
         """What is available now, and the margin; None: unknown, and counted."""
         # The device first: what happens between the two then wakes us rather than nobody.
         if self._alarm is not None and (change := self._alarm.refresh()):
-            self._notices.append(change)
+            self._notices.append(SourceTrouble(change))
         return self.note_reading(self._measure())
 
     def check(self) -> None:
@@ -251,7 +252,7 @@ class MeminfoLowMemory(Journal):
     def read(self) -> Reading | None:
         """What is available now, and the margin; None: unknown, and counted."""
         if self._alarm is not None and (change := self._alarm.refresh()):
-            self._notices.append(change)
+            self._notices.append(SourceTrouble(change))
         seen = self._look()
         if isinstance(seen, Unknown):
             return self.note_reading(seen)

@@ -1,7 +1,7 @@
-"""A low-memory source's memory of its readings: counted, and what they said put into log lines.
+"""A low-memory source's memory of its readings: counted, and their changes kept as events.
 
-Each change is a line: figures that are unknown, why, and known again; a source that is switched
-off and on again. Whoever writes the files can make a change each second, so that lines are
+Each change is an event: figures that are unknown, why, and known again; a source that is switched
+off and on again. Whoever writes the files can make a change each second, so that events are
 limited: within one trouble the same one is not said again within a minute, and all in all there
 are at most ``LINES`` in that time. What was held back is said later, where it still is so.
 """
@@ -11,6 +11,14 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
+from balloon_daemon.events import (
+    SourceEvent,
+    SourceKnown,
+    SourceOff,
+    SourceOn,
+    SourceTrouble,
+    SourceUnknown,
+)
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 
 Known = TypeVar("Known", bound=Reading | NeverLow)
@@ -61,16 +69,16 @@ class Journal:
         self._statistics = LowMemoryStatistics()
         self._failed_reads = 0
         # Whoever never asks for notices must not pay for them with memory.
-        self._notices: deque[str] = deque(maxlen=8)
+        self._notices: deque[SourceEvent] = deque(maxlen=8)
         # What the log's reader believes.
         self._told: Unknown | None = None
         self._told_off = False
         self._troubles: dict[str, str] = {}
-        self._said_at: dict[str, float] = {}
+        self._said_at: dict[SourceEvent, float] = {}
         self._line_times: deque[float] = deque(maxlen=LINES)
 
-    def take_notice(self) -> str | None:
-        """The next line worth a log: something that began or ended; None when there is none."""
+    def take_notice(self) -> SourceEvent | None:
+        """The next event to publish: something that began or ended; None when there is none."""
         return self._notices.popleft() if self._notices else None
 
     def statistics(self) -> LowMemoryStatistics:
@@ -106,41 +114,39 @@ class Journal:
         """
         if line == self._troubles.get(about, ""):
             return
-        if not line or self._may_say(line):
+        if not line or self._may_say(SourceTrouble(line)):
             self._troubles[about] = line
             if line:
-                self._notices.append(line)
+                self._notices.append(SourceTrouble(line))
 
     def _note_unknown(self, unknown: Unknown) -> None:
         count = self._statistics.unknown + 1
         self._statistics = self._statistics._replace(unknown=count)
         self._failed_reads += 1
         self.last_error = unknown.why
-        line = f"{unknown.what} is unknown: {unknown.why}"
-        if unknown != self._told and self._may_say(line):
-            self._notices.append(line)
+        event = SourceUnknown(unknown.what, unknown.why)
+        if unknown != self._told and self._may_say(event):
+            self._notices.append(event)
             self._told = unknown
 
     def _note_off(self, off: NeverLow) -> None:
-        line = f"low memory is switched off ({off.why}): nothing is low, balloons are given back"
-        if (self._told is not None or not self._told_off) and self._may_say(line):
-            self._notices.append(line)
+        event = SourceOff(off.why)
+        if (self._told is not None or not self._told_off) and self._may_say(event):
+            self._notices.append(event)
             self._told, self._told_off = None, True
 
     def _note_known(self, reading: Reading) -> None:
-        # Each of these ends a line that was allowed, so that they need no limit of their own.
+        # Each of these ends what was allowed to be said, so that they need no limit of their own.
         if self._told is not None:
-            failed = f"after {self._failed_reads} failed reads"
-            self._notices.append(f"{self._told.what} is known again, {failed}")
+            self._notices.append(SourceKnown(self._told.what, self._failed_reads))
         if self._told_off:
-            margin = f"a margin of {reading.margin_mib:,} MiB"
-            self._notices.append(f"low memory is switched on again, with {margin}")
+            self._notices.append(SourceOn(reading.margin_mib))
         self._told, self._told_off = None, False
         self._said_at.clear()
 
-    def _may_say(self, line: str) -> bool:
+    def _may_say(self, event: SourceEvent) -> bool:
         now_s = self._clock()
-        if now_s - self._said_at.get(line, -LINES_S) < LINES_S:
+        if now_s - self._said_at.get(event, -LINES_S) < LINES_S:
             return False
         if len(self._line_times) == LINES and now_s - self._line_times[0] < LINES_S:
             return False
@@ -148,5 +154,5 @@ class Journal:
         self._said_at = {
             said: at_s for said, at_s in self._said_at.items() if now_s - at_s < LINES_S
         }
-        self._said_at[line] = now_s
+        self._said_at[event] = now_s
         return True

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from balloon_daemon.events import Publish, SourceNotice
+from balloon_daemon.events import Publish
 from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 
@@ -50,7 +50,7 @@ class MemoryWatch:
         """Reads the source now, and publishes what it has to say about itself."""
         reading = self.source.read()
         while notice := self.source.take_notice():
-            self._publish(SourceNotice(notice))
+            self._publish(notice)
         return reading
 
     def close(self) -> None:

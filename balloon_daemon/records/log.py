@@ -49,14 +49,15 @@ class Log:
         """
         if isinstance(event, Connected | Disconnected):
             self._budgets.note(event, monotonic())
-        if not self._verbose and is_debug(event):
             return
-        line = worded(event)
-        if line is None:
+        debug = is_debug(event)
+        if debug and not self._verbose:
             return
         # With --verbose somebody looks, and wants it all.
-        left_out = 0 if line.level is Level.DEBUG else self._budgets.admit(event, monotonic())
-        if left_out is None:
+        left_out = 0 if debug else self._budgets.admit(event, monotonic())
+        # An event that is left out is not even worded: that would cost a flood's victims most.
+        line = None if left_out is None else worded(event)
+        if line is None:
             return
         if left_out:
             more = f" ({left_out} more lines on VMs of this user were left out)"

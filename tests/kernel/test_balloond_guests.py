@@ -350,8 +350,8 @@ def test_low_mem_file_broken_is_said_once_and_recovers(
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
-    assert len([m for m in events(daemon, "source-notice") if complaint in m]) == 1
-    assert any("known again" in m for m in events(daemon, "source-notice"))
+    assert len([r for r in facts(daemon, "source-unknown") if complaint in r["why"]]) == 1
+    assert len(facts(daemon, "source-known")) == 1
 
 
 def test_low_mem_file_broken_under_a_balloon_takes_and_returns_nothing(

@@ -41,6 +41,7 @@ from tests.harness.whole_vm import (
     OF_VMM,
     attach,
     events,
+    facts,
     run_until_event,
     run_until_logged,
     wait_for_device,
@@ -74,7 +75,7 @@ def test_no_descriptors_left_a_vmm_waits_and_is_served_once_there_are(
         vmm.settimeout(HANG_S)
         assert len(vmm.recv(64)) == 20
     run([neighbour], full(neighbour))
-    assert any("known again" in message for message in events(daemon, "source-notice"))
+    assert facts(daemon, "source-known") != []
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -473,4 +474,4 @@ def test_low_mem_file_of_another_kind_is_unknown_and_recovers(
     low_mem.set_low()
     run([guest], full(guest))
 
-    assert len([m for m in events(daemon, "source-notice") if "unknown: " in m]) == 1
+    assert len(facts(daemon, "source-unknown")) == 1

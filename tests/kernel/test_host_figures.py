@@ -17,7 +17,7 @@ from tests.harness.makers import MARGIN_MIB, MAXIMUM, SPEED, VM_MEM_MIB, MakeGue
 from tests.harness.memory_cgroup import MemoryCgroup, memory_cgroup
 from tests.harness.other_user import AS_NOBODY
 from tests.harness.waiting import wait_until
-from tests.harness.whole_vm import attach, events, facts
+from tests.harness.whole_vm import attach, facts
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root, for a /proc of its own or another user"
@@ -82,8 +82,9 @@ def until_logged(guest: FakeGuest, daemon: Daemon, text: str) -> None:
     until(guest, lambda: any(text in record["message"] for record in daemon.records()))
 
 
-def source_lines(daemon: Daemon) -> list[str]:
-    return events(daemon, "source-notice")
+def of_source(daemon: Daemon) -> list[str]:
+    """The events of the low-memory source, by their words."""
+    return [r["event"] for r in daemon.records() if r["event"].startswith("source-")]
 
 
 # --- a notifier that is switched off ---
@@ -109,10 +110,8 @@ def test_margin_switched_off_gives_a_full_balloon_back_whatever_is_available(
     steps = [r for r in daemon.records() if r.get("reason") == "switched-off"]
     assert daemon.decision()["reason"] == "all-returned"
     assert steps != []
-    assert source_lines(daemon) == [
-        f"low memory is switched off ({low_mem.path}/margin says off): "
-        "nothing is low, balloons are given back"
-    ]
+    assert of_source(daemon) == ["source-off"]
+    assert facts(daemon, "source-off")[0]["why"] == f"{low_mem.path}/margin says off"
 
 
 def test_margin_switched_off_and_on_again_takes_again(
@@ -122,14 +121,13 @@ def test_margin_switched_off_and_on_again_takes_again(
     guest = attach(make_guest(), daemon)
     set_margin(low_mem, "off")
     low_mem.set_low()
-    until_logged(guest, daemon, "low memory is switched off")
+    until(guest, lambda: facts(daemon, "source-off") != [])
 
     set_margin(low_mem, f"{MARGIN_MIB} 3200 \n")
     until(guest, lambda: balloon_bytes(guest) == MAXIMUM)
 
-    assert source_lines(daemon)[1:] == [
-        f"low memory is switched on again, with a margin of {MARGIN_MIB} MiB"
-    ]
+    assert of_source(daemon) == ["source-off", "source-on"]
+    assert facts(daemon, "source-on")[0]["margin_mib"] == MARGIN_MIB
     taken = [r for r in daemon.records() if r.get("reason") == "low-memory"]
     assert [r["margin_mib"] for r in taken] == [MARGIN_MIB] * 16
 
@@ -144,7 +142,7 @@ def test_margin_switched_off_is_overruled_by_one_that_was_given(
     low_mem.set_available(299)
     until(guest, lambda: balloon_bytes(guest) == MAXIMUM)
 
-    assert source_lines(daemon) == []
+    assert of_source(daemon) == []
 
 
 def test_two_causes_that_alternate_do_not_fill_the_log(
@@ -164,7 +162,7 @@ def test_two_causes_that_alternate_do_not_fill_the_log(
     (low_mem.path / "available").unlink()
     until_logged(guest, daemon, "No such file or directory")
 
-    assert len(source_lines(daemon)) == 3
+    assert of_source(daemon) == ["source-unknown"] * 3
 
 
 # --- pools of huge pages ---
@@ -571,7 +569,7 @@ def test_limit_that_comes_while_it_runs_counts_from_then_on(
     cgroup.limit(LIMIT_MIB * MIB)
     until(guest, lambda: balloon_bytes(guest) == MAXIMUM)
 
-    assert source_lines(daemon)[-1] == (
+    assert facts(daemon, "source-trouble")[-1]["what"] == (
         f"a margin of 450 MiB below the limit of 400 MiB in {cgroup.limit_file} would always be "
         "low memory"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from balloon_daemon.events import SourceTrouble
 from balloon_daemon.host import memory_alarm
 from balloon_daemon.host.low_memory import PRESSURE_FILE, ChromeosLowMemory, MeminfoLowMemory
 from balloon_daemon.host.memory_alarm import DeviceAlarm, PressureAlarm
@@ -191,8 +192,11 @@ def test_device_that_vanishes_leaves_polling_and_wakes_again_when_it_is_back(
     (host.directory / "away").rename(host.device)
     source.read()
 
-    assert gone == (True, f"{host.device}: No such file or directory", Reading(1000, 400))
-    assert source.take_notice() == f"{host.device}: it is back, waiting for it again"
+    trouble = SourceTrouble(f"{host.device}: No such file or directory")
+    assert gone == (True, trouble, Reading(1000, 400))
+    assert source.take_notice() == SourceTrouble(
+        f"{host.device}: it is back, waiting for it again"
+    )
     assert source.take_notice() is None
     assert source.wait_fd() == fd
     assert not source.needs_poll

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from balloon_daemon.events import SourceTrouble
 from balloon_daemon.host.low_memory import (
     CHROMEOS_DEVICE,
     CHROMEOS_DIR,
@@ -120,7 +121,7 @@ def scenario_device_gone(far_end: int) -> Report:
     return {
         "reading": str(reading),
         "needs_poll": source.needs_poll,
-        "notice": source.take_notice(),
+        "notice": str(source.take_notice()),
     }
 
 
@@ -215,7 +216,7 @@ def test_default_device_that_vanishes_leaves_polling(
     assert in_chromeos("device_gone") == {
         "reading": "Reading(available_mib=399, margin_mib=400, within='')",
         "needs_poll": True,
-        "notice": "/dev/chromeos-low-mem: No such file or directory",
+        "notice": str(SourceTrouble("/dev/chromeos-low-mem: No such file or directory")),
     }
 
 

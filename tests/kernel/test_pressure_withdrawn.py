@@ -5,7 +5,7 @@ from io import FileIO
 
 import pytest
 
-from balloon_daemon.events import Event, SourceNotice
+from balloon_daemon.events import Event, SourceTrouble
 from balloon_daemon.host import memory_alarm
 from balloon_daemon.host.low_memory import PRESSURE_FILE, MeminfoLowMemory
 from balloon_daemon.host.watch import MemoryWatch
@@ -63,6 +63,6 @@ def test_pressure_trigger_that_is_withdrawn_wakes_once_and_is_asked_for_again_la
     gone = f"{PRESSURE_FILE}: the kernel withdrew the trigger"
     back = f"{PRESSURE_FILE}: it is back, waiting for it again"
     assert source.wait_fd() is not None
-    assert source.take_notice() == back
-    assert published == [SourceNotice(notice) for notice in (gone, back, gone)]
+    assert source.take_notice() == SourceTrouble(back)
+    assert published == [SourceTrouble(what) for what in (gone, back, gone)]
     source.close()

@@ -1,11 +1,15 @@
 """Who hears of low memory, and when: one watch for all guests."""
 
 import asyncio
+from functools import partial
 
+from balloon_daemon.controller.governor import Governor
 from balloon_daemon.events import Event
 from balloon_daemon.host.low_memory import LowMemoryStatistics
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.sizing.balloon_policy import Reading
+from balloon_daemon.records.bus import Bus
+from balloon_daemon.sizing.balloon_policy import PolicySettings, Reading, Reason
+from balloon_daemon.units import GIB, MIB, VmId
 from tests.harness.waiting import HANG_S
 
 POLL_S = 3600.0
@@ -46,6 +50,18 @@ class ToldMemory:
         return None
 
     def close(self) -> None:
+        return None
+
+
+class Willing:
+    """A guest that may be asked for more, and has given nothing."""
+
+    actual_bytes = 0
+
+    def against_more(self, level: int) -> Reason | None:
+        return None
+
+    def tell_again(self) -> None:
         return None
 
 
@@ -123,3 +139,44 @@ def test_look_that_fails_is_followed_by_the_next() -> None:
         return failures
 
     assert asyncio.run(listen()) == ["MemoryError()"]
+
+
+def test_all_targets_of_one_low_memory_event_leave_before_the_first_line_is_worded() -> None:
+    happened: list[str] = []
+
+    def tell(number: int, target_bytes: int) -> None:
+        happened.append(f"target {number}: {target_bytes}")
+
+    async def be_low() -> None:
+        loop = asyncio.get_running_loop()
+        source = ToldMemory()
+        bus = Bus(lambda event, at_s: happened.append(type(event).__name__))
+        bus.drain_by(loop.call_soon)
+        watch = MemoryWatch(source, POLL_S, bus.publish)
+        governors = [
+            Governor(
+                PolicySettings(),
+                watch,
+                partial(tell, number),
+                lambda: None,
+                Willing(),
+                VmId(number, f"vm{number}"),
+                bus.publish,
+            )
+            for number in (1, 2, 3)
+        ]
+        for governor in governors:
+            governor.start(GIB)
+        await asyncio.sleep(0)
+        happened.clear()
+        source.low = True
+        watch.listen(lambda _: None)
+        await asyncio.sleep(0)
+        for governor in governors:
+            governor.halt()
+        watch.close()
+
+    asyncio.run(be_low())
+    step = 32 * MIB
+    targets = [f"target {number}: {step}" for number in (1, 2, 3)]
+    assert happened == [*targets, "Decided", "Decided", "Decided"]

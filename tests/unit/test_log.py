@@ -14,7 +14,7 @@ from balloon_daemon.events import (
     DeviceStarted,
     Event,
     NotAccepted,
-    SourceNotice,
+    SourceTrouble,
     TakenOver,
     TemplateStarted,
     VmFailed,
@@ -109,7 +109,7 @@ def test_lone_surrogate_in_a_message_is_written_as_an_escape(log: Log, pipe: Sma
     ("event", "text"),
     [
         (TakenOver(VM), "balloond: vm7: goes on where another balloond left"),
-        (SourceNotice("low"), "balloond: warning: low"),
+        (SourceTrouble("low"), "balloond: warning: low"),
         (NotAccepted("why"), "balloond: error: cannot take a connection: why"),
         (VmFailed(VM, "OSError: two\nlines"), "balloond: error: vm7: OSError: two | lines"),
     ],

@@ -8,6 +8,14 @@ import psutil
 import pytest
 
 from balloon_daemon.errors import ConfigError, SourceError
+from balloon_daemon.events import (
+    SourceEvent,
+    SourceKnown,
+    SourceOff,
+    SourceOn,
+    SourceTrouble,
+    SourceUnknown,
+)
 from balloon_daemon.host import low_memory
 from balloon_daemon.host.low_memory import (
     ChromeosLowMemory,
@@ -32,7 +40,7 @@ def directory(tmp_path: Path) -> Path:
     return directory
 
 
-def notices(source: LowMemorySource) -> list[str]:
+def notices(source: LowMemorySource) -> list[SourceEvent]:
     return list(iter(source.take_notice, None))
 
 
@@ -149,11 +157,8 @@ def test_margin_switched_off_and_on_is_said_once_each(directory: Path) -> None:
     for _ in range(3):
         source.read()
 
-    assert off == [
-        f"low memory is switched off ({directory}/margin says off): "
-        "nothing is low, balloons are given back"
-    ]
-    assert notices(source) == ["low memory is switched on again, with a margin of 400 MiB"]
+    assert off == [SourceOff(f"{directory}/margin says off")]
+    assert notices(source) == [SourceOn(400)]
 
 
 def test_margin_that_says_off_does_not_matter_beside_one_that_was_given(directory: Path) -> None:
@@ -245,11 +250,10 @@ def test_error_that_lasts_is_noted_when_it_begins_and_when_it_ends(directory: Pa
         source.read()
     ended = notices(source)
 
-    assert begun == [f"available memory is unknown: {available} is empty"]
-    assert between == [
-        f"available memory is unknown: {available} holds b'x', not a whole number of MiB"
-    ]
-    assert ended == ["available memory is known again, after 6 failed reads"]
+    assert begun == [SourceUnknown("available memory", f"{available} is empty")]
+    no_number = f"{available} holds b'x', not a whole number of MiB"
+    assert between == [SourceUnknown("available memory", no_number)]
+    assert ended == [SourceKnown("available memory", 6)]
 
 
 def test_margin_that_cannot_be_read_is_not_blamed_on_available(directory: Path) -> None:
@@ -264,9 +268,9 @@ def test_margin_that_cannot_be_read_is_not_blamed_on_available(directory: Path) 
     source.read()
 
     assert notices(source) == [
-        f"the margin is unknown: {margin} holds b'much', not a whole number of MiB",
-        f"the margin is unknown: {margin}: No such file or directory",
-        "the margin is known again, after 2 failed reads",
+        SourceUnknown("the margin", f"{margin} holds b'much', not a whole number of MiB"),
+        SourceUnknown("the margin", f"{margin}: No such file or directory"),
+        SourceKnown("the margin", 2),
     ]
 
 
@@ -520,12 +524,16 @@ def test_meminfo_margin_that_a_pool_grows_beyond_is_said_once() -> None:
     assert said == [
         [],
         [
-            "a margin of 5 GiB on a host of 64 GiB, of which 60 GiB can never be available, "
-            "would always be low memory"
+            SourceTrouble(
+                "a margin of 5 GiB on a host of 64 GiB, of which 60 GiB can never be available, "
+                "would always be low memory"
+            )
         ],
         [
-            "a margin of 5 GiB on a host of 64 GiB, of which 61 GiB can never be available, "
-            "would always be low memory"
+            SourceTrouble(
+                "a margin of 5 GiB on a host of 64 GiB, of which 61 GiB can never be available, "
+                "would always be low memory"
+            )
         ],
         [],
         [],
@@ -540,7 +548,9 @@ def test_meminfo_that_estimates_says_so() -> None:
     source.read()
     source.read()
 
-    assert notices(source) == ["this host's memory figures: no MemAvailable, it is estimated"]
+    assert notices(source) == [
+        SourceTrouble("this host's memory figures: no MemAvailable, it is estimated")
+    ]
     assert source.describe().startswith(
         "available memory (estimated, as there is no MemAvailable) against 5.2 % of the RAM; "
     )
@@ -579,7 +589,9 @@ def test_cgroup_with_less_left_than_the_host_counts_with_a_margin_of_its_limit()
     reading = source.read()
 
     assert reading == Reading(300, 52, "/cg/memory.max")
-    assert notices(source) == ["/cg/memory.max is a limit: what is left below it counts too"]
+    assert notices(source) == [
+        SourceTrouble("/cg/memory.max is a limit: what is left below it counts too")
+    ]
     assert source.describe() == (
         "available memory against 5.2 % of the RAM and of each cgroup's limit; polled; "
         "now 300 MiB available within /cg/memory.max, margin 52 MiB, not low; "
@@ -642,7 +654,9 @@ def test_limit_that_cannot_be_read_is_said_once() -> None:
     for _ in range(3):
         assert source.read() == Reading(9000, 832)
 
-    assert notices(source) == ["/cg/memory.max: Permission denied; a limit there does not count"]
+    assert notices(source) == [
+        SourceTrouble("/cg/memory.max: Permission denied; a limit there does not count")
+    ]
 
 
 def test_check_of_meminfo_that_fails_raises_with_the_remedy() -> None:

@@ -1,9 +1,17 @@
-"""What becomes a line of the log, and what is held back."""
+"""What a low-memory source says of itself, and what is held back."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from balloon_daemon.events import (
+    SourceEvent,
+    SourceKnown,
+    SourceOff,
+    SourceOn,
+    SourceTrouble,
+    SourceUnknown,
+)
 from balloon_daemon.host.notices import LINES, LINES_S, Journal, LowMemoryStatistics, Unknown
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 
@@ -15,10 +23,10 @@ DENIED = Unknown("available memory", "Permission denied")
 NO_MARGIN = Unknown("the margin", "it is empty")
 OFF = NeverLow("margin says off")
 
-IS_EMPTY = "available memory is unknown: it is empty"
-IS_DENIED = "available memory is unknown: Permission denied"
-IS_OFF = "low memory is switched off (margin says off): nothing is low, balloons are given back"
-IS_ON = "low memory is switched on again, with a margin of 400 MiB"
+IS_EMPTY = SourceUnknown("available memory", "it is empty")
+IS_DENIED = SourceUnknown("available memory", "Permission denied")
+IS_OFF = SourceOff("margin says off")
+IS_ON = SourceOn(400)
 
 
 class Told:
@@ -28,16 +36,16 @@ class Told:
         self.now_s = 5.0
         self.journal = Journal(lambda: self.now_s)
 
-    def see(self, *measured: Measured) -> list[str]:
+    def see(self, *measured: Measured) -> list[SourceEvent]:
         """One reading a second."""
-        lines: list[str] = []
+        lines: list[SourceEvent] = []
         for one in measured:
             self.journal.note_reading(one)
             lines += self.lines()
             self.now_s += 1
         return lines
 
-    def lines(self) -> Iterator[str]:
+    def lines(self) -> Iterator[SourceEvent]:
         return iter(self.journal.take_notice, None)
 
 
@@ -46,8 +54,8 @@ def told() -> Told:
     return Told()
 
 
-def known_again(reads: int, what: str = "available memory") -> str:
-    return f"{what} is known again, after {reads} failed reads"
+def known_again(reads: int, figure: str = "available memory") -> SourceEvent:
+    return SourceKnown(figure, reads)
 
 
 def test_reading_is_given_back_and_counted(told: Told) -> None:
@@ -66,7 +74,7 @@ def test_each_cause_of_a_trouble_is_said_when_it_begins(told: Told) -> None:
     assert told.see(EMPTY, EMPTY, DENIED, DENIED, NO_MARGIN, PLENTY, PLENTY) == [
         IS_EMPTY,
         IS_DENIED,
-        "the margin is unknown: it is empty",
+        SourceUnknown("the margin", "it is empty"),
         known_again(5, "the margin"),
     ]
 
@@ -136,7 +144,7 @@ def test_switched_off_after_trouble_ends_the_trouble(told: Told) -> None:
 def test_trouble_while_switched_off_is_said_and_how_it_ends(told: Told) -> None:
     assert told.see(OFF, NO_MARGIN, PLENTY) == [
         IS_OFF,
-        "the margin is unknown: it is empty",
+        SourceUnknown("the margin", "it is empty"),
         known_again(1, "the margin"),
         IS_ON,
     ]
@@ -152,17 +160,17 @@ def test_switch_that_is_flipped_each_second_is_said_a_limited_number_of_times(to
 
 
 def test_trouble_beside_a_reading_is_said_once_until_it_has_ended(told: Told) -> None:
-    def note(line: str) -> list[str]:
+    def note(line: str) -> list[SourceEvent]:
         told.journal.note_trouble("cgroups", line)
         return told.see(PLENTY)
 
     assert [note(line) for line in ("", "a", "a", "b", "", "b")] == [
         [],
-        ["a"],
+        [SourceTrouble("a")],
         [],
-        ["b"],
+        [SourceTrouble("b")],
         [],
-        ["b"],
+        [SourceTrouble("b")],
     ]
 
 

@@ -17,7 +17,11 @@ from balloon_daemon.events import (
     ReaderFailed,
     Share,
     SocketNotPrivate,
-    SourceNotice,
+    SourceKnown,
+    SourceOff,
+    SourceOn,
+    SourceTrouble,
+    SourceUnknown,
     Stopping,
     StoppingAtOnce,
     StoreLost,
@@ -65,8 +69,20 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case ConnectionRefused():
             message = f"a connection of user {event.uid} is refused: {_taken(event)}"
             return Level.ERROR, message + more(event.suppressed)
-        case SourceNotice(notice):
-            return Level.WARNING, notice
+        case SourceUnknown(figure, why):
+            return Level.WARNING, f"{figure} is unknown: {why}"
+        case SourceKnown(figure, failed_reads):
+            return Level.WARNING, f"{figure} is known again, after {failed_reads} failed reads"
+        case SourceOff(why):
+            message = (
+                f"low memory is switched off ({why}): nothing is low, balloons are given back"
+            )
+            return Level.WARNING, message
+        case SourceOn(margin_mib):
+            margin = f"a margin of {margin_mib:,} MiB"
+            return Level.WARNING, f"low memory is switched on again, with {margin}"
+        case SourceTrouble(what):
+            return Level.WARNING, what
         case TemplateLost(why):
             return Level.WARNING, why
         case TemplateStarted(what):
