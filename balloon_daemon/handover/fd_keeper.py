@@ -2,11 +2,11 @@
 
 Runs by itself (``python -I fd_keeper.py PATH FD``), started by ``balloond --keep-fds`` in a
 session of its own, so that what kills the daemon spares it. It speaks with that balloond through
-FD, a socket that it is born with, and with those that come later at PATH. It reads no byte of a
-guest or a VMM: it is handed descriptors with names, and hands them out again. It has nowhere to
-say anything: where it cannot begin, its exit status says why. It ends when it is told to forget,
-or when nobody has been connected for a while and a new balloond has not come. A VMM that ends in
-that while takes its guest's descriptors with it, or memory would stay taken for nobody.
+FD, a socket that it inherits, and with those that come later at PATH. It reads no byte of a guest
+or a VMM: it is handed descriptors with names, and hands them out again. It has no log: where it
+cannot begin, its exit status says why. It ends when it is told to forget, or when no balloond has
+been connected for ten minutes. When a VMM ends in that time, the keeper closes all descriptors of
+that VM, whose memory would otherwise stay allocated for nobody.
 """
 
 import _thread
@@ -24,18 +24,19 @@ import time
 
 # Kept free of the package's modules on purpose: this process should be as small as it can be.
 TAKE, END, FORGET, BUSY = b"FDTAKE=1", b"FDEND=1", b"FDFORGET=1", b"FDBUSY=1"
-"""What no other store speaks: hand everything out; that was all; drop it and end; no, for another
-balloond is connected."""
+"""Words that only a keeper and its balloonds use: hand everything out; that was all; close
+everything and end; refused, as another balloond is connected."""
 
 ANSWERS = b"FDANSWERS=1"
-"""Before END: what cannot be kept is answered, and ``FDREPLACES=`` understood. An older keeper,
-which may still be there when a newer balloond comes, does neither."""
+"""Sent before END: this keeper answers what it cannot keep, and understands ``FDREPLACES=``. An
+older keeper, which may still run when a newer balloond comes, does neither."""
 
 PATIENCE_S = 600.0
-"""How long to hold on without any balloond: a new one comes in seconds or not at all."""
+"""How long to wait while no balloond is connected: a new one comes in seconds or not at all."""
 
 EXIT_ERRNO = 100
-"""Exit status beyond it: an error's number (errno(3)); itself: a bug, or called wrongly."""
+"""An exit status above this one is it plus an error's number (errno(3)); the exit status itself is
+a bug's, or a wrong call's."""
 
 RETRY_S = 0.1
 MAX_KEPT = 65536
@@ -45,7 +46,7 @@ MESSAGE_BYTES = 1 << 16
 """More than the names of all descriptors of one guest take."""
 
 MAX_HANGING = 16
-"""Closes that hang at a time; what comes beyond that stays open until one of them ends."""
+"""Closes that may hang at a time; further descriptors stay open until one of those ends."""
 
 SMALL_BYTES = 1 << 20
 """Memory that is freed in no time, such as a guest's state."""
@@ -101,10 +102,11 @@ class Keeper:
     def handle(self, message: bytes, fds: list[int]) -> bytes:
         """Takes one message. Returns the answer, empty where there is none.
 
-        What a state replaces (``FDREPLACES=``, names with spaces between them) goes once the state
-        is kept, and only if whoever says so knows of all that was lost of that guest
-        (``FDLOSSES=``): the state may name what is not here, and then the one before it is all
-        that there is. Who has lost something says what is to stay instead (``FDKEEPS=``).
+        The names that a state replaces (``FDREPLACES=``, with spaces between them) are dropped
+        once the state is kept, and only if its sender knows how many descriptors of that guest
+        were lost (``FDLOSSES=``): else the state may name a descriptor that is not here, and only
+        the state before it can be used. A sender that has lost some says what is to stay instead
+        (``FDKEEPS=``).
         """
         words = dict(line.partition("=")[::2] for line in message.decode("ascii").split("\n"))
         name, answer = words.get("FDNAME", ""), b""
@@ -112,7 +114,8 @@ class Keeper:
             self._drop(name)
         elif words.get("FDSTORE") == "1":
             guest = name.partition(".")[0]
-            # Without one: there was no room for it on its way (recvmsg(2), MSG_CTRUNC).
+            # A message comes without its descriptor where this process had no number left for it
+            # (recvmsg(2), MSG_CTRUNC).
             if len(fds) != 1 or len(self.kept) >= MAX_KEPT:
                 self._losses[guest] = losses = self._losses.get(guest, 0) + 1
                 answer = f"FDLOST={name}\nFDLOSSES={losses}".encode()
@@ -162,10 +165,10 @@ class Keeper:
             self.close([self.kept.pop(name)])
 
     def close(self, fds: list[int]) -> None:
-        """Closes what is wanted no more, in a thread where that may take long, or for ever.
+        """Closes descriptors, in a thread where a close may take long, or for ever.
 
-        Whoever closes it last has to wait, and nobody knows whether we or our balloond will. A
-        thread is what a process may have that forks nothing: it shares its descriptors.
+        The last close of a file may wait, and whether the last is here or in balloond is not
+        known. A thread shares this process's descriptors, and this process never forks.
         """
         for fd in fds:
             if _closes_at_once(fd):
@@ -173,12 +176,12 @@ class Keeper:
             else:
                 self._dropped.append(fd)
         while self._dropped and len(self._closing) < MAX_HANGING:
-            # Not by its number, which another one has as soon as its close has begun.
+            # Not the descriptor's number, which is free as soon as its close has begun.
             self._closing.add(mark := object())
             try:
                 _thread.start_new_thread(self._close_one, (self._dropped[0], mark))
             except RuntimeError:
-                # No thread to be had: with what is dropped next.
+                # No thread can be had: it is tried again with what is dropped next.
                 self._closing.discard(mark)
                 return
             del self._dropped[0]
@@ -187,19 +190,20 @@ class Keeper:
         try:
             os.close(fd)
         except OSError:
-            pass  # Closed it is, whatever its file had to say.
+            pass  # Linux has freed the number whatever close(2) returns.
         finally:
             self._closing.discard(mark)
 
 
 def _closes_at_once(fd: int) -> bool:
-    """Whether it is a little memory, which nobody can watch; asks no file that may never answer.
+    """Whether a descriptor is of a memory file of at most ``SMALL_BYTES``, which is freed at once.
 
-    The last close of anything that an epoll instance watches, an eventfd too, waits for a lock of
-    it, which whoever has it may hold for as long as they like.
+    Anything else may be in somebody's epoll instance, an eventfd too: its last close waits for a
+    lock of that instance, which its owner may hold for as long as they like.
     """
     try:
-        # Answered by shmem and hugetlbfs alone, and by the kernel itself.
+        # Only shmem and hugetlbfs know this, and the kernel itself answers: a file of a user's
+        # own file system (FUSE) is never asked.
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         return False
@@ -219,13 +223,13 @@ class Client:
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.sock = sock
-        # Beside the connection: a child of it that hangs may keep that open after its death.
-        self.life = os.pidfd_open(pid)
+        # A child of balloond that hangs may keep the connection open after balloond has ended.
+        self.pidfd = os.pidfd_open(pid)
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Closes its connection and its pidfd."""
         self.sock.close()
-        os.close(self.life)
+        os.close(self.pidfd)
 
     def receive(self) -> tuple[bytes, list[int]] | None:
         """The next message with its descriptors, empty once it has hung up; None: none waits."""
@@ -257,7 +261,7 @@ class Server:
         self._listener = listener
         self._keeper = Keeper()
         self._clients: dict[int, Client] = {}
-        """Each by its connection and by its life."""
+        """Each by the number of its connection and by that of its pidfd."""
         self._served: Client | None = None
         self._poller = select.poll()
         self._poller.register(listener, select.POLLIN)
@@ -267,7 +271,7 @@ class Server:
     def run(self) -> None:
         """Serves until told to forget or left alone too long."""
         while True:
-            # A successor hears of hang-ups by itself, and says what is to go.
+            # A balloond that is connected sees hang-ups itself, and says what is to be dropped.
             ends = [] if self._clients else self._keeper.ends()
             for fd in ends:
                 self._poller.register(fd, 0)
@@ -276,7 +280,7 @@ class Server:
                 self._poller.unregister(fd)
             if not ready:
                 return
-            # Whoever hung up first, then whoever comes: a successor may come in the same moment.
+            # Hang-ups before new connections: the next balloond may come in the same moment.
             for fd, _ in sorted(ready, key=lambda event: event[0] == self._listener.fileno()):
                 if fd in ends:
                     self._keeper.end(fd)
@@ -289,13 +293,13 @@ class Server:
         try:
             sock, _ = self._listener.accept()
         except OSError:
-            # No descriptor left: again later, as it stays readable.
+            # No descriptor is left: again later, as the listener stays readable.
             time.sleep(RETRY_S)
             return
         self._admit(sock)
 
     def _admit(self, sock: socket.socket) -> None:
-        """Hears a peer from here on, if it is of our own user."""
+        """Takes a connection's messages from here on, if its process is of this user."""
         peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = _CREDENTIALS.unpack(peer)
         try:
@@ -305,13 +309,13 @@ class Server:
         except OSError:
             sock.close()
             return
-        for fd in (sock.fileno(), client.life):
+        for fd in (sock.fileno(), client.pidfd):
             self._clients[fd] = client
             self._poller.register(fd, select.POLLIN)
 
     def _hear(self, client: Client, fd: int) -> bool:
-        """Takes a message, or all that waits of one that is dead; False: forget and end."""
-        dead = fd == client.life
+        """Takes a message, or all that a dead client has sent; False: forget and end."""
+        dead = fd == client.pidfd
         while (received := client.receive()) is not None:
             message, fds = received
             if not message:
@@ -322,7 +326,7 @@ class Server:
             if not dead:
                 break
         if dead:
-            for gone in (client.sock.fileno(), client.life):
+            for gone in (client.sock.fileno(), client.pidfd):
                 self._poller.unregister(gone)
                 del self._clients[gone]
             client.close()
@@ -342,36 +346,36 @@ class Server:
                 self._served = client
                 self._keeper.hand_out(client.sock)
         except (OSError, UnicodeDecodeError):
-            # What it says makes no sense, or it is gone: it hears no more of us either way.
+            # It sent no text, or is gone: it gets no more answers.
             client.sock.shutdown(socket.SHUT_RDWR)
             self._keeper.close(fds)
         return True
 
     def _answer(self, client: Client, answer: bytes) -> None:
-        """Says what has been lost; what was kept is not answered."""
+        """Sends the answer to a descriptor that was lost; to one that was kept there is none."""
         try:
             if answer:
                 client.sock.send(answer, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            pass  # It reads none. The next answer has the count of all.
+            pass  # It does not read. The next answer has the count of all losses.
 
 
 def main() -> int:
     """Runs the keeper that the arguments describe; returns its exit status."""
-    # The terminal's and the service manager's signals are for balloond, which tells us.
+    # The terminal's and the service manager's signals are for balloond, which then sends FORGET.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # A balloond that starts holds some back, and we have inherited that.
+    # A balloond that starts has some signals blocked, and this process has inherited that.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         path = sys.argv[1]
         first = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
         listener = listen(path)
-        ours = os.lstat(path)
+        bound = os.lstat(path)
         try:
             Server(listener, first).run()
         finally:
-            _unlink(path, ours)
+            _unlink(path, bound)
     except OSError as err:
         return EXIT_ERRNO + (err.errno or 0)
     except Exception:
@@ -379,13 +383,13 @@ def main() -> int:
     return 0
 
 
-def _unlink(path: str, ours: os.stat_result) -> None:
-    """Removes our socket; not that of another keeper, which has come in its place meanwhile."""
+def _unlink(path: str, bound: os.stat_result) -> None:
+    """Removes the socket that was bound; not another keeper's that has taken its place since."""
     try:
-        if os.path.samestat(os.lstat(path), ours):
+        if os.path.samestat(os.lstat(path), bound):
             os.unlink(path)
     except OSError:
-        pass  # It is gone already, or its directory is no longer ours.
+        pass  # It is gone already, or its directory may no longer be written to.
 
 
 if __name__ == "__main__":

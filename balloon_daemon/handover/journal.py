@@ -2,8 +2,8 @@
 
 A VMM waits for the answer to a request for ever. A controller that was killed between reading a
 request and answering it would leave it waiting, so the request is written down *before* it is
-taken from the socket, and crossed out after it was answered. Plain stores into a shared mapping:
-they survive a kill -9, and cost nothing beside the socket's system calls.
+taken from the socket, and marked as done after it was answered. It is written by plain stores into
+a shared mapping, which survive a kill -9 and cost nothing beside the socket's system calls.
 """
 
 import mmap
@@ -105,10 +105,10 @@ class Journal:
     def __init__(self, fd: OwnedFd) -> None:
         self.fd = fd
         if os.fstat(fd.fileno()).st_size < _SIZE:
-            os.truncate(fd.fileno(), _SIZE)  # An earlier version's.
+            os.truncate(fd.fileno(), _SIZE)  # Journals of an earlier version are shorter.
         self._map = mmap.mmap(fd.fileno(), _SIZE)
-        # A device that the controller forks itself would have every guest's journal, writable:
-        # taken over, it could put a request into another VM's mouth.
+        # A process that the controller forks must not have every guest's journal, writable: taken
+        # over by a guest, it could make the next controller perform a request for another VM.
         self._map.madvise(mmap.MADV_DONTFORK)
         self._words = memoryview(self._map)[:4].cast("I")
 
@@ -122,7 +122,7 @@ class Journal:
             self.begin(number, request)
 
     def begin(self, number: int, request: bytes) -> None:
-        """Writes a request down. The phase last: a store of four bytes is whole or not at all."""
+        """Writes a request down, the phase last: a store of four bytes is whole or not at all."""
         self._map[_HEAD.size : _HEAD.size + len(request)] = request
         _HEAD.pack_into(self._map, 0, Phase.NONE, len(request), number)
         self._words[0] = Phase.HANDLING
@@ -144,15 +144,15 @@ class Journal:
 
     @property
     def required(self) -> int:
-        """The serial of the oldest state that is true of this guest."""
+        """The serial number of the oldest state that is valid for this guest."""
         return int(_REQUIRED.unpack_from(self._map, _REQUIRED_AT)[0])
 
     def require(self, serial: int) -> None:
-        """States before this one are true no more: its VMM has said something else since.
+        """Makes states before this serial number invalid: the VMM has changed memory or vrings.
 
-        A guest that is gone on with by such a state would have pages removed by a memory table
-        that is not its own any more. Whether a later one reaches the store nobody may know. What
-        is true no more will not be again.
+        A guest restored from an invalid state would have pages removed by a memory table that its
+        VMM has replaced since. Whether a later state reaches the store is not known here. An
+        invalid state never becomes valid again.
         """
         _REQUIRED.pack_into(self._map, _REQUIRED_AT, max(serial, self.required))
 

@@ -23,10 +23,10 @@ MAX_PATH_BYTES = 107
 """Of a Unix socket (unix(7))."""
 
 _SOMEBODY = {errno.EACCES, errno.EPERM, errno.EPROTOTYPE}
-"""Somebody is there, but does not let us in or is of another kind."""
+"""Errors of connect(2) that say that a socket is there, of another user or of another type."""
 
-KEEPERS_OWN = 64
-"""Descriptors of a keeper for itself, and for what it is handed and has not looked at yet."""
+RESERVED_FDS = 64
+"""Descriptors that a keeper needs for itself, and for messages that it has not handled yet."""
 
 _WITHOUT = "run without it, or as a service, whose VMs systemd keeps"
 
@@ -51,7 +51,7 @@ def check_keepers_place(socket_path: Path) -> None:
         ConfigError: others may write there.
     """
     if why := others_may_write(socket_path.parent):
-        # The next balloond hands every guest's memory to whoever it finds there.
+        # The next balloond hands every guest's memory to the process that listens there.
         raise ConfigError(
             f"--keep-fds: {why}; name a socket in a directory of your own (--socket), or "
             f"{_WITHOUT}"
@@ -74,7 +74,7 @@ def reach_keeper(socket_path: Path) -> SocketStore | None:
 
     Raises:
         KeeperError: it does not answer.
-        ConfigError: it serves another balloond, or is none of ours.
+        ConfigError: it serves another balloond, or is another user's.
     """
     path = keeper_path(socket_path)
     sock = _reach(path)
@@ -101,13 +101,13 @@ def reach_keeper(socket_path: Path) -> SocketStore | None:
 def start_keeper(socket_path: Path) -> SocketStore:
     """Starts a keeper beside a vhost-user socket, where none runs.
 
-    It is spoken to through a socket that it is born with. Its path is for the next balloond: what
-    can be met by name, somebody else may have got there first.
+    This process speaks with it through a socket that the keeper inherits. Its path is for the next
+    balloond only: at a path another process may listen already.
 
     Raises:
         ConfigError: it cannot be started, or does not answer; nothing is left of it then.
     """
-    # It runs elsewhere.
+    # The keeper runs in another directory.
     path = keeper_path(socket_path).absolute()
     too_much = len(os.fsencode(path)) - MAX_PATH_BYTES
     if too_much > 0:
@@ -124,9 +124,9 @@ def start_keeper(socket_path: Path) -> SocketStore:
         fd = keeper_end.fileno()
         try:
             process = subprocess.Popen(
-                # By its file, and alone (-I): what lies in the current directory is not ours to
-                # run. Its streams lead nowhere: whoever waits for the end of ours would wait for
-                # its end.
+                # By its file, and isolated (-I): no file in the current directory is imported. Its
+                # streams are /dev/null: a process that waits for the end of our standard output
+                # would otherwise wait for the keeper's end.
                 [sys.executable, "-I", fd_keeper.__file__, os.fspath(path), str(fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -162,13 +162,13 @@ def start_keeper(socket_path: Path) -> SocketStore:
 
 
 def _capacity(pid: int, answers: bool) -> int:
-    """How many descriptors a keeper can keep: as many as it may have open, but a few."""
-    most = fd_keeper.MAX_KEPT if answers else 16384  # An earlier version's.
+    """How many descriptors a keeper can keep: as many as it may have open, less a few."""
+    most = fd_keeper.MAX_KEPT if answers else 16384  # MAX_KEPT of an earlier version.
     try:
         limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     except OSError:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(most, limit - KEEPERS_OWN)
+    return min(most, limit - RESERVED_FDS)
 
 
 def _not_started(why: str | None, where: str = "") -> ConfigError:
@@ -176,7 +176,7 @@ def _not_started(why: str | None, where: str = "") -> ConfigError:
 
 
 def _status(process: "subprocess.Popen[bytes]") -> int | None:
-    """The exit status of a keeper that has hung up, which is on its way out."""
+    """The exit status of a keeper that has hung up and so is about to end."""
     try:
         return process.wait(KEEPER_ENDS_WITHIN_S)
     except subprocess.TimeoutExpired:
@@ -188,11 +188,11 @@ def _reach(path: Path) -> socket.socket | None:
 
     Raises:
         KeeperError: its queue is full.
-        ConfigError: it is not ours to use.
+        ConfigError: it may not be used.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        # Connecting would wait while its queue is full: it may be one that hangs.
+        # connect(2) would wait while its queue is full, and a keeper that hangs never empties it.
         sock.setblocking(False)
         sock.connect(os.fspath(path))
         sock.setblocking(True)
@@ -205,13 +205,13 @@ def _reach(path: Path) -> socket.socket | None:
     except OSError as err:
         sock.close()
         if err.errno not in _SOMEBODY:
-            # Where the path itself is wrong, the vhost-user socket cannot be bound either.
+            # Where the path itself is wrong, binding the vhost-user socket beside it will say so.
             return None
         raise ConfigError(
             f"--keep-fds: {path} cannot be used: {err.strerror}; name another socket (--socket)"
         ) from err
     if uid != os.geteuid():
-        # It would be handed every guest's memory.
+        # That user would be handed every guest's memory.
         sock.close()
         raise ConfigError(
             f"--keep-fds: {path} is served by user {uid}; name another socket (--socket)"
@@ -221,7 +221,7 @@ def _reach(path: Path) -> socket.socket | None:
 
 def _take(sock: socket.socket) -> tuple[dict[str, OwnedFd], bool]:
     """Asks a keeper for everything that it holds, and whether it answers."""
-    with contextlib.suppress(BrokenPipeError):  # It may have said no already.
+    with contextlib.suppress(BrokenPipeError):  # It may have sent BUSY and hung up already.
         sock.send(TAKE)
     kept: dict[str, OwnedFd] = {}
     answers = False

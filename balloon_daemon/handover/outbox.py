@@ -1,4 +1,4 @@
-"""What is on its way into a store: its socket takes it, or it waits in line."""
+"""Messages on their way into a store: its socket takes them, or they wait in line."""
 
 import array
 import asyncio
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from balloon_daemon.linux.events import OwnedFd
 
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
-"""It takes nothing at this moment; all else says that nobody is there."""
+"""Errors by which a socket takes nothing at this moment; any other says that nobody is there."""
 
 RETRY_S = 0.002
 
@@ -31,9 +31,9 @@ class Outbox:
         lost: called where nobody is there any more.
 
     Attributes:
-        stalled: somebody has waited in vain; until something is taken again nobody waits.
+        stalled: somebody has waited in vain; until a message is taken again nobody waits.
         close_late: closes descriptors that have waited here. Meanwhile all others of the same file
-            may have gone, and the last close of what a VMM sent may take for ever.
+            may have been closed, and the last close of a VMM's file may take for ever.
     """
 
     def __init__(self, sock: socket.socket, lost: Callable[[], None]) -> None:
@@ -58,7 +58,7 @@ class Outbox:
         Args:
             content: the message.
             fds: go with it, and are closed here.
-            guest: whose it is.
+            guest: which guest's it is, as in ``waiting_of``; "": no guest's.
         """
         late = bool(self._waiting)
         self._waiting.append(_Message(content, fds, guest))

@@ -1,11 +1,11 @@
 """How many descriptors a store has room for, and how many of them a guest may have.
 
-Pure. A store that is full drops what comes next without a word, so its room is counted here, by
-the names that are in it, and nothing is put where there is none.
+Pure. A store that is full drops further descriptors without saying so; so its room is counted
+here, by the names that are in it, and nothing is put into a store without room.
 
-Each guest that is there has a *share*, whether it uses it or not, and room for its states. What
-is beyond the shares may be used by whoever comes first, up to half of the store: the other half is
-for guests that are still to come. So no guest can take what another one has, or will need.
+Each guest that is there has a *share*, whether it uses it or not, and room for its states. The
+room beyond the shares is for the guests that ask first, up to half of the store: the other half is
+for guests that are still to come. So no guest can take room that another guest has, or will need.
 """
 
 from balloon_daemon.handover.keys import STATE
@@ -15,10 +15,11 @@ SHARE = 64
 its guest starts again."""
 
 STATES = 2
-"""The newest state, and the one before it until that is taken out."""
+"""The newest state, and the state before it until that is taken out."""
 
 _OWN = 16
-"""Kept free for the listening socket, and for what has been taken out and may not be gone yet."""
+"""Kept free for the listening socket, and for descriptors that the store was told to take out and
+may not have taken out yet."""
 
 
 class Room:
@@ -37,7 +38,7 @@ class Room:
             self.put(name)
 
     def put(self, name: str) -> None:
-        """Counts a name: ``<guest>.<what>``; one without a guest, and a state, has its room."""
+        """Counts a name (``keys``); a state's, and a name that is no guest's, have room anyway."""
         guest, _, what = name.partition(".")
         if what and STATE not in name:
             names = self._guests.setdefault(guest, set())
@@ -59,7 +60,7 @@ class Room:
     def admits(self, guest: str, fds: int) -> bool:
         """Whether a guest may have so many descriptors, its states apart.
 
-        What it has already it may always have.
+        As many as it has already it may always have.
         """
         held = len(self._guests.get(guest, ()))
         claimed = self._claimed - _claim(held) + _claim(fds)

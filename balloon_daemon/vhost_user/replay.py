@@ -10,11 +10,11 @@ from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Fd, Region
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
 
-Told = tuple[bytes, tuple[Fd, ...]]
-"""A message with its descriptors."""
+ReplayMessage = tuple[bytes, tuple[Fd, ...]]
+"""A vhost-user message with its descriptors."""
 
 
-def replay(backend: Backend) -> list[Told]:
+def replay(backend: Backend) -> list[ReplayMessage]:
     """The messages that bring a fresh back-end to this one's state, with their descriptors.
 
     The descriptors stay this back-end's. Its config space is not among it.
@@ -23,21 +23,21 @@ def replay(backend: Backend) -> list[Told]:
     return replay_features(backend) + memory + replay_vrings(backend)
 
 
-def replay_features(backend: Backend) -> list[Told]:
+def replay_features(backend: Backend) -> list[ReplayMessage]:
     """What comes first: features, status and channel."""
-    told = [
+    messages = [
         _message(Request.SET_PROTOCOL_FEATURES, wire.U64.pack(backend.protocol_features)),
         _message(Request.SET_FEATURES, wire.U64.pack(backend.acknowledged)),
     ]
     if backend.status:
-        told.append(_message(Request.SET_STATUS, wire.U64.pack(backend.status)))
+        messages.append(_message(Request.SET_STATUS, wire.U64.pack(backend.status)))
     if backend.channel is not None:
-        told.append(_message(Request.SET_BACKEND_REQ_FD, b"", backend.channel))
-    return told
+        messages.append(_message(Request.SET_BACKEND_REQ_FD, b"", backend.channel))
+    return messages
 
 
-def replay_memory(regions: Sequence[Region]) -> list[Told]:
-    """The memory table, region by region, without a file where it was let go of."""
+def replay_memory(regions: Sequence[Region]) -> list[ReplayMessage]:
+    """The memory table, region by region; without a file where that was closed as useless."""
     return [
         _message(
             Request.ADD_MEM_REG,
@@ -48,19 +48,19 @@ def replay_memory(regions: Sequence[Region]) -> list[Told]:
     ]
 
 
-def replay_vrings(backend: Backend) -> list[Told]:
+def replay_vrings(backend: Backend) -> list[ReplayMessage]:
     """What comes last: the vrings, which need the memory."""
-    told: list[Told] = []
+    messages: list[ReplayMessage] = []
 
-    def tell(request: Request, payload: bytes, *fds: Fd) -> None:
-        told.append(_message(request, payload, *fds))
+    def add(request: Request, payload: bytes, *fds: Fd) -> None:
+        messages.append(_message(request, payload, *fds))
 
     for index, vring in enumerate(backend.vrings):
         if vring.size:
-            tell(Request.SET_VRING_NUM, wire.VringState(index, vring.size).encode())
+            add(Request.SET_VRING_NUM, wire.VringState(index, vring.size).encode())
         if vring.addr is not None:
-            tell(Request.SET_VRING_ADDR, vring.addr.encode())
-        tell(Request.SET_VRING_BASE, wire.VringState(index, vring.base).encode())
+            add(Request.SET_VRING_ADDR, vring.addr.encode())
+        add(Request.SET_VRING_BASE, wire.VringState(index, vring.base).encode())
         for request, fd in (
             (Request.SET_VRING_CALL, vring.call),
             (Request.SET_VRING_ERR, vring.err),
@@ -68,10 +68,10 @@ def replay_vrings(backend: Backend) -> list[Told]:
             (Request.SET_VRING_KICK, None if vring.unusable else vring.kick),
         ):
             if fd is not None:
-                tell(request, wire.U64.pack(index), fd)
-        tell(Request.SET_VRING_ENABLE, wire.VringState(index, vring.enabled).encode())
-    return told
+                add(request, wire.U64.pack(index), fd)
+        add(Request.SET_VRING_ENABLE, wire.VringState(index, vring.enabled).encode())
+    return messages
 
 
-def _message(request: Request, payload: bytes, *fds: Fd) -> Told:
+def _message(request: Request, payload: bytes, *fds: Fd) -> ReplayMessage:
     return wire.encode_request(request, payload), fds

@@ -346,6 +346,38 @@ def test_stop_that_takes_longer_than_its_limit_is_given_the_time_while_memory_co
     assert not any("stay in a balloon" in line for line in host.said_by(main))
 
 
+@pytest.fixture
+def host_without_store(host: ServiceHost) -> Iterator[ServiceHost]:
+    """The machine, whose unit stores no descriptors."""
+    directory = host.path("run/systemd/system/balloond.service.d")
+    directory.mkdir(parents=True)
+    (directory / "store.conf").write_text("[Service]\nFileDescriptorStoreMax=0\n")
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "stop", "balloond")
+    host.run("systemctl", "start", "balloond")
+    yield host
+    shutil.rmtree(directory)
+    host.run("systemctl", "daemon-reload")
+
+
+def test_service_whose_unit_stores_nothing_gives_all_back_on_sigusr1(
+    host_without_store: ServiceHost, make_guest: MakeGuest
+) -> None:
+    host, guest = host_without_store, make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes > 0, HANG_S)
+
+    main = host.main_pid()
+    run_beside(guest, host, "systemctl", "kill", "--signal=USR1", "--kill-who=main", "balloond")
+    run([guest], lambda: guest.disconnected != "", HANG_S)
+
+    assert guest.actual_bytes == 0
+    assert any(line.endswith("SIGUSR1: ending") for line in host.said_by(main))
+    # systemd's own line on the descriptor by which its store was tried; none on any other.
+    refused = [line for line in host.errors() if "add fd to store" in line]
+    assert (len(refused) <= 1, host.errors()) == (True, refused)
+
+
 def in_short_steps(*verbs: str) -> tuple[str, ...]:
     """Does something to the service over and over, each time a little further into its start."""
     # The machine has no shell.

@@ -8,13 +8,17 @@ from balloon_daemon.linux.libc import same_open_file
 
 
 class KeptFds:
-    """The descriptors of a guest that are in the store, each open file under one number."""
+    """The descriptors of a guest that are in the store, each open file under one number.
+
+    Attributes:
+        kept: a duplicate of each by its number, so that a file which comes again is found after
+            the descriptor by which it came first was closed.
+    """
 
     def __init__(self) -> None:
-        # By identity: descriptors are reused as numbers, their owners are not while they are here.
+        # By id() of the owner: the kernel uses a closed descriptor's number again, whereas no
+        # other object gets the id of an owner that is referred to here.
         self._known: dict[int, tuple[HasFileno, int]] = {}
-        # By number: a descriptor that comes again must be known as the same even after the first
-        # was closed.
         self.kept: dict[int, OwnedFd] = {}
         self._next = 1
         self._settled: tuple[set[int], int] = (set(), 0)
@@ -31,8 +35,8 @@ class KeptFds:
         if known is not None:
             return known[1]
         for number, kept in self.kept.items():
-            # systemd keeps one descriptor of an open file, under the name that came first, and a
-            # VMM sends several: one for each region of its memory, and its calls twice.
+            # systemd keeps one descriptor of each open file, under the name that came first, and
+            # a VMM sends several: one for each region of its memory, and its calls twice.
             if same_open_file(fd.fileno(), kept.fileno()):
                 self._known[id(fd)] = (fd, number)
                 return number
@@ -46,13 +50,13 @@ class KeptFds:
         return number
 
     def drop(self, number: int) -> None:
-        """Knows no more of a number, which is not used again."""
+        """Closes the duplicate of a descriptor; its number is not used again."""
         if number in self.kept:
             self.kept.pop(number).close()
         self._known = {key: each for key, each in self._known.items() if each[1] != number}
 
-    def let_go(self, needed: set[int]) -> None:
-        """Keeps only what the newest state names."""
+    def keep_only(self, needed: set[int]) -> None:
+        """Closes the duplicates of all but these numbers, which the newest state names."""
         if (needed, len(self._known)) == self._settled:
             return
         for number in self.kept.keys() - needed:
@@ -65,7 +69,7 @@ class KeptFds:
         self._settled = needed, len(self._known)
 
     def clear(self) -> None:
-        """Closes its copies."""
+        """Closes all duplicates."""
         for fd in self.kept.values():
             fd.close()
         self.kept.clear()

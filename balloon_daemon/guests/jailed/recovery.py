@@ -22,8 +22,8 @@ from balloon_daemon.vhost_user.messages import decode_message
 def recover(store: Store, make: MakeGuest, closer: ClosesFds, publish: Publish) -> list[Guest]:
     """Makes a guest of everything that the store has kept of one.
 
-    What cannot be gone on with is said in one line, and its VMM's connection closed: nothing is
-    guessed. What belongs to no guest is dropped.
+    A guest that cannot be restored gets one line in the log, and its VMM's connection is closed:
+    nothing is guessed. Descriptors that belong to no guest are closed.
 
     Args:
         store: the store; afterwards ``store.kept`` is empty.
@@ -40,8 +40,9 @@ def recover(store: Store, make: MakeGuest, closer: ClosesFds, publish: Publish) 
             guests.append(_restore(store, kept, kept.state, make, foreign))
         except (StateFileError, StateError, FrontendError, OSError, ValueError) as err:
             publish(StateRefused(kept.vm, str(err)))
-            theirs = {number: foreign.own(fd.detach()) for number, fd in kept.fds.items()}
-            discard(store, replace(kept, fds=theirs))
+            # A VMM has sent most of them: their last close may wait, and is the closer's.
+            owned = {number: foreign.own(fd.detach()) for number, fd in kept.fds.items()}
+            discard(store, replace(kept, fds=owned))
             foreign.let_go()
     strays = ForeignFds(closer)
     for name, fd in store.kept.items():
@@ -56,7 +57,7 @@ def _restore(
     store: Store, kept: KeptGuest, state: GuestState, make: MakeGuest, foreign: ForeignFds
 ) -> Guest:
     def take(number: int) -> OwnedFd:
-        # A duplicate for whoever owns it from here on; ``kept.fds`` are closed at the end.
+        # The guest owns the duplicate; ``kept.fds`` are closed once the guest is restored.
         return kept.fds[number].duplicate()
 
     jailed, row = state.jailed, state.row
@@ -68,7 +69,7 @@ def _restore(
             raise StateFileError("is not the newest, for which there was no room")
         for message in jailed.messages:
             fds = [foreign.own(take(number).detach()) for number in message.fds]
-            # First: what the back-end cannot use any more (a file cut short) it closes.
+            # Before the back-end sees them: it closes what it cannot use (a file cut short).
             for number, fd in zip(message.fds, fds, strict=True):
                 saver.adopt(number, fd)
             guest.backend.handle(decode_message(message.content), fds)

@@ -1,12 +1,14 @@
 """Keeps one guest in a store, so that another controller can go on with it.
 
-Each descriptor goes in once, under ``<guest>.<number>``; each state goes in as a new sealed
-memfd, ``<guest>.state-<serial>``, and replaces the one before it once it is kept: whenever the
-controller dies, the newest state in the store is whole, and all that it names is there.
+Each descriptor goes into the store once, by its number (``keys.FdKey``). Each state goes in as a
+new sealed memfd, by its serial number (``keys.StateKey``), and replaces the state before it once
+it is kept: whenever the controller dies, the newest state in the store is whole, and all
+descriptors that it names are there.
 
-Where a state finds no room, the one before it stays. It is as good as ever while nothing but
-numbers has changed, and worse than none once memory or vrings have: the journal, which needs no
-room, says from which state on they are true (``Journal.require``).
+Where a state finds no room, the state before it stays. That one can still be gone on from while
+nothing but numbers has changed since, and must not be once memory or vrings have changed: the
+journal, which needs no room in the store, says from which serial number on states are valid
+(``Journal.require``).
 """
 
 import asyncio
@@ -34,7 +36,7 @@ from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Region
 from balloon_daemon.vhost_user.replay import (
-    Told,
+    ReplayMessage,
     replay,
     replay_features,
     replay_memory,
@@ -42,16 +44,17 @@ from balloon_daemon.vhost_user.replay import (
 )
 
 NO_ROOM_S, LOST_S, BEHIND_S = 5.0, 1.0, 0.1
-"""How long not to try again to keep a guest for which the store, or the keeper, has no room."""
+"""After how long a guest is saved again: the store had no room for it, the keeper has lost some of
+its descriptors, or the store still has much of this guest's to take."""
 
 SAVE_SOON_S = 0.05
 """How long a change that heals with the next one may wait: ``actual`` changes with each buffer."""
 
-SAID_FOR_S = 60.0
-"""So long it has to be kept before it is said anew that it is not."""
+COMPLAIN_AGAIN_S = 60.0
+"""For how long a guest has to be kept before a line says anew that it is not."""
 
 _VRING = attrgetter("size", "base", "addr", "kick", "call", "err", "enabled", "unusable")
-"""All of a vring that ``replay_vrings`` tells."""
+"""All fields of a vring that ``replay_vrings`` makes messages of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,81 +68,108 @@ class Snapshot:
     stderr_pipe: OwnedFd | None
 
 
-class _Encoded:
-    """What a fresh back-end must hear, encoded anew only where it is another than last time."""
+class _ReplayCache:
+    """A back-end's messages, encoded; encoded anew only where they have changed since."""
 
     def __init__(self) -> None:
-        self._told: tuple[list[Told], list[Region]] | None = None
+        self._memory_key: tuple[list[ReplayMessage], list[Region]] | None = None
         self._memory = EncodedMessages()
-        self._vrings: list[object] | None = None
+        self._vrings_key: list[object] | None = None
         self._all = EncodedMessages()
 
     def messages_of(
-        self, backend: Backend, saved: Callable[[list[Told]], tuple[SavedMessage, ...]]
+        self,
+        backend: Backend,
+        numbered: Callable[[list[ReplayMessage]], tuple[SavedMessage, ...]],
     ) -> EncodedMessages:
-        """The messages of a back-end.
+        """The messages that bring a fresh back-end to where this one is.
 
         Args:
             backend: the back-end.
-            saved: numbers their descriptors, and may raise OSError: nothing is remembered then.
+            numbered: gives their descriptors numbers; may raise OSError, and then nothing of them
+                is remembered.
         """
-        told = replay_features(backend), backend.memory.regions[:]
-        vrings: list[object] = [_VRING(vring) for vring in backend.vrings]
-        if told != self._told:
-            features, regions = told
-            self._vrings = None
-            self._memory = EncodedMessages(saved(features + replay_memory(regions)))
-            self._told = told
-        if vrings != self._vrings:
-            self._all = EncodedMessages(saved(replay_vrings(backend)), self._memory)
-            self._vrings = vrings
+        memory_key = replay_features(backend), backend.memory.regions[:]
+        vrings_key: list[object] = [_VRING(vring) for vring in backend.vrings]
+        if memory_key != self._memory_key:
+            features, regions = memory_key
+            self._vrings_key = None
+            self._memory = EncodedMessages(numbered(features + replay_memory(regions)))
+            self._memory_key = memory_key
+        if vrings_key != self._vrings_key:
+            self._all = EncodedMessages(numbered(replay_vrings(backend)), self._memory)
+            self._vrings_key = vrings_key
         return self._all
 
 
-class _Again:
-    """When to try again to keep a guest that is not kept, and when to say so.
+class _Schedule:
+    """When a guest is saved by itself, and when a line says that it could not be kept.
 
     Attributes:
-        save: tries.
+        save: saves the guest.
+        complaint: why the guest is not kept, to be raised by the next ``save``; "": no reason.
     """
 
     def __init__(self) -> None:
         self.save: Callable[[], None] = lambda: None
-        self._timer: asyncio.TimerHandle | None = None
-        self._said_at: float | None = None
+        self.complaint = ""
+        self._retry: asyncio.TimerHandle | None = None
+        self._soon: asyncio.TimerHandle | None = None
+        self._complained_at: float | None = None
 
     @property
-    def waits(self) -> bool:
-        """Whether it is not to be tried just now."""
-        return self._timer is not None
+    def is_waiting(self) -> bool:
+        """Whether nothing is to be saved before the retry."""
+        return self._retry is not None
 
-    def later(self, seconds: float) -> bool:
-        """Tries some time later. Returns whether it is to be said: not again and again."""
-        loop = asyncio.get_running_loop()
-        first = self._said_at is None
-        self._said_at = loop.time()
-        self.soon(seconds)
+    def retry(self, seconds: float) -> None:
+        """Saves some time later, and nothing before that."""
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(seconds, self._try_again)
+
+    def retry_and_complain(self, seconds: float) -> bool:
+        """As ``retry``. Returns whether a line is to say so: not again and again."""
+        first = self._complained_at is None
+        self._complained_at = asyncio.get_running_loop().time()
+        self.retry(seconds)
         return first
 
-    def soon(self, seconds: float) -> None:
-        """Tries some time later; nothing is wrong."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._try)
+    def _try_again(self) -> None:
+        self._retry = None
+        self.save()
+
+    def soon(self, store: Store) -> None:
+        """Saves a little later, or once the store is behind no more."""
+        if self._soon is None:
+            loop = asyncio.get_running_loop()
+            self._soon = loop.call_later(SAVE_SOON_S, self._save_soon, store)
+
+    def _save_soon(self, store: Store) -> None:
+        self._soon = None
+        if store.is_behind:
+            # The store has more important things to take, and the next state says the same.
+            self.soon(store)
+        else:
+            self.save()
+
+    def cancel_soon(self) -> None:
+        """It is being saved: ``soon`` has nothing left to do."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
 
     def kept(self) -> None:
-        """It is kept again, as far as is known."""
-        if self._said_at is not None:
+        """The guest is kept, as far as is known."""
+        if self._complained_at is not None:
             now = asyncio.get_running_loop().time()
-            self._said_at = None if now - self._said_at > SAID_FOR_S else self._said_at
+            if now - self._complained_at > COMPLAIN_AGAIN_S:
+                self._complained_at = None
 
     def cancel(self) -> None:
-        """Tries no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _try(self) -> None:
-        self._timer = None
-        self.save()
+        """Saves nothing any more."""
+        self.cancel_soon()
+        if self._retry is not None:
+            self._retry.cancel()
 
 
 class Saver(Protocol):
@@ -224,24 +254,27 @@ class GuestSaver:
     def __init__(self, store: Store, vm: VmId, journal: Journal) -> None:
         self._store = store
         self._vm = vm
-        self._group = group_of(vm.number)
         self.journal = journal
         self._fds = KeptFds()
-        self._encoded = _Encoded()
+        self._replay = _ReplayCache()
+        self._schedule = _Schedule()
         self._serial = 0
-        self._told: tuple[EncodedMessages, int | None] | None = None
+        """Of the newest state in the store."""
+        self._contents: tuple[EncodedMessages, int | None] | None = None
         """What the newest state says beside mere numbers."""
-        self._true_from = journal.required
-        """The oldest state that says it."""
-        self._losses = 0
-        self._resync = False
-        self._complaint = ""
-        self._again = _Again()
-        self._soon: asyncio.TimerHandle | None = None
+        self._valid_from = journal.required
+        """The serial number of the oldest state with these contents."""
+        self._losses, self._is_store_known = 0, True
+        """How many descriptors of this guest the keeper has lost; whether it is known what the
+        keeper has, which it is not from a loss to the next state."""
         store.on_loss(self._group, self._lost)
 
+    @property
+    def _group(self) -> str:
+        return group_of(self._vm.number)
+
     def when_not_kept(self, save: Callable[[], None]) -> None:
-        self._again.save = save
+        self._schedule.save = save
 
     def adopt(self, number: int, fd: HasFileno) -> None:
         """Knows a descriptor that is in the store already."""
@@ -252,42 +285,42 @@ class GuestSaver:
         self._serial = serial
 
     def save(self, snapshot: Snapshot) -> None:
-        self._cancel_soon()
-        if self._complaint:
-            complaint, self._complaint = self._complaint, ""
+        self._schedule.cancel_soon()
+        if self._schedule.complaint:
+            complaint, self._schedule.complaint = self._schedule.complaint, ""
             raise OSError(errno.ENOSPC, complaint)
-        if self._again.waits:
-            # What has changed meanwhile is not looked at.
+        if self._schedule.is_waiting:
+            # What has changed is not looked at before the retry: the kept state may be invalid.
             self.journal.require(self._serial + 1)
             return
         if self._store.is_behind_with(self._group):
-            # Each state that waits takes a descriptor, and only the last one is of use.
+            # Each state that waits takes a descriptor, and only the last of them is of use.
             self.journal.require(self._serial + 1)
-            self._again.soon(BEHIND_S)
+            self._schedule.retry(BEHIND_S)
             return
-        told = None
+        contents = None
         try:
             messages, state = self._state(snapshot)
-            told = messages, state.jailed.stderr_pipe
+            contents = messages, state.jailed.stderr_pipe
             memory = OwnedFd(create_memfd("balloond-state", content=messages.encode(state)))
             try:
                 self._put_state(memory, state.jailed.fds().union(messages.fds))
             finally:
                 memory.close()
         except OSError as err:
-            if told is None or told != self._told:
+            if contents is None or contents != self._contents:
                 self.journal.require(self._serial + 1)
             if err.errno != errno.ENOSPC:
                 raise
             self._take_out_unused(snapshot)
-            if self._again.later(NO_ROOM_S):
+            if self._schedule.retry_and_complain(NO_ROOM_S):
                 raise
             return
-        if told != self._told:
-            self._told, self._true_from = told, self._serial
+        if contents != self._contents:
+            self._contents, self._valid_from = contents, self._serial
         if self._store.has_all:
-            self.journal.require(self._true_from)
-        self._again.kept()
+            self.journal.require(self._valid_from)
+        self._schedule.kept()
 
     def _state(self, snapshot: Snapshot) -> tuple[EncodedMessages, GuestState]:
         """The guest's state, all of whose descriptors are in the store by then."""
@@ -305,14 +338,14 @@ class GuestSaver:
                 new[found] = fd
             return found
 
-        def saved(told: list[Told]) -> tuple[SavedMessage, ...]:
+        def numbered(messages: list[ReplayMessage]) -> tuple[SavedMessage, ...]:
             return tuple(
-                SavedMessage(content, tuple(number(fd) for fd in fds)) for content, fds in told
+                SavedMessage(content, tuple(number(fd) for fd in fds)) for content, fds in messages
             )
 
         backend = snapshot.backend
         try:
-            messages = self._encoded.messages_of(backend, saved)
+            messages = self._replay.messages_of(backend, numbered)
             pipe = snapshot.stderr_pipe
             jailed = JailedGuest(
                 handled=snapshot.handled,
@@ -327,69 +360,55 @@ class GuestSaver:
                 self._store.put(self._fd_name(each), new[each], vmm=each == jailed.connection)
                 del new[each]
         except OSError:
-            # Not known as kept, or the next state would name what is not there.
-            self._encoded = _Encoded()
+            # The next state must not name a descriptor that was not put into the store.
+            self._replay = _ReplayCache()
             for each in new:
                 self._fds.drop(each)
             raise
         return messages, GuestState(self._vm, snapshot.row, jailed)
 
     def _take_out_unused(self, snapshot: Snapshot) -> None:
-        """Makes room: what the state of before names alone, which is true no more by now."""
-        told = [fd for _, fds in replay(snapshot.backend) for fd in fds]
-        used = [snapshot.connection, self.journal.fd, *told]
+        """Takes out what only the kept state names, to make room: that state is invalid by now."""
+        replayed = [fd for _, fds in replay(snapshot.backend) for fd in fds]
+        used = [snapshot.connection, self.journal.fd, *replayed]
         used += [] if snapshot.stderr_pipe is None else [snapshot.stderr_pipe]
         for number in self._fds.kept.keys() - {self._fds.find(fd) for fd in used}:
             self._store.remove(self._fd_name(number))
             self._fds.drop(number)
 
     def _put_state(self, memory: OwnedFd, needed: set[int]) -> None:
+        """Puts a state into the store, which takes out what no state needs any more."""
         numbers = self._fds.kept.keys() - needed
         gone = [self._fd_name(number) for number in sorted(numbers)]
         if self._serial:
             gone.insert(0, self._state_name(self._serial))
-        stay = [self._fd_name(number) for number in needed] if self._resync else None
+        stay = None if self._is_store_known else [self._fd_name(number) for number in needed]
         name = self._state_name(self._serial + 1)
         self._store.replace(name, memory, gone, losses=self._losses, stay=stay)
         self._serial += 1
-        self._resync = False
-        self._fds.let_go(needed)
+        self._is_store_known = True
+        self._fds.keep_only(needed)
 
     def _lost(self, name: str, losses: int) -> None:
-        """The keeper had no descriptor left for one of this guest's, or for its state."""
-        self._losses, self._resync = losses, True
+        """The keeper had no room for a descriptor of this guest, or for its state."""
+        self._losses, self._is_store_known = losses, False
         key = parse_key(name)
         if isinstance(key, FdKey):
             self._fds.drop(key.fd_number)
-        self._encoded, self._told = _Encoded(), None
-        if self._again.later(LOST_S):
-            self._complaint = "what keeps it has no room for a descriptor"
-            self._again.save()
+        self._replay, self._contents = _ReplayCache(), None
+        if self._schedule.retry_and_complain(LOST_S):
+            self._schedule.complaint = "what keeps it has no room for a descriptor"
+            self._schedule.save()
 
     def save_soon(self) -> None:
-        if self._soon is None:
-            loop = asyncio.get_running_loop()
-            self._soon = loop.call_later(SAVE_SOON_S, self._save_late)
-
-    def _save_late(self) -> None:
-        self._soon = None
-        if self._store.is_behind:
-            # The store has more important things to take, and the next state says the same.
-            self.save_soon()
-        else:
-            self._again.save()
-
-    def _cancel_soon(self) -> None:
-        if self._soon is not None:
-            self._soon.cancel()
-            self._soon = None
+        self._schedule.soon(self._store)
 
     async def drained(self) -> None:
         try:
             await self._store.drained()
         finally:
-            # What its VMM is told next is true of no state of before.
-            self.journal.require(self._true_from)
+            # The VMM relies on the answer that it gets next: earlier states are invalid from here.
+            self.journal.require(self._valid_from)
 
     def forget(self) -> None:
         self._store.remove(self._state_name(self._serial))
@@ -397,9 +416,8 @@ class GuestSaver:
             self._store.remove(self._fd_name(number))
 
     def close(self) -> None:
-        self._cancel_soon()
         self._store.on_loss(self._group, None)
-        self._again.cancel()
+        self._schedule.cancel()
         self._fds.clear()
         self.journal.close()
 
