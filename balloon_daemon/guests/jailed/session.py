@@ -1,4 +1,4 @@
-"""One guest: its VMM's connection, its governor, its device's keeper, and what is kept of it."""
+"""One guest: its VMM's connection, its governor, its device, and what is kept of it."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from balloon_daemon.guests.jailed.limits import BalloonLimits
 from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot
 from balloon_daemon.guests.jailed.sounding import Sounding
-from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
+from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.host.watch import MemoryWatch
@@ -104,7 +104,7 @@ class Guest:
             offered &= ~BalloonFeature.REPORTING
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
         self.limits = BalloonLimits(self.backend, shared.config.vm_mem_bytes, self._log)
-        self.keeper = DeviceKeeper(
+        self.keeper = DeviceSupervisor(
             self.backend,
             shared.jail,
             self._log.publish,

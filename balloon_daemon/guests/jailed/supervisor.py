@@ -43,7 +43,7 @@ class Jail:
     fork: Fork = fork_here
 
 
-class DeviceKeeper:
+class DeviceSupervisor:
     """The device of one guest, or the absence of one.
 
     Args:
