@@ -116,7 +116,7 @@ class Vrings:
     def set_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         state = wire.decode_vring_state(message)
         vring = self._vring(state.index)
-        # Kept only to answer with: the ring's own used.idx says where we are.
+        # Kept only to answer GET_VRING_BASE: a device starts at the used.idx in guest memory.
         before, was_unusable = vring.base, vring.unusable
         if wrong := vring.set_base(state.num):
             return [not_served(message, wrong), *RESTART]
@@ -174,7 +174,7 @@ class Vrings:
         if message.request == Request.SET_VRING_KICK:
             vring.set_kick(None)
         elif message.request == Request.SET_VRING_CALL:
-            # Without calls the driver would wait for ever for what it gave.
+            # A driver that is never called waits for ever for the buffers that it gave.
             vring.set_call(None, usable=False)
         return [not_served(message, NO_ROOM), *RESTART]
 
