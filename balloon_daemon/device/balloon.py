@@ -145,7 +145,8 @@ class BalloonDevice:
         over, broken = False, None
         try:
             while not over and chains < MAX_CHAINS_A_TURN and (pending := ring.pending()):
-                # Not before: every kick brings a look at every queue, and most are empty.
+                # The clock is read only once there is a chain: each kick brings a look at every
+                # queue, and most of them are empty.
                 until = until or self._clock() + MAX_TURN_S
                 for _ in range(min(pending, MAX_CHAINS_A_TURN - chains)):
                     head: int | None
@@ -165,10 +166,11 @@ class BalloonDevice:
                     if over := self._clock() >= until:
                         break
         except RingError as err:
-            # Without its traceback, which would keep this frame and with it the error.
+            # The traceback refers to this frame, and the frame to the error: a cycle, which only
+            # the garbage collector would free.
             broken = err.with_traceback(None)
             if running.queue is BalloonQueue.STATSQ:
-                self._held_stats_head = None  # Nothing goes into a ring that is not trusted.
+                self._held_stats_head = None  # It would be answered into the broken ring.
         finally:
             if answered:
                 _call(running)
@@ -202,7 +204,11 @@ class BalloonDevice:
                 _call(running)
 
     def _answer_held(self, ring: SplitQueue) -> bool:
-        """Answers the held statistics buffer; before any later one, as used.idx must tell all."""
+        """Answers the held statistics buffer, if there is one; True where there was.
+
+        It is answered before any later buffer: the next device takes ``used.idx`` for the number
+        of chains that were answered, in the order in which they came.
+        """
         if self._held_stats_head is None:
             return False
         ring.push(self._held_stats_head)
@@ -272,7 +278,7 @@ class BalloonDevice:
             if view is None:
                 raise GuestError(queue, head, Rule.ADDRESS, addr)
             parts.append(bytes(view))
-        # Nearly always there is one part only.
+        # Linux sends its PFNs in one descriptor.
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _pfns(self, queue: str, chain: DescriptorChain) -> bytes:

@@ -78,8 +78,8 @@ class BackendChannel:
     def announce(self) -> None:
         """Says that the config space changed.
 
-        A message of which a part is still unsent says so too, and another must not begin within
-        it: the VMM reads the config space only once it has the whole message.
+        Where half of an earlier message is unsent, the rest of that one is enough: the VMM reads
+        the config space when it has a whole message. A second message inside it would be garbage.
         """
         if not self._unsent:
             self._unsent = self._message
@@ -145,14 +145,14 @@ class DeviceLoop:
                 self._report_kick(running)
             else:
                 self._queues[running.kick_fd] = running
-        # A new device looks at every ring once: its predecessor may have taken the kick.
+        # Every ring is looked at once: the device before may have read a kick and then died.
         self._backlog = dict(self._queues)
         self._channel = BackendChannel(channel_fd, config_change, self._epoll)
         self._unreported = False
         self._report_at = 0.0
         self._account = Account(device.memory_pages, earned)
         self._resting: dict[int, float] = {}
-        """When each queue that is not listened to now will be again, by its kick."""
+        """Queues whose kicks are ignored for a while: until when, by kick descriptor."""
 
     def fds(self) -> list[int]:
         """Every descriptor that the loop needs; all others may be closed."""
@@ -165,7 +165,8 @@ class DeviceLoop:
         self._tube.send(Ready())
         while self.turn():
             pass
-        # Whatever was begun is answered; what waits is the next device's, which looks by itself.
+        # Every chain that was taken is answered; chains that wait are left to the next device,
+        # which looks at every ring without a kick.
         indices = tuple((q.index, q.ring.used_index) for q in self._device.queues)
         self._tube.send(self._device.statistics())
         self._tube.send(Stopped(indices))
@@ -184,7 +185,7 @@ class DeviceLoop:
             elif fd == self._tube.fileno() and not self._obey():
                 return False
         if kicked:
-            # All of them: vrings may share an eventfd, and its one kick is taken now.
+            # All queues: vrings may share an eventfd, whose counter is now read for all of them.
             self._serve([q for fd, q in self._queues.items() if fd not in self._resting], kicked)
         elif self._backlog:
             self._serve(list(self._backlog.values()), kicked)
@@ -224,13 +225,14 @@ class DeviceLoop:
         for fd in [fd for fd, until in self._resting.items() if now >= until]:
             del self._resting[fd]
             self._epoll.modify(fd, select.EPOLLIN)
-            # Looked at without a kick: it may have had more, or another queue took its kick.
+            # Without a kick: chains may be left of its last turn, and a kick through an eventfd
+            # that it shares was read for another queue.
             self._backlog[fd] = self._queues[fd]
 
     def _take_kick(self, running: RunningQueue, event: int) -> bool:
         if event & select.EPOLLIN and drain_event(running.kick_fd):
             return True
-        # Not a living eventfd: level-triggered, it would spin us for ever.
+        # No eventfd, or hung up: epoll would report it as readable for ever.
         self._drop(running)
         self._report_kick(running)
         return False

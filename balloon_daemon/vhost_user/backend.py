@@ -23,15 +23,18 @@ from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.driver_state import DriverState
 from balloon_daemon.vhost_user.effects import (
+    NO_ROOM,
+    RESTART,
     ActualWritten,
     AnswerVringBase,
     Effect,
-    NotServed,
     ReadyVring,
     RingsChanged,
     Send,
     StopDevice,
+    not_served,
 )
+from balloon_daemon.vhost_user.memory_requests import MEMORY_HANDLERS
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
 from balloon_daemon.vhost_user.messages import Message, ProtocolFeature
@@ -42,8 +45,10 @@ from balloon_daemon.vhost_user.requests import (
     LEFT_ALONE,
     NO_FDS,
     VRING_FDS,
+    acknowledgement,
+    lacks_fds,
 )
-from balloon_daemon.vhost_user.vring import Vring
+from balloon_daemon.vhost_user.vrings import VRING_HANDLERS, Vrings, base_reply
 from balloon_daemon.virtio.balloon import (
     MAX_QUEUES,
     OFFERED_FEATURES,
@@ -57,9 +62,6 @@ from balloon_daemon.virtio.balloon import (
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
 _PROTOCOL_FEATURES = int(wire.OFFERED_PROTOCOL_FEATURES)
 _IMPLEMENTED = int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES
-
-_NO_ROOM = "its descriptors found no room here (too many open files)"
-_RESTART: list[Effect] = [StopDevice(), RingsChanged()]
 
 
 @dataclass(slots=True)
@@ -79,11 +81,14 @@ class Backend:
     driver: DriverState = field(default_factory=DriverState)
     acknowledged: int = 0
     protocol_features: int = 0
-    vrings: list[Vring] = field(default_factory=lambda: [Vring() for _ in range(MAX_QUEUES)])
+    vrings: Vrings = field(init=False)
     channel: Fd | None = None
     """The back-end's own channel (SET_BACKEND_REQ_FD); without it no target can be signalled."""
     status: int = 0
     """The driver's, as far as the front-end says it (SET_STATUS)."""
+
+    def __post_init__(self) -> None:
+        self.vrings = Vrings(self.driver, self.right_kind)
 
     @property
     def config(self) -> BalloonConfig:
@@ -109,8 +114,7 @@ class Backend:
         Args:
             indices: (vring, ``used.idx``) pairs, below MAX_QUEUES and 65536.
         """
-        for index, used_index in indices:
-            self.vrings[index].base = used_index
+        self.vrings.stood_at(indices)
 
     def restore_config(self, num_pages: int, actual: int, *, balloon_known: bool) -> None:
         """Takes the config space over from another controller, when the vrings are restored.
@@ -140,23 +144,14 @@ class Backend:
         Args:
             disabled: also those that it could only look at, with or without the inflateq.
         """
-        ready = []
-        for index, queue in queue_numbers(self.acknowledged).items():
-            vring = self.vrings[index]
-            if not (vring.ready or (disabled and vring.described)):
-                continue
-            assert vring.addr is not None
-            assert vring.kick is not None
-            ready.append(ReadyVring(index, queue, vring.size, vring.addr, vring.kick, vring.call))
+        ready = self.vrings.ready(queue_numbers(self.acknowledged), disabled=disabled)
         serves = disabled or any(vring.queue is BalloonQueue.INFLATEQ for vring in ready)
         return ready if serves and self.memory.regions and not self.refusal else []
 
     def close(self) -> None:
         """Closes every descriptor that the front-end gave."""
         self.memory.close()
-        for vring in self.vrings:
-            vring.close()
-        self.vrings = [Vring() for _ in range(MAX_QUEUES)]
+        self.vrings.close()
         if self.channel is not None:
             self.channel.close()
             self.channel = None
@@ -194,15 +189,11 @@ class Backend:
                 fd.close()
             raise
         # Behind a StopDevice: the front-end may free at once what it took back.
-        return [*effects, Send(self._ack(message))] if self._wants_ack(message) else effects
+        return [*effects, Send(acknowledgement(message))] if self._wants_ack(message) else effects
 
     def lacks_fds(self, message: Message) -> bool:
         """Whether a message that has come without descriptors should have had some."""
-        if message.request == Request.SET_MEM_TABLE:
-            return bool(wire.decode_memory_table(message))
-        if message.request in VRING_FDS:
-            return not wire.decode_u64(message) & wire.VRING_NOFD_MASK
-        return message.request in _LOSERS
+        return lacks_fds(message)
 
     def vring_is_to_stop(self, message: Message) -> bool:
         """Whether a GET_VRING_BASE that was handled already has not stopped its vring yet."""
@@ -215,11 +206,11 @@ class Backend:
         """The answer to a message that was handled already, but perhaps not answered."""
         if message.request == Request.GET_VRING_BASE:
             index = wire.decode_vring_state(message).index
-            return [self.stop_vring(index) if index < MAX_QUEUES else _base_reply(index, 0)]
+            return [self.stop_vring(index) if index < MAX_QUEUES else base_reply(index, 0)]
         if message.request in ANSWERED:
             effects = self.handle(message, ())
             return [effect.reply for effect in effects if isinstance(effect, Send)]
-        return [self._ack(message)] if self._wants_ack(message) else []
+        return [acknowledgement(message)] if self._wants_ack(message) else []
 
     def _wants_ack(self, message: Message) -> bool:
         return bool(
@@ -228,30 +219,11 @@ class Backend:
             and message.request not in ANSWERED
         )
 
-    def _ack(self, message: Message) -> bytes:
-        refused = message.request in LEFT_ALONE
-        return wire.encode_reply(message.request, wire.U64.pack(refused))
-
     def stop_vring(self, index: int) -> bytes:
         """Stops a vring; GET_VRING_BASE's reply, once ``vrings[index].base`` is right."""
-        self.vrings[index].set_kick(None)
-        return _base_reply(index, self.vrings[index].base)
-
-    def _not_served(self, message: Message, why: str) -> NotServed:
-        return NotServed(f"{message.name}: {why}")
-
-    def _leave_alone(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        """A request that only a feature which was not offered makes sense of: refused, and that
-        is all. Its answer, where it wants one, is that of REPLY_ACK."""
-        for fd in fds:
-            fd.close()
-        return [self._not_served(message, "is not offered; refused")]
+        return self.vrings.stop(index)
 
     # --- features -----------------------------------------------------------------------------
-
-    def _get_constant(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        number = wire.U64.pack(CONSTANTS[message.request])
-        return [Send(wire.encode_reply(message.request, number))]
 
     def _get_features(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         features = wire.U64.pack(self.offered | wire.VHOST_USER_F_PROTOCOL_FEATURES)
@@ -264,32 +236,26 @@ class Backend:
             return []
         # Whatever is implemented: a balloond with other settings may have offered it before us.
         self.acknowledged = features
-        return [*_RESTART]
+        return [*RESTART]
 
     def _set_protocol_features(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         features = wire.decode_u64(message)
         self.protocol_features = features & _PROTOCOL_FEATURES
         if unknown := features & ~_PROTOCOL_FEATURES:
-            return [self._not_served(message, f"{unknown:#x} was not offered; going on without")]
-        return []
-
-    def _set_owner(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+            return [not_served(message, f"{unknown:#x} was not offered; going on without")]
         return []
 
     def _reset_owner(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         # Deprecated; some front-ends still send it where they mean: disable all rings.
         self.driver.sign_reset()
-        for vring in self.vrings:
-            vring.enabled = False
-        return [*_RESTART]
+        self.vrings.disable()
+        return [*RESTART]
 
     def _reset_device(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        for vring in self.vrings:
-            vring.set_kick(None)
-            vring.enabled, vring.base = False, 0
+        self.vrings.reset()
         self.status = 0
         self.driver.stopped()
-        return [*_RESTART, *self._actual_written(written=self.driver.begin_anew())]
+        return [*RESTART, *self._actual_written(written=self.driver.begin_anew())]
 
     def _set_status(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         self.status = wire.decode_u64(message)
@@ -314,132 +280,26 @@ class Backend:
         for fd in fds[:1] if self.channel is None else ():
             fd.close()
             why = "its descriptor is no Unix socket: no target can be signalled"
-            return [self._not_served(message, why), *_RESTART]
-        return [*_RESTART]
-
-    # --- memory -------------------------------------------------------------------------------
-
-    def _set_mem_table(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        self.memory.set(message.name, wire.decode_memory_table(message), fds)
-        return [*_RESTART]
-
-    def _add_mem_reg(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        self.memory.add(wire.decode_single_region(message), fds[0] if fds else None)
-        return [*_RESTART]
-
-    def _rem_mem_reg(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        there = self.memory.remove(wire.decode_single_region(message))
-        for fd in fds:  # Allowed for the sake of old front-ends, and never used.
-            fd.close()
-        if there or self.memory.unsound:
-            return [*_RESTART]
-        return [self._not_served(message, "there is no such region"), *_RESTART]
-
-    def _lose_memory(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        self.memory.lose(f"its memory is unknown: {_NO_ROOM}")
-        return [*_RESTART]
+            return [not_served(message, why), *RESTART]
+        return [*RESTART]
 
     # --- vrings -------------------------------------------------------------------------------
 
-    def _vring(self, index: int) -> Vring:
-        """What is known of a vring; of one that no balloon has, nothing is kept."""
-        return self.vrings[index] if index < MAX_QUEUES else Vring()
-
-    def _set_vring_num(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        state = wire.decode_vring_state(message)
-        return self._described(message, state.index, self._vring(state.index).set_size(state.num))
-
-    def _set_vring_addr(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        addr = wire.decode_vring_addr(message)
-        return self._described(message, addr.index, self._vring(addr.index).set_addr(addr))
-
-    def _described(self, message: Message, index: int, wrong: str) -> list[Effect]:
-        if index < MAX_QUEUES:
-            self.driver.set_up(message.request, index)
-        effects = [*_RESTART] if self._vring(index).started else []
-        return [self._not_served(message, wrong), *effects] if wrong else effects
-
-    def _set_vring_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        state = wire.decode_vring_state(message)
-        vring = self._vring(state.index)
-        # Kept only to answer with: the ring's own used.idx says where we are.
-        before, was_unusable = vring.base, vring.unusable
-        if wrong := vring.set_base(state.num):
-            return [self._not_served(message, wrong), *_RESTART]
-        emptied = self.driver.set_base(state.index, state.num, before)
-        effects = [*_RESTART] if was_unusable else []
-        return [*effects, *self._actual_written(written=emptied)]
+    def _set_vring_kick(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+        # "Ring states": without that feature a ring is enabled as soon as it starts.
+        enables = not self.acknowledged & wire.VHOST_USER_F_PROTOCOL_FEATURES
+        return self.vrings.set_kick(message, fds, enables=enables)
 
     def _get_vring_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         index = wire.decode_vring_state(message).index
         if index >= MAX_QUEUES:
-            return [Send(_base_reply(index, 0))]
+            return [Send(base_reply(index, 0))]
         if index == 0:
             self.driver.stopped()
         return [StopDevice(), AnswerVringBase(index), RingsChanged()]
 
-    def _vring_fd(self, message: Message, fds: Sequence[Fd]) -> tuple[Vring, Fd | None, str]:
-        """The vring that a descriptor is for, the descriptor, and why it cannot be used.
-
-        One that cannot be used is closed, and None.
-        """
-        number = wire.decode_u64(message)
-        if number & ~(wire.VRING_INDEX_MASK | wire.VRING_NOFD_MASK):
-            raise FrontendError(message.name, f"vring {number:#x}")
-        if bool(number & wire.VRING_NOFD_MASK) == bool(fds):
-            raise FrontendError(message.name, f"{len(fds)} descriptors, its flag says otherwise")
-        index, fd, wrong = number & wire.VRING_INDEX_MASK, fds[0] if fds else None, ""
-        if index >= MAX_QUEUES:
-            wrong = f"vring {index}, a balloon has {MAX_QUEUES}"
-        elif fd is not None and not self.right_kind(message.request, fd):
-            wrong = f"vring {index}'s descriptor is no eventfd"
-        if wrong and fd is not None:
-            fd.close()
-        return self._vring(index), None if wrong else fd, wrong
-
-    def _set_vring_kick(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        vring, fd, wrong = self._vring_fd(message, fds)
-        vring.set_kick(fd)
-        if fd is None:
-            wrong = wrong or "without a descriptor: polled rings are not served"
-            return [self._not_served(message, wrong), *_RESTART]
-        if not self.acknowledged & wire.VHOST_USER_F_PROTOCOL_FEATURES:
-            # "Ring states": without that feature a ring is enabled as soon as it starts.
-            vring.enabled = True
-        return [*_RESTART]
-
-    def _set_vring_call(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        vring, fd, wrong = self._vring_fd(message, fds)
-        vring.set_call(fd, usable=not wrong)
-        effects = [*_RESTART] if vring.started else []
-        return [self._not_served(message, wrong), *effects] if wrong else effects
-
-    def _set_vring_err(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        vring, fd, wrong = self._vring_fd(message, fds)
-        vring.set_err(fd)
-        return [self._not_served(message, wrong)] if wrong else []
-
-    def _lose_vring_fd(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        number = wire.decode_u64(message)
-        if number & wire.VRING_NOFD_MASK:
-            return _HANDLERS[message.request](self, message, ())
-        vring = self._vring(number & wire.VRING_INDEX_MASK)
-        if message.request == Request.SET_VRING_KICK:
-            vring.set_kick(None)
-        elif message.request == Request.SET_VRING_CALL:
-            # Without calls the driver would wait for ever for what it gave.
-            vring.set_call(None, usable=False)
-        return [self._not_served(message, _NO_ROOM), *_RESTART]
-
     def _lose_channel(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        return [self._not_served(message, _NO_ROOM), *self._set_backend_req_fd(message, ())]
-
-    def _set_vring_enable(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        state = wire.decode_vring_state(message)
-        vring = self._vring(state.index)
-        changed = vring.enabled != bool(state.num)
-        vring.enabled = bool(state.num)
-        return [*_RESTART] if changed and vring.started else []
+        return [not_served(message, NO_ROOM), *self._set_backend_req_fd(message, ())]
 
     # --- config space -------------------------------------------------------------------------
 
@@ -455,42 +315,64 @@ class Backend:
         return self._actual_written(written=self.driver.write(access.offset, access.content))
 
 
-def _base_reply(index: int, base: int) -> bytes:
-    return wire.encode_reply(Request.GET_VRING_BASE, wire.VringState(index, base).encode())
+def _tell_memory(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    return MEMORY_HANDLERS[message.request](backend.memory, message, fds)
+
+
+def _lose_memory(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    backend.memory.lose(f"its memory is unknown: {NO_ROOM}")
+    return [*RESTART]
+
+
+def _tell_vring(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    return VRING_HANDLERS[message.request](backend.vrings, message, fds)
+
+
+def _lose_vring_fd(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    return backend.vrings.lose_fd(message)
+
+
+def _get_constant(_: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    return [Send(wire.encode_reply(message.request, wire.U64.pack(CONSTANTS[message.request])))]
+
+
+def _set_owner(_: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    return []
+
+
+def _leave_alone(_: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    """A request that only a feature which was not offered makes sense of: it is refused, by the
+    acknowledgement where the front-end wants one."""
+    for fd in fds:
+        fd.close()
+    return [not_served(message, "is not offered; refused")]
 
 
 _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] = {
-    **dict.fromkeys(CONSTANTS, Backend._get_constant),
+    **dict.fromkeys(CONSTANTS, _get_constant),
+    **dict.fromkeys(MEMORY_HANDLERS, _tell_memory),
+    **dict.fromkeys(VRING_HANDLERS, _tell_vring),
     Request.GET_FEATURES: Backend._get_features,
     Request.SET_FEATURES: Backend._set_features,
-    Request.SET_OWNER: Backend._set_owner,
+    Request.SET_OWNER: _set_owner,
     Request.RESET_OWNER: Backend._reset_owner,
-    Request.SET_MEM_TABLE: Backend._set_mem_table,
-    Request.SET_VRING_NUM: Backend._set_vring_num,
-    Request.SET_VRING_ADDR: Backend._set_vring_addr,
-    Request.SET_VRING_BASE: Backend._set_vring_base,
     Request.GET_VRING_BASE: Backend._get_vring_base,
     Request.SET_VRING_KICK: Backend._set_vring_kick,
-    Request.SET_VRING_CALL: Backend._set_vring_call,
-    Request.SET_VRING_ERR: Backend._set_vring_err,
     Request.SET_PROTOCOL_FEATURES: Backend._set_protocol_features,
-    Request.SET_VRING_ENABLE: Backend._set_vring_enable,
     Request.SET_BACKEND_REQ_FD: Backend._set_backend_req_fd,
     Request.GET_CONFIG: Backend._get_config,
     Request.SET_CONFIG: Backend._set_config,
-    Request.ADD_MEM_REG: Backend._add_mem_reg,
-    Request.REM_MEM_REG: Backend._rem_mem_reg,
     Request.RESET_DEVICE: Backend._reset_device,
     Request.SET_STATUS: Backend._set_status,
     Request.GET_STATUS: Backend._get_status,
 }
 
-_HANDLERS.update(dict.fromkeys(LEFT_ALONE, Backend._leave_alone))
+_HANDLERS.update(dict.fromkeys(LEFT_ALONE, _leave_alone))
 
 _LOSERS = {
-    Request.SET_MEM_TABLE: Backend._lose_memory,
-    Request.ADD_MEM_REG: Backend._lose_memory,
-    **dict.fromkeys(VRING_FDS, Backend._lose_vring_fd),
+    Request.SET_MEM_TABLE: _lose_memory,
+    Request.ADD_MEM_REG: _lose_memory,
+    **dict.fromkeys(VRING_FDS, _lose_vring_fd),
     Request.SET_BACKEND_REQ_FD: Backend._lose_channel,
 }
 """What becomes of a request whose descriptors are lost."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from balloon_daemon.units import NumPages
 from balloon_daemon.vhost_user.memory_table import Fd
-from balloon_daemon.vhost_user.messages import VringAddr
+from balloon_daemon.vhost_user.messages import Message, VringAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 
 
@@ -63,3 +63,13 @@ class NotServed:
 
 
 Effect = Send | StopDevice | AnswerVringBase | RingsChanged | ActualWritten | NotServed
+
+RESTART: list[Effect] = [StopDevice(), RingsChanged()]
+"""What a device was forked with changes."""
+
+NO_ROOM = "its descriptors found no room here (too many open files)"
+
+
+def not_served(message: Message, why: str) -> NotServed:
+    """The effect of a request that cannot be served."""
+    return NotServed(f"{message.name}: {why}")

@@ -1,4 +1,4 @@
-"""What each request may bring, and whether it has a reply of its own. Pure tables.
+"""What each request may bring, and whether it has a reply of its own. Pure.
 
 Source: QEMU's "Vhost-user Protocol", "Front-end message types".
 """
@@ -6,6 +6,7 @@ Source: QEMU's "Vhost-user Protocol", "Front-end message types".
 from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.memory_table import MAX_MEM_SLOTS
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
+from balloon_daemon.vhost_user.messages import Message
 from balloon_daemon.virtio.balloon import MAX_QUEUES
 
 CONSTANTS: dict[int, int] = {
@@ -50,3 +51,18 @@ ALLOWED_FDS: dict[int, range] = {
     **dict.fromkeys(LEFT_ALONE, range(wire.MAX_FDS + 1)),
 }
 """How many descriptors may come with a message; with all others none."""
+
+
+def lacks_fds(message: Message) -> bool:
+    """Whether a message that has come without descriptors should have had some."""
+    if message.request == Request.SET_MEM_TABLE:
+        return bool(wire.decode_memory_table(message))
+    if message.request in VRING_FDS:
+        return not wire.decode_u64(message) & wire.VRING_NOFD_MASK
+    return message.request in (Request.ADD_MEM_REG, Request.SET_BACKEND_REQ_FD)
+
+
+def acknowledgement(message: Message) -> bytes:
+    """The answer that REPLY_ACK asks for: 0, or 1 where the request is refused."""
+    refused = message.request in LEFT_ALONE
+    return wire.encode_reply(message.request, wire.U64.pack(refused))

@@ -4,7 +4,7 @@ from balloon_daemon.tube.messages import Progress
 
 
 class Hearing:
-    """Stands for a guest beside its device's keeper.
+    """Stands for a guest beside the supervisor of its devices.
 
     Attributes:
         done: what the devices had done, each time that it was said; the latest last.

@@ -1,4 +1,4 @@
-"""A device's keeper alone: what it takes for a device's end, and what it does then."""
+"""A device's supervisor alone: what it takes for a device's end, and what it does then."""
 
 import asyncio
 import os
@@ -21,9 +21,9 @@ from balloon_daemon.events import (
     Publish,
     RingsUnknown,
 )
-from balloon_daemon.guests.jailed import supervisor as keeper_module
+from balloon_daemon.guests.jailed import supervisor as supervisor_module
 from balloon_daemon.guests.jailed.life import MAX_DEATHS, WAIT_S, Wait
-from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
+from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.tube.connection import DeviceEnd
 from balloon_daemon.tube.messages import Stopped
@@ -42,7 +42,7 @@ def in_time() -> Iterator[None]:
     """Ends a test whose event loop never comes back."""
 
     def fail(number: int, frame: FrameType | None) -> None:
-        raise AssertionError("the keeper does not come back")
+        raise AssertionError("the supervisor does not come back")
 
     previous = signal.signal(signal.SIGALRM, fail)
     signal.alarm(int(HANG_S))
@@ -89,13 +89,13 @@ def programs() -> Iterator[Programs]:
         yield programs
 
 
-def make_keeper(
+def supervise(
     backend: Backend,
     fork: Callable[[DeviceSpec, int, int, int], int],
     publish: Publish = lambda event: None,
-) -> DeviceKeeper:
+) -> DeviceSupervisor:
     jail = Jail(lambda: None, None, fork)
-    return DeviceKeeper(backend, jail, publish, VM, lambda: None, Hearing())
+    return DeviceSupervisor(backend, jail, publish, VM, lambda: None, Hearing())
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -105,10 +105,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def runs(keeper: DeviceKeeper) -> None:
+async def runs(supervisor: DeviceSupervisor) -> None:
     """Has a device run."""
-    keeper.settle()
-    await until(lambda: keeper.running)
+    supervisor.settle()
+    await until(lambda: supervisor.running)
 
 
 def predecessor() -> tuple[OwnedFd, OwnedFd]:
@@ -122,11 +122,11 @@ def test_device_that_ended_is_reaped_though_another_process_holds_its_tube(
     programs: Programs,
 ) -> None:
     async def reap() -> None:
-        keeper = make_keeper(set_up([0]), programs)
-        await runs(keeper)
+        supervisor = supervise(set_up([0]), programs)
+        await runs(supervisor)
         os.kill(programs.pids[0], signal.SIGKILL)
-        await keeper.stop()
-        assert not keeper.running
+        await supervisor.stop()
+        assert not supervisor.running
 
     asyncio.run(reap())
     # Whether told to stop before its death was noticed or not: reaped is the one that was killed.
@@ -138,13 +138,13 @@ def test_device_that_dies_over_and_over_is_forked_six_times_and_its_deaths_are_s
     published: list[Event] = []
 
     async def die(programs: Programs) -> bool:
-        keeper = make_keeper(set_up([0]), programs, published.append)
-        keeper.settle()
+        supervisor = supervise(set_up([0]), programs, published.append)
+        supervisor.settle()
         await until(lambda: len(published) == 2 * (MAX_DEATHS + 1))
-        keeper.settle()
+        supervisor.settle()
         await asyncio.sleep(10 * QUIET_S)
-        await keeper.stop()
-        return keeper.to_run
+        await supervisor.stop()
+        return supervisor.to_run
 
     with closing(Programs("true")) as programs:
         assert not asyncio.run(die(programs))
@@ -156,18 +156,18 @@ def test_device_that_dies_over_and_over_is_forked_six_times_and_its_deaths_are_s
 def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None:
     async def watch() -> list[bool]:
         forks = Forks()
-        keeper = make_keeper(set_up([0]), forks)
+        supervisor = supervise(set_up([0]), forks)
         reading, writing = predecessor()
-        keeper.wait_out(reading)
-        keeper.take_over()
+        supervisor.wait_out(reading)
+        supervisor.take_over()
         os.write(writing.fileno(), b"balloon-vm1: what it said last\n")
         await asyncio.sleep(10 * QUIET_S)
         assert forks.asked == 0
-        watched = [keeper.stderr_pipe is reading]
+        watched = [supervisor.stderr_pipe is reading]
         writing.close()
         await until(lambda: forks.asked == 1)
-        await keeper.stop()
-        return [*watched, keeper.stderr_pipe is None]
+        await supervisor.stop()
+        return [*watched, supervisor.stderr_pipe is None]
 
     assert asyncio.run(watch()) == [True, True]
 
@@ -175,11 +175,11 @@ def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None
 def test_stopped_keeper_forks_nothing_though_its_predecessor_went_while_it_was_to() -> None:
     async def forks() -> int:
         asked = Forks()
-        keeper = make_keeper(set_up([0]), asked)
+        supervisor = supervise(set_up([0]), asked)
         reading, writing = predecessor()
-        keeper.wait_out(reading)
-        keeper.take_over()
-        stopping = asyncio.ensure_future(keeper.stop())
+        supervisor.wait_out(reading)
+        supervisor.take_over()
+        stopping = asyncio.ensure_future(supervisor.stop())
         await asyncio.sleep(0)
         writing.close()
         await stopping
@@ -196,13 +196,13 @@ def test_predecessor_that_does_not_end_is_waited_for_only_so_long(
 
     async def stop() -> int:
         forks = Forks()
-        keeper = make_keeper(set_up([0]), forks)
+        supervisor = supervise(set_up([0]), forks)
         reading, _writing = predecessor()
-        keeper.wait_out(reading)
+        supervisor.wait_out(reading)
         for _ in range(2):
             with pytest.raises(StateFileError, match="of an earlier balloond does not end"):
-                await keeper.stop()
-        keeper.close()
+                await supervisor.stop()
+        supervisor.close()
         assert reading.fileno() == -1
         return forks.asked
 
@@ -216,13 +216,13 @@ def test_told_to_stop_and_cancelled_as_the_device_ends_is_cancelled(
 ) -> None:
     # A guest's task is, when its controller ends in the same turn of the loop.
     async def end() -> tuple[bool, bool]:
-        keeper = make_keeper(set_up([0]), programs)
+        supervisor = supervise(set_up([0]), programs)
         reading, writing = predecessor()
         if what == "predecessor":
-            keeper.wait_out(reading)
+            supervisor.wait_out(reading)
         else:
-            await runs(keeper)
-        stopping = asyncio.ensure_future(keeper.stop())
+            await runs(supervisor)
+        stopping = asyncio.ensure_future(supervisor.stop())
         await asyncio.sleep(0)
         if what == "predecessor":
             writing.close()
@@ -234,7 +234,7 @@ def test_told_to_stop_and_cancelled_as_the_device_ends_is_cancelled(
         late = stopping.done()
         stopping.cancel()
         await asyncio.wait([stopping])
-        await keeper.stop()
+        await supervisor.stop()
         return late, stopping.cancelled()
 
     late, cancelled = asyncio.run(end())
@@ -250,11 +250,11 @@ def test_device_that_said_where_its_rings_stand_is_given_time_without_a_word(
     backend = set_up([0])
 
     async def end() -> None:
-        keeper = make_keeper(backend, programs, published.append)
-        await runs(keeper)
+        supervisor = supervise(backend, programs, published.append)
+        await runs(supervisor)
         if stands_known:
             assert programs.tubes[0].send(Stopped(((0, 7),)))
-        await keeper.stop()
+        await supervisor.stop()
 
     monkeypatch.setitem(WAIT_S, Wait.STOPPED, 0.05)
     asyncio.run(end())
@@ -270,14 +270,14 @@ def test_device_that_only_looks_says_where_the_rings_stand(
     backend = set_up([0])
 
     async def learn() -> None:
-        keeper = make_keeper(backend, programs, published.append)
-        await runs(keeper)
-        await keeper.stop()
-        learning = asyncio.ensure_future(keeper.learn_indices())
-        await until(lambda: keeper.running)
+        supervisor = supervise(backend, programs, published.append)
+        await runs(supervisor)
+        await supervisor.stop()
+        learning = asyncio.ensure_future(supervisor.learn_indices())
+        await until(lambda: supervisor.running)
         assert programs.tubes[1].send(Stopped(((0, 7),)))
         await learning
-        assert not keeper.running
+        assert not supervisor.running
 
     monkeypatch.setitem(WAIT_S, Wait.STOPPED, 0.05)
     asyncio.run(learn())
@@ -293,20 +293,20 @@ def test_process_that_forks_and_is_being_started_is_asked_again(
     monkeypatch.setitem(WAIT_S, Wait.NOT_YET, 0.001)
     published: list[Event] = []
 
-    async def ask(keeper: DeviceKeeper, forks: Forks) -> None:
-        keeper.take_over()
+    async def ask(supervisor: DeviceSupervisor, forks: Forks) -> None:
+        supervisor.take_over()
         await until(lambda: forks.asked == 3)
-        await keeper.stop()
+        await supervisor.stop()
         asked = forks.asked
-        learning = asyncio.ensure_future(keeper.learn_indices())
+        learning = asyncio.ensure_future(supervisor.learn_indices())
         await until(lambda: forks.asked == asked + 3)
         learning.cancel()
         await asyncio.wait([learning])
-        await keeper.stop()
+        await supervisor.stop()
 
     async def play() -> None:
         forks = Forks(NotYetError())
-        await ask(make_keeper(set_up([0]), forks, published.append), forks)
+        await ask(supervise(set_up([0]), forks, published.append), forks)
 
     asyncio.run(play())
     assert published == []
@@ -320,18 +320,18 @@ def test_forks_that_fail_over_and_over_do_not_fill_the_log(
     async def fail() -> int:
         loop = asyncio.get_running_loop()
         forks = Forks()
-        keeper = make_keeper(set_up([0]), forks, published.append)
+        supervisor = supervise(set_up([0]), forks, published.append)
         began = int(loop.time())
         for number in range(200):
-            keeper.take_over()
+            supervisor.take_over()
             while forks.asked == 2 * number:
                 await asyncio.sleep(0)
-            await keeper.stop()
-            await keeper.learn_indices()
+            await supervisor.stop()
+            await supervisor.learn_indices()
         assert forks.asked == 400
         return int(loop.time()) - began + 1
 
-    monkeypatch.setattr(keeper_module, "LOOKS_AFTER_S", (0.0,))
+    monkeypatch.setattr(supervisor_module, "LOOKS_AFTER_S", (0.0,))
     monkeypatch.setitem(WAIT_S, Wait.QUIET, 0.0)
     seconds = asyncio.run(fail())
 
@@ -345,15 +345,15 @@ def test_forks_that_fail_over_and_over_do_not_fill_the_log(
 def test_nothing_to_serve_forks_nothing_and_is_answered() -> None:
     async def play() -> int:
         forks = Forks()
-        keeper = make_keeper(fresh(), forks)
-        await runs_nothing(keeper)
+        supervisor = supervise(fresh(), forks)
+        await runs_nothing(supervisor)
         return forks.asked
 
-    async def runs_nothing(keeper: DeviceKeeper) -> None:
-        keeper.settle()
+    async def runs_nothing(supervisor: DeviceSupervisor) -> None:
+        supervisor.settle()
         await asyncio.sleep(10 * QUIET_S)
-        assert not keeper.to_run
-        await keeper.stop()
-        await keeper.learn_indices()
+        assert not supervisor.to_run
+        await supervisor.stop()
+        await supervisor.learn_indices()
 
     assert asyncio.run(play()) == 0

@@ -18,7 +18,7 @@ from balloon_daemon.guests.jailed import hearing
 from balloon_daemon.guests.jailed.hearing import STALLED_S, OrderWatch
 from balloon_daemon.guests.jailed.life import WAIT_S, Wait
 from balloon_daemon.guests.jailed.reports import STATS_A_SECOND
-from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
+from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Target
 from balloon_daemon.units import VmId
@@ -160,7 +160,7 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
                 await asyncio.sleep(0.001)
 
     async def stop() -> None:
-        keeper = DeviceKeeper(
+        supervisor = DeviceSupervisor(
             set_up([0]),
             Jail(lambda: None, None, fork),
             published.append,
@@ -168,17 +168,17 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
             lambda: None,
             Hearing(),
         )
-        keeper.settle()
-        await until(lambda: keeper.running)
+        supervisor.settle()
+        await until(lambda: supervisor.running)
         for _ in range(3):
             with pytest.raises(DeviceHangsError, match="its device hangs"):
-                await keeper.stop()
+                await supervisor.stop()
         assert mute.is_being_closed
-        keeper.settle()
+        supervisor.settle()
         await asyncio.sleep(10 * WAIT_S[Wait.QUIET])
         mute.answer()
-        await until(lambda: not keeper.running)
-        await keeper.stop()
+        await until(lambda: not supervisor.running)
+        await supervisor.stop()
 
     asyncio.run(stop())
     assert len(forked) == 1

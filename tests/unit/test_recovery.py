@@ -26,7 +26,7 @@ from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
 from balloon_daemon.guests.jailed.saver import GuestSaver, Saver, Snapshot
 from balloon_daemon.guests.jailed.session import Guest, Surroundings
-from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
+from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
 from balloon_daemon.handover.room import Room
 from balloon_daemon.handover.state import MAX_STATE_BYTES, GuestState, decode_state
@@ -237,11 +237,11 @@ def test_descriptors_are_kept_before_the_device_ends_for_their_request(
     async def go_on() -> list[int]:
         ending = asyncio.Event()
 
-        async def stop(_keeper: DeviceKeeper) -> None:
+        async def stop(_keeper: DeviceSupervisor) -> None:
             ending.set()
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(DeviceKeeper, "stop", stop)
+        monkeypatch.setattr(DeviceSupervisor, "stop", stop)
         loop = asyncio.get_running_loop()
         served = [loop.create_task(guest.serve()) for guest in left.go_on(tmp_path)]
         request = encode_request(FrontendRequest.SET_MEM_TABLE, encode_memory_table([region]))

@@ -1,8 +1,8 @@
 """Hears one device: its reports at a bounded rate, and whether it takes its orders.
 
-A device may be taken over by its guest at any moment. What it then says costs its neighbours time,
-as all guests share one loop; so a tube that says more than any device has to say is left alone for
-a moment. The device's own writes fail then, which no honest one ever sees.
+A guest may take its device over at any moment. All guests share one event loop, so a device that
+floods its tube would cost the other guests time: a tube with more reports than a working device
+sends is not read for a moment. Writes of that device then fail with EAGAIN.
 """
 
 import asyncio
@@ -14,21 +14,22 @@ from balloon_daemon.tube.messages import Up
 from balloon_daemon.units import VmId
 
 REPORTS_A_SECOND = 200
-"""Some 40 come from a device whose guest does all that it can; so many may also come at once."""
+"""Reports of one device that are read in a second, or at once after a silence. A device sends some
+40 when its guest does all that it can."""
 
 PAUSE_S = 0.1
-"""For how long a tube that says more is left alone."""
+"""For how long a tube with more reports is not read."""
 
 LAST_READS = 512
-"""Looks into a dead device's tube, of 64 reports each: far more than any tube holds."""
+"""Reads of a dead device's tube, of 64 reports each: more than the socket's buffer holds."""
 
 STALLED_S = 5.0
-"""A device that has taken no order for so long is said. It is not killed for it: on a starved host
-or in a frozen cgroup the next one would fare no better, and six deaths end a VM's balloon; who may
-stop it may stop the next one too, and is kept out by a user of the devices' own."""
+"""A device that has taken no order for so long is published as stalled. It is not killed: on a
+starved host or in a frozen cgroup the next device would stall too, and six deaths end a VM's
+balloon; whoever may send it SIGSTOP may send it to the next one as well."""
 
 LOOK_S = 1.0
-"""How often to look, as long as any order is unread."""
+"""How often the tube's unread bytes are looked at while there are any."""
 
 
 class ReportReader:
@@ -37,8 +38,8 @@ class ReportReader:
     Args:
         tube: leads to it.
         take: gets each report.
-        garbage: called once, with what came, where that is what no device ever sends; nothing
-            more is read then.
+        garbage: called once, with a description, when something comes that no device sends; the
+            tube is not read after that.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class ReportReader:
         return len(reports)
 
     def end(self) -> None:
-        """Takes what a device has left behind, and reads no more.
+        """Takes the reports that a dead device has left in its tube, and reads no more.
 
-        At each look it gives only some of it. Should another process hold its end of the tube
-        too, there is no end to be waited for.
+        The number of reads is bounded: where another process (a forked device's copy) holds the
+        device's end too, the tube never comes to its end.
         """
         if self._pause is not None:
             self._pause.cancel()
@@ -116,14 +117,14 @@ class OrderWatch:
         self._later: asyncio.TimerHandle | None = None
 
     def sent(self) -> None:
-        """An order has been sent: it is to be taken."""
+        """An order was sent: the device has to read it."""
         if self._later is None:
             self._taken_at_s = self._loop.time()
             self._later = self._loop.call_later(LOOK_S, self._look)
         self._note(more=1)
 
     def _note(self, more: int = 0) -> None:
-        # What is unread grows with each order, unless some were taken.
+        # Each order adds to the unread bytes; fewer than that means that the device has read some.
         unread = self._tube.unread_bytes()
         if unread < self._unread + more:
             self._taken_at_s = self._loop.time()

@@ -1,4 +1,4 @@
-"""One guest: its VMM's connection, its governor, its device's keeper, and what is kept of it."""
+"""One guest: its VMM's connection, its governor, its device, and what is kept of it."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from balloon_daemon.guests.jailed.limits import BalloonLimits
 from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.guests.jailed.saver import NullSaver, Saver, Snapshot
 from balloon_daemon.guests.jailed.sounding import Sounding
-from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
+from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.handover.state import VmRow
@@ -107,7 +107,7 @@ class Guest:
             offered &= ~BalloonFeature.REPORTING
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
         self.limits = BalloonLimits(self.vm, self.backend, shared.config.vm_mem_bytes, publish)
-        self.keeper = DeviceKeeper(
+        self.keeper = DeviceSupervisor(
             self.backend,
             shared.jail,
             publish,

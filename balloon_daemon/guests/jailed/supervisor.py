@@ -43,7 +43,7 @@ class Jail:
     fork: Fork = fork_here
 
 
-class DeviceKeeper:
+class DeviceSupervisor:
     """The device of one guest, or the absence of one.
 
     Args:
@@ -117,25 +117,26 @@ class DeviceKeeper:
 
     def take_over(self) -> None:
         """Goes on with vrings that another controller's device may have served."""
-        # That device may have died before this controller came, and its Stopped with it.
+        # A device that died between the two controllers was heard by neither.
         self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
 
     async def stop(self) -> None:
-        """Ends the device; on return nobody touches the guest's memory or rings any more.
+        """Ends the device; on return no device touches the guest's memory or rings any more.
 
         Raises:
-            StateFileError: that of an earlier balloond does not end.
-            DeviceHangsError: ours does not, though it was killed. Whether it still touches them
-                only the kernel knows, so nobody must be told where they stand, nor fork another.
+            StateFileError: the device of an earlier balloond does not end.
+            DeviceHangsError: this controller's device was killed and does not end. A system call
+                of it may still touch the guest's memory, so the VMM must not be told where the
+                rings stand, and no other device is forked.
         """
         await self._ask(Event.STOP)
 
     async def learn_indices(self) -> None:
         """Makes every vring's ``base`` its ``used.idx``, after ``stop``.
 
-        A device that stopped in order has said so. After one that was killed another is forked
-        just to look: the controller maps no guest memory.
+        A device that stopped in order has reported them. After a device that was killed another is
+        forked only to read them from the rings: the controller maps no guest memory.
 
         Raises:
             DeviceHangsError: as ``stop``.
@@ -212,7 +213,8 @@ class DeviceKeeper:
         elif action is Action.SAY_HANGS:
             self._notices.hangs(device.pid)
         elif not self._life.rings_known:
-            # A device that has said where its rings stand is ending, and frees memory.
+            # After Stopped the device only has to end, and that takes long where it frees the
+            # guest's memory: no warning.
             self._notices.does_not_stop(device.pid)
 
     def _fork(self, *, look: bool) -> None:
