@@ -109,7 +109,7 @@ class Guest:
         self.limits = BalloonLimits(self.vm, self.backend, shared.config.vm_mem_bytes, publish)
         self.keeper = DeviceSupervisor(
             self.backend,
-            shared.jail,
+            replace(shared.jail, fork=peer.charged(shared.jail.fork)),
             publish,
             self.vm,
             self._device_changed,
