@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from balloon_daemon.errors import StateFileError
+from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.state_v1 import read_v1
 from balloon_daemon.units import VmId
 
@@ -27,22 +28,6 @@ MAX_NAME = 64
 """Characters of a VM's name."""
 
 _MAGIC = "balloond guest state"
-
-
-class VmRow(NamedTuple):
-    """What the balloon policy goes on from in another controller.
-
-    Attributes:
-        vm_mem_bytes: the VM's size that the policy goes by.
-        level: how many steps of memory the balloon is to have.
-        recheck_at_s: when to listen for low memory again, on CLOCK_MONOTONIC; None: it listens.
-        release_at_s: when to try a step down, on CLOCK_MONOTONIC; None: nothing to release.
-    """
-
-    vm_mem_bytes: int
-    level: int
-    recheck_at_s: float | None
-    release_at_s: float | None
 
 
 class SavedMessage(NamedTuple):

@@ -8,12 +8,12 @@ import hashlib
 import zlib
 
 from balloon_daemon.errors import StateFileError
+from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.state import (
     VERSION,
     GuestState,
     JailedGuest,
     SavedMessage,
-    VmRow,
     decode_state,
     encode_state,
 )

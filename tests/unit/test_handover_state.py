@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balloon_daemon.errors import StateFileError
+from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.state import (
     VERSION,
     EncodedMessages,
     GuestState,
     JailedGuest,
     SavedMessage,
-    VmRow,
     decode_state,
     encode_state,
 )

@@ -93,10 +93,10 @@ ROOMS = {
     "seccomp": {"linux"},
     "device": {"virtio", "tube", "seccomp", "linux"},
     "config": {"sizing", "linux"},
-    "handover": {"linux"},
     "guests.seam": {"sizing.decision"},
+    "handover": {"guests.seam", "linux"},
     "guests.jailed": {
-        "events", "sizing", "host", "config", "handover", "controller.governor",
+        "events", "sizing", "host", "config", "guests.seam", "handover", "controller.governor",
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
     "controller": {

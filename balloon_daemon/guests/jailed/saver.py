@@ -19,6 +19,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from balloon_daemon.guests.jailed.kept_fds import KeptFds
+from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.journal import Journal, NoJournal, RequestJournal
 from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
 from balloon_daemon.handover.room import SHARE
@@ -27,7 +28,6 @@ from balloon_daemon.handover.state import (
     GuestState,
     JailedGuest,
     SavedMessage,
-    VmRow,
 )
 from balloon_daemon.handover.store import HasFileno, Store
 from balloon_daemon.linux.events import OwnedFd

@@ -18,8 +18,8 @@ from balloon_daemon.guests.jailed.saver import NullSaver, Saver, Snapshot
 from balloon_daemon.guests.jailed.sounding import Sounding
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
+from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.journal import Phase
-from balloon_daemon.handover.state import VmRow
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.rate_limit import OnceEach, RateLimit
 from balloon_daemon.sizing.balloon_policy import Reason
