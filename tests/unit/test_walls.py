@@ -55,6 +55,7 @@ PURE = {
     "tube.messages",
     "guests.seam",
     "guests.jailed.gain",
+    "guests.jailed.statistics",
     "guests.jailed.life",
     "guests.jailed.vm_size",
     "handover.keys",

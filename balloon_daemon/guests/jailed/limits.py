@@ -24,16 +24,17 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.guests.jailed.gain import Gain, Loss
 from balloon_daemon.guests.jailed.vm_size import VmSize
+from balloon_daemon.guests.seam import Stats
 from balloon_daemon.linux.memory import FileUse, memory_file_use
 from balloon_daemon.linux.page_kind import pages_of
 from balloon_daemon.rate_limit import OnceEach
-from balloon_daemon.sizing.balloon_policy import Reason
+from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.memory_table import Fd, Region
 from balloon_daemon.vhost_user.messages import RegionDescription
-from balloon_daemon.virtio.balloon import BalloonFeature, StatTag
+from balloon_daemon.virtio.balloon import BalloonFeature
 
 SLACK_BYTES = 16 * MIB
 SLACK_SHARE = 64
@@ -104,11 +105,10 @@ class BalloonLimits:
                 self._publish(event)
         self._say_size()
 
-    def take_stats(self, stats: dict[int, int]) -> None:
-        """Takes the guest's statistics, by tag."""
-        total = stats.get(StatTag.MEMTOT)
-        if total is not None:
-            self._size.take_total(total, self._backend.config.actual * PAGE_SIZE)
+    def take_stats(self, stats: Stats) -> None:
+        """Takes the guest's statistics."""
+        if stats.total_bytes is not None:
+            self._size.take_total(stats.total_bytes, self._backend.config.actual * PAGE_SIZE)
             self._say_size()
 
     def assume(self, size_bytes: int) -> None:

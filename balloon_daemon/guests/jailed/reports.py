@@ -4,8 +4,10 @@ import asyncio
 from typing import Protocol, assert_never
 
 from balloon_daemon.events import DeviceReady, GuestStats, Publish
+from balloon_daemon.guests import seam
 from balloon_daemon.guests.jailed.device_events import fault_event, stat_name
 from balloon_daemon.guests.jailed.life import Life
+from balloon_daemon.guests.jailed.statistics import named_stats
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.tube.messages import Fault, Progress, Ready, Stats, Stopped, Up
 from balloon_daemon.units import VmId
@@ -24,8 +26,8 @@ class Hears(Protocol):
     def progressed(self, done: Progress) -> None:
         """All devices of this guest together have done so much."""
 
-    def stats_came(self, stats: dict[int, int], *, first: bool) -> None:
-        """The guest's statistics, by tag; the first ones of a device may be old."""
+    def stats_came(self, stats: seam.Stats, *, first: bool) -> None:
+        """The guest's statistics; the first ones of a device may be old."""
 
 
 class Reports:
@@ -79,10 +81,11 @@ class Reports:
     def _take_stats(self, stats: Stats) -> None:
         # Before anything comes of it: statistics that contradict each other would have the VM's
         # size reckoned anew, and its state kept, with each report.
-        if self._stats.admit(self._loop.time()) is None:
+        now_s = self._loop.time()
+        if self._stats.admit(now_s) is None:
             return
         first, self._had_stats = not self._had_stats, True
-        self._hears.stats_came(dict(stats.entries), first=first)
+        self._hears.stats_came(named_stats(stats.entries, now_s), first=first)
         values = tuple((stat_name(tag), value) for tag, value in stats.entries)
         self._publish(GuestStats(self._vm, values))
 

@@ -18,7 +18,7 @@ from balloon_daemon.guests.jailed.saver import NullSaver, Saver, Snapshot
 from balloon_daemon.guests.jailed.sounding import Sounding
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S, TURN_S
-from balloon_daemon.guests.seam import VmRow
+from balloon_daemon.guests.seam import Stats, VmRow
 from balloon_daemon.handover.journal import Phase
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.rate_limit import OnceEach, RateLimit
@@ -348,8 +348,8 @@ class Guest:
             return
         self.limits.take_progress(done)
 
-    def stats_came(self, stats: dict[int, int], *, first: bool) -> None:
-        """The guest's statistics, by tag.
+    def stats_came(self, stats: Stats, *, first: bool) -> None:
+        """The guest's statistics.
 
         A device takes the buffer that its predecessor held, too: after a change of the memory
         table its first statistics may be from before. So new ones are asked for.

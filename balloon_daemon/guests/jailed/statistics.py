@@ -1,0 +1,41 @@
+"""A driver's statistics, numbered by tags, as the seam's named fields. Pure."""
+
+from collections.abc import Iterable
+
+from balloon_daemon.guests.seam import Stats
+from balloon_daemon.virtio.balloon import StatTag
+
+_FIELD = {
+    StatTag.SWAP_IN: "swap_in_bytes",
+    StatTag.SWAP_OUT: "swap_out_bytes",
+    StatTag.MAJFLT: "major_faults",
+    StatTag.MINFLT: "minor_faults",
+    StatTag.MEMFREE: "free_bytes",
+    StatTag.MEMTOT: "total_bytes",
+    StatTag.AVAIL: "available_bytes",
+    StatTag.CACHES: "caches_bytes",
+    StatTag.HTLB_PGALLOC: "hugetlb_allocations",
+    StatTag.HTLB_PGFAIL: "hugetlb_failures",
+    StatTag.OOM_KILL: "oom_kills",
+    StatTag.ALLOC_STALL: "alloc_stalls",
+    StatTag.ASYNC_SCAN: "async_scans",
+    StatTag.DIRECT_SCAN: "direct_scans",
+    StatTag.ASYNC_RECLAIM: "async_reclaims",
+    StatTag.DIRECT_RECLAIM: "direct_reclaims",
+}
+
+UNKNOWN = (1 << 64) - 1
+"""What a driver sends for a figure that it does not have (Windows' does): −1."""
+
+
+def named_stats(entries: Iterable[tuple[int, int]], at_s: float) -> Stats:
+    """Names a driver's statistics.
+
+    Args:
+        entries: tag and value, as they came. Unknown tags are left out; of two the last counts.
+        at_s: when they came.
+    """
+    fields = {
+        _FIELD[StatTag(tag)]: value for tag, value in entries if tag in _FIELD and value != UNKNOWN
+    }
+    return Stats(at_s, **fields)
