@@ -37,6 +37,7 @@ from balloon_daemon.events import (
     TemplateLost,
     TemplateStarted,
 )
+from balloon_daemon.guests.jailed.listener import VhostUserGuests
 from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.linux.events import allow_all_fds
@@ -149,7 +150,8 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
                 # A terminal that was stopped (Ctrl-S), or a pipe that is full, takes nothing.
                 with Interruptible():
                     show(how_to_attach(config))
-            controller = Controller(config, source, jail, listener, store, bus.publish, bus.drain)
+            guests = VhostUserGuests(config, jail, listener, store, bus.publish)
+            controller = Controller(config, source, guests, bus.publish, bus.drain)
             _serve(controller, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")

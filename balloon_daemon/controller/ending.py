@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterable, Mapping
 
+from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import (
     MemoryNotGivenBack,
     NotGivenBack,
@@ -12,9 +13,8 @@ from balloon_daemon.events import (
     StillToGiveBack,
     VmDoesNotEnd,
 )
-from balloon_daemon.guests.jailed.session import Guest
 from balloon_daemon.linux.systemd import notify
-from balloon_daemon.units import MIB, PAGE_SIZE, format_size
+from balloon_daemon.units import MIB, PAGE_SIZE, VmId, format_size
 
 GIVE_BACK_WITHIN_S = 2.0
 """A guest that takes nothing back for so long is given up."""
@@ -40,12 +40,12 @@ MORE_TIME_S = 20.0
 class _Return:
     """One guest that takes its memory back."""
 
-    def __init__(self, guest: Guest, now_s: float) -> None:
-        self.guest = guest
-        self.task = asyncio.ensure_future(guest.give_back())
+    def __init__(self, vm: Vm, now_s: float) -> None:
+        self.vm = vm
+        self.task = asyncio.ensure_future(vm.guest.give_back())
         # No more than the host has: ``actual`` is the guest's word, and may say 16 TiB.
         host_bytes = os.sysconf("SC_PHYS_PAGES") * PAGE_SIZE
-        self._least_bytes = min(guest.actual_bytes, host_bytes)
+        self._least_bytes = min(vm.balloon_bytes, host_bytes)
         # A driver takes 1 MiB at a time. One that takes page by page would hold us up for days.
         self._step_bytes = max(1, min(MIB, self._least_bytes // 1024))
         self.moved_at_s = now_s
@@ -53,32 +53,30 @@ class _Return:
     def look(self, now_s: float) -> None:
         """Notes whether the balloon has become smaller than ever."""
         # Not merely smaller than before: a guest that goes to and fro gets nowhere.
-        actual_bytes = self.guest.actual_bytes
+        actual_bytes = self.vm.balloon_bytes
         if actual_bytes <= self._least_bytes - self._step_bytes:
             self._least_bytes = actual_bytes
             self.moved_at_s = now_s
 
 
-async def give_back(
-    guests: Iterable[Guest], hurry: "asyncio.Future[None]", publish: Publish
-) -> None:
+async def give_back(vms: Iterable[Vm], hurry: "asyncio.Future[None]", publish: Publish) -> None:
     """Has the guests take their memory back, for as long as any of them goes on doing so.
 
     The service manager is asked for the time that this takes.
 
     Args:
-        guests: whose balloons are to shrink to nothing.
+        vms: whose balloons are to shrink to nothing.
         hurry: done when nobody wants to wait any longer.
         publish: takes what happens.
     """
     loop = asyncio.get_running_loop()
     now_s = loop.time()
-    everyone = [_Return(guest, now_s) for guest in guests]
+    everyone = [_Return(vm, now_s) for vm in vms]
     left, asked_at_s, said_at_s = everyone, -ASK_AGAIN_S, now_s
     while left and not hurry.done():
         if now_s - asked_at_s >= ASK_AGAIN_S:
             asked_at_s = now_s
-            left_bytes = sum(one.guest.actual_bytes for one in left)
+            left_bytes = sum(one.vm.balloon_bytes for one in left)
             notify(
                 f"EXTEND_TIMEOUT_USEC={MORE_TIME_S * 1e6:.0f}",
                 f"STATUS=giving {format_size(left_bytes)} back to {len(left)} guests",
@@ -87,7 +85,7 @@ async def give_back(
         if now_s - said_at_s >= SAY_S:
             said_at_s = now_s
             for one in left:
-                publish(StillToGiveBack(one.guest.vm, one.guest.actual_bytes))
+                publish(StillToGiveBack(one.vm.guest.vm, one.vm.balloon_bytes))
         tasks = [one.task for one in left]
         await asyncio.wait([*tasks, hurry], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
         now_s = loop.time()
@@ -98,14 +96,14 @@ async def give_back(
             break
     for one in left:
         one.task.cancel()
-    late = [one.guest for one in everyone if one.guest.actual_bytes]
-    for guest in late:
-        publish(NotGivenBack(guest.vm, guest.actual_bytes))
+    late = [one.vm for one in everyone if one.vm.balloon_bytes]
+    for vm in late:
+        publish(NotGivenBack(vm.guest.vm, vm.balloon_bytes))
     if late:
         publish(MemoryNotGivenBack(len(late)))
 
 
-async def end_tasks(tasks: "Mapping[Guest, asyncio.Task[None]]", publish: Publish) -> bool:
+async def end_tasks(tasks: "Mapping[VmId, asyncio.Task[None]]", publish: Publish) -> bool:
     """Ends the guests' tasks.
 
     Returns:
@@ -120,9 +118,9 @@ async def end_tasks(tasks: "Mapping[Guest, asyncio.Task[None]]", publish: Publis
     if not tasks:
         return True
     _, late = await asyncio.wait(tasks.values(), timeout=END_WITHIN_S)
-    for guest, task in tasks.items():
+    for vm, task in tasks.items():
         if task in late:
-            publish(VmDoesNotEnd(guest.vm))
+            publish(VmDoesNotEnd(vm))
     return not late
 
 

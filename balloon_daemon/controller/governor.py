@@ -1,227 +1,204 @@
-"""Runs one guest's balloon policy: timers and low memory in, targets and events out."""
+"""Governs every balloon of the host: a clock, one timer and one look at memory for HostPolicy.
+
+Runs in the controller. What guests report and what the source says goes into ``HostPolicy``; what
+that asks for goes out: first every target, then all else, so that no VM waits for what is written
+down or kept of another one.
+"""
 
 import asyncio
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import random
-from typing import Protocol
+from typing import assert_never
 
+from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
-from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.rate_limit import RateLimit
-from balloon_daemon.sizing.balloon_policy import (
-    Action,
-    ArmTimer,
-    AvailableMemoryTimer,
-    BalloonPolicy,
-    Decision,
-    DisarmTimer,
-    Event,
-    LowMemory,
-    LowMemoryTimer,
-    PauseLowMemory,
-    PolicySettings,
-    PolicyState,
-    Reading,
-    Reason,
-    ResumeLowMemory,
-    SetTarget,
-    Step,
-    Timer,
-    max_balloon_bytes,
+from balloon_daemon.guests.seam import (
+    Actual,
+    Attached,
+    Gone,
+    Guest,
+    Refused,
+    Report,
+    Resized,
+    Stats,
+    Stuck,
+    VmRow,
 )
+from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.sizing import host_policy
+from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState, Reason
+from balloon_daemon.sizing.host_policy import Halted, HostPolicy, HostStep, Looked, Seen, Woke
 from balloon_daemon.units import VmId
 
-SIZES_A_SECOND = 2
-"""Changes of size that are more than ``quiet``: a guest may name any total, at any time."""
-
-_QUIET = {Reason.AT_MAXIMUM, Reason.NO_BALLOON, Reason.FRUITLESS, Reason.NO_ROOM}
-
-
-class GovernedVm(Protocol):
-    """What a governor asks of its VM."""
-
-    def against_more(self, level: int) -> Reason | None:
-        """Why the guest must not be asked for more just now; None: it may."""
-
-    @property
-    def actual_bytes(self) -> int:
-        """The balloon's size, as the driver says."""
-
-    def tell_again(self) -> None:
-        """Tells the guest the present target once more."""
+READ_AGAIN_S = 1.0
+"""When to wake again after a look at the source failed, for lack of memory perhaps."""
 
 
 class Governor:
-    """The policy of one guest, once its size is known.
+    """The governor of all VMs.
 
     Args:
-        settings: the policy's numbers.
-        watch: tells when memory is low.
-        set_target: takes each new target, in bytes.
-        decided: called after each decision that is worth a line, and after each change of state.
-        vm: what else a decision goes by.
-        vm_id: which VM it is.
-        publish: takes what happens.
+        settings: the balloon policy's numbers.
+        watch: reads the low-memory source.
+        publish: takes events.
+        loop: the controller's.
     """
 
     def __init__(
         self,
         settings: PolicySettings,
         watch: MemoryWatch,
-        set_target: Callable[[int], None],
-        decided: Callable[[], None],
-        vm: "GovernedVm",
-        vm_id: VmId,
         publish: Publish,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._settings = settings
         self._watch = watch
-        self._set_target = set_target
-        self._decided = decided
-        self._vm = vm
-        self._id = vm_id
         self._publish = publish
-        self._loop = asyncio.get_running_loop()
-        self._policy: BalloonPolicy | None = None
-        self._timers: dict[Timer, asyncio.TimerHandle] = {}
-        self._last_reason: Reason | None = None
-        self._moved_at, self._moved_to, self._most = -math.inf, 0, 0
-        self._halted = False
-        self._sizes = RateLimit(SIZES_A_SECOND)
-        self.vm_mem_bytes = 0
-        """The size that the policy goes by; 0 before it is known."""
+        self._loop = loop
+        self._policy = HostPolicy(settings, random, self._against_more)
+        self._vms: dict[VmId, Vm] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def started(self) -> bool:
-        return self._policy is not None
+    def vms(self) -> Iterable[Vm]:
+        """The VMs that were added and are not gone."""
+        return self._vms.values()
 
-    def state(self) -> PolicyState | None:
-        """The policy's state, to be kept; None before it has one."""
-        return None if self._policy is None else self._policy.state()
-
-    def start(self, vm_mem_bytes: int, balloon_bytes: int = 0) -> None:
-        """Begins; not after ``halt``, as nobody would give back what the guest then gives.
-
-        Args:
-            vm_mem_bytes: the VM's size.
-            balloon_bytes: what an earlier balloond has left in the guest's balloon.
-        """
-        if self._halted:
-            return
-        self.vm_mem_bytes = vm_mem_bytes
-        self._policy = BalloonPolicy(max_balloon_bytes(vm_mem_bytes), self._settings, random)
-        steps = self._settings.steps
-        self._publish(VmAttached(self._id, vm_mem_bytes, self._policy.max_bytes, steps))
-        if balloon_bytes:
-            self._take(self._policy.adopt(balloon_bytes, self._loop.time()))
-            self._decided()
-        else:
-            self._set_target(0)
-        self._watch.listen(self._memory_is_low)
-
-    def resize(self, vm_mem_bytes: int) -> None:
-        """The VM has another size from now on."""
-        if self._policy is None or self._halted or vm_mem_bytes == self.vm_mem_bytes:
-            return
-        self.vm_mem_bytes = vm_mem_bytes
-        max_bytes = max_balloon_bytes(vm_mem_bytes)
-        quiet = self._sizes.admit(self._loop.time()) is None
-        self._publish(VmResized(self._id, vm_mem_bytes, max_bytes, self._settings.steps, quiet))
-        if max_bytes != self._policy.max_bytes:
-            self._take(self._policy.resize(max_bytes), quiet=quiet)
-            self._decided()
-
-    def restore(self, vm_mem_bytes: int, state: PolicyState) -> None:
-        """Goes on from another controller's state.
-
-        Raises:
-            StateError: no policy with these settings can be in that state.
-        """
-        self.vm_mem_bytes = vm_mem_bytes
-        self._policy = BalloonPolicy.restore(
-            state, max_balloon_bytes(vm_mem_bytes), self._settings, random
-        )
-
-    def resume(self) -> None:
-        """After ``restore``: target, timers and listening as they were."""
-        if self._policy is not None:
-            self._take(self._policy.resume(self._loop.time()))
+    def add(self, guest: Guest) -> None:
+        """Knows a guest from now on; it is told nothing before it has reported ``Attached``."""
+        self._vms[guest.vm] = Vm(guest)
 
     def halt(self) -> None:
-        """Decides nothing any more."""
-        self._halted = True
-        self._watch.ignore(self._memory_is_low)
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        """Decides nothing any more, as balloond ends."""
+        self._step(Halted())
 
-    def _memory_is_low(self, reading: Reading) -> None:
-        assert self._policy is not None
-        self._policy.held = self._vm.against_more(self._policy.level)
-        self._step(LowMemory(reading))
-        self._tell_if_stopped()
+    def report(self, vm_id: VmId, report: Report) -> None:
+        """Takes what a guest reports.
 
-    def _tell_if_stopped(self) -> None:
-        """Tells a target once more to a driver that is short of it and has not moved for long.
-
-        It may have stopped at the first page that it could not have, and look again only when it
-        is told (Windows', OpenBSD's). A guest that has taken pages back since it was told needs
-        them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver would give them again.
+        Raises:
+            StateError: ``Attached`` has a row that no policy can be in.
         """
-        assert self._policy is not None
-        now, actual = self._loop.time(), self._vm.actual_bytes
-        if actual != self._moved_to:
-            self._moved_at, self._moved_to = now, actual
-            self._most = max(self._most, actual)
-        short = self._most <= actual < self._policy.target_bytes
-        if short and now - self._moved_at >= self._settings.release_every_s:
-            self._moved_at = now
-            self._vm.tell_again()
+        vm = self._vms.get(vm_id)
+        if vm is None:
+            # It is gone: its task ends a little later, and may still report.
+            return
+        match report:
+            case Attached():
+                self._attach(vm_id, vm, report)
+            case Resized(vm_mem_bytes):
+                self._resize(vm_id, vm, vm_mem_bytes)
+            case Actual(balloon_bytes):
+                vm.balloon_bytes, vm.trouble = balloon_bytes, None
+                if self._policy.governs(vm_id):
+                    self._policy.note_actual(vm_id, balloon_bytes)
+            case Stats():
+                vm.stats = report
+            case Refused() | Stuck():
+                vm.trouble = report
+            case Gone():
+                del self._vms[vm_id]
+                if self._policy.governs(vm_id):
+                    self._step(host_policy.Removed(vm_id))
+            case _:
+                assert_never(report)
 
-    def _fired(self, timer: Timer) -> None:
-        del self._timers[timer]
-        if timer is Timer.LOW_MEMORY:
-            self._step(LowMemoryTimer())
+    # --- what guests report -------------------------------------------------------------------
+
+    def _attach(self, vm_id: VmId, vm: Vm, report: Attached) -> None:
+        size, row = report.vm_mem_bytes, report.row
+        event: host_policy.Event = host_policy.Added(vm_id, size, report.balloon_bytes)
+        if row is not None:
+            state = PolicyState(row.level, row.recheck_at_s, row.release_at_s)
+            event = host_policy.Restored(vm_id, size, state, vm.balloon_bytes)
+        step = self._policy.step(event, self._loop.time())
+        if not self._policy.governs(vm_id):
+            # Halted: nobody would give back what it then gave.
+            return
+        if row is None:
+            max_bytes, steps = self._policy.max_bytes(vm_id), self._settings.steps
+            self._publish(VmAttached(vm_id, size, max_bytes, steps))
+        self._policy.note_actual(vm_id, vm.balloon_bytes)
+        self._perform(step)
+        if not step.decisions:
+            self._keep(vm_id, vm)
+
+    def _resize(self, vm_id: VmId, vm: Vm, vm_mem_bytes: int) -> None:
+        if not self._policy.governs(vm_id) or vm_mem_bytes == self._policy.vm_mem_bytes(vm_id):
+            return
+        now_s = self._loop.time()
+        step = self._policy.step(host_policy.Resized(vm_id, vm_mem_bytes), now_s)
+        if self._policy.vm_mem_bytes(vm_id) != vm_mem_bytes:
+            return  # Halted.
+        quiet = vm.sizes.admit(now_s) is None
+        max_bytes, steps = self._policy.max_bytes(vm_id), self._settings.steps
+        self._publish(VmResized(vm_id, vm_mem_bytes, max_bytes, steps, quiet=quiet))
+        self._perform(step, quiet=quiet)
+
+    # --- memory and time ----------------------------------------------------------------------
+
+    def _looked(self, seen: Seen) -> None:
+        self._step(Looked(seen))
+
+    def _woke(self, due_s: float) -> None:
+        self._timer = None
+        # Should this read fail, for lack of memory perhaps, no deadline is lost.
+        self._arm(self._loop.time() + READ_AGAIN_S)
+        # asyncio's timers may fire a hair before their time; then nothing would be due yet.
+        self._step(Woke(self._watch.read()), max(self._loop.time(), due_s))
+
+    def _against_more(self, vm_id: VmId, level: int) -> Reason | None:
+        try:
+            return self._vms[vm_id].guest.against_more(level)
+        except Exception as err:
+            # HostPolicy must not be stopped half-way; the seed's policy knows no objection.
+            self._failed(err)
+            return None
+
+    # --- what the policy asks for -------------------------------------------------------------
+
+    def _step(self, event: host_policy.Event, now_s: float | None = None) -> None:
+        self._perform(self._policy.step(event, self._loop.time() if now_s is None else now_s))
+
+    def _perform(self, step: HostStep, *, quiet: bool = False) -> None:
+        # The timer and the watch first, as they take no time: a guest may report, from within
+        # these calls, what makes another step, and that one's wake-up must not be undone.
+        self._arm(step.wake_at_s)
+        if step.listen:
+            self._watch.listen(self._looked)
         else:
-            self._step(AvailableMemoryTimer(self._watch.read()))
+            self._watch.rest()
+        for target in step.targets:
+            if (vm := self._vms.get(target.vm)) is not None:
+                self._tell(vm.guest.set_target, target.target_bytes)
+        for vm_id, decision, repeated in step.decisions:
+            usual = repeated or decision.reason is Reason.RECHECK
+            self._publish(Decided(vm_id, decision, quiet=quiet or usual))
+        for vm_id in dict.fromkeys(decided.vm for decided in step.decisions):
+            if (vm := self._vms.get(vm_id)) is not None:
+                self._keep(vm_id, vm)
+                # What the guest makes of it is worth knowing beside the next decision.
+                self._tell(vm.guest.request_stats)
 
-    def _step(self, event: Event) -> None:
-        assert self._policy is not None
-        self._take(self._policy.step(event, self._loop.time()))
-        self._decided()
+    def _keep(self, vm_id: VmId, vm: Vm) -> None:
+        state = self._policy.state(vm_id)
+        self._tell(vm.guest.keep, VmRow(self._policy.vm_mem_bytes(vm_id), *state))
 
-    def _take(self, step: Step, *, quiet: bool = False) -> None:
-        # What listens again may decide again, so this decision is published before that.
-        for action in step.actions:
-            if isinstance(action, SetTarget):
-                self._set_target(action.target_bytes)
-                self._moved_at, self._most = self._loop.time(), self._vm.actual_bytes
-        self._publish_decision(step.decision, quiet=quiet)
-        self._act(step.actions)
+    def _tell(self, call: Callable[..., object], *args: object) -> None:
+        """Calls a guest. A bug in one driver must not keep the other VMs from their targets."""
+        try:
+            call(*args)
+        except Exception as err:
+            self._failed(err)
 
-    def _publish_decision(self, decision: Decision, *, quiet: bool) -> None:
-        # Under lasting pressure at the maximum the same decision falls every second: said once.
-        repeated = decision.reason in _QUIET and decision.reason is self._last_reason
-        quiet = quiet or repeated or decision.reason is Reason.RECHECK
-        if decision.reason is not Reason.RECHECK:
-            self._last_reason = decision.reason
-        self._publish(Decided(self._id, decision, quiet))
+    def _failed(self, err: Exception) -> None:
+        context = {"message": "a guest's driver failed", "exception": err}
+        self._loop.call_exception_handler(context)
 
-    def _act(self, actions: tuple[Action, ...]) -> None:
-        for action in actions:
-            match action:
-                case ArmTimer(timer, delay_s):
-                    self._disarm(timer)
-                    self._timers[timer] = self._loop.call_later(delay_s, self._fired, timer)
-                case DisarmTimer(timer):
-                    self._disarm(timer)
-                case PauseLowMemory():
-                    self._watch.ignore(self._memory_is_low)
-                case ResumeLowMemory():
-                    self._watch.listen(self._memory_is_low)
-
-    def _disarm(self, timer: Timer) -> None:
-        armed = self._timers.pop(timer, None)
-        if armed is not None:
-            armed.cancel()
+    def _arm(self, wake_at_s: float | None) -> None:
+        if self._timer is not None:
+            if self._timer.when() == wake_at_s:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if wake_at_s is not None:
+            self._timer = self._loop.call_at(wake_at_s, self._woke, wake_at_s)

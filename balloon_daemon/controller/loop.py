@@ -1,57 +1,82 @@
-"""The controller: one asyncio loop that listens, watches the host and serves every guest."""
+"""The controller: one asyncio loop that watches the host and serves every guest."""
 
 import asyncio
-import contextlib
 import signal
 from collections.abc import Callable
 from typing import Any
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
-from balloon_daemon.device.process import prepare_fork
+from balloon_daemon.controller.governor import Governor
 from balloon_daemon.events import (
     CallbackFailed,
     Listening,
-    NotAccepted,
     Publish,
     Stopping,
     StoppingAtOnce,
-    StoreLost,
-    TakenOver,
     VmFailed,
 )
-from balloon_daemon.guests.jailed.listening import Listener
-from balloon_daemon.guests.jailed.peers import Peers
-from balloon_daemon.guests.jailed.recovery import recover
-from balloon_daemon.guests.jailed.saver import NullSaver, Saver, new_saver
-from balloon_daemon.guests.jailed.session import Guest, Surroundings
-from balloon_daemon.guests.jailed.supervisor import Jail
-from balloon_daemon.handover.keys import LISTENER
-from balloon_daemon.handover.store import Store
+from balloon_daemon.guests.seam import Gone, Guest, GuestDriver, Report
 from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.units import VmId
-from balloon_daemon.vhost_user.connection import Connection
 
-ACCEPT_AGAIN_S = 1.0
-"""Out of file descriptors: how long to leave the next connection waiting."""
 
-ACCEPT_EACH_S = 0.001
-"""Between two connections: whoever makes them as fast as they are taken would have a core."""
+class Registry:
+    """The VMs that there are: a ``VmRegistry``.
+
+    Args:
+        governor: decides for them.
+        publish: takes what happens.
+    """
+
+    def __init__(self, governor: Governor, publish: Publish) -> None:
+        self._governor = governor
+        self._publish = publish
+        self._last = 0
+        self.tasks: dict[VmId, asyncio.Task[None]] = {}
+
+    def next_vm(self) -> VmId:
+        """The id that the next VM gets; used up by ``add``."""
+        return VmId(self._last + 1, f"vm{self._last + 1}")
+
+    def add(self, guest: Guest) -> None:
+        """Knows a guest from now on, and takes its reports."""
+        # Numbers of VMs that another balloond left are not used again either.
+        self._last = max(self._last, guest.vm.number)
+        self._governor.add(guest)
+
+    def report(self, vm: VmId, report: Report) -> None:
+        """Takes a VM's report.
+
+        Raises:
+            StateError: ``Attached`` has a row that no policy can be in.
+        """
+        self._governor.report(vm, report)
+
+    def serve(self, guest: Guest) -> None:
+        """Runs ``serve`` of a guest that was added, until it ends."""
+        task = asyncio.get_running_loop().create_task(guest.serve())
+        self.tasks[guest.vm] = task
+        task.add_done_callback(lambda task: self._ended(guest.vm, task))
+
+    def _ended(self, vm: VmId, task: "asyncio.Task[None]") -> None:
+        del self.tasks[vm]
+        self._governor.report(vm, Gone("its task has ended"))
+        if not task.cancelled() and (err := task.exception()) is not None:
+            # A bug of ours in one guest must not take the others down.
+            self._publish(VmFailed(vm, f"{type(err).__name__}: {err}"))
 
 
 class Controller:
-    """The daemon, between a bound socket and its end.
+    """The daemon, between its start and its end.
 
     Args:
         config: the settings.
         source: where low memory comes from.
-        jail: what devices are put into.
-        listener: the vhost-user socket.
-        store: keeps guests for another controller.
+        driver: finds the VMs.
         publish: takes what happens.
         drain: has all of it read, before this process ends without its interpreter's end.
     """
@@ -60,23 +85,17 @@ class Controller:
         self,
         config: Config,
         source: LowMemorySource,
-        jail: Jail,
-        listener: Listener,
-        store: Store,
+        driver: GuestDriver,
         publish: Publish,
         drain: Callable[[], None],
     ) -> None:
         self._config = config
         self._source = source
-        self._jail = jail
-        self._listener = listener
-        self._store = store
+        self._driver = driver
         self._publish = publish
         self._drain = drain
-        self._guests: dict[Guest, asyncio.Task[None]] = {}
-        self._peers = Peers()
-        self._count = 0
-        self._accept_later: asyncio.TimerHandle | None = None
+        self._governor: Governor
+        self._registry: Registry
         self._hurry: asyncio.Future[None] | None = None
         self.listening = False
         """Whether it has begun to serve: what there is in the store from then on stays there."""
@@ -84,23 +103,21 @@ class Controller:
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
 
-        SIGUSR1 ends it too, but leaves the guests in the store, for the next one to go on with.
-        The signals are held when it begins, and again when it ends.
+        SIGUSR1 ends it too, but leaves the guests to the next balloond. The signals are held when
+        it begins, and again when it ends.
         """
         loop = asyncio.get_running_loop()
-        watch = MemoryWatch(self._source, self._config.poll_s, self._publish)
-        self._shared = Surroundings(self._config, watch, self._jail)
+        watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
+        self._governor = Governor(self._config.policy, watch, self._publish, loop)
+        self._registry = Registry(self._governor, self._publish)
         loop.set_exception_handler(self._failed)
-        self._closer = Closer(loop.call_later)
         stopping = loop.create_future()
         for number in END_SIGNALS:
             # nohup(1) and a script's "&" have these two ignored, and mean it.
             meant = number in (signal.SIGHUP, signal.SIGINT)
             if not meant or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._stop, stopping, number)
-        prepare_fork()
-        self._take_over()
-        self._listen()
+        self._driver.start(self._registry)
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
         self._publish(Listening(str(self._config.socket)))
         self.listening = True
@@ -112,9 +129,7 @@ class Controller:
             notify("STOPPING=1")
             ended = await self._end(leaving=leaving)
             watch.close()
-            with contextlib.suppress(TimeoutError):
-                await self._store.drained()
-            self._store.close()
+            await self._driver.close(leaving=leaving)
             # A second signal on the way out must not end us by its default action.
             hold_end_signals()
             if not ended:
@@ -130,29 +145,9 @@ class Controller:
                 self._publish(StoppingAtOnce(number.name))
                 self._hurry.set_result(None)
         else:
-            leaving = number is signal.SIGUSR1 and self._store.keeps
+            leaving = number is signal.SIGUSR1 and self._driver.keeps
             self._publish(Stopping(number.name, leaving))
             stopping.set_result(leaving)
-
-    def _take_over(self) -> None:
-        """Goes on with what another controller left, and keeps the listening socket too."""
-        self._store.watch(self._store_lost)
-        self._store.close_late_by(self._closer.close)
-        # systemd keeps several of one name: without this, each socket that was ever replaced.
-        self._store.remove(LISTENER)
-        self._store.put(LISTENER, self._listener.sock)
-        for guest in recover(self._store, self._make, self._closer, self._publish):
-            self._count = max(self._count, guest.vm.number)
-            self._serve(guest)
-            guest.governor.resume()
-            self._publish(TakenOver(guest.vm))
-
-    def _store_lost(self) -> None:
-        self._publish(StoreLost())
-
-    def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Guest:
-        peer = self._peers.of(connection)
-        return Guest(vm, connection, peer, self._shared, self._publish, saver)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # A bug of ours in one callback; asyncio would print a traceback into the log.
@@ -160,79 +155,19 @@ class Controller:
         what = context["message"] if err is None else f"{type(err).__name__}: {err}"
         self._publish(CallbackFailed(what))
 
-    def _listen(self) -> None:
-        asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
-
-    def _accept(self) -> None:
-        saver: Saver = NullSaver()
-        vm = VmId(self._count + 1, f"vm{self._count + 1}")
-        try:
-            # The journal first: a VMM for which there is none waits like one that finds no room.
-            saver = new_saver(self._store, vm)
-            sock, _ = self._listener.sock.accept()
-        except OSError as err:
-            saver.close()
-            if isinstance(err, (BlockingIOError, ConnectionAbortedError)):
-                return
-            self._publish(NotAccepted(err.strerror or str(err)))
-            self._accept_again_in(ACCEPT_AGAIN_S)
-            return
-        self._accept_again_in(ACCEPT_EACH_S)
-        connection = Connection(sock, ForeignFds(self._closer))
-        peer = self._peers.of(connection)
-        if self._peers.refuses(peer, self._publish):
-            connection.close()
-            saver.close()
-            return
-        if self._store.keeps:
-            capacity = self._store.room.capacity
-            if self._peers.keeps_no_more_of(peer, capacity, vm, self._publish):
-                saver.close()
-                saver = NullSaver()
-        self._count += 1
-        self._serve(self._make(vm, connection, saver))
-
-    def _accept_again_in(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener.sock)
-        self._accept_later = loop.call_later(seconds, self._listen)
-
-    def _serve(self, guest: Guest) -> None:
-        task = asyncio.get_running_loop().create_task(guest.serve())
-        self._guests[guest] = task
-        task.add_done_callback(lambda task: self._forget(guest, task))
-
-    def _forget(self, guest: Guest, task: "asyncio.Task[None]") -> None:
-        del self._guests[guest]
-        if not task.cancelled() and (err := task.exception()) is not None:
-            # A bug of ours in one guest must not take the others down.
-            self._publish(VmFailed(guest.vm, f"{type(err).__name__}: {err}"))
-
     async def _end(self, *, leaving: bool) -> bool:
         """Ends everything; False where something does not end."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener.sock)
-        if self._accept_later is not None:
-            self._accept_later.cancel()
+        self._driver.stop(leaving=leaving)
+        vms = list(self._governor.vms)
         if leaving:
-            self._listener.sock.close()
-        else:
-            # With it go connections that nobody has taken yet, and what waits in them.
-            self._closer.close([self._listener.sock.detach()])
-        guests = dict(self._guests)
-        if leaving:
-            for guest in guests:
+            for vm in vms:
                 try:
-                    guest.leave()
+                    vm.guest.leave()
                 except Exception as err:
-                    # One guest's must not cost the others their place in the store.
-                    self._publish(VmFailed(guest.vm, f"{type(err).__name__}: {err}"))
+                    # A bug in one guest must not cost the others their place in the store.
+                    self._publish(VmFailed(vm.guest.vm, f"{type(err).__name__}: {err}"))
         else:
-            self._listener.remove_file()
-            self._hurry = loop.create_future()
-            await give_back(guests, self._hurry, self._publish)
-        ended = await end_tasks(guests, self._publish)
-        if not leaving:
-            self._store.remove(LISTENER)
-            self._store.forget()
-        return ended
+            self._governor.halt()
+            self._hurry = asyncio.get_running_loop().create_future()
+            await give_back(vms, self._hurry, self._publish)
+        return await end_tasks(dict(self._registry.tasks), self._publish)

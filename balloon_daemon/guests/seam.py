@@ -196,3 +196,55 @@ class Guest(Protocol):
 
     def leave(self) -> None:
         """Leaves the VM to another balloond: ``serve``, cancelled next, gives up nothing."""
+
+
+# --- where guests come from ---------------------------------------------------------------------
+
+
+class VmRegistry(Protocol):
+    """What the controller offers to whoever finds VMs."""
+
+    def next_vm(self) -> VmId:
+        """The id that the next VM gets; used up by ``add``."""
+
+    def add(self, guest: Guest) -> None:
+        """Knows a guest from now on, and takes its reports."""
+
+    def report(self, vm: VmId, report: Report) -> None:
+        """Takes a VM's report.
+
+        Raises:
+            StateError: ``Attached`` has a row that no policy can be in.
+        """
+
+    def serve(self, guest: Guest) -> None:
+        """Runs ``serve`` of a guest that was added, until it ends."""
+
+
+class GuestDriver(Protocol):
+    """Finds the VMs of one kind, and makes a guest of each."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether its VMs can be left to another balloond."""
+
+    def start(self, registry: VmRegistry) -> None:
+        """Goes on with the VMs that another balloond left, and finds new ones from now on.
+
+        Raises:
+            OSError: it cannot.
+        """
+
+    def stop(self, *, leaving: bool) -> None:
+        """Finds no more VMs.
+
+        Args:
+            leaving: another balloond goes on with them.
+        """
+
+    async def close(self, *, leaving: bool) -> None:
+        """Lets go of all that it has, once its guests have ended.
+
+        Args:
+            leaving: another balloond goes on with its VMs.
+        """

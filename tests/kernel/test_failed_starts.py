@@ -191,15 +191,18 @@ def test_too_few_descriptors_leave_nothing(start: Start, tmp_path: Path) -> None
 BROKEN = """\
 import sys
 from balloon_daemon.controller import loop
+from balloon_daemon.guests.jailed import listener
 def fail(self):
     raise OSError(24, "Too many open files")
-loop.{what} = fail
+{what} = fail
 from balloon_daemon.__main__ import main
 sys.exit(main())
 """
 
 
-@pytest.mark.parametrize("what", ["MemoryWatch.__init__", "Controller._take_over"])
+@pytest.mark.parametrize(
+    "what", ["loop.MemoryWatch.__init__", "listener.VhostUserGuests._take_over"]
+)
 def test_start_that_fails_after_its_keeper_was_started_ends_that_too(
     what: str, start: Start, tmp_path: Path
 ) -> None:

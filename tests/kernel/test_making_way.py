@@ -198,7 +198,7 @@ del sys.argv[1]  # Whom this is started instead of.
 ending.END_WITHIN_S, ending.GONE_WITHIN_S = {within}
 async def close(self):
     {hangs}
-guests.Guest._close = close
+guests.Session._close = close
 from balloon_daemon.__main__ import main
 sys.exit(main())
 """

@@ -9,7 +9,6 @@ from balloon_daemon.events import Event, SourceTrouble
 from balloon_daemon.host import memory_alarm
 from balloon_daemon.host.low_memory import PRESSURE_FILE, MeminfoLowMemory
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.sizing.balloon_policy import Reading
 from tests.harness.needs import needs_pressure
 
 
@@ -23,15 +22,13 @@ class WithoutTrigger(FileIO):
 def wakeups(source: MeminfoLowMemory, published: list[Event]) -> int:
     """How often a loop is woken that watches a source for a hundred turns."""
 
-    def listener(_: Reading) -> None:
-        pass
-
     async def watch_it() -> None:
-        watch = MemoryWatch(source, 3600.0, published.append)
-        watch.listen(listener)
+        watch = MemoryWatch(source, 3600.0, published.append, asyncio.get_running_loop())
+        watch.read()
+        watch.listen(lambda _: None)
         for _ in range(100):  # each one a turn of the loop, with a select of its own
             await asyncio.sleep(0)
-        watch.ignore(listener)
+        watch.rest()
 
     before = source.statistics().wakeups
     asyncio.run(watch_it())

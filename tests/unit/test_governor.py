@@ -1,277 +1,288 @@
-"""One guest's policy on a loop that stands still: what the guest is told, and when again."""
-
-import asyncio
-from collections.abc import Callable
-from typing import cast
+"""The whole governor under a clock that stands still, with guests that know no protocol."""
 
 import pytest
 
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.errors import StateError
 from balloon_daemon.events import Decided, Event, VmAttached, VmResized
+from balloon_daemon.guests.seam import (
+    Actual,
+    Attached,
+    Gone,
+    Guest,
+    Refused,
+    Resized,
+    Stats,
+    Stuck,
+    VmRow,
+)
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.sizing.balloon_policy import PolicySettings, Reading, Reason
+from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.units import GIB, MIB, VmId
+from tests.fakes.plain_guest import PlainGuest
+from tests.fakes.still_loop import StillLoop
+from tests.fakes.told_memory import ToldMemory
 
-VM = VmId(1, "vm1")
+A, B = VmId(1, "vm1"), VmId(2, "vm2")
 LOW = Reading(available_mib=10, margin_mib=400)
+PLENTY = Reading(available_mib=1 << 20, margin_mib=400)
 STEP = 32 * MIB
 """Of a VM of 1 GiB: half of it in 16 steps."""
 
 
-class StillTimer:
-    """One timer of a loop that stands still."""
-
-    def __init__(self, at_s: float, fire: Callable[[], object]) -> None:
-        self.at_s = at_s
-        self.fire = fire
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class StillLoop:
-    """A loop whose time a test moves."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-        self._timers: list[StillTimer] = []
-
-    def time(self) -> float:
-        return self.now_s
-
-    def call_later(self, delay_s: float, call: Callable[..., object], *args: object) -> StillTimer:
-        self._timers.append(StillTimer(self.now_s + delay_s, lambda: call(*args)))
-        return self._timers[-1]
-
-    def advance(self, seconds: float) -> None:
-        """Lets time go by, timer after timer."""
-        end_s = self.now_s + seconds
-        while due := [t for t in self._timers if not t.cancelled and t.at_s <= end_s]:
-            timer = min(due, key=lambda timer: timer.at_s)
-            self._timers.remove(timer)
-            self.now_s = timer.at_s
-            timer.fire()
-        self.now_s = end_s
-
-
 class Host:
-    """Tells whoever listens, at once, for as long as memory is low."""
-
-    def __init__(self) -> None:
-        self.reading = LOW
-
-    def listen(self, listener: Callable[[Reading], None]) -> None:
-        if self.reading.is_low:
-            listener(self.reading)
-
-    def ignore(self, listener: Callable[[Reading], None]) -> None:
-        return None
-
-    def read(self) -> Reading:
-        return self.reading
-
-
-class Vm:
-    """A guest that is told targets, and gets as far as a test says."""
+    """A governor, its guests, and what they and its events' readers hear."""
 
     def __init__(self) -> None:
         self.loop = StillLoop()
-        self.host = Host()
-        self.targets: list[int] = []
-        self.published: list[Event] = []
-        self.told_again: list[float] = []
-        self.actual_bytes = 0
-        self.objection: Reason | None = None
-        self.asked_at_levels: list[int] = []
+        self.memory = ToldMemory()
+        self.memory.seen = PLENTY
+        self.events: list[Event] = []
+        self.heard: list[tuple[VmId, str]] = []
+        settings = PolicySettings(
+            recheck_jitter_s=0.0, release_after_jitter_s=0.0, release_every_jitter_s=0.0
+        )
+        watch = MemoryWatch(self.memory, 1.0, self.events.append, self.loop)
+        self.governor = Governor(settings, watch, self._published, self.loop)
 
-    def against_more(self, level: int) -> Reason | None:
-        self.asked_at_levels.append(level)
-        return self.objection
+    def _published(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Decided):
+            self.heard.append((event.vm, "decided"))
 
-    def tell_again(self) -> None:
-        self.told_again.append(self.loop.now_s)
+    def guest(self, vm: VmId) -> PlainGuest:
+        """A guest that is known and has not reported anything."""
+        guest = PlainGuest(vm, self.heard, self.governor.report)
+        known: Guest = guest
+        self.governor.add(known)
+        return guest
+
+    def attached(self, vm: VmId, vm_mem_bytes: int = GIB, row: VmRow | None = None) -> PlainGuest:
+        guest = self.guest(vm)
+        self.governor.report(vm, Attached(vm_mem_bytes, row=row))
+        self.loop.advance()
+        return guest
+
+    def reasons(self, vm: VmId) -> list[Reason]:
+        return [
+            event.decision.reason
+            for event in self.events
+            if isinstance(event, Decided) and event.vm == vm
+        ]
 
 
 @pytest.fixture
-def vm() -> Vm:
-    return Vm()
+def host() -> Host:
+    return Host()
 
 
-@pytest.fixture
-def governor(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> Governor:
-    monkeypatch.setattr(asyncio, "get_running_loop", lambda: vm.loop)
-    settings = PolicySettings(
-        recheck_jitter_s=0.0, release_after_jitter_s=0.0, release_every_jitter_s=0.0
-    )
-    watch = cast(MemoryWatch, vm.host)
-    return Governor(settings, watch, vm.targets.append, lambda: None, vm, VM, vm.published.append)
+def test_vm_steps_up_each_second_while_memory_is_low_and_down_once_it_is_back(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(1 + 15)
+    assert guest.targets == [level * STEP for level in range(17)]
+    host.memory.seen = PLENTY
+    host.loop.advance(1 + 60 + 15 * 30)
+    assert guest.targets[17:] == [level * STEP for level in range(15, -1, -1)]
+    assert host.loop.failures == []
 
 
-def test_target_that_is_not_reached_is_told_again_each_30_s_at_the_top(
-    vm: Vm, governor: Governor
+def test_low_memory_is_noticed_within_a_poll_and_asked_about_no_more_while_paused(
+    host: Host,
 ) -> None:
-    governor.start(GIB)
-    vm.loop.advance(15)
-    assert vm.targets[-1] == 512 * MIB
-    top_at = vm.loop.now_s
-
-    vm.loop.advance(120)
-
-    assert len(vm.told_again) == 4
-    gaps = [b - a for a, b in zip([top_at, *vm.told_again], vm.told_again, strict=False)]
-    assert all(30 <= gap <= 31 for gap in gaps)
+    host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    reads = host.memory.reads
+    host.loop.advance(0.9)
+    assert host.reasons(A) == [Reason.LOW_MEMORY]
+    assert host.memory.reads == reads
 
 
-@pytest.mark.parametrize("objection", [Reason.FRUITLESS, Reason.NO_ROOM])
-def test_target_that_is_not_reached_is_told_again_below_the_top(
-    objection: Reason, vm: Vm, governor: Governor
-) -> None:
-    governor.start(GIB)
-    vm.loop.advance(3)
-    vm.objection = objection
-    vm.loop.advance(60)
-    assert vm.targets[-1] == 4 * STEP
-    assert len(vm.told_again) in (1, 2)
+def test_all_targets_of_a_reading_leave_before_anything_else(host: Host) -> None:
+    host.attached(A)
+    host.attached(B)
+    host.heard.clear()
+    host.memory.seen = LOW
 
+    host.loop.advance(1.0)
 
-def test_target_that_is_reached_is_not_told_again(vm: Vm, governor: Governor) -> None:
-    governor.start(GIB)
-    vm.actual_bytes = 512 * MIB
-    vm.loop.advance(300)
-    assert vm.told_again == []
-
-
-def test_driver_that_moves_on_slowly_is_not_told_again_until_it_stops(
-    vm: Vm, governor: Governor
-) -> None:
-    governor.start(GIB)
-    vm.loop.advance(15)
-    for _ in range(5):
-        vm.actual_bytes += STEP
-        vm.loop.advance(29)
-    assert vm.told_again == []
-    vm.loop.advance(10)
-    assert len(vm.told_again) == 1
-
-
-def test_guest_that_has_taken_pages_back_is_not_told_to_give_them_again(
-    vm: Vm, governor: Governor
-) -> None:
-    governor.start(GIB)
-    vm.loop.advance(15)
-    vm.actual_bytes = 400 * MIB  # Short of its target, and then of what it had given.
-    vm.loop.advance(10)
-    vm.actual_bytes = 300 * MIB
-    vm.loop.advance(300)
-    assert vm.told_again == []
-    vm.actual_bytes = 400 * MIB
-    vm.loop.advance(40)
-    assert len(vm.told_again) == 1
-
-
-def test_target_is_not_told_again_while_memory_is_not_low(vm: Vm, governor: Governor) -> None:
-    governor.start(GIB)
-    vm.loop.advance(15)
-    vm.host.reading = Reading(available_mib=410, margin_mib=400)
-    vm.loop.advance(300)
-    assert vm.told_again == []
-
-
-def test_target_that_has_just_changed_is_not_told_twice(vm: Vm, governor: Governor) -> None:
-    governor.start(GIB)
-    vm.loop.advance(14)  # Another step each second.
-    assert vm.told_again == []
-    assert len(vm.targets) >= 14
-
-
-def test_guest_that_was_found_with_a_balloon_is_told_the_level_below_it(
-    vm: Vm, governor: Governor
-) -> None:
-    vm.host.reading = Reading(available_mib=1 << 20, margin_mib=400)
-    governor.start(GIB, 100 * MIB)
-    assert vm.targets == [3 * STEP]
-    vm.loop.advance(60 + 2 * 30)
-    assert vm.targets == [3 * STEP, 2 * STEP, STEP, 0]
-
-
-def test_size_that_stays_or_comes_after_the_end_changes_nothing(
-    vm: Vm, governor: Governor
-) -> None:
-    governor.resize(GIB)  # Before it has begun.
-    governor.start(GIB)
-    told = list(vm.targets)
-    governor.resize(GIB)
-    assert vm.targets == told
-    governor.halt()
-    governor.resize(4 * GIB)
-    assert (vm.targets, governor.vm_mem_bytes) == (told, GIB)
-
-
-@pytest.mark.parametrize("found_bytes", [0, 256 * MIB])
-def test_guest_whose_rings_begin_after_the_end_is_asked_for_nothing(
-    vm: Vm, monkeypatch: pytest.MonkeyPatch, found_bytes: int
-) -> None:
-    monkeypatch.setattr(asyncio, "get_running_loop", lambda: vm.loop)
-    late = Governor(
-        PolicySettings(),
-        cast(MemoryWatch, vm.host),
-        vm.targets.append,
-        lambda: None,
-        vm,
-        VM,
-        vm.published.append,
-    )
-    late.halt()
-    late.start(GIB, found_bytes)
-    vm.loop.advance(60)
-    assert not late.started
-    assert not any(vm.targets)
-
-
-def test_smaller_size_lowers_the_target_at_once_and_a_larger_one_raises_none(
-    vm: Vm, governor: Governor
-) -> None:
-    governor.start(4 * GIB)
-    vm.loop.advance(16)
-    governor.resize(GIB)
-    assert vm.targets[-1] == 512 * MIB
-    governor.resize(4 * GIB)
-    assert vm.targets[-1] == 384 * MIB
-
-
-def test_objections_are_asked_for_at_each_look_with_the_level(vm: Vm, governor: Governor) -> None:
-    governor.start(GIB)
-    vm.loop.advance(2)
-    assert vm.asked_at_levels == [0, 1, 2]
-
-
-def test_size_is_published_as_it_becomes_known_and_as_it_changes(
-    vm: Vm, governor: Governor
-) -> None:
-    vm.host.reading = Reading(available_mib=1 << 20, margin_mib=400)
-    governor.start(GIB)
-    governor.resize(2 * GIB)
-    sizes = [event for event in vm.published if not isinstance(event, Decided)]
-    assert sizes == [
-        VmAttached(VM, GIB, GIB // 2, 16),
-        VmResized(VM, 2 * GIB, GIB, 16, quiet=False),
+    assert host.heard == [
+        (A, "target"),
+        (B, "target"),
+        (A, "decided"),
+        (B, "decided"),
+        (A, "keep"),
+        (A, "stats"),
+        (B, "keep"),
+        (B, "stats"),
     ]
 
 
-def test_sizes_that_change_over_and_over_are_quiet(vm: Vm, governor: Governor) -> None:
-    vm.host.reading = Reading(available_mib=1 << 20, margin_mib=400)
-    governor.start(GIB)
-    for turn in range(1, 11):
-        governor.resize(GIB + turn * MIB)
-    resized = [event for event in vm.published if isinstance(event, VmResized)]
-    assert [event.quiet for event in resized] == [False, False, *[True] * 8]
+def test_vms_that_attach_together_share_one_reading(host: Host) -> None:
+    host.memory.seen = LOW
+    guests = [host.guest(VmId(number, f"vm{number}")) for number in range(1, 9)]
+    for guest in guests:
+        host.governor.report(guest.vm, Attached(GIB))
+    host.loop.advance()
+    assert host.memory.reads == 1
+    assert [guest.targets for guest in guests] == [[0, STEP]] * 8
 
 
-def test_decision_that_falls_again_at_the_top_is_quiet(vm: Vm, governor: Governor) -> None:
-    governor.start(GIB)
-    vm.loop.advance(60)
-    decided = [event for event in vm.published if isinstance(event, Decided)]
-    at_top = [event for event in decided if event.decision.reason is Reason.AT_MAXIMUM]
-    assert [event.quiet for event in at_top] == [False, *[True] * (len(at_top) - 1)]
-    assert len(at_top) > 10
+def test_driver_that_fails_keeps_no_other_vm_from_its_target(host: Host) -> None:
+    first, second = host.attached(A), host.attached(B)
+    first.fails = True
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    assert second.targets == [0, STEP]
+    assert len(host.loop.failures) == 1
+
+
+def test_guest_that_is_gone_as_it_is_told_its_target_keeps_no_other_from_its_own(
+    host: Host,
+) -> None:
+    first, second = host.attached(A), host.attached(B)
+    first.gone = True
+    host.memory.seen = LOW
+    host.loop.advance(3.0)
+    assert second.targets == [0, STEP, 2 * STEP, 3 * STEP]
+    assert host.loop.failures == []
+
+
+def test_vm_that_objects_is_not_asked_for_more(host: Host) -> None:
+    first, second = host.attached(A), host.attached(B)
+    first.objection = Reason.NO_ROOM
+    host.memory.seen = LOW
+    host.loop.advance(2.0)
+    assert (first.targets, second.targets) == ([0], [0, STEP, 2 * STEP])
+
+
+def test_guest_that_is_gone_in_the_midst_is_told_no_more(host: Host) -> None:
+    first, second = host.attached(A), host.attached(B)
+    host.memory.seen = LOW
+    host.loop.advance(2.0)
+    host.governor.report(A, Gone("it was closed"))
+    host.governor.report(A, Actual(0, 0.0))
+    host.loop.advance(2.0)
+    assert first.targets == [0, STEP, 2 * STEP]
+    assert second.targets == [level * STEP for level in range(5)]
+    assert [vm.guest.vm for vm in host.governor.vms] == [B]
+
+
+def test_host_without_vms_is_not_looked_at(host: Host) -> None:
+    host.attached(A)
+    host.loop.advance(3.0)
+    host.governor.report(A, Gone("it was closed"))
+    reads = host.memory.reads
+    host.loop.advance(600.0)
+    assert host.memory.reads == reads
+
+
+def test_size_that_changes_moves_the_target_and_is_published(host: Host) -> None:
+    guest = host.attached(A, 4 * GIB)
+    host.memory.seen = LOW
+    host.loop.advance(16.0)
+    host.governor.report(A, Resized(GIB))
+    assert guest.targets[-1] == 512 * MIB
+    host.governor.report(A, Resized(GIB))
+    sizes = [event for event in host.events if isinstance(event, VmAttached | VmResized)]
+    assert sizes == [
+        VmAttached(A, 4 * GIB, 3 * GIB, 16),
+        VmResized(A, GIB, 512 * MIB, 16, quiet=False),
+    ]
+    assert guest.rows[-1].vm_mem_bytes == GIB
+
+
+def test_sizes_that_change_all_the_time_are_quiet(host: Host) -> None:
+    host.attached(A)
+    for number in range(10):
+        host.governor.report(A, Resized(GIB + number * MIB))
+    quiet = [event.quiet for event in host.events if isinstance(event, VmResized)]
+    assert quiet == [False, False] + [True] * 7
+
+
+def test_size_before_the_vm_is_attached_changes_nothing(host: Host) -> None:
+    guest = host.guest(A)
+    host.governor.report(A, Resized(GIB))
+    assert (guest.targets, host.events) == ([], [])
+
+
+def test_balloon_that_was_found_is_adopted_at_the_level_below_it(host: Host) -> None:
+    guest = host.guest(A)
+    host.governor.report(A, Attached(GIB, balloon_bytes=100 * MIB))
+    host.loop.advance(60.0 + 2 * 30)
+    assert guest.targets == [3 * STEP, 2 * STEP, STEP, 0]
+
+
+def test_restored_vm_goes_on_from_its_row(host: Host) -> None:
+    now_s = host.loop.now_s
+    guest = host.attached(A, row=VmRow(GIB, 4, now_s + 0.5, now_s + 20.0))
+    assert guest.targets == [4 * STEP]
+    assert host.reasons(A) == [Reason.RESTORED]
+    assert guest.rows[-1] == VmRow(GIB, 4, now_s + 0.5, now_s + 20.0)
+    host.loop.advance(20.0)
+    assert guest.targets == [4 * STEP, 3 * STEP]
+
+
+def test_row_that_no_policy_can_be_in_is_refused(host: Host) -> None:
+    guest = host.guest(A)
+    with pytest.raises(StateError):
+        host.governor.report(A, Attached(GIB, row=VmRow(GIB, 17, None, 1.0)))
+    assert guest.targets == []
+
+
+def test_nothing_is_decided_once_it_is_halted(host: Host) -> None:
+    first, late = host.attached(A), host.guest(B)
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    host.governor.halt()
+    for report in (Attached(GIB, balloon_bytes=STEP), Attached(GIB), Resized(4 * GIB)):
+        host.governor.report(B, report)
+    host.governor.report(A, Resized(4 * GIB))
+    host.loop.advance(600.0)
+    assert first.targets == [0, STEP]
+    assert late.targets == []
+
+
+def test_guest_that_stopped_short_is_told_its_target_again_each_30_s(host: Host) -> None:
+    guest = host.attached(A)
+    guest.gives = False
+    host.memory.seen = LOW
+    host.loop.advance(16.0)
+    told = len(guest.targets)
+    host.loop.advance(95.0)
+    assert guest.targets[told:] == [512 * MIB] * 3
+
+
+def test_look_that_fails_loses_no_deadline(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    host.memory.error = MemoryError()
+    host.loop.advance(1.5)
+    host.memory.error = None
+    host.loop.advance(1.0)
+    assert len(guest.targets) >= 3
+    assert set(host.loop.failures) == {"MemoryError()"}
+
+
+@pytest.mark.parametrize("seen", [None, NeverLow("off")])
+def test_unknown_or_switched_off_memory_asks_for_nothing(
+    host: Host, seen: NeverLow | None
+) -> None:
+    guest = host.attached(A)
+    host.memory.seen = seen
+    host.loop.advance(30.0)
+    assert guest.targets == [0]
+
+
+def test_last_reports_of_a_vm_are_remembered(host: Host) -> None:
+    host.guest(A)
+    stats = Stats(5.0, total_bytes=GIB)
+    for report in (Refused("no memory"), Stuck("no answer"), stats):
+        host.governor.report(A, report)
+    (vm,) = host.governor.vms
+    assert (vm.stats, vm.trouble) == (stats, Stuck("no answer"))
+    host.governor.report(A, Actual(STEP, 6.0))
+    assert (vm.balloon_bytes, vm.trouble) == (STEP, None)

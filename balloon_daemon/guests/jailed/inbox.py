@@ -6,6 +6,7 @@ from functools import partial
 
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.guests.jailed.peers import Peer
+from balloon_daemon.guests.jailed.turns import ESTABLISHED_S
 from balloon_daemon.handover.journal import RequestJournal
 from balloon_daemon.vhost_user.connection import Connection, Received
 from balloon_daemon.vhost_user.messages import FrontendRequest
@@ -26,7 +27,7 @@ class Inbox:
         connection: the VMM's.
         peer: its user.
         journal: each message is written down there before it is taken.
-        answer: answers an access to the config space.
+        access_config: answers an access to the config space.
     """
 
     def __init__(
@@ -34,17 +35,36 @@ class Inbox:
         connection: Connection,
         peer: Peer,
         journal: RequestJournal,
-        answer: Callable[[Received], None],
+        access_config: Callable[[Received], None],
     ) -> None:
         self._connection = connection
         self._peer = peer
         self._journal = journal
-        self._answer = answer
+        self._access_config = access_config
         self._loop = asyncio.get_running_loop()
         self.handled = 0
         """Messages that were taken and not left to another controller."""
         self.taken: Received | None = None
         """A message that whoever waits for it has not seen yet."""
+        self._established: asyncio.TimerHandle | None = None
+
+    def join(self) -> None:
+        """Takes a place among the connections of its user.
+
+        Raises:
+            OSError: there is no descriptor left for that user's turns.
+        """
+        self._peer.join()
+        fd, turns = self._connection.fileno(), self._peer.turns
+        self._established = self._loop.call_later(ESTABLISHED_S, turns.establish, fd)
+
+    def leave(self) -> None:
+        """Gives up its place among the connections of its user; fine where it has none."""
+        if self._established is not None:
+            self._established.cancel()
+            self._established = None
+            self._peer.turns.leave(self._connection.fileno())
+            self._peer.leave()
 
     def receive(self) -> Received | None:
         """The next message; None where none is whole yet.
@@ -104,12 +124,32 @@ class Inbox:
                 self.taken = received
                 waiter.set_result(received)
                 return
-            self.handled += 1
-            self._answer(received)
-            self._journal.done()
+            self.access_config(received)
         except Exception as err:
             # Whatever it is, the guest's task knows what becomes of it; the event loop does not.
             waiter.set_result(err.with_traceback(None))
+
+    def next_at_once(self, ends_at_s: float) -> Received | None:
+        """The next message that is no access to the config space, if it is there already.
+
+        Args:
+            ends_at_s: takes nothing more from then on.
+
+        Raises:
+            EOFError, FrontendError, OSError: as ``receive``.
+        """
+        while self._loop.time() < ends_at_s:
+            received = self.receive()
+            if received is None or received.message.request not in CONFIG_ACCESS:
+                return received
+            self.access_config(received)
+        return None
+
+    def access_config(self, received: Received) -> None:
+        """Answers an access to the config space: all of them come by here."""
+        self.handled += 1
+        self._access_config(received)
+        self._journal.done()
 
     def drop(self) -> None:
         """Lets go of a message that nobody will see any more."""

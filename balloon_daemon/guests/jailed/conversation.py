@@ -1,0 +1,222 @@
+"""What a VMM asks and its back-end answers: requests in, effects performed, answers out."""
+
+import asyncio
+import contextlib
+from typing import assert_never
+
+from balloon_daemon.errors import FrontendError, StateError
+from balloon_daemon.events import Publish, RequestNotServed
+from balloon_daemon.guests.jailed.balloon import Balloon
+from balloon_daemon.guests.jailed.inbox import CONFIG_ACCESS, Inbox
+from balloon_daemon.guests.jailed.kept import Kept
+from balloon_daemon.guests.jailed.peers import Peer
+from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor
+from balloon_daemon.guests.jailed.turns import TURN_S
+from balloon_daemon.handover.journal import Phase
+from balloon_daemon.rate_limit import OnceEach
+from balloon_daemon.units import VmId
+from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.connection import Connection, Received
+from balloon_daemon.vhost_user.effects import (
+    ActualWritten,
+    AnswerVringBase,
+    Effect,
+    NotServed,
+    RingsChanged,
+    Send,
+    StopDevice,
+)
+from balloon_daemon.vhost_user.messages import Message, decode_message
+
+NOT_SERVED = 32
+"""Reasons why a request cannot be served that are published, each once: a driver may choose any
+size, over and over."""
+
+
+class Conversation:
+    """The requests of one VMM.
+
+    Args:
+        vm: its VM.
+        connection: the VMM's.
+        peer: the VMM's user.
+        backend: understands the requests.
+        device: is ended and forked as they ask.
+        balloon: hears of ``actual``, and of rings that run.
+        kept: keeps what a VMM is told before it is told.
+        publish: takes what happens.
+    """
+
+    def __init__(
+        self,
+        vm: VmId,
+        connection: Connection,
+        peer: Peer,
+        backend: Backend,
+        device: DeviceSupervisor,
+        balloon: Balloon,
+        kept: Kept,
+        publish: Publish,
+    ) -> None:
+        self._vm = vm
+        self._connection = connection
+        self._backend = backend
+        self._device = device
+        self._balloon = balloon
+        self._kept = kept
+        self._publish = publish
+        self.inbox = Inbox(connection, peer, kept.journal, self._access_config)
+        self._not_served = OnceEach(NOT_SERVED)
+        self._unsaved = False
+
+    def close(self) -> None:
+        """Answers nothing more."""
+        asyncio.get_running_loop().remove_writer(self._connection.fileno())
+        self.inbox.leave()
+        # It knows this conversation: both would wait for the garbage collector.
+        del self.inbox
+
+    async def take_turn(self) -> None:
+        """Waits for a request that is no access to the config space; takes those behind it too.
+
+        Raises:
+            EOFError, FrontendError, OSError: as ``Inbox.next``.
+            StateFileError, DeviceHangsError: the device does not end.
+        """
+        loop = asyncio.get_running_loop()
+        received: Received | None = await self.inbox.next()
+        ends_at = loop.time() + TURN_S
+        while received is not None:
+            await self._handle(received)
+            self.inbox.done()
+            received = self.inbox.next_at_once(ends_at)
+
+    async def _handle(self, received: Received) -> None:
+        message, fds, lost = received
+        self.inbox.handled += 1
+        effects = self._backend.handle(message, fds, lost=lost)
+        if fds:
+            # Before StopDevice, which may take a second: the descriptors are in this process
+            # alone, and a crash meanwhile would lose them.
+            self._kept.save()
+        self._unsaved = True
+        for effect in effects:
+            await self._perform(effect)
+        if self._unsaved:
+            self._save()
+
+    async def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Send(reply):
+                await self._send(reply)
+            case StopDevice():
+                await self._device.stop()
+            case AnswerVringBase(index):
+                await self._device.learn_indices()
+                # What was saved since the request came does not know that this vring stands.
+                self._unsaved = True
+                await self._send(self._backend.stop_vring(index))
+            case RingsChanged():
+                self._balloon.rings_changed()
+                self._device.settle()
+            case ActualWritten():
+                self._balloon.actual_written()
+                self._kept.save_soon()
+            case NotServed(why):
+                if self._not_served.admit(why):
+                    self._publish(RequestNotServed(self._vm, why))
+            case _:
+                assert_never(effect)
+
+    def _access_config(self, received: Received) -> None:
+        """Answers an access to the config space: nothing has to be waited for or kept first.
+
+        ``actual`` changes with each MiB that the guest gives, so it is kept a little later.
+        """
+        for effect in self._backend.handle(received.message, received.fds, lost=received.lost):
+            match effect:
+                case Send(reply):
+                    self._send_now(reply)
+                case ActualWritten():
+                    self._balloon.actual_written()
+                    self._kept.save_soon()
+                case _:
+                    raise StateError(f"{effect} of an access to the config space")
+
+    # --- answers ------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self._unsaved = False
+        self._kept.save()
+
+    async def _send(self, reply: bytes) -> None:
+        if self._unsaved:
+            # The front-end relies on an answer: what the answer stands for is stored first.
+            self._unsaved = False
+            await self._kept.stored()
+        self._send_now(reply)
+
+    def _send_now(self, reply: bytes) -> None:
+        self._kept.journal.sending()
+        self._connection.send(reply)
+        if not self._connection.flush():
+            asyncio.get_running_loop().add_writer(self._connection.fileno(), self._flush)
+
+    def _flush(self) -> None:
+        try:
+            done = self._connection.flush()
+        except OSError:
+            done = True  # Reading fails too, and ends the connection.
+        if done:
+            asyncio.get_running_loop().remove_writer(self._connection.fileno())
+
+    # --- between two controllers --------------------------------------------------------------
+
+    def hand_over(self) -> None:
+        """Handles a request that was taken and that no task of this controller will see.
+
+        Its descriptors are in this process alone. It stands in the journal too: the next
+        controller does what is left to do, and answers.
+        """
+        if self.inbox.taken is None:
+            return
+        message, fds, lost = self.inbox.taken
+        with contextlib.suppress(FrontendError, StateError):
+            self._backend.handle(message, fds, lost=lost)
+            self.inbox.handled += 1
+
+    async def finish_pending(self) -> None:
+        """Finishes the request that another controller had in hand when it died.
+
+        Raises:
+            FrontendError, StateFileError: it cannot be understood; its journal is damaged.
+        """
+        entry = self._kept.journal.pending()
+        if entry is None:
+            return
+        # SENDING: between the mark and the system call lie about a microsecond, and behind the
+        # call the VMM may run before this process does; so its answer was sent, and it would take
+        # a second one for the answer to its next request. A request that still waits in the
+        # socket is taken like any other.
+        if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
+            message = decode_message(entry.request)
+            if entry.number > self.inbox.handled:
+                # Taken, and no state since knows of it: the descriptors that it had are lost.
+                received = Received(message, (), self._backend.lacks_fds(message))
+                if message.request in CONFIG_ACCESS:
+                    self.inbox.access_config(received)
+                else:
+                    await self._handle(received)
+            else:
+                await self._answer_again(message)
+        self._kept.journal.done()
+
+    async def _answer_again(self, message: Message) -> None:
+        """Answers a request that was kept as handled, and does what may be left to do of it."""
+        await self._device.stop()
+        if self._backend.vring_is_to_stop(message):
+            await self._device.learn_indices()
+        for reply in self._backend.reply_again(message):
+            self._unsaved = True
+            await self._send(reply)
+        await self._perform(RingsChanged())

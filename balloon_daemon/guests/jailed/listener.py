@@ -1,0 +1,149 @@
+"""The VMs that connect to the vhost-user socket, and those that another controller left."""
+
+import asyncio
+import contextlib
+
+from balloon_daemon.config.model import Config
+from balloon_daemon.device.process import prepare_fork
+from balloon_daemon.events import NotAccepted, Publish, StoreLost, TakenOver
+from balloon_daemon.guests.jailed.listening import Listener
+from balloon_daemon.guests.jailed.peers import Peers
+from balloon_daemon.guests.jailed.recovery import recover
+from balloon_daemon.guests.jailed.saver import NullSaver, Saver, new_saver
+from balloon_daemon.guests.jailed.session import Session, Shared
+from balloon_daemon.guests.jailed.supervisor import Jail
+from balloon_daemon.guests.seam import VmRegistry
+from balloon_daemon.handover.keys import LISTENER
+from balloon_daemon.handover.store import Store
+from balloon_daemon.linux.closing import Closer, ForeignFds
+from balloon_daemon.units import VmId
+from balloon_daemon.vhost_user.connection import Connection
+
+ACCEPT_AGAIN_S = 1.0
+"""Out of file descriptors: how long to leave the next connection waiting."""
+
+ACCEPT_EACH_S = 0.001
+"""Between two connections: whoever makes them as fast as they are taken would have a core."""
+
+
+class VhostUserGuests:
+    """All VMs of one vhost-user socket: a ``GuestDriver``.
+
+    Args:
+        config: the settings.
+        jail: what devices are put into.
+        listener: the socket.
+        store: keeps VMs for another controller.
+        publish: takes what happens.
+    """
+
+    def __init__(
+        self, config: Config, jail: Jail, listener: Listener, store: Store, publish: Publish
+    ) -> None:
+        self._config = config
+        self._jail = jail
+        self._listener = listener
+        self._store = store
+        self._publish = publish
+        self._peers = Peers()
+        self._registry: VmRegistry
+        self._shared: Shared
+        self._closer: Closer
+        self._accept_later: asyncio.TimerHandle | None = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether its VMs can be left to another controller."""
+        return self._store.keeps
+
+    def start(self, registry: VmRegistry) -> None:
+        """Goes on with what another controller left, and accepts new connections."""
+        self._registry = registry
+        self._shared = Shared(self._config, self._jail, self._publish, registry.report)
+        self._closer = Closer(asyncio.get_running_loop().call_later)
+        prepare_fork()
+        self._take_over()
+        self._listen()
+
+    def stop(self, *, leaving: bool) -> None:
+        """Accepts no more connections.
+
+        Args:
+            leaving: another controller goes on with this socket.
+        """
+        asyncio.get_running_loop().remove_reader(self._listener.sock)
+        if self._accept_later is not None:
+            self._accept_later.cancel()
+        if leaving:
+            self._listener.sock.close()
+        else:
+            # With the socket go connections that nobody has accepted, and descriptors in their
+            # queues, whose last close may wait for whoever made them.
+            self._closer.close([self._listener.sock.detach()])
+            self._listener.remove_file()
+
+    async def close(self, *, leaving: bool) -> None:
+        """Lets go of the store, once all sessions have ended.
+
+        Args:
+            leaving: what is in the store stays there.
+        """
+        if not leaving:
+            self._store.remove(LISTENER)
+            self._store.forget()
+        with contextlib.suppress(TimeoutError):
+            await self._store.drained()
+        self._store.close()
+
+    def _take_over(self) -> None:
+        """Goes on with what another controller left, and keeps the listening socket too."""
+        self._store.watch(lambda: self._publish(StoreLost()))
+        self._store.close_late_by(self._closer.close)
+        # systemd keeps several of one name: without this, each socket that was ever replaced.
+        self._store.remove(LISTENER)
+        self._store.put(LISTENER, self._listener.sock)
+        for session in recover(self._store, self._make, self._closer, self._publish):
+            self._registry.serve(session)
+            self._publish(TakenOver(session.vm))
+
+    def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Session:
+        session = Session(vm, connection, self._peers.of(connection), self._shared, saver)
+        self._registry.add(session)
+        return session
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
+
+    def _accept(self) -> None:
+        saver: Saver = NullSaver()
+        vm = self._registry.next_vm()
+        try:
+            # The journal is allocated before accept(): on EMFILE the VMM then waits in the
+            # socket's backlog.
+            saver = new_saver(self._store, vm)
+            sock, _ = self._listener.sock.accept()
+        except OSError as err:
+            saver.close()
+            if isinstance(err, (BlockingIOError, ConnectionAbortedError)):
+                return
+            self._publish(NotAccepted(err.strerror or str(err)))
+            self._accept_again_in(ACCEPT_AGAIN_S)
+            return
+        self._accept_again_in(ACCEPT_EACH_S)
+        connection = Connection(sock, ForeignFds(self._closer))
+        peer = self._peers.of(connection)
+        if self._peers.refuses(peer, self._publish):
+            connection.close()
+            saver.close()
+            return
+        if self._store.keeps:
+            capacity = self._store.room.capacity
+            if self._peers.keeps_no_more_of(peer, capacity, vm, self._publish):
+                saver.close()
+                saver = NullSaver()
+        self._registry.serve(self._make(vm, connection, saver))
+
+    def _accept_again_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener.sock)
+        self._accept_later = loop.call_later(seconds, self._listen)

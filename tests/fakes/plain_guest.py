@@ -1,0 +1,53 @@
+"""A guest of the tests: gives what it is asked for at once, and writes down what it hears."""
+
+from balloon_daemon.guests.seam import Actual, Gone, ReportTo, VmRow
+from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.units import VmId
+
+
+class PlainGuest:
+    """The smallest guest behind the seam.
+
+    Attributes:
+        heard: the names of all calls, for this guest and others with the same list.
+        gives: whether its balloon follows its target.
+        fails: whether its driver has a bug.
+        gone: whether it finds that the VM is gone when it next tells a target.
+    """
+
+    def __init__(self, vm: VmId, heard: list[tuple[VmId, str]], report: ReportTo) -> None:
+        self.vm = vm
+        self.heard, self.report = heard, report
+        self.targets: list[int] = []
+        self.rows: list[VmRow] = []
+        self.objection: Reason | None = None
+        self.gives, self.fails, self.gone = True, False, False
+
+    async def serve(self) -> None:
+        self.heard.append((self.vm, "serve"))
+
+    def set_target(self, target_bytes: int) -> None:
+        self.heard.append((self.vm, "target"))
+        if self.fails:
+            raise ValueError(target_bytes)
+        self.targets.append(target_bytes)
+        if self.gone:
+            self.report(self.vm, Gone("no answer"))
+        if self.gives:
+            self.report(self.vm, Actual(target_bytes, 0.0))
+
+    def request_stats(self) -> None:
+        self.heard.append((self.vm, "stats"))
+
+    def against_more(self, level: int) -> Reason | None:
+        return self.objection
+
+    def keep(self, row: VmRow) -> None:
+        self.heard.append((self.vm, "keep"))
+        self.rows.append(row)
+
+    async def give_back(self) -> None:
+        self.set_target(0)
+
+    def leave(self) -> None:
+        self.heard.append((self.vm, "leave"))
