@@ -41,6 +41,9 @@ SLACK_SHARE = 64
 """What a VM's files may hold above its size less its balloon, and nothing is wrong: ``actual`` and
 the files are not looked at in the same moment."""
 
+_Once = BalloonNotFreed | Fruitless | NoBackendChannel
+"""What is published once, the first two anew where the memory table is another."""
+
 NEWS = 32
 """Memory tables, and sizes that contradict each other, that are said of one VM, each once: a guest
 may name another total with each report."""
@@ -67,8 +70,9 @@ class BalloonLimits:
         self._features = -1
         self._introduced: list[tuple[RegionDescription, str]] = []
         self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
-        self._holding = self._said_holding = self._said_no_channel = False
-        self._said_fruitless = False
+        self._holding = False
+        # A device that was taken over may have what these tell of come and go as it likes.
+        self._published = set[type[_Once]]()
 
     @property
     def size_bytes(self) -> int:
@@ -95,11 +99,11 @@ class BalloonLimits:
             return
         self._introduced = table
         self._gain.forgive()
-        self._holding = self._said_holding = self._said_fruitless = False
+        self._holding = False
+        self._published -= {BalloonNotFreed, Fruitless}
         self._size.take_table(memory.ram_bytes, has_unnameable=memory.has_unnameable)
-        if self._backend.channel is None and not self._said_no_channel:
-            self._said_no_channel = True
-            self._publish(NoBackendChannel(self._vm))
+        if self._backend.channel is None:
+            self._publish_once(NoBackendChannel(self._vm))
         if self._tables.admit(str(table)):
             for event in _news(self._vm, memory.regions):
                 self._publish(event)
@@ -128,13 +132,10 @@ class BalloonLimits:
 
     def take_progress(self, done: Progress) -> None:
         """Takes what the guest's devices have done so far."""
-        was_fruitless = self._gain.fruitless
         for loss in self._gain.take(done):
             self._publish(self._lost(loss))
-        # A device that was taken over may have it come and go as often as it likes.
-        if self._gain.fruitless and not was_fruitless and not self._said_fruitless:
-            self._said_fruitless = True
-            self._publish(Fruitless(self._vm))
+        if self._gain.fruitless:
+            self._publish_once(Fruitless(self._vm))
 
     def _lost(self, loss: Loss) -> PagesLost:
         memory, lost_bytes = self._backend.memory, loss.pages * PAGE_SIZE
@@ -163,9 +164,8 @@ class BalloonLimits:
         """
         over = self.not_freed_bytes()
         self._holding = over > 0
-        if over and not self._said_holding:
-            self._said_holding = True
-            self._publish(BalloonNotFreed(self._vm, over))
+        if over:
+            self._publish_once(BalloonNotFreed(self._vm, over))
         return over
 
     # --- what speaks against more -------------------------------------------------------------
@@ -190,6 +190,11 @@ class BalloonLimits:
             if missing > there[0].free_bytes:
                 return Reason.NO_ROOM
         return None
+
+    def _publish_once(self, event: _Once) -> None:
+        if type(event) not in self._published:
+            self._published.add(type(event))
+            self._publish(event)
 
     def _files(self) -> list[FileUse]:
         """The files behind the memory that can be freed, each once."""
