@@ -22,6 +22,7 @@ from balloon_daemon.vhost_user.messages import (
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import DEFLATEQ, INFLATEQ, RingGuest, area_bytes
 from tests.harness.daemon import Daemon, DaemonError
+from tests.harness.frozen import Frozen, wait_state
 from tests.harness.makers import StartDaemon
 from tests.harness.waiting import wait_until
 from tests.harness.whole_vm import ready_device, unread_bytes
@@ -63,41 +64,10 @@ def device_of(daemon: Daemon) -> int:
     return device
 
 
-def state(pid: int) -> str:
-    """A process's state, one letter of proc(5); Z where it is gone altogether."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "Z"
-
-
-def wait_state(pid: int, states: str) -> None:
-    wait_until(
-        lambda: state(pid) in states,
-        deadline_s=DEADLINE_S,
-        what=f"process {pid} is in one of the states {states}",
-        seen=lambda: state(pid),
-    )
-
-
 def wait_taken(daemon: Daemon, wire: Wire) -> None:
     """Waits until the controller has taken what a VMM sent, and waits for something itself."""
     wait_until(lambda: unread_bytes(wire) == 0, deadline_s=DEADLINE_S, what="it is taken")
     wait_state(daemon.pid, "S")
-
-
-class Frozen:
-    """Has a controller see, in one turn of its loop, all that happens in the while."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self._pid = daemon.pid
-
-    def __enter__(self) -> None:
-        os.kill(self._pid, signal.SIGSTOP)
-        wait_state(self._pid, "T")
-
-    def __exit__(self, *_: object) -> None:
-        os.kill(self._pid, signal.SIGCONT)
 
 
 def answered(guest: RingGuest) -> bytes:
