@@ -18,6 +18,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from tests.harness.daemon import Daemon
+from tests.harness.frozen import Frozen
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
 from tests.harness.other_user import NOBODY, as_user
@@ -81,8 +82,10 @@ def linger_in(daemon: Daemon, uid: int, stack: contextlib.ExitStack) -> None:
     for _ in range(MAX_HANGING + 1):
         sock = stack.enter_context(lingering_socket())
         with connections(daemon, uid, 1) as (enemy,):
-            socket.send_fds(enemy, [encode_request(Q.SET_OWNER)], [sock.fileno()])
-            os.close(sock.detach())
+            # Had the daemon closed its own first, this process's were the last close, and hung.
+            with Frozen(daemon):
+                socket.send_fds(enemy, [encode_request(Q.SET_OWNER)], [sock.fileno()])
+                os.close(sock.detach())
             # It came with a descriptor that it must not have: closed, and said.
             with contextlib.suppress(ConnectionResetError):
                 assert enemy.recv(1) == b""
