@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from balloon_daemon.fake_guest.client import FakeGuestProcess
-from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.daemon import BUGS, Daemon, DaemonConfig
 from tests.harness.invariants import open_fds
 from tests.harness.jail_watch import is_alive, template_of
 from tests.harness.low_mem_dir import LowMemDir
@@ -265,7 +265,8 @@ class Ground:
     def bugs(self) -> list[str]:
         """What balloond complains of itself, in any of its lives."""
         logs = sorted(self._folder.glob("log-*/balloond.log"))
-        return [line for log in logs for line in log.read_text().splitlines() if '"bug"' in line]
+        lines = [line for log in logs for line in log.read_text().splitlines()]
+        return [line for line in lines if any(f'"event": "{word}"' in line for word in BUGS)]
 
     def kill_controller(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Kills the controller; the next one goes on with the neighbour.
