@@ -48,7 +48,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
-from tests.fakes.closes_at_once import ClosesAtOnce
+from tests.fakes.closes_at_once import closes_at_once
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
 from tests.harness.waiting import HANG_S
 
@@ -165,7 +165,7 @@ class Left:
         def make(vm: VmId, connection: Connection, saver: Saver) -> Guest:
             return Guest(vm, connection, peers.of(connection), shared, log, saver)
 
-        return recover(self.store, make, ClosesAtOnce(), log)
+        return recover(self.store, make, closes_at_once(), log)
 
     async def first_is_let_go_and_second_served(self, guests: list[Guest]) -> None:
         """Raises TimeoutError where it is not so."""

@@ -11,7 +11,7 @@ from balloon_daemon.handover.kept_guests import KeptGuest, discard, find_guests
 from balloon_daemon.handover.keys import FdKey
 from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
-from balloon_daemon.linux.closing import ClosesFds, ForeignFds
+from balloon_daemon.linux.closing import Closes, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.records.log import EventLog
 from balloon_daemon.sizing.balloon_policy import PolicyState
@@ -19,7 +19,7 @@ from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.messages import decode_message
 
 
-def recover(store: Store, make: MakeGuest, closer: ClosesFds, log: EventLog) -> list[Guest]:
+def recover(store: Store, make: MakeGuest, closer: Closes, log: EventLog) -> list[Guest]:
     """Makes a guest of everything that the store has kept of one.
 
     A guest that cannot be restored gets one line in the log, and its VMM's connection is closed:
