@@ -122,7 +122,7 @@ class FdAccount:
         return self.waiting + self.parked
 
 
-class ClosesFds(Protocol):
+class Closes(Protocol):
     """Closes what others opened, without having its caller wait."""
 
     def close(self, fds: Sequence[int], owner: "ForeignFds | None" = None) -> None:
@@ -356,7 +356,7 @@ class ForeignFds:
         closer: closes them.
     """
 
-    def __init__(self, closer: ClosesFds) -> None:
+    def __init__(self, closer: Closes) -> None:
         self._closer = closer
         self.account = FdAccount()
         self._dropped: list[int] = []

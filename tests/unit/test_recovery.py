@@ -60,7 +60,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
-from tests.fakes.closes_at_once import ClosesAtOnce
+from tests.fakes.closes_at_once import closes_at_once
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
 from tests.harness.waiting import HANG_S
 
@@ -191,7 +191,7 @@ class Left:
             governor.add(session)
             return session
 
-        return recover(self.store, make, ClosesAtOnce(), publish)
+        return recover(self.store, make, closes_at_once(), publish)
 
     def attached(self) -> list[str]:
         """The VMs whose policies have begun."""
