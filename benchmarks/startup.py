@@ -18,7 +18,8 @@ from balloon_daemon.device.template import start_template
 template = start_template()
 from balloon_daemon.cli import run as cli
 from balloon_daemon.config.model import default_policy_file
-from balloon_daemon.device.process import DeviceSpec, spawn
+from balloon_daemon.device.process import spawn
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.seccomp.filter import compile_policy
 policy = compile_policy(default_policy_file())
 template.prepare(policy.bpf, print, print)

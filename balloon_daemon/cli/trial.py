@@ -20,15 +20,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import NoReturn
 
-from balloon_daemon.device.process import (
-    DeviceSpec,
-    Fork,
-    RegionSpec,
-    VringSpec,
-    fork_here,
-    prepare_fork,
-    spawn,
-)
+from balloon_daemon.device.process import Fork, fork_here, prepare_fork, spawn
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.errors import TrialError
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.kernel_log import find_seccomp_kill

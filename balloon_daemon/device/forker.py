@@ -13,20 +13,15 @@ import struct
 from typing import NoReturn
 
 from balloon_daemon import __version__
-from balloon_daemon.device.process import (
-    STANDARD_ERROR,
-    DeviceSpec,
-    RegionSpec,
-    VringSpec,
-    become_device,
-    prepare_fork,
-)
+from balloon_daemon.device.process import prepare_fork
 from balloon_daemon.device.request import (
     MAX_DATAGRAM_BYTES,
     Request,
     decode_spec,
     receive_request,
 )
+from balloon_daemon.device.spec import STANDARD_ERROR, DeviceSpec, RegionSpec, VringSpec
+from balloon_daemon.device.start import become_device
 from balloon_daemon.linux import cpython, jail, libc
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.seccomp import Program

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from balloon_daemon.device.process import DeviceSpec, RegionSpec, VringSpec
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.linux import jail
 from balloon_daemon.virtio.balloon import BalloonQueue
 

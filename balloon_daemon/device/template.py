@@ -25,13 +25,14 @@ from typing import NoReturn
 
 from balloon_daemon.device import forker_start
 from balloon_daemon.device.forker import ANSWER, HELLO, become, live
-from balloon_daemon.device.process import DeviceSpec, NotYetError, fork
+from balloon_daemon.device.process import NotYetError, fork
 from balloon_daemon.device.request import (
     MAX_DATAGRAM_BYTES,
     fds_of,
     receive_request,
     send_request,
 )
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.linux import cpython, jail, libc
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import OwnedFd

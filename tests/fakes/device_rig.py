@@ -15,16 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from balloon_daemon.device.process import (
-    DeviceProcess,
-    DeviceSpec,
-    Fork,
-    RegionSpec,
-    VringSpec,
-    fork_here,
-    prepare_fork,
-    spawn,
-)
+from balloon_daemon.device.process import DeviceProcess, Fork, fork_here, prepare_fork, spawn
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.memory import map_shared
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy

@@ -5,7 +5,8 @@ import os
 import signal
 from enum import Enum
 
-from balloon_daemon.device.process import DeviceSpec, NotYetError
+from balloon_daemon.device.process import NotYetError
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.device.template import Template
 from tests.harness.waiting import wait_until
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.tube.messages import Fault, FaultKind, Target

@@ -13,8 +13,8 @@ from types import FunctionType
 
 import pytest
 
-from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
 from balloon_daemon.device.rehearsal import rehearse
+from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from balloon_daemon.device.template import Template
 from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from balloon_daemon.device.template import Template
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.virtio.balloon import BalloonQueue

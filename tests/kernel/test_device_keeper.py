@@ -9,7 +9,8 @@ from types import FrameType
 
 import pytest
 
-from balloon_daemon.device.process import DeviceProcess, DeviceSpec
+from balloon_daemon.device.process import DeviceProcess
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.guests.jailed import supervisor as keeper_module
 from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
 from balloon_daemon.guests.jailed.supervisor import SETTLE_S, DeviceKeeper, Jail

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from balloon_daemon.device.forker import NAME
-from balloon_daemon.device.process import DeviceSpec, Fork, RegionSpec, fork_here
+from balloon_daemon.device.process import Fork, fork_here
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec
 from balloon_daemon.device.template import Template
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from balloon_daemon.linux import jail

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.device.process import DeviceSpec
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import DeviceHangsError
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from balloon_daemon.guests.jailed import hearing

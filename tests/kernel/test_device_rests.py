@@ -12,13 +12,13 @@ import pytest
 
 from balloon_daemon.device.balloon import MAX_PARTS, MAX_REPORT_BYTES
 from balloon_daemon.device.pace import UNASKED
-from balloon_daemon.device.process import DeviceSpec
 from balloon_daemon.device.request import (
     MAX_DATAGRAM_BYTES,
     decode_spec,
     receive_request,
     send_request,
 )
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import Rule
 from balloon_daemon.guests.jailed.supervisor import DeviceKeeper, Jail
 from balloon_daemon.records.log import EventLog

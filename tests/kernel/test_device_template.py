@@ -13,7 +13,8 @@ import pytest
 
 from balloon_daemon.device import template as template_module
 from balloon_daemon.device.forker import NAME
-from balloon_daemon.device.process import RegionSpec, fork_here
+from balloon_daemon.device.process import fork_here
+from balloon_daemon.device.spec import RegionSpec
 from balloon_daemon.device.template import Template
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr

@@ -12,8 +12,8 @@ import pytest
 
 from balloon_daemon.device import forker
 from balloon_daemon.device import template as template_module
-from balloon_daemon.device.process import RegionSpec
 from balloon_daemon.device.request import FDS_A_DATAGRAM
+from balloon_daemon.device.spec import RegionSpec
 from balloon_daemon.device.template import Template, start_template
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from tests.fakes.device_rig import DeviceRig, shipped_filter

@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 
 from balloon_daemon.config.model import Config
-from balloon_daemon.device.process import DeviceSpec
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
 from balloon_daemon.guests.jailed.saver import GuestSaver, Snapshot

@@ -17,14 +17,12 @@ from typing import Protocol
 from balloon_daemon.device.process import (
     MAX_LAST_WORDS_BYTES,
     DeviceProcess,
-    DeviceSpec,
     Fork,
     NotYetError,
-    RegionSpec,
-    VringSpec,
     fork_here,
     spawn,
 )
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.errors import DeviceHangsError, StateFileError
 from balloon_daemon.guests.jailed.device_words import cause, fault_words, stat_name
 from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
