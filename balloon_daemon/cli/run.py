@@ -303,7 +303,7 @@ def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
     # Here, so that the daemon does not load what it never needs.
     from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
 
-    outcome = try_device(jail.load_filter, jail.identity, jail.fork)
+    outcome = try_device(jail.identity, jail.fork)
     print(f"policy file  {printable(str(config.policy_file))}: compiled")
     print(f"low memory   {source.describe()}")
     if config.vm_mem_bytes is not None:
@@ -326,7 +326,7 @@ def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
     print(f"socket       {config.socket}: free", flush=True)
 
 
-def _run(args: argparse.Namespace, template: Template | None) -> int:
+def _run(args: argparse.Namespace, template: Template) -> int:
     config = _config(args)
     _check_platform()
     # A keeper that is started inherits it: what a hundred VMs need is beyond the usual 1024.
@@ -340,18 +340,18 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
     with Interruptible():
         compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
         config = replace(config, device_user=default_user() if args.user is None else args.user)
-        jail = Jail(compiled.load, identity_of(config.device_user))
+        jail = Jail(identity_of(config.device_user), template.fork)
         # Who was named was meant.
         shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
-    if template is not None:
-        log = EventLog()
-        template.prepare(
-            compiled.bpf,
-            lambda what: log.warning("device", what),
-            lambda what: log.info("device", what),
-        )
-        jail = replace(jail, fork=template.fork)
+        if args.check:
+            template.wait_until_ready()
+    log = EventLog()
+    template.prepare(
+        compiled.bpf,
+        lambda what: log.warning("device", what),
+        lambda what: log.info("device", what),
+    )
     try:
         if config.socket == default_socket():
             make_directory(config.socket)
@@ -369,8 +369,7 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
             return EXIT_OK
         with contextlib.ExitStack() as undo:
             listener, store, lost = open_all(config, undo, keep_fds=args.keep_fds)
-            if template is not None:
-                template.occupy()
+            template.reserve_low_numbers()
             configure(args.log, verbose=args.verbose)
             if risk:
                 EventLog().warning("socket", risk)
@@ -398,12 +397,15 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
 
     Args:
         argv: the arguments without the program's name; by default the process's own.
-        template: forks the devices; None: they are forked from this very process.
+        template: forks the devices; None: one is started here, and ended at the end.
 
     Returns:
         The exit status: 0, 1 (cannot run) or 2 (wrong flag, setting or policy file).
     """
     args = build_parser().parse_args(argv)
+    if template is None:
+        with contextlib.closing(Template()) as own:
+            return main(argv, own)
     try:
         return _run(args, template)
     except PolicyFileError as err:

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 from typing import Any
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
-from balloon_daemon.device.process import prepare_fork
 from balloon_daemon.guests.jailed.listening import LISTENER, Listener
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
@@ -81,7 +81,9 @@ class Controller:
             meant = number in (signal.SIGHUP, signal.SIGINT)
             if not meant or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._stop, stopping, number)
-        prepare_fork()
+        # What is loaded by now stays: no garbage collection needs to look at it again.
+        gc.collect()
+        gc.freeze()
         self._take_over()
         self._listen()
         notify("READY=1", f"STATUS=listening on {self._config.socket}")

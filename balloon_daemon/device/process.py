@@ -2,15 +2,11 @@
 
 import contextlib
 import errno
-import gc
 import os
 import signal
 from collections.abc import Callable
-from typing import NoReturn
 
 from balloon_daemon.device.spec import DeviceSpec
-from balloon_daemon.device.start import become_device
-from balloon_daemon.linux import cpython, jail
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.tube.connection import ControllerEnd, open_tube
 from balloon_daemon.tube.messages import Command
@@ -22,16 +18,21 @@ MAX_LAST_WORDS = 1500
 
 
 class NotYetError(OSError):
-    """What forks devices is just being started: to be asked again in a moment."""
+    """There is no process to fork devices from just now, and another is started.
 
-    def __init__(self) -> None:
+    Args:
+        retry_s: the device is to be asked for again after so many seconds.
+    """
+
+    def __init__(self, retry_s: float) -> None:
         super().__init__(errno.EAGAIN, "the process that forks devices is being started")
+        self.retry_s = retry_s
 
 
 Fork = Callable[[DeviceSpec, int, int, int], int]
-"""Forks a device of a spec, with the descriptors of its end of the tube and of its standard error
-and its parent's process id; returns its process id, or raises OSError, or NotYetError where that
-is no failure."""
+"""Forks a device from a spec, the descriptors of its end of the tube and of its standard error,
+and its parent's process id. Returns its process id; raises OSError, or NotYetError where that is
+no failure."""
 
 
 class DeviceProcess:
@@ -81,24 +82,16 @@ class DeviceProcess:
         self.pidfd.close()
 
 
-def fork_here(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
-    """Forks a device from this very process, with all that it has in memory."""
-
-    def child() -> NoReturn:
-        jail.reset_signals()
-        cpython.run_without_new_arenas(lambda: become_device(spec, tube_fd, words_fd, parent))
-
-    return fork(child)
-
-
-def spawn(spec: DeviceSpec, *, look: bool = False, fork: Fork = fork_here) -> DeviceProcess:
+def spawn(spec: DeviceSpec, fork: Fork, *, look: bool = False) -> DeviceProcess:
     """Starts a device.
 
     Args:
-        look: its first order is to stop: it serves nothing, and says where its rings are.
+        spec: the device's, with our numbers for its descriptors, which stay ours.
         fork: how it is forked.
+        look: its first order is to stop: it serves nothing, and says where its rings are.
 
     Raises:
+        NotYetError: it is to be asked for again in a moment.
         OSError: no process or no descriptor to be had.
     """
     with contextlib.ExitStack() as undo:
@@ -118,37 +111,7 @@ def spawn(spec: DeviceSpec, *, look: bool = False, fork: Fork = fork_here) -> De
     return device
 
 
-def fork(child: Callable[[], NoReturn]) -> int:
-    """Forks a process that runs ``child``, with a copy of our table of descriptors.
-
-    Returns:
-        Its process id.
-
-    Raises:
-        OSError: no process to be had.
-    """
-    # A signal that arrived between fork and reset would run the controller's handler in the child.
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        pid = os.fork()
-        if pid == 0:
-            child()
-        return pid
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
 def _end_child(pid: int) -> None:
     """Ends and reaps a child that nobody can watch: two devices must never serve one guest."""
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-
-
-def prepare_fork() -> None:
-    """Runs once in the controller before its first fork, when all is imported.
-
-    Everything that exists now is taken out of the garbage collector's sight: a collection in a
-    child would otherwise write to, and so copy, every page of the heap that both share.
-    """
-    gc.collect()
-    gc.freeze()

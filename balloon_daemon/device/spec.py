@@ -1,7 +1,7 @@
 """What a device is told before it is forked, as values, and what its parent knows of its end."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from balloon_daemon.linux import jail
 from balloon_daemon.units import FrontendAddr, GuestAddr
@@ -56,7 +56,6 @@ class DeviceSpec:
         channel_fd: the back-end channel; None: no target can be signalled.
         config_change: the message for it.
         identity: whom to become where the controller is root.
-        load_filter: loads the seccomp filter into the calling process.
         must_tell_host: the driver acknowledged VIRTIO_BALLOON_F_MUST_TELL_HOST.
         earned: how much of its allowances the guest has at the beginning, from 0 to 1.
         rehearse: before it ends it does what only a long life could need, naming each step of
@@ -71,7 +70,6 @@ class DeviceSpec:
     channel_fd: int | None
     config_change: bytes
     identity: jail.Identity | None
-    load_filter: Callable[[], None]
     must_tell_host: bool
     earned: float = 1.0
     rehearse: bool = False
@@ -86,3 +84,23 @@ class DeviceSpec:
                 yield vring.call_fd
         if self.channel_fd is not None:
             yield self.channel_fd
+
+    def with_fds(self, number_of: Callable[[int], int]) -> "DeviceSpec":
+        """The same spec with other numbers for its descriptors.
+
+        Args:
+            number_of: called with each of ``fds``, in that order; returns its new number.
+        """
+
+        def renumbered(fd: int | None) -> int | None:
+            return None if fd is None else number_of(fd)
+
+        return replace(
+            self,
+            regions=tuple(replace(region, fd=renumbered(region.fd)) for region in self.regions),
+            vrings=tuple(
+                replace(vring, kick_fd=number_of(vring.kick_fd), call_fd=renumbered(vring.call_fd))
+                for vring in self.vrings
+            ),
+            channel_fd=renumbered(self.channel_fd),
+        )

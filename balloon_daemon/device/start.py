@@ -7,6 +7,7 @@ controller knows whom it has forked.
 import gc
 import os
 import socket
+from collections.abc import Callable
 from typing import NoReturn
 
 from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
@@ -35,8 +36,18 @@ from balloon_daemon.virtio.split_queue import (
 )
 
 
-def become_device(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> NoReturn:
-    """Turns a forked child, whose signals are reset, into a device; ends the process with it."""
+def become_device(
+    spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int, load_filter: Callable[[], None]
+) -> NoReturn:
+    """Turns a forked child, whose signals are reset, into a device; ends the process with it.
+
+    Args:
+        spec: the device's, with this process's numbers for its descriptors.
+        tube_fd: the device's end of the tube.
+        words_fd: becomes its standard error.
+        parent: the controller's process id.
+        load_filter: loads the seccomp filter into the calling process.
+    """
     try:
         os.dup2(words_fd, STANDARD_ERROR)
         gc.freeze()
@@ -54,7 +65,7 @@ def become_device(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) ->
         jail.enter(spec.name, parent, spec.identity)
         libc.keep_heap_off_brk()
         NO_POOLED_HUGE_PAGES.load()
-        spec.load_filter()
+        load_filter()
         loop.run()
         if spec.rehearse:
             rehearse(lambda step: jail.write_last_words(f"{step}\n"))

@@ -42,7 +42,7 @@ class LowNumbers:
 
     def __init__(self) -> None:
         self._fds: list[int] = []
-        self._lent = -1
+        self._duplicate = -1
         self.fill()
 
     def fill(self) -> None:
@@ -56,23 +56,28 @@ class LowNumbers:
                 fd = os.dup(fd)
             os.close(fd)
 
-    def lend(self, fd: int) -> int:
-        """Another number of ``fd``, until ``take_back``: one that a child still has."""
-        self._lent = os.dup2(fd, self._fds[-1], inheritable=False) if self._fds else os.dup(fd)
-        return self._lent
+    def duplicate(self, fd: int) -> int:
+        """Another descriptor of ``fd``, below ``LOW``: a child that is forked here has it too.
 
-    def take_back(self) -> None:
-        """Closes what was lent, in this process; nothing to do where nothing was."""
-        if self._lent >= 0:
+        There is one at a time, until ``close_duplicate``.
+        """
+        self._duplicate = (
+            os.dup2(fd, self._fds[-1], inheritable=False) if self._fds else os.dup(fd)
+        )
+        return self._duplicate
+
+    def close_duplicate(self) -> None:
+        """Closes the duplicate in this process; nothing to do where there is none."""
+        if self._duplicate >= 0:
             if self._fds:
-                os.dup2(self._fds[0], self._lent, inheritable=False)
+                os.dup2(self._fds[0], self._duplicate, inheritable=False)
             else:
-                os.close(self._lent)
-            self._lent = -1
+                os.close(self._duplicate)
+            self._duplicate = -1
 
     def close(self) -> None:
         """Frees them all."""
-        self.take_back()
+        self.close_duplicate()
         for fd in self._fds:
             os.close(fd)
         self._fds = []

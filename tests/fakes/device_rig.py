@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from balloon_daemon.device.process import DeviceProcess, Fork, fork_here, prepare_fork, spawn
+from balloon_daemon.device.process import DeviceProcess, Fork, spawn
 from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.memory import map_shared
@@ -23,6 +23,7 @@ from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.tube.messages import Command, Progress, Ready, Stopped, Up
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
+from tests.fakes.forked_here import ForkedHere
 from tests.fakes.raw_ring import RawRing, area_offsets
 from tests.fakes.waiting import wait_until
 
@@ -58,9 +59,10 @@ def unprivileged() -> Identity | None:
 
 @contextlib.contextmanager
 def ready_to_fork() -> Iterator[None]:
-    """What the controller does before its first fork, undone afterwards: pytest goes on."""
+    """What the template does before its first fork, undone afterwards: pytest goes on."""
     try:
-        prepare_fork()
+        gc.collect()
+        gc.freeze()
         yield
     finally:
         gc.unfreeze()
@@ -133,10 +135,11 @@ class DeviceRig:
             channel_fd=None,
             config_change=CONFIG_CHANGE,
             identity=unprivileged(),
-            load_filter=load_filter or shipped_filter().load,
             must_tell_host=True,
         )
-        self.fork: Fork = fork_here
+        self.here = ForkedHere(load_filter or shipped_filter().load)
+        """Forks a device from this process, where a test may change its code and its filter."""
+        self.fork: Fork = self.here
         """How a device is forked."""
         self.reports: list[Up] = []
         self.last_words = ""
@@ -166,7 +169,7 @@ class DeviceRig:
     def start(self) -> DeviceProcess:
         """Forks a device; returns at once."""
         with ready_to_fork():
-            self.device = spawn(self.spec, fork=self.fork)
+            self.device = spawn(self.spec, self.fork)
         return self.device
 
     def start_ready(self) -> DeviceProcess:

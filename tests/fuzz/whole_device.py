@@ -55,7 +55,6 @@ def spec_of(backend: Backend) -> DeviceSpec:
         config_change=CONFIG_CHANGE_MSG,
         must_tell_host=bool(backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
         identity=None,
-        load_filter=lambda: None,
         pfns_name_pages=not backend.memory.has_unnameable,
     )
 

@@ -179,7 +179,7 @@ def test_memory_that_is_not_freed_for_another_reason_is_the_hosts_fault_too(
         "".join(line for line in lines if not line.startswith("madvise:"))
         + f"madvise: return {errno.errorcode[number]}\n"
     )
-    rig.spec = replace(rig.spec, load_filter=compile_policy(policy).load)
+    rig.here.load_filter = compile_policy(policy).load
     rig.start_ready()
     rig.inflate([3, 4])
     rig.offer(REPORTING_VQ, [], [(8 * 4096, 4096)])

@@ -150,7 +150,7 @@ def test_device_that_grew_in_every_way_goes_on_serving(rig: DeviceRig) -> None:
         shipped_filter().load()
         rehearse(lambda step: None)
 
-    rig.spec = replace(rig.spec, load_filter=load_and_grow)
+    rig.here.load_filter = load_and_grow
     rig.start_ready()
     rig.inflate([3, 5])
     rig.stop()

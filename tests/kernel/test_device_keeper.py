@@ -49,7 +49,7 @@ class Forks:
 
 
 def make_keeper(backend: Backend, forks: Forks) -> DeviceKeeper:
-    jail = Jail(lambda: None, None, forks)
+    jail = Jail(None, forks)
     return DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None, Hearing())
 
 

@@ -148,7 +148,7 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
     async def stop() -> None:
         keeper = DeviceKeeper(
             set_up([0]),
-            Jail(lambda: None, None, fork),
+            Jail(None, fork),
             lambda: 0,
             EventLog(),
             "vm1",

@@ -30,6 +30,7 @@ from balloon_daemon.virtio.balloon import BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_NEXT
 from tests.fakes.counted_fd import inspect
 from tests.fakes.device_rig import DRIVER_PAGES, DeviceRig
+from tests.fakes.forked_here import ForkedHere
 from tests.fakes.hearing import Hearing
 from tests.fakes.short_host import cpu_s
 
@@ -158,13 +159,13 @@ def sent_through(spec: DeviceSpec) -> DeviceSpec:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     fds = [0, 1, *spec.fds()]
     with ours, theirs:
-        send_request(ours, spec, fds, 1, b"")
+        send_request(ours, spec, 0, 1, 1, b"")
         request = receive_request(theirs, bytearray(MAX_DATAGRAM_BYTES))
     assert request is not None
     for fd in request.fds:
         os.close(fd)
     assert len(request.fds) == request.sent == len(fds)
-    return decode_spec(request._replace(fds=fds), spec.load_filter)
+    return decode_spec(request._replace(fds=fds))
 
 
 def test_what_a_guest_has_earned_goes_through_the_template(rig: DeviceRig) -> None:
@@ -187,7 +188,7 @@ def test_regions_that_are_not_mapped_or_not_freed_go_through_the_template(rig: D
 
 def test_guest_earns_its_allowances_within_a_minute_of_its_devices_beginning() -> None:
     async def earned(since_s: float | None) -> float:
-        backend, jail = Backend(MemoryTable(inspect)), Jail(lambda: None, None)
+        backend, jail = Backend(MemoryTable(inspect)), Jail(None, ForkedHere(lambda: None))
         keeper = DeviceKeeper(backend, jail, lambda: 0, EventLog(), "vm1", lambda: None, Hearing())
         if since_s is not None:
             keeper._began_at = asyncio.get_running_loop().time() - since_s

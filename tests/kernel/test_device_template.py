@@ -13,13 +13,12 @@ import pytest
 
 from balloon_daemon.device import template as template_module
 from balloon_daemon.device.forker import NAME
-from balloon_daemon.device.process import fork_here
 from balloon_daemon.device.spec import RegionSpec
 from balloon_daemon.device.template import Template
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import DeviceRig, ready_to_fork
+from tests.fakes.device_rig import DeviceRig
 from tests.fakes.short_host import fd_numbers, limited
 from tests.fakes.ways_to_fork import PatientFork
 from tests.fuzz.jail_watch import is_alive
@@ -155,8 +154,9 @@ def test_template_dies_with_its_controller() -> None:
 
 CONTROLLER = """
 import os, signal, sys
-from balloon_daemon.device.template import start_template
-started = start_template()
+from balloon_daemon.device.template import Template
+started = Template()
+started.wait_until_ready()
 os.write(int(sys.argv[1]), b"%d\\n" % started.pid)
 signal.pause()
 """
@@ -165,8 +165,7 @@ signal.pause()
 def test_device_that_waits_for_its_first_order_would_leave_no_core(rig: DeviceRig) -> None:
     # It maps its guest's memory next, as root perhaps, and its VMM may cut that file by then.
     upper, lower = open_tube()
-    with ready_to_fork():
-        pid = fork_here(rig.spec, lower.fileno(), 2, os.getpid())
+    pid = rig.fork(rig.spec, lower.fileno(), 2, os.getpid())
     lower.close()
     wait_until(
         lambda: resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0), what="no core is left"
@@ -179,8 +178,7 @@ def test_device_that_nobody_ever_gives_an_order_touches_nothing(rig: DeviceRig) 
     rig.offer_pfns(BalloonQueue.INFLATEQ, [7])
     rig.kick(BalloonQueue.INFLATEQ)
     upper, lower = open_tube()
-    with ready_to_fork():
-        pid = fork_here(rig.spec, lower.fileno(), 2, os.getpid())
+    pid = rig.fork(rig.spec, lower.fileno(), 2, os.getpid())
     lower.close()
     upper.close()
 

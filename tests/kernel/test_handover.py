@@ -33,7 +33,7 @@ from tests.harness.daemon import BALLOOND, Daemon
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import HANG_S, wait_until
 from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device, wait_for_device
-from tests.kernel.test_balloond_guests import assert_all_back, run_until_logged
+from tests.kernel.test_balloond_guests import assert_all_back
 
 MAXIMUM = VM_MEM_MIB // 2 * MIB
 SETTINGS = GuestSettings(
@@ -323,12 +323,6 @@ def test_device_maps_nothing_shared_but_its_own_guests_memory(
     device = wait_for_device(guests, daemon, "vm2")
     killed = None
     if way is not Way.TEMPLATE:
-        os.kill(template_of(daemon.pid), signal.SIGKILL)
-        os.kill(killed := device, signal.SIGKILL)
-    if way is Way.CONTROLLER:
-        # Of the second one's death within a minute nobody wants to wait for the third's start.
-        run_until_logged(guests, daemon, "forks devices now")
-        device = wait_for_device(guests, daemon, "vm2")
         os.kill(template_of(daemon.pid), signal.SIGKILL)
         os.kill(killed := device, signal.SIGKILL)
     shared: set[int] = set()

@@ -160,7 +160,7 @@ class Left:
         log = EventLog()
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, log)
         store = cast(Store, self.store)
-        shared = Surroundings(Config(), watch, Jail(lambda: None, None, no_fork))
+        shared = Surroundings(Config(), watch, Jail(None, no_fork))
         peers = Peers()
 
         def make(name: str, connection: Connection, saver: GuestSaver | None) -> Guest:

@@ -19,7 +19,6 @@ from balloon_daemon.device.process import (
     DeviceProcess,
     Fork,
     NotYetError,
-    fork_here,
     spawn,
 )
 from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
@@ -96,14 +95,12 @@ class Jail:
     """What every device's jail is made of.
 
     Attributes:
-        load_filter: loads the compiled seccomp filter.
         identity: whom a device becomes; None: nobody else.
         fork: how a device is forked.
     """
 
-    load_filter: Callable[[], None]
     identity: Identity | None
-    fork: Fork = fork_here
+    fork: Fork
 
 
 class Hears(Protocol):
@@ -320,10 +317,10 @@ class DeviceKeeper:
         if busy or (self._gave_up and not look) or not vrings:
             return True
         try:
-            device = spawn(self._spec(vrings), look=look, fork=self._jail.fork)
-        except NotYetError:
+            device = spawn(self._spec(vrings), self._jail.fork, look=look)
+        except NotYetError as err:
             if not look:
-                self._settling = self._loop.call_later(NOT_YET_S, self._start)
+                self._settling = self._loop.call_later(err.retry_s, self._start)
             return False
         except OSError as err:
             message = f"cannot fork a device: {err.strerror}; trying again"
@@ -387,7 +384,6 @@ class DeviceKeeper:
             channel_fd=None if channel is None else channel.fileno(),
             config_change=CONFIG_CHANGE_MSG,
             identity=self._jail.identity,
-            load_filter=self._jail.load_filter,
             must_tell_host=bool(self._backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
             earned=min(1.0, (self._loop.time() - self._began_at) / EARNED_AFTER_S),
             pfns_name_pages=not self._backend.memory.has_unnameable,
