@@ -23,11 +23,10 @@ from balloon_daemon.linux.closing import (
     MAX_HANGING,
     Closer,
     FdAccount,
-    FdKind,
     ForeignFds,
-    fd_kind,
 )
 from balloon_daemon.linux.closing_child import NAME, ClosingChild
+from balloon_daemon.linux.fd_kind import FdKind, fd_kind
 from balloon_daemon.units import MIB, PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
