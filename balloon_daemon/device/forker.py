@@ -50,6 +50,9 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
         gc.freeze()
         sock.send(HELLO)
         cpython.run_without_new_arenas(lambda: _serve(sock, buffer))
+    except ConnectionError:
+        # The controller has ended, perhaps before this process could say HELLO.
+        os._exit(0)
     except BaseException as err:
         jail.write_last_words(f"{NAME}: {type(err).__name__}: {err}\n")
     finally:

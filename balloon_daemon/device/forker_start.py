@@ -24,7 +24,10 @@ def start(fd: str, parent: str, *directories: str) -> NoReturn:
 
     del sys.path[0]
     sys.path += [directory for directory in directories if directory not in sys.path]
-    from balloon_daemon.device.forker import run_template
+    try:
+        from balloon_daemon.device.forker import run_template
+    except (ImportError, OSError) as err:
+        sys.exit(f"balloond-forks: cannot be loaded: {err}")
 
     run_template(socket.socket(fileno=int(fd)), int(parent))
 
