@@ -8,6 +8,7 @@ from typing import Any
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
+from balloon_daemon.guests.jailed.closing import Closer
 from balloon_daemon.guests.jailed.listening import LISTENER, Listener
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
@@ -18,11 +19,11 @@ from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.store import Store
 from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.records.log import EventLog
 from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 
 ACCEPT_AGAIN_S = 1.0
 """Out of file descriptors: how long to leave the next connection waiting."""
@@ -74,7 +75,7 @@ class Controller:
         watch = MemoryWatch(self._source, self._config.poll_s, self._log)
         self._shared = Surroundings(self._config, watch, self._jail)
         loop.set_exception_handler(self._failed)
-        self._closer = Closer(loop.call_later)
+        self._closer = Closer(loop)
         stopping = loop.create_future()
         for number in END_SIGNALS:
             # nohup(1) and a script's "&" have these two ignored, and mean it.

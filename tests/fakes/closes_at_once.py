@@ -1,18 +1,17 @@
-"""A Closer where nobody hostile is there: no child is needed, and nothing is left to be done."""
+"""A ``Closes`` where nobody hostile is there: it needs no child, and leaves nothing to be done."""
 
 import os
 from collections.abc import Sequence
-from typing import cast
 
-from balloon_daemon.linux.closing import Closer
+from balloon_daemon.vhost_user.foreign_fds import Closes, ForeignFds
 
 
 class _ClosesAtOnce:
-    def close(self, fds: Sequence[int], owner: object = None) -> None:
+    def close(self, fds: Sequence[int], owner: ForeignFds | None = None) -> None:
         for fd in fds:
             os.close(fd)
 
 
-def closes_at_once() -> Closer:
+def closes_at_once() -> Closes:
     """Closes in this process, before it returns."""
-    return cast(Closer, _ClosesAtOnce())
+    return _ClosesAtOnce()

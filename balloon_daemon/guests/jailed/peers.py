@@ -10,9 +10,9 @@ from time import monotonic as now_s
 
 from balloon_daemon.guests.jailed.turns import Turns
 from balloon_daemon.handover.room import SHARE, STATES
-from balloon_daemon.linux.closing import MAX_DEBT, FdAccount, ForeignFds
 from balloon_daemon.records.log import EventLog, LineBudget, RateLimit
 from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.foreign_fds import MAX_DEBT, FdAccount, ForeignFds
 
 EACH = 40
 """Descriptors that every connection counts for at least: what a VM with five queues and three

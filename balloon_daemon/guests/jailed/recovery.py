@@ -9,14 +9,14 @@ from balloon_daemon.guests.jailed.session import Guest, MakeGuest
 from balloon_daemon.handover.journal import Journal
 from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
-from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.records.log import EventLog
 from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.foreign_fds import Closes, ForeignFds
 from balloon_daemon.vhost_user.messages import decode_message
 
 
-def recover(store: Store, make: MakeGuest, closer: Closer, log: EventLog) -> list[Guest]:
+def recover(store: Store, make: MakeGuest, closer: Closes, log: EventLog) -> list[Guest]:
     """Makes a guest of everything that the store has kept of one.
 
     What cannot be gone on with is said in one line, and its VMM's connection closed: nothing is
