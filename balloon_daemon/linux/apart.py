@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from balloon_daemon.linux.libc import clone_sharing_fds
+from balloon_daemon.linux.libc import LIBC, clone_sharing_fds
 
 LOW = 64
 """BITS_PER_LONG and NR_OPEN_DEFAULT: what close_range(2) copies at the least (fs/file.c)."""
@@ -31,7 +31,6 @@ _CLONE_FILES = 0x400  # linux/sched.h
 _CLOSE_ALL_HIGH = tuple(
     map(ctypes.c_ulong, (_SYS_CLOSE_RANGE, LOW, 0xFFFF_FFFF, _CLOSE_RANGE_UNSHARE))
 )
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LowNumbers:
@@ -133,9 +132,9 @@ def _leave_the_table(child: Callable[[], NoReturn], *, low_alone: bool) -> NoRet
     try:
         # Nothing may be closed before, not by a finalizer either: it would be our parent's.
         gc.disable()
-        alone = low_alone and _libc.syscall(*_CLOSE_ALL_HIGH) == 0
+        alone = low_alone and LIBC.syscall(*_CLOSE_ALL_HIGH) == 0
         # Else a copy of all of it.
-        if not alone and _libc.unshare(_CLONE_FILES) != 0:
+        if not alone and LIBC.unshare(_CLONE_FILES) != 0:
             os._exit(1)
         child()
     finally:
