@@ -21,9 +21,11 @@ from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.fakes.device_rig import DeviceRig
 from tests.fakes.short_host import fd_numbers, limited
 from tests.fakes.ways_to_fork import PatientFork
-from tests.fuzz.jail_watch import is_alive
+from tests.fuzz.jail_watch import is_alive, template_of
+from tests.harness.daemon import Daemon
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import MakeRig
+from tests.kernel.conftest import MakeGuest, MakeRig, wait_for_device
+from tests.kernel.test_balloond_guests import attach
 
 
 @pytest.fixture
@@ -67,6 +69,13 @@ def test_template_device_is_our_own_child_jailed_and_serves(
     assert "Seccomp:\t2" in Path(f"/proc/{device.pid}/status").read_text()
     rig.inflate([7])
     assert rig.holes() == {7}
+
+
+def test_whoever_forks_has_one_thread(daemon: Daemon, make_guest: MakeGuest) -> None:
+    guest = attach(make_guest(), daemon)
+    device = wait_for_device([guest], daemon, "vm1")
+    for pid in (daemon.pid, template_of(daemon.pid), device):
+        assert psutil.Process(pid).num_threads() == 1
 
 
 def test_template_keeps_no_descriptor_of_a_device(rig: DeviceRig, template: Template) -> None:

@@ -154,11 +154,6 @@ def test_module_imports_only_what_it_may(name: str) -> None:
     assert list(offences(name, modules()[name])) == []
 
 
-def test_fork_appears_in_one_place_at_most() -> None:
-    users = {name for name, path in modules().items() if "os.fork(" in path.read_text()}
-    assert users <= {"device.process"}
-
-
 @pytest.mark.parametrize("name", modules())
 def test_module_is_at_most_500_lines(name: str) -> None:
     assert len(modules()[name].read_text().splitlines()) <= 500
