@@ -266,7 +266,7 @@ class _Trial:
         """Says what the device has died of, when nobody told it to end."""
         code = self.exit_code()
         # The last line of a traceback: what was raised. Or else the step of its rehearsal.
-        said = self._device.read_last_words().rpartition(" | ")[2]
+        said = self._device.read_death_record().rpartition(" | ")[2]
         if code == -signal.SIGSYS:
             raise TrialError(f"a trial device {_forbidden(self._device.pid, said)}")
         if code is not None and code < 0:

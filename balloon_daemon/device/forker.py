@@ -54,7 +54,7 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
         # The controller has ended, perhaps before this process could say HELLO.
         os._exit(0)
     except BaseException as err:
-        jail.write_last_words(f"{NAME}: {type(err).__name__}: {err}\n")
+        jail.write_error(f"{NAME}: {type(err).__name__}: {err}\n")
     finally:
         os._exit(1)
 
@@ -96,6 +96,6 @@ def _become(request: Request, program: Program) -> NoReturn:
         spec = decode_spec(request)
         become_device(spec, request.fds[0], request.fds[1], request.parent, program.load)
     except BaseException as err:
-        jail.write_last_words(f"{NAME}: {type(err).__name__}: {err}\n")
+        jail.write_error(f"{NAME}: {type(err).__name__}: {err}\n")
     finally:
         os._exit(1)

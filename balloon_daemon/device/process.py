@@ -11,9 +11,9 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.tube.connection import ControllerEnd, open_tube
 from balloon_daemon.tube.messages import Command
 
-MAX_LAST_WORDS_BYTES = 64 * 1024
+MAX_DEATH_RECORD_BYTES = 64 * 1024
 """All that a pipe holds (pipe(7))."""
-MAX_LAST_WORDS = 1500
+MAX_DEATH_RECORD = 1500
 """Characters: a traceback's end fits."""
 
 
@@ -41,14 +41,14 @@ class DeviceProcess:
     Args:
         pid: its process id.
         tube: the controller's end.
-        last_words: read end of the pipe that is its standard error. It hangs up when the device
+        stderr_pipe: read end of the pipe that is its standard error. It hangs up when the device
             is gone, however it went, which is how another controller can tell.
     """
 
-    def __init__(self, pid: int, tube: ControllerEnd, last_words: OwnedFd) -> None:
+    def __init__(self, pid: int, tube: ControllerEnd, stderr_pipe: OwnedFd) -> None:
         self.pid = pid
         self.tube = tube
-        self.last_words = last_words
+        self.stderr_pipe = stderr_pipe
         self.pidfd = OwnedFd(os.pidfd_open(pid))
         """Readable once the device has ended."""
 
@@ -62,22 +62,22 @@ class DeviceProcess:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
-    def read_last_words(self) -> str:
+    def read_death_record(self) -> str:
         """The end of what it wrote to standard error, in one line of printable text.
 
         A guest that took the device over may have written it.
         """
         try:
-            words = os.read(self.last_words.fileno(), MAX_LAST_WORDS_BYTES)
+            words = os.read(self.stderr_pipe.fileno(), MAX_DEATH_RECORD_BYTES)
         except OSError:
             return ""
         lines = words.decode("ascii", "backslashreplace").split("\n")
         text = " | ".join("".join(c for c in line if c.isprintable()) for line in lines if line)
-        return text[-MAX_LAST_WORDS:]
+        return text[-MAX_DEATH_RECORD:]
 
     def close(self) -> None:
         """Closes what the controller holds of it."""
-        self.last_words.close()
+        self.stderr_pipe.close()
         self.tube.close()
         self.pidfd.close()
 
@@ -98,12 +98,12 @@ def spawn(spec: DeviceSpec, fork: Fork, *, look: bool = False) -> DeviceProcess:
         upper, lower = open_tube()
         undo.callback(upper.close)
         with contextlib.closing(lower):
-            words_out, words_in = map(OwnedFd, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
-            undo.callback(words_out.close)
-            with contextlib.closing(words_in):
-                pid = fork(spec, lower.fileno(), words_in.fileno(), os.getpid())
+            stderr_out, stderr_in = map(OwnedFd, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+            undo.callback(stderr_out.close)
+            with contextlib.closing(stderr_in):
+                pid = fork(spec, lower.fileno(), stderr_in.fileno(), os.getpid())
         undo.callback(_end_child, pid)
-        device = DeviceProcess(pid, upper, words_out)
+        device = DeviceProcess(pid, upper, stderr_out)
         undo.pop_all()
     # Before any order it does nothing; a new device has no statistics to be asked for, so this
     # one only says: go.

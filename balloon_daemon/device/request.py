@@ -55,7 +55,7 @@ class Request(NamedTuple):
 
 
 def send_request(
-    sock: socket.socket, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int, bpf: bytes
+    sock: socket.socket, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int, bpf: bytes
 ) -> None:
     """Sends a request, as many datagrams as its descriptors need.
 
@@ -64,7 +64,7 @@ def send_request(
     Raises:
         OSError: the template takes nothing; it forks only what it has received as a whole.
     """
-    fds = [tube_fd, words_fd, *spec.fds()]
+    fds = [tube_fd, stderr_fd, *spec.fds()]
     places = iter(range(2, len(fds)))
     encoded = _encode_spec(spec.with_fds(lambda fd: next(places)))
     content = _HEAD.pack(len(fds), parent, len(bpf)) + bpf + encoded

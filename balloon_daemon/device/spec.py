@@ -8,7 +8,7 @@ from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 
 EXIT_INTERNAL_ERROR = 70
-"""sysexits.h, EX_SOFTWARE: our own bug, or memory that it was not given; its last words, on
+"""sysexits.h, EX_SOFTWARE: our own bug, or memory that it was not given; its death record, on
 standard error, say which."""
 
 STANDARD_ERROR = 2

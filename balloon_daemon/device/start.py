@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
-from balloon_daemon.device.last_words import describe_error
+from balloon_daemon.device.death_record import describe_error
 from balloon_daemon.device.loop import DeviceLoop, Reporter, report_guest_error
 from balloon_daemon.device.reclaim import Reclaimer
 from balloon_daemon.device.rehearsal import rehearse
@@ -37,19 +37,19 @@ from balloon_daemon.virtio.split_queue import (
 
 
 def become_device(
-    spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int, load_filter: Callable[[], None]
+    spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int, load_filter: Callable[[], None]
 ) -> NoReturn:
     """Turns a forked child, whose signals are reset, into a device; ends the process with it.
 
     Args:
         spec: the device's, with this process's numbers for its descriptors.
         tube_fd: the device's end of the tube.
-        words_fd: becomes its standard error.
+        stderr_fd: becomes its standard error.
         parent: the controller's process id.
         load_filter: loads the seccomp filter into the calling process.
     """
     try:
-        os.dup2(words_fd, STANDARD_ERROR)
+        os.dup2(stderr_fd, STANDARD_ERROR)
         gc.freeze()
         jail.limit_first()
         # First of all, so that there is room for what is opened next where the host has none.
@@ -68,13 +68,13 @@ def become_device(
         load_filter()
         loop.run()
         if spec.rehearse:
-            rehearse(lambda step: jail.write_last_words(f"{step}\n"))
+            rehearse(lambda step: jail.write_error(f"{step}\n"))
         os._exit(0)
     except MemoryFileError as err:
         # The VMM's doing, or the host's: no traceback of ours would say more.
-        jail.write_last_words(f"{spec.name}: {err}")
+        jail.write_error(f"{spec.name}: {err}")
     except BaseException as err:
-        jail.write_last_words(f"{spec.name}: {describe_error(err)}")
+        jail.write_error(f"{spec.name}: {describe_error(err)}")
     finally:
         os._exit(EXIT_INTERNAL_ERROR)
 

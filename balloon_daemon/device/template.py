@@ -146,7 +146,7 @@ class Template:
         """
         self._bpf, self._warn, self._tell = bpf, warn, tell
 
-    def fork(self, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+    def fork(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> int:
         """Has a device forked. A ``Fork``.
 
         Raises:
@@ -157,7 +157,7 @@ class Template:
         self.reserve_low_numbers()
         running = self._current()
         try:
-            send_request(running.sock, spec, tube_fd, words_fd, parent, self._bpf)
+            send_request(running.sock, spec, tube_fd, stderr_fd, parent, self._bpf)
         except OSError:
             # The template forks only what it has received as a whole.
             self._lose(running, "is gone")

@@ -196,7 +196,7 @@ class DeviceRig:
 
         wait_until(reaped, device.pidfd.fileno(), "the device's end")
         self.read_reports()
-        self.last_words = device.read_last_words()
+        self.last_words = device.read_death_record()
         device.close()
         self.device = None
         return codes[0]

@@ -22,7 +22,7 @@ class ForkedHere:
     def __init__(self, load_filter: Callable[[], None]) -> None:
         self.load_filter = load_filter
 
-    def __call__(self, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+    def __call__(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> int:
         # A signal that arrived before the child has reset them would run pytest's handler there.
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -30,7 +30,7 @@ class ForkedHere:
             if pid == 0:
                 jail.reset_signals()
                 cpython.run_without_new_arenas(
-                    lambda: become_device(spec, tube_fd, words_fd, parent, self.load_filter)
+                    lambda: become_device(spec, tube_fd, stderr_fd, parent, self.load_filter)
                 )
             return pid
         finally:

@@ -35,10 +35,10 @@ class PatientFork:
     def __init__(self, template: Template) -> None:
         self._template = template
 
-    def __call__(self, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+    def __call__(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> int:
         def fork() -> int | None:
             try:
-                return self._template.fork(spec, tube_fd, words_fd, parent)
+                return self._template.fork(spec, tube_fd, stderr_fd, parent)
             except NotYetError:
                 return None
 

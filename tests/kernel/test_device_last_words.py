@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from balloon_daemon.device.last_words import MAX_CALLS, describe_error
+from balloon_daemon.device.death_record import MAX_CALLS, describe_error
 from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from tests.fakes.device_rig import DeviceRig
 from tests.kernel.test_device_jail import fate_of

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol
 
 from balloon_daemon.device.process import (
-    MAX_LAST_WORDS_BYTES,
+    MAX_DEATH_RECORD_BYTES,
     DeviceProcess,
     Fork,
     NotYetError,
@@ -219,7 +219,7 @@ class DeviceKeeper:
     @property
     def life(self) -> OwnedFd | None:
         """Hangs up when the present device is gone; None where none runs."""
-        return self._predecessor if self._device is None else self._device.last_words
+        return self._predecessor if self._device is None else self._device.stderr_pipe
 
     def take_over(self) -> None:
         """Goes on with vrings that another controller's device may have served."""
@@ -239,7 +239,7 @@ class DeviceKeeper:
             return
         try:
             # What it says last wakes us too; that it is gone only the pipe's end says.
-            if os.read(self._predecessor.fileno(), MAX_LAST_WORDS_BYTES):
+            if os.read(self._predecessor.fileno(), MAX_DEATH_RECORD_BYTES):
                 return
         except BlockingIOError:
             return
@@ -441,7 +441,7 @@ class DeviceKeeper:
             self._reader.end()
             self._orders.end()
         self._loop.remove_reader(device.pidfd.fileno())
-        last_words = device.read_last_words()
+        last_words = device.read_death_record()
         device.close()
         self._device = None
         self._before, self._now = self.statistics(), Progress()
