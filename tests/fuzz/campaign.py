@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tests.fuzz.corpus import unpack
 from tests.fuzz.outcome import Finding, Outcome
 from tests.fuzz.targets import TARGETS, Target
 from tests.fuzz.timed import NAMES
@@ -68,7 +69,8 @@ class Campaign:
         corpus = self.folder / "corpus" / target.name
         corpus.mkdir(parents=True, exist_ok=True)
         inputs.mkdir(parents=True, exist_ok=True)
-        target.corpus.mkdir(parents=True, exist_ok=True)
+        kept = self.folder / "kept" / target.name
+        unpack(target.corpus, kept)
         findings = self.folder / f"{target.name}.findings"
         findings.write_text("")
         log = self.folder / f"{target.name}.log"
@@ -79,7 +81,7 @@ class Campaign:
                 break
             command = [
                 *(sys.executable, "-m", "tests.fuzz.guided", target.name, str(findings)),
-                *(str(corpus), str(target.corpus)),
+                *(str(corpus), str(kept)),
                 *(f"-max_total_time={max(1, left_s)}", f"-max_len={target.max_bytes}"),
                 *(f"-seed={(self.seed + turn) % 2**31 + 1}", f"-timeout={HANG_S}"),
                 *("-rss_limit_mb=1500", "-print_final_stats=1", "-len_control=20"),

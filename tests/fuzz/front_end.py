@@ -9,7 +9,6 @@ and an unsound table holds no file; the state reached can be told to another con
 
 import array
 import contextlib
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -31,13 +30,13 @@ from balloon_daemon.vhost_user.effects import (
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from tests.fakes.closes_at_once import closes_at_once
-from tests.fakes.fd_room import room_for_fds
-from tests.fuzz.choices import Choices
-from tests.fuzz.invariants import no_fd_left_open, require
-from tests.fuzz.messages import random_message, rightful_start
 from tests.fuzz.replayed import check_replay
+from tests.harness.enemies.choices import Choices
+from tests.harness.enemies.descriptors import MEMORY, POOL, usual_fd
+from tests.harness.enemies.messages import random_message, rightful_start
+from tests.harness.fd_room import room_for_fds
+from tests.harness.invariants import no_fd_left_open, require
 
-FILE_PAGES = 64
 MAX_STEPS = 200
 
 _ANSWERED = {
@@ -50,46 +49,6 @@ _ANSWERED = {
     wire.FrontendRequest.GET_STATUS,
 }
 """Whoever sends one of these waits for its own reply."""
-
-
-def _pool() -> list[int]:
-    """Descriptors of every kind that a front-end may hand over; made once, never closed."""
-    memory = os.memfd_create("fuzz-ram")
-    os.ftruncate(memory, FILE_PAGES * 4096)
-    small = os.memfd_create("fuzz-small")
-    os.ftruncate(small, 4096)
-    sealed = os.memfd_create("fuzz-sealed", os.MFD_ALLOW_SEALING)
-    return [
-        memory,
-        os.eventfd(0, os.EFD_NONBLOCK),
-        small,
-        os.open(f"/proc/self/fd/{memory}", os.O_RDONLY),
-        sealed,
-        *os.pipe(),
-        os.open("/dev/null", os.O_RDWR),
-        os.open("/proc/self/exe", os.O_RDONLY),
-        os.open("/", os.O_RDONLY | os.O_DIRECTORY),
-        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).detach(),
-    ]
-
-
-POOL = _pool()
-MEMORY, EVENTFD, *_, UNIX_SOCKET = POOL
-
-
-def usual_fd(message: bytes) -> int:
-    """The descriptor that a message should come with, where it should come with one."""
-    match int.from_bytes(message[:4], "little"):
-        case (
-            wire.FrontendRequest.SET_VRING_KICK
-            | wire.FrontendRequest.SET_VRING_CALL
-            | wire.FrontendRequest.SET_VRING_ERR
-        ):
-            return EVENTFD
-        case wire.FrontendRequest.SET_BACKEND_REQ_FD:
-            return UNIX_SOCKET
-        case _:
-            return MEMORY
 
 
 def run(data: bytes) -> None:

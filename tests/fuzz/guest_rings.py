@@ -20,9 +20,9 @@ from balloon_daemon.virtio.balloon import MAX_STATS, BalloonQueue
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
 from balloon_daemon.virtio.split_queue import SplitQueue
 from tests.fakes.raw_ring import RawRing
-from tests.fuzz.choices import Choices
-from tests.fuzz.invariants import require
 from tests.fuzz.rings_oracle import Oracle, Place
+from tests.harness.enemies.choices import Choices
+from tests.harness.invariants import require
 
 PAGE = 4096
 LOW_PAGES, HIGH_PAGES = 48, 16

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import atheris
 
-from tests.fuzz.invariants import InvariantBrokenError
 from tests.fuzz.targets import TARGETS
+from tests.harness.invariants import InvariantBrokenError
 
 
 def main(argv: list[str]) -> None:

@@ -16,8 +16,8 @@ from balloon_daemon.handover.state import (
 )
 from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fuzz.choices import Choices
-from tests.fuzz.invariants import require
+from tests.harness.enemies.choices import Choices
+from tests.harness.invariants import require
 
 _WHOLE = GuestState(
     name="vm1",

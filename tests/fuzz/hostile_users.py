@@ -19,11 +19,11 @@ from random import Random
 import psutil
 
 from balloon_daemon.errors import BalloondError
-from tests.fuzz.choices import Choices
-from tests.fuzz.front_end import POOL
-from tests.fuzz.invariants import InvariantBrokenError, require
-from tests.fuzz.messages import random_message
 from tests.fuzz.outcome import Finding, Outcome
+from tests.harness.enemies.choices import Choices
+from tests.harness.enemies.descriptors import POOL
+from tests.harness.enemies.messages import random_message
+from tests.harness.invariants import InvariantBrokenError, require
 from tests.harness.waiting import HANG_S, DeadlineError, wait_until
 from tests.soak.attacks import PLANS, Ground
 from tests.soak.enemy import Enemy

@@ -13,8 +13,8 @@ from pathlib import Path
 from balloon_daemon.host.low_memory import ChromeosLowMemory
 from balloon_daemon.sizing.balloon_policy import NeverLow
 from balloon_daemon.units import MIB
-from tests.fuzz.choices import Choices
-from tests.fuzz.invariants import no_fd_left_open, require
+from tests.harness.enemies.choices import Choices
+from tests.harness.invariants import no_fd_left_open, require
 
 _DIRECTORY = Path(tempfile.mkdtemp(prefix="balloond-fuzz-", dir="/dev/shm"))
 READ_BYTES = 256

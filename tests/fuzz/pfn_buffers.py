@@ -5,8 +5,8 @@ whole buffers must not take an odd one for a run.
 """
 
 from balloon_daemon.device.reclaim import coalesce, runs_of
-from tests.fuzz.choices import Choices
-from tests.fuzz.invariants import require
+from tests.harness.enemies.choices import Choices
+from tests.harness.invariants import require
 
 USUAL = 256
 

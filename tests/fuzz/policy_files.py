@@ -12,8 +12,8 @@ from balloon_daemon.seccomp.filter import load_arch
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Dialect, ParsedPolicy
 from tests.fakes.bpf_machine import BpfMachine
-from tests.fuzz.choices import INTERESTING
-from tests.fuzz.invariants import require
+from tests.harness.enemies.choices import INTERESTING
+from tests.harness.invariants import require
 
 ARCHES = [load_arch(name) for name in ("x86_64", "aarch64")]
 SEPARATOR = "\x00"

@@ -9,7 +9,7 @@ from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import right_kind
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from balloon_daemon.vhost_user.replay import replay
-from tests.fuzz.invariants import InvariantBrokenError, require
+from tests.harness.invariants import InvariantBrokenError, require
 
 
 def check_replay(backend: Backend, memory: MemoryTable) -> None:

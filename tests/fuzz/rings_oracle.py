@@ -7,7 +7,7 @@ together a second time here, by sets of pages. Told of each read and each remova
 from collections.abc import Mapping, Sequence
 
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fuzz.invariants import require
+from tests.harness.invariants import require
 
 PAGE = 4096
 WRITE = 2

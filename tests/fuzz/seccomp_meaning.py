@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz.outcome import Finding, Outcome
-from tests.property.test_seccomp_compiler import compare
+from tests.harness.seccomp_judges import compare
 
 
 def campaign(seconds: float, seed: int, folder: Path) -> Outcome:

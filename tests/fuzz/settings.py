@@ -3,11 +3,11 @@
 import contextlib
 import io
 
-from balloon_daemon.cli.run import build_parser
+from balloon_daemon.cli.flags import build_parser
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import format_size, parse_size
-from tests.fuzz.choices import Choices
-from tests.fuzz.invariants import require
+from tests.harness.enemies.choices import Choices
+from tests.harness.invariants import require
 
 _PARSER = build_parser()
 _FLAGS = [

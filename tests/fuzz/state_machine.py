@@ -32,10 +32,10 @@ from balloon_daemon.vhost_user.messages import RegionDescription
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonQueue, queue_numbers
 from tests.fakes.raw_ring import RawRing, area_offsets
 from tests.fuzz.front_end import Conversation, handle
-from tests.fuzz.invariants import InvariantBrokenError, open_fds, require
-from tests.fuzz.messages import FRONTEND_BASE
 from tests.fuzz.outcome import Finding, Outcome
 from tests.fuzz.whole_device import WholeDevice
+from tests.harness.enemies.messages import FRONTEND_BASE
+from tests.harness.invariants import InvariantBrokenError, open_fds, require
 
 PAGE = 4096
 LOW, HIGH = 96, 32

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CORPUS = Path(__file__).parents[1] / "data" / "fuzz"
-"""Kept inputs, one folder for each target: each reached something that no other did."""
+"""Kept inputs, one file for each target: each reached something that no other did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Target:
 
     @property
     def corpus(self) -> Path:
-        """The kept inputs' folder."""
-        return CORPUS / self.name
+        """The file of kept inputs, for ``corpus.read``."""
+        return CORPUS / f"{self.name}.hex"
 
     @property
     def dictionary(self) -> Path | None:

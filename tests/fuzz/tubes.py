@@ -26,8 +26,8 @@ from balloon_daemon.tube.messages import (
     encode_up,
 )
 from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS
-from tests.fuzz.choices import Choices
-from tests.fuzz.invariants import no_fd_left_open, require
+from tests.harness.enemies.choices import Choices
+from tests.harness.invariants import no_fd_left_open, require
 
 MAX_MESSAGES = 64
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
+from tests.fuzz.corpus import read
 from tests.fuzz.targets import Target
 
 _BYTES = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
@@ -33,7 +34,7 @@ def mutate(random: Random, corpus: list[bytes], max_bytes: int) -> bytes:
 
 def inputs(target: Target, seed: int) -> Iterator[bytes]:
     """The target's corpus, then mutations without end."""
-    corpus = [path.read_bytes() for path in sorted(target.corpus.glob("*"))]
+    corpus = read(target.corpus)
     yield from corpus
     random = Random(f"{target.name}/{seed}")
     while True:
@@ -47,7 +48,7 @@ def slice_of(target: Target, *, seed: int, at_least: int) -> int:
         How many inputs were run. What is wrong raises, with the input in its message.
     """
     run = target.load()
-    count = max(at_least, len(list(target.corpus.glob("*"))))
+    count = max(at_least, len(read(target.corpus)))
     for data in islice(inputs(target, seed), count):
         try:
             run(data)

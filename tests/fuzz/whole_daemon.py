@@ -20,11 +20,11 @@ import psutil
 
 from balloon_daemon.errors import BalloondError
 from balloon_daemon.fake_guest.client import FakeGuestProcess
-from tests.fuzz.hostile import HostileGuest, converse, never_read, shrink_memory
-from tests.fuzz.invariants import InvariantBrokenError, open_fds, require
-from tests.fuzz.jail_watch import JailWatch, is_alive, template_of
 from tests.fuzz.outcome import Finding, Outcome
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.enemies.hostile import HostileGuest, converse, never_read, shrink_memory
+from tests.harness.invariants import InvariantBrokenError, open_fds, require
+from tests.harness.jail_watch import JailWatch, is_alive, template_of
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
 

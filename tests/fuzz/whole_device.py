@@ -17,7 +17,7 @@ from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.effects import AnswerVringBase, Effect, StopDevice
 from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
 from balloon_daemon.virtio.balloon import BalloonFeature
-from tests.fuzz.invariants import require
+from tests.harness.invariants import require
 
 
 def spec_of(backend: Backend) -> DeviceSpec:

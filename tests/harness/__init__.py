@@ -1,1 +1,1 @@
-"""What tests of several kinds run balloond with: the daemon, its host, waiting."""
+"""What tests of several kinds share: the daemon, its host, VMs, rigs, enemies, and waiting."""

@@ -1,5 +1,6 @@
 """Where a test waits: for a condition, with a deadline, and it says what it waited for."""
 
+import select
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -24,6 +25,7 @@ def wait_until(
     what: str,
     deadline_s: float = HANG_S,
     seen: Callable[[], object] | None = None,
+    woken_by: int | None = None,
 ) -> T:
     """Waits until a condition holds, and fails the test if it does not in time.
 
@@ -32,6 +34,8 @@ def wait_until(
         what: the condition in words, for the failure's message.
         deadline_s: seconds of real time to wait at most.
         seen: asked once, at the deadline, for what there was instead.
+        woken_by: a descriptor; the condition is polled at once when it is readable or hung up. The
+            condition must read it empty, or the polling spins.
 
     Returns:
         The condition's first true value.
@@ -40,6 +44,9 @@ def wait_until(
         DeadlineError: it stayed false until the deadline.
     """
     end = time.monotonic() + deadline_s
+    poller = select.poll()
+    if woken_by is not None:
+        poller.register(woken_by, select.POLLIN)
     while True:
         value = condition()
         if value:
@@ -47,4 +54,4 @@ def wait_until(
         if time.monotonic() > end:
             instead = f"; seen last: {seen()}" if seen else ""
             raise DeadlineError(f"not in {deadline_s:g} s: {what}{instead}")
-        time.sleep(_POLL_S)
+        poller.poll(_POLL_S * 1000)

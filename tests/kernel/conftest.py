@@ -2,58 +2,22 @@
 
 import contextlib
 import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from balloon_daemon.device.template import Template
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
-from balloon_daemon.handover.fd_keeper import FORGET
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
 from balloon_daemon.handover.store import keeper_path
-from tests.fakes.device_rig import DeviceRig, shipped_filter
-from tests.fakes.host_setting import changed
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.device_rig import DeviceRig, shipped_filter
+from tests.harness.fd_keeper import end_keeper
+from tests.harness.host_setting import changed
 from tests.harness.low_mem_dir import LowMemDir
-from tests.harness.waiting import HANG_S, wait_until
+from tests.harness.makers import MARGIN_MIB, SPEED, VM_MEM_MIB, MakeGuest, MakeRig, StartDaemon
 
-VM_MEM_MIB = 512
-MARGIN_MIB = 100
-SPEED = 20.0
 PRINTK_RATELIMIT = Path("/proc/sys/kernel/printk_ratelimit")
-
-StartDaemon = Callable[..., Daemon]
-MakeGuest = Callable[..., FakeGuest]
-MakeRig = Callable[..., DeviceRig]
-
-
-def ready_device(daemon: Daemon, vm: str) -> int | None:
-    """The process id of a guest's present device, once it is jailed and ready.
-
-    A front-end's last messages may still replace the first one.
-    """
-    said = [r for r in daemon.records() if r.get("vm") == vm and r["event"] == "device"]
-    ready = False
-    for record in reversed(said):
-        ready = ready or "is jailed and ready" in record["message"]
-        if " serves " in record["message"]:
-            alive = os.path.exists(f"/proc/{record['pid']}")
-            return int(record["pid"]) if ready and alive else None
-    return None
-
-
-def wait_for_device(guests: list[FakeGuest], daemon: Daemon, vm: str) -> int:
-    """Lets the guests run until the device of one of them is ready. Returns its process id."""
-    found: list[int] = []
-
-    def look() -> bool:
-        device = ready_device(daemon, vm)
-        found.extend([] if device is None else [device])
-        return bool(found)
-
-    run(guests, look)
-    return found[0]
 
 
 @pytest.fixture
@@ -80,24 +44,6 @@ def start_daemon(tmp_path: Path, low_mem: LowMemDir) -> Iterator[StartDaemon]:
     for daemon in daemons:
         daemon.kill()
         end_keeper(keeper_path(daemon.config.socket))
-
-
-def end_keeper(path: Path) -> None:
-    """Ends the keeper that a killed daemon left behind; it would wait for minutes.
-
-    Several daemons of a test may have had the same one, so it may be on its way out already: it
-    resets what it has not accepted by then.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
-        keeper.settimeout(HANG_S)
-        try:
-            keeper.connect(os.fspath(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return
-        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            keeper.send(FORGET)
-            assert keeper.recv(1) == b""
-    wait_until(lambda: not path.exists(), what="the keeper's socket is gone")
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import pytest
 from balloon_daemon import __version__
 from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fuzz.jail_watch import template_of
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.jail_watch import template_of
+from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.waiting import HANG_S
-from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import attach
+from tests.harness.whole_vm import attach, wait_for_device
 
 
 def balloond(*args: str) -> subprocess.CompletedProcess[str]:
@@ -77,6 +77,19 @@ def test_wrong_usage_one_line_status_2(args: str, complaint: str, tmp_path: Path
     assert run.stdout == ""
     assert complaint in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+def test_machine_on_which_no_ring_can_be_served_one_line_status_2(tmp_path: Path) -> None:
+    # personality(2), PER_LINUX32: uname(2) answers as on a machine of 32 bits.
+    run = subprocess.run(
+        ["setarch", "i686", BALLOOND, "--socket", str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+
+    said = "balloond: balloond runs on x86-64 Linux, not on i686 Linux\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", said)
 
 
 def test_policy_file_with_a_mistake_shows_place_and_caret(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.machine import GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import QEMU, QEMU_WITHOUT_SLOTS, STYLES, Style
 from balloon_daemon.linux.events import OwnedFd
@@ -19,52 +19,19 @@ from balloon_daemon.vhost_user.messages import (
     RegionDescription,
     encode_request,
 )
-from tests.fuzz.jail_watch import devices_of, is_alive, template_of
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.jail_watch import devices_of, is_alive, template_of
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, SPEED, STEP, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.processes import process_status
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import (
-    SPEED,
-    VM_MEM_MIB,
-    MakeGuest,
-    StartDaemon,
+from tests.harness.whole_vm import (
+    assert_all_back,
+    attach,
+    events,
+    run_until_logged,
     wait_for_device,
 )
-
-MAXIMUM = VM_MEM_MIB // 2 * MIB
-"""The balloon's maximum of a 512 MiB VM."""
-
-STEP = MAXIMUM // 16
-
-
-def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
-    guest.connect(str(daemon.config.socket))
-    guest.bind()
-    return guest
-
-
-def events(daemon: Daemon, event: str) -> list[str]:
-    return [record["message"] for record in daemon.records() if record["event"] == event]
-
-
-def process_status(pid: int) -> dict[str, str]:
-    """What /proc/PID/status says, by its names."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
-
-
-def assert_all_back(guest: FakeGuest, daemon: Daemon) -> None:
-    """After an orderly end: all was given back, but for a guest that was held up for too long."""
-    said = events(daemon, "stop")
-    assert any(message.startswith("giving ") for message in said)
-    assert guest.driver.actual == 0 or (
-        "1 guests have not taken all of their memory back in time" in said
-    )
-
-
-def run_until_logged(guests: list[FakeGuest], daemon: Daemon, text: str) -> None:
-    """Lets the guests run until a line with this text is in the log."""
-    run(guests, lambda: any(text in r["message"] for r in daemon.records()))
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.daemon import BALLOOND
-from tests.kernel.conftest import StartDaemon
+from tests.harness.makers import StartDaemon
 
 SHIPPED = Path(__file__).parents[2] / "policies" / "balloon_device.policy"
 RETURN = "madvise: arg2 == MADV_REMOVE || arg2 == MADV_DONTNEED; return EPERM"

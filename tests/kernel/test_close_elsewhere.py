@@ -38,21 +38,16 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from balloon_daemon.vhost_user.replay import replay
-from tests.fakes.fd_room import open_fds, room_for_fds
-from tests.fakes.slow_close import MuteFile, WatchedFile, lingering_socket
-from tests.fuzz.jail_watch import is_alive
 from tests.harness.daemon import Daemon
+from tests.harness.fd_keeper import file_of, keeper_pid, kept_files
+from tests.harness.fd_room import open_fds, room_for_fds
+from tests.harness.jail_watch import is_alive
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import SPEED, VM_MEM_MIB, StartDaemon
+from tests.harness.other_user import OtherUserConfig, limit_processes
+from tests.harness.slow_close import MuteFile, WatchedFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import (
-    SPEED,
-    VM_MEM_MIB,
-    StartDaemon,
-    wait_for_device,
-)
-from tests.kernel.test_balloond_guests import attach, events
-from tests.kernel.test_handover import file_of, keeper_pid, kept_files
-from tests.kernel.test_host_faults import OtherUserConfig, limit_processes
+from tests.harness.whole_vm import attach, events, wait_for_device
 
 Q = FrontendRequest
 

@@ -28,7 +28,7 @@ from balloon_daemon.ctl.live_chart import LiveChart, columns_of, half_blocks
 from balloon_daemon.ctl.plot import draw
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import GIB, MIB
-from tests.fuzz.jail_watch import is_alive
+from tests.harness.jail_watch import is_alive
 from tests.harness.waiting import HANG_S, wait_until
 
 PATIENTLY = """

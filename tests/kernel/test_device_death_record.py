@@ -10,9 +10,9 @@ import pytest
 from balloon_daemon.linux.kernel_log import find_seccomp_kill
 from balloon_daemon.seccomp.filter import compile_policy, syscall_name
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig
+from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig
+from tests.harness.makers import MakeRig
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import MakeRig
 
 NOBODY = (1 << 22) + 4 * os.getpid()
 """Above any process id (pid_max is at most 2**22), and no other run of the tests has it."""

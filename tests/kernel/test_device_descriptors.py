@@ -16,10 +16,9 @@ from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import CONFIG_CHANGE, SHIPPED_POLICY, DeviceRig
-from tests.fakes.short_host import is_asleep
-from tests.fakes.waiting import wait_until
-from tests.harness.waiting import HANG_S
+from tests.harness.device_rig import CONFIG_CHANGE, SHIPPED_POLICY, DeviceRig
+from tests.harness.short_host import is_asleep
+from tests.harness.waiting import HANG_S, wait_until
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 
@@ -75,7 +74,7 @@ def test_kick_that_is_no_eventfd_stops_its_queue_and_spins_nothing(
     assert rig.wait_report(Fault) == Fault(FaultKind.RING, 1, Rule.KICK, NO_HEAD, 0, 0)
     rig.inflate([2])
     rig.wait_progress(lambda progress: progress.buffers == 1)
-    wait_until(lambda: is_asleep(device.pid), device.tube.fileno(), "the device to rest")
+    wait_until(lambda: is_asleep(device.pid), what="the device rests")
     assert rig.damaged() == {2}
 
 
@@ -248,7 +247,7 @@ def test_channel_that_hung_up_before_costs_the_device_nothing(rig: DeviceRig) ->
     rig.running.tube.send(Target(1))
     rig.inflate([900])
     rig.wait_progress(lambda progress: progress.buffers == 1)
-    wait_until(lambda: is_asleep(device.pid), device.tube.fileno(), "the device to rest")
+    wait_until(lambda: is_asleep(device.pid), what="the device rests")
     rig.stop()
 
 
@@ -260,7 +259,7 @@ def test_channel_that_hangs_up_later_costs_the_device_nothing(rig: DeviceRig) ->
     rig.running.tube.send(Target(1))
     rig.inflate([900])
     rig.wait_progress(lambda progress: progress.buffers == 1)
-    wait_until(lambda: is_asleep(device.pid), device.tube.fileno(), "the device to rest")
+    wait_until(lambda: is_asleep(device.pid), what="the device rests")
     rig.stop()
 
 

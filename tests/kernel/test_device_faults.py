@@ -20,10 +20,10 @@ from balloon_daemon.virtio.split_queue import (
     VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE,
 )
-from tests.fakes.device_rig import FRONTEND_BASE, RING_SIZE, DeviceRig
-from tests.fakes.short_host import cpu_s, is_asleep
-from tests.fakes.waiting import wait_until
-from tests.kernel.conftest import MakeRig
+from tests.harness.device_rig import FRONTEND_BASE, RING_SIZE, DeviceRig
+from tests.harness.makers import MakeRig
+from tests.harness.short_host import cpu_s, is_asleep
+from tests.harness.waiting import wait_until
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 NEXT, WRITE, INDIRECT = VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_DESC_F_INDIRECT
@@ -306,7 +306,7 @@ def test_flood_of_kicks_without_work_costs_little_and_honest_work_goes_on(
     rig.spec = replace(rig.spec, earned=0.0)
     rig.start_ready()
     tube = rig.running.tube.fileno()
-    wait_until(lambda: kick_and_look(rig, INFLATEQ), tube, "it lets a kick wait")
+    wait_until(lambda: kick_and_look(rig, INFLATEQ), what="it lets a kick wait", woken_by=tube)
     rig.inflate([1])
     assert rig.damaged() == {1}
 

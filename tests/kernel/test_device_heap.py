@@ -18,8 +18,7 @@ from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from balloon_daemon.device.template import Template
 from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy
-from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
-from tests.kernel.test_device_jail import fate_of
+from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig, fate_of, shipped_filter
 
 LIVED = 7
 """The exit code of a device that outlived what it was to do (``fate_of``)."""

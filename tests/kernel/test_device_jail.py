@@ -19,12 +19,12 @@ from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from balloon_daemon.device.template import Template
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import SHIPPED_POLICY, DeviceRig, shipped_filter
-from tests.fakes.host_setting import changed
 from tests.harness.daemon import Daemon
-from tests.kernel.conftest import MakeGuest, MakeRig, wait_for_device
-from tests.kernel.test_balloond_guests import attach
-from tests.kernel.test_namespaces import NAMESPACES
+from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig, fate_of, shipped_filter
+from tests.harness.host_setting import changed
+from tests.harness.makers import MakeGuest, MakeRig
+from tests.harness.processes import NAMESPACES, process_status
+from tests.harness.whole_vm import attach, wait_for_device
 
 INFLATEQ, DEFLATEQ, *_ = BalloonQueue
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nothing to give up otherwise")
@@ -35,17 +35,11 @@ CONTROLLER = os.getpid()
 """Whoever forks the devices: known beforehand, as getppid(2) is forbidden too."""
 
 
-def status(pid: int) -> dict[str, str]:
-    """/proc/PID/status by its keys."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
 # --- from outside -----------------------------------------------------------------------------
 
 
 def test_jail_has_a_filter_no_new_privs_and_no_capability(rig: DeviceRig) -> None:
-    seen = status(rig.start_ready().pid)
+    seen = process_status(rig.start_ready().pid)
     assert (seen["Seccomp"], seen["NoNewPrivs"]) == ("2", "1")
     for held in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
         assert int(seen[held], 16) == 0, held
@@ -55,7 +49,7 @@ def test_jail_has_a_filter_no_new_privs_and_no_capability(rig: DeviceRig) -> Non
 def test_jail_of_root_has_another_user_no_groups_and_an_empty_bounding_set(
     rig: DeviceRig,
 ) -> None:
-    seen = status(rig.start_ready().pid)
+    seen = process_status(rig.start_ready().pid)
     assert seen["Uid"].split() == seen["Gid"].split() == ["65534"] * 4
     assert seen["Groups"] == ""
     assert int(seen["CapBnd"], 16) == 0
@@ -64,12 +58,12 @@ def test_jail_of_root_has_another_user_no_groups_and_an_empty_bounding_set(
 @as_root
 def test_jail_of_root_without_another_user_has_no_capability_all_the_same(rig: DeviceRig) -> None:
     rig.spec = replace(rig.spec, identity=None)
-    seen = status(rig.start_ready().pid)
+    seen = process_status(rig.start_ready().pid)
     assert [int(seen[held], 16) for held in ("CapPrm", "CapEff", "CapBnd")] == [0, 0, 0]
 
 
 def test_jail_is_named_and_single_threaded(rig: DeviceRig) -> None:
-    seen = status(rig.start_ready().pid)
+    seen = process_status(rig.start_ready().pid)
     assert (seen["Name"], seen["Threads"]) == ("balloon-rig", "1")
 
 
@@ -145,26 +139,6 @@ def test_jail_of_a_running_daemons_device_is_an_empty_world(
 
 
 # --- from inside: code that a guest that took the device over might run ------------------------
-
-
-def fate_of(
-    rig: DeviceRig, action: Callable[[], object], load_filter: Callable[[], None] | None = None
-) -> int:
-    """Runs ``action`` in the jail, as the device, right after its filter is loaded.
-
-    Returns:
-        Its exit code; 7 where it outlives the action.
-    """
-    load = load_filter or shipped_filter().load
-
-    def load_and_act() -> None:
-        load()
-        action()
-        os._exit(7)
-
-    rig.here.load_filter = load_and_act
-    rig.start()
-    return rig.wait_end()
 
 
 def map_executable() -> None:

@@ -20,14 +20,14 @@ from balloon_daemon.fake_guest.machine import FakeGuest, run
 from balloon_daemon.linux import jail
 from balloon_daemon.tube.connection import DeviceEnd, open_tube
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
-from tests.fakes.device_rig import DeviceRig
-from tests.fakes.process_memory import places_of
-from tests.fakes.ways_to_fork import Way, fork_by
-from tests.fuzz.jail_watch import template_of
 from tests.harness.daemon import Daemon
+from tests.harness.device_rig import DeviceRig
+from tests.harness.jail_watch import template_of
+from tests.harness.makers import MakeGuest, MakeRig, StartDaemon
+from tests.harness.process_memory import places_of
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import MakeGuest, MakeRig, StartDaemon, ready_device, wait_for_device
-from tests.kernel.test_balloond_guests import attach
+from tests.harness.ways_to_fork import Way, fork_by
+from tests.harness.whole_vm import attach, ready_device, wait_for_device
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root reads a device's memory")
 LIBC = ctypes.CDLL(None, use_errno=True)

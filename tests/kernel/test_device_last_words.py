@@ -8,8 +8,7 @@ import pytest
 
 from balloon_daemon.device.death_record import MAX_CALLS, describe_error
 from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
-from tests.fakes.device_rig import DeviceRig
-from tests.kernel.test_device_jail import fate_of
+from tests.harness.device_rig import DeviceRig, fate_of
 
 
 class Thing:

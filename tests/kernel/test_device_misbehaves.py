@@ -20,17 +20,17 @@ from balloon_daemon.guests.jailed.supervisor import STATS_A_SECOND, DeviceKeeper
 from balloon_daemon.records.log import LOGGER, EventLog
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Target
-from tests.fakes import taken_over
 from tests.fakes.hearing import Hearing
-from tests.fakes.short_host import cpu_s
-from tests.fakes.slow_close import MuteFile
 from tests.fakes.told_backend import set_up
-from tests.fuzz.jail_watch import is_alive
+from tests.harness import taken_over
 from tests.harness.daemon import Daemon
+from tests.harness.jail_watch import is_alive
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
+from tests.harness.short_host import cpu_s
+from tests.harness.slow_close import MuteFile
 from tests.harness.waiting import HANG_S
-from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
+from tests.harness.whole_vm import attach, events, run_until_logged, wait_for_device
 
 
 def mute_file(directory: Path) -> MuteFile:

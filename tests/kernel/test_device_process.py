@@ -17,7 +17,7 @@ from balloon_daemon.device.process import spawn
 from balloon_daemon.tube.messages import Command, Ready, Stats, encode_up
 from balloon_daemon.virtio.balloon import STAT_ENTRY, BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_INDIRECT
-from tests.fakes.device_rig import (
+from tests.harness.device_rig import (
     DRIVER_PAGES,
     RING_SIZE,
     DeviceRig,
@@ -25,10 +25,9 @@ from tests.fakes.device_rig import (
     ready_to_fork,
     shipped_filter,
 )
-from tests.fakes.fd_room import open_fds, room_for_fds
-from tests.fakes.waiting import wait_until
-from tests.harness.waiting import HANG_S
-from tests.kernel.conftest import MakeRig
+from tests.harness.fd_room import open_fds, room_for_fds
+from tests.harness.makers import MakeRig
+from tests.harness.waiting import HANG_S, wait_until
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 PFNS = [7, 5, 6, 900, 3, 300, 301]
@@ -115,7 +114,11 @@ def test_statistics_that_nobody_asked_for_are_not_passed_on_one_by_one(rig: Devi
         # Each is answered because the next has come.
         rig.offer(STATSQ, [rig.write_buffer(STATSQ, STAT_ENTRY.pack(4, number))], head=number % 2)
         assert rig.wait_used(STATSQ) == [1 - number % 2]
-    wait_until(lambda: latest_stats(rig) == [Stats(((4, 199),))], rig.running.tube.fileno(), "199")
+    wait_until(
+        lambda: latest_stats(rig) == [Stats(((4, 199),))],
+        what="199",
+        woken_by=rig.running.tube.fileno(),
+    )
     # Ten in a second, and the first of them at once.
     assert len(rig.of(Stats)) <= 10 * (time.monotonic() - began) + 3
 
@@ -206,7 +209,7 @@ def test_device_killed_between_answer_and_call_the_next_one_calls(
     assert not is_readable(call)
 
     rig.start_ready()
-    wait_until(lambda: is_readable(call), call, "the call that the dead device owed")
+    wait_until(lambda: is_readable(call), woken_by=call, what="the call that the dead device owed")
 
 
 CHAINS = RING_SIZE // 2
@@ -287,7 +290,7 @@ def test_device_whose_controller_closes_the_tube_ends_at_once(rig: DeviceRig) ->
     device = rig.start_ready()
     device.tube.close()
     pidfd = device.pidfd.fileno()
-    wait_until(lambda: is_readable(pidfd), pidfd, "the device's end")
+    wait_until(lambda: is_readable(pidfd), woken_by=pidfd, what="the device's end")
     assert device.reap() == 0
     device.close()
     rig.device = None
@@ -316,7 +319,7 @@ def test_device_whose_controller_is_killed_ends_at_once(rig: DeviceRig) -> None:
         os.waitpid(controller, 0)
         os.close(reading)
     try:
-        wait_until(lambda: is_readable(device_fd), device_fd, "the device's end")
+        wait_until(lambda: is_readable(device_fd), woken_by=device_fd, what="the device's end")
     finally:
         os.kill(holder, signal.SIGKILL)
         os.close(device_fd)

@@ -29,10 +29,10 @@ from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.virtio.balloon import BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_NEXT
 from tests.fakes.counted_fd import inspect
-from tests.fakes.device_rig import DRIVER_PAGES, DeviceRig
 from tests.fakes.forked_here import ForkedHere
 from tests.fakes.hearing import Hearing
-from tests.fakes.short_host import cpu_s
+from tests.harness.device_rig import DRIVER_PAGES, DeviceRig
+from tests.harness.short_host import cpu_s
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
 RING_SIZE = 512

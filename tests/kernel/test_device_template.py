@@ -18,14 +18,14 @@ from balloon_daemon.device.template import Template
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.fakes.device_rig import DeviceRig
-from tests.fakes.short_host import fd_numbers, limited
-from tests.fakes.ways_to_fork import PatientFork
-from tests.fuzz.jail_watch import is_alive, template_of
 from tests.harness.daemon import Daemon
+from tests.harness.device_rig import DeviceRig
+from tests.harness.jail_watch import is_alive, template_of
+from tests.harness.makers import MakeGuest, MakeRig
+from tests.harness.short_host import fd_numbers, limited
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import MakeGuest, MakeRig, wait_for_device
-from tests.kernel.test_balloond_guests import attach
+from tests.harness.ways_to_fork import PatientFork
+from tests.harness.whole_vm import attach, wait_for_device
 
 
 @pytest.fixture

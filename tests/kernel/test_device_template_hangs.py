@@ -14,8 +14,8 @@ from balloon_daemon.device.spec import RegionSpec
 from balloon_daemon.device.template import Template
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from tests.fakes.another_template import another_template
-from tests.fakes.device_rig import DeviceRig, shipped_filter
-from tests.fakes.short_host import fd_numbers, limited
+from tests.harness.device_rig import DeviceRig, shipped_filter
+from tests.harness.short_host import fd_numbers, limited
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import pytest
 
 from balloon_daemon.cli.device_user import OWN_USER, SHARED_USER
 from tests.harness.daemon import BALLOOND
+from tests.harness.makers import MakeGuest, StartDaemon
+from tests.harness.processes import process_status
 from tests.harness.waiting import HANG_S
-from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import attach, events, process_status
+from tests.harness.whole_vm import attach, events, wait_for_device
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: nobody else changes users")
 OWN_UID = 64_321

@@ -14,9 +14,10 @@ import pytest
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.store import MAX_PATH_BYTES, keeper_path
-from tests.fakes.marked_start import DEADLINE_S, MarkedStart
+from tests.harness.fd_keeper import end_keeper
+from tests.harness.makers import StartDaemon
+from tests.harness.marked_start import DEADLINE_S, MarkedStart
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import StartDaemon, end_keeper
 
 Start = Callable[..., MarkedStart]
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who alone has other users")

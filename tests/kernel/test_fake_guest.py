@@ -14,7 +14,8 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, BalloonQueue
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.makers import VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.whole_vm import attach
 
 MEM = VM_MEM_MIB * MIB
 MAXIMUM_PAGES = MEM // 2 // PAGE_SIZE
@@ -30,12 +31,6 @@ MIXED = Population(
 def fast_daemon(start_daemon: StartDaemon) -> Daemon:
     """A daemon whose policy needs 0.6 s from the maximum back to zero."""
     return start_daemon("--speed", "1000")
-
-
-def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
-    guest.connect(str(daemon.config.socket))
-    guest.bind()
-    return guest
 
 
 def reached(guest: FakeGuest, num_pages: int) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from balloon_daemon.handover.fd_keeper import ANSWERS, END, FORGET, MAX_HANGING, TAKE, Keeper
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.events import OwnedFd
-from tests.fakes.slow_close import MuteFile, lingering_socket
+from tests.harness.slow_close import MuteFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
 
 

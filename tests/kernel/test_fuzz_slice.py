@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import hostile_users, seccomp_meaning, state_machine, whole_daemon
-from tests.fuzz.invariants import InvariantBrokenError
 from tests.fuzz.targets import TARGETS, Target
 from tests.fuzz.unguided import slice_of
+from tests.harness.invariants import InvariantBrokenError
 
 SEED = 5
 """Every run of the tests is the same; ``make fuzz`` draws another one each time."""

@@ -16,9 +16,12 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
 from balloon_daemon.units import GIB, MIB
 from tests.fakes import memory_files
-from tests.fakes.host_setting import changed
 from tests.fakes.memory_files import region
-from tests.fakes.whole_vm import (
+from tests.harness.daemon import Daemon
+from tests.harness.host_setting import NR_HUGEPAGES, changed
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.whole_vm import (
     balloon_bytes,
     decisions,
     errors,
@@ -26,12 +29,8 @@ from tests.fakes.whole_vm import (
     run_until,
     said,
     share_beside,
+    wait_for_device,
 )
-from tests.harness.daemon import Daemon
-from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM
-from tests.kernel.test_reclaim import NR_HUGEPAGES
 
 TOUCHED = Population(touched_bytes=128 * MIB, pinned_bytes=16 * MIB)
 SETTINGS = GuestSettings(VM_MEM_MIB * MIB, population=TOUCHED)

@@ -18,9 +18,9 @@ from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import RingGuest, area_bytes
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, SETTINGS, MakeGuest, StartDaemon
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import MakeGuest, StartDaemon, ready_device
-from tests.kernel.test_handover import MAXIMUM, SETTINGS, attach, messages
+from tests.harness.whole_vm import attach, events, ready_device
 
 QUEUE_SIZE = 16
 ACTUAL_AT = 4
@@ -83,7 +83,7 @@ def end(daemon: Daemon, number: signal.Signals = signal.SIGTERM) -> None:
     """Tells it to end, and waits until it gives back."""
     os.kill(daemon.pid, number)
     wait_until(
-        lambda: any(m.startswith("giving ") for m in messages(daemon, "stop")),
+        lambda: any(m.startswith("giving ") for m in events(daemon, "stop")),
         deadline_s=DEADLINE_S,
         what="it gives memory back",
     )
@@ -166,7 +166,7 @@ def test_guest_that_gets_nowhere_is_given_up_and_its_neighbour_is_not(
     daemon.wait_end()
 
     assert [vm for vm, _ in left(daemon)] == ["vm2"]
-    assert "1 guests have not taken all of their memory back in time" in messages(daemon, "stop")
+    assert "1 guests have not taken all of their memory back in time" in events(daemon, "stop")
 
 
 def test_small_balloon_may_shrink_by_single_pages(
@@ -203,7 +203,7 @@ def test_second_signal_while_memory_is_given_back_ends_at_once(
     began = time.monotonic()
     daemon.wait_end()
 
-    assert f"{second.name} again: ending at once" in messages(daemon, "stop")
+    assert f"{second.name} again: ending at once" in events(daemon, "stop")
     assert left(daemon) == [("vm1", 999 * BUFFER_PAGES * PAGE_SIZE)]
     # It would have waited longer for a guest that has just moved.
     assert time.monotonic() - began < GIVE_BACK_WITHIN_S

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import MakeGuest, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM, attach
+from tests.harness.makers import MAXIMUM, MakeGuest
+from tests.harness.whole_vm import attach, wait_for_device
 
 KICKS_A_SECOND = 10_000
 KICKS = 5_000

@@ -1,12 +1,9 @@
 """A controller that is killed, restarted or replaced: the VM keeps its balloon."""
 
 import contextlib
-import fcntl
 import os
 import signal
-import socket
 import sys
-import termios
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.machine import GuestSettings, run
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.fake_guest.styles import QEMU, QEMU_WITHOUT_SLOTS, STYLES, Style
 from balloon_daemon.fake_guest.wire import Wire
@@ -25,30 +22,23 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription, encode_request
-from tests.fakes.short_host import is_asleep
-from tests.fakes.slow_close import lingering_socket
-from tests.fakes.ways_to_fork import Way
-from tests.fuzz.jail_watch import template_of
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.fd_keeper import file_of, keeper_pid, kept_files
+from tests.harness.jail_watch import template_of
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.short_host import is_asleep
+from tests.harness.slow_close import lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device, wait_for_device
-from tests.kernel.test_balloond_guests import assert_all_back
-
-MAXIMUM = VM_MEM_MIB // 2 * MIB
-SETTINGS = GuestSettings(
-    VM_MEM_MIB * MIB, population=Population(touched_bytes=128 * MIB, pinned_bytes=32 * MIB)
+from tests.harness.ways_to_fork import Way
+from tests.harness.whole_vm import (
+    assert_all_back,
+    attach,
+    events,
+    ready_device,
+    unread_bytes,
+    wait_for_device,
 )
-
-
-def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
-    guest.connect(str(daemon.config.socket))
-    guest.bind()
-    return guest
-
-
-def messages(daemon: Daemon, event: str) -> list[str]:
-    return [record["message"] for record in daemon.records() if record["event"] == event]
 
 
 def moment(daemon: Daemon, text: str) -> float | None:
@@ -74,7 +64,7 @@ def test_controller_killed_in_mid_inflate_the_next_goes_on(
     low_mem.set_plenty()
 
     assert guest.disconnected == ""
-    assert "goes on where another balloond left" in messages(second, "recovery")
+    assert "goes on where another balloond left" in events(second, "recovery")
     check = guest.ram.check()
     assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
 
@@ -116,7 +106,7 @@ def test_replaced_by_sigusr1_keeps_level_and_balloon(
     os.kill(first.pid, signal.SIGUSR1)
     first.wait_end()
     second = start_daemon("--keep-fds")
-    run([guest], lambda: bool(messages(second, "recovery")))
+    run([guest], lambda: bool(events(second, "recovery")))
 
     restored = next(r for r in second.records() if r.get("reason") == "restored")
     assert restored["balloon_level"] == 16
@@ -245,11 +235,6 @@ def test_controller_killed_in_the_middle_of_a_request_the_next_one_answers_it(
     assert [r for r in second.records() if r["level"] == "error"] == []
 
 
-def unread_bytes(wire: Wire) -> int:
-    """What the other end has not taken yet, by the kernel's count (unix(7), SIOCOUTQ)."""
-    return int.from_bytes(fcntl.ioctl(wire.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-
-
 def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -279,28 +264,6 @@ def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
     restored = [r["vm"] for r in second.records() if r.get("reason") == "restored"]
     assert restored == ["vm2"]
     assert [r for r in second.records() if r["level"] == "error"] == []
-
-
-def keeper_pid(daemon: Daemon) -> int:
-    """Whoever listens on the keeper's socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.connect(str(keeper_path(daemon.config.socket)))
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[:4], sys.byteorder)
-
-
-def file_of(status: os.stat_result) -> tuple[int, int]:
-    """What tells one file from any other."""
-    return status.st_dev, status.st_ino
-
-
-def kept_files(keeper: int) -> set[tuple[int, int]]:
-    """What a process has open."""
-    found = set()
-    for fd in Path(f"/proc/{keeper}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # It was closed since.
-            found.add(file_of(fd.stat()))
-    return found
 
 
 def written_together(pid: int) -> set[int]:

@@ -21,10 +21,11 @@ from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import INFLATEQ, RingGuest
 from benchmarks.tiny_guest import wait_told
 from tests.harness.daemon import Daemon
+from tests.harness.fd_keeper import keeper_pid, kept_files
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, ready_device
-from tests.kernel.test_handover import attach, keeper_pid, kept_files, messages
+from tests.harness.whole_vm import attach, events, ready_device
 
 QUEUE_SIZE = 16
 BUFFERS = 3
@@ -77,11 +78,11 @@ def test_vring_that_its_vmm_took_back_is_not_served_by_the_next_controller(
 
     first.kill()
     second = start_daemon("--keep-fds")
-    wait_until(lambda: messages(second, "recovery"), what="the next one goes on with it")
+    wait_until(lambda: events(second, "recovery"), what="the next one goes on with it")
     again = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
 
     assert decode_vring_state(again).num == BUFFERS
-    assert [m for m in messages(second, "device") if "serves" in m] == []
+    assert [m for m in events(second, "device") if "serves" in m] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
@@ -144,11 +145,11 @@ def test_keeper_that_dies_is_missed_at_once_and_the_guests_are_not_left_to_it(
     run([guest], lambda: guest.driver.actual > 0)
 
     os.kill(keeper_pid(daemon), signal.SIGKILL)
-    run([guest], lambda: any("is gone" in m for m in messages(daemon, "store")))
+    run([guest], lambda: any("is gone" in m for m in events(daemon, "store")))
     os.kill(daemon.pid, signal.SIGUSR1)
     run([guest], lambda: guest.driver.actual == 0 and bool(guest.disconnected))
 
-    assert any(m.endswith("SIGUSR1: ending") for m in messages(daemon, "stop"))
+    assert any(m.endswith("SIGUSR1: ending") for m in events(daemon, "stop"))
 
 
 def test_keeper_that_takes_nothing_costs_no_vm_its_balloon(
@@ -161,7 +162,7 @@ def test_keeper_that_takes_nothing_costs_no_vm_its_balloon(
     try:
         # Each makes the guest kept anew, before it is answered; some 130 fill a usual socket.
         deadline = time.monotonic() + 60
-        while not any("has taken nothing" in m for m in messages(daemon, "store")):
+        while not any("has taken nothing" in m for m in events(daemon, "store")):
             assert time.monotonic() < deadline, "the keeper's socket never fills"
             guest.pause()
             guest.resume()
@@ -169,5 +170,5 @@ def test_keeper_that_takes_nothing_costs_no_vm_its_balloon(
         run([guest], lambda: guest.driver.actual * PAGE_SIZE == VM_MEM_MIB // 2 * MIB)
     finally:
         os.kill(keeper, signal.SIGCONT)
-    assert any("going on without it" in m for m in messages(daemon, "store"))
+    assert any("going on without it" in m for m in events(daemon, "store"))
     assert guest.disconnected == ""

@@ -22,26 +22,21 @@ from balloon_daemon.fake_guest.styles import STYLES
 from balloon_daemon.linux.memory import F_ADD_SEALS, F_SEAL_FUTURE_WRITE
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fakes.short_host import (
+from tests.fakes.wall_clocks import wall_clocks
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.jail_watch import template_of
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.other_user import OtherUserConfig, limit_processes
+from tests.harness.short_host import (
+    at_rest,
     fd_numbers,
-    fds_at_rest,
     limit_for_room,
     limited,
     status_kib,
 )
-from tests.fakes.wall_clocks import wall_clocks
-from tests.fuzz.jail_watch import template_of
-from tests.harness.daemon import Daemon, DaemonConfig
-from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import (
-    SPEED,
-    VM_MEM_MIB,
-    MakeGuest,
-    StartDaemon,
-    wait_for_device,
-)
-from tests.kernel.test_balloond_guests import MAXIMUM, attach, events, run_until_logged
+from tests.harness.whole_vm import attach, events, run_until_logged, wait_for_device
 
 NO_ROOM = "its descriptors found no room here (too many open files)"
 TOUCHED = Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)
@@ -50,11 +45,6 @@ SETTINGS = GuestSettings(VM_MEM_MIB * MIB, population=TOUCHED)
 
 def full(guest: FakeGuest) -> Callable[[], bool]:
     return lambda: guest.driver.actual * 4096 == MAXIMUM
-
-
-def at_rest(daemon: Daemon) -> set[int]:
-    """What a controller has open while it does not look at the host's figures."""
-    return fds_at_rest(daemon.pid, daemon.config.low_mem.path)
 
 
 # --- no file descriptors ----------------------------------------------------------------------
@@ -140,25 +130,6 @@ def test_device_killed_with_no_descriptors_is_forked_once_there_are_just_enough(
 
 
 # --- no processes, no memory ------------------------------------------------------------------
-
-
-class OtherUserConfig(DaemonConfig):
-    """A balloond of another user where the tests are root's: RLIMIT_NPROC does not bind root."""
-
-    def command(self) -> list[str]:
-        # It still must be able to read this checkout, wherever it is.
-        kept = "+dac_override"
-        caps = ["--inh-caps", kept, "--ambient-caps", kept, "--pdeathsig", "KILL"]
-        return [*(["setpriv", *NOBODY, *caps] if os.geteuid() == 0 else []), *super().command()]
-
-
-NOBODY = ("--reuid", "65534", "--regid", "65534", "--clear-groups")
-
-
-def limit_processes(pid: int, limit: str) -> None:
-    """Sets RLIMIT_NPROC as the process's own user: root may lack CAP_SYS_RESOURCE."""
-    as_user = ["setpriv", *NOBODY] if os.geteuid() == 0 else []
-    subprocess.run([*as_user, "prlimit", "--pid", str(pid), f"--nproc={limit}:"], check=True)
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import pytest
 
 from balloon_daemon.fake_guest.machine import FakeGuest, run, step
 from balloon_daemon.units import MIB
-from tests.fakes.memory_cgroup import MemoryCgroup, memory_cgroup
 from tests.harness.daemon import BALLOOND, Daemon, DaemonConfig
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MARGIN_MIB, MAXIMUM, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.memory_cgroup import MemoryCgroup, memory_cgroup
+from tests.harness.other_user import AS_NOBODY
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import MARGIN_MIB, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
-from tests.kernel.test_host_faults import NOBODY
+from tests.harness.whole_vm import attach, events
 
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root, for a /proc of its own or another user"
@@ -358,7 +358,7 @@ def nobodys(low_mem: LowMemDir) -> Iterator[Path]:
 def test_check_by_whom_a_file_is_kept_from_is_status_1(
     name: str, blamed: str, nobodys: Path
 ) -> None:
-    as_nobody = ("setpriv", *NOBODY)
+    as_nobody = ("setpriv", *AS_NOBODY)
     if subprocess.run([*as_nobody, str(BALLOOND), "--version"], capture_output=True).returncode:
         pytest.skip("needs a checkout that others may read")
     (nobodys / name).chmod(0o600)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.linux.meminfo import host_memory
-from tests.fakes.host_setting import changed
+from tests.harness.host_setting import changed
 
 VM = Path("/proc/sys/vm")
 PAGES = 16

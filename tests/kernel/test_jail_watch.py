@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fuzz import jail_watch
-from tests.fuzz.invariants import InvariantBrokenError
-from tests.fuzz.jail_watch import JailWatch, started
-from tests.kernel.conftest import MakeRig
+from tests.harness import jail_watch
+from tests.harness.invariants import InvariantBrokenError
+from tests.harness.jail_watch import JailWatch, started
+from tests.harness.makers import MakeRig
 
 
 @pytest.mark.parametrize(("age", "why"), [(0, "left its jail"), (1, "is in no jail")])

@@ -19,13 +19,10 @@ from balloon_daemon.host.low_memory import PRESSURE_FILE, ChromeosLowMemory, Mem
 from balloon_daemon.host.memory_alarm import DeviceAlarm, PressureAlarm
 from balloon_daemon.linux.memory import F_GET_SEALS
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
+from tests.harness.needs import needs_pressure
 from tests.harness.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
-
-needs_pressure = pytest.mark.skipif(
-    not PRESSURE_FILE.exists(), reason=f"this kernel has no {PRESSURE_FILE}"
-)
 
 
 class Host:

@@ -22,9 +22,9 @@ from balloon_daemon.vhost_user.messages import (
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import DEFLATEQ, INFLATEQ, RingGuest, area_bytes
 from tests.harness.daemon import Daemon, DaemonError
+from tests.harness.makers import StartDaemon
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import StartDaemon, ready_device
-from tests.kernel.test_handover import unread_bytes
+from tests.harness.whole_vm import ready_device, unread_bytes
 
 QUEUE_SIZE = 16
 BUFFERS = 3

@@ -17,8 +17,8 @@ from balloon_daemon.linux import memory
 from balloon_daemon.linux.memory import MemoryFile, inspect_memory_file, memory_file_use
 from balloon_daemon.units import MIB
 from tests.fakes import memory_files
-from tests.fakes.fd_room import open_fds
-from tests.fakes.slow_close import MuteFile
+from tests.harness.fd_room import open_fds
+from tests.harness.slow_close import MuteFile
 
 NO_MEMORY = "is no file of shared memory"
 

@@ -22,7 +22,7 @@ from balloon_daemon.linux.memory import (
     map_shared,
     memory_file_use,
 )
-from tests.fakes.slow_close import MuteFile
+from tests.harness.slow_close import MuteFile
 
 # linux/fcntl.h
 F_ADD_SEALS = 1033

@@ -12,11 +12,17 @@ from balloon_daemon.fake_guest.ring import DriverQueue
 from balloon_daemon.fake_guest.styles import CROSVM, QEMU, QEMU_WITHOUT_SLOTS, Style
 from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.units import MIB
-from tests.fakes.whole_vm import balloon_bytes, decisions, errors, run_until, said
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM, STEP
+from tests.harness.makers import MAXIMUM, STEP, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.whole_vm import (
+    balloon_bytes,
+    decisions,
+    errors,
+    run_until,
+    said,
+    wait_for_device,
+)
 
 SETTINGS = GuestSettings(
     VM_MEM_MIB * MIB, population=Population(touched_bytes=64 * MIB, pinned_bytes=16 * MIB)

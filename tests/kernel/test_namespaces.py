@@ -11,9 +11,9 @@ import pytest
 
 from balloon_daemon.linux import jail, namespaces
 from balloon_daemon.linux.namespaces import leave_the_world
+from tests.harness.processes import NAMESPACES
 
 NOBODY = 65534
-NAMESPACES = ("mnt", "net", "ipc")
 
 
 def in_child(work: Callable[[], object]) -> object:

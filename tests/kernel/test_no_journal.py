@@ -4,11 +4,10 @@ import resource
 import socket
 
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fakes.short_host import limit_for_room, limited
+from tests.harness.makers import StartDaemon
+from tests.harness.short_host import at_rest, limit_for_room, limited
 from tests.harness.waiting import HANG_S
-from tests.kernel.conftest import StartDaemon
-from tests.kernel.test_balloond_guests import events
-from tests.kernel.test_host_faults import at_rest
+from tests.harness.whole_vm import events
 
 
 def test_descriptor_for_a_connection_and_none_for_its_journal_the_vmm_waits(

@@ -15,9 +15,9 @@ from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.handover.store import start_keeper
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import attach
+from tests.harness.whole_vm import attach, wait_for_device
 
 
 class Start:

@@ -10,7 +10,7 @@ from balloon_daemon.host.low_memory import PRESSURE_FILE, MeminfoLowMemory
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.records.log import LOGGER, EventLog
 from balloon_daemon.sizing.balloon_policy import Reading
-from tests.kernel.test_low_memory_alarm import needs_pressure
+from tests.harness.needs import needs_pressure
 
 
 class WithoutTrigger(FileIO):

@@ -16,16 +16,15 @@ from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import RingGuest
-from tests.fakes.host_setting import changed
 from tests.fakes.recording_map import buffer_of
 from tests.harness.daemon import Daemon
+from tests.harness.host_setting import NR_HUGEPAGES, changed
 from tests.harness.waiting import wait_until
 
 PAGES = 64
 FIRST_PFN = 0x10_0000
 """The region begins at 4 GiB: an offset that is taken for an address shows."""
 HUGE_BYTES = 2 << 20
-NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 def pattern(page: int) -> bytes:

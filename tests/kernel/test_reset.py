@@ -21,11 +21,10 @@ from balloon_daemon.vhost_user.messages import (
     VringAddr,
     VringState,
 )
-from tests.fakes.whole_vm import balloon_bytes, errors, run_until, said
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.whole_vm import balloon_bytes, errors, run_until, said, wait_for_device
 
 Q = FrontendRequest
 TELLING = ProtocolFeature.STATUS | ProtocolFeature.RESET_DEVICE

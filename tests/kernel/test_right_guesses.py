@@ -17,11 +17,10 @@ from balloon_daemon.fake_guest.styles import CROSVM, QEMU, STYLES, Style
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, VringState, decode_vring_state
 from balloon_daemon.virtio.balloon import BalloonFeature
-from tests.fakes.whole_vm import balloon_bytes, errors, run_until, said
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.kernel.test_balloond_guests import MAXIMUM
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.whole_vm import balloon_bytes, errors, run_until, said
 
 Q = FrontendRequest
 FAST = "300"

@@ -17,15 +17,14 @@ from balloon_daemon.vhost_user.messages import (
     RegionDescription,
     encode_request,
 )
-from tests.fakes.other_user import NOBODY, as_user
-from tests.fakes.short_host import fd_numbers
-from tests.fakes.slow_close import lingering_socket
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
+from tests.harness.other_user import NOBODY, as_user
+from tests.harness.short_host import at_rest, fd_numbers
+from tests.harness.slow_close import lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
-from tests.kernel.test_host_faults import at_rest
+from tests.harness.whole_vm import attach, events, wait_for_device
 
 Q = FrontendRequest
 LIMIT = 1000

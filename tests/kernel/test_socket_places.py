@@ -18,8 +18,8 @@ from balloon_daemon.handover.store import keeper_at, keeper_path, start_keeper
 from balloon_daemon.linux.directories import is_private, make_private, others_may_write
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.makers import StartDaemon
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import StartDaemon
 
 NOBODY = 65534
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who alone has other users")

@@ -14,12 +14,13 @@ from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.guests.jailed import closing_child
 from balloon_daemon.handover.store import keeper_path
 from balloon_daemon.linux.signals import END_SIGNALS, HANGS_AFTER_S
-from tests.fakes.marked_start import DEADLINE_S, MarkedStart
 from tests.harness.daemon import BALLOOND
+from tests.harness.fd_keeper import keeper_pid
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, SETTINGS, MakeGuest, StartDaemon
+from tests.harness.marked_start import DEADLINE_S, MarkedStart
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_handover import MAXIMUM, SETTINGS, attach, keeper_pid, messages
+from tests.harness.whole_vm import attach, events, wait_for_device
 
 END = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
@@ -137,7 +138,7 @@ def test_signal_while_it_takes_over_guests_is_obeyed_once_it_has_them(
         # What the guest asks now would wait for a controller, and this test with it.
         assert one.end() == 0, one.said
         second = start_daemon("--keep-fds")
-        run([guest], lambda: bool(messages(second, "recovery")), deadline_s=DEADLINE_S)
+        run([guest], lambda: bool(events(second, "recovery")), deadline_s=DEADLINE_S)
         assert guest.driver.counters.deflate_buffers == 0
         assert guest.disconnected == ""
     else:

@@ -19,7 +19,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from tests.harness.daemon import Daemon
-from tests.kernel.conftest import StartDaemon
+from tests.harness.makers import StartDaemon
 
 Q = FrontendRequest
 CAPACITY = 400

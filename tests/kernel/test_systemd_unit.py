@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.memory_cgroup import memory_cgroup
+from tests.harness.memory_cgroup import memory_cgroup
 from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -15,12 +15,12 @@ from balloon_daemon.device.request import HELLO
 from balloon_daemon.device.template import Template
 from balloon_daemon.linux.apart import LOW
 from balloon_daemon.units import MIB
-from tests.fakes.device_rig import DeviceRig, shipped_filter
-from tests.fakes.slow_close import MuteFile
-from tests.fakes.ways_to_fork import PatientFork, Way, end_template, fork_by
-from tests.fuzz.jail_watch import is_alive
+from tests.harness.device_rig import DeviceRig, shipped_filter
+from tests.harness.jail_watch import is_alive
+from tests.harness.makers import MakeRig
+from tests.harness.slow_close import MuteFile
 from tests.harness.waiting import wait_until
-from tests.kernel.conftest import MakeRig
+from tests.harness.ways_to_fork import PatientFork, Way, end_template, fork_by
 
 
 class Heard:

@@ -12,19 +12,19 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.units import GIB, MIB
 from tests.fakes import memory_files
 from tests.fakes.memory_files import region
-from tests.fakes.small_tmpfs import SmallTmpfs
-from tests.fakes.whole_vm import (
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.small_tmpfs import SmallTmpfs
+from tests.harness.whole_vm import (
     balloon_bytes,
     decisions,
     keep_ram_in,
     run_until,
     said,
     share_beside,
+    wait_for_device,
 )
-from tests.harness.daemon import Daemon
-from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM
 
 LIMIT_MIB = VM_MEM_MIB + 88
 MakeTmpfs = Callable[[int], SmallTmpfs]

@@ -8,11 +8,10 @@ import pytest
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
 from balloon_daemon.fake_guest.styles import CROSVM, QEMU, Style
 from balloon_daemon.units import MIB
-from tests.fakes.whole_vm import balloon_bytes, decisions, run_until
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.kernel.test_balloond_guests import MAXIMUM
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.whole_vm import balloon_bytes, decisions, run_until
 
 SETTINGS = GuestSettings(VM_MEM_MIB * MIB)
 SPARE_MIB = 100

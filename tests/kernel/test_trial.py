@@ -23,12 +23,12 @@ from balloon_daemon.device import rehearsal
 from balloon_daemon.errors import TrialError
 from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy
-from tests.fakes.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter, unprivileged
 from tests.fakes.forked_here import ForkedHere
-from tests.fakes.short_host import fd_numbers, limit_for_room, limited
 from tests.harness.daemon import BALLOOND
+from tests.harness.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter, unprivileged
+from tests.harness.other_user import AS_NOBODY
+from tests.harness.short_host import fd_numbers, limit_for_room, limited
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.test_host_faults import NOBODY
 
 LIBC = ctypes.CDLL(None)
 UNNAMED = "the kernel's log does not name here"
@@ -87,7 +87,7 @@ def test_check_has_a_device_give_memory_back(tmp_path: Path) -> None:
 def test_check_of_an_ordinary_user_has_a_device_give_memory_back(tmp_path: Path) -> None:
     # It still must be able to read this checkout, wherever it is.
     caps = ("--inh-caps", "+dac_override", "--ambient-caps", "+dac_override")
-    as_nobody = ("setpriv", *NOBODY, *caps) if os.geteuid() == 0 else ()
+    as_nobody = ("setpriv", *AS_NOBODY, *caps) if os.geteuid() == 0 else ()
 
     status, out, err = check(tmp_path, launcher=as_nobody)
 

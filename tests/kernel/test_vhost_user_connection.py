@@ -22,7 +22,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from tests.fakes.closes_at_once import closes_at_once
-from tests.fakes.fd_room import open_fds, room_for_fds
+from tests.harness.fd_room import open_fds, room_for_fds
 
 Q = FrontendRequest
 FOUR_BYTES = Message(Q.SET_VRING_KICK, VERSION, b"four")

@@ -30,8 +30,11 @@ from balloon_daemon.vhost_user.messages import (
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature
 from tests.fakes import memory_files
 from tests.fakes.memory_files import MakeFile, region
-from tests.fakes.short_host import limit_for_room, limited
-from tests.fakes.whole_vm import (
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.short_host import at_rest, limit_for_room, limited
+from tests.harness.whole_vm import (
     Shared,
     Twist,
     balloon_bytes,
@@ -41,12 +44,8 @@ from tests.fakes.whole_vm import (
     said,
     share_beside,
     twist,
+    wait_for_device,
 )
-from tests.harness.daemon import Daemon
-from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM
-from tests.kernel.test_host_faults import at_rest
 
 Q = FrontendRequest
 TOUCHED = Population(touched_bytes=32 * MIB, pinned_bytes=16 * MIB)

@@ -16,10 +16,18 @@ from balloon_daemon.units import GIB, MIB, PAGE_SIZE
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, StatTag
 from tests.fakes import memory_files
 from tests.fakes.memory_files import region
-from tests.fakes.whole_vm import balloon_bytes, decisions, errors, run_until, said, share_beside
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
-from tests.kernel.conftest import MakeGuest, StartDaemon, wait_for_device
+from tests.harness.makers import MakeGuest, StartDaemon
+from tests.harness.whole_vm import (
+    balloon_bytes,
+    decisions,
+    errors,
+    run_until,
+    said,
+    share_beside,
+    wait_for_device,
+)
 
 SMALL = GuestSettings(GIB)
 MAXIMUM = 512 * MIB

@@ -20,13 +20,12 @@ from balloon_daemon.fake_guest.ring import DriverQueue
 from balloon_daemon.fake_guest.styles import STYLES, Style
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.fakes.short_host import fd_numbers
 from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
+from tests.harness.short_host import at_rest, fd_numbers
 from tests.harness.waiting import HANG_S, wait_until
-from tests.kernel.conftest import VM_MEM_MIB, MakeGuest, StartDaemon, wait_for_device
-from tests.kernel.test_balloond_guests import MAXIMUM, attach, events
-from tests.kernel.test_host_faults import at_rest
+from tests.harness.whole_vm import attach, events, wait_for_device
 
 CROWD = 300
 

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from balloon_daemon.fake_guest.machine import run
-from tests.fuzz.jail_watch import template_of
 from tests.harness.daemon import Daemon
-from tests.kernel.conftest import MakeGuest, wait_for_device
-from tests.kernel.test_balloond_guests import attach
+from tests.harness.jail_watch import template_of
+from tests.harness.makers import MakeGuest
+from tests.harness.whole_vm import attach, wait_for_device
 
 
 def mapped(pid: int) -> set[int]:

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 
 from balloon_daemon.fake_guest.client import FakeGuestProcess
-from tests.fuzz.invariants import open_fds
-from tests.fuzz.jail_watch import is_alive, template_of
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.invariants import open_fds
+from tests.harness.jail_watch import is_alive, template_of
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
 from tests.soak.hostile_acts import BY_A_DEVICE, BY_A_USER

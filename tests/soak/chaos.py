@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.fuzz.hostile import HostileGuest, converse
-from tests.fuzz.jail_watch import JailWatch, template_of
+from tests.harness.enemies.hostile import HostileGuest, converse
+from tests.harness.jail_watch import JailWatch, template_of
 from tests.soak.gauges import EVERY_S, Gauge
 from tests.soak.world import MAXIMUM_BYTES, Host, SoakedGuest
 

@@ -6,7 +6,7 @@ from statistics import median
 
 import psutil
 
-from tests.fuzz.invariants import open_fds
+from tests.harness.invariants import open_fds
 
 EVERY_S = 1.0
 """How often to look in a soak of minutes."""

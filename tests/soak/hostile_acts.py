@@ -13,10 +13,10 @@ from balloon_daemon.vhost_user import messages as wire
 from balloon_daemon.vhost_user.memory_table import MAX_MEM_SLOTS
 from balloon_daemon.vhost_user.messages import FrontendRequest as Request
 from balloon_daemon.vhost_user.messages import encode_request
-from tests.fakes.slow_close import lingering_pair
-from tests.fuzz.choices import Choices
-from tests.fuzz.hostile import send_something
-from tests.fuzz.messages import FRONTEND_BASE, rightful_start
+from tests.harness.enemies.choices import Choices
+from tests.harness.enemies.hostile import send_something
+from tests.harness.enemies.messages import FRONTEND_BASE, rightful_start
+from tests.harness.slow_close import lingering_pair
 from tests.soak.enemy import Attack, Enemy, Line
 from tests.soak.hostile_device import flood_with_garbage, flood_with_reports
 

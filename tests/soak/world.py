@@ -19,8 +19,8 @@ import psutil
 
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from balloon_daemon.guests.jailed.supervisor import DEATHS_WITHIN_S, MAX_DEATHS
-from tests.fuzz.jail_watch import devices_of, is_alive
 from tests.harness.daemon import BALLOOND, Daemon, DaemonConfig
+from tests.harness.jail_watch import devices_of, is_alive
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.harness.low_mem_dir import LowMemDir
 from tests.vm.ballooned_vm import BalloonedVm, VmConfig
-from tests.vm.conftest import Running
 from tests.vm.qemu import MIB
+from tests.vm.running import Running
 
 pytestmark = pytest.mark.vm
 

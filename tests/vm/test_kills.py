@@ -4,7 +4,7 @@ import pytest
 
 from tests.harness.low_mem_dir import LowMemDir
 from tests.vm.ballooned_vm import BALLOON_S, BalloonedVm, VmConfig
-from tests.vm.conftest import Running
+from tests.vm.running import Running
 
 pytestmark = pytest.mark.vm
 

@@ -18,9 +18,9 @@ import pytest
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
 from tests.vm.ballooned_vm import BalloonedVm, VmConfig
-from tests.vm.conftest import BUILD, Running
 from tests.vm.images import GUEST_SUITES
 from tests.vm.qemu import MIB
+from tests.vm.running import BUILD, Running
 from tests.vm.seed_chart import Sample, draw
 
 pytestmark = pytest.mark.vm

@@ -18,7 +18,7 @@ from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run, ste
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.units import MIB, PAGE_SIZE
 from tests.harness.waiting import HANG_S, wait_until
-from tests.vm.conftest import SESSION_LOGS
+from tests.vm.running import SESSION_LOGS
 from tests.vm.service_host import ServiceHost
 from tests.vm.service_root import ready_root
 

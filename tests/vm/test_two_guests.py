@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.vm.conftest import Running
 from tests.vm.images import GUEST_SUITES
+from tests.vm.running import Running
 
 pytestmark = pytest.mark.vm
 

@@ -1,0 +1,40 @@
+"""``balloond --check``: whether a daemon started so would run, without serving anybody."""
+
+from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
+from balloon_daemon.config.model import Config
+from balloon_daemon.errors import printable
+from balloon_daemon.guests.jailed.supervisor import Jail
+from balloon_daemon.host.low_memory import LowMemorySource
+from balloon_daemon.sizing.balloon_policy import max_balloon_bytes
+from balloon_daemon.units import format_size
+
+
+def check(config: Config, source: LowMemorySource, jail: Jail) -> None:
+    """What ``--check`` prints once all is well.
+
+    Raises:
+        SourceError: low memory cannot be seen here.
+        TrialError: no device can live here.
+    """
+    source.check()
+    outcome = try_device(jail.identity, jail.fork)
+    print(f"policy file  {printable(str(config.policy_file))}: compiled")
+    print(f"low memory   {source.describe()}")
+    if config.vm_mem_bytes is not None:
+        limit = max_balloon_bytes(config.vm_mem_bytes)
+        step = format_size(limit // config.policy.steps)
+        print(
+            f"balloon      at most {format_size(limit)} of {format_size(config.vm_mem_bytes)}, "
+            f"in {config.policy.steps} steps of {step}"
+        )
+    who = (
+        f"user {config.device_user}"
+        if jail.identity
+        else "the user who starts balloond (not root)"
+    )
+    print(f"device       runs as {who}, under seccomp")
+    print(
+        f"trial        a jailed device was ready after {outcome.ready_s * 1000:.1f} ms and gave "
+        f"{format_size(GIVEN_BYTES)} back in {outcome.given_s * 1000:.1f} ms"
+    )
+    print(f"socket       {config.socket}: free", flush=True)

@@ -1,0 +1,58 @@
+"""What balloond prints for people: a full disk or a closed pipe must not end or hold it."""
+
+import os
+import sys
+from typing import TextIO
+
+from balloon_daemon.config.model import Config
+from balloon_daemon.linux.signals import Interruptible
+from balloon_daemon.linux.systemd import logs_to_journal, runs_as_service
+
+
+def show(text: str) -> None:
+    """Prints what is good to know and nothing depends on: a full disk or a closed pipe is fine."""
+    try:
+        # A path need not be UTF-8.
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
+    except OSError:
+        print_no_more(sys.stdout)
+
+
+def complain(message: str) -> None:
+    """Prints why balloond does not run."""
+    try:
+        with Interruptible():
+            print(message, file=sys.stderr)
+    except KeyboardInterrupt:
+        print_no_more(sys.stderr)
+
+
+def print_no_more(stream: TextIO) -> None:
+    """Has what is left in its buffer go nowhere: at the end that would fail again, or hang."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def is_for_people(fd: int) -> bool:
+    """Whether somebody may read what is printed: not where a service manager collects it."""
+    # A terminal may be a service itself, and all that is started in it has its variables.
+    return os.isatty(fd) or not (runs_as_service() or logs_to_journal(fd))
+
+
+def how_to_attach(config: Config) -> str:
+    """The options of crosvm and of QEMU that give a VM its balloon here; several lines."""
+    size = config.vm_mem_bytes
+    mem = "SIZE" if size is None else f"{size >> 20}M"
+    crosvm_mem = "MIB" if size is None else f"{size >> 20}"
+    return f"""\
+Attach a VM to {config.socket}
+
+  crosvm:
+    crosvm run --mem {crosvm_mem} --no-balloon --vhost-user balloon,socket={config.socket} ...
+
+  QEMU 10.2 or newer:
+    qemu-system-x86_64 ... -m {mem} \\
+      -object memory-backend-memfd,id=mem,size={mem},share=on -machine q35,memory-backend=mem \\
+      -chardev socket,id=balloond,path={config.socket} \\
+      -device vhost-user-test-device-pci,chardev=balloond,virtio-id=5,num_vqs=5,config_size=16
+"""

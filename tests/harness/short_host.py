@@ -1,0 +1,84 @@
+"""A host that has run short of something, for one running process."""
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.harness.daemon import Daemon
+from tests.harness.waiting import wait_until
+
+
+@contextlib.contextmanager
+def limited(pid: int, kind: int, limit: int) -> Iterator[None]:
+    """Lowers a process's soft limit for as long as the block runs (prlimit(2))."""
+    soft, hard = resource.prlimit(pid, kind)
+    resource.prlimit(pid, kind, (limit, hard))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, kind, (soft, hard))
+
+
+def fd_numbers(pid: int) -> set[int]:
+    """The descriptors that a process has open."""
+    return {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
+
+
+def fds_at_rest(pid: int, passing: Path) -> set[int]:
+    """The descriptors that a process has open at a moment at which it reads nothing in a folder.
+
+    Args:
+        pid: the process.
+        passing: a folder whose files it opens and closes again every now and then.
+    """
+
+    def look() -> set[int] | None:
+        numbers = fd_numbers(pid)
+        try:
+            files = [os.readlink(f"/proc/{pid}/fd/{number}") for number in numbers]
+        except FileNotFoundError:
+            return None  # One was closed while we looked.
+        return None if any(f"{passing.resolve()}/" in file for file in files) else numbers
+
+    numbers = wait_until(look, what=f"process {pid} reads nothing in {passing}")
+    assert numbers is not None
+    return numbers
+
+
+def limit_for_room(taken: set[int], room: int) -> int:
+    """The RLIMIT_NOFILE under which whoever has these descriptors can open so many more."""
+    limit = 0
+    while True:
+        if limit not in taken:
+            if room == 0:
+                return limit
+            room -= 1
+        limit += 1
+
+
+def status_kib(pid: int, name: str) -> int:
+    """A figure of /proc/PID/status (VmSize, VmRSS...), in KiB."""
+    with open(f"/proc/{pid}/status") as status:
+        line = next(line for line in status if line.startswith(f"{name}:"))
+    return int(line.split()[1])
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far, in seconds."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_asleep(pid: int) -> bool:
+    """Waits in the kernel, a device in epoll_wait with nothing to do."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "S"
+
+
+def at_rest(daemon: Daemon) -> set[int]:
+    """What a controller has open while it does not look at the host's figures."""
+    return fds_at_rest(daemon.pid, daemon.config.low_mem.path)

@@ -1,0 +1,143 @@
+"""A VM before a whole daemon: what its VMM says unlike others, and what is said of it."""
+
+import fcntl
+import os
+import sys
+import termios
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from balloon_daemon.fake_guest.frontend import FakeFrontend
+from balloon_daemon.fake_guest.machine import FakeGuest, run
+from balloon_daemon.fake_guest.wire import Wire
+from balloon_daemon.units import PAGE_SIZE
+from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription
+from tests.harness.daemon import Daemon
+from tests.harness.waiting import HANG_S
+
+Shared = tuple[RegionDescription, int]
+"""A memory region with the descriptor of its file."""
+
+Twist = Callable[[bytes, Sequence[int]], tuple[bytes, Sequence[int]]]
+"""Makes another payload and other descriptors of a request's own."""
+
+
+def run_until(guests: Sequence[FakeGuest], until: Callable[[], bool]) -> None:
+    """Lets guests run until a condition holds. Raises TimeoutError."""
+    run(guests, until, deadline_s=HANG_S)
+
+
+def balloon_bytes(guest: FakeGuest) -> int:
+    """What a guest has in its balloon."""
+    return guest.driver.actual * PAGE_SIZE
+
+
+def said(daemon: Daemon, *events: str, vm: str = "vm1") -> list[str]:
+    """The log's lines of one VM, of these events or of all."""
+    return [
+        record["message"]
+        for record in daemon.records()
+        if record.get("vm") == vm and (not events or record["event"] in events)
+    ]
+
+
+def decisions(daemon: Daemon, vm: str = "vm1") -> list[tuple[str, int]]:
+    """The decisions on one VM: why, and the target in bytes."""
+    return [
+        (record["reason"], record["target_bytes"])
+        for record in daemon.records()
+        if record.get("vm") == vm and record["event"] == "decision"
+    ]
+
+
+def errors(daemon: Daemon) -> list[str]:
+    """The log's errors, of whatever VM."""
+    return [record["message"] for record in daemon.records() if record["level"] == "error"]
+
+
+def share_beside(guest: FakeGuest, *more: Shared) -> None:
+    """Lists further regions in a guest's memory table from the next ``bind`` or ``resume`` on."""
+    own = guest.ram.shared
+    guest.ram.shared = lambda: [*own(), *more]  # type: ignore[method-assign]  # for this guest
+
+
+def keep_ram_in(make: Callable[[int], int], size_bytes: int, patch: pytest.MonkeyPatch) -> None:
+    """The next guest of this size has its memory in another file than a memfd's."""
+    create = os.memfd_create
+
+    def choose(name: str, flags: int = 0) -> int:
+        return make(size_bytes) if name == "fake-guest-ram" else create(name, flags)
+
+    patch.setattr(os, "memfd_create", choose)
+
+
+def twist(
+    frontend: FakeFrontend, request: FrontendRequest, how: Twist, patch: pytest.MonkeyPatch
+) -> None:
+    """Has a VMM say something else whenever it says this request."""
+    tell = frontend.tell
+
+    def say(what: FrontendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        if what is request:
+            payload, fds = how(payload, fds)
+        tell(what, payload, fds)
+
+    patch.setattr(frontend, "tell", say)
+
+
+def ready_device(daemon: Daemon, vm: str) -> int | None:
+    """The process id of a guest's present device, once it is jailed and ready.
+
+    A front-end's last messages may still replace the first one.
+    """
+    said = [r for r in daemon.records() if r.get("vm") == vm and r["event"] == "device"]
+    ready = False
+    for record in reversed(said):
+        ready = ready or "is jailed and ready" in record["message"]
+        if " serves " in record["message"]:
+            alive = os.path.exists(f"/proc/{record['pid']}")
+            return int(record["pid"]) if ready and alive else None
+    return None
+
+
+def wait_for_device(guests: list[FakeGuest], daemon: Daemon, vm: str) -> int:
+    """Lets the guests run until the device of one of them is ready. Returns its process id."""
+    found: list[int] = []
+
+    def look() -> bool:
+        device = ready_device(daemon, vm)
+        found.extend([] if device is None else [device])
+        return bool(found)
+
+    run(guests, look)
+    return found[0]
+
+
+def attach(guest: FakeGuest, daemon: Daemon) -> FakeGuest:
+    guest.connect(str(daemon.config.socket))
+    guest.bind()
+    return guest
+
+
+def events(daemon: Daemon, event: str) -> list[str]:
+    return [record["message"] for record in daemon.records() if record["event"] == event]
+
+
+def run_until_logged(guests: list[FakeGuest], daemon: Daemon, text: str) -> None:
+    """Lets the guests run until a line with this text is in the log."""
+    run(guests, lambda: any(text in r["message"] for r in daemon.records()))
+
+
+def assert_all_back(guest: FakeGuest, daemon: Daemon) -> None:
+    """After an orderly end: all was given back, but for a guest that was held up for too long."""
+    said = events(daemon, "stop")
+    assert any(message.startswith("giving ") for message in said)
+    assert guest.driver.actual == 0 or (
+        "1 guests have not taken all of their memory back in time" in said
+    )
+
+
+def unread_bytes(wire: Wire) -> int:
+    """What the other end has not taken yet, by the kernel's count (unix(7), SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(wire.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -1,0 +1,162 @@
+"""The command line of ``balloond``: what each flag sets, and what is said of a wrong one."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon import __version__
+from balloon_daemon.cli.flags import EXIT_USAGE, build_parser, config_of
+from balloon_daemon.config.model import Config
+from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.units import GIB, MIB
+
+SETTINGS: dict[str, tuple[str, str, object]] = {
+    "--vm-mem": ("4G", "vm_mem_bytes", 4 * GIB),
+    "--socket": ("/run/a b.sock", "socket", Path("/run/a b.sock")),
+    "--low-mem-dir": ("/host", "low_mem_dir", Path("/host")),
+    "--margin": ("400M", "margin_bytes", 400 * MIB),
+    "--policy": ("other.policy", "policy_file", Path("other.policy")),
+    "--no-page-reporting": ("", "page_reporting", False),
+    "--speed": ("20", "policy", PolicySettings().faster(20)),
+}
+"""Flags that end up in Config: a value as it is typed, the field, and what it is there."""
+
+OTHERS: dict[str, tuple[str, str, object]] = {
+    "--policy-dialect": ("c", "policy_dialect", "c"),
+    "--user": ("vms", "user", "vms"),
+    "--keep-fds": ("", "keep_fds", True),
+    "--log": ("json", "log", "json"),
+    "-v": ("", "verbose", True),
+    "--verbose": ("", "verbose", True),
+    "--check": ("", "check", True),
+}
+"""Flags that the start itself reads."""
+
+
+def parsed(line: str) -> argparse.Namespace:
+    return build_parser().parse_args(shlex.split(line))
+
+
+def typed(flag: str, value: str) -> str:
+    return f"{flag} {shlex.quote(value)}" if value else flag
+
+
+@pytest.mark.parametrize("flag", SETTINGS)
+def test_flag_sets_its_setting_and_no_other(flag: str) -> None:
+    value, field, expected = SETTINGS[flag]
+    config, usual = config_of(parsed(typed(flag, value))), config_of(parsed(""))
+
+    assert getattr(config, field) == expected
+    assert getattr(usual, field) != expected
+    changed = {name for name in Config.__slots__ if getattr(config, name) != getattr(usual, name)}
+    assert changed == ({field, "poll_s"} if flag == "--speed" else {field})
+
+
+@pytest.mark.parametrize("flag", OTHERS)
+def test_flag_sets_what_the_start_reads(flag: str) -> None:
+    value, name, expected = OTHERS[flag]
+    args, usual = vars(parsed(typed(flag, value))), vars(parsed(""))
+
+    assert args[name] == expected
+    assert {key for key in args if args[key] != usual[key]} == {name}
+
+
+def test_every_flag_is_tested_and_in_the_help() -> None:
+    parser = build_parser()
+    flags = {option for action in parser._actions for option in action.option_strings}
+
+    assert flags == SETTINGS.keys() | OTHERS.keys() | {"-h", "--help", "--version"}
+    assert all(flag in parser.format_help() for flag in flags)
+
+
+def test_no_flags_are_the_defaults() -> None:
+    assert config_of(parsed("")) == Config()
+    args = parsed("")
+    assert (args.log, args.policy_dialect, args.user) == ("text", "python", None)
+    assert (args.keep_fds, args.verbose, args.check) == (False, False, False)
+
+
+@pytest.mark.parametrize("speed", ["0.1", "1", "1000"])
+def test_speed_is_the_policys_and_the_pollings(speed: str) -> None:
+    config = config_of(parsed(f"--speed {speed}"))
+    assert config.policy == PolicySettings().faster(float(speed))
+    assert config.poll_s == 1 / float(speed)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("--vm-mem 4Q", "argument --vm-mem: '4Q' is not a size; write it like 4G, 512M or 1.5GiB"),
+        ("--vm-mem 0", "argument --vm-mem: '0' is not a size of at least one byte"),
+        ("--vm-mem", "argument --vm-mem: expected one argument"),
+        ("--margin much", "argument --margin: 'much' is not a size; write it like 4G, 512M or "
+         "1.5GiB"),
+        ("--margin -5M", "argument --margin: expected one argument"),
+        ("--speed fast", "argument --speed: 'fast' is not a number"),
+        ("--speed 0.09", "argument --speed: 0.09 is not from 0.1 to 1000"),
+        ("--speed 1001", "argument --speed: 1001 is not from 0.1 to 1000"),
+        ("--speed nan", "argument --speed: nan is not from 0.1 to 1000"),
+        ("--socket", "argument --socket: expected one argument"),
+        ("--user", "argument --user: expected one argument"),
+        ("--wibble", "unrecognized arguments: --wibble"),
+        ("more", "unrecognized arguments: more"),
+        # An abbreviation would become another flag's once there is one.
+        ("--keep", "unrecognized arguments: --keep"),
+        ("--check=1", "argument --check: ignored explicit argument '1'"),
+    ],
+)  # fmt: skip
+def test_wrong_flag_is_one_line_and_status_2(
+    line: str, complaint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parsed(line)
+
+    assert end.value.code == EXIT_USAGE == 2
+    assert capfd.readouterr() == ("", f"balloond: {complaint} (see balloond --help)\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "choices"), [("--log", ["text", "json"]), ("--policy-dialect", ["python", "c"])]
+)
+def test_wrong_choice_names_those_that_there_are(
+    flag: str, choices: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(f"{flag} xml")
+
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"balloond: argument {flag}: invalid choice: 'xml' (choose from ")
+    assert all(choice in err for choice in choices)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "beginning"),
+    [("--help", "usage: balloond "), ("-h", "usage: balloond "), ("--version", "balloond ")],
+)
+def test_asked_for_help_or_version_it_is_printed_and_status_0(
+    flag: str, beginning: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parsed(flag)
+
+    out, err = capfd.readouterr()
+    assert (end.value.code or 0, err) == (0, "")
+    assert out.startswith(beginning)
+    assert flag != "--version" or out == f"balloond {__version__}\n"
+
+
+def test_help_names_the_exit_statuses_and_examples_that_parse() -> None:
+    text = build_parser().format_help()
+
+    assert "exit status: 0 ended as asked, 1 could not run" in text
+    _, _, examples = text.partition("examples:\n")
+    lines = [line.strip() for line in examples.splitlines() if line.strip()]
+    assert len(lines) >= 3
+    for line in lines:
+        program, _, flags = line.partition(" ")
+        assert program == "balloond"
+        config_of(parsed(flags))
