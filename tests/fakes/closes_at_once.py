@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from balloon_daemon.linux.closing import Closes, ForeignFds
+from balloon_daemon.vhost_user.foreign_fds import Closes, ForeignFds
 
 
 class _ClosesAtOnce:

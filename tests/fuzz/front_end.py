@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import astuple
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.linux.closing import ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user import messages as wire
@@ -28,6 +27,7 @@ from balloon_daemon.vhost_user.effects import (
     Send,
     StopDevice,
 )
+from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
 from tests.fakes.closes_at_once import closes_at_once
 from tests.fuzz.replayed import check_replay

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.linux.closing import ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.vhost_user.connection import MAX_UNSENT_BYTES, Connection, Received
+from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 from balloon_daemon.vhost_user.messages import (
     HEADER,
     MAX_FDS,

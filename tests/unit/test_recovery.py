@@ -15,7 +15,7 @@ import pytest
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.governor import Governor
-from balloon_daemon.device.process import DeviceSpec
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.events import (
     ConnectionClosed,
     ConnectionFailed,
@@ -183,7 +183,7 @@ class Left:
         publish, loop = self.published.append, asyncio.get_running_loop()
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, publish, loop)
         governor = Governor(Config().policy, watch, publish, loop)
-        shared = Shared(Config(), Jail(lambda: None, None, no_fork), publish, governor.report)
+        shared = Shared(Config(), Jail(None, no_fork), publish, governor.report)
         peers = Peers()
 
         def make(vm: VmId, connection: Connection, saver: Saver) -> Session:

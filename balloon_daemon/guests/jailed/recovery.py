@@ -12,9 +12,9 @@ from balloon_daemon.handover.kept_guests import KeptGuest, discard, find_guests
 from balloon_daemon.handover.keys import FdKey
 from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
-from balloon_daemon.linux.closing import Closes, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.foreign_fds import Closes, ForeignFds
 from balloon_daemon.vhost_user.messages import decode_message
 
 
