@@ -164,8 +164,10 @@ def test_guest_without_deflate_on_oom_whose_total_falls_with_its_balloon_is_aske
     assert squeeze(guest, daemon, low_mem) == MAXIMUM
 
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
-    totals = [r["stat_memtot"] for r in daemon.records() if "stat_memtot" in r]
-    assert min(totals) < 768 * MIB
+    # Statistics are asked for with each decision, also at the maximum.
+    run_until(
+        [guest], lambda: min(r.get("stat_memtot", GIB) for r in daemon.records()) < 768 * MIB
+    )
 
 
 @pytest.mark.parametrize("total", [0, 2**64 - 1, 4 * MIB], ids=["none", "all-ones", "4-mib"])
