@@ -14,7 +14,7 @@ demo: setup ## a 4 GiB guest, a host that runs low, a live chart
 	@.venv/bin/balloonctl demo $(ARGS)
 
 test: setup ## linters, unit, property and kernel tests
-	@.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@.venv/bin/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 test-vm: setup ## real Linux guests in QEMU, the service under a real systemd
 	@.venv/bin/python -m tests.vm.images

@@ -8,16 +8,16 @@ from balloon_daemon.linux.signals import hold_end_signals
 
 
 def main() -> int:
-    """Forks the template, and only then loads and runs all else; returns the exit status."""
+    """Starts the template, and loads and runs all else meanwhile; returns the exit status."""
     # Before all else: from here on none of them ends a start half-way.
     hold_end_signals()
     template = None
     try:
         try:
             _stand_up()
-            from balloon_daemon.device.template import start_template
+            from balloon_daemon.device.template import Template
 
-            template = start_template()
+            template = Template()
             from balloon_daemon.cli import run as cli
         except (OSError, ImportError) as err:
             remedy = "allow more open files (ulimit -n), or install balloond anew"

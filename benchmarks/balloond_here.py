@@ -7,12 +7,12 @@
 import sys
 from pathlib import Path
 
-from balloon_daemon.device.template import start_template
+from balloon_daemon.device.template import Template
 
 
 def main() -> int:
     """Runs balloond there; returns its exit status."""
-    template = start_template()
+    template = Template()
     from balloon_daemon.cli import run as cli
     from balloon_daemon.host import low_memory
 

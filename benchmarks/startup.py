@@ -14,18 +14,20 @@ RUNS = 11
 
 _FORKS = """\
 import os, select, time
-from balloon_daemon.device.template import start_template
-template = start_template()
+from balloon_daemon.device.template import Template
+template = Template()
 from balloon_daemon.cli import run as cli
 from balloon_daemon.config.model import default_policy_file
-from balloon_daemon.device.process import DeviceSpec, spawn
+from balloon_daemon.device.process import spawn
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.seccomp.filter import compile_policy
 policy = compile_policy(default_policy_file())
 template.prepare(policy.bpf, print, print)
-spec = DeviceSpec("bench", (), (), None, b"", None, policy.load, must_tell_host=True)
+template.wait_until_ready()
+spec = DeviceSpec("bench", (), (), None, b"", None, must_tell_host=True)
 for _ in range({runs}):
     begun = time.perf_counter()
-    device = spawn(spec, fork=template.fork)
+    device = spawn(spec, template.fork)
     forked = time.perf_counter()
     select.select([device.tube], [], [])
     ready = time.perf_counter()

@@ -17,7 +17,7 @@ def check(config: Config, source: LowMemorySource, jail: Jail) -> None:
         TrialError: no device can live here.
     """
     source.check()
-    outcome = try_device(jail.load_filter, jail.identity, jail.fork)
+    outcome = try_device(jail.identity, jail.fork)
     print(f"policy file  {printable(str(config.policy_file))}: compiled")
     print(f"low memory   {source.describe()}")
     if config.vm_mem_bytes is not None:

@@ -3,7 +3,8 @@
 import os
 import pwd
 
-from balloon_daemon.device.process import DeviceSpec, Fork
+from balloon_daemon.device.process import Fork
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.events import DevicesShareUser, Publish
 from balloon_daemon.linux.jail import Identity

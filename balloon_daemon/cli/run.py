@@ -86,7 +86,7 @@ def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None
             undo.pop_all()
 
 
-def _run(args: argparse.Namespace, template: Template | None) -> int:
+def _run(args: argparse.Namespace, template: Template) -> int:
     config = config_of(args)
     _check_platform()
     # A keeper that is started inherits it: what a hundred VMs need is beyond the usual 1024.
@@ -100,18 +100,18 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
     with Interruptible():
         compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
         config = replace(config, device_user=default_user() if args.user is None else args.user)
-        jail = Jail(compiled.load, identity_of(config.device_user))
+        jail = Jail(identity_of(config.device_user), template.fork)
         # Who was named was meant.
         shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
+        if args.check:
+            template.wait_until_ready()
     bus = Bus(Log(sys.stderr.fileno(), args.log, verbose=args.verbose))
-    if template is not None:
-        template.prepare(
-            compiled.bpf,
-            lambda why: bus.publish(TemplateLost(why)),
-            lambda what: bus.publish(TemplateStarted(what)),
-        )
-        jail = replace(jail, fork=template.fork)
+    template.prepare(
+        compiled.bpf,
+        lambda why: bus.publish(TemplateLost(why)),
+        lambda what: bus.publish(TemplateStarted(what)),
+    )
     try:
         if config.socket == default_socket():
             make_directory(config.socket)
@@ -133,8 +133,7 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
             return EXIT_OK
         with contextlib.ExitStack() as undo:
             listener, store, lost = open_all(config, undo, keep_fds=args.keep_fds)
-            if template is not None:
-                template.occupy()
+            template.reserve_low_numbers()
             if risk:
                 bus.publish(SocketNotPrivate(risk))
             if lost:
@@ -167,12 +166,15 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
 
     Args:
         argv: the arguments without the program's name; by default the process's own.
-        template: forks the devices; None: they are forked from this very process.
+        template: forks the devices; None: one is started here, and ended at the end.
 
     Returns:
         The exit status: 0, 1 (cannot run) or 2 (wrong flag, setting or policy file).
     """
     args = build_parser().parse_args(argv)
+    if template is None:
+        with contextlib.closing(Template()) as own:
+            return main(argv, own)
     try:
         return _run(args, template)
     except PolicyFileError as err:

@@ -20,15 +20,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import NoReturn
 
-from balloon_daemon.device.process import (
-    DeviceSpec,
-    Fork,
-    RegionSpec,
-    VringSpec,
-    fork_here,
-    prepare_fork,
-    spawn,
-)
+from balloon_daemon.device.process import Fork, spawn
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.errors import TrialError
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.kernel_log import find_seccomp_kill
@@ -64,19 +57,6 @@ _CLOCK_CALLS = {"clock_gettime", "gettimeofday", "time"}
 _VDSO_CLOCKS = {"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "xen"}
 """arch/x86: the clock sources that have a vdso_clock_mode."""
 
-SETTINGS = (
-    "GLIBC_TUNABLES",
-    "LD_PRELOAD",
-    "PYTHONDEVMODE",
-    "PYTHONMALLOC",
-    "PYTHONMALLOCSTATS",
-    "PYTHONPERFSUPPORT",
-    "PYTHONTRACEMALLOC",
-    "PYTHON_JIT",
-    "PYTHON_PERF_JIT_SUPPORT",
-)
-"""Environment variables that change what a process asks of the kernel for code and memory."""
-
 # The guest's memory: what it gives, then a page for its ring, then one for its buffer of PFNs.
 _RING = GIVEN_BYTES
 _BUFFER = _RING + PAGE_SIZE
@@ -101,26 +81,21 @@ class Outcome:
     given_s: float
 
 
-def try_device(
-    load_filter: Callable[[], None], identity: Identity | None, fork: Fork = fork_here
-) -> Outcome:
+def try_device(identity: Identity | None, fork: Fork) -> Outcome:
     """Forks a trial device as the controller would fork it, and has it do its work once.
 
-    Takes ``WITHIN_S`` at the most, and ``END_WITHIN_S`` for the end of a device that hangs. For a
-    process that ends soon: what exists now is not collected as garbage any more.
+    Takes ``WITHIN_S`` at the most, and ``END_WITHIN_S`` for the end of a device that hangs.
 
     Args:
-        load_filter: loads the compiled seccomp filter.
         identity: whom the device becomes; None: nobody else.
         fork: how the device is forked.
 
     Raises:
         TrialError: in one line, what became of it and what to do about that.
     """
-    prepare_fork()
     with ExitStack() as stack:
         try:
-            trial = _Trial(stack, load_filter, identity, fork)
+            trial = _Trial(stack, identity, fork)
         except OSError as err:
             raise TrialError(f"a trial device cannot be made: {err.strerror}") from err
         return trial.run()
@@ -136,13 +111,7 @@ class _Trial:
         OSError: no memory, no descriptor or no process to be had.
     """
 
-    def __init__(
-        self,
-        stack: ExitStack,
-        load_filter: Callable[[], None],
-        identity: Identity | None,
-        fork: Fork,
-    ) -> None:
+    def __init__(self, stack: ExitStack, identity: Identity | None, fork: Fork) -> None:
         def own(fd: int) -> int:
             stack.callback(os.close, fd)
             return fd
@@ -181,11 +150,10 @@ class _Trial:
                 channel_fd=theirs.fileno(),
                 config_change=CONFIG_CHANGE_MSG,
                 identity=identity,
-                load_filter=load_filter,
                 must_tell_host=True,
                 rehearse=True,
             ),
-            fork=fork,
+            fork,
         )
         stack.callback(self._end)
 
@@ -227,10 +195,9 @@ class _Trial:
         while not happened():
             left_s = self._began + WITHIN_S - monotonic()
             if left_s <= 0:
-                remedy = "is the machine overloaded?"
-                if without := _without_settings():
-                    remedy += f" Otherwise {without}"
-                raise TrialError(f"a trial device {missing} within {WITHIN_S:.0f} s; {remedy}")
+                raise TrialError(
+                    f"a trial device {missing} within {WITHIN_S:.0f} s; is the machine overloaded?"
+                )
             ready = dict(poller.poll(min(left_s, 0.005) * 1000))
             if self._device.pidfd.fileno() in ready and not happened():
                 self._bury()
@@ -299,7 +266,7 @@ class _Trial:
         """Says what the device has died of, when nobody told it to end."""
         code = self.exit_code()
         # The last line of a traceback: what was raised. Or else the step of its rehearsal.
-        said = self._device.read_last_words().rpartition(" | ")[2]
+        said = self._device.read_death_record().rpartition(" | ")[2]
         if code == -signal.SIGSYS:
             raise TrialError(f"a trial device {_forbidden(self._device.pid, said)}")
         if code is not None and code < 0:
@@ -351,13 +318,7 @@ def _remedy(name: str | None) -> str:
 
 def _another_python() -> str:
     """What to do where this interpreter cannot live long under this policy."""
-    return _without_settings() or (
+    return (
         f"run balloond with another Python than {platform.python_version()}, or allow it in the "
         "policy file"
     )
-
-
-def _without_settings() -> str:
-    """What to try first where the environment changes how Python lives; else nothing."""
-    present = [name for name in SETTINGS if os.environ.get(name)]
-    return f"start balloond without {' and '.join(present)}" if present else ""

@@ -1,6 +1,7 @@
 """The controller: one asyncio loop that watches the host and serves every guest."""
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -117,6 +118,9 @@ class Controller:
             meant = number in (signal.SIGHUP, signal.SIGINT)
             if not meant or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._stop, stopping, number)
+        # What is loaded by now stays: no garbage collection needs to look at it again.
+        gc.collect()
+        gc.freeze()
         self._driver.start(self._registry)
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
         self._publish(Listening(str(self._config.socket)))

@@ -1,32 +1,28 @@
-"""The template's own life: it waits for requests, and clones a device for each.
+"""The template's process: it waits for requests, and clones a device for each.
 
 It clones with CLONE_PARENT (clone(2)): each device is the controller's own child, which waits for
 it and whose death ends it. The template sees descriptors on their way and a request's bytes, which
 only the device decodes; of both it keeps nothing, so that a device finds nothing of another VM's
-in what it has inherited. Nor does it find the environment that balloond was started with.
+in what it has inherited. It was started without the controller's environment, and empties what it
+was given of it.
 """
 
 import errno
+import gc
 import os
 import socket
-import struct
 from typing import NoReturn
 
-from balloon_daemon import __version__
-from balloon_daemon.device.process import (
-    STANDARD_ERROR,
-    DeviceSpec,
-    RegionSpec,
-    VringSpec,
-    become_device,
-    prepare_fork,
-)
 from balloon_daemon.device.request import (
+    ANSWER,
+    HELLO,
     MAX_DATAGRAM_BYTES,
     Request,
     decode_spec,
     receive_request,
 )
+from balloon_daemon.device.spec import STANDARD_ERROR
+from balloon_daemon.device.start import become_device
 from balloon_daemon.linux import cpython, jail, libc
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.seccomp import Program
@@ -34,22 +30,13 @@ from balloon_daemon.linux.seccomp import Program
 NAME = "balloond-forks"
 """For ``ps`` and ``top``."""
 
-_FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec) for name in spec.__slots__]
-HELLO = f"balloond {__version__} forks {' '.join(_FIELDS)}".encode()
-"""What one that was started by exec says first. The files may be another balloond's by then, also
-of this version: a request of other fields would be read as something else, without a word."""
 
-ANSWER = struct.Struct("<qi")
-"""The device's process id, and an errno that says why there is none."""
-
-
-def live(sock: socket.socket, parent: int, *, hello: bool = False) -> NoReturn:
-    """The whole life of a process that has just been forked or started for it.
+def run_template(sock: socket.socket, parent: int) -> NoReturn:
+    """Runs the template in a process that was started for it; ends the process.
 
     Args:
         sock: leads to the controller.
         parent: the controller's process id.
-        hello: says so once it can fork.
     """
     try:
         jail.reset_signals()
@@ -58,12 +45,16 @@ def live(sock: socket.socket, parent: int, *, hello: bool = False) -> NoReturn:
         libc.forget_environment()
         allow_all_fds()
         buffer = bytearray(MAX_DATAGRAM_BYTES)
-        prepare_fork()
-        if hello:
-            sock.send(HELLO)
+        # A garbage collection in a device would write to, and so copy, every page that it shares.
+        gc.collect()
+        gc.freeze()
+        sock.send(HELLO)
         cpython.run_without_new_arenas(lambda: _serve(sock, buffer))
+    except ConnectionError:
+        # The controller has ended, perhaps before this process could say HELLO.
+        os._exit(0)
     except BaseException as err:
-        jail.write_last_words(f"{NAME}: {type(err).__name__}: {err}\n")
+        jail.write_error(f"{NAME}: {type(err).__name__}: {err}\n")
     finally:
         os._exit(1)
 
@@ -95,16 +86,16 @@ def _clone(request: Request, program: Program) -> tuple[int, int]:
     except OSError as err:
         return 0, err.errno or errno.EAGAIN
     if pid == 0:
-        become(request, program)
+        _become(request, program)
     return pid, 0
 
 
-def become(request: Request, program: Program) -> NoReturn:
+def _become(request: Request, program: Program) -> NoReturn:
     """Turns this process into the device that was asked for."""
     try:
-        spec = decode_spec(request, program.load)
-        become_device(spec, request.fds[0], request.fds[1], request.parent)
+        spec = decode_spec(request)
+        become_device(spec, request.fds[0], request.fds[1], request.parent, program.load)
     except BaseException as err:
-        jail.write_last_words(f"{NAME}: {type(err).__name__}: {err}\n")
+        jail.write_error(f"{NAME}: {type(err).__name__}: {err}\n")
     finally:
         os._exit(1)

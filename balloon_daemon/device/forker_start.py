@@ -1,4 +1,4 @@
-"""Run by its file, in an interpreter of its own (-I): the template, where the first one is gone.
+"""The template's program, run by its file in an interpreter of its own (python -I -S).
 
 The package is loaded from where this file lies, whatever an isolated interpreter would find under
 that name; nothing else is looked for there.
@@ -24,9 +24,12 @@ def start(fd: str, parent: str, *directories: str) -> NoReturn:
 
     del sys.path[0]
     sys.path += [directory for directory in directories if directory not in sys.path]
-    from balloon_daemon.device.forker import live
+    try:
+        from balloon_daemon.device.forker import run_template
+    except (ImportError, OSError) as err:
+        sys.exit(f"balloond-forks: cannot be loaded: {err}")
 
-    live(socket.socket(fileno=int(fd)), int(parent), hello=True)
+    run_template(socket.socket(fileno=int(fd)), int(parent))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
 from balloon_daemon.device.pace import Account
 from balloon_daemon.errors import NO_HEAD, GuestError, Rule
 from balloon_daemon.linux.events import drain_event
+from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.tube.connection import DeviceEnd
 from balloon_daemon.tube.messages import (
     Command,
@@ -37,22 +38,18 @@ class Reporter:
     def __init__(self, tube: DeviceEnd, clock: Callable[[], float] = monotonic) -> None:
         self._tube = tube
         self._clock = clock
-        self._second = -1
-        self._sent = 0
-        self._suppressed = 0
+        self._limit = RateLimit(FAULTS_A_SECOND)
+        self._unsent = 0
 
     def fault(self, kind: FaultKind, queue: int, code: int, head: int, detail: int) -> None:
         """Reports a fault, or counts it."""
-        second = int(self._clock())
-        if second != self._second:
-            self._second, self._sent = second, 0
-        # A ring stops once in a device's life: that is never left out.
-        if self._sent >= FAULTS_A_SECOND and kind is not FaultKind.RING:
-            self._suppressed += 1
+        # A ring stops once in a device's life, so that is never left out.
+        left_out = 0 if kind is FaultKind.RING else self._limit.admit(self._clock())
+        if left_out is None:
             return
-        self._sent += 1
-        fault = Fault(kind, queue, code, head, detail & (1 << 64) - 1, self._suppressed)
-        self._suppressed = 0 if self._tube.send(fault) else self._suppressed + 1
+        suppressed = left_out + self._unsent
+        fault = Fault(kind, queue, code, head, detail & (1 << 64) - 1, suppressed)
+        self._unsent = 0 if self._tube.send(fault) else suppressed + 1
 
 
 class BackendChannel:

@@ -9,7 +9,7 @@ import contextlib
 import gc
 from collections.abc import Callable
 
-from balloon_daemon.device.last_words import describe_error
+from balloon_daemon.device.death_record import describe_error
 
 
 def rehearse(say: Callable[[str], None]) -> None:

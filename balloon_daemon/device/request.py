@@ -1,19 +1,28 @@
-"""What the controller sends the process that forks devices: a device's spec, and its descriptors.
+"""What controller and template say to each other: a device's spec and its descriptors, a pid.
 
-Bytes and descriptors are read apart: only the device itself learns what the bytes say of its
-guest. Who forks it keeps the filter, which all devices have in common, and nothing else.
+Bytes and descriptors are read apart: only the device itself decodes the bytes, and learns what
+they say of its guest. The template keeps the filter, which all devices have in common, and nothing
+else.
 """
 
 import array
 import marshal
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from balloon_daemon.device.process import DeviceSpec, RegionSpec, VringSpec
-from balloon_daemon.linux import jail
+from balloon_daemon import __version__
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
+from balloon_daemon.linux.jail import Identity
 from balloon_daemon.virtio.balloon import BalloonQueue
+
+_FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec) for name in spec.__slots__]
+HELLO = f"balloond {__version__} forks {' '.join(_FIELDS)}".encode()
+"""The template's first datagram. Its files may be another balloond's than those of the running
+controller, also of the same version: a request of other fields would be decoded wrongly."""
+
+ANSWER = struct.Struct("<qi")
+"""The device's process id, and an errno that says why there is none."""
 
 FDS_A_DATAGRAM = 250
 """SCM_MAX_FD of the kernel is 253."""
@@ -45,20 +54,20 @@ class Request(NamedTuple):
     fds: list[int]
 
 
-def fds_of(spec: DeviceSpec, tube_fd: int, words_fd: int) -> list[int]:
-    """The descriptors of a request, in their order."""
-    return [tube_fd, words_fd, *spec.fds()]
-
-
 def send_request(
-    sock: socket.socket, spec: DeviceSpec, fds: Sequence[int], parent: int, bpf: bytes
+    sock: socket.socket, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int, bpf: bytes
 ) -> None:
     """Sends a request, as many datagrams as its descriptors need.
 
+    In the request a descriptor's number is its place among those that are sent with it.
+
     Raises:
-        OSError: nobody takes it; what nobody has as a whole is not forked.
+        OSError: the template takes nothing; it forks only what it has received as a whole.
     """
-    content = _HEAD.pack(len(fds), parent, len(bpf)) + bpf + _encode_spec(spec)
+    fds = [tube_fd, stderr_fd, *spec.fds()]
+    places = iter(range(2, len(fds)))
+    encoded = _encode_spec(spec.with_fds(lambda fd: next(places)))
+    content = _HEAD.pack(len(fds), parent, len(bpf)) + bpf + encoded
     for start in range(0, len(fds), FDS_A_DATAGRAM):
         part = fds[start : start + FDS_A_DATAGRAM]
         socket.send_fds(sock, [b"+" if start else content], list(part))
@@ -97,60 +106,28 @@ def _receive(sock: socket.socket, buffer: bytearray) -> tuple[int, list[int]]:
 
 
 def _encode_spec(spec: DeviceSpec) -> bytes:
-    """All of a spec but its descriptors, in types that marshal knows."""
+    """Every field by its name. marshal(3) costs neither process an import, as pickle would."""
     return marshal.dumps(
-        (
-            spec.name,
-            [
-                (r.guest_addr, r.frontend_addr, r.size_bytes, r.mmap_offset_bytes, r.page_bytes)
-                for r in spec.regions
-            ],
-            [(r.fd is not None, r.freed) for r in spec.regions],
-            [
-                (v.index, v.queue.value, v.size, v.descriptors, v.available, v.used)
-                for v in spec.vrings
-            ],
-            [v.call_fd is not None for v in spec.vrings],
-            spec.channel_fd is not None,
-            spec.config_change,
-            None if spec.identity is None else (spec.identity.uid, spec.identity.gid),
-            spec.must_tell_host,
-            spec.earned,
-            spec.rehearse,
-            spec.pfns_name_pages,
-        )
+        _fields(spec)
+        | {
+            "regions": [_fields(region) for region in spec.regions],
+            "vrings": [_fields(v) | {"queue": v.queue.value} for v in spec.vrings],
+            "identity": None if spec.identity is None else _fields(spec.identity),
+        }
     )
 
 
-def decode_spec(request: Request, load_filter: Callable[[], None]) -> DeviceSpec:
+def _fields(value: DeviceSpec | RegionSpec | VringSpec | Identity) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+def decode_spec(request: Request) -> DeviceSpec:
     """The spec of a request whose descriptors have all come; in the device alone."""
-    flat = marshal.loads(request.spec)
-    name, regions, kinds, vrings, calls, channel, change, identity, *rest = flat
-    left = iter(request.fds[2:])
-    return DeviceSpec(
-        name,
-        tuple(
-            RegionSpec(*(*region, next(left) if mapped else None, freed))
-            for region, (mapped, freed) in zip(regions, kinds, strict=True)
-        ),
-        tuple(_vring(vring, left, call=call) for vring, call in zip(vrings, calls, strict=True)),
-        next(left) if channel else None,
-        change,
-        None if identity is None else jail.Identity(*identity),
-        load_filter,
-        *rest,
+    fields: dict[str, Any] = marshal.loads(request.spec)
+    fields["regions"] = tuple(RegionSpec(**region) for region in fields["regions"])
+    fields["vrings"] = tuple(
+        VringSpec(**vring | {"queue": BalloonQueue(vring["queue"])}) for vring in fields["vrings"]
     )
-
-
-def _vring(flat: tuple[Any, ...], left: Iterator[int], *, call: bool) -> VringSpec:
-    index, queue, size, descriptors, available, used = flat
-    return VringSpec(
-        index,
-        BalloonQueue(queue),
-        size,
-        descriptors,
-        available,
-        used,
-        kick_fd=next(left),
-        call_fd=next(left) if call else None,
-    )
+    if fields["identity"] is not None:
+        fields["identity"] = Identity(**fields["identity"])
+    return DeviceSpec(**fields).with_fds(request.fds.__getitem__)

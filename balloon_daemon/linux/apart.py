@@ -17,7 +17,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from balloon_daemon.linux.libc import clone_sharing_fds
+from balloon_daemon.linux.libc import LIBC, clone_sharing_fds
 
 LOW = 64
 """BITS_PER_LONG and NR_OPEN_DEFAULT: what close_range(2) copies at the least (fs/file.c)."""
@@ -31,7 +31,6 @@ _CLONE_FILES = 0x400  # linux/sched.h
 _CLOSE_ALL_HIGH = tuple(
     map(ctypes.c_ulong, (_SYS_CLOSE_RANGE, LOW, 0xFFFF_FFFF, _CLOSE_RANGE_UNSHARE))
 )
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LowNumbers:
@@ -42,7 +41,7 @@ class LowNumbers:
 
     def __init__(self) -> None:
         self._fds: list[int] = []
-        self._lent = -1
+        self._duplicate = -1
         self.fill()
 
     def fill(self) -> None:
@@ -56,23 +55,28 @@ class LowNumbers:
                 fd = os.dup(fd)
             os.close(fd)
 
-    def lend(self, fd: int) -> int:
-        """Another number of ``fd``, until ``take_back``: one that a child still has."""
-        self._lent = os.dup2(fd, self._fds[-1], inheritable=False) if self._fds else os.dup(fd)
-        return self._lent
+    def duplicate(self, fd: int) -> int:
+        """Another descriptor of ``fd``, below ``LOW``: a child that is forked here has it too.
 
-    def take_back(self) -> None:
-        """Closes what was lent, in this process; nothing to do where nothing was."""
-        if self._lent >= 0:
+        There is one at a time, until ``close_duplicate``.
+        """
+        self._duplicate = (
+            os.dup2(fd, self._fds[-1], inheritable=False) if self._fds else os.dup(fd)
+        )
+        return self._duplicate
+
+    def close_duplicate(self) -> None:
+        """Closes the duplicate in this process; nothing to do where there is none."""
+        if self._duplicate >= 0:
             if self._fds:
-                os.dup2(self._fds[0], self._lent, inheritable=False)
+                os.dup2(self._fds[0], self._duplicate, inheritable=False)
             else:
-                os.close(self._lent)
-            self._lent = -1
+                os.close(self._duplicate)
+            self._duplicate = -1
 
     def close(self) -> None:
         """Frees them all."""
-        self.take_back()
+        self.close_duplicate()
         for fd in self._fds:
             os.close(fd)
         self._fds = []
@@ -128,9 +132,9 @@ def _leave_the_table(child: Callable[[], NoReturn], *, low_alone: bool) -> NoRet
     try:
         # Nothing may be closed before, not by a finalizer either: it would be our parent's.
         gc.disable()
-        alone = low_alone and _libc.syscall(*_CLOSE_ALL_HIGH) == 0
+        alone = low_alone and LIBC.syscall(*_CLOSE_ALL_HIGH) == 0
         # Else a copy of all of it.
-        if not alone and _libc.unshare(_CLONE_FILES) != 0:
+        if not alone and LIBC.unshare(_CLONE_FILES) != 0:
             os._exit(1)
         child()
     finally:

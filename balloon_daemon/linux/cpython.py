@@ -4,6 +4,8 @@ import ctypes
 from collections.abc import Callable
 from typing import NoReturn
 
+from balloon_daemon.linux.libc import LIBC
+
 RESERVED_SLOTS = 1 << 16
 """Room for 1,000 calls, Python's own limit, of 65 slots each. Few functions that a device runs
 need more than 20, the largest 67."""
@@ -26,7 +28,7 @@ def _without_arenas() -> _ArenaAllocator:
     # alloc(ctx, size) becomes labs(0), which is 0: no memory. It has to be C that makes no Python
     # object, as it is called while one is being made.
     allocator.ctx = None
-    allocator.alloc = ctypes.cast(ctypes.CDLL(None).labs, ctypes.c_void_p)
+    allocator.alloc = ctypes.cast(LIBC.labs, ctypes.c_void_p)
     return allocator
 
 

@@ -159,7 +159,7 @@ def _limit_resources() -> None:
         resource.setrlimit(kind, (most, most))
 
 
-def write_last_words(text: str) -> None:
+def write_error(text: str) -> None:
     """Writes to standard error with write(2) alone, and never fails."""
     with contextlib.suppress(OSError, ValueError):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode(errors="replace"))

@@ -1,4 +1,4 @@
-"""glibc's own knobs, through ctypes: what no module of Python's reaches."""
+"""glibc through ctypes: the handle that all use, and calls that no module of Python's has."""
 
 import ctypes
 import fcntl
@@ -10,16 +10,30 @@ from collections.abc import Sequence
 
 from balloon_daemon.linux.memory import F_GET_SEALS
 
-_libc = ctypes.CDLL(None, use_errno=True)
+LIBC = ctypes.CDLL(None, use_errno=True)
+"""The C library of this process; its calls release the interpreter's lock."""
+LIBC.syscall.restype = ctypes.c_long
+
+
+def oserror(call: str = "") -> OSError:
+    """What the latest call through ctypes was refused with.
+
+    Args:
+        call: its name, for the message; empty where the message is the kernel's alone.
+    """
+    number = ctypes.get_errno()
+    why = os.strerror(number)
+    return OSError(number, f"{call}: {why}" if call else why)
+
 
 # malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
-_libc.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
-_libc.mallopt.restype = ctypes.c_int
+LIBC.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+LIBC.mallopt.restype = ctypes.c_int
 
-_curbrk = ctypes.c_size_t.in_dll(_libc, "__curbrk")
+_curbrk = ctypes.c_size_t.in_dll(LIBC, "__curbrk")
 
 
 def keep_heap_off_brk() -> None:
@@ -34,7 +48,7 @@ def keep_heap_off_brk() -> None:
         OSError: this libc refuses; it is not glibc.
     """
     for option, value in ((_M_TRIM_THRESHOLD, 0x7FFFFFFF), (_M_MMAP_MAX, 0)):
-        if not _libc.mallopt(option, value):
+        if not LIBC.mallopt(option, value):
             raise OSError(f"mallopt({option}, {value}) was refused")
     _curbrk.value = 2**64 - 1
 
@@ -69,9 +83,9 @@ def _find_area(first: int, last: int) -> "ctypes.Array[ctypes.c_char] | None":
 # Looked up once, for all that are forked: a jailed process cannot read /proc.
 _command_line = _find_area(_ARG_START, _ARG_END)
 
-_environ = ctypes.POINTER(ctypes.c_void_p).in_dll(_libc, "environ")
-_libc.strlen.argtypes = [ctypes.c_void_p]
-_libc.strlen.restype = ctypes.c_size_t
+_environ = ctypes.POINTER(ctypes.c_void_p).in_dll(LIBC, "environ")
+LIBC.strlen.argtypes = [ctypes.c_void_p]
+LIBC.strlen.restype = ctypes.c_size_t
 
 
 def forget_environment() -> None:
@@ -87,9 +101,9 @@ def forget_environment() -> None:
             ctypes.memset(id(content) + bytes.__basicsize__ - 1, 0, len(content))
     at = 0
     while _environ and (string := _environ[at]):
-        ctypes.memset(string, 0, _libc.strlen(string))
+        ctypes.memset(string, 0, LIBC.strlen(string))
         at += 1
-    _libc.clearenv()
+    LIBC.clearenv()
     if (area := _find_area(_ENV_START, _ENV_END)) is not None:
         ctypes.memset(area, 0, len(area))
 
@@ -141,8 +155,7 @@ def clone_sharing_fds() -> int:
 def _clone(arguments: Sequence[ctypes.c_ulong]) -> int:
     pid = int(_python_libc.syscall(*arguments))
     if pid < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise oserror()
     return pid
 
 
@@ -154,7 +167,7 @@ def socket_domain(fd: int) -> int | None:
     """
     domain = ctypes.c_int()
     size = ctypes.c_uint(ctypes.sizeof(domain))
-    refused = _libc.getsockopt(
+    refused = LIBC.getsockopt(
         fd, socket.SOL_SOCKET, socket.SO_DOMAIN, ctypes.byref(domain), ctypes.byref(size)
     )
     return None if refused else domain.value
@@ -171,7 +184,7 @@ def same_open_file(one: int, other: int) -> bool:
     Two of the same memory file count too. Where kcmp is not allowed, nothing else does.
     """
     pid = os.getpid()
-    if _libc.syscall(_SYS_KCMP, pid, pid, _KCMP_FILE, one, other) == 0:
+    if LIBC.syscall(_SYS_KCMP, pid, pid, _KCMP_FILE, one, other) == 0:
         return True
     try:
         # Memory files alone answer this (linux/memory.py). Others must not even be asked what they

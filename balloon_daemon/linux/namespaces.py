@@ -4,9 +4,10 @@ import contextlib
 import ctypes
 import os
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.unshare.argtypes = [ctypes.c_int]
-_libc.mount.argtypes = [
+from balloon_daemon.linux.libc import LIBC
+
+LIBC.unshare.argtypes = [ctypes.c_int]
+LIBC.mount.argtypes = [
     ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p,
 ]  # fmt: skip
 
@@ -36,13 +37,13 @@ def leave_the_world() -> bool:
     if os.geteuid() != 0:
         # Not for root without CAP_SYS_ADMIN: in there it could not give up its ids any more.
         wanted |= _CLONE_NEWUSER
-    if _libc.unshare(wanted) != 0:
+    if LIBC.unshare(wanted) != 0:
         return False
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     # /proc is a directory that every Linux has; here it becomes the root of nothing.
     if (
-        _libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) != 0
-        or _libc.mount(b"none", b"/proc", b"tmpfs", flags, b"nr_inodes=1") != 0
+        LIBC.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) != 0
+        or LIBC.mount(b"none", b"/proc", b"tmpfs", flags, b"nr_inodes=1") != 0
     ):
         return False
     with contextlib.suppress(OSError):

@@ -10,10 +10,10 @@ import os
 import struct
 from collections.abc import Sequence
 
+from balloon_daemon.linux.libc import LIBC, oserror
+
 # linux/seccomp.h
 SECCOMP_SET_MODE_FILTER = 1
-SECCOMP_FILTER_FLAG_TSYNC = 1 << 0
-SECCOMP_FILTER_FLAG_LOG = 1 << 1
 
 # linux/prctl.h
 PR_SET_NO_NEW_PRIVS = 38
@@ -22,9 +22,6 @@ PR_SET_NO_NEW_PRIVS = 38
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
 
 _SOCK_FILTER_BYTES = 8
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 class _SockFprog(ctypes.Structure):
@@ -55,9 +52,8 @@ class Program:
         Raises:
             OSError: EACCES without no_new_privs, EINVAL for a program the kernel refuses.
         """
-        if _libc.syscall(*self._arguments) != 0:
-            errno = ctypes.get_errno()
-            raise OSError(errno, f"seccomp: {os.strerror(errno)}")
+        if LIBC.syscall(*self._arguments) != 0:
+            raise oserror("seccomp")
 
     def load_and_exec(self, path: str, arguments: Sequence[str]) -> None:
         """Becomes another program under the filter, which must allow the execve itself.
@@ -70,11 +66,12 @@ class Program:
         encoded = [os.fsencode(argument) for argument in arguments]
         argv = (ctypes.c_char_p * (len(encoded) + 1))(*encoded, None)
         program = ctypes.c_char_p(os.fsencode(path))
-        execv = _libc.execv
+        execv = LIBC.execv
         self.load()
         execv(program, argv)
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno), path)
+        err = oserror()
+        err.filename = path
+        raise err
 
 
 # linux/bpf_common.h, linux/seccomp.h: (code, jump if true, jump if false, constant).
@@ -112,6 +109,5 @@ def set_no_new_privs() -> None:
     Raises:
         OSError: the kernel's own refusal.
     """
-    if _libc.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0))) != 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"prctl(PR_SET_NO_NEW_PRIVS): {os.strerror(errno)}")
+    if LIBC.prctl(PR_SET_NO_NEW_PRIVS, *map(ctypes.c_ulong, (1, 0, 0, 0))) != 0:
+        raise oserror("prctl(PR_SET_NO_NEW_PRIVS)")

@@ -12,10 +12,11 @@ import termios
 from typing import NamedTuple, NoReturn
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.linux.closing import FdKind, ForeignFds, fd_kind
 from balloon_daemon.linux.credentials import peer_of
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.fd_kind import FdKind, fd_kind
 from balloon_daemon.linux.memory import inspect_memory_file
+from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 from balloon_daemon.vhost_user.memory_table import Fd, FileFacts
 from balloon_daemon.vhost_user.messages import (
     HEADER,

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import astuple
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.linux.closing import ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.vhost_user import messages as wire
@@ -28,8 +27,9 @@ from balloon_daemon.vhost_user.effects import (
     Send,
     StopDevice,
 )
+from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 from balloon_daemon.vhost_user.memory_table import Fd, MemoryTable
-from tests.fakes.closes_at_once import ClosesAtOnce
+from tests.fakes.closes_at_once import closes_at_once
 from tests.fuzz.replayed import check_replay
 from tests.harness.enemies.choices import Choices
 from tests.harness.enemies.descriptors import MEMORY, POOL, usual_fd
@@ -71,7 +71,7 @@ class Conversation:
     def __init__(self) -> None:
         self._vmm, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._vmm.setblocking(False)
-        self.connection = Connection(ours, ForeignFds(ClosesAtOnce()))
+        self.connection = Connection(ours, ForeignFds(closes_at_once()))
         self.backend = Backend(MemoryTable(inspect_memory), right_kind=right_kind)
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 The attacks of the soak, several at a time and a random part of each, with hang-ups at random
 places and random descriptors in between, up to as many as a message carries; now and then the
-controller is killed or replaced in the midst of it. Held to: no ``bug`` in the log; the neighbour
+controller is killed or replaced in the midst of it. Held to: no bug in the log; the neighbour
 keeps its connection, its pages and a balloon that works; descriptors of controller, template and
 keeper come back to where they were; balloond ends in order.
 """

@@ -20,7 +20,7 @@ import psutil
 from balloon_daemon.errors import BalloondError
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from tests.fuzz.outcome import Finding, Outcome
-from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.daemon import BUGS, Daemon, DaemonConfig
 from tests.harness.enemies.hostile import HostileGuest, converse, never_read, shrink_memory
 from tests.harness.invariants import InvariantBrokenError, open_fds, require
 from tests.harness.jail_watch import JailWatch, is_alive, template_of
@@ -33,9 +33,6 @@ SPEED = 200.0
 CONVERSATIONS_A_ROUND = 25
 NEIGHBOUR_WITHIN_S = 60.0
 WARM_UP_ROUNDS = 4
-BUGS = ("callback-failed", "vm-failed", "vm-does-not-end", "reader-failed")
-"""Event words of what only a bug of ours can cause."""
-
 _SHRUNK = "the VMM cut it short"
 """A device says so, and fails, whose VMM has taken its memory away."""
 MAX_RSS_GROWTH = 12 << 20

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from balloon_daemon.device.loop import DeviceLoop
-from balloon_daemon.device.process import DeviceSpec, RegionSpec, VringSpec, _assemble
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
+from balloon_daemon.device.start import _assemble
 from balloon_daemon.tube.connection import ControllerEnd, open_tube
 from balloon_daemon.tube.messages import Command, Fault, Stopped, Target, Up
 from balloon_daemon.vhost_user.backend import Backend
@@ -54,7 +55,6 @@ def spec_of(backend: Backend) -> DeviceSpec:
         config_change=CONFIG_CHANGE_MSG,
         must_tell_host=bool(backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
         identity=None,
-        load_filter=lambda: None,
         pfns_name_pages=not backend.memory.has_unnameable,
     )
 

@@ -14,6 +14,9 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 BALLOOND = ROOT / ".venv/bin/balloond"
 
+BUGS = ("callback-failed", "vm-failed", "vm-does-not-end", "reader-failed")
+"""Event words of what only a bug of balloond can cause."""
+
 
 class DaemonError(AssertionError):
     """balloond ended, or ended otherwise than it should; carries the end of its log."""

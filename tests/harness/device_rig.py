@@ -15,22 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from balloon_daemon.device.process import (
-    DeviceProcess,
-    DeviceSpec,
-    Fork,
-    RegionSpec,
-    VringSpec,
-    fork_here,
-    prepare_fork,
-    spawn,
-)
+from balloon_daemon.device.process import DeviceProcess, Fork, spawn
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.memory import map_shared
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.tube.messages import Command, Progress, Ready, Stopped, Up
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
+from tests.fakes.forked_here import ForkedHere
 from tests.fakes.raw_ring import RawRing, area_offsets
 from tests.harness.waiting import wait_until
 
@@ -66,9 +59,10 @@ def unprivileged() -> Identity | None:
 
 @contextlib.contextmanager
 def ready_to_fork() -> Iterator[None]:
-    """What the controller does before its first fork, undone afterwards: pytest goes on."""
+    """What the template does before its first fork, undone afterwards: pytest goes on."""
     try:
-        prepare_fork()
+        gc.collect()
+        gc.freeze()
         yield
     finally:
         gc.unfreeze()
@@ -141,10 +135,11 @@ class DeviceRig:
             channel_fd=None,
             config_change=CONFIG_CHANGE,
             identity=unprivileged(),
-            load_filter=load_filter or shipped_filter().load,
             must_tell_host=True,
         )
-        self.fork: Fork = fork_here
+        self.here = ForkedHere(load_filter or shipped_filter().load)
+        """Forks a device from this process, where a test may change its code and its filter."""
+        self.fork: Fork = self.here
         """How a device is forked."""
         self.reports: list[Up] = []
         self.last_words = ""
@@ -174,7 +169,7 @@ class DeviceRig:
     def start(self) -> DeviceProcess:
         """Forks a device; returns at once."""
         with ready_to_fork():
-            self.device = spawn(self.spec, fork=self.fork)
+            self.device = spawn(self.spec, self.fork)
         return self.device
 
     def start_ready(self) -> DeviceProcess:
@@ -201,7 +196,7 @@ class DeviceRig:
 
         wait_until(reaped, woken_by=device.pidfd.fileno(), what="the device's end")
         self.read_reports()
-        self.last_words = device.read_last_words()
+        self.last_words = device.read_death_record()
         device.close()
         self.device = None
         return codes[0]
@@ -363,6 +358,6 @@ def fate_of(
         action()
         os._exit(7)
 
-    rig.spec = replace(rig.spec, load_filter=load_and_act)
+    rig.here.load_filter = load_and_act
     rig.start()
     return rig.wait_end()

@@ -1,13 +1,45 @@
 """Doing something as another user, in this process or in a daemon of its own; for root."""
 
 import contextlib
+import errno
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 
 from tests.harness.daemon import DaemonConfig
 
 NOBODY = 65534
+
+UIDS = range(64101, 64501)
+"""Nobody's on an ordinary host: neither root's, nor devices', nor an account's."""
+
+
+def take_uids(count: int, stack: contextlib.ExitStack) -> tuple[int, ...]:
+    """User ids that no other test uses meanwhile, in whatever checkout or worker it runs.
+
+    The kernel counts for the whole host how many descriptors a user has on the way in sockets
+    (unix(7), ETOOMANYREFS): of two tests that attack as one user, each would fail by the other.
+
+    Args:
+        count: how many.
+        stack: gives them back.
+    """
+    taken: list[int] = []
+    for uid in UIDS:
+        # An abstract name can be bound by one socket of the host at a time.
+        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        stack.callback(lock.close)
+        try:
+            lock.bind(f"\0balloond-tests-uid-{uid}")
+        except OSError as err:
+            if err.errno != errno.EADDRINUSE:
+                raise
+            continue
+        taken.append(uid)
+        if len(taken) == count:
+            return tuple(taken)
+    raise AssertionError(f"all user ids of {UIDS} are taken")
 
 
 @contextlib.contextmanager

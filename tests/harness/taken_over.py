@@ -2,9 +2,19 @@
 
 import sys
 
+from tests.fakes.another_template import another_template
+
 PROGRAM = """
-import os, sys
+import sys
 sys.argv = sys.argv[1:]
+from balloon_daemon.device import template
+template.PROGRAM = {template!r}
+from balloon_daemon.__main__ import main
+sys.exit(main())
+"""
+
+TEMPLATE = """
+import os
 from balloon_daemon.device import forker, loop
 from balloon_daemon.tube.messages import Progress, Ready, Stats, encode_up
 
@@ -42,8 +52,6 @@ def become_taken_over(spec, *rest):
     become(spec, *rest)
 
 forker.become_device = become_taken_over
-from balloon_daemon.__main__ import main
-sys.exit(main())
 """
 
 
@@ -54,5 +62,6 @@ def launcher(misdeed: str, path: str = "") -> tuple[str, ...]:
         misdeed: ``flood``, with valid reports for ever; ``garbage``, which no device sends; or
             ``hang``, in closing the file at ``path``.
     """
-    program = PROGRAM.replace("{misdeed}", misdeed).replace("{path!r}", repr(path))
+    change = TEMPLATE.replace("{misdeed}", misdeed).replace("{path!r}", repr(path))
+    program = PROGRAM.replace("{template!r}", repr(another_template(change)))
     return (sys.executable, "-c", program)

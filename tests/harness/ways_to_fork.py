@@ -1,11 +1,11 @@
 """Every way in which balloond forks a device."""
 
-import math
 import os
 import signal
 from enum import Enum
 
-from balloon_daemon.device.process import DeviceSpec, NotYetError
+from balloon_daemon.device.process import NotYetError
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.device.template import Template
 from tests.harness.waiting import wait_until
 
@@ -15,7 +15,6 @@ class Way(Enum):
 
     TEMPLATE = "by the template"
     RESTARTED = "by a template that was started again"
-    CONTROLLER = "by the controller, while there is no template"
 
 
 def end_template(template: Template) -> None:
@@ -35,14 +34,12 @@ class PatientFork:
 
     def __init__(self, template: Template) -> None:
         self._template = template
-        self.asked_again = 0
 
-    def __call__(self, spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+    def __call__(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> int:
         def fork() -> int | None:
             try:
-                return self._template.fork(spec, tube_fd, words_fd, parent)
+                return self._template.fork(spec, tube_fd, stderr_fd, parent)
             except NotYetError:
-                self.asked_again += 1
                 return None
 
         pid = wait_until(fork, what="a device is forked")
@@ -52,9 +49,6 @@ class PatientFork:
 
 def fork_by(template: Template, way: Way) -> PatientFork:
     """Has devices forked in a certain way by a template that runs."""
-    if way is not Way.TEMPLATE:
+    if way is Way.RESTARTED:
         end_template(template)
-    if way is Way.CONTROLLER:
-        # As after its second death within a minute, which only takes longer.
-        template._wait_s = math.inf
     return PatientFork(template)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.device.template import Template, start_template
+from balloon_daemon.device.template import Template
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
 from balloon_daemon.handover.keeper_start import keeper_path
 from tests.harness.daemon import Daemon, DaemonConfig
@@ -85,8 +85,9 @@ def rig(make_rig: MakeRig) -> DeviceRig:
 
 @pytest.fixture
 def template() -> Iterator[Template]:
-    """A process that forks devices, as the controller has one: before any rig there is."""
-    started = start_template()
+    """A process that forks devices, as the controller has one."""
+    started = Template()
+    started.wait_until_ready()
     started.prepare(shipped_filter().bpf, lambda what: None, lambda what: None)
     yield started
     started.close()

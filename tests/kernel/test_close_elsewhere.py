@@ -1,8 +1,9 @@
 """Descriptors whose close may take for ever: a child closes them, and nobody waits for it."""
 
+import asyncio
 import contextlib
 import errno
-import fcntl
+import itertools
 import os
 import select
 import signal
@@ -17,21 +18,16 @@ import pytest
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
 from balloon_daemon.fake_guest.wire import Wire
+from balloon_daemon.guests.jailed import closing, closing_child
+from balloon_daemon.guests.jailed.closing import MAX_HANGING, Closer
+from balloon_daemon.guests.jailed.closing_child import NAME, ClosingChild
 from balloon_daemon.handover.keeper_start import keeper_path
-from balloon_daemon.linux import closing_child
-from balloon_daemon.linux.closing import (
-    MAX_HANGING,
-    Closer,
-    FdAccount,
-    FdKind,
-    ForeignFds,
-    fd_kind,
-)
-from balloon_daemon.linux.closing_child import NAME, ClosingChild
+from balloon_daemon.linux.fd_kind import FdKind, fd_kind
 from balloon_daemon.units import MIB, PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
 from balloon_daemon.vhost_user.effects import NotServed
+from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
 from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.vhost_user.messages import (
     MAX_FDS,
@@ -57,12 +53,14 @@ Q = FrontendRequest
 
 
 def is_open(fd: int) -> bool:
-    # Neither its file is asked, nor does the question take a number itself.
+    """Whether a number is still taken by what the test has opened; its file is not asked.
+
+    A child's pidfd may be the next to get it.
+    """
     try:
-        fcntl.fcntl(fd, fcntl.F_GETFD)
-    except OSError:
+        return os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[pidfd]"
+    except FileNotFoundError:
         return False
-    return True
 
 
 def children(name: str = NAME) -> list[psutil.Process]:
@@ -187,61 +185,90 @@ def test_no_descriptor_left_the_child_closes_once_and_ends() -> None:
     assert not is_open(fd)
 
 
-class Later:
-    """Stands for an event loop: calls what is planned when the test says so."""
-
-    def __init__(self) -> None:
-        self.planned: list[Callable[[], None]] = []
-        self.delays: list[float] = []
-
-    def __call__(self, delay_s: float, callback: Callable[[], None]) -> None:
-        self.delays.append(delay_s)
-        self.planned.append(callback)
-
-    def run(self) -> None:
-        (callback,) = self.planned
-        self.planned = []
-        callback()
+Loop = asyncio.AbstractEventLoop
 
 
-def test_closer_uses_a_child_again_ends_it_and_then_rests() -> None:
-    later, before = Later(), len(open_fds())
-    closer = Closer(later)
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def turn_until(loop: Loop, condition: Callable[[], bool], what: str) -> None:
+    """Lets the loop hear its children and its timers, turn by turn."""
+
+    def turned() -> bool:
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        return condition()
+
+    wait_until(turned, what=what)
+
+
+def test_closer_uses_a_child_again_ends_it_and_then_rests(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "IDLE_S", 0.05)
+    before = len(open_fds())
+    closer, account = Closer(loop), FdAccount()
     pids = set()
     for _ in range(5):
         fd = os.open("/dev/null", os.O_RDONLY)
-        closer.close([fd])
-        wait_until(lambda fd=fd: not is_open(fd), what="it is closed")  # type: ignore[misc]
+        let_go(peer(closer, account), fd)
+        turn_until(loop, lambda: account.waiting == 0, "it has said that it is closed")
+        assert not is_open(fd)
         pids |= {child.pid for child in children("")}
-        # It says so right behind the close.
-        wait_until(closer._free_children, what="it has said so")
     assert len(pids) == 1
 
-    for _ in range(20):
-        if later.planned:
-            later.run()
-
-    assert children("") == []
-    assert later.planned == []
+    turn_until(loop, lambda: children("") == [], "the child is ended")
     assert len(open_fds()) == before
-    assert sum(later.delays) < 10
 
 
-def test_no_process_to_be_had_it_is_closed_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    later, fd = Later(), os.open("/dev/null", os.O_RDONLY)
+def test_idle_child_that_was_killed_is_reaped_and_another_closes(loop: Loop) -> None:
+    closer, account = Closer(loop), FdAccount()
+    let_go(peer(closer, account), os.open("/dev/null", os.O_RDONLY))
+    turn_until(loop, lambda: account.waiting == 0, "it is closed")
+    (idle,) = children("")
+    idle.kill()
+    turn_until(loop, lambda: children("") == [], "the child is reaped")
+
+    let_go(peer(closer, account), os.open("/dev/null", os.O_RDONLY))
+
+    turn_until(loop, lambda: account.waiting == 0, "it is closed")
+    (another,) = children("")
+    assert another.pid != idle.pid
+
+
+def test_child_for_which_there_was_no_descriptor_is_reaped(loop: Loop) -> None:
+    closer, account = Closer(loop), FdAccount()
+    fd = os.open("/dev/null", os.O_RDONLY)
+    with room_for_fds(0):
+        let_go(peer(closer, account), fd)
+        turn_until(loop, lambda: account.waiting == 0, "it is closed")
+    assert not is_open(fd)
+    assert children("") == []
+
+
+def test_no_process_to_be_had_it_is_closed_later(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd, tries_at_s = os.open("/dev/null", os.O_RDONLY), []
 
     def refuse() -> int:
+        tries_at_s.append(loop.time())
         raise OSError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as full:
         full.setattr(closing_child, "clone_sharing_fds", refuse)
-        Closer(later).close([fd])
-        later.run()
+        Closer(loop).close([fd])
+        turn_until(loop, lambda: len(tries_at_s) == 4, "it was tried again and again")
         assert is_open(fd)
-    later.run()
 
-    wait_until(lambda: not is_open(fd), what="it is closed")
-    assert later.delays[:3] == [0.01, 0.02, 0.04]
+    turn_until(loop, lambda: not is_open(fd), "it is closed")
+    waits_s = [later - before for before, later in itertools.pairwise(tries_at_s)]
+    # Less a tick of the loop's clock.
+    assert all(wait > least for wait, least in zip(waits_s, (0.009, 0.019, 0.039), strict=True))
 
 
 def peer(closer: Closer, account: FdAccount) -> ForeignFds:
@@ -266,20 +293,8 @@ def hanging_closes(closer: Closer, account: FdAccount) -> Iterator[None]:
         yield
 
 
-def run_until_it_rests(later: Later) -> None:
-    """What hung does so no more; then nothing is left to do."""
-
-    def rests() -> bool:
-        if later.planned:
-            later.run()
-        return not later.planned
-
-    wait_until(rests, what="nothing is left to do")
-
-
-def test_many_that_hang_keep_that_users_others_waiting_but_no_memory() -> None:
-    later, account = Later(), FdAccount()
-    closer = Closer(later)
+def test_many_that_hang_keep_that_users_others_waiting_but_no_memory(loop: Loop) -> None:
+    closer, account = Closer(loop), FdAccount()
     waits, memory = os.open("/dev/null", os.O_RDONLY), os.memfd_create("guest")
     with hanging_closes(closer, account):
         let_go(peer(closer, account), waits, memory)
@@ -287,13 +302,13 @@ def test_many_that_hang_keep_that_users_others_waiting_but_no_memory() -> None:
         wait_until(lambda: not is_open(memory), what="the memory is let go")
         assert is_open(waits)
         assert account.waiting == MAX_HANGING + 2
-    run_until_it_rests(later)
+    turn_until(loop, lambda: account.debt == 0, "nothing is left to be closed")
     assert not is_open(waits)
-    assert account.waiting == account.held == account.children == 0
+    assert account.held == 0
 
 
-def test_many_of_one_user_that_hang_keep_no_other_user_waiting() -> None:
-    closer, enemy = Closer(Later()), FdAccount()
+def test_many_of_one_user_that_hang_keep_no_other_user_waiting(loop: Loop) -> None:
+    closer, enemy = Closer(loop), FdAccount()
     other = os.open("/dev/null", os.O_RDONLY)
     with hanging_closes(closer, enemy):
         let_go(peer(closer, FdAccount()), other)
@@ -301,9 +316,8 @@ def test_many_of_one_user_that_hang_keep_no_other_user_waiting() -> None:
         wait_until(lambda: not is_open(other), what="another user's is closed")
 
 
-def test_sockets_that_wait_for_their_close_take_up_no_numbers() -> None:
-    later, account = Later(), FdAccount()
-    closer = Closer(later)
+def test_sockets_that_wait_for_their_close_take_up_no_numbers(loop: Loop) -> None:
+    closer, account = Closer(loop), FdAccount()
     waiting = [socket.socket() for _ in range(600)]
     numbers = [each.fileno() for each in waiting]
     with hanging_closes(closer, account):
@@ -312,15 +326,14 @@ def test_sockets_that_wait_for_their_close_take_up_no_numbers() -> None:
 
         assert len([fd for fd in numbers if is_open(fd)]) <= 3
         assert account.waiting <= MAX_HANGING + 3
-    run_until_it_rests(later)
-    assert account.waiting == account.held == account.children == 0
+    turn_until(loop, lambda: account.debt == 0, "nothing is left to be closed")
+    assert account.held == 0
 
 
 def test_sockets_that_may_not_be_under_way_wait_with_their_numbers(
-    monkeypatch: pytest.MonkeyPatch,
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    later, account = Later(), FdAccount()
-    closer = Closer(later)
+    closer, account = Closer(loop), FdAccount()
     waits = socket.socket().detach()
 
     def refuse(*_arguments: object) -> None:
@@ -331,17 +344,16 @@ def test_sockets_that_may_not_be_under_way_wait_with_their_numbers(
             full.setattr(socket, "send_fds", refuse)
             let_go(peer(closer, account), waits)
         assert is_open(waits)
-    run_until_it_rests(later)
+    turn_until(loop, lambda: account.debt == 0, "nothing is left to be closed")
     assert not is_open(waits)
 
 
 # --- what comes over a connection -------------------------------------------------------------
 
 
-def conversation() -> tuple[socket.socket, Connection, ForeignFds]:
+def conversation(loop: Loop) -> tuple[socket.socket, Connection]:
     vmm, ours = socket.socketpair()
-    foreign = ForeignFds(Closer(Later()))
-    return vmm, Connection(ours, foreign), foreign
+    return vmm, Connection(ours, ForeignFds(Closer(loop)))
 
 
 REGION = RegionDescription(GuestAddr(0), 1 << 20, FrontendAddr(1 << 40), 0)
@@ -358,10 +370,10 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 def test_descriptor_that_is_of_no_use_is_let_go_as_it_comes_and_nothing_is_kept_of_it(
-    use: str,
+    use: str, loop: Loop
 ) -> None:
     request, payload = USES[use]
-    vmm, connection, _ = conversation()
+    vmm, connection = conversation(loop)
     backend = Backend(MemoryTable(inspect_memory), right_kind=right_kind)
     with vmm, socket.socket() as inet:
         socket.send_fds(vmm, [encode_request(request, payload)], [inet.fileno()])
@@ -392,8 +404,10 @@ NOT_SERVED = {
 """What is said at once; of memory it is said when there is a driver that may give some."""
 
 
-def test_descriptors_beyond_what_a_message_may_have_all_come_to_be_closed_elsewhere() -> None:
-    vmm, connection, _ = conversation()
+def test_descriptors_beyond_what_a_message_may_have_all_come_to_be_closed_elsewhere(
+    loop: Loop,
+) -> None:
+    vmm, connection = conversation(loop)
     with vmm, lingering_socket() as sock:
         fine = [os.eventfd(0) for _ in range(60)]
         socket.send_fds(vmm, [encode_request(Q.SET_OWNER)], [*fine, sock.fileno()])
@@ -410,8 +424,10 @@ def test_descriptors_beyond_what_a_message_may_have_all_come_to_be_closed_elsewh
 
 
 @pytest.mark.parametrize("flags", [0, socket.MSG_OOB], ids=["ordinary", "urgent"])
-def test_descriptors_that_wait_in_a_connection_do_not_hold_up_its_end(flags: int) -> None:
-    vmm, connection, _ = conversation()
+def test_descriptors_that_wait_in_a_connection_do_not_hold_up_its_end(
+    flags: int, loop: Loop
+) -> None:
+    vmm, connection = conversation(loop)
     with vmm, lingering_socket() as sock:
         socket.send_fds(vmm, [b"x"], [sock.fileno()], flags)
         os.close(sock.detach())
@@ -424,8 +440,8 @@ def test_descriptors_that_wait_in_a_connection_do_not_hold_up_its_end(flags: int
     assert connection.fileno() == -1
 
 
-def test_connection_in_which_no_descriptor_waits_costs_no_process() -> None:
-    vmm, connection, _ = conversation()
+def test_connection_in_which_no_descriptor_waits_costs_no_process(loop: Loop) -> None:
+    vmm, connection = conversation(loop)
     with vmm:
         vmm.send(b"x" * 1000)
         before = psutil.Process().children()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
@@ -178,7 +178,7 @@ def test_memory_that_is_not_freed_for_another_reason_is_the_hosts_fault_too(
         "".join(line for line in lines if not line.startswith("madvise:"))
         + f"madvise: return {errno.errorcode[number]}\n"
     )
-    rig.spec = replace(rig.spec, load_filter=compile_policy(policy).load)
+    rig.here.load_filter = compile_policy(policy).load
     rig.start_ready()
     rig.inflate([3, 4])
     rig.offer(REPORTING_VQ, [], [(8 * 4096, 4096)])

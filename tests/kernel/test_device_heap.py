@@ -13,8 +13,8 @@ from types import FunctionType
 
 import pytest
 
-from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
 from balloon_daemon.device.rehearsal import rehearse
+from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from balloon_daemon.device.template import Template
 from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy
@@ -149,7 +149,7 @@ def test_device_that_grew_in_every_way_goes_on_serving(rig: DeviceRig) -> None:
         shipped_filter().load()
         rehearse(lambda step: None)
 
-    rig.spec = replace(rig.spec, load_filter=load_and_grow)
+    rig.here.load_filter = load_and_grow
     rig.start_ready()
     rig.inflate([3, 5])
     rig.stop()

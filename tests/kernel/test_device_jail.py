@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from balloon_daemon.device.template import Template
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.virtio.balloon import BalloonQueue
@@ -84,7 +84,7 @@ def test_jail_has_hard_limits(rig: DeviceRig, limit: str, most: str) -> None:
 
 def test_jail_is_not_dumpable(rig: DeviceRig) -> None:
     # Asked from inside, before the filter forbids it: from outside root sees no difference.
-    rig.spec = replace(rig.spec, load_filter=lambda: os._exit(7 + LIBC.prctl(PR_GET_DUMPABLE)))
+    rig.here.load_filter = lambda: os._exit(7 + LIBC.prctl(PR_GET_DUMPABLE))
     rig.start()
     assert rig.wait_end() == 7
 
@@ -334,14 +334,14 @@ def shipped_without(call: str) -> str:
 def test_device_whose_policy_lacks_madvise_dies_at_its_first_page(
     rig: DeviceRig, tmp_path: Path
 ) -> None:
-    rig.spec = replace(rig.spec, load_filter=policy_without(tmp_path, "madvise"))
+    rig.here.load_filter = policy_without(tmp_path, "madvise")
     rig.start_ready()
     rig.offer_pfns(INFLATEQ, [1])
     assert rig.wait_end() == -signal.SIGSYS
     assert rig.damaged() == set()
     assert rig.rings[INFLATEQ].used_idx == 0
     # Under the whole policy another goes on with the same chain.
-    rig.spec = replace(rig.spec, load_filter=shipped_filter().load)
+    rig.here.load_filter = shipped_filter().load
     rig.start_ready()
     assert rig.wait_used(INFLATEQ) == [0]
     assert rig.damaged() == {1}

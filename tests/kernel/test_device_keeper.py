@@ -11,7 +11,8 @@ from types import FrameType
 
 import pytest
 
-from balloon_daemon.device.process import DeviceSpec, NotYetError
+from balloon_daemon.device.process import NotYetError
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.events import (
     DeviceDied,
@@ -94,7 +95,7 @@ def supervise(
     fork: Callable[[DeviceSpec, int, int, int], int],
     publish: Publish = lambda event: None,
 ) -> DeviceSupervisor:
-    jail = Jail(lambda: None, None, fork)
+    jail = Jail(None, fork)
     return DeviceSupervisor(backend, jail, publish, VM, lambda: None, Hearing())
 
 
@@ -305,7 +306,7 @@ def test_process_that_forks_and_is_being_started_is_asked_again(
         await supervisor.stop()
 
     async def play() -> None:
-        forks = Forks(NotYetError())
+        forks = Forks(NotYetError(0.001))
         await ask(supervise(set_up([0]), forks, published.append), forks)
 
     asyncio.run(play())

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from balloon_daemon.device.last_words import MAX_CALLS, describe_error
-from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.device.death_record import MAX_CALLS, describe_error
+from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from tests.harness.device_rig import DeviceRig, fate_of
 
 

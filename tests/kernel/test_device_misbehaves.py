@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.device.process import DeviceSpec
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import DeviceHangsError
 from balloon_daemon.events import DeviceHangs, DeviceStalled, Event
 from balloon_daemon.fake_guest.machine import FakeGuest, run
@@ -162,7 +162,7 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
     async def stop() -> None:
         supervisor = DeviceSupervisor(
             set_up([0]),
-            Jail(lambda: None, None, fork),
+            Jail(None, fork),
             published.append,
             VM,
             lambda: None,

@@ -357,7 +357,7 @@ def test_spawn_without_room_for_descriptors_is_an_os_error_and_leaks_nothing(
 ) -> None:
     before = open_fds()
     with ready_to_fork(), room_for_fds(room), pytest.raises(OSError, match="Too many open files"):
-        spawn(rig.spec)
+        spawn(rig.spec, rig.fork)
     assert open_fds() == before
 
 
@@ -370,7 +370,7 @@ def test_spawn_that_cannot_watch_its_child_ends_it_and_leaks_nothing(
     before = open_fds()
     monkeypatch.setattr(os, "pidfd_open", refuse)
     with ready_to_fork(), pytest.raises(OSError, match="Too many open files in system"):
-        spawn(rig.spec)
+        spawn(rig.spec, rig.fork)
     assert open_fds() == before
     # Nobody is left: neither running, nor to be waited for.
     with pytest.raises(ChildProcessError):

@@ -11,13 +11,13 @@ import pytest
 
 from balloon_daemon.device.balloon import MAX_PARTS, MAX_REPORT_BYTES
 from balloon_daemon.device.pace import UNASKED
-from balloon_daemon.device.process import DeviceSpec
 from balloon_daemon.device.request import (
     MAX_DATAGRAM_BYTES,
     decode_spec,
     receive_request,
     send_request,
 )
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import Rule
 from balloon_daemon.guests.jailed.device_spec import device_spec
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
@@ -155,13 +155,13 @@ def sent_through(spec: DeviceSpec) -> DeviceSpec:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     fds = [0, 1, *spec.fds()]
     with ours, theirs:
-        send_request(ours, spec, fds, 1, b"")
+        send_request(ours, spec, 0, 1, 1, b"")
         request = receive_request(theirs, bytearray(MAX_DATAGRAM_BYTES))
     assert request is not None
     for fd in request.fds:
         os.close(fd)
     assert len(request.fds) == request.sent == len(fds)
-    return decode_spec(request._replace(fds=fds), spec.load_filter)
+    return decode_spec(request._replace(fds=fds))
 
 
 def test_what_a_guest_has_earned_goes_through_the_template(rig: DeviceRig) -> None:
@@ -187,4 +187,4 @@ def test_guest_earns_its_allowances_within_a_minute_of_its_devices_beginning(
     since_s: float, part: float
 ) -> None:
     backend = Backend(MemoryTable(inspect))
-    assert device_spec(backend, [], "vm1", since_s, None, lambda: None).earned == part
+    assert device_spec(backend, [], "vm1", since_s, None).earned == part

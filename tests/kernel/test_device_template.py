@@ -13,17 +13,19 @@ import pytest
 
 from balloon_daemon.device import template as template_module
 from balloon_daemon.device.forker import NAME
-from balloon_daemon.device.process import RegionSpec, fork_here
+from balloon_daemon.device.spec import RegionSpec
 from balloon_daemon.device.template import Template
 from balloon_daemon.tube.connection import open_tube
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
-from tests.harness.device_rig import DeviceRig, ready_to_fork
-from tests.harness.jail_watch import is_alive
-from tests.harness.makers import MakeRig
+from tests.harness.daemon import Daemon
+from tests.harness.device_rig import DeviceRig
+from tests.harness.jail_watch import is_alive, template_of
+from tests.harness.makers import MakeGuest, MakeRig
 from tests.harness.short_host import fd_numbers, limited
 from tests.harness.waiting import wait_until
 from tests.harness.ways_to_fork import PatientFork
+from tests.harness.whole_vm import attach, wait_for_device
 
 
 @pytest.fixture
@@ -67,6 +69,13 @@ def test_template_device_is_our_own_child_jailed_and_serves(
     assert "Seccomp:\t2" in Path(f"/proc/{device.pid}/status").read_text()
     rig.inflate([7])
     assert rig.holes() == {7}
+
+
+def test_whoever_forks_has_one_thread(daemon: Daemon, make_guest: MakeGuest) -> None:
+    guest = attach(make_guest(), daemon)
+    device = wait_for_device([guest], daemon, "vm1")
+    for pid in (daemon.pid, template_of(daemon.pid), device):
+        assert psutil.Process(pid).num_threads() == 1
 
 
 def test_template_keeps_no_descriptor_of_a_device(rig: DeviceRig, template: Template) -> None:
@@ -154,8 +163,9 @@ def test_template_dies_with_its_controller() -> None:
 
 CONTROLLER = """
 import os, signal, sys
-from balloon_daemon.device.template import start_template
-started = start_template()
+from balloon_daemon.device.template import Template
+started = Template()
+started.wait_until_ready()
 os.write(int(sys.argv[1]), b"%d\\n" % started.pid)
 signal.pause()
 """
@@ -164,8 +174,7 @@ signal.pause()
 def test_device_that_waits_for_its_first_order_would_leave_no_core(rig: DeviceRig) -> None:
     # It maps its guest's memory next, as root perhaps, and its VMM may cut that file by then.
     upper, lower = open_tube()
-    with ready_to_fork():
-        pid = fork_here(rig.spec, lower.fileno(), 2, os.getpid())
+    pid = rig.fork(rig.spec, lower.fileno(), 2, os.getpid())
     lower.close()
     wait_until(
         lambda: resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0), what="no core is left"
@@ -178,8 +187,7 @@ def test_device_that_nobody_ever_gives_an_order_touches_nothing(rig: DeviceRig) 
     rig.offer_pfns(BalloonQueue.INFLATEQ, [7])
     rig.kick(BalloonQueue.INFLATEQ)
     upper, lower = open_tube()
-    with ready_to_fork():
-        pid = fork_here(rig.spec, lower.fileno(), 2, os.getpid())
+    pid = rig.fork(rig.spec, lower.fileno(), 2, os.getpid())
     lower.close()
     upper.close()
 

@@ -2,20 +2,18 @@
 
 import os
 import resource
-import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 import psutil
 import pytest
 
-from balloon_daemon.device import forker
 from balloon_daemon.device import template as template_module
-from balloon_daemon.device.process import RegionSpec
 from balloon_daemon.device.request import FDS_A_DATAGRAM
-from balloon_daemon.device.template import Template, start_template
+from balloon_daemon.device.spec import RegionSpec
+from balloon_daemon.device.template import Template
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
+from tests.fakes.another_template import another_template
 from tests.harness.device_rig import DeviceRig, shipped_filter
 from tests.harness.short_host import fd_numbers, limited
 
@@ -30,9 +28,26 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceRig]:
 
 
 def started() -> Template:
-    template = start_template()
+    template = Template()
+    template.wait_until_ready()
     template.prepare(shipped_filter().bpf, lambda what: None, lambda what: None)
     return template
+
+
+STOPS_BEFORE_IT_CLOSES = """
+import os, signal, sys
+from balloon_daemon.device import forker
+
+close = os.close
+
+def stop_and_close(fd):
+    if sys._getframe(1).f_code is forker._serve.__code__:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    close(fd)
+
+os.close = stop_and_close
+"""
+"""Between the clone of a device and its answer."""
 
 
 def with_many_regions(rig: DeviceRig) -> None:
@@ -55,14 +70,7 @@ def with_many_regions(rig: DeviceRig) -> None:
 def test_template_that_hangs_over_its_copies_has_not_answered_yet(
     rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    close = os.close
-
-    def stop_and_close(fd: int) -> None:
-        if sys._getframe(1).f_code is forker._serve.__code__:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        close(fd)
-
-    monkeypatch.setattr(os, "close", stop_and_close)
+    monkeypatch.setattr(template_module, "PROGRAM", another_template(STOPS_BEFORE_IT_CLOSES))
     template = started()
     rig.fork, pid = template.fork, template.pid
     assert pid is not None

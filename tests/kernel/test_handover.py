@@ -37,7 +37,6 @@ from tests.harness.whole_vm import (
     attach,
     facts,
     ready_device,
-    run_until_event,
     unread_bytes,
     wait_for_device,
 )
@@ -296,12 +295,6 @@ def test_device_maps_nothing_shared_but_its_own_guests_memory(
     device = wait_for_device(guests, daemon, "vm2")
     killed = None
     if way is not Way.TEMPLATE:
-        os.kill(template_of(daemon.pid), signal.SIGKILL)
-        os.kill(killed := device, signal.SIGKILL)
-    if way is Way.CONTROLLER:
-        # Of the second one's death within a minute nobody wants to wait for the third's start.
-        run_until_event(guests, daemon, "template-started")
-        device = wait_for_device(guests, daemon, "vm2")
         os.kill(template_of(daemon.pid), signal.SIGKILL)
         os.kill(killed := device, signal.SIGKILL)
     shared: set[int] = set()

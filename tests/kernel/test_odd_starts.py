@@ -84,7 +84,7 @@ def test_all_standard_streams_closed_ends_when_told(tmp_path: Path) -> None:
         process.wait()
 
 
-@pytest.mark.parametrize("limit", [6, 9, 20])
+@pytest.mark.parametrize("limit", [8, 9, 20])
 def test_few_descriptors_one_line_status_1(limit: int, tmp_path: Path) -> None:
     few = Start(tmp_path, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from balloon_daemon.fake_guest.machine import FakeGuest, run
+from balloon_daemon.guests.jailed.closing import MAX_HANGING
 from balloon_daemon.guests.jailed.peers import EACH, OF_ALL, OF_ONE_USER, OURS
-from balloon_daemon.linux.closing import MAX_HANGING
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import (
     FrontendRequest,

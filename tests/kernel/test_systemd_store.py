@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.fake_guest.machine import run
+from balloon_daemon.handover.keeper_start import keeper_path
 from balloon_daemon.handover.room import STATES
 from balloon_daemon.handover.store import NoStore, SocketStore
 from balloon_daemon.handover.systemd_store import systemd_store
@@ -134,6 +135,21 @@ def test_service_without_a_store_gives_all_back_on_sigusr1(
     assert any(message.endswith("SIGUSR1: ending") for message in events(daemon, "stop"))
 
 
+def test_service_without_a_store_has_a_keeper_where_one_is_wanted(
+    make_manager: MakeManager, start_daemon: StartDaemon, make_guest: MakeGuest
+) -> None:
+    make_manager(0)
+    daemon = start_daemon("--keep-fds")
+    guest = make_guest(SETTINGS)
+    guest.connect(str(daemon.config.socket))
+
+    os.kill(daemon.pid, signal.SIGUSR1)
+    daemon.wait_end()
+
+    assert keeper_path(daemon.config.socket).exists()
+    assert any("the guests stay" in message for message in events(daemon, "stop"))
+
+
 def test_service_with_a_store_keeps_its_vms_without_loading_libcrypto(
     make_manager: MakeManager,
     start_daemon: StartDaemon,
@@ -156,5 +172,5 @@ def test_service_with_a_store_keeps_its_vms_without_loading_libcrypto(
 
     os.kill(daemon.pid, signal.SIGUSR1)
     daemon.wait_end()
-    assert guest.disconnected == ""
     assert "listener" in manager.names
+    assert any(name.startswith("vm1.state-") for name in manager.names)

@@ -9,10 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from balloon_daemon.device import forker_start
 from balloon_daemon.device import template as template_module
-from balloon_daemon.device.forker import HELLO
 from balloon_daemon.device.process import NotYetError
+from balloon_daemon.device.request import HELLO
 from balloon_daemon.device.template import Template
 from balloon_daemon.linux.apart import LOW
 from balloon_daemon.units import MIB
@@ -50,7 +49,7 @@ def starts_what(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The program that is started for a template; it does nothing until it is written."""
     program = tmp_path / "program.py"
     program.write_text("import signal\nsignal.pause()\n")
-    monkeypatch.setattr(forker_start, "__file__", str(program))
+    monkeypatch.setattr(template_module, "PROGRAM", (str(program),))
     return program
 
 
@@ -81,7 +80,7 @@ def test_device_of_another_template_is_as_small_as_one_of_the_first(
         sizes.append(psutil.Process(rig.start_ready().pid).memory_full_info().uss)
         rig.kill()
         end_template(template)
-    # 1.9 MiB either way; forked from here it would be 3 and more.
+    # 1.9 MiB either way.
     assert sizes[1] < sizes[0] + MIB // 2
 
 
@@ -104,19 +103,18 @@ def test_template_that_dies_again_and_again_is_started_less_and_less_often(
         end_template(template)
         rig.start_ready()
         rig.kill()
-    # The second time by this process: the next start is a second away.
-    assert template.pid is None
-    assert "starting another in 1 s; until then balloond forks them itself" in heard.warnings[1]
-
-    def another() -> bool:
-        rig.start_ready()
-        rig.kill()
-        return template.pid is not None
-
-    wait_until(another, what="another template has come up")
     end_template(template)
-    rig.start_ready()
-    assert "starting another in 2 s; " in heard.warnings[2]
+    rig.fork = template.fork
+    with pytest.raises(NotYetError) as caught:
+        rig.start()
+
+    assert [line.partition(" forks devices, ")[2] for line in heard.warnings] == [
+        "is gone: starting another",
+        "is gone: starting another in 1 s; until then no device can be started",
+        "is gone: starting another in 2 s; until then no device can be started",
+    ]
+    # Whoever asks is told when there is a use in asking again.
+    assert 1 < caught.value.retry_s <= 2
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,7 @@ def test_template_that_dies_again_and_again_is_started_less_and_less_often(
         (None, "it does not say that it is ready"),
     ],
 )
-def test_template_that_does_not_come_up_devices_are_forked_from_here(
+def test_template_that_does_not_come_up_is_started_again_later(
     says: bytes | None,
     why: str,
     rig: DeviceRig,
@@ -143,31 +141,38 @@ def test_template_that_does_not_come_up_devices_are_forked_from_here(
     else:
         starts_what.write_text(f"import os, sys\nos.write(int(sys.argv[1]), {says!r})\n")
     end_template(template)
+    rig.fork = template.fork
 
-    rig.start_ready()
+    def failed() -> bool:
+        with pytest.raises(NotYetError):
+            rig.start()
+        return len(heard.warnings) > 1
+
+    wait_until(failed, what="the start has failed")
 
     assert heard.warnings[1:] == [
         f"no process to fork devices from can be started: {why}; trying again in 1 s, and until "
-        "then balloond forks them itself, each larger by some 2 MiB"
+        "then no device can be started"
     ]
     assert template.pid is None
-    rig.inflate([7])
-    assert rig.holes() == {7}
+    # What keeps a template from coming up may pass.
+    monkeypatch.undo()
+    rig.fork = PatientFork(template)
+    rig.start_ready()
+    assert heard.news == [f"process {template.pid} forks devices now"]
 
 
-def test_no_interpreter_to_start_devices_are_forked_from_here(
-    rig: DeviceRig, template: Template, heard: Heard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_interpreter_to_start_is_told_to_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     # As when Python was upgraded underneath.
     monkeypatch.setattr(sys, "executable", "/nowhere/python3")
-    end_template(template)
-    rig.start_ready()
-    assert "can be started: it ended at once; " in heard.warnings[1]
+    template = Template()
+    with pytest.raises(OSError, match=r"can be started: it ended at once$"):
+        template.wait_until_ready()
+    template.close()
 
 
-@pytest.mark.parametrize("way", [Way.RESTARTED, Way.CONTROLLER])
 def test_device_is_forked_though_a_file_that_never_closes_is_open_here(
-    way: Way, rig: DeviceRig, template: Template, tmp_path: Path
+    rig: DeviceRig, template: Template, tmp_path: Path
 ) -> None:
     try:
         mute = MuteFile(tmp_path / "mute")
@@ -175,7 +180,7 @@ def test_device_is_forked_though_a_file_that_never_closes_is_open_here(
         pytest.skip("FUSE cannot be mounted here")
     try:
         assert mute.fd >= LOW, "the template occupies the numbers below"
-        rig.fork = fork_by(template, way)
+        rig.fork = fork_by(template, Way.RESTARTED)
         device = rig.start_ready()
         rig.inflate([7])
         assert not mute.is_being_closed
@@ -230,14 +235,19 @@ def test_template_that_was_started_again_dies_with_its_controller() -> None:
 
 
 CONTROLLER = """
-import os, signal, sys, time
-from balloon_daemon.device.template import start_template
-template = start_template()
+import os, signal, sys
+from balloon_daemon.device.process import NotYetError
+from balloon_daemon.device.spec import DeviceSpec
+from balloon_daemon.device.template import Template
+template = Template()
+template.wait_until_ready()
 os.kill(template.pid, signal.SIGKILL)
-template._lose("is gone")
-while template.pid is None:
-    template._look_after_the_next()
-    time.sleep(0.01)
+os.waitid(os.P_PID, template.pid, os.WEXITED | os.WNOWAIT)
+spec = DeviceSpec("device", (), (), None, b"", None, must_tell_host=False)
+try:
+    template.fork(spec, 0, 2, os.getpid())
+except NotYetError:
+    template.wait_until_ready()
 os.write(int(sys.argv[1]), b"%d\\n" % template.pid)
 signal.pause()
 """

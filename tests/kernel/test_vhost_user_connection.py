@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.linux.closing import ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.vhost_user.connection import MAX_UNSENT_BYTES, Connection, Received
+from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 from balloon_daemon.vhost_user.messages import (
     HEADER,
     MAX_FDS,
@@ -21,7 +21,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
-from tests.fakes.closes_at_once import ClosesAtOnce
+from tests.fakes.closes_at_once import closes_at_once
 from tests.harness.fd_room import open_fds, room_for_fds
 
 Q = FrontendRequest
@@ -31,7 +31,7 @@ FOUR_BYTES = Message(Q.SET_VRING_KICK, VERSION, b"four")
 @pytest.fixture
 def pair() -> Iterator[tuple[Connection, socket.socket]]:
     ours, theirs = socket.socketpair()
-    connection = Connection(ours, ForeignFds(ClosesAtOnce()))
+    connection = Connection(ours, ForeignFds(closes_at_once()))
     theirs.setblocking(False)
     yield connection, theirs
     connection.close()

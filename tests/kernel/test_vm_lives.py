@@ -539,8 +539,8 @@ def test_requests_that_were_not_offered_are_refused_and_no_more(
             guest.frontend.tell(request, bytes(8), [file.fileno()])
     file.close()
 
-    # A child closes what a VMM has sent, in its own time.
-    run_until([guest], lambda: len(at_rest(daemon)) == before)
+    # A child closes what a VMM has sent, in its own time. Another one may have been idle before.
+    run_until([guest], lambda: len(at_rest(daemon)) <= before)
     assert_served([guest], low_mem)
     assert said(daemon, *OF_VMM) == [
         f"{request.name}: is not offered; refused" for request in requests

@@ -17,10 +17,11 @@ from pathlib import Path
 import psutil
 
 from balloon_daemon.fake_guest.client import FakeGuestProcess
-from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.daemon import BUGS, Daemon, DaemonConfig
 from tests.harness.invariants import open_fds
 from tests.harness.jail_watch import is_alive, template_of
 from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.other_user import take_uids
 from tests.harness.waiting import wait_until
 from tests.soak.hostile_acts import BY_A_DEVICE, BY_A_USER
 from tests.soak.hostile_user import HostileUser
@@ -29,9 +30,6 @@ from tests.soak.neighbour_process import MEM_BYTES
 
 SPEED = 200.0
 MAXIMUM_BYTES = MEM_BYTES // 2
-NEIGHBOURS_UID, ENEMYS_UID = 64001, 64002
-"""Neither root, nor who devices are, nor anybody's on an ordinary host."""
-
 PATIENCE_S = 60.0
 AT_WORK_WITHIN_S = 60.0
 STOP_WITHIN_S = 15.0
@@ -169,7 +167,7 @@ class Ground:
         stack.callback(self._end_keepers)
         self.daemon = self._start()
         root = os.geteuid() == 0
-        self._uids = (NEIGHBOURS_UID, ENEMYS_UID) if root else (None, None)
+        self._uids = take_uids(2, stack) if root else (None, None)
         self._open_to_all()
         self._lasting = self._find_lasting()
         self.neighbour = stack.enter_context(
@@ -265,7 +263,8 @@ class Ground:
     def bugs(self) -> list[str]:
         """What balloond complains of itself, in any of its lives."""
         logs = sorted(self._folder.glob("log-*/balloond.log"))
-        return [line for log in logs for line in log.read_text().splitlines() if '"bug"' in line]
+        lines = [line for log in logs for line in log.read_text().splitlines()]
+        return [line for line in lines if any(f'"event": "{word}"' in line for word in BUGS)]
 
     def kill_controller(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Kills the controller; the next one goes on with the neighbour.

@@ -5,7 +5,10 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
 
+import psutil
+
 from balloon_daemon.events import ConnectionRefused, Event, Share, StoreShareUsed
+from balloon_daemon.guests.jailed.closing import Closer
 from balloon_daemon.guests.jailed.peers import (
     EACH,
     MAX_CONNECTIONS,
@@ -15,9 +18,10 @@ from balloon_daemon.guests.jailed.peers import (
     Peers,
 )
 from balloon_daemon.handover.room import SHARE, STATES
-from balloon_daemon.linux.closing import MAX_DEBT, Closer, ForeignFds
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.foreign_fds import MAX_DEBT, ForeignFds
+from tests.harness.waiting import HANG_S
 
 LIMIT = 1000
 """Of which one user may have 750, and all 875."""
@@ -28,7 +32,7 @@ class Room:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.peers = Peers(limit)
-        self.closer = Closer(lambda _delay_s, _callback: None)
+        self.closer = Closer(asyncio.get_running_loop())
         self._stack = ExitStack()
         self.published: list[Event] = []
 
@@ -52,8 +56,9 @@ class Room:
 
     def close(self) -> None:
         self._stack.close()
-        for child in (*(work.child for work in self.closer._working), *self.closer._idle):
-            child.end()
+        for child in psutil.Process().children():
+            child.kill()
+            os.waitpid(child.pid, 0)
 
 
 Scene = Callable[[Room], Coroutine[Any, Any, None]]
@@ -138,9 +143,9 @@ def test_what_a_vmm_sends_counts_until_it_is_closed() -> None:
             fd.close()
         assert peer.descriptors == EACH + EACH
         connection.let_go()
-        while not room.closer._free_children():
-            await asyncio.sleep(0.001)
-        assert peer.descriptors == EACH
+        async with asyncio.timeout(HANG_S):
+            while peer.descriptors != EACH:
+                await asyncio.sleep(0)
         peer.leave()
         assert peer.descriptors == 0
 
@@ -178,7 +183,7 @@ def test_descriptors_that_nobody_has_let_go_of_yet_count() -> None:
         assert peer.account.debt == 1
         connection.let_go()
         assert peer.account.debt == 1
-        assert len(room.closer._working) == 1
+        assert len(psutil.Process().children()) == 1
 
     play(scene)
 

@@ -15,7 +15,7 @@ import pytest
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.governor import Governor
-from balloon_daemon.device.process import DeviceSpec
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.events import (
     ConnectionClosed,
     ConnectionFailed,
@@ -60,7 +60,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
-from tests.fakes.closes_at_once import ClosesAtOnce
+from tests.fakes.closes_at_once import closes_at_once
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
 from tests.harness.waiting import HANG_S
 
@@ -183,7 +183,7 @@ class Left:
         publish, loop = self.published.append, asyncio.get_running_loop()
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, publish, loop)
         governor = Governor(Config().policy, watch, publish, loop)
-        shared = Shared(Config(), Jail(lambda: None, None, no_fork), publish, governor.report)
+        shared = Shared(Config(), Jail(None, no_fork), publish, governor.report)
         peers = Peers()
 
         def make(vm: VmId, connection: Connection, saver: Saver) -> Session:
@@ -191,7 +191,7 @@ class Left:
             governor.add(session)
             return session
 
-        return recover(self.store, make, ClosesAtOnce(), publish)
+        return recover(self.store, make, closes_at_once(), publish)
 
     def attached(self) -> list[str]:
         """The VMs whose policies have begun."""

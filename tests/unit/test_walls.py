@@ -211,11 +211,6 @@ def test_sentence_that_is_published_is_found(tmp_path: Path) -> None:
     assert list(sentences_published(changed)) == ["loop.py:1: ' lines are lost'"]
 
 
-def test_fork_appears_in_one_place_at_most() -> None:
-    users = {name for name, path in modules().items() if "os.fork(" in path.read_text()}
-    assert users <= {"device.process"}
-
-
 @pytest.mark.parametrize("name", modules())
 def test_module_is_at_most_500_lines(name: str) -> None:
     assert len(modules()[name].read_text().splitlines()) <= 500

@@ -2,7 +2,7 @@
 
 import signal
 
-from balloon_daemon.device.process import EXIT_INTERNAL_ERROR
+from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.events import Death, GuestFault, HostFault
 from balloon_daemon.seccomp.filter import syscall_name

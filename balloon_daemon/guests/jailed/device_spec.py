@@ -1,8 +1,8 @@
 """What a guest's next device is made of, as its back-end knows it now."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from balloon_daemon.device.process import DeviceSpec, RegionSpec, VringSpec
+from balloon_daemon.device.spec import DeviceSpec, RegionSpec, VringSpec
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.effects import ReadyVring
@@ -29,7 +29,6 @@ def device_spec(
     name: str,
     since_s: float,
     identity: Identity | None,
-    load_filter: Callable[[], None],
 ) -> DeviceSpec:
     """All that the next device is given. Its descriptors stay the back-end's.
 
@@ -39,7 +38,6 @@ def device_spec(
         name: the VM's, for ``ps``.
         since_s: how long ago its last device began to serve it, in seconds.
         identity: whom the device becomes; None: nobody else.
-        load_filter: loads the compiled seccomp filter.
     """
     regions = tuple(
         RegionSpec(
@@ -74,7 +72,6 @@ def device_spec(
         channel_fd=None if channel is None else channel.fileno(),
         config_change=CONFIG_CHANGE_MSG,
         identity=identity,
-        load_filter=load_filter,
         must_tell_host=bool(backend.acknowledged & BalloonFeature.MUST_TELL_HOST),
         earned=earned(since_s),
         pfns_name_pages=not backend.memory.has_unnameable,

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 
 from balloon_daemon.config.model import Config
-from balloon_daemon.device.process import prepare_fork
 from balloon_daemon.events import NotAccepted, Publish, StoreLost, TakenOver
+from balloon_daemon.guests.jailed.closing import Closer
 from balloon_daemon.guests.jailed.listening import Listener
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
@@ -15,9 +15,9 @@ from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.guests.seam import VmRegistry
 from balloon_daemon.handover.keys import LISTENER
 from balloon_daemon.handover.store import Store
-from balloon_daemon.linux.closing import Closer, ForeignFds
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 
 ACCEPT_AGAIN_S = 1.0
 """Out of file descriptors: how long to leave the next connection waiting."""
@@ -60,8 +60,7 @@ class VhostUserGuests:
         """Goes on with what another controller left, and accepts new connections."""
         self._registry = registry
         self._shared = Shared(self._config, self._jail, self._publish, registry.report)
-        self._closer = Closer(asyncio.get_running_loop().call_later)
-        prepare_fork()
+        self._closer = Closer(asyncio.get_running_loop())
         self._take_over()
         self._listen()
 

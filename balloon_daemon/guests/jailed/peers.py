@@ -10,14 +10,15 @@ import resource
 from dataclasses import replace
 from time import monotonic as now_s
 
-from balloon_daemon.device.process import DeviceSpec, Fork
+from balloon_daemon.device.process import Fork
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.events import ConnectionRefused, Publish, Share, StoreShareUsed
 from balloon_daemon.guests.jailed.turns import Allowances, Turns
 from balloon_daemon.handover.room import SHARE, STATES
-from balloon_daemon.linux.closing import MAX_DEBT, FdAccount, ForeignFds
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.foreign_fds import MAX_DEBT, FdAccount, ForeignFds
 
 EACH = 40
 """Descriptors that every connection counts for at least: what a VM with five queues and three

@@ -12,13 +12,13 @@ from balloon_daemon.handover.kept_guests import KeptGuest, discard, find_guests
 from balloon_daemon.handover.keys import FdKey
 from balloon_daemon.handover.state import GuestState
 from balloon_daemon.handover.store import Store
-from balloon_daemon.linux.closing import ClosesFds, ForeignFds
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.vhost_user.connection import Connection
+from balloon_daemon.vhost_user.foreign_fds import Closes, ForeignFds
 from balloon_daemon.vhost_user.messages import decode_message
 
 
-def recover(store: Store, make: MakeSession, closer: ClosesFds, publish: Publish) -> list[Session]:
+def recover(store: Store, make: MakeSession, closer: Closes, publish: Publish) -> list[Session]:
     """Makes a session of every guest that the store has kept.
 
     A guest that cannot be restored gets one line in the log, and its VMM's connection is closed:

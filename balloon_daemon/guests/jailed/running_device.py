@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from balloon_daemon.device.process import MAX_LAST_WORDS_BYTES, DeviceProcess
+from balloon_daemon.device.process import MAX_DEATH_RECORD_BYTES, DeviceProcess
 from balloon_daemon.events import Publish
 from balloon_daemon.guests.jailed.hearing import OrderWatch, ReportReader
 from balloon_daemon.linux.events import OwnedFd
@@ -66,7 +66,7 @@ class RunningDevice:
     @property
     def stderr_pipe(self) -> OwnedFd:
         """Read end of its standard error, which hangs up when it is gone."""
-        return self._process.last_words
+        return self._process.stderr_pipe
 
     def order(self, order: Down) -> None:
         """Sends an order; where its tube is full it is lost, and the next one heals that."""
@@ -89,7 +89,7 @@ class RunningDevice:
         self._reader.end()
         self._orders.end()
         asyncio.get_running_loop().remove_reader(self._process.pidfd.fileno())
-        death_record = self._process.read_last_words()
+        death_record = self._process.read_death_record()
         self._process.close()
         self._ended(Ended(self._process.pid, exit_code, death_record))
 
@@ -110,7 +110,7 @@ class Predecessor:
     def _readable(self) -> None:
         try:
             # Readable is not yet its end: the device may be writing its death record.
-            if os.read(self.stderr_pipe.fileno(), MAX_LAST_WORDS_BYTES):
+            if os.read(self.stderr_pipe.fileno(), MAX_DEATH_RECORD_BYTES):
                 return
         except BlockingIOError:
             return

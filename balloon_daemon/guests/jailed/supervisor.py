@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
-from balloon_daemon.device.process import Fork, NotYetError, fork_here, spawn
+from balloon_daemon.device.process import Fork, NotYetError, spawn
 from balloon_daemon.errors import DeviceHangsError, StateFileError
 from balloon_daemon.events import Publish
 from balloon_daemon.guests.jailed.device_notices import DeviceNotices
@@ -33,14 +33,12 @@ class Jail:
     """What every device's jail is made of.
 
     Attributes:
-        load_filter: loads the compiled seccomp filter.
         identity: whom a device becomes; None: nobody else.
         fork: how a device is forked.
     """
 
-    load_filter: Callable[[], None]
     identity: Identity | None
-    fork: Fork = fork_here
+    fork: Fork
 
 
 class DeviceSupervisor:
@@ -171,17 +169,17 @@ class DeviceSupervisor:
         if answer.result() is Action.ANSWER_PREDECESSOR_STAYS:
             raise StateFileError("the device of an earlier balloond does not end")
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Event, wait_s: float | None = None) -> None:
         before = self._life.state
-        self._perform(before, self._life.take(event))
+        self._perform(before, self._life.take(event), wait_s)
 
-    def _perform(self, before: State, step: Step) -> None:
+    def _perform(self, before: State, step: Step, wait_s: float | None = None) -> None:
         if self._timer is not None and (step.state is not before or step.wait is not None):
             self._timer.cancel()
             self._timer = None
         if step.wait is not None:
-            wait_s, loop = WAIT_S[step.wait], asyncio.get_running_loop()
-            self._timer = loop.call_later(wait_s, self._due)
+            wait_s = WAIT_S[step.wait] if wait_s is None else wait_s
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._due)
         for action in step.actions:
             self._act(action)
 
@@ -225,13 +223,11 @@ class DeviceSupervisor:
             return
         now = asyncio.get_running_loop().time()
         jail, since_s = self._jail, now - self._began_at
-        spec = device_spec(
-            self._backend, vrings, self._vm.name, since_s, jail.identity, jail.load_filter
-        )
+        spec = device_spec(self._backend, vrings, self._vm.name, since_s, jail.identity)
         try:
-            process = spawn(spec, look=look, fork=jail.fork)
-        except NotYetError:
-            self._take(Event.NOT_YET)
+            process = spawn(spec, jail.fork, look=look)
+        except NotYetError as err:
+            self._take(Event.NOT_YET, err.retry_s)
             return
         except OSError as err:
             self._notices.not_forked(err)

@@ -1,0 +1,106 @@
+"""What a device is told before it is forked, as values, and what its parent knows of its end."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from balloon_daemon.linux import jail
+from balloon_daemon.units import FrontendAddr, GuestAddr
+from balloon_daemon.virtio.balloon import BalloonQueue
+
+EXIT_INTERNAL_ERROR = 70
+"""sysexits.h, EX_SOFTWARE: our own bug, or memory that it was not given; its death record, on
+standard error, say which."""
+
+STANDARD_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSpec:
+    """A memory region.
+
+    Attributes:
+        fd: its file, the caller's; None for one that is not to be mapped. Its pages are known and
+            never removed, and nothing can be read there.
+        freed: whether pages that the guest gives up here can be removed.
+    """
+
+    guest_addr: GuestAddr
+    frontend_addr: FrontendAddr
+    size_bytes: int
+    mmap_offset_bytes: int
+    page_bytes: int
+    fd: int | None
+    freed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VringSpec:
+    """A vring to serve; the fds stay the caller's."""
+
+    index: int
+    queue: BalloonQueue
+    size: int
+    descriptors: FrontendAddr
+    available: FrontendAddr
+    used: FrontendAddr
+    kick_fd: int
+    call_fd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """All that a device needs, known before it is forked.
+
+    Attributes:
+        name: for ``ps`` and ``top``; the kernel keeps 15 bytes.
+        channel_fd: the back-end channel; None: no target can be signalled.
+        config_change: the message for it.
+        identity: whom to become where the controller is root.
+        must_tell_host: the driver acknowledged VIRTIO_BALLOON_F_MUST_TELL_HOST.
+        earned: how much of its allowances the guest has at the beginning, from 0 to 1.
+        rehearse: before it ends it does what only a long life could need, naming each step of
+            that on its standard error.
+        pfns_name_pages: False where the guest has pages beyond what a page frame number of 32 bits
+            can name: then no number can be trusted, and no page of the balloon is removed.
+    """
+
+    name: str
+    regions: tuple[RegionSpec, ...]
+    vrings: tuple[VringSpec, ...]
+    channel_fd: int | None
+    config_change: bytes
+    identity: jail.Identity | None
+    must_tell_host: bool
+    earned: float = 1.0
+    rehearse: bool = False
+    pfns_name_pages: bool = True
+
+    def fds(self) -> Iterator[int]:
+        """Every descriptor in it, in a fixed order."""
+        yield from (region.fd for region in self.regions if region.fd is not None)
+        for vring in self.vrings:
+            yield vring.kick_fd
+            if vring.call_fd is not None:
+                yield vring.call_fd
+        if self.channel_fd is not None:
+            yield self.channel_fd
+
+    def with_fds(self, number_of: Callable[[int], int]) -> "DeviceSpec":
+        """The same spec with other numbers for its descriptors.
+
+        Args:
+            number_of: called with each of ``fds``, in that order; returns its new number.
+        """
+
+        def renumbered(fd: int | None) -> int | None:
+            return None if fd is None else number_of(fd)
+
+        return replace(
+            self,
+            regions=tuple(replace(region, fd=renumbered(region.fd)) for region in self.regions),
+            vrings=tuple(
+                replace(vring, kick_fd=number_of(vring.kick_fd), call_fd=renumbered(vring.call_fd))
+                for vring in self.vrings
+            ),
+            channel_fd=renumbered(self.channel_fd),
+        )

@@ -1,0 +1,101 @@
+"""Which tests show what becomes of a fault: ``@fault("...")`` stands beside each of them.
+
+``docs/reliability.md`` names a fault in the first cell of a row; the marker repeats the beginning
+of that cell, enough of it to be of one row only. ``python -m tests.harness.faults`` writes the
+last cell of every row from the markers in the sources; ``tests/unit/test_docs.py`` fails where
+page and markers differ.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+SEPARATOR = " | "
+
+
+def fault(name: str) -> pytest.MarkDecorator:
+    """Marks a test as one that shows what becomes of a fault.
+
+    Args:
+        name: the beginning of the fault's row in docs/reliability.md.
+    """
+    return pytest.mark.fault(name)
+
+
+class Mark(NamedTuple):
+    """A marker in the sources: the fault's name, and the test's file and name."""
+
+    fault: str
+    path: Path
+    test: str
+
+
+def marks() -> Iterator[Mark]:
+    """Every marker below tests/, file by file, from the top of each file to its end."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                for decorator in node.decorator_list:
+                    match decorator:
+                        case ast.Call(ast.Name("fault"), [ast.Constant(str(name))]):
+                            yield Mark(name, path, node.name)
+
+
+def is_row(line: str) -> bool:
+    """Whether a line of the page is a fault's row, and no head of a table."""
+    return line.startswith("| ") and not line.startswith("| fault |")
+
+
+def written(page: str) -> str:
+    """The page, with the last cell of every row as the markers say.
+
+    What a last cell names beside tests, such as a fuzzer's target, stays.
+
+    Raises:
+        ValueError: a marker is the beginning of no row, or of several.
+    """
+    lines = page.split("\n")
+    rows = [number for number, line in enumerate(lines) if is_row(line)]
+    shown: dict[int, list[Mark]] = {number: [] for number in rows}
+    for mark in marks():
+        of = [number for number in rows if lines[number][2:].startswith(mark.fault)]
+        if len(of) != 1:
+            raise ValueError(f"{mark.path}: {mark.test}: {mark.fault!r} begins {len(of)} rows")
+        shown[of[0]].append(mark)
+    for number in rows:
+        *cells, last = lines[number].removesuffix(" |").split(SEPARATOR)
+        others = re.findall(r"`[\w/]+\.py`", last)
+        shown_by = ", ".join([*_names(shown[number]), *others])
+        lines[number] = SEPARATOR.join([*cells, f"{shown_by} |"])
+    return "\n".join(lines)
+
+
+def _names(marked: list[Mark]) -> Iterator[str]:
+    """``file: test`` for the first of each file, then the test alone."""
+    last = None
+    for mark in marked:
+        folder = mark.path.relative_to(ROOT / "tests")
+        file = folder.name if folder.parts[0] == "kernel" else folder.as_posix()
+        yield f"`{mark.test}`" if mark.path == last else f"`{file}: {mark.test}`"
+        last = mark.path
+
+
+def main() -> int:
+    """Writes the page anew; 1 where a marker fits no row."""
+    try:
+        PAGE.write_text(written(PAGE.read_text()))
+    except ValueError as err:
+        print(err, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
