@@ -54,6 +54,7 @@ PURE = {
     "vhost_user.vrings",
     "tube.messages",
     "guests.seam",
+    "status",
     "guests.jailed.gain",
     "guests.jailed.statistics",
     "guests.jailed.life",
@@ -88,7 +89,7 @@ ROOMS = {
     "linux": set[str](),
     "events": {"sizing.decision"},
     "records": {"events", "sizing.decision", "linux"},
-    "host": {"events", "sizing", "linux"},
+    "host": {"events", "status", "sizing", "linux"},
     "vhost_user": {"virtio", "linux"},
     "tube": {"virtio", "linux"},
     "seccomp": {"linux"},
@@ -100,8 +101,10 @@ ROOMS = {
         "events", "sizing.decision", "config", "guests.seam", "handover",
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
+    # The seam's values, too: what a guest reports is shown as it is.
+    "status": {"sizing.decision", "guests.seam"},
     # No protocol: a VM is whatever stands behind the seam.
-    "controller": {"events", "sizing", "host", "config", "guests.seam", "linux"},
+    "controller": {"events", "status", "sizing", "host", "config", "guests.seam", "linux"},
     "cli": {
         "config", "controller", "guests.jailed", "device", "host", "seccomp", "linux", "sizing",
         "events", "records", "handover", "vhost_user", "tube", "virtio",
