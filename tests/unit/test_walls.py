@@ -191,6 +191,34 @@ def test_module_imports_only_what_it_may(name: str) -> None:
     assert list(offences(name, modules()[name])) == []
 
 
+def circles(arrows: dict[str, set[str]]) -> list[set[str]]:
+    """The modules that import each other in a circle, also inside one room."""
+    reached = {name: set(targets) for name, targets in arrows.items()}
+    for middle in arrows:
+        for targets in reached.values():
+            if middle in targets:
+                targets |= reached[middle]
+    return [
+        {other for other in targets if name in reached[other]}
+        for name, targets in reached.items()
+        if name in targets
+    ]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    arrows = {
+        name: {target.removeprefix("balloon_daemon.") for _, target in imports(path)}
+        & modules().keys()
+        for name, path in modules().items()
+    }
+    assert circles(arrows) == []
+
+
+def test_circle_of_imports_is_found() -> None:
+    arrows = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set[str]()}
+    assert circles(arrows) == [{"b", "c"}] * 2
+
+
 def sentences_published(path: Path) -> Iterator[str]:
     """Words that a call of ``publish`` is given: it is records/words/ that has them."""
     for node in ast.walk(ast.parse(path.read_text())):
