@@ -28,6 +28,7 @@ from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing import host_policy
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState, Reason
 from balloon_daemon.sizing.host_policy import Halted, HostPolicy, HostStep, Looked, Seen, Woke
+from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
 from balloon_daemon.units import VmId
 
 READ_AGAIN_S = 1.0
@@ -102,6 +103,29 @@ class Governor:
             case _:
                 assert_never(report)
 
+    def status(self) -> HostStatus:
+        """What is at this moment."""
+        return HostStatus(
+            self._watch.status(),
+            tuple(
+                VmStatus(vm_id, self._wanted(vm_id), vm.balloon_bytes, vm.stats, vm.trouble)
+                for vm_id, vm in self._vms.items()
+            ),
+        )
+
+    def _wanted(self, vm_id: VmId) -> PolicyStatus | None:
+        if not self._policy.governs(vm_id):
+            return None
+        policy = self._policy.policy(vm_id)
+        return PolicyStatus(
+            self._policy.vm_mem_bytes(vm_id),
+            policy.max_bytes,
+            policy.level,
+            self._settings.steps,
+            policy.target_bytes,
+            policy.statistics(),
+        )
+
     # --- what guests report -------------------------------------------------------------------
 
     def _attach(self, vm_id: VmId, vm: Vm, report: Attached) -> None:
@@ -115,8 +139,8 @@ class Governor:
             # Halted: nobody would give back what it then gave.
             return
         if row is None:
-            max_bytes, steps = self._policy.max_bytes(vm_id), self._settings.steps
-            self._publish(VmAttached(vm_id, size, max_bytes, steps))
+            max_bytes = self._policy.policy(vm_id).max_bytes
+            self._publish(VmAttached(vm_id, size, max_bytes, self._settings.steps))
         self._policy.note_actual(vm_id, vm.balloon_bytes)
         self._perform(step)
         if not step.decisions:
@@ -130,7 +154,8 @@ class Governor:
         if self._policy.vm_mem_bytes(vm_id) != vm_mem_bytes:
             return  # Halted.
         quiet = vm.sizes.admit(now_s) is None
-        max_bytes, steps = self._policy.max_bytes(vm_id), self._settings.steps
+        max_bytes = self._policy.policy(vm_id).max_bytes
+        steps = self._settings.steps
         self._publish(VmResized(vm_id, vm_mem_bytes, max_bytes, steps, quiet=quiet))
         self._perform(step, quiet=quiet)
 
@@ -180,7 +205,7 @@ class Governor:
                 self._tell(vm.guest.request_stats)
 
     def _keep(self, vm_id: VmId, vm: Vm) -> None:
-        state = self._policy.state(vm_id)
+        state = self._policy.policy(vm_id).state()
         self._tell(vm.guest.keep, VmRow(self._policy.vm_mem_bytes(vm_id), *state))
 
     def _tell(self, call: Callable[..., object], *args: object) -> None:

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from balloon_daemon.ctl.demo_host import Sample
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story
-from balloon_daemon.units import MIB, format_size
+from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story, introduction
+from balloon_daemon.units import MIB
 
 
 class Chart(Protocol):
@@ -37,17 +37,6 @@ def make_chart(story: Story, *, plain: bool) -> Chart:
             return PlainLines(story)
         return LiveChart(story)
     return PlainLines(story)
-
-
-def introduction(story: Story) -> str:
-    """What is about to be seen, in a person's words."""
-    return (
-        f"A host of {format_size(story.budget_bytes)} runs a VM of "
-        f"{format_size(story.vm_bytes)} and other programs. When less than "
-        f"{format_size(MARGIN_BYTES)} are available, balloond takes memory back from the VM, "
-        f"{format_size(story.step_bytes)} a step. Its timers run {story.speed:g} times faster "
-        f"than ChromeOS's."
-    )
 
 
 def in_words(sample: Sample) -> str:

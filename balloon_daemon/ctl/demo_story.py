@@ -180,3 +180,14 @@ def plan(vm_bytes: int, speed: float) -> Story:
         # A quarter of a level short of the fifth, so that it takes exactly that many.
         peak_load_bytes=int(calm_bytes - MARGIN_BYTES + (LEVELS - 0.25) * freed_a_level),
     )
+
+
+def introduction(story: Story) -> str:
+    """What is about to be seen, in a person's words."""
+    return (
+        f"A host of {format_size(story.budget_bytes)} runs a VM of "
+        f"{format_size(story.vm_bytes)} and other programs. When less than "
+        f"{format_size(MARGIN_BYTES)} are available, balloond takes memory back from the VM, "
+        f"{format_size(story.step_bytes)} a step. Its timers run {story.speed:g} times faster "
+        f"than ChromeOS's."
+    )

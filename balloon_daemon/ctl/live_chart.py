@@ -14,9 +14,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from balloon_daemon.ctl.chart import introduction
 from balloon_daemon.ctl.demo_host import Sample
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Story
+from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Story, introduction
 from balloon_daemon.units import MIB
 
 LOAD = "#8b919c"

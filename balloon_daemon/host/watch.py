@@ -6,6 +6,7 @@ from collections.abc import Callable
 from balloon_daemon.events import Publish
 from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.sizing.decision import NeverLow, Reading
+from balloon_daemon.status import SourceStatus
 
 Take = Callable[[Reading | NeverLow | None], None]
 """Takes what a look at the source gave; None: its figures are unknown."""
@@ -31,7 +32,7 @@ class MemoryWatch:
         publish: Publish,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.source = source
+        self._source = source
         self._poll_s = poll_s
         self._publish = publish
         self._loop = loop
@@ -41,8 +42,8 @@ class MemoryWatch:
 
     def read(self) -> Reading | NeverLow | None:
         """Reads the source now, and publishes what it has to say about itself."""
-        reading = self.source.read()
-        while notice := self.source.take_notice():
+        reading = self._source.read()
+        while notice := self._source.take_notice():
             self._publish(notice)
         return reading
 
@@ -54,12 +55,12 @@ class MemoryWatch:
         not put off.
         """
         self._take = take
-        delay_s = self._poll_s if self.source.needs_poll else SAFETY_POLL_S
+        delay_s = self._poll_s if self._source.needs_poll else SAFETY_POLL_S
         at_s = self._loop.time() + delay_s
         if self._timer is None or at_s < self._timer.when():
             self._stop_polling()
             self._timer = self._loop.call_at(at_s, self._look)
-        fd = self.source.wait_fd()
+        fd = self._source.wait_fd()
         if fd != self._watched_fd:
             self._unwatch()
             if fd is not None:
@@ -72,13 +73,17 @@ class MemoryWatch:
         self._stop_polling()
         self._unwatch()
 
+    def status(self) -> SourceStatus:
+        """Which source it is, and what is counted of it."""
+        return SourceStatus(self._source.name, self._source.last_error, *self._source.statistics())
+
     def close(self) -> None:
         """Stops watching and closes the source."""
         self.rest()
-        self.source.close()
+        self._source.close()
 
     def _woken(self) -> None:
-        self.source.acknowledge()
+        self._source.acknowledge()
         self._look()
 
     def _look(self) -> None:

@@ -280,17 +280,13 @@ class HostPolicy:
         """Whether the VM was added or restored, and not removed."""
         return vm in self._rows
 
-    def state(self, vm: VmId) -> PolicyState:
-        """What another balloond needs to go on with this VM. Raises StateError: it has none."""
-        return self._row(vm).policy.state()
+    def policy(self, vm: VmId) -> BalloonPolicy:
+        """The VM's policy, to be looked at. Raises StateError: the VM has none."""
+        return self._row(vm).policy
 
     def vm_mem_bytes(self, vm: VmId) -> int:
         """The size that the policy goes by. Raises StateError: the VM has none."""
         return self._row(vm).vm_mem_bytes
-
-    def max_bytes(self, vm: VmId) -> int:
-        """The most that the VM's balloon may hold. Raises StateError: the VM has no policy."""
-        return self._row(vm).policy.max_bytes
 
     # --- VMs ----------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class ToldMemory:
         return self.notices.pop(0) if self.notices else None
 
     def statistics(self) -> LowMemoryStatistics:
-        return LowMemoryStatistics()
+        return LowMemoryStatistics(self.reads)
 
     def describe(self) -> str:
         return self.name

@@ -187,7 +187,7 @@ class Pair:
         assert self.heard == self.alone.heard
         assert self.targets == self.alone.targets
         assert self.listen == self.alone.listening
-        assert self.host.state(VM) == self.alone.policy.state()
+        assert self.host.policy(VM).state() == self.alone.policy.state()
         assert self.wake_at_s == min(self.alone.timers.values(), default=None)
 
     def live(self, seconds: float, late: Iterator[float]) -> None:

@@ -18,7 +18,8 @@ from balloon_daemon.guests.seam import (
 )
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.balloon_policy import PolicySettings
-from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
+from balloon_daemon.sizing.decision import NeverLow, PolicyStatistics, Reading, Reason
+from balloon_daemon.status import HostStatus, PolicyStatus, SourceStatus, VmStatus
 from balloon_daemon.units import GIB, MIB, VmId
 from tests.fakes.plain_guest import PlainGuest
 from tests.fakes.still_loop import StillLoop
@@ -286,3 +287,23 @@ def test_last_reports_of_a_vm_are_remembered(host: Host) -> None:
     assert (vm.stats, vm.trouble) == (stats, Stuck("no answer"))
     host.governor.report(A, Actual(STEP, 6.0))
     assert (vm.balloon_bytes, vm.trouble) == (STEP, None)
+
+
+def test_status_is_what_source_policy_and_guests_say_at_this_moment(host: Host) -> None:
+    host.attached(A)
+    host.guest(B)
+    host.governor.report(B, Refused("no memory"))
+    host.memory.seen = LOW
+    host.loop.advance(2.0)
+    host.governor.report(A, Actual(STEP, 6.0))
+    host.governor.report(A, Stats(5.0, free_bytes=7))
+
+    counters = PolicyStatistics(low_memory_events=2, steps_up=2)
+    wanted = PolicyStatus(GIB, 512 * MIB, 2, 16, 2 * STEP, counters)
+    assert host.governor.status() == HostStatus(
+        SourceStatus("told", "", host.memory.reads, 0, 0),
+        (
+            VmStatus(A, wanted, STEP, Stats(5.0, free_bytes=7), None),
+            VmStatus(B, None, 0, None, Refused("no memory")),
+        ),
+    )

@@ -65,7 +65,7 @@ def reasons(step: HostStep) -> list[tuple[VmId, Reason]]:
 def test_vm_that_is_added_is_told_nothing_and_wakes_its_host_at_once(host: Decider) -> None:
     step = host.step(Added(A, GIB))
     assert step == HostStep((Target(A, 0),), (), host.now_s, listen=True)
-    assert host.policy.max_bytes(A) == 512 * MIB
+    assert host.policy.policy(A).max_bytes == 512 * MIB
 
 
 def test_one_low_reading_gives_every_listening_vm_its_target(host: Decider) -> None:
@@ -124,7 +124,7 @@ def test_low_memory_at_a_late_recheck_puts_off_a_release_that_is_due_too(host: D
     step = host.step(Woke(LOW))
 
     assert reasons(step) == [(A, Reason.RECHECK), (A, Reason.LOW_MEMORY)]
-    assert host.policy.state(A).release_at_s == host.now_s + 60.0
+    assert host.policy.policy(A).state().release_at_s == host.now_s + 60.0
 
 
 def test_low_reading_of_a_release_alone_tells_nobody(host: Decider) -> None:
@@ -238,7 +238,7 @@ def test_nothing_is_decided_once_it_is_halted(host: Decider) -> None:
     assert host.step(Restored(B, GIB, PolicyState(1, None, 1.0), STEP)) == nothing
     assert not host.policy.governs(B)
     # What another balloond would need of it is as it was.
-    assert (host.policy.state(A).level, host.policy.vm_mem_bytes(A)) == (1, GIB)
+    assert (host.policy.policy(A).level, host.policy.vm_mem_bytes(A)) == (1, GIB)
 
 
 def test_thousands_of_moved_deadlines_leave_one_wake_up(host: Decider) -> None:
