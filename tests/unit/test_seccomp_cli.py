@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.ctl.cli import main
+from balloon_daemon.ctl.main import main
 from balloon_daemon.seccomp.filter import compile_policy
 from tests.fakes.bpf_machine import BpfMachine
 

@@ -82,7 +82,7 @@ ROOMS = {
 
 # Third-party and standard modules that have one door only.
 DOORS = {
-    "ctypes": {"linux"},
+    "ctypes": {"linux", "ctl.seccomp.ptrace"},
     # What tests alone import is no dependency of the daemon's.
     "psutil": set[str](),
     "pyseccomp": set[str](),

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from balloon_daemon.ctl.demo_story import Story
+from balloon_daemon.ctl.demo.story import Story
 from balloon_daemon.errors import BalloondError
 from balloon_daemon.sizing.balloon_policy import Reason
 

@@ -14,9 +14,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from balloon_daemon.ctl.chart import introduction
-from balloon_daemon.ctl.demo_host import Sample
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Story
+from balloon_daemon.ctl.charts.still import introduction
+from balloon_daemon.ctl.demo.host import Sample
+from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Story
 from balloon_daemon.units import MIB
 
 LOAD = "#8b919c"

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balloon_daemon.ctl.demo_host import PretendedHost, Sample
-from balloon_daemon.ctl.demo_processes import DemoDaemon, DemoError, DemoGuest
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story
+from balloon_daemon.ctl.demo.host import PretendedHost, Sample
+from balloon_daemon.ctl.demo.processes import DemoDaemon, DemoError, DemoGuest
+from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import format_size
 
 TICK_S = 0.01

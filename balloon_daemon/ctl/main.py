@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from balloon_daemon import __version__
-from balloon_daemon.ctl import demo, seccomp
+from balloon_daemon.ctl.demo.main import add_parser as add_demo_parser
+from balloon_daemon.ctl.seccomp.main import add_parser as add_seccomp_parser
 from balloon_daemon.errors import printable
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -36,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"balloonctl {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    demo.add_parser(subparsers)
-    seccomp.add_parser(subparsers)
+    add_demo_parser(subparsers)
+    add_seccomp_parser(subparsers)
     return parser
 
 

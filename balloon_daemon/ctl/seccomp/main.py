@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from balloon_daemon.ctl import seccomp_words as words
-from balloon_daemon.ctl.seccomp_pfc import write_pfc
-from balloon_daemon.ctl.seccomp_run import add_run_parsers
+from balloon_daemon.ctl.seccomp import words
+from balloon_daemon.ctl.seccomp.pfc import write_pfc
+from balloon_daemon.ctl.seccomp.run import add_run_parsers
 from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem, printable
 from balloon_daemon.seccomp.bpf import SOCK_FILTER
 from balloon_daemon.seccomp.compiler import compile_bpf

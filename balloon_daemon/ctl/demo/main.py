@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-from balloon_daemon.ctl.chart import Chart, make_chart
-from balloon_daemon.ctl.demo_play import Figures, Performance
-from balloon_daemon.ctl.demo_processes import DemoError
-from balloon_daemon.ctl.demo_story import DEFAULT_SPEED, MAX_SPEED, MIN_SPEED, Story, plan
+from balloon_daemon.ctl.charts.still import Chart, make_chart
+from balloon_daemon.ctl.demo.play import Figures, Performance
+from balloon_daemon.ctl.demo.processes import DemoError
+from balloon_daemon.ctl.demo.story import DEFAULT_SPEED, MAX_SPEED, MIN_SPEED, Story, plan
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.linux.meminfo import host_memory
 from balloon_daemon.units import GIB, format_size, parse_size
@@ -141,7 +141,7 @@ def _play(performance: Performance) -> str | None:
 
 def _draw(performance: Performance, path: Path) -> str | None:
     # Half a second of imports, which only this needs.
-    from balloon_daemon.ctl.plot import draw
+    from balloon_daemon.ctl.charts.plot import draw
 
     try:
         draw(performance.story, performance.samples, path)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from balloon_daemon.ctl.demo_host import Sample
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story
+from balloon_daemon.ctl.demo.host import Sample
+from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import MIB, format_size
 
 
@@ -32,7 +32,7 @@ def make_chart(story: Story, *, plain: bool) -> Chart:
     """The live chart, or plain lines where it is not wanted or not possible."""
     if not plain:
         try:
-            from balloon_daemon.ctl.live_chart import LiveChart
+            from balloon_daemon.ctl.charts.live import LiveChart
         except ImportError:
             return PlainLines(story)
         return LiveChart(story)
