@@ -14,7 +14,7 @@ from tests.fakes.bpf_machine import BpfMachine
 from tests.fakes.c_policies import random_c_policy
 from tests.fakes.seccomp_policies import near_calls
 
-ARCH = load_arch("x86_64")
+ARCH = load_arch()
 AUDIT = 0xC000003E
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.ctl.main import main
+from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.seccomp.filter import compile_policy
 from tests.fakes.bpf_machine import BpfMachine
 
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "policies" / "balloon_device.policy"
-AARCH64 = ROOT / "policies" / "aarch64" / "balloon_device.policy"
+AARCH64 = ROOT / "tests" / "data" / "policies" / "balloon_device.aarch64.policy"
 
 Output = pytest.CaptureFixture[str]
 
@@ -252,7 +253,7 @@ def test_test_malformed_call_is_shown_with_a_caret(capsys: Output) -> None:
 def test_compile_bpf_writes_the_program(tmp_path: Path) -> None:
     out = tmp_path / "out.bpf"
     assert run("compile", str(AARCH64), "-o", str(out), "--arch", "aarch64") == 0
-    assert out.read_bytes() == compile_policy(AARCH64, arch="aarch64").bpf
+    assert out.read_bytes() == compile_policy(AARCH64, arch=load_arch("aarch64")).bpf
     assert BpfMachine(out.read_bytes()).run(0xC00000B7, 172) == 0x7FFF0000
 
 

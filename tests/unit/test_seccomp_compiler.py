@@ -18,7 +18,7 @@ from tests.fakes.bpf_machine import BadProgramError, BpfMachine
 
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "policies" / "balloon_device.policy"
-X86_64 = load_arch("x86_64")
+X86_64 = load_arch()
 AUDIT = 0xC000003E
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 MAX = 2**64 - 1
@@ -69,7 +69,7 @@ def test_program_is_the_same_every_time() -> None:
 
 def test_balloon_policy_is_short() -> None:
     # Of the same rules libseccomp makes 51, minijail's Python compiler 57 or 59.
-    assert len(compile_policy(POLICY, arch="x86_64").bpf) // 8 <= 50
+    assert len(compile_policy(POLICY).bpf) // 8 <= 50
 
 
 def test_every_call_with_its_own_answer_needs_far_jumps_and_is_right() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from balloon_daemon.ctl.seccomp import words
+from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.ctl.seccomp.pfc import write_pfc
 from balloon_daemon.ctl.seccomp.run import add_run_parsers
 from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem, printable
@@ -14,7 +15,7 @@ from balloon_daemon.seccomp.bpf import SOCK_FILTER
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.constants import ARCH_NAMES
 from balloon_daemon.seccomp.evaluator import Decision, evaluate
-from balloon_daemon.seccomp.filter import NATIVE_ARCH, load_arch, read_policy
+from balloon_daemon.seccomp.filter import NATIVE_ARCH, read_policy
 from balloon_daemon.seccomp.parser import parse_call
 from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
 from balloon_daemon.seccomp.policy_file import read_text
@@ -136,7 +137,7 @@ def _read(options: argparse.Namespace, path: Path) -> ParsedPolicy:
     return read_policy(
         path,
         default=_DEFAULTS[options.default],
-        arch=options.arch,
+        arch=load_arch(options.arch),
         dialect=Dialect(options.dialect),
         read=read,
     )
