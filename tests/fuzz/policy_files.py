@@ -9,9 +9,9 @@ from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.errors import PolicyFileError, PolicyProblem, printable
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.evaluator import evaluate
+from balloon_daemon.seccomp.machine import BpfMachine
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Dialect, ParsedPolicy
-from tests.fakes.bpf_machine import BpfMachine
 from tests.fuzz.choices import INTERESTING
 from tests.fuzz.invariants import require
 

@@ -8,7 +8,7 @@ import pytest
 from balloon_daemon.ctl.main import main
 from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.seccomp.filter import compile_policy
-from tests.fakes.bpf_machine import BpfMachine
+from balloon_daemon.seccomp.machine import BpfMachine
 
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "policies" / "balloon_device.policy"

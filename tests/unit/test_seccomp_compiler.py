@@ -12,9 +12,9 @@ from balloon_daemon.errors import PolicyFileError
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.evaluator import evaluate
 from balloon_daemon.seccomp.filter import compile_policy, load_arch
+from balloon_daemon.seccomp.machine import BadProgramError, BpfMachine
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Atom, Operator, ParsedPolicy
-from tests.fakes.bpf_machine import BadProgramError, BpfMachine
 
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "policies" / "balloon_device.policy"

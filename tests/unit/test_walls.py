@@ -37,6 +37,7 @@ PURE = {
     "seccomp.compiler",
     "seccomp.constants",
     "seccomp.evaluator",
+    "seccomp.machine",
     "seccomp.parser",
     "seccomp.policy",
     "seccomp.rules",
