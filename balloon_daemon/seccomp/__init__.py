@@ -21,12 +21,16 @@ For tools (``balloonctl seccomp``), besides those::
     filter.load_arch() -> Arch           x86-64's; balloonctl has more (ctl/seccomp/arches.py)
     compiler.compile_bpf(policy) -> bytes
     evaluator.evaluate(policy, audit_arch, number, arguments) -> Decision
+    libseccomp.second_opinion(policy, bpf) -> Opinion    for --check and ``seccomp check``
 
 Modules: ``tokens`` → ``words`` → ``rules`` or ``c_rules`` → ``parser`` make a
 ``policy.ParsedPolicy`` of the text; ``evaluator`` says what that means for one call; ``compiler``
 makes a graph of tests of it and ``bpf`` lays that out. All of these are pure; ``policy_file``
-reads files for ``filter``. ``constants`` holds what an architecture is, ``tables/`` the names of
-x86-64's calls and constants, made by ``policies/make_constants.py``.
+reads files for ``filter``. ``judge`` compares that program with libseccomp's: ``span`` and
+``flat_rules`` say the policy as rules that libseccomp takes, ``libseccomp`` has it compile them
+in a process of its own, ``machine`` runs both programs for the calls of ``probes``.
+``constants`` holds what an architecture is, ``tables/`` the names of x86-64's calls and
+constants, made by ``policies/make_constants.py``.
 
 The language and its surprises are in docs/policy-files.md.
 """

@@ -37,10 +37,14 @@ PURE = {
     "seccomp.compiler",
     "seccomp.constants",
     "seccomp.evaluator",
+    "seccomp.flat_rules",
+    "seccomp.judge",
     "seccomp.machine",
     "seccomp.parser",
     "seccomp.policy",
+    "seccomp.probes",
     "seccomp.rules",
+    "seccomp.span",
     "seccomp.tokens",
     "seccomp.words",
 }
@@ -86,7 +90,8 @@ DOORS = {
     "ctypes": {"linux", "ctl.seccomp.ptrace"},
     # What tests alone import is no dependency of the daemon's.
     "psutil": set[str](),
-    "pyseccomp": set[str](),
+    # In a process of its own: not even --check loads it.
+    "pyseccomp": {"seccomp.libseccomp_process"},
     "prctl": {"linux.jail"},
     "asyncio": {"controller", "guests", "host.watch", "handover.outbox", "handover.store", "cli"},
     "threading": set[str](),
