@@ -26,6 +26,7 @@ from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
     BalloondError,
     ConfigError,
+    JudgeError,
     PolicyFileError,
     SourceError,
     TrialError,
@@ -60,7 +61,7 @@ _EPILOG = """\
 SIZE is a number with K, M, G or T (binary): 4G, 512M, 1.5GiB.
 
 exit status: 0 ended as asked, 1 could not run (socket in use, no permission, --check saw no memory
-figures or its trial device failed), 2 a wrong flag, setting or policy file.
+figures, its trial device failed or libseccomp disagrees), 2 a wrong flag, setting or policy file.
 
 examples:
   balloond --vm-mem 4G
@@ -197,8 +198,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check flags, policy file, permissions and source, let a trial device do its work, "
-        "say what was found, and end",
+        help="check flags, policy file, permissions and source, let a trial device do its work "
+        "and libseccomp compile the policy too, say what was found, and end",
     )
     parser.add_argument("--version", action="version", version=f"balloond {__version__}")
     return parser
@@ -292,19 +293,22 @@ def _complain(message: str) -> None:
         _print_no_more(sys.stderr)
 
 
-def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
+def _check(config: Config, source: LowMemorySource, jail: Jail, compiled: CompiledFilter) -> None:
     """What ``--check`` prints once all is well.
 
     Raises:
         SourceError: low memory cannot be seen here.
         TrialError: no device can live here.
+        JudgeError: libseccomp makes another filter of the policy.
     """
     source.check()
     # Here, so that the daemon does not load what it never needs.
     from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
 
     outcome = try_device(jail.load_filter, jail.identity, jail.fork)
+    opinion = _second_opinion(compiled)
     print(f"policy file  {printable(str(config.policy_file))}: compiled")
+    print(f"judge        {opinion}")
     print(f"low memory   {source.describe()}")
     if config.vm_mem_bytes is not None:
         limit = max_balloon_bytes(config.vm_mem_bytes)
@@ -324,6 +328,22 @@ def _check(config: Config, source: LowMemorySource, jail: Jail) -> None:
         f"{format_size(GIVEN_BYTES)} back in {outcome.given_s * 1000:.1f} ms"
     )
     print(f"socket       {config.socket}: free", flush=True)
+
+
+def _second_opinion(compiled: CompiledFilter) -> str:
+    """What libseccomp says of the filter, in one line.
+
+    Raises:
+        JudgeError: libseccomp's filter answers a call differently.
+    """
+    # Here, so that the daemon does not load what it never needs.
+    from balloon_daemon.seccomp.judge import Disagreement, opinion_in_words
+    from balloon_daemon.seccomp.libseccomp import second_opinion
+
+    opinion = second_opinion(compiled.policy, compiled.bpf)
+    if isinstance(opinion, Disagreement):
+        raise JudgeError(f"policy file {compiled.policy.files[0]}: {opinion_in_words(opinion)}")
+    return opinion_in_words(opinion)
 
 
 def _run(args: argparse.Namespace, template: Template | None) -> int:
@@ -363,7 +383,7 @@ def _run(args: argparse.Namespace, template: Template | None) -> int:
                     print(warning.told("warning: "), file=sys.stderr)
                 if risk:
                     print(f"warning: {printable(risk)}", file=sys.stderr)
-                _check(config, source, jail)
+                _check(config, source, jail, compiled)
                 if shared:
                     print(f"warning      {SHARED}", flush=True)
             return EXIT_OK
@@ -411,7 +431,8 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
         return EXIT_USAGE
     except BalloondError as err:
         _complain(f"balloond: {err}")
-        return EXIT_FAILURE if isinstance(err, SourceError | TrialError) else EXIT_USAGE
+        failed = isinstance(err, SourceError | TrialError | JudgeError)
+        return EXIT_FAILURE if failed else EXIT_USAGE
     except OSError as err:
         where = f"{err.filename}: " if err.filename else ""
         _complain(f"balloond: {where}{err.strerror or err}")

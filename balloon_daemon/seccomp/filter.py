@@ -34,14 +34,22 @@ class CompiledFilter:
 
     Attributes:
         bpf: the program, an array of struct sock_filter.
-        arch: the architecture whose calls it judges, one of ARCH_NAMES.
-        warnings: what the policy file says that surprises, for the log.
+        policy: what was compiled.
     """
 
     bpf: bytes = field(repr=False)
-    arch: str
-    warnings: tuple[PolicyProblem, ...] = ()
+    policy: ParsedPolicy = field(repr=False)
     _program: Program | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def arch(self) -> str:
+        """The architecture whose calls the filter judges, one of ARCH_NAMES."""
+        return self.policy.abi.name
+
+    @property
+    def warnings(self) -> tuple[PolicyProblem, ...]:
+        """The warnings about the policy file, for the log."""
+        return self.policy.warnings
 
     def load(self) -> None:
         """Puts this thread under the filter, for ever. The caller has set no_new_privs.
@@ -77,7 +85,7 @@ def compile_policy(
     policy = read_policy(path, default=default, arch=arch, dialect=dialect)
     bpf = compile_bpf(policy)
     program = Program(bpf) if policy.abi.name == NATIVE_ARCH else None
-    return CompiledFilter(bpf, policy.abi.name, policy.warnings, program)
+    return CompiledFilter(bpf, policy, program)
 
 
 def read_policy(
