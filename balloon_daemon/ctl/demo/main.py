@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-from balloon_daemon.ctl.charts.still import Chart, make_chart
+from balloon_daemon.ctl.charts.choice import Chart, make_chart
 from balloon_daemon.ctl.demo.play import Figures, Performance
 from balloon_daemon.ctl.demo.processes import DemoError
 from balloon_daemon.ctl.demo.story import DEFAULT_SPEED, MAX_SPEED, MIN_SPEED, Story, plan

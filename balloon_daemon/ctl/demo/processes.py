@@ -27,8 +27,11 @@ class DemoError(BalloondError):
     """Why the demonstration did not succeed, in one line."""
 
 
-def _leash() -> list[str]:
-    """Ends a child when we are killed; util-linux has it, and without it only that is lost."""
+def _end_with_parent() -> list[str]:
+    """What has the kernel end a child when this process is killed: util-linux's setpriv.
+
+    Empty where there is none; a child then outlives a demonstration that is killed outright.
+    """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
@@ -48,7 +51,7 @@ class DemoDaemon:
         """How often its policy took a step because the host was low."""
         self._half_line = ""
         command = [
-            *_leash(), sys.executable, "-P", "-m", "balloon_daemon",
+            *_end_with_parent(), sys.executable, "-P", "-m", "balloon_daemon",
             "--socket", str(self.socket),
             "--vm-mem", str(story.vm_bytes),
             "--low-mem-dir", str(directory / "low-mem"),
