@@ -82,7 +82,7 @@ ROOMS = {
     },
     "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},
-    "ctl": {"config", "seccomp", "linux", "sizing"},
+    "ctl": {"config", "seccomp", "linux", "sizing", "fake_guest.client"},
 }  # fmt: skip
 
 # Third-party and standard modules that have one door only.
