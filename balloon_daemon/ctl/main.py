@@ -19,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and where to read on; subcommands' parsers do too."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse's own leaves what a full disk does not take to the interpreter's end.
+        # argparse does not flush: on a full disk the error would come at the interpreter's end.
         super()._print_message(message, file)
         try:
             sys.stdout.flush()
@@ -73,7 +73,7 @@ def _prepare_output() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What the encoding lacks is escaped, as it is on standard error.
+        # A character that the stream's encoding lacks is escaped, as on standard error.
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

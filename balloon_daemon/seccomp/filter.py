@@ -124,12 +124,12 @@ def _is_another(name: str, other: str) -> bool:
     try:
         return os.path.isfile(other) and not os.path.samefile(name, other)
     except (OSError, ValueError):
-        return False  # nothing to read there, which is told where it is read
+        return False  # reading the file will raise the error, at the include's place
 
 
 def load_arch() -> Arch:
     """x86-64's calls and constants."""
-    # Not kept: the table is a third of a megabyte that is wanted once.
+    # Not cached: the text takes a third of a megabyte, and the daemon needs it once, at start.
     return parse_table(TABLE.read_text("ascii"))
 
 

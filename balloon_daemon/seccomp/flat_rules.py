@@ -94,7 +94,7 @@ def flat_rules(policy: ParsedPolicy) -> list[FlatRule]:
 
 def _paths(filters: tuple[Filter, ...]) -> Iterator[tuple[Verdict, Path] | None]:
     """Each way to a verdict, with what is known of the arguments there; None for a step to it."""
-    # The numbers of a filter, of a clause in it, of a comparison in that; what is known before.
+    # Indices of a filter, its clause and that clause's comparison; what is known before it.
     waiting: list[tuple[int, int, int, Path]] = [(0, 0, 0, (ANYTHING,) * MAX_ARGUMENTS)]
     while waiting:
         at, number, index, path = waiting.pop()

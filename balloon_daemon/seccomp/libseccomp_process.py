@@ -40,7 +40,8 @@ def main() -> int:
     for call, call_number, action, comparisons in wanted["rules"]:
         known = call_number
         if wanted["audit_arch"] != native:
-            # It wants this machine's number of a call, or a negative one of its own for it.
+            # seccomp_rule_add takes this machine's number of a call, or libseccomp's negative
+            # pseudo number for a call that this machine lacks, and translates it.
             known = pyseccomp.resolve_syscall(native, call)
             if known == -1:
                 return _refuse(f"{name} does not know {call}")

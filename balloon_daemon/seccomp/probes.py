@@ -82,10 +82,8 @@ def _meets(clause: Sequence[Atom]) -> tuple[int, ...]:
     for atom in clause:
         span = next(spans_of(atom, holds=True), None)
         if span is not None:
-            # Not its least value, which a wrong comparison would often meet too.
-            found[atom.argument] = span.bits or (span.low + 1 if 1 in span.never else span.low)
-            if not span.has(found[atom.argument]):
-                found[atom.argument] = span.high
+            least = max(span.low, span.bits)
+            found[atom.argument] = least if span.has(least) else span.high
     return tuple(found)
 
 
@@ -123,7 +121,7 @@ def _drawn(policy: ParsedPolicy, count: int, draw: Draw) -> Iterator[Probe]:
     conditional = [call for call in policy.calls if len(call.filters) > 1]
     values = {call.number: tuple(_values(call)) for call in conditional}
     for _ in range(count):
-        # Calls without conditions are few probes' worth: their arguments change nothing.
+        # A call without conditions is drawn in one of eight: its arguments change nothing.
         calls = conditional if conditional and draw(8) else policy.calls
         call = calls[draw(len(calls))]
         known = values.get(call.number, _EDGES)

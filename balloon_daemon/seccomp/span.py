@@ -87,7 +87,7 @@ class Span(NamedTuple):
         low, high = max(self.low, other.low), min(self.high, other.high)
         mask, bits = self.mask | other.mask, self.bits | other.bits
         never = self.never | other.never
-        # Bounds that every value with these bits is within say nothing.
+        # No value with these bits is below `bits`, or above `bits` with all unknown bits set.
         low, high = max(low, bits), min(high, bits | mask ^ MAX_U64)
         while low in never:
             low += 1
@@ -171,8 +171,8 @@ def spans_of(atom: Atom, *, holds: bool) -> Iterator[Span]:
             yield Span(mask=value ^ MAX_U64 if holds else value)
 
 
-# ANY is "a bit of the value is set", IN "no bit outside the value is": the opposite of each is
-# the other one, of the inverted value.
+# The opposite of ANY ("a bit of the value is set") is IN ("no bit outside the value is set") with
+# the value inverted, and the other way round; `spans_of` inverts it.
 _OPPOSITE = {
     Operator.EQ: Operator.NE,
     Operator.NE: Operator.EQ,

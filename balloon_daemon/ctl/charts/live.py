@@ -124,7 +124,7 @@ class LiveChart:
     def __init__(self, story: Story, console: Console | None = None) -> None:
         self._story = story
         self._top_balloon = 6.0 * story.step_bytes
-        # Nothing is drawn but when we say so: rich would start a thread to do it by itself.
+        # auto_refresh would start a thread; `show` refreshes the picture instead.
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> Self:

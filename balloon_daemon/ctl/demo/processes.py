@@ -62,7 +62,7 @@ class DemoDaemon:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                # What it prints is how to attach a VMM; the log goes to standard error.
+                # balloond prints how to attach a VMM there; its log goes to standard error.
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,

@@ -123,7 +123,7 @@ class Watch:
         if event == ptrace.PTRACE_EVENT_SECCOMP:
             self.on_call(pid, ptrace.current_call(pid))
         elif event == ptrace.PTRACE_EVENT_EXIT:
-            # With a core dumped, bit 7 is set too.
+            # Bit 7 of a wait status says that a core was dumped.
             if ptrace.event_message(pid) & 0x7F == signal.SIGSYS:
                 self.on_kill(pid, ptrace.current_call(pid))
         elif event == ptrace.PTRACE_EVENT_EXEC and pid == self._root and not self._filtered:
