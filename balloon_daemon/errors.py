@@ -7,6 +7,7 @@
     │   └── KeeperError  a keeper does not answer             -> one line, VMs are not kept
     ├── PolicyFileError  operator: a bad seccomp policy file  -> its lines, exit status 2
     ├── TrialError       host: no device can live on it       -> one line, exit status 1
+    ├── JudgeError       ours: two compilers disagree         -> one line, exit status 1 (--check)
     ├── SourceError      host: low memory cannot be seen      -> one line, exit status 1 (--check)
     ├── GuestError       the guest broke the virtio rules     -> drop that chain, count, go on
     │   └── RingError    its ring cannot be trusted any more  -> stop that queue, report
@@ -39,6 +40,10 @@ class KeeperError(ConfigError):
 
 class TrialError(BalloondError):
     """A trial device did not live through its work: says what happened, and the remedy."""
+
+
+class JudgeError(BalloondError):
+    """Two compilers make programs of one policy that answer a call differently: says which."""
 
 
 class SourceError(BalloondError):

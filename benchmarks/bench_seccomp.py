@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from balloon_daemon.seccomp.bpf import SOCK_FILTER
-from balloon_daemon.seccomp.filter import NATIVE_ARCH, compile_policy, load_arch, read_policy
+from balloon_daemon.seccomp.filter import compile_policy, load_arch, read_policy
 from balloon_daemon.seccomp.policy import ParsedPolicy
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ def import_ms() -> list[float]:
 
 def large_policy(directory: Path) -> Path:
     """A policy of 150 calls in three files, a third of them with conditions."""
-    names = sorted(load_arch(NATIVE_ARCH).calls)[::2][:150]
+    names = sorted(load_arch().calls)[::2][:150]
     rules = [
         f"{name}: arg0 == {n} || arg1 in PROT_READ|PROT_WRITE && arg2 & CLONE_VM; return EPERM"
         if n % 3 == 0
@@ -113,7 +113,7 @@ def filter_figures() -> list[Record]:
 
 def many_calls() -> str:
     """150 unconditional calls, spread over all numbers; getpid, exit_group and write with them."""
-    calls = load_arch(NATIVE_ARCH).calls
+    calls = load_arch().calls
     needed = ["getpid", "getppid", "exit_group", "write"]
     spread = [name for name in sorted(calls, key=lambda n: calls[n]) if name not in needed][::2]
     return "".join(f"{name}: 1\n" for name in [*spread[:146], *needed])
@@ -130,7 +130,7 @@ def of_policy(
     ours.write_bytes(compile_policy(path).bpf)
     chain = place / "chain.bpf"
     chain.write_bytes(linear(read_policy(path)))
-    calls = load_arch(NATIVE_ARCH).calls
+    calls = load_arch().calls
     for call, how in (("getpid", "always allowed"), ("getppid", "argument tested")):
         samples = interleaved(
             lambda name, call=call: run(program, name, calls[call]),  # type: ignore[misc]

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Makes balloon_daemon/seccomp/tables/ARCH.txt from C headers.
+"""Makes the tables of system calls and constants, ``tables/ARCH.txt``, from C headers.
+
+x86-64's goes to balloon_daemon/seccomp/, the others to balloon_daemon/ctl/seccomp/.
 
 A policy file must compile to the same filter on every machine, and for another architecture
 than this one: so names are looked up in tables that are part of the source tree, never on the
@@ -21,7 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TABLES = Path(__file__).parents[1] / "balloon_daemon" / "seccomp" / "tables"
+PACKAGE = Path(__file__).parents[1] / "balloon_daemon"
 
 ARCHES = {
     # our name: (AUDIT_ARCH_*, compiler, the directory of its own headers, its system call list)
@@ -194,7 +196,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Make the tables of calls and constants.")
     parser.add_argument("--linux", type=Path, help="an unpacked linux-libc-dev")
     options = parser.parse_args()
-    TABLES.mkdir(exist_ok=True)
     for arch, (audit, gcc, triplet, unistd) in ARCHES.items():
         compiler = [gcc]
         if options.linux is not None:
@@ -224,7 +225,8 @@ def main() -> int:
             f"constants {len(table)}",
             *(f"{name} {table[name]}" for name in sorted(table)),
         ]  # fmt: skip
-        (TABLES / f"{arch}.txt").write_text("\n".join(lines) + "\n")
+        room = PACKAGE / ("seccomp" if arch == "x86_64" else "ctl/seccomp")
+        (room / "tables" / f"{arch}.txt").write_text("\n".join(lines) + "\n")
         print(f"{arch}: {len(calls)} calls, {len(table)} constants")
     return 0
 

@@ -2,23 +2,29 @@
 
 from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
 from balloon_daemon.config.model import Config
-from balloon_daemon.errors import printable
+from balloon_daemon.errors import JudgeError, printable
 from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.host.low_memory import LowMemorySource
+from balloon_daemon.seccomp.filter import CompiledFilter
+from balloon_daemon.seccomp.judge import Disagreement, opinion_in_words
+from balloon_daemon.seccomp.libseccomp import second_opinion
 from balloon_daemon.sizing.balloon_policy import max_balloon_bytes
 from balloon_daemon.units import format_size
 
 
-def check(config: Config, source: LowMemorySource, jail: Jail) -> None:
+def check(config: Config, source: LowMemorySource, jail: Jail, compiled: CompiledFilter) -> None:
     """What ``--check`` prints once all is well.
 
     Raises:
         SourceError: low memory cannot be seen here.
         TrialError: no device can live here.
+        JudgeError: libseccomp makes another filter of the policy.
     """
     source.check()
     outcome = try_device(jail.identity, jail.fork)
+    opinion = _second_opinion(compiled)
     print(f"policy file  {printable(str(config.policy_file))}: compiled")
+    print(f"judge        {opinion}")
     print(f"low memory   {source.describe()}")
     if config.vm_mem_bytes is not None:
         limit = max_balloon_bytes(config.vm_mem_bytes)
@@ -38,3 +44,15 @@ def check(config: Config, source: LowMemorySource, jail: Jail) -> None:
         f"{format_size(GIVEN_BYTES)} back in {outcome.given_s * 1000:.1f} ms"
     )
     print(f"socket       {config.socket}: free", flush=True)
+
+
+def _second_opinion(compiled: CompiledFilter) -> str:
+    """What libseccomp says of the filter, in one line.
+
+    Raises:
+        JudgeError: libseccomp's filter answers a call differently.
+    """
+    opinion = second_opinion(compiled.policy, compiled.bpf)
+    if isinstance(opinion, Disagreement):
+        raise JudgeError(f"policy file {compiled.policy.files[0]}: {opinion_in_words(opinion)}")
+    return opinion_in_words(opinion)

@@ -30,7 +30,7 @@ _EPILOG = """\
 SIZE is a number with K, M, G or T (binary): 4G, 512M, 1.5GiB.
 
 exit status: 0 ended as asked, 1 could not run (socket in use, no permission, --check saw no memory
-figures or its trial device failed), 2 a wrong flag, setting or policy file.
+figures, its trial device failed or libseccomp disagrees), 2 a wrong flag, setting or policy file.
 
 examples:
   balloond --vm-mem 4G
@@ -167,8 +167,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check flags, policy file, permissions and source, let a trial device do its work, "
-        "say what was found, and end",
+        help="check flags, policy file, permissions and source, let a trial device do its work "
+        "and libseccomp compile the policy too, say what was found, and end",
     )
     parser.add_argument("--version", action="version", version=f"balloond {__version__}")
     return parser

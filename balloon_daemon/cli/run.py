@@ -24,6 +24,7 @@ from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
     BalloondError,
     ConfigError,
+    JudgeError,
     PolicyFileError,
     SourceError,
     TrialError,
@@ -126,7 +127,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 # Here, so that the daemon does not load what it never needs.
                 from balloon_daemon.cli.check import check
 
-                check(config, source, jail)
+                check(config, source, jail, compiled)
                 if shared:
                     _, whose = said_of_daemon(DevicesShareUser(SHARED_USER))
                     print(f"warning      {whose}", flush=True)
@@ -182,7 +183,8 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
         return EXIT_USAGE
     except BalloondError as err:
         complain(f"balloond: {err}")
-        return EXIT_FAILURE if isinstance(err, SourceError | TrialError) else EXIT_USAGE
+        failed = isinstance(err, SourceError | TrialError | JudgeError)
+        return EXIT_FAILURE if failed else EXIT_USAGE
     except OSError as err:
         where = f"{err.filename}: " if err.filename else ""
         complain(f"balloond: {where}{err.strerror or err}")

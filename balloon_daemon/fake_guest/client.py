@@ -1,9 +1,11 @@
-"""A handle on a fake guest's process, for tests, benchmarks and soak.
+"""A handle on a fake guest's process, for tests, benchmarks, soak and the demo.
 
-It starts the process, sends commands and keeps the events. It touches no guest memory and does not
-import numpy: what it knows of the guest it was told, or reads from ``/proc``.
+``FakeGuestProcess`` waits for each answer; ``FakeGuestPipes`` below it sends and reads, and waits
+for nothing. Neither touches guest memory or imports numpy: what they know of the guest they were
+told, or read from ``/proc``.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -11,11 +13,100 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from balloon_daemon.fake_guest.wire import DEFAULT_TIMEOUT_S
 
 Json = dict[str, Any]
+
+
+class FakeGuestEndedError(RuntimeError):
+    """The process is gone. ``said``: what it wrote to its standard error, without its ends."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(f"the fake guest ended: {said}")
+        self.said = said
+
+
+class FakeGuestPipes:
+    """A fake guest's process, sent commands and read without waiting for answers.
+
+    Args:
+        arguments: its command line, ``--socket`` included.
+        errors: the file that gets its standard error; None: a pipe, read when it has ended.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, errors: Path | None = None) -> None:
+        self._errors = errors
+        self._pending = b""
+        self._next_id = 0
+        command = [sys.executable, "-P", "-m", "balloon_daemon.fake_guest", *arguments]
+        with open(os.devnull if errors is None else errors, "wb") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if errors is None else file,
+                start_new_session=True,
+            )
+
+    def send(self, name: str, **arguments: object) -> int:
+        """Sends a command. Returns its number, the ``id`` of its answer.
+
+        Raises:
+            FakeGuestEndedError: it takes no more.
+        """
+        assert self._process.stdin is not None
+        self._next_id += 1
+        line = json.dumps({"id": self._next_id, "command": name, **arguments})
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise FakeGuestEndedError(self._said()) from None
+        return self._next_id
+
+    def read(self, timeout_s: float) -> list[Json]:
+        """The events and answers that have come, waiting for the first at most so long.
+
+        Raises:
+            FakeGuestEndedError: it has ended.
+        """
+        stdout = self._process.stdout
+        assert stdout is not None
+        poller = select.poll()
+        poller.register(stdout, select.POLLIN)
+        if not poller.poll(max(0.0, timeout_s) * 1000):
+            return []
+        data = os.read(stdout.fileno(), 1 << 16)
+        if not data:
+            raise FakeGuestEndedError(self._said())
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def _said(self) -> str:
+        if self._errors is not None:
+            return self._errors.read_text(errors="replace").strip()
+        assert self._process.stderr is not None
+        return self._process.stderr.read().decode(errors="replace").strip()
+
+    def kill(self) -> None:
+        """Kills the process, as a machine monitor dies, and reaps it."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):  # a command that nobody took
+                    stream.close()
+
+    def quit(self, timeout_s: float) -> int:
+        """Ends it the friendly way; returns its exit status."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        status = self._process.wait(timeout_s)
+        self.kill()
+        return status
 
 
 class FakeGuestProcess:
@@ -35,15 +126,7 @@ class FakeGuestProcess:
         self.events: list[Json] = []
         """Every event so far, in order."""
         self._answers: dict[int, Json] = {}
-        self._next_id = 0
-        self._pending = b""
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "balloon_daemon.fake_guest", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        self._pipes = FakeGuestPipes(arguments)
         try:
             self.ready = self.wait_event("ready")
         except BaseException:
@@ -59,19 +142,11 @@ class FakeGuestProcess:
 
     def kill(self) -> None:
         """Kills the process, as a machine monitor dies, and reaps it."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+        self._pipes.kill()
 
     def quit(self) -> int:
         """Ends it the friendly way; returns its exit status."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        status = self._process.wait(self.timeout_s)
-        self.kill()
-        return status
+        return self._pipes.quit(self.timeout_s)
 
     def blocks_bytes(self) -> int:
         """What the host holds for the guest's memory, asked of the kernel, in bytes."""
@@ -85,12 +160,7 @@ class FakeGuestProcess:
             RuntimeError: the guest answered with an error, or ended.
             TimeoutError: no answer in time.
         """
-        assert self._process.stdin is not None
-        self._next_id += 1
-        number = self._next_id
-        line = json.dumps({"id": number, "command": name, **arguments})
-        self._process.stdin.write(line.encode() + b"\n")
-        self._process.stdin.flush()
+        number = self._pipes.send(name, **arguments)
         self._wait(lambda: number in self._answers, f"an answer to {name}")
         answer = self._answers.pop(number)
         if "error" in answer:
@@ -133,20 +203,7 @@ class FakeGuestProcess:
             self._read(left_s)
 
     def _read(self, timeout_s: float) -> None:
-        stdout = self._process.stdout
-        assert stdout is not None
-        poller = select.poll()
-        poller.register(stdout, select.POLLIN)
-        if not poller.poll(timeout_s * 1000):
-            return
-        data = os.read(stdout.fileno(), 1 << 16)
-        if not data:
-            assert self._process.stderr is not None
-            words = self._process.stderr.read().decode(errors="replace").strip()
-            raise RuntimeError(f"the fake guest ended: {words}")
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
+        for message in self._pipes.read(timeout_s):
             if "event" in message:
                 self.events.append(message)
             else:

@@ -2,7 +2,7 @@
 
 What the daemon uses, all from ``seccomp.filter``::
 
-    compile_policy(path, *, default=Action.KILL_PROCESS, arch=NATIVE_ARCH,
+    compile_policy(path, *, default=Action.KILL_PROCESS, arch=None,
                    dialect=Dialect.PYTHON) -> CompiledFilter
         in the controller, at start-up, before any fork. PolicyFileError carries every mistake
         of the file (``.problems``; ``str()`` shows file:line:column, the line and a caret);
@@ -12,21 +12,25 @@ What the daemon uses, all from ``seccomp.filter``::
         on memory made by compile_policy. OSError: the kernel refuses.
     CompiledFilter.bpf: bytes            the program, an array of struct sock_filter
     CompiledFilter.warnings              PolicyProblems worth a line each in the log
-    syscall_name(number, arch=NATIVE_ARCH) -> str
+    syscall_name(number) -> str
         for the report of a SIGSYS; reads a table: never in the jail.
 
 For tools (``balloonctl seccomp``), besides those::
 
     filter.read_policy(path, *, default, arch, dialect, read) -> ParsedPolicy
-    filter.load_arch(name) -> Arch
+    filter.load_arch() -> Arch           x86-64's; balloonctl has more (ctl/seccomp/arches.py)
     compiler.compile_bpf(policy) -> bytes
     evaluator.evaluate(policy, audit_arch, number, arguments) -> Decision
+    libseccomp.second_opinion(policy, bpf) -> Opinion    for --check and ``seccomp check``
 
 Modules: ``tokens`` → ``words`` → ``rules`` or ``c_rules`` → ``parser`` make a
 ``policy.ParsedPolicy`` of the text; ``evaluator`` says what that means for one call; ``compiler``
 makes a graph of tests of it and ``bpf`` lays that out. All of these are pure; ``policy_file``
-reads files for ``filter``. ``constants`` holds what an architecture is, ``tables/`` the names,
-made by ``policies/make_constants.py``.
+reads files for ``filter``. ``judge`` compares that program with libseccomp's: ``span`` and
+``flat_rules`` say the policy as rules that libseccomp takes, ``libseccomp`` has it compile them
+in a process of its own, ``machine`` runs both programs for the calls of ``probes``.
+``constants`` holds what an architecture is, ``tables/`` the names of x86-64's calls and
+constants, made by ``policies/make_constants.py``.
 
 The language and its surprises are in docs/policy-files.md.
 """

@@ -120,7 +120,7 @@ def _bisect(graph: Graph, ranges: Sequence[_Range]) -> Node:
     first, last = ranges[0], ranges[-1]
     if len(ranges) == 3 and first.node is last.node and ranges[1].start + 1 == last.start:
         return graph.test(NR_OFFSET, Jump.EQ, ranges[1].start, ranges[1].node, first.node)
-    # Every range weighs a little, or those of weight 0 could hang in one long chain.
+    # + 1: ranges of weight 0 would otherwise be split off one by one, into a long chain.
     total = sum(r.weight * 2 + 1 for r in ranges)
     before, split, best = 0, 1, total
     for index, r in enumerate(ranges[:-1], 1):
@@ -178,7 +178,7 @@ def _greater(graph: Graph, argument: int, jump: Jump, value: int, yes: Node, no:
     """arg > value or arg >= value: the high half is greater, or equal and the low half decides."""
     high, half = argument_offset(argument, high=True), value >> 32
     low = _low(graph, argument, jump, value, yes, no)
-    # Not greater than zero is equal to it.
+    # A half that is not greater than 0 is 0: no test of equality is needed.
     equal = graph.test(high, Jump.EQ, half, low, no) if half else low
     return graph.test(high, Jump.GT, half, yes, equal)
 

@@ -1,9 +1,9 @@
 """Architectures: their names, their system calls and the constants of their headers. Pure.
 
-The tables themselves are ``tables/ARCH.txt``, made by ``policies/make_constants.py`` and read
-by ``filter.py``; here is only what one says. A table stays text: a policy names some dozens of
-its thirteen thousand constants, and finding those in the text costs less time and memory than
-a dictionary of all.
+The tables themselves are text, made by ``policies/make_constants.py``: ``tables/x86_64.txt``,
+read by ``filter.py``, and those of other architectures in ``ctl/seccomp/tables/``. A table
+stays text: a policy names some dozens of its thirteen thousand constants, and finding those in
+the text costs less time and memory than a dictionary of all.
 """
 
 import re
@@ -23,7 +23,7 @@ NO_SYSCALL = 0xFFFFFFFF
 _ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x64": "x86_64"}
 
 ARCH_NAMES = ("x86_64", "aarch64", "riscv64")
-"""Every architecture that has a table."""
+"""Every architecture that has a table, here or in ``ctl/seccomp/``."""
 
 # What [arch=...] may name without being suspected of a typing error: minijail's list.
 KNOWN_ELSEWHERE = frozenset(
@@ -99,7 +99,7 @@ class Arch:
 
 
 def parse_table(text: str) -> Arch:
-    """Reads ``tables/ARCH.txt``: comments, ``arch``, then counted calls, then constants.
+    """Reads a table: comments, ``arch``, then counted calls, then constants.
 
     Raises:
         StateError: the table is not one that ``policies/make_constants.py`` wrote.

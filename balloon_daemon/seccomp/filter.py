@@ -14,7 +14,7 @@ from pathlib import Path
 from balloon_daemon.errors import PolicyProblem, StateError
 from balloon_daemon.linux.seccomp import Program
 from balloon_daemon.seccomp.compiler import compile_bpf
-from balloon_daemon.seccomp.constants import ARCH_NAMES, Arch, canonical_arch, parse_table
+from balloon_daemon.seccomp.constants import Arch, canonical_arch, parse_table
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
 from balloon_daemon.seccomp.policy_file import read_text
@@ -22,7 +22,10 @@ from balloon_daemon.seccomp.policy_file import read_text
 NATIVE_ARCH = canonical_arch(os.uname().machine)
 """This machine's architecture, by our name."""
 
-_TABLES = Path(__file__).parent / "tables"
+ARCH = "x86_64"
+"""The architecture that the daemon's policies are for: it runs on no other."""
+
+TABLE = Path(__file__).parent / "tables" / f"{ARCH}.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +34,22 @@ class CompiledFilter:
 
     Attributes:
         bpf: the program, an array of struct sock_filter.
-        arch: whose calls it judges, one of ARCH_NAMES.
-        warnings: what the policy file says that surprises, for the log.
+        policy: what was compiled.
     """
 
     bpf: bytes = field(repr=False)
-    arch: str
-    warnings: tuple[PolicyProblem, ...] = ()
+    policy: ParsedPolicy = field(repr=False)
     _program: Program | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def arch(self) -> str:
+        """The architecture whose calls the filter judges, one of ARCH_NAMES."""
+        return self.policy.abi.name
+
+    @property
+    def warnings(self) -> tuple[PolicyProblem, ...]:
+        """The warnings about the policy file, for the log."""
+        return self.policy.warnings
 
     def load(self) -> None:
         """Puts this thread under the filter, for ever. The caller has set no_new_privs.
@@ -56,7 +67,7 @@ def compile_policy(
     path: Path,
     *,
     default: Action = Action.KILL_PROCESS,
-    arch: str = NATIVE_ARCH,
+    arch: Arch | None = None,
     dialect: Dialect = Dialect.PYTHON,
 ) -> CompiledFilter:
     """Reads and compiles a policy file and its includes.
@@ -64,25 +75,24 @@ def compile_policy(
     Args:
         path: the file, as the user named it: a pipe is read too.
         default: what happens to calls that nothing allows, unless the file has a @default.
-        arch: for which architecture, this machine's unless said otherwise.
+        arch: the architecture's calls and constants; None: x86-64's.
         dialect: which of minijail's compilers to follow.
 
     Raises:
         PolicyFileError: with every mistake in the files.
         OSError: the policy file itself cannot be read.
-        StateError: there is no table for that architecture.
     """
     policy = read_policy(path, default=default, arch=arch, dialect=dialect)
     bpf = compile_bpf(policy)
     program = Program(bpf) if policy.abi.name == NATIVE_ARCH else None
-    return CompiledFilter(bpf, policy.abi.name, policy.warnings, program)
+    return CompiledFilter(bpf, policy, program)
 
 
 def read_policy(
     path: Path,
     *,
     default: Action = Action.KILL_PROCESS,
-    arch: str = NATIVE_ARCH,
+    arch: Arch | None = None,
     dialect: Dialect = Dialect.PYTHON,
     read: Callable[[str], str] = read_text,
 ) -> ParsedPolicy:
@@ -91,18 +101,18 @@ def read_policy(
     Args:
         path: the file, as the user named it: a pipe is read too.
         default: what happens to calls that nothing allows, unless the file has a @default.
-        arch: for which architecture.
+        arch: the architecture's calls and constants; None: x86-64's.
         dialect: which of minijail's compilers to follow.
         read: what reads included files, where they are not where their names say.
 
     Raises:
-        PolicyFileError, OSError, StateError: as ``compile_policy``.
+        PolicyFileError, OSError: as ``compile_policy``.
     """
     text = read_text(str(path), named_by_user=True)
     return parse_policy(
         text,
         path=str(path),
-        arch=load_arch(arch),
+        arch=load_arch() if arch is None else arch,
         read=read,
         default=default,
         dialect=dialect,
@@ -114,31 +124,20 @@ def _is_another(name: str, other: str) -> bool:
     try:
         return os.path.isfile(other) and not os.path.samefile(name, other)
     except (OSError, ValueError):
-        return False  # nothing to read there, which is told where it is read
+        return False  # reading the file will raise the error, at the include's place
 
 
-def load_arch(name: str) -> Arch:
-    """The calls and constants of an architecture, by any of its names.
-
-    Raises:
-        StateError: there is no table for it.
-    """
-    name = canonical_arch(name)
-    if name not in ARCH_NAMES:
-        raise StateError(f"no table of system calls for {name}; there are {', '.join(ARCH_NAMES)}")
-    # Not kept: it is a third of a megabyte that is wanted once.
-    return parse_table((_TABLES / f"{name}.txt").read_text("ascii"))
+def load_arch() -> Arch:
+    """x86-64's calls and constants."""
+    # Not cached: the text takes a third of a megabyte, and the daemon needs it once, at start.
+    return parse_table(TABLE.read_text("ascii"))
 
 
 @functools.cache
-def _call_names(arch: str) -> dict[int, str]:
-    return {number: name for name, number in load_arch(arch).calls.items()}
+def _call_names() -> dict[int, str]:
+    return {number: name for name, number in load_arch().calls.items()}
 
 
-def syscall_name(number: int, arch: str = NATIVE_ARCH) -> str:
-    """The name of a system call, ``call 999`` if there is none of that number.
-
-    Raises:
-        StateError: there is no table for that architecture.
-    """
-    return _call_names(canonical_arch(arch)).get(number, f"call {number}")
+def syscall_name(number: int) -> str:
+    """The name of an x86-64 system call, ``call 999`` if there is none of that number."""
+    return _call_names().get(number, f"call {number}")

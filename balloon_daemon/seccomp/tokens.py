@@ -206,7 +206,7 @@ def _lines(text: str, dialect: Dialect) -> Iterator[tuple[str, str]]:
             yield from ((part, "\r") for part in parts)
             yield last, "\n"
         else:
-            # A backslash before CRLF joins nothing there.
+            # minijail's C compiler does not join lines at a backslash before CRLF.
             yield line if line.endswith("\\\r") else line.removesuffix("\r"), "\n"
 
 

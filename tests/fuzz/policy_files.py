@@ -5,13 +5,13 @@ terminal. What is accepted compiles into a program that the kernel would load, a
 calls as the evaluator does.
 """
 
+from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.errors import PolicyFileError, PolicyProblem, printable
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.evaluator import evaluate
-from balloon_daemon.seccomp.filter import load_arch
+from balloon_daemon.seccomp.machine import BpfMachine
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Dialect, ParsedPolicy
-from tests.fakes.bpf_machine import BpfMachine
 from tests.harness.enemies.choices import INTERESTING
 from tests.harness.invariants import require
 

@@ -2,11 +2,11 @@
 
 from random import Random
 
+from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.evaluator import evaluate
-from balloon_daemon.seccomp.filter import load_arch
+from balloon_daemon.seccomp.machine import BpfMachine
 from balloon_daemon.seccomp.parser import parse_policy
-from tests.fakes.bpf_machine import BpfMachine
 from tests.fakes.seccomp_policies import KILL, near_calls, random_policy
 
 ARCHES = {name: load_arch(name) for name in ("x86_64", "aarch64", "riscv64")}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import balloon_daemon
-from balloon_daemon.ctl.demo_processes import DemoDaemon
-from balloon_daemon.ctl.demo_story import plan
+from balloon_daemon.ctl.demo.processes import DemoDaemon
+from balloon_daemon.ctl.demo.story import plan
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from balloon_daemon.handover import keeper_start
 from balloon_daemon.units import GIB

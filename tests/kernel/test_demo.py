@@ -18,14 +18,14 @@ import psutil
 import pytest
 from rich.console import Console
 
-from balloon_daemon.ctl.chart import PlainLines
-from balloon_daemon.ctl.cli import main
-from balloon_daemon.ctl.demo_host import PretendedHost, Sample
-from balloon_daemon.ctl.demo_play import freed_bytes, judge, seconds_to_relief
-from balloon_daemon.ctl.demo_processes import DemoError
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story, plan
-from balloon_daemon.ctl.live_chart import LiveChart, columns_of, half_blocks
-from balloon_daemon.ctl.plot import draw
+from balloon_daemon.ctl.charts.live import LiveChart, columns_of, half_blocks
+from balloon_daemon.ctl.charts.plot import draw
+from balloon_daemon.ctl.charts.still import PlainLines
+from balloon_daemon.ctl.demo.host import PretendedHost, Sample
+from balloon_daemon.ctl.demo.play import freed_bytes, judge, seconds_to_relief
+from balloon_daemon.ctl.demo.processes import DemoError
+from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story, plan
+from balloon_daemon.ctl.main import main
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import GIB, MIB
 from tests.harness.jail_watch import is_alive
@@ -33,9 +33,9 @@ from tests.harness.waiting import HANG_S, wait_until
 
 PATIENTLY = """
 import sys
-from balloon_daemon.ctl import demo_play, demo_processes
-from balloon_daemon.ctl.cli import main
-demo_play.DEADLINE_S = demo_play.PATIENCE_S = demo_processes.START_S = 600.0
+from balloon_daemon.ctl.demo import play, processes
+from balloon_daemon.ctl.main import main
+play.DEADLINE_S = play.PATIENCE_S = processes.START_S = 600.0
 sys.exit(main())
 """
 """A busy machine may need longer than the minute that people are promised."""
@@ -124,7 +124,7 @@ def remedy(errors: str) -> list[str]:
 def test_demo_without_numpy_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("balloon_daemon.ctl.demo.find_spec", lambda _name: None)
+    monkeypatch.setattr("balloon_daemon.ctl.demo.main.find_spec", lambda _name: None)
 
     status = main(["demo"])
 

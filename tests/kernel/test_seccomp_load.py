@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.errors import StateError
 from balloon_daemon.linux.seccomp import set_no_new_privs
 from balloon_daemon.seccomp.filter import NATIVE_ARCH, CompiledFilter, compile_policy
@@ -51,7 +52,7 @@ def fate(compiled: CompiledFilter, action: Callable[[], int]) -> int:
 def compiled(tmp_path: Path, text: str) -> CompiledFilter:
     path = tmp_path / "test.policy"
     path.write_text(text)
-    return compile_policy(path)
+    return compile_policy(path, arch=load_arch(NATIVE_ARCH))
 
 
 def call(number: int, *args: int) -> int:
@@ -136,7 +137,7 @@ def test_load_filter_of_another_architecture_is_refused(tmp_path: Path) -> None:
     path.write_text("read: 1\n")
     other = {"x86_64": "aarch64", "aarch64": "x86_64"}[NATIVE_ARCH]
     with pytest.raises(StateError, match=other):
-        compile_policy(path, arch=other).load()
+        compile_policy(path, arch=load_arch(other)).load()
 
 
 # --- calls by another ABI of the same machine -----------------------------------------------

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 def seccomp(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "balloon_daemon.ctl.cli", "seccomp", *argv],
+        [sys.executable, "-m", "balloon_daemon.ctl.main", "seccomp", *argv],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.evaluator import evaluate
 from balloon_daemon.seccomp.filter import load_arch
+from balloon_daemon.seccomp.machine import BpfMachine
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Dialect
-from tests.fakes.bpf_machine import BpfMachine
 from tests.fakes.c_policies import random_c_policy
 from tests.fakes.seccomp_policies import near_calls
 
-ARCH = load_arch("x86_64")
+ARCH = load_arch()
 AUDIT = 0xC000003E
 
 

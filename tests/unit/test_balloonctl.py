@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon import __version__
-from balloon_daemon.ctl.cli import main
+from balloon_daemon.ctl.main import main
 
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "policies" / "balloon_device.policy"
@@ -29,7 +29,7 @@ def ended(*argv: str) -> object:
 
 def balloonctl(*argv: str, stdout: int | None = subprocess.PIPE) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "balloon_daemon.ctl.cli", *argv],
+        [sys.executable, "-m", "balloon_daemon.ctl.main", *argv],
         cwd=ROOT,
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -94,7 +94,7 @@ def test_output_that_nobody_reads_ends_it_quietly() -> None:
 @pytest.mark.parametrize("arguments", ["check", "compile -o -"])
 def test_standard_stream_closed_is_no_mistake(arguments: str, closed: str) -> None:
     verb, *options = arguments.split()
-    program = [sys.executable, "-m", "balloon_daemon.ctl.cli"]
+    program = [sys.executable, "-m", "balloon_daemon.ctl.main"]
     command = [*program, "seccomp", verb, str(POLICY), *options]
     done = subprocess.run(
         ["sh", "-c", f'"$@" {closed}', "sh", *command], cwd=ROOT, capture_output=True, timeout=60

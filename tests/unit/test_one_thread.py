@@ -26,7 +26,7 @@ FORKS_WITHOUT_EXEC = {
 """Each wrapper that forks, and the modules or rooms that may name it."""
 
 STARTS_PROGRAMS = {
-    "subprocess": {"ctl", "fake_guest", "handover"},
+    "subprocess": {"ctl", "fake_guest", "handover", "seccomp.libseccomp"},
     "os.posix_spawn": {"ctl"},
     "os.posix_spawnp": set[str](),
     "os.system": set[str](),

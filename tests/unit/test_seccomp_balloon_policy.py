@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.seccomp.filter import compile_policy
-from tests.fakes.bpf_machine import BpfMachine
+from balloon_daemon.seccomp.machine import BpfMachine
 
 ROOT = Path(__file__).parents[2]
 POLICY = ROOT / "policies" / "balloon_device.policy"
 SEED = ROOT / "tests" / "data" / "seed" / "balloon_device.policy"
-AARCH64 = ROOT / "policies" / "aarch64" / "balloon_device.policy"
+AARCH64 = ROOT / "tests" / "data" / "policies" / "balloon_device.aarch64.policy"
 
 X86_64, AUDIT_AARCH64, I386 = 0xC000003E, 0xC00000B7, 0x40000003
 ALLOW, KILL = 0x7FFF0000, 0x80000000
@@ -53,12 +54,12 @@ def rules(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def machine() -> BpfMachine:
-    return BpfMachine(compile_policy(POLICY, arch="x86_64").bpf)
+    return BpfMachine(compile_policy(POLICY).bpf)
 
 
 @pytest.fixture(scope="module")
 def machine_aarch64() -> BpfMachine:
-    return BpfMachine(compile_policy(AARCH64, arch="aarch64").bpf)
+    return BpfMachine(compile_policy(AARCH64, arch=load_arch("aarch64")).bpf)
 
 
 def args(index: int, value: int) -> list[int]:

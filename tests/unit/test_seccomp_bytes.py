@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.ctl.cli import main
+from balloon_daemon.ctl.main import main
 from balloon_daemon.errors import PolicyFileError, PolicyProblem, printable
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.seccomp.policy import Dialect
@@ -153,7 +153,7 @@ def test_standard_output_that_lacks_a_character_has_it_escaped(
     folder.mkdir()
     path = write(folder, "read: arg0 == 1; return EPERM # \U0001f388 é \x1b".encode())
     done = subprocess.run(
-        [sys.executable, "-m", "balloon_daemon.ctl.cli", "seccomp", *verb(name, path)],
+        [sys.executable, "-m", "balloon_daemon.ctl.main", "seccomp", *verb(name, path)],
         env={**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"},
         capture_output=True,
         timeout=60,

@@ -11,7 +11,7 @@ from balloon_daemon.seccomp.filter import load_arch
 from balloon_daemon.seccomp.parser import parse_call, parse_policy
 from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
 
-ARCH = load_arch("x86_64")
+ARCH = load_arch()
 C, PYTHON = Dialect.C, Dialect.PYTHON
 KILL = "KILL_PROCESS"
 

@@ -19,7 +19,7 @@ from balloon_daemon.seccomp.policy import Dialect, ParsedPolicy
 from balloon_daemon.seccomp.rules import NESTING_LIMIT
 from balloon_daemon.seccomp.tokens import LINE_LIMIT, WORDS_LIMIT
 
-ARCH = load_arch("x86_64")
+ARCH = load_arch()
 
 
 def parse(

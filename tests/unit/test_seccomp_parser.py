@@ -2,9 +2,9 @@
 
 import pytest
 
+from balloon_daemon.ctl.seccomp.arches import load_arch
 from balloon_daemon.errors import PolicyFileError
 from balloon_daemon.seccomp.evaluator import evaluate
-from balloon_daemon.seccomp.filter import load_arch
 from balloon_daemon.seccomp.parser import parse_call, parse_policy
 from balloon_daemon.seccomp.policy import Action, ParsedPolicy
 

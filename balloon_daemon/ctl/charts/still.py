@@ -1,42 +1,12 @@
-"""What a person sees while the demonstration runs: a live chart, or plain lines.
-
-Where rich is not installed, or nobody looks at a terminal, there is a line a second.
-"""
+"""The demonstration as plain lines, and its moments in words."""
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-from balloon_daemon.ctl.demo_host import Sample
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story, introduction
+from balloon_daemon.ctl.demo.host import Sample
+from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story, introduction
 from balloon_daemon.units import MIB
-
-
-class Chart(Protocol):
-    """Shows samples as they come."""
-
-    def show(self, samples: Sequence[Sample]) -> None:
-        """Brings what is seen up to date; called ten times a second with all samples."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
-def make_chart(story: Story, *, plain: bool) -> Chart:
-    """The live chart, or plain lines where it is not wanted or not possible."""
-    if not plain:
-        try:
-            from balloon_daemon.ctl.live_chart import LiveChart
-        except ImportError:
-            return PlainLines(story)
-        return LiveChart(story)
-    return PlainLines(story)
 
 
 def in_words(sample: Sample) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from balloon_daemon.ctl.seccomp_words import constant_in_words
+from balloon_daemon.ctl.seccomp.words import constant_in_words
 from balloon_daemon.seccomp.constants import Arch
 
 # The argument that says what the call does, where one number does not mean the same everywhere.

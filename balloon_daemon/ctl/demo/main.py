@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-from balloon_daemon.ctl.chart import Chart, make_chart
-from balloon_daemon.ctl.demo_play import Figures, Performance
-from balloon_daemon.ctl.demo_processes import DemoError
-from balloon_daemon.ctl.demo_story import DEFAULT_SPEED, MAX_SPEED, MIN_SPEED, Story, plan
+from balloon_daemon.ctl.charts.choice import Chart, make_chart
+from balloon_daemon.ctl.demo.play import Figures, Performance
+from balloon_daemon.ctl.demo.processes import DemoError
+from balloon_daemon.ctl.demo.story import DEFAULT_SPEED, MAX_SPEED, MIN_SPEED, Story, plan
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.linux.meminfo import host_memory
 from balloon_daemon.units import GIB, format_size, parse_size
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if host_memory().available_bytes < NEEDED_BYTES:
         _complain(f"it takes up to {format_size(NEEDED_BYTES)} of memory, and less is available")
         return 1
-    # Terminated, or its terminal closed, it cleans up as it does when interrupted.
+    # SIGTERM and SIGHUP raise KeyboardInterrupt, so that they clean up as SIGINT does.
     before = {number: signal.signal(number, _interrupt) for number in _ENDINGS}
     try:
         return _perform(story, args)
@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
         _complain("interrupted; nothing of it is left")
         return INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads what we print; without this Python would try once more when it ends.
+        # The reader of standard output has gone: without the dup2 Python would flush into the
+        # closed pipe once more at its end, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as err:
@@ -140,8 +141,8 @@ def _play(performance: Performance) -> str | None:
 
 
 def _draw(performance: Performance, path: Path) -> str | None:
-    # Half a second of imports, which only this needs.
-    from balloon_daemon.ctl.plot import draw
+    # Imported here: matplotlib takes half a second, and --plot alone needs it.
+    from balloon_daemon.ctl.charts.plot import draw
 
     try:
         draw(performance.story, performance.samples, path)

@@ -15,8 +15,8 @@ from balloon_daemon.seccomp.policy import (
     Verdict,
 )
 
-# What an argument's numbers are called, where the call says so: as regular expressions, since
-# the same letters begin names of other things (F_LOCK is lockf's, PR_TSC_ENABLE a third argument).
+# The names that an argument's numbers have in a call, as regular expressions: a prefix alone
+# would match names of other things (F_LOCK is lockf's, PR_TSC_ENABLE a value of prctl's arg1).
 _SIGNAL = r"SIG(?!IOT\b|CLD\b|POLL\b|UNUSED\b|STKSZ\b)[A-Z0-9]+"
 _FAMILY = r"AF_(?!FILE\b|LOCAL\b|ROUTE\b|MAX\b)\w+"
 _NAMES = {
@@ -147,7 +147,7 @@ def constant_in_words(call: str, argument: int, value: int, arch: Arch) -> str |
     Flags without a name are added as a number: ``CLONE_CHILD_SETTID|0x11``.
     """
     pattern = _NAMES.get((call, argument))
-    # The families of ioctls have small numbers too, for other things.
+    # Below 0x1000 the constants with an ioctl's prefix are no ioctl numbers.
     if pattern is None or (call == "ioctl" and value < 0x1000):
         return None
     exact = arch.constant_name(value, pattern)

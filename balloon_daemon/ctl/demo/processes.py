@@ -7,7 +7,6 @@ longer than it says, and nobody outlives ``close``.
 import contextlib
 import json
 import os
-import select
 import shutil
 import subprocess
 import sys
@@ -15,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from balloon_daemon.ctl.demo_story import Story
+from balloon_daemon.ctl.demo.story import Story
 from balloon_daemon.errors import BalloondError
+from balloon_daemon.fake_guest.client import FakeGuestEndedError, FakeGuestPipes
 from balloon_daemon.sizing.balloon_policy import Reason
 
 START_S = 15.0
@@ -27,8 +27,11 @@ class DemoError(BalloondError):
     """Why the demonstration did not succeed, in one line."""
 
 
-def _leash() -> list[str]:
-    """Ends a child when we are killed; util-linux has it, and without it only that is lost."""
+def _end_with_parent() -> list[str]:
+    """What has the kernel end a child when this process is killed: util-linux's setpriv.
+
+    Empty where there is none; a child then outlives a demonstration that is killed outright.
+    """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
@@ -48,7 +51,7 @@ class DemoDaemon:
         """How often its policy took a step because the host was low."""
         self._half_line = ""
         command = [
-            *_leash(), sys.executable, "-P", "-m", "balloon_daemon",
+            *_end_with_parent(), sys.executable, "-P", "-m", "balloon_daemon",
             "--socket", str(self.socket),
             "--vm-mem", str(story.vm_bytes),
             "--low-mem-dir", str(directory / "low-mem"),
@@ -59,7 +62,7 @@ class DemoDaemon:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                # What it prints is how to attach a VMM; the log goes to standard error.
+                # balloond prints how to attach a VMM there; its log goes to standard error.
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
@@ -110,35 +113,23 @@ class DemoGuest:
         self.checks: list[tuple[int, int]] = []
         """Of each check: pages compared, and pages that differ."""
         self._ready: dict[str, Any] | None = None
+        self._check_asked: set[int] = set()
         self._asked = False
-        self._pending = b""
-        self._error_path = directory / "guest.log"
-        command = [
-            sys.executable, "-P", "-m", "balloon_daemon.fake_guest",
-            "--socket", str(socket),
-            "--wait", f"{START_S:g}",
-            "--mem", str(story.vm_bytes),
-            "--touched", str(story.cache_bytes),
-            "--share", repr(story.share),
-            "--pinned", str(story.pinned_bytes),
-            "--refill",
-            # On a busy machine a balloon with one buffer on its way waits a thousand times for its
-            # turn on a processor before one step is done, and the policy takes the next.
-            "--in-flight", "64",
-        ]  # fmt: skip
-        with self._error_path.open("wb") as errors:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,
-            )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._stdin = self._process.stdin.fileno()
-        self._stdout = self._process.stdout.fileno()
-        os.set_blocking(self._stdout, False)
+        self._pipes = FakeGuestPipes(
+            [
+                "--socket", str(socket),
+                "--wait", f"{START_S:g}",
+                "--mem", str(story.vm_bytes),
+                "--touched", str(story.cache_bytes),
+                "--share", repr(story.share),
+                "--pinned", str(story.pinned_bytes),
+                "--refill",
+                # On a busy machine a balloon with one buffer on its way waits a thousand times for
+                # its turn on a processor before one step is done, and the policy takes the next.
+                "--in-flight", "64",
+            ],
+            errors=directory / "guest.log",
+        )  # fmt: skip
 
     def wait_ready(self) -> None:
         """Waits until its driver is bound.
@@ -175,7 +166,7 @@ class DemoGuest:
 
     def ask_check(self) -> None:
         """Has it compare every page that it kept with what it left there; see ``checks``."""
-        self._send("check")
+        self._check_asked.add(self._send("check"))
 
     def look(self, wait_s: float = 0.0) -> None:
         """Takes what it says, waiting for it at most so long.
@@ -183,18 +174,12 @@ class DemoGuest:
         Raises:
             DemoError: it has ended, or lost its device.
         """
-        poller = select.poll()
-        poller.register(self._stdout, select.POLLIN)
-        if not poller.poll(max(0.0, wait_s) * 1000):
-            return
-        data = os.read(self._stdout, 1 << 16)
-        if not data:
-            words = self._error_path.read_text(errors="replace").strip().splitlines()
-            last = words[-1].removeprefix("fake guest: ") if words else "no last words"
-            raise DemoError(f"the fake guest ended: {last}")
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        for line in lines:
-            self._take(json.loads(line))
+        try:
+            messages = self._pipes.read(wait_s)
+        except FakeGuestEndedError as err:
+            raise DemoError(_ended(err)) from None
+        for message in messages:
+            self._take(message)
 
     def _take(self, message: dict[str, Any]) -> None:
         match message:
@@ -206,24 +191,28 @@ class DemoGuest:
                 pass
             case {"error": error}:
                 raise DemoError(f"the fake guest could not: {error}")
-            case {"id": "check"}:
+            case {"id": number} if number in self._check_asked:
+                self._check_asked.remove(number)
                 self.checks.append((message["pages_checked"], message["pages_corrupt"]))
             case _:
                 self.status = message
                 self._asked = False
 
-    def _send(self, command: str) -> None:
+    def _send(self, command: str) -> int:
         try:
-            os.write(self._stdin, json.dumps({"id": command, "command": command}).encode() + b"\n")
-        except BrokenPipeError as err:
-            raise DemoError("the fake guest ended") from err
+            return self._pipes.send(command)
+        except FakeGuestEndedError as err:
+            raise DemoError(_ended(err)) from None
 
     def close(self) -> None:
         """Ends it."""
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            stream.close()
-        _end(self._process)
+        self._pipes.kill()
+
+
+def _ended(error: FakeGuestEndedError) -> str:
+    lines = error.said.splitlines()
+    last = lines[-1].removeprefix("fake guest: ") if lines else "no last words"
+    return f"the fake guest ended: {last}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

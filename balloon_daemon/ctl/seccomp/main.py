@@ -6,15 +6,18 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from balloon_daemon.ctl import seccomp_words as words
-from balloon_daemon.ctl.seccomp_pfc import write_pfc
-from balloon_daemon.ctl.seccomp_run import add_run_parsers
+from balloon_daemon.ctl.seccomp import words
+from balloon_daemon.ctl.seccomp.arches import load_arch
+from balloon_daemon.ctl.seccomp.pfc import write_pfc
+from balloon_daemon.ctl.seccomp.run import add_run_parsers
 from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem, printable
 from balloon_daemon.seccomp.bpf import SOCK_FILTER
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.constants import ARCH_NAMES
 from balloon_daemon.seccomp.evaluator import Decision, evaluate
-from balloon_daemon.seccomp.filter import NATIVE_ARCH, load_arch, read_policy
+from balloon_daemon.seccomp.filter import NATIVE_ARCH, read_policy
+from balloon_daemon.seccomp.judge import Disagreement, opinion_in_words
+from balloon_daemon.seccomp.libseccomp import second_opinion
 from balloon_daemon.seccomp.parser import parse_call
 from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
 from balloon_daemon.seccomp.policy_file import read_text
@@ -73,7 +76,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         command.set_defaults(run=_with_errors(run))
         return command
 
-    check = add("check", _check, "say all that is wrong with policy files; exit status 0 or 2")
+    check = add(
+        "check",
+        _check,
+        "say all that is wrong with policy files, and whether libseccomp makes the same of them; "
+        "exit status 0, 2, or 1 where libseccomp disagrees",
+    )
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
     check.add_argument("--json", action="store_true", help="write one JSON object")
 
@@ -136,7 +144,7 @@ def _read(options: argparse.Namespace, path: Path) -> ParsedPolicy:
     return read_policy(
         path,
         default=_DEFAULTS[options.default],
-        arch=options.arch,
+        arch=load_arch(options.arch),
         dialect=Dialect(options.dialect),
         read=read,
     )
@@ -158,7 +166,9 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         json.dump({"ok": all(r["ok"] for r in results), "files": results}, sys.stdout, indent=2)
         print()
-    return 0 if all(result["ok"] for result in results) else 2
+    if any(result["errors"] for result in results):
+        return 2
+    return 0 if all(result["ok"] for result in results) else 1
 
 
 def _check_one(options: argparse.Namespace, path: Path) -> dict[str, object]:
@@ -168,15 +178,18 @@ def _check_one(options: argparse.Namespace, path: Path) -> dict[str, object]:
     warnings: tuple[PolicyProblem, ...] = ()
     try:
         policy = _read(options, path)
-        length = len(compile_bpf(policy)) // SOCK_FILTER.size
+        bpf = compile_bpf(policy)
     except PolicyFileError as err:
         errors = err.problems
     except OSError as err:
         errors = (PolicyProblem(str(path), 0, 0, 1, "", f"cannot be read: {err.strerror}"),)
     else:
         warnings = policy.warnings
-        result |= {"ok": True, "arch": policy.abi.name, "calls": len(policy.calls)}
-        result |= {"instructions": length, "included": policy.files[1:]}
+        opinion = second_opinion(policy, bpf)
+        length = len(bpf) // SOCK_FILTER.size
+        result |= {"ok": not isinstance(opinion, Disagreement), "arch": policy.abi.name}
+        result |= {"calls": len(policy.calls), "instructions": length}
+        result |= {"included": policy.files[1:], "judge": opinion_in_words(opinion)}
     result["errors"] = [problem._asdict() for problem in errors]
     result["warnings"] = [problem._asdict() for problem in warnings]
     if not options.json:
@@ -184,9 +197,11 @@ def _check_one(options: argparse.Namespace, path: Path) -> dict[str, object]:
             whole = printable(f"{problem.file}: {problem.message}")
             print(problem if problem.line else whole, file=sys.stderr)
         _warn(warnings)
-        if result["ok"]:
+        if not errors:
             size = f"{result['calls']} calls, {length} instructions for {result['arch']}"
             print(f"{printable(str(path))}: {size}")
+            told = sys.stdout if result["ok"] else sys.stderr
+            print(f"{printable(str(path))}: {result['judge']}", file=told)
     return result
 
 

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from balloon_daemon.ctl.demo_host import Sample
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story
+from balloon_daemon.ctl.demo.host import Sample
+from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import MIB, format_size
 
 LOAD = "#b9bec7"

@@ -1,6 +1,6 @@
 """Becomes the command of ``balloonctl seccomp run`` and ``trace``, traced by its parent.
 
-Run as ``python -m balloon_daemon.ctl.seccomp_child FD PATH ARGUMENT…``: FD holds the filter to
+Run as ``python -m balloon_daemon.ctl.seccomp.child FD PATH ARGUMENT…``: FD holds the filter to
 load before the command starts, or is ``-`` where the parent loads one later.
 """
 
@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 
+from balloon_daemon.ctl.seccomp import ptrace
 from balloon_daemon.errors import printable
-from balloon_daemon.linux import ptrace
 from balloon_daemon.linux.seccomp import Program, set_no_new_privs
 
 

@@ -1,7 +1,7 @@
-"""Runs a seccomp program as the kernel would, after checking it as the kernel would.
+"""Runs a seccomp program as the kernel would, after checking it as the kernel would. Pure.
 
 Written from the kernel's description of classic BPF alone; it shares no table and no code with
-``balloon_daemon.seccomp.bpf``, so that a wrong opcode there cannot be right here too.
+``seccomp.bpf``, so that a wrong opcode there cannot be right here too.
 Source: Documentation/networking/filter.rst, kernel/seccomp.c (seccomp_check_filter).
 """
 

@@ -14,8 +14,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from balloon_daemon.ctl.demo_host import Sample
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Story, introduction
+from balloon_daemon.ctl.demo.host import Sample
+from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Story, introduction
 from balloon_daemon.units import MIB
 
 LOAD = "#8b919c"
@@ -123,7 +123,7 @@ class LiveChart:
     def __init__(self, story: Story, console: Console | None = None) -> None:
         self._story = story
         self._top_balloon = 6.0 * story.step_bytes
-        # Nothing is drawn but when we say so: rich would start a thread to do it by itself.
+        # auto_refresh would start a thread; `show` refreshes the picture instead.
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> Self:

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balloon_daemon.ctl.demo_host import PretendedHost, Sample
-from balloon_daemon.ctl.demo_processes import DemoDaemon, DemoError, DemoGuest
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story
+from balloon_daemon.ctl.demo.host import PretendedHost, Sample
+from balloon_daemon.ctl.demo.processes import DemoDaemon, DemoError, DemoGuest
+from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import format_size
 
 TICK_S = 0.01
@@ -89,7 +89,8 @@ class Performance:
                 guest.wait_ready()
                 self._loop(host, daemon, guest, deadline)
             except DemoError:
-                # A guest without its device is often only the first to notice.
+                # A guest that lost its device often means that balloond died: that is the cause
+                # to report.
                 daemon.must_live(wait_s=0.5)
                 raise
             finally:
@@ -102,7 +103,7 @@ class Performance:
     ) -> None:
         began = time.monotonic()
         next_status = next_frame = began
-        # On a busy machine the load waits for the relief that is to be shown.
+        # On a busy machine the load leaves later: only after the relief that is to be shown.
         load_leaves_s = self.story.start_s(Phase.LEAVES)
         held_s = 0.0
         relieved = False

@@ -9,7 +9,7 @@ import os
 import signal
 import struct
 
-from balloon_daemon.linux import ptrace
+from balloon_daemon.ctl.seccomp import ptrace
 from balloon_daemon.linux.seccomp import SECCOMP_SET_MODE_FILTER
 
 _AT_ENTRY = 9  # linux/auxvec.h

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from balloon_daemon import __version__
-from balloon_daemon.ctl import demo, seccomp
+from balloon_daemon.ctl.demo.main import add_parser as add_demo_parser
+from balloon_daemon.ctl.seccomp.main import add_parser as add_seccomp_parser
 from balloon_daemon.errors import printable
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -18,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and where to read on; subcommands' parsers do too."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse's own leaves what a full disk does not take to the interpreter's end.
+        # argparse does not flush: on a full disk the error would come at the interpreter's end.
         super()._print_message(message, file)
         try:
             sys.stdout.flush()
@@ -36,8 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"balloonctl {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    demo.add_parser(subparsers)
-    seccomp.add_parser(subparsers)
+    add_demo_parser(subparsers)
+    add_seccomp_parser(subparsers)
     return parser
 
 
@@ -72,7 +73,7 @@ def _prepare_output() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What the encoding lacks is escaped, as it is on standard error.
+        # A character that the stream's encoding lacks is escaped, as on standard error.
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

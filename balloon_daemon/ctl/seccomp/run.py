@@ -6,15 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from balloon_daemon.ctl import seccomp_words as words
-from balloon_daemon.ctl.seccomp_trace import UsedCalls
-from balloon_daemon.ctl.seccomp_watch import Start, Watch
+from balloon_daemon.ctl.seccomp import words
+from balloon_daemon.ctl.seccomp.arches import load_arch
+from balloon_daemon.ctl.seccomp.inject import UnsupportedProgramError
+from balloon_daemon.ctl.seccomp.ptrace import Call
+from balloon_daemon.ctl.seccomp.trace import UsedCalls
+from balloon_daemon.ctl.seccomp.watch import Start, Watch
 from balloon_daemon.errors import ConfigError, printable
-from balloon_daemon.linux.inject import UnsupportedProgramError
-from balloon_daemon.linux.ptrace import Call
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.evaluator import evaluate
-from balloon_daemon.seccomp.filter import NATIVE_ARCH, load_arch
+from balloon_daemon.seccomp.filter import NATIVE_ARCH
 from balloon_daemon.seccomp.policy import Action, ParsedPolicy, Verdict
 
 Run = Callable[[argparse.Namespace], int]

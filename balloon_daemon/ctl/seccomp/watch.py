@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from balloon_daemon.linux import ptrace
-from balloon_daemon.linux.inject import EntryPoint
+from balloon_daemon.ctl.seccomp import ptrace
+from balloon_daemon.ctl.seccomp.inject import EntryPoint
 
 _OPTIONS = (
     ptrace.PTRACE_O_EXITKILL
@@ -98,7 +98,7 @@ class Watch:
             os.lseek(memory, 0, os.SEEK_SET)
             os.set_inheritable(memory, True)
             source = str(memory)
-        child = [sys.executable, "-P", "-m", "balloon_daemon.ctl.seccomp_child", source, path]
+        child = [sys.executable, "-P", "-m", "balloon_daemon.ctl.seccomp.child", source, path]
         pid = os.posix_spawn(sys.executable, [*child, *self.command], os.environ)
         if memory >= 0:
             os.close(memory)
@@ -123,7 +123,7 @@ class Watch:
         if event == ptrace.PTRACE_EVENT_SECCOMP:
             self.on_call(pid, ptrace.current_call(pid))
         elif event == ptrace.PTRACE_EVENT_EXIT:
-            # With a core dumped, bit 7 is set too.
+            # Bit 7 of a wait status says that a core was dumped.
             if ptrace.event_message(pid) & 0x7F == signal.SIGSYS:
                 self.on_kill(pid, ptrace.current_call(pid))
         elif event == ptrace.PTRACE_EVENT_EXEC and pid == self._root and not self._filtered:

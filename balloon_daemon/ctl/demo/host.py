@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balloon_daemon.ctl.demo_story import MARGIN_BYTES, Phase, Story
+from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import MIB
 
 
@@ -67,7 +67,7 @@ class PretendedHost:
     def _write(self, available_mib: int) -> None:
         if available_mib == self._written_mib:
             return
-        # Written beside and renamed: no reader ever finds the file empty or half written.
+        # rename(2) is atomic: no reader finds the file empty or half written.
         new = self.directory / "available.new"
         new.write_text(f"{available_mib}\n")
         os.replace(new, self.directory / "available")

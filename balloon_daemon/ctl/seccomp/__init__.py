@@ -1,0 +1,1 @@
+"""``balloonctl seccomp``: minijail's policy files checked, explained, tried and traced."""

@@ -1,0 +1,140 @@
+"""Turns a policy into rules that may stand in any order, as libseccomp takes them. Pure.
+
+A policy's filters are tried in order and may compare one argument several times. A rule of
+libseccomp's compares each argument once, and of two rules that both hold libseccomp takes either
+without a word. So every path through a call's filters becomes a rule of its own: no two of them
+hold for the same arguments, and their order means nothing.
+
+libseccomp 2.5.4 also makes wrong programs of some disjoint rules for one call, or takes for ever
+(docs/policy-files.md), so a call that needs several rules has fewer comparators to say them with.
+"""
+
+from collections.abc import Iterator, Set
+from itertools import product
+from typing import NamedTuple
+
+from balloon_daemon.seccomp.policy import (
+    MAX_ARGUMENTS,
+    Atom,
+    Filter,
+    ParsedPolicy,
+    Verdict,
+)
+from balloon_daemon.seccomp.span import ANYTHING, Comparator, Comparison, Span, spans_of
+
+RULES_LIMIT = 2000
+"""Rules of one policy; libseccomp takes a second for as many of one call."""
+
+STEPS_LIMIT = 100_000
+"""Comparisons walked over for one policy: less than a second's worth."""
+
+_ALONE = frozenset(Comparator)
+_ONE_ARGUMENT = frozenset([Comparator.NE])
+"""Two orderings (LE, GE) of one argument in two rules of a call: libseccomp's program is wrong."""
+
+_SEVERAL_ARGUMENTS = frozenset[Comparator]()
+"""NE in one of several rules that compare several arguments: the program is wrong, or is never
+finished."""
+
+Path = tuple[Span, ...]
+"""What is known of each argument."""
+
+
+class FlatRule(NamedTuple):
+    """One rule for libseccomp.
+
+    Attributes:
+        name: the call's name.
+        number: the call's number on the policy's architecture.
+        verdict: what happens; never what happens to unlisted calls.
+        comparisons: all of which must hold; at most one of each argument.
+    """
+
+    name: str
+    number: int
+    verdict: Verdict
+    comparisons: tuple[Comparison, ...]
+
+
+class TooManyRulesError(Exception):
+    """The policy would take more rules than RULES_LIMIT; the text is the call's name."""
+
+
+def flat_rules(policy: ParsedPolicy) -> list[FlatRule]:
+    """A policy as rules of which at most one holds for any call.
+
+    Calls for which none holds get what unlisted ones do.
+
+    Raises:
+        TooManyRulesError: it takes more of them than RULES_LIMIT.
+    """
+    rules: list[FlatRule] = []
+    made: dict[tuple[int, ...], list[tuple[Verdict, tuple[Comparison, ...]]]] = {}
+    steps_left = STEPS_LIMIT
+    for call in policy.calls:
+        key = tuple(map(id, call.filters))  # calls of one group have the very same filters
+        if key not in made:
+            paths = []
+            for path in _paths(call.filters):
+                steps_left -= 1
+                if steps_left < 0:
+                    raise TooManyRulesError(call.name)
+                if path is not None and path[0] != policy.unlisted:
+                    paths.append(path)
+            made[key] = []
+            for rule in _comparisons(paths):
+                made[key].append(rule)
+                if len(made[key]) > RULES_LIMIT:
+                    raise TooManyRulesError(call.name)
+        rules += (FlatRule(call.name, call.number, *rule) for rule in made[key])
+        if len(rules) > RULES_LIMIT:
+            raise TooManyRulesError(call.name)
+    return rules
+
+
+def _paths(filters: tuple[Filter, ...]) -> Iterator[tuple[Verdict, Path] | None]:
+    """Each way to a verdict, with what is known of the arguments there; None for a step to it."""
+    # Indices of a filter, its clause and that clause's comparison; what is known before it.
+    waiting: list[tuple[int, int, int, Path]] = [(0, 0, 0, (ANYTHING,) * MAX_ARGUMENTS)]
+    while waiting:
+        at, number, index, path = waiting.pop()
+        clauses = filters[at].clauses
+        if clauses is None or index == len(clauses[number]):
+            yield filters[at].verdict, path
+            continue
+        yield None
+        atom = clauses[number][index]
+        another = (at, number + 1) if number + 1 < len(clauses) else (at + 1, 0)
+        waiting += ((*another, 0, known) for known in _split(path, atom, holds=False))
+        waiting += ((at, number, index + 1, known) for known in _split(path, atom, holds=True))
+
+
+def _split(path: Path, atom: Atom, *, holds: bool) -> Iterator[Path]:
+    """What is known after a comparison as well, in disjoint parts."""
+    for span in spans_of(atom, holds=holds):
+        met = path[atom.argument].meet(span)
+        if met is not None:
+            yield (*path[: atom.argument], met, *path[atom.argument + 1 :])
+
+
+def _comparisons(
+    paths: list[tuple[Verdict, Path]],
+) -> Iterator[tuple[Verdict, tuple[Comparison, ...]]]:
+    """One call's paths as rules."""
+    compared = {n for _, path in paths for n, span in enumerate(path) if span != ANYTHING}
+    allowed = _ONE_ARGUMENT if len(compared) == 1 else _SEVERAL_ARGUMENTS
+    if len(paths) == 1 and len(alone := list(_said(paths[0][1], _ALONE))) == 1:
+        yield paths[0][0], alone[0]
+        return
+    for verdict, path in paths:
+        yield from ((verdict, said) for said in _said(path, allowed))
+
+
+def _said(path: Path, allowed: Set[Comparator]) -> Iterator[tuple[Comparison, ...]]:
+    return product(
+        *(
+            span.comparisons(argument, allowed)
+            for argument, span in enumerate(path)
+            if span != ANYTHING
+        )
+    )

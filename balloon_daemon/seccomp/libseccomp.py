@@ -1,0 +1,63 @@
+"""Has libseccomp compile rules, in a process of its own that is ended when it takes too long.
+
+libseccomp never comes to an end with some rules, and a process that hangs in a C library cannot be
+interrupted from Python. So this process loads neither libseccomp nor pyseccomp, which starts
+programs to find it: ``seccomp.libseccomp_process`` does.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from random import Random
+
+from balloon_daemon.seccomp.flat_rules import FlatRule
+from balloon_daemon.seccomp.judge import CannotSayError, Opinion, OtherProgram, judge
+from balloon_daemon.seccomp.policy import ParsedPolicy
+
+WITHIN_S = 5.0
+"""libseccomp takes a second for the most rules that it is asked for."""
+
+
+SEED = 0
+"""What the calls are drawn by: the same policy is asked the same calls every time."""
+
+
+def second_opinion(policy: ParsedPolicy, bpf: bytes) -> Opinion:
+    """What libseccomp says of our program of a policy."""
+    return judge(policy, bpf, compile_rules, Random(SEED).randrange)
+
+
+def compile_rules(
+    policy: ParsedPolicy, rules: Sequence[FlatRule], within_s: float = WITHIN_S
+) -> OtherProgram:
+    """The program that libseccomp makes of the rules, for the policy's architecture and default.
+
+    Args:
+        policy: the policy.
+        rules: the policy's calls as rules.
+        within_s: how long libseccomp may take, in seconds.
+
+    Raises:
+        CannotSayError: there is no libseccomp, or no pyseccomp; it refuses a rule; it does not
+            come to an end.
+    """
+    wanted = {
+        "audit_arch": policy.abi.audit_arch,
+        "default": policy.unlisted.value,
+        "rules": [
+            (rule.name, rule.number, rule.verdict.value, rule.comparisons) for rule in rules
+        ],
+    }
+    command = [sys.executable, "-P", "-m", "balloon_daemon.seccomp.libseccomp_process"]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(wanted).encode(), capture_output=True, timeout=within_s
+        )
+    except subprocess.TimeoutExpired:
+        raise CannotSayError(f"libseccomp was not done within {within_s:g} s") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise CannotSayError(said[-1] if said else f"libseccomp ended with {done.returncode}")
+    version, _, bpf = done.stdout.partition(b"\n")
+    return OtherProgram(f"libseccomp {version.decode()}", bpf)

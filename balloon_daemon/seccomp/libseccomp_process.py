@@ -1,0 +1,75 @@
+"""Compiles rules through libseccomp: ``python -m balloon_daemon.seccomp.libseccomp_process``.
+
+Reads one JSON object from standard input, as ``seccomp.libseccomp`` writes it, and writes
+libseccomp's version, a line end and the program to standard output. What it cannot do it says in
+one line on standard error, with exit status 1.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+MASKED_EQ = 7
+"""SCMP_CMP_MASKED_EQ of libseccomp's seccomp.h: the datum is the mask, then the value."""
+
+
+def main() -> int:
+    """Compiles what stands on standard input. Returns the exit status."""
+    try:
+        import pyseccomp
+    except ImportError:
+        return _refuse("pyseccomp is not installed")
+    except (RuntimeError, OSError) as err:
+        return _refuse(f"pyseccomp cannot be used here: {err}")
+    from balloon_daemon.linux.libseccomp import version
+
+    wanted: dict[str, Any] = json.load(sys.stdin)
+    name = "libseccomp"
+    try:
+        number = version()
+        name = f"libseccomp {number}"
+        filter_ = pyseccomp.SyscallFilter(wanted["default"])
+        filter_.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+        native = pyseccomp.system_arch()
+        if wanted["audit_arch"] != native:
+            filter_.add_arch(wanted["audit_arch"])
+            filter_.remove_arch(native)
+    except OSError as err:
+        return _refuse(f"{name} cannot make such a filter: {err.strerror}")
+    for call, call_number, action, comparisons in wanted["rules"]:
+        known = call_number
+        if wanted["audit_arch"] != native:
+            # seccomp_rule_add takes this machine's number of a call, or libseccomp's negative
+            # pseudo number for a call that this machine lacks, and translates it.
+            known = pyseccomp.resolve_syscall(native, call)
+            if known == -1:
+                return _refuse(f"{name} does not know {call}")
+        arguments = [
+            pyseccomp.Arg(index, comparator, mask, value)
+            if comparator == MASKED_EQ
+            else pyseccomp.Arg(index, comparator, value)
+            for index, comparator, value, mask in comparisons
+        ]
+        try:
+            filter_.add_rule_exactly(action, known, *arguments)
+        except OSError as err:
+            return _refuse(f"{name} refuses a rule for {call}: {err.strerror}")
+    sys.stdout.buffer.write(f"{number}\n".encode() + _exported(filter_))
+    return 0
+
+
+def _exported(filter_: Any) -> bytes:
+    with os.fdopen(os.memfd_create("bpf", os.MFD_CLOEXEC), "r+b") as file:
+        filter_.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def _refuse(why: str) -> int:
+    print(why, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
