@@ -71,12 +71,16 @@ PURE = {
     "seccomp.flat_rules",
     "seccomp.judge",
     "seccomp.machine",
+    "seccomp.nearest_name",
     "seccomp.parser",
     "seccomp.policy",
+    "seccomp.policy_sources",
     "seccomp.probes",
+    "seccomp.remarks",
     "seccomp.rules",
     "seccomp.span",
     "seccomp.tokens",
+    "seccomp.values",
     "seccomp.words",
 }
 IMPURE = {
