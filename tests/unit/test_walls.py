@@ -63,6 +63,7 @@ PURE = {
     "handover.room",
     "handover.state",
     "handover.state_v1",
+    "device.huge_pages",
     "seccomp.bpf",
     "seccomp.c_rules",
     "seccomp.compiler",
