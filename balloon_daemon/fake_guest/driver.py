@@ -21,7 +21,8 @@ from balloon_daemon.fake_guest.page_reporting import (
     PageReport,
 )
 from balloon_daemon.fake_guest.pages import BUFFER_PFNS, PageStack
-from balloon_daemon.fake_guest.ram import GuestRam, Pages, PageState
+from balloon_daemon.fake_guest.pattern import Pages
+from balloon_daemon.fake_guest.ram import GuestRam, PageState
 from balloon_daemon.fake_guest.ring import DriverQueue, ring_bytes
 from balloon_daemon.fake_guest.settings import (
     BUFFER_BYTES,
@@ -264,7 +265,7 @@ class BalloonDriver:
             self.counters.deflate_buffers += 1
         slot = self._slots.pop()
         addr = self._buffers_at + slot * BUFFER_BYTES
-        content = self.ram.pfns(pages).tobytes()
+        content = self.ram.numbers.pfns(pages).tobytes()
         self.write(addr, content)
         cuts = [len(content) * part // self.settings.parts for part in range(self.settings.parts)]
         parts = [

@@ -6,7 +6,8 @@ Runs in the fake guest's process. Source: virtio 1.3, 5.5.6.7; Linux ``mm/page_r
 import numpy as np
 
 from balloon_daemon.fake_guest.pages import PageStack, whole_blocks
-from balloon_daemon.fake_guest.ram import GuestRam, Pages, PageState
+from balloon_daemon.fake_guest.pattern import Pages
+from balloon_daemon.fake_guest.ram import GuestRam, PageState
 from balloon_daemon.units import PAGE_SIZE
 
 MAX_REPORT_RANGES = 32
@@ -64,7 +65,7 @@ class PageReport:
         self._ram.state[self._waiting] = PageState.GIVEN
         length = self.block_pages * PAGE_SIZE
         self.sent_bytes += len(now) * length
-        return [(int(pfn) * PAGE_SIZE, length) for pfn in self._ram.pfns(firsts)]
+        return [(int(pfn) * PAGE_SIZE, length) for pfn in self._ram.numbers.pfns(firsts)]
 
     def finish(self) -> None:
         """The device used the chain, or is gone: its blocks are free again, to be used last."""

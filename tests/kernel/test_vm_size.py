@@ -384,7 +384,7 @@ def test_memory_at_16_tib_or_above_leaves_no_balloon_and_loses_no_page(
     # Linux's driver sends the low 32 bits of such a page's number: another page's.
     guest.driver.num_pages = 512
     in_use = np.flatnonzero(guest.ram.state == 1)[:256]
-    guest.driver.write(guest.driver.scratch, guest.ram.pfns(in_use).tobytes())
+    guest.driver.write(guest.driver.scratch, guest.ram.numbers.pfns(in_use).tobytes())
     inflateq = next(iter(guest.driver.queues.values()))
     inflateq.add([(guest.driver.scratch, 1024)])
     assert guest.frontend is not None

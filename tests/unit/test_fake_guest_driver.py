@@ -87,7 +87,7 @@ class Device:
         return bytes(view)
 
     def remove(self, pfns: list[int]) -> None:
-        for page in self.ram.pages(np.array(pfns)).tolist():
+        for page in self.ram.numbers.pages(np.array(pfns)).tolist():
             self.ram._map.madvise(mmap.MADV_REMOVE, page * PAGE_SIZE, PAGE_SIZE)
 
 
@@ -301,7 +301,7 @@ def test_buffer_in_several_descriptors_carries_the_same_pfns(
     assert chain is not None
     assert len(chain.readable) == parts
     given = np.flatnonzero(guest.ram.state == PageState.BALLOON)
-    assert guest.device.pfns(chain) == guest.ram.pfns(given[::-1]).tolist()
+    assert guest.device.pfns(chain) == guest.ram.numbers.pfns(given[::-1]).tolist()
 
 
 def test_target_beyond_what_the_guest_has_is_retried(guests: list[Guest]) -> None:
