@@ -243,7 +243,7 @@ def test_driver_unbound_and_bound_again_reaches_the_same_target(
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
     assert guest.frontend is not None
-    assert guest.frontend.counters.early_config_changes == 0
+    assert guest.frontend.requests.counters.early_config_changes == 0
 
 
 def test_paused_in_mid_inflate_resumes_where_it_stood(

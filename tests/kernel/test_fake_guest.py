@@ -51,7 +51,7 @@ def up_and_down(guest: FakeGuest, low_mem: LowMemDir) -> None:
     assert empty.pages_corrupt == 0
     assert empty.pages_checked >= MIXED.pinned_bytes // PAGE_SIZE - 64
     assert guest.frontend is not None
-    assert guest.frontend.counters.early_config_changes == 0
+    assert guest.frontend.requests.counters.early_config_changes == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 16, 64, 256, 1024, 4096, 32768])
@@ -240,7 +240,7 @@ def test_unbound_and_bound_ten_times_under_pressure_loses_nothing(
 
     assert guest.ram.check().pages_corrupt == 0
     assert guest.frontend is not None
-    assert guest.frontend.counters.early_config_changes == 0
+    assert guest.frontend.requests.counters.early_config_changes == 0
 
 
 def test_paused_ten_times_in_mid_inflate_goes_on_from_its_bases(

@@ -156,9 +156,9 @@ def test_driver_that_answers_late_is_asked_again_and_nothing_is_decided_before(
 
     # The guest does not run, but its VMM hears: five polls are a quarter of a second.
     deadline = time.monotonic() + 60
-    while frontend.counters.config_changes < 4 and time.monotonic() < deadline:
-        frontend.serve_channel()
-    assert frontend.counters.config_changes >= 4
+    while frontend.requests.counters.config_changes < 4 and time.monotonic() < deadline:
+        frontend.requests.serve_channel()
+    assert frontend.requests.counters.config_changes >= 4
     assert (decisions(second), found(second)) == ([], [])
 
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)

@@ -160,13 +160,13 @@ def test_vmm_that_never_reads_its_channel_disturbs_nobody(
 ) -> None:
     neighbour, deaf = attached(daemon, make_guest), attach(make_guest(), daemon)
     assert deaf.frontend is not None
-    assert deaf.frontend.channel is not None
+    assert deaf.frontend.requests.channel is not None
 
     assert_served(neighbour, low_mem)  # The deaf one is not run: it takes no CONFIG_CHANGE_MSG.
 
     # It was told all the same, in whole messages: run now, it knows what is wanted of it.
     run([deaf], lambda: deaf.driver.actual * 4096 == MAXIMUM)
-    assert deaf.frontend.counters.config_changes >= 2
+    assert deaf.frontend.requests.counters.config_changes >= 2
     assert [r for r in daemon.records() if r["level"] == "error"] == []
 
 
