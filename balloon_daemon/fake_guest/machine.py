@@ -100,7 +100,7 @@ class FakeGuest:
     def close(self) -> None:
         """Hangs up and frees the memory."""
         self.hang_up()
-        self.driver.queues = {}
+        self.driver.rings.queues = {}
         self.ram.close()
 
     def hang_up(self) -> None:
@@ -130,8 +130,8 @@ class FakeGuest:
         self.disconnected = ""
         frontend = FakeFrontend(wire, self.settings.style, num_vqs=self.settings.num_vqs)
         self.frontend = frontend
-        self.driver.transport = frontend
-        frontend.on_plugged = self.driver.memory_plugged
+        self.driver.rings.transport = frontend
+        frontend.on_plugged = self.driver.statistics.memory_plugged
         try:
             frontend.negotiate()
         except BaseException:
@@ -204,7 +204,7 @@ class FakeGuest:
         return fds
 
     def _queues(self) -> list[DriverQueue]:
-        return list(self.driver.queues.values())
+        return list(self.driver.rings.queues.values())
 
     def timeout_s(self) -> float | None:
         """When to call ``handle`` though nothing is readable, in seconds from now."""
@@ -244,7 +244,7 @@ class FakeGuest:
         if not self.settings.driver.interrupts:
             self.driver.poll_used()
             return
-        for queue, ring in list(self.driver.queues.items()):
+        for queue, ring in list(self.driver.rings.queues.items()):
             fd = frontend.call_fd(ring.ring.index)
             if fd in readable:
                 os.eventfd_read(fd)

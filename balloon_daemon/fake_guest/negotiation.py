@@ -90,7 +90,7 @@ def _choose_protocol_features(requests: Requests, style: Style) -> ProtocolFeatu
         raise BackendError("protocol feature CONFIG is not offered: QEMU needs it")
     # Sent before REPLY_ACK holds, so nothing answers it.
     requests.tell(_Q.SET_PROTOCOL_FEATURES, U64.pack(chosen))
-    requests.acknowledged = bool(chosen & ProtocolFeature.REPLY_ACK)
+    requests.acks = bool(chosen & ProtocolFeature.REPLY_ACK)
     return chosen
 
 

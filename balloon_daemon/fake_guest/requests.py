@@ -45,7 +45,7 @@ class Requests:
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.counters = FrontendCounters()
-        self.acknowledged = False
+        self.acks = False
         """Whether REPLY_ACK holds: every request has an answer."""
         self.running = False
         """Whether rings run, so that the back-end may speak of the config space."""
@@ -80,8 +80,8 @@ class Requests:
             OSError: no answer in time, or the back-end hung up.
         """
         self.counters.requests += 1
-        self.wire.send(encode_request(request, payload, ack=self.acknowledged), fds)
-        if self.acknowledged and (status := decoded(decode_u64, self._reply(request))):
+        self.wire.send(encode_request(request, payload, ack=self.acks), fds)
+        if self.acks and (status := decoded(decode_u64, self._reply(request))):
             raise BackendError(f"{request.name} refused with status {status}")
 
     def _reply(self, request: FrontendRequest) -> Message:

@@ -113,7 +113,7 @@ def test_firmware_that_had_the_device_before_leaves_it_to_the_operating_system(
     frontend, ram = guest.frontend, guest.ram
     assert frontend is not None
     small = [
-        DriverQueue(index, 16, ram.memory, guest.driver._area + index * ring_bytes(16))
+        DriverQueue(index, 16, ram.memory, guest.driver.rings.area + index * ring_bytes(16))
         for index in range(2)
     ]
     frontend.start(int(BalloonFeature.VERSION_1), ram.shared(), [queue.ring for queue in small])

@@ -212,7 +212,7 @@ def test_ram_on_a_disk_is_served_without_a_balloon_and_its_reports_are_answered(
     wait_for_device([guest, neighbour], daemon, "vm1")
     held = guest.ram.blocks_bytes()
 
-    blocks = guest.driver.report_free_pages()
+    blocks = guest.driver.reporting.start()
     run_until([guest, neighbour], lambda: guest.driver.idle)
 
     assert blocks > 0

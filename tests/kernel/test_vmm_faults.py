@@ -273,7 +273,7 @@ def half_full(daemon: Daemon, low_mem: LowMemDir, guest: FakeGuest) -> int:
 
 def assert_pauses_where_it_stands(guest: FakeGuest) -> None:
     guest.pause()
-    queues = list(guest.driver.queues.values())
+    queues = list(guest.driver.rings.queues.values())
     assert [r.base for r in guest._rings] == [used_idx(queue) for queue in queues]
     assert guest._rings[0].base > 0
     guest.resume()
@@ -318,6 +318,6 @@ def test_balloon_that_has_stopped_still_tells_where_its_rings_stand(
 
     guest.pause()
 
-    queues = list(guest.driver.queues.values())
+    queues = list(guest.driver.rings.queues.values())
     assert [ring.base for ring in guest._rings] == [used_idx(queue) for queue in queues]
     assert guest._rings[0].base > 0
