@@ -8,7 +8,7 @@ the next one. What neither side would send raises TubeError; the receiver counts
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from balloon_daemon.errors import Rule, TubeError
 from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS, STAT_ENTRY
@@ -179,6 +179,8 @@ def encode_up(message: Up) -> bytes:
             )
         case Stopped(pairs):
             return _KIND.pack(_Kind.STOPPED) + b"".join(_PAIR.pack(*pair) for pair in pairs)
+        case unreachable:
+            assert_never(unreachable)
 
 
 def decode_up(datagram: bytes) -> Up:
