@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from operator import length_hint
+from typing import Protocol
 
 from balloon_daemon.device.huge_pages import HugePages
 from balloon_daemon.errors import GuestError, Rule
@@ -16,6 +17,13 @@ from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.virtio.guest_memory import GuestMemory
 
 _REMOVE = mmap.MADV_REMOVE
+
+
+class Mapping(Protocol):
+    """What a reclaimer asks of an ``mmap.mmap``, and of what stands in for one in a test."""
+
+    def madvise(self, option: int, start: int, length: int, /) -> None: ...
+
 
 HostFault = Callable[[int, int], None]
 """Hears of the kernel's refusals: (errno, guest-physical address)."""
@@ -93,7 +101,7 @@ class Reclaimer:
     def __init__(
         self,
         memory: GuestMemory,
-        maps: Sequence[mmap.mmap | None],
+        maps: Sequence[Mapping | None],
         host_fault: HostFault,
         *,
         must_tell_host: bool = False,
