@@ -108,11 +108,6 @@ class ControllerEnd(_End):
 class DeviceEnd(_End):
     """The device's end."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
-        self.ignored = 0
-        """Messages that the controller would never send."""
-
     def wait_for_order(self) -> bool:
         """Waits for the first order, and leaves it there; False where the controller is gone."""
         poll = select.poll()
@@ -128,15 +123,16 @@ class DeviceEnd(_End):
         return self._write(encode_up(message))
 
     def receive(self) -> list[Down] | None:
-        """Orders that wait, of at most 64 messages; None once the controller is gone."""
+        """Orders that wait, of at most 64 messages; None once the controller is gone.
+
+        A message that the controller would never send is left out.
+        """
         orders: list[Down] = []
         with contextlib.suppress(BlockingIOError):
             for _ in range(MAX_DATAGRAMS):
                 datagram = self._read()
                 if not datagram:
                     return None
-                try:
+                with contextlib.suppress(TubeError):
                     orders.append(decode_down(datagram))
-                except TubeError:
-                    self.ignored += 1
         return orders
