@@ -200,7 +200,7 @@ class _Trial:
                 )
             ready = dict(poller.poll(min(left_s, 0.005) * 1000))
             if self._device.pidfd.fileno() in ready and not happened():
-                self._bury()
+                self._raise_death()
 
     def _said(self, kind: type[Up]) -> bool:
         while reports := self._device.tube.receive():
@@ -262,7 +262,7 @@ class _Trial:
             f"the kernel did not free the memory that a trial device gave back: {why}"
         )
 
-    def _bury(self) -> NoReturn:
+    def _raise_death(self) -> NoReturn:
         """Says what the device has died of, when nobody told it to end."""
         code = self.exit_code()
         # The last line of a traceback: what was raised. Or else the step of its rehearsal.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import prctl
 
 from balloon_daemon.linux.libc import show_as
-from balloon_daemon.linux.namespaces import leave_the_world
+from balloon_daemon.linux.namespaces import enter_empty_namespaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     _set_name(name)
     # Reads /proc, which is gone behind the next line.
     _limit_resources()
-    leave_the_world()
+    enter_empty_namespaces()
     # Whoever we are: namespaces of our own that were refused half-way leave us all capabilities
     # there, and a service may have been given some (AmbientCapabilities=).
     _drop_privileges(identity)
