@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from balloon_daemon.balloon_policy import Reason
@@ -105,7 +105,7 @@ class Guest:
         self.limits = BalloonLimits(self.backend, shared.config.vm_mem_bytes, self._log)
         self.keeper = DeviceKeeper(
             self.backend,
-            shared.jail,
+            replace(shared.jail, fork=peer.charged(shared.jail.fork)),
             lambda: self.backend.config.num_pages * PAGE_SIZE,
             self._log,
             name,

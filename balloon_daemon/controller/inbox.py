@@ -14,7 +14,7 @@ CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFI
 """Requests that stop and start nothing, and leave nothing behind that would have to be kept."""
 
 
-LOOK_EACH = 64
+LOOK_EACH = 8
 """Messages between two looks whether the VMM is there at all. One that has filled its connection
 with requests and is gone has nothing more to be told; taking them all may need a minute."""
 

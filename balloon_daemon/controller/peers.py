@@ -8,7 +8,8 @@ at most, and new connections are refused before those that are there can feel it
 import resource
 from time import monotonic as now_s
 
-from balloon_daemon.controller.turns import Turns
+from balloon_daemon.controller.turns import Allowances, Turns
+from balloon_daemon.device.process import DeviceSpec, Fork
 from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.linux.closing import MAX_DEBT, FdAccount, ForeignFds
 from balloon_daemon.log import EventLog, LineBudget, RateLimit
@@ -63,6 +64,7 @@ class Peer:
         self.refusals, self.unkept = RateLimit(1), RateLimit(1)
         self._lines = LineBudget(LINES, LINES_A_SECOND)
         self._first_lines = LineBudget(FIRST_LINES, FIRST_LINES_A_SECOND)
+        self._allowances = Allowances()
         self._turns: Turns | None = None
 
     @property
@@ -81,7 +83,8 @@ class Peer:
     def join(self) -> None:
         """Another connection of this user's is there."""
         if not self.connections:
-            self._turns = Turns()
+            self._turns = Turns(self._allowances)
+            self._turns.charge(0.0)
         self.connections += 1
 
     def leave(self) -> None:
@@ -90,6 +93,19 @@ class Peer:
         if not self.connections:
             self.turns.close()
             self._turns = None
+
+    def charged(self, fork: Fork) -> Fork:
+        """Forks a device as ``fork`` does, in this user's time: the loop waits for it."""
+
+        def timed(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+            began_s = now_s()
+            try:
+                return fork(spec, tube_fd, words_fd, parent)
+            finally:
+                if self._turns is not None:
+                    self._turns.charge(now_s() - began_s)
+
+        return timed
 
     def may_receive(self, foreign: ForeignFds) -> bool:
         """Whether one of its connections may be sent descriptors now."""

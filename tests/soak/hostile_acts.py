@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -88,7 +89,8 @@ def linger(enemy: Enemy) -> Iterator[None]:
         except OSError:
             # It was not sent, so we are the one who would wait.
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
-        ours.close()
+        # Where balloond has closed its descriptor already, this close is the last one, and waits.
+        threading.Thread(target=ours.close, daemon=True).start()
         enemy.leave(line)
         yield
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from balloon_daemon.controller import turns
-from balloon_daemon.controller.turns import AT_ONCE, LOOK_AT, Turns
+from balloon_daemon.controller.turns import AT_ONCE, LOOK_AT, Allowances, Turns
 
 CONNECTIONS = AT_ONCE + 3 * LOOK_AT + 1
 
@@ -30,6 +30,14 @@ class Crowd:
             self.heard[number] += 1
 
         return hear
+
+    def silence(self) -> None:
+        for _, ours in self._pairs:
+            ours.recv(1)
+
+    def speak(self) -> None:
+        for theirs, _ in self._pairs:
+            theirs.send(b"x")
 
     def establish(self, count: int) -> None:
         for _, ours in self._pairs[:count]:
@@ -61,7 +69,7 @@ def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_user_with_many_connections_is_heard_no_more_than_one_with_few() -> None:
     async def scene() -> tuple[int, int, int]:
-        many, one = Turns(), Turns()
+        many, one = Turns(Allowances()), Turns(Allowances())
         crowd, single = Crowd(many, CONNECTIONS), Crowd(one, 1)
         crowd.establish(AT_ONCE + 1)
         await turns_of_the_loop(3 * CONNECTIONS)
@@ -79,7 +87,7 @@ def test_user_with_many_connections_is_heard_no_more_than_one_with_few() -> None
 
 def test_established_connection_is_heard_in_each_turn_whatever_a_crowd_does() -> None:
     async def scene() -> tuple[int, int]:
-        user, turns_taken = Turns(), 3 * CONNECTIONS
+        user, turns_taken = Turns(Allowances()), 3 * CONNECTIONS
         neighbour = Crowd(user, 1)
         neighbour.establish(1)
         crowd = Crowd(user, CONNECTIONS)
@@ -99,7 +107,7 @@ def test_established_connection_is_heard_in_each_turn_whatever_a_crowd_does() ->
 
 def test_connections_of_one_user_are_heard_one_after_the_other() -> None:
     async def scene() -> list[int]:
-        user = Turns()
+        user = Turns(Allowances())
         crowd = Crowd(user, CONNECTIONS)
         crowd.establish(AT_ONCE)
         await turns_of_the_loop(4 * CONNECTIONS)
@@ -129,7 +137,7 @@ class Tasks:
 
 def test_tasks_of_one_user_begin_one_in_each_turn_of_the_loop() -> None:
     async def scene() -> tuple[list[int], list[int]]:
-        user, other, turn = Turns(), Turns(), [0]
+        user, other, turn = Turns(Allowances()), Turns(Allowances()), [0]
         many, one = Tasks(user, turn, range(100, 110)), Tasks(other, turn, range(1))
         many.tasks[3].cancel()
         while turn[0] < 60:
@@ -149,7 +157,7 @@ def test_tasks_of_one_user_begin_one_in_each_turn_of_the_loop() -> None:
 
 def test_task_of_an_established_connection_waits_for_no_crowd() -> None:
     async def scene() -> int:
-        user, turn = Turns(), [0]
+        user, turn = Turns(Allowances()), [0]
         user.establish(7)
         Tasks(user, turn, range(100, 200))
         neighbour = Tasks(user, turn, range(7, 8))
@@ -166,7 +174,7 @@ def test_task_of_an_established_connection_waits_for_no_crowd() -> None:
 
 def test_connection_that_nobody_watches_any_more_is_not_heard() -> None:
     async def scene() -> list[int]:
-        user = Turns()
+        user = Turns(Allowances())
         crowd = Crowd(user, AT_ONCE + 2)
         crowd.establish(AT_ONCE)
         for _, ours in (crowd._pairs[0], crowd._pairs[AT_ONCE]):
@@ -178,3 +186,70 @@ def test_connection_that_nobody_watches_any_more_is_not_heard() -> None:
 
     heard = asyncio.run(scene())
     assert [number for number, times in enumerate(heard) if not times] == [0, AT_ONCE]
+
+
+def test_allowance_is_earned_as_a_part_of_the_time_and_saved_up_to_a_bound() -> None:
+    allowance = turns.Allowance(turns.OF_THE_LOOP)
+
+    assert allowance.charge(0.0, 1000.0) == turns.SAVED_S
+    assert allowance.charge(turns.SAVED_S, 1000.0) == 0.0
+    assert allowance.charge(0.0, 1001.0) == pytest.approx(turns.OF_THE_LOOP)
+    # However long a user has kept the loop, it is heard again soon.
+    assert allowance.charge(3600.0, 1001.0) == -turns.OWED_S
+
+
+def test_user_who_has_had_its_part_of_the_loop_rests_but_for_established_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene() -> tuple[int, int, list[int], int]:
+        user, turn = Turns(Allowances()), [0]
+        old, young = Crowd(user, 1), Crowd(user, CONNECTIONS)
+        old.establish(1)
+        user.charge(turns.SAVED_S + turns.OWED_S)
+        new = Tasks(user, turn, range(1000, 1003))
+        await turns_of_the_loop(20)
+        heard = old.heard[0], sum(young.heard), new.begun[:]
+        while not (sum(young.heard) and new.begun):
+            # Not sleep(0): the loop waits for what ends the rest.
+            await asyncio.sleep(turns.TURN_S)
+        for task in new.tasks:
+            task.cancel()
+        for each in (old, young):
+            each.close()
+        user.close()
+        return *heard, sum(young.heard)
+
+    at_rest, young, begun, afterwards = asyncio.run(scene())
+    assert at_rest >= 15
+    assert (young, begun) == (0, [])
+    assert afterwards > 0
+
+
+def test_established_connection_that_takes_most_is_put_back_and_the_others_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Allowances that are used up by any message, and a rest that nobody waits for.
+    monkeypatch.setattr(turns, "SAVED_S", 0.0)
+    monkeypatch.setattr(turns, "OF_THE_LOOP_AT_ONCE", 1e-9)
+
+    async def scene() -> tuple[int, int]:
+        user = Turns(Allowances())
+        floods, honest = Crowd(user, AT_ONCE - 1), Crowd(user, 1)
+        honest.silence()
+        floods.establish(AT_ONCE - 1)
+        honest.establish(1)
+        await turns_of_the_loop(10 * AT_ONCE)
+        floods_heard = sum(floods.heard)
+        honest.speak()
+        # In the first turn the loop sees that it has something to say; in the next it is heard.
+        await turns_of_the_loop(2)
+        heard = floods_heard, honest.heard[0]
+        for each in (floods, honest):
+            each.close()
+        user.close()
+        return heard
+
+    floods_heard, honest_heard = asyncio.run(scene())
+    # Once each until it is put back, and then one of them in a turn of the loop.
+    assert floods_heard <= AT_ONCE + 10 * AT_ONCE
+    assert honest_heard >= 1
