@@ -83,9 +83,14 @@ def _other_file(fd: int) -> MemoryFile:
 def _file_system(fd: int) -> str:
     """The type of the file system of an open file, by the kernel's list of mounts; "" for none.
 
-    proc(5): ``mnt_id`` in /proc/PID/fdinfo is the first field of a line of mountinfo.
+    proc(5): ``mnt_id`` in /proc/PID/fdinfo is the first field of a line of mountinfo. What is no
+    file of a file system has more to say there, and may have to wait before it can: an epoll
+    instance for its lock, which whoever is in epoll_wait(2) may hold for as long as they like. Its
+    name, which is the kernel's own, has no slash.
     """
     try:
+        if not os.readlink(f"/proc/self/fd/{fd}").startswith("/"):
+            return ""
         with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
             mount = next((line.split()[1] for line in info if line.startswith(b"mnt_id:")), b"")
         with open("/proc/self/mountinfo", "rb") as mounts:

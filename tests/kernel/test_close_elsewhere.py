@@ -43,7 +43,7 @@ from balloon_daemon.vhost_user.messages import (
 )
 from balloon_daemon.vhost_user.replay import replay
 from tests.fakes.fd_room import open_fds, room_for_fds
-from tests.fakes.slow_close import MuteFile, WatchedFile, lingering_socket
+from tests.fakes.slow_close import HeldEpoll, MuteFile, WatchedFile, lingering_socket
 from tests.fuzz.jail_watch import is_alive
 from tests.kernel.conftest import (
     SPEED,
@@ -59,6 +59,8 @@ from tests.vm.low_mem_dir import LowMemDir
 from tests.vm.waiting import HANG_S, wait_until
 
 Q = FrontendRequest
+LONG_S = 20.0
+"""Only what hangs takes so long."""
 
 
 def is_open(fd: int) -> bool:
@@ -553,6 +555,29 @@ def test_vmm_that_sends_a_file_that_never_answers_for_any_use_is_answered_and_no
     answer(enemy)
     enemy.close()
     answer(other)
+    other.close()
+
+
+@pytest.mark.parametrize("use", USES)
+def test_vmm_that_sends_an_epoll_instance_whose_lock_it_holds_holds_up_nobody(
+    use: str, any_daemon: Daemon
+) -> None:
+    try:
+        held = HeldEpoll()
+    except PermissionError as err:
+        pytest.skip(str(err))
+    other, enemy = (
+        Wire.connect(str(any_daemon.config.socket), timeout_s=LONG_S) for _ in range(2)
+    )
+    answer(other)
+    try:
+        enemy.send(encode_request(*USES[use]), [held.fd])
+        answer(enemy)
+        answer(other)
+    finally:
+        # Else nobody could end balloond.
+        held.end()
+    enemy.close()
     other.close()
 
 
