@@ -380,7 +380,7 @@ class Guest:
     def _decided(self) -> None:
         # What the guest makes of it is worth knowing beside the next decision.
         self.keeper.request_stats()
-        self.save()
+        self.save_again()
 
     # --- what another controller needs ----------------------------------------------------------
 
@@ -403,13 +403,18 @@ class Guest:
             message = f"cannot be kept for a later balloond: {err.strerror}"
             self._log.limited_error(self._unkept, self._loop.time(), "store", message)
 
+    def save_again(self) -> None:
+        """Keeps it some time after it could not be kept, and lets go of what it has no more."""
+        self.save()
+        self._connection.let_go()
+
     def _save_actual(self) -> None:
         self._save_later = None
         if self._saver is not None and self._saver.store_is_behind:
             # It has more important things to take, and the next one says the same.
             self._save_later = self._loop.call_later(SAVE_ACTUAL_S, self._save_actual)
         else:
-            self.save()
+            self.save_again()
 
     async def _finish_pending(self) -> None:
         """Finishes the request that another controller had in hand when it died.

@@ -125,5 +125,4 @@ class Inbox:
         """The message that was taken last is dealt with."""
         if self.journal is not None:
             self.journal.done()
-        # Not before the saver's duplicates: the last ones are not to be closed in here.
         self._connection.let_go()

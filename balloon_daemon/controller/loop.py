@@ -145,7 +145,7 @@ class Controller:
         peer = self._peers.of(connection)
         guest = Guest(name, connection, peer, self._shared, self._log, saver)
         if saver is not None:
-            saver.when_not_kept(guest.save)
+            saver.when_not_kept(guest.save_again)
         return guest
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

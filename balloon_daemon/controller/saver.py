@@ -101,7 +101,8 @@ class _Numbers:
         # By identity: descriptors are reused as numbers, their owners are not while they are here.
         self._known: dict[int, tuple[HasFileno, int]] = {}
         # By number: a descriptor that comes again must be known as the same even after the first
-        # was closed.
+        # was closed. Whose the first was, closes the copy too: after a while in which nothing was
+        # kept it may be the last, as the store lets go of its own when it likes.
         self.kept: dict[int, OwnedFd] = {}
         self._next = 1
         self._settled: tuple[set[int], int] = (set(), 0)
@@ -109,7 +110,7 @@ class _Numbers:
     def adopt(self, number: int, fd: HasFileno) -> None:
         """Knows a descriptor that is in the store already."""
         self._known[id(fd)] = (fd, number)
-        self.kept.setdefault(number, OwnedFd(os.dup(fd.fileno())))
+        self.kept.setdefault(number, _copy_of(fd))
         self._next = max(self._next, number + 1)
 
     def find(self, fd: HasFileno) -> int | None:
@@ -127,7 +128,7 @@ class _Numbers:
 
     def add(self, fd: HasFileno) -> int:
         """Gives a descriptor the next number. Raises OSError: there is none left for a copy."""
-        number, kept = self._next, OwnedFd(os.dup(fd.fileno()))
+        number, kept = self._next, _copy_of(fd)
         self._next += 1
         self._known[id(fd)], self.kept[number] = (fd, number), kept
         return number
@@ -157,6 +158,10 @@ class _Numbers:
             fd.close()
         self.kept.clear()
         self._known.clear()
+
+
+def _copy_of(fd: HasFileno) -> OwnedFd:
+    return fd.duplicate() if isinstance(fd, OwnedFd) else OwnedFd(os.dup(fd.fileno()))
 
 
 class _Again:

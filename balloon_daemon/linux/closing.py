@@ -401,3 +401,20 @@ class _ForeignFd(OwnedFd):
         if self._fd >= 0:
             self._peer.hold(-1)
             self._peer.drop(self.detach())
+
+    def duplicate(self) -> OwnedFd:
+        return _ForeignCopy(os.dup(self._fd), self._peer)
+
+
+class _ForeignCopy(OwnedFd):
+    """A copy of ours of such a descriptor; by the time that it is closed it may be the last."""
+
+    __slots__ = ("_peer",)
+
+    def __init__(self, fd: int, peer: ForeignFds) -> None:
+        super().__init__(fd)
+        self._peer = peer
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._peer.drop(self.detach())

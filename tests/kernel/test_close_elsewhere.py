@@ -38,11 +38,13 @@ from balloon_daemon.vhost_user.messages import (
     U64,
     FrontendRequest,
     RegionDescription,
+    VringState,
     encode_memory_table,
     encode_request,
 )
 from balloon_daemon.vhost_user.replay import replay
 from tests.fakes.fd_room import open_fds, room_for_fds
+from tests.fakes.short_host import is_asleep
 from tests.fakes.slow_close import HeldEpoll, MuteFile, WatchedFile, lingering_socket
 from tests.fuzz.jail_watch import is_alive
 from tests.kernel.conftest import (
@@ -52,7 +54,7 @@ from tests.kernel.conftest import (
     wait_for_device,
 )
 from tests.kernel.test_balloond_guests import attach, events
-from tests.kernel.test_handover import file_of, keeper_pid, kept_files
+from tests.kernel.test_handover import file_of, keeper_pid, kept_files, unread_bytes
 from tests.kernel.test_host_faults import OtherUserConfig, limit_processes
 from tests.vm.daemon import Daemon
 from tests.vm.low_mem_dir import LowMemDir
@@ -632,6 +634,44 @@ def test_channel_that_is_replaced_takes_what_waits_in_it_elsewhere(
         answer_until(other, lambda: hanging(daemon) == 1)
     enemy.close()
     other.close()
+
+
+def test_file_that_is_replaced_while_the_store_is_behind_holds_up_nobody(
+    start_daemon: StartDaemon,
+) -> None:
+    # Of what it replaces then, the controller keeps a copy until it may put in the next state, and
+    # the keeper lets go of its own as soon as it hears of that, or of the VM's end.
+    daemon = start_daemon("--keep-fds")
+    keeper = keeper_pid(daemon)
+    other = Wire.connect(str(daemon.config.socket))
+    answer(other)
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            enemy = Wire.connect(str(daemon.config.socket))
+            ours, theirs = socket.socketpair()
+            sock = stack.enter_context(lingering_socket())
+            socket.send_fds(ours, [b"x"], [sock.fileno()])
+            os.close(sock.detach())
+            enemy.send(encode_request(Q.SET_BACKEND_REQ_FD), [theirs.fileno()])
+            answer(enemy)
+            ours.close()
+            theirs.close()
+            os.kill(keeper, signal.SIGSTOP)
+            enemy.send(b"".join(map(sized, [8, 16] * 300)))
+            again, end = socket.socketpair()
+            with again, end:
+                enemy.send(encode_request(Q.SET_BACKEND_REQ_FD), [again.fileno()])
+            wait_until(lambda enemy=enemy: unread_bytes(enemy) == 0, what="all of it is taken")  # type: ignore[misc]
+            os.kill(keeper, signal.SIGCONT)
+            wait_until(lambda: is_asleep(keeper), what="the keeper has it all")
+            enemy.close()
+            answer(other)
+    other.close()
+
+
+def sized(size: int) -> bytes:
+    """A request that nobody answers, and that has the VM's state kept anew."""
+    return encode_request(Q.SET_VRING_NUM, VringState(0, size).encode())
 
 
 StartOther = Callable[..., Daemon]
