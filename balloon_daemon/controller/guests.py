@@ -187,7 +187,7 @@ class Guest:
             self.save()
         finally:
             # Whatever went wrong, its place in the store is not ours to take away now.
-            self._leaving = True
+            self._leaving = self._saver is not None and self._saver.has_state
 
     def restore(self, handled: int, num_pages: int, actual: int) -> None:
         """Takes over what another controller kept beside the back-end's and policy's state."""
@@ -457,13 +457,16 @@ class Guest:
         # Before the device ends: whoever lets go of the guest's memory last frees all of it, and
         # that must not be this process.
         saver, self._saver = self._saver, None
-        if saver is not None:
-            if not self._leaving:
-                saver.forget()
-            saver.close()
-        if not self._leaving:
+        if saver is not None and not self._leaving:
+            saver.forget()
+        # A child that hangs shares our descriptors, beyond our own end too: what is left open here
+        # would keep the memory of a VM that ends later.
+        kept = self._leaving and saver is not None and saver.is_kept
+        with self._connection.foreign.closed_here() if kept else contextlib.nullcontext():
+            if saver is not None:
+                saver.close()
             self.backend.close()
-            self._inbox.drop()
+        self._inbox.drop()
         self._connection.let_go()
         try:
             await self.keeper.stop()

@@ -230,6 +230,8 @@ class GuestSaver:
         """What the newest state says beside mere numbers."""
         self._true_from = journal.required
         """The oldest state that says it."""
+        self.is_kept = False
+        """Whether all of it was put into the store when it was last to be."""
         self._losses = 0
         self._resync = False
         self._complaint = ""
@@ -255,6 +257,7 @@ class GuestSaver:
             OSError: it is not kept. Raised once for a store without room, and each time for a host
                 without. The state of before stays, for as long as it is true of the guest.
         """
+        self.is_kept = False
         if self._complaint:
             complaint, self._complaint = self._complaint, ""
             raise OSError(errno.ENOSPC, complaint)
@@ -290,6 +293,7 @@ class GuestSaver:
         if self._store.has_all:
             self.journal.require(self._true_from)
         self._again.kept()
+        self.is_kept = True
 
     def _state(self, snapshot: Snapshot) -> tuple[Beginning, GuestState]:
         """The guest's state, all of whose descriptors are in the store by then."""
@@ -370,6 +374,11 @@ class GuestSaver:
         if self._again.later(LOST_S):
             self._complaint = "what keeps it has no room for a descriptor"
             self._again.save()
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is anything in the store for another controller to go on with."""
+        return self._serial > 0
 
     @property
     def store_is_behind(self) -> bool:

@@ -14,7 +14,7 @@ import os
 import resource
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -347,6 +347,7 @@ class ForeignFds:
         self._closer = closer
         self.account = FdAccount()
         self._dropped: list[int] = []
+        self._here = False
         self.held = 0
         """Descriptors that are in use."""
         self.waiting = 0
@@ -377,8 +378,24 @@ class ForeignFds:
 
     def drop(self, fd: int) -> None:
         """Has one closed with the next ``let_go``."""
+        if self._here:
+            os.close(fd)
+            return
         self._dropped.append(fd)
         self.wait(1)
+
+    @contextlib.contextmanager
+    def closed_here(self) -> Iterator[None]:
+        """Has what is dropped meanwhile closed at once, in this very process.
+
+        Only for what a store has too, and devices are forked with: no close of it is the last one,
+        and of such files no other close waits (see ``_PARKED``).
+        """
+        self._here = True
+        try:
+            yield
+        finally:
+            self._here = False
 
     def let_go(self) -> None:
         """Has everything closed that its owners have closed since the last time."""

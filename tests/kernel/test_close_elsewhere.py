@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.handover.store import keeper_path
 from balloon_daemon.linux import closing_child
@@ -50,6 +50,7 @@ from tests.fuzz.jail_watch import is_alive
 from tests.kernel.conftest import (
     SPEED,
     VM_MEM_MIB,
+    MakeGuest,
     StartDaemon,
     wait_for_device,
 )
@@ -672,6 +673,66 @@ def test_file_that_is_replaced_while_the_store_is_behind_holds_up_nobody(
 def sized(size: int) -> bytes:
     """A request that nobody answers, and that has the VM's state kept anew."""
     return encode_request(Q.SET_VRING_NUM, VringState(0, size).encode())
+
+
+@pytest.fixture
+def first(start_daemon: StartDaemon) -> Daemon:
+    return start_daemon("--keep-fds")
+
+
+def test_child_that_hangs_beyond_its_controllers_end_keeps_no_memory_of_neighbours(
+    first: Daemon, start_daemon: StartDaemon, make_guest: MakeGuest, mute: MuteFile
+) -> None:
+    guest, enemy = attach(make_guest(), first), Wire.connect(str(first.config.socket))
+    wait_for_device([guest], first, "vm1")
+    memory = file_of(os.fstat(guest.ram.fd))
+    enemy.send(encode_request(*USES["err"]), [mute.fd])
+    wait_until(lambda: mute.is_being_closed, what="its server has been asked")
+    (child,) = closers(first)
+    assert memory in kept_files(child.pid)
+
+    os.kill(first.pid, signal.SIGUSR1)
+    first.wait_end()
+
+    assert child.is_running()
+    assert memory not in kept_files(child.pid)
+    # Else whoever is forked from here would have to close it.
+    mute.answer()
+    start_daemon("--keep-fds")
+    answer(enemy)
+    run([guest], lambda: True)
+    enemy.close()
+
+
+def test_vm_that_is_not_kept_does_not_hold_up_the_end_of_a_controller_that_makes_way(
+    start_daemon: StartDaemon,
+) -> None:
+    try:
+        watch = WatchedFile("eventfd")
+    except PermissionError as err:
+        pytest.skip(str(err))
+    # Room for one VM of this user's: it is the second that is not kept.
+    daemon = start_daemon("--keep-fds", launcher=("prlimit", "--nofile=200:200"))
+    first, enemy = (Wire.connect(str(daemon.config.socket)) for _ in range(2))
+    answer(first)
+    answer(enemy)
+    os.kill(daemon.pid, signal.SIGSTOP)
+    enemy.send(encode_request(*USES["err"]), [watch.fd])
+    watch.leave_the_last_close_to_others()
+    os.kill(daemon.pid, signal.SIGCONT)
+    answer(enemy)
+
+    os.kill(daemon.pid, signal.SIGUSR1)
+    try:
+        wait_until(lambda: not is_alive(daemon.pid), what="it ends")
+    finally:
+        watch.end()
+    with pytest.raises(ConnectionError):
+        enemy.receive()
+    start_daemon("--keep-fds")
+    answer(first)
+    first.close()
+    enemy.close()
 
 
 StartOther = Callable[..., Daemon]
