@@ -47,6 +47,9 @@ MESSAGE_BYTES = 1 << 16
 MAX_HANGING = 16
 """Closes that hang at a time; what comes beyond that stays open until one of them ends."""
 
+MAX_FREEING = 16
+"""Closes of memory at a time, which all end: they wait for none of those."""
+
 SMALL_BYTES = 1 << 20
 """Memory that is freed in no time, such as a guest's state."""
 
@@ -95,8 +98,8 @@ class Keeper:
         self.kept: dict[str, int] = {}
         self._losses: dict[str, int] = {}
         self._ends: set[str] = set()
-        self._dropped: list[int] = []
-        self._closing: set[object] = set()
+        self._dropped, self._hanging = list[int](), set[object]()
+        self._memory, self._freeing = list[int](), set[object]()
 
     def handle(self, message: bytes, fds: list[int]) -> bytes:
         """Takes one message. Returns the answer, empty where there is none.
@@ -165,36 +168,50 @@ class Keeper:
         """Closes what is wanted no more, in a thread where that may take long, or for ever.
 
         Whoever closes it last has to wait, and nobody knows whether we or our balloond will. A
-        thread is what a process may have that forks nothing: it shares its descriptors.
+        thread is what a process may have that forks nothing: it shares its descriptors. Memory
+        has threads of its own: whoever has all others wait would keep that of every VM.
         """
         for fd in fds:
-            if _closes_at_once(fd):
-                os.close(fd)
-            else:
+            held = _memory_bytes(fd)
+            if held is None:
                 self._dropped.append(fd)
-        while self._dropped and len(self._closing) < MAX_HANGING:
-            # Not by its number, which another one has as soon as its close has begun.
-            self._closing.add(mark := object())
-            try:
-                _thread.start_new_thread(self._close_one, (self._dropped[0], mark))
-            except RuntimeError:
-                # No thread to be had: with what is dropped next.
-                self._closing.discard(mark)
-                return
-            del self._dropped[0]
+            elif held > SMALL_BYTES:
+                self._memory.append(fd)
+            else:
+                os.close(fd)
+        _start_closing(self._memory, self._freeing, MAX_FREEING)
+        _start_closing(self._dropped, self._hanging, MAX_HANGING)
 
-    def _close_one(self, fd: int, mark: object) -> None:
+
+def _start_closing(waiting: list[int], threads: set[object], most: int) -> None:
+    """Has what waits closed, in so many threads at most."""
+    for _ in range(min(len(waiting), most - len(threads))):
+        # Not by a number, which another one has as soon as its close has begun.
+        threads.add(mark := object())
         try:
-            os.close(fd)
-        except OSError:
-            pass  # Closed it is, whatever its file had to say.
-        finally:
-            self._closing.discard(mark)
+            _thread.start_new_thread(_close_waiting, (waiting, threads, mark))
+        except RuntimeError:
+            # No thread to be had: with what is dropped next.
+            threads.discard(mark)
+            return
 
 
-def _closes_at_once(fd: int) -> bool:
-    """Whether it is a little memory, which nobody can watch; asks no file that may never answer.
+def _close_waiting(waiting: list[int], threads: set[object], mark: object) -> None:
+    """A thread's life: it closes what waits, one after the other."""
+    try:
+        while waiting:
+            try:
+                os.close(waiting.pop(0))
+            except (OSError, IndexError):
+                continue  # Closed it is, whatever its file had to say; or another thread has it.
+    finally:
+        threads.discard(mark)
 
+
+def _memory_bytes(fd: int) -> int | None:
+    """What memory it holds, which nobody can watch; None: it is none. Asks no file of others'.
+
+    Not its length, which whoever has made it may leave small (fallocate(2), FALLOC_FL_KEEP_SIZE).
     The last close of anything that an epoll instance watches, an eventfd too, waits for a lock of
     it, which whoever has it may hold for as long as they like.
     """
@@ -202,8 +219,8 @@ def _closes_at_once(fd: int) -> bool:
         # Answered by shmem and hugetlbfs alone, and by the kernel itself.
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
-        return False
-    return os.fstat(fd).st_size <= SMALL_BYTES
+        return None
+    return os.fstat(fd).st_blocks * 512
 
 
 class Client:
