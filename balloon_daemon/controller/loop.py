@@ -145,6 +145,7 @@ class Controller:
         peer = self._peers.of(connection)
         guest = Guest(name, connection, peer, self._shared, self._log, saver)
         if saver is not None:
+            saver.is_of(peer.uid)
             saver.when_not_kept(guest.save_again)
         return guest
 

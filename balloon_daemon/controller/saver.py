@@ -238,6 +238,10 @@ class GuestSaver:
         self._again = _Again()
         store.owned(name, self._lost)
 
+    def is_of(self, user: int) -> None:
+        """Whose the guest is."""
+        self._store.is_of(self._name, user)
+
     def when_not_kept(self, save: Callable[[], None]) -> None:
         """Has ``save`` called some time after the guest could not be kept."""
         self._again.save = save
@@ -290,7 +294,7 @@ class GuestSaver:
             return
         if told != self._told:
             self._told, self._true_from = told, self._serial
-        if self._store.has_all:
+        if self._store.has_all_of(self._name):
             self.journal.require(self._true_from)
         self._again.kept()
         self.is_kept = True
@@ -388,7 +392,7 @@ class GuestSaver:
     async def drained(self) -> None:
         """Waits until all is in the store. Raises TimeoutError."""
         try:
-            await self._store.drained()
+            await self._store.drained(self._name)
         finally:
             # What its VMM is told next is true of no state of before.
             self.journal.require(self._true_from)
@@ -402,6 +406,7 @@ class GuestSaver:
     def close(self) -> None:
         """Closes what is the saver's; what is in the store stays there."""
         self._store.owned(self._name, None)
+        self._store.is_of(self._name, None)
         self._again.cancel()
         self._fds.clear()
         self.journal.close()

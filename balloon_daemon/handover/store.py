@@ -134,6 +134,10 @@ class Store:
         if lost is not None:
             self._owners[guest] = lost
 
+    def is_of(self, guest: str, user: int | None) -> None:
+        """Whose a guest is: users take turns where the store is slow. None: it is gone."""
+        self._outbox.is_of(guest, user)
+
     def _lose(self) -> None:
         if not self.lost:
             self.lost = True
@@ -145,10 +149,9 @@ class Store:
             self._watched = False
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
-    @property
-    def has_all(self) -> bool:
-        """Whether all that was put in has been sent."""
-        return not self._outbox
+    def has_all_of(self, guest: str) -> bool:
+        """Whether all of this guest's has been sent."""
+        return not self._outbox.waiting_of(guest)
 
     @property
     def is_behind(self) -> bool:
@@ -231,14 +234,18 @@ class Store:
             self._forgotten = True
             self._outbox.send(FORGET, (), "")
 
-    async def drained(self) -> None:
+    async def drained(self, guest: str | None = None) -> None:
         """Waits until the store has been sent all that it is to keep; at most for 2 s.
+
+        Args:
+            guest: of this guest; None: of all.
 
         Raises:
             TimeoutError: it takes nothing. Said once; until it takes something again nobody waits.
         """
         deadline = time.monotonic() + TAKEN_WITHIN_S
-        while self._outbox and not self._outbox.stalled:
+        outbox = self._outbox
+        while not outbox.stalled and (outbox if guest is None else outbox.waiting_of(guest)):
             if time.monotonic() > deadline:
                 self._outbox.stalled = True
                 raise TimeoutError(f"the store has taken nothing for {TAKEN_WITHIN_S:.0f} s")

@@ -64,7 +64,6 @@ class KeepingStore:
     """Stands for a store: all that was put into it is what the next controller finds."""
 
     is_behind = False
-    has_all = True
 
     def is_behind_with(self, _guest: str) -> bool:
         return False
@@ -84,6 +83,12 @@ class KeepingStore:
     def remove(self, name: str) -> None:
         self.names.discard(name)
 
+    def has_all_of(self, _guest: str) -> bool:
+        return True
+
+    def is_of(self, _guest: str, _user: int | None) -> None:
+        """All are one user's here."""
+
     def owned(self, guest: str, lost: object) -> None:
         """It loses nothing by itself."""
 
@@ -92,7 +97,7 @@ class KeepingStore:
         for each in gone:
             self.remove(each)
 
-    async def drained(self) -> None:
+    async def drained(self, _guest: str) -> None:
         """It is never behind."""
 
 

@@ -42,7 +42,6 @@ class RememberingStore:
         capacity: for how many it has room.
     """
 
-    has_all = True
     behind = False
 
     def is_behind_with(self, _guest: str) -> bool:
@@ -72,8 +71,14 @@ class RememberingStore:
         self.names.discard(name)
         self.room.remove(name)
 
-    async def drained(self) -> None:
+    async def drained(self, _guest: str) -> None:
         """It is never behind."""
+
+    def has_all_of(self, _guest: str) -> bool:
+        return True
+
+    def is_of(self, _guest: str, _user: int | None) -> None:
+        """All are one user's here."""
 
     def owned(self, guest: str, lost: Callable[[str, int], None] | None) -> None:
         self.owners.pop(guest, None)
