@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -83,8 +84,11 @@ def linger_in(daemon: Daemon, uid: int, stack: contextlib.ExitStack) -> None:
     for _ in range(MAX_HANGING + 1):
         sock = stack.enter_context(lingering_socket())
         with connections(daemon, uid, 1) as (enemy,):
+            # Else the copy in this process could be the last to be closed, which hangs.
+            os.kill(daemon.pid, signal.SIGSTOP)
             socket.send_fds(enemy, [encode_request(Q.SET_OWNER)], [sock.fileno()])
             os.close(sock.detach())
+            os.kill(daemon.pid, signal.SIGCONT)
             # It came with a descriptor that it must not have: closed, and said.
             with contextlib.suppress(ConnectionResetError):
                 assert enemy.recv(1) == b""
