@@ -39,7 +39,7 @@ OF_ALL = 7 / 8
 """How much of the descriptors and connections one user may take, and all of them together; the
 rest is for those that are there already, and for ourselves."""
 
-FAREWELLS_A_SECOND = 10
+ENDS_A_SECOND = 10
 """Lines on connections that end; whoever may connect may do so thousands of times a second."""
 
 
@@ -56,7 +56,7 @@ class Peer:
         self._peers = peers
         self.connections = 0
         self.account = FdAccount()
-        self.farewells = RateLimit(FAREWELLS_A_SECOND)
+        self.ends = RateLimit(ENDS_A_SECOND)
         self.refusals, self.unkept = RateLimit(1), RateLimit(1)
         self._allowances = Allowances()
         self._turns: Turns | None = None

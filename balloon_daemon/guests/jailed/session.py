@@ -119,7 +119,7 @@ class Session:
             await self._close()
 
     def _publish_end(self, ended: VmmHungUp | ConnectionClosed | ConnectionFailed) -> None:
-        suppressed = self._peer.farewells.admit(asyncio.get_running_loop().time())
+        suppressed = self._peer.ends.admit(asyncio.get_running_loop().time())
         if suppressed is not None:
             self._publish(replace(ended, suppressed=suppressed))
 
