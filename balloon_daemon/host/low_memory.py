@@ -87,7 +87,7 @@ class LowMemorySource(Protocol):
 
 
 class ChromeosLowMemory(Journal):
-    """ChromeOS's low-memory driver: two text files in MiB, and a device to wait for.
+    """A source: ChromeOS's low-memory driver, two text files in MiB and a device to wait for.
 
     ``margin`` reads ``off`` while its notifier is switched off (as it is by writing that there, or
     no number at all): then nothing is low, whatever ``available`` says.
@@ -127,18 +127,12 @@ class ChromeosLowMemory(Journal):
         return self._alarm is None or not self._alarm.armed
 
     def read(self) -> Reading | NeverLow | None:
-        """What is available now, and the margin; None: unknown, and counted."""
         # The device first: what happens between the two then wakes us rather than nobody.
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(SourceTrouble(change))
         return self.note_reading(self._measure())
 
     def check(self) -> None:
-        """Looks whether low memory can be seen now; counts nothing.
-
-        Raises:
-            SourceError: it cannot; says why, and the remedy.
-        """
         match self._measure():
             case Unknown("the margin" as what, why):
                 remedy = (
@@ -161,7 +155,6 @@ class ChromeosLowMemory(Journal):
             self.note_wakeup()
 
     def describe(self) -> str:
-        """One line for people: which source, paths, margin, what wakes us, what it says now."""
         margin = self._margin
         if self._margin_mib is not None:
             margin = f"a margin of {self._margin_mib:,} MiB"
@@ -204,7 +197,7 @@ class ChromeosLowMemory(Journal):
 
 
 class MeminfoLowMemory(Journal):
-    """MemAvailable against a margin, for hosts that are not ChromeOS.
+    """A source: MemAvailable against a margin, for hosts that are not ChromeOS.
 
     Where cgroups limit this process's memory, what is left below each limit is held against a
     margin of its own, and what is nearest to its margin, or furthest below, counts.
@@ -250,7 +243,6 @@ class MeminfoLowMemory(Journal):
         self._alarm = None if pressure is None else PressureAlarm(pressure)
 
     def read(self) -> Reading | None:
-        """What is available now, and the margin; None: unknown, and counted."""
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(SourceTrouble(change))
         seen = self._look()
@@ -260,11 +252,6 @@ class MeminfoLowMemory(Journal):
         return self.note_reading(_tightest(self._readings(*seen)))
 
     def check(self) -> None:
-        """Looks whether low memory can be seen now; counts nothing.
-
-        Raises:
-            SourceError: it cannot; says why, and the remedy.
-        """
         seen = self._look()
         if isinstance(seen, Unknown):
             raise SourceError(

@@ -49,7 +49,7 @@ class Shared:
 
 
 class Session:
-    """One VM, from its VMM's connection to its hang-up: a ``Guest``.
+    """One VM, from its VMM's connection to its hang-up: a ``Guest`` that ``Hears`` its devices.
 
     Args:
         vm: which VM.
@@ -124,26 +124,21 @@ class Session:
             self._publish(replace(ended, suppressed=suppressed))
 
     def set_target(self, target_bytes: int) -> None:
-        """Tells the driver how large the balloon is to be."""
         if not self._closing:
             self._balloon.set_target(target_bytes)
 
     def request_stats(self) -> None:
-        """Asks the guest for its statistics."""
         if not self._closing:
             self.device.request_stats()
 
     def against_more(self, level: int) -> Reason | None:
-        """Why the guest must not be asked for more just now; None: it may be."""
         return self._balloon.limits.against_more(level)
 
     def keep(self, row: VmRow) -> None:
-        """Keeps this row of the VM's policy for another controller."""
         if not self._closing:
             self._kept.keep(row)
 
     async def give_back(self) -> None:
-        """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
         if not self._closing:
             await self._balloon.give_back()
 
@@ -192,12 +187,10 @@ class Session:
     # --- what devices report ------------------------------------------------------------------
 
     def progressed(self, done: Progress) -> None:
-        """All devices of this guest together have done so much."""
         if not self._closed:
             self._balloon.limits.take_progress(done)
 
     def stats_came(self, stats: Stats, *, first: bool) -> None:
-        """The guest's statistics came; the first ones of a device may be old."""
         if not self._closed:
             self._balloon.take_stats(stats, first=first)
 
