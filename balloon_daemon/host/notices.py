@@ -53,8 +53,8 @@ class Unknown(NamedTuple):
     why: str
 
 
-class Journal:
-    """What both sources have.
+class SourceNotices:
+    """What both sources count and have to say of themselves.
 
     Args:
         clock: Gives seconds since any moment.
