@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from balloon_daemon.fake_guest.machine import FakeGuest, run
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest
 from tests.harness.waiting import wait_until
@@ -57,6 +58,7 @@ def info_lines(daemon: Daemon, event: str) -> list[str]:
     ]
 
 
+@fault("floods with kicks without work, or with loops")
 def test_kicks_without_work_keep_neither_the_neighbour_nor_the_flooder_from_its_target(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -74,6 +76,7 @@ def test_kicks_without_work_keep_neither_the_neighbour_nor_the_flooder_from_its_
     assert wait_for_device(guests, daemon, "vm2") == device
 
 
+@fault("writes `actual`, or resets its device, over and over")
 def test_actual_written_over_and_over_does_not_fill_the_log(
     daemon: Daemon, make_guest: MakeGuest
 ) -> None:
@@ -95,6 +98,7 @@ def test_actual_written_over_and_over_does_not_fill_the_log(
     assert len(said) <= 4 * seconds
 
 
+@fault("writes `actual`, or resets its device, over and over")
 def test_device_reset_over_and_over_does_not_fill_the_log(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
