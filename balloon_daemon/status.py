@@ -6,7 +6,7 @@ them knows no controller.
 
 from dataclasses import dataclass
 
-from balloon_daemon.guests.seam import Refused, Stats, Stuck
+from balloon_daemon.guests.seam import Ability, Refused, Stats, Stuck
 from balloon_daemon.sizing.decision import PolicyStatistics
 from balloon_daemon.units import VmId
 
@@ -38,6 +38,7 @@ class VmStatus:
 
     Attributes:
         vm: which.
+        can: what it could do when it attached.
         policy: what is wanted of it; None where it has not reported its size yet.
         balloon_bytes: its balloon's size, as its driver says.
         stats: its guest's last statistics; None: it has sent none.
@@ -45,6 +46,7 @@ class VmStatus:
     """
 
     vm: VmId
+    can: frozenset[Ability]
     policy: PolicyStatus | None
     balloon_bytes: int
     stats: Stats | None
