@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator

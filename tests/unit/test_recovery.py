@@ -687,7 +687,10 @@ def test_guest_whose_task_has_not_begun_when_its_controller_leaves_is_kept(
         connection = Connection(ours, ForeignFds(closes_at_once()))
         guest = left.maker(tmp_path)(VmId(9, "vm9"), connection, saver)
         guest.leave()
-        vmm.close()
-        return {name for name in left.store.names if name.startswith("vm9.")}
+        kept = {name for name in left.store.names if name.startswith("vm9.")}
+        guest.give_up()
+        for each in (vmm, *left.vmms):
+            each.close()
+        return kept
 
     assert "vm9.state-1" in asyncio.run(scene())
