@@ -297,6 +297,24 @@ def let_go(foreign: ForeignFds, *fds: int) -> None:
     foreign.let_go()
 
 
+def test_what_a_store_has_too_is_closed_here_at_once_and_its_copies_with_it(loop: Loop) -> None:
+    account = FdAccount()
+    foreign = peer(Closer(loop), account)
+    owned, other = foreign.own(os.eventfd(0)), foreign.own(os.eventfd(0))
+    copy = owned.duplicate()
+    here = [owned.fileno(), copy.fileno()]
+    with foreign.closed_here():
+        owned.close()
+        copy.close()
+        assert [is_open(fd) for fd in here] == [False, False]
+    # Again as ever: not before somebody lets go of them.
+    later = other.fileno()
+    other.close()
+    assert is_open(later)
+    assert (account.held, account.waiting) == (0, 1)
+    foreign.let_go()
+
+
 @contextlib.contextmanager
 def hanging_closes(closer: Closer, account: FdAccount) -> Iterator[None]:
     """As many of one user's as may hang at a time."""
@@ -718,6 +736,8 @@ def test_child_that_hangs_beyond_its_controllers_end_keeps_no_memory_of_neighbou
     memory = file_of(os.fstat(guest.ram.fd))
     enemy.send(encode_request(*USES["err"]), [mute.fd])
     wait_until(lambda: mute.is_being_closed, what="its server has been asked")
+    # One that is done may be kept for a moment.
+    wait_until(lambda: len(closers(first)) == 1, what="only the child that hangs is left")
     (child,) = closers(first)
     assert memory in kept_files(child.pid)
 

@@ -25,7 +25,14 @@ from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.short_host import at_rest, fd_numbers
 from tests.harness.waiting import HANG_S, wait_until
-from tests.harness.whole_vm import OF_VMM, attach, events, facts, wait_for_device
+from tests.harness.whole_vm import (
+    OF_VMM,
+    attach,
+    events,
+    facts,
+    run_until_event,
+    wait_for_device,
+)
 
 CROWD = 300
 
@@ -206,6 +213,8 @@ def test_half_a_message_held_open_holds_up_nobody(
         assert [r for r in daemon.records() if r.get("vm") == "vm2"] == []
 
     wait_for_descriptors(daemon, held - 2)
+    # The line is written after all else that a turn of the loop does.
+    run_until_event(guests, daemon, "connection-closed")
     assert [(r["event"], r["why"]) for r in daemon.records() if r.get("vm") == "vm2"] == [
         ("connection-closed", said)
     ]

@@ -29,7 +29,7 @@ from balloon_daemon.events import (
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
 from balloon_daemon.guests.jailed.saver import GuestSaver, Saver, Snapshot
-from balloon_daemon.guests.jailed.session import Session, Shared
+from balloon_daemon.guests.jailed.session import MakeSession, Session, Shared
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
@@ -43,6 +43,7 @@ from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import FrontendAddr, GuestAddr, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
+from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.vhost_user.messages import (
     HEADER,
@@ -181,6 +182,10 @@ class Left:
 
     def go_on(self, folder: Path) -> list[Session]:
         """Another controller's guests; within an event loop."""
+        return recover(self.store, self.maker(folder), closes_at_once(), self.published.append)
+
+    def maker(self, folder: Path) -> MakeSession:
+        """Makes sessions of another controller; within an event loop."""
         publish, loop = self.published.append, asyncio.get_running_loop()
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, publish, loop)
         governor = Governor(Config().policy, watch, publish, loop)
@@ -192,7 +197,7 @@ class Left:
             governor.add(session)
             return session
 
-        return recover(self.store, make, closes_at_once(), publish)
+        return make
 
     def attached(self) -> list[str]:
         """The VMs whose policies have begun."""
@@ -670,3 +675,22 @@ def test_guest_that_has_ended_when_its_controller_leaves_costs_no_other_its_plac
 
     assert asyncio.run(leave()) == {NAMES[1]}
     left.vmms[1].close()
+
+
+def test_guest_whose_task_has_not_begun_when_its_controller_leaves_is_kept(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> set[str]:
+        left = Left()
+        vmm, ours = socket.socketpair()
+        saver = GuestSaver(left.store, VmId(9, "vm9"), Journal.create("test"))
+        connection = Connection(ours, ForeignFds(closes_at_once()))
+        guest = left.maker(tmp_path)(VmId(9, "vm9"), connection, saver)
+        guest.leave()
+        kept = {name for name in left.store.names if name.startswith("vm9.")}
+        guest.give_up()
+        for each in (vmm, *left.vmms):
+            each.close()
+        return kept
+
+    assert "vm9.state-1" in asyncio.run(scene())

@@ -148,6 +148,8 @@ class Session:
             return
         try:
             self._conversation.hand_over()
+            # A VM whose task has not begun is complete too: it was restored long before.
+            self._kept.begin()
             self._kept.save()
         finally:
             # Even where that failed: its place in the store is not to be taken away.
