@@ -8,9 +8,9 @@ source that the host has switched off gives a known answer: nothing is low (``Ne
 How one loop uses a source:
 
 - wait until ``wait_fd()``, where it is not None, is readable; then call ``acknowledge()`` and
-``read()``;
+  ``read()``;
 - call ``read()`` every second while ``needs_poll`` is true (it changes: ask each time), and
-otherwise now and then, to notice that a device file has gone;
+  otherwise now and then, to notice that a device file has gone;
 - after every ``read()``, publish each ``take_notice()`` until it gives None.
 """
 

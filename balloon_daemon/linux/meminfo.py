@@ -5,7 +5,7 @@ A margin as a share of MemTotal would be wrong where much memory can never be in
 kinds never can, whatever ends or is reclaimed, and the kernel reports their sizes:
 
 - Persistent pools of huge pages, of all sizes. Their pages are free for hugetlbfs alone. Surplus
-pages are not included: they were ordinary memory and become so again when they are freed.
+  pages are not included: they were ordinary memory and become so again when they are freed.
 - Pages with a hardware error (HardwareCorrupted).
 
 All other memory may become available again, and so counts: memory held by processes, the kernel
