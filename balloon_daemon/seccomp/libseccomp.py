@@ -31,7 +31,7 @@ def second_opinion(policy: ParsedPolicy, bpf: bytes) -> Opinion:
 def compile_rules(
     policy: ParsedPolicy, rules: Sequence[FlatRule], within_s: float = WITHIN_S
 ) -> OtherProgram:
-    """The program that libseccomp makes of the rules, for the policy's architecture and default.
+    """libseccomp's program of the rules, for the policy's architecture and default.
 
     Args:
         policy: the policy.
@@ -39,8 +39,8 @@ def compile_rules(
         within_s: how long libseccomp may take, in seconds.
 
     Raises:
-        CannotSayError: there is no libseccomp, or no pyseccomp; it refuses a rule; it does not
-            come to an end.
+        CannotSayError: libseccomp or pyseccomp is missing, refuses a rule, or does not finish in
+            time.
     """
     wanted = {
         "audit_arch": policy.abi.audit_arch,
