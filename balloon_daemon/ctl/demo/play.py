@@ -12,18 +12,19 @@ from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import format_size
 
 TICK_S = 0.01
-"""How often ``available`` is brought up to date: well below the policy's pace at any speed."""
+"""How often ``available`` is rewritten: more often than the policy reads it at any speed."""
 
 STATUS_S = 0.05
 FRAME_S = 0.1
 DEADLINE_S = 57.0
-"""For all of it, start and checks included; the rest of the minute is for ending."""
+"""For the whole demonstration, start and checks included; the rest of the minute is for ending."""
 
 PATIENCE_S = 15.0
-"""How much longer than planned the load stays, at most, for relief and the check of all pages."""
+"""How much longer than planned the load may stay, to wait for relief and the check of all
+pages."""
 
 CALM_AFTER_S = 1.0
-"""How long the end is shown."""
+"""How long the demonstration goes on once the balloon is empty."""
 
 
 @dataclass(slots=True)
