@@ -48,6 +48,9 @@ MESSAGE_BYTES = 1 << 16
 MAX_HANGING = 16
 """Closes that may hang at a time; further descriptors stay open until one of those ends."""
 
+MAX_FREEING = 16
+"""Closes of memory at a time: all of them end, and wait for none of those that may hang."""
+
 SMALL_BYTES = 1 << 20
 """Memory that is freed in no time, such as a guest's state."""
 
@@ -96,8 +99,8 @@ class Keeper:
         self.kept: dict[str, int] = {}
         self._losses: dict[str, int] = {}
         self._ends: set[str] = set()
-        self._dropped: list[int] = []
-        self._closing: set[object] = set()
+        self._dropped, self._hanging = list[int](), set[object]()
+        self._memory, self._freeing = list[int](), set[object]()
 
     def handle(self, message: bytes, fds: list[int]) -> bytes:
         """Takes one message. Returns the answer, empty where there is none.
@@ -168,46 +171,65 @@ class Keeper:
         """Closes descriptors, in a thread where a close may take long, or for ever.
 
         The last close of a file may wait, and whether the last is here or in balloond is not
-        known. A thread shares this process's descriptors, and this process never forks.
+        known. A thread shares this process's descriptors, and this process never forks. Memory
+        has threads of its own: closes that hang would else keep the memory of every VM.
         """
         for fd in fds:
-            if _closes_at_once(fd):
-                os.close(fd)
-            else:
+            held = memory_bytes(fd)
+            if held is None:
                 self._dropped.append(fd)
-        while self._dropped and len(self._closing) < MAX_HANGING:
-            # Not the descriptor's number, which is free as soon as its close has begun.
-            self._closing.add(mark := object())
-            try:
-                _thread.start_new_thread(self._close_one, (self._dropped[0], mark))
-            except RuntimeError:
-                # No thread can be had: it is tried again with what is dropped next.
-                self._closing.discard(mark)
-                return
-            del self._dropped[0]
+            elif held > SMALL_BYTES:
+                self._memory.append(fd)
+            else:
+                os.close(fd)
+        _start_closing(self._memory, self._freeing, MAX_FREEING)
+        _start_closing(self._dropped, self._hanging, MAX_HANGING)
 
-    def _close_one(self, fd: int, mark: object) -> None:
+
+def _start_closing(waiting: list[int], threads: set[object], most: int) -> None:
+    """Has waiting descriptors closed, in at most so many threads."""
+    for _ in range(min(len(waiting), most - len(threads))):
+        # Not the descriptor's number, which is free as soon as its close has begun.
+        threads.add(mark := object())
         try:
-            os.close(fd)
-        except OSError:
-            pass  # Linux has freed the number whatever close(2) returns.
-        finally:
-            self._closing.discard(mark)
+            _thread.start_new_thread(_close_waiting, (waiting, threads, mark))
+        except RuntimeError:
+            # No thread can be had: it is tried again with what is dropped next.
+            threads.discard(mark)
+            return
 
 
-def _closes_at_once(fd: int) -> bool:
-    """Whether a descriptor is of a memory file of at most ``SMALL_BYTES``, which is freed at once.
+def _close_waiting(waiting: list[int], threads: set[object], mark: object) -> None:
+    """A thread's life: it closes what waits, one descriptor after the other."""
+    try:
+        while waiting:
+            try:
+                os.close(waiting.pop(0))
+            except (OSError, IndexError):
+                # Linux has freed the number whatever close(2) returns; IndexError: another thread
+                # has taken the last one.
+                continue
+    finally:
+        threads.discard(mark)
 
-    Anything else may be in somebody's epoll instance, an eventfd too: its last close waits for a
-    lock of that instance, which its owner may hold for as long as they like.
+
+def memory_bytes(fd: int) -> int | None:
+    """How much memory a memory file holds, in bytes; None where a descriptor is no memory file's.
+
+    Not the file's length: a VMM may leave that small and have GiB allocated beyond it
+    (fallocate(2), FALLOC_FL_KEEP_SIZE).
+
+    Only memory files cannot be in somebody's epoll instance. Anything else may be, an eventfd too:
+    its last close waits for a lock of that instance, which its owner may hold for as long as they
+    like.
     """
     try:
         # Only shmem and hugetlbfs know this, and the kernel itself answers: a file of a user's
         # own file system (FUSE) is never asked.
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
-        return False
-    return os.fstat(fd).st_size <= SMALL_BYTES
+        return None
+    return os.fstat(fd).st_blocks * 512
 
 
 class Client:

@@ -7,6 +7,7 @@ import os
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from balloon_daemon.linux.events import OwnedFd
@@ -24,7 +25,10 @@ class _Message(NamedTuple):
 
 
 class Outbox:
-    """Messages for a store, in their order.
+    """Messages for a store: those of one user's guests in their order, and users in turns.
+
+    In one line for all, a user whose guests' states change over and over would have all others
+    wait until the store has taken its messages.
 
     Args:
         sock: leads to it, non-blocking.
@@ -39,14 +43,22 @@ class Outbox:
     def __init__(self, sock: socket.socket, lost: Callable[[], None]) -> None:
         self._sock = sock
         self._lost = lost
-        self._waiting: deque[_Message] = deque()
+        self._waiting: dict[int | None, deque[_Message]] = {}
+        """By user; the user whose turn it is comes first. None: of no user's guest."""
+        self._users: dict[str, int] = {}
         self._of = Counter[str]()
         self._retry: asyncio.TimerHandle | None = None
         self.stalled = False
         self.close_late: Callable[[Sequence[int]], None] = _close
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._of.total()
+
+    def is_of(self, guest: str, user: int | None) -> None:
+        """Names a guest's user; None: the guest is gone."""
+        self._users.pop(guest, None)
+        if user is not None:
+            self._users[guest] = user
 
     def waiting_of(self, guest: str) -> int:
         """How many messages of a guest wait."""
@@ -61,7 +73,8 @@ class Outbox:
             guest: which guest's it is, as in ``waiting_of``; "": no guest's.
         """
         late = bool(self._waiting)
-        self._waiting.append(_Message(content, fds, guest))
+        line = self._waiting.setdefault(self._users.get(guest), deque())
+        line.append(_Message(content, fds, guest))
         self._of[guest] += 1
         if not late:
             self._work(late=False)
@@ -78,7 +91,8 @@ class Outbox:
             self._retry.cancel()
             self._retry = None
         while self._waiting:
-            content, fds, guest = self._waiting[0]
+            user, line = next(iter(self._waiting.items()))
+            content, fds, guest = line[0]
             rights = array.array("i", [fd.fileno() for fd in fds])
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
             try:
@@ -92,7 +106,10 @@ class Outbox:
                 self._drop_all()
                 self._lost()
                 return
-            self._waiting.popleft()
+            line.popleft()
+            del self._waiting[user]
+            if line:
+                self._waiting[user] = line
             self._count_out(guest)
             self.stalled = False
             if late:
@@ -102,7 +119,7 @@ class Outbox:
                     fd.close()
 
     def _drop_all(self) -> None:
-        for message in self._waiting:
+        for message in chain.from_iterable(self._waiting.values()):
             self.close_late([fd.detach() for fd in message.fds])
         self._waiting.clear()
         self._of.clear()

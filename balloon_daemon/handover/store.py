@@ -57,15 +57,17 @@ class Store(Protocol):
         """Whether another controller finds there what is put in."""
 
     @property
-    def has_all(self) -> bool:
-        """Whether all that was put in has been sent."""
-
-    @property
     def is_behind(self) -> bool:
         """Whether it has been slow to take what is sent; what can wait should."""
 
     def is_behind_with(self, group: str) -> bool:
         """Whether much of what this VM has put in is still on its way."""
+
+    def has_all_of(self, group: str) -> bool:
+        """Whether all that this VM has put in has been sent."""
+
+    def is_of(self, group: str, user: int | None) -> None:
+        """Names a VM's user: users take turns where the store is slow. None: the VM is gone."""
 
     def watch(self, gone: Callable[[], None]) -> None:
         """Calls ``gone``, once, when the store is gone; within the running event loop."""
@@ -122,8 +124,11 @@ class Store(Protocol):
     def forget(self) -> None:
         """Keeps nothing at all any more: an orderly end."""
 
-    async def drained(self) -> None:
+    async def drained(self, group: str | None = None) -> None:
         """Waits until the store has been sent all that it is to keep; at most for 2 s.
+
+        Args:
+            group: waits for what is this VM's alone; None: for all.
 
         Raises:
             TimeoutError: it takes nothing. Said once; until it takes something again nobody waits.
@@ -139,7 +144,7 @@ class Store(Protocol):
 class NoStore:
     """Keeps nothing: with this controller its VMs' balloons end."""
 
-    keeps, has_all, is_behind = False, True, False
+    keeps = is_behind = False
 
     def __init__(self) -> None:
         self.kept: dict[str, OwnedFd] = {}
@@ -147,6 +152,12 @@ class NoStore:
 
     def is_behind_with(self, group: str) -> bool:
         return False
+
+    def has_all_of(self, group: str) -> bool:
+        return True
+
+    def is_of(self, group: str, user: int | None) -> None:
+        pass
 
     def watch(self, gone: Callable[[], None]) -> None:
         pass
@@ -177,7 +188,7 @@ class NoStore:
     def forget(self) -> None:
         pass
 
-    async def drained(self) -> None:
+    async def drained(self, group: str | None = None) -> None:
         pass
 
     def close(self) -> None:
@@ -253,6 +264,9 @@ class SocketStore:
         if lost is not None:
             self._on_loss[group] = lost
 
+    def is_of(self, group: str, user: int | None) -> None:
+        self._outbox.is_of(group, user)
+
     def _lose(self) -> None:
         if not self._gone:
             self._gone = True
@@ -264,9 +278,8 @@ class SocketStore:
             self._watched = False
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
-    @property
-    def has_all(self) -> bool:
-        return not self._outbox
+    def has_all_of(self, group: str) -> bool:
+        return not self._outbox.waiting_of(group)
 
     @property
     def is_behind(self) -> bool:
@@ -327,11 +340,12 @@ class SocketStore:
             self._forgotten = True
             self._outbox.send(FORGET, (), "")
 
-    async def drained(self) -> None:
+    async def drained(self, group: str | None = None) -> None:
         deadline = time.monotonic() + TAKEN_WITHIN_S
-        while self._outbox and not self._outbox.stalled:
+        outbox = self._outbox
+        while not outbox.stalled and (outbox if group is None else outbox.waiting_of(group)):
             if time.monotonic() > deadline:
-                self._outbox.stalled = True
+                outbox.stalled = True
                 raise TimeoutError(f"the store has taken nothing for {TAKEN_WITHIN_S:.0f} s")
             await asyncio.sleep(RETRY_S)
 

@@ -85,9 +85,14 @@ def _other_file(fd: int) -> MemoryFile:
 def _file_system(fd: int) -> str:
     """The type of the file system of an open file, by the kernel's list of mounts; "" for none.
 
-    proc(5): ``mnt_id`` in /proc/PID/fdinfo is the first field of a line of mountinfo.
+    proc(5): ``mnt_id`` in /proc/PID/fdinfo is the first field of a line of mountinfo. For an epoll
+    instance, reading fdinfo takes the instance's lock, which a process in epoll_wait(2) may hold
+    for as long as it likes. So fdinfo is read for files of a file system alone: the link in
+    /proc/PID/fd is their path then, and a name without a slash, the kernel's own, for others.
     """
     try:
+        if not os.readlink(f"/proc/self/fd/{fd}").startswith("/"):
+            return ""
         with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
             mount = next((line.split()[1] for line in info if line.startswith(b"mnt_id:")), b"")
         with open("/proc/self/mountinfo", "rb") as mounts:

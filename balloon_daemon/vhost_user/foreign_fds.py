@@ -4,7 +4,9 @@ close(2) of a front-end's descriptor may take for ever, so the controller closes
 (``guests/jailed/closing.py``).
 """
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from balloon_daemon.linux.events import OwnedFd
@@ -54,6 +56,7 @@ class ForeignFds:
         self._closer = closer
         self.account = FdAccount()
         self._dropped: list[int] = []
+        self._here = False
         self.held = 0
         """Descriptors that are in use."""
         self.waiting = 0
@@ -84,8 +87,25 @@ class ForeignFds:
 
     def drop(self, fd: int) -> None:
         """Has one closed with the next ``let_go``."""
+        if self._here:
+            os.close(fd)
+            return
         self._dropped.append(fd)
         self.wait(1)
+
+    @contextlib.contextmanager
+    def closed_here(self) -> Iterator[None]:
+        """Has descriptors that are dropped meanwhile closed at once, in this very process.
+
+        Only for descriptors whose files a store has too, and which devices are forked with: no
+        close of them is the last one, and of files of those kinds only the last close waits
+        (``_PARKED`` in ``guests/jailed/closing.py``).
+        """
+        self._here = True
+        try:
+            yield
+        finally:
+            self._here = False
 
     def let_go(self) -> None:
         """Has everything closed that was dropped since the last time."""
@@ -107,4 +127,21 @@ class _ForeignFd(OwnedFd):
     def close(self) -> None:
         if self._fd >= 0:
             self._peer.hold(-1)
+            self._peer.drop(self.detach())
+
+    def duplicate(self) -> OwnedFd:
+        return _ForeignCopy(os.dup(self._fd), self._peer)
+
+
+class _ForeignCopy(OwnedFd):
+    """A duplicate of a peer's descriptor: its close may be the last one, so it is dropped too."""
+
+    __slots__ = ("_peer",)
+
+    def __init__(self, fd: int, peer: ForeignFds) -> None:
+        super().__init__(fd)
+        self._peer = peer
+
+    def close(self) -> None:
+        if self._fd >= 0:
             self._peer.drop(self.detach())

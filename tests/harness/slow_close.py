@@ -186,18 +186,56 @@ class WatchedFile:
 
     def _watch(self, others: list[int]) -> NoReturn:
         try:
-            # In this process: the one that is to be kept waiting must own the page.
-            fault = _libc.syscall(_USERFAULTFD, os.O_CLOEXEC)
-            fcntl.ioctl(fault, _UFFDIO_API, struct.pack("QQQ", _API, 0, 0))
-            page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            addr = ctypes.addressof(ctypes.c_char.from_buffer(page))
-            where = struct.pack("QQQQ", addr, mmap.PAGESIZE, _MISSING, 0)
-            fcntl.ioctl(fault, _UFFDIO_REGISTER, where)
             epoll, ready = select.epoll(), os.eventfd(1)
             for fd in (ready, self.fd):
                 epoll.register(fd, select.EPOLLIN)
             for fd in (self.fd, *others):
                 os.close(fd)
-            _libc.epoll_wait(epoll.fileno(), ctypes.c_void_p(addr), 8, -1)
+            _hold(epoll)
         finally:
             os._exit(1)
+
+
+class HeldEpoll:
+    """An epoll instance whose lock somebody holds until ``end``.
+
+    Raises:
+        PermissionError: as ``WatchedFile``.
+    """
+
+    def __init__(self) -> None:
+        fault = _libc.syscall(_USERFAULTFD, os.O_CLOEXEC)
+        if fault < 0:
+            raise PermissionError("no page can be kept from coming here (userfaultfd)")
+        os.close(fault)
+        epoll, ready = select.epoll(), os.eventfd(1)
+        epoll.register(ready, select.EPOLLIN)
+        self._holder = os.fork()
+        if self._holder == 0:
+            try:
+                _hold(epoll)
+            finally:
+                os._exit(1)
+        self.fd = os.dup(epoll.fileno())
+        epoll.close()
+        os.close(ready)
+        wchan = Path(f"/proc/{self._holder}/wchan")
+        wait_until(lambda: "userfault" in wchan.read_text(), what="its holder hangs")
+
+    def end(self) -> None:
+        """Ends its holder, and with it all waiting; closes it."""
+        os.kill(self._holder, signal.SIGKILL)
+        os.waitpid(self._holder, 0)
+        os.close(self.fd)
+
+
+def _hold(epoll: select.epoll) -> None:
+    """Waits for ever for a page to which epoll_wait(2) writes."""
+    # In this process: the one that is to be kept waiting must own the page.
+    fault = _libc.syscall(_USERFAULTFD, os.O_CLOEXEC)
+    fcntl.ioctl(fault, _UFFDIO_API, struct.pack("QQQ", _API, 0, 0))
+    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    addr = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    where = struct.pack("QQQQ", addr, mmap.PAGESIZE, _MISSING, 0)
+    fcntl.ioctl(fault, _UFFDIO_REGISTER, where)
+    _libc.epoll_wait(epoll.fileno(), ctypes.c_void_p(addr), 8, -1)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.guests.jailed import closing, closing_child
 from balloon_daemon.guests.jailed.closing import MAX_HANGING, Closer
@@ -34,6 +34,7 @@ from balloon_daemon.vhost_user.messages import (
     U64,
     FrontendRequest,
     RegionDescription,
+    VringState,
     encode_memory_table,
     encode_request,
 )
@@ -43,13 +44,23 @@ from tests.harness.fd_keeper import file_of, keeper_pid, kept_files
 from tests.harness.fd_room import open_fds, room_for_fds
 from tests.harness.jail_watch import is_alive
 from tests.harness.low_mem_dir import LowMemDir
-from tests.harness.makers import SPEED, VM_MEM_MIB, StartDaemon
+from tests.harness.makers import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.other_user import OtherUserConfig, limit_processes
-from tests.harness.slow_close import MuteFile, WatchedFile, lingering_socket
+from tests.harness.short_host import is_asleep
+from tests.harness.slow_close import HeldEpoll, MuteFile, WatchedFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
-from tests.harness.whole_vm import OF_VMM, attach, events, facts, wait_for_device
+from tests.harness.whole_vm import (
+    OF_VMM,
+    attach,
+    events,
+    facts,
+    unread_bytes,
+    wait_for_device,
+)
 
 Q = FrontendRequest
+LONG_S = 20.0
+"""Only what hangs takes so long."""
 
 
 def is_open(fd: int) -> bool:
@@ -567,6 +578,29 @@ def test_vmm_that_sends_a_file_that_never_answers_for_any_use_is_answered_and_no
     other.close()
 
 
+@pytest.mark.parametrize("use", USES)
+def test_vmm_that_sends_an_epoll_instance_whose_lock_it_holds_holds_up_nobody(
+    use: str, any_daemon: Daemon
+) -> None:
+    try:
+        held = HeldEpoll()
+    except PermissionError as err:
+        pytest.skip(str(err))
+    other, enemy = (
+        Wire.connect(str(any_daemon.config.socket), timeout_s=LONG_S) for _ in range(2)
+    )
+    answer(other)
+    try:
+        enemy.send(encode_request(*USES[use]), [held.fd])
+        answer(enemy)
+        answer(other)
+    finally:
+        # Else nobody could end balloond.
+        held.end()
+    enemy.close()
+    other.close()
+
+
 @pytest.mark.parametrize("kind", ["eventfd", "pipe"])
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
 def test_file_whose_last_close_waits_for_whoever_watches_it_holds_up_nobody(
@@ -618,6 +652,104 @@ def test_channel_that_is_replaced_takes_what_waits_in_it_elsewhere(
         answer_until(other, lambda: hanging(daemon) == 1)
     enemy.close()
     other.close()
+
+
+def test_file_that_is_replaced_while_the_store_is_behind_holds_up_nobody(
+    start_daemon: StartDaemon,
+) -> None:
+    # Of what it replaces then, the controller keeps a copy until it may put in the next state, and
+    # the keeper lets go of its own as soon as it hears of that, or of the VM's end.
+    daemon = start_daemon("--keep-fds")
+    keeper = keeper_pid(daemon)
+    other = Wire.connect(str(daemon.config.socket))
+    answer(other)
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            enemy = Wire.connect(str(daemon.config.socket))
+            ours, theirs = socket.socketpair()
+            sock = stack.enter_context(lingering_socket())
+            socket.send_fds(ours, [b"x"], [sock.fileno()])
+            os.close(sock.detach())
+            enemy.send(encode_request(Q.SET_BACKEND_REQ_FD), [theirs.fileno()])
+            answer(enemy)
+            ours.close()
+            theirs.close()
+            os.kill(keeper, signal.SIGSTOP)
+            enemy.send(b"".join(map(sized, [8, 16] * 300)))
+            again, end = socket.socketpair()
+            with again, end:
+                enemy.send(encode_request(Q.SET_BACKEND_REQ_FD), [again.fileno()])
+            wait_until(lambda enemy=enemy: unread_bytes(enemy) == 0, what="all of it is taken")  # type: ignore[misc]
+            os.kill(keeper, signal.SIGCONT)
+            wait_until(lambda: is_asleep(keeper), what="the keeper has it all")
+            enemy.close()
+            answer(other)
+    other.close()
+
+
+def sized(size: int) -> bytes:
+    """A request that nobody answers, and that has the VM's state kept anew."""
+    return encode_request(Q.SET_VRING_NUM, VringState(0, size).encode())
+
+
+@pytest.fixture
+def first(start_daemon: StartDaemon) -> Daemon:
+    return start_daemon("--keep-fds")
+
+
+def test_child_that_hangs_beyond_its_controllers_end_keeps_no_memory_of_neighbours(
+    first: Daemon, start_daemon: StartDaemon, make_guest: MakeGuest, mute: MuteFile
+) -> None:
+    guest, enemy = attach(make_guest(), first), Wire.connect(str(first.config.socket))
+    wait_for_device([guest], first, "vm1")
+    memory = file_of(os.fstat(guest.ram.fd))
+    enemy.send(encode_request(*USES["err"]), [mute.fd])
+    wait_until(lambda: mute.is_being_closed, what="its server has been asked")
+    (child,) = closers(first)
+    assert memory in kept_files(child.pid)
+
+    os.kill(first.pid, signal.SIGUSR1)
+    first.wait_end()
+
+    assert child.is_running()
+    assert memory not in kept_files(child.pid)
+    # Else whoever is forked from here would have to close it.
+    mute.answer()
+    start_daemon("--keep-fds")
+    answer(enemy)
+    run([guest], lambda: True)
+    enemy.close()
+
+
+def test_vm_that_is_not_kept_does_not_hold_up_the_end_of_a_controller_that_makes_way(
+    start_daemon: StartDaemon,
+) -> None:
+    try:
+        watch = WatchedFile("eventfd")
+    except PermissionError as err:
+        pytest.skip(str(err))
+    # Room for one VM of this user's: it is the second that is not kept.
+    daemon = start_daemon("--keep-fds", launcher=("prlimit", "--nofile=200:200"))
+    first, enemy = (Wire.connect(str(daemon.config.socket)) for _ in range(2))
+    answer(first)
+    answer(enemy)
+    os.kill(daemon.pid, signal.SIGSTOP)
+    enemy.send(encode_request(*USES["err"]), [watch.fd])
+    watch.leave_the_last_close_to_others()
+    os.kill(daemon.pid, signal.SIGCONT)
+    answer(enemy)
+
+    os.kill(daemon.pid, signal.SIGUSR1)
+    try:
+        wait_until(lambda: not is_alive(daemon.pid), what="it ends")
+    finally:
+        watch.end()
+    with pytest.raises(ConnectionError):
+        enemy.receive()
+    start_daemon("--keep-fds")
+    answer(first)
+    first.close()
+    enemy.close()
 
 
 StartOther = Callable[..., Daemon]

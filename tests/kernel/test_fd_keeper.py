@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -13,11 +14,23 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.handover.fd_keeper import ANSWERS, END, FORGET, MAX_HANGING, TAKE, Keeper
+from balloon_daemon.handover.fd_keeper import (
+    ANSWERS,
+    END,
+    FORGET,
+    MAX_HANGING,
+    SMALL_BYTES,
+    TAKE,
+    Keeper,
+    memory_bytes,
+)
 from balloon_daemon.handover.store import SocketStore
 from balloon_daemon.linux.events import OwnedFd
+from tests.harness.fd_keeper import file_of, kept_files
 from tests.harness.slow_close import MuteFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def start(path: Path) -> "subprocess.Popen[bytes]":
@@ -145,6 +158,40 @@ def test_socket_that_lingers_in_a_dropped_channel_does_not_hold_up_the_keeper(
         assert balloond.recv(100) == END
         balloond.send(FORGET)
         assert keeper.wait(HANG_S) == 0
+
+
+def a_memory(size_bytes: int, *, held_bytes: int = 0) -> int:
+    """A memory file, which may hold more than its length says (FALLOC_FL_KEEP_SIZE)."""
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, size_bytes)
+    assert _libc.fallocate(fd, 1, *map(ctypes.c_long, (0, held_bytes or size_bytes))) == 0
+    return fd
+
+
+def test_closes_that_hang_keep_no_memory(
+    balloond: socket.socket, keeper: "subprocess.Popen[bytes]"
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_HANGING + 1):
+            sock = stack.enter_context(lingering_socket())
+            store_a_channel_with(balloond, sock.detach())
+            balloond.send(REMOVE)
+        memory = a_memory(2 * SMALL_BYTES)
+        file = file_of(os.fstat(memory))
+        socket.send_fds(balloond, [STORE], [memory])
+        os.close(memory)
+        wait_until(lambda: file in kept_files(keeper.pid), what="the keeper has it")
+        balloond.send(REMOVE)
+
+        wait_until(lambda: file not in kept_files(keeper.pid), what="the memory is let go")
+
+
+def test_memory_that_holds_more_than_its_length_says_is_not_freed_on_the_way() -> None:
+    short, small = a_memory(4096, held_bytes=2 * SMALL_BYTES), a_memory(4096)
+    reading, writing = os.pipe()
+    assert [memory_bytes(fd) for fd in (short, small, reading)] == [2 * SMALL_BYTES, 4096, None]
+    for fd in (short, small, reading, writing):
+        os.close(fd)
 
 
 def test_file_that_never_answers_does_not_hold_up_the_keeper(

@@ -13,8 +13,10 @@ from balloon_daemon.guests.jailed.closing import MAX_HANGING
 from balloon_daemon.guests.jailed.peers import EACH, OF_ALL, OF_ONE_USER, OURS
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import (
+    U64,
     FrontendRequest,
     RegionDescription,
+    encode_memory_table,
     encode_request,
 )
 from tests.harness.daemon import Daemon
@@ -147,6 +149,47 @@ def test_sockets_that_linger_and_many_descriptors_cost_no_neighbour_its_balloon(
     run([neighbour], lambda: len(at_rest(short_daemon)) <= before)
 
 
+def test_vm_of_a_user_whose_share_is_taken_is_reset_all_the_same(short_daemon: Daemon) -> None:
+    with connections(short_daemon, os.geteuid(), 4) as (neighbour, first, enemy, second):
+        set_calls(neighbour)
+        for sock in (neighbour, second):
+            assert is_answered(sock)
+        for number in range(200):
+            send_region(first, number)
+        taken = 0
+        send_region(enemy, taken)
+        while is_answered(enemy):
+            taken += 1
+            send_region(enemy, taken)
+        with connections(short_daemon, os.geteuid(), 1) as (enemy,):
+            for number in range(taken - 1):
+                send_region(enemy, number)
+            assert is_answered(enemy)
+            # More than what the neighbour gives up for a moment.
+            regions = [region_of(number) for number in range(32)]
+            fds = [os.memfd_create("guest") for _ in regions]
+            table = encode_request(Q.SET_MEM_TABLE, encode_memory_table(regions))
+            socket.send_fds(second, [table], fds)
+            for fd in fds:
+                os.close(fd)
+            assert is_answered(second)
+
+            # As QEMU does it at a reboot, without waiting for answers.
+            for _ in range(3):
+                set_calls(neighbour)
+                assert is_answered(neighbour)
+            assert is_answered(enemy)
+            assert is_answered(first)
+
+
+def set_calls(vmm: socket.socket) -> None:
+    """A new call for each of five vrings."""
+    for index in range(5):
+        call = os.eventfd(0)
+        socket.send_fds(vmm, [encode_request(Q.SET_VRING_CALL, U64.pack(index))], [call])
+        os.close(call)
+
+
 def refusals(daemon: Daemon) -> list[str]:
     return events(daemon, "connection-refused", *OF_VMM)
 
@@ -194,13 +237,17 @@ def test_memory_regions_beyond_a_users_share_end_that_connection_with_a_line(
     assert closed["why"].endswith("descriptors open here, as many as one user may")
 
 
+def region_of(number: int) -> RegionDescription:
+    addr = number * PAGE_SIZE
+    return RegionDescription(GuestAddr(addr), PAGE_SIZE, FrontendAddr(addr), 0)
+
+
 def send_region(vmm: socket.socket, number: int) -> None:
     """Adds a region of memory, of a file of its own."""
     fd = os.memfd_create("guest")
     try:
         os.ftruncate(fd, PAGE_SIZE)
-        addr = number * PAGE_SIZE
-        region = RegionDescription(GuestAddr(addr), PAGE_SIZE, FrontendAddr(addr), 0)
-        socket.send_fds(vmm, [encode_request(Q.ADD_MEM_REG, region.encode_single())], [fd])
+        said = encode_request(Q.ADD_MEM_REG, region_of(number).encode_single())
+        socket.send_fds(vmm, [said], [fd])
     finally:
         os.close(fd)

@@ -76,3 +76,14 @@ def test_security_says_of_each_attacker_what_is_not_promised() -> None:
         section = section.split("\n\n")[0]
         assert "\n*Promised:*" in section
         assert "\n*Not promised:*" in section
+
+
+def test_architecture_walks_through_files_and_functions_that_there_are() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    walk = text.split("## One event, file by file")[1].split("\n## ")[0]
+    named = re.findall(r"`([\w/]+\.py)(?::(\w+))?`", walk)
+
+    assert len(named) > 20
+    for file, function in named:
+        source = (ROOT / "balloon_daemon" / file).read_text()
+        assert re.search(rf"def {function}\(" if function else "", source), (file, function)

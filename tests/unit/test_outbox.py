@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -66,6 +67,36 @@ def test_messages_of_each_guest_are_counted_while_they_wait() -> None:
         return counts
 
     assert asyncio.run(scene()) == [1, 3, 0, 0]
+
+
+def test_users_take_turns_where_the_store_is_slow() -> None:
+    async def scene() -> list[bytes]:
+        there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outbox, heard = Outbox(here, lambda: None), list[bytes]()
+        for guest, user in (("vm1", 1), ("vm2", 1), ("vm3", 2)):
+            outbox.is_of(guest, user)
+        fill(outbox, "vm1")
+        for number in range(50):
+            outbox.send(b"vm1 %d" % number, (), "vm1")
+            outbox.send(b"vm2 %d" % number, (), "vm2")
+        outbox.send(b"vm3 0", (), "vm3")
+        outbox.send(b"vm3 1", (), "vm3")
+        while len(outbox):
+            heard.append(there.recv(2000))
+            await asyncio.sleep(0.001)
+        there.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.append(there.recv(2000))
+        there.close()
+        here.close()
+        return [message for message in heard if message.startswith(b"vm")]
+
+    heard = asyncio.run(scene())
+    assert {heard.index(b"vm3 0"), heard.index(b"vm3 1")} <= set(range(4))
+    # Each user's in their order.
+    rest = [message for message in heard if not message.startswith(b"vm3")]
+    assert rest == [b"vm%d %d" % (vm, number) for number in range(50) for vm in (1, 2)]
 
 
 def test_store_that_is_gone_is_said_once_and_nothing_waits_for_it() -> None:

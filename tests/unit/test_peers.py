@@ -156,10 +156,10 @@ def test_connection_that_takes_as_much_as_most_is_sent_descriptors_all_the_same(
     async def scene(room: Room) -> None:
         peer = room.peer(1, 2)
         peer.account.waiting = 750
-        modest, greedy, debtor = (ForeignFds(room.closer) for _ in range(3))
-        greedy.held, debtor.waiting = MODEST + 1, 1
-        answers = [peer.may_receive(foreign) for foreign in (modest, greedy, debtor)]
-        assert answers == [True, False, False]
+        modest, reset, greedy, debtor = (ForeignFds(room.closer) for _ in range(4))
+        reset.waiting, greedy.held, debtor.waiting = MODEST, MODEST + 1, MODEST + 1
+        answers = [peer.may_receive(foreign) for foreign in (modest, reset, greedy, debtor)]
+        assert answers == [True, True, False, False]
         # Not beyond what all may have together: the rest is our own.
         peer.account.waiting = 875
         assert not peer.may_receive(modest)

@@ -161,5 +161,4 @@ class Inbox:
     def done(self) -> None:
         """The message that was taken last is dealt with."""
         self._journal.done()
-        # Not before the saver's duplicates: the last ones are not to be closed in here.
         self._connection.let_go()

@@ -18,6 +18,7 @@ class Kept:
         vm: which.
         saver: puts it into the store.
         snapshot: the guest as it is now, with this row of its policy.
+        let_go: has closed what the VMM sent and the guest has no more.
         publish: takes what happens.
     """
 
@@ -26,11 +27,13 @@ class Kept:
         vm: VmId,
         saver: Saver,
         snapshot: Callable[[VmRow | None], Snapshot],
+        let_go: Callable[[], None],
         publish: Publish,
     ) -> None:
         self._vm = vm
         self._saver = saver
         self._snapshot = snapshot
+        self._let_go = let_go
         self._publish = publish
         self._row: VmRow | None = None
         self._began = self._missed = False
@@ -38,12 +41,17 @@ class Kept:
         self._failures = RateLimit(1)
         self.stays = False
         """The guest stays in the store for another controller."""
-        saver.when_not_kept(self.save)
+        saver.when_not_kept(self._save_late)
 
     @property
     def journal(self) -> RequestJournal:
         """Of the request in hand."""
         return self._saver.journal
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether all of the guest was put into the store when it was last saved."""
+        return self._saver.is_kept
 
     def begin(self) -> None:
         """Saves from now on. A guest that is still being restored would be saved half."""
@@ -54,7 +62,7 @@ class Kept:
     def keep(self, row: VmRow) -> None:
         """Keeps this row of the VM's policy from now on."""
         self._row = row
-        self.save()
+        self._save_late()
 
     def save(self) -> None:
         """Keeps the guest as it is now."""
@@ -68,9 +76,22 @@ class Kept:
                 if suppressed is not None:
                     self._publish(NotStored(self._vm, err.strerror or str(err), suppressed))
 
+    def _save_late(self) -> None:
+        """Keeps the guest while no request is in hand.
+
+        The saver may close duplicates of descriptors that the VMM has replaced long before, and
+        the next request, which would let go of them, may never come.
+        """
+        self.save()
+        self._let_go()
+
     def save_soon(self) -> None:
         """Keeps the guest as it is a little later."""
         self._saver.save_soon()
+
+    def stay(self) -> None:
+        """Leaves the guest in the store, where the store has a state of it; saves no more."""
+        self.stays = self._saver.has_state
 
     async def stored(self) -> None:
         """Keeps the guest as it is now, and waits until the store has it."""

@@ -26,7 +26,7 @@ class KeptFds:
     def adopt(self, number: int, fd: HasFileno) -> None:
         """Knows a descriptor that is in the store already."""
         self._known[id(fd)] = (fd, number)
-        self.kept.setdefault(number, OwnedFd(os.dup(fd.fileno())))
+        self.kept.setdefault(number, _copy_of(fd))
         self._next = max(self._next, number + 1)
 
     def find(self, fd: HasFileno) -> int | None:
@@ -44,7 +44,7 @@ class KeptFds:
 
     def add(self, fd: HasFileno) -> int:
         """Gives a descriptor the next number. Raises OSError: there is none left for a copy."""
-        number, kept = self._next, OwnedFd(os.dup(fd.fileno()))
+        number, kept = self._next, _copy_of(fd)
         self._next += 1
         self._known[id(fd)], self.kept[number] = (fd, number), kept
         return number
@@ -74,3 +74,12 @@ class KeptFds:
             fd.close()
         self.kept.clear()
         self._known.clear()
+
+
+def _copy_of(fd: HasFileno) -> OwnedFd:
+    """A duplicate; of a VMM's descriptor one that the VMM's connection closes (``ForeignFds``).
+
+    After a while in which its guest could not be saved, that may be the last close of its file:
+    the guest has let go of it by then, and the store lets go when it likes.
+    """
+    return fd.duplicate() if isinstance(fd, OwnedFd) else OwnedFd(os.dup(fd.fileno()))

@@ -106,7 +106,9 @@ class VhostUserGuests:
             self._publish(TakenOver(session.vm))
 
     def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Session:
-        session = Session(vm, connection, self._peers.of(connection), self._shared, saver)
+        peer = self._peers.of(connection)
+        saver.is_of(peer.uid)
+        session = Session(vm, connection, peer, self._shared, saver)
         self._registry.add(session)
         return session
 

@@ -109,8 +109,10 @@ class Peer:
             return True
         if debt < MAX_DEBT and self.descriptors < self._peers.of_one_user:
             return True
-        # A VM that was there before and takes no more than most can still be reset.
-        modest = foreign.held <= MODEST and not foreign.waiting and debt < 2 * MAX_DEBT
+        # A VM that was there before and takes no more than most can still be reset: the VMM sends
+        # new descriptors while those that they replace wait some ms for their close.
+        may_wait = MODEST if debt < MAX_DEBT else 0
+        modest = foreign.held <= MODEST and foreign.waiting <= may_wait and debt < 2 * MAX_DEBT
         return modest and self._peers.descriptors < self._peers.of_all
 
 

@@ -177,10 +177,20 @@ class Saver(Protocol):
 
     Attributes:
         journal: of the request in hand.
+        is_kept: whether all of the guest was put into the store when it was last saved.
     """
+
+    is_kept: bool
 
     @property
     def journal(self) -> RequestJournal: ...
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the store has a state by which another controller can go on."""
+
+    def is_of(self, user: int) -> None:
+        """Names the guest's user."""
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
         """Has ``save`` called whenever the guest is to be saved again by itself."""
@@ -209,8 +219,13 @@ class Saver(Protocol):
 class NullSaver:
     """Keeps nothing of a guest, whose balloon ends with this controller."""
 
+    is_kept = has_state = False
+
     def __init__(self) -> None:
         self.journal = NoJournal()
+
+    def is_of(self, user: int) -> None:
+        pass
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
         pass
@@ -258,6 +273,7 @@ class GuestSaver:
         self._fds = KeptFds()
         self._replay = _ReplayCache()
         self._schedule = _Schedule()
+        self.is_kept = False
         self._serial = 0
         """Of the newest state in the store."""
         self._contents: tuple[EncodedMessages, int | None] | None = None
@@ -273,6 +289,13 @@ class GuestSaver:
     def _group(self) -> str:
         return group_of(self._vm.number)
 
+    @property
+    def has_state(self) -> bool:
+        return self._serial > 0
+
+    def is_of(self, user: int) -> None:
+        self._store.is_of(self._group, user)
+
     def when_not_kept(self, save: Callable[[], None]) -> None:
         self._schedule.save = save
 
@@ -286,6 +309,7 @@ class GuestSaver:
 
     def save(self, snapshot: Snapshot) -> None:
         self._schedule.cancel_soon()
+        self.is_kept = False
         if self._schedule.complaint:
             complaint, self._schedule.complaint = self._schedule.complaint, ""
             raise OSError(errno.ENOSPC, complaint)
@@ -318,9 +342,10 @@ class GuestSaver:
             return
         if contents != self._contents:
             self._contents, self._valid_from = contents, self._serial
-        if self._store.has_all:
+        if self._store.has_all_of(self._group):
             self.journal.require(self._valid_from)
         self._schedule.kept()
+        self.is_kept = True
 
     def _state(self, snapshot: Snapshot) -> tuple[EncodedMessages, GuestState]:
         """The guest's state, all of whose descriptors are in the store by then."""
@@ -392,6 +417,7 @@ class GuestSaver:
     def _lost(self, name: str, losses: int) -> None:
         """The keeper had no room for a descriptor of this guest, or for its state."""
         self._losses, self._is_store_known = losses, False
+        self.is_kept = False
         key = parse_key(name)
         if isinstance(key, FdKey):
             self._fds.drop(key.fd_number)
@@ -405,7 +431,7 @@ class GuestSaver:
 
     async def drained(self) -> None:
         try:
-            await self._store.drained()
+            await self._store.drained(self._group)
         finally:
             # The VMM relies on the answer that it gets next: earlier states are invalid from here.
             self.journal.require(self._valid_from)
@@ -417,6 +443,7 @@ class GuestSaver:
 
     def close(self) -> None:
         self._store.on_loss(self._group, None)
+        self._store.is_of(self._group, None)
         self._schedule.cancel()
         self._fds.clear()
         self.journal.close()

@@ -1,6 +1,7 @@
 """One VM: its VMM's connection, its balloon, its device, and what is kept of it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -81,7 +82,7 @@ class Session:
         )
         settings = BalloonSettings(shared.config.vm_mem_bytes, shared.config.poll_s)
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
-        self._kept = Kept(vm, saver, self._snapshot, publish)
+        self._kept = Kept(vm, saver, self._snapshot, connection.let_go, publish)
         self._conversation = Conversation(
             vm,
             connection,
@@ -155,7 +156,7 @@ class Session:
             self._kept.save()
         finally:
             # Even where that failed: its place in the store is not to be taken away.
-            self._kept.stays = True
+            self._kept.stay()
 
     # --- what another controller left ---------------------------------------------------------
 
@@ -212,12 +213,17 @@ class Session:
         self._report(self.vm, Gone("its connection is closed"))
         self._balloon.close()
         stays = self._kept.stays
+        # A child that closes shares this process's descriptors, and a child that hangs outlives
+        # this process: a descriptor left open here would keep the memory of a VM that ends later.
+        # This process closes a guest's descriptors where the store has all of them, as no close is
+        # the last one then; else a child does.
+        here = stays and self._kept.is_kept
         # Before the device ends: whoever closes the guest's memory last frees all of it, which
         # takes long and must not be this process.
-        self._kept.close()
-        if not stays:
+        with self._connection.foreign.closed_here() if here else contextlib.nullcontext():
+            self._kept.close()
             self.backend.close()
-            self._conversation.inbox.drop()
+        self._conversation.inbox.drop()
         self._connection.let_go()
         try:
             await self.device.stop()
