@@ -6,7 +6,7 @@ bring a fresh back-end to the present state, so that a restored state passes the
 VMM's messages, and the VM's descriptors, by number (``keys.FdKey``).
 
 Layout: a line ``balloond guest state <version> <CRC-32 of the rest, 8 hex digits>``, then JSON.
-    The checksum detects damage, not forgery: only a balloond of the same user can write a state.
+The checksum detects damage, not forgery: only a balloond of the same user can write a state.
 """
 
 import json

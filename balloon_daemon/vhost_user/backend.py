@@ -1,11 +1,11 @@
 """The back-end's half of vhost-user as a state machine: messages in, effects out.
 
 Pure: no socket, no mapping. Theory of operation: the front-end describes features, memory and
-    vrings in any order. A vring is *ready* once it has a size, addresses and a kick and is
-    enabled; the acknowledged features decide which virtqueue a vring's index means. A message that
-    changes anything with which the running device was forked gives ``StopDevice`` *before* its
-    answer, so that no device serves memory or rings that the front-end believes are gone, and then
-    ``RingsChanged``.
+vrings in any order. A vring is *ready* once it has a size, addresses and a kick and is
+enabled; the acknowledged features decide which virtqueue a vring's index means. A message that
+changes anything with which the running device was forked gives ``StopDevice`` *before* its
+answer, so that no device serves memory or rings that the front-end believes are gone, and then
+``RingsChanged``.
 
 Most VMMs exit when a back-end hangs up during their start, and the guest's driver chooses part of
 what the VMM sends. So a message that can be understood is always answered; ``NotServed`` says why

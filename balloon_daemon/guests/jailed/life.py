@@ -1,9 +1,9 @@
 """The states of one guest's device, as a table: state and event -> next state and actions.
 
 Pure: ``supervisor.py`` forks, kills and waits, and passes the results in as events. The table
-    ensures two rules, in whatever order events come: no two devices ever serve one guest, and no
-    device is forked while its predecessor or a killed device may still touch the guest's memory.
-    An event that a state does not have is a bug of ours: ``StateError``, and nothing changes.
+ensures two rules, in whatever order events come: no two devices ever serve one guest, and no
+device is forked while its predecessor or a killed device may still touch the guest's memory.
+An event that a state does not have is a bug of ours: ``StateError``, and nothing changes.
 
 =========================== =====================================================================
 state                       meaning
