@@ -55,7 +55,7 @@ def alternate(trace: Trace, guest: RingGuest, daemon: Balloond, work: Work, runs
         daemon.ask_for_nothing()
         guest.fill(DEFLATEQ, trace.buffers)
         guest.drain(DEFLATEQ)
-        guest.frontend.serve_channel()
+        guest.frontend.requests.serve_channel()
         for name, (program, what) in work.items():
             guest.file.touch()
             found.add(name, *program.run(guest.file, what))

@@ -83,7 +83,7 @@ def _resumed_ms(daemon: Balloond, guest: RingGuest, device: int, end: Callable[[
     """Milliseconds from the end to the successor's first used entry."""
     # Asked for, as of any guest: a device slows down what nobody wanted.
     daemon.ask_for_all()
-    guest.frontend.serve_channel()
+    guest.frontend.requests.serve_channel()
     guest.file.touch(MEMORY_BYTES)
     queue = guest.queues[INFLATEQ]
     pages = np.arange(MEMORY_BYTES // PAGE_SIZE - 1, -1, -1, dtype=np.uint32)

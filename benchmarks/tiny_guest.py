@@ -51,8 +51,8 @@ def wait_told(guests: Sequence[RingGuest], deadline_s: float = 10.0) -> list[flo
     poller = select.epoll()
     left = {}
     for guest in guests:
-        assert guest.frontend.channel is not None
-        fd = guest.frontend.channel.fileno()
+        assert guest.frontend.requests.channel is not None
+        fd = guest.frontend.requests.channel.fileno()
         left[fd] = guest
         poller.register(fd, select.EPOLLIN)
     told = []
@@ -67,7 +67,7 @@ def wait_told(guests: Sequence[RingGuest], deadline_s: float = 10.0) -> list[flo
             raise TimeoutError(f"{len(left)} of {len(guests)} guests were not told of a target")
     poller.close()
     for guest in guests:
-        guest.frontend.serve_channel()
+        guest.frontend.requests.serve_channel()
     return told
 
 

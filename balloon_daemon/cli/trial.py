@@ -204,7 +204,7 @@ class _Trial:
                 )
             ready = dict(poller.poll(min(left_s, 0.005) * 1000))
             if self._device.pidfd.fileno() in ready and not happened():
-                self._bury()
+                self._raise_death()
 
     def _said(self, kind: type[Up]) -> bool:
         while reports := self._device.tube.receive():
@@ -266,7 +266,7 @@ class _Trial:
             f"the kernel did not free the memory that a trial device gave back: {why}"
         )
 
-    def _bury(self) -> NoReturn:
+    def _raise_death(self) -> NoReturn:
         """Raises TrialError with the cause of death of a device that ended untimely."""
         code = self.exit_code()
         # The last line is either a traceback's, with the error, or the present step of the

@@ -40,25 +40,17 @@ class Registry:
         self.tasks: dict[VmId, asyncio.Task[None]] = {}
 
     def next_vm(self) -> VmId:
-        """The id for the next VM; ``add`` uses it up."""
         return VmId(self._last + 1, f"vm{self._last + 1}")
 
     def add(self, guest: Guest) -> None:
-        """Adds a guest, whose reports are accepted from now on."""
         # Never reuse a number, not even one of a VM taken over from another balloond.
         self._last = max(self._last, guest.vm.number)
         self._governor.add(guest)
 
     def report(self, vm: VmId, report: Report) -> None:
-        """Takes a VM's report.
-
-        Raises:
-            StateError: ``Attached`` has a row that no policy can be in.
-        """
         self._governor.report(vm, report)
 
     def serve(self, guest: Guest) -> None:
-        """Runs an added guest's ``serve`` as a task until it ends."""
         task = asyncio.get_running_loop().create_task(guest.serve())
         self.tasks[guest.vm] = task
         task.add_done_callback(lambda task: self._ended(guest.vm, task))

@@ -7,6 +7,7 @@ import os
 import select
 from collections.abc import Callable
 from time import monotonic
+from typing import assert_never
 
 from balloon_daemon.device.balloon import BalloonDevice, RunningQueue
 from balloon_daemon.device.pace import Account
@@ -270,6 +271,8 @@ class DeviceLoop:
                     self._device.request_stats()
                 case Command.STOP:
                     return False
+                case unreachable:
+                    assert_never(unreachable)
         return True
 
     def _report(self) -> None:

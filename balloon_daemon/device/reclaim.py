@@ -9,12 +9,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from operator import length_hint
+from typing import Protocol
 
+from balloon_daemon.device.huge_pages import HugePages
 from balloon_daemon.errors import GuestError, Rule
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.virtio.guest_memory import GuestMemory
 
 _REMOVE = mmap.MADV_REMOVE
+
+
+class Mapping(Protocol):
+    """What a reclaimer asks of an ``mmap.mmap``, and of what stands in for one in a test."""
+
+    def madvise(self, option: int, start: int, length: int, /) -> None: ...
+
 
 HostFault = Callable[[int, int], None]
 """Hears of the kernel's refusals: (errno, guest-physical address)."""
@@ -92,7 +101,7 @@ class Reclaimer:
     def __init__(
         self,
         memory: GuestMemory,
-        maps: Sequence[mmap.mmap | None],
+        maps: Sequence[Mapping | None],
         host_fault: HostFault,
         *,
         must_tell_host: bool = False,
@@ -109,12 +118,8 @@ class Reclaimer:
             and self._maps[index] is not None
             and pfns_name_pages
         }
-        self._must_tell_host = must_tell_host
         self._pfns_name_pages = pfns_name_pages
-        # For each region of huge pages: which 4 KiB parts of each are in the balloon, as bits. All
-        # that are complete share one number: for a TiB of them there would be half a million.
-        self._parts: list[dict[int, int]] = [{} for _ in self._maps]
-        self._whole = [(1 << region.host_page_bytes // PAGE_SIZE) - 1 for region in memory.regions]
+        self._huge_pages = HugePages(memory.regions, must_tell_host=must_tell_host)
         self.removed_bytes = 0
         self.removals = 0
         self.reported_removed_bytes = 0
@@ -146,7 +151,9 @@ class Reclaimer:
             elif self._maps[index] is None or not self._pfns_name_pages:
                 self.kept_pages += length // PAGE_SIZE
             else:
-                self._collect(index, offset, length)
+                page_bytes = self._memory.regions[index].host_page_bytes
+                for page in self._huge_pages.put_in(index, offset, length):
+                    self._remove(index, page * page_bytes, page_bytes)
 
     def deflate(self, queue: str, head: int, runs: Runs) -> None:
         """Forgets the pages that the guest took back.
@@ -158,14 +165,8 @@ class Reclaimer:
             GuestError: a PFN outside guest memory; then nothing is forgotten.
         """
         for index, offset, length in self._located(queue, head, runs):
-            page_bytes = self._memory.regions[index].host_page_bytes
-            if page_bytes > PAGE_SIZE:
-                parts = self._parts[index]
-                for page, mask in _masks(offset, length, page_bytes):
-                    if left := parts.get(page, 0) & ~mask:
-                        parts[page] = left
-                    else:
-                        parts.pop(page, None)
+            if self._memory.regions[index].host_page_bytes > PAGE_SIZE:
+                self._huge_pages.take_out(index, offset, length)
 
     def forget(self) -> None:
         """Forgets every part of a huge page: some of them are the guest's again, who knows which.
@@ -173,8 +174,7 @@ class Reclaimer:
         A chain of the deflateq that breaks a rule is answered all the same, and its pages are in
         use from then on.
         """
-        for parts in self._parts:
-            parts.clear()
+        self._huge_pages.forget()
 
     def discard(self, queue: str, head: int, ranges: Sequence[tuple[int, int]]) -> int:
         """Removes ranges that the guest reported as free (free page reporting).
@@ -270,27 +270,3 @@ class Reclaimer:
             return
         self.removals += 1
         self.removed_bytes += length
-
-    def _collect(self, index: int, offset: int, length: int) -> None:
-        """Notes 4 KiB parts of huge pages; removes each huge page that is complete."""
-        parts = self._parts[index] if self._must_tell_host else {}
-        page_bytes, whole = self._memory.regions[index].host_page_bytes, self._whole[index]
-        for page, mask in _masks(offset, length, page_bytes):
-            before = parts.get(page, 0)
-            now = before | mask
-            parts[page] = whole if now == whole else now
-            if now == whole != before:
-                self._remove(index, page * page_bytes, page_bytes)
-
-
-def _masks(offset: int, length: int, page_bytes: int) -> list[tuple[int, int]]:
-    """The huge pages that a range touches, each with the bits of its touched 4 KiB parts."""
-    masks = []
-    end = offset + length
-    while offset < end:
-        page, start = divmod(offset, page_bytes)
-        stop = min(page_bytes, start + end - offset)
-        count = (stop - start) // PAGE_SIZE
-        masks.append((page, ((1 << count) - 1) << start // PAGE_SIZE))
-        offset += stop - start
-    return masks

@@ -171,11 +171,11 @@ class FakeGuestProcess:
         """The guest's figures."""
         return self.command("status")
 
-    def wait_event(self, name: str, *, after: int = 0) -> Json:
-        """Waits for an event among those from number ``after`` on, and returns the first."""
+    def wait_event(self, name: str) -> Json:
+        """Waits for an event, and returns the first of its name."""
 
         def found() -> Json | None:
-            named = (event for event in self.events[after:] if event["event"] == name)
+            named = (event for event in self.events if event["event"] == name)
             return next(named, None)
 
         self._wait(lambda: found() is not None, f"event {name}")

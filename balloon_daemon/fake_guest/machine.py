@@ -100,7 +100,7 @@ class FakeGuest:
     def close(self) -> None:
         """Hangs up and frees the memory."""
         self.hang_up()
-        self.driver.queues = {}
+        self.driver.rings.queues = {}
         self.ram.close()
 
     def hang_up(self) -> None:
@@ -130,8 +130,8 @@ class FakeGuest:
         self.disconnected = ""
         frontend = FakeFrontend(wire, self.settings.style, num_vqs=self.settings.num_vqs)
         self.frontend = frontend
-        self.driver.transport = frontend
-        frontend.on_plugged = self.driver.memory_plugged
+        self.driver.rings.transport = frontend
+        frontend.on_plugged = self.driver.statistics.memory_plugged
         try:
             frontend.negotiate()
         except BaseException:
@@ -146,9 +146,9 @@ class FakeGuest:
             BackendError: the back-end refused something.
         """
         frontend = self._connected()
-        self.acknowledged = frontend.features & self.settings.driver.features
+        self.acknowledged = frontend.negotiated.features & self.settings.driver.features
         self._rings = self.driver.find_queues(self.acknowledged)
-        frontend.config_changed = False
+        frontend.requests.config_changed = False
         frontend.start(self.acknowledged, self.ram.shared(), self._rings)
         self._on_event("bound", {"features": self.acknowledged})
         self.driver.ready()
@@ -196,15 +196,15 @@ class FakeGuest:
         """What to poll for reading."""
         if self.frontend is None:
             return []
-        fds = [self.frontend.wire.fileno()]
-        if self.frontend.channel is not None:
-            fds.append(self.frontend.channel.fileno())
+        fds = [self.frontend.requests.wire.fileno()]
+        if self.frontend.requests.channel is not None:
+            fds.append(self.frontend.requests.channel.fileno())
         if self.frontend.running:
             fds += [self.frontend.call_fd(ring.ring.index) for ring in self._queues()]
         return fds
 
     def _queues(self) -> list[DriverQueue]:
-        return list(self.driver.queues.values())
+        return list(self.driver.rings.queues.values())
 
     def timeout_s(self) -> float | None:
         """When to call ``handle`` though nothing is readable, in seconds from now."""
@@ -226,10 +226,10 @@ class FakeGuest:
         if frontend is None:
             return
         try:
-            if frontend.wire.fileno() in readable:
-                message, _ = frontend.wire.receive()
+            if frontend.requests.wire.fileno() in readable:
+                message, _ = frontend.requests.wire.receive()
                 raise ConnectionError(f"an answer that nobody asked for: {message.name}")
-            frontend.serve_channel()
+            frontend.requests.serve_channel()
             if frontend.running:
                 self._settle_config(frontend)
                 self._serve_queues(frontend, readable)
@@ -244,7 +244,7 @@ class FakeGuest:
         if not self.settings.driver.interrupts:
             self.driver.poll_used()
             return
-        for queue, ring in list(self.driver.queues.items()):
+        for queue, ring in list(self.driver.rings.queues.items()):
             fd = frontend.call_fd(ring.ring.index)
             if fd in readable:
                 os.eventfd_read(fd)
@@ -252,8 +252,8 @@ class FakeGuest:
 
     def _settle_config(self, frontend: FakeFrontend) -> None:
         # A signal may arrive while an answer is awaited: look until none is left.
-        while frontend.config_changed:
-            frontend.config_changed = False
+        while frontend.requests.config_changed:
+            frontend.requests.config_changed = False
             self.driver.config_changed()
 
     def _disconnect(self, reason: str) -> None:
@@ -279,7 +279,7 @@ class FakeGuest:
             "idle": self.driver.idle,
             "features": self.acknowledged,
             **asdict(self.driver.counters),
-            "frontend": asdict(frontend.counters) if frontend is not None else None,
+            "frontend": asdict(frontend.requests.counters) if frontend is not None else None,
         }
 
 

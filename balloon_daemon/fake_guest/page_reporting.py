@@ -3,11 +3,18 @@
 Runs in the fake guest's process. Source: virtio 1.3, 5.5.6.7; Linux ``mm/page_reporting.c``.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
+from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.pages import PageStack, whole_blocks
-from balloon_daemon.fake_guest.ram import GuestRam, Pages, PageState
+from balloon_daemon.fake_guest.pattern import Pages
+from balloon_daemon.fake_guest.ram import GuestRam, PageState
+from balloon_daemon.fake_guest.rings import Rings
+from balloon_daemon.fake_guest.settings import DriverCounters
 from balloon_daemon.units import PAGE_SIZE
+from balloon_daemon.virtio.balloon import BalloonQueue
 
 MAX_REPORT_RANGES = 32
 """Ranges in one report of Linux (PAGE_REPORTING_CAPACITY)."""
@@ -64,9 +71,82 @@ class PageReport:
         self._ram.state[self._waiting] = PageState.GIVEN
         length = self.block_pages * PAGE_SIZE
         self.sent_bytes += len(now) * length
-        return [(int(pfn) * PAGE_SIZE, length) for pfn in self._ram.pfns(firsts)]
+        return [(int(pfn) * PAGE_SIZE, length) for pfn in self._ram.numbers.pfns(firsts)]
 
     def finish(self) -> None:
         """The device used the chain, or is gone: its blocks are free again, to be used last."""
         self._free.give_last(self._waiting)
         self._waiting = self._waiting[:0]
+
+
+class PageReporting:
+    """Reports of free pages, one at a time.
+
+    Args:
+        ram: the guest's memory.
+        free: its free pages.
+        rings: where the reports are sent.
+        counters: reports are counted here.
+        on_reported: told how many bytes a report had, once the device has answered all of it.
+    """
+
+    def __init__(
+        self,
+        ram: GuestRam,
+        free: PageStack,
+        rings: Rings,
+        counters: DriverCounters,
+        on_reported: Callable[[int], None],
+    ) -> None:
+        self._ram = ram
+        self._free = free
+        self._rings = rings
+        self._counters = counters
+        self._on_reported = on_reported
+        self._report: PageReport | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no report is under way."""
+        return self._report is None
+
+    def start(self, block_pages: int = REPORT_BLOCK_PAGES) -> int:
+        """Reports every aligned free block that holds memory, 32 in a chain.
+
+        Returns:
+            The blocks that will be reported; ``on_reported`` follows when the last was used.
+
+        Raises:
+            ConfigError: no reporting queue, or a report is under way.
+        """
+        queue = self._rings.queues.get(BalloonQueue.REPORTING_VQ)
+        if queue is None:
+            raise ConfigError("free page reporting was not negotiated")
+        if self._report is not None:
+            raise ConfigError("a report is under way")
+        self._report = PageReport(self._ram, self._free, block_pages, queue.size)
+        blocks = self._report.blocks_left
+        self._send(self._report)
+        return blocks
+
+    def used(self) -> None:
+        """The device has used the chain that was sent last."""
+        assert self._report is not None
+        self._report.finish()
+        self._send(self._report)
+
+    def stop(self) -> None:
+        """The queue is gone: blocks that a chain carried are free again."""
+        if self._report is not None:
+            self._report.finish()
+        self._report = None
+
+    def _send(self, report: PageReport) -> None:
+        chain = report.next_chain()
+        if not chain:
+            self._report = None
+            self._on_reported(report.sent_bytes)
+            return
+        self._counters.report_buffers += 1
+        self._counters.reported_bytes += sum(length for _, length in chain)
+        self._rings.send(BalloonQueue.REPORTING_VQ, [], chain)

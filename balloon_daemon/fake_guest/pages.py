@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from balloon_daemon.errors import ConfigError
-from balloon_daemon.fake_guest.ram import GuestRam, Pages, PageState
+from balloon_daemon.fake_guest.pattern import Pages
+from balloon_daemon.fake_guest.ram import GuestRam, PageState
 
 BUFFER_PFNS = 256
 """PFNs in one buffer of Linux's driver (VIRTIO_BALLOON_ARRAY_PFNS_MAX)."""
@@ -118,7 +119,7 @@ def read_trace(ram: GuestRam, path: str) -> Pages:
             pfns = trace["pfns"]
     except (OSError, ValueError, KeyError) as err:
         raise ConfigError(f"{path} is not a trace: {err}") from err
-    pages = ram.pages(pfns)
+    pages = ram.numbers.pages(pfns)
     pages = pages[pages >= 0]
     pages = pages[ram.state[pages] == PageState.FRESH]
     _, first_at = np.unique(pages, return_index=True)
@@ -186,7 +187,7 @@ def whole_blocks(ram: GuestRam, free: PageStack, block_pages: int) -> Pages:
     loose = np.zeros(ram.num_pages, np.bool_)
     loose[free.next()] = True
     held = ram.state == PageState.PATTERN
-    pfns = ram.pfns(np.arange(ram.num_pages))
+    pfns = ram.numbers.pfns(np.arange(ram.num_pages))
     starts = np.flatnonzero(pfns % block_pages == 0)
     starts = starts[starts + block_pages <= ram.num_pages]
     ends_as_it_should = pfns[starts + block_pages - 1] == pfns[starts] + block_pages - 1

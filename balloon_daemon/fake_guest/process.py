@@ -151,18 +151,18 @@ def _commands(guest: FakeGuest, path: str) -> dict[str, Command]:
         guest.bind()
 
     def touch(request: Mapping[str, object]) -> Mapping[str, object]:
-        return {"touched_bytes": guest.driver.touch_free(_number(request, "bytes"))}
+        return {"touched_bytes": guest.driver.pages.touch_free(_number(request, "bytes"))}
 
     def report(request: Mapping[str, object]) -> Mapping[str, object]:
         block_pages = _number(request, "block_pages", REPORT_BLOCK_PAGES)
-        return {"blocks": guest.driver.report_free_pages(block_pages)}
+        return {"blocks": guest.driver.reporting.start(block_pages)}
 
     return {
         "status": then_status(lambda: None),
         "check": lambda _request: asdict(guest.ram.check()),
         "touch": touch,
         "stats": lambda _request: {
-            tag.name: value for tag, value in guest.driver.statistics().items()
+            tag.name: value for tag, value in guest.driver.statistics.values().items()
         },
         "report-free-pages": report,
         "stop": then_status(guest.unbind),

@@ -20,14 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from balloon_daemon.errors import ConfigError
+from balloon_daemon.fake_guest.page_numbers import PageNumbers
+from balloon_daemon.fake_guest.pattern import WORDS, Pages, Pattern
 from balloon_daemon.units import GIB, PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import RegionDescription
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
 
-Pages = NDArray[np.int64]
-"""Page numbers, counted through the memfd from its beginning; not PFNs."""
-
-WORDS = PAGE_SIZE // 8
 BATCH_PAGES = 2048
 """Pages written or compared at once: 8 MiB, so that numpy's own cost does not count."""
 
@@ -134,13 +132,8 @@ class GuestRam:
         )
         self._words = np.frombuffer(self._map, np.uint64).reshape(self.num_pages, WORDS)
         self.state = np.full(self.num_pages, PageState.FRESH, np.uint8)
-        self._generation = np.zeros(self.num_pages, np.uint64)
-        # Multiplied apart: guests whose seeds are neighbours share no page's pattern.
-        self._seed = np.uint64(seed * 0xFF51AFD7ED558CCD % 2**64)
-        self._steps = np.arange(WORDS, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
-        self._starts = np.array([r.mmap_offset_bytes // PAGE_SIZE for r in self.regions])
-        self._start_pfns = np.array([r.guest_addr // PAGE_SIZE for r in self.regions])
-        self._lengths = np.array([r.size_bytes // PAGE_SIZE for r in self.regions])
+        self._pattern = Pattern(self.num_pages, seed)
+        self.numbers = PageNumbers(self.regions)
 
     def close(self) -> None:
         """Gives the memory back to the host, unless somebody still holds a view of it."""
@@ -161,22 +154,6 @@ class GuestRam:
         return [(region, self.fd) for region in self.regions]
 
     # -- numbers --------------------------------------------------------------------------
-
-    def pfns(self, pages: Pages) -> NDArray[np.uint32]:
-        """The guest's page frame numbers of pages."""
-        region = np.searchsorted(self._starts, pages, side="right") - 1
-        pfns: NDArray[np.uint32] = (
-            pages - self._starts[region] + self._start_pfns[region]
-        ).astype(np.uint32)
-        return pfns
-
-    def pages(self, pfns: NDArray[np.integer]) -> Pages:
-        """The pages behind page frame numbers; −1 for those outside the guest's memory."""
-        wide = pfns.astype(np.int64)
-        region = np.searchsorted(self._start_pfns, wide, side="right") - 1
-        offset = wide - self._start_pfns[region]
-        inside = (region >= 0) & (offset < self._lengths[region])
-        return np.where(inside, offset + self._starts[region], -1).astype(np.int64)
 
     def count(self, state: PageState) -> int:
         """How many pages are in a state."""
@@ -208,16 +185,9 @@ class GuestRam:
         """Writes a new pattern to pages, as a guest does that uses them."""
         for at in range(0, len(pages), BATCH_PAGES):
             part = pages[at : at + BATCH_PAGES]
-            self._generation[part] += np.uint64(1)
-            self._words[part] = self._pattern(part)
+            self._pattern.renew(part)
+            self._words[part] = self._pattern.of(part)
         self.state[pages] = PageState.PATTERN
-
-    def _pattern(self, pages: Pages) -> NDArray[np.uint64]:
-        """What pages should hold: each word depends on page, word, generation and guest."""
-        base = pages.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + self._seed
-        base ^= self._generation[pages] * np.uint64(0xBF58476D1CE4E5B9)
-        rows: NDArray[np.uint64] = base[:, None] + self._steps[None, :]
-        return rows
 
     def data_extents(self) -> Iterator[tuple[int, int]]:
         """The parts of the memfd that the host holds memory for, as (first page, end page)."""
@@ -250,7 +220,7 @@ class GuestRam:
         return CheckResult(
             int(np.count_nonzero(patterned)),
             len(corrupt),
-            self.pfns(corrupt[:16]).tolist(),
+            self.numbers.pfns(corrupt[:16]).tolist(),
             int(np.count_nonzero((self.state == PageState.BALLOON) & resident)),
         )
 
@@ -269,7 +239,7 @@ class GuestRam:
                 got = os.preadv(self.fd, [target], int(part[start]) * PAGE_SIZE)
                 if got != len(target):
                     raise OSError(f"read {got} of {len(target)} bytes of guest memory")
-            expected = np.uint64(0) if zero else self._pattern(part)
+            expected = np.uint64(0) if zero else self._pattern.of(part)
             yield part, (content[: len(part)] != expected).any(axis=1)
 
 

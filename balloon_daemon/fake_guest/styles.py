@@ -86,3 +86,13 @@ class FrontendCounters:
     config_changes: int = 0
     early_config_changes: int = 0
     """CONFIG_CHANGE_MSG while no ring ran, when no VMM need expect it: balloond must send none."""
+
+
+@dataclass(slots=True)
+class Vring:
+    """A queue as the machine provides it: its eventfds, and whether a driver configured it."""
+
+    kick: int
+    call: int
+    err: int
+    configured: bool = False

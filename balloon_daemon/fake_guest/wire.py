@@ -61,10 +61,6 @@ class Wire:
         """Hangs up, wherever the conversation stands."""
         self._sock.close()
 
-    def shut_down_sending(self) -> None:
-        """Says "no more from me" while still able to read."""
-        self._sock.shutdown(socket.SHUT_WR)
-
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Sends bytes, well-formed or not, with any file descriptors beside the first of them.
 

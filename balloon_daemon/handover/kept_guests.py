@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
@@ -44,6 +45,8 @@ def find_guests(store: Store) -> Iterator[KeptGuest]:
                 states.setdefault(vm_number, {})[serial] = store.kept.pop(name)
             case None:
                 pass
+            case unreachable:
+                assert_never(unreachable)
     for number in sorted(fds.keys() | states.keys()):
         serials, vm_fds = states.get(number, {}), fds.get(number, {})
         newest = max(serials, default=0)

@@ -143,11 +143,6 @@ class EncodedMessages:
         return b"".join((head, self._content, rest))
 
 
-def encode_state(state: GuestState) -> bytes:
-    """The bytes of a state."""
-    return EncodedMessages().encode(state)
-
-
 def _listed(messages: Sequence[SavedMessage]) -> str:
     return json.dumps([[m.content.hex(), list(m.fds)] for m in messages])[1:-1]
 

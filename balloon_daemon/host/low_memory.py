@@ -89,7 +89,7 @@ class LowMemorySource(Protocol):
 
 
 class ChromeosLowMemory(Journal):
-    """ChromeOS's low-memory driver: two text files in MiB, and a device to wait for.
+    """A source: ChromeOS's low-memory driver, two text files in MiB and a device to wait for.
 
     ``margin`` reads ``off`` while the kernel's notifier is switched off (by writing ``off``, or
     anything that is no number, to it): then nothing is low, whatever ``available`` says.
@@ -125,7 +125,6 @@ class ChromeosLowMemory(Journal):
         return self._alarm is None or not self._alarm.armed
 
     def read(self) -> Reading | NeverLow | None:
-        """The available memory and the margin; None: unknown, and counted."""
         # Arm the device before reading the figures: memory that becomes low between the two then
         # wakes the controller.
         if self._alarm is not None and (change := self._alarm.refresh()):
@@ -133,11 +132,6 @@ class ChromeosLowMemory(Journal):
         return self.note_reading(self._measure())
 
     def check(self) -> None:
-        """Checks that low memory can be seen now; counts nothing.
-
-        Raises:
-            SourceError: low memory cannot be seen; says why, and the remedy.
-        """
         match self._measure():
             case Unknown("the margin" as what, why):
                 remedy = (
@@ -161,7 +155,6 @@ class ChromeosLowMemory(Journal):
             self.note_wakeup()
 
     def describe(self) -> str:
-        """One line for people: the source, its paths, margin, alarm and present reading."""
         margin = self._margin
         if self._margin_mib is not None:
             margin = f"a margin of {self._margin_mib:,} MiB"
@@ -204,7 +197,7 @@ class ChromeosLowMemory(Journal):
 
 
 class MeminfoLowMemory(Journal):
-    """MemAvailable against a margin, for hosts that are not ChromeOS.
+    """A source: MemAvailable against a margin, for hosts that are not ChromeOS.
 
     Where cgroups limit this process's memory, the memory left below each limit is compared with a
     margin of its own, and the reading nearest to its margin, or furthest below, is the one that
@@ -254,7 +247,6 @@ class MeminfoLowMemory(Journal):
         self._alarm = None if pressure is None else PressureAlarm(pressure)
 
     def read(self) -> Reading | None:
-        """The available memory and the margin; None: unknown, and counted."""
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(SourceTrouble(change))
         seen = self._look()
@@ -264,11 +256,6 @@ class MeminfoLowMemory(Journal):
         return self.note_reading(_tightest(self._readings(*seen)))
 
     def check(self) -> None:
-        """Checks that low memory can be seen now; counts nothing.
-
-        Raises:
-            SourceError: low memory cannot be seen; says why, and the remedy.
-        """
         seen = self._look()
         if isinstance(seen, Unknown):
             raise SourceError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import prctl
 
 from balloon_daemon.linux.libc import show_as
-from balloon_daemon.linux.namespaces import leave_the_world
+from balloon_daemon.linux.namespaces import enter_empty_namespaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     _set_name(name)
     # Before the namespaces: it reads /proc, which is gone in them.
     _limit_resources()
-    leave_the_world()
+    enter_empty_namespaces()
     # Drop privileges in any case: a half-failed move into a user namespace leaves this process all
     # capabilities in there, and a service may have some of its own (AmbientCapabilities=).
     _drop_privileges(identity)

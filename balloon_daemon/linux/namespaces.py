@@ -22,7 +22,7 @@ _CLONE_NEWNS, _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWNET = (
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 1, 2, 4, 8, 0x4000, 1 << 18
 
 
-def leave_the_world() -> bool:
+def enter_empty_namespaces() -> bool:
     """Moves this process into namespaces of its own, with an empty read-only root.
 
     Root gets mount, IPC and network namespaces; any other user gets a user namespace around them,

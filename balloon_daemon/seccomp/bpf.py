@@ -11,6 +11,7 @@ Source: linux/bpf_common.h, linux/filter.h, linux/seccomp.h; Documentation/netwo
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import assert_never
 
 BPF_LD_W_ABS = 0x20
 BPF_JMP_JA = 0x05
@@ -56,6 +57,8 @@ class Jump(IntEnum):
                 return word >= k
             case Jump.SET:
                 return word & k != 0
+            case unreachable:
+                assert_never(unreachable)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ Source: minijail, syscall_filter.c and util.c; the minijail0 of 2026 was asked f
 from balloon_daemon.seccomp.constants import Arch
 from balloon_daemon.seccomp.policy import ALLOW, Action, Filter, Verdict
 from balloon_daemon.seccomp.rules import RuleReader
-from balloon_daemon.seccomp.tokens import Kind, Report, Token
+from balloon_daemon.seccomp.tokens import Kind, Report, Token, Warn
 from balloon_daemon.seccomp.words import StatementError, Words
 
 _RETURN_WARNING = (
@@ -26,8 +26,8 @@ _RETURN_WARNING = (
 class CRuleReader(RuleReader):
     """Reads rules in the C dialect."""
 
-    def __init__(self, arch: Arch, report: Report, default: Verdict) -> None:
-        super().__init__(arch, report)
+    def __init__(self, arch: Arch, report: Report, warn: Warn, default: Verdict) -> None:
+        super().__init__(arch, report, warn)
         self._default = default
 
     # call = name
@@ -61,7 +61,7 @@ class CRuleReader(RuleReader):
             raise StatementError(action.place, message)
         refused = self._error(words, action)
         if refused.action is Action.ERRNO:
-            self.warn("return", action.place, _RETURN_WARNING)
+            self._warn("return", action.place, _RETURN_WARNING)
         return (allowed, Filter(None, refused, action.place))
 
     # return = 'return' [ value ]
@@ -74,7 +74,7 @@ class CRuleReader(RuleReader):
         if first.line == action.line and not behind.startswith(" "):
             message = "minijail's C compiler sees an error only after return and a space"
             raise StatementError(first.place, message)
-        errno = self._value(words)
+        errno = self._values.value(words)
         if errno & 0xFFFFFFFF == 0xFFFFFFFF:
             raise StatementError(first.place, "minijail's C compiler takes no error −1")
         self._warn_of_errno(errno, first)

@@ -15,7 +15,7 @@ Calls of another ABI under the same AUDIT_ARCH (x32) are always killed, whatever
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from balloon_daemon.errors import PolicyFileError, PolicyProblem
 from balloon_daemon.seccomp.bpf import (
@@ -168,6 +168,8 @@ def _atom(graph: Graph, atom: Atom, yes: Node, no: Node) -> Node:
             return _any_bit(graph, atom.argument, value, yes, no)
         case Operator.IN:
             return _any_bit(graph, atom.argument, value ^ MAX_U64, no, yes)
+        case unreachable:
+            assert_never(unreachable)
 
 
 def _equal(graph: Graph, argument: int, value: int, yes: Node, no: Node) -> Node:

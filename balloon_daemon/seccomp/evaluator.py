@@ -5,7 +5,7 @@ fuzz-seccomp`` compare the compiled filter with it.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from balloon_daemon.seccomp.constants import NO_SYSCALL
 from balloon_daemon.seccomp.policy import (
@@ -87,3 +87,5 @@ def compare(atom: Atom, argument: int) -> bool:
             return argument & value != 0
         case Operator.IN:
             return argument & (value ^ MAX_U64) == 0
+        case unreachable:
+            assert_never(unreachable)

@@ -13,16 +13,17 @@ The grammar stands above each method, in the order of the language::
 docs/policy-files.md explains it to those who write such files. In the C dialect (``c_rules``)
 there are ``@include``, one level deep, and rules.
 
-No file may cost more than a moment, however it is made: how much is read, how many mistakes are
-told and how much becomes of one statement are all limited here, and so in ``tokens`` and ``bpf``.
+No file may cost more than a moment, however it is made: how much is read (``policy_sources``), how
+many mistakes are told (``remarks``) and how much becomes of a statement (here, ``tokens``,
+``values``, ``bpf``) are all limited.
 """
 
-import posixpath
 from collections.abc import Callable, Iterable
+from typing import assert_never
 
-from balloon_daemon.errors import PolicyFileError, PolicyProblem
 from balloon_daemon.seccomp.c_rules import CRuleReader
 from balloon_daemon.seccomp.constants import Arch
+from balloon_daemon.seccomp.nearest_name import did_you_mean
 from balloon_daemon.seccomp.policy import (
     ALLOW,
     Action,
@@ -33,24 +34,11 @@ from balloon_daemon.seccomp.policy import (
     Place,
     Verdict,
 )
-from balloon_daemon.seccomp.rules import Rule, RuleReader, did_you_mean
+from balloon_daemon.seccomp.policy_sources import PolicySources
+from balloon_daemon.seccomp.remarks import Mistakes, TooManyMistakesError, Warnings
+from balloon_daemon.seccomp.rules import Rule, RuleReader
 from balloon_daemon.seccomp.tokens import Kind, Token, statements
 from balloon_daemon.seccomp.words import StatementError, Words
-
-INCLUDE_DEPTH_LIMIT = 10
-"""Files may include files that include files, this deep; minijail's limit."""
-
-C_INCLUDE_DEPTH_LIMIT = 1
-"""minijail's C compiler reads what the policy includes, and nothing that this includes."""
-
-TEXT_LIMIT = 2 * 1024 * 1024
-"""Characters of a policy with all that it includes, each time that it includes it."""
-
-FILES_LIMIT = 1000
-"""Files that a policy includes, one that is included again counted again."""
-
-MISTAKES_LIMIT = 100
-"""Mistakes after which no more are looked for."""
 
 FILTERS_LIMIT = 100_000
 """Filters of all calls together: a group of calls gives each of them its own."""
@@ -97,41 +85,11 @@ def parse_policy(
     try:
         parser.read_policy(path, text)
         policy = parser.result()
-    except _TooManyMistakes:
+    except TooManyMistakesError:
         policy = None
     parser.raise_mistakes()
     assert policy is not None, "too many mistakes, and there are none"
     return policy
-
-
-def parse_call(text: str, arch: Arch) -> tuple[int, list[int]]:
-    """Parses a call as people write it: ``madvise(0, 4096, MADV_REMOVE)``.
-
-    The arguments are values of the policy language; the call may be a number.
-
-    Returns:
-        The call's number, and as many arguments as were given.
-
-    Raises:
-        PolicyFileError: it cannot be read, or has more than six arguments.
-    """
-    problems: list[PolicyProblem] = []
-    result = None
-    line = text.replace("\n", " ").replace("\r", " ")
-    for tokens in statements("call", line, problems.append):
-        try:
-            result = RuleReader(arch, problems.append).call(Words(tokens))
-        except StatementError as err:
-            problems.append(err.problem)
-    if result is None and not problems:
-        problems.append(Place("call", 1, 1, text).problem("expected a call"))
-    if problems or result is None:
-        raise PolicyFileError(problems)
-    return result
-
-
-class _TooManyMistakes(Exception):
-    """There is no use in reading on."""
 
 
 class _Parser:
@@ -146,71 +104,67 @@ class _Parser:
         is_another: Callable[[str, str], bool],
     ) -> None:
         self._arch = arch
-        self._read = read
-        self._is_another = is_another
         self._default = default
         self._dialect = dialect
         self._denylist = False
-        self._open: list[str] = []
-        self._files: list[str] = []
-        self._text_left = TEXT_LIMIT
         self._rules: list[Rule] = []
         self._frequency: dict[int, int] = {}
-        self._problems: list[PolicyProblem] = []
+        self._mistakes = Mistakes()
+        self._warnings = Warnings()
+        self._sources = PolicySources(read, is_another, dialect, self._mistakes, self._warnings)
+        report, warn = self._mistakes.report, self._warnings.add
         match dialect:
             case Dialect.PYTHON:
-                self._reader = RuleReader(arch, self._report)
+                self._reader = RuleReader(arch, report, warn)
             case Dialect.C:
-                self._reader = CRuleReader(arch, self._report, default)
-
-    def _report(self, problem: PolicyProblem) -> None:
-        self._problems.append(problem)
-        if len(self._problems) == MISTAKES_LIMIT:
-            message = f"these are {MISTAKES_LIMIT} mistakes; more are not looked for"
-            self._problems.append(problem._replace(source="", message=message))
-            raise _TooManyMistakes
+                self._reader = CRuleReader(arch, report, warn, default)
+            case unreachable:
+                assert_never(unreachable)
 
     def _statements(self, path: str, text: str) -> Iterable[list[Token]]:
-        return statements(path, text, self._report, dialect=self._dialect, warn=self._reader.warn)
+        return statements(
+            path, text, self._mistakes.report, dialect=self._dialect, warn=self._warnings.add
+        )
 
     def read_policy(self, path: str, text: str) -> None:
         """The policy itself: unlike an included file it must not be empty."""
-        self._files.append(path)
+        self._sources.begin(path, text)
         found = list(self._statements(path, text))
-        self._text_left -= len(text)
         self._denylist = any(tokens[0].text == "@denylist" for tokens in found)
         self._reader.denylist = self._denylist
         if self._denylist:
             self._default = ALLOW
-        if not found and not self._problems:
+        if not found and not self._mistakes:
             place = Place(path, 1, 1, text.partition("\n")[0].rstrip("\r"))
-            self._report(place.problem("the file has no statement, so nothing is allowed"))
+            self._mistakes.report(
+                place.problem("the file has no statement, so nothing is allowed")
+            )
         self._read_statements(path, found, None)
 
     def _read_statements(
         self, path: str, found: Iterable[list[Token]], included_at: Place | None
     ) -> None:
-        self._open.append(path)
+        self._sources.enter(path)
         marked = False
         for tokens in found:
             try:
                 words = Words(tokens)
                 if tokens[0].kind is Kind.DIRECTIVE:
                     marked |= tokens[0].text == "@denylist"
-                    self._directive(path, words)
+                    self._directive(words)
                 else:
                     rule = self._reader.rule(words)
                     self._rules.append(rule)
                 words.end()
             except StatementError as err:
-                self._report(err.problem)
+                self._mistakes.report(err.problem)
         if included_at is not None and self._denylist and not marked:
             message = f"{path} lacks @denylist, which the file that includes it has"
-            self._report(included_at.problem(message))
-        self._open.pop()
+            self._mistakes.report(included_at.problem(message))
+        self._sources.leave()
 
     # statement = '@include' path | '@frequency' path | '@default' action | '@denylist'
-    def _directive(self, path: str, words: Words) -> None:
+    def _directive(self, words: Words) -> None:
         directive = words.take()
         if self._dialect is Dialect.C and directive.text in _DIRECTIVES[1:]:
             if directive.text != "@frequency":
@@ -220,9 +174,9 @@ class _Parser:
             return
         match directive.text:
             case "@include":
-                self._include(path, words)
+                self._include(words)
             case "@frequency":
-                self._frequencies(path, words)
+                self._frequencies(words)
             case "@default":
                 self._set_default(words)
             case "@denylist":
@@ -235,73 +189,23 @@ class _Parser:
                 raise StatementError(directive.place, f"unknown directive {unknown}{hint}")
 
     # '@include' path;  path = '/' … | './' …
-    def _include(self, path: str, words: Words) -> None:
-        place, name = self._path(path, words, included=True)
-        if name in self._open:
-            chain = " includes ".join([*self._open[self._open.index(name) :], name])
-            raise StatementError(place, f"includes go in a circle: {chain}")
-        in_c = self._dialect is Dialect.C
-        limit = C_INCLUDE_DEPTH_LIMIT if in_c else INCLUDE_DEPTH_LIMIT
-        if len(self._open) > limit:
-            by_whom = "; minijail's C compiler reads one level" if in_c else ""
-            raise StatementError(place, f"includes are nested more than {limit} deep{by_whom}")
-        text = self._text(name, place)
+    def _include(self, words: Words) -> None:
+        place, name, text = self._sources.included(words)
         self._read_statements(name, self._statements(name, text), place)
 
     # '@frequency' path;  that file = { call ':' number }
-    def _frequencies(self, path: str, words: Words) -> None:
-        place, name = self._path(path, words, included=False)
-        for tokens in self._statements(name, self._text(name, place)):
+    def _frequencies(self, words: Words) -> None:
+        name, text = self._sources.frequencies(words)
+        for tokens in self._statements(name, text):
             try:
                 line = Words(tokens)
                 calls, count = self._reader.frequency(line)
                 line.end()
             except StatementError as err:
-                self._report(err.problem)
+                self._mistakes.report(err.problem)
                 continue
             for number in calls.values():
                 self._frequency[number] = self._frequency.get(number, 0) + count
-
-    def _path(self, path: str, words: Words, *, included: bool) -> tuple[Place, str]:
-        """The next word as a path, relative to the file that it stands in.
-
-        minijail's C compiler opens it as it is written, relative to the working directory.
-        """
-        token = words.take("a path that starts with / or ./")
-        if not token.text.startswith(("/", "./")):
-            raise StatementError(
-                token.place, f"a path starts with / or ./ and {token.text!r} does not"
-            )
-        beside = posixpath.normpath(posixpath.join(posixpath.dirname(path), token.text))
-        from_here = posixpath.normpath(token.text)
-        in_c = self._dialect is Dialect.C
-        name, other = (from_here, beside) if in_c else (beside, from_here)
-        if name != other and included and self._is_another(name, other):
-            compiler = "Python" if in_c else "C"
-            message = f"{name} is read, and minijail's {compiler} compiler reads {other} instead"
-            self._reader.warn("include", token.place, message)
-        return token.place, name
-
-    def _text(self, name: str, place: Place) -> str:
-        if len(self._files) > FILES_LIMIT:
-            message = f"more than {FILES_LIMIT:,} files are included"
-            raise self._too_much(place, message)
-        try:
-            text = self._read(name)
-        except OSError as err:
-            message = f"cannot read {name}: {err.strerror or err}"
-            raise StatementError(place, message) from err
-        self._files.append(name)
-        self._text_left -= len(text)
-        if self._text_left < 0:
-            message = f"with this file the policy is larger than {TEXT_LIMIT:,} characters"
-            raise self._too_much(place, message)
-        return text
-
-    def _too_much(self, place: Place, message: str) -> Exception:
-        """Ends the run: the next file would be too much as well."""
-        self._report(place.problem(message))
-        return _TooManyMistakes()
 
     # '@default' ( 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'user-notify' )
     def _set_default(self, words: Words) -> None:
@@ -316,13 +220,7 @@ class _Parser:
 
     def raise_mistakes(self) -> None:
         """Raises PolicyFileError if anything at all was wrong."""
-        if self._problems:
-            order = {name: index for index, name in enumerate(reversed(self._files))}
-            last = self._problems.pop() if len(self._problems) > MISTAKES_LIMIT else None
-            in_order = sorted(
-                self._problems, key=lambda p: (-order.get(p.file, 0), p.line, p.column)
-            )
-            raise PolicyFileError([*in_order, last] if last is not None else in_order)
+        self._mistakes.raise_if_any(self._sources.names)
 
     def result(self) -> ParsedPolicy:
         """Puts each call's filters together, in the order of the text.
@@ -336,7 +234,7 @@ class _Parser:
             left -= len(rule.calls) * len(rule.filters)
             if left < 0:
                 message = f"the calls have more than {FILTERS_LIMIT:,} filters together"
-                raise self._too_much(rule.colon.place, message)
+                raise self._mistakes.too_much(rule.colon.place.problem(message))
             for name in rule.calls:
                 of_call = filters.setdefault(name, [])
                 self._append(name, of_call, rule)
@@ -355,15 +253,15 @@ class _Parser:
             tuple(calls),
             # minijail lets a @default in a @denylist file rule the conditional calls alone.
             ALLOW if self._denylist else self._default,
-            tuple(self._reader.warnings()),
-            tuple(dict.fromkeys(self._files)),
+            tuple(self._warnings.told()),
+            tuple(dict.fromkeys(self._sources.names)),
             self._denylist,
         )
 
     def _warn_of_lost_conditions(self, name: str, filters: list[Filter]) -> None:
         refusals = [rule for rule in filters if rule.verdict != ALLOW]
         if filters[-1].verdict == ALLOW and refusals and refusals[0].place is not None:
-            self._reader.warn(
+            self._warnings.add(
                 "lost",
                 refusals[0].place,
                 f"holds here, but minijail's Python compiler drops all conditions before an "
@@ -374,13 +272,13 @@ class _Parser:
         if self._dialect is Dialect.C and of_call:
             where = _line_of(of_call[0].place)
             message = f"{name} has a line already at {where}; minijail's C compiler takes one"
-            self._report(rule.colon.place.problem(message))
+            self._mistakes.report(rule.colon.place.problem(message))
             return
         for new in rule.filters:
             if of_call and of_call[-1].clauses is None:
                 where = _line_of(of_call[-1].place)
                 message = f"{name} was already decided without a condition at {where}"
-                self._report(rule.colon.place.problem(message))
+                self._mistakes.report(rule.colon.place.problem(message))
                 return
             of_call.append(new)
 

@@ -1,27 +1,25 @@
 """Reads one rule of a policy file: calls, a colon, filters. Pure."""
 
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from balloon_daemon.errors import PolicyProblem
 from balloon_daemon.seccomp.constants import (
     ARCH_NAMES,
     KNOWN_ELSEWHERE,
     Arch,
     canonical_arch,
 )
+from balloon_daemon.seccomp.nearest_name import did_you_mean
 from balloon_daemon.seccomp.policy import (
     ALLOW,
     MAX_ARGUMENTS,
-    MAX_U64,
     Action,
     Atom,
     Filter,
     Operator,
-    Place,
     Verdict,
 )
-from balloon_daemon.seccomp.tokens import ACTIONS, Kind, Report, Token
+from balloon_daemon.seccomp.tokens import ACTIONS, Kind, Report, Token, Warn
+from balloon_daemon.seccomp.values import ValueReader
 from balloon_daemon.seccomp.words import StatementError, Words
 
 _ACTIONS = {
@@ -36,14 +34,6 @@ _ACTIONS = {
 }
 MAX_ERRNO = 4095
 """The kernel makes every larger errno of a filter this one. linux/err.h"""
-
-NESTING_LIMIT = 64
-"""How deep parentheses may be nested: each level is a call of the reader's."""
-
-DIGITS_LIMIT = 100
-"""The longest number that is looked at: 64 bits have 20 decimal digits."""
-
-_PLACES_TOLD = 5
 
 _RETURN_WARNING = (
     "where the expression holds, the call fails with this error, and where it does not the next "
@@ -64,22 +54,12 @@ class Rule(NamedTuple):
 class RuleReader:
     """Reads rules for one architecture; reports what is wrong in meaning and reads on."""
 
-    def __init__(self, arch: Arch, report: Report) -> None:
+    def __init__(self, arch: Arch, report: Report, warn: Warn) -> None:
         self.denylist = False
         self._arch = arch
         self._report = report
-        self._warnings: dict[str, list[tuple[Place, str]]] = {}
-        self._constants: dict[str, int | None] = {}  # looked up already
-        self._names: Sequence[str] = ()
-
-    def warnings(self) -> Iterable[PolicyProblem]:
-        """What surprises in the rules read so far: each kind once, with all its places."""
-        for (place, message), *others in self._warnings.values():
-            yield place.problem(message + _also_at(place, [other for other, _ in others]))
-
-    def warn(self, kind: str, place: Place, message: str) -> None:
-        """Notes a surprise; of those of one kind the first one's words are told."""
-        self._warnings.setdefault(kind, []).append((place, message))
+        self._warn = warn
+        self._values = ValueReader(arch, report)
 
     # rule = ( call | '{' call { ',' call } '}' ) ':' filters
     def rule(self, words: Words) -> Rule:
@@ -107,36 +87,10 @@ class RuleReader:
         calls = self._call(words)
         words.expect(":")
         token = words.take("a number")
-        count = self._number(token) if token.kind is Kind.NUMBER else None
+        count = self._values.number(token) if token.kind is Kind.NUMBER else None
         if count is None or token.text.startswith("-"):
             raise StatementError(token.place, f"expected a count, found {token.text!r}")
         return {name: self._arch.calls[name] for name in calls}, count
-
-    # a call to be judged = ( name | number ) [ '(' [ value { ',' value } ] ')' ]
-    def call(self, words: Words) -> tuple[int, list[int]]:
-        """Reads a call with its arguments, as ``parse_call`` describes it."""
-        token = words.take("a system call")
-        if token.kind is Kind.NUMBER:
-            number = self._number(token)
-            if not 0 <= number < 2**32:
-                raise StatementError(token.place, "a call's number has 32 bits")
-        else:
-            number = self._arch.calls.get(token.text, -1)
-            if number < 0:
-                message = f"unknown system call {token.text} on {self._arch.name}"
-                near = did_you_mean(token.text, self._arch.calls)
-                raise StatementError(token.place, message + near)
-        arguments: list[int] = []
-        opened = words.take_if("(")
-        if opened is not None and not words.take_if(")"):
-            arguments.append(self._value(words))
-            while words.take_if(","):
-                arguments.append(self._value(words))
-            words.expect(")", opened=opened)
-        words.end()
-        if len(arguments) > MAX_ARGUMENTS:
-            raise StatementError(token.place, f"a call has at most {MAX_ARGUMENTS} arguments")
-        return number, arguments
 
     # call = name [ '[' key '=' name { ',' name } { ';' … } ']' ]
     def _call(self, words: Words) -> list[str]:
@@ -176,14 +130,14 @@ class RuleReader:
                 if not words.take_if(","):
                     break
             if key.text != "arch":
-                self.warn("key", key.place, f"{key.text} means nothing here; only arch does")
+                self._warn("key", key.place, f"{key.text} means nothing here; only arch does")
             if not words.take_if(";"):
                 break
         words.expect("]", opened=opened)
         for value in keys.get("arch", []):
             if canonical_arch(value.text) not in (*ARCH_NAMES, *KNOWN_ELSEWHERE):
                 near = did_you_mean(value.text, ARCH_NAMES)
-                self.warn("arch", value.place, f"no architecture is called {value.text}{near}")
+                self._warn("arch", value.place, f"no architecture is called {value.text}{near}")
         names = [canonical_arch(value.text) for value in keys.get("arch", [])]
         return "arch" not in keys or self._arch.name in names
 
@@ -210,7 +164,7 @@ class RuleReader:
             action = words.peek()
             verdict = self._action(words)
             if verdict.action is Action.ERRNO and action is not None:
-                self.warn("return", action.place, _RETURN_WARNING)
+                self._warn("return", action.place, _RETURN_WARNING)
         return Filter(clauses, verdict, first.place)
 
     def _clauses(self, words: Words) -> tuple[tuple[Atom, ...], ...]:
@@ -233,11 +187,11 @@ class RuleReader:
             )
         if token.kind is Kind.ACTION:
             return Verdict(_ACTIONS[token.text])
-        if token.kind is Kind.NUMBER and self._number(token) == 1:
+        if token.kind is Kind.NUMBER and self._values.number(token) == 1:
             return ALLOW
         if token.kind is Kind.RETURN:
             number = words.take("an error's name or number")
-            errno = self._constant(number)
+            errno = self._values.constant(number)
             self._warn_of_errno(errno, number)
             return Verdict(Action.ERRNO, errno & 0xFFFF)
         if token.kind is Kind.NUMBER:
@@ -248,7 +202,7 @@ class RuleReader:
     def _warn_of_errno(self, errno: int, token: Token) -> None:
         if errno > MAX_ERRNO:
             message = f"{token.text} is no error number: they end at {MAX_ERRNO}"
-            self.warn("errno", token.place, message)
+            self._warn("errno", token.place, message)
 
     # atom = argument operator value
     def _atom(self, words: Words) -> Atom:
@@ -269,89 +223,5 @@ class RuleReader:
                 operator.place, f"expected an operator, found {operator.text!r}{hint}"
             )
         mark = words.mark()
-        value = self._value(words)
+        value = self._values.value(words)
         return Atom(index, Operator(operator.text), value, words.text_since(mark))
-
-    # value = term { '|' term };  term = [ '~' ] ( '(' value ')' | name | number )
-    def _value(self, words: Words, depth: int = 0) -> int:
-        value = self._term(words, depth)
-        while words.take_if("|"):
-            value |= self._term(words, depth)
-        return value
-
-    def _term(self, words: Words, depth: int) -> int:
-        invert = words.take_if("~") is not None
-        opened = words.take_if("(")
-        if opened is None:
-            value = self._constant(words.take("a value"))
-        elif depth == NESTING_LIMIT:
-            message = f"parentheses are nested more than {NESTING_LIMIT} deep"
-            raise StatementError(opened.place, message)
-        else:
-            value = self._value(words, depth + 1)
-            words.expect(")", opened=opened)
-        return value ^ MAX_U64 if invert else value
-
-    def _constant(self, token: Token) -> int:
-        """A name or number, as an unsigned 64-bit number; 0 after reporting what is wrong."""
-        if token.kind is Kind.NUMBER:
-            value = self._number(token)
-            if not -(2**63) <= value <= MAX_U64:
-                self._report(token.place.problem(f"{token.text} does not fit into 64 bits"))
-            return value & MAX_U64
-        if token.kind is not Kind.NAME:
-            raise StatementError(token.place, f"expected a value, found {token.text!r}")
-        if token.text not in self._constants:
-            self._constants[token.text] = self._arch.constant(token.text)
-        constant = self._constants[token.text]
-        if constant is None:
-            message = f"unknown constant {token.text}"
-            self._names = self._names or self._arch.constant_names()
-            message += did_you_mean(token.text, self._names)
-            self._report(token.place.problem(message))
-            return 0
-        return constant
-
-    def _number(self, token: Token) -> int:
-        """Decimal, 0x hexadecimal, 0 or 0o octal; as C reads them, where C does."""
-        digits = token.text.lstrip("-").lower()
-        if len(digits) > DIGITS_LIMIT:
-            message = f"a number of more than {DIGITS_LIMIT} digits does not fit into 64 bits"
-            raise StatementError(token.place, message)
-        try:
-            if digits.startswith("0") and digits.isdigit():
-                value = int(digits, 8)
-            elif "_" in digits or digits.startswith("0b"):
-                raise ValueError  # Python's, not the language's
-            else:
-                value = int(digits, 0)
-        except ValueError:
-            message = f"{token.text} is not a decimal, octal or hexadecimal number"
-            raise StatementError(token.place, message) from None
-        return -value if token.text.startswith("-") else value
-
-
-def _also_at(first: Place, others: Sequence[Place]) -> str:
-    """Where else, as the end of a message."""
-    told = [
-        f"line {place.line}" if place.file == first.file else f"{place.file}:{place.line}"
-        for place in others[:_PLACES_TOLD]
-    ]
-    if len(others) > len(told):
-        told.append(f"{len(others) - len(told):,} places more")
-    return f"; also at {', '.join(told)}" if told else ""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name, as the end of a message; nothing if none is near."""
-    import difflib  # only a mistake needs it, and the daemon starts without one
-
-    # Fifteen thousand constants are too many to compare with each: typing errors seldom change
-    # the first letter, or the length by much.
-    by_folded = {
-        candidate.lower(): candidate
-        for candidate in known
-        if candidate[0].lower() == name[0].lower() and abs(len(candidate) - len(name)) <= 3
-    }
-    near = difflib.get_close_matches(name.lower(), by_folded, 1, 0.7)
-    return f"; did you mean {by_folded[near[0]]}?" if near else ""

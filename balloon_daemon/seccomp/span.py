@@ -7,7 +7,7 @@ remain after several comparisons of a policy: bounds, known bits, and single val
 
 from collections.abc import Iterator, Set
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from balloon_daemon.seccomp.policy import MAX_U64, Atom, Operator
 
@@ -56,6 +56,8 @@ class Comparison(NamedTuple):
                 return word > self.value
             case Comparator.MASKED_EQ:
                 return word & self.mask == self.value
+            case unreachable:
+                assert_never(unreachable)
 
 
 class Span(NamedTuple):
@@ -170,6 +172,8 @@ def spans_of(atom: Atom, *, holds: bool) -> Iterator[Span]:
             yield from _any_bit(value if holds else value ^ MAX_U64)
         case Operator.IN:
             yield Span(mask=value ^ MAX_U64 if holds else value)
+        case unreachable:
+            assert_never(unreachable)
 
 
 # The opposite of ANY ("a bit of the value is set") is IN ("no bit outside the value is set") with

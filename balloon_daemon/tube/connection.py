@@ -110,11 +110,6 @@ class ControllerEnd(_End):
 class DeviceEnd(_End):
     """The device's end."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        super().__init__(sock)
-        self.ignored = 0
-        """Messages received that the controller would never send."""
-
     def wait_for_order(self) -> bool:
         """Waits for the first order without reading it; False where the controller is gone."""
         poll = select.poll()
@@ -130,15 +125,16 @@ class DeviceEnd(_End):
         return self._write(encode_up(message))
 
     def receive(self) -> list[Down] | None:
-        """Waiting orders, at most 64 messages; None once the controller is gone."""
+        """Waiting orders, at most 64 messages; None once the controller is gone.
+
+        A message that the controller would never send is ignored.
+        """
         orders: list[Down] = []
         with contextlib.suppress(BlockingIOError):
             for _ in range(MAX_DATAGRAMS):
                 datagram = self._read()
                 if not datagram:
                     return None
-                try:
+                with contextlib.suppress(TubeError):
                     orders.append(decode_down(datagram))
-                except TubeError:
-                    self.ignored += 1
         return orders

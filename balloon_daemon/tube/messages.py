@@ -9,7 +9,7 @@ goes on, the controller kills the device.
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from balloon_daemon.errors import Rule, TubeError
 from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS, STAT_ENTRY
@@ -180,6 +180,8 @@ def encode_up(message: Up) -> bytes:
             )
         case Stopped(pairs):
             return _KIND.pack(_Kind.STOPPED) + b"".join(_PAIR.pack(*pair) for pair in pairs)
+        case unreachable:
+            assert_never(unreachable)
 
 
 def decode_up(datagram: bytes) -> Up:

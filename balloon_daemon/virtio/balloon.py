@@ -11,9 +11,6 @@ from enum import Enum, IntEnum, IntFlag
 
 from balloon_daemon.units import PAGE_SIZE, NumPages
 
-VIRTIO_ID_BALLOON = 5
-"""Device id (virtio 1.3, 5.5.1)."""
-
 
 class BalloonFeature(IntFlag):
     """Feature bits that a balloon device can meet (virtio 1.3, 5.5.3 and section 6)."""

@@ -1,7 +1,6 @@
 """A mapping that removes nothing, and remembers what it was told to remove."""
 
 import mmap
-from typing import cast
 
 from balloon_daemon.device.reclaim import Reclaimer, runs_of
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
@@ -57,7 +56,7 @@ class RecordingReclaimer:
         self.faults: list[tuple[int, int]] = []
         self.reclaimer = Reclaimer(
             self.memory,
-            cast("list[mmap.mmap]", self._maps),
+            self._maps,
             lambda errno, addr: self.faults.append((errno, addr)),
             must_tell_host=must_tell_host,
         )

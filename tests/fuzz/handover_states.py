@@ -11,11 +11,11 @@ from balloon_daemon.errors import StateFileError
 from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.state import (
     VERSION,
+    EncodedMessages,
     GuestState,
     JailedGuest,
     SavedMessage,
     decode_state,
-    encode_state,
 )
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
@@ -47,10 +47,10 @@ def run(data: bytes) -> None:
     if kind == 0:
         _decode(choices.rest())
     elif kind == 1:
-        content = bytearray(encode_state(_WHOLE))
+        content = bytearray(EncodedMessages().encode(_WHOLE))
         while choices:
             content[choices.below(len(content))] = choices.number(1)
-        if bytes(content) != encode_state(_WHOLE):
+        if bytes(content) != EncodedMessages().encode(_WHOLE):
             require(_decode(bytes(content)) is None, "a damaged state is taken", bytes(content))
     elif kind == 2:
         body = choices.rest()
@@ -68,7 +68,7 @@ def run(data: bytes) -> None:
                 messages=(SavedMessage(choices.rest(), (4, 5)),),
             ),
         )
-        decoded = _decode(encode_state(state))
+        decoded = _decode(EncodedMessages().encode(state))
         require(decoded is None or decoded == state, "another state comes out", state, decoded)
 
 
@@ -87,5 +87,7 @@ def _decode(content: bytes) -> GuestState | None:
     numbers += [] if state.row is None else [state.row.vm_mem_bytes, state.row.level]
     require(all(type(n) is int and n >= 0 for n in numbers), "a number that is none", state)
     require(max(jailed.num_pages, jailed.actual) < 1 << 32, "more pages than fit", state)
-    require(decode_state(encode_state(state)) == state, "another state comes out", state)
+    require(
+        decode_state(EncodedMessages().encode(state)) == state, "another state comes out", state
+    )
     return state

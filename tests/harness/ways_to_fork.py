@@ -26,7 +26,7 @@ def end_template(template: Template) -> None:
 
 
 class PatientFork:
-    """A ``Fork`` that asks again for what cannot be had just yet, as a keeper does.
+    """A ``Fork`` that asks again for what cannot be had just yet, as a supervisor does.
 
     Args:
         template: forks.

@@ -92,14 +92,14 @@ def twist(
     frontend: FakeFrontend, request: FrontendRequest, how: Twist, patch: pytest.MonkeyPatch
 ) -> None:
     """Has a VMM say something else whenever it says this request."""
-    tell = frontend.tell
+    tell = frontend.requests.tell
 
     def say(what: FrontendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
         if what is request:
             payload, fds = how(payload, fds)
         tell(what, payload, fds)
 
-    patch.setattr(frontend, "tell", say)
+    patch.setattr(frontend.requests, "tell", say)
 
 
 def ready_device(daemon: Daemon, vm: str) -> int | None:

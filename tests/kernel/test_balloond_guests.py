@@ -194,7 +194,9 @@ def test_pfn_outside_memory_drops_that_chain_and_goes_on(
     end = VM_MEM_MIB * MIB // 4096
     with monkeypatch.context() as lying:
         # One PFN just behind the memory, among good ones: nothing of that buffer may go.
-        lying.setattr(guest.ram, "pfns", lambda pages: np.array([*range(100), end], np.uint32))
+        lying.setattr(
+            guest.ram.numbers, "pfns", lambda pages: np.array([*range(100), end], np.uint32)
+        )
         low_mem.set_low()
         run_until_logged([guest], daemon, f"names PFN {end:#x}, outside guest memory; dropped")
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
@@ -243,7 +245,7 @@ def test_driver_unbound_and_bound_again_reaches_the_same_target(
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
     assert guest.frontend is not None
-    assert guest.frontend.counters.early_config_changes == 0
+    assert guest.frontend.requests.counters.early_config_changes == 0
 
 
 def test_paused_in_mid_inflate_resumes_where_it_stood(

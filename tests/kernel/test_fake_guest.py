@@ -51,7 +51,7 @@ def up_and_down(guest: FakeGuest, low_mem: LowMemDir) -> None:
     assert empty.pages_corrupt == 0
     assert empty.pages_checked >= MIXED.pinned_bytes // PAGE_SIZE - 64
     assert guest.frontend is not None
-    assert guest.frontend.counters.early_config_changes == 0
+    assert guest.frontend.requests.counters.early_config_changes == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 16, 64, 256, 1024, 4096, 32768])
@@ -173,7 +173,7 @@ def test_reported_blocks_are_freed_and_the_rest_is_kept(
     guest = attach(make_guest(GuestSettings(MEM, population=population)), daemon)
     before = guest.ram.blocks_bytes()
 
-    guest.driver.report_free_pages(block_pages)
+    guest.driver.reporting.start(block_pages)
     run([guest], lambda: guest.driver.idle)
 
     freed = before - guest.ram.blocks_bytes()
@@ -188,7 +188,7 @@ def test_reporting_while_inflating_loses_nothing(
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual > 0)
 
-    guest.driver.report_free_pages(16)
+    guest.driver.reporting.start(16)
     run([guest], lambda: guest.driver.actual == MAXIMUM_PAGES and guest.driver.idle)
 
     assert guest.ram.check().pages_corrupt == 0
@@ -199,7 +199,7 @@ def test_target_beyond_the_guests_free_memory_leaves_actual_below(
 ) -> None:
     population = Population(pinned_bytes=320 * MIB)
     guest = attach(make_guest(GuestSettings(MEM, population=population)), fast_daemon)
-    free = len(guest.driver.free)
+    free = len(guest.driver.pages.free)
 
     low_mem.set_low()
     run([guest], lambda: guest.driver.counters.out_of_puff >= 3)
@@ -240,7 +240,7 @@ def test_unbound_and_bound_ten_times_under_pressure_loses_nothing(
 
     assert guest.ram.check().pages_corrupt == 0
     assert guest.frontend is not None
-    assert guest.frontend.counters.early_config_changes == 0
+    assert guest.frontend.requests.counters.early_config_changes == 0
 
 
 def test_paused_ten_times_in_mid_inflate_goes_on_from_its_bases(
@@ -267,7 +267,7 @@ def test_device_takes_statistics_and_keeps_the_buffer(
     run([guest], lambda: guest.driver.actual == MAXIMUM_PAGES)
 
     # Whether it asks for more is the daemon's choice; that it holds one buffer is the rule.
-    statsq = guest.driver.queues[BalloonQueue.STATSQ]
+    statsq = guest.driver.rings.queues[BalloonQueue.STATSQ]
     assert guest.driver.counters.stats_buffers >= 1
     assert statsq.outstanding == 1
 

@@ -103,7 +103,7 @@ def assert_stays(guests: list[FakeGuest], daemon: Daemon) -> None:
 
 def give_from(guest: FakeGuest, pfn_of: Callable[[int], int]) -> None:
     """Has its driver name other pages than it takes: the nth of a buffer is ``pfn_of(n)``."""
-    guest.ram.pfns = lambda pages: np.array(  # type: ignore[method-assign]  # this guest's
+    guest.ram.numbers.pfns = lambda pages: np.array(  # type: ignore[method-assign]  # this guest's
         [pfn_of(number) for number in range(len(pages))], np.uint32
     )
 
@@ -197,14 +197,14 @@ def test_pages_of_which_some_are_in_no_region_are_said_and_the_balloon_grows(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     guest = start_vm(make_guest(SETTINGS), daemon)
-    pfns, buffers = guest.ram.pfns, [0]
+    pfns, buffers = guest.ram.numbers.pfns, [0]
 
     def every_eighth_elsewhere(pages: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> object:
         buffers[0] += 1
         found = pfns(pages)
         return found if buffers[0] % 8 else found + np.uint32(4 * GIB // 4096)
 
-    guest.ram.pfns = every_eighth_elsewhere  # type: ignore  # this guest's
+    guest.ram.numbers.pfns = every_eighth_elsewhere  # type: ignore  # this guest's
     low_mem.set_low()
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
@@ -287,12 +287,12 @@ def test_memory_that_changes_is_worth_another_try(
 ) -> None:
     daemon = start_daemon("--speed", SPEED, "--vm-mem", "1G")
     guest = start_vm(make_guest(SETTINGS), daemon)
-    pfns = guest.ram.pfns
+    pfns = guest.ram.numbers.pfns
     give_from(guest, lambda number: 4 * GIB // 4096 + number)
     give_in_vain([guest], daemon, low_mem)
 
     # The VM's owner has plugged in memory that is shared.
-    guest.ram.pfns = pfns  # type: ignore[method-assign]  # as before
+    guest.ram.numbers.pfns = pfns  # type: ignore[method-assign]  # as before
     dimm = OwnedFd(memory_files.memfd(128 * MIB))
     assert guest.frontend is not None
     more = (region(4 * GIB, 128 * MIB), dimm.fileno())

@@ -206,7 +206,7 @@ def test_controller_killed_in_the_middle_of_a_request_the_next_one_answers_it(
     device = wait_for_device([guest], first, "vm1")
     low_mem.set_low()
     run([guest], lambda: guest.driver.actual > 0)
-    wire = guest.frontend.wire if guest.frontend is not None else None
+    wire = guest.frontend.requests.wire if guest.frontend is not None else None
     assert wire is not None
     send, sent = wire.send, threading.Event()
 

@@ -73,13 +73,13 @@ def test_vring_that_its_vmm_took_back_is_not_served_by_the_next_controller(
     first = start_daemon("--keep-fds")
     guest = make_rings(first)
     freeze_device(first)
-    reply = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
+    reply = guest.frontend.requests.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
     assert decode_vring_state(reply).num == BUFFERS
 
     first.kill()
     second = start_daemon("--keep-fds")
     wait_until(lambda: facts(second, "taken-over"), what="the next one goes on with it")
-    again = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
+    again = guest.frontend.requests.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
 
     assert decode_vring_state(again).num == BUFFERS
     assert events(second, "device-started") == []
@@ -96,13 +96,13 @@ def test_request_for_where_a_vring_stands_is_answered_rightly_by_the_next_contro
     # A write of ``actual`` is kept 50 ms later: then the request is in hand, and half handled.
     guest.frontend.write_config(ACTUAL_AT, (BUFFERS * 256).to_bytes(4, "little"))
     before = kept_files(keeper)
-    guest.frontend.wire.send(encode_request(FrontendRequest.GET_VRING_BASE, GET_BASE))
+    guest.frontend.requests.wire.send(encode_request(FrontendRequest.GET_VRING_BASE, GET_BASE))
     wait_until(lambda: kept_files(keeper) != before, what="the guest is kept meanwhile")
 
     os.kill(first.pid, number)
     first.kill() if number is signal.SIGKILL else first.wait_end()
     start_daemon("--keep-fds")
-    message, _ = guest.frontend.wire.receive()
+    message, _ = guest.frontend.requests.wire.receive()
 
     assert decode_vring_state(message).num == BUFFERS
 

@@ -43,7 +43,7 @@ def make_rings() -> Iterator[MakeRings]:
     def make(daemon: Daemon) -> RingGuest:
         file = GuestFile.in_memory(4 * MIB + area_bytes(QUEUE_SIZE))
         guest = RingGuest(str(daemon.config.socket), file, QUEUE_SIZE)
-        guest.frontend.wire.timeout_s = DEADLINE_S
+        guest.frontend.requests.wire.timeout_s = DEADLINE_S
         guests.append(guest)
         pages = np.arange(BUFFERS * 256, dtype=np.uint32)
         guest.fill(INFLATEQ, list(pages.reshape(BUFFERS, 256)))
@@ -72,7 +72,7 @@ def wait_taken(daemon: Daemon, wire: Wire) -> None:
 
 def answered(guest: RingGuest) -> bytes:
     """The next answer's payload, from whichever controller."""
-    message, _ = guest.frontend.wire.receive()
+    message, _ = guest.frontend.requests.wire.receive()
     return message.payload
 
 
@@ -91,8 +91,8 @@ def test_told_to_end_as_a_device_ends_the_controller_ends(
     guest = make_rings(first)
     device = device_of(first)
     os.kill(device, signal.SIGSTOP)
-    guest.frontend.wire.send(DISABLE)
-    wait_taken(first, guest.frontend.wire)
+    guest.frontend.requests.wire.send(DISABLE)
+    wait_taken(first, guest.frontend.requests.wire)
 
     with Frozen(first):
         os.kill(device, signal.SIGCONT)
@@ -103,7 +103,7 @@ def test_told_to_end_as_a_device_ends_the_controller_ends(
     if number is signal.SIGUSR1:
         start_daemon("--keep-fds")
         assert answered(guest) == U64.pack(0)
-        reply = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
+        reply = guest.frontend.requests.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
         assert decode_vring_state(reply).num == BUFFERS
 
 
@@ -115,7 +115,7 @@ def test_told_to_make_way_as_a_request_comes_the_next_one_answers_it(
     first = start_daemon("--keep-fds")
     guest = make_rings(first)
     device_of(first)
-    wait_taken(first, guest.frontend.wire)
+    wait_taken(first, guest.frontend.requests.wire)
     call = os.eventfd(0)
 
     with Frozen(first):
@@ -123,16 +123,16 @@ def test_told_to_make_way_as_a_request_comes_the_next_one_answers_it(
             os.kill(first.pid, signal.SIGUSR1)
         if descriptor:
             set_call = encode_request(FrontendRequest.SET_VRING_CALL, U64.pack(INFLATEQ), ack=True)
-            guest.frontend.wire.send(set_call, [call])
+            guest.frontend.requests.wire.send(set_call, [call])
         else:
-            guest.frontend.wire.send(DISABLE)
+            guest.frontend.requests.wire.send(DISABLE)
         if first_comes == "request":
             os.kill(first.pid, signal.SIGUSR1)
     first.wait_end()
     start_daemon("--keep-fds")
 
     assert answered(guest) == U64.pack(0)
-    assert guest.frontend.ask(FrontendRequest.GET_FEATURES).payload
+    assert guest.frontend.requests.ask(FrontendRequest.GET_FEATURES).payload
     os.close(call)
 
 
@@ -144,8 +144,8 @@ def test_told_to_make_way_while_it_looks_where_a_ring_stands_the_next_one_answer
     guest = make_rings(first)
     device = device_of(first)
     os.kill(device, signal.SIGSTOP)
-    guest.frontend.wire.send(encode_request(FrontendRequest.GET_VRING_BASE, GET_BASE))
-    wait_taken(first, guest.frontend.wire)
+    guest.frontend.requests.wire.send(encode_request(FrontendRequest.GET_VRING_BASE, GET_BASE))
+    wait_taken(first, guest.frontend.requests.wire)
 
     with Frozen(first):
         os.kill(device, signal.SIGKILL)
@@ -154,7 +154,7 @@ def test_told_to_make_way_while_it_looks_where_a_ring_stands_the_next_one_answer
     first.wait_end()
     start_daemon("--keep-fds")
 
-    message, _ = guest.frontend.wire.receive()
+    message, _ = guest.frontend.requests.wire.receive()
     assert decode_vring_state(message).num == BUFFERS
 
 
@@ -199,7 +199,7 @@ def test_task_that_does_not_end_is_left_behind(
 
     if number is signal.SIGUSR1:
         start_daemon("--keep-fds")
-        reply = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
+        reply = guest.frontend.requests.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
         assert decode_vring_state(reply).num == BUFFERS
     else:
         assert not first.config.socket.exists()
@@ -220,5 +220,5 @@ def test_event_loop_that_hangs_while_it_makes_way_is_ended_and_the_next_one_goes
         first.wait_end()
 
     start_daemon("--keep-fds")
-    reply = guest.frontend.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
+    reply = guest.frontend.requests.ask(FrontendRequest.GET_VRING_BASE, GET_BASE)
     assert decode_vring_state(reply).num == BUFFERS

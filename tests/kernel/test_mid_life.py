@@ -41,10 +41,10 @@ def connect_again(guest: FakeGuest, daemon: Daemon) -> FakeFrontend:
     guest.hang_up()
     wire = Wire.connect(str(daemon.config.socket), timeout_s=60)
     frontend = FakeFrontend(wire, guest.settings.style, num_vqs=guest.settings.num_vqs)
-    guest.frontend = guest.driver.transport = frontend
+    guest.frontend = guest.driver.rings.transport = frontend
     guest.disconnected = ""
     frontend.negotiate()
-    queues = {queue.ring.index: queue for queue in guest.driver.queues.values()}
+    queues = {queue.ring.index: queue for queue in guest.driver.rings.queues.values()}
     guest._rings = [replace(r, base=used_idx(queues[r.index])) for r in guest._rings]
     frontend.start(guest.acknowledged, guest.ram.shared(), guest._rings)
     return frontend
@@ -116,8 +116,8 @@ def test_driver_in_mid_life_with_an_empty_balloon_is_found_empty(
 ) -> None:
     guest = make_guest(SETTINGS)
     with_balloon(guest, start_daemon, low_mem, STEP)
-    pages = guest.driver.balloon.take(len(guest.driver.balloon))
-    guest.driver._give_back(pages)
+    pages = guest.driver.pages.balloon.take(len(guest.driver.pages.balloon))
+    guest.driver.pages.give_back(pages)
     second = start_daemon()
 
     connect_again(guest, second)
@@ -135,7 +135,7 @@ def test_balloon_of_just_the_page_that_it_is_asked_for_is_found_out_by_the_next_
     guest = make_guest(SETTINGS)
     with_balloon(guest, start_daemon, low_mem, STEP)
     driver = guest.driver
-    driver._give_back(driver.balloon.take(len(driver.balloon) - 1))
+    driver.pages.give_back(driver.pages.balloon.take(len(driver.pages.balloon) - 1))
     second = start_daemon()
 
     connect_again(guest, second)
@@ -156,9 +156,9 @@ def test_driver_that_answers_late_is_asked_again_and_nothing_is_decided_before(
 
     # The guest does not run, but its VMM hears: five polls are a quarter of a second.
     deadline = time.monotonic() + 60
-    while frontend.counters.config_changes < 4 and time.monotonic() < deadline:
-        frontend.serve_channel()
-    assert frontend.counters.config_changes >= 4
+    while frontend.requests.counters.config_changes < 4 and time.monotonic() < deadline:
+        frontend.requests.serve_channel()
+    assert frontend.requests.counters.config_changes >= 4
     assert (decisions(second), found(second)) == ([], [])
 
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)

@@ -10,7 +10,7 @@ import prctl
 import pytest
 
 from balloon_daemon.linux import jail, namespaces
-from balloon_daemon.linux.namespaces import leave_the_world
+from balloon_daemon.linux.namespaces import enter_empty_namespaces
 from tests.harness.processes import NAMESPACES
 
 NOBODY = 65534
@@ -35,7 +35,7 @@ def in_child(work: Callable[[], object]) -> object:
 def look_around() -> object:
     before = [os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES]
     inside = os.open("/proc/self/ns", os.O_RDONLY | os.O_DIRECTORY)
-    left = leave_the_world()
+    left = enter_empty_namespaces()
     after = [os.readlink(name, dir_fd=inside) for name in NAMESPACES]
     try:
         os.close(os.open("/file", os.O_CREAT | os.O_WRONLY))

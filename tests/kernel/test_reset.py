@@ -58,7 +58,7 @@ def actual(frontend: FakeFrontend) -> int:
 
 def features_anew(guest: FakeGuest, frontend: FakeFrontend) -> None:
     acknowledged = guest.acknowledged | VHOST_USER_F_PROTOCOL_FEATURES
-    frontend.tell(Q.SET_FEATURES, U64.pack(acknowledged))
+    frontend.requests.tell(Q.SET_FEATURES, U64.pack(acknowledged))
 
 
 def address_anew(guest: FakeGuest, frontend: FakeFrontend) -> None:
@@ -67,15 +67,17 @@ def address_anew(guest: FakeGuest, frontend: FakeFrontend) -> None:
         FrontendAddr(address - place.guest_addr + place.frontend_addr)
         for address in (ring.descriptors, ring.used, ring.available)
     )
-    frontend.tell(Q.SET_VRING_ADDR, VringAddr(0, 0, descriptors, used, available).encode())
+    frontend.requests.tell(
+        Q.SET_VRING_ADDR, VringAddr(0, 0, descriptors, used, available).encode()
+    )
 
 
 FIRST_SIGNS: dict[str, Callable[[FakeGuest, FakeFrontend], object]] = {
-    "status-0": lambda guest, frontend: frontend.tell(Q.SET_STATUS, U64.pack(0)),
-    "reset-device": lambda guest, frontend: frontend.tell(Q.RESET_DEVICE),
-    "reset-owner": lambda guest, frontend: frontend.tell(Q.RESET_OWNER),
+    "status-0": lambda guest, frontend: frontend.requests.tell(Q.SET_STATUS, U64.pack(0)),
+    "reset-device": lambda guest, frontend: frontend.requests.tell(Q.RESET_DEVICE),
+    "reset-owner": lambda guest, frontend: frontend.requests.tell(Q.RESET_OWNER),
     "features": features_anew,
-    "size": lambda guest, frontend: frontend.tell(
+    "size": lambda guest, frontend: frontend.requests.tell(
         Q.SET_VRING_NUM, VringState(0, guest._rings[0].size).encode()
     ),
     "address": address_anew,
@@ -142,7 +144,7 @@ def test_byte_that_a_new_driver_writes_first_is_not_completed_by_the_last_ones(
 ) -> None:
     guest = make_guest(settings(style))
     frontend = full_vm(daemon, low_mem, guest)
-    frontend.tell(Q.RESET_OWNER)
+    frontend.requests.tell(Q.RESET_OWNER)
 
     frontend.write_config(4, (5).to_bytes(4, "little"))
 
@@ -161,7 +163,7 @@ def test_pause_keeps_the_balloon_and_what_is_known_of_it(
     guest.pause()
     if style.protocol_features & ProtocolFeature.STATUS:
         # QEMU says this for a pause as well as for a reset.
-        frontend.tell(Q.SET_STATUS, U64.pack(0))
+        frontend.requests.tell(Q.SET_STATUS, U64.pack(0))
     guest.resume()
 
     wait_for_device([guest], daemon, "vm1")
@@ -226,7 +228,7 @@ def test_reset_while_memory_is_back_asks_for_nothing_that_the_policy_does_not(
     guest = make_guest(settings(STYLES[0]))
     frontend = full_vm(daemon, low_mem, guest)
     low_mem.set_plenty()
-    frontend.tell(Q.RESET_DEVICE)
+    frontend.requests.tell(Q.RESET_DEVICE)
     frontend.stop()
     guest.driver.reset()
     guest.bind()

@@ -113,7 +113,7 @@ def test_firmware_that_had_the_device_before_leaves_it_to_the_operating_system(
     frontend, ram = guest.frontend, guest.ram
     assert frontend is not None
     small = [
-        DriverQueue(index, 16, ram.memory, guest.driver._area + index * ring_bytes(16))
+        DriverQueue(index, 16, ram.memory, guest.driver.rings.area + index * ring_bytes(16))
         for index in range(2)
     ]
     frontend.start(int(BalloonFeature.VERSION_1), ram.shared(), [queue.ring for queue in small])
@@ -124,8 +124,8 @@ def test_firmware_that_had_the_device_before_leaves_it_to_the_operating_system(
     if stops_by != "reset-owner":
         frontend.stop()
     if stops_by != "get-vring-base":
-        frontend.tell(Q.RESET_OWNER)
-        frontend.tell(Q.SET_OWNER)
+        frontend.requests.tell(Q.RESET_OWNER)
+        frontend.requests.tell(Q.SET_OWNER)
     guest.bind()
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
@@ -136,7 +136,7 @@ def test_firmware_that_had_the_device_before_leaves_it_to_the_operating_system(
 
 
 def base_of(frontend: FakeFrontend, index: int) -> int:
-    reply = frontend.ask(Q.GET_VRING_BASE, VringState(index, 0).encode())
+    reply = frontend.requests.ask(Q.GET_VRING_BASE, VringState(index, 0).encode())
     return decode_vring_state(reply).num
 
 
@@ -152,7 +152,7 @@ def test_where_a_vring_stands_is_the_same_whenever_it_is_asked(
     bases = [base_of(frontend, 0), base_of(frontend, 0)]
     # Enabled without a new kick: it stands still all the same.
     for enabled in (0, 1):
-        frontend.tell(Q.SET_VRING_ENABLE, VringState(0, enabled).encode())
+        frontend.requests.tell(Q.SET_VRING_ENABLE, VringState(0, enabled).encode())
     bases.append(base_of(frontend, 0))
 
     assert bases == [used & 0xFFFF] * 3

@@ -32,7 +32,9 @@ def start_vm(guest: FakeGuest, daemon: Daemon, patch: pytest.MonkeyPatch) -> Non
 def use_memory(guest: FakeGuest, but_mib: int) -> "list[int]":
     """The guest uses all of its memory but so much. Returns the pages."""
     driver = guest.driver
-    pages: list[int] = driver.free.take(len(driver.free) - but_mib * MIB // 4096).tolist()
+    pages: list[int] = driver.pages.free.take(
+        len(driver.pages.free) - but_mib * MIB // 4096
+    ).tolist()
     return pages
 
 
@@ -57,7 +59,7 @@ def test_driver_that_has_stopped_is_told_again_at_the_top_and_gives_the_rest(
     told = guest.driver.counters.config_interrupts
 
     for page in used:
-        guest.driver.free.give([page])  # type: ignore[arg-type]  # numpy takes a list, too
+        guest.driver.pages.free.give([page])  # type: ignore[arg-type]  # numpy takes a list, too
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
     assert guest.driver.counters.config_interrupts > told
@@ -131,7 +133,7 @@ def test_driver_below_the_top_is_told_its_next_level_when_memory_is_low_again(
     low_mem.set_available(110)
     level = daemon.decision()["balloon_level"]
     assert level < 16
-    guest.driver.free.give(used)  # type: ignore[arg-type]  # numpy takes a list, too
+    guest.driver.pages.free.give(used)  # type: ignore[arg-type]  # numpy takes a list, too
 
     low_mem.set_low()
     run_until([guest], lambda: balloon_bytes(guest) > 4 * MIB)

@@ -43,12 +43,11 @@ def test_tube_is_closed_on_exec_and_non_blocking(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 3, 5, 7, 9, 1024, 5000])
-def test_device_ignores_and_counts_messages_of_other_lengths(ends: Ends, length: int) -> None:
+def test_device_ignores_messages_of_other_lengths(ends: Ends, length: int) -> None:
     controller, device = ends
     os.write(controller.fileno(), bytes(length))
     assert controller.send(Target(1))
     assert device.receive() == [Target(1)]
-    assert device.ignored == 1
 
 
 @pytest.mark.parametrize("length", [1, 4, 57, 1024, 5000])

@@ -179,7 +179,7 @@ def test_pages_given_where_nothing_can_be_freed_are_left_and_said_with_the_remed
     start_vm(guest, daemon)
     pfns = np.arange(256, dtype=np.uint32) + np.uint32(BESIDE_AT // 4096)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guest.ram, "pfns", lambda pages: pfns[: len(pages)])
+        patch.setattr(guest.ram.numbers, "pfns", lambda pages: pfns[: len(pages)])
         low_mem.set_low()
         run_until([guest], lambda: said(daemon, *LOST) != [])
     run_until([guest], lambda: guest.driver.idle)
@@ -212,7 +212,7 @@ def test_ram_on_a_disk_is_served_without_a_balloon_and_its_reports_are_answered(
     wait_for_device([guest, neighbour], daemon, "vm1")
     held = guest.ram.blocks_bytes()
 
-    blocks = guest.driver.report_free_pages()
+    blocks = guest.driver.reporting.start()
     run_until([guest, neighbour], lambda: guest.driver.idle)
 
     assert blocks > 0
@@ -422,7 +422,7 @@ def test_descriptor_of_the_wrong_kind_costs_no_connection(
     payload = b"" if request_ is Q.SET_BACKEND_REQ_FD else U64.pack(0)
     _, (descriptor,) = pipe_instead(payload, [0])
 
-    guest.frontend.tell(request_, payload, [descriptor])
+    guest.frontend.requests.tell(request_, payload, [descriptor])
 
     # Without the channel nobody is told of a target; a driver that looks by itself finds it.
     def look() -> bool:
@@ -450,7 +450,7 @@ def test_vmm_with_more_queues_than_a_balloon_has_is_served(
     guest.pause()
     guest.resume()
     assert guest.frontend is not None
-    base = guest.frontend.ask(Q.GET_VRING_BASE, VringState(7, 0).encode())
+    base = guest.frontend.requests.ask(Q.GET_VRING_BASE, VringState(7, 0).encode())
     assert base.payload == VringState(7, 0).encode()
     assert {line.partition(": ")[2] for line in said(daemon, *OF_VMM)} <= {
         f"vring {number}, a balloon has 5" for number in (5, 6, 7)
@@ -464,14 +464,14 @@ def test_config_space_larger_than_a_balloons_reads_0_and_takes_actual(
     assert guest.frontend is not None
     content = bytes(4) + (4711).to_bytes(4, "little") + b"\xff" * 56
 
-    guest.frontend.tell(Q.SET_CONFIG, ConfigAccess(0, 0, content).encode())
+    guest.frontend.requests.tell(Q.SET_CONFIG, ConfigAccess(0, 0, content).encode())
     asked = ConfigAccess(0, 0, bytes(64)).encode()
-    got = decode_config_access(guest.frontend.ask(Q.GET_CONFIG, asked))
-    beyond = guest.frontend.ask(Q.GET_CONFIG, ConfigAccess(60, 0, bytes(8)).encode())
+    got = decode_config_access(guest.frontend.requests.ask(Q.GET_CONFIG, asked))
+    beyond = guest.frontend.requests.ask(Q.GET_CONFIG, ConfigAccess(60, 0, bytes(8)).encode())
 
     assert got.content == bytes(4) + (4711).to_bytes(4, "little") + bytes(56)
     assert decode_config_access(beyond).content == bytes(8)
-    guest.frontend.tell(Q.SET_CONFIG, ConfigAccess(16, 0, b"\xff" * 8).encode())
+    guest.frontend.requests.tell(Q.SET_CONFIG, ConfigAccess(16, 0, b"\xff" * 8).encode())
     assert said(daemon, *OF_VMM) == []
 
 
@@ -486,8 +486,9 @@ def test_feature_that_was_not_offered_is_said_once_and_the_vm_lives(
     guest = make_guest(replace(SETTINGS, driver=DriverSettings(features=2**64 - 1)))
     guest.connect(str(daemon.config.socket))
     assert guest.frontend is not None
-    offered = guest.frontend.features & (OFFERED_FEATURES | BalloonFeature.VERSION_1)
-    guest.frontend.features = offered | 1 << bit
+    offered = guest.frontend.negotiated.features & (OFFERED_FEATURES | BalloonFeature.VERSION_1)
+    negotiated = guest.frontend.negotiated
+    guest.frontend.negotiated = replace(negotiated, features=offered | 1 << bit)
     guest.bind()
 
     assert_lives_without_balloon(guest, neighbour, low_mem)
@@ -495,7 +496,7 @@ def test_feature_that_was_not_offered_is_said_once_and_the_vm_lives(
         f"it acknowledges features that were not offered ({1 << bit:#x}): this VM gets no balloon"
     ]
 
-    guest.frontend.features = offered
+    guest.frontend.negotiated = replace(negotiated, features=offered)
     guest.reboot()
     assert_served([guest, neighbour], low_mem)
 
@@ -507,7 +508,7 @@ def test_protocol_features_that_were_not_offered_are_gone_on_without(
     guest.connect(str(daemon.config.socket))
     assert guest.frontend is not None
 
-    guest.frontend.tell(Q.SET_PROTOCOL_FEATURES, U64.pack(2**64 - 1))
+    guest.frontend.requests.tell(Q.SET_PROTOCOL_FEATURES, U64.pack(2**64 - 1))
     guest.bind()
 
     assert_served([guest], low_mem)
@@ -536,7 +537,7 @@ def test_requests_that_were_not_offered_are_refused_and_no_more(
 
     for request in requests:
         with pytest.raises(BackendError, match=f"{request.name} refused with status 1"):
-            guest.frontend.tell(request, bytes(8), [file.fileno()])
+            guest.frontend.requests.tell(request, bytes(8), [file.fileno()])
     file.close()
 
     # A child closes what a VMM has sent, in its own time. Another one may have been idle before.
@@ -629,7 +630,7 @@ def test_vmm_whose_driver_runs_without_memory_is_told_that_it_is_not_shared(
     guest = make_guest(SETTINGS)
     guest.connect(str(daemon.config.socket))
     assert guest.frontend is not None
-    guest.frontend.tell(Q.SET_FEATURES, U64.pack(OFFERED_FEATURES))
+    guest.frontend.requests.tell(Q.SET_FEATURES, U64.pack(OFFERED_FEATURES))
 
     run_until([guest], lambda: named(daemon) != [])
 

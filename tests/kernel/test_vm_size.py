@@ -59,13 +59,13 @@ def squeeze(guest: FakeGuest, daemon: Daemon, low_mem: LowMemDir) -> int:
 
 def says_total(guest: FakeGuest, total: Callable[[int], int]) -> None:
     """Has its driver report another total memory."""
-    statistics = guest.driver.statistics
+    statistics = guest.driver.statistics.values
 
     def other() -> dict[StatTag, int]:
         values = statistics()
         return values | {StatTag.MEMTOT: total(values[StatTag.MEMTOT])}
 
-    guest.driver.statistics = other  # type: ignore[method-assign]  # this driver's
+    guest.driver.statistics.values = other  # type: ignore[method-assign]  # this driver's
 
 
 def plug(guest: FakeGuest, size_bytes: int) -> OwnedFd:
@@ -286,10 +286,10 @@ def test_memory_that_virtio_mem_plugs_is_in_the_table_from_the_beginning_and_cou
     start_vm(guest, daemon)
     assert squeeze(guest, daemon, low_mem) == MAXIMUM
 
-    guest.driver.memory_plugged(3 * GIB)
+    guest.driver.statistics.memory_plugged(3 * GIB)
     run_until([guest], lambda: daemon.target_bytes() == 3 * GIB)
 
-    guest.driver.memory_plugged(-3 * GIB)
+    guest.driver.statistics.memory_plugged(-3 * GIB)
     run_until([guest], lambda: daemon.target_bytes() == MAXIMUM)
     file.close()
 
@@ -304,7 +304,7 @@ def test_memory_unplugged_below_what_a_balloon_needs_is_asked_back(
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
     # By its own word it has 400 MiB left: too little for any balloon.
-    guest.driver.memory_plugged(-624 * MIB)
+    guest.driver.statistics.memory_plugged(-624 * MIB)
     run_until([guest], lambda: balloon_bytes(guest) == 0)
 
     assert decisions(daemon)[-1][1] == 0
@@ -325,7 +325,7 @@ def test_size_outlives_a_restart_and_still_follows_the_guest(
     run_until([guest], lambda: "at-maximum" in [reason for reason, _ in decisions(second)])
     assert max(target for _, target in decisions(second)) == MAXIMUM
 
-    guest.driver.memory_plugged(3 * GIB)
+    guest.driver.statistics.memory_plugged(3 * GIB)
     run_until([guest], lambda: second.target_bytes() == 3 * GIB)
     file.close()
 
@@ -384,9 +384,9 @@ def test_memory_at_16_tib_or_above_leaves_no_balloon_and_loses_no_page(
     # Linux's driver sends the low 32 bits of such a page's number: another page's.
     guest.driver.num_pages = 512
     in_use = np.flatnonzero(guest.ram.state == 1)[:256]
-    guest.driver.write(guest.driver.scratch, guest.ram.pfns(in_use).tobytes())
-    inflateq = next(iter(guest.driver.queues.values()))
-    inflateq.add([(guest.driver.scratch, 1024)])
+    guest.driver.rings.write(guest.driver.rings.scratch, guest.ram.numbers.pfns(in_use).tobytes())
+    inflateq = next(iter(guest.driver.rings.queues.values()))
+    inflateq.add([(guest.driver.rings.scratch, 1024)])
     assert guest.frontend is not None
     guest.frontend.kick(0)
     low_mem.set_low()
@@ -412,7 +412,7 @@ def test_page_reports_of_a_guest_with_memory_at_16_tib_still_free_memory(
     wait_for_device([guest], daemon, "vm1")
     before = guest.ram.blocks_bytes()
 
-    assert guest.driver.report_free_pages() > 0
+    assert guest.driver.reporting.start() > 0
     run_until([guest], lambda: guest.driver.idle)
 
     assert guest.ram.blocks_bytes() <= before - 32 * MIB

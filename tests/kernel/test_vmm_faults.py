@@ -160,13 +160,13 @@ def test_vmm_that_never_reads_its_channel_disturbs_nobody(
 ) -> None:
     neighbour, deaf = attached(daemon, make_guest), attach(make_guest(), daemon)
     assert deaf.frontend is not None
-    assert deaf.frontend.channel is not None
+    assert deaf.frontend.requests.channel is not None
 
     assert_served(neighbour, low_mem)  # The deaf one is not run: it takes no CONFIG_CHANGE_MSG.
 
     # It was told all the same, in whole messages: run now, it knows what is wanted of it.
     run([deaf], lambda: deaf.driver.actual * 4096 == MAXIMUM)
-    assert deaf.frontend.counters.config_changes >= 2
+    assert deaf.frontend.requests.counters.config_changes >= 2
     assert [r for r in daemon.records() if r["level"] == "error"] == []
 
 
@@ -273,7 +273,7 @@ def half_full(daemon: Daemon, low_mem: LowMemDir, guest: FakeGuest) -> int:
 
 def assert_pauses_where_it_stands(guest: FakeGuest) -> None:
     guest.pause()
-    queues = list(guest.driver.queues.values())
+    queues = list(guest.driver.rings.queues.values())
     assert [r.base for r in guest._rings] == [used_idx(queue) for queue in queues]
     assert guest._rings[0].base > 0
     guest.resume()
@@ -318,6 +318,6 @@ def test_balloon_that_has_stopped_still_tells_where_its_rings_stand(
 
     guest.pause()
 
-    queues = list(guest.driver.queues.values())
+    queues = list(guest.driver.rings.queues.values())
     assert [ring.base for ring in guest._rings] == [used_idx(queue) for queue in queues]
     assert guest._rings[0].base > 0

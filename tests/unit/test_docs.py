@@ -45,7 +45,7 @@ def test_page_names_only_tests_that_there_are(page: Path, least: int) -> None:
 def test_reliability_names_each_fault_once() -> None:
     rows = [line for line in RELIABILITY.read_text().splitlines() if line.startswith("| ")]
 
-    faults = [row.split(" | ")[0] for row in rows]
+    faults = [row.split(" | ")[0] for row in rows if not row.startswith("| fault |")]
     assert len(faults) == len(set(faults))
 
 

@@ -87,7 +87,7 @@ class Device:
         return bytes(view)
 
     def remove(self, pfns: list[int]) -> None:
-        for page in self.ram.pages(np.array(pfns)).tolist():
+        for page in self.ram.numbers.pages(np.array(pfns)).tolist():
             self.ram._map.madvise(mmap.MADV_REMOVE, page * PAGE_SIZE, PAGE_SIZE)
 
 
@@ -301,12 +301,12 @@ def test_buffer_in_several_descriptors_carries_the_same_pfns(
     assert chain is not None
     assert len(chain.readable) == parts
     given = np.flatnonzero(guest.ram.state == PageState.BALLOON)
-    assert guest.device.pfns(chain) == guest.ram.pfns(given[::-1]).tolist()
+    assert guest.device.pfns(chain) == guest.ram.numbers.pfns(given[::-1]).tolist()
 
 
 def test_target_beyond_what_the_guest_has_is_retried(guests: list[Guest]) -> None:
     guest = make(guests)
-    free = len(guest.driver.free)
+    free = len(guest.driver.pages.free)
     guest.want(free + 100)
     while guest.device.queues[INFLATEQ].pending():
         guest.serve(INFLATEQ)
@@ -332,7 +332,7 @@ def test_queues_are_numbered_by_the_features_acknowledged(
 ) -> None:
     driver = make(guests, DriverSettings(features=features)).driver
 
-    numbers = {queue: ring.ring.index for queue, ring in driver.queues.items()}
+    numbers = {queue: ring.ring.index for queue, ring in driver.rings.queues.items()}
 
     assert numbers.get(BalloonQueue.STATSQ) == statsq
     assert numbers.get(BalloonQueue.REPORTING_VQ) == reporting
@@ -365,10 +365,10 @@ def test_statistics_are_primed_and_refilled_on_return(
 
 def test_report_names_free_blocks_and_isolates_them_until_used(guests: list[Guest]) -> None:
     guest = make(guests, population=Population(order="random", touched_bytes=24 * MIB))
-    free_before = len(guest.driver.free)
+    free_before = len(guest.driver.pages.free)
 
-    blocks = guest.driver.report_free_pages(512)
-    free_while = len(guest.driver.free)
+    blocks = guest.driver.reporting.start(512)
+    free_while = len(guest.driver.pages.free)
     chain = guest.device.pop(BalloonQueue.REPORTING_VQ)
     assert chain is not None
     guest.device.queues[BalloonQueue.REPORTING_VQ].push(chain.head)
@@ -379,7 +379,7 @@ def test_report_names_free_blocks_and_isolates_them_until_used(guests: list[Gues
     assert [length for _, length in chain.writable] == [2 * MIB] * 15
     assert chain.readable == []
     assert free_before - free_while == 15 * 512
-    assert len(guest.driver.free) == free_before
+    assert len(guest.driver.pages.free) == free_before
     assert guest.events == ["reported"]
 
 
@@ -387,7 +387,7 @@ def test_report_of_many_small_blocks_goes_in_chains_of_32(guests: list[Guest]) -
     guest = make(guests, population=Population(touched_bytes=4 * MIB))
     queue = guest.device.queues[BalloonQueue.REPORTING_VQ]
 
-    blocks = guest.driver.report_free_pages(16)
+    blocks = guest.driver.reporting.start(16)
     sizes = []
     while queue.pending():
         chain = queue.pop()
@@ -397,14 +397,14 @@ def test_report_of_many_small_blocks_goes_in_chains_of_32(guests: list[Guest]) -
 
     assert sum(sizes) == blocks
     assert set(sizes[:-1]) == {32}
-    assert guest.driver.report_free_pages(16) == 0
+    assert guest.driver.reporting.start(16) == 0
 
 
 def test_report_without_the_feature_is_refused(guests: list[Guest]) -> None:
     guest = make(guests, DriverSettings(features=BalloonFeature.VERSION_1))
 
     with pytest.raises(ConfigError, match="not negotiated"):
-        guest.driver.report_free_pages()
+        guest.driver.reporting.start()
 
 
 def test_kick_is_left_out_where_the_device_wants_none(guests: list[Guest]) -> None:
@@ -435,14 +435,14 @@ def test_reset_in_mid_inflate_forgets_the_balloon_and_keeps_every_page(
     guests: list[Guest],
 ) -> None:
     guest = make(guests, population=Population(touched_bytes=4 * MIB))
-    free = sorted(guest.driver.free.next().tolist())
+    free = sorted(guest.driver.pages.free.next().tolist())
     guest.want(512)
     guest.serve(INFLATEQ)
 
     guest.driver.reset()
 
     assert guest.driver.actual == 0
-    assert sorted(guest.driver.free.next().tolist()) == free
+    assert sorted(guest.driver.pages.free.next().tolist()) == free
     assert guest.ram.check().pages_corrupt == 0
 
 

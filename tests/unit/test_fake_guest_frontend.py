@@ -378,10 +378,10 @@ def open_channel(make: Maker, style: Style) -> tuple[FakeFrontend, socket.socket
 def test_config_change_is_noticed_and_counted_as_early_before_start(make: Maker) -> None:
     frontend, channel = open_channel(make, QEMU)
     channel.send(CONFIG_CHANGE_MSG)
-    frontend.serve_channel()
+    frontend.requests.serve_channel()
 
-    assert frontend.config_changed
-    assert frontend.counters.early_config_changes == 1
+    assert frontend.requests.config_changed
+    assert frontend.requests.counters.early_config_changes == 1
 
 
 def test_config_change_that_wants_an_answer_gets_one(make: Maker) -> None:
@@ -389,7 +389,7 @@ def test_config_change_that_wants_an_answer_gets_one(make: Maker) -> None:
     message = Message(BackendRequest.CONFIG_CHANGE_MSG, VERSION | FLAG_NEED_REPLY, b"")
     channel.send(message.encode())
 
-    frontend.serve_channel()
+    frontend.requests.serve_channel()
 
     answer = channel.recv(64)
     assert answer == encode_reply(BackendRequest.CONFIG_CHANGE_MSG, U64.pack(0))
@@ -402,7 +402,7 @@ def test_config_change_while_an_answer_is_awaited_is_not_lost(make: Maker) -> No
     with pytest.raises(TimeoutError):
         frontend.read_config(0, 4)
 
-    assert frontend.config_changed
+    assert frontend.requests.config_changed
 
 
 def test_other_message_on_the_channel_is_minded(make: Maker) -> None:
@@ -410,16 +410,16 @@ def test_other_message_on_the_channel_is_minded(make: Maker) -> None:
     channel.send(Message(BackendRequest.IOTLB_MSG, VERSION, b"").encode())
 
     with pytest.raises(BackendError, match="back-end request 1"):
-        frontend.serve_channel()
+        frontend.requests.serve_channel()
 
 
 def test_channel_closed_by_the_backend_leaves_the_connection(make: Maker) -> None:
     frontend, channel = open_channel(make, QEMU)
     channel.close()
 
-    frontend.serve_channel()
+    frontend.requests.serve_channel()
 
-    assert frontend.channel is None
+    assert frontend.requests.channel is None
 
 
 def test_address_outside_all_regions_has_no_translation() -> None:

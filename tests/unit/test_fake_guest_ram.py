@@ -64,16 +64,16 @@ def test_frontend_addresses_are_not_guest_addresses(ram: GuestRam) -> None:
 def test_pfns_and_pages_are_each_others_inverse_over_the_hole(ram: GuestRam) -> None:
     pages = np.array([0, 255, 256, 511])
 
-    pfns = ram.pfns(pages)
+    pfns = ram.numbers.pfns(pages)
 
     assert pfns.tolist() == [0, 255, HIGH_PFN, HIGH_PFN + 255]
-    assert ram.pages(pfns).tolist() == pages.tolist()
+    assert ram.numbers.pages(pfns).tolist() == pages.tolist()
 
 
 def test_pfns_outside_memory_are_no_pages(ram: GuestRam) -> None:
     outside = np.array([256, HIGH_PFN - 1, HIGH_PFN + 256, 0xFFFF_FFFF], np.uint32)
 
-    assert ram.pages(outside).tolist() == [-1, -1, -1, -1]
+    assert ram.numbers.pages(outside).tolist() == [-1, -1, -1, -1]
 
 
 def test_memory_untouched_holds_no_blocks_and_check_allocates_none(ram: GuestRam) -> None:

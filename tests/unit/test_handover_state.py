@@ -18,7 +18,6 @@ from balloon_daemon.handover.state import (
     JailedGuest,
     SavedMessage,
     decode_state,
-    encode_state,
 )
 from balloon_daemon.units import VmId
 
@@ -80,7 +79,7 @@ def signed(body: bytes, version: int = VERSION) -> bytes:
 
 @given(states)
 def test_state_encoded_and_decoded_is_the_same(state: GuestState) -> None:
-    decoded = decode_state(encode_state(state))
+    decoded = decode_state(EncodedMessages().encode(state))
 
     assert decoded == state
     assert decoded.vm.name == state.vm.name
@@ -94,14 +93,14 @@ def test_state_whose_messages_were_encoded_before_is_the_same(
 
     encoded = EncodedMessages(second, EncodedMessages(first))
 
-    assert encoded.encode(state) == encode_state(state._replace(jailed=whole))
+    assert encoded.encode(state) == EncodedMessages().encode(state._replace(jailed=whole))
     assert encoded.fds == {fd for message in first + second for fd in message.fds}
 
 
 @pytest.mark.parametrize("number", [10**9, 1 << 40])
 def test_state_of_a_vm_that_came_after_a_billion_connections_is_read(number: int) -> None:
     state = STATE._replace(vm=VmId(number, f"vm{number}"))
-    assert decode_state(encode_state(state)) == state
+    assert decode_state(EncodedMessages().encode(state)) == state
 
 
 def test_state_names_all_of_its_descriptors() -> None:
@@ -110,7 +109,7 @@ def test_state_names_all_of_its_descriptors() -> None:
 
 @given(st.data())
 def test_state_with_any_byte_changed_is_refused(data: st.DataObject) -> None:
-    content = bytearray(encode_state(STATE))
+    content = bytearray(EncodedMessages().encode(STATE))
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
 
     with pytest.raises(StateFileError):
@@ -125,7 +124,9 @@ def test_state_of_arbitrary_bytes_is_refused(content: bytes) -> None:
 
 @pytest.mark.parametrize("version", [0, VERSION + 1])
 def test_state_of_another_version_names_all(version: int) -> None:
-    content = encode_state(STATE).replace(b"state %d " % VERSION, b"state %d " % version, 1)
+    content = (
+        EncodedMessages().encode(STATE).replace(b"state %d " % VERSION, b"state %d " % version, 1)
+    )
 
     with pytest.raises(
         StateFileError,
@@ -162,7 +163,7 @@ def test_state_of_another_version_names_all(version: int) -> None:
     ],
 )
 def test_state_with_a_field_that_cannot_be_is_refused(path: str, value: object) -> None:
-    body = json.loads(encode_state(STATE).partition(b"\n")[2])
+    body = json.loads(EncodedMessages().encode(STATE).partition(b"\n")[2])
     place: Any = body
     *parts, key = path.split(".")
     for part in parts:

@@ -1,8 +1,6 @@
 """Pages that a guest gives up where nothing can be freed: counted and left alone."""
 
 import errno
-import mmap
-from typing import cast
 
 import pytest
 
@@ -25,7 +23,7 @@ def rig_of(
     maps = [None if index in kept else mapped for index, mapped in enumerate(rig._maps)]
     rig.reclaimer = Reclaimer(
         rig.memory,
-        cast("list[mmap.mmap | None]", maps),
+        maps,
         lambda code, addr: rig.faults.append((code, addr)),
         must_tell_host=True,
         pfns_name_pages=pfns_name_pages,

@@ -1,8 +1,6 @@
 """A kernel that refuses to remove some runs: the others go, and each refusal is told."""
 
 import errno
-import mmap
-from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +40,7 @@ def test_refused_runs_are_told_and_all_others_removed(
     mapping, faults = RefusingMap(refused, number), list[tuple[int, int]]()
     reclaimer = Reclaimer(
         GuestMemory([region]),
-        [cast(mmap.mmap, mapping)],
+        [mapping],
         lambda number, addr: faults.append((number, addr)),
     )
 

@@ -5,10 +5,11 @@ What is right stands here by hand; each line of it was asked of the minijail0 of
 
 import pytest
 
+from balloon_daemon.ctl.seccomp.judged_call import parse_call
 from balloon_daemon.errors import PolicyFileError
 from balloon_daemon.seccomp.evaluator import evaluate
 from balloon_daemon.seccomp.filter import load_arch
-from balloon_daemon.seccomp.parser import parse_call, parse_policy
+from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
 
 ARCH = load_arch()

@@ -2,22 +2,17 @@
 
 import pytest
 
+from balloon_daemon.ctl.seccomp.judged_call import parse_call
 from balloon_daemon.errors import PolicyFileError
 from balloon_daemon.seccomp.bpf import SOCK_FILTER
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.filter import load_arch
-from balloon_daemon.seccomp.parser import (
-    FILES_LIMIT,
-    FILTERS_LIMIT,
-    INCLUDE_DEPTH_LIMIT,
-    MISTAKES_LIMIT,
-    TEXT_LIMIT,
-    parse_call,
-    parse_policy,
-)
+from balloon_daemon.seccomp.parser import FILTERS_LIMIT, parse_policy
 from balloon_daemon.seccomp.policy import Dialect, ParsedPolicy
-from balloon_daemon.seccomp.rules import NESTING_LIMIT
+from balloon_daemon.seccomp.policy_sources import FILES_LIMIT, INCLUDE_DEPTH_LIMIT, TEXT_LIMIT
+from balloon_daemon.seccomp.remarks import MISTAKES_LIMIT
 from balloon_daemon.seccomp.tokens import LINE_LIMIT, WORDS_LIMIT
+from balloon_daemon.seccomp.values import NESTING_LIMIT
 
 ARCH = load_arch()
 

@@ -3,9 +3,10 @@
 import pytest
 
 from balloon_daemon.ctl.seccomp.arches import load_arch
+from balloon_daemon.ctl.seccomp.judged_call import parse_call
 from balloon_daemon.errors import PolicyFileError
 from balloon_daemon.seccomp.evaluator import evaluate
-from balloon_daemon.seccomp.parser import parse_call, parse_policy
+from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Action, ParsedPolicy
 
 X86_64 = load_arch("x86_64")

@@ -63,6 +63,7 @@ PURE = {
     "handover.room",
     "handover.state",
     "handover.state_v1",
+    "device.huge_pages",
     "seccomp.bpf",
     "seccomp.c_rules",
     "seccomp.compiler",
@@ -71,12 +72,16 @@ PURE = {
     "seccomp.flat_rules",
     "seccomp.judge",
     "seccomp.machine",
+    "seccomp.nearest_name",
     "seccomp.parser",
     "seccomp.policy",
+    "seccomp.policy_sources",
     "seccomp.probes",
+    "seccomp.remarks",
     "seccomp.rules",
     "seccomp.span",
     "seccomp.tokens",
+    "seccomp.values",
     "seccomp.words",
 }
 IMPURE = {
@@ -251,6 +256,56 @@ def test_sentence_that_is_published_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", modules())
 def test_module_is_at_most_500_lines(name: str) -> None:
     assert len(modules()[name].read_text().splitlines()) <= 500
+
+
+MAX_CLASS_LINES = 250
+MAX_ATTRIBUTES = 12
+
+
+def large_classes(path: Path) -> Iterator[str]:
+    """Classes with more lines, or more attributes assigned to ``self``, than one may have."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        assert node.end_lineno is not None
+        lines = node.end_lineno - node.lineno + 1
+        # Every target of an assignment, also inside a tuple, is a store.
+        attributes = {
+            part.attr
+            for part in ast.walk(node)
+            if isinstance(part, ast.Attribute)
+            and isinstance(part.ctx, ast.Store)
+            and isinstance(part.value, ast.Name)
+            and part.value.id == "self"
+        }
+        if lines > MAX_CLASS_LINES or len(attributes) > MAX_ATTRIBUTES:
+            where = f"{path.name}:{node.lineno}: {node.name}"
+            yield f"{where}: {lines} lines, {len(attributes)} attributes"
+
+
+@pytest.mark.parametrize("name", modules())
+def test_classes_have_at_most_250_lines_and_12_attributes(name: str) -> None:
+    assert list(large_classes(modules()[name])) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ([f"self.a{n} = self.b{n} = {n}" for n in range(6)], []),
+        (["self.a = 0"] * 248, []),
+        (["self.a = 0"] * 249, ["large.py:1: Large: 251 lines, 1 attributes"]),
+        (
+            ["self.a, (self.b, *self.c) = 0, (1, 2)", "self.d: int = 0"]
+            + [f"self.e{n} = {n}" for n in range(9)],
+            ["large.py:1: Large: 13 lines, 13 attributes"],
+        ),
+    ],
+)
+def test_large_class_is_found(tmp_path: Path, body: list[str], found: list[str]) -> None:
+    changed = tmp_path / "large.py"
+    lines = ["class Large:", "    def __init__(self):", *(f"        {line}" for line in body)]
+    changed.write_text("\n".join(lines))
+    assert list(large_classes(changed)) == found
 
 
 # What a back-end is made of. Whoever else wants another value there calls a method of Backend's.

@@ -77,7 +77,7 @@ def _whole_mib(size_bytes: int) -> str:
     return format_size(round(size_bytes / MIB) * MIB)
 
 
-def _tidy(axes: Axes, story: Story, label: str) -> None:
+def _tidy(axes: Axes, label: str) -> None:
     axes.set_ylabel(label, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK)
@@ -120,7 +120,7 @@ def _draw_host(axes: Axes, story: Story, samples: Sequence[Sample]) -> None:
         markeredgecolor="white",
     )
     axes.set_ylim(0, budget)
-    _tidy(axes, story, "the host's memory (MiB)")
+    _tidy(axes, "the host's memory (MiB)")
     axes.yaxis.set_major_locator(MultipleLocator(_round_step(budget)))
     _name(axes, load[-1] / 2, "other programs", "#6d737d")
     _name(axes, load[-1] + guest[-1] / 2, "the guest", GUEST)
@@ -158,7 +158,7 @@ def _draw_guest(axes: Axes, story: Story, samples: Sequence[Sample]) -> None:
     axes.yaxis.set_major_formatter("{x:.0f}")
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_xlabel("seconds")
-    _tidy(axes, story, "in the guest (MiB)")
+    _tidy(axes, "in the guest (MiB)")
     # Keep the two legends apart, wherever the two lines end.
     _name(
         axes, max(held[-1], balloon[-1] + 0.2 * top), "memory that the\nguest really holds", GUEST

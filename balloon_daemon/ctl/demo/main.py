@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-from balloon_daemon.ctl.charts.choice import Chart, make_chart
+from balloon_daemon.ctl.charts.choice import make_chart
 from balloon_daemon.ctl.demo.play import Figures, Performance
 from balloon_daemon.ctl.demo.processes import DemoError
 from balloon_daemon.ctl.demo.story import DEFAULT_SPEED, MAX_SPEED, MIN_SPEED, Story, plan
@@ -116,7 +116,7 @@ def _perform(story: Story, args: argparse.Namespace) -> int:
         if failure is None and args.plot is not None:
             failure = _draw(performance, args.plot)
             figures.ok = failure is None
-        _conclude(figures, chart)
+        _conclude(figures)
         if failure is not None:
             _complain(failure)
             if keep:
@@ -173,7 +173,7 @@ def _how_to_install() -> str:
     return f"run {command} in the checkout that balloond was installed from"
 
 
-def _conclude(figures: Figures, chart: Chart) -> None:
+def _conclude(figures: Figures) -> None:
     verdict = "the host was relieved, no page was lost" if figures.ok else "it failed"
     print(
         f"{verdict}: {format_size(figures.freed_bytes)} freed by a balloon of up to "

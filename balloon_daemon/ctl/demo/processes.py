@@ -22,6 +22,9 @@ from balloon_daemon.sizing.balloon_policy import Reason
 START_S = 15.0
 END_S = 5.0
 
+TAIL_LINES = 15
+"""Lines of the daemon's log that are shown when a demonstration fails."""
+
 
 class DemoError(BalloondError):
     """Why the demonstration did not succeed, in one line."""
@@ -90,9 +93,9 @@ class DemoDaemon:
             status = self._process.wait(wait_s)
             raise DemoError(f"balloond ended with status {status}")
 
-    def tail(self, count: int = 15) -> str:
+    def tail(self) -> str:
         """The last lines of its log."""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-count:])
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
     def close(self) -> None:
         """Ends it by SIGTERM, and by SIGKILL where that takes too long."""

@@ -7,6 +7,7 @@ same: the load pushes the host below its margin five times, for one balloon step
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import assert_never
 
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.sizing.balloon_policy import PolicySettings, max_balloon_bytes
@@ -92,6 +93,8 @@ class Story:
                 extra = self.peak_load_bytes
             case Phase.LEAVES:
                 extra = self.peak_load_bytes * (1 - _smooth(share))
+            case unreachable:
+                assert_never(unreachable)
         return BASE_LOAD_BYTES + int(extra)
 
     def phase(self, at_s: float) -> tuple[Phase, float]:

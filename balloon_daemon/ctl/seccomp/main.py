@@ -8,6 +8,7 @@ from pathlib import Path
 
 from balloon_daemon.ctl.seccomp import words
 from balloon_daemon.ctl.seccomp.arches import load_arch
+from balloon_daemon.ctl.seccomp.judged_call import parse_call
 from balloon_daemon.ctl.seccomp.pfc import write_pfc
 from balloon_daemon.ctl.seccomp.run import add_run_parsers
 from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem, printable
@@ -18,7 +19,6 @@ from balloon_daemon.seccomp.evaluator import Decision, evaluate
 from balloon_daemon.seccomp.filter import NATIVE_ARCH, read_policy
 from balloon_daemon.seccomp.judge import Disagreement, opinion_in_words
 from balloon_daemon.seccomp.libseccomp import second_opinion
-from balloon_daemon.seccomp.parser import parse_call
 from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
 from balloon_daemon.seccomp.policy_file import read_text
 

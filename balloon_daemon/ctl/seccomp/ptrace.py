@@ -8,6 +8,8 @@ import os
 import struct
 from dataclasses import dataclass
 
+from balloon_daemon.linux.libc import LIBC, oserror
+
 # linux/ptrace.h
 PTRACE_TRACEME = 0
 PTRACE_CONT = 7
@@ -36,9 +38,8 @@ WALL = 0x40000000
 _NT_PRSTATUS = 1
 _NT_ARM_SYSTEM_CALL = 0x404
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.restype = ctypes.c_long
-_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+LIBC.ptrace.restype = ctypes.c_long
+LIBC.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
 
 class _Iovec(ctypes.Structure):
@@ -63,10 +64,9 @@ class Call:
 
 
 def _ptrace(request: int, pid: int, address: int = 0, data: int | None = 0) -> int:
-    result = _libc.ptrace(request, pid, address, data)
+    result = LIBC.ptrace(request, pid, address, data)
     if result == -1:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"ptrace: {os.strerror(errno)}")
+        raise oserror("ptrace")
     return int(result)
 
 

@@ -40,7 +40,7 @@ OF_ALL = 7 / 8
 """The part of all descriptors and connections that one user may have, and that all users may have
 together; the rest is for existing connections, and for balloond itself."""
 
-FAREWELLS_A_SECOND = 10
+ENDS_A_SECOND = 10
 """Events of ended connections for each user; any user may connect thousands of times a second."""
 
 
@@ -57,7 +57,7 @@ class Peer:
         self._peers = peers
         self.connections = 0
         self.account = FdAccount()
-        self.farewells = RateLimit(FAREWELLS_A_SECOND)
+        self.ends = RateLimit(ENDS_A_SECOND)
         self.refusals, self.unkept = RateLimit(1), RateLimit(1)
         self._allowances = Allowances()
         self._turns: Turns | None = None

@@ -49,7 +49,7 @@ class Shared:
 
 
 class Session:
-    """One VM, from its VMM's connection to its hang-up: a ``Guest``.
+    """One VM, from its VMM's connection to its hang-up: a ``Guest`` that ``Hears`` its devices.
 
     Args:
         vm: the VM.
@@ -119,31 +119,26 @@ class Session:
             await self._close()
 
     def _publish_end(self, ended: VmmHungUp | ConnectionClosed | ConnectionFailed) -> None:
-        suppressed = self._peer.farewells.admit(asyncio.get_running_loop().time())
+        suppressed = self._peer.ends.admit(asyncio.get_running_loop().time())
         if suppressed is not None:
             self._publish(replace(ended, suppressed=suppressed))
 
     def set_target(self, target_bytes: int) -> None:
-        """Tells the driver the balloon's wanted size."""
         if not self._closing:
             self._balloon.set_target(target_bytes)
 
     def request_stats(self) -> None:
-        """Asks the guest for its statistics."""
         if not self._closing:
             self.device.request_stats()
 
     def against_more(self, level: int) -> Reason | None:
-        """Why the guest must not be asked for more just now; None: it may be."""
         return self._balloon.limits.against_more(level)
 
     def keep(self, row: VmRow) -> None:
-        """Stores this row of the VM's policy for another controller."""
         if not self._closing:
             self._kept.keep(row)
 
     async def give_back(self) -> None:
-        """Lets the balloon shrink to nothing, and waits until the driver reports that."""
         if not self._closing:
             await self._balloon.give_back()
 
@@ -192,12 +187,10 @@ class Session:
     # --- what devices report ------------------------------------------------------------------
 
     def progressed(self, done: Progress) -> None:
-        """Takes the sums of all devices of this guest."""
         if not self._closed:
             self._balloon.limits.take_progress(done)
 
     def stats_came(self, stats: Stats, *, first: bool) -> None:
-        """Takes the guest's statistics; the first ones of a device may be old."""
         if not self._closed:
             self._balloon.take_stats(stats, first=first)
 

@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from balloon_daemon.guests.jailed.two_lines import TwoLines
+
 TURN_S = 0.0005
 """So long, for each of two things, a virtual CPU of another user's VM may wait for each user with
 much to say; an access to the config space takes some 50 µs."""
@@ -87,9 +89,7 @@ class Turns:
         self._line: deque[int] = deque()
         """Connections that the kernel has named and whose turn has not come."""
         self._given = self._closed = False
-        self._old_first = True
-        self._old: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._young: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting = TwoLines()
         self._turn: tuple[int, float] | None = None
         """Whose task has the present turn of the loop, and since when."""
         self._rest: asyncio.TimerHandle | None = None
@@ -143,7 +143,7 @@ class Turns:
     def _rested(self) -> None:
         self._rest = None
         self._loop.add_reader(self._epoll.fileno(), self._take)
-        if self._young and not self._given:
+        if self._waiting.young and not self._given:
             self._given = True
             self._give()
 
@@ -172,7 +172,7 @@ class Turns:
             self._loop.call_soon(self._give)
             return
         turn: asyncio.Future[None] = self._loop.create_future()
-        (self._old if fd in self._at_once else self._young).append((fd, turn))
+        self._waiting.add(fd, turn, old=fd in self._at_once)
         await turn
 
     def close(self) -> None:
@@ -187,19 +187,11 @@ class Turns:
     def _give(self) -> None:
         """Gives the next turn of the loop to whoever waits longest."""
         self._end_turn()
-        kinds = (self._old, self._young) if self._old_first else (self._young, self._old)
-        self._old_first = not self._old_first
-        for waiting in kinds:
-            if waiting is self._young and self._rest is not None:
-                continue
-            while waiting:
-                fd, turn = waiting.popleft()
-                if not turn.done():
-                    self._turn = fd, self._loop.time()
-                    turn.set_result(None)
-                    self._loop.call_soon(self._give)
-                    return
-        self._given = False
+        fd = self._waiting.wake_next(young=self._rest is None)
+        self._given = fd is not None
+        if fd is not None:
+            self._turn = fd, self._loop.time()
+            self._loop.call_soon(self._give)
 
     def _end_turn(self) -> None:
         """Charges a task for its turn, which is over when the loop comes round.

@@ -178,7 +178,7 @@ class HostileGuest:
     def go_mad(self) -> None:
         """Its VMM says something that it should not say with rings running."""
         choices = Choices(self._random.randbytes(64))
-        with socket.socket(fileno=os.dup(self.frontend.wire.fileno())) as wire:
+        with socket.socket(fileno=os.dup(self.frontend.requests.wire.fileno())) as wire:
             send_something(wire, choices)
 
     def _write_chains(self, n: int) -> None:

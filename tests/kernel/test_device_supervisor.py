@@ -173,7 +173,7 @@ def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None
     assert asyncio.run(watch()) == [True, True]
 
 
-def test_stopped_keeper_forks_nothing_though_its_predecessor_went_while_it_was_to() -> None:
+def test_stopped_supervisor_forks_nothing_though_its_predecessor_went_while_it_was_to() -> None:
     async def forks() -> int:
         asked = Forks()
         supervisor = supervise(set_up([0]), asked)
