@@ -99,6 +99,11 @@ class ChromeosLowMemory(Journal):
             counts.
         device: A file that is readable while memory is low; it may be absent. None: no device.
         margin_bytes: A margin to use instead of the file's, in bytes; the file is not read then.
+
+    Source: mm/low-mem-notify.c of the ChromeOS kernels.
+
+    Raises:
+        ConfigError: the margin is less than 1 MiB, the unit of all figures here.
     """
 
     name = "chromeos"

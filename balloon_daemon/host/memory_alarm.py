@@ -63,6 +63,8 @@ class DeviceAlarm(_Alarm):
 
     Args:
         path: The device file; it may be absent, and come and go.
+
+    Source: mm/low-mem-notify.c of the ChromeOS kernels.
     """
 
     def __init__(self, path: Path) -> None:

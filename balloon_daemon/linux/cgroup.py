@@ -7,6 +7,8 @@ cgroups, from its own up to the root, matters as much as the host's.
 The memory left is the limit, less the usage, plus what the kernel would reclaim inside before it
 kills: file pages (active_file, inactive_file; shared memory is not among them) and, where the
 kernel reports them (cgroup v2), reclaimable slabs. MemAvailable is made of the same on a host.
+
+Source: admin-guide/cgroup-v2.rst, "Memory Interface Files"; admin-guide/cgroup-v1/memory.rst, 5.2.
 """
 
 import errno

@@ -11,11 +11,11 @@ def find_seccomp_kill(pid: int) -> int | None:
     """Looks for the record of a process killed by its seccomp filter.
 
     Args:
-            pid: the process, in this process's PID namespace.
+        pid: the process, in this process's PID namespace.
 
-        Returns:
-            The system call's number; None where the log may not be read or has no record (records
-            are rate-limited, and go to the audit daemon where one runs).
+    Returns:
+        The system call's number; None where the log may not be read or has no record (records are
+        rate-limited, and go to the audit daemon where one runs).
     """
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

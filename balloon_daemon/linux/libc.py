@@ -43,6 +43,9 @@ def keep_heap_off_brk() -> None:
     interpreter's heap first grows. Without trimming and without single mapped blocks, malloc stays
     in its main arena; with the program break set to the end of the address space, ``sbrk`` fails
     in user space and the arena continues in mapped memory.
+
+    Raises:
+        OSError: this libc is not glibc, and refuses.
     """
     for option, value in ((_M_TRIM_THRESHOLD, 0x7FFFFFFF), (_M_MMAP_MAX, 0)):
         if not LIBC.mallopt(option, value):

@@ -116,6 +116,8 @@ def _stores(manager: socket.socket) -> bool:
 
     The manager closes a descriptor that it does not store; a pipe shows when its last writer is
     closed.
+
+    Source: sd_notify(3), ``FDSTORE=1`` and ``BARRIER=1``.
     """
     manager.settimeout(STORE_TRIED_WITHIN_S)
     try:
@@ -165,6 +167,8 @@ def is_process_of_unit() -> bool:
     """Whether a service manager itself started this very process, as a unit's.
 
     False for a service's descendants, although they inherit its environment.
+
+    Source: systemd.exec(5), "Environment Variables in Spawned Processes".
     """
     started = os.environ.get("SYSTEMD_EXEC_PID")
     if started is None:  # before systemd 248

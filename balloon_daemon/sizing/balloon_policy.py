@@ -58,6 +58,8 @@ def max_balloon_bytes(vm_mem_bytes: int) -> int:
     Returns:
         Bytes, in whole 4 KiB pages: all but 1 GiB of a VM of more than 1.5 GiB, half of a VM of at
         least 500 MiB, nothing of a smaller VM.
+
+    Source: crosvm's device policy, whose GB and MB are binary.
     """
     if vm_mem_bytes > GIB + 512 * MIB:
         limit = vm_mem_bytes - GIB
@@ -336,6 +338,9 @@ class BalloonPolicy:
 
         A changed maximum alone never asks for more: under a larger one the level becomes the
         highest whose target is not above the present target. Under a smaller one the level stays.
+
+        Raises:
+            ConfigError: as for the constructor.
         """
         if max_bytes < 0 or max_bytes % PAGE_SIZE:
             raise ConfigError(f"a balloon of at most {max_bytes} bytes, which are no whole pages")

@@ -236,6 +236,9 @@ class HostPolicy:
         Args:
             event: the event.
             now_s: the clock, in seconds; only its differences between calls matter.
+
+        Raises:
+            StateError: the event makes no sense; nothing has changed.
         """
         asked = _Asked()
         match event:

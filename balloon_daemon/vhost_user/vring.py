@@ -2,6 +2,8 @@
 
 Pure. Each setter returns why the new value cannot be served, "" where it can: the guest's driver
 chooses sizes and addresses, and a wrong value must not cost its VM the connection.
+
+Source: QEMU's "Vhost-user Protocol", "Ring states"; virtio 1.3, 2.7.
 """
 
 from dataclasses import dataclass

@@ -62,6 +62,12 @@ def queue_numbers(acknowledged: int) -> dict[int, BalloonQueue]:
     Indices have no gaps: a queue whose feature was not acknowledged takes none, so the
     reporting_vq is queue 2 without statistics and queue 3 with them. Linux and QEMU both count
     this way.
+
+    Args:
+        acknowledged: the feature bits that the driver accepted (SET_FEATURES).
+
+    Returns:
+        Index to queue, from 0 without gaps.
     """
     queues = [BalloonQueue.INFLATEQ, BalloonQueue.DEFLATEQ]
     queues += [queue for bit, queue in _OPTIONAL_QUEUES if acknowledged & bit]
@@ -99,6 +105,9 @@ class BalloonConfig:
 
         QEMU always writes the whole space, including its own cached ``num_pages``, which must not
         overwrite the device's. Bytes beyond the config space are dropped.
+
+        Returns:
+            Whether any of ``actual`` was written.
         """
         if not offset and len(content) == self.SIZE:
             # A write of the whole space, as QEMU sends for each buffer.

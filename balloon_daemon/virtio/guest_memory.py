@@ -1,6 +1,9 @@
 """The regions of guest memory, and where in them an address is.
 
 Pure: the bytes arrive as memoryviews, mapped by the caller.
+Source: vhost-user, "Memory region description"; virtio 1.3, 2.7.
+
+
 """
 
 from bisect import bisect_right
