@@ -66,6 +66,10 @@ class HugePages:
 
 def _masks(offset: int, length: int, page_bytes: int) -> list[tuple[int, int]]:
     """The huge pages that a range touches, each with the bits of its touched 4 KiB parts."""
+    page, start = divmod(offset, page_bytes)
+    if start + length <= page_bytes:
+        # Nearly all: a run of PFNs seldom crosses from one huge page to the next.
+        return [(page, ((1 << length // PAGE_SIZE) - 1) << start // PAGE_SIZE)]
     masks = []
     end = offset + length
     while offset < end:

@@ -23,8 +23,8 @@ from typing import Protocol, assert_never
 from balloon_daemon.errors import ConfigError, SourceError
 from balloon_daemon.events import SourceEvent, SourceTrouble
 from balloon_daemon.host.memory_alarm import DeviceAlarm, PressureAlarm
-from balloon_daemon.host.notices import Journal, Unknown
 from balloon_daemon.host.notices import LowMemoryStatistics as LowMemoryStatistics
+from balloon_daemon.host.notices import SourceNotices, Unknown
 from balloon_daemon.host.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
@@ -88,7 +88,7 @@ class LowMemorySource(Protocol):
         """Closes the alarm, and with it the fd of ``wait_fd``."""
 
 
-class ChromeosLowMemory(Journal):
+class ChromeosLowMemory(SourceNotices):
     """A source: ChromeOS's low-memory driver, two text files in MiB and a device to wait for.
 
     ``margin`` reads ``off`` while the kernel's notifier is switched off (by writing ``off``, or
@@ -201,7 +201,7 @@ class ChromeosLowMemory(Journal):
             return Unknown("the margin", _in_words(err))
 
 
-class MeminfoLowMemory(Journal):
+class MeminfoLowMemory(SourceNotices):
     """A source: MemAvailable against a margin, for hosts that are not ChromeOS.
 
     Where cgroups limit this process's memory, the memory left below each limit is compared with a

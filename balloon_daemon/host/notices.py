@@ -53,7 +53,7 @@ class Unknown(NamedTuple):
     why: str
 
 
-class Journal:
+class SourceNotices:
     """The common part of both sources: counters, and events not yet taken.
 
     Args:

@@ -20,7 +20,7 @@ For tools (``balloonctl seccomp``), besides those::
     filter.read_policy(path, *, default, arch, dialect, read) -> ParsedPolicy
     filter.load_arch() -> Arch           x86-64's; balloonctl has more (ctl/seccomp/arches.py)
     compiler.compile_bpf(policy) -> bytes
-    evaluator.evaluate(policy, audit_arch, number, arguments) -> Decision
+    evaluator.evaluate(policy, audit_arch, number, arguments) -> Answer
     libseccomp.second_opinion(policy, bpf) -> Opinion    for --check and ``seccomp check``
 
 Modules: ``tokens`` → ``words`` → ``rules`` or ``c_rules`` → ``parser`` make a

@@ -20,7 +20,7 @@ from balloon_daemon.seccomp.policy import (
 )
 
 
-class Decision(NamedTuple):
+class Answer(NamedTuple):
     """The answer to a call, and the filter that gave it.
 
     Attributes:
@@ -36,7 +36,7 @@ class Decision(NamedTuple):
 
 def evaluate(
     policy: ParsedPolicy, audit_arch: int, number: int, arguments: Sequence[int]
-) -> Decision:
+) -> Answer:
     """Evaluates one call.
 
     Args:
@@ -46,16 +46,16 @@ def evaluate(
         arguments: six unsigned 64-bit numbers.
     """
     if audit_arch != policy.abi.audit_arch:
-        return Decision(KILL_PROCESS)
+        return Answer(KILL_PROCESS)
     foreign = policy.abi.foreign_bit
     if foreign and foreign <= number < NO_SYSCALL:
-        return Decision(KILL_PROCESS)
+        return Answer(KILL_PROCESS)
     for rules in policy.calls:
         if rules.number == number:
             for rule in rules.filters:
                 if matches(rule, arguments):
-                    return Decision(rule.verdict, rules, rule)
-    return Decision(policy.unlisted)
+                    return Answer(rule.verdict, rules, rule)
+    return Answer(policy.unlisted)
 
 
 def matches(rule: Filter, arguments: Sequence[int]) -> bool:

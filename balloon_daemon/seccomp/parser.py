@@ -36,7 +36,7 @@ from balloon_daemon.seccomp.policy import (
 )
 from balloon_daemon.seccomp.policy_sources import PolicySources
 from balloon_daemon.seccomp.remarks import Mistakes, TooManyMistakesError, Warnings
-from balloon_daemon.seccomp.rules import Rule, RuleReader
+from balloon_daemon.seccomp.rules import PolicyRule, RuleReader
 from balloon_daemon.seccomp.tokens import Kind, Token, statements
 from balloon_daemon.seccomp.words import StatementError, Words
 
@@ -107,7 +107,7 @@ class _Parser:
         self._default = default
         self._dialect = dialect
         self._denylist = False
-        self._rules: list[Rule] = []
+        self._rules: list[PolicyRule] = []
         self._frequency: dict[int, int] = {}
         self._mistakes = Mistakes()
         self._warnings = Warnings()
@@ -268,7 +268,7 @@ class _Parser:
                 f"unconditional allow: there, {name} is always allowed",
             )
 
-    def _append(self, name: str, of_call: list[Filter], rule: Rule) -> None:
+    def _append(self, name: str, of_call: list[Filter], rule: PolicyRule) -> None:
         if self._dialect is Dialect.C and of_call:
             where = _line_of(of_call[0].place)
             message = f"{name} has a line already at {where}; minijail's C compiler takes one"

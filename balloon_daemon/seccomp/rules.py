@@ -43,7 +43,7 @@ _RETURN_WARNING = (
 )
 
 
-class Rule(NamedTuple):
+class PolicyRule(NamedTuple):
     """The meaning of a statement: these calls, by name, get these filters."""
 
     calls: tuple[str, ...]
@@ -62,7 +62,7 @@ class RuleReader:
         self._values = ValueReader(arch, report)
 
     # rule = ( call | '{' call { ',' call } '}' ) ':' filters
-    def rule(self, words: Words) -> Rule:
+    def rule(self, words: Words) -> PolicyRule:
         """Reads a whole rule.
 
         Raises:
@@ -70,7 +70,7 @@ class RuleReader:
         """
         calls = self._calls(words)
         colon = words.expect(":")
-        return Rule(tuple(calls), self._filters(words), colon)
+        return PolicyRule(tuple(calls), self._filters(words), colon)
 
     def _calls(self, words: Words) -> list[str]:
         opened = words.take_if("{")

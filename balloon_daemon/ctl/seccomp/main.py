@@ -15,7 +15,7 @@ from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem,
 from balloon_daemon.seccomp.bpf import SOCK_FILTER
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.constants import ARCH_NAMES
-from balloon_daemon.seccomp.evaluator import Decision, evaluate
+from balloon_daemon.seccomp.evaluator import Answer, evaluate
 from balloon_daemon.seccomp.filter import NATIVE_ARCH, read_policy
 from balloon_daemon.seccomp.judge import Disagreement, opinion_in_words
 from balloon_daemon.seccomp.libseccomp import second_opinion
@@ -220,23 +220,23 @@ def _test(options: argparse.Namespace) -> int:
     number, given = parse_call(options.call, arch)
     name = arch.call_name(number) or f"call {number}"
     arguments = [*given, *[0] * (6 - len(given))]
-    decision = evaluate(policy, policy.abi.audit_arch, number, arguments)
-    verdict = decision.verdict
-    answer = f"ERRNO({verdict.errno})" if verdict.action is Action.ERRNO else verdict.action.name
-    print(f"{answer}  {words.call_in_words(name, given, arch)}: ", end="")
+    outcome = evaluate(policy, policy.abi.audit_arch, number, arguments)
+    verdict = outcome.verdict
+    shown = f"ERRNO({verdict.errno})" if verdict.action is Action.ERRNO else verdict.action.name
+    print(f"{shown}  {words.call_in_words(name, given, arch)}: ", end="")
     print(words.verdict_in_words(verdict, arch))
-    print(_because(policy, decision, number, name))
+    print(_because(policy, outcome, number, name))
     return 0
 
 
-def _because(policy: ParsedPolicy, decision: Decision, number: int, name: str) -> str:
+def _because(policy: ParsedPolicy, outcome: Answer, number: int, name: str) -> str:
     if words.is_foreign(number, policy):
         return "it is a call of another ABI (x32), which no policy can allow"
-    if decision.filter is None:
+    if outcome.filter is None:
         return f"no rule of {printable(policy.files[0])} names {name}, so the default decides"
-    if decision.filter.place is not None:
-        return words.place_in_words(decision.filter.place)
-    tried = [rule.place for rule in decision.rules.filters if rule.place] if decision.rules else []
+    if outcome.filter.place is not None:
+        return words.place_in_words(outcome.filter.place)
+    tried = [rule.place for rule in outcome.rules.filters if rule.place] if outcome.rules else []
     shown = "\n".join(str(place.problem("this does not hold")) for place in tried)
     return f"no rule for {name} holds, so the default decides\n{shown}"
 

@@ -12,7 +12,7 @@ from balloon_daemon.events import (
     SourceTrouble,
     SourceUnknown,
 )
-from balloon_daemon.host.notices import LINES, LINES_S, Journal, LowMemoryStatistics, Unknown
+from balloon_daemon.host.notices import LINES, LINES_S, LowMemoryStatistics, SourceNotices, Unknown
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 
 Measured = Reading | NeverLow | Unknown
@@ -30,23 +30,23 @@ IS_ON = SourceOn(400)
 
 
 class Told:
-    """A journal, its clock, and what it has said so far."""
+    """Notices, their clock, and what they have said so far."""
 
     def __init__(self) -> None:
         self.now_s = 5.0
-        self.journal = Journal(lambda: self.now_s)
+        self.notices = SourceNotices(lambda: self.now_s)
 
     def see(self, *measured: Measured) -> list[SourceEvent]:
         """One reading a second."""
         lines: list[SourceEvent] = []
         for one in measured:
-            self.journal.note_reading(one)
+            self.notices.note_reading(one)
             lines += self.lines()
             self.now_s += 1
         return lines
 
     def lines(self) -> Iterator[SourceEvent]:
-        return iter(self.journal.take_notice, None)
+        return iter(self.notices.take_notice, None)
 
 
 @pytest.fixture
@@ -59,15 +59,15 @@ def known_again(reads: int, figure: str = "available memory") -> SourceEvent:
 
 
 def test_reading_is_given_back_and_counted(told: Told) -> None:
-    assert told.journal.note_reading(PLENTY) is PLENTY
-    assert told.journal.note_reading(OFF) is OFF
-    assert told.journal.note_reading(EMPTY) is None
-    assert told.journal.last_error == "it is empty"
-    told.journal.note_wakeup()
+    assert told.notices.note_reading(PLENTY) is PLENTY
+    assert told.notices.note_reading(OFF) is OFF
+    assert told.notices.note_reading(EMPTY) is None
+    assert told.notices.last_error == "it is empty"
+    told.notices.note_wakeup()
 
-    assert told.journal.statistics() == LowMemoryStatistics(reads=3, unknown=1, wakeups=1)
-    assert told.journal.note_reading(OFF) is OFF
-    assert told.journal.last_error == ""
+    assert told.notices.statistics() == LowMemoryStatistics(reads=3, unknown=1, wakeups=1)
+    assert told.notices.note_reading(OFF) is OFF
+    assert told.notices.last_error == ""
 
 
 def test_each_cause_of_a_trouble_is_said_when_it_begins(told: Told) -> None:
@@ -161,7 +161,7 @@ def test_switch_that_is_flipped_each_second_is_said_a_limited_number_of_times(to
 
 def test_trouble_beside_a_reading_is_said_once_until_it_has_ended(told: Told) -> None:
     def note(line: str) -> list[SourceEvent]:
-        told.journal.note_trouble("cgroups", line)
+        told.notices.note_trouble("cgroups", line)
         return told.see(PLENTY)
 
     assert [note(line) for line in ("", "a", "a", "b", "", "b")] == [
@@ -176,8 +176,8 @@ def test_trouble_beside_a_reading_is_said_once_until_it_has_ended(told: Told) ->
 
 def test_notices_nobody_takes_are_bounded(told: Told) -> None:
     for _ in range(1000):
-        told.journal.note_reading(EMPTY)
-        told.journal.note_reading(PLENTY)
+        told.notices.note_reading(EMPTY)
+        told.notices.note_reading(PLENTY)
         told.now_s += LINES_S
 
     assert len(list(told.lines())) <= 8
