@@ -14,7 +14,7 @@ def main() -> int:
     template = None
     try:
         try:
-            _stand_up()
+            _restore_basics()
             from balloon_daemon.device.template import Template
 
             template = Template()
@@ -29,7 +29,7 @@ def main() -> int:
             template.close()
 
 
-def _stand_up() -> None:
+def _restore_basics() -> None:
     """Restores what every program relies on, and whoever started us may have changed."""
     # If SIGCHLD was ignored, the kernel would discard our children's exit codes: waitpid(2) would
     # fail.

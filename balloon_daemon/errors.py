@@ -103,9 +103,9 @@ class PolicyProblem(NamedTuple):
 
     def __str__(self) -> str:
         """``file:line:column: message``, then the source line, then carets under the place."""
-        return self.told("")
+        return self.with_mark("")
 
-    def told(self, mark: str) -> str:
+    def with_mark(self, mark: str) -> str:
         """The same text with a mark before the message, such as ``warning: ``.
 
         Unprintable characters of the file are escaped. Of a long line only the part around the

@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             look(config.socket, keep_fds=args.keep_fds)
             with Interruptible():
                 for warning in compiled.warnings:
-                    print(warning.told("warning: "), file=sys.stderr)
+                    print(warning.with_mark("warning: "), file=sys.stderr)
                 if risk:
                     print(f"warning: {printable(risk)}", file=sys.stderr)
                 # Imported here, so that the daemon does not load modules that only --check needs.

@@ -57,7 +57,7 @@ class Outbox:
     def __len__(self) -> int:
         return self._of.total()
 
-    def is_of(self, guest: str, user: int | None) -> None:
+    def set_user(self, guest: str, user: int | None) -> None:
         """Sets a guest's user; None: the guest is gone."""
         self._users.pop(guest, None)
         if user is not None:

@@ -68,7 +68,7 @@ class Store(Protocol):
     def has_all_of(self, group: str) -> bool:
         """Whether all messages of this VM have been sent."""
 
-    def is_of(self, group: str, user: int | None) -> None:
+    def set_user(self, group: str, user: int | None) -> None:
         """Sets a VM's user: users take turns while the store is slow. None: the VM is gone."""
 
     def watch(self, gone: Callable[[], None]) -> None:
@@ -164,7 +164,7 @@ class NoStore:
     def has_all_of(self, group: str) -> bool:
         return True
 
-    def is_of(self, group: str, user: int | None) -> None:
+    def set_user(self, group: str, user: int | None) -> None:
         pass
 
     def watch(self, gone: Callable[[], None]) -> None:
@@ -273,8 +273,8 @@ class SocketStore:
         if lost is not None:
             self._on_loss[group] = lost
 
-    def is_of(self, group: str, user: int | None) -> None:
-        self._outbox.is_of(group, user)
+    def set_user(self, group: str, user: int | None) -> None:
+        self._outbox.set_user(group, user)
 
     def _lose(self) -> None:
         if not self._gone:

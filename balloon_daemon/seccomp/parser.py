@@ -253,7 +253,7 @@ class _Parser:
             tuple(calls),
             # In minijail, @default in a @denylist file applies to calls with conditions only.
             ALLOW if self._denylist else self._default,
-            tuple(self._warnings.told()),
+            tuple(self._warnings.problems()),
             tuple(dict.fromkeys(self._sources.names)),
             self._denylist,
         )

@@ -70,7 +70,7 @@ class Warnings:
         """Notes a warning; of each kind, only the first one's text is used."""
         self._places.setdefault(kind, []).append((place, message))
 
-    def told(self) -> Iterable[PolicyProblem]:
+    def problems(self) -> Iterable[PolicyProblem]:
         """One problem for each kind."""
         for (place, message), *others in self._places.values():
             yield place.problem(message + _also_at(place, [other for other, _ in others]))

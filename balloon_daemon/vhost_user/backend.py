@@ -85,8 +85,7 @@ class Backend:
     protocol_features: int = 0
     vrings: Vrings = field(init=False)
     channel: Fd | None = None
-    """The back-end's own channel (SET_BACKEND_REQ_FD); without a channel the VMM cannot be told of
-    a new target."""
+    """The back-end's own channel (SET_BACKEND_REQ_FD), needed to tell the VMM of a new target."""
     status: int = 0
     """The driver's device status, if the front-end sends it (SET_STATUS)."""
 
@@ -95,8 +94,7 @@ class Backend:
 
     @property
     def config(self) -> BalloonConfig:
-        """The config space, for reading; only ``set_target`` and ``restore_config`` write to
-        it."""
+        """The config space, to be read; ``set_target`` and ``restore_config`` write to it."""
         return self.driver.config
 
     @property
@@ -125,8 +123,7 @@ class Backend:
 
         Args:
             num_pages, actual: 4 KiB pages, limited to a u32.
-            balloon_known: False: that controller did not know how many pages were in the balloon,
-                because the driver's rings were set up in mid-life.
+            balloon_known: that controller knew the balloon behind rings set up in mid-life.
         """
         stopped = not self.vrings[0].started
         self.driver.restore(num_pages, actual, known=balloon_known, stopped=stopped)
@@ -168,7 +165,7 @@ class Backend:
         Args:
             message: as it was received.
             fds: the descriptors that came with it; the back-end owns them from now on.
-            lost: True: this process had no room for its descriptors; ``fds`` is empty.
+            lost: this process had no room for its descriptors; ``fds`` is empty.
 
         Returns:
             Effects, to be performed in this order.
@@ -186,7 +183,7 @@ class Backend:
             if handler is None:
                 raise FrontendError(message.name, "is not offered by this back-end")
             if lost:
-                handler = _LOSERS.get(Request(message.request), handler)
+                handler = _HANDLERS_OF_LOST_FDS.get(Request(message.request), handler)
             elif len(fds) not in ALLOWED_FDS.get(message.request, NO_FDS):
                 raise FrontendError(message.name, f"came with {len(fds)} file descriptors")
             effects = handler(self, message, fds)
@@ -194,8 +191,7 @@ class Backend:
             for fd in fds:
                 fd.close()
             raise
-        # The acknowledgement follows a StopDevice, because the front-end may free memory as soon
-        # as it is acknowledged.
+        # After any StopDevice: the front-end may free memory as soon as it is acknowledged.
         return [*effects, Send(acknowledgement(message))] if self._wants_ack(message) else effects
 
     def lacks_fds(self, message: Message) -> bool:
@@ -227,8 +223,7 @@ class Backend:
         )
 
     def stop_vring(self, index: int) -> bytes:
-        """Stops a vring and returns GET_VRING_BASE's reply; ``vrings[index].base`` must be
-        right."""
+        """Stops a vring whose ``base`` is right; returns GET_VRING_BASE's reply."""
         return self.vrings.stop(index)
 
     # --- features -----------------------------------------------------------------------------
@@ -242,8 +237,7 @@ class Backend:
         self.driver.set_up(message.request)
         if features == self.acknowledged:
             return []
-        # Accept all implemented features: an earlier balloond with other settings may have offered
-        # more than this one.
+        # Any implemented feature: an earlier balloond with other settings may have offered it.
         self.acknowledged = features
         return [*RESTART]
 
@@ -295,8 +289,7 @@ class Backend:
     # --- vrings -------------------------------------------------------------------------------
 
     def _set_vring_kick(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        # vhost-user, "Ring states": without VHOST_USER_F_PROTOCOL_FEATURES a ring is enabled when
-        # it starts.
+        # "Ring states": without VHOST_USER_F_PROTOCOL_FEATURES a ring is enabled as it starts.
         enables = not self.acknowledged & wire.VHOST_USER_F_PROTOCOL_FEATURES
         return self.vrings.set_kick(message, fds, enables=enables)
 
@@ -308,7 +301,7 @@ class Backend:
             self.driver.stopped()
         return [StopDevice(), AnswerVringBase(index), RingsChanged()]
 
-    def _lose_channel(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    def _channel_fd_lost(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         return [not_served(message, NO_ROOM), *self._set_backend_req_fd(message, ())]
 
     # --- config space -------------------------------------------------------------------------
@@ -329,7 +322,7 @@ def _tell_memory(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[
     return MEMORY_HANDLERS[message.request](backend.memory, message, fds)
 
 
-def _lose_memory(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+def _memory_fds_lost(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
     backend.memory.lose(f"its memory is unknown: {NO_ROOM}")
     return [*RESTART]
 
@@ -338,7 +331,7 @@ def _tell_vring(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[E
     return VRING_HANDLERS[message.request](backend.vrings, message, fds)
 
 
-def _lose_vring_fd(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+def _vring_fd_lost(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
     return backend.vrings.lose_fd(message)
 
 
@@ -379,10 +372,10 @@ _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] =
 
 _HANDLERS.update(dict.fromkeys(LEFT_ALONE, _leave_alone))
 
-_LOSERS = {
-    Request.SET_MEM_TABLE: _lose_memory,
-    Request.ADD_MEM_REG: _lose_memory,
-    **dict.fromkeys(VRING_FDS, _lose_vring_fd),
-    Request.SET_BACKEND_REQ_FD: Backend._lose_channel,
+_HANDLERS_OF_LOST_FDS = {
+    Request.SET_MEM_TABLE: _memory_fds_lost,
+    Request.ADD_MEM_REG: _memory_fds_lost,
+    **dict.fromkeys(VRING_FDS, _vring_fd_lost),
+    Request.SET_BACKEND_REQ_FD: Backend._channel_fd_lost,
 }
 """Handlers of requests whose descriptors were lost for want of room."""

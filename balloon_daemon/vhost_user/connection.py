@@ -116,11 +116,11 @@ class Connection:
             # Descriptors may wait in the socket's queue, where the last close of the socket closes
             # them: leave that to a closer.
             self._own(self._socket.detach()).close()
-        self.let_go()
+        self.close_dropped()
 
-    def let_go(self) -> None:
+    def close_dropped(self) -> None:
         """Passes all received descriptors that their owners have closed on to the closer."""
-        self.foreign.let_go()
+        self.foreign.close_dropped()
 
     def _hang_up(self) -> bool:
         """Shuts the connection down; True where no descriptors wait in its queue, nor ever
@@ -200,7 +200,7 @@ class Connection:
                 if len(self._fds) + len(numbers) > MAX_FDS:
                     for number in numbers:
                         self.foreign.drop(number)
-                    self.let_go()
+                    self.close_dropped()
                     raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
                 self._fds += map(self._own, numbers)
         # The buffer had room, so MSG_CTRUNC means that this process may open no more files
@@ -211,7 +211,7 @@ class Connection:
             for fd in self._fds:
                 fd.close()
             self._fds = []
-            self.let_go()
+            self.close_dropped()
 
     def _hung_up(self) -> NoReturn:
         if not self._received:

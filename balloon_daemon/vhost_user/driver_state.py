@@ -22,7 +22,7 @@ DATA_QUEUES = (0, 1)
 """The inflateq and the deflateq, which have the same index with every set of features."""
 
 _BASE = -1
-"""Stands for a base, in place of a request number, in ``told``."""
+"""Stands for a base, in place of a request number, in ``set_up_so_far``."""
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class DriverState:
         config_read: the config space was read since ``reset_signed`` was set, so the driver is not
             a paused one, which would read nothing.
         balloon_unknown: the balloon may hold pages that ``config.actual`` does not count.
-        told: what was set up in this round, as (request, vring).
+        set_up_so_far: what was set up in this round, as (request, vring).
         settled: the inflateq's base was set in this round.
     """
 
@@ -44,7 +44,7 @@ class DriverState:
     reset_signed: bool = False
     config_read: bool = False
     balloon_unknown: bool = False
-    told: set[tuple[int, int]] = field(default_factory=set)
+    set_up_so_far: set[tuple[int, int]] = field(default_factory=set)
     settled: bool = False
 
     def sign_reset(self) -> None:
@@ -55,15 +55,15 @@ class DriverState:
     def set_up(self, request: int, vring: int = 0) -> None:
         """Notes that features or a part of a vring are set up: a sign of a new driver, unless this
         round has the inflateq's base already."""
-        if (request, vring) in self.told:
+        if (request, vring) in self.set_up_so_far:
             self.stopped()
-        self.told.add((request, vring))
+        self.set_up_so_far.add((request, vring))
         if not self.settled:
             self._sign()
 
     def stopped(self) -> None:
         """Notes that the inflateq was stopped: later requests belong to another round."""
-        self.told.clear()
+        self.set_up_so_far.clear()
         self.settled = False
 
     def look_at_config(self) -> None:
@@ -118,9 +118,9 @@ class DriverState:
         if index not in DATA_QUEUES:
             return False
         if index == 0:
-            if (_BASE, index) in self.told:
+            if (_BASE, index) in self.set_up_so_far:
                 self.stopped()
-            self.told.add((_BASE, index))
+            self.set_up_so_far.add((_BASE, index))
             self.settled = True
         if base and base != before:
             self.balloon_unknown, self.reset_signed = True, False

@@ -87,7 +87,7 @@ class ForeignFds:
         self.account.waiting += change
 
     def drop(self, fd: int) -> None:
-        """Closes a descriptor with the next ``let_go``."""
+        """Closes a descriptor with the next ``close_dropped``."""
         if self._here:
             os.close(fd)
             return
@@ -108,7 +108,7 @@ class ForeignFds:
         finally:
             self._here = False
 
-    def let_go(self) -> None:
+    def close_dropped(self) -> None:
         """Passes all descriptors dropped since the last call to the closer."""
         if self._dropped:
             dropped, self._dropped = self._dropped, []

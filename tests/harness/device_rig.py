@@ -142,7 +142,7 @@ class DeviceRig:
         self.fork: Fork = self.here
         """How a device is forked."""
         self.reports: list[Up] = []
-        self.last_words = ""
+        self.death_record = ""
         """Of the latest device that ended."""
         self.device: DeviceProcess | None = None
 
@@ -196,7 +196,7 @@ class DeviceRig:
 
         wait_until(reaped, woken_by=device.pidfd.fileno(), what="the device's end")
         self.read_reports()
-        self.last_words = device.read_death_record()
+        self.death_record = device.read_death_record()
         device.close()
         self.device = None
         return codes[0]
@@ -209,7 +209,7 @@ class DeviceRig:
     def stop(self) -> None:
         """Tells the device to end, which it does in order: so it had not ended before."""
         self.running.tube.send(Command.STOP)
-        assert self.wait_end() == 0, self.last_words
+        assert self.wait_end() == 0, self.death_record
 
     def close(self) -> None:
         """Ends what runs and closes what is open."""

@@ -162,7 +162,7 @@ class Closer:
             return
         if child in self._working:
             self._done(child)
-        elif not child.lives_on and child in self._idle:
+        elif not child.takes_more and child in self._idle:
             # The idle child was killed.
             self._idle.remove(child)
             self._end(child)
@@ -176,7 +176,7 @@ class Closer:
         work.queue.children -= 1
         work.queue.account.parked -= work.parked
         _charge(work.queue.account, work.owner, -work.numbers)
-        if child.lives_on:
+        if child.takes_more:
             self._idle.append(child)
             if self._idle_look is None:
                 self._idle_look = self._loop.call_later(IDLE_S, self._end_idle)

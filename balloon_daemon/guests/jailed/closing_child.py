@@ -61,7 +61,7 @@ class ClosingChild:
             self._pidfd = OwnedFd(os.pidfd_open(self.pid))
 
     @property
-    def lives_on(self) -> bool:
+    def takes_more(self) -> bool:
         """Whether it can get another order once it is done."""
         return self._ours.fileno() >= 0 and not self._has_ended
 

@@ -49,7 +49,7 @@ class Gain:
         self._told.update(loss.cause for loss in new)
         return new
 
-    def forgive(self) -> None:
+    def start_anew(self) -> None:
         """Starts counting anew, because the balloon is empty or the memory table has changed."""
         self.fruitless = False
         self._given_before = self._done.inflated_pages + self._done.foreign_pages

@@ -164,4 +164,4 @@ class Inbox:
     def done(self) -> None:
         """The last message has been handled."""
         self._journal.done()
-        self._connection.let_go()
+        self._connection.close_dropped()

@@ -18,7 +18,7 @@ class Kept:
         vm: the guest's VM.
         saver: puts the state into the store.
         snapshot: (row of its policy) -> the guest's present state.
-        let_go: passes descriptors that the guest no longer uses to the closer.
+        close_dropped: passes descriptors that the guest no longer uses to the closer.
         publish: takes events.
     """
 
@@ -27,13 +27,13 @@ class Kept:
         vm: VmId,
         saver: Saver,
         snapshot: Callable[[VmRow | None], Snapshot],
-        let_go: Callable[[], None],
+        close_dropped: Callable[[], None],
         publish: Publish,
     ) -> None:
         self._vm = vm
         self._saver = saver
         self._snapshot = snapshot
-        self._let_go = let_go
+        self._close_dropped = close_dropped
         self._publish = publish
         self._row: VmRow | None = None
         self._began = self._missed = False
@@ -83,7 +83,7 @@ class Kept:
         passed to the closer here, because the next request, which would do that, may never come.
         """
         self.save()
-        self._let_go()
+        self._close_dropped()
 
     def save_soon(self) -> None:
         """Stores the guest's state a little later."""

@@ -99,8 +99,8 @@ class Action(Enum):
     """Fork a device whose first order is to stop; the result as for FORK."""
     ORDER_STOP = auto()
     KILL = auto()
-    SAY_KILLING = auto()
-    SAY_HANGS = auto()
+    PUBLISH_KILLING = auto()
+    PUBLISH_HANGS = auto()
     ANSWER_ENDED = auto()
     """Answer the tasks that wait since STOP or LOOK: no device is left."""
     ANSWER_HANGS = auto()
@@ -179,13 +179,13 @@ TABLE: dict[State, dict[Event, Step]] = {
     _S.STOPPING: {
         _E.MISBEHAVED: Step(_S.STOPPING, (_A.KILL,)),
         _E.STOP: Step(_S.STOPPING),
-        _E.DUE: Step(_S.KILLED, (_A.SAY_KILLING, _A.KILL), Wait.KILLED),
+        _E.DUE: Step(_S.KILLED, (_A.PUBLISH_KILLING, _A.KILL), Wait.KILLED),
         _E.GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
     },
     _S.KILLED: {
         _E.MISBEHAVED: Step(_S.KILLED),
         _E.STOP: Step(_S.KILLED),
-        _E.DUE: Step(_S.HANGS, (_A.SAY_HANGS, _A.ANSWER_HANGS)),
+        _E.DUE: Step(_S.HANGS, (_A.PUBLISH_HANGS, _A.ANSWER_HANGS)),
         _E.GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
     },
     _S.HANGS: {
@@ -209,7 +209,7 @@ TABLE: dict[State, dict[Event, Step]] = {
     _S.LOOKING: {
         _E.MISBEHAVED: Step(_S.LOOKING, (_A.KILL,)),
         _E.STOP: Step(_S.LOOKING),
-        _E.DUE: Step(_S.KILLED, (_A.SAY_KILLING, _A.KILL), Wait.KILLED),
+        _E.DUE: Step(_S.KILLED, (_A.PUBLISH_KILLING, _A.KILL), Wait.KILLED),
         _E.GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
     },
     _S.WAITING_FOR_PREDECESSOR: {

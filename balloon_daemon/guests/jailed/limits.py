@@ -100,7 +100,7 @@ class BalloonLimits:
         if table == self._introduced:
             return
         self._introduced = table
-        self._gain.forgive()
+        self._gain.start_anew()
         self._holding = False
         self._published -= {BalloonNotFreed, Fruitless}
         self._size.take_table(memory.ram_bytes, has_unnameable=memory.has_unnameable)
@@ -182,7 +182,7 @@ class BalloonLimits:
                 another try.
         """
         if level == 0:
-            self._gain.forgive()
+            self._gain.start_anew()
             self._holding = False
         # Check again: whatever filled the VM's files, a snapshot for example, may have ended.
         self._holding = self._holding and self.not_freed_bytes() > 0

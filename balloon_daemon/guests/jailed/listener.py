@@ -109,7 +109,7 @@ class VhostUserGuests:
 
     def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Session:
         peer = self._peers.of(connection)
-        saver.is_of(peer.uid)
+        saver.set_user(peer.uid)
         session = Session(vm, connection, peer, self._shared, saver)
         self._registry.add(session)
         return session

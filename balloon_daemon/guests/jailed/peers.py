@@ -58,7 +58,7 @@ class Peer:
         self.connections = 0
         self.account = FdAccount()
         self.ends = RateLimit(ENDS_A_SECOND)
-        self.refusals, self.unkept = RateLimit(1), RateLimit(1)
+        self.refusals, self.store_refusals = RateLimit(1), RateLimit(1)
         self._allowances = Allowances()
         self._turns: Turns | None = None
 
@@ -168,7 +168,7 @@ class Peers:
         most = max(1, int(capacity * OF_ONE_USER) // (SHARE + STATES))
         if peer.connections < most:
             return False
-        suppressed = peer.unkept.admit(now_s())
+        suppressed = peer.store_refusals.admit(now_s())
         if suppressed is not None:
             publish(StoreShareUsed(vm, peer.uid, most, suppressed))
         return True

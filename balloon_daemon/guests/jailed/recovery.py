@@ -42,12 +42,12 @@ def recover(store: Store, make: MakeSession, closer: Closes, publish: Publish) -
             # Most of them come from a VMM, so their last close may block: leave it to the closer.
             owned = {number: foreign.own(fd.detach()) for number, fd in kept.fds.items()}
             discard(store, replace(kept, fds=owned))
-            foreign.let_go()
+            foreign.close_dropped()
     strays = ForeignFds(closer)
     for name, fd in store.kept.items():
         store.remove(name)
         strays.drop(fd.detach())
-    strays.let_go()
+    strays.close_dropped()
     store.kept.clear()
     return sessions
 
@@ -92,5 +92,5 @@ def _restore(
             # It was stored by a controller that died before its state named it.
             store.remove(str(FdKey(kept.vm.number, number)))
             foreign.drop(fd.detach())
-    foreign.let_go()
+    foreign.close_dropped()
     return session

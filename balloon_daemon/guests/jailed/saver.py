@@ -190,7 +190,7 @@ class Saver(Protocol):
     def has_state(self) -> bool:
         """Whether the store has a state with which another controller can go on."""
 
-    def is_of(self, user: int) -> None:
+    def set_user(self, user: int) -> None:
         """Sets the guest's user."""
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
@@ -226,7 +226,7 @@ class NullSaver:
     def __init__(self) -> None:
         self.journal = NoJournal()
 
-    def is_of(self, user: int) -> None:
+    def set_user(self, user: int) -> None:
         pass
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
@@ -295,8 +295,8 @@ class GuestSaver:
     def has_state(self) -> bool:
         return self._serial > 0
 
-    def is_of(self, user: int) -> None:
-        self._store.is_of(self._group, user)
+    def set_user(self, user: int) -> None:
+        self._store.set_user(self._group, user)
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
         self._schedule.save = save
@@ -448,7 +448,7 @@ class GuestSaver:
 
     def close(self) -> None:
         self._store.on_loss(self._group, None)
-        self._store.is_of(self._group, None)
+        self._store.set_user(self._group, None)
         self._schedule.cancel()
         self._fds.clear()
         self.journal.close()

@@ -82,7 +82,7 @@ class Session:
         )
         settings = BalloonSettings(shared.config.vm_mem_bytes, shared.config.poll_s)
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
-        self._kept = Kept(vm, saver, self._snapshot, connection.let_go, publish)
+        self._kept = Kept(vm, saver, self._snapshot, connection.close_dropped, publish)
         self._conversation = Conversation(
             vm,
             connection,
@@ -217,7 +217,7 @@ class Session:
             self._kept.close()
             self.backend.close()
         self._conversation.inbox.drop()
-        self._connection.let_go()
+        self._connection.close_dropped()
         try:
             await self.device.stop()
         except StateFileError:

@@ -200,7 +200,7 @@ class DeviceSupervisor:
             case Action.ANSWER_ENDED | Action.ANSWER_HANGS | Action.ANSWER_PREDECESSOR_STAYS:
                 assert self._answer is not None
                 self._answer.set_result(action)
-            case Action.ORDER_STOP | Action.KILL | Action.SAY_KILLING | Action.SAY_HANGS:
+            case Action.ORDER_STOP | Action.KILL | Action.PUBLISH_KILLING | Action.PUBLISH_HANGS:
                 assert isinstance(self._device, RunningDevice)
                 self._act_on(self._device, action)
             case _:
@@ -211,7 +211,7 @@ class DeviceSupervisor:
             device.stop()
         elif action is Action.KILL:
             device.kill()
-        elif action is Action.SAY_HANGS:
+        elif action is Action.PUBLISH_HANGS:
             self._notices.hangs(device.pid)
         elif not self._life.rings_known:
             # After its Stopped report the device only has to end, which takes long where it frees

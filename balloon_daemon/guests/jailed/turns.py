@@ -35,7 +35,7 @@ SAVED_S, OWED_S = 0.5, 0.1
 """How much of that time can be saved up (for some 70 VMs that start at the same moment), or
 owed."""
 
-PUT_BACK_FOR_S = 10.0
+DEMOTED_FOR_S = 10.0
 """How long a connection that used too much time is served in turns, like a new one."""
 
 Ready = Callable[[], None]
@@ -88,7 +88,7 @@ class Turns:
         self._epoll = select.epoll()
         self._at_once: dict[int, float] = {}
         """The seconds that each has used since one of them was last moved to the others."""
-        self._put_back: dict[int, asyncio.TimerHandle] = {}
+        self._demoted: dict[int, asyncio.TimerHandle] = {}
         self._watched: dict[int, Ready] = {}
         self._line: deque[int] = deque()
         """Connections that epoll has reported and whose turn has not come."""
@@ -121,7 +121,7 @@ class Turns:
 
         The caller must call ``leave`` when the connection ends.
         """
-        self._put_back.pop(fd, None)
+        self._demoted.pop(fd, None)
         if len(self._at_once) < AT_ONCE:
             ready = self._watched.get(fd)
             self.unwatch(fd)
@@ -133,7 +133,7 @@ class Turns:
         """Removes a connection that ends."""
         self.unwatch(fd)
         self._at_once.pop(fd, None)
-        if (later := self._put_back.pop(fd, None)) is not None:
+        if (later := self._demoted.pop(fd, None)) is not None:
             later.cancel()
 
     def charge(self, spent_s: float) -> None:
@@ -160,8 +160,8 @@ class Turns:
         self.leave(most)
         if ready is not None:
             self.watch(most, ready)
-        later = self._loop.call_later(PUT_BACK_FOR_S, self.establish, most)
-        self._put_back[most] = later
+        later = self._loop.call_later(DEMOTED_FOR_S, self.establish, most)
+        self._demoted[most] = later
         self._at_once = dict.fromkeys(self._at_once, 0.0)
 
     async def mine(self, fd: int) -> None:
@@ -182,7 +182,7 @@ class Turns:
     def close(self) -> None:
         """Stops watching all connections."""
         self._closed = True
-        for timer in (self._rest, *self._put_back.values()):
+        for timer in (self._rest, *self._demoted.values()):
             if timer is not None:
                 timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())
