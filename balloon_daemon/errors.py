@@ -35,8 +35,7 @@ class ConfigError(BalloondError):
 
 
 class KeeperError(ConfigError):
-    """An earlier balloond's keeper does not answer: names it; the VMs that it holds are out of
-    reach."""
+    """An earlier balloond's keeper does not answer, so the VMs in it are out of reach."""
 
 
 class TrialError(BalloondError):
@@ -44,8 +43,7 @@ class TrialError(BalloondError):
 
 
 class JudgeError(BalloondError):
-    """Two compilers turn one policy into programs that answer a call differently: says which
-    call."""
+    """Two compilers make programs of one policy that answer a call differently; says which."""
 
 
 class SourceError(BalloondError):

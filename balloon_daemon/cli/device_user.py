@@ -14,8 +14,7 @@ OWN_USER, SHARED_USER = "balloond", "nobody"
 
 
 def default_user() -> str:
-    """The devices' own user where it exists, because any program of a device's user may kill
-    it."""
+    """The devices' own user if it exists: any program of a device's user may kill the device."""
     try:
         return pwd.getpwnam(OWN_USER).pw_name
     except KeyError:
@@ -23,8 +22,7 @@ def default_user() -> str:
 
 
 def warning_first(fork: Fork, publish: Publish) -> Fork:
-    """Publishes ``DevicesShareUser`` when the first device is forked; without devices it does not
-    matter."""
+    """Publishes ``DevicesShareUser`` with the first device; until then it does not matter."""
     unsaid = [DevicesShareUser(SHARED_USER)]
 
     def warned(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:

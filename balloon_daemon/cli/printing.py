@@ -28,7 +28,7 @@ def complain(message: str) -> None:
 
 
 def print_no_more(stream: TextIO) -> None:
-    """Redirects the stream to /dev/null: flushing its buffer at exit would fail again, or
+    """Redirects the stream to /dev/null: a flush of its buffer at exit would fail again, or
     block."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())

@@ -26,8 +26,7 @@ def default_socket() -> Path:
 
 
 def fallback_directory() -> Path:
-    """The directory for a user without a runtime directory; it is in /tmp, so it has to be created
-    and checked."""
+    """The directory for a user without a runtime directory; in /tmp, so it has to be checked."""
     return Path(f"/tmp/balloond-{os.geteuid()}")
 
 

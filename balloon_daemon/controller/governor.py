@@ -213,7 +213,7 @@ class Governor:
         self._tell(vm.guest.keep, VmRow(self._policy.vm_mem_bytes(vm_id), *state))
 
     def _tell(self, call: Callable[..., object], *args: object) -> None:
-        """Calls a guest's method. An error in one driver must not keep other VMs from their
+        """Calls a guest's method. One driver's error must not keep other VMs from their
         targets."""
         try:
             call(*args)

@@ -92,8 +92,8 @@ class Controller:
         self._registry: Registry
         self._hurry: asyncio.Future[None] | None = None
         self.listening = False
-        """Whether it has begun to serve; from then on the VMs in the store are kept at a failure
-        too."""
+        """Whether it has begun to serve; from then on even a failure leaves the VMs in the
+        store."""
 
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.

@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare_output() -> None:
-    """Makes printing work even where the streams are closed or have an encoding with few
-    characters."""
+    """Makes printing work even where streams are closed, or their encoding lacks characters."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:

@@ -184,8 +184,7 @@ class BalloonDevice:
         return _turn((chains, pages, faults, running.queue is _REPORTING_VQ, over, broken))
 
     def _dropped(self, running: RunningQueue, err: GuestError) -> None:
-        """Answers a chain that broke a virtio rule, without acting on the pages that the chain
-        names."""
+        """Answers a chain that broke a virtio rule, without acting on its pages."""
         self._fault(running, err)
         if running.queue is BalloonQueue.STATSQ:
             self._answer_held(running.ring)

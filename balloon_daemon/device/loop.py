@@ -152,8 +152,7 @@ class DeviceLoop:
         self._report_at = 0.0
         self._account = Account(device.memory_pages, earned)
         self._resting: dict[int, float] = {}
-        """Queues whose kicks are ignored for a while: kick descriptor -> clock at which that ends.
-        """
+        """Queues whose kicks are ignored for a while: kick descriptor -> the clock at the end."""
 
     def fds(self) -> list[int]:
         """Every descriptor that the loop needs; all others may be closed."""

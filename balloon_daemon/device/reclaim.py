@@ -208,7 +208,7 @@ class Reclaimer:
         return sum(length for _, length in ranges)
 
     def _located(self, queue: str, head: int, runs: Runs) -> list[tuple[int, int, int]]:
-        """The place of each run: (region, offset, length); all runs are checked before any is
+        """The place of each run: (region, offset, length); all are checked before any is
         removed."""
         places = []
         for first, count in zip(*runs, strict=True):

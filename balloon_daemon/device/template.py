@@ -71,8 +71,7 @@ class _Process:
         self.began_s = time.monotonic()
 
     def end(self) -> None:
-        """Kills the template, but not the devices; does not wait where the kernel delays its
-        death."""
+        """Kills the template, not the devices; does not wait where the kernel delays its death."""
         self.sock.close()
         if not self.is_gone():
             with contextlib.suppress(ProcessLookupError):

@@ -128,8 +128,7 @@ class DeviceSendsGarbage:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStalled:
-    """A device has read no order for seconds: it was stopped (SIGSTOP), or gets no processor
-    time."""
+    """A device has read no order for seconds: it is stopped, or gets no processor time."""
 
     vm: VmId
     pid: int

@@ -59,8 +59,7 @@ class NothingFreeable:
 
 @dataclass(frozen=True, slots=True)
 class GivesHugePages:
-    """A VM's memory is of hugetlbfs: pages that its guest gives go back to the pool of huge
-    pages."""
+    """A VM's memory is of hugetlbfs: pages that its guest gives return to the huge page pool."""
 
     vm: VmId
 

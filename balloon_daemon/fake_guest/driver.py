@@ -72,8 +72,7 @@ class BalloonDriver:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is on its way to the device but the statistics buffer that the device
-        holds."""
+        """Whether nothing is on its way to the device but the statistics buffer that it holds."""
         return not self._in_flight.buffers and self.reporting.idle
 
     def find_queues(self, acknowledged: int) -> list[Ring]:

@@ -57,8 +57,7 @@ class GuestSettings:
 
 
 class _NoMachine:
-    """The transport of a guest without a connection; a driver reads nothing before there is
-    one."""
+    """The transport of a guest without a connection; a driver reads nothing until there is one."""
 
     def read_config(self, offset: int, length: int) -> bytes:
         raise ConnectionError("not connected")

@@ -151,8 +151,7 @@ class GuestRam:
             self._map.close()
 
     def shared(self) -> list[tuple[RegionDescription, int]]:
-        """Each region with the fd of its file: the same file for all, as with QEMU's memfd
-        backend."""
+        """Each region with the fd of its file: one file for all, as with QEMU's memfd backend."""
         return [(region, self.fd) for region in self.regions]
 
     # -- numbers --------------------------------------------------------------------------

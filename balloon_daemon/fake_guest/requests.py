@@ -28,8 +28,7 @@ T = TypeVar("T")
 
 
 def decoded(decode: Callable[[Message], T], message: Message) -> T:
-    """Decodes a reply; the layouts' FrontendError becomes a BackendError, as the back-end sent
-    it."""
+    """Decodes a reply; the back-end sent it, so FrontendError becomes BackendError."""
     try:
         return decode(message)
     except FrontendError as err:

@@ -24,8 +24,7 @@ Buffer = tuple[int, int]
 
 
 def _layout(size: int) -> tuple[int, int, int]:
-    """The offsets of available and used ring behind the descriptor table, and the end, in
-    bytes."""
+    """Offsets of available and used ring behind the descriptor table, and the end, in bytes."""
     available = DESCRIPTOR.size * size
     # flags, idx, ring, used_event; then the used ring on a page of its own, as in Linux.
     used = -(-(available + 6 + 2 * size) // PAGE_SIZE) * PAGE_SIZE

@@ -68,7 +68,7 @@ class Rings:
         return [ring.ring for ring in self.queues.values()]
 
     def buffer(self, number: int) -> int:
-        """The guest-physical address of a buffer; the one behind the PFN buffers is for
+        """The guest-physical address of a buffer; that behind the PFN buffers is for
         statistics."""
         buffers = self.area + ring_bytes(self._settings.queue_size) * MAX_QUEUES
         return buffers + number * BUFFER_BYTES
@@ -82,8 +82,7 @@ class Rings:
     def send(
         self, queue: BalloonQueue, readable: Sequence[Buffer], writable: Sequence[Buffer] = ()
     ) -> int:
-        """Makes a chain available, and kicks the device if it wants that. Returns the chain's
-        head."""
+        """Makes a chain available, and kicks the device if it wants that. Returns its head."""
         ring = self.queues[queue]
         head = ring.add(readable, writable)
         if ring.wants_kick():

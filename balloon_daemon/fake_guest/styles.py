@@ -86,8 +86,7 @@ class FrontendCounters:
     config_writes: int = 0
     config_changes: int = 0
     early_config_changes: int = 0
-    """CONFIG_CHANGE_MSG while no ring ran, which balloond must not send: a VMM need not expect it
-    then."""
+    """CONFIG_CHANGE_MSG while no ring ran, which balloond must not send."""
 
 
 @dataclass(slots=True)

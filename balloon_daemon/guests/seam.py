@@ -197,8 +197,7 @@ class Guest(Protocol):
         """Lets the balloon shrink to nothing, and waits until the driver reports that."""
 
     def leave(self) -> None:
-        """Leaves the VM to another balloond: ``serve``, which is cancelled next, gives up
-        nothing."""
+        """Leaves the VM to another balloond: ``serve``, cancelled next, gives up nothing."""
 
 
 # --- where guests come from ---------------------------------------------------------------------

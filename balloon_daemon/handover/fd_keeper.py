@@ -295,8 +295,7 @@ class Server:
             self._admit(first)
 
     def run(self) -> None:
-        """Serves until FORGET arrives, or until no balloond has been connected for
-        ``PATIENCE_S``."""
+        """Serves until FORGET arrives, or no balloond has been connected for ``PATIENCE_S``."""
         while True:
             # A connected balloond notices hang-ups itself, and sends the names to be dropped.
             ends = [] if self._clients else self._keeper.ends()

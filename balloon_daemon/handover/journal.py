@@ -123,8 +123,8 @@ class Journal:
             self.begin(number, request)
 
     def begin(self, number: int, request: bytes) -> None:
-        """Records a request, its phase last: the kernel shows a store of four aligned bytes wholly
-        or not at all."""
+        """Records a request, its phase last: a store of four aligned bytes is never seen in
+        part."""
         self._map[_HEAD.size : _HEAD.size + len(request)] = request
         _HEAD.pack_into(self._map, 0, Phase.NONE, len(request), number)
         self._words[0] = Phase.HANDLING

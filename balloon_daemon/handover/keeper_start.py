@@ -162,8 +162,7 @@ def start_keeper(socket_path: Path) -> SocketStore:
 
 
 def _capacity(pid: int, answers: bool) -> int:
-    """How many descriptors a keeper can keep: its limit of open files, less those that it
-    needs."""
+    """How many descriptors a keeper can keep: its limit of open files, less those it needs."""
     most = fd_keeper.MAX_KEPT if answers else 16384  # MAX_KEPT of an earlier version.
     try:
         limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -223,8 +222,7 @@ def _reach(path: Path) -> socket.socket | None:
 
 
 def _take(sock: socket.socket) -> tuple[dict[str, OwnedFd], bool]:
-    """Receives all descriptors that a keeper holds, and whether the keeper answers
-    (``ANSWERS``)."""
+    """Receives all descriptors of a keeper, and whether the keeper answers (``ANSWERS``)."""
     # The keeper may have sent BUSY and hung up already.
     with contextlib.suppress(BrokenPipeError):
         sock.send(TAKE)

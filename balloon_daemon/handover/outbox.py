@@ -46,8 +46,7 @@ class Outbox:
         self._sock = sock
         self._lost = lost
         self._waiting: dict[int | None, deque[_Message]] = {}
-        """Queues by user, the user whose turn it is first. None: messages that belong to no user's
-        guest."""
+        """Queues by user, the user whose turn it is first. None: messages of no user's guest."""
         self._users: dict[str, int] = {}
         self._of = Counter[str]()
         self._retry: asyncio.TimerHandle | None = None

@@ -38,7 +38,7 @@ class Room:
             self.put(name)
 
     def put(self, name: str) -> None:
-        """Counts a name (``keys``), except names of states and of no guest, which always have
+        """Counts a name (``keys``), but not a state's or one of no guest: these always have
         room."""
         guest, _, what = name.partition(".")
         if what and STATE not in name:

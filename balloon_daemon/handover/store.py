@@ -84,8 +84,7 @@ class Store(Protocol):
         """
 
     def close_late_by(self, close: Callable[[Sequence[int]], None]) -> None:
-        """Uses ``close`` for descriptors that were queued, whose close may be the last one of a
-        VMM's file."""
+        """Uses ``close`` for descriptors that were queued: it may be a VMM's file's last close."""
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
         """Stores a duplicate of the descriptor under a name.
@@ -142,8 +141,7 @@ class Store(Protocol):
         """
 
     def close(self) -> None:
-        """Sends queued messages until the socket is full, and disconnects; the store keeps its
-        content."""
+        """Sends queued messages until the socket is full, and disconnects; the content stays."""
 
     def abandon(self) -> None:
         """Disconnects from a store into which nothing has been put."""
@@ -377,8 +375,7 @@ class SocketStore:
                 self._started[0].wait(KEEPER_ENDS_WITHIN_S)
 
     def abandon(self) -> None:
-        """Disconnects from a store into which nothing was put; ends a keeper that this process
-        started."""
+        """Disconnects from a store that got nothing; ends a keeper that this process started."""
         self._sock.close()
         if self._started is not None:
             end_keeper(*self._started)

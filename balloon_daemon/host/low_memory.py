@@ -75,8 +75,7 @@ class LowMemorySource(Protocol):
         """Consumes a wake-up of ``wait_fd``; to be called for each wake-up, before ``read``."""
 
     def take_notice(self) -> SourceEvent | None:
-        """The next event to publish, for something that began or ended; None when there is
-        none."""
+        """The next event to publish, for something that began or ended; None: there is none."""
 
     def statistics(self) -> LowMemoryStatistics:
         """The counters."""
@@ -150,8 +149,7 @@ class ChromeosLowMemory(SourceNotices):
         raise SourceError(f"low memory cannot be seen, as {what} is unknown: {why}; {remedy}")
 
     def wait_fd(self) -> int | None:
-        """The epoll fd around the device, which may be absent just now; None: no device was
-        named."""
+        """The epoll fd around the device, which may be absent now; None: no device was named."""
         return None if self._alarm is None else self._alarm.fileno()
 
     def acknowledge(self) -> None:
@@ -364,8 +362,7 @@ class MeminfoLowMemory(SourceNotices):
         self.note_trouble("estimate", estimated if memory.is_estimated else "")
 
     def _why_always_low(self, memory: HostMemory, limits: Sequence[CgroupLimit]) -> str:
-        """Why memory would be low for ever at the margin given, however much is returned; "": it
-        would not."""
+        """Why memory would always be low at the margin given; "": it would not."""
         if self._margin_mib is None:
             return ""
         given = f"a margin of {format_size(self._margin_mib * MIB)}"
@@ -382,8 +379,7 @@ class MeminfoLowMemory(SourceNotices):
 
 
 def _tightest(readings: Sequence[Reading]) -> Reading:
-    """The reading that is nearest to its margin, or furthest below: if any reading is low, this
-    one is."""
+    """The reading nearest to its margin, or furthest below: if any is low, this one is."""
     return min(readings, key=lambda reading: reading.available_mib - reading.margin_mib)
 
 

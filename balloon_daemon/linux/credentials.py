@@ -8,8 +8,7 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 class Credentials(NamedTuple):
-    """The peer of a Unix socket (SO_PEERCRED): the process that called connect(2), or
-    listen(2)."""
+    """The peer of a Unix socket (SO_PEERCRED): the caller of connect(2), or listen(2)."""
 
     pid: int
     uid: int

@@ -51,8 +51,7 @@ def reset_signals() -> None:
 
 
 def close_fds_except(keep: Iterable[int]) -> None:
-    """Closes all file descriptors but these (which must include standard error, if it is to
-    stay)."""
+    """Closes all file descriptors but these, which should include standard error."""
     previous = -1
     for fd in sorted(keep):
         if fd > previous + 1:
@@ -64,8 +63,7 @@ def close_fds_except(keep: Iterable[int]) -> None:
 
 
 def die_with(parent_pid: int, name: str) -> None:
-    """Ends this process when its parent ends, and names it for ``ps``; for a process not
-    jailed."""
+    """Ends this process with its parent, and names it for ``ps``; for one not jailed."""
     _set_name(name)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:

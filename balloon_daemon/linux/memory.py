@@ -67,8 +67,7 @@ def inspect_memory_file(fd: int) -> MemoryFile:
 
 
 def _other_file(fd: int) -> MemoryFile:
-    """Examines a file that is neither shmem nor hugetlbfs, by questions that only the kernel
-    answers."""
+    """Examines a file that is neither shmem nor hugetlbfs; only the kernel is asked."""
     kind = _file_system(fd)
     if kind in LOCAL_FILE_SYSTEMS:
         try:

@@ -41,8 +41,7 @@ def pages_of(fd: int) -> tuple[int, str]:
 
 
 def _mount_option(device: str) -> str | None:
-    """The ``huge=`` of a mounted tmpfs, ``never`` without the option; None where it is not
-    mounted."""
+    """The ``huge=`` of a mounted tmpfs, else ``never``; None where it is not mounted."""
     try:
         content = MOUNTS.read_bytes().decode(errors="replace")
     except OSError:

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 
 class Level(IntEnum):
-    """The importance of a line; the numbers are syslog(3)'s, which systemd's journal
-    understands."""
+    """The importance of a line; the numbers are syslog(3)'s, which journald understands."""
 
     ERROR = 3
     WARNING = 4

@@ -182,8 +182,7 @@ class Graph:
 
     @staticmethod
     def _reachable(root: Node) -> tuple[set[int], set[int]]:
-        """The nodes that can be reached from the root, and those entered with another word
-        loaded."""
+        """The nodes reachable from the root, and those entered with another word loaded."""
         needed, loads = {id(root)}, {id(root)}
         waiting = [root]
         while waiting:

@@ -135,8 +135,7 @@ def _bisect(graph: Graph, ranges: Sequence[_Range]) -> Node:
 
 
 def _filters(graph: Graph, call: CallRules) -> Node:
-    """One call's filters, tested in order; the nodes are made from the last filter to the
-    first."""
+    """One call's filters, tested in order; nodes are made from the last filter to the first."""
     node = graph.ret(call.filters[-1].verdict.value)
     for rule in reversed(call.filters[:-1]):
         decided = graph.ret(rule.verdict.value)

@@ -18,8 +18,7 @@ class Dialect(Enum):
     PYTHON = "python"
     """compile_seccomp_policy's dialect: the whole language."""
     C = "c"
-    """minijail0 -S's dialect: ``condition; return E`` allows where the condition holds, else fails
-    with E."""
+    """minijail0 -S's dialect: ``condition; return E`` allows if the condition holds, else E."""
 
 
 class Action(IntEnum):

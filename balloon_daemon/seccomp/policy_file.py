@@ -81,8 +81,7 @@ def _is_null(kind: int, found: os.stat_result) -> bool:
 
 
 def _read_all(path: str, fd: int) -> bytes:
-    """Reads all of it. The file's size is no limit: files of /proc have size 0, and others may
-    grow."""
+    """Reads all of it. Its size is no limit: that is 0 in /proc, and other files may grow."""
     parts = []
     left = SIZE_LIMIT
     while part := os.read(fd, min(left + 1, _CHUNK)):

@@ -39,8 +39,7 @@ class Mistakes:
             raise TooManyMistakesError
 
     def too_much(self, problem: PolicyProblem) -> TooManyMistakesError:
-        """Notes that a limit of the whole run was exceeded; returns the error that ends the
-        run."""
+        """Notes that a limit of the whole run was exceeded; returns the error that ends it."""
         self.report(problem)
         return TooManyMistakesError()
 

@@ -149,8 +149,7 @@ ANYTHING = Span()
 
 
 def spans_of(atom: Atom, *, holds: bool) -> Iterator[Span]:
-    """The values for which a comparison is true (or, without ``holds``, false), in disjoint
-    spans."""
+    """The values for which a comparison is true, or false, in disjoint spans."""
     value = atom.value
     operator = atom.operator if holds else _OPPOSITE[atom.operator]
     match operator:
@@ -191,8 +190,7 @@ _OPPOSITE = {
 
 
 def _any_bit(mask: int) -> Iterator[Span]:
-    """At least one bit of the mask is set: one span for each bit, in which it is the lowest one
-    set."""
+    """At least one bit of the mask is set: a span for each bit, where it is the lowest set."""
     seen = 0
     while seen != mask:
         rest = mask & ~seen

@@ -56,8 +56,7 @@ class Words:
         return token
 
     def expect(self, text: str, *, opened: Token | None = None) -> Token:
-        """Takes the next word, which must be this text. Args: the bracket that it closes, if
-        any."""
+        """Takes the next word, which must be this text. Args: the bracket that it closes."""
         token = self.take_if(text)
         if token is not None:
             return token

@@ -112,8 +112,7 @@ class PolicySettings:
 
     @property
     def seconds_to_maximum(self) -> float:
-        """The longest time from the first low-memory event to the maximum while memory stays
-        low."""
+        """The longest time from the first low-memory event to the maximum, in lasting pressure."""
         return (self.steps - 1) * (self.recheck_s + self.recheck_jitter_s)
 
     @property
@@ -178,8 +177,7 @@ class PauseLowMemory:
 
 @dataclass(frozen=True, slots=True)
 class ResumeLowMemory:
-    """Listen again, and read the source at once: waiting for the next poll could take longer than
-    the promised 16 s."""
+    """Listen again, and read the source at once: the next poll could break the promised 16 s."""
 
 
 Action = SetTarget | ArmTimer | DisarmTimer | PauseLowMemory | ResumeLowMemory

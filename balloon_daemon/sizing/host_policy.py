@@ -405,8 +405,7 @@ class HostPolicy:
         return None if at_s == math.inf else at_s
 
     def _take(self, vm: VmId, row: _Row, step: Step, now_s: float, asked: _Asked) -> None:
-        """Collects a policy's targets and decision; its timers and listening are read from its
-        state."""
+        """Collects a policy's targets and decision; its state has its timers and listening."""
         for action in step.actions:
             if isinstance(action, SetTarget):
                 asked.targets.append(Target(vm, action.target_bytes))

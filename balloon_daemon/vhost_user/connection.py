@@ -123,8 +123,7 @@ class Connection:
         self.foreign.close_dropped()
 
     def _hang_up(self) -> bool:
-        """Shuts the connection down; True where no descriptors wait in its queue, nor ever
-        will."""
+        """Shuts the connection down; True where no descriptors wait in its queue, nor ever can."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         waits = int.from_bytes(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)), "little")

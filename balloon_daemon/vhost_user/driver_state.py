@@ -91,8 +91,7 @@ class DriverState:
         self.config.actual = pages_of(actual * PAGE_SIZE)
 
     def begin_anew(self) -> bool:
-        """Empties the counted balloon, as a driver has begun anew; True where the balloon held
-        pages."""
+        """Empties the counted balloon, as a driver begins anew; True where it held pages."""
         self.reset_signed = self.balloon_unknown = False
         held, self.config.actual = self.config.actual, NumPages(0)
         return held > 0

@@ -135,8 +135,7 @@ class _ForeignFd(OwnedFd):
 
 
 class _ForeignCopy(OwnedFd):
-    """A duplicate of a peer's descriptor; it is dropped too, since its close may be the file's
-    last."""
+    """A duplicate of a peer's descriptor, dropped too: its close may be the file's last."""
 
     __slots__ = ("_peer",)
 

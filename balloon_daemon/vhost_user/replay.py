@@ -37,8 +37,7 @@ def replay_features(backend: Backend) -> list[ReplayMessage]:
 
 
 def replay_memory(regions: Sequence[Region]) -> list[ReplayMessage]:
-    """The memory table, region by region; without a descriptor where no device may map the
-    file."""
+    """The memory table, region by region; no descriptor where no device may map the file."""
     return [
         _message(
             Request.ADD_MEM_REG,

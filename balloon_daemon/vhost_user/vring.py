@@ -46,8 +46,7 @@ class Vring:
 
     @property
     def described(self) -> bool:
-        """A device can at least look at it: it has a size, addresses, a kick, and a call if the
-        driver wants calls."""
+        """A device can at least look at it: size, addresses, kick, and a call if one is wanted."""
         has_all = bool(self.size) and self.addr is not None and self.kick is not None
         return has_all and not self.unusable
 
@@ -72,8 +71,7 @@ class Vring:
         self.kick, self.started = kick, kick is not None
 
     def set_call(self, call: Fd | None, *, usable: bool = True) -> None:
-        """Sets the call eventfd; None where the driver polls, or where the descriptor is not
-        ``usable``."""
+        """Sets the call eventfd; None where the driver polls, or where it is not ``usable``."""
         if self.call is not None:
             self.call.close()
         self.call, self.no_call = call, not usable

@@ -158,7 +158,7 @@ MAX_STATS = 64
 
 
 def decode_stats(buffer: bytes) -> Iterator[tuple[int, int]]:
-    """Yields (tag, value) of each whole entry, also of unknown tags; an incomplete last entry is
-    ignored."""
+    """Yields (tag, value) of each whole entry, unknown tags too; ignores an incomplete last
+    one."""
     whole = min(len(buffer) // STAT_ENTRY.size, MAX_STATS) * STAT_ENTRY.size
     yield from STAT_ENTRY.iter_unpack(buffer[:whole])

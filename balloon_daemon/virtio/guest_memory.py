@@ -56,8 +56,7 @@ class GuestMemory:
         return (index, offset) if offset + length <= self._sizes[index] else None
 
     def view(self, addr: int, length: int) -> memoryview | None:
-        """The bytes at a guest-physical range; None where the range is not inside one mapped
-        region."""
+        """The bytes at a guest-physical range; None where it is not inside one mapped region."""
         place = self.locate(addr, length)
         if place is None:
             return None
@@ -66,8 +65,7 @@ class GuestMemory:
         return None if view is None else view[offset : offset + length]
 
     def view_of_frontend(self, addr: FrontendAddr, length: int) -> memoryview | None:
-        """The bytes at a range of front-end addresses, which only the ring areas use; None as for
-        ``view``."""
+        """The bytes at a front-end address, which only rings have; None as for ``view``."""
         for region in self.regions:
             offset = addr - region.frontend_addr
             if offset >= 0 and offset + length <= region.size_bytes:

@@ -160,8 +160,7 @@ class SplitQueue:
         return self._follow(head, descriptor)
 
     def _follow(self, head: int, descriptor: tuple[int, int, int, int]) -> DescriptorChain:
-        """Follows a chain from its first descriptor, of which the caller has a copy, to its
-        last."""
+        """Follows a chain from its first descriptor, of which there is a copy, to its last."""
         readable: list[tuple[int, int]] = []
         writable: list[tuple[int, int]] = []
         # A chain longer than the queue must visit a descriptor twice: it loops.

@@ -171,8 +171,7 @@ class DemoGuest:
             self._send("status")
 
     def ask_check(self) -> None:
-        """Asks the guest to compare every page that it kept with its content then; see
-        ``checks``."""
+        """Asks the guest to compare all pages that it kept with their contents; see ``checks``."""
         self._check_asked.add(self._send("check"))
 
     def look(self, wait_s: float = 0.0) -> None:

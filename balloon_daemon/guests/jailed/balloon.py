@@ -183,8 +183,7 @@ class Balloon:
             self._sounding.begin()
 
     def device_changed(self) -> None:
-        """Another device runs, so the front-end has finished describing its memory: check the VM's
-        size."""
+        """Checks the VM's size: another device runs, so the memory table is complete."""
         if self._attached:
             self.limits.look_at_memory()
             self._report_size()
@@ -202,8 +201,7 @@ class Balloon:
             self._report(self._vm, Attached(row.vm_mem_bytes, self._can, row=row))
 
     def _attach(self, balloon_bytes: int) -> None:
-        """Reports the VM as attached; ``balloon_bytes`` are in its balloon without a target of
-        ours."""
+        """Reports the VM as attached; it holds ``balloon_bytes`` without a target of ours."""
         self._sounding.end()
         self._attached = True
         size_bytes = self.limits.size_bytes

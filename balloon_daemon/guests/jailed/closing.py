@@ -225,8 +225,7 @@ class Closer:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A child's descriptors: whose they are, how many numbers, and how many descriptors are parked
-    behind them."""
+    """A child's descriptors: their owner, their number, and how many are parked behind them."""
 
     queue: "_Queue"
     owner: ForeignFds | None
@@ -264,8 +263,8 @@ class _Queue:
         return fds, owner
 
     def park(self, fds: Sequence[int], kinds: Mapping[int, FdKind]) -> list[int]:
-        """Puts descriptors of the kinds in ``_PARKED`` into a lot, where they need no number;
-        returns the others."""
+        """Puts descriptors of the ``_PARKED`` kinds into a lot, without numbers; returns the
+        others."""
         left: list[int] = []
         sockets: list[int] = []
         for fd in fds:

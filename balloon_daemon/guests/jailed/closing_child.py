@@ -66,7 +66,7 @@ class ClosingChild:
         return self._ours.fileno() >= 0 and not self._has_ended
 
     def fds(self) -> list[int]:
-        """Descriptors that are readable when it is done or has ended; without a pidfd perhaps
+        """Descriptors that become readable when it is done or has ended; without a pidfd perhaps
         none."""
         return [end.fileno() for end in (self._ours, self._pidfd) if end.fileno() >= 0]
 

@@ -213,8 +213,8 @@ class Conversation:
         self._kept.journal.done()
 
     async def _answer_again(self, message: Message) -> None:
-        """Answers a request that the stored state includes, and performs any effects that may be
-        missing."""
+        """Answers a request that the stored state includes, and performs what may be missing of
+        it."""
         await self._device.stop()
         if self._backend.vring_is_to_stop(message):
             await self._device.learn_indices()

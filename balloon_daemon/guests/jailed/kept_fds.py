@@ -43,8 +43,7 @@ class KeptFds:
         return None
 
     def add(self, fd: HasFileno) -> int:
-        """Gives a descriptor the next number. Raises OSError: no descriptor is free for a
-        duplicate."""
+        """Gives a descriptor the next number. Raises OSError: none is free for a duplicate."""
         number, kept = self._next, _copy_of(fd)
         self._next += 1
         self._known[id(fd)], self.kept[number] = (fd, number), kept

@@ -73,8 +73,7 @@ class Event(Enum):
     NO_FORK = auto()
     """The kernel allows no process or no descriptor for it."""
     MISBEHAVED = auto()
-    """The device has sent a message that no device sends: its guest has taken it over, or a bug of
-    ours."""
+    """The device has sent an impossible message: its guest has taken it over, or a bug of ours."""
     GONE = auto()
     """The device has ended as it was told to, and is reaped."""
     DIED = auto()

@@ -233,8 +233,7 @@ def _news(vm: VmId, regions: list[Region]) -> Iterator[MemoryEvent]:
 
 
 def _limits_of_files(vm: VmId, files: list[Fd]) -> Iterator[TmpfsLimited]:
-    """Warns of a tmpfs with a size limit: other files may use up the room that a guest gives back
-    there."""
+    """Warns of a tmpfs with a size limit: other files may take the room that a guest frees."""
     seen = set[int]()
     for file in files:
         use = memory_file_use(file.fileno())

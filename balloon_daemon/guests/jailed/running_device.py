@@ -65,8 +65,7 @@ class RunningDevice:
 
     @property
     def stderr_pipe(self) -> OwnedFd:
-        """Read end of its standard error, which reaches its end of file when the device is
-        gone."""
+        """Read end of its standard error, which reaches its end when the device is gone."""
         return self._process.stderr_pipe
 
     def order(self, order: Down) -> None:

@@ -396,8 +396,7 @@ class GuestSaver:
         return messages, GuestState(self._vm, snapshot.row, jailed)
 
     def _take_out_unused(self, snapshot: Snapshot) -> None:
-        """Makes room by removing descriptors that only the stored state names, which is invalid by
-        now."""
+        """Makes room by removing descriptors that only the stored state names, by now invalid."""
         replayed = [fd for _, fds in replay(snapshot.backend) for fd in fds]
         used = [snapshot.connection, self.journal.fd, *replayed]
         used += [] if snapshot.stderr_pipe is None else [snapshot.stderr_pipe]

@@ -96,8 +96,7 @@ class DeviceSupervisor:
         self._take(Event.SETTLE)
 
     def send_target(self) -> None:
-        """Sends the present target to the device, if one runs; a device forked later gets it
-        then."""
+        """Sends the present target to the device that runs; one forked later gets it then."""
         if isinstance(self._device, RunningDevice):
             self._device.order(Target(self._backend.target_bytes))
 

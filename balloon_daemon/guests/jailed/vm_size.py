@@ -58,8 +58,7 @@ class VmSize:
         self.has_unnameable = has_unnameable
 
     def expect(self, *, keeps_total: bool) -> None:
-        """Notes that a driver has acknowledged other features, so ``keeps_total`` has to be learnt
-        anew."""
+        """Notes that a driver has acknowledged other features: ``keeps_total`` is learnt anew."""
         self.keeps_total, self._learnt = keeps_total, False
 
     def take_total(self, total_bytes: int, balloon_bytes: int) -> None:
