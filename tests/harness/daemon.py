@@ -30,7 +30,7 @@ class DaemonConfig:
         socket: where it listens.
         vm_mem_mib: what it is told of the VM's size; None: nothing.
         low_mem: the host, as it sees it.
-        speed: how many times faster than the seed's its balloon policy runs.
+        speed: how many times faster than crosvm's its balloon policy runs.
         options: further options, as they are typed.
     """
 
