@@ -1,12 +1,12 @@
 """The test of crosvm's change "balloon: Implement device policy" (2018), automated.
 
-In the words of its commit message: "Start 2 VMs and write out a large file (size > system RAM) in each. Observe
-/sys/kernel/mm/chromeos-low_mem/available and see that the available memory steadily decreases
-until it goes under the low memory margin at which point the available memory bounces back up as
-crosvm frees up pages."
+In the words of its commit message: "Start 2 VMs and write out a large file (size > system RAM) in
+each. Observe /sys/kernel/mm/chromeos-low_mem/available and see that the available memory steadily
+decreases until it goes under the low memory margin at which point the available memory bounces
+back up as crosvm frees up pages."
 
-The host here is a budget: what is available is the budget minus what the two guests' memory
-really holds. Without a balloon the guests would need more than there is.
+The host here is a budget: the available memory is the budget minus the memory that the host holds
+for both guests. Without a balloon the guests would need more than the budget.
 """
 
 import time
