@@ -6,7 +6,7 @@ status need not know the controller.
 
 from dataclasses import dataclass
 
-from balloon_daemon.guests.seam import Refused, Stats, Stuck
+from balloon_daemon.guests.seam import Ability, Refused, Stats, Stuck
 from balloon_daemon.sizing.decision import PolicyStatistics
 from balloon_daemon.units import VmId
 
@@ -38,6 +38,7 @@ class VmStatus:
 
     Attributes:
         vm: which VM.
+        can: its abilities when it attached.
         policy: its policy's state; None where the guest has not reported its size yet.
         balloon_bytes: its balloon's size, as its driver reports it.
         stats: its guest's last statistics; None: it has sent none.
@@ -45,6 +46,7 @@ class VmStatus:
     """
 
     vm: VmId
+    can: frozenset[Ability]
     policy: PolicyStatus | None
     balloon_bytes: int
     stats: Stats | None

@@ -108,7 +108,9 @@ class Governor:
         return HostStatus(
             self._watch.status(),
             tuple(
-                VmStatus(vm_id, self._wanted(vm_id), vm.balloon_bytes, vm.stats, vm.trouble)
+                VmStatus(
+                    vm_id, vm.can, self._wanted(vm_id), vm.balloon_bytes, vm.stats, vm.trouble
+                )
                 for vm_id, vm in self._vms.items()
             ),
         )
@@ -129,6 +131,7 @@ class Governor:
     # --- what guests report -------------------------------------------------------------------
 
     def _attach(self, vm_id: VmId, vm: Vm, report: Attached) -> None:
+        vm.can = report.can
         size, row = report.vm_mem_bytes, report.row
         event: host_policy.Event = host_policy.Added(vm_id, size, report.balloon_bytes)
         if row is not None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from balloon_daemon.guests.seam import Guest, Refused, Stats, Stuck
+from balloon_daemon.guests.seam import Ability, Guest, Refused, Stats, Stuck
 from balloon_daemon.rate_limit import RateLimit
 
 SIZES_A_SECOND = 2
@@ -15,6 +15,7 @@ class Vm:
 
     Attributes:
         guest: its guest.
+        can: its abilities when it attached.
         balloon_bytes: its balloon's size, as the driver reports it.
         stats: its guest's last statistics; None where it has sent none.
         trouble: the last report of trouble with its balloon; None where there is none.
@@ -22,6 +23,7 @@ class Vm:
     """
 
     guest: Guest
+    can: frozenset[Ability] = frozenset()
     balloon_bytes: int = 0
     stats: Stats | None = None
     trouble: Refused | Stuck | None = None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.faults import fault
 from tests.soak.attacks import PLANS, Plan, attack
 
 SPEED = 1000.0
@@ -24,6 +25,7 @@ def _by_whom(plan: Plan) -> object:
 ATTACKS = [_by_whom(plan) for plan in PLANS.values() if plan.act != "nothing"]
 
 
+@fault("one VMM user who makes a thousand connections")
 @pytest.mark.parametrize("plan", ATTACKS)
 def test_neighbour_of_an_enemy_keeps_its_balloon_and_gets_its_memory_back(
     plan: Plan, tmp_path: Path

@@ -16,6 +16,7 @@ from balloon_daemon import __version__
 from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.faults import fault
 from tests.harness.jail_watch import template_of
 from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.waiting import HANG_S
@@ -56,6 +57,7 @@ def test_version_is_the_packages() -> None:
     assert balloond("--version").stdout == f"balloond {__version__}\n"
 
 
+@fault("wrong flag or setting; a user that no device may become")
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
@@ -92,6 +94,7 @@ def test_machine_on_which_no_ring_can_be_served_one_line_status_2(tmp_path: Path
     assert (run.returncode, run.stdout, run.stderr) == (2, "", said)
 
 
+@fault("mistake in a policy file")
 def test_policy_file_with_a_mistake_shows_place_and_caret(tmp_path: Path) -> None:
     policy = tmp_path / "bad.policy"
     policy.write_text("read: 1\nmadvise: arg2 == MADV_REMOVED\n")
@@ -105,6 +108,7 @@ def test_policy_file_with_a_mistake_shows_place_and_caret(tmp_path: Path) -> Non
     assert caret.index("^") == source.index("MADV_REMOVED")
 
 
+@fault("mistake in a policy file")
 def test_unreadable_policy_file_one_line_status_2(tmp_path: Path) -> None:
     policy = tmp_path / "binary.policy"
     policy.write_bytes(b"\xff\xfe\x00\x00")
@@ -116,6 +120,7 @@ def test_unreadable_policy_file_one_line_status_2(tmp_path: Path) -> None:
     assert str(policy) in run.stderr
 
 
+@fault("two balloonds on one keeper, or on one socket")
 def test_socket_of_a_living_process_is_left_alone(daemon: Daemon) -> None:
     run = balloond("--socket", str(daemon.config.socket))
 
@@ -127,6 +132,7 @@ def test_socket_of_a_living_process_is_left_alone(daemon: Daemon) -> None:
     assert daemon.config.socket.is_socket()
 
 
+@fault("socket left by a process that died")
 def test_socket_left_by_a_dead_process_is_replaced(start_daemon: StartDaemon) -> None:
     first = start_daemon()
     first.kill()
@@ -140,6 +146,7 @@ def test_socket_left_by_a_dead_process_is_replaced(start_daemon: StartDaemon) ->
     )
 
 
+@fault("something else at the socket's path")
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_socket_path_of_something_else_is_left_alone(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "precious"
@@ -155,6 +162,7 @@ def test_socket_path_of_something_else_is_left_alone(kind: str, tmp_path: Path) 
     assert path.exists()
 
 
+@fault("something else at the socket's path")
 @pytest.mark.parametrize(
     ("path", "complaint"),
     [
@@ -173,6 +181,7 @@ def test_socket_that_cannot_be_made_one_line_status_1(path: str, complaint: str)
     assert run.stderr.count("\n") == 1
 
 
+@fault("something else at the socket's path")
 def test_socket_in_a_forbidden_directory_one_line_status_1() -> None:
     # Not even root may make a file there; in a container it is often read-only.
     run = balloond("--socket", "/sys/balloond-test.sock")
@@ -182,6 +191,7 @@ def test_socket_in_a_forbidden_directory_one_line_status_1() -> None:
     assert run.stderr in {f"balloond: socket /sys/balloond-test.sock: {why}\n" for why in whys}
 
 
+@fault("wrong flag or setting; a user that no device may become")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who alone changes a device's user")
 @pytest.mark.parametrize("user", ["nosuchuser", "root"])
 def test_user_that_no_device_may_become_status_2(user: str, tmp_path: Path) -> None:
@@ -338,6 +348,7 @@ def test_socket_is_its_owners_alone(daemon: Daemon) -> None:
     assert daemon.config.socket.stat().st_mode & 0o777 == 0o600
 
 
+@fault("output and log on a full disk")
 def test_log_on_a_full_disk_does_not_stop_the_daemon(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with open("/dev/full", "w") as full:

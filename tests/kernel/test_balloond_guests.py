@@ -20,6 +20,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.faults import fault
 from tests.harness.jail_watch import devices_of, is_alive, template_of
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SPEED, STEP, VM_MEM_MIB, MakeGuest, StartDaemon
@@ -70,6 +71,7 @@ def test_two_guests_one_daemon_each_has_its_own_balloon(
     assert len(events(daemon, "vm-attached")) == 2
 
 
+@fault("`systemctl stop`, SIGTERM, SIGINT, SIGHUP")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_to_end_with_a_full_balloon_gives_all_back_first(
     number: signal.Signals,
@@ -92,6 +94,7 @@ def test_signal_to_end_with_a_full_balloon_gives_all_back_first(
     assert not daemon.config.socket.exists()
 
 
+@fault("device killed (SIGKILL, OOM killer) in mid-inflate, mid-deflate, idle")
 def test_device_killed_in_mid_inflate_another_goes_on(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -111,6 +114,7 @@ def test_device_killed_in_mid_inflate_another_goes_on(
     assert guest.ram.check().balloon_resident == 0
 
 
+@fault("template hangs (SIGSTOP)")
 def test_template_that_hangs_another_forks_the_next_device(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -133,6 +137,7 @@ def test_template_that_hangs_another_forks_the_next_device(
     assert guest.ram.check().pages_corrupt == 0
 
 
+@fault("more than 5 deaths within a minute")
 def test_device_dying_too_often_stops_that_balloon_only(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -157,6 +162,7 @@ def test_device_dying_too_often_stops_that_balloon_only(
     run([victim, neighbour], lambda: victim.driver.actual * 4096 == MAXIMUM)
 
 
+@fault("device makes a forbidden system call (SIGSYS)")
 def test_forbidden_call_kills_the_device_and_is_named(
     tmp_path: Path,
     start_daemon: StartDaemon,
@@ -186,6 +192,7 @@ def test_forbidden_call_kills_the_device_and_is_named(
     assert all("for madvise();" in m or "for a forbidden system call;" in m for m in reports())
 
 
+@fault("PFN outside memory, among good ones")
 def test_pfn_outside_memory_drops_that_chain_and_goes_on(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +211,7 @@ def test_pfn_outside_memory_drops_that_chain_and_goes_on(
     assert guest.ram.check().pages_corrupt == 0
 
 
+@fault("closes in mid-message")
 def test_vmm_half_a_message_and_hangs_up_others_go_on(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -217,6 +225,7 @@ def test_vmm_half_a_message_and_hangs_up_others_go_on(
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
 
+@fault("dies, closes")
 def test_vmm_gone_with_full_balloon_is_forgotten(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -232,6 +241,7 @@ def test_vmm_gone_with_full_balloon_is_forgotten(
     run([again], lambda: again.driver.actual * 4096 == MAXIMUM)
 
 
+@fault("driver unbound and bound")
 def test_driver_unbound_and_bound_again_reaches_the_same_target(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -248,6 +258,7 @@ def test_driver_unbound_and_bound_again_reaches_the_same_target(
     assert guest.frontend.requests.counters.early_config_changes == 0
 
 
+@fault("driver unbound and bound")
 def test_paused_in_mid_inflate_resumes_where_it_stood(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -260,6 +271,7 @@ def test_paused_in_mid_inflate_resumes_where_it_stood(
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
 
+@fault("memory table changed while rings run")
 @pytest.mark.parametrize("style", [QEMU, QEMU_WITHOUT_SLOTS], ids=lambda style: style.name)
 def test_memory_table_changed_while_rings_run_the_device_ends_before_the_answer(
     style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -293,6 +305,7 @@ def test_memory_table_changed_while_rings_run_the_device_ends_before_the_answer(
     assert guest.ram.check().pages_corrupt == 0
 
 
+@fault("`--vm-mem` is larger or smaller than the VM")
 @pytest.mark.parametrize(
     ("flag", "flag_mib", "counts_mib"),
     [("1G", 1024, 512), ("500M", 500, 500)],
@@ -330,6 +343,7 @@ def test_memory_table_short_of_the_vga_hole_is_no_difference(
     assert facts(daemon, "sizes-differ") == []
 
 
+@fault("low-memory file or its directory vanishes")
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [("", "is empty"), ("much\n", "not a whole number"), (None, "No such file")],
@@ -356,6 +370,7 @@ def test_low_mem_file_broken_is_said_once_and_recovers(
     assert len(facts(daemon, "source-known")) == 1
 
 
+@fault("low-memory file or its directory vanishes")
 def test_low_mem_file_broken_under_a_balloon_takes_and_returns_nothing(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -399,6 +414,7 @@ def test_guest_statistics_come_with_a_decision(
     assert levels == {"debug", "info"}
 
 
+@fault("stopped while VMMs hang up")
 def test_stopped_while_a_vmm_hangs_up_no_device_is_mourned(
     daemon: Daemon, make_guest: MakeGuest
 ) -> None:
@@ -412,6 +428,7 @@ def test_stopped_while_a_vmm_hangs_up_no_device_is_mourned(
     assert [r for r in daemon.records() if r["level"] == "error"] == []
 
 
+@fault("namespaces refused, or half of them; root without CAP_SYS_ADMIN")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose capabilities are taken away")
 def test_root_without_sys_admin_has_devices_all_the_same(
     tmp_path: Path, low_mem: LowMemDir, make_guest: MakeGuest

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.daemon import BALLOOND
+from tests.harness.faults import fault
 from tests.harness.makers import StartDaemon
 
 SHIPPED = Path(__file__).parents[2] / "policies" / "balloon_device.policy"
@@ -28,6 +29,7 @@ def check(tmp_path: Path, policy: Path, *options: str) -> "subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+@fault("policy file that minijail's two compilers read differently")
 def test_dialect_decides_what_a_device_may(tmp_path: Path, ambiguous: Path) -> None:
     in_c = check(tmp_path, ambiguous, "--policy-dialect", "c")
     assert in_c.returncode == 0, in_c.stderr
@@ -37,6 +39,7 @@ def test_dialect_decides_what_a_device_may(tmp_path: Path, ambiguous: Path) -> N
         assert in_python.stderr.endswith("gave back: Operation not permitted\n")
 
 
+@fault("policy file that minijail's two compilers read differently")
 @pytest.mark.parametrize(
     ("dialect", "first"), [("c", "the call is allowed"), ("python", "the call fails with")]
 )
@@ -48,6 +51,7 @@ def test_check_warns_of_a_line_that_means_two_things(
     assert "reads it the other way round" in warning
 
 
+@fault("policy file that minijail's two compilers read differently")
 @pytest.mark.parametrize("dialect", ["c", "python"])
 def test_log_warns_of_a_line_that_means_two_things(
     dialect: str, ambiguous: Path, start_daemon: StartDaemon
@@ -72,6 +76,7 @@ def test_policy_of_a_dialect_that_it_is_not_written_in_is_refused(tmp_path: Path
     assert run.stderr.startswith(f"{policy}:1:7: minijail's C compiler has no lists of filters")
 
 
+@fault("policy file nested, long or large beyond measure")
 @pytest.mark.parametrize(
     ("content", "told"),
     [

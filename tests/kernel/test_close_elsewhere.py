@@ -40,6 +40,7 @@ from balloon_daemon.vhost_user.messages import (
 )
 from balloon_daemon.vhost_user.replay import replay
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.fd_keeper import file_of, keeper_pid, kept_files
 from tests.harness.fd_room import open_fds, room_for_fds
 from tests.harness.jail_watch import is_alive
@@ -261,6 +262,7 @@ def test_child_for_which_there_was_no_descriptor_is_reaped(loop: Loop) -> None:
     assert children("") == []
 
 
+@fault("no process left to close a VMM's descriptors in")
 def test_no_process_to_be_had_it_is_closed_later(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +306,7 @@ def hanging_closes(closer: Closer, account: FdAccount) -> Iterator[None]:
         yield
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 def test_many_that_hang_keep_that_users_others_waiting_but_no_memory(loop: Loop) -> None:
     closer, account = Closer(loop), FdAccount()
     waits, memory = os.open("/dev/null", os.O_RDONLY), os.memfd_create("guest")
@@ -318,6 +321,7 @@ def test_many_that_hang_keep_that_users_others_waiting_but_no_memory(loop: Loop)
     assert account.held == 0
 
 
+@fault("one user makes many closes hang")
 def test_many_of_one_user_that_hang_keep_no_other_user_waiting(loop: Loop) -> None:
     closer, enemy = Closer(loop), FdAccount()
     other = os.open("/dev/null", os.O_RDONLY)
@@ -327,6 +331,7 @@ def test_many_of_one_user_that_hang_keep_no_other_user_waiting(loop: Loop) -> No
         wait_until(lambda: not is_open(other), what="another user's is closed")
 
 
+@fault("one user makes many closes hang")
 def test_sockets_that_wait_for_their_close_take_up_no_numbers(loop: Loop) -> None:
     closer, account = Closer(loop), FdAccount()
     waiting = [socket.socket() for _ in range(600)]
@@ -379,6 +384,7 @@ USES = {
 """What a VMM may send a descriptor for."""
 
 
+@fault("kick, call or err that is no eventfd; channel that is no Unix socket")
 @pytest.mark.parametrize("use", USES)
 def test_descriptor_that_is_of_no_use_is_let_go_as_it_comes_and_nothing_is_kept_of_it(
     use: str, loop: Loop
@@ -434,6 +440,7 @@ def test_descriptors_beyond_what_a_message_may_have_all_come_to_be_closed_elsewh
     assert time.monotonic() - began < HANG_S
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 @pytest.mark.parametrize("flags", [0, socket.MSG_OOB], ids=["ordinary", "urgent"])
 def test_descriptors_that_wait_in_a_connection_do_not_hold_up_its_end(
     flags: int, loop: Loop
@@ -505,6 +512,7 @@ def refused(daemon: Daemon) -> bool:
     return any("SET_OWNER: came with 1 file descriptors" in m for m in events(daemon, *OF_VMM))
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
 def test_vmm_that_sends_a_socket_that_lingers_holds_up_nobody(
     options: list[str], start_daemon: StartDaemon
@@ -525,6 +533,7 @@ def test_vmm_that_sends_a_socket_that_lingers_holds_up_nobody(
     other.close()
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 def test_vmm_that_sends_a_file_that_never_answers_holds_up_nobody(
     daemon: Daemon, mute: MuteFile
 ) -> None:
@@ -543,6 +552,7 @@ def any_daemon(request: pytest.FixtureRequest, start_daemon: StartDaemon) -> Dae
     return start_daemon(*request.param)
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 @pytest.mark.parametrize("use", USES)
 def test_vmm_that_sends_a_socket_that_lingers_for_any_use_is_answered_and_nobody_waits(
     use: str, any_daemon: Daemon
@@ -562,6 +572,7 @@ def test_vmm_that_sends_a_socket_that_lingers_for_any_use_is_answered_and_nobody
     other.close()
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 @pytest.mark.parametrize("use", USES)
 def test_vmm_that_sends_a_file_that_never_answers_for_any_use_is_answered_and_nobody_waits(
     use: str, any_daemon: Daemon, mute: MuteFile
@@ -601,6 +612,7 @@ def test_vmm_that_sends_an_epoll_instance_whose_lock_it_holds_holds_up_nobody(
     other.close()
 
 
+@fault("sends an eventfd or a pipe that somebody watches by epoll")
 @pytest.mark.parametrize("kind", ["eventfd", "pipe"])
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
 def test_file_whose_last_close_waits_for_whoever_watches_it_holds_up_nobody(
@@ -630,6 +642,7 @@ def test_file_whose_last_close_waits_for_whoever_watches_it_holds_up_nobody(
     daemon.stop()
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
 def test_channel_that_is_replaced_takes_what_waits_in_it_elsewhere(
     options: list[str], start_daemon: StartDaemon
@@ -787,6 +800,7 @@ def assert_closed_by_others(daemon: Daemon, memory: os.stat_result) -> None:
     assert [r for r in said if r["event"] != "devices-share-user"] == []
 
 
+@fault("dies, and gigabytes of its memory are to be freed")
 @pytest.mark.parametrize("options", [[], ["--keep-fds"]], ids=["alone", "with a store"])
 def test_memory_of_a_vm_that_dies_is_freed_by_others(
     options: list[str], start_other: StartOther
@@ -805,6 +819,7 @@ def test_memory_of_a_vm_that_dies_is_freed_by_others(
     assert_closed_by_others(daemon, memory)
 
 
+@fault("dies, and gigabytes of its memory are to be freed")
 def test_memory_that_no_device_serves_is_freed_by_others(start_other: StartOther) -> None:
     daemon = start_other()
     vmm = Wire.connect(str(daemon.config.socket))

@@ -16,6 +16,7 @@ from balloon_daemon.ctl.demo.story import plan
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from balloon_daemon.handover import keeper_start
 from balloon_daemon.units import GIB
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S, wait_until
 
 PACKAGE = Path(balloon_daemon.__file__).parent
@@ -34,6 +35,7 @@ def interpreters_started() -> Iterator[tuple[str, list[str]]]:
                     yield f"{path.relative_to(PACKAGE)}:{node.lineno}", after
 
 
+@fault("modules of balloond's")
 def test_every_interpreter_that_is_started_leaves_the_current_directory_out() -> None:
     found = dict(interpreters_started())
     assert len(found) >= 5
@@ -59,6 +61,7 @@ def test_fake_guest_runs_nothing_of_the_current_directory(trap: Path) -> None:
     assert not trap.exists()
 
 
+@fault("modules of balloond's")
 def test_demos_daemon_runs_nothing_of_the_current_directory(trap: Path, tmp_path: Path) -> None:
     (tmp_path / "low-mem").mkdir()
     (tmp_path / "low-mem/margin").write_text("400")
@@ -71,6 +74,7 @@ def test_demos_daemon_runs_nothing_of_the_current_directory(trap: Path, tmp_path
     assert not trap.exists()
 
 
+@fault("modules of balloond's")
 def test_keeper_runs_nothing_of_the_current_directory(trap: Path, tmp_path: Path) -> None:
     kept = keeper_start.start_keeper(tmp_path / "s")
     kept.abandon()

@@ -11,6 +11,7 @@ from balloon_daemon.linux.kernel_log import find_seccomp_kill
 from balloon_daemon.seccomp.filter import compile_policy, syscall_name
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig
+from tests.harness.faults import fault
 from tests.harness.makers import MakeRig
 from tests.harness.waiting import wait_until
 
@@ -45,6 +46,7 @@ def policy_without_madvise(tmp_path: Path) -> Callable[[], None]:
     return compile_policy(path).load
 
 
+@fault("device makes a forbidden system call (SIGSYS)")
 def test_kernel_log_names_the_call_that_killed_a_device(
     rig: DeviceRig, kernel_log_is_complete: bool
 ) -> None:

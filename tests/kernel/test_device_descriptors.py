@@ -17,6 +17,7 @@ from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.tube.messages import Fault, FaultKind, Target
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.harness.device_rig import CONFIG_CHANGE, SHIPPED_POLICY, DeviceRig
+from tests.harness.faults import fault
 from tests.harness.short_host import is_asleep
 from tests.harness.waiting import HANG_S, wait_until
 
@@ -65,6 +66,7 @@ NO_EVENTFDS = pytest.mark.parametrize(
 )
 
 
+@fault("kick is no eventfd")
 @NO_EVENTFDS
 def test_kick_that_is_no_eventfd_stops_its_queue_and_spins_nothing(
     rig: DeviceRig, make: MakeFd
@@ -78,6 +80,7 @@ def test_kick_that_is_no_eventfd_stops_its_queue_and_spins_nothing(
     assert rig.damaged() == {2}
 
 
+@fault("kick is no eventfd")
 def test_kick_that_hangs_up_later_stops_its_queue_and_the_others_go_on(rig: DeviceRig) -> None:
     ours, theirs = socket.socketpair()
     rig.change_vring(DEFLATEQ, kick_fd=rig.own(ours.detach()))
@@ -92,6 +95,7 @@ def test_kick_that_hangs_up_later_stops_its_queue_and_the_others_go_on(rig: Devi
     rig.stop()
 
 
+@fault("call is full or blocking")
 @NO_EVENTFDS
 def test_call_that_is_no_eventfd_costs_its_queue_the_interrupts_only(
     rig: DeviceRig, make: MakeFd
@@ -104,6 +108,7 @@ def test_call_that_is_no_eventfd_costs_its_queue_the_interrupts_only(
     assert_alive(rig)
 
 
+@fault("call is full or blocking")
 def test_call_that_is_full_does_not_block_the_device(rig: DeviceRig) -> None:
     os.eventfd_write(rig.calls[INFLATEQ], 2**64 - 2)
     rig.start_ready()
@@ -111,6 +116,7 @@ def test_call_that_is_full_does_not_block_the_device(rig: DeviceRig) -> None:
     assert rig.damaged() == {1}
 
 
+@fault("call is full or blocking")
 def test_vrings_that_share_one_kick_are_all_looked_at(rig: DeviceRig) -> None:
     shared = os.dup(rig.kicks[INFLATEQ])
     rig.change_vring(DEFLATEQ, kick_fd=rig.own(shared))
@@ -121,6 +127,7 @@ def test_vrings_that_share_one_kick_are_all_looked_at(rig: DeviceRig) -> None:
         rig.wait_used(DEFLATEQ)
 
 
+@fault("call is full or blocking")
 def test_blocking_kick_and_call_do_not_block_the_device(rig: DeviceRig) -> None:
     # A call blocks its writer once it is full; a kick its second reader, which has another vring.
     for fds in (rig.kicks, rig.calls):
@@ -138,6 +145,7 @@ def test_blocking_kick_and_call_do_not_block_the_device(rig: DeviceRig) -> None:
     assert rig.damaged() == {1}
 
 
+@fault("same page over and over")
 def test_kicks_without_work_and_work_without_kicks_are_harmless(rig: DeviceRig) -> None:
     rig.start_ready()
     for _ in range(200):
@@ -153,6 +161,7 @@ def test_kicks_without_work_and_work_without_kicks_are_harmless(rig: DeviceRig) 
 # --- the host and the VMM ---------------------------------------------------------------------
 
 
+@fault("kernel refuses MADV_REMOVE (EPERM, EBUSY, ENOMEM, EINVAL)")
 def test_memory_that_the_kernel_refuses_to_free_is_the_hosts_fault(rig: DeviceRig) -> None:
     rig.start_ready()
     # Holes are no longer allowed from here on (fcntl(2), F_SEAL_FUTURE_WRITE): EPERM.
@@ -165,6 +174,7 @@ def test_memory_that_the_kernel_refuses_to_free_is_the_hosts_fault(rig: DeviceRi
     assert rig.damaged() == set()
 
 
+@fault("kernel refuses MADV_REMOVE (EPERM, EBUSY, ENOMEM, EINVAL)")
 @pytest.mark.parametrize(
     "number", [errno.EBUSY, errno.ENOMEM, errno.EINVAL], ids=errno.errorcode.get
 )
@@ -194,6 +204,7 @@ def test_memory_that_is_not_freed_for_another_reason_is_the_hosts_fault_too(
     assert_alive(rig)
 
 
+@fault("truncates the guest's memory")
 def test_memory_that_the_vmm_cut_off_ends_the_device_and_nobody_else(rig: DeviceRig) -> None:
     rig.start_ready()
     os.ftruncate(rig.fd, 4096)
@@ -220,6 +231,7 @@ def test_target_becomes_a_config_change_on_the_channel(rig: DeviceRig) -> None:
     theirs.close()
 
 
+@fault("never reads its back-end channel")
 def test_channel_that_nobody_reads_gets_whole_messages_only(rig: DeviceRig) -> None:
     # Far longer than the socket's buffer, so that it goes in parts.
     long = bytes(range(256)) * 4096
@@ -241,6 +253,7 @@ def test_channel_that_nobody_reads_gets_whole_messages_only(rig: DeviceRig) -> N
     theirs.close()
 
 
+@fault("back-end channel hangs up")
 def test_channel_that_hung_up_before_costs_the_device_nothing(rig: DeviceRig) -> None:
     rig.spec = replace(rig.spec, channel_fd=readable_for_ever(rig))
     device = rig.start_ready()
@@ -251,6 +264,7 @@ def test_channel_that_hung_up_before_costs_the_device_nothing(rig: DeviceRig) ->
     rig.stop()
 
 
+@fault("back-end channel hangs up")
 def test_channel_that_hangs_up_later_costs_the_device_nothing(rig: DeviceRig) -> None:
     ours, theirs = socket.socketpair()
     rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()))
@@ -263,6 +277,7 @@ def test_channel_that_hangs_up_later_costs_the_device_nothing(rig: DeviceRig) ->
     rig.stop()
 
 
+@fault("back-end channel hangs up")
 def test_channel_that_is_a_file_costs_the_device_nothing(rig: DeviceRig) -> None:
     rig.spec = replace(rig.spec, channel_fd=rig.own(os.memfd_create("channel")))
     rig.start_ready()

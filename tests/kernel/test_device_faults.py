@@ -21,6 +21,7 @@ from balloon_daemon.virtio.split_queue import (
     VIRTQ_DESC_F_WRITE,
 )
 from tests.harness.device_rig import FRONTEND_BASE, RING_SIZE, DeviceRig
+from tests.harness.faults import fault
 from tests.harness.makers import MakeRig
 from tests.harness.short_host import cpu_s, is_asleep
 from tests.harness.waiting import wait_until
@@ -70,6 +71,7 @@ CHAINS: list[tuple[Rule, int, BalloonQueue, Descriptors]] = [
 ]
 
 
+@fault("broken chain: loop")
 @pytest.mark.parametrize(
     ("rule", "found", "queue", "descriptors"),
     CHAINS,
@@ -89,6 +91,7 @@ def test_chain_that_breaks_a_rule_is_answered_reported_and_removes_nothing(
     assert_alive(rig, damaged=set())
 
 
+@fault("PFN outside memory, among good ones")
 @pytest.mark.parametrize("queue", [INFLATEQ, DEFLATEQ])
 @pytest.mark.parametrize("outside", [1024, 0x10_0000, 2**32 - 1])
 def test_pfn_outside_memory_drops_the_whole_chain(
@@ -102,6 +105,7 @@ def test_pfn_outside_memory_drops_the_whole_chain(
     assert_alive(rig, damaged=set())
 
 
+@fault("same page over and over")
 def test_inflate_of_the_same_page_over_and_over_removes_it_once(rig: DeviceRig) -> None:
     rig.start_ready()
     rig.inflate([5] * 256)
@@ -110,6 +114,7 @@ def test_inflate_of_the_same_page_over_and_over_removes_it_once(rig: DeviceRig) 
     assert_alive(rig, damaged={5, 6})
 
 
+@fault("same page over and over")
 def test_deflate_of_pages_never_inflated_is_answered_and_changes_nothing(rig: DeviceRig) -> None:
     rig.start_ready()
     rig.inflate([5])
@@ -122,6 +127,7 @@ def test_deflate_of_pages_never_inflated_is_answered_and_changes_nothing(rig: De
     assert_alive(rig, damaged={5, 6})
 
 
+@fault("same page over and over")
 def test_deflate_of_parts_never_inflated_completes_no_huge_page(rig: DeviceRig) -> None:
     (region,) = rig.spec.regions
     rig.spec = replace(rig.spec, regions=(replace(region, page_bytes=HUGE_PAGE),))
@@ -140,6 +146,7 @@ def test_deflate_of_parts_never_inflated_completes_no_huge_page(rig: DeviceRig) 
     assert rig.damaged() == set(parts)
 
 
+@fault("same page over and over")
 def test_empty_chains_of_every_queue_are_answered(rig: DeviceRig) -> None:
     rig.start_ready()
     for queue in (INFLATEQ, DEFLATEQ):
@@ -152,6 +159,7 @@ def test_empty_chains_of_every_queue_are_answered(rig: DeviceRig) -> None:
     assert_alive(rig, damaged=set())
 
 
+@fault("breaks a rule in the statsq while its buffer is held")
 def test_broken_statistics_buffer_gives_the_held_one_back_first(rig: DeviceRig) -> None:
     # used.idx alone says where we are, so answers keep the order in which chains were taken.
     rig.start_ready()
@@ -162,6 +170,7 @@ def test_broken_statistics_buffer_gives_the_held_one_back_first(rig: DeviceRig) 
     assert rig.wait_used(STATSQ, 2) == [3, 5]
 
 
+@fault("broken chain: loop")
 def test_faults_are_reported_at_a_limited_rate_and_all_counted(rig: DeviceRig) -> None:
     began = time.monotonic()
     rig.start_ready()
@@ -181,6 +190,7 @@ def test_faults_are_reported_at_a_limited_rate_and_all_counted(rig: DeviceRig) -
 # --- rings that cannot be trusted: that queue stops, the others go on -------------------------
 
 
+@fault("avail index jumps, head out of range")
 @pytest.mark.parametrize(
     ("rule", "found", "avail_idx", "head"),
     [
@@ -209,6 +219,7 @@ def test_ring_that_lies_stops_and_the_others_go_on(
     assert rig.damaged() == {2}
 
 
+@fault("avail index jumps, head out of range")
 def test_ring_that_lies_behind_a_backlog_is_reported_once(make_rig: MakeRig) -> None:
     # A turn's worth waits before the head that cannot be, so the queue is in the backlog when a
     # kick leads to the lie: it was dropped there and once more from the backlog, which ended the
@@ -229,6 +240,7 @@ def test_ring_that_lies_behind_a_backlog_is_reported_once(make_rig: MakeRig) -> 
     assert ring.used_idx == MAX_CHAINS_A_TURN
 
 
+@fault("avail index jumps, head out of range")
 def test_ring_that_lies_is_reported_though_faults_are_many(rig: DeviceRig) -> None:
     rig.start_ready()
     rig.rings[INFLATEQ].describe(0, 0, 16, INDIRECT)
@@ -241,6 +253,7 @@ def test_ring_that_lies_is_reported_though_faults_are_many(rig: DeviceRig) -> No
     rig.wait_progress(lambda progress: any(f.kind is FaultKind.RING for f in rig.of(Fault)))
 
 
+@fault("ring outside memory")
 @pytest.mark.parametrize(
     "where",
     [0, FRONTEND_BASE - 16, FRONTEND_BASE + 1024 * 4096, 2**64 - 16],
@@ -258,6 +271,7 @@ def test_ring_outside_memory_is_reported_and_the_others_are_served(
     assert rig.damaged() == {2}
 
 
+@fault("gives away the pages of its own rings")
 def test_ring_that_the_guest_gave_away_stops_and_the_others_go_on(rig: DeviceRig) -> None:
     # The guest hands over the pages of its own deflateq: they read as zeros from then on.
     rig.rings[DEFLATEQ].start_at(1000)
@@ -297,6 +311,7 @@ def kick_and_look(rig: DeviceRig, queue: BalloonQueue) -> bool:
     return asleep and int(count, 16) > 0
 
 
+@fault("floods with kicks without work, or with loops")
 def test_flood_of_kicks_without_work_costs_little_and_honest_work_goes_on(
     rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +326,7 @@ def test_flood_of_kicks_without_work_costs_little_and_honest_work_goes_on(
     assert rig.damaged() == {1}
 
 
+@fault("floods with kicks without work, or with loops")
 def test_flood_of_loops_costs_little_and_honest_work_goes_on(make_rig: MakeRig) -> None:
     rig = make_rig(ring_size=512)
     ring = rig.rings[DEFLATEQ]
@@ -328,6 +344,7 @@ def test_flood_of_loops_costs_little_and_honest_work_goes_on(make_rig: MakeRig) 
     assert rig.damaged() == {1}
 
 
+@fault("inflates, deflates or reports the same pages for ever, in valid chains")
 def test_flood_of_valid_chains_that_nobody_asked_for_costs_a_part_of_a_core(
     make_rig: MakeRig,
 ) -> None:

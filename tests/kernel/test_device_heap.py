@@ -19,6 +19,7 @@ from balloon_daemon.device.template import Template
 from balloon_daemon.linux import cpython
 from balloon_daemon.seccomp.filter import compile_policy
 from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig, fate_of, shipped_filter
+from tests.harness.faults import fault
 
 LIVED = 7
 """The exit code of a device that outlived what it was to do (``fate_of``)."""
@@ -137,6 +138,7 @@ BY_NAME = pytest.mark.parametrize(
 )
 
 
+@fault("device needs more memory than ever before")
 @BY_NAME
 def test_device_that_needs_more_memory_lives(
     rig: DeviceRig, name: str, grow: Callable[[], object]
@@ -156,6 +158,7 @@ def test_device_that_grew_in_every_way_goes_on_serving(rig: DeviceRig) -> None:
     assert rig.damaged() == {3, 5}
 
 
+@fault("device needs more memory than ever before")
 def test_device_of_the_template_lives_long_too(rig: DeviceRig, template: Template) -> None:
     rig.fork = template.fork
     rig.spec = replace(rig.spec, rehearse=True)
@@ -165,6 +168,7 @@ def test_device_of_the_template_lives_long_too(rig: DeviceRig, template: Templat
     assert rig.death_record.endswith("blocks that grow")
 
 
+@fault("device needs more memory than ever before")
 def test_calls_of_a_device_need_no_new_memory_on_any_python(
     rig: DeviceRig, tmp_path: Path
 ) -> None:
@@ -180,6 +184,7 @@ def test_calls_of_a_device_need_no_new_memory_on_any_python(
     assert fate_of(rig, lambda: call_deep(plain), load) == LIVED
 
 
+@fault("device needs more memory than ever before")
 def test_calls_deeper_than_the_reserve_are_an_error_of_pythons(rig: DeviceRig) -> None:
     vast = FunctionType(
         plain.__code__.replace(co_stacksize=cpython.RESERVED_SLOTS), {"plain": plain}
@@ -218,6 +223,7 @@ run_without_new_arenas(live)
 """
 
 
+@fault("device needs more memory than ever before")
 def test_no_arena_is_made_any_more() -> None:
     run = subprocess.run(
         [sys.executable, "-c", COUNT_ARENAS], capture_output=True, text=True, timeout=60

@@ -21,6 +21,7 @@ from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.harness.daemon import Daemon
 from tests.harness.device_rig import SHIPPED_POLICY, DeviceRig, fate_of, shipped_filter
+from tests.harness.faults import fault
 from tests.harness.host_setting import changed
 from tests.harness.makers import MakeGuest, MakeRig
 from tests.harness.processes import NAMESPACES, process_status
@@ -184,6 +185,7 @@ FORBIDDEN: list[tuple[str, Callable[[], object]]] = [
 ]
 
 
+@fault("takes its device over")
 @pytest.mark.parametrize(("name", "action"), FORBIDDEN, ids=[name for name, _ in FORBIDDEN])
 def test_forbidden_call_in_the_jail_is_killed(
     rig: DeviceRig, name: str, action: Callable[[], object]
@@ -233,6 +235,7 @@ def test_forbidden_call_is_all_that_an_action_dies_of(
     assert fate in (7, EXIT_INTERNAL_ERROR), rig.death_record
 
 
+@fault("takes its device over")
 def test_fork_in_the_jail_is_killed(rig: DeviceRig) -> None:
     # glibc's fork is clone without CLONE_THREAD, which is all that the policy allows.
     assert fate_of(rig, LIBC.fork) == -signal.SIGSYS
@@ -265,6 +268,7 @@ USING_UP = [
 ]
 
 
+@fault("takes its device over")
 @pytest.mark.parametrize(("action", "error"), USING_UP)
 def test_device_that_was_taken_over_cannot_use_up(
     rig: DeviceRig, action: Callable[[], object], error: str
@@ -290,6 +294,7 @@ def test_allowed_call_in_the_jail_lives(
     assert fate_of(rig, action) == 7, name
 
 
+@fault("device has a bug (an exception)")
 def test_exception_in_the_jail_ends_it_with_last_words(rig: DeviceRig) -> None:
     def fail() -> None:
         raise RuntimeError("what went wrong")
@@ -299,6 +304,7 @@ def test_exception_in_the_jail_ends_it_with_last_words(rig: DeviceRig) -> None:
     assert rig.death_record.rstrip(" |").endswith("RuntimeError: what went wrong")
 
 
+@fault("device has a bug (an exception)")
 def test_last_words_of_a_device_that_was_taken_over_are_bounded_and_printable(
     rig: DeviceRig,
 ) -> None:
@@ -331,6 +337,7 @@ def shipped_without(call: str) -> str:
     return "".join(line for line in lines if not line.startswith(f"{call}:"))
 
 
+@fault("policy file of one's own that lacks a call, or refuses one")
 def test_device_whose_policy_lacks_madvise_dies_at_its_first_page(
     rig: DeviceRig, tmp_path: Path
 ) -> None:

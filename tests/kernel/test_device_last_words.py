@@ -9,6 +9,7 @@ import pytest
 from balloon_daemon.device.death_record import MAX_CALLS, describe_error
 from balloon_daemon.device.spec import EXIT_INTERNAL_ERROR
 from tests.harness.device_rig import DeviceRig, fate_of
+from tests.harness.faults import fault
 
 
 class Thing:
@@ -71,6 +72,7 @@ FAILURES: list[tuple[Callable[[], object], str]] = [
 ]
 
 
+@fault("device has a bug (an exception)")
 @pytest.mark.parametrize(("fail", "told"), FAILURES, ids=[told for _, told in FAILURES])
 def test_device_that_fails_says_of_what(
     rig: DeviceRig, fail: Callable[[], object], told: str

@@ -26,6 +26,7 @@ from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import set_up
 from tests.harness import taken_over
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.jail_watch import is_alive
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
@@ -59,6 +60,7 @@ def mute(tmp_path: Path) -> Iterator[MuteFile]:
 # --- what a device says -----------------------------------------------------------------------
 
 
+@fault("device reports without end (taken over)")
 def test_device_that_floods_its_tube_takes_little_of_the_controllers_time(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -77,6 +79,7 @@ def test_device_that_floods_its_tube_takes_little_of_the_controllers_time(
     assert 0 < len(said) <= STATS_A_SECOND * (took_s + HANG_S / 10)
 
 
+@fault("device writes what no device sends into its tube (taken over)")
 def test_device_that_sends_what_no_device_sends_is_killed_each_time_and_then_no_more(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -94,6 +97,7 @@ def test_device_that_sends_what_no_device_sends_is_killed_each_time_and_then_no_
 # --- whether it listens -----------------------------------------------------------------------
 
 
+@fault("device stopped and continued")
 def test_device_that_is_stopped_is_said_once_and_so_is_that_it_goes_on(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -110,6 +114,7 @@ def test_device_that_is_stopped_is_said_once_and_so_is_that_it_goes_on(
     assert events(daemon, "device-died") == []
 
 
+@fault("device stopped and continued")
 @pytest.mark.parametrize(("takes", "lines"), [(True, 0), (False, 1)])
 def test_device_that_takes_each_order_late_is_not_taken_for_one_that_takes_none(
     takes: bool, lines: int, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +144,7 @@ def test_device_that_takes_each_order_late_is_not_taken_for_one_that_takes_none(
 # --- a device that SIGKILL does not end --------------------------------------------------------
 
 
+@fault("device cannot die (hangs in the kernel)")
 def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forked(
     mute: MuteFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +191,7 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
     assert published.count(DeviceHangs(VM, forked[0])) == 1
 
 
+@fault("device cannot die (hangs in the kernel)")
 def test_device_that_cannot_die_holds_up_neither_the_end_nor_its_neighbour(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from tests.harness.device_rig import (
     ready_to_fork,
     shipped_filter,
 )
+from tests.harness.faults import fault
 from tests.harness.fd_room import open_fds, room_for_fds
 from tests.harness.makers import MakeRig
 from tests.harness.waiting import HANG_S, wait_until
@@ -105,6 +106,7 @@ def test_statistics_come_up_and_are_asked_for_anew(rig: DeviceRig) -> None:
     assert rig.wait_report(Stats, 2).entries == ((4, 222),)
 
 
+@fault("sends statistics that nobody asked for")
 def test_statistics_that_nobody_asked_for_are_not_passed_on_one_by_one(rig: DeviceRig) -> None:
     # A guest that never stops sending must not keep the controller busy.
     began = time.monotonic()
@@ -168,6 +170,7 @@ def test_stop_while_a_statistics_buffer_is_held_does_not_count_it(rig: DeviceRig
     assert rig.stopped_indices()[2] == 65535
 
 
+@fault("device killed (SIGKILL, OOM killer) in mid-inflate, mid-deflate, idle")
 def test_killed_device_is_replaced_and_resumes_at_used_idx(rig: DeviceRig) -> None:
     rig.start_ready()
     rig.inflate([1, 2])
@@ -187,6 +190,7 @@ def test_killed_device_is_replaced_and_resumes_at_used_idx(rig: DeviceRig) -> No
 
 
 # The statsq answers a chain with the next one.
+@fault("device killed between an answer and its call")
 @pytest.mark.parametrize(("queue", "chains"), [(INFLATEQ, 1), (DEFLATEQ, 1), (STATSQ, 2)])
 def test_device_killed_between_answer_and_call_the_next_one_calls(
     rig: DeviceRig, monkeypatch: pytest.MonkeyPatch, queue: BalloonQueue, chains: int
@@ -242,6 +246,7 @@ def kill_after(rig: DeviceRig, queue: BalloonQueue, answers: int) -> int:
     return ring.used_idx - first
 
 
+@fault("device killed (SIGKILL, OOM killer) in mid-inflate, mid-deflate, idle")
 def test_device_killed_again_and_again_in_mid_inflate_loses_nothing(rig: DeviceRig) -> None:
     heads: list[int] = []
     unanswered = 0
@@ -262,6 +267,7 @@ def test_device_killed_again_and_again_in_mid_inflate_loses_nothing(rig: DeviceR
     assert unanswered > 0, "every device had done all its work when it was killed"
 
 
+@fault("device killed (SIGKILL, OOM killer) in mid-inflate, mid-deflate, idle")
 def test_device_killed_again_and_again_in_mid_deflate_all_is_answered_in_order(
     rig: DeviceRig,
 ) -> None:
@@ -286,6 +292,7 @@ def test_device_killed_again_and_again_in_mid_deflate_all_is_answered_in_order(
     assert unanswered > 0, "every device had done all its work when it was killed"
 
 
+@fault("controller killed, without a store")
 def test_device_whose_controller_closes_the_tube_ends_at_once(rig: DeviceRig) -> None:
     device = rig.start_ready()
     device.tube.close()
@@ -296,6 +303,7 @@ def test_device_whose_controller_closes_the_tube_ends_at_once(rig: DeviceRig) ->
     rig.device = None
 
 
+@fault("controller killed, without a store")
 def test_device_whose_controller_is_killed_ends_at_once(rig: DeviceRig) -> None:
     # The controller is a child that forks a device and is then killed. Another child of its holds
     # the tube open, so that only the parent-death signal can end the device.
@@ -330,6 +338,7 @@ def is_readable(pidfd: int) -> bool:
     return select.select([pidfd], [], [], 0)[0] == [pidfd]
 
 
+@fault("device stopped and continued")
 def test_device_that_was_suspended_goes_on(rig: DeviceRig) -> None:
     device = rig.start_ready()
     os.kill(device.pid, signal.SIGSTOP)
@@ -338,6 +347,7 @@ def test_device_that_was_suspended_goes_on(rig: DeviceRig) -> None:
     assert rig.wait_used(INFLATEQ) == [0]
 
 
+@fault("device stopped and continued")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE])
 def test_device_leaves_the_terminals_signals_to_its_controller(
     rig: DeviceRig, number: signal.Signals
@@ -351,6 +361,7 @@ def test_device_leaves_the_terminals_signals_to_its_controller(
 # --- a host that has nothing left ------------------------------------------------------------
 
 
+@fault("no descriptor or no process left for a device")
 @pytest.mark.parametrize("room", range(4))
 def test_spawn_without_room_for_descriptors_is_an_os_error_and_leaks_nothing(
     rig: DeviceRig, room: int
@@ -361,6 +372,7 @@ def test_spawn_without_room_for_descriptors_is_an_os_error_and_leaks_nothing(
     assert open_fds() == before
 
 
+@fault("device cannot be watched by its controller (no descriptor for it)")
 def test_spawn_that_cannot_watch_its_child_ends_it_and_leaks_nothing(
     rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +408,7 @@ def _is_socket(fd: int) -> bool:
         return False
 
 
+@fault("device reports without end (taken over)")
 def test_full_tube_does_not_block_the_device(make_rig: MakeRig) -> None:
     rig = make_rig(load_filter=fill_tube_and_load_filter)
     shipped_filter()
@@ -411,6 +424,7 @@ def test_full_tube_does_not_block_the_device(make_rig: MakeRig) -> None:
     assert (progress.removed_bytes, progress.faults) == (4096, 1)
 
 
+@fault("device reports without end (taken over)")
 def test_garbage_in_the_tube_is_ignored(rig: DeviceRig) -> None:
     device = rig.start_ready()
     for length in (0, 1, 3, 5, 12, 1024, 4096)[1:]:

@@ -28,6 +28,7 @@ from balloon_daemon.virtio.balloon import BalloonQueue
 from balloon_daemon.virtio.split_queue import VIRTQ_DESC_F_NEXT
 from tests.fakes.counted_fd import inspect
 from tests.harness.device_rig import DRIVER_PAGES, DeviceRig
+from tests.harness.faults import fault
 from tests.harness.short_host import cpu_s
 
 INFLATEQ, DEFLATEQ, STATSQ, _, REPORTING_VQ = BalloonQueue
@@ -70,6 +71,7 @@ def fill(rig: DeviceRig, queue: BalloonQueue, chains: int) -> None:
         ring.offer(0)
 
 
+@fault("hides loops and empty chains behind pages that a target asked for")
 def test_flood_of_loops_beside_pages_that_were_asked_for_costs_little(rig: DeviceRig) -> None:
     start_with_nothing_earned(rig)
     # The first says where the balloon is, and asks for as little as was earned.
@@ -87,6 +89,7 @@ def test_flood_of_loops_beside_pages_that_were_asked_for_costs_little(rig: Devic
     assert share_of_a_core(rig, refill) < WASTE_SHARE
 
 
+@fault("hides loops and empty chains behind pages that a target asked for")
 def test_flood_of_loops_in_every_queue_costs_no_more_than_in_one(rig: DeviceRig) -> None:
     start_with_nothing_earned(rig)
     for queue in rig.rings:
@@ -100,6 +103,7 @@ def test_flood_of_loops_in_every_queue_costs_no_more_than_in_one(rig: DeviceRig)
     assert share_of_a_core(rig, refill) < WASTE_SHARE
 
 
+@fault("chains or reports of thousands of parts, or of GiB")
 def test_flood_of_the_longest_reports_costs_a_part_of_a_core(rig: DeviceRig) -> None:
     start_with_nothing_earned(rig)
     own = (rig.num_pages - DRIVER_PAGES) * PAGE_SIZE
@@ -113,6 +117,7 @@ def test_flood_of_the_longest_reports_costs_a_part_of_a_core(rig: DeviceRig) -> 
     rig.inflate([1])
 
 
+@fault("chains or reports of thousands of parts, or of GiB")
 @pytest.mark.parametrize("queue", [INFLATEQ, DEFLATEQ, STATSQ])
 def test_chain_of_too_many_parts_is_refused(rig: DeviceRig, queue: BalloonQueue) -> None:
     rig.start_ready()
@@ -126,6 +131,7 @@ def test_chain_of_too_many_parts_is_refused(rig: DeviceRig, queue: BalloonQueue)
     assert rig.wait_report(Fault) == refused
 
 
+@fault("chains or reports of thousands of parts, or of GiB")
 def test_report_of_too_many_parts_or_too_much_is_refused(rig: DeviceRig) -> None:
     rig.start_ready()
     rig.offer(REPORTING_VQ, [], [(0, 0)] * (MAX_PARTS + 1))
@@ -139,6 +145,7 @@ def test_report_of_too_many_parts_or_too_much_is_refused(rig: DeviceRig) -> None
 # --- a guest that has its device made anew over and over ---------------------------------------
 
 
+@fault("resets its device over and over, for a new allowance each time")
 def test_guest_that_has_earned_nothing_is_slowed_down_from_the_beginning(rig: DeviceRig) -> None:
     start_with_nothing_earned(rig)
     rig.rings[INFLATEQ].describe(0, *rig.write_buffer(INFLATEQ, struct.pack("<256I", *[1] * 256)))
@@ -182,6 +189,7 @@ def test_regions_that_are_not_mapped_or_not_freed_go_through_the_template(rig: D
     assert sent_through(spec) == spec
 
 
+@fault("resets its device over and over, for a new allowance each time")
 @pytest.mark.parametrize(("since_s", "part"), [(0, 0), (15, 0.25), (60, 1), (600, 1)])
 def test_guest_earns_its_allowances_within_a_minute_of_its_devices_beginning(
     since_s: float, part: float

@@ -32,6 +32,7 @@ from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import fresh, set_up
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
 
 VM = VmId(1, "vm1")
@@ -118,6 +119,7 @@ def predecessor() -> tuple[OwnedFd, OwnedFd]:
     return reading, writing
 
 
+@fault("template hangs between fork and answer, and the device dies")
 @pytest.mark.usefixtures("in_time")
 def test_device_that_ended_is_reaped_though_another_process_holds_its_tube(
     programs: Programs,
@@ -154,6 +156,7 @@ def test_device_that_dies_over_and_over_is_forked_six_times_and_its_deaths_are_s
     assert deaths == [0] * MAX_DEATHS + [MAX_DEATHS + 1]
 
 
+@fault("an earlier controller's device speaks last words before it ends")
 def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None:
     async def watch() -> list[bool]:
         forks = Forks()
@@ -173,6 +176,7 @@ def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None
     assert asyncio.run(watch()) == [True, True]
 
 
+@fault("an earlier controller's device speaks last words before it ends")
 def test_stopped_supervisor_forks_nothing_though_its_predecessor_went_while_it_was_to() -> None:
     async def forks() -> int:
         asked = Forks()
@@ -210,6 +214,7 @@ def test_predecessor_that_does_not_end_is_waited_for_only_so_long(
     assert asyncio.run(stop()) == 0
 
 
+@fault("told to make way as a device ends")
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("what", ["device", "predecessor"])
 def test_told_to_stop_and_cancelled_as_the_device_ends_is_cancelled(
@@ -243,6 +248,7 @@ def test_told_to_stop_and_cancelled_as_the_device_ends_is_cancelled(
     assert turns > 1 or cancelled
 
 
+@fault("dies, and gigabytes of its memory are to be freed")
 @pytest.mark.parametrize(("stands_known", "lines"), [(True, 0), (False, 1)])
 def test_device_that_said_where_its_rings_stand_is_given_time_without_a_word(
     stands_known: bool, lines: int, programs: Programs, monkeypatch: pytest.MonkeyPatch
@@ -313,6 +319,7 @@ def test_process_that_forks_and_is_being_started_is_asked_again(
     assert published == []
 
 
+@fault("no descriptor or no process left for a device")
 def test_forks_that_fail_over_and_over_do_not_fill_the_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -20,6 +20,7 @@ from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 from tests.harness.daemon import Daemon
 from tests.harness.device_rig import DeviceRig
+from tests.harness.faults import fault
 from tests.harness.jail_watch import is_alive, template_of
 from tests.harness.makers import MakeGuest, MakeRig
 from tests.harness.short_host import fd_numbers, limited
@@ -111,6 +112,7 @@ def test_template_of_many_regions_gets_more_descriptors_than_a_datagram_holds(
     assert rig.holes() == {3}
 
 
+@fault("template without room for descriptors")
 def test_template_without_room_for_descriptors_says_so_and_goes_on(
     rig: DeviceRig, template: Template
 ) -> None:
@@ -126,6 +128,7 @@ def test_template_without_room_for_descriptors_says_so_and_goes_on(
     wait_for_own_fds(template)
 
 
+@fault("template hangs (SIGSTOP)")
 @pytest.mark.usefixtures("impatient")
 def test_template_that_hangs_is_ended_and_no_device_is_forked_twice(
     rig: DeviceRig, template: Template
@@ -183,6 +186,7 @@ def test_device_that_waits_for_its_first_order_would_leave_no_core(rig: DeviceRi
     os.waitpid(pid, 0)
 
 
+@fault("template hangs (SIGSTOP)")
 def test_device_that_nobody_ever_gives_an_order_touches_nothing(rig: DeviceRig) -> None:
     rig.offer_pfns(BalloonQueue.INFLATEQ, [7])
     rig.kick(BalloonQueue.INFLATEQ)

@@ -15,6 +15,7 @@ from balloon_daemon.device.template import Template
 from balloon_daemon.units import PAGE_SIZE, FrontendAddr, GuestAddr
 from tests.fakes.another_template import another_template
 from tests.harness.device_rig import DeviceRig, shipped_filter
+from tests.harness.faults import fault
 from tests.harness.short_host import fd_numbers, limited
 
 
@@ -67,6 +68,7 @@ def with_many_regions(rig: DeviceRig) -> None:
     rig.spec = replace(rig.spec, regions=(first, *others))
 
 
+@fault("template hangs between fork and answer, and the device dies")
 def test_template_that_hangs_over_its_copies_has_not_answered_yet(
     rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +87,7 @@ def test_template_that_hangs_over_its_copies_has_not_answered_yet(
     template.close()
 
 
+@fault("template without room for the first of over 250 descriptors")
 def test_template_without_room_for_the_first_of_many_descriptors_goes_on(
     rig: DeviceRig,
 ) -> None:

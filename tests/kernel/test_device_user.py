@@ -9,6 +9,7 @@ import pytest
 
 from balloon_daemon.cli.device_user import OWN_USER, SHARED_USER
 from tests.harness.daemon import BALLOOND
+from tests.harness.faults import fault
 from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.processes import process_status
 from tests.harness.waiting import HANG_S
@@ -34,6 +35,7 @@ def with_own(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[bool, tupl
     return request.param, (*IN_OWN_MOUNTS, str(users))
 
 
+@fault("no user of the devices' own (`--user` not given, no user `balloond`)")
 def test_devices_have_a_user_of_their_own_where_there_is_one(
     with_own: tuple[bool, tuple[str, ...]], start_daemon: StartDaemon, make_guest: MakeGuest
 ) -> None:
@@ -47,6 +49,7 @@ def test_devices_have_a_user_of_their_own_where_there_is_one(
     assert shared == ([] if own else [SHARED_USER])
 
 
+@fault("no user of the devices' own (`--user` not given, no user `balloond`)")
 @pytest.mark.parametrize("named", [None, SHARED_USER])
 def test_check_warns_of_a_user_that_is_everybodys_unless_it_was_named(
     named: str | None, with_own: tuple[bool, tuple[str, ...]], tmp_path: Path

@@ -14,6 +14,7 @@ import pytest
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.keeper_start import MAX_PATH_BYTES, keeper_path
+from tests.harness.faults import fault
 from tests.harness.fd_keeper import end_keeper
 from tests.harness.makers import StartDaemon
 from tests.harness.marked_start import DEADLINE_S, MarkedStart
@@ -56,6 +57,8 @@ def assert_fails(
     assert one.printed == ""
 
 
+@fault("any start that fails, with `--keep-fds` too")
+@fault("something else at the socket's path")
 @pytest.mark.parametrize(
     ("status", "complaint", "options"),
     [
@@ -94,6 +97,7 @@ def test_start_that_fails_leaves_nothing(
     )
 
 
+@fault("any start that fails, with `--keep-fds` too")
 def test_policy_file_with_a_mistake_leaves_nothing(start: Start, tmp_path: Path) -> None:
     policy = tmp_path / "policy"
     policy.write_text("read: 1\nmadvise: arg2 == MADV_REMOVED\n")
@@ -101,6 +105,7 @@ def test_policy_file_with_a_mistake_leaves_nothing(start: Start, tmp_path: Path)
     assert_fails(start, tmp_path, 2, f"{policy}:2:18: ", *options, lines=3)
 
 
+@fault("any start that fails, with `--keep-fds` too")
 @root_only
 @pytest.mark.parametrize("user", ["nosuchuser", "root"])
 def test_user_that_no_device_may_become_leaves_nothing(
@@ -110,6 +115,7 @@ def test_user_that_no_device_may_become_leaves_nothing(
     assert_fails(start, tmp_path, 2, f"--user {user}: ", *options)
 
 
+@fault("any start that fails, with `--keep-fds` too")
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
 def test_socket_in_use_leaves_nothing_and_is_left_alone(
     kind: socket.SocketKind, start: Start, tmp_path: Path
@@ -122,6 +128,7 @@ def test_socket_in_use_leaves_nothing_and_is_left_alone(
         assert_fails(start, tmp_path, 1, "a running process listens", "--socket", str(path))
 
 
+@fault("any start that fails, with `--keep-fds` too")
 def test_path_too_long_for_a_keeper_alone_leaves_nothing(start: Start, tmp_path: Path) -> None:
     room = MAX_PATH_BYTES - len(os.fsencode(tmp_path)) - 1
     path = tmp_path / ("s" * room)
@@ -142,6 +149,7 @@ def test_relative_path_too_long_for_a_keeper_alone_leaves_nothing(
     assert list(deep.iterdir()) == []
 
 
+@fault("somebody else or something else where the keeper would listen")
 @pytest.mark.parametrize("kind", ["file", "directory", "other_socket"])
 def test_something_else_where_the_keeper_would_listen_leaves_nothing_and_is_left_alone(
     kind: str, start: Start, tmp_path: Path
@@ -159,6 +167,7 @@ def test_something_else_where_the_keeper_would_listen_leaves_nothing_and_is_left
         assert_fails(start, tmp_path, 1, f"{keeper_path(path)}", "--socket", str(path))
 
 
+@fault("somebody else or something else where the keeper would listen")
 @root_only
 def test_keeper_of_another_user_is_told_nothing(start: Start, tmp_path: Path) -> None:
     # It would be handed every guest's memory.
@@ -177,6 +186,7 @@ def test_keeper_of_another_user_is_told_nothing(start: Start, tmp_path: Path) ->
             assert connection.recv(100) == b""
 
 
+@fault("any start that fails, with `--keep-fds` too")
 def test_too_few_descriptors_leave_nothing(start: Start, tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     launcher = ("prlimit", "--nofile=20:20", "--", sys.executable, "-m", "balloon_daemon")
@@ -200,6 +210,7 @@ sys.exit(main())
 """
 
 
+@fault("fails once its keeper runs")
 @pytest.mark.parametrize(
     "what", ["loop.MemoryWatch.__init__", "listener.VhostUserGuests._take_over"]
 )
@@ -219,6 +230,7 @@ def test_start_that_fails_after_its_keeper_was_started_ends_that_too(
     assert one.said == "balloond: Too many open files\n"
 
 
+@fault("fails once its keeper runs")
 def test_start_that_fails_leaves_an_earlier_balloonds_keeper_alone(
     start: Start, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -240,6 +252,7 @@ def test_start_that_fails_leaves_an_earlier_balloonds_keeper_alone(
 # --- a keeper that is started as it should be ----------------------------------------------------
 
 
+@fault("balloond killed whose output somebody reads through a pipe")
 def test_keeper_outlives_its_balloond_and_holds_none_of_its_streams(
     start: Start, tmp_path: Path
 ) -> None:
@@ -261,6 +274,7 @@ def test_keeper_outlives_its_balloond_and_holds_none_of_its_streams(
     end_keeper(keeper_path(path))
 
 
+@fault("started in a directory with Python files of somebody else's")
 def test_code_in_the_current_directory_is_not_run(start: Start, tmp_path: Path) -> None:
     package = tmp_path / "balloon_daemon" / "handover"
     package.mkdir(parents=True)

@@ -26,6 +26,7 @@ from balloon_daemon.handover.fd_keeper import (
 )
 from balloon_daemon.handover.store import SocketStore
 from balloon_daemon.linux.events import OwnedFd
+from tests.harness.faults import fault
 from tests.harness.fd_keeper import file_of, kept_files
 from tests.harness.slow_close import MuteFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
@@ -47,6 +48,7 @@ def reach(path: Path) -> socket.socket | None:
     return sock
 
 
+@fault("balloond killed while")
 def test_balloond_that_is_dead_serves_nobody_though_its_connection_is_open(tmp_path: Path) -> None:
     # A child of it hangs in the kernel, past SIGKILL, and shares its descriptors.
     path = tmp_path / "keeper"
@@ -90,6 +92,7 @@ def test_balloond_that_is_dead_serves_nobody_though_its_connection_is_open(tmp_p
         os.close(fd)
 
 
+@fault("keeper that ends late, after its successor has begun")
 def test_keeper_that_ends_late_leaves_its_successors_socket_alone(tmp_path: Path) -> None:
     path = tmp_path / "keeper"
     first = start(path)
@@ -143,6 +146,7 @@ def store_a_channel_with(balloond: socket.socket, fd: int) -> None:
         socket.send_fds(balloond, [STORE], [channel.fileno()])
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 def test_socket_that_lingers_in_a_dropped_channel_does_not_hold_up_the_keeper(
     balloond: socket.socket, keeper: "subprocess.Popen[bytes]"
 ) -> None:
@@ -194,6 +198,7 @@ def test_memory_that_holds_more_than_its_length_says_is_not_freed_on_the_way() -
         os.close(fd)
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 def test_file_that_never_answers_does_not_hold_up_the_keeper(
     balloond: socket.socket, tmp_path: Path
 ) -> None:
@@ -213,6 +218,7 @@ def test_file_that_never_answers_does_not_hold_up_the_keeper(
         mute.close()
 
 
+@fault("sends a descriptor whose close lingers or never ends")
 def test_close_that_found_no_thread_is_done_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise RuntimeError("can't start new thread")
@@ -279,6 +285,7 @@ def test_store_that_does_not_replace_by_itself_is_told_each_step(answers: bool) 
     assert said[1:] == ([] if answers else removals)
 
 
+@fault("keeper without a descriptor left")
 def test_keeper_without_room_says_what_it_lost_and_keeps_the_state_of_before(
     keeper: "subprocess.Popen[bytes]", balloond: socket.socket
 ) -> None:
@@ -300,6 +307,7 @@ def test_keeper_without_room_says_what_it_lost_and_keeps_the_state_of_before(
     assert set(kept(balloond)) == before | later | {"vm2.1", "vm2.state-2"}
 
 
+@fault("keeper without a descriptor left")
 def test_who_has_heard_of_a_loss_says_what_is_to_stay(
     keeper: "subprocess.Popen[bytes]", balloond: socket.socket
 ) -> None:
@@ -316,6 +324,7 @@ def test_who_has_heard_of_a_loss_says_what_is_to_stay(
     assert set(kept(balloond)) == {"vm1.1", "vm1.state-3", "vm10.1"}
 
 
+@fault("keeper without a descriptor left")
 def test_balloond_that_reads_no_answers_is_served_on(
     keeper: "subprocess.Popen[bytes]", balloond: socket.socket
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.fuzz import hostile_users, seccomp_meaning, state_machine, whole_daemon
 from tests.fuzz.targets import TARGETS, Target
 from tests.fuzz.unguided import slice_of
+from tests.harness.faults import fault
 from tests.harness.invariants import InvariantBrokenError
 
 SEED = 5
@@ -27,6 +28,7 @@ def test_timed_campaign_finds_nothing(name: str, tmp_path: Path) -> None:
     assert outcome.executions > 0
 
 
+@fault("hostile VMMs and guests beside an honest one")
 def test_whole_daemon_among_enemies_stands(tmp_path: Path) -> None:
     outcome = whole_daemon.campaign(0.5, SEED, tmp_path / "battle")
 
@@ -34,6 +36,7 @@ def test_whole_daemon_among_enemies_stands(tmp_path: Path) -> None:
     assert outcome.executions > 20
 
 
+@fault("one VMM user who makes a thousand connections")
 def test_many_connections_of_one_user_leave_a_whole_daemon_as_it_was(tmp_path: Path) -> None:
     outcome = hostile_users.campaign(0.5, SEED, tmp_path / "crowd")
 

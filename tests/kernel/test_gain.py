@@ -18,6 +18,7 @@ from balloon_daemon.units import GIB, MIB
 from tests.fakes import memory_files
 from tests.fakes.memory_files import region
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.host_setting import NR_HUGEPAGES, changed
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
@@ -108,6 +109,7 @@ def give_from(guest: FakeGuest, pfn_of: Callable[[int], int]) -> None:
     )
 
 
+@fault("seals its memory after the device has mapped it")
 def test_memory_that_is_sealed_after_the_device_has_mapped_it_stops_the_target(
     sealable_guest: FakeGuest, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -127,6 +129,7 @@ def test_memory_that_is_sealed_after_the_device_has_mapped_it_stops_the_target(
     assert guest.ram.check().pages_corrupt == 0
 
 
+@fault("seals its memory after the device has mapped it")
 def test_balloon_that_is_held_is_given_back_when_memory_is(
     start_daemon: StartDaemon, sealable_guest: FakeGuest, low_mem: LowMemDir
 ) -> None:
@@ -161,6 +164,7 @@ def test_balloon_that_is_held_is_given_back_at_the_end(
     assert balloon_bytes(guest) == 0
 
 
+@fault("gives pages that come to nothing")
 def test_pages_that_are_never_freed_stop_the_target_and_are_said_once(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -179,6 +183,7 @@ def test_pages_that_are_never_freed_stop_the_target_and_are_said_once(
     file.close()
 
 
+@fault("gives pages that come to nothing")
 def test_pages_in_no_region_stop_the_target_and_are_said_with_the_remedy(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -228,6 +233,7 @@ def huge_file() -> Iterator[int]:
         yield fd
 
 
+@fault("gives pages that come to nothing")
 def test_huge_pages_that_are_given_in_pieces_stop_the_target_and_are_said_once(
     huge_file: int, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -255,6 +261,7 @@ def fill_again(guest: FakeGuest, daemon: Daemon, low_mem: LowMemDir) -> None:
     run_until([guest], lambda: is_held(daemon))
 
 
+@fault("seals its memory after the device has mapped it")
 def test_balloon_that_the_vms_files_hold_all_the_same_is_no_success(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -271,6 +278,7 @@ def test_balloon_that_the_vms_files_hold_all_the_same_is_no_success(
     assert decisions(daemon)[-1] == ("fruitless", target)
 
 
+@fault("seals its memory after the device has mapped it")
 def test_files_that_are_emptied_again_let_the_balloon_grow_on(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -282,6 +290,7 @@ def test_files_that_are_emptied_again_let_the_balloon_grow_on(
     run_until([guest], lambda: "at-maximum" in [reason for reason, _ in decisions(daemon)])
 
 
+@fault("gives pages that come to nothing")
 def test_memory_that_changes_is_worth_another_try(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:

@@ -17,6 +17,7 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import RingGuest, area_bytes
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, MakeGuest, StartDaemon
 from tests.harness.waiting import wait_until
@@ -103,6 +104,7 @@ def left(daemon: Daemon) -> list[tuple[str, int]]:
     return [(record["vm"], record["left_bytes"]) for record in facts(daemon, "not-given-back")]
 
 
+@fault("`systemctl stop`, SIGTERM, SIGINT, SIGHUP")
 def test_guest_that_goes_on_taking_its_memory_back_is_waited_for_and_its_progress_said(
     start_daemon: StartDaemon, make_balloon: MakeBalloon
 ) -> None:
@@ -126,6 +128,7 @@ def test_guest_that_goes_on_taking_its_memory_back_is_waited_for_and_its_progres
     assert left(daemon) == []
 
 
+@fault("hangs or is stopped while balloond is to end")
 @pytest.mark.parametrize("stalls", ["never_begins", "goes_to_and_fro", "takes_single_pages"])
 def test_guest_that_gets_nowhere_is_given_up_and_its_neighbour_is_not(
     stalls: str, start_daemon: StartDaemon, make_balloon: MakeBalloon
@@ -178,6 +181,7 @@ def test_small_balloon_may_shrink_by_single_pages(
     assert left(daemon) == []
 
 
+@fault("told a second time (SIGTERM, SIGINT) while it gives back")
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 def test_second_signal_while_memory_is_given_back_ends_at_once(
@@ -206,6 +210,7 @@ def test_second_signal_while_memory_is_given_back_ends_at_once(
     assert list(daemon.config.socket.parent.glob("*.sock*")) == []
 
 
+@fault("told a second time (SIGTERM, SIGINT) while it gives back")
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1], ids=lambda n: n.name)
 def test_other_signals_while_memory_is_given_back_change_nothing(
     number: signal.Signals, start_daemon: StartDaemon, make_balloon: MakeBalloon
@@ -226,6 +231,7 @@ def test_other_signals_while_memory_is_given_back_change_nothing(
     assert left(daemon) == []
 
 
+@fault("has paused its VM while balloond is to end")
 def test_paused_vm_is_not_waited_for_and_what_it_lacks_is_said(
     start_daemon: StartDaemon, make_guest: MakeGuest, low_mem: LowMemDir
 ) -> None:
@@ -241,6 +247,7 @@ def test_paused_vm_is_not_waited_for_and_what_it_lacks_is_said(
     assert left(daemon) == [("vm1", MAXIMUM)]
 
 
+@fault("stopped just after a device died")
 def test_device_that_has_just_died_does_not_cost_its_guest_the_memory(
     start_daemon: StartDaemon, make_guest: MakeGuest, low_mem: LowMemDir
 ) -> None:
@@ -297,6 +304,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
     manager.close()
 
 
+@fault("giving back takes longer than the service manager's limit")
 def test_service_manager_is_asked_for_more_time_while_memory_comes_back(
     manager: Manager, start_daemon: StartDaemon, make_balloon: MakeBalloon
 ) -> None:
@@ -325,6 +333,7 @@ def test_service_manager_is_asked_for_more_time_while_memory_comes_back(
     assert longest_s < min(more_s) / 2
 
 
+@fault("says at the end that its balloon is larger than the host's memory")
 def test_guest_that_says_it_has_more_than_there_is_is_not_waited_for(
     start_daemon: StartDaemon, make_balloon: MakeBalloon
 ) -> None:

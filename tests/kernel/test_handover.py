@@ -24,6 +24,7 @@ from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import FrontendRequest, RegionDescription, encode_request
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.faults import fault
 from tests.harness.fd_keeper import file_of, keeper_pid, kept_files
 from tests.harness.jail_watch import template_of
 from tests.harness.low_mem_dir import LowMemDir
@@ -56,6 +57,7 @@ def first_moment(records: list[dict[str, Any]]) -> float | None:
     return datetime.fromisoformat(records[0]["time"]).timestamp() if records else None
 
 
+@fault("controller killed, with a store (systemd, or `--keep-fds`)")
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
 def test_controller_killed_in_mid_inflate_the_next_goes_on(
     style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -78,6 +80,7 @@ def test_controller_killed_in_mid_inflate_the_next_goes_on(
     assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
 
 
+@fault("controller killed, with a store (systemd, or `--keep-fds`)")
 def test_killed_again_and_again_at_any_moment_nothing_is_lost(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -104,6 +107,7 @@ def test_killed_again_and_again_at_any_moment_nothing_is_lost(
     assert [r for r in daemon.records() if r["level"] == "error"] == []
 
 
+@fault("`systemctl restart`, SIGUSR1")
 def test_replaced_by_sigusr1_keeps_level_and_balloon(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -123,6 +127,7 @@ def test_replaced_by_sigusr1_keeps_level_and_balloon(
     assert guest.driver.counters.deflate_buffers == 0
 
 
+@fault("controller killed, with a store (systemd, or `--keep-fds`)")
 def test_timers_go_on_from_what_was_left(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -145,6 +150,7 @@ def test_timers_go_on_from_what_was_left(
     assert released - began < 60.0
 
 
+@fault("controller killed, with a store (systemd, or `--keep-fds`)")
 def test_paused_vm_is_kept_and_resumes_under_the_next(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -177,6 +183,7 @@ sys.exit(main())
 """Starts a controller that gives a device all the time to stop that a test may need."""
 
 
+@fault("controller killed in the middle of a VMM's request")
 @pytest.mark.parametrize(
     ("style", "request_"),
     [(QEMU, "GET_VRING_BASE"), (QEMU, "ADD_MEM_REG"), (QEMU_WITHOUT_SLOTS, "SET_MEM_TABLE")],
@@ -244,6 +251,7 @@ def test_controller_killed_in_the_middle_of_a_request_the_next_one_answers_it(
     assert [r for r in second.records() if r["level"] == "error"] == []
 
 
+@fault("VMM hangs up while no controller runs")
 def test_vmm_that_hung_up_meanwhile_is_dropped_at_once_and_its_neighbour_kept(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -311,6 +319,7 @@ def test_device_maps_nothing_shared_but_its_own_guests_memory(
     assert shared == {os.fstat(guests[1].ram.fd).st_ino}
 
 
+@fault("VMM connects while no controller runs")
 def test_vmm_that_connects_while_nobody_runs_is_served_by_the_next(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -332,6 +341,7 @@ def test_vmm_that_connects_while_nobody_runs_is_served_by_the_next(
     assert answer.request == FrontendRequest.GET_FEATURES
 
 
+@fault("VMM hangs up while no controller runs")
 def test_socket_that_lingers_in_what_a_vmm_left_does_not_hold_up_the_next_start(
     start_daemon: StartDaemon,
 ) -> None:
@@ -371,6 +381,7 @@ def kept_names(pid: int) -> list[str]:
     return names
 
 
+@fault("`systemctl stop`, SIGTERM, SIGINT, SIGHUP")
 def test_sigterm_gives_all_back_and_the_keeper_ends(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -390,6 +401,7 @@ def test_sigterm_gives_all_back_and_the_keeper_ends(
     )
 
 
+@fault("two balloonds on one keeper, or on one socket")
 def test_keeper_of_a_living_daemon_serves_no_second_one(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import INFLATEQ, RingGuest
 from benchmarks.tiny_guest import wait_told
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.fd_keeper import keeper_pid, kept_files
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import VM_MEM_MIB, MakeGuest, StartDaemon
@@ -66,6 +67,7 @@ def freeze_device(daemon: Daemon) -> int:
 GET_BASE = VringState(INFLATEQ, 0).encode()
 
 
+@fault("controller killed or replaced while a VMM asks where a vring stands")
 def test_vring_that_its_vmm_took_back_is_not_served_by_the_next_controller(
     start_daemon: StartDaemon, make_rings: MakeRings
 ) -> None:
@@ -85,6 +87,7 @@ def test_vring_that_its_vmm_took_back_is_not_served_by_the_next_controller(
     assert events(second, "device-started") == []
 
 
+@fault("controller killed or replaced while a VMM asks where a vring stands")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
 def test_request_for_where_a_vring_stands_is_answered_rightly_by_the_next_controller(
     start_daemon: StartDaemon, make_rings: MakeRings, number: signal.Signals
@@ -107,6 +110,7 @@ def test_request_for_where_a_vring_stands_is_answered_rightly_by_the_next_contro
     assert decode_vring_state(message).num == BUFFERS
 
 
+@fault("stopped just after a guest was asked, before it gave")
 def test_guest_that_was_asked_and_has_not_given_yet_is_told_before_the_end(
     start_daemon: StartDaemon, make_rings: MakeRings, low_mem: LowMemDir
 ) -> None:
@@ -126,6 +130,7 @@ def test_guest_that_was_asked_and_has_not_given_yet_is_told_before_the_end(
 # --- the store ----------------------------------------------------------------------------------
 
 
+@fault("keeper of a hundred VMs")
 def test_keeper_has_the_room_for_descriptors_that_its_controller_has(
     start_daemon: StartDaemon,
 ) -> None:
@@ -136,6 +141,7 @@ def test_keeper_has_the_room_for_descriptors_that_its_controller_has(
     assert limits == [(8192, 8192)] * 2
 
 
+@fault("keeper (`--keep-fds`) killed while balloond runs")
 def test_keeper_that_dies_is_missed_at_once_and_the_guests_are_not_left_to_it(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -153,6 +159,7 @@ def test_keeper_that_dies_is_missed_at_once_and_the_guests_are_not_left_to_it(
     assert (stopping["signal"], stopping["vms_stay"]) == ("SIGUSR1", False)
 
 
+@fault("store (systemd or keeper) takes nothing")
 def test_keeper_that_takes_nothing_costs_no_vm_its_balloon(
     start_daemon: StartDaemon, make_guest: MakeGuest, low_mem: LowMemDir
 ) -> None:

@@ -25,6 +25,7 @@ from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.fakes.wall_clocks import wall_clocks
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.faults import fault
 from tests.harness.jail_watch import template_of
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
@@ -60,6 +61,7 @@ def full(guest: FakeGuest) -> Callable[[], bool]:
 # --- no file descriptors ----------------------------------------------------------------------
 
 
+@fault("no descriptor left for a connection")
 def test_no_descriptors_left_a_vmm_waits_and_is_served_once_there_are(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -79,6 +81,7 @@ def test_no_descriptors_left_a_vmm_waits_and_is_served_once_there_are(
     assert facts(daemon, "source-known") != []
 
 
+@fault("no descriptor left for a message's own")
 @pytest.mark.parametrize("style", STYLES)
 def test_no_descriptors_for_a_message_that_vm_has_no_balloon_and_the_neighbour_goes_on(
     style: str, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -104,6 +107,7 @@ def test_no_descriptors_for_a_message_that_vm_has_no_balloon_and_the_neighbour_g
     assert {r["vm"] for r in daemon.records() if r["event"] == "device-started"} == {"vm1"}
 
 
+@fault("no descriptor left for a message's own")
 def test_no_descriptors_for_a_message_once_there_are_its_next_connection_has_a_balloon(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -121,6 +125,7 @@ def test_no_descriptors_for_a_message_once_there_are_its_next_connection_has_a_b
     assert victim.ram.check().pages_corrupt == 0
 
 
+@fault("no descriptor or no process left for a device")
 def test_device_killed_with_no_descriptors_is_forked_once_there_are_just_enough(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -150,6 +155,7 @@ def counted_daemon(tmp_path: Path, low_mem: LowMemDir) -> Iterator[Daemon]:
     daemon.kill()
 
 
+@fault("no descriptor or no process left for a device")
 def test_no_process_to_be_had_fork_is_tried_again(
     counted_daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -167,6 +173,7 @@ def test_no_process_to_be_had_fork_is_tried_again(
     wait_until(lambda: len(fd_numbers(daemon.pid)) == before, what="no descriptor is left")
 
 
+@fault("no address space for a guest's memory")
 def test_no_memory_to_map_a_guest_that_vm_stops_the_neighbour_goes_on(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -233,6 +240,7 @@ def balloons_and_ends(
     assert guest.driver.actual == 0 or time.monotonic() - began >= GIVE_BACK_WITHIN_S
 
 
+@fault("output and log on a full disk")
 def test_output_and_log_on_a_full_disk_change_nothing(
     start_with_stderr: Callable[[int], "subprocess.Popen[bytes]"],
     low_mem: LowMemDir,
@@ -244,6 +252,7 @@ def test_output_and_log_on_a_full_disk_change_nothing(
     balloons_and_ends(process, low_mem, make_guest(), tmp_path / "s")
 
 
+@fault("output and log on a full disk")
 def test_output_and_log_to_a_closed_pipe_change_nothing(
     start_with_stderr: Callable[[int], "subprocess.Popen[bytes]"],
     low_mem: LowMemDir,
@@ -257,6 +266,7 @@ def test_output_and_log_to_a_closed_pipe_change_nothing(
     balloons_and_ends(process, low_mem, make_guest(), tmp_path / "s")
 
 
+@fault("output and log on a full disk")
 def test_log_to_a_pipe_that_nobody_empties_holds_nobody_up(
     start_with_stderr: Callable[[int], "subprocess.Popen[bytes]"],
     low_mem: LowMemDir,
@@ -276,6 +286,7 @@ def test_log_to_a_pipe_that_nobody_empties_holds_nobody_up(
     assert b"SIGTERM" not in written
 
 
+@fault("output and log on a full disk")
 def test_log_that_could_not_be_written_for_a_while_says_how_much_is_lost(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -303,6 +314,7 @@ def sealable(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@fault("kernel refuses MADV_REMOVE (EPERM, EBUSY, ENOMEM, EINVAL)")
 def test_madvise_refused_is_said_at_a_limited_rate_and_only_the_neighbour_is_asked_for_more(
     sealable: None, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -335,6 +347,7 @@ def test_madvise_refused_is_said_at_a_limited_rate_and_only_the_neighbour_is_ask
     assert sealed.driver.actual * 4096 <= decided[held]["target_bytes"] < MAXIMUM
 
 
+@fault("truncates the guest's memory")
 def test_memory_file_cut_short_kills_its_own_device_until_that_balloon_stops(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -366,6 +379,7 @@ def test_memory_file_cut_short_kills_its_own_device_until_that_balloon_stops(
 # --- time -------------------------------------------------------------------------------------
 
 
+@fault("wall clock jumps")
 def test_no_wall_clock_decides_anything_in_the_daemon() -> None:
     package = Path(balloon_daemon.__file__).parent
     readers = {
@@ -408,6 +422,7 @@ def assert_step_by_step(moments: list[float], resumed_at: float, period_s: float
         assert moment - resumed_at >= number * period_s - 0.002
 
 
+@fault("suspended and resumed")
 def test_resumed_under_low_memory_rises_step_by_step(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -423,6 +438,7 @@ def test_resumed_under_low_memory_rises_step_by_step(
     assert_step_by_step(moments(daemon, "low-memory")[before:], resumed_at, 0.2)
 
 
+@fault("suspended and resumed")
 def test_resumed_with_memory_back_falls_step_by_step(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -465,6 +481,7 @@ def writers() -> Iterator[contextlib.ExitStack]:
         yield stack
 
 
+@fault("low-memory file or its directory vanishes")
 @pytest.mark.parametrize("kind", WRONG)
 def test_low_mem_file_of_another_kind_is_unknown_and_recovers(
     kind: str,

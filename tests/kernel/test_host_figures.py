@@ -12,6 +12,7 @@ import pytest
 from balloon_daemon.fake_guest.machine import FakeGuest, run, step
 from balloon_daemon.units import MIB
 from tests.harness.daemon import BALLOOND, Daemon, DaemonConfig
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MARGIN_MIB, MAXIMUM, SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.memory_cgroup import MemoryCgroup, memory_cgroup
@@ -90,6 +91,7 @@ def of_source(daemon: Daemon) -> list[str]:
 # --- a notifier that is switched off ---
 
 
+@fault("low-memory notifier switched off (`off` in `margin`), and on again")
 @pytest.mark.parametrize("available", ["1048576\n", "0\n", "much\n", None])
 def test_margin_switched_off_gives_a_full_balloon_back_whatever_is_available(
     available: str | None, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -114,6 +116,7 @@ def test_margin_switched_off_gives_a_full_balloon_back_whatever_is_available(
     assert facts(daemon, "source-off")[0]["why"] == f"{low_mem.path}/margin says off"
 
 
+@fault("low-memory notifier switched off (`off` in `margin`), and on again")
 def test_margin_switched_off_and_on_again_takes_again(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -132,6 +135,7 @@ def test_margin_switched_off_and_on_again_takes_again(
     assert [r["margin_mib"] for r in taken] == [MARGIN_MIB] * 16
 
 
+@fault("low-memory notifier switched off (`off` in `margin`), and on again")
 def test_margin_switched_off_is_overruled_by_one_that_was_given(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -145,6 +149,7 @@ def test_margin_switched_off_is_overruled_by_one_that_was_given(
     assert of_source(daemon) == []
 
 
+@fault("a second cause while the figures are unknown")
 def test_two_causes_that_alternate_do_not_fill_the_log(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -210,6 +215,7 @@ def meminfo(tmp_path: Path) -> Meminfo:
     return meminfo
 
 
+@fault("most of the host's memory is in pools of huge pages")
 @needs_root
 @pytest.mark.parametrize(
     "changes",
@@ -240,6 +246,7 @@ def test_host_with_most_of_its_memory_in_a_pool_is_not_low(
     assert (first["available_mib"], first["margin_mib"]) == (100, 4096 * 52 // 1000)
 
 
+@fault("most of the host's memory is in pools of huge pages")
 @needs_root
 @pytest.mark.parametrize(
     "changes",
@@ -263,6 +270,7 @@ def test_host_whose_pool_becomes_ordinary_memory_is_low_then(
     assert daemon.decision()["margin_mib"] == 65536 * 52 // 1000
 
 
+@fault("most of the host's memory is in pools of huge pages")
 @needs_root
 def test_margin_of_all_that_is_not_in_the_pool_is_refused(
     meminfo: Meminfo, tmp_path: Path
@@ -290,6 +298,7 @@ def low_mem_dir(path: Path, available: str | None, margin: str | None) -> Path:
     return path
 
 
+@fault("no figures at all")
 @pytest.mark.parametrize(
     ("available", "margin", "complaint"),
     [
@@ -349,6 +358,7 @@ def nobodys(low_mem: LowMemDir) -> Iterator[Path]:
         yield Path(name)
 
 
+@fault("no figures at all")
 @needs_root
 @pytest.mark.parametrize(
     ("name", "blamed"), [("available", "available memory"), ("margin", "the margin")]
@@ -371,6 +381,7 @@ def test_check_by_whom_a_file_is_kept_from_is_status_1(
     assert done.stderr.count("\n") == 1
 
 
+@fault("no figures at all")
 @needs_root
 def test_check_without_proc_meminfo_is_status_1_and_the_daemon_goes_on(
     tmp_path: Path, start_on_own_figures: StartDaemon, make_guest: MakeGuest
@@ -395,6 +406,7 @@ def test_check_without_proc_meminfo_is_status_1_and_the_daemon_goes_on(
     assert daemon.decision()["reason"] is None
 
 
+@fault("no figures at all")
 @needs_root
 @pytest.mark.parametrize(
     ("changes", "complaint"),
@@ -415,6 +427,7 @@ def test_check_of_a_meminfo_without_the_figures_is_status_1(
     assert done.stderr.count("\n") == 1
 
 
+@fault("`/proc/meminfo` without MemAvailable (a container's)")
 @needs_root
 def test_check_of_a_meminfo_without_available_memory_says_that_it_is_estimated(
     meminfo: Meminfo, tmp_path: Path
@@ -478,6 +491,7 @@ def test_check_in_a_cgroup_without_a_limit_speaks_of_the_host(
     assert str(cgroup.path) not in done.stdout
 
 
+@fault("container or slice with a memory limit, that leaves less than the host")
 def test_check_in_a_cgroup_below_one_with_a_limit_says_which_counts(
     cgroup: MemoryCgroup, tmp_path: Path
 ) -> None:
@@ -496,6 +510,7 @@ def test_check_in_a_cgroup_below_one_with_a_limit_says_which_counts(
     assert f" available within {cgroup.limit_file}, margin 20 MiB, not low" in done.stdout
 
 
+@fault("container or slice with a memory limit, that leaves less than the host")
 @needs_root
 def test_check_in_a_cgroup_namespace_finds_its_limit_all_the_same(
     cgroup: MemoryCgroup, tmp_path: Path
@@ -524,6 +539,7 @@ def test_margin_of_all_that_the_cgroup_allows_is_refused(
     assert taken.returncode == 0, taken.stderr
 
 
+@fault("container or slice with a memory limit, that leaves less than the host")
 def test_cgroup_that_fills_up_is_low_and_has_memory_back_when_it_empties(
     cgroup: MemoryCgroup, start_on_own_figures: StartDaemon, make_guest: MakeGuest
 ) -> None:
@@ -548,6 +564,7 @@ def test_cgroup_that_fills_up_is_low_and_has_memory_back_when_it_empties(
     assert f"available within {cgroup.limit_file}, margin 250 MiB" in taken[0]["message"]
 
 
+@fault("container or slice with a memory limit, that leaves less than the host")
 def test_daemon_that_is_moved_into_a_cgroup_with_a_limit_goes_by_it(
     cgroup: MemoryCgroup, start_on_own_figures: StartDaemon, make_guest: MakeGuest
 ) -> None:
@@ -558,6 +575,7 @@ def test_daemon_that_is_moved_into_a_cgroup_with_a_limit_goes_by_it(
     until_logged(guest, daemon, f"{cgroup.limit_file} is a limit: what is left below it")
 
 
+@fault("container or slice with a memory limit, that leaves less than the host")
 def test_limit_that_comes_while_it_runs_counts_from_then_on(
     cgroup: MemoryCgroup, start_on_own_figures: StartDaemon, make_guest: MakeGuest
 ) -> None:

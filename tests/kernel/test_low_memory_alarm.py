@@ -20,6 +20,7 @@ from balloon_daemon.host.low_memory import PRESSURE_FILE, ChromeosLowMemory, Mem
 from balloon_daemon.host.memory_alarm import DeviceAlarm, PressureAlarm
 from balloon_daemon.linux.memory import F_GET_SEALS
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
+from tests.harness.faults import fault
 from tests.harness.needs import needs_pressure
 from tests.harness.waiting import HANG_S
 
@@ -98,6 +99,7 @@ def test_device_that_becomes_readable_wakes_an_asyncio_loop(
     assert source.statistics().wakeups == 1
 
 
+@fault("`/dev/chromeos-low-mem` says low and the files do not")
 def test_device_that_disagrees_with_the_files_does_not_spin_the_loop(
     host: Host, source: ChromeosLowMemory
 ) -> None:
@@ -181,6 +183,7 @@ def test_fifo_whose_writers_come_and_go_wakes_once_each_and_never_spins(tmp_path
     alarm.close()
 
 
+@fault("`/dev/chromeos-low-mem` gone, replaced, of another kind")
 def test_device_that_vanishes_leaves_polling_and_wakes_again_when_it_is_back(
     host: Host, source: ChromeosLowMemory
 ) -> None:
@@ -204,6 +207,7 @@ def test_device_that_vanishes_leaves_polling_and_wakes_again_when_it_is_back(
     assert wakes(source)
 
 
+@fault("`/dev/chromeos-low-mem` gone, replaced, of another kind")
 def test_device_that_is_replaced_is_waited_for_in_its_new_shape(
     host: Host, source: ChromeosLowMemory
 ) -> None:
@@ -226,6 +230,7 @@ def fd_is(fd: int, device: os.stat_result) -> bool:
         return False
 
 
+@fault("low-memory notifier switched off (`off` in `margin`), and on again")
 def test_margin_that_was_given_is_polled_as_the_device_does_not_know_it(host: Host) -> None:
     # The kernel's device speaks of the file's margin; where that is off, it never does.
     (host.directory / "margin").write_text("off\n")
@@ -258,6 +263,7 @@ def test_device_that_went_while_a_child_holds_it_no_longer_wakes(
     os.close(held)
 
 
+@fault("`/dev/chromeos-low-mem` gone, replaced, of another kind")
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
@@ -284,6 +290,7 @@ def test_device_that_cannot_wake_us_leaves_polling_and_is_described(
     assert source.wait_fd() is None
 
 
+@fault("`/dev/chromeos-low-mem` says low and the files do not")
 @needs_pressure
 def test_device_that_hangs_up_as_soon_as_it_is_opened_never_wakes() -> None:
     # A pressure file that was given no trigger reports EPOLLERR for ever.
@@ -312,6 +319,7 @@ def test_pressure_trigger_is_accepted_and_does_not_wake_by_itself() -> None:
     alarm.close()
 
 
+@fault("PSI missing, or it refuses a trigger")
 @needs_pressure
 def test_pressure_trigger_refused_falls_back_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     # 100 ms is below the kernel's shortest window of 500 ms, whoever asks.
@@ -324,6 +332,7 @@ def test_pressure_trigger_refused_falls_back_to_the_next(monkeypatch: pytest.Mon
     alarm.close()
 
 
+@fault("PSI missing, or it refuses a trigger")
 @needs_pressure
 def test_pressure_trigger_without_nul_is_refused_and_leaves_polling(
     monkeypatch: pytest.MonkeyPatch,

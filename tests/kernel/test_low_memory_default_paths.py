@@ -28,6 +28,7 @@ from balloon_daemon.host.low_memory import (
     choose_source,
 )
 from balloon_daemon.units import MIB
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +211,7 @@ def test_default_device_that_becomes_readable_wakes_an_asyncio_loop(
     }
 
 
+@fault("`/dev/chromeos-low-mem` gone, replaced, of another kind")
 def test_default_device_that_vanishes_leaves_polling(
     in_chromeos: Callable[[str], Report],
 ) -> None:
@@ -220,6 +222,7 @@ def test_default_device_that_vanishes_leaves_polling(
     }
 
 
+@fault("low-memory file or its directory vanishes")
 def test_default_directory_that_vanishes_is_unknown_and_recovers(
     in_chromeos: Callable[[str], Report],
 ) -> None:

@@ -22,6 +22,7 @@ from balloon_daemon.vhost_user.messages import (
 from benchmarks.guest_file import GuestFile
 from benchmarks.ring_guest import DEFLATEQ, INFLATEQ, RingGuest, area_bytes
 from tests.harness.daemon import Daemon, DaemonError
+from tests.harness.faults import fault
 from tests.harness.frozen import Frozen, wait_state
 from tests.harness.makers import StartDaemon
 from tests.harness.waiting import wait_until
@@ -82,6 +83,7 @@ DISABLE = encode_request(
 )
 
 
+@fault("told to make way as a device ends")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_told_to_end_as_a_device_ends_the_controller_ends(
     number: signal.Signals, start_daemon: StartDaemon, make_rings: MakeRings
@@ -107,6 +109,7 @@ def test_told_to_end_as_a_device_ends_the_controller_ends(
         assert decode_vring_state(reply).num == BUFFERS
 
 
+@fault("told to make way as a device ends")
 @pytest.mark.parametrize("descriptor", [False, True], ids=["without", "with_a_descriptor"])
 @pytest.mark.parametrize("first_comes", ["request", "signal"])
 def test_told_to_make_way_as_a_request_comes_the_next_one_answers_it(
@@ -136,6 +139,7 @@ def test_told_to_make_way_as_a_request_comes_the_next_one_answers_it(
     os.close(call)
 
 
+@fault("told to make way as a device ends")
 def test_told_to_make_way_while_it_looks_where_a_ring_stands_the_next_one_answers(
     start_daemon: StartDaemon, make_rings: MakeRings
 ) -> None:
@@ -182,6 +186,7 @@ NEVER = """
 """
 
 
+@fault("a task of a controller that is to end does not (a bug)")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_task_that_does_not_end_is_left_behind(
     number: signal.Signals, start_daemon: StartDaemon, make_rings: MakeRings, tmp_path: Path
@@ -206,6 +211,7 @@ def test_task_that_does_not_end_is_left_behind(
         assert not keeper_path(first.config.socket).exists()
 
 
+@fault("the event loop of a controller that is to end hangs (a bug)")
 def test_event_loop_that_hangs_while_it_makes_way_is_ended_and_the_next_one_goes_on(
     start_daemon: StartDaemon, make_rings: MakeRings, tmp_path: Path
 ) -> None:

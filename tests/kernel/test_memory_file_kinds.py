@@ -17,6 +17,7 @@ from balloon_daemon.linux import memory
 from balloon_daemon.linux.memory import MemoryFile, inspect_memory_file, memory_file_use
 from balloon_daemon.units import MIB
 from tests.fakes import memory_files
+from tests.harness.faults import fault
 from tests.harness.fd_room import open_fds
 from tests.harness.slow_close import MuteFile
 
@@ -95,6 +96,7 @@ NO_FILES: dict[str, Callable[[], int]] = {
 }
 
 
+@fault("memory region that cannot be freed")
 @pytest.mark.parametrize("make", NO_FILES.values(), ids=NO_FILES)
 def test_descriptor_of_no_memory_is_never_freed_never_mapped_and_not_waited_for(
     make: Callable[[], int],
@@ -164,6 +166,7 @@ def test_memfd_in_the_open_is_freed_and_mapped() -> None:
     os.close(fd)
 
 
+@fault("memory region that cannot be freed")
 def test_file_of_fuse_whose_server_does_not_answer_is_not_asked(tmp_path: Path) -> None:
     try:
         mute = MuteFile(tmp_path / "mount")

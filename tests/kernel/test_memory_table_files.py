@@ -22,6 +22,7 @@ from balloon_daemon.linux.memory import (
     map_shared,
     memory_file_use,
 )
+from tests.harness.faults import fault
 from tests.harness.slow_close import MuteFile
 
 # linux/fcntl.h
@@ -46,6 +47,7 @@ def test_memfd_sealed_as_qemu_does_is_guest_memory(memfd: int) -> None:
     assert inspect_memory_file(memfd) == MemoryFile(1 << 20, 4096)
 
 
+@fault("memory region that cannot be freed")
 @pytest.mark.parametrize("seal", [F_SEAL_WRITE, F_SEAL_FUTURE_WRITE])
 def test_memfd_sealed_against_writing_is_neither_freed_nor_mapped(memfd: int, seal: int) -> None:
     # It can neither be mapped writable nor freed: every device would die of it.
@@ -65,6 +67,7 @@ def test_file_on_tmpfs_is_guest_memory() -> None:
     assert file == MemoryFile(8192, 4096)
 
 
+@fault("memory region that cannot be freed")
 @pytest.mark.parametrize("mode", [os.O_RDONLY, os.O_WRONLY])
 def test_memfd_not_open_for_reading_and_writing_is_neither_freed_nor_mapped(
     memfd: int, mode: int
@@ -107,6 +110,7 @@ def proc_file() -> int:
 OF_NO_FILE = "is no file of shared memory"
 
 
+@fault("memory region that cannot be freed")
 @pytest.mark.parametrize(
     ("make", "why"),
     [
@@ -164,6 +168,7 @@ def disk_file(tmp_path: Path) -> Path:
     pytest.skip("neither the repository nor pytest's own folder is on a local disk")
 
 
+@fault("memory region that cannot be freed")
 def test_file_on_a_local_disk_is_mapped_for_its_rings_and_never_freed(disk_file: Path) -> None:
     # RAM on such a file (QEMU's memory-backend-file) holds the rings, too.
     fd = os.open(disk_file, os.O_RDWR)

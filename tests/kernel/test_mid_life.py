@@ -13,6 +13,7 @@ from balloon_daemon.fake_guest.styles import CROSVM, QEMU, QEMU_WITHOUT_SLOTS, S
 from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.units import MIB
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, STEP, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.whole_vm import (
@@ -70,6 +71,7 @@ def found(daemon: Daemon) -> list[str]:
     return said(daemon, "balloon-found")
 
 
+@fault("connects anew with its driver in mid-life")
 @pytest.mark.parametrize("style", [QEMU, QEMU_WITHOUT_SLOTS, CROSVM], ids=lambda style: style.name)
 def test_balloon_of_a_driver_in_mid_life_is_found_out_and_grows_on_while_memory_is_low(
     style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -94,6 +96,7 @@ def test_balloon_of_a_driver_in_mid_life_is_found_out_and_grows_on_while_memory_
     assert errors(second) == []
 
 
+@fault("connects anew with its driver in mid-life")
 def test_balloon_that_nobody_needs_any_more_goes_back(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -145,6 +148,7 @@ def test_balloon_of_just_the_page_that_it_is_asked_for_is_found_out_by_the_next_
     assert balloon_bytes(guest) == 0
 
 
+@fault("connects anew with its driver in mid-life")
 def test_driver_that_answers_late_is_asked_again_and_nothing_is_decided_before(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -165,6 +169,7 @@ def test_driver_that_answers_late_is_asked_again_and_nothing_is_decided_before(
     assert len(found(second)) == 1
 
 
+@fault("connects anew with its driver in mid-life")
 @pytest.mark.parametrize("style", [QEMU, CROSVM], ids=lambda style: style.name)
 def test_guest_that_is_reset_while_its_balloon_is_found_out_has_none(
     style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -204,6 +209,7 @@ def test_vm_that_is_paused_while_its_balloon_is_found_out_is_asked_again_later(
     assert guest.ram.check().pages_corrupt == 0
 
 
+@fault("connects anew with its driver in mid-life")
 def test_balloond_killed_while_it_finds_out_the_next_one_goes_on_asking(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from balloon_daemon.linux import jail, namespaces
 from balloon_daemon.linux.namespaces import enter_empty_namespaces
+from tests.harness.faults import fault
 from tests.harness.processes import NAMESPACES
 
 NOBODY = 65534
@@ -107,6 +108,7 @@ def test_ordinary_user_leaves_them_behind_in_a_user_namespace() -> None:
     assert in_child(as_ordinary_user(look_around)) == EMPTY
 
 
+@fault("namespaces refused, or half of them; root without CAP_SYS_ADMIN")
 @pytest.mark.skipif(not _may_unshare("-U"), reason="no user namespaces for an ordinary user here")
 def test_jail_that_may_not_mount_has_no_capability_in_its_user_namespace_either() -> None:
     held = in_child(as_ordinary_user(jailed_without_mounts))

@@ -4,12 +4,14 @@ import resource
 import socket
 
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
+from tests.harness.faults import fault
 from tests.harness.makers import StartDaemon
 from tests.harness.short_host import at_rest, limit_for_room, limited
 from tests.harness.waiting import HANG_S
 from tests.harness.whole_vm import events, facts
 
 
+@fault("no descriptor for a guest's journal (with a store)")
 def test_descriptor_for_a_connection_and_none_for_its_journal_the_vmm_waits(
     start_daemon: StartDaemon,
 ) -> None:

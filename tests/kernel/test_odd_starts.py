@@ -15,6 +15,7 @@ from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.handover.keeper_start import start_keeper
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.faults import fault
 from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.waiting import HANG_S, wait_until
 from tests.harness.whole_vm import attach, wait_for_device
@@ -61,6 +62,7 @@ class Start:
             self._process.wait()
 
 
+@fault("standard streams closed")
 @pytest.mark.parametrize("fd", [0, 1])
 def test_standard_stream_closed_runs_all_the_same(fd: int, tmp_path: Path) -> None:
     start = Start(tmp_path, lambda: os.close(fd))
@@ -71,6 +73,7 @@ def test_standard_stream_closed_runs_all_the_same(fd: int, tmp_path: Path) -> No
     assert "ending" in start.said
 
 
+@fault("standard streams closed")
 def test_all_standard_streams_closed_ends_when_told(tmp_path: Path) -> None:
     path = tmp_path / "s"
     command = [str(BALLOOND), "--socket", str(path)]
@@ -84,6 +87,7 @@ def test_all_standard_streams_closed_ends_when_told(tmp_path: Path) -> None:
         process.wait()
 
 
+@fault("fewer than 64 descriptors allowed")
 @pytest.mark.parametrize("limit", [8, 9, 20])
 def test_few_descriptors_one_line_status_1(limit: int, tmp_path: Path) -> None:
     few = Start(tmp_path, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
@@ -95,6 +99,7 @@ def test_few_descriptors_one_line_status_1(limit: int, tmp_path: Path) -> None:
     )
 
 
+@fault("started by nohup, or by a script's `&`")
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_signal_that_nohup_or_a_script_ignores_stays_ignored(
     number: signal.Signals, tmp_path: Path
@@ -108,6 +113,7 @@ def test_signal_that_nohup_or_a_script_ignores_stays_ignored(
     assert "SIGTERM: ending" in start.said
 
 
+@fault("SIGCHLD ignored by whoever starts it")
 def test_ends_of_children_ignored_by_whoever_starts_it_a_device_is_replaced_all_the_same(
     start_daemon: StartDaemon, make_guest: MakeGuest
 ) -> None:
@@ -125,6 +131,7 @@ def test_ends_of_children_ignored_by_whoever_starts_it_a_device_is_replaced_all_
     assert wait_for_device([guest], daemon, "vm1") != device
 
 
+@fault("SIGCHLD ignored by whoever starts it")
 def test_ends_of_children_ignored_check_says_that_all_is_well(tmp_path: Path) -> None:
     run = subprocess.run(
         [str(BALLOOND), "--check", "--socket", str(tmp_path / "s")],
@@ -137,6 +144,7 @@ def test_ends_of_children_ignored_check_says_that_all_is_well(tmp_path: Path) ->
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@fault("default socket's directory cannot be made; keeper cannot be started")
 @pytest.mark.parametrize(
     ("below", "complaint"),
     [("balloond", "File exists"), ("balloond/deeper", "Not a directory")],
@@ -151,6 +159,7 @@ def test_directory_of_the_default_socket_cannot_be_made_one_line(
         make_directory(path)
 
 
+@fault("default socket's directory cannot be made; keeper cannot be started")
 def test_keeper_that_cannot_be_started_is_said_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.linux import page_kind
+from tests.harness.faults import fault
 
 OTHER_SPACES = "\x0b\x0c\r\x1c\x85\xa0\u2028"
 """What str.splitlines() and str.split() take for line ends and spaces, and the kernel does not."""
 
 
+@fault("mount points with odd characters")
 def test_mount_point_with_other_spaces_does_not_hide_the_file_systems_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,6 +37,7 @@ def test_mount_point_with_other_spaces_does_not_hide_the_file_systems_option(
     assert kind == (4096, "always")
 
 
+@fault("mount points with odd characters")
 def test_short_line_among_the_mounts_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

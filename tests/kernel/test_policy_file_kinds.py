@@ -15,6 +15,7 @@ from balloon_daemon.errors import PolicyFileError
 from balloon_daemon.seccomp.filter import compile_policy, read_policy
 from balloon_daemon.seccomp.policy_file import SIZE_LIMIT, read_text
 from tests.harness.daemon import BALLOOND
+from tests.harness.faults import fault
 
 BALLOONCTL = BALLOOND.with_name("balloonctl")
 KALLSYMS = Path("/proc/kallsyms")
@@ -73,6 +74,7 @@ KINDS = [
 ]
 
 
+@fault("policy file, or what it includes")
 @pytest.mark.parametrize("directive", ["@include", "@frequency"])
 @pytest.mark.parametrize(("name", "told"), KINDS, ids=[name[:20] for name, _ in KINDS])
 def test_what_a_policy_names_must_be_a_file(
@@ -89,6 +91,7 @@ def test_what_a_policy_names_must_be_a_file(
     assert problem.message.endswith(told)
 
 
+@fault("policy file, or what it includes")
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -139,6 +142,7 @@ def test_policy_from_a_pipe_that_the_user_names_is_read() -> None:
     assert check("/dev/fd/0", RULE) == SOUND
 
 
+@fault("policy file, or what it includes")
 @pytest.mark.parametrize(
     "written",
     [
@@ -176,6 +180,7 @@ def test_reading_from_a_fifo_that_nobody_writes_to_can_be_interrupted(tmp_path: 
     assert (reader.returncode, errors) == (130, b"")
 
 
+@fault("policy file, or what it includes")
 @pytest.mark.parametrize("endless", ["yes '# more'", "cat /dev/zero"])
 def test_pipe_that_never_ends_is_read_up_to_the_limit(endless: str) -> None:
     done = subprocess.run(
@@ -221,6 +226,7 @@ def test_file_that_is_larger_than_its_size_says_is_read_up_to_the_limit() -> Non
         read_text(str(KALLSYMS))
 
 
+@fault("policy file, or what it includes")
 def test_file_that_grows_while_it_is_read_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "grows"
     path.write_bytes(b"")
@@ -241,6 +247,7 @@ def test_file_that_grows_while_it_is_read_is_bounded(tmp_path: Path) -> None:
     assert outcomes <= {"True", "is larger than 1 MiB"}
 
 
+@fault("policy file, or what it includes")
 def test_file_that_turns_into_a_fifo_and_vanishes_is_never_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "turns"
 

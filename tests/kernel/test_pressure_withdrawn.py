@@ -9,6 +9,7 @@ from balloon_daemon.events import Event, SourceTrouble
 from balloon_daemon.host import memory_alarm
 from balloon_daemon.host.low_memory import PRESSURE_FILE, MeminfoLowMemory
 from balloon_daemon.host.watch import MemoryWatch
+from tests.harness.faults import fault
 from tests.harness.needs import needs_pressure
 
 
@@ -35,6 +36,7 @@ def wakeups(source: MeminfoLowMemory, published: list[Event]) -> int:
     return source.statistics().wakeups - before
 
 
+@fault("kernel takes its PSI trigger back")
 @needs_pressure
 def test_pressure_trigger_that_is_withdrawn_wakes_once_and_is_asked_for_again_later(
     monkeypatch: pytest.MonkeyPatch,

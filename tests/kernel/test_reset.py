@@ -22,6 +22,7 @@ from balloon_daemon.vhost_user.messages import (
     VringState,
 )
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.whole_vm import balloon_bytes, errors, facts, run_until, said, wait_for_device
@@ -85,6 +86,7 @@ FIRST_SIGNS: dict[str, Callable[[FakeGuest, FakeFrontend], object]] = {
 }
 
 
+@fault("begins anew (reboot, another driver) and reads `actual`")
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
 @pytest.mark.parametrize("sign", FIRST_SIGNS.values(), ids=FIRST_SIGNS)
 def test_actual_reads_0_from_the_first_sign_of_a_reset_and_the_new_driver_gives_all(
@@ -151,6 +153,7 @@ def test_byte_that_a_new_driver_writes_first_is_not_completed_by_the_last_ones(
     assert actual(frontend) == 5
 
 
+@fault("is paused and resumed")
 @pytest.mark.parametrize(
     "style", [*STYLES, QEMU, QEMU_WITHOUT_SLOTS, CROSVM], ids=lambda style: style.name
 )
@@ -188,6 +191,7 @@ def test_paused_again_and_again_the_balloon_is_kept(
     assert guest.driver.counters.inflate_buffers == inflated
 
 
+@fault("is paused and resumed")
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
 def test_pause_at_base_0_keeps_the_balloon_that_is_known(
     style: Style, daemon: Daemon, make_guest: MakeGuest
@@ -239,6 +243,7 @@ def test_reset_while_memory_is_back_asks_for_nothing_that_the_policy_does_not(
     assert (said(daemon, "balloon-sought"), errors(daemon)) == ([], [])
 
 
+@fault("begins anew (reboot, another driver) and reads `actual`")
 def test_reset_whose_controller_is_killed_is_one_under_the_next(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:

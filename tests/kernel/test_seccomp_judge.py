@@ -24,6 +24,7 @@ from balloon_daemon.seccomp.machine import BpfMachine
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import ParsedPolicy
 from tests.harness.daemon import BALLOOND
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,7 @@ def test_libseccomps_program_answers_every_call_number_as_ours_does() -> None:
 # --- where it cannot ----------------------------------------------------------------------------
 
 
+@fault("no pyseccomp")
 def test_rule_that_libseccomp_refuses_is_named() -> None:
     # The kernel takes errors up to 4095; libseccomp draws its line lower.
     policy = parse("read: 1\nwrite: return 4095\n")
@@ -141,6 +143,7 @@ def test_rule_that_libseccomp_refuses_is_named() -> None:
     )
 
 
+@fault("no pyseccomp")
 def test_libseccomp_that_does_not_come_to_an_end_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +166,7 @@ def test_check_says_that_libseccomp_agrees(tmp_path: Path) -> None:
     assert AGREES.fullmatch(line.removeprefix("judge        "))
 
 
+@fault("no pyseccomp")
 def test_check_without_pyseccomp_says_so_in_a_line(tmp_path: Path) -> None:
     missing = instead_of_pyseccomp(tmp_path, "raise ImportError\n")
 
@@ -172,6 +176,7 @@ def test_check_without_pyseccomp_says_so_in_a_line(tmp_path: Path) -> None:
     assert "\njudge        no second opinion: pyseccomp is not installed\n" in run.stdout
 
 
+@fault("our compiler")
 def test_check_where_libseccomp_disagrees_one_line_status_1(tmp_path: Path) -> None:
     run = check(tmp_path, PYTHONPATH=instead_of_pyseccomp(tmp_path, ALLOWS_ALL))
 
@@ -184,6 +189,7 @@ def test_check_where_libseccomp_disagrees_one_line_status_1(tmp_path: Path) -> N
     )
 
 
+@fault("our compiler")
 def test_seccomp_check_where_libseccomp_disagrees_has_status_1(tmp_path: Path) -> None:
     env = {"PYTHONPATH": instead_of_pyseccomp(tmp_path, ALLOWS_ALL)}
 

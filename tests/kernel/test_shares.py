@@ -20,6 +20,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.frozen import Frozen
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
@@ -103,6 +104,7 @@ def rebind(guest: FakeGuest, daemon: Daemon, low_mem: LowMemDir) -> None:
     run([guest], lambda: guest.driver.actual * 4096 == MAXIMUM)
 
 
+@fault("one user's VMMs take more than three quarters of the descriptors")
 def test_user_who_takes_its_share_is_refused_and_no_other(
     short_daemon: Daemon, enemy_uid: int, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -121,6 +123,7 @@ def test_user_who_takes_its_share_is_refused_and_no_other(
         rebind(neighbour, short_daemon, low_mem)
 
 
+@fault("one user makes many closes hang")
 def test_sockets_that_linger_and_many_descriptors_cost_no_neighbour_its_balloon(
     short_daemon: Daemon, enemy_uid: int, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -194,6 +197,7 @@ def refusals(daemon: Daemon) -> list[str]:
     return events(daemon, "connection-refused", *OF_VMM)
 
 
+@fault("one user makes many closes hang")
 def test_connections_with_sockets_that_linger_in_them_take_up_no_numbers(
     short_daemon: Daemon, enemy_uid: int, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -215,6 +219,7 @@ def test_connections_with_sockets_that_linger_in_them_take_up_no_numbers(
     run([neighbour], lambda: len(at_rest(short_daemon)) <= before)
 
 
+@fault("one user's VMMs take more than three quarters of the descriptors")
 def test_memory_regions_beyond_a_users_share_end_that_connection_with_a_line(
     start_daemon: StartDaemon,
 ) -> None:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from random import Random
 
+from tests.harness.faults import fault
 from tests.harness.waiting import wait_until
 from tests.soak.chaos import Chaos
 from tests.soak.picture import draw
@@ -22,6 +23,7 @@ def deaths(host: Path) -> int:
     return (host / "log-0" / "balloond.log").read_text().count(" was killed by SIGKILL; ")
 
 
+@fault("devices and controllers killed over and over under load")
 def test_killed_devices_and_controllers_lose_no_page(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         lasting = Host("lasting", tmp_path / "a", 1, keep_fds=False, speed=1000)

@@ -18,6 +18,7 @@ from balloon_daemon.handover.keeper_start import keeper_at, keeper_path, start_k
 from balloon_daemon.linux.directories import is_private, make_private, others_may_write
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.faults import fault
 from tests.harness.makers import StartDaemon
 from tests.harness.waiting import HANG_S, wait_until
 
@@ -49,6 +50,7 @@ def said(daemon: Daemon, level: str) -> list[str]:
 # --- directories ------------------------------------------------------------------------------
 
 
+@fault("socket or keeper in a directory that others may write")
 @pytest.mark.parametrize("mode", [0o1777, 0o777, 0o775, 0o770])
 def test_directory_that_others_may_write_has_no_keeper(mode: int, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
@@ -62,6 +64,7 @@ def test_directory_that_others_may_write_has_no_keeper(mode: int, tmp_path: Path
     assert list(shared.iterdir()) == []
 
 
+@fault("socket or keeper in a directory that others may write")
 def test_socket_in_a_directory_that_others_may_write_is_warned_of(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -75,6 +78,7 @@ def test_socket_in_a_directory_that_others_may_write_is_warned_of(
     assert is_served(daemon.config.socket)
 
 
+@fault("socket or keeper in a directory that others may write")
 def test_directory_of_ones_own_below_a_sticky_one_is_safe(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     own = tmp_path / "own"
@@ -85,6 +89,7 @@ def test_directory_of_ones_own_below_a_sticky_one_is_safe(tmp_path: Path) -> Non
     assert others_may_write(own) == f"others may write to {tmp_path} (mode 777)"
 
 
+@fault("socket or keeper in a directory that others may write")
 def test_link_in_a_directory_that_others_may_write_is_seen(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir(mode=0o700)
     (tmp_path / "shared").mkdir()
@@ -94,6 +99,7 @@ def test_link_in_a_directory_that_others_may_write_is_seen(tmp_path: Path) -> No
     assert str(tmp_path / "shared") in others_may_write(tmp_path / "shared" / "link")
 
 
+@fault("socket or keeper in a directory that others may write")
 @root_only
 def test_directory_below_one_of_another_user_is_somebody_elses(tmp_path: Path) -> None:
     home = tmp_path / "home"
@@ -103,6 +109,7 @@ def test_directory_below_one_of_another_user_is_somebody_elses(tmp_path: Path) -
     assert others_may_write(home / "vms") == f"{home} belongs to user {NOBODY}"
 
 
+@fault("somebody else has made the directory of a user's default socket")
 @pytest.mark.parametrize("what", ["link", "file", "mode 755", "mode 1700"])
 def test_private_directory_is_no_other_thing(what: str, tmp_path: Path) -> None:
     path = tmp_path / "private"
@@ -120,6 +127,7 @@ def test_private_directory_is_no_other_thing(what: str, tmp_path: Path) -> None:
         make_private(path)
 
 
+@fault("somebody else has made the directory of a user's default socket")
 @root_only
 def test_private_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     (tmp_path / "private").mkdir(mode=0o700)
@@ -135,6 +143,7 @@ def test_private_directory_is_made_once_and_used_again(tmp_path: Path) -> None:
     assert is_private(tmp_path / "private")
 
 
+@fault("somebody else has made the directory of a user's default socket")
 @root_only
 @pytest.mark.parametrize(
     ("runtime", "expected"),
@@ -162,6 +171,7 @@ def test_default_socket_of_a_user_is_in_a_directory_of_the_user(
 # --- the keeper -------------------------------------------------------------------------------
 
 
+@fault("somebody else or something else where the keeper would listen")
 def test_keeper_that_is_started_is_not_met_by_its_name(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
         other.bind(str(keeper_path(tmp_path / "s")))
@@ -192,6 +202,7 @@ def hangs(start_daemon: StartDaemon) -> Iterator[Daemon]:
     os.kill(keeper.pid, signal.SIGCONT)
 
 
+@fault("an earlier keeper hangs")
 def test_keeper_that_hangs_is_gone_on_without(hangs: Daemon, start_daemon: StartDaemon) -> None:
     keeper = keeper_at(hangs.config.socket)
     assert keeper is not None
@@ -206,6 +217,7 @@ def test_keeper_that_hangs_is_gone_on_without(hangs: Daemon, start_daemon: Start
     second.kill()
 
 
+@fault("socket that a keeper holds for the next balloond")
 def test_socket_that_a_keeper_holds_is_not_taken_from_it(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
@@ -221,6 +233,7 @@ def test_socket_that_a_keeper_holds_is_not_taken_from_it(
     assert os.path.samestat(os.lstat(first.config.socket), before)
 
 
+@fault("somebody else or something else where the keeper would listen")
 @root_only
 def test_keeper_removes_no_socket_of_another_user(tmp_path: Path) -> None:
     path = tmp_path / "keeper"
@@ -233,6 +246,7 @@ def test_keeper_removes_no_socket_of_another_user(tmp_path: Path) -> None:
     assert path.is_socket()
 
 
+@fault("somebody else or something else where the keeper would listen")
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 def test_keeper_removes_no_socket_of_a_living_process(
     kind: socket.SocketKind, tmp_path: Path
@@ -278,6 +292,7 @@ def held(tmp_path: Path) -> Iterator[Path]:
     os.close(writing)
 
 
+@fault("socket left by a process that died")
 @pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
 def test_socket_of_a_dead_process_is_replaced_though_a_child_holds_it(
     reaped: bool, held: Path, start_daemon: StartDaemon
@@ -293,6 +308,7 @@ def test_socket_of_a_dead_process_is_replaced_though_a_child_holds_it(
     assert is_served(held)
 
 
+@fault("two balloonds on one keeper, or on one socket")
 def test_socket_that_was_kept_is_its_successors(start_daemon: StartDaemon) -> None:
     start_daemon("--keep-fds").kill()
     second = start_daemon("--keep-fds")
@@ -303,6 +319,7 @@ def test_socket_that_was_kept_is_its_successors(start_daemon: StartDaemon) -> No
     assert is_served(second.config.socket)
 
 
+@fault("a dead socket of another user where others may write")
 @root_only
 def test_dead_socket_of_another_user_is_left_alone_where_others_may_write(
     tmp_path: Path,
@@ -320,6 +337,7 @@ def test_dead_socket_of_another_user_is_left_alone_where_others_may_write(
     assert (shared / "s").is_socket()
 
 
+@fault("socket left by a process that died")
 @root_only
 def test_socket_that_was_given_to_a_vmms_user_is_kept_and_replaced(
     start_daemon: StartDaemon,

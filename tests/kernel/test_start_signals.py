@@ -15,6 +15,7 @@ from balloon_daemon.guests.jailed import closing_child
 from balloon_daemon.handover.keeper_start import keeper_path
 from balloon_daemon.linux.signals import END_SIGNALS, HANGS_AFTER_S
 from tests.harness.daemon import BALLOOND
+from tests.harness.faults import fault
 from tests.harness.fd_keeper import keeper_pid
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, MakeGuest, StartDaemon
@@ -83,6 +84,7 @@ def send_at(moment: Moment, start: MarkedStart, socket: Path, number: signal.Sig
     os.kill(start.pid, number)
 
 
+@fault("SIGTERM, SIGINT, SIGHUP while it starts")
 @pytest.mark.parametrize("number", END, ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_signal_to_end_while_it_starts_ends_it_in_order_and_leaves_nothing(
@@ -99,6 +101,7 @@ def test_signal_to_end_while_it_starts_ends_it_in_order_and_leaves_nothing(
     assert f"{number.name}: ending" in one.said
 
 
+@fault("SIGUSR1, or `systemctl restart`, while it starts")
 @pytest.mark.parametrize("store", [False, True], ids=["without_store", "keep_fds"])
 @pytest.mark.parametrize("moment", MOMENTS[:3])
 def test_sigusr1_while_it_starts_makes_way_once_it_listens(
@@ -116,6 +119,7 @@ def test_sigusr1_while_it_starts_makes_way_once_it_listens(
         start_daemon("--keep-fds")
 
 
+@fault("SIGTERM, SIGINT, SIGHUP while it starts")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
 @pytest.mark.parametrize("moment", [first_line, template])
 def test_signal_while_it_takes_over_guests_is_obeyed_once_it_has_them(
@@ -148,6 +152,7 @@ def test_signal_while_it_takes_over_guests_is_obeyed_once_it_has_them(
         assert not keeper_path(first.config.socket).exists()
 
 
+@fault("a file that never answers")
 @pytest.mark.parametrize("number", END, ids=lambda number: number.name)
 def test_start_that_hangs_is_ended_all_the_same(
     number: signal.Signals, start: MakeStart, tmp_path: Path
@@ -183,6 +188,7 @@ def full_pipe() -> Iterator[int]:
     os.close(writing)
 
 
+@fault("a file that never answers")
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(
     ("stream", "status", "options"),
@@ -219,6 +225,7 @@ def holds_but(start: MarkedStart, numbers: list[signal.Signals]) -> bool:
     return signal.SIGUSR1 in held and set(numbers) <= caught - held
 
 
+@fault("SIGTERM, SIGINT, SIGHUP while it starts")
 def test_no_child_has_inherited_held_signals(
     start_daemon: StartDaemon, make_guest: MakeGuest
 ) -> None:

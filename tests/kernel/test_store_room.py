@@ -19,6 +19,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.makers import StartDaemon
 
 Q = FrontendRequest
@@ -113,6 +114,7 @@ def names_of(manager: Manager, vm: str) -> set[str]:
     return {name for name in manager.look() if name.startswith(f"{vm}.")}
 
 
+@fault("a VM that wants more than its share of the store")
 def test_vm_that_fills_the_store_loses_its_own_place_alone(
     start_daemon: StartDaemon, manager: Manager, tmp_path: Path
 ) -> None:

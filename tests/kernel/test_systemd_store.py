@@ -15,11 +15,11 @@ from balloon_daemon.handover.store import NoStore, SocketStore
 from balloon_daemon.handover.systemd_store import systemd_store
 from balloon_daemon.linux import systemd
 from balloon_daemon.linux.systemd import FDSTORE_MAX, connect_manager, store_capacity
-from tests.harness.daemon import Daemon
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import SETTINGS, MakeGuest, StartDaemon
 from tests.harness.service_manager import ServiceManager
 from tests.harness.waiting import wait_until
+from tests.harness.whole_vm import facts
 
 MakeManager = Callable[[int], ServiceManager]
 
@@ -109,10 +109,6 @@ def test_manager_that_takes_nothing_has_no_store(
         assert not systemd_store().keeps
 
 
-def events(daemon: Daemon, event: str) -> list[str]:
-    return [record["message"] for record in daemon.records() if record["event"] == event]
-
-
 def test_service_without_a_store_gives_all_back_on_sigusr1(
     make_manager: MakeManager,
     start_daemon: StartDaemon,
@@ -132,7 +128,7 @@ def test_service_without_a_store_gives_all_back_on_sigusr1(
     daemon.wait_end()
 
     assert guest.driver.actual == 0
-    assert any(message.endswith("SIGUSR1: ending") for message in events(daemon, "stop"))
+    assert [record["vms_stay"] for record in facts(daemon, "stopping")] == [False]
 
 
 def test_service_without_a_store_has_a_keeper_where_one_is_wanted(
@@ -147,7 +143,7 @@ def test_service_without_a_store_has_a_keeper_where_one_is_wanted(
     daemon.wait_end()
 
     assert keeper_path(daemon.config.socket).exists()
-    assert any("the guests stay" in message for message in events(daemon, "stop"))
+    assert [record["vms_stay"] for record in facts(daemon, "stopping")] == [True]
 
 
 def test_service_with_a_store_keeps_its_vms_without_loading_libcrypto(

@@ -16,6 +16,7 @@ from balloon_daemon.device.template import Template
 from balloon_daemon.linux.apart import LOW
 from balloon_daemon.units import MIB
 from tests.harness.device_rig import DeviceRig, shipped_filter
+from tests.harness.faults import fault
 from tests.harness.jail_watch import is_alive
 from tests.harness.makers import MakeRig
 from tests.harness.slow_close import MuteFile
@@ -53,6 +54,7 @@ def starts_what(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return program
 
 
+@fault("template (forks the devices) killed")
 def test_template_killed_devices_live_and_another_one_forks_the_next(
     rig: DeviceRig, template: Template, heard: Heard
 ) -> None:
@@ -71,6 +73,7 @@ def test_template_killed_devices_live_and_another_one_forks_the_next(
     rig.inflate([9])
 
 
+@fault("template (forks the devices) killed")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may look into a device")
 def test_device_of_another_template_is_as_small_as_one_of_the_first(
     rig: DeviceRig, template: Template
@@ -84,6 +87,7 @@ def test_device_of_another_template_is_as_small_as_one_of_the_first(
     assert sizes[1] < sizes[0] + MIB // 2
 
 
+@fault("template (forks the devices) killed")
 def test_template_that_is_being_started_is_waited_for_by_nobody(
     rig: DeviceRig, template: Template, starts_what: Path
 ) -> None:
@@ -96,6 +100,7 @@ def test_template_that_is_being_started_is_waited_for_by_nobody(
     assert time.monotonic() - began < template_module.STARTED_WITHIN_S / 2
 
 
+@fault("template killed again and again")
 def test_template_that_dies_again_and_again_is_started_less_and_less_often(
     rig: DeviceRig, template: Template, heard: Heard
 ) -> None:
@@ -117,6 +122,7 @@ def test_template_that_dies_again_and_again_is_started_less_and_less_often(
     assert 1 < caught.value.retry_s <= 2
 
 
+@fault("template killed again and again")
 @pytest.mark.parametrize(
     ("says", "why"),
     [
@@ -162,6 +168,7 @@ def test_template_that_does_not_come_up_is_started_again_later(
     assert heard.news == [f"process {template.pid} forks devices now"]
 
 
+@fault("template killed again and again")
 def test_no_interpreter_to_start_is_told_to_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     # As when Python was upgraded underneath.
     monkeypatch.setattr(sys, "executable", "/nowhere/python3")
@@ -171,6 +178,7 @@ def test_no_interpreter_to_start_is_told_to_whoever_waits(monkeypatch: pytest.Mo
     template.close()
 
 
+@fault("template killed again and again")
 def test_device_is_forked_though_a_file_that_never_closes_is_open_here(
     rig: DeviceRig, template: Template, tmp_path: Path
 ) -> None:
@@ -191,6 +199,7 @@ def test_device_is_forked_though_a_file_that_never_closes_is_open_here(
         mute.close()
 
 
+@fault("template killed again and again")
 @pytest.mark.parametrize("way", Way)
 def test_every_way_leaves_no_descriptor_here(way: Way, rig: DeviceRig, template: Template) -> None:
     rig.fork = fork_by(template, way)
@@ -203,6 +212,7 @@ def test_every_way_leaves_no_descriptor_here(way: Way, rig: DeviceRig, template:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+@fault("template (forks the devices) killed")
 def test_template_runs_nothing_of_the_current_directory(
     rig: DeviceRig, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +228,7 @@ def test_template_runs_nothing_of_the_current_directory(
     assert os.readlink(f"/proc/{template.pid}/cwd") == "/"
 
 
+@fault("template (forks the devices) killed")
 def test_template_that_was_started_again_dies_with_its_controller() -> None:
     told, tell = os.pipe()
     controller = subprocess.Popen(

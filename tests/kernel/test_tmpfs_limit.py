@@ -13,6 +13,7 @@ from balloon_daemon.units import GIB, MIB
 from tests.fakes import memory_files
 from tests.fakes.memory_files import region
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.small_tmpfs import SmallTmpfs
@@ -75,6 +76,7 @@ def reasons(daemon: Daemon) -> list[str]:
     return [reason for reason, _ in decisions(daemon)]
 
 
+@fault("memory on a tmpfs with a size limit, which others fill")
 def test_limit_with_room_is_warned_of_once_and_the_balloon_comes_and_goes(
     start_daemon: StartDaemon,
     low_mem: LowMemDir,
@@ -98,6 +100,7 @@ def test_limit_with_room_is_warned_of_once_and_the_balloon_comes_and_goes(
     assert "no-room" not in reasons(daemon)
 
 
+@fault("memory on a tmpfs with a size limit, which others fill")
 def test_limit_that_is_short_when_the_vm_attaches_nothing_is_taken(
     daemon: Daemon,
     low_mem: LowMemDir,
@@ -125,6 +128,7 @@ def test_limit_that_is_short_when_the_vm_attaches_nothing_is_taken(
     assert len(lines) == 1
 
 
+@fault("memory on a tmpfs with a size limit, which others fill")
 def test_limit_that_becomes_short_no_more_is_taken_until_there_is_room_again(
     start_daemon: StartDaemon,
     low_mem: LowMemDir,

@@ -9,6 +9,7 @@ from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings
 from balloon_daemon.fake_guest.styles import CROSVM, QEMU, Style
 from balloon_daemon.units import MIB
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.whole_vm import balloon_bytes, decisions, run_until
@@ -42,6 +43,7 @@ def looks(daemon: Daemon, reason: str) -> int:
     return [why for why, _ in decisions(daemon)].count(reason)
 
 
+@fault("stops at the first page that it cannot have")
 @pytest.mark.parametrize("style", [QEMU, CROSVM], ids=lambda style: style.name)
 def test_driver_that_has_stopped_is_told_again_at_the_top_and_gives_the_rest(
     style: Style,
@@ -85,6 +87,7 @@ def test_driver_that_gives_nothing_more_is_told_each_30_s_and_no_more_often(
     assert balloon_bytes(guest) == SPARE_MIB * MIB
 
 
+@fault("stops at the first page that it cannot have")
 def test_driver_that_has_got_there_is_not_told_again(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +104,7 @@ def test_driver_that_has_got_there_is_not_told_again(
     assert guest.driver.counters.config_interrupts == told
 
 
+@fault("stops at the first page that it cannot have")
 def test_driver_is_not_told_again_while_memory_is_not_low(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from balloon_daemon.seccomp.filter import compile_policy
 from tests.fakes.forked_here import ForkedHere
 from tests.harness.daemon import BALLOOND
 from tests.harness.device_rig import SHIPPED_POLICY, ready_to_fork, shipped_filter, unprivileged
+from tests.harness.faults import fault
 from tests.harness.other_user import AS_NOBODY
 from tests.harness.short_host import fd_numbers, limit_for_room, limited
 from tests.harness.waiting import HANG_S, wait_until
@@ -107,6 +108,7 @@ def test_start_of_the_daemon_does_not_load_the_trial() -> None:
 # --- policies that no device can live under ---------------------------------------------------
 
 
+@fault("policy file of one's own that lacks a call, or refuses one")
 @pytest.mark.parametrize("call", ["madvise", "epoll_wait", "epoll_ctl", "read", "recvfrom"])
 def test_check_with_a_policy_that_lacks_a_call_one_line_status_1(
     call: str, tmp_path: Path, kernel_log_is_complete: bool
@@ -131,6 +133,7 @@ def test_check_with_a_policy_that_lacks_a_call_one_line_status_1(
     assert err.endswith(told) or (not kernel_log_is_complete and UNNAMED in err)
 
 
+@fault("policy file of one's own that lacks a call, or refuses one")
 def test_policy_that_refuses_to_free_memory_is_told_by_the_kernels_error(tmp_path: Path) -> None:
     load = compile_policy(policy_with(tmp_path, "madvise", "madvise: return EPERM\n")).load
 
@@ -139,6 +142,7 @@ def test_policy_that_refuses_to_free_memory_is_told_by_the_kernels_error(tmp_pat
     )
 
 
+@fault("policy file of one's own that lacks a call, or refuses one")
 def test_policy_that_frees_nothing_and_says_it_did_is_found_out(tmp_path: Path) -> None:
     load = compile_policy(policy_with(tmp_path, "madvise", "madvise: return 0\n")).load
 
@@ -154,6 +158,7 @@ def ask_the_kernel_for_the_time(load_filter: Callable[[], None]) -> None:
     LIBC.syscall(SYS_CLOCK_GETTIME, 1, ctypes.create_string_buffer(16))
 
 
+@fault("clock that the vDSO does not serve (`hpet`, `acpi_pm`)")
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -197,6 +202,7 @@ def hint_huge_pages() -> None:
     mmap.mmap(-1, 1 << 20).madvise(mmap.MADV_HUGEPAGE)
 
 
+@fault("a Python or a C library that devices die of later in life")
 def test_device_that_dies_of_its_python_in_later_life_is_told_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, kernel_log_is_complete: bool
 ) -> None:
@@ -212,6 +218,7 @@ def test_device_that_dies_of_its_python_in_later_life_is_told_with_a_remedy(
     assert complaint in {told, untold}
 
 
+@fault("a Python or a C library that devices die of later in life")
 def test_device_that_crashes_in_later_life_is_told_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -244,6 +251,7 @@ def test_device_that_does_not_come_to_an_end_is_told(
     assert complaint_of(shipped_filter().load).endswith("s; is the machine overloaded?")
 
 
+@fault("a Python or a C library that devices die of later in life")
 def test_device_left_to_a_python_that_hints_huge_pages_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -258,6 +266,7 @@ def test_device_left_to_a_python_that_hints_huge_pages_is_found_out(
         assert " at 50,000 new objects; " in complaint_of(shipped_filter().load)
 
 
+@fault("a Python or a C library that devices die of later in life")
 @pytest.mark.parametrize(
     "setting",
     [
@@ -280,6 +289,7 @@ def test_check_under_a_setting_that_devices_lack_is_well(setting: str, tmp_path:
 # --- devices that fail otherwise ---------------------------------------------------------------
 
 
+@fault("a device cannot be made, hangs, is killed, fails")
 def test_device_that_hangs_is_ended_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "WITHIN_S", 0.5)
 
@@ -294,6 +304,7 @@ def test_device_that_is_killed_is_told_with_its_signal() -> None:
     assert complaint == "a trial device was killed by signal 9 (Killed)"
 
 
+@fault("a device cannot be made, hangs, is killed, fails")
 def test_device_that_raises_is_told_with_its_error() -> None:
     def refused() -> None:
         raise OSError(22, "seccomp is not in this kernel")
@@ -303,6 +314,7 @@ def test_device_that_raises_is_told_with_its_error() -> None:
     )
 
 
+@fault("a device cannot be made, hangs, is killed, fails")
 def test_no_descriptors_for_a_trial_is_told() -> None:
     def never() -> None:
         raise AssertionError("no device can have been forked")

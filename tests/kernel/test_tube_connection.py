@@ -8,6 +8,7 @@ import pytest
 
 from balloon_daemon.tube.connection import MAX_DATAGRAMS, ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Command, Progress, Ready, Stats, Target
+from tests.harness.faults import fault
 
 Ends = tuple[ControllerEnd, DeviceEnd]
 
@@ -50,6 +51,7 @@ def test_device_ignores_messages_of_other_lengths(ends: Ends, length: int) -> No
     assert device.receive() == [Target(1)]
 
 
+@fault("device writes what no device sends into its tube (taken over)")
 @pytest.mark.parametrize("length", [1, 4, 57, 1024, 5000])
 def test_controller_reads_up_to_garbage_and_nothing_behind_it(ends: Ends, length: int) -> None:
     controller, device = ends
@@ -70,6 +72,7 @@ def test_full_tube_refuses_and_takes_again_once_it_is_read(ends: Ends) -> None:
     assert device.send(Progress()) is True
 
 
+@fault("device reports without end (taken over)")
 def test_controller_reads_a_bounded_number_at_a_time_and_all_in_the_end(ends: Ends) -> None:
     # A device that was taken over can write faster than the controller reads: each call ends.
     controller, device = ends

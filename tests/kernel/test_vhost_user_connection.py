@@ -22,6 +22,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_request,
 )
 from tests.fakes.closes_at_once import closes_at_once
+from tests.harness.faults import fault
 from tests.harness.fd_room import open_fds, room_for_fds
 
 Q = FrontendRequest
@@ -69,6 +70,7 @@ def received(connection: Connection) -> list[tuple[Message, int]]:
 Pair = tuple[Connection, socket.socket]
 
 
+@fault("sends a message in pieces, or many in one")
 @pytest.mark.parametrize("cut", range(1, HEADER.size + 4))
 def test_message_split_at_any_byte_is_whole_only_at_its_end(pair: Pair, cut: int) -> None:
     connection, theirs = pair
@@ -101,6 +103,7 @@ def test_several_messages_in_one_send_come_one_by_one(pair: Pair) -> None:
     assert received(connection) == [(message, 0) for message in messages]
 
 
+@fault("sends a message in pieces, or many in one")
 def test_several_messages_with_fds_each_keep_their_own(pair: Pair, files: list[int]) -> None:
     connection, theirs = pair
     # All wait in the socket before the first is read: the kernel must not mix them up, nor we.
@@ -128,6 +131,7 @@ def test_fds_are_the_same_files_and_closed_on_exec(pair: Pair, files: list[int])
     assert [os.get_inheritable(fd) for fd in numbers] == [False, False]
 
 
+@fault("request that cannot be understood")
 def test_too_many_fds_with_one_message_is_refused_and_none_stays_open(
     pair: Pair, files: list[int]
 ) -> None:
@@ -150,6 +154,7 @@ def test_too_many_fds_in_portions_is_refused(pair: Pair, files: list[int]) -> No
         connection.receive()
 
 
+@fault("no descriptor left for a message's own")
 @pytest.mark.parametrize(("came", "room"), [(1, 0), (8, 0), (2, 1), (8, 7)])
 def test_fds_for_which_this_process_has_no_room_are_lost_and_their_message_is_not(
     pair: Pair, files: list[int], came: int, room: int
@@ -191,6 +196,7 @@ def test_hang_up_in_mid_message_is_refused_and_between_two_is_the_end(
         connection.receive()
 
 
+@fault("closes in mid-message")
 def test_hang_up_in_mid_message_closes_the_fds_that_came(pair: Pair, files: list[int]) -> None:
     connection, theirs = pair
     before = len(open_fds())
@@ -210,6 +216,7 @@ def test_hang_up_with_our_replies_unread_is_the_end(pair: Pair) -> None:
         connection.receive()
 
 
+@fault("request that cannot be understood")
 @pytest.mark.parametrize("size", [MAX_PAYLOAD_BYTES + 1, 2**32 - 1])
 def test_payload_too_long_is_refused_by_its_header(pair: Pair, size: int) -> None:
     connection, theirs = pair
@@ -240,6 +247,7 @@ def test_replies_that_are_read_arrive_in_order_however_full_the_socket_was(pair:
     assert connection.flush() is True
 
 
+@fault("never reads our replies")
 def test_replies_that_are_never_read_end_the_connection_and_never_block(pair: Pair) -> None:
     connection, theirs = pair
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)

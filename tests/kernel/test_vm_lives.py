@@ -31,6 +31,7 @@ from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature
 from tests.fakes import memory_files
 from tests.fakes.memory_files import MakeFile, region
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.short_host import at_rest, limit_for_room, limited
@@ -87,6 +88,7 @@ def assert_lives_without_balloon(
 # --- memory regions that are no RAM -----------------------------------------------------------
 
 
+@fault("memory region that cannot be freed")
 @pytest.mark.parametrize(
     ("make", "style", "why"),
     [
@@ -125,6 +127,7 @@ def test_region_that_cannot_be_freed_beside_ram_costs_no_balloon(
     assert (said(daemon, *OF_VMM), said(daemon, *LOST), errors(daemon)) == ([], [], [])
 
 
+@fault("up to 32 memory regions in one table")
 @pytest.mark.parametrize("style", [QEMU_WITHOUT_SLOTS, CROSVM], ids=lambda style: style.name)
 def test_more_regions_in_one_table_than_the_specifications_eight_are_served(
     style: Style, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -143,6 +146,7 @@ def test_more_regions_in_one_table_than_the_specifications_eight_are_served(
         file.close()
 
 
+@fault("memory region that cannot be freed")
 def test_regions_of_every_kind_at_once_are_each_said_and_cost_no_balloon(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -197,6 +201,7 @@ def assert_said_that_nothing_can_be_freed(daemon: Daemon) -> None:
     assert remedy.startswith("nothing of its memory can be freed: this VM gets no balloon; give ")
 
 
+@fault("all of the RAM is of that kind")
 def test_ram_on_a_disk_is_served_without_a_balloon_and_its_reports_are_answered(
     daemon: Daemon,
     low_mem: LowMemDir,
@@ -222,6 +227,7 @@ def test_ram_on_a_disk_is_served_without_a_balloon_and_its_reports_are_answered(
     assert errors(daemon) == []
 
 
+@fault("all of the RAM is of that kind")
 @pytest.mark.parametrize("make", [memory_files.future_sealed, memory_files.read_only])
 def test_ram_that_no_device_can_map_is_said_and_the_vm_lives(
     make: MakeFile, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -251,6 +257,7 @@ def odd_table(name: str, file: OwnedFd) -> Shared:
     return places[name], file.fileno()
 
 
+@fault("memory table that contradicts itself")
 @pytest.mark.parametrize("name", ["overlaps", "exceeds-its-file", "unaligned"])
 def test_table_that_contradicts_itself_is_said_once_and_the_next_one_is_served(
     name: str, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -273,6 +280,7 @@ def test_table_that_contradicts_itself_is_said_once_and_the_next_one_is_served(
     assert_served([guest, neighbour], low_mem)
 
 
+@fault("memory table that contradicts itself")
 def test_table_that_contradicts_itself_by_slots_costs_no_connection(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -375,6 +383,8 @@ ODDITIES = {
 }
 
 
+@fault("kick, call or err that is no eventfd; channel that is no Unix socket")
+@fault("ring of size 0")
 @pytest.mark.parametrize(
     ("name", "style"),
     [
@@ -409,6 +419,7 @@ def test_rings_that_cannot_be_served_are_not_and_the_next_drivers_are(
     assert_served([guest, neighbour], low_mem)
 
 
+@fault("kick, call or err that is no eventfd; channel that is no Unix socket")
 @pytest.mark.parametrize("request_", [Q.SET_VRING_ERR, Q.SET_BACKEND_REQ_FD])
 def test_descriptor_of_the_wrong_kind_costs_no_connection(
     request_: FrontendRequest,
@@ -438,6 +449,7 @@ def test_descriptor_of_the_wrong_kind_costs_no_connection(
 # --- what a VMM provides beyond what a balloon has --------------------------------------------
 
 
+@fault("more queues than a balloon has; a larger config space")
 @pytest.mark.parametrize("style", [QEMU, CROSVM], ids=lambda style: style.name)
 def test_vmm_with_more_queues_than_a_balloon_has_is_served(
     style: Style, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -457,6 +469,7 @@ def test_vmm_with_more_queues_than_a_balloon_has_is_served(
     }
 
 
+@fault("more queues than a balloon has; a larger config space")
 def test_config_space_larger_than_a_balloons_reads_0_and_takes_actual(
     daemon: Daemon, make_guest: MakeGuest
 ) -> None:
@@ -478,6 +491,7 @@ def test_config_space_larger_than_a_balloons_reads_0_and_takes_actual(
 # --- features and requests that were not offered ----------------------------------------------
 
 
+@fault("features of the device that were not offered")
 @pytest.mark.parametrize("bit", [3, 29, 63])
 def test_feature_that_was_not_offered_is_said_once_and_the_vm_lives(
     bit: int, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -501,6 +515,7 @@ def test_feature_that_was_not_offered_is_said_once_and_the_vm_lives(
     assert_served([guest, neighbour], low_mem)
 
 
+@fault("other request of a feature that was not offered")
 def test_protocol_features_that_were_not_offered_are_gone_on_without(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -516,6 +531,7 @@ def test_protocol_features_that_were_not_offered_are_gone_on_without(
     assert said(daemon, *OF_VMM)[0].endswith("was not offered; going on without")
 
 
+@fault("other request of a feature that was not offered")
 def test_requests_that_were_not_offered_are_refused_and_no_more(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -551,6 +567,7 @@ def test_requests_that_were_not_offered_are_refused_and_no_more(
 # --- a process of ours without room for descriptors -------------------------------------------
 
 
+@fault("no descriptor left for a message's own")
 @pytest.mark.parametrize("room", [0, 4])
 def test_no_room_for_a_vmms_descriptors_the_vm_lives_and_is_served_once_there_is(
     room: int, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -571,6 +588,7 @@ def test_no_room_for_a_vmms_descriptors_the_vm_lives_and_is_served_once_there_is
     assert_served([guest, neighbour], low_mem)
 
 
+@fault("no descriptor left for a message's own")
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
 def test_no_room_for_what_a_vmm_sends_at_its_start_costs_no_connection(
     style: Style, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -601,6 +619,7 @@ def named(daemon: Daemon, vm: str = "vm1") -> list[str]:
     return [line for line in said(daemon, *OF_VMM, vm=vm) if NOT_SHARED in line]
 
 
+@fault("never gives its memory: not shared, or no driver in the guest")
 def test_vmm_that_never_gives_memory_is_named_once_with_the_likely_reason(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -623,6 +642,7 @@ def test_vmm_that_never_gives_memory_is_named_once_with_the_likely_reason(
     assert len(named(daemon)) == 1
 
 
+@fault("never gives its memory: not shared, or no driver in the guest")
 def test_vmm_whose_driver_runs_without_memory_is_told_that_it_is_not_shared(
     start_daemon: StartDaemon, make_guest: MakeGuest
 ) -> None:
@@ -638,6 +658,7 @@ def test_vmm_whose_driver_runs_without_memory_is_told_that_it_is_not_shared(
     assert "the memory is not shared (QEMU: share=on" in named(daemon)[0]
 
 
+@fault("never gives its memory: not shared, or no driver in the guest")
 def test_vmm_that_went_before_its_minute_was_over_is_not_named(
     start_daemon: StartDaemon, make_guest: MakeGuest
 ) -> None:

@@ -17,6 +17,7 @@ from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, Stat
 from tests.fakes import memory_files
 from tests.fakes.memory_files import region
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MakeGuest, StartDaemon
 from tests.harness.whole_vm import (
@@ -102,6 +103,7 @@ def test_table_that_is_sent_again_does_not_undo_what_the_guests_total_has_taught
 # --- the flag ---------------------------------------------------------------------------------
 
 
+@fault("`--vm-mem` is larger or smaller than the VM")
 @pytest.mark.parametrize(
     ("vm_mem_mib", "most", "words"),
     [
@@ -133,6 +135,7 @@ def test_flag_other_than_the_memory_table_the_smaller_one_counts(
 # --- what looks like RAM and is none ----------------------------------------------------------
 
 
+@fault("shared-memory device or virtio-mem in the table")
 @pytest.mark.parametrize("style", [QEMU, QEMU_WITHOUT_SLOTS, CROSVM], ids=lambda s: s.name)
 def test_shared_memory_device_in_the_table_is_not_asked_for(
     style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -170,6 +173,7 @@ def test_guest_without_deflate_on_oom_whose_total_falls_with_its_balloon_is_aske
     )
 
 
+@fault("says that it has no memory")
 @pytest.mark.parametrize("total", [0, 2**64 - 1, 4 * MIB], ids=["none", "all-ones", "4-mib"])
 def test_total_that_makes_no_sense_is_passed_over(
     total: int, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -183,6 +187,7 @@ def test_total_that_makes_no_sense_is_passed_over(
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
 
+@fault("says that it has no memory")
 def test_guest_that_says_more_than_its_vmm_shares_is_not_asked_for_it(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -205,6 +210,7 @@ def test_legacy_driver_without_statistics_goes_by_the_table(
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
 
 
+@fault("says that it has no memory")
 def test_guest_whose_total_changes_with_each_report_does_not_fill_the_log(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -238,6 +244,7 @@ def test_guest_whose_total_changes_with_each_report_does_not_fill_the_log(
 # --- memory that comes and goes ---------------------------------------------------------------
 
 
+@fault("memory plugged in or out while the guest runs")
 @pytest.mark.parametrize("style", [QEMU, QEMU_WITHOUT_SLOTS], ids=lambda style: style.name)
 def test_memory_plugged_in_raises_the_maximum_and_out_lowers_the_target_at_once(
     style: Style, start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -259,6 +266,7 @@ def test_memory_plugged_in_raises_the_maximum_and_out_lowers_the_target_at_once(
     assert errors(daemon) == []
 
 
+@fault("memory plugged in or out while the guest runs")
 def test_memory_plugged_in_asks_for_no_more_while_memory_is_not_low(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -276,6 +284,7 @@ def test_memory_plugged_in_asks_for_no_more_while_memory_is_not_low(
     dimm.close()
 
 
+@fault("shared-memory device or virtio-mem in the table")
 def test_memory_that_virtio_mem_plugs_is_in_the_table_from_the_beginning_and_counts_when_used(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -294,6 +303,7 @@ def test_memory_that_virtio_mem_plugs_is_in_the_table_from_the_beginning_and_cou
     file.close()
 
 
+@fault("memory plugged in or out while the guest runs")
 def test_memory_unplugged_below_what_a_balloon_needs_is_asked_back(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -351,6 +361,7 @@ def test_memory_plugged_into_a_guest_without_statistics_counts_after_a_restart(
 # --- pages that cannot be named ---------------------------------------------------------------
 
 
+@fault("part of the memory at 16 TiB or above")
 def test_region_that_ends_at_16_tib_is_like_any_other(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -365,6 +376,7 @@ def test_region_that_ends_at_16_tib_is_like_any_other(
     file.close()
 
 
+@fault("part of the memory at 16 TiB or above")
 @pytest.mark.parametrize(
     ("start", "size"),
     [(LIMIT - 64 * MIB, 64 * MIB + PAGE_SIZE), (LIMIT, GIB), (LIMIT + GIB, 2 * MIB)],
@@ -400,6 +412,7 @@ def test_memory_at_16_tib_or_above_leaves_no_balloon_and_loses_no_page(
     file.close()
 
 
+@fault("part of the memory at 16 TiB or above")
 def test_page_reports_of_a_guest_with_memory_at_16_tib_still_free_memory(
     start_daemon: StartDaemon, make_guest: MakeGuest
 ) -> None:

@@ -20,6 +20,7 @@ from balloon_daemon.fake_guest.styles import STYLES, Style
 from balloon_daemon.units import MIB
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.short_host import at_rest, fd_numbers
@@ -63,6 +64,7 @@ def wait_for_descriptors(daemon: Daemon, count: int) -> None:
     )
 
 
+@fault("300 connections that say nothing")
 def test_crowd_that_connects_and_says_nothing_costs_nothing_afterwards(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -102,6 +104,7 @@ def farewells(daemon: Daemon) -> list[Farewell]:
     ]
 
 
+@fault("300 connections that send garbage")
 def test_crowd_that_sends_garbage_is_closed_with_few_lines(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -131,6 +134,7 @@ def test_crowd_that_sends_garbage_is_closed_with_few_lines(
     assert sum(1 + farewell.left_out for farewell in farewells(daemon)) == CROWD + 1
 
 
+@fault("never reads our replies")
 def test_vmm_that_never_reads_is_closed_before_it_costs_memory(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -155,6 +159,7 @@ def test_vmm_that_never_reads_is_closed_before_it_costs_memory(
     assert controller.memory_info().rss < before + 4 * MIB
 
 
+@fault("never reads its back-end channel")
 def test_vmm_that_never_reads_its_channel_disturbs_nobody(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -170,6 +175,7 @@ def test_vmm_that_never_reads_its_channel_disturbs_nobody(
     assert [r for r in daemon.records() if r["level"] == "error"] == []
 
 
+@fault("sends half a message and keeps its connection open")
 @pytest.mark.parametrize(
     ("sent", "said"),
     [
@@ -216,6 +222,7 @@ def guest_process(daemon: Daemon) -> Iterator[FakeGuestProcess]:
         yield process
 
 
+@fault("hangs or is stopped (SIGSTOP) while its rings run")
 def test_vmm_that_is_stopped_with_running_rings_holds_up_nobody_and_goes_on_later(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -235,6 +242,7 @@ def test_vmm_that_is_stopped_with_running_rings_holds_up_nobody_and_goes_on_late
         assert facts(daemon, *OF_VMM) == []
 
 
+@fault("hangs or is stopped while balloond is to end")
 def test_vmm_that_is_stopped_holds_up_no_end(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
@@ -286,6 +294,7 @@ def settings(style: Style) -> GuestSettings:
     return GuestSettings(VM_MEM_MIB * MIB, style=style, population=population)
 
 
+@fault("device does not stop when told (hangs, SIGSTOP)")
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
 def test_device_that_does_not_stop_is_killed_and_the_rings_stand_where_they_do(
     style: Style, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
@@ -298,6 +307,7 @@ def test_device_that_does_not_stop_is_killed_and_the_rings_stand_where_they_do(
     assert len(events(daemon, "device-does-not-stop")) == 1
 
 
+@fault("more than 5 deaths within a minute")
 def test_balloon_that_has_stopped_still_tells_where_its_rings_stand(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:

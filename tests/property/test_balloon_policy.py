@@ -29,6 +29,7 @@ from balloon_daemon.sizing.balloon_policy import (
 )
 from balloon_daemon.units import GIB, MIB
 from tests.fakes.clock import FakeClock
+from tests.harness.faults import fault
 
 LOW = Reading(available_mib=0, margin_mib=1)
 PLENTY = Reading(available_mib=1 << 40, margin_mib=1)
@@ -122,6 +123,7 @@ def test_balloon_under_persistent_low_memory_is_at_maximum_within_16_s(
 
 
 # 540 - 537 s over 16 releases: 187 ms each.
+@fault("low-memory notifier switched off (`off` in `margin`), and on again")
 @given(
     BALLOONED_VM_MEM,
     DRAWS,

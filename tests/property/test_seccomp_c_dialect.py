@@ -13,6 +13,7 @@ from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import Dialect
 from tests.fakes.c_policies import random_c_policy
 from tests.fakes.seccomp_policies import near_calls
+from tests.harness.faults import fault
 
 ARCH = load_arch()
 AUDIT = 0xC000003E
@@ -39,6 +40,7 @@ def compare(rng: Random, each: int) -> int:
     return made
 
 
+@fault("policy file that minijail's two compilers read differently")
 @settings(max_examples=60, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_c_dialect_has_the_meaning_that_minijails_c_compiler_gives_it(rng: Random) -> None:

@@ -31,6 +31,7 @@ from balloon_daemon.vhost_user.replay import replay
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature, BalloonQueue
 from tests.fakes.counted_fd import CountedFd
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh, say, set_up
+from tests.harness.faults import fault
 
 Q = FrontendRequest
 RESTART: list[Effect] = [StopDevice(), RingsChanged()]
@@ -167,6 +168,7 @@ def test_vring_without_protocol_features_is_enabled_by_its_kick() -> None:
     assert [index for index, _ in ready(backend)] == [0]
 
 
+@fault("memory table changed while rings run")
 @pytest.mark.parametrize(
     ("request_", "payload", "count"),
     [

@@ -37,6 +37,7 @@ from balloon_daemon.vhost_user.replay import replay
 from balloon_daemon.virtio.balloon import BalloonFeature
 from tests.fakes.counted_fd import CountedFd
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh, say, set_up
+from tests.harness.faults import fault
 
 Q = FrontendRequest
 RESTART: list[Effect] = [StopDevice(), RingsChanged()]
@@ -124,6 +125,8 @@ NOT_TO_BE_SERVED = [
 ]
 
 
+@fault("kick, call or err that is no eventfd; channel that is no Unix socket")
+@fault("ring of size 0")
 @pytest.mark.parametrize("said", NOT_TO_BE_SERVED, ids=lambda said: f"{said.request.name}")
 def test_vring_that_cannot_be_served_is_answered_and_its_neighbour_served(said: Said) -> None:
     backend = running()
@@ -141,6 +144,7 @@ def test_vring_that_cannot_be_served_is_answered_and_its_neighbour_served(said: 
     )
 
 
+@fault("ring of size 0")
 @pytest.mark.parametrize("said", NOT_TO_BE_SERVED, ids=lambda said: f"{said.request.name}")
 def test_vring_that_could_not_be_served_is_once_it_is_described_rightly(said: Said) -> None:
     backend = running()
@@ -152,6 +156,7 @@ def test_vring_that_could_not_be_served_is_once_it_is_described_rightly(said: Sa
     assert served(backend) == [0, 1]
 
 
+@fault("ring of size 0")
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
@@ -180,6 +185,7 @@ def test_inflateq_that_cannot_be_served_leaves_nothing_to_serve() -> None:
     assert backend.refusal == ""
 
 
+@fault("kick, call or err that is no eventfd; channel that is no Unix socket")
 def test_err_that_is_no_eventfd_is_closed_and_the_device_runs_on() -> None:
     backend, fd = running(), CountedFd(right_kind=False)
     effects = ask(backend, Q.SET_VRING_ERR, RIGHT_FD, [fd])
@@ -197,6 +203,7 @@ def test_enable_of_another_number_than_0_and_1_enables(number: int) -> None:
     assert served(backend) == [0, 1]
 
 
+@fault("ring of size 0")
 @pytest.mark.parametrize("index", [5, 255, 2**32 - 1])
 @pytest.mark.parametrize(
     ("request_", "num"),
@@ -231,6 +238,7 @@ def test_descriptor_of_a_vring_that_no_balloon_has_is_closed(request_: Q) -> Non
 # --- features and requests --------------------------------------------------------------------
 
 
+@fault("other request of a feature that was not offered")
 @pytest.mark.parametrize(
     "unknown",
     [BalloonFeature.PAGE_POISON, BalloonFeature.EVENT_IDX, *(1 << b for b in (7, 28, 33, 36, 63))],
@@ -248,6 +256,7 @@ def test_feature_that_nobody_offered_is_answered_and_no_device_is_forked(unknown
     assert backend.refusal == ""
 
 
+@fault("other request of a feature that was not offered")
 @pytest.mark.parametrize("bit", [1, 12, 17, 40, 63])
 def test_protocol_feature_that_nobody_offered_is_answered_and_gone_without(bit: int) -> None:
     backend = running()
@@ -261,6 +270,7 @@ def test_protocol_feature_that_nobody_offered_is_answered_and_gone_without(bit: 
     assert served(backend) == [0, 1]
 
 
+@fault("other request of a feature that was not offered")
 @pytest.mark.parametrize("count", [0, 1, 8])
 @pytest.mark.parametrize(
     "request_",
@@ -286,6 +296,7 @@ def test_request_that_nobody_waits_for_is_told_to_have_failed_and_left_alone(
     assert served(backend) == [0, 1]
 
 
+@fault("kick, call or err that is no eventfd; channel that is no Unix socket")
 def test_channel_that_is_no_unix_socket_is_closed_as_is_the_one_before() -> None:
     backend, before, fd = running(), CountedFd(), CountedFd(right_kind=False)
     say(backend, Q.SET_BACKEND_REQ_FD, fds=[before])
@@ -360,6 +371,7 @@ def test_memory_of_which_nothing_can_be_freed_is_served_and_told_on_without_its_
 # --- descriptors that found no room -----------------------------------------------------------
 
 
+@fault("no descriptor left for a message's own")
 @pytest.mark.parametrize(
     ("request_", "payload"),
     [

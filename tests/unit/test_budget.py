@@ -11,11 +11,13 @@ from balloon_daemon.records.budget import (
     UserBudgets,
 )
 from balloon_daemon.units import VmId
+from tests.harness.faults import fault
 
 GREEDY, OTHER = 1, 2
 VM, ANOTHER, LATER = VmId(1, "vm1"), VmId(2, "vm2"), VmId(3, "vm3")
 
 
+@fault("one user's connections would fill the log")
 def test_lines_on_new_connections_of_a_user_are_limited_together() -> None:
     budgets = UserBudgets()
     budgets.note(Connected(VM, GREEDY), 0.0)
@@ -28,6 +30,7 @@ def test_lines_on_new_connections_of_a_user_are_limited_together() -> None:
     assert budgets.admit(TakenOver(LATER), 1 / FIRST_LINES_A_SECOND) == 7
 
 
+@fault("one user's connections would fill the log")
 def test_lines_on_older_connections_do_not_suffer_from_new_ones() -> None:
     budgets = UserBudgets()
     budgets.note(Connected(VM, GREEDY), 0.0)
@@ -38,6 +41,7 @@ def test_lines_on_older_connections_do_not_suffer_from_new_ones() -> None:
     assert budgets.admit(TakenOver(VM), YOUNG_S) == 2
 
 
+@fault("one user's connections would fill the log")
 def test_all_lines_of_a_user_are_limited_too() -> None:
     budgets = UserBudgets()
     budgets.note(Connected(VM, GREEDY), 0.0)

@@ -8,6 +8,7 @@ import pytest
 
 from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
 from balloon_daemon.units import GIB, MIB
+from tests.harness.faults import fault
 
 RECORDED = Path(__file__).parents[1] / "data/cgroups"
 HOST_BYTES = 64 * GIB
@@ -126,6 +127,7 @@ def test_recorded_tree_of_v1_counts_what_descendants_have_in_their_cache(tmp_pat
     ]
 
 
+@fault("the service's own `MemoryMax=`")
 @pytest.mark.parametrize("name", ["linux-6.1", "linux-7.2", "linux-6.18-v1"])
 def test_limit_of_the_unit_itself_is_left_out_and_its_slices_counts(
     name: str, tmp_path: Path
@@ -140,6 +142,7 @@ def test_limit_of_the_unit_itself_is_left_out_and_its_slices_counts(
     assert paths[0].startswith(str(mounted))
 
 
+@fault("the service's own `MemoryMax=`")
 @pytest.mark.parametrize(
     ("path", "counting"),
     [
@@ -256,6 +259,7 @@ def test_files_that_vanish_are_looked_for_again(v2_host: Host) -> None:
     ]
 
 
+@fault("a limit cannot be read, or holds garbage")
 @pytest.mark.parametrize("content", ["", "much", "-1", "9" * 21, "1 2"])
 @pytest.mark.parametrize("name", ["memory.max", "memory.high", "memory.current"])
 def test_garbage_in_a_limit_is_told_and_the_other_limits_count(

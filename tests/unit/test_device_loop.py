@@ -29,6 +29,7 @@ from balloon_daemon.virtio.split_queue import (
 )
 from tests.fakes.raw_ring import RawRing
 from tests.fakes.recording_map import RecordingReclaimer
+from tests.harness.faults import fault
 
 # --- reports of faults ------------------------------------------------------------------------
 
@@ -203,6 +204,7 @@ def test_chains_that_break_rules_are_counted_and_answered(inflateq: Device) -> N
     assert (statistics.faults, statistics.buffers, inflateq.ring.used_idx) == (5, 5, 5)
 
 
+@fault("broken chain on the deflateq, of a guest on huge pages")
 def test_deflation_that_breaks_a_rule_leaves_no_huge_page_to_be_completed() -> None:
     # It is answered, so what it named is in use again: page 7 may be, of 63 in the balloon.
     deflateq = Device(BalloonQueue.DEFLATEQ, host_pages=64)
@@ -324,6 +326,7 @@ def two_queues(tube: Ends) -> Iterator[Loop]:
     loop.close()
 
 
+@fault("floods with kicks without work, or with loops")
 def test_queue_that_rests_is_not_looked_at_and_holds_up_no_other(two_queues: Loop) -> None:
     inflateq, deflateq = two_queues.inflateq, two_queues.deflateq
     two_queues.rest(deflateq)
@@ -344,6 +347,7 @@ def test_queue_that_has_rested_is_looked_at_without_a_kick(two_queues: Loop) -> 
     assert deflateq.ring.used_idx == 1
 
 
+@fault("floods with kicks without work, or with loops")
 def test_stop_comes_through_at_once_while_queues_rest(two_queues: Loop) -> None:
     two_queues.rest(two_queues.inflateq, two_queues.deflateq)
     two_queues.controller.send(Command.STOP)

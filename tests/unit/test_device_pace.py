@@ -13,6 +13,7 @@ from balloon_daemon.device.pace import (
     Pace,
     Turn,
 )
+from tests.harness.faults import fault
 
 
 def test_pace_lets_an_honest_guest_waste_now_and_then() -> None:
@@ -21,6 +22,7 @@ def test_pace_lets_an_honest_guest_waste_now_and_then() -> None:
     assert set(rests) == {0.0}
 
 
+@fault("floods with kicks without work, or with loops")
 @pytest.mark.parametrize("limit", [WASTE, UNASKED])
 @pytest.mark.parametrize("spent_s", [0.0, 5e-6, 1e-3, 0.01])
 def test_pace_of_a_flood_is_a_share_of_a_core_for_ever(spent_s: float, limit: Limit) -> None:
@@ -45,6 +47,7 @@ def test_pace_of_one_long_turn_is_paid_back_in_proportion() -> None:
     assert rest == pytest.approx((0.01 + WAKE_UP_S) / WASTE.share)
 
 
+@fault("inflates, deflates or reports the same pages for ever, in valid chains")
 def test_asked_is_what_lies_between_two_targets() -> None:
     asked = Asked(memory_pages=1000, first_pages=1000)
     asked.target(100)
@@ -127,6 +130,7 @@ def test_account_counts_no_more_than_the_work_may_take() -> None:
     assert account.charge(130.0, 30.0, BUFFER) == 0
 
 
+@fault("inflates, deflates or reports the same pages for ever, in valid chains")
 def test_account_of_reports_is_not_the_balloons() -> None:
     account = Account(GIB_PAGES)
     account.target(GIB_PAGES)

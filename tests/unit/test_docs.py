@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-import pytest
+from tests.harness import faults
 
 ROOT = Path(__file__).parents[2]
-RELIABILITY = ROOT / "docs" / "reliability.md"
 SECURITY = ROOT / "docs" / "security.md"
 ATTACKERS = 6
 
@@ -32,29 +31,36 @@ def named_tests(text: str) -> set[tuple[Path, str]]:
     return named
 
 
-@pytest.mark.parametrize(("page", "least"), [(RELIABILITY, 100), (SECURITY, 60)])
-def test_page_names_only_tests_that_there_are(page: Path, least: int) -> None:
-    named = named_tests(page.read_text())
+def test_security_names_only_tests_that_there_are() -> None:
+    named = named_tests(SECURITY.read_text())
 
-    assert len(named) > least
+    assert len(named) > 60
     assert [path for path, _ in named if not path.is_file()] == []
     missing = {test for path, test in named if test and f"def {test}(" not in path.read_text()}
     assert missing == set()
 
 
-def test_reliability_names_each_fault_once() -> None:
-    rows = [line for line in RELIABILITY.read_text().splitlines() if line.startswith("| ")]
+def test_reliability_names_the_tests_that_are_marked_with_its_faults() -> None:
+    page = faults.PAGE.read_text()
 
-    faults = [row.split(" | ")[0] for row in rows if not row.startswith("| fault |")]
-    assert len(faults) == len(set(faults))
+    assert faults.written(page) == page
 
 
-def test_reliability_has_every_test_of_the_fault_files() -> None:
-    text = RELIABILITY.read_text()
+def test_reliability_names_each_fault_once_and_shows_each_by_something() -> None:
+    rows = [line for line in faults.PAGE.read_text().splitlines() if faults.is_row(line)]
+
+    assert len(rows) > 180
+    assert len({row.split(faults.SEPARATOR)[0] for row in rows}) == len(rows)
+    assert [row[:60] for row in rows if "`" not in row.split(faults.SEPARATOR)[-1]] == []
+
+
+def test_every_test_of_the_fault_files_is_marked() -> None:
+    marked = {(mark.path.name, mark.test) for mark in faults.marks()}
+
     for name in ("test_host_faults.py", "test_vmm_faults.py", "test_guest_floods.py"):
         source = (ROOT / "tests/kernel" / name).read_text()
         for test in re.findall(r"^def (test_\w+)\(", source, re.MULTILINE):
-            assert f"{test}`" in text, f"{name}: {test}"
+            assert (name, test) in marked
 
 
 def test_security_shows_each_promise_by_a_test_and_has_some_against_each_attacker() -> None:

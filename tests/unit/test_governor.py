@@ -6,6 +6,7 @@ from balloon_daemon.controller.governor import Governor
 from balloon_daemon.errors import StateError
 from balloon_daemon.events import Decided, Event, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
+    Ability,
     Actual,
     Attached,
     Gone,
@@ -290,9 +291,11 @@ def test_last_reports_of_a_vm_are_remembered(host: Host) -> None:
 
 
 def test_status_is_what_source_policy_and_guests_say_at_this_moment(host: Host) -> None:
-    host.attached(A)
+    host.guest(A)
     host.guest(B)
+    host.governor.report(A, Attached(GIB, can=frozenset({Ability.STATS})))
     host.governor.report(B, Refused("no memory"))
+    host.loop.advance()
     host.memory.seen = LOW
     host.loop.advance(2.0)
     host.governor.report(A, Actual(STEP, 6.0))
@@ -303,7 +306,7 @@ def test_status_is_what_source_policy_and_guests_say_at_this_moment(host: Host) 
     assert host.governor.status() == HostStatus(
         SourceStatus("told", "", host.memory.reads, 0, 0),
         (
-            VmStatus(A, wanted, STEP, Stats(5.0, free_bytes=7), None),
-            VmStatus(B, None, 0, None, Refused("no memory")),
+            VmStatus(A, frozenset({Ability.STATS}), wanted, STEP, Stats(5.0, free_bytes=7), None),
+            VmStatus(B, frozenset(), None, 0, None, Refused("no memory")),
         ),
     )

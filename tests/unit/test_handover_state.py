@@ -20,6 +20,7 @@ from balloon_daemon.handover.state import (
     decode_state,
 )
 from balloon_daemon.units import VmId
+from tests.harness.faults import fault
 
 STATE = GuestState(
     vm=VmId(1, "web server"),
@@ -97,6 +98,7 @@ def test_state_whose_messages_were_encoded_before_is_the_same(
     assert encoded.fds == {fd for message in first + second for fd in message.fds}
 
 
+@fault("more than a billion connections before a VM's")
 @pytest.mark.parametrize("number", [10**9, 1 << 40])
 def test_state_of_a_vm_that_came_after_a_billion_connections_is_read(number: int) -> None:
     state = STATE._replace(vm=VmId(number, f"vm{number}"))
@@ -107,6 +109,7 @@ def test_state_names_all_of_its_descriptors() -> None:
     assert STATE.jailed.fds() == {1, 2, 3, 4, 9}
 
 
+@fault("state of another version, damaged, or with descriptors missing")
 @given(st.data())
 def test_state_with_any_byte_changed_is_refused(data: st.DataObject) -> None:
     content = bytearray(EncodedMessages().encode(STATE))

@@ -23,6 +23,7 @@ from balloon_daemon.sizing.host_policy import (
     Woke,
 )
 from balloon_daemon.units import GIB, MIB, VmId
+from tests.harness.faults import fault
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
 
@@ -88,6 +89,7 @@ def test_vm_that_waits_for_its_recheck_hears_nothing(host: Decider) -> None:
     assert host.step(Woke(LOW)).targets == (Target(B, STEP),)
 
 
+@fault("low memory comes while some VMs listen again in turns")
 def test_recheck_of_one_vm_lets_all_that_listen_hear_the_same_reading(host: Decider) -> None:
     host.step(Added(A, GIB))
     host.step(Woke(LOW))
@@ -270,6 +272,7 @@ def test_recorded_guest_gets_the_targets_of_its_recording(host: Decider, name: s
     assert len(told) == 16
 
 
+@fault("stops at the first page that it cannot have")
 def test_driver_that_has_stopped_short_is_told_its_target_each_30_s(host: Decider) -> None:
     host.step(Added(A, GIB))
     told_at: list[float] = []

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.faults import fault
+
 ROOT = Path(__file__).parents[2]
 PLACES = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / ".ci").iterdir()]
 NOBODY = 65534
@@ -54,6 +56,7 @@ def make(target: str, checkout: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@fault("`make setup`")
 @pytest.mark.root
 @pytest.mark.parametrize("target", ["setup", "wheels", "demo"])
 def test_root_runs_nothing_of_a_checkout_that_is_anothers(target: str, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 from balloon_daemon.units import GIB, MIB
+from tests.harness.faults import fault
 
 
 @pytest.fixture
@@ -256,6 +257,7 @@ def test_error_that_lasts_is_noted_when_it_begins_and_when_it_ends(directory: Pa
     assert ended == [SourceKnown("available memory", 6)]
 
 
+@fault("a second cause while the figures are unknown")
 def test_margin_that_cannot_be_read_is_not_blamed_on_available(directory: Path) -> None:
     source = ChromeosLowMemory(directory)
     margin = directory / "margin"
@@ -396,6 +398,7 @@ def test_meminfo_margin_is_5_2_per_cent_of_the_ram_unless_given() -> None:
     assert given.read() == Reading(available_mib=999, margin_mib=2048)
 
 
+@fault("what was taken stays in the kernel's per-CPU lists")
 @pytest.mark.parametrize(
     ("available_mib", "per_cpu_mib", "counted_mib"),
     [
@@ -646,6 +649,7 @@ def test_margin_of_all_that_a_cgroup_allows_raises() -> None:
     )
 
 
+@fault("a limit cannot be read, or holds garbage")
 def test_limit_that_cannot_be_read_is_said_once() -> None:
     cgroups = Limits()
     source = MeminfoLowMemory(pressure=None, memory=lambda: PLENTY, cgroups=cgroups)
@@ -676,6 +680,7 @@ def test_check_of_meminfo_that_fails_raises_with_the_remedy() -> None:
     MeminfoLowMemory(pressure=None, memory=lambda: PLENTY).check()
 
 
+@fault("low-memory file or its directory vanishes")
 @pytest.mark.parametrize("error", [OSError(2, "No such file"), KeyError("MemTotal"), ValueError()])
 def test_meminfo_that_fails_is_unknown_and_recovers(error: Exception) -> None:
     answers: list[Exception | HostMemory] = [error, error, HostMemory(1000 * MIB, 500 * MIB)]
@@ -694,6 +699,7 @@ def test_meminfo_that_fails_is_unknown_and_recovers(error: Exception) -> None:
     assert len(notices(source)) == 2
 
 
+@fault("PSI missing, or it refuses a trigger")
 def test_meminfo_without_pressure_file_is_polled_and_says_so(tmp_path: Path) -> None:
     source = MeminfoLowMemory(
         pressure=tmp_path / "memory", memory=lambda: HostMemory(16_000 * MIB, 1000 * MIB)

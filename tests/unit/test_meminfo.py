@@ -6,6 +6,7 @@ import pytest
 
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.units import GIB, KIB, MIB
+from tests.harness.faults import fault
 
 # A host of 64 GiB, as a public report had it in proportion: 60 GiB in pools.
 POOLS_HOST = {
@@ -167,6 +168,7 @@ def test_hardware_errors_beyond_all_reason_are_none(files: Files) -> None:
     assert files.read().usable_bytes == 64 * GIB
 
 
+@fault("`/proc/meminfo` without MemAvailable (a container's)")
 @pytest.mark.parametrize("available", [None, "0 kB", "lots"])
 def test_missing_available_memory_is_estimated(available: str | None, files: Files) -> None:
     files.say(

@@ -12,6 +12,7 @@ from balloon_daemon.vhost_user.memory_table import (
 )
 from balloon_daemon.vhost_user.messages import RegionDescription
 from tests.fakes.counted_fd import CountedFd, inspect
+from tests.harness.faults import fault
 
 MIB = 1 << 20
 
@@ -74,6 +75,7 @@ IMPOSSIBLE = [
 ]
 
 
+@fault("memory table that contradicts itself")
 @pytest.mark.parametrize(("region", "why"), IMPOSSIBLE)
 def test_region_that_cannot_be_makes_the_table_unsound_and_closes_all_files(
     region: RegionDescription, why: str
@@ -96,6 +98,7 @@ def test_region_up_to_the_end_of_all_addresses_is_allowed() -> None:
     assert (table.size_bytes, table.unsound) == (MIB, "")
 
 
+@fault("memory table that contradicts itself")
 @pytest.mark.parametrize(
     "region",
     [
@@ -151,6 +154,7 @@ def test_regions_that_touch_are_allowed() -> None:
     assert (table.size_bytes, table.unsound) == (4 * MIB, "")
 
 
+@fault("memory region that cannot be freed")
 @pytest.mark.parametrize("mappable", [True, False])
 def test_file_that_cannot_be_freed_is_never_freed_and_let_go_where_nobody_may_map_it(
     mappable: bool,
@@ -243,6 +247,7 @@ def test_remove_region_that_is_not_there_changes_nothing(gone: RegionDescription
     assert [fd.closings for fd in fds] == [0, 0]
 
 
+@fault("memory table that contradicts itself")
 def test_add_more_than_there_are_slots_makes_the_table_unsound() -> None:
     table = MemoryTable(inspect)
     fds = [CountedFd() for _ in range(MAX_MEM_SLOTS + 1)]

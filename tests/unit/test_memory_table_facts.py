@@ -15,6 +15,7 @@ from balloon_daemon.vhost_user.memory_table import (
 )
 from balloon_daemon.vhost_user.messages import RegionDescription
 from tests.fakes.counted_fd import CountedFd
+from tests.harness.faults import fault
 
 RAM = FileFacts(GIB, PAGE_SIZE)
 HUGE = FileFacts(GIB, 2 * MIB)
@@ -121,6 +122,7 @@ SPOILERS: dict[str, tuple[Spoil, str]] = {
 }
 
 
+@fault("memory table that contradicts itself")
 @pytest.mark.parametrize(("spoil", "why"), SPOILERS.values(), ids=SPOILERS)
 def test_table_that_contradicts_itself_holds_nothing_and_says_why(
     spoil: Spoil, why: str, files: Files, table: MemoryTable

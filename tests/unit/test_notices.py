@@ -14,6 +14,7 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.host.notices import LINES, LINES_S, LowMemoryStatistics, SourceNotices, Unknown
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
+from tests.harness.faults import fault
 
 Measured = Reading | NeverLow | Unknown
 
@@ -70,6 +71,7 @@ def test_reading_is_given_back_and_counted(told: Told) -> None:
     assert told.notices.last_error == ""
 
 
+@fault("a second cause while the figures are unknown")
 def test_each_cause_of_a_trouble_is_said_when_it_begins(told: Told) -> None:
     assert told.see(EMPTY, EMPTY, DENIED, DENIED, NO_MARGIN, PLENTY, PLENTY) == [
         IS_EMPTY,
@@ -79,6 +81,7 @@ def test_each_cause_of_a_trouble_is_said_when_it_begins(told: Told) -> None:
     ]
 
 
+@fault("a second cause while the figures are unknown")
 def test_causes_that_alternate_are_said_twice_a_minute(told: Told) -> None:
     minute: list[Measured] = [EMPTY, DENIED] * 30
 
@@ -102,6 +105,7 @@ def test_trouble_that_comes_again_is_said_again(told: Told) -> None:
     ]
 
 
+@fault("a second cause while the figures are unknown")
 def test_trouble_that_comes_and_goes_each_second_is_said_a_limited_number_of_times(
     told: Told,
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from balloon_daemon.handover.outbox import Outbox
 from balloon_daemon.linux.events import OwnedFd
+from tests.harness.faults import fault
 
 
 def an_fd() -> tuple[OwnedFd, ...]:
@@ -23,6 +24,7 @@ async def soon(condition: object) -> None:
         await asyncio.sleep(0.001)
 
 
+@fault("sends an eventfd or a pipe that somebody watches by epoll")
 def test_what_waited_is_closed_by_whoever_can_wait() -> None:
     async def scene() -> tuple[int, list[int]]:
         there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -21,6 +21,7 @@ from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.foreign_fds import MAX_DEBT, ForeignFds
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
 
 LIMIT = 1000
@@ -96,6 +97,7 @@ def test_user_with_three_quarters_of_the_descriptors_has_no_further_connection()
     assert play(scene) == [ConnectionRefused(1, Share.USERS_DESCRIPTORS, 720, 750)]
 
 
+@fault("one user's VMMs take more than three quarters of the descriptors")
 def test_all_users_together_leave_an_eighth_of_the_descriptors() -> None:
     async def scene(room: Room) -> None:
         room.peer(1, 750 // EACH)
@@ -106,6 +108,7 @@ def test_all_users_together_leave_an_eighth_of_the_descriptors() -> None:
     assert play(scene)[-1] == ConnectionRefused(3, Share.DESCRIPTORS, 840, 875)
 
 
+@fault("one user's VMMs take more than three quarters of the descriptors")
 def test_connections_are_bounded_where_descriptors_are_not() -> None:
     async def scene(room: Room) -> None:
         greedy = room.peer(1, MAX_CONNECTIONS * 3 // 4)
@@ -152,6 +155,7 @@ def test_what_a_vmm_sends_counts_until_it_is_closed() -> None:
     play(scene)
 
 
+@fault("one user's VMMs take more than three quarters of the descriptors")
 def test_connection_that_takes_as_much_as_most_is_sent_descriptors_all_the_same() -> None:
     async def scene(room: Room) -> None:
         peer = room.peer(1, 2)
@@ -175,6 +179,7 @@ def test_another_user_may_be_sent_descriptors_whatever_one_takes() -> None:
     play(scene)
 
 
+@fault("more than 1,024 descriptors of one user wait for their close")
 def test_descriptors_that_nobody_has_let_go_of_yet_count() -> None:
     async def scene(room: Room) -> None:
         connection = room.connection()
@@ -188,6 +193,7 @@ def test_descriptors_that_nobody_has_let_go_of_yet_count() -> None:
     play(scene)
 
 
+@fault("more than 1,024 descriptors of one user wait for their close")
 def test_user_in_debt_is_refused_and_sent_nothing_more() -> None:
     async def scene(room: Room) -> None:
         peer = room.peer(1, 2)
@@ -207,6 +213,7 @@ def test_user_in_debt_is_refused_and_sent_nothing_more() -> None:
     assert play(scene, 1 << 20) == [ConnectionRefused(1, Share.CLOSES, MAX_DEBT, MAX_DEBT)]
 
 
+@fault("one user's VMs want more than three quarters of the store")
 def test_user_with_three_quarters_of_the_store_leaves_the_rest_to_others() -> None:
     async def scene(room: Room) -> None:
         capacity = 1000

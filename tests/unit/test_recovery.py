@@ -62,6 +62,7 @@ from balloon_daemon.vhost_user.messages import (
 )
 from tests.fakes.closes_at_once import closes_at_once
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
 
 Q = FrontendRequest
@@ -209,6 +210,7 @@ class Left:
         await asyncio.wait_for(asyncio.gather(*served), HANG_S)
 
 
+@fault("state of another version, damaged, or with descriptors missing")
 def test_descriptor_that_was_not_kept_ends_that_vmm_and_the_other_guest_goes_on(
     tmp_path: Path,
 ) -> None:
@@ -226,6 +228,7 @@ def test_descriptor_that_was_not_kept_ends_that_vmm_and_the_other_guest_goes_on(
     assert left.store.names == set()
 
 
+@fault("journal of a request in the making is damaged")
 @pytest.mark.parametrize(("phase", "length"), [(7, 0), (Phase.HANDLING, MAX_REQUEST_BYTES + 1)])
 def test_damaged_journal_ends_that_vmm_and_the_other_guest_goes_on(
     tmp_path: Path, phase: int, length: int
@@ -244,6 +247,7 @@ def test_damaged_journal_ends_that_vmm_and_the_other_guest_goes_on(
     assert left.store.names == set()
 
 
+@fault("controller killed in the middle of a VMM's request")
 def test_descriptors_are_kept_before_the_device_ends_for_their_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +282,7 @@ def test_descriptors_are_kept_before_the_device_ends_for_their_request(
     memory.close()
 
 
+@fault("told to make way just after a message was taken from its socket")
 def test_message_that_is_taken_as_its_controller_leaves_is_not_lost_with_its_descriptors(
     tmp_path: Path,
 ) -> None:
@@ -322,6 +327,7 @@ def test_message_that_is_taken_as_its_controller_leaves_is_not_lost_with_its_des
     memory.close()
 
 
+@fault("no room for a descriptor on its way into the store")
 def test_guest_for_which_there_is_no_room_any_more_does_not_fill_the_log(tmp_path: Path) -> None:
     left = Left()
 
@@ -365,6 +371,7 @@ async def target_of(vmm: socket.socket) -> int:
     return int.from_bytes((await ask(vmm, Q.GET_CONFIG, access.encode()))[12:16], "little")
 
 
+@fault("a guest whose balloon was just being found out")
 def test_memory_that_was_cut_short_meanwhile_costs_that_guest_its_balloon_and_no_vmm(
     tmp_path: Path,
 ) -> None:
@@ -395,6 +402,7 @@ def test_memory_that_was_cut_short_meanwhile_costs_that_guest_its_balloon_and_no
     assert left.store.names == set()
 
 
+@fault("a guest whose balloon was just being found out")
 def test_driver_in_mid_life_whose_balloon_is_unknown_is_asked_on_by_the_next_controller(
     tmp_path: Path,
 ) -> None:
@@ -472,6 +480,7 @@ def test_guest_whose_rings_ran_before_anything_was_decided_is_governed_by_the_ne
     assert left.attached() == list(NAMES)
 
 
+@fault("a VM whose memory or vrings have changed since the last state that was kept")
 def test_state_that_is_older_than_what_its_vmm_was_told_ends_that_vmm(tmp_path: Path) -> None:
     left = Left()
     journal = Journal(left.journals[0].duplicate())

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from balloon_daemon.handover.keys import STATE
 from balloon_daemon.handover.room import SHARE, STATES, Room
+from tests.harness.faults import fault
 
 CAPACITY = 2000
 GUESTS = ("vm1", "vm2", "vm3", "vm40")
@@ -57,6 +58,7 @@ def test_room_of_a_guest_that_is_gone_is_free() -> None:
     assert fill(room, "vm2", 3) == 3
 
 
+@fault("a VM that wants more than its share of the store")
 @given(st.lists(st.tuples(st.sampled_from(GUESTS), st.integers(-300, 300)), max_size=30))
 def test_store_is_never_full_and_each_guest_that_is_there_has_its_share(
     steps: list[tuple[str, int]],

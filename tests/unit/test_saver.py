@@ -31,6 +31,7 @@ from balloon_daemon.vhost_user.messages import (
 from balloon_daemon.vhost_user.replay import replay
 from tests.fakes.counted_fd import inspect
 from tests.fakes.told_backend import ADDR, OFFERED, REGION
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
 
 VM1 = VmId(1, "web server")
@@ -95,6 +96,7 @@ class RememberingStore(NoStore):
             self.remove(each)
 
 
+@fault("no room for a descriptor on its way into the store")
 def test_descriptor_that_found_no_room_in_the_store_is_put_there_with_the_next_state() -> None:
     store = RememberingStore()
     saver = GuestSaver(store, VM1, Journal.create("test"))
@@ -205,6 +207,7 @@ class Kept:
         self._connection.close()
 
 
+@fault("a VM that wants more than its share of the store")
 def test_guest_that_finds_no_room_is_not_kept_and_costs_no_other_one() -> None:
     async def run() -> None:
         store = RememberingStore(3 * (SHARE + STATES))
@@ -229,6 +232,7 @@ def test_guest_that_finds_no_room_is_not_kept_and_costs_no_other_one() -> None:
     asyncio.run(run())
 
 
+@fault("a VM whose memory or vrings have changed since the last state that was kept")
 def test_state_of_before_is_good_while_only_numbers_have_changed() -> None:
     store = RememberingStore()
     guest = Kept(store, 1)
@@ -253,6 +257,7 @@ def test_state_of_before_is_good_while_only_numbers_have_changed() -> None:
     guest.close()
 
 
+@fault("a VM that wants more than its share of the store")
 def test_guest_for_which_there_was_no_room_is_kept_once_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -276,6 +281,7 @@ def test_guest_for_which_there_was_no_room_is_kept_once_there_is(
     asyncio.run(asyncio.wait_for(run(), HANG_S))
 
 
+@fault("a VM that wants more than its share of the store")
 def test_guest_whose_whole_memory_is_another_is_kept_though_both_together_find_no_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -305,6 +311,7 @@ def test_guest_whose_whole_memory_is_another_is_kept_though_both_together_find_n
     asyncio.run(asyncio.wait_for(run(), HANG_S))
 
 
+@fault("keeper without a descriptor left")
 def test_descriptor_that_the_keeper_lost_is_put_there_anew_and_said_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -342,6 +349,7 @@ def test_descriptor_that_the_keeper_lost_is_put_there_anew_and_said_once(
     assert "what keeps it has no room for a descriptor" in complaint
 
 
+@fault("a store that takes nothing while a VM's state changes over and over")
 def test_guest_whose_states_wait_on_their_way_adds_none() -> None:
     async def scene() -> None:
         store = RememberingStore()

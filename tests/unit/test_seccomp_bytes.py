@@ -12,6 +12,7 @@ from balloon_daemon.ctl.main import main
 from balloon_daemon.errors import PolicyFileError, PolicyProblem, printable
 from balloon_daemon.seccomp.filter import compile_policy
 from balloon_daemon.seccomp.policy import Dialect
+from tests.harness.faults import fault
 
 Output = pytest.CaptureFixture[str]
 
@@ -58,6 +59,7 @@ def harmless(text: str) -> bool:
     return all(c.isprintable() or c in "\n\t" for c in text)
 
 
+@fault("odd bytes in a policy file")
 @pytest.mark.parametrize("dialect", Dialect)
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_bytes_of_any_kind_pass_in_comments(odd: bytes, dialect: Dialect, tmp_path: Path) -> None:
@@ -65,6 +67,7 @@ def test_bytes_of_any_kind_pass_in_comments(odd: bytes, dialect: Dialect, tmp_pa
     assert compile_policy(path, dialect=dialect).bpf
 
 
+@fault("odd bytes in a policy file")
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -82,6 +85,7 @@ def test_bytes_that_are_no_words_are_refused_at_their_place(
     assert harmless(str(problem))
 
 
+@fault("odd bytes in a policy file")
 @pytest.mark.parametrize(("name", "odd"), EACH, ids=str)
 def test_verbs_show_lines_with_odd_comments_unharmed(
     name: str, odd: bytes, tmp_path: Path, capsys: Output
@@ -144,6 +148,7 @@ def test_mistake_in_a_file_of_other_line_ends_has_its_line(tmp_path: Path) -> No
             compile_policy(write(tmp_path, end.join([b"dup: 1", b"# x", b"reed: 1", b""])))
 
 
+@fault("odd bytes in a policy file")
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 @pytest.mark.parametrize("name", VERBS)
 def test_standard_output_that_lacks_a_character_has_it_escaped(

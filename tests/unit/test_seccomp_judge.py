@@ -23,6 +23,7 @@ from balloon_daemon.seccomp.judge import (
 from balloon_daemon.seccomp.parser import parse_policy
 from balloon_daemon.seccomp.policy import ParsedPolicy
 from balloon_daemon.seccomp.probes import probes
+from tests.harness.faults import fault
 
 POLICY = Path(__file__).parents[2] / "policies" / "balloon_device.policy"
 ARCH = load_arch()
@@ -66,6 +67,7 @@ def test_same_program_agrees_and_says_how_many_calls_were_compared() -> None:
     assert opinion_in_words(result) == told
 
 
+@fault("our compiler")
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [

@@ -13,6 +13,7 @@ from balloon_daemon.seccomp.policy_sources import FILES_LIMIT, INCLUDE_DEPTH_LIM
 from balloon_daemon.seccomp.remarks import MISTAKES_LIMIT
 from balloon_daemon.seccomp.tokens import LINE_LIMIT, WORDS_LIMIT
 from balloon_daemon.seccomp.values import NESTING_LIMIT
+from tests.harness.faults import fault
 
 ARCH = load_arch()
 
@@ -47,6 +48,7 @@ def test_parentheses_may_be_nested_up_to_the_limit(opened: str, dialect: Dialect
     assert parse(f"read: arg0 == {nested(NESTING_LIMIT, opened)}", dialect=dialect).calls
 
 
+@fault("policy file nested, long or large beyond measure")
 @pytest.mark.parametrize("dialect", Dialect)
 @pytest.mark.parametrize("opened", ["(", "~(", "1|("])
 @pytest.mark.parametrize("depth", [NESTING_LIMIT + 1, 495, 5_000])
@@ -109,6 +111,7 @@ def test_chain_of_conditions_longer_than_a_program_is_refused(written: str) -> N
     assert told[0].endswith(" instructions, and the kernel takes 4096")
 
 
+@fault("policy file nested, long or large beyond measure")
 def test_conditions_that_would_take_the_compiler_too_long_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -185,6 +188,7 @@ def test_mistakes_are_told_up_to_the_limit() -> None:
     assert len(mistakes("reed: 1\n" * (MISTAKES_LIMIT - 1))) == MISTAKES_LIMIT - 1
 
 
+@fault("policy file nested, long or large beyond measure")
 @pytest.mark.parametrize(
     "text",
     [
@@ -203,6 +207,7 @@ def test_mistakes_in_included_files_count_together() -> None:
     assert len(told) == MISTAKES_LIMIT + 1
 
 
+@fault("policy file nested, long or large beyond measure")
 def test_files_included_over_and_over_are_refused_beyond_the_limit() -> None:
     # 1, then 40 each time: file 1,001 is in the 25th time that b is read.
     files = {"a": "@include ./b\n" * 40, "b": "@include ./c\n" * 40, "c": "# nothing"}
@@ -215,6 +220,7 @@ def test_files_of_counts_are_refused_beyond_the_limit() -> None:
     assert mistakes("@frequency ./f\n" * 2000 + "read: 1", {"f": "read: 1"}) == [told]
 
 
+@fault("policy file nested, long or large beyond measure")
 @pytest.mark.parametrize("directive", ["@include", "@frequency"])
 def test_text_of_all_files_together_is_refused_beyond_the_limit(directive: str) -> None:
     files = {"a": "#" * (TEXT_LIMIT // 3)}

@@ -6,6 +6,7 @@ import pytest
 
 from balloon_daemon.guests.jailed import turns
 from balloon_daemon.guests.jailed.turns import AT_ONCE, LOOK_AT, Allowances, Turns
+from tests.harness.faults import fault
 
 CONNECTIONS = AT_ONCE + 3 * LOOK_AT + 1
 
@@ -67,6 +68,7 @@ def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "TURN_S", 0.0)
 
 
+@fault("one user has much to say, over however many connections")
 def test_user_with_many_connections_is_heard_no_more_than_one_with_few() -> None:
     async def scene() -> tuple[int, int, int]:
         many, one = Turns(Allowances()), Turns(Allowances())
@@ -85,6 +87,7 @@ def test_user_with_many_connections_is_heard_no_more_than_one_with_few() -> None
     assert abs(at_once - AT_ONCE * single) <= AT_ONCE
 
 
+@fault("one user has much to say, over however many connections")
 def test_established_connection_is_heard_in_each_turn_whatever_a_crowd_does() -> None:
     async def scene() -> tuple[int, int]:
         user, turns_taken = Turns(Allowances()), 3 * CONNECTIONS
@@ -105,6 +108,7 @@ def test_established_connection_is_heard_in_each_turn_whatever_a_crowd_does() ->
     assert abs(heard - turns_taken) <= 3
 
 
+@fault("one user has much to say, over however many connections")
 def test_connections_of_one_user_are_heard_one_after_the_other() -> None:
     async def scene() -> list[int]:
         user = Turns(Allowances())
@@ -135,6 +139,7 @@ class Tasks:
             await asyncio.sleep(0)
 
 
+@fault("one user has much to say, over however many connections")
 def test_tasks_of_one_user_begin_one_in_each_turn_of_the_loop() -> None:
     async def scene() -> tuple[list[int], list[int]]:
         user, other, turn = Turns(Allowances()), Turns(Allowances()), [0]
@@ -155,6 +160,7 @@ def test_tasks_of_one_user_begin_one_in_each_turn_of_the_loop() -> None:
     assert len(one) > 15
 
 
+@fault("one user has much to say, over however many connections")
 def test_task_of_an_established_connection_waits_for_no_crowd() -> None:
     async def scene() -> int:
         user, turn = Turns(Allowances()), [0]
@@ -188,6 +194,7 @@ def test_connection_that_nobody_watches_any_more_is_not_heard() -> None:
     assert [number for number, times in enumerate(heard) if not times] == [0, AT_ONCE]
 
 
+@fault("one user has much to say, over however many connections")
 def test_allowance_is_earned_as_a_part_of_the_time_and_saved_up_to_a_bound() -> None:
     allowance = turns.Allowance(turns.OF_THE_LOOP)
 
@@ -198,6 +205,7 @@ def test_allowance_is_earned_as_a_part_of_the_time_and_saved_up_to_a_bound() -> 
     assert allowance.charge(3600.0, 1001.0) == -turns.OWED_S
 
 
+@fault("one user has much to say, over however many connections")
 def test_user_who_has_had_its_part_of_the_loop_rests_but_for_established_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -225,6 +233,7 @@ def test_user_who_has_had_its_part_of_the_loop_rests_but_for_established_connect
     assert afterwards > 0
 
 
+@fault("one user has much to say, over however many connections")
 def test_established_connection_that_takes_most_is_put_back_and_the_others_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

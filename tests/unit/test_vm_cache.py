@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.faults import fault
 from tests.vm.cache import UNKNOWN_FOR_S, Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +163,7 @@ def test_damaged_version_is_made_anew_while_it_is_known(cache: Path) -> None:
     assert (cache / name / "image").read_text() == "made"
 
 
+@fault("`make test-vm` with a cache that others may write")
 def test_cache_that_others_may_write_is_refused(cache: Path) -> None:
     use(cache, 1)
     cache.chmod(0o757)
@@ -169,6 +171,7 @@ def test_cache_that_others_may_write_is_refused(cache: Path) -> None:
     assert f"ImagesError: {cache} may be written by others" in refusal(cache)
 
 
+@fault("`make test-vm` with a cache that others may write")
 def test_cache_below_a_directory_that_others_may_write_is_refused_unless_it_is_sticky(
     cache: Path,
 ) -> None:
@@ -180,6 +183,7 @@ def test_cache_below_a_directory_that_others_may_write_is_refused_unless_it_is_s
     assert kept(cache) == {used}
 
 
+@fault("`make test-vm` with a cache that others may write")
 @pytest.mark.root
 @pytest.mark.parametrize("part", ["", "version"])
 def test_cache_of_another_user_is_refused_by_root(part: str, cache: Path) -> None:

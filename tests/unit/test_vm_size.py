@@ -7,6 +7,7 @@ import pytest
 from balloon_daemon.events import MemoryNotFreeable, MemoryOutOfReach, SizesDiffer
 from balloon_daemon.guests.jailed.vm_size import VmSize
 from balloon_daemon.units import GIB, KIB, MIB, VmId
+from tests.harness.faults import fault
 
 VM = VmId(1, "vm1")
 
@@ -34,6 +35,7 @@ class Known(NamedTuple):
     size_bytes: int
 
 
+@fault("`--vm-mem` is larger or smaller than the VM")
 @pytest.mark.parametrize(
     "known",
     [

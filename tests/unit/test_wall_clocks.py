@@ -3,8 +3,10 @@
 import pytest
 
 from tests.fakes.wall_clocks import wall_clocks
+from tests.harness.faults import fault
 
 
+@fault("wall clock jumps")
 @pytest.mark.parametrize(
     "source",
     [

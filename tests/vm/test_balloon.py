@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from tests.harness.faults import fault
 from tests.vm.ballooned_vm import BALLOON_S, BalloonedVm
 from tests.vm.qemu import MIB
 
@@ -101,6 +102,7 @@ def test_free_pages_are_reported_and_freed_without_a_target(vm: BalloonedVm) -> 
     assert vm.guest.balloon_bytes() == 0
 
 
+@fault("cannot spare what the target asks for; is in need itself")
 def test_target_beyond_what_the_guest_can_give_waits_until_it_can(vm: BalloonedVm) -> None:
     before = vm.write_file(256)
 
@@ -121,6 +123,7 @@ def test_target_beyond_what_the_guest_can_give_waits_until_it_can(vm: BalloonedV
     assert vm.oom_kills() == []
 
 
+@fault("cannot spare what the target asks for; is in need itself")
 def test_guest_in_need_takes_pages_out_of_a_full_balloon(vm: BalloonedVm) -> None:
     vm.inflate()
 

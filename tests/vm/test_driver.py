@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.vm.ballooned_vm import BalloonedVm, VmConfig
 from tests.vm.qemu import MIB
@@ -30,6 +31,7 @@ def test_unbind_returns_the_balloon_and_bind_inflates_it_again(vm: BalloonedVm) 
     assert used_bytes - vm.host_bytes() > 0.95 * vm.max_bytes
 
 
+@fault("driver unbound and bound")
 def test_reboot_while_inflated_inflates_the_new_kernels_balloon(vm: BalloonedVm) -> None:
     vm.inflate()
 
@@ -42,6 +44,7 @@ def test_reboot_while_inflated_inflates_the_new_kernels_balloon(vm: BalloonedVm)
     assert inflated_bytes < 1.05 * (vm.config.memory_mib * MIB - vm.max_bytes)
 
 
+@fault("target changes while the guest boots")
 def test_targets_that_change_during_boot_and_reboot_reach_the_driver(
     vms: Running, suite: str, tmp_path: Path
 ) -> None:

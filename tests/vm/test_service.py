@@ -17,6 +17,7 @@ from balloon_daemon.device.forker import NAME
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run, step
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.units import MIB, PAGE_SIZE
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S, wait_until
 from tests.vm.running import SESSION_LOGS
 from tests.vm.service_host import ServiceHost
@@ -148,6 +149,7 @@ def levels(lines: list[str]) -> list[str]:
     return [line.rpartition(" level ")[2].split(",")[0] for line in lines if " level " in line]
 
 
+@fault("the service's own cgroup reaches `memory.max`")
 def test_started_service_is_active_and_its_devices_are_jailed(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
@@ -214,6 +216,7 @@ def test_service_is_woken_by_memory_pressure_and_sees_the_hosts_figures(
     assert host.errors() == []
 
 
+@fault("`systemctl restart`, SIGUSR1")
 def test_restart_in_mid_inflate_vm_keeps_balloon_and_level(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
@@ -239,6 +242,7 @@ def test_restart_in_mid_inflate_vm_keeps_balloon_and_level(
     assert host.errors() == []
 
 
+@fault("`systemctl restart`, SIGUSR1")
 def test_restarted_again_and_again_store_does_not_grow(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
@@ -255,6 +259,7 @@ def test_restarted_again_and_again_store_does_not_grow(
     assert guest.actual_bytes == MAXIMUM
 
 
+@fault("socket's file removed by hand")
 def test_socket_removed_by_hand_restart_makes_one_that_is_kept_alone(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
@@ -267,6 +272,7 @@ def test_socket_removed_by_hand_restart_makes_one_that_is_kept_alone(
     assert host.errors() == []
 
 
+@fault("controller killed, with a store (systemd, or `--keep-fds`)")
 def test_killed_in_mid_inflate_systemd_brings_it_back_with_the_vm(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
@@ -287,6 +293,7 @@ def test_killed_in_mid_inflate_systemd_brings_it_back_with_the_vm(
     assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
 
 
+@fault("`systemctl stop`, SIGTERM, SIGINT, SIGHUP")
 def test_stopped_service_gives_all_back_first_and_starts_anew(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
@@ -316,6 +323,7 @@ def test_stopped_service_gives_all_back_first_and_starts_anew(
     assert host.errors() == []
 
 
+@fault("giving back takes longer than the service manager's limit")
 def test_stop_that_takes_longer_than_its_limit_is_given_the_time_while_memory_comes_back(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
@@ -392,6 +400,7 @@ for hundredths in range(2, 30, 3):
     return ("python3", "-c", program)
 
 
+@fault("SIGUSR1, or `systemctl restart`, while it starts")
 def test_restarted_while_it_starts_again_and_again_vm_keeps_its_balloon(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
@@ -410,6 +419,7 @@ def test_restarted_while_it_starts_again_and_again_vm_keeps_its_balloon(
     assert host.errors() == []
 
 
+@fault("SIGTERM, SIGINT, SIGHUP while it starts")
 def test_stopped_while_it_starts_ends_in_order(host: ServiceHost) -> None:
     host.run("systemctl", "stop", "balloond")
     for _ in range(3):
@@ -419,6 +429,7 @@ def test_stopped_while_it_starts_ends_in_order(host: ServiceHost) -> None:
     assert host.errors() == []
 
 
+@fault("state of another version, damaged, or with descriptors missing")
 def test_state_of_another_version_is_refused_and_the_vmm_let_go(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
