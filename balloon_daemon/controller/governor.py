@@ -128,7 +128,7 @@ class Governor:
             policy.statistics(),
         )
 
-    # --- what guests report -------------------------------------------------------------------
+    # --- guests' reports ----------------------------------------------------------------------
 
     def _attach(self, vm_id: VmId, vm: Vm, report: Attached) -> None:
         vm.can = report.can
@@ -180,12 +180,12 @@ class Governor:
         try:
             return self._vms[vm_id].guest.against_more(level)
         except Exception as err:
-            # Do not stop HostPolicy half-way; crosvm's policy has no such objections, so going on
-            # is safe.
+            # Do not stop HostPolicy half-way: on an error there is no objection, as in crosvm's
+            # policy.
             self._failed(err)
             return None
 
-    # --- what the policy asks for -------------------------------------------------------------
+    # --- the policy's results -----------------------------------------------------------------
 
     def _step(self, event: host_policy.Event, now_s: float | None = None) -> None:
         self._perform(self._policy.step(event, self._loop.time() if now_s is None else now_s))

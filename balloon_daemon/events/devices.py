@@ -150,7 +150,7 @@ class RingsUnknown:
     suppressed: int = 0
 
 
-# --- what a device reports ----------------------------------------------------------------------
+# --- devices' reports ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,7 @@ class TargetReached:
     quiet: bool = False
 
 
-# --- what is kept for another balloond ----------------------------------------------------------
+# --- the store ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class BalloonDriver:
         self._in_flight = InFlight(self.settings.in_flight)
         self.rings.queues = {}
 
-    # -- what happens ---------------------------------------------------------------------
+    # -- interrupts -----------------------------------------------------------------------
 
     def config_changed(self) -> None:
         """Handles a config interrupt."""

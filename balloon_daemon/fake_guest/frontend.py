@@ -100,7 +100,7 @@ class FakeFrontend:
         """
         self.negotiated = negotiate(self.requests, self.style, self._vrings)
 
-    # -- the device's life ----------------------------------------------------------------
+    # -- starting and stopping ------------------------------------------------------------
 
     def start(
         self,

@@ -100,7 +100,7 @@ def area(
 
 
 def paint_host(column: Column, height_bytes: float) -> str | None:
-    """Other programs below, the guest on top of them, what is available above."""
+    """The host's colours: other programs below, the guest above them, available memory on top."""
     sample = column.sample
     if height_bytes < sample.load_bytes:
         return LOAD
@@ -116,8 +116,8 @@ class LiveChart:
     """A chart that stays in its place and grows to the right.
 
     Args:
-        story: what is played.
-        console: where to draw; the terminal if left out.
+        story: the demonstration's script.
+        console: where to draw; None: the terminal.
     """
 
     def __init__(self, story: Story, console: Console | None = None) -> None:

@@ -123,7 +123,7 @@ class Balloon:
         """Ends a ``give_back``, because the VM is gone."""
         self._empty.set()
 
-    # --- what the driver says -----------------------------------------------------------------
+    # --- the driver's messages ----------------------------------------------------------------
 
     @property
     def _actual_bytes(self) -> int:

@@ -198,7 +198,7 @@ class Closer:
             self._end(child)
         self._idle = []
 
-    # --- what waits ---------------------------------------------------------------------------
+    # --- waiting descriptors ------------------------------------------------------------------
 
     def _retry_later(self) -> None:
         if self._retry is None:

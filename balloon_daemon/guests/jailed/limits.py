@@ -172,7 +172,7 @@ class BalloonLimits:
             self._publish_once(BalloonNotFreed(self._vm, over))
         return over
 
-    # --- what speaks against more -------------------------------------------------------------
+    # --- reasons against more -----------------------------------------------------------------
 
     def against_more(self, level: int) -> Reason | None:
         """Why the guest should not be asked for more just now; None: it may be.

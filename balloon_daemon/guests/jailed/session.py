@@ -95,7 +95,7 @@ class Session:
         )
         publish(Connected(vm, peer.uid))
 
-    # --- what the controller asks -------------------------------------------------------------
+    # --- the controller's calls ---------------------------------------------------------------
 
     async def serve(self) -> None:
         """Answers the VMM until it hangs up or breaks the protocol; then closes everything."""
@@ -153,7 +153,7 @@ class Session:
             # Even if saving failed, the VM's place in the store must not be removed.
             self._kept.stay()
 
-    # --- what another controller left ---------------------------------------------------------
+    # --- taking over --------------------------------------------------------------------------
 
     def restore(self, handled: int, num_pages: int, actual: int, row: VmRow | None) -> None:
         """Restores the state that another controller stored beside the back-end's.
@@ -184,7 +184,7 @@ class Session:
         handled, pipe = self._conversation.inbox.handled, self.device.stderr_pipe
         return Snapshot(handled, row, self.backend, self._connection, pipe)
 
-    # --- what devices report ------------------------------------------------------------------
+    # --- devices' reports ---------------------------------------------------------------------
 
     def progressed(self, done: Progress) -> None:
         if not self._closed:
