@@ -8,13 +8,13 @@ from balloon_daemon.linux.signals import hold_end_signals
 
 
 def main() -> int:
-    """Starts the template, and loads and runs all else meanwhile; returns the exit status."""
-    # Before all else: from here on none of them ends a start half-way.
+    """Starts the template, loads and runs the rest meanwhile; returns the exit status."""
+    # Block the signals before anything else: from here on none of them ends a start half-way.
     hold_end_signals()
     template = None
     try:
         try:
-            _stand_up()
+            _restore_basics()
             from balloon_daemon.device.template import Template
 
             template = Template()
@@ -29,11 +29,12 @@ def main() -> int:
             template.close()
 
 
-def _stand_up() -> None:
-    """Has what every program takes for granted, and whoever starts us may have taken away."""
-    # Ignored by whoever started us, our children's ends would be lost: none could be waited for.
+def _restore_basics() -> None:
+    """Restores what every program relies on, and whoever started us may have changed."""
+    # If SIGCHLD was ignored, the kernel would discard our children's exit codes: waitpid(2) would
+    # fail.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Closed, the next things that we open would be taken for our standard streams.
+    # If a standard stream was closed, the next file that we open would become it.
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)

@@ -1,4 +1,4 @@
-"""Every error of ours, by whose fault it is. Pure; imports nothing of ours.
+"""All errors of balloond, by whose fault each is. Pure; imports no module of balloond.
 
 ::
 
@@ -35,19 +35,19 @@ class ConfigError(BalloondError):
 
 
 class KeeperError(ConfigError):
-    """An earlier balloond's keeper does not answer: names it; what it holds cannot be had."""
+    """An earlier balloond's keeper does not answer, so the VMs in it are out of reach."""
 
 
 class TrialError(BalloondError):
-    """A trial device did not live through its work: says what happened, and the remedy."""
+    """A trial device did not complete its work: says how it failed, and the remedy."""
 
 
 class JudgeError(BalloondError):
-    """Two compilers make programs of one policy that answer a call differently: says which."""
+    """Two compilers make programs of one policy that answer a call differently; says which."""
 
 
 class SourceError(BalloondError):
-    """The host shows no figures to tell low memory by: says what was found, and the remedy."""
+    """The host has no figures that show low memory: says what was found, and the remedy."""
 
 
 _SOURCE_SHOWN = 240
@@ -57,10 +57,10 @@ _MESSAGE_SHOWN = 600
 
 
 def printable(text: str) -> str:
-    """The text as a terminal may be given it, on one line.
+    """The text on one line, safe for a terminal.
 
-    What is not printable, control characters, other line ends and marks of direction among them,
-    is escaped: ``\\x1b``, ``\\u2028``. So is a byte that was no UTF-8: ``\\xff``.
+    Unprintable characters, among them control characters, other line ends and marks of direction,
+    are escaped: ``\\x1b``, ``\\u2028``. So is a byte that was no UTF-8: ``\\xff``.
     """
     if text.isprintable():
         return text
@@ -69,7 +69,7 @@ def printable(text: str) -> str:
 
 def _escaped(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how surrogateescape decodes a byte
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape decodes an invalid byte so
         code -= 0xDC00
     if code < 0x100:
         return f"\\x{code:02x}"
@@ -81,7 +81,7 @@ def _line_shown(source: str) -> str:
 
 
 class PolicyProblem(NamedTuple):
-    """One thing to say about a seccomp policy file, an error or a warning, with its place.
+    """One error or warning about a seccomp policy file, with its place.
 
     Attributes:
         file: the file's path, as it was opened.
@@ -101,13 +101,13 @@ class PolicyProblem(NamedTuple):
 
     def __str__(self) -> str:
         """``file:line:column: message``, then the source line, then carets under the place."""
-        return self.told("")
+        return self.with_mark("")
 
-    def told(self, mark: str) -> str:
-        """The same with a mark before the message, such as ``warning: ``.
+    def with_mark(self, mark: str) -> str:
+        """The same text with a mark before the message, such as ``warning: ``.
 
-        Nothing of the file reaches a terminal or a log unseen: what is not printable is escaped.
-        Of a long line only what is near the place is shown.
+        Unprintable characters of the file are escaped. Of a long line only the part around the
+        place is shown.
         """
         message = printable(self.message)
         if len(message) > _MESSAGE_SHOWN:
@@ -124,26 +124,26 @@ class PolicyProblem(NamedTuple):
         before = left + _line_shown(self.source[start:at])
         marked = _line_shown(self.source[at : min(at + self.length, end)])
         after = _line_shown(self.source[at + self.length : end]) + right
-        # Tabs stay tabs below the line, or the carets would stand elsewhere on a terminal.
+        # Keep tabs in the line of carets, or the carets would be shifted on a terminal.
         below = "".join("\t" if c == "\t" else " " for c in before)
         carets = "^" * max(1, len(marked))
         return f"{head}\n    {before}{marked}{after}\n    {below}{carets}"
 
 
 class PolicyFileError(BalloondError):
-    """The operator's mistakes in a seccomp policy file: every one of them, with its place."""
+    """All errors in a seccomp policy file, each with its place."""
 
     def __init__(self, problems: Sequence[PolicyProblem]) -> None:
-        """Args: what is wrong, in the order of the text; at least one."""
+        """Args: the problems, in the order of the text; at least one."""
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
 
 
 class Rule(IntEnum):
-    """The rules of virtio that a guest can break, by numbers that can cross the tube.
+    """The virtio rules that a guest can break, by numbers that can cross the tube.
 
-    A device tells the controller a rule and the value it found; the words are made from them
-    here, so that no text ever leaves the jail.
+    A device sends the controller a rule and the value that broke it; the controller words them
+    here, so that no text leaves the jail.
     """
 
     INDIRECT = 1
@@ -180,7 +180,7 @@ _RULES = {
 }
 
 NO_HEAD = 0xFFFF
-"""No chain is to blame, but the ring itself."""
+"""Stands for a head where the ring itself is at fault, not one chain."""
 
 
 class GuestError(BalloondError):
@@ -189,7 +189,7 @@ class GuestError(BalloondError):
     Args:
         queue: the queue's name in the specification.
         head: the chain's head descriptor index.
-        rule: which rule.
+        rule: the rule.
         found: the value that broke it.
     """
 
@@ -218,17 +218,17 @@ class FrontendError(BalloondError):
 
 
 class MemoryFileError(BalloondError):
-    """Guest memory that cannot be mapped any more, though its VMM's memory table was in order."""
+    """Guest memory cannot be mapped any more, although its VMM's memory table was in order."""
 
 
 class StateFileError(BalloondError):
-    """A guest's state that another controller left and that this one cannot go on from."""
+    """A VM's state, stored by another controller, with which this controller cannot go on."""
 
 
 class DeviceHangsError(StateFileError):
-    """A device that was killed does not end, so where its guest's rings stand cannot be told.
+    """A killed device does not end, so where its guest's rings stand cannot be read.
 
-    To its VMM it is as if another balloond had left something that cannot be gone on from.
+    For its VMM this has the same effect as unusable state of another balloond.
     """
 
 

@@ -1,6 +1,6 @@
-"""How often something may be said: so much in a second, so much saved up, or each thing once.
+"""Limits how often something is published: per second, from a saved-up budget, or once each.
 
-Pure. The controller limits what it publishes with these, and a device what it reports.
+Pure. The controller limits its events with these classes, and a device its reports.
 """
 
 
@@ -18,10 +18,10 @@ class LineBudget:
         self._saved = float(most)
         self._at_s = 0.0
         self.left_out = 0
-        """Lines since the last one that was let through."""
+        """Lines left out since the last line that was let through."""
 
     def has_one(self, now_s: float) -> bool:
-        """Takes a line's worth of what is saved up; False where there is none."""
+        """Uses up one saved-up line; False where none is saved up."""
         earned = (now_s - self._at_s) * self._per_second
         self._saved, self._at_s = min(self._most, self._saved + earned), now_s
         if self._saved < 1:
@@ -30,7 +30,7 @@ class LineBudget:
         return True
 
     def admit(self, now_s: float) -> int | None:
-        """Tells how many lines were left out before this one; None: leave this one out too."""
+        """How many lines were left out before this one; None: leave this line out too."""
         if not self.has_one(now_s):
             self.left_out += 1
             return None
@@ -52,7 +52,7 @@ class RateLimit:
         self._suppressed = 0
 
     def admit(self, now_s: float) -> int | None:
-        """Tells how many lines were left out before this one; None: leave this one out too."""
+        """How many lines were left out before this one; None: leave this line out too."""
         if int(now_s) != self._second:
             self._second, self._passed = int(now_s), 0
         if self._passed >= self._per_second:
@@ -64,10 +64,11 @@ class RateLimit:
 
 
 class OnceEach:
-    """Lets each of some lines through once.
+    """Lets each of several lines through once.
 
     Args:
-        most: different lines; those beyond are left out, as whoever causes them may vary them.
+        most: the number of different lines; later ones are left out, because whoever causes them
+            may vary them without end.
     """
 
     def __init__(self, most: int) -> None:
@@ -75,7 +76,7 @@ class OnceEach:
         self._said = set[str]()
 
     def admit(self, line: str) -> bool:
-        """Tells whether to say this line."""
+        """Whether to let this line through."""
         if line in self._said or len(self._said) >= self._most:
             return False
         self._said.add(line)

@@ -1,7 +1,7 @@
-"""What is: the host's memory source and every VM's balloon at one moment, as values. Pure.
+"""The state of the host's memory source and of every VM's balloon at one moment. Pure values.
 
-``controller/governor.py`` makes them on demand, of what is counted anyway. Whoever shows or serves
-them knows no controller.
+``controller/governor.py`` makes them on demand, from counters that exist anyway. Readers of a
+status need not know the controller.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from balloon_daemon.units import VmId
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """What the balloon policy wants of one VM.
+    """The balloon policy's state for one VM.
 
     Attributes:
-        vm_mem_bytes: the VM's size that it goes by; 0: there can be no balloon.
-        max_balloon_bytes: the most that the balloon may hold.
+        vm_mem_bytes: the VM's size that the policy uses; 0: there can be no balloon.
+        max_balloon_bytes: the balloon's greatest size.
         level: 0 to ``steps``.
-        steps: how many steps there are.
-        target_bytes: how large the balloon is to be.
-        counters: since this balloond has had the VM.
+        steps: the number of steps.
+        target_bytes: the balloon's wanted size.
+        counters: counted since this balloond began to serve the VM.
     """
 
     vm_mem_bytes: int
@@ -37,12 +37,12 @@ class VmStatus:
     """One VM.
 
     Attributes:
-        vm: which.
-        can: what it could do when it attached.
-        policy: what is wanted of it; None where it has not reported its size yet.
-        balloon_bytes: its balloon's size, as its driver says.
+        vm: which VM.
+        can: its abilities when it attached.
+        policy: its policy's state; None where the guest has not reported its size yet.
+        balloon_bytes: its balloon's size, as its driver reports it.
         stats: its guest's last statistics; None: it has sent none.
-        trouble: what was last said to be wrong with its balloon; None: nothing is.
+        trouble: the last report of trouble with its balloon; None: there is none.
     """
 
     vm: VmId
@@ -55,13 +55,13 @@ class VmStatus:
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """Where low memory comes from.
+    """The low-memory source.
 
     Attributes:
         name: ``chromeos`` or ``meminfo``.
-        last_error: why the last reading gave nothing; "" if it did give something.
+        last_error: why the last reading was unknown; "" where it was known.
         reads: how many readings there were.
-        unknown: how many of them gave nothing.
+        unknown: how many readings were unknown.
         wakeups: how often the kernel woke balloond.
     """
 
@@ -77,8 +77,8 @@ class HostStatus:
     """The host and its VMs.
 
     Attributes:
-        source: where low memory comes from.
-        vms: in the order in which they came.
+        source: the low-memory source.
+        vms: the VMs, in the order in which they came.
     """
 
     source: SourceStatus

@@ -28,11 +28,11 @@ FrontendAddr = NewType("FrontendAddr", int)
 
 @dataclass(frozen=True, slots=True)
 class VmId:
-    """A VM of this daemon; two are the same VM where their numbers are the same.
+    """A VM of this daemon; two ids with the same number are the same VM.
 
     Attributes:
-        number: counted up from 1 and never used again, also not by the daemon that takes over.
-        name: for people: a log line's field, a process's name in ``ps``; nobody parses it.
+        number: counted up from 1 and never reused, not even by a daemon that takes over.
+        name: for people: a log line's field, a process's name in ``ps``; never parsed.
     """
 
     number: int
@@ -42,7 +42,7 @@ class VmId:
         return self.name
 
 
-# 15 digits are a PiB in bytes: more is a slip of the finger, and no size of memory.
+# 15 digits are a PiB in bytes: a longer number is a mistake, not a size of memory.
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
 _FACTOR = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024 * GIB}
 
@@ -53,7 +53,7 @@ def parse_size(text: str) -> int:
     Suffixes are binary, with or without ``iB`` or ``B``, in either case.
 
     Returns:
-        The size in bytes, a fraction of one dropped; at least 1.
+        The size in bytes, rounded down to whole bytes; at least 1.
 
     Raises:
         ConfigError: the text is not a size, or less than one byte.

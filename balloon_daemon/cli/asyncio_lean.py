@@ -1,8 +1,8 @@
-"""asyncio without ssl: whoever imports it from here first has one that never loads OpenSSL.
+"""Imports asyncio without ssl; must be imported before any other module imports asyncio.
 
-asyncio imports ssl for transports that balloond, which speaks to Unix sockets only, never makes,
-and does without where Python was built without it. That is a twentieth of the daemon's start, and
-with libcrypto, which nothing else loads at the start, 5 MiB of the controller.
+asyncio imports ssl for transports that balloond, which uses Unix sockets only, never creates, and
+works without ssl where Python was built without it. That saves a twentieth of the daemon's start,
+and, with libcrypto, which nothing else loads at the start, 5 MiB of the controller.
 """
 
 import sys
@@ -10,8 +10,9 @@ import sys
 
 def _import_without_ssl() -> None:
     if "ssl" in sys.modules or "asyncio" in sys.modules:
-        return  # too late to save anything
-    # None is how to say that there is no such module (the import system, "The module cache").
+        return  # Too late: one of them has been loaded already.
+    # None in sys.modules makes an import fail as for a missing module (the import system, "The
+    # module cache").
     sys.modules["ssl"] = None  # type: ignore[assignment]
     try:
         import asyncio  # noqa: F401  # sys.modules keeps it

@@ -1,4 +1,5 @@
-"""``balloond --check``: whether a daemon started so would run, without serving anybody."""
+"""``balloond --check``: tells whether a daemon with these settings would run, without serving
+VMs."""
 
 from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
 from balloon_daemon.config.model import Config
@@ -13,12 +14,12 @@ from balloon_daemon.units import format_size
 
 
 def check(config: Config, source: LowMemorySource, jail: Jail, compiled: CompiledFilter) -> None:
-    """What ``--check`` prints once all is well.
+    """Runs the checks of ``--check``, and prints their results once all have passed.
 
     Raises:
         SourceError: low memory cannot be seen here.
-        TrialError: no device can live here.
-        JudgeError: libseccomp makes another filter of the policy.
+        TrialError: no device can run here.
+        JudgeError: libseccomp compiles the policy to a filter that answers a call differently.
     """
     source.check()
     outcome = try_device(jail.identity, jail.fork)
@@ -47,7 +48,7 @@ def check(config: Config, source: LowMemorySource, jail: Jail, compiled: Compile
 
 
 def _second_opinion(compiled: CompiledFilter) -> str:
-    """What libseccomp says of the filter, in one line.
+    """libseccomp's opinion of the filter, in one line.
 
     Raises:
         JudgeError: libseccomp's filter answers a call differently.

@@ -1,4 +1,4 @@
-"""Whom devices become where balloond is root: best a user that nothing else runs as."""
+"""The user that devices become where balloond is root, best a user that runs nothing else."""
 
 import os
 import pwd
@@ -10,11 +10,11 @@ from balloon_daemon.events import DevicesShareUser, Publish
 from balloon_daemon.linux.jail import Identity
 
 OWN_USER, SHARED_USER = "balloond", "nobody"
-"""systemd/balloond.sysusers makes the first; the second is everybody's."""
+"""systemd/balloond.sysusers creates the first; many programs run as the second."""
 
 
 def default_user() -> str:
-    """A user of the devices' own where there is one: whoever else runs as theirs may end them."""
+    """The devices' own user if it exists: any program of a device's user may kill the device."""
     try:
         return pwd.getpwnam(OWN_USER).pw_name
     except KeyError:
@@ -22,7 +22,7 @@ def default_user() -> str:
 
 
 def warning_first(fork: Fork, publish: Publish) -> Fork:
-    """Publishes whose devices are, with the first of them: before, it concerns nobody."""
+    """Publishes ``DevicesShareUser`` with the first device; until then it does not matter."""
     unsaid = [DevicesShareUser(SHARED_USER)]
 
     def warned(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
@@ -34,7 +34,8 @@ def warning_first(fork: Fork, publish: Publish) -> Fork:
 
 
 def identity_of(user: str) -> Identity | None:
-    """Whom devices become; None where balloond is not root and they are whom it is.
+    """The identity that devices take on; None where balloond is not root: devices then keep its
+    user.
 
     Raises:
         ConfigError: there is no such user, or it is root.

@@ -1,4 +1,4 @@
-"""The command line of ``balloond``: its flags, their values, what ``--help`` says."""
+"""The command line of ``balloond``: its flags, their values, and the text of ``--help``."""
 
 import argparse
 import sys
@@ -40,10 +40,11 @@ examples:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and where to read on."""
+    """Reports a usage error in one line, with a pointer to --help."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse's own leaves what a full disk does not take to the interpreter's end.
+        # argparse's own print would leave text that a full disk refuses in the buffer, to fail at
+        # exit.
         if file is sys.stdout:
             show(message.rstrip("\n"))
         else:
@@ -55,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Lets argparse show a ConfigError as the flag's own."""
+    """Makes argparse show a ConfigError as an error of the flag."""
 
     def wrapper(text: str) -> Any:
         try:
@@ -175,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def config_of(args: argparse.Namespace) -> Config:
-    """The settings that parsed flags stand for; ``device_user`` is not chosen yet."""
+    """The settings of parsed flags; ``device_user`` is not chosen yet."""
     return Config(
         socket=args.socket,
         vm_mem_bytes=args.vm_mem,

@@ -1,4 +1,4 @@
-"""What balloond opens before it serves: the vhost-user socket, and the store of its VMs."""
+"""Opens the vhost-user socket and the store of VMs, before balloond serves."""
 
 import contextlib
 import os
@@ -16,26 +16,30 @@ from balloon_daemon.linux.directories import make_private, others_may_write
 def open_all(
     config: Config, undo: contextlib.ExitStack, *, keep_fds: bool
 ) -> tuple[Listener, Store, str]:
-    """The vhost-user socket, where VMs are kept for another balloond, and why they are not.
+    """Opens the vhost-user socket and the store that keeps VMs for another balloond.
 
-    They are in systemd's store, else in a keeper if one is wanted. With a keeper that does not
-    answer balloond runs all the same: its VMs of before are lost, those to come need not be.
+    The store is systemd's, else a keeper's if one is wanted. With a keeper that does not answer
+    balloond runs all the same: the VMs in it are lost, but new VMs can be served.
 
     Args:
         config: the settings.
-        undo: gets what is to be done should the start fail: neither the socket's file is left
-            then, nor a keeper that would keep nothing.
+        undo: gets the steps that undo the opening, should the start fail: they remove the socket's
+            file, and end a keeper that holds no VM.
         keep_fds: a keeper is wanted.
 
+    Returns:
+        The listener, the store, and why an earlier keeper's VMs are lost; "" where none are.
+
     Raises:
-        ConfigError: one of them cannot be had.
+        ConfigError: the socket or the store cannot be opened.
     """
     store, lost = systemd_store(), ""
     wants_keeper = keep_fds and not store.keeps
     if wants_keeper:
         check_keepers_place(config.socket)
         try:
-            # First an earlier balloond's: it has the socket too, and that must not be bound again.
+            # Look for an earlier balloond's keeper first: it holds the bound socket, which must
+            # not be bound again.
             store = reach_keeper(config.socket) or store
         except KeeperError as err:
             lost = str(err)
@@ -45,19 +49,19 @@ def open_all(
         listener = listen(config.socket, looked_for_keeper=wants_keeper or store.keeps)
         undo.callback(listener.close)
     if wants_keeper and not store.keeps and not lost:
-        # Last: whatever is wrong with the socket's path has been said by then.
+        # Start a keeper last: any error about the socket's path has been raised by then.
         store = start_keeper(config.socket)
         undo.callback(store.abandon)
     return listener, store, lost
 
 
 def make_directory(socket: Path) -> None:
-    """Makes the directory of the default socket, which is below /run and so gone at each boot.
+    """Makes the default socket's directory, which is below /run and so is gone at each boot.
 
-    A user's in /tmp is looked at, too: anybody may have made it.
+    A user's directory in /tmp is also checked, because any user may have made it.
 
     Raises:
-        ConfigError: it cannot be made, or is somebody else's.
+        ConfigError: the directory cannot be made, or belongs to another user.
     """
     try:
         if socket.parent == fallback_directory():
@@ -72,7 +76,7 @@ def make_directory(socket: Path) -> None:
 
 
 def why_not_private(socket: Path) -> str:
-    """What others could do to VMs at this path, and the remedy; "" where they cannot."""
+    """How other users could harm VMs at this path, and the remedy; "" where they cannot."""
     why = others_may_write(socket.parent)
     return why and (
         f"socket {socket}: {why}: whoever puts a socket there gets the memory of the VMs that "
@@ -81,7 +85,7 @@ def why_not_private(socket: Path) -> str:
 
 
 def look(socket: Path, *, keep_fds: bool) -> None:
-    """Looks whether balloond could listen there, and leaves nothing behind.
+    """Checks that balloond could listen there, and leaves nothing behind.
 
     Raises:
         ConfigError: it could not.

@@ -1,4 +1,4 @@
-"""What balloond prints for people: a full disk or a closed pipe must not end or hold it."""
+"""Prints for people: a full disk or a closed pipe must neither end balloond nor block it."""
 
 import os
 import sys
@@ -10,9 +10,9 @@ from balloon_daemon.linux.systemd import logs_to_journal, runs_as_service
 
 
 def show(text: str) -> None:
-    """Prints what is good to know and nothing depends on: a full disk or a closed pipe is fine."""
+    """Prints text on which nothing depends: errors of a full disk or a closed pipe are ignored."""
     try:
-        # A path need not be UTF-8.
+        # backslashreplace: a path in the text need not be UTF-8.
         print(text.encode(errors="backslashreplace").decode(), flush=True)
     except OSError:
         print_no_more(sys.stdout)
@@ -28,14 +28,16 @@ def complain(message: str) -> None:
 
 
 def print_no_more(stream: TextIO) -> None:
-    """Has what is left in its buffer go nowhere: at the end that would fail again, or hang."""
+    """Redirects the stream to /dev/null: a flush of its buffer at exit would fail again, or
+    block."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def is_for_people(fd: int) -> bool:
-    """Whether somebody may read what is printed: not where a service manager collects it."""
-    # A terminal may be a service itself, and all that is started in it has its variables.
+    """Whether a person may read the output: not where a service manager collects it."""
+    # Test for a terminal first: all programs in a terminal that is itself a service inherit the
+    # service's environment variables.
     return os.isatty(fd) or not (runs_as_service() or logs_to_journal(fd))
 
 

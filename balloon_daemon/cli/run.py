@@ -1,4 +1,4 @@
-"""``balloond``: flags to Config to Controller, and with which exit status it ends."""
+"""``balloond``: from flags to Config to Controller, and to the exit status."""
 
 import argparse
 import contextlib
@@ -50,14 +50,15 @@ from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
 
 LEAST_FDS = 64
-"""Open files without which there is no use in starting."""
+"""With fewer open files allowed, balloond does not start."""
 
 
 def _check_platform() -> None:
-    """Refuses machines on which a shared ring cannot be served from Python."""
+    """Refuses machines on which a ring in shared memory cannot be served from Python."""
     system, machine = os.uname().sysname, os.uname().machine
     if (system, machine) != ("Linux", "x86_64"):
-        # Elsewhere nothing orders the interpreter's stores to a shared ring (split_queue.py).
+        # Other architectures do not order the interpreter's stores to a shared ring
+        # (split_queue.py).
         raise ConfigError(f"balloond runs on x86-64 Linux, not on {machine} {system}")
 
 
@@ -71,7 +72,7 @@ def _compile(path: Path, dialect: Dialect) -> CompiledFilter:
 
 
 def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None:
-    """Runs the controller to its end; what was to be undone stays once it has begun to serve."""
+    """Runs the controller to its end; cancels ``undo`` once the controller has begun to serve."""
 
     async def run() -> None:
         bus.drain_by(asyncio.get_running_loop().call_soon)
@@ -90,19 +91,19 @@ def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None
 def _run(args: argparse.Namespace, template: Template) -> int:
     config = config_of(args)
     _check_platform()
-    # A keeper that is started inherits it: what a hundred VMs need is beyond the usual 1024.
+    # A keeper started later inherits the limit: a hundred VMs need more than the usual 1024.
     if (limit := allow_all_fds()) < LEAST_FDS:
         complain(
             f"balloond: {limit} files may be open here, and a VM alone needs some forty; allow "
             "more (ulimit -n, LimitNOFILE=)"
         )
         return EXIT_FAILURE
-    # Files and users may be on a host that does not answer.
+    # Files and the user database may be on a server that does not answer.
     with Interruptible():
         compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
         config = replace(config, device_user=default_user() if args.user is None else args.user)
         jail = Jail(identity_of(config.device_user), template.fork)
-        # Who was named was meant.
+        # No warning for a user named by --user: the operator has chosen it.
         shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
         if args.check:
@@ -121,10 +122,10 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             look(config.socket, keep_fds=args.keep_fds)
             with Interruptible():
                 for warning in compiled.warnings:
-                    print(warning.told("warning: "), file=sys.stderr)
+                    print(warning.with_mark("warning: "), file=sys.stderr)
                 if risk:
                     print(f"warning: {printable(risk)}", file=sys.stderr)
-                # Here, so that the daemon does not load what it never needs.
+                # Imported here, so that the daemon does not load modules that only --check needs.
                 from balloon_daemon.cli.check import check
 
                 check(config, source, jail, compiled)
@@ -142,12 +143,12 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             if shared:
                 jail = replace(jail, fork=warning_first(jail.fork, bus.publish))
             for warning in compiled.warnings:
-                # Its first line; what it quotes of the file is in there escaped.
+                # Only the first line; it quotes the file, with unprintable characters escaped.
                 bus.publish(PolicyFileWarning(str(warning).splitlines()[0]))
             bus.drain()
             taken_over = any("." in name for name in store.kept)
             if not taken_over and is_for_people(sys.stdout.fileno()):
-                # A terminal that was stopped (Ctrl-S), or a pipe that is full, takes nothing.
+                # A stopped terminal (Ctrl-S) or a full pipe would block the print for ever.
                 with Interruptible():
                     show(how_to_attach(config))
             guests = VhostUserGuests(config, jail, listener, store, bus.publish)
@@ -157,7 +158,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         complain(f"balloond: {err}")
         return EXIT_FAILURE
     finally:
-        # Whatever ends this process, all that was published before is written.
+        # Write all published events, whatever ends this process.
         bus.drain()
     return EXIT_OK
 
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
 
     Args:
         argv: the arguments without the program's name; by default the process's own.
-        template: forks the devices; None: one is started here, and ended at the end.
+        template: forks the devices; None: a template is started here, and ended at the end.
 
     Returns:
         The exit status: 0, 1 (cannot run) or 2 (wrong flag, setting or policy file).

@@ -1,10 +1,11 @@
-"""A trial: a real device, jailed as all are, lives through its whole work once. For ``--check``.
+"""Runs one real device through its whole work, jailed like every device, for ``--check``.
 
-Whether a device can live on this host under this policy depends on more than the policy's text:
-on the clock that the kernel's vDSO serves, on the C library, on what namespaces and ids are
-allowed. So one is forked, on memory of our own, told a target and handed one buffer of pages, and
-what became of the pages is asked of the kernel. Last of all it rehearses a long life
-(``device/rehearsal.py``): Pythons differ in what they ask of the kernel for more memory.
+Whether a device can run on this host under this policy depends on more than the policy's text: on
+the kernel's clock source, which the vDSO may not serve, on the C library, on the namespaces and
+ids that are allowed. So a trial device is forked with memory of our own, gets a target and one
+buffer of pages, and the kernel is asked whether the pages are free. At the end the device
+rehearses a long life (``device/rehearsal.py``), because Python versions differ in the system calls
+by which they allocate more memory.
 """
 
 import os
@@ -39,17 +40,18 @@ from balloon_daemon.virtio.split_queue import (
 )
 
 WITHIN_S = 5.0
-"""A trial is over after this, however it went; on an idle machine it takes some 20 ms."""
+"""After this time a trial has failed; on an idle machine it takes some 20 ms."""
 
 END_WITHIN_S = 1.0
-"""What a device that was killed may take to be gone."""
+"""How long a killed device may take to be gone."""
 
 GIVEN_BYTES = 2 << 20
-"""What the trial's guest puts into its balloon: a huge page's size, so that the kernel gives all
-of it back even where it makes memfds of huge pages."""
+"""Bytes that the trial's guest puts into its balloon: a huge page's size, so that the kernel frees
+all of it even where memfds consist of huge pages."""
 
 NAME_WITHIN_S = 0.5
-"""The kernel writes its record of a seccomp kill from a thread of its own, a little later."""
+"""How long to wait for the kernel's record of a seccomp kill, which a thread of the kernel writes
+later."""
 
 CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 
@@ -57,7 +59,8 @@ _CLOCK_CALLS = {"clock_gettime", "gettimeofday", "time"}
 _VDSO_CLOCKS = {"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "xen"}
 """arch/x86: the clock sources that have a vdso_clock_mode."""
 
-# The guest's memory: what it gives, then a page for its ring, then one for its buffer of PFNs.
+# The guest's memory: the pages that it gives, a page for its ring, and a page for its buffer of
+# PFNs.
 _RING = GIVEN_BYTES
 _BUFFER = _RING + PAGE_SIZE
 _MEMORY_BYTES = _BUFFER + PAGE_SIZE
@@ -70,11 +73,11 @@ _PFNS = GIVEN_BYTES // PAGE_SIZE
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A trial that went well.
+    """The times of a trial that succeeded.
 
     Attributes:
         ready_s: from the fork until the device was jailed and ready, in seconds.
-        given_s: from the kick until its answer, in seconds.
+        given_s: from the kick until the device's answer, in seconds.
     """
 
     ready_s: float
@@ -82,16 +85,16 @@ class Outcome:
 
 
 def try_device(identity: Identity | None, fork: Fork) -> Outcome:
-    """Forks a trial device as the controller would fork it, and has it do its work once.
+    """Forks a trial device as the controller would, and lets it do its work once.
 
-    Takes ``WITHIN_S`` at the most, and ``END_WITHIN_S`` for the end of a device that hangs.
+    Takes ``WITHIN_S`` at most, and ``END_WITHIN_S`` for the end of a device that hangs.
 
     Args:
-        identity: whom the device becomes; None: nobody else.
-        fork: how the device is forked.
+        identity: the user that the device becomes; None: it keeps its user.
+        fork: forks the device.
 
     Raises:
-        TrialError: in one line, what became of it and what to do about that.
+        TrialError: in one line, how the trial failed, and the remedy.
     """
     with ExitStack() as stack:
         try:
@@ -102,13 +105,13 @@ def try_device(identity: Identity | None, fork: Fork) -> Outcome:
 
 
 class _Trial:
-    """A guest of what it gives and two pages more, and its device.
+    """A trial's guest, whose memory is the pages that it gives and two pages more, and its device.
 
     Args:
-        stack: closes what this opens, and ends the device.
+        stack: closes all descriptors opened here, and ends the device.
 
     Raises:
-        OSError: no memory, no descriptor or no process to be had.
+        OSError: no memory, descriptor or process is free.
     """
 
     def __init__(self, stack: ExitStack, identity: Identity | None, fork: Fork) -> None:
@@ -158,26 +161,27 @@ class _Trial:
         stack.callback(self._end)
 
     def run(self) -> Outcome:
-        """The whole life of a device, in the order in which a guest would have it.
+        """Takes the device through its work, in the order in which a guest would.
 
         Raises:
-            TrialError: it did not live, or did not do its work.
+            TrialError: the device ended, or did not do its work.
         """
         tube = self._device.tube
         self._wait(tube.fileno(), lambda: self._said(Ready), "was not ready")
         ready_s = monotonic() - self._began
         tube.send(Target(GIVEN_BYTES))
         self._wait(self._channel.fileno(), self._told, "did not tell its VMM of a target")
-        # Every device calls once by itself, for what another one may have owed.
+        # Every device calls once at its start, in case an earlier device died before its call.
         self._wait(self._call, self._called, "did not look at its ring")
-        # The entry of the available ring is 0 already, the head of our only chain.
+        # The entry of the available ring is 0 already, which is the head of our only chain.
         os.pwrite(self._memory, struct.pack("<H", 1), _AVAILABLE + 2)
         kicked = monotonic()
         os.eventfd_write(self._kick, 1)
         self._wait(self._call, self._called, "did not answer a buffer")
         given_s = monotonic() - kicked
         self._check_given()
-        # It may have seen the buffer without: a device looks at its rings when it starts.
+        # The device may have seen the buffer before the kick: it looks at its rings when it
+        # starts.
         self._wait(tube.fileno(), self._kick_taken, "did not take its guest's kick")
         tube.send(Command.STOP)
         self._wait(tube.fileno(), lambda: self._said(Stopped), "did not stop when told")
@@ -185,9 +189,9 @@ class _Trial:
         return Outcome(ready_s, given_s)
 
     def _wait(self, fd: int, happened: Callable[[], bool], missing: str) -> None:
-        """Waits until something has happened; ``fd`` wakes us, as the device's end does.
+        """Waits until ``happened`` is true; ``fd`` and the device's end wake this process.
 
-        Some things happen without a word, so it looks every 5 ms too.
+        Some changes wake nobody, so ``happened`` is also checked every 5 ms.
         """
         poller = select.poll()
         poller.register(fd, select.POLLIN)
@@ -225,25 +229,25 @@ class _Trial:
         return not poller.poll(0)
 
     def exit_code(self) -> int | None:
-        """The device's, negative for a signal; None while it runs."""
+        """The device's exit code, negative for a signal; None while it runs."""
         if self._code is None:
             self._code = self._device.reap()
         return self._code
 
     def _end(self) -> None:
-        """Ends the device if it runs still, and reaps it."""
+        """Kills the device if it still runs, and reaps it."""
         self._device.kill()
         if self.exit_code() is None:
-            # Not for ever: the kernel ends a process that it is busy with itself only afterwards.
+            # Bounded: a process that is busy in the kernel ends only afterwards, perhaps never.
             select.select([self._device.pidfd], [], [], END_WITHIN_S)
             self.exit_code()
         self._device.close()
 
     def _check_given(self) -> None:
-        """Asks the ring and the kernel what was done.
+        """Checks in the ring and with the kernel that the pages were freed.
 
         Raises:
-            TrialError: not what was to be done.
+            TrialError: they were not.
         """
         (used_idx,) = struct.unpack("<H", os.pread(self._memory, 2, _USED + 2))
         head, _ = USED_ELEMENT.unpack(os.pread(self._memory, USED_ELEMENT.size, _USED + 4))
@@ -263,9 +267,10 @@ class _Trial:
         )
 
     def _raise_death(self) -> NoReturn:
-        """Says what the device has died of, when nobody told it to end."""
+        """Raises TrialError with the cause of death of a device that ended untimely."""
         code = self.exit_code()
-        # The last line of a traceback: what was raised. Or else the step of its rehearsal.
+        # The last line is either a traceback's, with the error, or the present step of the
+        # rehearsal.
         said = self._device.read_death_record().rpartition(" | ")[2]
         if code == -signal.SIGSYS:
             raise TrialError(f"a trial device {_forbidden(self._device.pid, said)}")
@@ -278,10 +283,10 @@ class _Trial:
 
 
 def _forbidden(pid: int, step: str) -> str:
-    """What a device was killed for by its filter, and what to do about that.
+    """For which call the filter killed a device, and the remedy.
 
     Args:
-        step: of its rehearsal; empty where it had not come to that.
+        step: the step of the rehearsal; empty where the device died before it.
     """
     until, number = monotonic() + NAME_WITHIN_S, find_seccomp_kill(pid)
     while number is None and monotonic() < until:
@@ -298,7 +303,7 @@ def _forbidden(pid: int, step: str) -> str:
 
 
 def _remedy(name: str | None) -> str:
-    """For a call that work itself needs; None: nobody knows which."""
+    """The remedy for a call that a device's normal work needs; None: the call is not known."""
     try:
         clock = CLOCK_SOURCE.read_text().strip()
     except OSError:
@@ -311,13 +316,13 @@ def _remedy(name: str | None) -> str:
     if name not in _CLOCK_CALLS:
         return "; allow it in the policy file"
     if clock in _VDSO_CLOCKS:
-        # Switched off (vdso=0), or the machine does not really have it.
+        # The vDSO is switched off (vdso=0), or the machine lacks that clock source.
         no_vdso = f"the vDSO does not serve the clock, though its source is {clock}"
     return f": {no_vdso}, or allow the call in the policy file"
 
 
 def _another_python() -> str:
-    """What to do where this interpreter cannot live long under this policy."""
+    """The remedy where this interpreter cannot run long under this policy."""
     return (
         f"run balloond with another Python than {platform.python_version()}, or allow it in the "
         "policy file"

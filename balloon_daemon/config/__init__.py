@@ -1,1 +1,1 @@
-"""The settings, as values."""
+"""The daemon's settings, as values."""

@@ -1,4 +1,4 @@
-"""The daemon's settings, as values; where they came from is the command line's business."""
+"""The daemon's settings, as values; the command line fills them in."""
 
 import os
 from dataclasses import dataclass, field
@@ -11,10 +11,11 @@ POLICY_FILE = "balloon_device.policy"
 
 
 def default_socket() -> Path:
-    """Where to listen: in a directory that nobody else may write.
+    """The default socket path, in a directory where no other user may write.
 
-    For root /run/balloond; for a user $XDG_RUNTIME_DIR, which sudo and cron leave unset, else what
-    it would be, /run/user/UID, else ``fallback_directory``.
+    For root it is in /run/balloond. For another user it is in $XDG_RUNTIME_DIR; where that is
+    unset (as by sudo and cron), in /run/user/UID if that is private; else in
+    ``fallback_directory``.
     """
     if os.geteuid() == 0:
         return Path("/run/balloond/balloond.sock")
@@ -25,7 +26,7 @@ def default_socket() -> Path:
 
 
 def fallback_directory() -> Path:
-    """For a user without a runtime directory; in /tmp, so it has to be made and looked at."""
+    """The directory for a user without a runtime directory; in /tmp, so it has to be checked."""
     return Path(f"/tmp/balloond-{os.geteuid()}")
 
 
@@ -38,18 +39,18 @@ def default_policy_file() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that a controller needs to know.
+    """All settings of a controller.
 
     Attributes:
         socket: path of the vhost-user socket; each connection to it is one VM.
-        vm_mem_bytes: size of a VM; None: what its memory table says.
+        vm_mem_bytes: size of a VM; None: the size of its memory table.
         policy_file: the device's seccomp policy.
-        low_mem_dir: directory of ``available`` and ``margin``; None: choose by what is there.
+        low_mem_dir: directory of ``available`` and ``margin``; None: the host's own source.
         margin_bytes: overrides the source's own margin.
         policy: the balloon policy's numbers.
-        poll_s: how often to read the source where nothing wakes us, in seconds.
+        poll_s: how often to read the source where the kernel cannot wake us, in seconds.
         page_reporting: let guests report free memory (VIRTIO_BALLOON_F_REPORTING).
-        device_user: user name that a device becomes where the daemon runs as root.
+        device_user: name of the user that a device becomes where the daemon runs as root.
     """
 
     socket: Path = field(default_factory=default_socket)

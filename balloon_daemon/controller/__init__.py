@@ -1,1 +1,1 @@
-"""The controller: the main process, which never reads a byte of a guest."""
+"""The controller: the main process, which never reads a byte of a guest's memory."""

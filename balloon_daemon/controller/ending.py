@@ -1,4 +1,4 @@
-"""How a controller ends: guests take their memory back, tasks end, what hangs is left behind."""
+"""The end of a controller: guests take their memory back, and tasks end or are abandoned."""
 
 import asyncio
 import os
@@ -17,42 +17,46 @@ from balloon_daemon.linux.systemd import notify
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId, format_size
 
 GIVE_BACK_WITHIN_S = 2.0
-"""A guest that takes nothing back for so long is given up."""
+"""A guest whose balloon has not shrunk for so long is no longer waited for."""
 
 LOOK_S = 0.1
-"""How often to look whether the guests take memory back."""
+"""How often to check whether the guests take memory back."""
 
 SAY_S = 5.0
-"""How often to say what is left."""
+"""How often to publish how much is left."""
 
 END_WITHIN_S = 7.0
-"""Longer than all that a guest's task waits for at its end: a device of our own that does not stop
-(1 s), or that of an earlier controller (5 s)."""
+"""Longer than a guest's task can wait at its end: for a device of our own that does not stop (1
+s), or for an earlier controller's device (5 s)."""
 
 GONE_WITHIN_S = 12.0
-"""The kernel ends what has not even noticed that ``END_WITHIN_S`` are over."""
+"""After this time SIGALRM kills a process that does not even notice that ``END_WITHIN_S`` are
+over."""
 
 ASK_AGAIN_S = 1.0
 MORE_TIME_S = 20.0
-"""How often to ask the service manager for more time, and for how much: all of the above."""
+"""How often to ask the service manager for more time, and for how much: more than all times
+above."""
 
 
 class _Return:
-    """One guest that takes its memory back."""
+    """A guest that is taking its memory back, and its progress."""
 
     def __init__(self, vm: Vm, now_s: float) -> None:
         self.vm = vm
         self.task = asyncio.ensure_future(vm.guest.give_back())
-        # No more than the host has: ``actual`` is the guest's word, and may say 16 TiB.
+        # No more than the host's memory: ``actual`` comes from the guest, and may be 16 TiB.
         host_bytes = os.sysconf("SC_PHYS_PAGES") * PAGE_SIZE
         self._least_bytes = min(vm.balloon_bytes, host_bytes)
-        # A driver takes 1 MiB at a time. One that takes page by page would hold us up for days.
+        # Demand steps: a driver takes 1 MiB at a time. A guest that takes page by page would delay
+        # the end for days.
         self._step_bytes = max(1, min(MIB, self._least_bytes // 1024))
         self.moved_at_s = now_s
 
     def look(self, now_s: float) -> None:
-        """Notes whether the balloon has become smaller than ever."""
-        # Not merely smaller than before: a guest that goes to and fro gets nowhere.
+        """Notes progress if the balloon is smaller than ever before."""
+        # Smaller than ever, not than before: a guest whose balloon shrinks and grows in turn makes
+        # no progress.
         actual_bytes = self.vm.balloon_bytes
         if actual_bytes <= self._least_bytes - self._step_bytes:
             self._least_bytes = actual_bytes
@@ -60,14 +64,14 @@ class _Return:
 
 
 async def give_back(vms: Iterable[Vm], hurry: "asyncio.Future[None]", publish: Publish) -> None:
-    """Has the guests take their memory back, for as long as any of them goes on doing so.
+    """Asks the guests to take their memory back, and waits while any of them makes progress.
 
     The service manager is asked for the time that this takes.
 
     Args:
         vms: whose balloons are to shrink to nothing.
-        hurry: done when nobody wants to wait any longer.
-        publish: takes what happens.
+        hurry: done when the operator does not want to wait any longer.
+        publish: takes events.
     """
     loop = asyncio.get_running_loop()
     now_s = loop.time()
@@ -104,12 +108,12 @@ async def give_back(vms: Iterable[Vm], hurry: "asyncio.Future[None]", publish: P
 
 
 async def end_tasks(tasks: "Mapping[VmId, asyncio.Task[None]]", publish: Publish) -> bool:
-    """Ends the guests' tasks.
+    """Cancels the guests' tasks and waits for them.
 
     Returns:
-        False where some do not end: whoever waits for them waits for ever.
+        False where some tasks do not end: to wait for them would take for ever.
     """
-    # Should this very loop hang. By default it kills: there is nobody to handle it.
+    # SIGALRM's default action kills this process, should the event loop itself hang.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     signal.setitimer(signal.ITIMER_REAL, GONE_WITHIN_S)
@@ -125,5 +129,5 @@ async def end_tasks(tasks: "Mapping[VmId, asyncio.Task[None]]", publish: Publish
 
 
 def leave_at_once(status: int) -> None:
-    """Ends this process without waiting for anything in it; devices and template end with it."""
+    """Ends this process without waiting for any task; devices and template end with it."""
     os._exit(status)

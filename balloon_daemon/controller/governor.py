@@ -1,8 +1,8 @@
-"""Governs every balloon of the host: a clock, one timer and one look at memory for HostPolicy.
+"""Governs every balloon of the host: gives HostPolicy a clock, one timer and readings of memory.
 
-Runs in the controller. What guests report and what the source says goes into ``HostPolicy``; what
-that asks for goes out: first every target, then all else, so that no VM waits for what is written
-down or kept of another one.
+Runs in the controller. Guests' reports and readings of the source go into ``HostPolicy``; its
+targets go out first, and all else after them, so that no VM waits while another VM's events are
+published or its state is stored.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
 from balloon_daemon.units import VmId
 
 READ_AGAIN_S = 1.0
-"""When to wake again after a look at the source failed, for lack of memory perhaps."""
+"""When to wake again if reading the source raised, perhaps for lack of memory."""
 
 
 class Governor:
@@ -62,26 +62,26 @@ class Governor:
 
     @property
     def vms(self) -> Iterable[Vm]:
-        """The VMs that were added and are not gone."""
+        """The VMs that were added and have not gone."""
         return self._vms.values()
 
     def add(self, guest: Guest) -> None:
-        """Knows a guest from now on; it is told nothing before it has reported ``Attached``."""
+        """Adds a guest, which is asked for nothing before it has reported ``Attached``."""
         self._vms[guest.vm] = Vm(guest)
 
     def halt(self) -> None:
-        """Decides nothing any more, as balloond ends."""
+        """Stops all decisions, because balloond ends."""
         self._step(Halted())
 
     def report(self, vm_id: VmId, report: Report) -> None:
-        """Takes what a guest reports.
+        """Handles a guest's report.
 
         Raises:
             StateError: ``Attached`` has a row that no policy can be in.
         """
         vm = self._vms.get(vm_id)
         if vm is None:
-            # It is gone: its task ends a little later, and may still report.
+            # The VM is gone: its task ends a little later, and may report until then.
             return
         match report:
             case Attached():
@@ -104,7 +104,7 @@ class Governor:
                 assert_never(report)
 
     def status(self) -> HostStatus:
-        """What is at this moment."""
+        """The present state of the source and of every VM."""
         return HostStatus(
             self._watch.status(),
             tuple(
@@ -128,7 +128,7 @@ class Governor:
             policy.statistics(),
         )
 
-    # --- what guests report -------------------------------------------------------------------
+    # --- guests' reports ----------------------------------------------------------------------
 
     def _attach(self, vm_id: VmId, vm: Vm, report: Attached) -> None:
         vm.can = report.can
@@ -139,7 +139,8 @@ class Governor:
             event = host_policy.Restored(vm_id, size, state, vm.balloon_bytes)
         step = self._policy.step(event, self._loop.time())
         if not self._policy.governs(vm_id):
-            # Halted: nobody would give back what it then gave.
+            # HostPolicy is halted: nothing would give back the pages that the guest gave for a
+            # target.
             return
         if row is None:
             max_bytes = self._policy.policy(vm_id).max_bytes
@@ -169,27 +170,29 @@ class Governor:
 
     def _woke(self, due_s: float) -> None:
         self._timer = None
-        # Should this read fail, for lack of memory perhaps, no deadline is lost.
+        # Arm the timer before reading: if the read raises, perhaps for lack of memory, no deadline
+        # is lost.
         self._arm(self._loop.time() + READ_AGAIN_S)
-        # asyncio's timers may fire a hair before their time; then nothing would be due yet.
+        # asyncio may call a timer slightly before its time, when no deadline would be due yet.
         self._step(Woke(self._watch.read()), max(self._loop.time(), due_s))
 
     def _against_more(self, vm_id: VmId, level: int) -> Reason | None:
         try:
             return self._vms[vm_id].guest.against_more(level)
         except Exception as err:
-            # HostPolicy must not be stopped half-way; the seed's policy knows no objection.
+            # Do not stop HostPolicy half-way: on an error there is no objection, as in crosvm's
+            # policy.
             self._failed(err)
             return None
 
-    # --- what the policy asks for -------------------------------------------------------------
+    # --- the policy's results -----------------------------------------------------------------
 
     def _step(self, event: host_policy.Event, now_s: float | None = None) -> None:
         self._perform(self._policy.step(event, self._loop.time() if now_s is None else now_s))
 
     def _perform(self, step: HostStep, *, quiet: bool = False) -> None:
-        # The timer and the watch first, as they take no time: a guest may report, from within
-        # these calls, what makes another step, and that one's wake-up must not be undone.
+        # Set the timer and the watch first, which takes no time: the calls below may report
+        # something that causes another step, whose wake-up must not be overwritten afterwards.
         self._arm(step.wake_at_s)
         if step.listen:
             self._watch.listen(self._looked)
@@ -204,7 +207,8 @@ class Governor:
         for vm_id in dict.fromkeys(decided.vm for decided in step.decisions):
             if (vm := self._vms.get(vm_id)) is not None:
                 self._keep(vm_id, vm)
-                # What the guest makes of it is worth knowing beside the next decision.
+                # Ask for statistics, so that the log shows the effect on the guest beside the next
+                # decision.
                 self._tell(vm.guest.request_stats)
 
     def _keep(self, vm_id: VmId, vm: Vm) -> None:
@@ -212,7 +216,8 @@ class Governor:
         self._tell(vm.guest.keep, VmRow(self._policy.vm_mem_bytes(vm_id), *state))
 
     def _tell(self, call: Callable[..., object], *args: object) -> None:
-        """Calls a guest. A bug in one driver must not keep the other VMs from their targets."""
+        """Calls a guest's method. One driver's error must not keep other VMs from their
+        targets."""
         try:
             call(*args)
         except Exception as err:

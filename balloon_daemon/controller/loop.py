@@ -26,11 +26,11 @@ from balloon_daemon.units import VmId
 
 
 class Registry:
-    """The VMs that there are: a ``VmRegistry``.
+    """All VMs, and the numbers that VMs get: a ``VmRegistry``.
 
     Args:
-        governor: decides for them.
-        publish: takes what happens.
+        governor: decides for the VMs.
+        publish: takes events.
     """
 
     def __init__(self, governor: Governor, publish: Publish) -> None:
@@ -43,7 +43,7 @@ class Registry:
         return VmId(self._last + 1, f"vm{self._last + 1}")
 
     def add(self, guest: Guest) -> None:
-        # Numbers of VMs that another balloond left are not used again either.
+        # Never reuse a number, not even one of a VM taken over from another balloond.
         self._last = max(self._last, guest.vm.number)
         self._governor.add(guest)
 
@@ -59,19 +59,20 @@ class Registry:
         del self.tasks[vm]
         self._governor.report(vm, Gone("its task has ended"))
         if not task.cancelled() and (err := task.exception()) is not None:
-            # A bug of ours in one guest must not take the others down.
+            # A bug in one guest's task must not end the other VMs' tasks.
             self._publish(VmFailed(vm, f"{type(err).__name__}: {err}"))
 
 
 class Controller:
-    """The daemon, between its start and its end.
+    """The daemon from its start to its end.
 
     Args:
         config: the settings.
-        source: where low memory comes from.
+        source: the low-memory source.
         driver: finds the VMs.
-        publish: takes what happens.
-        drain: has all of it read, before this process ends without its interpreter's end.
+        publish: takes events.
+        drain: delivers all published events, before this process ends without the interpreter's
+            exit.
     """
 
     def __init__(
@@ -91,12 +92,13 @@ class Controller:
         self._registry: Registry
         self._hurry: asyncio.Future[None] | None = None
         self.listening = False
-        """Whether it has begun to serve: what there is in the store from then on stays there."""
+        """Whether it has begun to serve; from then on even a failure leaves the VMs in the
+        store."""
 
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
 
-        SIGUSR1 ends it too, but leaves the guests to the next balloond. The signals are held when
+        SIGUSR1 ends it too, but leaves the VMs to the next balloond. The signals are blocked when
         it begins, and again when it ends.
         """
         loop = asyncio.get_running_loop()
@@ -106,11 +108,11 @@ class Controller:
         loop.set_exception_handler(self._failed)
         stopping = loop.create_future()
         for number in END_SIGNALS:
-            # nohup(1) and a script's "&" have these two ignored, and mean it.
+            # nohup(1) and a script's "&" ignore SIGHUP and SIGINT on purpose.
             meant = number in (signal.SIGHUP, signal.SIGINT)
             if not meant or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._stop, stopping, number)
-        # What is loaded by now stays: no garbage collection needs to look at it again.
+        # Freeze all objects loaded so far: no later garbage collection has to scan them.
         gc.collect()
         gc.freeze()
         self._driver.start(self._registry)
@@ -126,16 +128,16 @@ class Controller:
             ended = await self._end(leaving=leaving)
             watch.close()
             await self._driver.close(leaving=leaving)
-            # A second signal on the way out must not end us by its default action.
+            # Block a second signal: its default action would kill this process on its way out.
             hold_end_signals()
             if not ended:
-                # asyncio.run() would wait for every task that is left.
+                # Exit at once, because asyncio.run() would wait for every remaining task.
                 self._drain()
                 leave_at_once(0)
 
     def _stop(self, stopping: "asyncio.Future[bool]", number: signal.Signals) -> None:
         if stopping.done():
-            # Not SIGHUP: a session that ends sends it right behind SIGTERM.
+            # Not SIGHUP: a terminal session that ends sends SIGHUP right after SIGTERM.
             asked_again = number in (signal.SIGTERM, signal.SIGINT)
             if asked_again and self._hurry is not None and not self._hurry.done():
                 self._publish(StoppingAtOnce(number.name))
@@ -146,13 +148,13 @@ class Controller:
             stopping.set_result(leaving)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # A bug of ours in one callback; asyncio would print a traceback into the log.
+        # A bug in a callback; asyncio's own handler would print a traceback into the log.
         err = context.get("exception")
         what = context["message"] if err is None else f"{type(err).__name__}: {err}"
         self._publish(CallbackFailed(what))
 
     async def _end(self, *, leaving: bool) -> bool:
-        """Ends everything; False where something does not end."""
+        """Ends all tasks; False where some do not end."""
         self._driver.stop(leaving=leaving)
         vms = list(self._governor.vms)
         if leaving:
@@ -160,7 +162,7 @@ class Controller:
                 try:
                     vm.guest.leave()
                 except Exception as err:
-                    # A bug in one guest must not cost the others their place in the store.
+                    # A bug in one guest must not cost the other VMs their place in the store.
                     self._publish(VmFailed(vm.guest.vm, f"{type(err).__name__}: {err}"))
         else:
             self._governor.halt()

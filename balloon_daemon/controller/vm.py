@@ -1,4 +1,4 @@
-"""One VM as the controller sees it: which guest it is, and what that has reported last."""
+"""A VM as the controller sees it: its guest, and the guest's last reports."""
 
 from dataclasses import dataclass, field
 
@@ -6,7 +6,7 @@ from balloon_daemon.guests.seam import Ability, Guest, Refused, Stats, Stuck
 from balloon_daemon.rate_limit import RateLimit
 
 SIZES_A_SECOND = 2
-"""Changes of one VM's size that are of interest: a guest may name any total, at any time."""
+"""Changes of a VM's size published at full level: a guest may report any size at any time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -15,11 +15,11 @@ class Vm:
 
     Attributes:
         guest: its guest.
-        can: what it could do when it attached.
-        balloon_bytes: its balloon's size, as the driver says.
-        stats: its guest's statistics; None where it has sent none.
-        trouble: what was last said to be wrong with its balloon; None where nothing is.
-        sizes: limits what is said of its size.
+        can: its abilities when it attached.
+        balloon_bytes: its balloon's size, as the driver reports it.
+        stats: its guest's last statistics; None where it has sent none.
+        trouble: the last report of trouble with its balloon; None where there is none.
+        sizes: limits the events about its size.
     """
 
     guest: Guest

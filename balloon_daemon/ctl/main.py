@@ -16,10 +16,11 @@ EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and where to read on; subcommands' parsers do too."""
+    """Reports a usage error in one line, with a pointer to --help; used for subcommands too."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse does not flush: on a full disk the error would come at the interpreter's end.
+        # argparse does not flush: an error of a full disk would appear only at the interpreter's
+        # exit.
         super()._print_message(message, file)
         try:
             sys.stdout.flush()
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        _drop_output()  # nobody reads it any more
+        _drop_output()  # the output's reader has gone
         return EXIT_FAILURE
     except OSError as err:
         _drop_output()
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare_output() -> None:
-    """Makes printing work however the streams were left: closed, or of a small encoding."""
+    """Makes printing work even where streams are closed, or their encoding lacks characters."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
@@ -78,7 +79,7 @@ def _prepare_output() -> None:
 
 
 def _drop_output() -> None:
-    """Keeps Python from writing what is left once more at its end, and failing again."""
+    """Redirects standard output to /dev/null: flushing the rest at exit would fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -16,18 +16,19 @@ from balloon_daemon.virtio.guest_memory import GuestMemory
 from balloon_daemon.virtio.split_queue import DescriptorChain, SplitQueue
 
 MAX_PFN_BYTES = 64 * 1024
-"""PFN bytes in one chain: Linux sends 1 KiB, other drivers a page; more is refused."""
+"""PFN bytes in one chain: Linux sends 1 KiB, other drivers 4 KiB; the device refuses more."""
 
 MAX_STATS_BYTES = MAX_STATS * STAT_ENTRY.size
 
 MAX_PARTS = 256
-"""Descriptors of one chain: Linux sends 1 with PFNs and 32 with reports."""
+"""Descriptors of one chain: Linux uses 1 for PFNs and 32 for free page reports."""
 
 MAX_REPORT_BYTES = 1 << 30
-"""Reported in one chain; Linux sends 32 blocks of 4 MiB. A chain is done in one go."""
+"""Bytes reported in one chain (Linux: 32 blocks of 4 MiB); limited because a chain is never
+interrupted."""
 
 MAX_CHAINS_A_TURN = 256
-"""Chains taken from one queue before the others and the controller get their turn."""
+"""Chains taken from one queue before the other queues and the controller get their turn."""
 
 # Python 3.11 runs code of the enum module for each "BalloonQueue.REPORTING_VQ".
 _REPORTING_VQ = BalloonQueue.REPORTING_VQ
@@ -37,7 +38,7 @@ _turn: Callable[[tuple[int, int, int, bool, bool, RingError | None]], Turn]
 _turn = partial(tuple.__new__, Turn)
 
 Handled = tuple[int | None, int]
-"""The head to answer, None where there is none yet, and how many pages have moved."""
+"""The head to answer (None: no chain is to be answered yet), and how many pages have moved."""
 
 
 @dataclass(slots=True)
@@ -45,13 +46,14 @@ class RunningQueue:
     """A virtqueue that is served.
 
     Attributes:
-        index: its vring's.
+        index: its vring's index.
         ring: where its chains come from.
         kick_fd: the driver's eventfd for new chains.
-        call_fd: ours for used ones, if there is one.
-        owes_call: another device may have died between an answer and its call. Linux's driver
-            waits for that call without end, and holds its lock meanwhile; one too many costs it
-            a look (virtio 1.3, 2.7.7.1).
+        call_fd: our eventfd that tells the driver of used chains, if the VMM gave one.
+        owes_call: True: call the driver after the first look at the ring, because the device
+            before may have died between writing a used entry and its call. Linux's driver waits
+            for that call without end, holding its lock; a needless call costs the driver one look
+            (virtio 1.3, 2.7.7.1).
     """
 
     index: int
@@ -64,7 +66,7 @@ class RunningQueue:
 
 @dataclass(slots=True)
 class _Counts:
-    """What was done since the start, as ``Progress`` tells it."""
+    """Counters since the start, sent as ``Progress``."""
 
     inflated_pages: int = 0
     deflated_pages: int = 0
@@ -79,9 +81,9 @@ class BalloonDevice:
 
     Args:
         memory: the guest's regions.
-        reclaimer: removes them.
-        queues: what is ready.
-        fault: hears of each fault: (queue, error).
+        reclaimer: removes the guest's pages.
+        queues: the queues that can be served.
+        fault: called with each fault: (queue, error).
         clock: seconds, for the length of a turn.
     """
 
@@ -106,12 +108,12 @@ class BalloonDevice:
             BalloonQueue.STATSQ: self._take_stats,
             BalloonQueue.REPORTING_VQ: self._discard_reported,
         }
-        # By vring: to look for an Enum's member runs Python code of the enum module.
+        # Keyed by vring: looking up an Enum's member runs Python code of the enum module.
         self._handlers = {running.index: handlers[running.queue] for running in queues}
         self._counts = _Counts()
 
     def statistics(self) -> Progress:
-        """What was done since the start."""
+        """The counters since the start."""
         counts = self._counts
         return Progress(
             counts.inflated_pages,
@@ -136,8 +138,8 @@ class BalloonDevice:
         """Serves the chains that wait in one queue, at most a turn's worth, and calls the driver.
 
         Returns:
-            What it came to. After a chain at which the ring proved broken nothing is taken from
-            it any more; the chains before that one are answered.
+            The chains served, the pages moved and the faults. After a chain that proves the ring
+            broken, no further chain is taken from the ring; the chains before it are answered.
         """
         ring, handle, until = running.ring, self._handlers[running.index], 0.0
         answered, running.owes_call = running.owes_call, False
@@ -166,11 +168,12 @@ class BalloonDevice:
                     if over := self._clock() >= until:
                         break
         except RingError as err:
-            # The traceback refers to this frame, and the frame to the error: a cycle, which only
-            # the garbage collector would free.
+            # Drop the traceback: it refers to this frame and the frame to the error, a cycle that
+            # only the garbage collector would free.
             broken = err.with_traceback(None)
             if running.queue is BalloonQueue.STATSQ:
-                self._held_stats_head = None  # It would be answered into the broken ring.
+                # The held buffer would otherwise be answered into the broken ring.
+                self._held_stats_head = None
         finally:
             if answered:
                 _call(running)
@@ -181,7 +184,7 @@ class BalloonDevice:
         return _turn((chains, pages, faults, running.queue is _REPORTING_VQ, over, broken))
 
     def _dropped(self, running: RunningQueue, err: GuestError) -> None:
-        """A chain broke a rule: it is answered, and nothing that it names is done."""
+        """Answers a chain that broke a virtio rule, without acting on its pages."""
         self._fault(running, err)
         if running.queue is BalloonQueue.STATSQ:
             self._answer_held(running.ring)
@@ -189,10 +192,10 @@ class BalloonDevice:
             self._reclaimer.forget()
 
     def take_stats(self) -> tuple[tuple[int, int], ...] | None:
-        """The guest's latest statistics, once; None where none came since the last call.
+        """Returns the guest's latest statistics once; None where none came since the last call.
 
-        Only the latest: a guest that sends them without being asked is not heard more often
-        than whoever calls this wants to hear it.
+        Older statistics are dropped, so a guest that sends them unasked cannot be heard more often
+        than the caller asks.
         """
         latest, self._latest_stats = self._latest_stats, None
         return latest
@@ -206,8 +209,8 @@ class BalloonDevice:
     def _answer_held(self, ring: SplitQueue) -> bool:
         """Answers the held statistics buffer, if there is one; True where there was.
 
-        It is answered before any later buffer: the next device takes ``used.idx`` for the number
-        of chains that were answered, in the order in which they came.
+        The held buffer is answered before any later buffer, because the next device takes
+        ``used.idx`` for the number of chains answered in the order in which they came.
         """
         if self._held_stats_head is None:
             return False
@@ -236,10 +239,11 @@ class BalloonDevice:
         return chain.head, pages
 
     def _take_stats(self, chain: DescriptorChain) -> Handled:
-        """Keeps the buffer: giving it back is how new statistics are asked for (5.5.6.3).
+        """Holds this buffer back: returning it asks the driver for new statistics (5.5.6.3).
 
         Returns:
-            The buffer held before this one, if there was one: only one is ever kept.
+            The head of the buffer held before, to be answered now, or None; the device holds one
+            at most.
         """
         content = self._readable("statsq", chain, MAX_STATS_BYTES)
         self._latest_stats = tuple(decode_stats(content))
@@ -257,7 +261,8 @@ class BalloonDevice:
         before = self._counts.reported_bytes
         reported = before + self._reclaimer.discard("reporting_vq", chain.head, chain.writable)
         self._counts.reported_bytes = reported
-        # Rounded after adding up: reports of a byte each must not count as a page each.
+        # Round up the sum, not each report: reports of one byte each must not count as a page
+        # each.
         return chain.head, -(-reported // PAGE_SIZE) - -(-before // PAGE_SIZE)
 
     def _readable(self, queue: str, chain: DescriptorChain, limit: int) -> bytes:
@@ -278,7 +283,7 @@ class BalloonDevice:
             if view is None:
                 raise GuestError(queue, head, Rule.ADDRESS, addr)
             parts.append(bytes(view))
-        # Linux sends its PFNs in one descriptor.
+        # Linux sends its PFNs in one descriptor, which needs no join.
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _pfns(self, queue: str, chain: DescriptorChain) -> bytes:
@@ -290,6 +295,6 @@ class BalloonDevice:
 
 
 def _call(running: RunningQueue) -> None:
-    """Tells the driver of used chains, where it wants to hear of them."""
+    """Signals the call eventfd, unless the driver has switched these calls off in the ring."""
     if running.call_fd is not None and running.ring.wants_call():
         signal_event(running.call_fd)

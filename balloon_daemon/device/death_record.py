@@ -1,22 +1,22 @@
-"""An exception in words, made in the jail.
+"""Describes an exception in text, inside the jail.
 
-The standard library's ``traceback`` loads modules for some kinds of exceptions, and opens source
-files: a device would be killed for that, and nobody would hear what had gone wrong.
+The standard library's ``traceback`` imports modules for some exceptions and opens source files:
+the seccomp filter would kill the device for either, and the reason would be lost.
 """
 
 from collections.abc import Iterator
 from types import TracebackType
 
 MAX_CALLS = 8
-"""The innermost ones; a line for each of more calls would be longer than what is read of it."""
+"""Only the innermost calls are listed: the controller reads no more characters than these take."""
 
 MAX_CAUSES = 4
 
 
 def describe_error(err: BaseException) -> str:
-    """What was raised, and where: like a traceback, without source lines.
+    """Describes an exception and its calls like a traceback, without source lines.
 
-    What it was raised from follows in brackets, so that the last line tells all.
+    The exceptions that caused it follow in brackets on the last line, so that this line suffices.
     """
     calls = list(_calls(err.__traceback__))
     skipped = [f"  {len(calls) - MAX_CALLS} calls more"] if len(calls) > MAX_CALLS else []

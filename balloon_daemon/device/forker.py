@@ -1,10 +1,10 @@
 """The template's process: it waits for requests, and clones a device for each.
 
-It clones with CLONE_PARENT (clone(2)): each device is the controller's own child, which waits for
-it and whose death ends it. The template sees descriptors on their way and a request's bytes, which
-only the device decodes; of both it keeps nothing, so that a device finds nothing of another VM's
-in what it has inherited. It was started without the controller's environment, and empties what it
-was given of it.
+The template clones with CLONE_PARENT (clone(2)): each device is the controller's own child, so the
+controller can wait for it, and the controller's death ends it. The template receives descriptors
+and a request's bytes, which only the device decodes, and keeps neither: a device therefore
+inherits nothing of another VM. The template is started without the controller's environment, and
+clears the few variables that it is given.
 """
 
 import errno
@@ -28,14 +28,14 @@ from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.seccomp import Program
 
 NAME = "balloond-forks"
-"""For ``ps`` and ``top``."""
+"""The process's name in ``ps`` and ``top``."""
 
 
 def run_template(sock: socket.socket, parent: int) -> NoReturn:
     """Runs the template in a process that was started for it; ends the process.
 
     Args:
-        sock: leads to the controller.
+        sock: the socket to the controller.
         parent: the controller's process id.
     """
     try:
@@ -51,7 +51,7 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
         sock.send(HELLO)
         cpython.run_without_new_arenas(lambda: _serve(sock, buffer))
     except ConnectionError:
-        # The controller has ended, perhaps before this process could say HELLO.
+        # The controller has ended, perhaps before this process could send HELLO.
         os._exit(0)
     except BaseException as err:
         jail.write_error(f"{NAME}: {type(err).__name__}: {err}\n")
@@ -67,12 +67,13 @@ def _serve(sock: socket.socket, buffer: bytearray) -> NoReturn:
             bpf = bytes(request.bpf)
             program = Program(bpf)
         answer = _clone(request, program)
-        # Before the answer: should this process hang, the controller must not take a device for
-        # alive because somebody else has its end of the tube too.
+        # Close the descriptors before the answer: a template that hangs with its copy of the
+        # device's tube end would make the controller take a dead device for alive.
         for fd in request.fds:
             os.close(fd)
         sock.send(ANSWER.pack(*answer))
-        # The next device would have it in its memory: where this one's VMM has its own.
+        # Overwrite the request: the next device would inherit these bytes, which say where this
+        # VM's VMM has mapped its memory.
         request.spec[:] = bytes(len(request.spec))
     os._exit(0)
 

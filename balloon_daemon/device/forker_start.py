@@ -1,7 +1,7 @@
 """The template's program, run by its file in an interpreter of its own (python -I -S).
 
-The package is loaded from where this file lies, whatever an isolated interpreter would find under
-that name; nothing else is looked for there.
+The package is loaded from the directory above this file, even if the isolated interpreter would
+find another package of that name first; no other module is looked up in that directory.
 """
 
 import os
@@ -14,9 +14,9 @@ def start(fd: str, parent: str, *directories: str) -> NoReturn:
     """Loads what a device needs, and nothing else.
 
     Args:
-        fd: leads to the controller.
+        fd: the number of the socket to the controller.
         parent: the controller's process id.
-        directories: where the controller has its further modules from.
+        directories: further directories from which the controller has loaded modules.
     """
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     sys.path.insert(0, root)

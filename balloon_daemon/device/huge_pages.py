@@ -1,6 +1,6 @@
-"""Which 4 KiB parts of each huge page are in the balloon. Pure; runs in the jail.
+"""The 4 KiB parts of each huge page that are in the balloon. Pure; runs in the jail.
 
-A huge page is given back as a whole, and a driver hands it over in parts of 4 KiB.
+The kernel frees a huge page only as a whole, but a driver hands it over in parts of 4 KiB.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ class HugePages:
     """The huge pages of one guest's memory.
 
     Args:
-        regions: all regions; those of 4 KiB pages have no entry here ever.
-        must_tell_host: the driver uses no page of the balloon again before its deflation is
+        regions: all regions; regions of 4 KiB pages never have an entry here.
+        must_tell_host: True: the driver uses no page of the balloon again before its deflation is
             answered. Otherwise a part that an earlier buffer handed over may be in use again, so
-            that nothing is remembered from one call of ``put_in`` to the next.
+            nothing is remembered from one call of ``put_in`` to the next.
     """
 
     def __init__(self, regions: Sequence[MemoryRegion], *, must_tell_host: bool) -> None:
         self._page_bytes = [region.host_page_bytes for region in regions]
-        # As bits, by region and page. All pages that are complete share one number: for a TiB of
-        # them there would be half a million.
+        # Bit masks, by region and page. All complete pages share one int object: a TiB of memory
+        # has half a million of them.
         self._parts: list[dict[int, int]] = [{} for _ in regions]
         self._whole = [(1 << page_bytes // PAGE_SIZE) - 1 for page_bytes in self._page_bytes]
         self._must_tell_host = must_tell_host

@@ -34,7 +34,7 @@ FAULTS_A_SECOND = 4
 
 
 class Reporter:
-    """Sends faults up at a limited rate. What is left out is counted in the next."""
+    """Sends faults up at a limited rate; each sent fault counts those left out before it."""
 
     def __init__(self, tube: DeviceEnd, clock: Callable[[], float] = monotonic) -> None:
         self._tube = tube
@@ -44,7 +44,7 @@ class Reporter:
 
     def fault(self, kind: FaultKind, queue: int, code: int, head: int, detail: int) -> None:
         """Reports a fault, or counts it."""
-        # A ring stops once in a device's life, so that is never left out.
+        # A ring stops at most once for each device, so this fault is never left out.
         left_out = 0 if kind is FaultKind.RING else self._limit.admit(self._clock())
         if left_out is None:
             return
@@ -57,9 +57,9 @@ class BackendChannel:
     """The back-end channel to the VMM, through which it hears that the config space changed.
 
     Args:
-        fd: non-blocking; None where there is none.
+        fd: the channel's socket, non-blocking; None where the VMM gave none.
         message: CONFIG_CHANGE_MSG, encoded.
-        epoll: waits for room in it.
+        epoll: waits until the channel takes more bytes.
     """
 
     def __init__(self, fd: int | None, message: bytes, epoll: select.epoll) -> None:
@@ -70,24 +70,25 @@ class BackendChannel:
         if fd is not None:
             try:
                 epoll.register(fd, 0)
-            except OSError:  # epoll(7) refuses regular files: nobody reads there.
+            except OSError:  # epoll(7) refuses regular files: the VMM reads no messages there.
                 self.fd = None
 
     def announce(self) -> None:
-        """Says that the config space changed.
+        """Tells the VMM that the config space changed.
 
-        Where half of an earlier message is unsent, the rest of that one is enough: the VMM reads
-        the config space when it has a whole message. A second message inside it would be garbage.
+        If an earlier CONFIG_CHANGE_MSG is half sent, its rest suffices: the VMM reads the config
+        space only after a whole message, and a second message begun inside the first would be
+        garbage.
         """
         if not self._unsent:
             self._unsent = self._message
         self.send(0)
 
     def send(self, event: int) -> None:
-        """Sends what is left of the message.
+        """Sends the unsent rest of the message.
 
         Args:
-            event: what epoll says of the channel; 0: nothing.
+            event: epoll's event mask for the channel; 0: there was no event.
         """
         if self.fd is None:
             return
@@ -107,15 +108,15 @@ class BackendChannel:
 
 
 class DeviceLoop:
-    """Runs a BalloonDevice until the controller says stop or is gone.
+    """Runs a BalloonDevice until the controller sends STOP or closes the tube.
 
     Args:
-        device: what serves the queues.
+        device: serves the queues.
         tube: the device's end.
-        reporter: for faults.
+        reporter: sends faults up.
         channel_fd: the back-end channel to the VMM, non-blocking; None where there is none.
-        config_change: the message that says there: the config space changed.
-        earned: how much of its allowances the guest has at the beginning, from 0 to 1.
+        config_change: CONFIG_CHANGE_MSG, encoded.
+        earned: how much of its CPU allowances the guest has at the beginning, from 0 to 1.
         clock: seconds.
     """
 
@@ -143,14 +144,15 @@ class DeviceLoop:
                 self._report_kick(running)
             else:
                 self._queues[running.kick_fd] = running
-        # Every ring is looked at once: the device before may have read a kick and then died.
+        # Look at every ring once: the device before may have read a kick and died before serving
+        # the ring.
         self._backlog = dict(self._queues)
         self._channel = BackendChannel(channel_fd, config_change, self._epoll)
         self._unreported = False
         self._report_at = 0.0
         self._account = Account(device.memory_pages, earned)
         self._resting: dict[int, float] = {}
-        """Queues whose kicks are ignored for a while: until when, by kick descriptor."""
+        """Queues whose kicks are ignored for a while: kick descriptor -> the clock at the end."""
 
     def fds(self) -> list[int]:
         """Every descriptor that the loop needs; all others may be closed."""
@@ -159,12 +161,12 @@ class DeviceLoop:
         return fds if self._channel.fd is None else [*fds, self._channel.fd]
 
     def run(self) -> None:
-        """Serves until told to stop; then says where each ring stands."""
+        """Serves until the controller sends STOP, then reports each ring's ``used.idx``."""
         self._tube.send(Ready())
         while self.turn():
             pass
-        # Every chain that was taken is answered; chains that wait are left to the next device,
-        # which looks at every ring without a kick.
+        # Every chain taken is answered by now. Chains still in the rings are left to the next
+        # device, which looks at every ring without waiting for a kick.
         indices = tuple((q.index, q.ring.used_index) for q in self._device.queues)
         self._tube.send(self._device.statistics())
         self._tube.send(Stopped(indices))
@@ -183,7 +185,8 @@ class DeviceLoop:
             elif fd == self._tube.fileno() and not self._obey():
                 return False
         if kicked:
-            # All queues: vrings may share an eventfd, whose counter is now read for all of them.
+            # Serve all queues: vrings may share one eventfd, and the read has reset its counter
+            # for all.
             self._serve([q for fd, q in self._queues.items() if fd not in self._resting], kicked)
         elif self._backlog:
             self._serve(list(self._backlog.values()), kicked)
@@ -213,7 +216,7 @@ class DeviceLoop:
                 self._rest(fd, now + rest_s)
 
     def _rest(self, fd: int, until: float) -> None:
-        """Does not listen to a queue for a while: its kicks stay where they are."""
+        """Ignores a queue for a while: its kicks stay unread in the eventfd."""
         self._resting[fd] = until
         self._backlog.pop(fd, None)
         self._epoll.modify(fd, 0)
@@ -223,14 +226,14 @@ class DeviceLoop:
         for fd in [fd for fd, until in self._resting.items() if now >= until]:
             del self._resting[fd]
             self._epoll.modify(fd, select.EPOLLIN)
-            # Without a kick: chains may be left of its last turn, and a kick through an eventfd
-            # that it shares was read for another queue.
+            # Look at the ring without waiting for a kick: chains may be left from its last turn,
+            # and a kick through an eventfd that it shares may have been read for another queue.
             self._backlog[fd] = self._queues[fd]
 
     def _take_kick(self, running: RunningQueue, event: int) -> bool:
         if event & select.EPOLLIN and drain_event(running.kick_fd):
             return True
-        # No eventfd, or hung up: epoll would report it as readable for ever.
+        # The descriptor is no eventfd, or has hung up: epoll would report it as readable for ever.
         self._drop(running)
         self._report_kick(running)
         return False
@@ -260,7 +263,8 @@ class DeviceLoop:
             match order:
                 case Target(target_bytes):
                     self._account.target(target_bytes // PAGE_SIZE)
-                    # The config space holds the target already: the VMM reads it there.
+                    # The controller has put the target into the config space, where the VMM reads
+                    # it.
                     self._channel.announce()
                 case Command.REQUEST_STATS:
                     self._device.request_stats()
@@ -281,5 +285,5 @@ class DeviceLoop:
 
 
 def report_guest_error(reporter: Reporter, running: RunningQueue, err: GuestError) -> None:
-    """A chain was dropped: says so, at a limited rate."""
+    """Reports a chain that was dropped, at a limited rate."""
     reporter.fault(FaultKind.CHAIN, running.index, err.rule, err.head, err.found)

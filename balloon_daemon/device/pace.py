@@ -1,10 +1,11 @@
 """Slowing down a guest that keeps its device busy for nothing.
 
 Pure arithmetic on a clock that the caller reads. Kicks without work and chains that break a rule
-cost a guest next to nothing, and the device a core of the host; so does giving up, taking back and
-reporting the same pages over and over. What it costs is taken out of an allowance, and once that
-is used up the queue that it came from rests until it is earned again. The others go on: a guest
-that reports much free memory has its balloon served meanwhile.
+cost a guest next to nothing, but the device a core of the host; so do inflating, deflating and
+reporting the same pages over and over. The device charges such work to an allowance of CPU time
+that refills at a fixed share of a core. While an allowance is overdrawn, the queue that caused the
+work is not served; the other queues are, so a guest that reports much free memory still has its
+balloon served.
 """
 
 from dataclasses import dataclass
@@ -13,29 +14,31 @@ from typing import NamedTuple
 from balloon_daemon.errors import RingError
 
 MAX_TURN_S = 0.01
-"""Time spent on one queue before the others and the controller get their turn. A chain of 32,768
-descriptors that loops takes as much by itself."""
+"""Time spent on one queue before the other queues and the controller get their turn. One looping
+chain of 32,768 descriptors takes as long."""
 
 WAKE_UP_S = 20e-6
-"""What a turn costs besides its work: epoll_wait, reading the kick, waking up."""
+"""CPU time of a turn besides its work: epoll_wait, reading the kick, waking up."""
 
 PAGE_S = 5e-6
-"""What a page costs at the most: one that is removed by itself."""
+"""The most CPU time that a page costs: the page is removed by a madvise of its own."""
 
 ASKED_PAGE_S = MAX_TURN_S / 256
-"""What a page that was asked for may cost in a turn with chains of no use."""
+"""CPU time granted for a page that a target asked for, in a turn whose chains are too short to be
+useful."""
 
 HONEST_CHAIN_PAGES = 16
-"""Linux sends 256 pages in a chain, and now and then a rest."""
+"""Chains with fewer pages on average count as waste. Linux sends 256 pages in a chain, and now and
+then a shorter last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a guest may cost.
+    """The CPU time that a guest may use for one kind of work.
 
     Attributes:
-        share: of one core, for ever.
-        allowance_s: seconds of a core, at once.
+        share: the part of one core by which the allowance refills, for ever.
+        allowance_s: seconds of a core that may be used at once.
     """
 
     share: float
@@ -43,19 +46,20 @@ class Limit:
 
 
 WASTE = Limit(share=0.05, allowance_s=0.05)
-"""Turns without any work. 5,000 kicks, far more than an honest driver sends too many."""
+"""Turns without useful work: 5,000 kicks at once, far more than the needless ones of an honest
+driver."""
 
 UNASKED = Limit(share=0.25, allowance_s=1.0)
-"""Work beyond what the targets asked for. An honest guest has it too: it reports free memory (some
-3 GiB at once, then 1 a second), takes pages back when it is out of memory, gives them up anew."""
+"""Work beyond the targets. An honest guest needs this too: it reports free memory (some 3 GiB at
+once, then 1 GiB a second), and when it is out of memory it deflates and inflates again."""
 
 
 class Pace:
-    """One allowance of a guest.
+    """One allowance of a guest, and how much of it is left.
 
     Args:
-        limit: what it may cost.
-        earned: how much of the allowance it has at the beginning, from 0 to 1.
+        limit: its size, and how fast it refills.
+        earned: how much of the allowance the guest has at the beginning, from 0 to 1.
     """
 
     def __init__(self, limit: Limit, earned: float = 1.0) -> None:
@@ -82,12 +86,12 @@ class Pace:
 
 
 class Asked:
-    """How much of a guest's work its targets have asked for.
+    """Counts how many pages the targets still ask the guest to move.
 
     Args:
         memory_pages: all that the guest has, in 4 KiB pages.
-        first_pages: what the first target asks for at most: nobody knows how far it is from where
-            the balloon is.
+        first_pages: the pages granted for the first target, because this device does not know how
+            large the balloon is already.
     """
 
     def __init__(self, memory_pages: int, first_pages: int) -> None:
@@ -97,29 +101,29 @@ class Asked:
         self._left_pages = 0
 
     def target(self, pages: int) -> None:
-        """A new target: so many pages are to move as it is away from the last one."""
+        """Grants as many pages as the new target differs from the last one."""
         last, self._target_pages = self._target_pages, pages
         moves = self._first_pages if last is None else abs(pages - last)
-        # What is never used must not add up.
+        # Cap the sum, so that pages which the guest never moved cannot add up without end.
         self._left_pages = min(self._left_pages + moves, self._memory_pages)
 
     def take(self, pages: int) -> int:
-        """Takes work off it; returns how many of the pages were asked for."""
+        """Uses up granted pages; returns how many of ``pages`` the targets had asked for."""
         asked = min(pages, self._left_pages)
         self._left_pages -= asked
         return asked
 
 
 class Turn(NamedTuple):
-    """What one queue brought in a turn.
+    """The result of serving one queue once.
 
     Attributes:
-        chains: taken from it.
-        pages: that moved.
-        faults: chains that broke a rule.
-        reports: they were reports of free pages, which no target asks for.
-        more: the queue may have more: its turn was over before its chains were.
-        broken: why its ring cannot be trusted any more; None where it can.
+        chains: how many were taken from the queue.
+        pages: how many moved into or out of the balloon, or were reported.
+        faults: how many chains broke a rule.
+        reports: True: the pages are free page reports, which no target asks for.
+        more: True: the turn's time or chain limit ended before the queue was empty.
+        broken: why the ring cannot be trusted any more; None while it can.
     """
 
     chains: int = 0
@@ -135,8 +139,8 @@ class Account:
 
     Args:
         memory_pages: all that the guest has, in 4 KiB pages.
-        earned: how much of its allowances it has at the beginning, from 0 to 1. A guest that
-            has its device made anew over and over must not have them anew each time.
+        earned: how much of its allowances it has at the beginning, from 0 to 1. A guest that has
+            its device started anew over and over must not have full allowances each time.
     """
 
     def __init__(self, memory_pages: int, earned: float = 1.0) -> None:
@@ -145,27 +149,28 @@ class Account:
         self._unasked, self._reports = Pace(UNASKED, earned), Pace(UNASKED, earned)
 
     def target(self, pages: int) -> None:
-        """A new target, which asks for work."""
+        """Notes a new target, which grants work."""
         self._asked.target(pages)
 
     def charge(self, now_s: float, spent_s: float, turn: Turn) -> float:
-        """Charges what one queue brought.
+        """Charges one turn of one queue to the guest's allowances.
 
         Args:
-            now_s: the clock, at its end.
-            spent_s: how long it took by the clock, which runs on while we wait for a core: that is
-                not the guest's doing, so no more counts than its work may take.
-            turn: what it was.
+            now_s: the clock at the turn's end.
+            spent_s: how long the turn took by the clock. The clock also runs while the host gives
+                this process no core, which is not the guest's doing, so at most the time that the
+                turn's work can take is charged.
+            turn: the turn's result.
 
         Returns:
-            Seconds for which that queue is to rest.
+            Seconds for which that queue is not to be served.
         """
         chains, pages, faults, reports, _, _ = turn
         asked = 0 if reports else self._asked.take(pages)
         useful = not faults and pages >= HONEST_CHAIN_PAGES * chains
         if useful and asked == pages and pages:
             return 0.0
-        # A turn, and the chain that was begun before its time was over.
+        # At most one turn, plus the chain that was begun just before the turn's time was over.
         spent_s = min(spent_s, 2 * MAX_TURN_S + pages * PAGE_S)
         unasked_s = spent_s * (pages - asked) / pages if pages else 0.0
         wasted_s = 0.0 if useful else max(0.0, spent_s - unasked_s - asked * ASKED_PAGE_S)

@@ -12,16 +12,16 @@ from balloon_daemon.tube.connection import ControllerEnd, open_tube
 from balloon_daemon.tube.messages import Command
 
 MAX_DEATH_RECORD_BYTES = 64 * 1024
-"""All that a pipe holds (pipe(7))."""
+"""A pipe's default capacity (pipe(7))."""
 MAX_DEATH_RECORD = 1500
-"""Characters: a traceback's end fits."""
+"""Characters that are kept: enough for a traceback's end."""
 
 
 class NotYetError(OSError):
-    """There is no process to fork devices from just now, and another is started.
+    """No process can fork devices just now, and another is being started.
 
     Args:
-        retry_s: the device is to be asked for again after so many seconds.
+        retry_s: seconds after which the caller should ask again.
     """
 
     def __init__(self, retry_s: float) -> None:
@@ -30,9 +30,9 @@ class NotYetError(OSError):
 
 
 Fork = Callable[[DeviceSpec, int, int, int], int]
-"""Forks a device from a spec, the descriptors of its end of the tube and of its standard error,
-and its parent's process id. Returns its process id; raises OSError, or NotYetError where that is
-no failure."""
+"""Forks a device. Args: its spec, the descriptors of its tube end and of its standard error, and
+its parent's process id. Returns its process id. Raises OSError, or NotYetError where the caller
+need only ask again."""
 
 
 class DeviceProcess:
@@ -41,8 +41,9 @@ class DeviceProcess:
     Args:
         pid: its process id.
         tube: the controller's end.
-        stderr_pipe: read end of the pipe that is its standard error. It hangs up when the device
-            is gone, however it went, which is how another controller can tell.
+        stderr_pipe: read end of the pipe that is the device's standard error. The pipe reaches its
+            end of file when the device is gone, in whatever way; another controller, which cannot
+            wait for this child, learns of its end by that.
     """
 
     def __init__(self, pid: int, tube: ControllerEnd, stderr_pipe: OwnedFd) -> None:
@@ -53,19 +54,19 @@ class DeviceProcess:
         """Readable once the device has ended."""
 
     def kill(self) -> None:
-        """Ends it at once; no harm where it has ended."""
+        """Sends SIGKILL; does nothing where the device has ended."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd.fileno(), signal.SIGKILL)
 
     def reap(self) -> int | None:
-        """Collects its exit code, negative for a signal; None while it runs."""
+        """Collects the exit code, negative for a signal; None while the device runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if pid else None
 
     def read_death_record(self) -> str:
-        """The end of what it wrote to standard error, in one line of printable text.
+        """Returns the end of the device's standard error, as one line of printable text.
 
-        A guest that took the device over may have written it.
+        Treat this text as hostile: a guest that took the device over may have written it.
         """
         try:
             words = os.read(self.stderr_pipe.fileno(), MAX_DEATH_RECORD_BYTES)
@@ -76,7 +77,7 @@ class DeviceProcess:
         return text[-MAX_DEATH_RECORD:]
 
     def close(self) -> None:
-        """Closes what the controller holds of it."""
+        """Closes the controller's descriptors of the device."""
         self.stderr_pipe.close()
         self.tube.close()
         self.pidfd.close()
@@ -86,12 +87,13 @@ def spawn(spec: DeviceSpec, fork: Fork, *, look: bool = False) -> DeviceProcess:
     """Starts a device.
 
     Args:
-        spec: the device's, with our numbers for its descriptors, which stay ours.
-        fork: how it is forked.
-        look: its first order is to stop: it serves nothing, and says where its rings are.
+        spec: the device's spec; the descriptors in it stay open and the caller's.
+        fork: forks the process.
+        look: True: the first order is STOP, so the device serves nothing and reports its rings'
+            ``used.idx``.
 
     Raises:
-        NotYetError: it is to be asked for again in a moment.
+        NotYetError: the caller should ask again in a moment.
         OSError: no process or no descriptor to be had.
     """
     with contextlib.ExitStack() as undo:
@@ -105,13 +107,13 @@ def spawn(spec: DeviceSpec, fork: Fork, *, look: bool = False) -> DeviceProcess:
         undo.callback(_end_child, pid)
         device = DeviceProcess(pid, upper, stderr_out)
         undo.pop_all()
-    # Before any order it does nothing; a new device has no statistics to be asked for, so this
-    # one only says: go.
+    # The device waits for its first order. REQUEST_STATS does nothing in a new device, which holds
+    # no statistics buffer, and so serves as "start".
     upper.send(Command.STOP if look else Command.REQUEST_STATS)
     return device
 
 
 def _end_child(pid: int) -> None:
-    """Ends and reaps a child that nobody can watch: two devices must never serve one guest."""
+    """Kills and reaps a child that nothing watches: two devices must never serve one guest."""
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

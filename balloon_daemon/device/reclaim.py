@@ -1,6 +1,6 @@
-"""Giving a guest's pages back to the host: sort, coalesce, MADV_REMOVE.
+"""Frees a guest's pages for the host: sorts them, merges neighbours, calls MADV_REMOVE.
 
-Runs in the jail. Never removes a host page of which the guest has not handed over every part.
+Runs in the jail. Never removes a host page unless the guest has handed over all of it.
 """
 
 import mmap
@@ -20,18 +20,18 @@ _REMOVE = mmap.MADV_REMOVE
 
 
 class Mapping(Protocol):
-    """What a reclaimer asks of an ``mmap.mmap``, and of what stands in for one in a test."""
+    """The part of ``mmap.mmap`` that a reclaimer uses, for tests with another mapping."""
 
     def madvise(self, option: int, start: int, length: int, /) -> None: ...
 
 
 HostFault = Callable[[int, int], None]
-"""Hears of the kernel's refusals: (errno, guest-physical address)."""
+"""Called when the kernel refuses to free a page: (errno, guest-physical address)."""
 
 
 Runs = tuple[list[int], list[int]]
-"""The first PFN and the number of pages of each run, ascending, without overlap. Two lists: a pair
-for each run would cost as much again as finding it."""
+"""The first PFN and the number of pages of each run, ascending, without overlap. Two lists,
+because a pair for each run would double the cost of finding the runs."""
 
 
 def coalesce(pfns: list[int]) -> Runs:
@@ -64,10 +64,11 @@ _STEPS = sum(place << 32 * place for place in range(_USUAL_PFNS))
 def runs_of(content: bytes) -> Runs:
     """The runs in a buffer of little-endian u32 page frame numbers, as ``coalesce`` gives them.
 
-    A fresh guest gives memory up in large pieces, so that a whole buffer is one run, descending
-    or ascending. That shows in one comparison, of the buffer as a number of 1024 bytes with the
-    one that such a run would make: its first PFN in every place, less or plus 0, 1, 2...
-    Between ends that are 255 apart no place of that number can borrow from or carry to the next.
+    A fresh guest gives up memory in large pieces, so a whole buffer is often one run, descending
+    or ascending. One comparison finds this: the buffer, read as a number of 1024 bytes, equals the
+    number that such a run would make: its first PFN in every place, minus or plus 0, 1, 2... As
+    the two ends differ by exactly 255, no place of that number borrows from or carries into the
+    next.
 
     Args:
         content: one PFN or more.
@@ -83,19 +84,20 @@ def runs_of(content: bytes) -> Runs:
 
 
 class Reclaimer:
-    """Removes memory of one guest.
+    """Removes the memory of one guest.
 
     Args:
         memory: the guest's regions.
         maps: the mapping behind each of ``memory.regions``, in the same order; None for a region
-            that cannot be freed: its pages are counted and left alone.
-        host_fault: hears of the kernel's refusals; what it refuses stays with the guest's file.
-        must_tell_host: the driver uses no page of the balloon again before its deflation is
+            that cannot be freed: its pages are only counted.
+        host_fault: called when the kernel refuses to free pages, which then stay in the guest's
+            file.
+        must_tell_host: True: the driver uses no page of the balloon again before its deflation is
             answered (VIRTIO_BALLOON_F_MUST_TELL_HOST). Otherwise a part that an earlier buffer
-            handed over may be in use again, and a huge page goes only with a buffer that has
-            all of it.
-        pfns_name_pages: False: a page frame number may be a longer one's low 32 bits, so none of
-            them is acted on.
+            handed over may be in use again, so a huge page is removed only if one buffer has all
+            of it.
+        pfns_name_pages: False: a page frame number may be the low 32 bits of a longer one, so no
+            page of the balloon is removed.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Reclaimer:
         self._memory = memory
         self._maps = tuple(maps)
         self._host_fault = host_fault
-        # Regions whose every 4 KiB page can be removed by itself.
+        # Regions of 4 KiB pages, each of which can be removed by itself.
         self._plain = {
             index
             for index, region in enumerate(memory.regions)
@@ -123,9 +125,9 @@ class Reclaimer:
         self.removed_bytes = 0
         self.removals = 0
         self.reported_removed_bytes = 0
-        """How much of ``removed_bytes`` was not in the balloon, but reported as free."""
+        """The part of ``removed_bytes`` that was not in the balloon but reported as free."""
         self.kept_pages = 0
-        """4 KiB pages that the guest gave up where nothing can be freed."""
+        """4 KiB pages that the guest gave up in regions that cannot be freed."""
         self.refused_pages = 0
         """4 KiB pages that the kernel refused to free."""
 
@@ -133,14 +135,14 @@ class Reclaimer:
         """Removes the pages that the guest put into the balloon.
 
         Args:
-            runs: what ``runs_of`` gave.
+            runs: as ``runs_of`` returns them.
 
         Raises:
             GuestError: a PFN outside guest memory; then nothing is removed at all.
         """
         firsts, counts = runs
         first, last, count = firsts[0], firsts[-1], counts[-1]
-        # From the lowest to the highest page inside one region: so is all that lies between.
+        # If the range from the lowest to the highest page is inside one region, so are all runs.
         place = self._memory.locate(first * PAGE_SIZE, (last + count - first) * PAGE_SIZE)
         if place is not None and place[0] in self._plain:
             self._remove_runs(place[0], runs, first * PAGE_SIZE - place[1])
@@ -159,7 +161,7 @@ class Reclaimer:
         """Forgets the pages that the guest took back.
 
         Args:
-            runs: what ``runs_of`` gave.
+            runs: as ``runs_of`` returns them.
 
         Raises:
             GuestError: a PFN outside guest memory; then nothing is forgotten.
@@ -169,10 +171,11 @@ class Reclaimer:
                 self._huge_pages.take_out(index, offset, length)
 
     def forget(self) -> None:
-        """Forgets every part of a huge page: some of them are the guest's again, who knows which.
+        """Forgets every part of huge pages, because the guest uses some of them again, and not
+        known which.
 
-        A chain of the deflateq that breaks a rule is answered all the same, and its pages are in
-        use from then on.
+        A chain of the deflateq that breaks a rule is answered all the same, and the guest then
+        uses its pages.
         """
         self._huge_pages.forget()
 
@@ -205,7 +208,8 @@ class Reclaimer:
         return sum(length for _, length in ranges)
 
     def _located(self, queue: str, head: int, runs: Runs) -> list[tuple[int, int, int]]:
-        """Where each run is: (region, offset, length), all checked before any is touched."""
+        """The place of each run: (region, offset, length); all are checked before any is
+        removed."""
         places = []
         for first, count in zip(*runs, strict=True):
             pieces, outside = self._pieces(first * PAGE_SIZE, count * PAGE_SIZE)
@@ -215,7 +219,7 @@ class Reclaimer:
         return places
 
     def _pieces(self, addr: int, rest: int) -> tuple[list[tuple[int, int, int]], int | None]:
-        """Where a range of guest-physical addresses is: two regions may touch, so in pieces.
+        """The place of a range of guest-physical addresses, in pieces, as two regions may touch.
 
         Returns:
             (region, offset, length) of each piece, and the first address outside guest memory,
@@ -246,7 +250,8 @@ class Reclaimer:
         failed = 0
         while True:
             try:
-                # An empty queue: the calls follow each other without a bytecode in between.
+                # A deque of length 0 consumes the iterator in C: no bytecode runs between two
+                # madvise calls.
                 deque(removals, 0)
                 break
             except OSError as err:

@@ -1,8 +1,8 @@
-"""A long life in a moment: what CPython may ever ask of the kernel for a device, for ``--check``.
+"""Does for ``--check`` whatever CPython might ask the kernel for in a device's whole life.
 
-A device of ours needs no more memory after a year than after its first buffer, so whether its
-interpreter could have more under the seccomp policy does not show in its work. Here it takes what
-no device needs, of each kind of memory that CPython has.
+A device needs no more memory after a year than after its first buffer, so its normal work never
+shows whether the seccomp policy lets the interpreter get more. The rehearsal allocates memory of
+each kind that CPython has.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ from balloon_daemon.device.death_record import describe_error
 
 
 def rehearse(say: Callable[[str], None]) -> None:
-    """Grows each kind of memory, and lets it go again; takes some 0.1 s and 10 MiB.
+    """Grows and frees each kind of memory; takes some 0.1 s and 10 MiB.
 
     Args:
-        say: hears what comes next, in one line, before it does.
+        say: called before each step with its name, one line.
     """
     for what, step in _STEPS:
         say(what)
@@ -24,7 +24,7 @@ def rehearse(say: Callable[[str], None]) -> None:
 
 
 def _make_objects() -> None:
-    """More small ones than any free memory of CPython's own holds."""
+    """Makes more small objects than CPython's free lists and arenas hold."""
     assert len([(number,) for number in range(50_000)]) == 50_000
 
 
@@ -53,7 +53,7 @@ def _make_garbage() -> None:
 
 
 def _grow_blocks() -> None:
-    """Each step of their growth is another size to malloc."""
+    """Grows a list and a bytearray: each step asks malloc for another size."""
     numbers: list[int] = []
     content = bytearray()
     for _ in range(64):

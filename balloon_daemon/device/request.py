@@ -1,7 +1,7 @@
-"""What controller and template say to each other: a device's spec and its descriptors, a pid.
+"""The messages between controller and template: a device's spec with descriptors, and a pid.
 
-Bytes and descriptors are read apart: only the device itself decodes the bytes, and learns what
-they say of its guest. The template keeps the filter, which all devices have in common, and nothing
+The template passes the spec's bytes on undecoded; only the device, which serves that guest,
+decodes them. The template keeps the seccomp filter, which all devices have in common, and nothing
 else.
 """
 
@@ -18,33 +18,34 @@ from balloon_daemon.virtio.balloon import BalloonQueue
 
 _FIELDS = [name for spec in (DeviceSpec, RegionSpec, VringSpec) for name in spec.__slots__]
 HELLO = f"balloond {__version__} forks {' '.join(_FIELDS)}".encode()
-"""The template's first datagram. Its files may be another balloond's than those of the running
-controller, also of the same version: a request of other fields would be decoded wrongly."""
+"""The template's first datagram, with the names of all fields. The files on disk may be newer than
+the running controller, even of the same version; a template with other fields would decode a
+request wrongly, so the controller refuses one."""
 
 ANSWER = struct.Struct("<qi")
-"""The device's process id, and an errno that says why there is none."""
+"""The device's process id, and an errno (not 0: no device was forked)."""
 
 FDS_A_DATAGRAM = 250
-"""SCM_MAX_FD of the kernel is 253."""
+"""Descriptors in one datagram; the kernel's limit, SCM_MAX_FD, is 253."""
 
 MAX_DATAGRAM_BYTES = 128 * 1024
-"""256 regions, five vrings and a filter of 4096 instructions fit."""
+"""A request with 256 regions, five vrings and a filter of 4096 instructions fits."""
 
 _HEAD = struct.Struct("<III")
-"""How many descriptors, the process id of the device's parent, how many bytes of filter."""
+"""The number of descriptors, the process id of the device's parent, the bytes of the filter."""
 
 _ROOM = socket.CMSG_SPACE(FDS_A_DATAGRAM * array.array("i").itemsize)
 
 
 class Request(NamedTuple):
-    """A request as it came.
+    """A request as it was received.
 
     Attributes:
-        sent: how many descriptors were sent with it.
+        sent: how many descriptors the controller sent.
         parent: the process id of the controller.
         bpf: the seccomp program.
-        spec: all else, for ``decode_spec``.
-        fds: the descriptors; fewer than ``sent`` where there was no room for more.
+        spec: the rest of the bytes, for ``decode_spec``.
+        fds: the descriptors received; fewer than ``sent`` where this process could hold no more.
     """
 
     sent: int
@@ -57,12 +58,14 @@ class Request(NamedTuple):
 def send_request(
     sock: socket.socket, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int, bpf: bytes
 ) -> None:
-    """Sends a request, as many datagrams as its descriptors need.
+    """Sends a request in as many datagrams as its descriptors need.
 
-    In the request a descriptor's number is its place among those that are sent with it.
+    The spec is sent with each descriptor's number replaced by its place among the sent
+    descriptors.
 
     Raises:
-        OSError: the template takes nothing; it forks only what it has received as a whole.
+        OSError: a datagram was not sent. No device is forked then, because the template forks only
+            after the last datagram.
     """
     fds = [tube_fd, stderr_fd, *spec.fds()]
     places = iter(range(2, len(fds)))
@@ -74,18 +77,18 @@ def send_request(
 
 
 def receive_request(sock: socket.socket, buffer: bytearray) -> Request | None:
-    """The next request; None once the controller is gone.
+    """The next request; None once the controller has closed the socket.
 
     Args:
-        sock: leads to the controller.
-        buffer: of ``MAX_DATAGRAM_BYTES``; the request's bytes are in there and nowhere else.
+        sock: the socket to the controller.
+        buffer: of ``MAX_DATAGRAM_BYTES``; receives the request's bytes, of which no copy is made.
     """
     length, fds = _receive(sock, buffer)
     if not length:
         return None
     count, parent, bpf_bytes = _HEAD.unpack_from(buffer)
-    # As many datagrams as were sent, also where some descriptors found no room here: what is left
-    # would be taken for the next request.
+    # Receive all datagrams of the request, even where some descriptors did not fit: a datagram
+    # left behind would be taken for the next request.
     rest = bytearray(1)
     for _ in range(FDS_A_DATAGRAM, count, FDS_A_DATAGRAM):
         more, further = _receive(sock, rest)
@@ -97,7 +100,7 @@ def receive_request(sock: socket.socket, buffer: bytearray) -> Request | None:
 
 
 def _receive(sock: socket.socket, buffer: bytearray) -> tuple[int, list[int]]:
-    # Not recv_fds(): it makes an object of the bytes, and its memory is not ours to overwrite.
+    # Not recv_fds(), which makes a bytes object: memory that Python frees cannot be overwritten.
     length, ancillary, _, _ = sock.recvmsg_into([buffer], _ROOM)
     fds = array.array("i")
     for _, _, content in ancillary:
@@ -106,7 +109,7 @@ def _receive(sock: socket.socket, buffer: bytearray) -> tuple[int, list[int]]:
 
 
 def _encode_spec(spec: DeviceSpec) -> bytes:
-    """Every field by its name. marshal(3) costs neither process an import, as pickle would."""
+    """Encodes every field under its name. Unlike pickle, marshal needs no import."""
     return marshal.dumps(
         _fields(spec)
         | {
@@ -122,7 +125,7 @@ def _fields(value: DeviceSpec | RegionSpec | VringSpec | Identity) -> dict[str, 
 
 
 def decode_spec(request: Request) -> DeviceSpec:
-    """The spec of a request whose descriptors have all come; in the device alone."""
+    """Decodes a request whose descriptors have all come; called in the device only."""
     fields: dict[str, Any] = marshal.loads(request.spec)
     fields["regions"] = tuple(RegionSpec(**region) for region in fields["regions"])
     fields["vrings"] = tuple(

@@ -1,4 +1,4 @@
-"""What a device is told before it is forked, as values, and what its parent knows of its end."""
+"""A device's settings as values, made before the fork, and the meaning of its exit code."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -8,8 +8,8 @@ from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.virtio.balloon import BalloonQueue
 
 EXIT_INTERNAL_ERROR = 70
-"""sysexits.h, EX_SOFTWARE: our own bug, or memory that it was not given; its death record, on
-standard error, say which."""
+"""sysexits.h, EX_SOFTWARE: a bug of ours, or guest memory that cannot be mapped; the death record
+on standard error says which."""
 
 STANDARD_ERROR = 2
 
@@ -19,8 +19,8 @@ class RegionSpec:
     """A memory region.
 
     Attributes:
-        fd: its file, the caller's; None for one that is not to be mapped. Its pages are known and
-            never removed, and nothing can be read there.
+        fd: the caller's descriptor of its file; None: the region is not to be mapped, so its pages
+            pass the address checks but are never removed, and no ring or buffer in it can be read.
         freed: whether pages that the guest gives up here can be removed.
     """
 
@@ -35,7 +35,7 @@ class RegionSpec:
 
 @dataclass(frozen=True, slots=True)
 class VringSpec:
-    """A vring to serve; the fds stay the caller's."""
+    """A vring to serve; its descriptors stay the caller's."""
 
     index: int
     queue: BalloonQueue
@@ -49,19 +49,20 @@ class VringSpec:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """All that a device needs, known before it is forked.
+    """The whole description of a device, complete before the fork.
 
     Attributes:
         name: for ``ps`` and ``top``; the kernel keeps 15 bytes.
-        channel_fd: the back-end channel; None: no target can be signalled.
-        config_change: the message for it.
-        identity: whom to become where the controller is root.
+        channel_fd: the back-end channel; None: the VMM cannot be told of a new target.
+        config_change: CONFIG_CHANGE_MSG, encoded.
+        identity: the user to become where the controller is root.
         must_tell_host: the driver acknowledged VIRTIO_BALLOON_F_MUST_TELL_HOST.
-        earned: how much of its allowances the guest has at the beginning, from 0 to 1.
-        rehearse: before it ends it does what only a long life could need, naming each step of
-            that on its standard error.
-        pfns_name_pages: False where the guest has pages beyond what a page frame number of 32 bits
-            can name: then no number can be trusted, and no page of the balloon is removed.
+        earned: how much of its CPU allowances the guest has at the beginning, from 0 to 1.
+        rehearse: True: before its end the device rehearses a long life (``rehearsal``), naming
+            each step on its standard error.
+        pfns_name_pages: False where the guest has pages beyond the range of 32-bit page frame
+            numbers: then a number may be a longer one cut off, and no page of the balloon is
+            removed.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """From a forked child to a device: ``become_device`` runs in the child, and never returns.
 
-Nothing of a guest is read before the filter is loaded, and nothing is even mapped before the
-controller knows whom it has forked.
+Until the filter is loaded, nothing of a guest is read. Guest memory is mapped only after the
+controller's first order, which proves that the controller knows this process's pid.
 """
 
 import gc
@@ -39,12 +39,12 @@ from balloon_daemon.virtio.split_queue import (
 def become_device(
     spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int, load_filter: Callable[[], None]
 ) -> NoReturn:
-    """Turns a forked child, whose signals are reset, into a device; ends the process with it.
+    """Turns a forked child, whose signals are reset, into a device; the process ends in here.
 
     Args:
-        spec: the device's, with this process's numbers for its descriptors.
+        spec: the device's spec, with this process's descriptor numbers.
         tube_fd: the device's end of the tube.
-        stderr_fd: becomes its standard error.
+        stderr_fd: becomes the standard error.
         parent: the controller's process id.
         load_filter: loads the seccomp filter into the calling process.
     """
@@ -52,7 +52,8 @@ def become_device(
         os.dup2(stderr_fd, STANDARD_ERROR)
         gc.freeze()
         jail.limit_first()
-        # First of all, so that there is room for what is opened next where the host has none.
+        # Close inherited files first, so that the following opens succeed even where the host's
+        # file table is full.
         jail.close_fds_except([STANDARD_ERROR, tube_fd, *spec.fds()])
         sock = socket.socket(fileno=tube_fd)
         sock.setblocking(False)
@@ -71,7 +72,7 @@ def become_device(
             rehearse(lambda step: jail.write_error(f"{step}\n"))
         os._exit(0)
     except MemoryFileError as err:
-        # The VMM's doing, or the host's: no traceback of ours would say more.
+        # The VMM or the host is at fault, so a traceback of ours would add nothing.
         jail.write_error(f"{spec.name}: {err}")
     except BaseException as err:
         jail.write_error(f"{spec.name}: {describe_error(err)}")
@@ -80,7 +81,7 @@ def become_device(
 
 
 def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
-    """Maps the guest and wires everything up; reads nothing of it but ``used.idx``."""
+    """Maps guest memory and builds the device; of the guest it reads only ``used.idx``."""
     regions = sorted(spec.regions, key=lambda region: region.guest_addr)
     maps = [
         None if r.fd is None else map_shared(r.fd, r.size_bytes, r.mmap_offset_bytes)
@@ -128,7 +129,7 @@ def _assemble(spec: DeviceSpec, tube: DeviceEnd) -> DeviceLoop:
 
 
 def _running_queue(vring: VringSpec, memory: GuestMemory) -> RunningQueue | None:
-    """The ring in guest memory; None where its addresses are not wholly inside one region."""
+    """Finds the ring in guest memory; None where an area is not wholly inside one region."""
     areas = (
         memory.view_of_frontend(vring.descriptors, descriptors_bytes(vring.size)),
         memory.view_of_frontend(vring.available, available_bytes(vring.size)),

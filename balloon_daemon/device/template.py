@@ -1,13 +1,13 @@
-"""The controller's side of the template: a process that forks devices, and loads nothing else.
+"""The controller's side of the template, a process that does nothing but fork devices.
 
-A device shares its memory with the process that it was forked from until either writes to it. The
-controller writes all the time, and each page that it writes would leave the device with an old
-copy of its own; what a device does need would lie scattered among what only the controller does.
-The template is a program of its own (``device/forker_start.py``) that rests between two devices.
-It is started before the controller loads anything else, and loads what a device needs meanwhile.
+A device shares memory pages with its parent until either of them writes to a page, which copies
+it. The controller writes all the time, so a device forked from it would soon own old copies of
+those pages. The template is a program of its own (``device/forker_start.py``) that rests between
+two forks and loads only the modules of a device. It starts before the controller imports anything
+else, and loads while the controller does.
 
-Where it has ended another is started, which takes some 0.1 s. Nobody waits for it: a device that
-is wanted meanwhile is asked for again (``NotYetError``).
+If the template ends, another one is started, which takes some 0.1 s. The controller does not block
+on that: ``NotYetError`` tells the caller to ask for the device again.
 """
 
 import contextlib
@@ -27,28 +27,31 @@ from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import OwnedFd
 
 PROGRAM: tuple[str, ...] = (os.path.join(os.path.dirname(__file__), "forker_start.py"),)
-"""What the interpreter runs as the template."""
+"""The program file that the interpreter runs as the template."""
 
 ANSWER_WITHIN_S = 2.0
-"""Longer than a fork takes on a host that is out of memory; then the template is given up."""
+"""A fork takes less even on a host that is out of memory; after this time the template is killed.
+"""
 
 STARTED_WITHIN_S = 10.0
-"""Some 100 times as long as a start takes on an idle host; then it is given up."""
+"""Some 100 times as long as a start takes on an idle host; after this time the start has failed.
+"""
 
 KILLED_WITHIN_S = 0.1
-"""What a template that was killed may take to be gone before it is reaped some other time."""
+"""How long to wait for a killed template; after that it is reaped later."""
 
 STARTING_RETRY_S = 0.02
-"""When a device is asked for again while a template is being started."""
+"""When to ask for a device again while a template is being started."""
 
 LONG_LIFE_S = 60.0
-"""One that has ended sooner than this is not started again at once, but after 1, 2, 4, 5 s."""
+"""A template that ended sooner is not replaced at once, but after 1, 2, 4, 5 s."""
 
 MAX_WAIT_S = 5.0
 """The longest wait before another start: no device can be forked meanwhile."""
 
 _PASSED_ON = ("LD_LIBRARY_PATH",)
-"""All of our environment that another interpreter may need: where its own libraries are."""
+"""The only environment variables that the template's interpreter may need: where its libraries
+are."""
 
 _NO_DEVICE = "no device can be started"
 
@@ -58,7 +61,7 @@ class _Process:
 
     Args:
         pid: its process id.
-        sock: leads to it.
+        sock: the socket to it.
     """
 
     def __init__(self, pid: int, sock: socket.socket) -> None:
@@ -68,7 +71,7 @@ class _Process:
         self.began_s = time.monotonic()
 
     def end(self) -> None:
-        """Ends it; the devices live on. One that the kernel holds is not waited for."""
+        """Kills the template, not the devices; does not wait where the kernel delays its death."""
         self.sock.close()
         if not self.is_gone():
             with contextlib.suppress(ProcessLookupError):
@@ -76,7 +79,7 @@ class _Process:
             self.is_gone(within_s=KILLED_WITHIN_S)
 
     def is_gone(self, within_s: float = 0.0) -> bool:
-        """Whether it has ended; reaps it."""
+        """Whether the process has ended; reaps it then."""
         if self._pidfd.fileno() >= 0:
             if not _wait_readable([self._pidfd.fileno()], within_s):
                 return False
@@ -85,12 +88,12 @@ class _Process:
         return True
 
     def wait(self, within_s: float) -> None:
-        """Waits until it has said something or has ended, or for so many seconds."""
+        """Waits until the process has sent something or has ended, or for so many seconds."""
         _wait_readable([self.sock.fileno(), self._pidfd.fileno()], within_s)
 
 
 def _wait_readable(fds: list[int], within_s: float) -> bool:
-    # Not select(2): the controller's numbers go far beyond what it takes.
+    # Not select(2), which takes no descriptor number above 1023; the controller has higher ones.
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
@@ -98,7 +101,7 @@ def _wait_readable(fds: list[int], within_s: float) -> bool:
 
 
 def _received(sock: socket.socket, most: int) -> bytes | None:
-    """What the template says; empty where it has ended, None where it says nothing."""
+    """What the template has sent; empty: it has ended; None: it has sent nothing."""
     try:
         return sock.recv(most, socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -108,50 +111,50 @@ def _received(sock: socket.socket, most: int) -> bytes | None:
 
 
 class Template:
-    """Forks devices: through the template, of which there is at most one at a time.
+    """Forks devices by way of the template process, of which at most one runs at a time.
 
-    It is started at once. Where no process can be had just now, it is started with the first
-    device that is asked for.
+    The template is started at once; if the kernel allows no process just now, with the first
+    device.
     """
 
     def __init__(self) -> None:
         self._running: _Process | None = None
         self._starting: _Process | None = None
         self._ended: list[_Process] = []
-        """Those that the kernel still holds, to be reaped."""
+        """Killed templates that the kernel has not ended yet, to be reaped later."""
         self._low = LowNumbers()
         self._bpf = b""
         self._warn: Callable[[str], None] = lambda what: None
         self._tell: Callable[[str], None] = lambda what: None
         self._wait_s = self._next_s = 0.0
         self._failure = ""
-        """Why there is none, until there is another; empty where that is no failure."""
+        """Why there is no template; empty where there is one, or where its start is no failure."""
         with contextlib.suppress(OSError):
             self._starting = self._start()
 
     @property
     def pid(self) -> int | None:
-        """The template's process id; None where none can fork just now."""
+        """The template's process id; None where no template can fork just now."""
         return None if self._running is None else self._running.pid
 
     def prepare(
         self, bpf: bytes, warn: Callable[[str], None], tell: Callable[[str], None]
     ) -> None:
-        """Sets what is known only later.
+        """Sets what is not known when the template is started.
 
         Args:
             bpf: the seccomp program that the devices load, an array of struct sock_filter.
-            warn: hears, in one line, that the template has ended or does not start.
-            tell: hears that there is another.
+            warn: called with one line when the template has ended or does not start.
+            tell: called with one line when another template is ready.
         """
         self._bpf, self._warn, self._tell = bpf, warn, tell
 
     def fork(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> int:
-        """Has a device forked. A ``Fork``.
+        """Asks the template for a device. A ``Fork``.
 
         Raises:
-            NotYetError: there is no template just now.
-            OSError: no process or no descriptor to be had, or the template ended over it.
+            NotYetError: no template is ready just now.
+            OSError: no process or descriptor is free, or the template ended during the request.
         """
         self._ended = [process for process in self._ended if not process.is_gone()]
         self.reserve_low_numbers()
@@ -159,7 +162,7 @@ class Template:
         try:
             send_request(running.sock, spec, tube_fd, stderr_fd, parent, self._bpf)
         except OSError:
-            # The template forks only what it has received as a whole.
+            # A request that was not sent as a whole forks no device, so the caller may ask again.
             self._lose(running, "is gone")
             self._look_after_start()
             raise self._not_yet() from None
@@ -183,8 +186,9 @@ class Template:
         except OSError:
             answer = b""
         if len(answer) != ANSWER.size:
-            # It may have forked a device whose pid nobody knows: with no order, and its tube about
-            # to be closed, that device ends. Another one must not be given the same tube.
+            # The template may have forked a device whose pid nobody knows. That device ends, as it
+            # got no order and the caller closes its tube; so the caller must open another tube for
+            # the next try.
             self._lose(running, "does not answer")
             raise OSError(errno.EAGAIN, "the process that forks devices does not answer")
         pid: int
@@ -206,16 +210,17 @@ class Template:
         )
 
     def _put_off(self) -> float:
-        """Puts the next start off: not at all at first, then longer and longer. In seconds."""
+        """Delays the next start: not at all the first time, then ever longer. Returns seconds."""
         wait_s = self._wait_s
         self._next_s = time.monotonic() + wait_s
         self._wait_s = min(MAX_WAIT_S, max(1.0, 2 * wait_s))
         return wait_s
 
     def reserve_low_numbers(self) -> None:
-        """Opens all low numbers that are free, before a descriptor of a VMM's gets one of them.
+        """Occupies all low descriptor numbers before a VMM's descriptor gets one of them.
 
-        A template that is started has a copy of them (``linux/apart.py``).
+        The template is cloned with a copy of the low numbers only (``linux/apart.py``), so that it
+        inherits no VMM's file.
         """
         self._low.fill()
 
@@ -228,10 +233,10 @@ class Template:
     # --- starting it ----------------------------------------------------------------------------
 
     def wait_until_ready(self) -> None:
-        """Waits until a device can be forked; for a process that does nothing else meanwhile.
+        """Waits until a device can be forked; for a process that has no event loop to block.
 
         Raises:
-            OSError: no template comes up, and why.
+            OSError: no template could be started; says why.
         """
         while self._running is None:
             self._look_after_start()
@@ -244,7 +249,7 @@ class Template:
                 )
 
     def _look_after_start(self) -> None:
-        """Starts a template where it is time to, and takes one that has come up."""
+        """Starts a template when its time has come, and takes into use one that is ready."""
         if self._starting is not None:
             self._look_at(self._starting)
         elif time.monotonic() >= self._next_s:
@@ -263,8 +268,8 @@ class Template:
         try:
             with contextlib.closing(theirs):
                 fd = self._low.duplicate(theirs.fileno())
-                # By its file, isolated (-I) and without site-packages (-S), whose .pth files may
-                # run anything: what else could be found is not ours to run.
+                # Isolated (-I) and without site-packages (-S): whatever else the interpreter would
+                # import, as code in .pth files, would run outside the jail.
                 command = [sys.executable, "-I", "-S", *_bytecode_options(), *PROGRAM]
                 pid = self._low.exec(
                     [*command, str(fd), str(os.getpid()), *sorted(directories)],
@@ -307,7 +312,7 @@ class Template:
         )
 
     def close(self) -> None:
-        """Ends the template; the devices live on."""
+        """Ends the template, but not the devices."""
         for process in (self._running, self._starting):
             if process is not None:
                 process.end()
@@ -316,9 +321,9 @@ class Template:
 
 
 def _bytecode_options() -> list[str]:
-    """Has another interpreter find and keep compiled modules as ours does.
+    """Options that make another interpreter find and write compiled modules where ours does.
 
-    An isolated one (-I) does not read PYTHONDONTWRITEBYTECODE and PYTHONPYCACHEPREFIX.
+    An isolated interpreter (-I) ignores PYTHONDONTWRITEBYTECODE and PYTHONPYCACHEPREFIX.
     """
     options = ["-B"] if sys.dont_write_bytecode else []
     if sys.pycache_prefix is not None:

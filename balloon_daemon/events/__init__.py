@@ -1,18 +1,18 @@
-"""What happened: each fact that balloond notices, as a value.
+"""The facts that balloond notices, each as a value.
 
-Pure. Whoever notices a fact publishes its event and knows no reader of it; ``records/words/`` has
-the log's words for each. An event holds numbers, enums and short technical strings (the kernel's
-text for an errno, the name of a system call, an error's own text), never a sentence of the log.
+Pure. A publisher of events knows no reader of them; ``records/words/`` has the log's words for
+each event. An event holds numbers, enums and short technical strings (the kernel's text for an
+errno, the name of a system call, an error's own text), never a sentence of the log.
 
-``vm`` is the VM that an event is about. Two fields keep floods away from readers. ``suppressed``
-counts the events like this one that were left out since the last one that was published. ``quiet``
-marks an event that comes at a rate which its subject chooses: it is published for whoever counts,
-and is of no interest to most readers.
+``vm`` is the VM that an event is about. Two fields protect readers from floods. ``suppressed``
+counts the events of the same kind that were left out since the last one published. ``quiet`` marks
+an event whose rate its subject can choose: it is published for readers that count, and most
+readers should skip it.
 """
 
 from collections.abc import Callable
 
-# One namespace: whoever publishes need not know which file an event stands in.
+# All events in one namespace, so that publishers need not know the file of an event.
 from balloon_daemon.events.daemon import *  # noqa: F403
 from balloon_daemon.events.daemon import DaemonEvent
 from balloon_daemon.events.devices import *  # noqa: F403
@@ -23,7 +23,7 @@ from balloon_daemon.events.vms import *  # noqa: F403
 from balloon_daemon.events.vms import VmEvent
 
 Event = DaemonEvent | DeviceEvent | MemoryEvent | VmEvent
-"""All that can happen."""
+"""The union of all events."""
 
 Publish = Callable[[Event], None]
-"""Takes an event for all of its readers; never blocks."""
+"""Takes an event for all readers; never blocks."""

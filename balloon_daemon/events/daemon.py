@@ -1,4 +1,4 @@
-"""What happens with balloond as a whole and with its host. Pure."""
+"""Events about balloond as a whole and about its host. Pure."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -32,7 +32,7 @@ class Stopping:
 
 @dataclass(frozen=True, slots=True)
 class StoppingAtOnce:
-    """A second signal: nobody waits any longer for guests to take their memory back.
+    """A second signal: balloond no longer waits for guests to take their memory back.
 
     Attributes:
         signal: its name.
@@ -43,10 +43,10 @@ class StoppingAtOnce:
 
 @dataclass(frozen=True, slots=True)
 class MemoryNotGivenBack:
-    """The end: guests have not taken all of their memory back in time.
+    """At its end balloond has not given all memory back in time.
 
     Attributes:
-        vms: how many.
+        vms: how many guests have not taken all of it back.
     """
 
     vms: int
@@ -54,10 +54,10 @@ class MemoryNotGivenBack:
 
 @dataclass(frozen=True, slots=True)
 class SocketNotPrivate:
-    """Others could put a socket of theirs where balloond listens.
+    """Other users could put a socket of theirs where balloond listens.
 
     Attributes:
-        risk: what they could do, and the remedy.
+        risk: the harm that they could do, and the remedy.
     """
 
     risk: str
@@ -65,10 +65,10 @@ class SocketNotPrivate:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFileWarning:
-    """The seccomp policy file says something that surprises.
+    """The compiler warns of something in the seccomp policy file.
 
     Attributes:
-        problem: its place and what it is, without the line itself.
+        problem: its place and description, without the file's line.
     """
 
     problem: str
@@ -76,7 +76,7 @@ class PolicyFileWarning:
 
 @dataclass(frozen=True, slots=True)
 class DevicesShareUser:
-    """Devices run as a user whom other programs run as too.
+    """Devices run as a user as which other programs run too.
 
     Attributes:
         user: the user's name.
@@ -101,7 +101,7 @@ class KeeperUnreachable:
 
 @dataclass(frozen=True, slots=True)
 class StoreLost:
-    """What keeps the VMs for a later balloond is gone."""
+    """The store that keeps the VMs for a later balloond is gone."""
 
 
 # --- connections --------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class StoreLost:
 
 @dataclass(frozen=True, slots=True)
 class NotAccepted:
-    """The kernel gives no connection to a VMM that waits for it.
+    """accept(2) failed for a VMM that waits for a connection.
 
     Attributes:
         error: the kernel's text.
@@ -119,26 +119,27 @@ class NotAccepted:
 
 
 class Share(Enum):
-    """What a VMM's user, or all together, have taken up."""
+    """A limit on the VMMs of one user, or on all VMMs together."""
 
     USERS_CONNECTIONS = "users-connections"
     CONNECTIONS = "connections"
     CLOSES = "closes"
-    """Descriptors that wait for a close that does not end."""
+    """Descriptors whose close does not end."""
     USERS_DESCRIPTORS = "users-descriptors"
     DESCRIPTORS = "descriptors"
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRefused:
-    """A new connection is closed at once, as too much is taken up already.
+    """A new connection was closed at once, because a limit was reached.
 
     Attributes:
         uid: the user who runs the VMM.
-        share: what is taken up.
-        taken: how much of it.
-        most: how much may be.
-        closing: for ``USERS_DESCRIPTORS``, how many of them wait for a close that does not end.
+        share: which limit.
+        taken: how much of it is used.
+        most: the limit.
+        closing: for ``USERS_DESCRIPTORS``, how many descriptors wait for a close that does not
+            end.
     """
 
     uid: int
@@ -154,10 +155,10 @@ class ConnectionRefused:
 
 @dataclass(frozen=True, slots=True)
 class SourceUnknown:
-    """The low-memory source gives no figures any more, or gives none for another reason.
+    """The low-memory source has no figures any more, or has none for another reason than before.
 
     Attributes:
-        figure: which of them: ``available memory``, ``the margin``.
+        figure: the missing figure: ``available memory``, ``the margin``.
         why: what was found in its place.
     """
 
@@ -167,11 +168,11 @@ class SourceUnknown:
 
 @dataclass(frozen=True, slots=True)
 class SourceKnown:
-    """The low-memory source gives figures again.
+    """The low-memory source has figures again.
 
     Attributes:
-        figure: which of them was missing.
-        failed_reads: how many readings gave nothing meanwhile.
+        figure: the figure that was missing.
+        failed_reads: how many readings were unknown meanwhile.
     """
 
     figure: str
@@ -180,7 +181,7 @@ class SourceKnown:
 
 @dataclass(frozen=True, slots=True)
 class SourceOff:
-    """The low-memory source is switched off: nothing is low, whatever is available.
+    """The low-memory source is switched off: nothing is low, however little is available.
 
     Attributes:
         why: what switched it off.
@@ -194,7 +195,7 @@ class SourceOn:
     """The low-memory source is switched on again.
 
     Attributes:
-        margin_mib: below so much available memory it is low.
+        margin_mib: memory is low when less than this is available.
     """
 
     margin_mib: int
@@ -202,7 +203,7 @@ class SourceOn:
 
 @dataclass(frozen=True, slots=True)
 class SourceTrouble:
-    """The low-memory source goes by other figures than it might, or is not woken by the kernel.
+    """The low-memory source uses second-best figures, or the kernel does not wake it.
 
     Attributes:
         what: what began or ended, in the source's words.
@@ -212,7 +213,7 @@ class SourceTrouble:
 
 
 SourceEvent = SourceUnknown | SourceKnown | SourceOff | SourceOn | SourceTrouble
-"""All that a low-memory source says of itself."""
+"""All events of a low-memory source about itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ class TemplateLost:
     """The process that forks devices is gone, or cannot be started.
 
     Attributes:
-        why: what became of it and what is done, in the template's words.
+        why: how it ended and what follows, in the template's words.
     """
 
     why: str
@@ -231,7 +232,7 @@ class TemplateStarted:
     """Another process forks devices from now on.
 
     Attributes:
-        what: which one, in the template's words.
+        what: the process, in the template's words.
     """
 
     what: str
@@ -239,7 +240,7 @@ class TemplateStarted:
 
 @dataclass(frozen=True, slots=True)
 class CallbackFailed:
-    """A callback of the event loop ended by an error that nobody expected: a bug.
+    """A callback of the event loop raised an unexpected error: a bug.
 
     Attributes:
         error: the exception's class and text.
@@ -250,7 +251,8 @@ class CallbackFailed:
 
 @dataclass(frozen=True, slots=True)
 class ReaderFailed:
-    """A reader of events failed at one: a bug; other events go on to it.
+    """A reader of events raised an error at an event: a bug; the reader gets later events all the
+    same.
 
     Attributes:
         event: the event's class.
@@ -263,10 +265,10 @@ class ReaderFailed:
 
 @dataclass(frozen=True, slots=True)
 class EventsLost:
-    """Events came faster than their readers took them.
+    """Events came faster than their readers handled them.
 
     Attributes:
-        lost: how many nobody has seen.
+        lost: how many events no reader has seen.
     """
 
     lost: int
@@ -274,10 +276,10 @@ class EventsLost:
 
 @dataclass(frozen=True, slots=True)
 class LinesLost:
-    """Whoever reads the log has not taken lines, or they could not be written.
+    """Log lines could not be written, or their reader has not taken them.
 
     Attributes:
-        lost: how many.
+        lost: how many lines.
     """
 
     lost: int
@@ -307,4 +309,4 @@ DaemonEvent = (
     | EventsLost
     | LinesLost
 )
-"""All that happens with balloond as a whole."""
+"""The union of all events about balloond as a whole."""

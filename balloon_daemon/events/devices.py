@@ -1,4 +1,4 @@
-"""What happens with the devices of VMs, and what they report. Pure."""
+"""Events about VMs' devices, and the devices' reports. Pure."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -39,14 +39,14 @@ class DeviceLooks:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReady:
-    """A device has loaded its filter and begins with the rings."""
+    """A device has loaded its filter and begins to serve the rings."""
 
     vm: VmId
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceNotForked:
-    """A device could not be forked; it is tried again.
+    """A device could not be forked; balloond tries again.
 
     Attributes:
         error: the kernel's text.
@@ -65,25 +65,25 @@ class Death(Enum):
     SIGNAL = "signal"
     """Another signal killed it."""
     FAILED = "failed"
-    """It met an error of its own that it could not go on from."""
+    """It met an error of its own and gave up."""
     STATUS = "status"
     """It ended with an exit status that no device has."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceDied:
-    """A device ended that nobody had told to.
+    """A device ended without having been told to.
 
     Attributes:
         pid: the device's process id.
         exit_code: its exit status, or a negative signal number.
-        death: what the exit code means.
-        by: the signal's name, such as ``SIGKILL``; for a filter's kill the system call's, or ""
-            where the kernel's log does not say it.
+        death: the meaning of the exit code.
+        by: the signal's name, such as ``SIGKILL``; for a filter's kill the system call's name, or
+            "" where the kernel's log does not tell it.
         last_words: the last line of its standard error; "" where it wrote nothing.
-        deaths: how many devices of this VM died within ``within_s``; 0: few enough, and another
-            is forked; else too many, and none is until the VMM reconnects.
-        within_s: the time that ``deaths`` were counted in, in seconds.
+        deaths: 0: another device is forked. Else too many devices of this VM died, so many within
+            ``within_s``, and none is forked until the VMM reconnects.
+        within_s: the time in which ``deaths`` were counted, in seconds.
     """
 
     vm: VmId
@@ -106,7 +106,7 @@ class DeviceDoesNotStop:
 
 @dataclass(frozen=True, slots=True)
 class DeviceHangs:
-    """A device was killed and does not end: the kernel holds it."""
+    """A killed device does not end, because the kernel is still busy with it."""
 
     vm: VmId
     pid: int
@@ -114,11 +114,11 @@ class DeviceHangs:
 
 @dataclass(frozen=True, slots=True)
 class DeviceSendsGarbage:
-    """A device sends what no device sends; it is killed.
+    """A device has sent a message that no device sends; it is killed.
 
     Attributes:
         pid: the device's process id.
-        found: what it sent, as the tube's decoder says it.
+        found: the message, as the tube's decoder describes it.
     """
 
     vm: VmId
@@ -128,7 +128,7 @@ class DeviceSendsGarbage:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStalled:
-    """A device has taken no order for seconds: it was stopped, or gets no processor time."""
+    """A device has read no order for seconds: it is stopped, or gets no processor time."""
 
     vm: VmId
     pid: int
@@ -136,7 +136,7 @@ class DeviceStalled:
 
 @dataclass(frozen=True, slots=True)
 class DeviceTakesOrders:
-    """A device that was stalled takes orders again."""
+    """A device that had stalled reads orders again."""
 
     vm: VmId
     pid: int
@@ -144,13 +144,13 @@ class DeviceTakesOrders:
 
 @dataclass(frozen=True, slots=True)
 class RingsUnknown:
-    """No device could be had to look where the VM's rings stand."""
+    """No device could be forked to look where the VM's rings stand."""
 
     vm: VmId
     suppressed: int = 0
 
 
-# --- what a device reports ----------------------------------------------------------------------
+# --- devices' reports ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class HostFault:
 
     Attributes:
         addr: the guest-physical address.
-        errno: the kernel's.
+        errno: the kernel's errno.
     """
 
     vm: VmId
@@ -192,11 +192,11 @@ class HostFault:
 
 @dataclass(frozen=True, slots=True)
 class GuestStats:
-    """The guest's statistics came.
+    """The guest's statistics have arrived.
 
     Attributes:
-        values: the statistics' names in the specification, in small letters (an unknown one's
-            number), and their values: bytes or counts.
+        values: names and values (bytes or counts); a name is the specification's in lower case, or
+            the number of an unknown statistic.
     """
 
     vm: VmId
@@ -219,4 +219,4 @@ DeviceEvent = (
     | HostFault
     | GuestStats
 )
-"""All that happens with devices."""
+"""The union of all events about devices."""

@@ -1,4 +1,4 @@
-"""What is noticed of VMs' memory: its kind, its size, what of it comes back. Pure."""
+"""Events about VMs' memory: its kind, its size, and how much of it is freed. Pure."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -8,11 +8,11 @@ from balloon_daemon.units import VmId
 
 
 class PageKind(NamedTuple):
-    """What a memory file is made of.
+    """The kind of pages of a memory file.
 
     Attributes:
         page_bytes: the size of its pages; more than 4 KiB: hugetlbfs.
-        huge: for the others, the kernel's word for when there are transparent huge pages
+        huge: for other files, the kernel's word for when it uses transparent huge pages
             (``always``, ``within_size``, ``advise``, ``never``).
     """
 
@@ -22,11 +22,11 @@ class PageKind(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MemoryKnown:
-    """A VMM has given a memory table.
+    """A VMM has sent a memory table.
 
     Attributes:
         size_bytes: the memory that can be freed, in whole MiB.
-        kinds: what its files are made of.
+        kinds: the kinds of pages of its files.
     """
 
     vm: VmId
@@ -59,7 +59,7 @@ class NothingFreeable:
 
 @dataclass(frozen=True, slots=True)
 class GivesHugePages:
-    """A VM's memory is of hugetlbfs: what its guest gives goes to the pool of huge pages."""
+    """A VM's memory is of hugetlbfs: pages that its guest gives return to the huge page pool."""
 
     vm: VmId
 
@@ -80,10 +80,10 @@ class TmpfsLimited:
 
 @dataclass(frozen=True, slots=True)
 class MemoryNotShared:
-    """A VMM is connected for long and has given no memory table.
+    """A VMM has been connected for long without sending a memory table.
 
     Attributes:
-        driver_runs: its guest's driver runs, so that it should have given one.
+        driver_runs: True: its guest's driver runs, so the VMM should have sent one.
     """
 
     vm: VmId
@@ -102,20 +102,20 @@ class MemoryOutOfReach:
 
 @dataclass(frozen=True, slots=True)
 class MemoryNotFreeable:
-    """None of a VM's memory that looks like RAM can be freed."""
+    """None of a VM's memory that could be RAM can be freed."""
 
     vm: VmId
 
 
 @dataclass(frozen=True, slots=True)
 class SizesDiffer:
-    """Sources contradict each other on a VM's size.
+    """The sources of a VM's size contradict each other.
 
     Attributes:
-        flag_bytes: what ``--vm-mem`` says; None: nothing.
-        table_bytes: what the memory table says.
-        guest_bytes: what the guest says, where that is the size that counts; else None.
-        size_bytes: the size that counts.
+        flag_bytes: the size given by ``--vm-mem``; None: not given.
+        table_bytes: the size of the memory table.
+        guest_bytes: the size that the guest reports, where that is the one used; else None.
+        size_bytes: the size that is used.
     """
 
     vm: VmId
@@ -125,7 +125,7 @@ class SizesDiffer:
     size_bytes: int
 
 
-# --- what comes back ----------------------------------------------------------------------------
+# --- freed and lost pages -----------------------------------------------------------------------
 
 
 class LossCause(Enum):
@@ -136,20 +136,22 @@ class LossCause(Enum):
     NOT_SHARED = "not-shared"
     """They lie in no memory region that the VMM shares."""
     REFUSED = "refused"
-    """The kernel refused."""
+    """The kernel refused to free them."""
     IN_PIECES = "in-pieces"
-    """They are parts of huge pages whose other parts are still the guest's."""
+    """They are parts of huge pages of which the guest still uses other parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class PagesLost:
-    """Pages that a guest gave were not freed, for a cause that shows for the first time.
+    """Pages that a guest gave were not freed, for a cause seen for the first time.
 
     Attributes:
-        cause: why they were not.
-        lost_bytes: how much came to nothing by this cause so far.
-        reasons: for ``NEVER_FREED``, what the files are or do; empty where nothing is known.
-        out_of_reach: for ``NEVER_FREED``, page numbers cannot be trusted, so nothing is freed.
+        cause: the cause.
+        lost_bytes: how many bytes were not freed for this cause so far.
+        reasons: for ``NEVER_FREED``, why their files cannot be freed; empty where that is not
+            known.
+        out_of_reach: for ``NEVER_FREED``, True: page numbers cannot be trusted, so nothing is
+            freed.
     """
 
     vm: VmId
@@ -161,17 +163,17 @@ class PagesLost:
 
 @dataclass(frozen=True, slots=True)
 class Fruitless:
-    """Less than half of what a guest gave lately was freed: it is asked for no more."""
+    """Less than half of the memory that a guest gave lately was freed: it is asked for no more."""
 
     vm: VmId
 
 
 @dataclass(frozen=True, slots=True)
 class BalloonNotFreed:
-    """A VM's memory files hold pages that its balloon holds too: it is asked for no more.
+    """A VM's memory files still hold pages that its balloon holds: the VM is asked for no more.
 
     Attributes:
-        missing_bytes: what the host has not got.
+        missing_bytes: how many bytes of the balloon the host has not got.
     """
 
     vm: VmId
@@ -192,4 +194,4 @@ MemoryEvent = (
     | Fruitless
     | BalloonNotFreed
 )
-"""All that is noticed of VMs' memory."""
+"""The union of all events about VMs' memory."""

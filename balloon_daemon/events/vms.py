@@ -1,4 +1,4 @@
-"""What happens with VMs: their connections, their balloons, what is kept, their end. Pure."""
+"""Events about VMs: their connections, balloons, stored state and end. Pure."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Connected:
     """A VMM has connected, or its connection was taken over from another balloond.
 
     Attributes:
-        uid: the user who runs the VMM, as the kernel says (SO_PEERCRED).
+        uid: the user who runs the VMM, according to the kernel (SO_PEERCRED).
     """
 
     vm: VmId
@@ -29,7 +29,7 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class VmmHungUp:
-    """A VMM has closed its connection in order."""
+    """A VMM has closed its connection between two messages."""
 
     vm: VmId
     suppressed: int = 0
@@ -37,7 +37,7 @@ class VmmHungUp:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionClosed:
-    """A VMM broke the protocol, or what was kept of it cannot be used: its connection is closed.
+    """A VMM's connection is closed, because it broke the protocol or its stored state is unusable.
 
     Attributes:
         why: the error's text.
@@ -50,7 +50,7 @@ class ConnectionClosed:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFailed:
-    """The kernel gave up a VMM's connection.
+    """The kernel ended a VMM's connection with an error.
 
     Attributes:
         error: the kernel's text.
@@ -63,10 +63,10 @@ class ConnectionFailed:
 
 @dataclass(frozen=True, slots=True)
 class RequestNotServed:
-    """A VMM's request was answered, and what it asks for cannot be done.
+    """A VMM's request was answered but cannot be served.
 
     Attributes:
-        why: the request's name and the reason, as the back-end says them.
+        why: the request's name and the reason, in the back-end's words.
     """
 
     vm: VmId
@@ -75,10 +75,10 @@ class RequestNotServed:
 
 @dataclass(frozen=True, slots=True)
 class VmNotServed:
-    """A VM gets no balloon, whatever its VMM asks for.
+    """A VM gets no balloon, whatever its VMM requests.
 
     Attributes:
-        why: the reason, as the back-end says it.
+        why: the reason, in the back-end's words.
     """
 
     vm: VmId
@@ -87,7 +87,7 @@ class VmNotServed:
 
 @dataclass(frozen=True, slots=True)
 class NoBackendChannel:
-    """A VMM gives no back-end channel, so that no target can be signalled to its guest."""
+    """A VMM gives no back-end channel, so its guest cannot be told of a new target."""
 
     vm: VmId
 
@@ -102,7 +102,7 @@ class VmAttached:
     Attributes:
         vm_mem_bytes: its size; 0: it can have no balloon.
         max_balloon_bytes: its balloon's greatest size.
-        steps: in how many steps its balloon grows.
+        steps: the number of steps in which its balloon grows.
     """
 
     vm: VmId
@@ -113,12 +113,12 @@ class VmAttached:
 
 @dataclass(frozen=True, slots=True)
 class VmResized:
-    """A VM has another size from now on.
+    """A VM's size has changed.
 
     Attributes:
         vm_mem_bytes: its size; 0: it can have no balloon.
         max_balloon_bytes: its balloon's greatest size.
-        steps: in how many steps its balloon grows.
+        steps: the number of steps in which its balloon grows.
     """
 
     vm: VmId
@@ -130,7 +130,7 @@ class VmResized:
 
 @dataclass(frozen=True, slots=True)
 class BalloonSought:
-    """A guest's driver was there before balloond: its balloon's size has to be found out."""
+    """A guest's driver ran before balloond did, so its balloon's size has to be found out."""
 
     vm: VmId
 
@@ -140,7 +140,7 @@ class BalloonFound:
     """A balloon's size was found out.
 
     Attributes:
-        actual_bytes: the size, as the driver says.
+        actual_bytes: the size, as the driver reports it.
     """
 
     vm: VmId
@@ -149,10 +149,10 @@ class BalloonFound:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """The balloon policy has decided.
+    """The balloon policy has made a decision.
 
     Attributes:
-        decision: what it saw, what it decided and why.
+        decision: the reading, the decision and its reason.
     """
 
     vm: VmId
@@ -162,11 +162,11 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class TargetReached:
-    """A balloon has the size that it was to have.
+    """A balloon has reached its target.
 
     Attributes:
-        actual_bytes: the balloon's size, as the driver says.
-        missing_bytes: what of that the host has not got.
+        actual_bytes: the balloon's size, as the driver reports it.
+        missing_bytes: how many bytes of it the host has not got.
     """
 
     vm: VmId
@@ -175,19 +175,19 @@ class TargetReached:
     quiet: bool = False
 
 
-# --- what is kept for another balloond ----------------------------------------------------------
+# --- the store ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class TakenOver:
-    """A VM goes on where another balloond left it."""
+    """A VM is served on from the state in which another balloond left it."""
 
     vm: VmId
 
 
 @dataclass(frozen=True, slots=True)
 class StateRefused:
-    """What another balloond kept of a VM cannot be gone on from: its VMM is closed.
+    """The state that another balloond stored for a VM is unusable: its VMM's connection is closed.
 
     Attributes:
         why: the error's text, for "the state that another balloond left …".
@@ -212,11 +212,11 @@ class NotStored:
 
 @dataclass(frozen=True, slots=True)
 class StoreShareUsed:
-    """A VM is not kept, as its user's other VMs take that user's share of the store.
+    """A VM is not stored, because its user's other VMs use up that user's share of the store.
 
     Attributes:
         uid: its user.
-        vms: how many VMs of one user are kept.
+        vms: how many VMs of one user are stored at most.
     """
 
     vm: VmId
@@ -227,7 +227,7 @@ class StoreShareUsed:
 
 @dataclass(frozen=True, slots=True)
 class StoreStalled:
-    """The store takes nothing: a VMM is answered without it.
+    """The store does not answer in time: a VMM's request is answered before its state is stored.
 
     Attributes:
         why: the store's text.
@@ -242,10 +242,10 @@ class StoreStalled:
 
 @dataclass(frozen=True, slots=True)
 class GivingBack:
-    """A guest is told to take its memory back, as balloond ends.
+    """A guest is told to take its memory back, because balloond ends.
 
     Attributes:
-        balloon_bytes: its balloon's size; None: nobody knows it.
+        balloon_bytes: its balloon's size; None: it is unknown.
     """
 
     vm: VmId
@@ -266,10 +266,10 @@ class StillToGiveBack:
 
 @dataclass(frozen=True, slots=True)
 class NotGivenBack:
-    """A guest has not taken its memory back in time, and nobody waits any longer.
+    """A guest has not taken its memory back in time, and balloond waits no longer.
 
     Attributes:
-        left_bytes: what stays in its balloon.
+        left_bytes: the size that its balloon keeps.
     """
 
     vm: VmId
@@ -278,14 +278,14 @@ class NotGivenBack:
 
 @dataclass(frozen=True, slots=True)
 class VmDoesNotEnd:
-    """A VM's task does not end and is left behind: a bug."""
+    """A VM's task does not end and is abandoned: a bug."""
 
     vm: VmId
 
 
 @dataclass(frozen=True, slots=True)
 class VmFailed:
-    """A VM's task ended by an error that nobody expected: a bug.
+    """A VM's task raised an unexpected error: a bug.
 
     Attributes:
         error: the exception's class and text.
@@ -321,4 +321,4 @@ VmEvent = (
     | VmDoesNotEnd
     | VmFailed
 )
-"""All that happens with VMs but for their memory and devices."""
+"""The union of all events about VMs, without those about their memory and devices."""

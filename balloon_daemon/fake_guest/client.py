@@ -1,8 +1,8 @@
 """A handle on a fake guest's process, for tests, benchmarks, soak and the demo.
 
-``FakeGuestProcess`` waits for each answer; ``FakeGuestPipes`` below it sends and reads, and waits
-for nothing. Neither touches guest memory or imports numpy: what they know of the guest they were
-told, or read from ``/proc``.
+``FakeGuestProcess`` waits for each answer; ``FakeGuestPipes`` sends and reads without waiting.
+Neither touches guest memory or imports numpy: they know the guest by its messages, and by
+``/proc``.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 
 class FakeGuestEndedError(RuntimeError):
-    """The process is gone. ``said``: what it wrote to its standard error, without its ends."""
+    """The process is gone. ``said``: its standard error, without white space at the ends."""
 
     def __init__(self, said: str) -> None:
         super().__init__(f"the fake guest ended: {said}")
@@ -30,7 +30,7 @@ class FakeGuestEndedError(RuntimeError):
 
 
 class FakeGuestPipes:
-    """A fake guest's process, sent commands and read without waiting for answers.
+    """A fake guest's process: takes commands, and is read without waiting for answers.
 
     Args:
         arguments: its command line, ``--socket`` included.
@@ -55,7 +55,7 @@ class FakeGuestPipes:
         """Sends a command. Returns its number, the ``id`` of its answer.
 
         Raises:
-            FakeGuestEndedError: it takes no more.
+            FakeGuestEndedError: it accepts no more commands.
         """
         assert self._process.stdin is not None
         self._next_id += 1
@@ -68,7 +68,7 @@ class FakeGuestPipes:
         return self._next_id
 
     def read(self, timeout_s: float) -> list[Json]:
-        """The events and answers that have come, waiting for the first at most so long.
+        """The events and answers that have arrived; waits for the first one at most ``timeout_s``.
 
         Raises:
             FakeGuestEndedError: it has ended.
@@ -92,16 +92,17 @@ class FakeGuestPipes:
         return self._process.stderr.read().decode(errors="replace").strip()
 
     def kill(self) -> None:
-        """Kills the process, as a machine monitor dies, and reaps it."""
+        """Kills the process, as a VMM may die, and reaps it."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # a command that nobody took
+                # a command that the process has not read
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
     def quit(self, timeout_s: float) -> int:
-        """Ends it the friendly way; returns its exit status."""
+        """Ends the process by closing its standard input; returns its exit status."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         status = self._process.wait(timeout_s)
@@ -117,7 +118,7 @@ class FakeGuestProcess:
         timeout_s: longest wait for an answer or an event.
 
     Raises:
-        RuntimeError: it ended before it was ready; the message carries its last words.
+        RuntimeError: it ended before it was ready; the message has the end of its standard error.
         TimeoutError: it was not ready in time.
     """
 
@@ -141,15 +142,15 @@ class FakeGuestProcess:
         self.kill()
 
     def kill(self) -> None:
-        """Kills the process, as a machine monitor dies, and reaps it."""
+        """Kills the process, as a VMM may die, and reaps it."""
         self._pipes.kill()
 
     def quit(self) -> int:
-        """Ends it the friendly way; returns its exit status."""
+        """Ends the process by closing its standard input; returns its exit status."""
         return self._pipes.quit(self.timeout_s)
 
     def blocks_bytes(self) -> int:
-        """What the host holds for the guest's memory, asked of the kernel, in bytes."""
+        """The memory that the host holds for the guest, according to the kernel, in bytes."""
         path = f"/proc/{self.pid}/fd/{self.ready['memfd']}"
         return os.stat(path).st_blocks * 512
 

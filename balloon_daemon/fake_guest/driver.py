@@ -1,9 +1,8 @@
 """A virtio-balloon driver that does what Linux's does, buffer by buffer.
 
-Runs in the fake guest's process. It asks what is wanted, sends 256 PFNs, waits for their used
-entry, says how large the balloon now is, and asks again. It gives a page up at the moment at which
-it makes the buffer available, and takes one back only when the device has used the buffer of the
-deflate queue.
+Runs in the fake guest's process. It reads the target, sends 256 PFNs, waits for their used entry,
+writes the balloon's size, and reads the target again. It gives a page up when it makes the buffer
+available, and takes a page back only when the device has used the deflateq's buffer.
 
 Source: virtio 1.3, 5.5; Linux ``drivers/virtio/virtio_balloon.c`` for the order of things.
 """
@@ -25,15 +24,15 @@ from balloon_daemon.virtio.balloon import BalloonFeature, BalloonQueue
 
 
 class BalloonDriver:
-    """The guest's end of the balloon.
+    """The guest's balloon driver.
 
     Args:
         ram: the guest's memory.
         area: guest-physical address of ``area_bytes`` bytes, page-aligned, set aside for it.
         free: pages that it may put into the balloon.
-        transport: the machine that it runs in.
+        transport: the VMM that it runs in.
         settings: how it behaves.
-        on_event: told of ``inflated``, ``deflated``, ``out_of_puff`` and ``reported``.
+        on_event: called with ``inflated``, ``deflated``, ``out_of_puff`` and ``reported``.
     """
 
     def __init__(
@@ -58,15 +57,13 @@ class BalloonDriver:
             lambda size: on_event("reported", {"bytes": size} | self._figures()),
         )
         self.num_pages = 0
-        """What the device wanted when last asked, in 4 KiB pages."""
+        """The target when last read, in 4 KiB pages."""
         self.wants_retry = False
-        """The guest had nothing to give: ask again later, as Linux does after 200 ms."""
+        """The guest had no page to give: try again later, as Linux does after 200 ms."""
         self._on_event = on_event
         self._leaving = False
         self._look_again = False
         self._in_flight = InFlight(settings.in_flight)
-
-    # -- life -----------------------------------------------------------------------------
 
     @property
     def actual(self) -> int:
@@ -75,7 +72,7 @@ class BalloonDriver:
 
     @property
     def idle(self) -> bool:
-        """Nothing on the way to the device but the statistics buffer that it keeps."""
+        """Whether nothing is on its way to the device but the statistics buffer that it holds."""
         return not self._in_flight.buffers and self.reporting.idle
 
     def find_queues(self, acknowledged: int) -> list[Ring]:
@@ -90,23 +87,23 @@ class BalloonDriver:
         self._in_flight = InFlight(self.settings.in_flight)
         self.statistics.keeps_total = bool(acknowledged & BalloonFeature.DEFLATE_ON_OOM)
         rings = self.rings.set_up(acknowledged)
-        # Linux primes it before DRIVER_OK: a device must look into the ring without a kick.
+        # Linux fills it before DRIVER_OK, so a device must look at the ring without a kick.
         if BalloonQueue.STATSQ in self.rings.queues:
             self._send_stats()
         return rings
 
     def ready(self) -> None:
-        """DRIVER_OK: looks at the target that may be waiting in the config space."""
+        """DRIVER_OK: reads the target, which may be in the config space already."""
         self._leaving = False
         self._advance()
 
     def leave(self) -> None:
-        """Unbinding: empties the balloon whatever the device wants; done when ``actual`` is 0."""
+        """Unbinding: empties the balloon whatever the target; done when ``actual`` is 0."""
         self._leaving = True
         self._advance()
 
     def reset(self) -> None:
-        """The machine was reset: no queue, no balloon; what was in it is plain memory again."""
+        """A reset of the machine: no queues, and no balloon; its pages are plain memory again."""
         for buffer in self._in_flight.buffers:
             self.pages.give_back(buffer.pages[::-1])
         self.pages.give_back(self.pages.balloon.take(self.actual))
@@ -115,20 +112,20 @@ class BalloonDriver:
         self._in_flight = InFlight(self.settings.in_flight)
         self.rings.queues = {}
 
-    # -- what happens ---------------------------------------------------------------------
+    # -- interrupts -----------------------------------------------------------------------
 
     def config_changed(self) -> None:
-        """A config interrupt."""
+        """Handles a config interrupt."""
         self.counters.config_interrupts += 1
         self._advance()
 
     def retry(self) -> None:
-        """The pause after "out of puff" is over."""
+        """Tries again after the pause that follows "out of puff"."""
         if self.wants_retry:
             self._advance()
 
     def used(self, queue: BalloonQueue) -> None:
-        """An interrupt of one queue, or a look at it without one."""
+        """Handles an interrupt of one queue, or a look at the queue without one."""
         heads = [head for head, _ in self.rings.queues[queue].collect()]
         if not heads:
             return
@@ -146,7 +143,7 @@ class BalloonDriver:
                 assert_never(unreachable)
 
     def poll_used(self) -> None:
-        """Looks into all queues; for a driver that suppresses interrupts."""
+        """Looks at all queues; for a driver that suppresses interrupts."""
         for queue in list(self.rings.queues):
             self.used(queue)
 
@@ -154,7 +151,7 @@ class BalloonDriver:
 
     def _advance(self) -> None:
         self.wants_retry = False
-        # Linux queues its work once more when an interrupt comes while the work is waiting.
+        # Linux queues its work once more if an interrupt arrives while the work waits.
         self._look_again = True
         if not self.rings.queues or self._in_flight.full:
             return
@@ -166,7 +163,7 @@ class BalloonDriver:
                 return
             direction = Direction.INFLATE if missing > 0 else Direction.DEFLATE
             sent = self._in_flight.buffers
-            # Never both ways at once: a page could be in two buffers.
+            # Never move pages in both directions at once: a page could be in two buffers.
             if any(buffer.direction is not direction for buffer in sent):
                 return
             inflates = direction is Direction.INFLATE
@@ -214,7 +211,8 @@ class BalloonDriver:
                 self.pages.balloon.give(buffer.pages)
             else:
                 self.pages.give_back(buffer.pages)
-        # Once for all that came together; with one on its way, as in Linux, once for each.
+        # One write for all buffers answered together; with one buffer on its way, as in Linux, one
+        # write for each.
         self.rings.transport.write_config(4, self.actual.to_bytes(4, "little"))
         if self._look_again or self._in_flight.buffers or self.actual != self.num_pages:
             self._advance()

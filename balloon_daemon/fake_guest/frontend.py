@@ -1,7 +1,7 @@
-"""A vhost-user front-end that says what QEMU says, in QEMU's order, or what crosvm says.
+"""A vhost-user front-end that sends QEMU's messages in QEMU's order, or crosvm's.
 
-Runs in the fake guest's process and in tests. It plays the VMM: it knows the connection, the
-memory table, the rings' addresses and the config space, and nothing of what a balloon does.
+Runs in the fake guest's process and in tests. It plays the VMM: it has the connection, the memory
+table, the rings' addresses and the config space, and does not know what a balloon is.
 
 Source: QEMU's "Vhost-user Protocol"; the order of QEMU 11.1's and crosvm's messages as recorded.
 """
@@ -33,7 +33,7 @@ _Q = FrontendRequest
 
 
 def frontend_addr(regions: Sequence[RegionDescription], addr: GuestAddr) -> FrontendAddr:
-    """Translates a guest-physical address into this VMM's own.
+    """Translates a guest-physical address into an address of this VMM.
 
     Raises:
         ValueError: no region holds it.
@@ -49,7 +49,7 @@ class FakeFrontend:
 
     Args:
         wire: the connection; owned from here on.
-        style: which VMM to be like.
+        style: the VMM whose behaviour it imitates.
         num_vqs: queues that this VMM provides, used or not.
     """
 
@@ -58,7 +58,7 @@ class FakeFrontend:
         self.style = style
         self.negotiated = NOTHING_YET
         self.on_plugged: Callable[[int], None] = lambda _bytes: None
-        """Told how much memory was plugged in (or out: negative) while the driver runs."""
+        """Called with the bytes of memory plugged in (or out: negative) while the driver runs."""
         self._config_cache = bytearray(BalloonConfig.SIZE)
         self._shared: list[tuple[RegionDescription, int]] = []
         self._vrings = [
@@ -71,7 +71,7 @@ class FakeFrontend:
         ]
 
     def close(self) -> None:
-        """Hangs up and closes every file descriptor of ours."""
+        """Hangs up and closes all of its file descriptors."""
         self.requests.close()
         for vring in self._vrings:
             for fd in (vring.kick, vring.call, vring.err):
@@ -92,7 +92,7 @@ class FakeFrontend:
         os.eventfd_write(self._vrings[index].kick, 1)
 
     def negotiate(self) -> None:
-        """Everything up to the moment at which the guest may look for a driver.
+        """Sends everything up to the moment when the guest may look for a driver.
 
         Raises:
             BackendError: a feature is missing without which this VMM gives up.
@@ -100,7 +100,7 @@ class FakeFrontend:
         """
         self.negotiated = negotiate(self.requests, self.style, self._vrings)
 
-    # -- the device's life ----------------------------------------------------------------
+    # -- starting and stopping ------------------------------------------------------------
 
     def start(
         self,
@@ -108,7 +108,7 @@ class FakeFrontend:
         memory: Sequence[tuple[RegionDescription, int]],
         rings: Sequence[Ring],
     ) -> None:
-        """Hands over memory and rings: what a VMM does when the driver says DRIVER_OK.
+        """Shares memory and rings, as a VMM does at the driver's DRIVER_OK.
 
         Args:
             acknowledged: the driver's features.
@@ -139,7 +139,8 @@ class FakeFrontend:
             self.requests.tell(_Q.SET_VRING_ADDR, addr.encode())
             self.requests.tell(_Q.SET_VRING_KICK, U64.pack(ring.index), [vring.kick])
             self.requests.tell(_Q.SET_VRING_CALL, U64.pack(ring.index), [vring.call])
-        # Before the first enable: the back-end may signal from that message on.
+        # Set before the first enable: the back-end may send CONFIG_CHANGE_MSG from that message
+        # on.
         self.requests.running = True
         everyone = self.style.whole_config
         for index, vring in enumerate(self._vrings):
@@ -150,7 +151,7 @@ class FakeFrontend:
                 self.requests.tell(_Q.SET_VRING_CALL, U64.pack(index), [vring.call])
 
     def share_memory(self, memory: Sequence[tuple[RegionDescription, int]]) -> None:
-        """Makes the back-end's memory table what is given, with whatever changed since.
+        """Makes the back-end's memory table equal to the one given.
 
         Raises:
             BackendError: a region was refused.
@@ -159,7 +160,7 @@ class FakeFrontend:
             table = encode_memory_table([region for region, _ in memory])
             self.requests.tell(_Q.SET_MEM_TABLE, table, [fd for _, fd in memory])
         else:
-            # QEMU compares with what it shared before and sends only the difference.
+            # Like QEMU, send only the difference from the table shared before.
             for region, fd in self._shared:
                 if (region, fd) not in memory:
                     self.requests.tell(_Q.REM_MEM_REG, region.encode_single(), [fd])
@@ -193,7 +194,8 @@ class FakeFrontend:
                 raise BackendError(f"GET_VRING_BASE of queue {index} speaks of {state.index}")
             bases[index] = state.num
             vring.configured = False
-        # What was said while they ran came in time, however late it is read.
+        # Messages that the back-end sent while the rings ran are in time, even if they are read
+        # now.
         self.requests.serve_channel()
         self.requests.running = False
         return bases

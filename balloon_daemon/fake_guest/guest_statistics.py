@@ -7,13 +7,13 @@ from balloon_daemon.fake_guest.ram import GuestRam, PageState
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.virtio.balloon import STAT_ENTRY, StatTag
 
-# Linux's order: first what vmstat counts, then sizes. 6.1 sends ten tags, 7.2 all sixteen.
+# Linux's order: first the counters of vmstat, then sizes. Linux 6.1 sends ten tags, 7.2 sixteen.
 _TAGS_10 = [0, 1, 2, 3, 8, 9, 4, 5, 6, 7]
 _TAGS_16 = [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6, 7]
 
 
 class GuestStatistics:
-    """What a guest's kernel knows of its memory.
+    """A guest's statistics about its memory.
 
     Args:
         ram: the guest's memory.
@@ -23,18 +23,18 @@ class GuestStatistics:
 
     def __init__(self, ram: GuestRam, pages: BalloonPages, stat_tags: int) -> None:
         self.keeps_total = False
-        """Whether the balloon stays in the total: Linux leaves it there with DEFLATE_ON_OOM."""
+        """Whether the total includes the balloon: Linux includes it with DEFLATE_ON_OOM."""
         self._ram = ram
         self._pages = pages
         self._tags = _TAGS_10 if stat_tags == 10 else _TAGS_16
         self._plugged_bytes = 0
 
     def memory_plugged(self, size_bytes: int) -> None:
-        """Memory was plugged in, and the guest uses it (or out: negative)."""
+        """Notes that memory was plugged in and is used (or out: negative)."""
         self._plugged_bytes += size_bytes
 
     def values(self) -> dict[StatTag, int]:
-        """What this guest reports: bytes for memory, small counts for the rest."""
+        """The reported statistics: bytes for memory, small counts for the rest."""
         patterned = self._ram.count(PageState.PATTERN)
         in_free = self._ram.state[self._pages.free.next()] == PageState.PATTERN
         cached = int(np.count_nonzero(in_free))

@@ -1,4 +1,4 @@
-"""PFN buffers that a fake guest's driver has sent and that the device has not answered."""
+"""PFN buffers that a fake guest's driver has sent and the device has not answered."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from balloon_daemon.virtio.balloon import BalloonQueue
 
 
 class Direction(Enum):
-    """Which way the balloon is going; the values are the names of the events."""
+    """The direction in which the balloon moves; the values are the names of the events."""
 
     INFLATE = "inflated"
     DEFLATE = "deflated"
 
     @property
     def queue(self) -> BalloonQueue:
-        """The queue whose buffers move the balloon this way."""
+        """The queue whose buffers move the balloon in this direction."""
         inflates = self is Direction.INFLATE
         return BalloonQueue.INFLATEQ if inflates else BalloonQueue.DEFLATEQ
 
@@ -34,7 +34,7 @@ class InFlight:
     """Buffers on their way to the device and back.
 
     Args:
-        limit: how many a driver sends before it waits; Linux sends one.
+        limit: how many buffers a driver sends before it waits; Linux sends one.
     """
 
     def __init__(self, limit: int) -> None:
@@ -43,12 +43,12 @@ class InFlight:
 
     @property
     def full(self) -> bool:
-        """Whether the driver has to wait for an answer first."""
+        """Whether the driver has to wait for an answer before it sends another buffer."""
         return not self._free
 
     @property
     def buffers(self) -> list[SentBuffer]:
-        """All that are on their way."""
+        """All buffers on their way."""
         return list(self._sent.values())
 
     @property
@@ -58,17 +58,17 @@ class InFlight:
         return sum(len(b.pages) for b in sent if b.direction is Direction.INFLATE)
 
     def take_number(self) -> int:
-        """The number of a buffer that is free."""
+        """Takes the number of a free buffer."""
         return self._free.pop()
 
     def add(self, head: int, buffer: SentBuffer) -> None:
-        """A buffer was sent as the chain with this head."""
+        """Notes that a buffer was sent as the chain with this head."""
         self._sent[buffer.direction.queue, head] = buffer
 
     def answered(self, queue: BalloonQueue, heads: Iterable[int]) -> list[SentBuffer]:
-        """The device used these chains: returns those of them that were sent here.
+        """The buffers, of those noted here, that belong to these used chains.
 
-        A chain that a test put into the ring itself is that test's business.
+        Other chains were put into the ring by a test itself, and are ignored.
         """
         known = [(queue, head) for head in heads if (queue, head) in self._sent]
         answered = [self._sent.pop(key) for key in known]

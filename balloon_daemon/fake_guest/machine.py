@@ -1,7 +1,8 @@
-"""One whole fake guest: memory, virtual machine monitor and driver, moved by what is readable.
+"""One whole fake guest: memory, VMM and driver, driven by readable descriptors.
 
-Runs in the fake guest's process, or several of them in one test's. No threads and no asyncio: a
-poll loop that a test can step, and that stands still when nothing happens, as a guest does.
+Runs in the fake guest's process, or several of them in a test's process. It has no threads and no
+asyncio, but a poll loop that a test can step, and that rests while nothing happens, as a guest
+does.
 """
 
 import os
@@ -25,24 +26,24 @@ RETRY_S = 0.2
 """Linux's pause after "Out of puff! Can't get pages"."""
 
 POLLED_S = 0.001
-"""How often a driver that suppresses interrupts looks into its rings."""
+"""How often a driver that suppresses interrupts looks at its rings."""
 
 EventSink = Callable[[str, dict[str, int | str]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class GuestSettings:
-    """What a fake guest is.
+    """The settings of a fake guest.
 
     Attributes:
         mem_bytes: its memory, whole pages.
         low_bytes: how much of it lies below 4 GiB; None for q35's rule.
-        vga_hole: whether QEMU's hole below 1 MiB is left out of its memory table.
-        style: which machine monitor it runs in.
-        num_vqs: queues that the machine provides.
+        vga_hole: True: its memory table lacks QEMU's hole below 1 MiB.
+        style: the VMM in which it runs.
+        num_vqs: queues that the VMM provides.
         driver: how its driver behaves.
-        population: what is in its memory.
-        timeout_s: how long the back-end may take over an answer.
+        population: the initial content of its memory.
+        timeout_s: how long the back-end may take for an answer.
     """
 
     mem_bytes: int = 4 * GIB
@@ -56,7 +57,7 @@ class GuestSettings:
 
 
 class _NoMachine:
-    """Stands in for the machine until there is a connection; a driver asks nothing before."""
+    """The transport of a guest without a connection; a driver reads nothing until there is one."""
 
     def read_config(self, offset: int, length: int) -> bytes:
         raise ConnectionError("not connected")
@@ -65,15 +66,15 @@ class _NoMachine:
         raise ConnectionError("not connected")
 
     def kick(self, index: int) -> None:
-        """A kick of a ring that no device has yet: the ring keeps what was put into it."""
+        """A kick without a device; the ring keeps its chains."""
 
 
 class FakeGuest:
-    """A guest with its machine.
+    """A guest with its VMM.
 
     Args:
-        settings: what it is.
-        on_event: told of ``bound``, ``inflated``, ``deflated``, ``out_of_puff``, ``reported``,
+        settings: its settings.
+        on_event: called with ``bound``, ``inflated``, ``deflated``, ``out_of_puff``, ``reported``,
             ``disconnected``, each with figures.
 
     Raises:
@@ -93,7 +94,7 @@ class FakeGuest:
         self.frontend: FakeFrontend | None = None
         self.acknowledged = 0
         self.disconnected = ""
-        """Why the connection ended; empty while it did not."""
+        """Why the connection ended; empty while it has not."""
         self._rings: list[Ring] = []
         self._retry_at: float | None = None
 
@@ -104,7 +105,7 @@ class FakeGuest:
         self.ram.close()
 
     def hang_up(self) -> None:
-        """Closes the connection, as a killed machine does."""
+        """Closes the connection, as the kernel does for a killed VMM."""
         if self.frontend is not None:
             self.frontend.close()
             self.frontend = None
@@ -112,19 +113,17 @@ class FakeGuest:
     def _driver_event(self, name: str, figures: dict[str, int]) -> None:
         self._on_event(name, dict(figures))
 
-    # -- life -----------------------------------------------------------------------------
-
     def connect(self, socket_path: str) -> None:
-        """Connects and negotiates; a guest that had a device before begins anew.
+        """Connects and negotiates; a guest that had a device before starts anew.
 
         Raises:
-            OSError: nobody listens, or no answer in time.
-            BackendError: the back-end is none that this machine could use.
+            OSError: no process listens, or no answer came in time.
+            BackendError: this VMM cannot use the back-end.
         """
         self.attach(Wire.connect(socket_path, timeout_s=self.settings.timeout_s))
 
     def attach(self, wire: Wire) -> None:
-        """The same over a socket that is connected already."""
+        """Like ``connect``, over a connected socket."""
         self.hang_up()
         self.driver.reset()
         self.disconnected = ""
@@ -139,7 +138,7 @@ class FakeGuest:
             raise
 
     def bind(self) -> None:
-        """The driver finds the device: features, rings, DRIVER_OK.
+        """Lets the driver find the device: features, rings, DRIVER_OK.
 
         Raises:
             OSError: no answer in time, or the back-end hung up.
@@ -154,7 +153,7 @@ class FakeGuest:
         self.driver.ready()
 
     def unbind(self, deadline_s: float = 60.0) -> None:
-        """The driver is removed: it empties its balloon first, as Linux's does.
+        """Removes the driver, which empties its balloon first, as Linux's does.
 
         Raises:
             TimeoutError: the balloon was not empty in time.
@@ -169,18 +168,18 @@ class FakeGuest:
         self.driver.reset()
 
     def pause(self) -> None:
-        """The machine stops the virtual CPUs and the device; rings stay as they are."""
+        """Stops the virtual CPUs and the device; rings stay as they are."""
         bases = self._connected().stop()
         self._rings = [replace(ring, base=bases[ring.index]) for ring in self._rings]
 
     def resume(self) -> None:
-        """Goes on where ``pause`` stopped, with the bases that the back-end gave."""
+        """Continues after ``pause``, with the bases that the back-end returned."""
         frontend = self._connected()
         frontend.start(self.acknowledged, self.ram.shared(), self._rings)
         self._settle_config(frontend)
 
     def reboot(self) -> None:
-        """The guest is reset and its new kernel finds the device: the balloon is forgotten."""
+        """Resets the guest, whose new kernel finds the device: the balloon is forgotten."""
         self._connected().stop()
         self.driver.reset()
         self.bind()
@@ -193,7 +192,7 @@ class FakeGuest:
     # -- the loop -------------------------------------------------------------------------
 
     def fds(self) -> list[int]:
-        """What to poll for reading."""
+        """The descriptors to poll for reading."""
         if self.frontend is None:
             return []
         fds = [self.frontend.requests.wire.fileno()]
@@ -207,7 +206,7 @@ class FakeGuest:
         return list(self.driver.rings.queues.values())
 
     def timeout_s(self) -> float | None:
-        """When to call ``handle`` though nothing is readable, in seconds from now."""
+        """Seconds after which to call ``handle`` even if nothing is readable."""
         if self.frontend is None or not self.frontend.running:
             return None
         if not self.settings.driver.interrupts:
@@ -221,7 +220,7 @@ class FakeGuest:
         return max(0.0, self._retry_at - now)
 
     def handle(self, readable: Sequence[int]) -> None:
-        """Does what readable descriptors, or the time, call for."""
+        """Handles readable descriptors, and the time."""
         frontend = self.frontend
         if frontend is None:
             return
@@ -251,7 +250,7 @@ class FakeGuest:
                 self.driver.used(queue)
 
     def _settle_config(self, frontend: FakeFrontend) -> None:
-        # A signal may arrive while an answer is awaited: look until none is left.
+        # CONFIG_CHANGE_MSG may arrive while an answer is awaited: repeat until there is none.
         while frontend.requests.config_changed:
             frontend.requests.config_changed = False
             self.driver.config_changed()
@@ -264,7 +263,7 @@ class FakeGuest:
     # -- figures --------------------------------------------------------------------------
 
     def status(self) -> dict[str, object]:
-        """Everything that an observer may want to know, in bytes and pages."""
+        """Figures for an observer, in bytes and pages."""
         frontend = self.frontend
         return {
             "connected": frontend is not None,
@@ -303,7 +302,7 @@ def step(guests: Sequence[FakeGuest], wait_s: float, others: Sequence[int] = ())
     """Waits once for guests and other descriptors, and lets the guests act.
 
     Args:
-        guests: whoever takes part.
+        guests: the guests.
         wait_s: longest wait, in seconds.
         others: further descriptors to wait for.
 

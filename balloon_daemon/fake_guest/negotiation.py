@@ -1,4 +1,4 @@
-"""What a virtual machine monitor asks and says before a driver may look for its device.
+"""The VMM's messages before a driver may look for its device.
 
 Runs in the fake guest's process and in tests. Source: the order of QEMU 11.1's and crosvm's
 messages as recorded.
@@ -23,11 +23,11 @@ _Q = FrontendRequest
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """What front-end and back-end agreed on.
+    """The result of the negotiation.
 
     Attributes:
-        features: all that the back-end offers, virtio's and vhost-user's.
-        protocol_features: those that hold.
+        features: all features that the back-end offers, virtio's and vhost-user's.
+        protocol_features: those that both ends use.
     """
 
     features: int
@@ -38,7 +38,7 @@ NOTHING_YET = Negotiated(0, ProtocolFeature(0))
 
 
 def negotiate(requests: Requests, style: Style, vrings: Sequence[Vring]) -> Negotiated:
-    """Says everything up to the moment at which the guest may look for a driver.
+    """Sends everything up to the moment when the guest may look for a driver.
 
     Raises:
         BackendError: a feature is missing without which this VMM gives up.
@@ -88,7 +88,7 @@ def _choose_protocol_features(requests: Requests, style: Style) -> ProtocolFeatu
     chosen = offered & style.protocol_features
     if not chosen & ProtocolFeature.CONFIG:
         raise BackendError("protocol feature CONFIG is not offered: QEMU needs it")
-    # Sent before REPLY_ACK holds, so nothing answers it.
+    # This message is sent before REPLY_ACK is in effect, so the back-end does not answer it.
     requests.tell(_Q.SET_PROTOCOL_FEATURES, U64.pack(chosen))
     requests.acks = bool(chosen & ProtocolFeature.REPLY_ACK)
     return chosen

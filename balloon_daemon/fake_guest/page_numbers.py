@@ -1,4 +1,4 @@
-"""Page frame numbers and pages of a fake guest's memory, each from the other."""
+"""Converts between page frame numbers and pages of a fake guest's memory."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from balloon_daemon.vhost_user.messages import RegionDescription
 
 
 class PageNumbers:
-    """Where each page of the memfd is in the guest's physical memory.
+    """The place of each page of the memfd in the guest's physical memory.
 
     Args:
         regions: ascending, each behind the one before in the memfd.
@@ -23,7 +23,7 @@ class PageNumbers:
         self._lengths = np.array([r.size_bytes // PAGE_SIZE for r in regions])
 
     def pfns(self, pages: Pages) -> NDArray[np.uint32]:
-        """The guest's page frame numbers of pages."""
+        """The page frame numbers of pages."""
         region = np.searchsorted(self._starts, pages, side="right") - 1
         pfns: NDArray[np.uint32] = (
             pages - self._starts[region] + self._start_pfns[region]

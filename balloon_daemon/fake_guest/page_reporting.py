@@ -1,4 +1,4 @@
-"""Free page reporting, the driver's part: which blocks are free, and who holds them meanwhile.
+"""Free page reporting by the driver: the free blocks, and those that the device holds meanwhile.
 
 Runs in the fake guest's process. Source: virtio 1.3, 5.5.6.7; Linux ``mm/page_reporting.c``.
 """
@@ -17,7 +17,7 @@ from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.virtio.balloon import BalloonQueue
 
 MAX_REPORT_RANGES = 32
-"""Ranges in one report of Linux (PAGE_REPORTING_CAPACITY)."""
+"""Ranges in one report by Linux (PAGE_REPORTING_CAPACITY)."""
 
 REPORT_BLOCK_PAGES = 512
 """Linux reports free blocks of 2 MiB and larger (pageblock_order)."""
@@ -50,16 +50,17 @@ class PageReport:
 
     @property
     def blocks_left(self) -> int:
-        """Blocks that no chain has carried yet."""
+        """Blocks that no chain has reported yet."""
         return len(self._blocks)
 
     def next_chain(self) -> list[tuple[int, int]]:
-        """Isolates the next blocks: until ``finish`` nobody may use them or give them up.
+        """Isolates the next blocks: until ``finish`` the guest neither uses them nor gives them
+        up.
 
         Returns:
             (guest-physical address, length in bytes) of each; empty when the walk is over.
         """
-        # The guest lives on between two chains: what was free at first may be in the balloon now.
+        # Check again: blocks that were free at first may be in the balloon by now.
         still_free = set(whole_blocks(self._ram, self._free, self.block_pages).tolist())
         left = [block for block in self._blocks if block in still_free]
         now, self._blocks = left[: self._max_ranges], left[self._max_ranges :]
@@ -74,7 +75,7 @@ class PageReport:
         return [(int(pfn) * PAGE_SIZE, length) for pfn in self._ram.numbers.pfns(firsts)]
 
     def finish(self) -> None:
-        """The device used the chain, or is gone: its blocks are free again, to be used last."""
+        """Frees the chain's blocks, to be used last: the device used the chain, or is gone."""
         self._free.give_last(self._waiting)
         self._waiting = self._waiting[:0]
 
@@ -85,9 +86,9 @@ class PageReporting:
     Args:
         ram: the guest's memory.
         free: its free pages.
-        rings: where the reports are sent.
+        rings: sends the reports.
         counters: reports are counted here.
-        on_reported: told how many bytes a report had, once the device has answered all of it.
+        on_reported: called with a report's bytes, once the device has answered all of it.
     """
 
     def __init__(
@@ -114,7 +115,8 @@ class PageReporting:
         """Reports every aligned free block that holds memory, 32 in a chain.
 
         Returns:
-            The blocks that will be reported; ``on_reported`` follows when the last was used.
+            The blocks that will be reported; ``on_reported`` is called after the last one was
+            used.
 
         Raises:
             ConfigError: no reporting queue, or a report is under way.
@@ -130,13 +132,13 @@ class PageReporting:
         return blocks
 
     def used(self) -> None:
-        """The device has used the chain that was sent last."""
+        """Handles the used entry of the chain that was sent last."""
         assert self._report is not None
         self._report.finish()
         self._send(self._report)
 
     def stop(self) -> None:
-        """The queue is gone: blocks that a chain carried are free again."""
+        """Ends reporting because the queue is gone: the blocks of its chain are free again."""
         if self._report is not None:
             self._report.finish()
         self._report = None

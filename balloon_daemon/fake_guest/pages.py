@@ -1,8 +1,8 @@
-"""Which pages a guest gives up, and in which order.
+"""The order in which a guest gives up its pages.
 
-Runs in the fake guest's process. A real guest's order decides what reclaim costs the host: see the
-recorded traces. Free pages and pages in the balloon are stacks, as the lists of Linux's buddy
-allocator and of its balloon driver are: what came last goes first.
+Runs in the fake guest's process. In a real guest the order decides the cost of reclaim for the
+host: see the recorded traces. Free pages and the balloon's pages are stacks, like the lists of
+Linux's buddy allocator and balloon driver: the page added last is taken first.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class PageStack:
     """Page numbers, last in first out."""
 
     def __init__(self, pages: Pages, capacity: int) -> None:
-        """Args: ``pages`` in the order in which they will be taken; room for ``capacity``."""
+        """Args: ``pages`` in the order in which they will be taken; ``capacity`` of the stack."""
         self._items = np.empty(capacity, np.int64)
         self._items[: len(pages)] = pages[::-1]
         self._top = len(pages)
@@ -38,7 +38,7 @@ class PageStack:
         return taken
 
     def give(self, pages: Pages) -> None:
-        """Adds pages one after the other: the last of them will be taken first."""
+        """Adds pages one after the other: the last one will be taken first."""
         self._items[self._top : self._top + len(pages)] = pages
         self._top += len(pages)
 
@@ -53,7 +53,7 @@ class PageStack:
         return self._items[: self._top][::-1].copy()
 
     def remove(self, pages: Pages) -> None:
-        """Takes out particular pages, wherever they are."""
+        """Removes particular pages, wherever they are in the stack."""
         items = self._items[: self._top]
         rest = items[~np.isin(items, pages)]
         self._items[: len(rest)] = rest
@@ -62,17 +62,17 @@ class PageStack:
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """What is in a guest's memory when it begins.
+    """The initial content of a guest's memory.
 
     Attributes:
         order: ``descending``, ``fragmented``, ``random``, or the path of a recorded trace.
         run_pages: mean length of a run in a fragmented order.
-        touched_bytes: memory with the pattern that the guest would give up.
-        share: how much of the memory given up first is touched, over 0 to 1; 1 gives up all
-            touched memory first, as Linux does with what was freed last.
-        pinned_bytes: memory with the pattern that the guest never gives up, spread all over.
+        touched_bytes: memory with the pattern that the guest may give up.
+        share: the touched part of the memory given up first, above 0 and at most 1; 1 gives up all
+            touched memory first, as Linux does with memory freed last.
+        pinned_bytes: memory with the pattern that the guest never gives up, spread evenly.
         pinned_run_pages: length of each run of pinned pages.
-        seed: of everything random here.
+        seed: seeds all random choices here.
     """
 
     order: str = "descending"
@@ -85,13 +85,13 @@ class Population:
 
 
 def populate(ram: GuestRam, population: Population) -> PageStack:
-    """Touches memory as asked.
+    """Touches memory according to the settings.
 
     Returns:
         The free pages, in the order in which the guest will give them up.
 
     Raises:
-        ConfigError: more memory asked for than there is, or a trace that cannot be read.
+        ConfigError: there is less memory than asked for, or a trace cannot be read.
     """
     random = np.random.default_rng(population.seed)
     free = np.flatnonzero(ram.state == PageState.FRESH)
@@ -109,7 +109,8 @@ def populate(ram: GuestRam, population: Population) -> PageStack:
 
 
 def read_trace(ram: GuestRam, path: str) -> Pages:
-    """The pages of a recorded trace that this guest has and may give up, each once, in order.
+    """The pages of a recorded trace that this guest has and may give up, each once, in the trace's
+    order.
 
     Raises:
         ConfigError: the file is no trace.
@@ -162,7 +163,7 @@ def _arrange(free: Pages, population: Population, random: np.random.Generator) -
 
 
 def _touched_places(available: int, population: Population) -> NDArray[np.int64]:
-    """Which places in the order are touched: whole buffers, as evenly as the share allows."""
+    """The places in the order that are touched: whole buffers, as evenly as the share allows."""
     wanted = population.touched_bytes // 4096
     if wanted == 0:
         return np.empty(0, np.int64)
@@ -180,9 +181,10 @@ def _touched_places(available: int, population: Population) -> NDArray[np.int64]
 
 
 def whole_blocks(ram: GuestRam, free: PageStack, block_pages: int) -> Pages:
-    """First pages of the aligned blocks that are free as a whole, not in a balloon, not fresh.
+    """The first pages of the aligned blocks that are wholly free, and neither in a balloon nor
+    fresh.
 
-    Aligned by PFN, as a guest's buddy allocator counts; a block never crosses a region's end.
+    Blocks are aligned by PFN, as a guest's buddy allocator does, and never cross a region's end.
     """
     loose = np.zeros(ram.num_pages, np.bool_)
     loose[free.next()] = True

@@ -1,4 +1,4 @@
-"""What every touched page of a fake guest's memory holds. Runs in the fake guest's process."""
+"""The pattern in every touched page of a fake guest's memory. Runs in the fake guest's process."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from balloon_daemon.units import PAGE_SIZE
 
 Pages = NDArray[np.int64]
-"""Page numbers, counted through the memfd from its beginning; not PFNs."""
+"""Page numbers, counted from the beginning of the memfd; not PFNs."""
 
 WORDS = PAGE_SIZE // 8
 
@@ -21,12 +21,12 @@ class Pattern:
 
     def __init__(self, num_pages: int, seed: int) -> None:
         self._generation = np.zeros(num_pages, np.uint64)
-        # Multiplied apart: guests whose seeds are neighbours share no page's pattern.
+        # Multiply the seed, so that guests with neighbouring seeds share no page's pattern.
         self._seed = np.uint64(seed * 0xFF51AFD7ED558CCD % 2**64)
         self._steps = np.arange(WORDS, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
 
     def renew(self, pages: Pages) -> None:
-        """Gives each of the pages, named once each, another pattern than it ever had."""
+        """Gives each of the pages, which are listed once each, a pattern that it has never had."""
         self._generation[pages] += np.uint64(1)
 
     def of(self, pages: Pages) -> NDArray[np.uint64]:

@@ -1,9 +1,9 @@
-"""A fake guest as a process of its own, told what to do by JSON lines.
+"""A fake guest as a process of its own, controlled by JSON lines.
 
 Each line on stdin is a command, ``{"command": "touch", "bytes": 1048576, "id": 7}``; each line on
 stdout is an answer, which repeats the command's ``id`` and has ``error`` where it failed, or an
-event, ``{"event": "inflated", "actual": 256, ...}``. The process ends with its stdin, so that it
-never outlives whoever started it.
+event, ``{"event": "inflated", "actual": 256, ...}``. The process ends when its stdin ends, so that
+it never outlives the process that started it.
 
 Commands: ``status``, ``check``, ``touch`` (bytes), ``stats``, ``report-free-pages`` (block_pages),
 ``stop`` and ``start`` (the driver is unbound and bound), ``pause`` and ``resume`` (the machine),
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs a fake guest until its stdin ends.
 
     Returns:
-        0 at the end; 1 when there is no usable daemon; 2 for settings that cannot be.
+        0 at the end; 1 when there is no usable daemon; 2 for contradicting settings.
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         _serve(guest, args.socket)
     except BrokenPipeError:
-        # Whoever started us is gone; there is nobody left to tell.
+        # The process that started us is gone, so there is no reader for an error.
         return 0
     finally:
         guest.close()
@@ -227,7 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def settings_of(args: argparse.Namespace) -> GuestSettings:
-    """Raises ConfigError for settings that no guest has."""
+    """The guest's settings. Raises ConfigError for impossible ones."""
     return GuestSettings(
         mem_bytes=args.mem,
         low_bytes=args.low_mem,

@@ -1,12 +1,11 @@
 """Guest memory in a memfd, with a pattern in every page that the guest has not given up.
 
-Runs in the fake guest's process. Every page is in one state, kept here and nowhere in the
-guest's memory: what should be in a page never leaves the guest, so nothing that the daemon does
-can forge it.
+Runs in the fake guest's process. The state of every page is kept here and not in the guest's
+memory, so nothing that the daemon does can forge it.
 
 A hole of a memfd must never be read through the mapping: unlike anonymous memory it has no shared
-zero page, so that a mere read allocates a page and the host's count of blocks lies. Holes are
-found by SEEK_DATA, and contents are checked by preadv.
+zero page, so a mere read allocates a page, and the file's count of blocks is wrong. Holes are
+found by SEEK_DATA, and contents are compared by preadv.
 """
 
 import contextlib
@@ -27,43 +26,44 @@ from balloon_daemon.vhost_user.messages import RegionDescription
 from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
 
 BATCH_PAGES = 2048
-"""Pages written or compared at once: 8 MiB, so that numpy's own cost does not count."""
+"""Pages written or compared at once: 8 MiB, so that numpy's overhead for each call does not
+matter."""
 
-# Q35's low memory: all of a guest up to 2.75 GiB, else 2 GiB and the rest from 4 GiB up.
+# Q35's low memory: all of a guest of up to 2.75 GiB, else 2 GiB, with the rest from 4 GiB up.
 Q35_ALL_LOW_BYTES = 0xB000_0000
 Q35_LOW_BYTES = 2 * GIB
 HIGH_ADDR = 4 * GIB
 VGA_START = 0xA_0000
 VGA_END = 0xC_0000
 
-# A VMM's mapping is somewhere else than the guest's memory; nobody may confuse the two.
+# A VMM maps guest memory at other addresses than the guest's, so that a mix-up shows.
 FRONTEND_BASE = 0x7F12_3400_0000
 
 
 class PageState(IntEnum):
-    """What a page should hold."""
+    """The expected content of a page."""
 
     FRESH = 0
     """Never touched: a hole, or zeros."""
     PATTERN = 1
-    """Touched and kept: its own pattern, whole."""
+    """Touched and kept: the page's own pattern."""
     GIVEN = 2
-    """Given up once and not touched since: anything."""
+    """Given up once and not touched since: any content."""
     BALLOON = 3
-    """In the balloon now: anything, and best nothing."""
+    """In the balloon now: any content, and best no memory."""
     DRIVER = 4
-    """Rings and buffers of the driver."""
+    """Used by the driver's rings and buffers."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What a check of all kept pages found.
+    """The result of a check of all kept pages.
 
     Attributes:
         pages_checked: pages that should hold their pattern, each compared whole.
-        pages_corrupt: those that do not, and untouched pages that are not zero.
-        bad_pfns: the first of the corrupt ones, at most 16.
-        balloon_resident: pages in the balloon that the host still holds memory for.
+        pages_corrupt: pages without their pattern, and untouched pages that are not zero.
+        bad_pfns: the first of the corrupt pages, at most 16.
+        balloon_resident: pages in the balloon for which the host still holds memory.
     """
 
     pages_checked: int
@@ -75,13 +75,13 @@ class CheckResult:
 def q35_layout(
     size_bytes: int, low_bytes: int | None = None, *, vga_hole: bool = False
 ) -> list[tuple[int, int]]:
-    """Where QEMU's q35 machine puts guest memory.
+    """The places where QEMU's q35 machine puts guest memory.
 
     Args:
         size_bytes: the guest's memory, whole pages.
         low_bytes: how much of it lies below the hole at 4 GiB; None for q35's own rule.
-        vga_hole: leave out the VGA's 128 KiB below 1 MiB, as QEMU's memory table does;
-            the guest then has so much less.
+        vga_hole: True: leave out the VGA's 128 KiB below 1 MiB, as QEMU's memory table does; the
+            guest then has so much less.
 
     Returns:
         (guest-physical address, size in bytes) of each region, ascending.
@@ -136,7 +136,7 @@ class GuestRam:
         self.numbers = PageNumbers(self.regions)
 
     def close(self) -> None:
-        """Gives the memory back to the host, unless somebody still holds a view of it."""
+        """Frees the memory, unless another object still holds a view of it."""
         os.close(self.fd)
         self.fd = -1
         for region in self.memory.regions:
@@ -145,12 +145,13 @@ class GuestRam:
         self.memory = GuestMemory([])
         self._words = np.empty((0, WORDS), np.uint64)
         self._view.release()
-        # Not left to the collector: whoever runs many guests in turn would fill the host.
+        # Unmap now, not when the garbage collector runs: a test with many guests would fill the
+        # host.
         with contextlib.suppress(BufferError):
             self._map.close()
 
     def shared(self) -> list[tuple[RegionDescription, int]]:
-        """Each region with the fd of its file: the same file, as QEMU's memfd backend does."""
+        """Each region with the fd of its file: one file for all, as with QEMU's memfd backend."""
         return [(region, self.fd) for region in self.regions]
 
     # -- numbers --------------------------------------------------------------------------
@@ -160,7 +161,7 @@ class GuestRam:
         return int(np.count_nonzero(self.state == state))
 
     def blocks_bytes(self) -> int:
-        """What the host really holds for this guest, in bytes."""
+        """The memory that the host holds for this guest, in bytes."""
         return os.fstat(self.fd).st_blocks * 512
 
     def reserve(self, size_bytes: int) -> GuestAddr:
@@ -170,7 +171,7 @@ class GuestRam:
             The guest-physical address of its first byte; page-aligned.
 
         Raises:
-            ConfigError: the last region is not larger than that.
+            ConfigError: the last region is not larger.
         """
         pages = -(-size_bytes // PAGE_SIZE)
         last = self.regions[-1]
@@ -182,7 +183,7 @@ class GuestRam:
     # -- contents -------------------------------------------------------------------------
 
     def touch(self, pages: Pages) -> None:
-        """Writes a new pattern to pages, as a guest does that uses them."""
+        """Writes a new pattern to pages, like a guest that uses them."""
         for at in range(0, len(pages), BATCH_PAGES):
             part = pages[at : at + BATCH_PAGES]
             self._pattern.renew(part)
@@ -190,12 +191,12 @@ class GuestRam:
         self.state[pages] = PageState.PATTERN
 
     def data_extents(self) -> Iterator[tuple[int, int]]:
-        """The parts of the memfd that the host holds memory for, as (first page, end page)."""
+        """The parts of the memfd for which the host holds memory, as (first page, end page)."""
         at = 0
         while True:
             try:
                 at = os.lseek(self.fd, at, os.SEEK_DATA)
-            except OSError:  # ENXIO: nothing but a hole up to the end.
+            except OSError:  # ENXIO: a hole up to the end.
                 return
             end = os.lseek(self.fd, at, os.SEEK_HOLE)
             yield at // PAGE_SIZE, -(-end // PAGE_SIZE)
@@ -209,7 +210,7 @@ class GuestRam:
         return found
 
     def check(self) -> CheckResult:
-        """Compares every kept page with what the guest left in it."""
+        """Compares every kept page with the content that the guest gave it."""
         resident = self.resident()
         patterned = self.state == PageState.PATTERN
         bad = [np.flatnonzero(patterned & ~resident)]
@@ -246,7 +247,7 @@ class GuestRam:
 def _describe(layout: Sequence[tuple[int, int]]) -> Iterator[RegionDescription]:
     offset = 0
     for number, (addr, size) in enumerate(layout):
-        # A gap of 1 MiB between them: an address past one region's end must be nobody's.
+        # A gap of 1 MiB between regions, so that an address past a region's end is invalid.
         frontend = FRONTEND_BASE + offset + number * 0x10_0000
         yield RegionDescription(GuestAddr(addr), size, FrontendAddr(frontend), offset)
         offset += size

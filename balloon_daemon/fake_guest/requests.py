@@ -1,4 +1,4 @@
-"""Requests to the back-end and its answers, and what it says on its own channel.
+"""A VMM's requests to the back-end, their answers, and the back-end's messages on its own channel.
 
 Runs in the fake guest's process and in tests.
 """
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def decoded(decode: Callable[[Message], T], message: Message) -> T:
-    """Decodes a reply; what the layouts call the front-end's fault is the back-end's here."""
+    """Decodes a reply; the back-end sent it, so FrontendError becomes BackendError."""
     try:
         return decode(message)
     except FrontendError as err:
@@ -36,7 +36,7 @@ def decoded(decode: Callable[[Message], T], message: Message) -> T:
 
 
 class Requests:
-    """What a virtual machine monitor and its back-end say to each other.
+    """Sends a VMM's requests and reads the answers.
 
     Args:
         wire: the connection; owned from here on.
@@ -46,11 +46,11 @@ class Requests:
         self.wire = wire
         self.counters = FrontendCounters()
         self.acks = False
-        """Whether REPLY_ACK holds: every request has an answer."""
+        """Whether REPLY_ACK is in effect: every request is answered."""
         self.running = False
-        """Whether rings run, so that the back-end may speak of the config space."""
+        """Whether rings run, so that the back-end may send CONFIG_CHANGE_MSG."""
         self.config_changed = False
-        """Set by CONFIG_CHANGE_MSG; whoever handles it clears it."""
+        """Set by CONFIG_CHANGE_MSG; cleared by the caller that handles it."""
         self.channel: Wire | None = None
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class Requests:
         """Sends a request that has a reply of its own, and returns that reply.
 
         Raises:
-            BackendError: an answer to something else, or with flags that QEMU refuses.
+            BackendError: an answer to another request, or with flags that QEMU refuses.
             OSError: no answer in time, or the back-end hung up.
         """
         self.counters.requests += 1
@@ -96,7 +96,7 @@ class Requests:
         return message
 
     def open_channel(self) -> None:
-        """Gives the back-end a socket on which to speak unasked.
+        """Gives the back-end a socket for its own messages.
 
         Raises:
             BackendError: the back-end refused it.
@@ -108,10 +108,10 @@ class Requests:
             self.tell(FrontendRequest.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
 
     def serve_channel(self) -> None:
-        """Takes what the back-end says on its own channel, without waiting.
+        """Reads the back-end's messages on its own channel, without waiting.
 
         Raises:
-            BackendError: a message that no balloon has a reason to send.
+            BackendError: a message that a balloon never sends.
         """
         if self.channel is None:
             return

@@ -1,8 +1,8 @@
 """The driver's side of a split virtqueue (virtio 1.3, 2.7).
 
-Runs in the fake guest's process. Written from the specification and apart from the device's side
-in ``virtio/split_queue.py``, whose constants alone it shares: two ends that agree by accident of
-common code would prove nothing.
+Runs in the fake guest's process. Written from the specification, and sharing only constants with
+the device's side in ``virtio/split_queue.py``: if both ends had code in common, their agreement
+would prove nothing.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ Buffer = tuple[int, int]
 def _layout(size: int) -> tuple[int, int, int]:
     """Offsets of available and used ring behind the descriptor table, and the end, in bytes."""
     available = DESCRIPTOR.size * size
-    # flags, idx, ring, used_event; then the used ring on a page of its own, as Linux puts it.
+    # flags, idx, ring, used_event; then the used ring on a page of its own, as in Linux.
     used = -(-(available + 6 + 2 * size) // PAGE_SIZE) * PAGE_SIZE
     end = used + 6 + USED_ELEMENT.size * size
     return available, used, -(-end // PAGE_SIZE) * PAGE_SIZE
 
 
 def ring_bytes(size: int) -> int:
-    """Guest memory that a queue of ``size`` entries takes, in whole pages."""
+    """The size of guest memory for a queue of ``size`` entries, in whole pages."""
     return _layout(size)[2]
 
 
@@ -61,7 +61,7 @@ class DriverQueue:
         )
         self.size = size
         self._descriptors = view[:available]
-        # Cast views store and load an index as one aligned u16.
+        # A cast view loads and stores an index as one aligned u16.
         self._available = view[available : available + 6 + 2 * size].cast("H")
         self._used = view[used : used + 6 + USED_ELEMENT.size * size]
         self._used16 = self._used.cast("H")
@@ -71,12 +71,12 @@ class DriverQueue:
 
     @property
     def free_descriptors(self) -> int:
-        """Descriptors that no chain holds."""
+        """Descriptors that are in no chain."""
         return len(self._free)
 
     @property
     def outstanding(self) -> int:
-        """Chains that the device has not answered yet, as far as we have looked."""
+        """Chains whose used entry has not been seen yet."""
         return len(self._chains)
 
     def suppress_interrupts(self, *, suppress: bool) -> None:
@@ -87,11 +87,11 @@ class DriverQueue:
         """Makes a chain available.
 
         Args:
-            readable: what the device may read, in order.
-            writable: what it may write, after those.
+            readable: the parts that the device may read, in order.
+            writable: the parts that it may write, after those.
 
         Returns:
-            The chain's head, by which ``collect`` will name it.
+            The chain's head, which ``collect`` returns later.
 
         Raises:
             ValueError: no parts, or more than there are free descriptors.
@@ -115,23 +115,23 @@ class DriverQueue:
         self._chains[head] = chain
         index = self._available[1]
         self._available[2 + index % self.size] = head
-        # Publishing comes last: entry and descriptors must be there before (2.7.13.3).
+        # Store the index last: entry and descriptors must be written before it (2.7.13.3).
         self._available[1] = (index + 1) & 0xFFFF
         return head
 
     def wants_kick(self) -> bool:
-        """Tells whether the device wants to be notified (virtio 1.3, 2.7.10)."""
+        """Whether the device wants a notification (virtio 1.3, 2.7.10)."""
         return not self._used16[0] & VIRTQ_USED_F_NO_NOTIFY
 
     def collect(self) -> list[tuple[int, int]]:
-        """Takes what the device has used since the last look.
+        """The chains that the device has used since the last call.
 
         Returns:
-            (head, bytes that the device says it wrote) of each chain, in the device's order.
+            (head, bytes written according to the device) of each chain, in the device's order.
 
         Raises:
-            RuntimeError: the device used a chain that was not available, or more than there are:
-                a real driver calls the device broken here.
+            RuntimeError: the device used a chain that was not available, or more chains than there
+                are. A real driver marks the device as broken then.
         """
         index = self._used16[1]
         done: list[tuple[int, int]] = []

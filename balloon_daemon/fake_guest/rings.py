@@ -1,4 +1,4 @@
-"""The rings of a fake guest's driver, and the guest memory that is set aside for them.
+"""The rings of a fake guest's driver, and the guest memory reserved for them.
 
 Runs in the fake guest's process.
 """
@@ -20,7 +20,7 @@ from balloon_daemon.virtio.balloon import MAX_QUEUES, BalloonQueue, queue_number
 
 
 class Transport(Protocol):
-    """What a driver asks of its virtual machine monitor."""
+    """The services of the VMM that a driver uses."""
 
     def read_config(self, offset: int, length: int) -> bytes: ...
 
@@ -30,12 +30,12 @@ class Transport(Protocol):
 
 
 class Rings:
-    """The queues that device and driver agreed on.
+    """The queues in use.
 
     Args:
         ram: the guest's memory.
         area: guest-physical address of ``area_bytes`` bytes, page-aligned.
-        transport: the machine that the guest runs in.
+        transport: the VMM in which the guest runs.
         settings: how large the rings are, and whether they are polled.
         counters: kicks are counted here.
     """
@@ -52,13 +52,13 @@ class Rings:
         self.queues: dict[BalloonQueue, DriverQueue] = {}
         self.area = area
         self.scratch = area + area_bytes(settings) - SCRATCH_BYTES
-        """A page of the driver's that it does not use: room for a test's own buffers."""
+        """A page reserved for the driver that it does not use, free for a test's own buffers."""
         self._ram = ram
         self._settings = settings
         self._counters = counters
 
     def set_up(self, acknowledged: int) -> list[Ring]:
-        """Makes empty rings for the features that device and driver agreed on."""
+        """Makes empty rings for the acknowledged features."""
         self.queues = {}
         size = self._settings.queue_size
         for index, queue in queue_numbers(acknowledged).items():
@@ -68,12 +68,13 @@ class Rings:
         return [ring.ring for ring in self.queues.values()]
 
     def buffer(self, number: int) -> int:
-        """The guest-physical address of a buffer; behind those for PFNs is the statistics'."""
+        """The guest-physical address of a buffer; that behind the PFN buffers is for
+        statistics."""
         buffers = self.area + ring_bytes(self._settings.queue_size) * MAX_QUEUES
         return buffers + number * BUFFER_BYTES
 
     def write(self, addr: int, content: bytes) -> None:
-        """Writes into guest memory, for whoever makes chains of his own; see ``scratch``."""
+        """Writes into guest memory, for tests that make chains of their own; see ``scratch``."""
         view = self._ram.memory.view(addr, len(content))
         assert view is not None
         view[:] = content
@@ -81,7 +82,7 @@ class Rings:
     def send(
         self, queue: BalloonQueue, readable: Sequence[Buffer], writable: Sequence[Buffer] = ()
     ) -> int:
-        """Makes a chain available, and notifies the device if it wants to be; the chain's head."""
+        """Makes a chain available, and kicks the device if it wants that. Returns its head."""
         ring = self.queues[queue]
         head = ring.add(readable, writable)
         if ring.wants_kick():

@@ -1,4 +1,4 @@
-"""How a fake guest's driver behaves where drivers may differ, and what it counts."""
+"""The settings of a fake guest's driver, and its counters."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ _STATS_BYTES = STAT_ENTRY.size * len(StatTag)
 
 @dataclass(frozen=True, slots=True)
 class DriverSettings:
-    """How this driver behaves where drivers may differ.
+    """The behaviour of this driver in which drivers may differ.
 
     Attributes:
-        features: what it acknowledges of what is offered.
+        features: the offered features that it acknowledges.
         queue_size: entries of every ring, a power of two.
         in_flight: PFN buffers sent before it waits; Linux sends one.
-        parts: descriptors of each PFN buffer; Linux needs one.
+        parts: descriptors of each PFN buffer; Linux uses one.
         stat_tags: statistics in a buffer, 10 or 16.
-        interrupts: False suppresses the device's calls; the driver then polls.
-        refill: touch pages again that come out of the balloon and had been touched.
+        interrupts: False: it suppresses the device's calls, and polls.
+        refill: True: pages that leave the balloon, and were touched before, are touched again.
     """
 
     features: int = OFFERED_FEATURES
@@ -48,7 +48,7 @@ class DriverSettings:
 
 @dataclass(slots=True)
 class DriverCounters:
-    """What the driver has done since it began."""
+    """Counters since the driver was made."""
 
     inflate_buffers: int = 0
     deflate_buffers: int = 0
@@ -62,7 +62,7 @@ class DriverCounters:
 
 
 def area_bytes(settings: DriverSettings) -> int:
-    """Guest memory that the driver's rings and buffers take."""
+    """The size of guest memory for the driver's rings and buffers."""
     buffers = BUFFER_BYTES * settings.in_flight + _STATS_BYTES
     whole = -(-buffers // SCRATCH_BYTES) * SCRATCH_BYTES
     return ring_bytes(settings.queue_size) * MAX_QUEUES + whole + SCRATCH_BYTES

@@ -1,4 +1,4 @@
-"""How the virtual machine monitors that we know speak vhost-user, and what a front-end deals in.
+"""How VMMs differ in their use of vhost-user, and values that a front-end needs.
 
 Source: the messages of QEMU 11.1 and of crosvm's vhost-user front-end, as recorded.
 """
@@ -9,18 +9,19 @@ from balloon_daemon.units import GuestAddr
 from balloon_daemon.vhost_user.messages import ProtocolFeature
 
 CONFIG_WRITABLE = 1
-"""VHOST_USER_CONFIG_F_WRITABLE: crosvm sets it in its accesses, QEMU sends 0."""
+"""VHOST_USER_CONFIG_F_WRITABLE: crosvm sets this flag in its accesses, QEMU does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a VMM speaks vhost-user.
+    """One VMM's use of vhost-user.
 
     Attributes:
-        name: the VMM it is like.
-        protocol_features: what it takes of the features offered.
-        whole_config: every config access covers the whole space, the rest from a cache.
-        kick_value: what a fresh kick eventfd holds; QEMU's begin readable.
+        name: the VMM's name.
+        protocol_features: the offered features that it uses.
+        whole_config: True: every config write covers the whole space, with the other bytes from a
+            cache.
+        kick_value: the value of a new kick eventfd; QEMU's is readable from the start.
     """
 
     name: str
@@ -57,7 +58,7 @@ STYLES = {style.name: style for style in (QEMU, QEMU_WITHOUT_SLOTS, CROSVM)}
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Where a configured queue's three areas are, in guest-physical addresses.
+    """A configured queue's three areas, in guest-physical addresses.
 
     Attributes:
         index: the queue's number.
@@ -78,14 +79,14 @@ class Ring:
 
 @dataclass(slots=True)
 class FrontendCounters:
-    """What passed between us and the back-end."""
+    """Counters of messages between front-end and back-end."""
 
     requests: int = 0
     config_reads: int = 0
     config_writes: int = 0
     config_changes: int = 0
     early_config_changes: int = 0
-    """CONFIG_CHANGE_MSG while no ring ran, when no VMM need expect it: balloond must send none."""
+    """CONFIG_CHANGE_MSG while no ring ran, which balloond must not send."""
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
-"""One end of a vhost-user connection, for whoever plays the VMM.
+"""One end of a vhost-user connection, for code that plays the VMM.
 
-Runs in the fake guest's process and in tests. It sends whole messages or whatever a misbehaving
-VMM would send, and it never waits without a deadline: a back-end owes every answer, and one that
-does not come fails a test. It must never be used by the daemon, which trusts no peer's pace.
+Runs in the fake guest's process and in tests. It sends whole messages, or any bytes that a
+misbehaving VMM might send, and always waits with a deadline: the back-end has to answer, and a
+missing answer fails a test. The daemon must never use it, because it waits for its peer.
 """
 
 import array
@@ -16,11 +16,12 @@ from balloon_daemon.errors import BalloondError
 from balloon_daemon.vhost_user.messages import HEADER, MAX_FDS, MAX_PAYLOAD_BYTES, Message
 
 DEFAULT_TIMEOUT_S = 60.0
-"""How long a peer may take over one message: far above any honest answer on a loaded machine."""
+"""How long a peer may take for one message: far longer than an answer takes on a loaded
+machine."""
 
 
 class BackendError(BalloondError):
-    """The back-end broke vhost-user or refused a request: what a VMM would give up on."""
+    """The back-end broke vhost-user or refused a request, so that a VMM would give up."""
 
 
 class Wire:
@@ -41,11 +42,12 @@ class Wire:
         """Connects to a listening back-end.
 
         Raises:
-            OSError: nobody listens there, or the socket may not be used.
+            OSError: no process listens there, or the socket may not be used.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Connecting blocks only while the listener's backlog is full; settimeout bounds it.
+            # connect(2) blocks only while the listener's backlog is full, and settimeout() limits
+            # that.
             sock.settimeout(timeout_s)
             sock.connect(path)
         except OSError:
@@ -58,14 +60,14 @@ class Wire:
         return self._sock.fileno()
 
     def close(self) -> None:
-        """Hangs up, wherever the conversation stands."""
+        """Hangs up, even in the middle of a message."""
         self._sock.close()
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Sends bytes, well-formed or not, with any file descriptors beside the first of them.
+        """Sends bytes, well-formed or not, with file descriptors beside the first byte.
 
         Raises:
-            TimeoutError: the peer took nothing for the whole timeout.
+            TimeoutError: the peer read nothing for the whole timeout.
             OSError: the peer hung up.
         """
         deadline = time.monotonic() + self.timeout_s
@@ -81,10 +83,10 @@ class Wire:
             rights = []
 
     def send_now(self, data: bytes) -> int:
-        """Sends as much as fits at this moment: what a VMM that floods us does.
+        """Sends as many bytes as fit at this moment, like a VMM that floods its back-end.
 
         Returns:
-            How many bytes the kernel took; 0 when the socket's buffer is full.
+            How many bytes the kernel accepted; 0 when the socket's buffer is full.
         """
         try:
             return self._sock.send(data, socket.MSG_NOSIGNAL)
@@ -103,7 +105,7 @@ class Wire:
         Raises:
             TimeoutError: no whole message within the timeout.
             ConnectionError: the peer hung up.
-            BackendError: a payload longer than the protocol has any use for.
+            BackendError: a payload longer than any of the protocol.
         """
         deadline = time.monotonic() + self.timeout_s
         fds: list[int] = []

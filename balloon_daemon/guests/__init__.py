@@ -1,1 +1,1 @@
-"""The balloons that balloond moves, by kind of guest."""
+"""The kinds of guests whose balloons balloond can move."""

@@ -1,9 +1,9 @@
 """The seam between the controller and every kind of guest: a Protocol, and its reports as values.
 
-Pure. A *guest* is one VM whose balloon can be moved, by whatever way its driver knows. The
-controller says how large the balloon is to be and never how that is done; the guest reports what
-has become of it. There is one unit in both directions: bytes of balloon, absolute, and the last
-value wins, so that whatever gets lost heals with the next one.
+Pure. A *guest* is one VM whose balloon can be moved, in whatever way its driver does that. The
+controller sets the balloon's size and knows nothing of the way; the guest reports the results.
+There is one unit in both directions: bytes of balloon, absolute, and the last value counts, so
+that the next value makes up for a lost one.
 
 Reports come in this order: any number of ``Actual``, ``Stats``, ``Refused`` and ``Stuck``; one
 ``Attached`` once the VM's size is known; from then on ``Resized`` too; ``Gone`` last.
@@ -19,13 +19,14 @@ from balloon_daemon.units import VmId
 
 
 class VmRow(NamedTuple):
-    """What is to be remembered of a VM's policy for another balloond.
+    """The part of a VM's policy that is stored for another balloond.
 
     Attributes:
-        vm_mem_bytes: the size that the policy goes by.
-        level: the policy's.
+        vm_mem_bytes: the VM's size that the policy uses.
+        level: the policy's level.
         recheck_at_s: when to listen to low memory again, on CLOCK_MONOTONIC; None: it listens.
-        release_at_s: when to try a step down, on CLOCK_MONOTONIC; None: there is nothing to give.
+        release_at_s: when to try a step down, on CLOCK_MONOTONIC; None: there is nothing to give
+            back.
     """
 
     vm_mem_bytes: int
@@ -35,10 +36,10 @@ class VmRow(NamedTuple):
 
 
 class Ability(Enum):
-    """What one guest can do and another cannot."""
+    """Abilities that some guests have and others lack."""
 
     STATS = "stats"
-    """It reports statistics when it is asked for them."""
+    """It reports statistics when asked for them."""
 
 
 # --- guest to controller ------------------------------------------------------------------------
@@ -50,9 +51,10 @@ class Attached:
 
     Attributes:
         vm_mem_bytes: the size; 0: this VM can have no balloon.
-        can: what it can do.
-        balloon_bytes: what an earlier balloond has left in its balloon, where nothing was kept.
-        row: what an earlier balloond has kept of its policy; None: nothing.
+        can: its abilities.
+        balloon_bytes: the size of the balloon that an earlier balloond has left, where no row was
+            stored.
+        row: the policy's row that an earlier balloond has stored; None: none.
     """
 
     vm_mem_bytes: int
@@ -63,7 +65,7 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """The VM has another size from now on.
+    """The VM's size has changed.
 
     Attributes:
         vm_mem_bytes: the size; 0: this VM can have no balloon.
@@ -74,11 +76,11 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class Actual:
-    """The balloon is so large, as the VM's driver says.
+    """The balloon's size, as the VM's driver reports it.
 
     Attributes:
-        balloon_bytes: its size.
-        at_s: when that was true, on CLOCK_MONOTONIC.
+        balloon_bytes: the size.
+        at_s: when the size was reported, on CLOCK_MONOTONIC.
     """
 
     balloon_bytes: int
@@ -87,7 +89,7 @@ class Actual:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The guest's statistics: bytes, or counts since it began; None where it does not say.
+    """The guest's statistics: bytes, or counts since it began; None for a figure that it lacks.
 
     Attributes:
         at_s: when they came, on CLOCK_MONOTONIC.
@@ -98,9 +100,9 @@ class Stats:
         swap_in_bytes: read from swap.
         swap_out_bytes: written to swap.
         major_faults: page faults that had to read a file or swap.
-        minor_faults: page faults that had not.
-        hugetlb_allocations: huge pages that were asked for and had.
-        hugetlb_failures: huge pages that were asked for and not had.
+        minor_faults: page faults that read neither.
+        hugetlb_allocations: huge pages requested and allocated.
+        hugetlb_failures: huge pages requested and not allocated.
         oom_kills: processes killed for lack of memory.
         alloc_stalls: allocations that had to reclaim memory themselves.
         async_scans: pages that the kernel's own threads looked at to reclaim them.
@@ -144,7 +146,7 @@ class Stuck:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The VM is gone, or can be reached no more. ``why`` is a short technical reason."""
+    """The VM is gone, or cannot be reached any more. ``why`` is a short technical reason."""
 
     why: str
 
@@ -162,13 +164,13 @@ class Guest(Protocol):
 
     @property
     def vm(self) -> VmId:
-        """Which VM."""
+        """The VM's id."""
 
     async def serve(self) -> None:
         """Serves the VM until it is gone; cancelled when balloond ends."""
 
     def set_target(self, target_bytes: int) -> None:
-        """Tells the driver how large the balloon is to be; the same value again: once more.
+        """Sets the balloon's wanted size; the same value again tells the driver once more.
 
         Never blocks.
 
@@ -182,17 +184,17 @@ class Guest(Protocol):
     def against_more(self, level: int) -> Reason | None:
         """Why the guest must not be asked for more just now; None: it may be.
 
-        Cheap: it is asked at each look at low memory.
+        Must be cheap: it is called at each look at low memory.
 
         Args:
-            level: the policy's; at 0 the balloon is empty.
+            level: the policy's level; at 0 the balloon is empty.
         """
 
     def keep(self, row: VmRow) -> None:
-        """Remembers this beside what the guest keeps of itself for another balloond."""
+        """Stores this row, with the guest's own state, for another balloond."""
 
     async def give_back(self) -> None:
-        """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
+        """Lets the balloon shrink to nothing, and waits until the driver reports that."""
 
     def leave(self) -> None:
         """Leaves the VM to another balloond: ``serve``, cancelled next, gives up nothing."""
@@ -202,49 +204,49 @@ class Guest(Protocol):
 
 
 class VmRegistry(Protocol):
-    """What the controller offers to whoever finds VMs."""
+    """The controller's side for a driver that finds VMs."""
 
     def next_vm(self) -> VmId:
-        """The id that the next VM gets; used up by ``add``."""
+        """The id for the next VM; ``add`` uses it up."""
 
     def add(self, guest: Guest) -> None:
-        """Knows a guest from now on, and takes its reports."""
+        """Adds a guest, whose reports are accepted from now on."""
 
     def report(self, vm: VmId, report: Report) -> None:
-        """Takes a VM's report.
+        """Handles a VM's report.
 
         Raises:
             StateError: ``Attached`` has a row that no policy can be in.
         """
 
     def serve(self, guest: Guest) -> None:
-        """Runs ``serve`` of a guest that was added, until it ends."""
+        """Runs an added guest's ``serve`` as a task until it ends."""
 
 
 class GuestDriver(Protocol):
-    """Finds the VMs of one kind, and makes a guest of each."""
+    """Finds the VMs of one kind, and makes a guest for each."""
 
     @property
     def keeps(self) -> bool:
         """Whether its VMs can be left to another balloond."""
 
     def start(self, registry: VmRegistry) -> None:
-        """Goes on with the VMs that another balloond left, and finds new ones from now on.
+        """Restores the VMs that another balloond left, and finds new ones from now on.
 
         Raises:
-            OSError: it cannot.
+            OSError: that is not possible.
         """
 
     def stop(self, *, leaving: bool) -> None:
         """Finds no more VMs.
 
         Args:
-            leaving: another balloond goes on with them.
+            leaving: True: another balloond goes on with the VMs.
         """
 
     async def close(self, *, leaving: bool) -> None:
-        """Lets go of all that it has, once its guests have ended.
+        """Closes everything, once its guests have ended.
 
         Args:
-            leaving: another balloond goes on with its VMs.
+            leaving: True: another balloond goes on with its VMs.
         """

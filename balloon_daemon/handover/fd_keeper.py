@@ -1,12 +1,12 @@
 """A small process that holds descriptors for a balloond without systemd, and does nothing else.
 
 Runs by itself (``python -I fd_keeper.py PATH FD``), started by ``balloond --keep-fds`` in a
-session of its own, so that what kills the daemon spares it. It speaks with that balloond through
-FD, a socket that it inherits, and with those that come later at PATH. It reads no byte of a guest
-or a VMM: it is handed descriptors with names, and hands them out again. It has no log: where it
-cannot begin, its exit status says why. It ends when it is told to forget, or when no balloond has
-been connected for ten minutes. When a VMM ends in that time, the keeper closes all descriptors of
-that VM, whose memory would otherwise stay allocated for nobody.
+session of its own, so that a signal to the daemon's process group spares it. It talks to that
+balloond through FD, a socket that it inherits, and to later ones through connections at PATH. It
+reads no byte of a guest or a VMM: it receives descriptors with names, and sends them out again. It
+has no log: its exit status says why it cannot begin. It ends when it receives FORGET, or when no
+balloond has been connected for ten minutes. When a VMM ends in that time, the keeper closes all
+descriptors of that VM, so that the VM's memory is freed.
 """
 
 import _thread
@@ -22,37 +22,40 @@ import struct
 import sys
 import time
 
-# Kept free of the package's modules on purpose: this process should be as small as it can be.
+# Imports nothing of the package, so that this process stays as small as it can be.
 TAKE, END, FORGET, BUSY = b"FDTAKE=1", b"FDEND=1", b"FDFORGET=1", b"FDBUSY=1"
-"""Words that only a keeper and its balloonds use: hand everything out; that was all; close
-everything and end; refused, as another balloond is connected."""
+"""Messages between a keeper and its balloonds only: send all descriptors; all have been sent;
+close all descriptors and end; refused, as another balloond is connected."""
 
 ANSWERS = b"FDANSWERS=1"
-"""Sent before END: this keeper answers what it cannot keep, and understands ``FDREPLACES=``. An
-older keeper, which may still run when a newer balloond comes, does neither."""
+"""Sent before END: this keeper reports descriptors that it cannot keep, and understands
+``FDREPLACES=``. An older keeper, which may still run when a newer balloond connects, does neither.
+"""
 
 PATIENCE_S = 600.0
-"""How long to wait while no balloond is connected: a new one comes in seconds or not at all."""
+"""How long to wait without a connected balloond: another one comes within seconds, or not at
+all."""
 
 EXIT_ERRNO = 100
-"""An exit status above this one is it plus an error's number (errno(3)); the exit status itself is
-a bug's, or a wrong call's."""
+"""A higher exit status is this number plus an errno (errno(3)); this status itself means a bug or
+wrong arguments."""
 
 RETRY_S = 0.1
 MAX_KEPT = 65536
-"""How many descriptors it keeps, if it may have as many open; balloond counts them (``room``)."""
+"""The most descriptors that it keeps, if its limit of open files allows; balloond counts them
+(``room``)."""
 
 MESSAGE_BYTES = 1 << 16
-"""More than the names of all descriptors of one guest take."""
+"""Longer than the names of all descriptors of one guest."""
 
 MAX_HANGING = 16
-"""Closes that may hang at a time; further descriptors stay open until one of those ends."""
+"""Closes that may hang at a time; further descriptors stay open until one of them ends."""
 
 MAX_FREEING = 16
-"""Closes of memory at a time: all of them end, and wait for none of those that may hang."""
+"""Closes of memory files at a time. All of them end, and none waits for a close that hangs."""
 
 SMALL_BYTES = 1 << 20
-"""Memory that is freed in no time, such as a guest's state."""
+"""A memory file of this size, such as a guest's state, is freed at once."""
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -61,7 +64,7 @@ def listen(path: str) -> socket.socket:
     """Binds the keeper's socket; only its owner may connect.
 
     Raises:
-        OSError: it cannot be made, or there is something else.
+        OSError: the socket cannot be bound, or the path is in use.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     umask = os.umask(0o177)
@@ -83,7 +86,7 @@ def listen(path: str) -> socket.socket:
 
 
 def is_dead_keepers(path: str) -> bool:
-    """Whether a file is a socket of this user at which nobody listens any more."""
+    """Whether a path is a socket of this user on which no process listens any more."""
     status = os.lstat(path)
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
         return False
@@ -93,7 +96,7 @@ def is_dead_keepers(path: str) -> bool:
 
 
 class Keeper:
-    """Descriptors by name; all of one guest have what stands before the first dot in common."""
+    """Descriptors by name; the names of one guest's descriptors are equal up to the first dot."""
 
     def __init__(self) -> None:
         self.kept: dict[str, int] = {}
@@ -103,13 +106,13 @@ class Keeper:
         self._memory, self._freeing = list[int](), set[object]()
 
     def handle(self, message: bytes, fds: list[int]) -> bytes:
-        """Takes one message. Returns the answer, empty where there is none.
+        """Handles one message. Returns the answer, empty where there is none.
 
-        The names that a state replaces (``FDREPLACES=``, with spaces between them) are dropped
-        once the state is kept, and only if its sender knows how many descriptors of that guest
-        were lost (``FDLOSSES=``): else the state may name a descriptor that is not here, and only
-        the state before it can be used. A sender that has lost some says what is to stay instead
-        (``FDKEEPS=``).
+        A state's message lists the names that it replaces (``FDREPLACES=``, separated by spaces).
+        They are dropped once the state is kept, and only if the sender knows how many descriptors
+        of that guest were lost (``FDLOSSES=``): otherwise the state may name a descriptor that is
+        missing here, and only the state before it can be used. After a loss the sender lists the
+        names to be kept instead (``FDKEEPS=``).
         """
         words = dict(line.partition("=")[::2] for line in message.decode("ascii").split("\n"))
         name, answer = words.get("FDNAME", ""), b""
@@ -117,7 +120,7 @@ class Keeper:
             self._drop(name)
         elif words.get("FDSTORE") == "1":
             guest = name.partition(".")[0]
-            # A message comes without its descriptor where this process had no number left for it
+            # A message comes without its descriptor where this process has no free number for it
             # (recvmsg(2), MSG_CTRUNC).
             if len(fds) != 1 or len(self.kept) >= MAX_KEPT:
                 self._losses[guest] = losses = self._losses.get(guest, 0) + 1
@@ -141,7 +144,7 @@ class Keeper:
             self._drop(each)
 
     def hand_out(self, sock: socket.socket) -> None:
-        """Sends a duplicate of everything; it is kept all the same."""
+        """Sends a duplicate of every descriptor, and keeps them."""
         self._losses.clear()
         for name, fd in self.kept.items():
             rights = array.array("i", [fd])
@@ -152,11 +155,11 @@ class Keeper:
         sock.send(END)
 
     def ends(self) -> list[int]:
-        """The descriptors whose hang-up is the end of their guest: its VMM's connections."""
+        """The VMMs' connections: when one of them hangs up, its guest has ended."""
         return [self.kept[name] for name in self._ends]
 
     def end(self, fd: int) -> None:
-        """Drops the whole guest whose VMM has hung up."""
+        """Drops all descriptors of the guest whose VMM has hung up."""
         for end in [name for name in self._ends if self.kept[name] == fd]:
             guest = end.partition(".")[0] + "."
             for name in [name for name in self.kept if name.startswith(guest)]:
@@ -168,11 +171,12 @@ class Keeper:
             self.close([self.kept.pop(name)])
 
     def close(self, fds: list[int]) -> None:
-        """Closes descriptors, in a thread where a close may take long, or for ever.
+        """Closes descriptors, by a thread where a close may take long, or for ever.
 
-        The last close of a file may wait, and whether the last is here or in balloond is not
-        known. A thread shares this process's descriptors, and this process never forks. Memory
-        has threads of its own: closes that hang would else keep the memory of every VM.
+        The last close of a file may block, and it is unknown whether another process still has the
+        file open. A thread shares this process's descriptors; threads are safe as this process
+        never forks. Memory files have threads of their own, so that closes that hang do not keep
+        any VM's memory.
         """
         for fd in fds:
             held = memory_bytes(fd)
@@ -187,45 +191,44 @@ class Keeper:
 
 
 def _start_closing(waiting: list[int], threads: set[object], most: int) -> None:
-    """Has waiting descriptors closed, in at most so many threads."""
+    """Starts threads that close the waiting descriptors, at most so many at a time."""
     for _ in range(min(len(waiting), most - len(threads))):
-        # Not the descriptor's number, which is free as soon as its close has begun.
+        # Not the descriptor's number, which the kernel may reuse as soon as its close has begun.
         threads.add(mark := object())
         try:
             _thread.start_new_thread(_close_waiting, (waiting, threads, mark))
         except RuntimeError:
-            # No thread can be had: it is tried again with what is dropped next.
+            # The kernel allows no thread: the next call tries again.
             threads.discard(mark)
             return
 
 
 def _close_waiting(waiting: list[int], threads: set[object], mark: object) -> None:
-    """A thread's life: it closes what waits, one descriptor after the other."""
+    """Runs in a thread: closes the waiting descriptors one after the other."""
     try:
         while waiting:
             try:
                 os.close(waiting.pop(0))
             except (OSError, IndexError):
-                # Linux has freed the number whatever close(2) returns; IndexError: another thread
-                # has taken the last one.
+                # OSError: Linux frees the number whatever close(2) returns. IndexError: another
+                # thread has taken the last descriptor.
                 continue
     finally:
         threads.discard(mark)
 
 
 def memory_bytes(fd: int) -> int | None:
-    """How much memory a memory file holds, in bytes; None where a descriptor is no memory file's.
+    """The memory that a memory file holds, in bytes; None where the descriptor is no memory file.
 
-    Not the file's length: a VMM may leave that small and have GiB allocated beyond it
-    (fallocate(2), FALLOC_FL_KEEP_SIZE).
+    Not the file's length: a VMM may keep that small and allocate GiB beyond it (fallocate(2),
+    FALLOC_FL_KEEP_SIZE).
 
-    Only memory files cannot be in somebody's epoll instance. Anything else may be, an eventfd too:
-    its last close waits for a lock of that instance, which its owner may hold for as long as they
-    like.
+    Only memory files cannot be in another process's epoll instance. Any other file may be, even an
+    eventfd: its last close waits for that instance's lock, which its owner may hold for any time.
     """
     try:
-        # Only shmem and hugetlbfs know this, and the kernel itself answers: a file of a user's
-        # own file system (FUSE) is never asked.
+        # F_GET_SEALS is answered by shmem and hugetlbfs only, and by the kernel itself: no server
+        # of a FUSE file system is asked.
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         return None
@@ -233,19 +236,20 @@ def memory_bytes(fd: int) -> int | None:
 
 
 class Client:
-    """A balloond that is connected.
+    """A connected balloond.
 
     Args:
-        sock: its connection, the client's from here on.
-        pid: its process.
+        sock: its connection, owned by the client from here on.
+        pid: its process id.
 
     Raises:
-        OSError: it is gone already.
+        OSError: the process has ended already.
     """
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.sock = sock
-        # A child of balloond that hangs may keep the connection open after balloond has ended.
+        # Watch the pid too: a closer of balloond's that hangs may keep the connection open after
+        # balloond's end.
         self.pidfd = os.pidfd_open(pid)
 
     def close(self) -> None:
@@ -254,7 +258,7 @@ class Client:
         os.close(self.pidfd)
 
     def receive(self) -> tuple[bytes, list[int]] | None:
-        """The next message with its descriptors, empty once it has hung up; None: none waits."""
+        """The next message with its descriptors, empty after a hang-up; None: no message waits."""
         try:
             message, ancillary, _, _ = self.sock.recvmsg(
                 MESSAGE_BYTES,
@@ -275,15 +279,15 @@ class Server:
     """Serves balloonds, one after the other.
 
     Args:
-        listener: where they connect.
-        first: a connection to the one that has started this process, if one has.
+        listener: the socket to which they connect.
+        first: a connection to the balloond that has started this process, if there is one.
     """
 
     def __init__(self, listener: socket.socket, first: socket.socket | None = None) -> None:
         self._listener = listener
         self._keeper = Keeper()
         self._clients: dict[int, Client] = {}
-        """Each by the number of its connection and by that of its pidfd."""
+        """Each client under the numbers of its connection and of its pidfd."""
         self._served: Client | None = None
         self._poller = select.poll()
         self._poller.register(listener, select.POLLIN)
@@ -291,9 +295,9 @@ class Server:
             self._admit(first)
 
     def run(self) -> None:
-        """Serves until told to forget or left alone too long."""
+        """Serves until FORGET arrives, or no balloond has been connected for ``PATIENCE_S``."""
         while True:
-            # A balloond that is connected sees hang-ups itself, and says what is to be dropped.
+            # A connected balloond notices hang-ups itself, and sends the names to be dropped.
             ends = [] if self._clients else self._keeper.ends()
             for fd in ends:
                 self._poller.register(fd, 0)
@@ -302,7 +306,8 @@ class Server:
                 self._poller.unregister(fd)
             if not ready:
                 return
-            # Hang-ups before new connections: the next balloond may come in the same moment.
+            # Handle hang-ups before new connections: the next balloond may connect at the same
+            # moment.
             for fd, _ in sorted(ready, key=lambda event: event[0] == self._listener.fileno()):
                 if fd in ends:
                     self._keeper.end(fd)
@@ -315,13 +320,13 @@ class Server:
         try:
             sock, _ = self._listener.accept()
         except OSError:
-            # No descriptor is left: again later, as the listener stays readable.
+            # No descriptor is free: try again later, as the listener stays readable.
             time.sleep(RETRY_S)
             return
         self._admit(sock)
 
     def _admit(self, sock: socket.socket) -> None:
-        """Takes a connection's messages from here on, if its process is of this user."""
+        """Accepts a connection's messages from here on, if its process is of this user."""
         peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = _CREDENTIALS.unpack(peer)
         try:
@@ -336,7 +341,7 @@ class Server:
             self._poller.register(fd, select.POLLIN)
 
     def _hear(self, client: Client, fd: int) -> bool:
-        """Takes a message, or all that a dead client has sent; False: forget and end."""
+        """Handles a message, or all messages of a dead client; False: FORGET was received."""
         dead = fd == client.pidfd
         while (received := client.receive()) is not None:
             message, fds = received
@@ -362,19 +367,19 @@ class Server:
             if message != TAKE:
                 self._answer(client, self._keeper.handle(message, fds))
             elif self._served not in (None, client):
-                # Two balloonds on the same guests would be one too many.
+                # Two balloonds must not serve the same guests.
                 client.sock.send(BUSY)
             else:
                 self._served = client
                 self._keeper.hand_out(client.sock)
         except (OSError, UnicodeDecodeError):
-            # It sent no text, or is gone: it gets no more answers.
+            # It sent no ASCII, or has hung up: it gets no more answers.
             client.sock.shutdown(socket.SHUT_RDWR)
             self._keeper.close(fds)
         return True
 
     def _answer(self, client: Client, answer: bytes) -> None:
-        """Sends the answer to a descriptor that was lost; to one that was kept there is none."""
+        """Sends the answer, which reports a lost descriptor; a kept one has an empty answer."""
         try:
             if answer:
                 client.sock.send(answer, socket.MSG_DONTWAIT)
@@ -383,11 +388,12 @@ class Server:
 
 
 def main() -> int:
-    """Runs the keeper that the arguments describe; returns its exit status."""
-    # The terminal's and the service manager's signals are for balloond, which then sends FORGET.
+    """Runs the keeper according to the arguments; returns its exit status."""
+    # Signals from the terminal and the service manager are meant for balloond, which then sends
+    # FORGET.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # A balloond that starts has some signals blocked, and this process has inherited that.
+    # Unblock all signals: a starting balloond has some blocked, and this process inherits that.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         path = sys.argv[1]
@@ -406,12 +412,12 @@ def main() -> int:
 
 
 def _unlink(path: str, bound: os.stat_result) -> None:
-    """Removes the socket that was bound; not another keeper's that has taken its place since."""
+    """Removes the socket's file, unless another keeper has replaced it."""
     try:
         if os.path.samestat(os.lstat(path), bound):
             os.unlink(path)
     except OSError:
-        pass  # It is gone already, or its directory may no longer be written to.
+        pass  # The file is gone, or this process may no longer write to its directory.
 
 
 if __name__ == "__main__":

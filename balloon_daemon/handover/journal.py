@@ -1,9 +1,9 @@
-"""The one request that a controller may have in hand when it dies, in memory that outlives it.
+"""The one request that a controller has in hand, recorded in memory that outlives the controller.
 
-A VMM waits for the answer to a request for ever. A controller that was killed between reading a
-request and answering it would leave it waiting, so the request is written down *before* it is
-taken from the socket, and marked as done after it was answered. It is written by plain stores into
-a shared mapping, which survive a kill -9 and cost nothing beside the socket's system calls.
+A VMM waits for the answer to a request for ever. A controller killed between reading a request and
+answering it would leave the VMM waiting. So the request is recorded *before* it is read from the
+socket, and marked as done after it was answered. It is recorded by plain stores into a shared
+mapping, which survive SIGKILL and cost nothing beside the socket's system calls.
 """
 
 import mmap
@@ -19,7 +19,7 @@ from balloon_daemon.linux.memory import create_memfd
 
 _HEAD = struct.Struct("<IIQ")
 MAX_REQUEST_BYTES = 8192
-"""More than a vhost-user message with the longest payload that is accepted."""
+"""Longer than a vhost-user message with the longest payload that is accepted."""
 
 _REQUIRED = struct.Struct("<Q")
 _REQUIRED_AT = _HEAD.size + MAX_REQUEST_BYTES
@@ -27,21 +27,21 @@ _SIZE = _REQUIRED_AT + _REQUIRED.size
 
 
 class Phase(IntEnum):
-    """How far a request has come."""
+    """The progress of a request."""
 
     NONE = 0
     HANDLING = 1
-    """Written down; perhaps still in the socket, perhaps taken from it; not answered."""
+    """Recorded; it may still be in the socket or be read already; not answered."""
     SENDING = 2
-    """Handled, and its answer given to the socket."""
+    """Handled, and its answer is being sent."""
 
 
 class Entry(NamedTuple):
     """A request in hand.
 
     Attributes:
-        phase: how far it has come; never NONE.
-        number: which message of this VMM it is, from 1.
+        phase: its progress; never NONE.
+        number: the message's number among this VMM's messages, from 1.
         request: header and payload.
     """
 
@@ -51,33 +51,34 @@ class Entry(NamedTuple):
 
 
 class RequestJournal(Protocol):
-    """Where the request in hand is written down, if anywhere."""
+    """Records the request in hand, or nothing."""
 
     def begin_next(self, number: int, peek: Callable[[], bytes | None]) -> None:
-        """Writes down the request that a VMM's connection has next, if it has one.
+        """Records the next request of a VMM's connection, if there is one.
 
         Args:
-            number: which message of this VMM it is, from 1.
-            peek: gives the request without taking it from the connection; None: not there yet.
+            number: the message's number among this VMM's messages, from 1.
+            peek: returns the request without removing it from the connection; None: it is
+                incomplete.
         """
 
     def sending(self) -> None:
-        """Its answer goes out next: to be called right before the system call."""
+        """Notes that the answer is about to be sent; to be called right before the system call."""
 
     def done(self) -> None:
-        """It is answered, or needed no answer."""
+        """Notes that the request is answered, or needed no answer."""
 
     def pending(self) -> Entry | None:
         """The request in hand; None where there was none.
 
         Raises:
-            StateFileError: the memory does not hold a journal. Whether its VMM waits for an answer
-                cannot be known then.
+            StateFileError: the memory holds no valid journal, so whether the VMM waits for an
+                answer is unknown.
         """
 
 
 class NoJournal:
-    """Writes nothing down: where no controller can go on with a VM, none needs to know."""
+    """Records nothing: for a VM with which no other controller can go on."""
 
     def begin_next(self, number: int, peek: Callable[[], bytes | None]) -> None:
         pass
@@ -105,16 +106,16 @@ class Journal:
     def __init__(self, fd: OwnedFd) -> None:
         self.fd = fd
         if os.fstat(fd.fileno()).st_size < _SIZE:
-            os.truncate(fd.fileno(), _SIZE)  # Journals of an earlier version are shorter.
+            os.truncate(fd.fileno(), _SIZE)  # An earlier version's journals are shorter.
         self._map = mmap.mmap(fd.fileno(), _SIZE)
-        # A process that the controller forks must not have every guest's journal, writable: taken
-        # over by a guest, it could make the next controller perform a request for another VM.
+        # MADV_DONTFORK: a forked process must not inherit any guest's journal, writable. A device
+        # taken over by its guest could make the next controller perform a request for another VM.
         self._map.madvise(mmap.MADV_DONTFORK)
         self._words = memoryview(self._map)[:4].cast("I")
 
     @classmethod
     def create(cls, name: str) -> "Journal":
-        """Makes an empty one."""
+        """Makes an empty journal."""
         return cls(OwnedFd(create_memfd(name, size_bytes=_SIZE)))
 
     def begin_next(self, number: int, peek: Callable[[], bytes | None]) -> None:
@@ -122,7 +123,8 @@ class Journal:
             self.begin(number, request)
 
     def begin(self, number: int, request: bytes) -> None:
-        """Writes a request down, the phase last: a store of four bytes is whole or not at all."""
+        """Records a request, its phase last: a store of four aligned bytes is never seen in
+        part."""
         self._map[_HEAD.size : _HEAD.size + len(request)] = request
         _HEAD.pack_into(self._map, 0, Phase.NONE, len(request), number)
         self._words[0] = Phase.HANDLING
@@ -148,16 +150,17 @@ class Journal:
         return int(_REQUIRED.unpack_from(self._map, _REQUIRED_AT)[0])
 
     def require(self, serial: int) -> None:
-        """Makes states before this serial number invalid: the VMM has changed memory or vrings.
+        """Makes states before this serial number invalid, after the VMM has changed memory or
+        vrings.
 
         A guest restored from an invalid state would have pages removed by a memory table that its
-        VMM has replaced since. Whether a later state reaches the store is not known here. An
+        VMM has replaced since. Whether a later state has reached the store is not known here. An
         invalid state never becomes valid again.
         """
         _REQUIRED.pack_into(self._map, _REQUIRED_AT, max(serial, self.required))
 
     def close(self) -> None:
-        """Unmaps and closes it."""
+        """Unmaps the memory and closes it."""
         self._words.release()
         self._map.close()
         self.fd.close()

@@ -1,4 +1,4 @@
-"""Our own keeper's process: reached where an earlier balloond left one, else started."""
+"""Reaches the keeper that an earlier balloond left, or starts one."""
 
 import contextlib
 import errno
@@ -20,19 +20,19 @@ from balloon_daemon.linux.events import OwnedFd
 
 KEEPER_WITHIN_S = 5.0
 MAX_PATH_BYTES = 107
-"""Of a Unix socket (unix(7))."""
+"""The longest path of a Unix socket (unix(7))."""
 
 _SOMEBODY = {errno.EACCES, errno.EPERM, errno.EPROTOTYPE}
-"""Errors of connect(2) that say that a socket is there, of another user or of another type."""
+"""Errors of connect(2) that mean: there is a socket, of another user or of another type."""
 
 RESERVED_FDS = 64
-"""Descriptors that a keeper needs for itself, and for messages that it has not handled yet."""
+"""Descriptors that a keeper needs for itself, and for messages not handled yet."""
 
 _WITHOUT = "run without it, or as a service, whose VMs systemd keeps"
 
 
 def keeper_path(socket_path: Path) -> Path:
-    """Where the keeper of a balloond with this vhost-user socket listens.
+    """The path where the keeper of a balloond with this vhost-user socket listens.
 
     Raises:
         ConfigError: the path has no last part, such as ``/``.
@@ -45,10 +45,10 @@ def keeper_path(socket_path: Path) -> Path:
 
 
 def check_keepers_place(socket_path: Path) -> None:
-    """Sees to it that nobody else can listen where a keeper is to be met.
+    """Checks that no other user can listen at the keeper's path.
 
     Raises:
-        ConfigError: others may write there.
+        ConfigError: other users may write there.
     """
     if why := others_may_write(socket_path.parent):
         # The next balloond hands every guest's memory to the process that listens there.
@@ -59,7 +59,7 @@ def check_keepers_place(socket_path: Path) -> None:
 
 
 def keeper_at(socket_path: Path) -> Credentials | None:
-    """The keeper beside a vhost-user socket, of whatever user; None where none listens."""
+    """The keeper beside a vhost-user socket, of whatever user; None where no process listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.setblocking(False)
         try:
@@ -73,8 +73,8 @@ def reach_keeper(socket_path: Path) -> SocketStore | None:
     """The keeper that an earlier balloond with this socket left; None where there is none.
 
     Raises:
-        KeeperError: it does not answer.
-        ConfigError: it serves another balloond, or is another user's.
+        KeeperError: the keeper does not answer.
+        ConfigError: the keeper serves another balloond, or belongs to another user.
     """
     path = keeper_path(socket_path)
     sock = _reach(path)
@@ -84,7 +84,7 @@ def reach_keeper(socket_path: Path) -> SocketStore | None:
     try:
         kept, answers = _take(sock)
     except ConnectionResetError:
-        # Its balloond has just told it to end.
+        # Its balloond has just sent it FORGET.
         sock.close()
         return None
     except BlockingIOError as err:
@@ -101,13 +101,13 @@ def reach_keeper(socket_path: Path) -> SocketStore | None:
 def start_keeper(socket_path: Path) -> SocketStore:
     """Starts a keeper beside a vhost-user socket, where none runs.
 
-    This process speaks with it through a socket that the keeper inherits. Its path is for the next
-    balloond only: at a path another process may listen already.
+    This process talks to it through a socket that the keeper inherits. The keeper's path is for
+    the next balloond only: another process may be listening there already.
 
     Raises:
-        ConfigError: it cannot be started, or does not answer; nothing is left of it then.
+        ConfigError: the keeper cannot be started, or does not answer; it is ended then.
     """
-    # The keeper runs in another directory.
+    # An absolute path, because the keeper runs in another directory.
     path = keeper_path(socket_path).absolute()
     too_much = len(os.fsencode(path)) - MAX_PATH_BYTES
     if too_much > 0:
@@ -125,8 +125,8 @@ def start_keeper(socket_path: Path) -> SocketStore:
         try:
             process = subprocess.Popen(
                 # By its file, and isolated (-I): no file in the current directory is imported. Its
-                # streams are /dev/null: a process that waits for the end of our standard output
-                # would otherwise wait for the keeper's end.
+                # streams are /dev/null: a process that reads our standard output to its end would
+                # otherwise wait for the keeper's end too.
                 [sys.executable, "-I", fd_keeper.__file__, os.fspath(path), str(fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -162,7 +162,7 @@ def start_keeper(socket_path: Path) -> SocketStore:
 
 
 def _capacity(pid: int, answers: bool) -> int:
-    """How many descriptors a keeper can keep: as many as it may have open, less a few."""
+    """How many descriptors a keeper can keep: its limit of open files, less those it needs."""
     most = fd_keeper.MAX_KEPT if answers else 16384  # MAX_KEPT of an earlier version.
     try:
         limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -184,15 +184,16 @@ def _status(process: "subprocess.Popen[bytes]") -> int | None:
 
 
 def _reach(path: Path) -> socket.socket | None:
-    """A connection to whoever listens there; None where nobody does.
+    """A connection to the process that listens there; None where no process does.
 
     Raises:
-        KeeperError: its queue is full.
-        ConfigError: it may not be used.
+        KeeperError: its queue of connections is full.
+        ConfigError: the socket may not be used.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        # connect(2) would wait while its queue is full, and a keeper that hangs never empties it.
+        # Non-blocking: connect(2) would wait while the queue is full, and a keeper that hangs
+        # never empties its queue.
         sock.setblocking(False)
         sock.connect(os.fspath(path))
         sock.setblocking(True)
@@ -205,13 +206,14 @@ def _reach(path: Path) -> socket.socket | None:
     except OSError as err:
         sock.close()
         if err.errno not in _SOMEBODY:
-            # Where the path itself is wrong, binding the vhost-user socket beside it will say so.
+            # If the path itself is wrong, binding the vhost-user socket beside it reports the
+            # error.
             return None
         raise ConfigError(
             f"--keep-fds: {path} cannot be used: {err.strerror}; name another socket (--socket)"
         ) from err
     if uid != os.geteuid():
-        # That user would be handed every guest's memory.
+        # Do not use it: another user's process would get every guest's memory.
         sock.close()
         raise ConfigError(
             f"--keep-fds: {path} is served by user {uid}; name another socket (--socket)"
@@ -220,8 +222,9 @@ def _reach(path: Path) -> socket.socket | None:
 
 
 def _take(sock: socket.socket) -> tuple[dict[str, OwnedFd], bool]:
-    """Asks a keeper for everything that it holds, and whether it answers."""
-    with contextlib.suppress(BrokenPipeError):  # It may have sent BUSY and hung up already.
+    """Receives all descriptors of a keeper, and whether the keeper answers (``ANSWERS``)."""
+    # The keeper may have sent BUSY and hung up already.
+    with contextlib.suppress(BrokenPipeError):
         sock.send(TAKE)
     kept: dict[str, OwnedFd] = {}
     answers = False

@@ -1,4 +1,4 @@
-"""What another controller has left in a store, VM by VM."""
+"""The VMs that another controller has left in a store."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class KeptGuest:
     """A VM that another controller left.
 
     Attributes:
-        vm: which VM it is; named by its number where its state cannot be read.
-        serial: of its newest state.
-        state: that state; or why it cannot be used.
+        vm: its id; named by its number where its state cannot be read.
+        serial: the serial number of its newest state.
+        state: that state, or the reason why the state is unusable.
         fds: its descriptors by number.
     """
 
@@ -31,9 +31,9 @@ class KeptGuest:
 
 
 def find_guests(store: Store) -> Iterator[KeptGuest]:
-    """Takes every VM out of what a store has kept, in the order of their numbers.
+    """Takes every VM out of ``store.kept``, in the order of their numbers.
 
-    What belongs to no VM stays in ``store.kept``.
+    Descriptors that belong to no VM stay in ``store.kept``.
     """
     fds: dict[int, dict[int, OwnedFd]] = {}
     states: dict[int, dict[int, OwnedFd]] = {}
@@ -60,7 +60,7 @@ def find_guests(store: Store) -> Iterator[KeptGuest]:
 
 
 def discard(store: Store, guest: KeptGuest) -> None:
-    """Closes a VM that cannot be gone on with: its VMM sees its connection end."""
+    """Closes a VM that cannot be restored: its VMM sees the connection end."""
     store.remove(str(StateKey(guest.vm.number, guest.serial)))
     for number, fd in guest.fds.items():
         store.remove(str(FdKey(guest.vm.number, number)))

@@ -1,14 +1,14 @@
 """The names under which a store holds a VM's descriptors and states. Pure.
 
-``vm7.3`` is the third descriptor of VM 7, ``vm7.state-5`` its fifth state. A VM's number makes its
-names, as it is never used again; what people call the VM does not appear in them.
+``vm7.3`` is the third descriptor of VM 7, ``vm7.state-5`` its fifth state. The names contain the
+VM's number, which is never used again, and not the VM's name for people.
 """
 
 import re
 from typing import NamedTuple
 
 STATE = ".state-"
-"""What stands between a VM and the serial number in the name of a state."""
+"""The part between the VM and the serial number in a state's name."""
 
 LISTENER = "listener"
 """The name of the listening socket."""
@@ -17,7 +17,7 @@ _KEY = re.compile(r"vm([0-9]{1,18})\.(state-)?([0-9]{1,18})")
 
 
 class FdKey(NamedTuple):
-    """The name of a descriptor: which VM's, and its number among that VM's."""
+    """The name of a descriptor: the VM's number, and the descriptor's number within the VM."""
 
     vm_number: int
     fd_number: int
@@ -27,7 +27,7 @@ class FdKey(NamedTuple):
 
 
 class StateKey(NamedTuple):
-    """The name of a state: which VM's, and its serial number, counted up with each state."""
+    """The name of a state: the VM's number, and a serial number that counts the VM's states."""
 
     vm_number: int
     serial: int
@@ -37,16 +37,17 @@ class StateKey(NamedTuple):
 
 
 def group_of(vm_number: int) -> str:
-    """What all names of one VM have before their first dot."""
+    """The part before the first dot in all names of one VM."""
     return f"vm{vm_number}"
 
 
 def parse_key(name: str) -> FdKey | StateKey | None:
-    """Reads a name; None where it is no VM's."""
+    """Parses a name; None where it belongs to no VM."""
     match = _KEY.fullmatch(name)
     if match is None:
         return None
     vm_number, state, number = int(match[1]), match[2], int(match[3])
     key = StateKey(vm_number, number) if state else FdKey(vm_number, number)
-    # "vm07.1" and "vm7.1" would be one key, and the store knows only one of both names.
+    # Reject "vm07.1": it would equal "vm7.1" as a key, but the store knows only one of the two
+    # names.
     return key if str(key) == name else None

@@ -1,4 +1,4 @@
-"""Messages on their way into a store: its socket takes them, or they wait in line."""
+"""Messages to a store: sent at once, or queued while the store's socket is full."""
 
 import array
 import asyncio
@@ -13,7 +13,8 @@ from typing import NamedTuple
 from balloon_daemon.linux.events import OwnedFd
 
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
-"""Errors by which a socket takes nothing at this moment; any other says that nobody is there."""
+"""Errors that mean that the socket is full at the moment; any other error means that the store is
+gone."""
 
 RETRY_S = 0.002
 
@@ -25,26 +26,27 @@ class _Message(NamedTuple):
 
 
 class Outbox:
-    """Messages for a store: those of one user's guests in their order, and users in turns.
+    """Sends messages to a store: in order within one user's guests, and in turns between users.
 
-    In one line for all, a user whose guests' states change over and over would have all others
-    wait until the store has taken its messages.
+    With a single queue, one user whose guests' states change all the time would delay the messages
+    of all others.
 
     Args:
-        sock: leads to it, non-blocking.
-        lost: called where nobody is there any more.
+        sock: the socket to the store, non-blocking.
+        lost: called when the store is gone.
 
     Attributes:
-        stalled: somebody has waited in vain; until a message is taken again nobody waits.
-        close_late: closes descriptors that have waited here. Meanwhile all others of the same file
-            may have been closed, and the last close of a VMM's file may take for ever.
+        stalled: a wait for the store has timed out; until the store accepts a message again nobody
+            waits for it.
+        close_late: closes descriptors that were queued here. All others of the same file may have
+            been closed meanwhile, and the last close of a VMM's file may block for ever.
     """
 
     def __init__(self, sock: socket.socket, lost: Callable[[], None]) -> None:
         self._sock = sock
         self._lost = lost
         self._waiting: dict[int | None, deque[_Message]] = {}
-        """By user; the user whose turn it is comes first. None: of no user's guest."""
+        """Queues by user, the user whose turn it is first. None: messages of no user's guest."""
         self._users: dict[str, int] = {}
         self._of = Counter[str]()
         self._retry: asyncio.TimerHandle | None = None
@@ -54,14 +56,14 @@ class Outbox:
     def __len__(self) -> int:
         return self._of.total()
 
-    def is_of(self, guest: str, user: int | None) -> None:
-        """Names a guest's user; None: the guest is gone."""
+    def set_user(self, guest: str, user: int | None) -> None:
+        """Sets a guest's user; None: the guest is gone."""
         self._users.pop(guest, None)
         if user is not None:
             self._users[guest] = user
 
     def waiting_of(self, guest: str) -> int:
-        """How many messages of a guest wait."""
+        """How many messages of a guest are queued."""
         return self._of[guest]
 
     def send(self, content: bytes, fds: tuple[OwnedFd, ...], guest: str) -> None:
@@ -69,8 +71,8 @@ class Outbox:
 
         Args:
             content: the message.
-            fds: go with it, and are closed here.
-            guest: which guest's it is, as in ``waiting_of``; "": no guest's.
+            fds: descriptors sent with it, and then closed here.
+            guest: the guest that the message is about, as in ``waiting_of``; "": none.
         """
         late = bool(self._waiting)
         line = self._waiting.setdefault(self._users.get(guest), deque())
@@ -80,7 +82,7 @@ class Outbox:
             self._work(late=False)
 
     def flush(self) -> None:
-        """Sends what waits, as far as it goes, and plans no more."""
+        """Sends queued messages until the socket is full, and schedules no retry."""
         self._work(late=True)
         if self._retry is not None:
             self._retry.cancel()
@@ -102,7 +104,7 @@ class Outbox:
                     loop = asyncio.get_running_loop()
                     self._retry = loop.call_later(RETRY_S, lambda: self._work(late=True))
                     return
-                # The store is gone: balloond goes on, and a later restart finds nothing.
+                # The store is gone: balloond goes on, but a later restart will find no VM.
                 self._drop_all()
                 self._lost()
                 return

@@ -1,33 +1,33 @@
-"""How many descriptors a store has room for, and how many of them a guest may have.
+"""Counts a store's free room for descriptors, and how many each guest may have there.
 
-Pure. A store that is full drops further descriptors without saying so; so its room is counted
-here, by the names that are in it, and nothing is put into a store without room.
+Pure. A full store drops further descriptors without an error; so its room is counted here, by the
+names in it, and nothing is put into a store without room.
 
-Each guest that is there has a *share*, whether it uses it or not, and room for its states. The
-room beyond the shares is for the guests that ask first, up to half of the store: the other half is
-for guests that are still to come. So no guest can take room that another guest has, or will need.
+Each present guest has a *share*, whether it uses the share or not, and room for its states. The
+room beyond the shares goes to the guests that ask first, up to half of the store: the other half
+is for guests still to come. So no guest can take room that another guest has or will need.
 """
 
 from balloon_daemon.handover.keys import STATE
 
 SHARE = 64
-"""Descriptors that each guest may have, its states apart. A QEMU has some 25, and a few more while
-its guest starts again."""
+"""Descriptors that each guest may have, besides its states. A QEMU has some 25, and a few more
+while its guest restarts."""
 
 STATES = 2
-"""The newest state, and the state before it until that is taken out."""
+"""The newest state, and the state before it until that is removed."""
 
 _OWN = 16
-"""Kept free for the listening socket, and for descriptors that the store was told to take out and
-may not have taken out yet."""
+"""Kept free for the listening socket, and for descriptors whose removal the store has not
+performed yet."""
 
 
 class Room:
     """The room of one store.
 
     Args:
-        capacity: how many descriptors it keeps at most.
-        names: what is in it.
+        capacity: how many descriptors the store holds at most.
+        names: the names in it.
     """
 
     def __init__(self, capacity: int, names: "list[str] | tuple[str, ...]" = ()) -> None:
@@ -38,7 +38,8 @@ class Room:
             self.put(name)
 
     def put(self, name: str) -> None:
-        """Counts a name (``keys``); a state's, and a name that is no guest's, have room anyway."""
+        """Counts a name (``keys``), but not a state's or one of no guest: these always have
+        room."""
         guest, _, what = name.partition(".")
         if what and STATE not in name:
             names = self._guests.setdefault(guest, set())
@@ -47,7 +48,7 @@ class Room:
             self._count(names, 1)
 
     def remove(self, name: str) -> None:
-        """Counts a name no more."""
+        """Stops counting a name."""
         guest = name.partition(".")[0]
         names = self._guests.get(guest, set())
         if name in names:
@@ -58,9 +59,9 @@ class Room:
                 del self._guests[guest]
 
     def admits(self, guest: str, fds: int) -> bool:
-        """Whether a guest may have so many descriptors, its states apart.
+        """Whether a guest may have so many descriptors, besides its states.
 
-        As many as it has already it may always have.
+        A guest may always have as many as it has already.
         """
         held = len(self._guests.get(guest, ()))
         claimed = self._claimed - _claim(held) + _claim(fds)

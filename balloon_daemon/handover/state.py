@@ -1,12 +1,12 @@
 """A VM's state as bytes: what one controller writes and the next one reads. Pure.
 
-A state has two parts. ``vm`` is what every VM has: its number, its name and the row of it that the
-balloon policy goes on from. ``jailed`` is what a VM has that our own device serves: the vhost-user
-messages that bring a fresh back-end to where this one is, so that restoring it runs through the
-same checks as what a VMM says, and the VM's descriptors, by number (``keys.FdKey``).
+A state has two parts. ``vm`` is common to all VMs: the VM's number, its name, and its row of the
+balloon policy. ``jailed`` is for VMs that our own device serves: the vhost-user messages that
+bring a fresh back-end to the present state, so that a restored state passes the same checks as a
+VMM's messages, and the VM's descriptors, by number (``keys.FdKey``).
 
 Layout: a line ``balloond guest state <version> <CRC-32 of the rest, 8 hex digits>``, then JSON.
-The checksum is against damage; nobody but a balloond of the same user can write a state.
+The checksum detects damage, not forgery: only a balloond of the same user can write a state.
 """
 
 import json
@@ -22,7 +22,7 @@ from balloon_daemon.units import VmId
 
 VERSION = 2
 MAX_STATE_BYTES = 1 << 20
-"""Far above the largest: 256 regions take about 50 KiB."""
+"""Far more than the largest state: 256 regions take about 50 KiB."""
 
 MAX_NAME = 64
 """Characters of a VM's name."""
@@ -38,17 +38,18 @@ class SavedMessage(NamedTuple):
 
 
 class JailedGuest(NamedTuple):
-    """What the next controller needs of a VM that our own device serves.
+    """The state of a VM that our own device serves.
 
     Attributes:
-        handled: messages of the VMM that this state includes.
+        handled: how many messages of the VMM this state includes.
         num_pages: the balloon's target, in 4 KiB pages.
-        actual: its size, in 4 KiB pages; the driver's last word, or one shortly before.
+        actual: the balloon's size, in 4 KiB pages; the last or a slightly earlier value of
+            ``actual``.
         connection: the VMM's socket.
         journal: the memory with the request in hand.
-        stderr_pipe: read end of the pipe on which the device writes its standard error, and whose
-            hang-up says that the device has ended; None where no device was forked.
-        messages: what a fresh back-end must hear.
+        stderr_pipe: read end of the pipe that is the device's standard error; its end of file
+            means that the device has ended. None where no device was forked.
+        messages: the messages for a fresh back-end.
     """
 
     handled: int
@@ -68,12 +69,12 @@ class JailedGuest(NamedTuple):
 
 
 class GuestState(NamedTuple):
-    """All that the next controller needs of one VM.
+    """The state of one VM, from which the next controller goes on.
 
     Attributes:
-        vm: which VM it is.
-        row: where its balloon policy stands; None while there is no policy.
-        jailed: what our own device's VM has beside that.
+        vm: the VM's id.
+        row: its balloon policy's state; None while there is no policy.
+        jailed: the part for our own device.
     """
 
     vm: VmId
@@ -82,14 +83,16 @@ class GuestState(NamedTuple):
 
 
 class EncodedMessages:
-    """Messages that many states of a guest have in common, encoded and summed once for all.
+    """Messages that many states of a guest have in common, encoded and summed once for all of
+    them.
 
-    Memory tables have up to 256 regions and seldom change, vrings change while a driver is bound;
-    a state is encoded for each decision, and up to 20 times a second while a balloon grows.
+    Memory tables have up to 256 regions and seldom change, vrings change only while a driver is
+    bound; but a state is encoded for each decision, and up to 20 times a second while a balloon
+    grows.
 
     Args:
         messages: the messages.
-        after: those that come before them.
+        after: the encoded messages before them.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class EncodedMessages:
             self._crc = zlib.crc32(added, after._crc)
 
     def encode(self, state: GuestState) -> bytes:
-        """The bytes of a state whose own messages follow these."""
+        """The encoded state, in which the state's own messages follow these."""
         jailed, row = state.jailed, state.row
         numbers = {
             "handled": jailed.handled,
@@ -145,11 +148,10 @@ def _listed(messages: Sequence[SavedMessage]) -> str:
 
 
 def decode_state(content: bytes) -> GuestState:
-    """Reads a state, of this version or of version 1.
+    """Decodes a state, of this version or of version 1.
 
     Raises:
-        StateFileError: it is of another version, damaged, or not a state at all. Nothing of it is
-            used then.
+        StateFileError: it is of another version, damaged, or no state; none of it is used then.
     """
     head, newline, body = content.partition(b"\n")
     words = head.decode("ascii", "replace").split(" ")

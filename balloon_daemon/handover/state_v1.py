@@ -1,8 +1,8 @@
-"""States of version 1, as balloond wrote them up to its change to version 2. Pure.
+"""Reads states of version 1, which balloond wrote before version 2. Pure.
 
-Read for one release, so that VMs keep their balloons through the update; then this module goes.
-Version 1 had one JSON object for everything, a SHA-256 for a checksum, and no number of the VM but
-the one in its name (``vm7``).
+They are read for one release, so that VMs keep their balloons through the update; after that this
+module is deleted. Version 1 had one JSON object for everything, a SHA-256 as its checksum, and the
+VM's number only in its name (``vm7``).
 """
 
 import json
@@ -14,14 +14,14 @@ _NAME = re.compile(r"vm([0-9]{1,18})")
 
 
 def read_v1(body: bytes, checksum: str) -> dict[str, object]:
-    """The JSON object of version 2 that says the same. Its fields are not checked yet.
+    """The version 2 object with the same content. Its fields are not checked yet.
 
     Args:
         body: the state without its first line.
         checksum: the last word of that line.
 
     Raises:
-        StateFileError: the checksum is another one.
+        StateFileError: the checksum is wrong.
         ValueError, TypeError, KeyError, RecursionError: it is no state of version 1.
     """
     # Imported here: hashlib loads libcrypto, 3.6 MiB, which only this version's states need.

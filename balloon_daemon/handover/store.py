@@ -1,9 +1,9 @@
-"""Stores: where descriptors are kept while no controller runs.
+"""Stores: they hold descriptors while no controller runs.
 
-``SocketStore`` speaks sd_notify(3)'s language: ``FDSTORE=1`` with a name puts a descriptor in,
-``FDSTOREREMOVE=1`` takes a name out. systemd hands everything back when it starts the service
-again; our own ``fd_keeper`` does when it is asked. A store never blocks the controller: what its
-socket does not take now waits in line. ``NoStore`` keeps nothing.
+``SocketStore`` uses sd_notify(3)'s messages: ``FDSTORE=1`` with a name stores a descriptor,
+``FDSTOREREMOVE=1`` removes a name. systemd returns all of them when it starts the service again;
+our own ``fd_keeper`` does when asked. A store never blocks the controller: messages are queued
+while its socket is full. ``NoStore`` keeps nothing.
 """
 
 import asyncio
@@ -25,28 +25,30 @@ from balloon_daemon.linux.events import OwnedFd
 
 KEEPER_ENDS_WITHIN_S = 1.0
 TAKEN_WITHIN_S = 2.0
-"""How long a VMM's answer waits for what it says to be kept."""
+"""How long a VMM's answer waits for the store to receive the state behind the answer."""
 
 MANY_WAITING = 64
 WAITING_OF_A_VM = 8
-"""Messages on their way in, of all VMs and of one: then what can wait should."""
+"""Messages queued for the store, of all VMs and of one: above these numbers, states that can wait
+are not sent."""
 
 
 class HasFileno(Protocol):
-    """Anything with a descriptor."""
+    """An object with a descriptor."""
 
     def fileno(self) -> int: ...
 
 
 class Store(Protocol):
-    """Where descriptors are kept for another controller, by name.
+    """Holds descriptors for another controller, by name.
 
-    A name is ``<group>.<what>``, where a group is all of one VM (``keys``); what has no dot in its
-    name belongs to no VM.
+    A name is ``<group>.<what>``, where a group is all of one VM (``keys``); a name without a dot
+    belongs to no VM.
 
     Attributes:
-        kept: what it held when this controller came; whoever takes a descriptor out of it owns it.
-        room: counts what is in it.
+        kept: the descriptors that it held when this controller started; whoever removes one from
+            the dictionary owns it.
+        room: counts the names in it.
     """
 
     kept: dict[str, OwnedFd]
@@ -54,46 +56,48 @@ class Store(Protocol):
 
     @property
     def keeps(self) -> bool:
-        """Whether another controller finds there what is put in."""
+        """Whether another controller will find the descriptors that are put in."""
 
     @property
     def is_behind(self) -> bool:
-        """Whether it has been slow to take what is sent; what can wait should."""
+        """Whether it receives messages slowly, so that states that can wait should wait."""
 
     def is_behind_with(self, group: str) -> bool:
-        """Whether much of what this VM has put in is still on its way."""
+        """Whether many messages of this VM are queued."""
 
     def has_all_of(self, group: str) -> bool:
-        """Whether all that this VM has put in has been sent."""
+        """Whether all messages of this VM have been sent."""
 
-    def is_of(self, group: str, user: int | None) -> None:
-        """Names a VM's user: users take turns where the store is slow. None: the VM is gone."""
+    def set_user(self, group: str, user: int | None) -> None:
+        """Sets a VM's user: users take turns while the store is slow. None: the VM is gone."""
 
     def watch(self, gone: Callable[[], None]) -> None:
-        """Calls ``gone``, once, when the store is gone; within the running event loop."""
+        """Calls ``gone`` once, within the running event loop, when the store is gone."""
 
     def on_loss(self, group: str, lost: Callable[[str, int], None] | None) -> None:
         """Calls ``lost`` for each name of a VM that could not be kept.
 
         Args:
             group: the VM's.
-            lost: gets the name, and how many of that VM's were lost so far; None: calls nobody.
+            lost: called with the name, and with how many names of the VM were lost so far; None:
+                stops that.
         """
 
     def close_late_by(self, close: Callable[[Sequence[int]], None]) -> None:
-        """Closes by ``close`` what has waited: that may be the last close of a VMM's file."""
+        """Uses ``close`` for descriptors that were queued: it may be a VMM's file's last close."""
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
-        """Keeps a duplicate of the descriptor under a name.
+        """Stores a duplicate of the descriptor under a name.
 
         Args:
-            name: what to keep it as.
+            name: the name.
             fd: the descriptor.
-            vmm: it leads to the VM's VMM: should that hang up while no balloond runs, our own
-                keeper drops all of that VM. systemd keeps it until the next balloond says so.
+            vmm: True: it is the connection to the VM's VMM; if the VMM hangs up while no balloond
+                runs, our own keeper drops all of that VM. systemd keeps the VM until the next
+                balloond removes it.
 
         Raises:
-            OSError: there is no descriptor left for the duplicate.
+            OSError: this process has no free descriptor for the duplicate.
         """
 
     def replace(
@@ -105,44 +109,46 @@ class Store(Protocol):
         losses: int = 0,
         stay: Sequence[str] | None = None,
     ) -> None:
-        """Keeps a VM's new state, and then nothing more of what it replaces.
+        """Stores a VM's new state, and then removes the names that the state replaces.
 
         Args:
-            name: of the state.
-            fd: its memory.
-            gone: what it replaces.
+            name: the state's.
+            fd: the state's memory.
+            gone: the names that it replaces.
             losses: how often ``lost`` was called for this VM.
-            stay: all that is to stay, where it is not known what the store has; else None.
+            stay: all names that are to stay, where it is unknown which of them the store has; else
+                None.
 
         Raises:
-            OSError: as ``put``.
+            OSError: as for ``put``.
         """
 
     def remove(self, name: str) -> None:
-        """Keeps nothing under that name any more."""
+        """Removes a name."""
 
     def forget(self) -> None:
-        """Keeps nothing at all any more: an orderly end."""
+        """Removes everything, at an orderly end."""
 
     async def drained(self, group: str | None = None) -> None:
-        """Waits until the store has been sent all that it is to keep; at most for 2 s.
+        """Waits until all messages have been sent to the store; at most 2 s.
 
         Args:
-            group: waits for what is this VM's alone; None: for all.
+            group: waits for this VM's messages only; None: for all.
 
         Raises:
-            TimeoutError: it takes nothing. Said once; until it takes something again nobody waits.
+            TimeoutError: the store receives nothing. Raised once; until the store receives a
+                message again, calls return at once.
         """
 
     def close(self) -> None:
-        """Sends what waits, as far as it goes, and disconnects; the store keeps all it has."""
+        """Sends queued messages until the socket is full, and disconnects; the content stays."""
 
     def abandon(self) -> None:
-        """Disconnects where nothing has been put in."""
+        """Disconnects from a store into which nothing has been put."""
 
 
 class NoStore:
-    """Keeps nothing: with this controller its VMs' balloons end."""
+    """Keeps nothing: the VMs' balloons end with this controller."""
 
     keeps = is_behind = False
 
@@ -156,7 +162,7 @@ class NoStore:
     def has_all_of(self, group: str) -> bool:
         return True
 
-    def is_of(self, group: str, user: int | None) -> None:
+    def set_user(self, group: str, user: int | None) -> None:
         pass
 
     def watch(self, gone: Callable[[], None]) -> None:
@@ -203,11 +209,12 @@ class SocketStore:
 
     Args:
         sock: connected to systemd's notification socket or to a keeper.
-        kept: what it held for us, by name.
-        capacity: how many descriptors it keeps at most.
-        is_keeper: it is our own keeper.
-        answers: it says what it could not keep, and takes out what a state replaces by itself.
-        started: that keeper's process and its path, where this process has started it.
+        kept: the descriptors that it held, by name.
+        capacity: how many descriptors it holds at most.
+        is_keeper: True: it is our own keeper.
+        answers: True: it reports descriptors that it could not keep, and itself removes the names
+            that a state replaces.
+        started: the keeper's process and its path, where this process has started it.
     """
 
     def __init__(
@@ -242,7 +249,7 @@ class SocketStore:
             asyncio.get_running_loop().add_reader(self._sock.fileno(), self._hear)
 
     def _hear(self) -> None:
-        """What a keeper says after its first answer: what it could not keep; or it hangs up."""
+        """Handles a keeper's later messages: a name that it could not keep, or its hang-up."""
         try:
             message = self._sock.recv(fd_keeper.MESSAGE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -264,8 +271,8 @@ class SocketStore:
         if lost is not None:
             self._on_loss[group] = lost
 
-    def is_of(self, group: str, user: int | None) -> None:
-        self._outbox.is_of(group, user)
+    def set_user(self, group: str, user: int | None) -> None:
+        self._outbox.set_user(group, user)
 
     def _lose(self) -> None:
         if not self._gone:
@@ -292,13 +299,13 @@ class SocketStore:
         self._outbox.close_late = close
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
-        # FDPOLL=0: systemd else drops what hangs up, and the pipe of a device's standard error is
-        # kept because it hangs up when that device has ended.
+        # FDPOLL=0: systemd would otherwise drop a descriptor that hangs up, as the pipe of a
+        # device's standard error does when the device has ended.
         words = f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}"
         self._put(name, words + ("\nFDVMM=1" if vmm and self._is_keeper else ""), fd)
 
     def _put(self, name: str, words: str, fd: HasFileno) -> None:
-        # The caller may close its descriptor before this one is sent.
+        # The caller may close its descriptor before the duplicate is sent.
         duplicate = OwnedFd(os.dup(fd.fileno()))
         self.room.put(name)
         self._outbox.send(words.encode(), (duplicate,), name.partition(".")[0])
@@ -312,11 +319,12 @@ class SocketStore:
         losses: int = 0,
         stay: Sequence[str] | None = None,
     ) -> None:
-        # A keeper does both or neither: it takes nothing out where it could not keep the state, or
-        # has lost something of this VM that we do not know of yet. systemd answers nothing: it
-        # closes what it has no room for, or could not receive, and BARRIER=1 would only say that
-        # it has read so far. It takes our datagrams in their order, and by our own count (room)
-        # there is a place for the state; what is left is a PID 1 without memory or descriptors.
+        # A keeper that answers does both or neither: it removes nothing where it could not keep
+        # the state, or has lost a descriptor of this VM that this process does not know of yet.
+        # systemd does not answer: it closes a descriptor for which it has no room or that it could
+        # not receive, and BARRIER=1 would only confirm that it has read the messages. But systemd
+        # handles our datagrams in order, and ``room`` ensures a place for the state; the state is
+        # lost only if PID 1 lacks memory or descriptors.
         for each in gone:
             self.room.remove(each)
         if self._answers:
@@ -333,9 +341,9 @@ class SocketStore:
         self._outbox.send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), (), group)
 
     def forget(self) -> None:
-        # systemd empties its store by itself when a unit stops.
+        # systemd empties its store itself when a unit stops.
         if self._is_keeper:
-            # The keeper ends then, as it was told to.
+            # The keeper ends after FORGET, which is no loss.
             self._on_gone = lambda: None
             self._forgotten = True
             self._outbox.send(FORGET, (), "")
@@ -350,9 +358,10 @@ class SocketStore:
             await asyncio.sleep(RETRY_S)
 
     def close(self) -> None:
-        """Sends what waits, as far as it goes, and disconnects; the store keeps all it has.
+        """Sends queued messages until the socket is full, and disconnects; the store keeps its
+        content.
 
-        A keeper that was told to forget has ended on return, unless it hangs.
+        A keeper that was sent FORGET has ended on return, unless it hangs.
         """
         self._outbox.flush()
         self._unwatch()
@@ -366,14 +375,14 @@ class SocketStore:
                 self._started[0].wait(KEEPER_ENDS_WITHIN_S)
 
     def abandon(self) -> None:
-        """Disconnects where nothing has been put in; a keeper that we have started ends."""
+        """Disconnects from a store that got nothing; ends a keeper that this process started."""
         self._sock.close()
         if self._started is not None:
             end_keeper(*self._started)
 
 
 def end_keeper(process: "subprocess.Popen[bytes]", path: Path) -> None:
-    """Ends a keeper that we have started and that keeps nothing."""
+    """Kills a keeper that this process has started and that holds nothing."""
     process.kill()
     process.wait()
     with contextlib.suppress(OSError):

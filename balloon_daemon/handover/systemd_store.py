@@ -6,16 +6,17 @@ from balloon_daemon.linux.systemd import connect_manager, store_capacity, take_s
 
 
 def systemd_store() -> Store:
-    """The store that the service manager keeps for this service, with what it has handed over.
+    """The store that the service manager keeps for this service, with the descriptors in it.
 
-    A store that keeps nothing where no manager started us, or where the unit stores nothing
+    A ``NoStore`` where no manager has started us, or where the unit stores nothing
     (``FileDescriptorStoreMax=0``, systemd's default).
     """
     kept = take_stored_fds()
     manager = connect_manager()
     if manager is None:
         return NoStore()
-    # What a socket unit passes, which we have none of, comes the same way and proves no store.
+    # A socket unit, which balloond does not have, would pass its sockets in the same way; so only
+    # names of our own prove that there is a store.
     has_stored = any(name == LISTENER or parse_key(name) is not None for name in kept)
     capacity = store_capacity(manager, has_stored=has_stored)
     if not capacity:

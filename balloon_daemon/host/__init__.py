@@ -1,1 +1,1 @@
-"""What this host says of its memory."""
+"""The figures of this host's memory, and the kernel's alarms about it."""

@@ -1,15 +1,16 @@
-"""Where "the host is low on memory" comes from: ChromeOS's files, or MemAvailable.
+"""The sources that tell whether the host is low on memory: ChromeOS's files, or MemAvailable.
 
-Runs in the controller. A source never blocks and never raises because of what it reads: a figure
-that cannot be had is *unknown* (``read`` gives None), and it recovers by itself when the figure
-does, since nothing but the alarm's fd is kept from one reading to the next. A source that its host
-has switched off is known: nothing is low (``NeverLow``).
+Runs in the controller. A source never blocks, and raises nothing because of the figures that it
+reads: if a figure cannot be read, the reading is *unknown* (``read`` gives None), and the next
+reading tries again; a source keeps nothing but the alarm's fd from one reading to the next. A
+source that the host has switched off gives a known answer: nothing is low (``NeverLow``).
 
-How to drive one, from a single loop:
+How one loop uses a source:
 
-- wait until ``wait_fd()``, where there is one, is readable; then ``acknowledge()`` and ``read()``;
-- ``read()`` every second while ``needs_poll`` (it changes: ask each time), now and then otherwise,
-  so that a device file that went away is noticed;
+- wait until ``wait_fd()``, where it is not None, is readable; then call ``acknowledge()`` and
+  ``read()``;
+- call ``read()`` every second while ``needs_poll`` is true (it changes: ask each time), and
+  otherwise now and then, to notice that a device file has gone;
 - after every ``read()``, publish each ``take_notice()`` until it gives None.
 """
 
@@ -35,15 +36,15 @@ CHROMEOS_DEVICE = Path("/dev/chromeos-low-mem")
 PRESSURE_FILE = Path("/proc/pressure/memory")
 
 MARGIN_PER_MILLE = 52
-"""The default margin, in thousandths of what can be available: ChromeOS's critical margin is
-5.2 %."""
+"""The default margin, in thousandths of the memory that can be available; 5.2 % is ChromeOS's
+critical margin."""
 
-# Of MiB. More than 12 digits are garbage: 64 bits of address space have 1.8e13 of them.
+# A number of MiB. Over 12 digits cannot be right: 64 bits of address space have 1.8e13 MiB.
 _NUMBER = re.compile(rb"[0-9]{1,12}")
 
 
 class LowMemorySource(Protocol):
-    """What the controller knows of a source; see the module's docstring for how to drive it."""
+    """A source as the controller uses it; the module's docstring says how."""
 
     @property
     def name(self) -> str:
@@ -51,56 +52,57 @@ class LowMemorySource(Protocol):
 
     @property
     def last_error(self) -> str:
-        """Why the last reading gave nothing; "" if it did give something."""
+        """Why the last reading was unknown; "" where it was known."""
 
     @property
     def needs_poll(self) -> bool:
-        """Whether nobody but a poll would notice low memory at this moment."""
+        """Whether low memory would go unnoticed at this moment without a poll."""
 
     def read(self) -> Reading | NeverLow | None:
-        """What is available now, and the margin; None: unknown, and counted."""
+        """The available memory and the margin; None: unknown, and counted."""
 
     def check(self) -> None:
-        """Looks whether low memory can be seen now; counts nothing.
+        """Checks that low memory can be seen now; counts nothing.
 
         Raises:
-            SourceError: it cannot; says why, and the remedy.
+            SourceError: low memory cannot be seen; says why, and the remedy.
         """
 
     def wait_fd(self) -> int | None:
-        """The fd that becomes readable when memory may be low, the same one until ``close``."""
+        """The fd that becomes readable when memory may be low, the same fd until ``close``."""
 
     def acknowledge(self) -> None:
-        """Consumes a wake-up of ``wait_fd``; to be called for each, before ``read``."""
+        """Consumes a wake-up of ``wait_fd``; to be called for each wake-up, before ``read``."""
 
     def take_notice(self) -> SourceEvent | None:
-        """The next line worth a log: something that began or ended; None when there is none."""
+        """The next event to publish, for something that began or ended; None: there is none."""
 
     def statistics(self) -> LowMemoryStatistics:
         """The counters."""
 
     def describe(self) -> str:
-        """One line for people: which source, paths, margin, what wakes us, what it says now."""
+        """One line for people: the source, its paths, margin, alarm and present reading."""
 
     def close(self) -> None:
-        """Lets go of the alarm; ``wait_fd`` is gone afterwards."""
+        """Closes the alarm, and with it the fd of ``wait_fd``."""
 
 
 class ChromeosLowMemory(SourceNotices):
     """A source: ChromeOS's low-memory driver, two text files in MiB and a device to wait for.
 
-    ``margin`` reads ``off`` while its notifier is switched off (as it is by writing that there, or
-    no number at all): then nothing is low, whatever ``available`` says.
+    ``margin`` reads ``off`` while the kernel's notifier is switched off (by writing ``off``, or
+    anything that is no number, to it): then nothing is low, whatever ``available`` says.
 
     Args:
-        directory: Where ``available`` and ``margin`` are. The first number in ``margin`` counts.
-        device: A file that is readable while memory is low; it may be absent. None: none.
+        directory: The directory of ``available`` and ``margin``. The first number in ``margin``
+            counts.
+        device: A file that is readable while memory is low; it may be absent. None: no device.
         margin_bytes: A margin to use instead of the file's, in bytes; the file is not read then.
 
     Source: mm/low-mem-notify.c of the ChromeOS kernels.
 
     Raises:
-        ConfigError: the margin is less than the 1 MiB in which all of this is counted.
+        ConfigError: the margin is less than 1 MiB, the unit of all figures here.
     """
 
     name = "chromeos"
@@ -114,20 +116,21 @@ class ChromeosLowMemory(SourceNotices):
     ) -> None:
         super().__init__()
         self.directory = directory
-        # Text, made once: this is what an idle daemon does, every second.
+        # Paths as strings, made once: an idle daemon reads both files every second.
         self._available, self._margin = f"{directory}/available", f"{directory}/margin"
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
         self._alarm = None if device is None else DeviceAlarm(device)
 
     @property
     def needs_poll(self) -> bool:
-        """False while the device file is there and can wake us, at the margin that we go by."""
+        """False while the device file is there and wakes at the margin that this source uses."""
         if self._margin_mib is not None:
-            return True  # the device knows the file's margin only, and is silent where that is off
+            return True  # The device wakes only at the file's margin, and never while that is off.
         return self._alarm is None or not self._alarm.armed
 
     def read(self) -> Reading | NeverLow | None:
-        # The device first: what happens between the two then wakes us rather than nobody.
+        # Arm the device before reading the figures: memory that becomes low between the two then
+        # wakes the controller.
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(SourceTrouble(change))
         return self.note_reading(self._measure())
@@ -146,7 +149,7 @@ class ChromeosLowMemory(SourceNotices):
         raise SourceError(f"low memory cannot be seen, as {what} is unknown: {why}; {remedy}")
 
     def wait_fd(self) -> int | None:
-        """The fd around the device, which may be absent for now; None: no device was named."""
+        """The epoll fd around the device, which may be absent now; None: no device was named."""
         return None if self._alarm is None else self._alarm.fileno()
 
     def acknowledge(self) -> None:
@@ -169,7 +172,7 @@ class ChromeosLowMemory(SourceNotices):
         return f"{self._available} against {margin}; {woken}; now {_now(self._measure())}"
 
     def close(self) -> None:
-        """Lets go of the device; ``wait_fd`` is None afterwards."""
+        """Closes the alarm; ``wait_fd`` is None afterwards."""
         if self._alarm is not None:
             self._alarm.close()
         self._alarm = None
@@ -199,25 +202,29 @@ class ChromeosLowMemory(SourceNotices):
 class MeminfoLowMemory(SourceNotices):
     """A source: MemAvailable against a margin, for hosts that are not ChromeOS.
 
-    Where cgroups limit this process's memory, what is left below each limit is held against a
-    margin of its own, and what is nearest to its margin, or furthest below, counts.
+    Where cgroups limit this process's memory, the memory left below each limit is compared with a
+    margin of its own, and the reading nearest to its margin, or furthest below, is the one that
+    counts.
 
-    A PSI trigger wakes us early where the kernel lends one, but it speaks of stalls, not of a
-    margin: nothing says that it comes in time, so this source always has to be polled too.
+    A PSI trigger wakes the controller early where the kernel has one. But it reports stalls, which
+    may begin long after memory has fallen below a margin, so this source always has to be polled
+    too.
 
-    Where MemAvailable is below the margin, what is free in the per-CPU lists makes up for it, up
-    to the margin and no further: reason enough to take nothing more, but not to give back.
+    Where MemAvailable is below the margin, the free pages in the per-CPU lists are added, up to
+    the margin and no further: enough to take no more memory from guests, but not to give memory
+    back.
 
     Args:
-        margin_bytes: The margin in bytes. None: 5.2 % of what can be available (or of a cgroup's
-            limit), reckoned at each reading.
-        pressure: Where to register the trigger. None: none.
+        margin_bytes: The margin in bytes. None: 5.2 % of the memory that can be available (or of a
+            cgroup's limit), computed at each reading.
+        pressure: The file to register the PSI trigger with. None: no trigger.
         memory: Gives the host's memory; raises OSError or ValueError where there are no figures.
-        per_cpu_free: Gives what is free besides, in bytes, for the RAM in bytes.
+        per_cpu_free: Gives the bytes in the per-CPU lists, for the RAM in bytes.
         cgroups: The cgroups with limits. None: none.
 
     Raises:
-        ConfigError: the margin is less than 1 MiB, or no less than what can be available.
+        ConfigError: the margin is less than 1 MiB, or not less than the memory that can be
+            available.
     """
 
     name = "meminfo"
@@ -261,18 +268,18 @@ class MeminfoLowMemory(SourceNotices):
             )
 
     def wait_fd(self) -> int | None:
-        """The fd around the PSI trigger; None: the kernel lends none."""
+        """The epoll fd around the PSI trigger; None: there is no trigger."""
         return self._alarm.fileno() if self._alarm is not None and self._alarm.armed else None
 
     def acknowledge(self) -> None:
-        """Consumes a wake-up; the kernel allows itself one per window."""
+        """Consumes a wake-up; the kernel sends at most one in each window of the trigger."""
         if self._alarm is not None:
-            # Counted either way: to wait for a trigger is to consume it.
+            # Counted whatever it returns: the wait for our fd has consumed the trigger already.
             self._alarm.acknowledge()
             self.note_wakeup()
 
     def describe(self) -> str:
-        """One line for people: which source, margin, what wakes us, what it says now."""
+        """One line for people: the source, its margin, alarm and present reading."""
         seen, available = self._look(), "available memory"
         margin = f"{MARGIN_PER_MILLE / 10} % of the RAM"
         if isinstance(seen, Unknown):
@@ -337,7 +344,7 @@ class MeminfoLowMemory(SourceNotices):
         ]
 
     def _margin_of(self, whole_bytes: int) -> int:
-        """The margin for so much memory, in MiB."""
+        """The margin for a whole of so many bytes, in MiB."""
         if self._margin_mib is not None:
             return self._margin_mib
         return whole_bytes * MARGIN_PER_MILLE // 1000 // MIB
@@ -355,7 +362,7 @@ class MeminfoLowMemory(SourceNotices):
         self.note_trouble("estimate", estimated if memory.is_estimated else "")
 
     def _why_always_low(self, memory: HostMemory, limits: Sequence[CgroupLimit]) -> str:
-        """Why no memory that is returned can ever be enough for the margin given; "": it can."""
+        """Why memory would always be low at the margin given; "": it would not."""
         if self._margin_mib is None:
             return ""
         given = f"a margin of {format_size(self._margin_mib * MIB)}"
@@ -372,7 +379,7 @@ class MeminfoLowMemory(SourceNotices):
 
 
 def _tightest(readings: Sequence[Reading]) -> Reading:
-    """What is nearest to its margin, or furthest below it: if any of them is low, it is."""
+    """The reading nearest to its margin, or furthest below: if any is low, this one is."""
     return min(readings, key=lambda reading: reading.available_mib - reading.margin_mib)
 
 
@@ -382,17 +389,19 @@ def choose_source(
     """The source for this host: the directory named, else ChromeOS's own, else MemAvailable.
 
     Args:
-        low_mem_dir: A directory with ``available`` and ``margin``; None: as the host has it.
+        low_mem_dir: A directory with ``available`` and ``margin``; None: the host's own source.
         margin_bytes: A margin to use instead of the source's own, in bytes.
-        device: The device that speaks for ``low_mem_dir``; by default ChromeOS's for ChromeOS's
-            own directory and none for any other, of which that device knows nothing.
+        device: The device that goes with ``low_mem_dir``; by default ChromeOS's device for
+            ChromeOS's own directory and none for any other, as the device knows only ChromeOS's
+            figures.
 
     Raises:
-        ConfigError: the directory named is not there, or the margin makes no sense.
+        ConfigError: there is no such directory, or the margin is impossible.
     """
     if low_mem_dir is not None:
         try:
-            os.stat(f"{low_mem_dir}/.")  # fails on all but a directory that we may enter
+            # os.stat() of "DIR/." succeeds only for a directory that this process may enter.
+            os.stat(f"{low_mem_dir}/.")
         except OSError as err:
             raise ConfigError(
                 f"low-memory directory {low_mem_dir}: {err.strerror}; it must be a directory with "
@@ -416,12 +425,12 @@ def _whole_mib(margin_bytes: int) -> int:
 def _read_words(path: str) -> list[bytes]:
     """The words of a small file.
 
-    Opened anew each time (it costs a few µs): a file that was replaced is then the new one.
+    The file is opened at each reading (some µs), so that a file put in its place is noticed.
 
     Raises:
         OSError: the kernel's reason, with the file's name.
     """
-    # O_NONBLOCK: a FIFO put there by mistake must not hold the daemon.
+    # O_NONBLOCK: opening a FIFO put there by mistake must not block the daemon.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         return os.read(fd, 256).split()

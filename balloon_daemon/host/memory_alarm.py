@@ -1,9 +1,9 @@
-"""What the kernel lends to be woken when memory may be low: ChromeOS's device, a PSI trigger.
+"""The kernel's means to wake us when memory may be low: ChromeOS's device, and PSI triggers.
 
-Runs in the controller. Each alarm is one epoll fd around the kernel's own, readable when the
-kernel has something to say: the owner can wait for it like for any socket, and it stays the same
-fd when the device behind it goes and comes back. An alarm never says *that* memory is low, only
-that it is time to look; and it never blocks, nor wakes its owner twice for the same thing.
+Runs in the controller. Each alarm is an epoll fd around the kernel's own fd, readable when that fd
+has an event. The owner waits for the epoll fd like for any socket, and it stays the same fd when
+the device behind it goes and comes back. An alarm only means that it is time to read the figures,
+not that memory *is* low; it never blocks, and wakes its owner once for each event.
 """
 
 import os
@@ -14,8 +14,8 @@ from pathlib import Path
 from time import monotonic
 
 TRIGGER_AGAIN_S = 60.0
-"""How long after one that failed another PSI trigger is asked for: one that is withdrawn at once
-costs one wake-up in that time."""
+"""How long after a PSI trigger failed to ask for another: a trigger that the kernel withdraws at
+once costs one wake-up in this time."""
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -26,11 +26,11 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 class _Alarm:
-    """What both alarms have.
+    """The common part of both alarms.
 
     Attributes:
         path: The kernel's file.
-        problem: Why nothing can wake us just now, "" if something can.
+        problem: Why the kernel cannot wake us just now, "" if it can.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,11 +41,11 @@ class _Alarm:
         self._file: FileIO | None = None
 
     def fileno(self) -> int:
-        """The fd to wait for; the same one from here to ``close``."""
+        """The fd to wait for, which stays the same until ``close``."""
         return self._epoll.fileno()
 
     def _change(self) -> str:
-        """One line where ``problem`` is another than it was the last time, else ""."""
+        """One line if ``problem`` differs from the last call's, else ""."""
         if self.problem == self._told:
             return ""
         self._told = self.problem
@@ -55,11 +55,11 @@ class _Alarm:
 class DeviceAlarm(_Alarm):
     """ChromeOS's ``/dev/chromeos-low-mem``: readable for as long as memory is low.
 
-    It is watched level by level but only once each (EPOLLONESHOT): after a wake-up the alarm is
-    muted, and ``refresh`` arms it again as soon as the device is quiet. A device that stays
-    readable while the figures say otherwise thus wakes its owner once, who then has to poll. The
-    device is never read from: the real one has nothing to read, a FIFO in its place keeps its byte
-    for as long as its writer wants to be heard.
+    The device is level-triggered, so it is watched with EPOLLONESHOT: each wake-up mutes the
+    alarm, and ``refresh`` arms it again as soon as the device is no longer readable. A device that
+    stays readable while the figures say otherwise thus wakes its owner once, who then has to poll.
+    The device is never read from: ChromeOS's has no bytes to read, and a FIFO in its place keeps
+    its byte, and so stays readable, until its writer closes it.
 
     Args:
         path: The device file; it may be absent, and come and go.
@@ -78,10 +78,10 @@ class DeviceAlarm(_Alarm):
         return self._armed
 
     def acknowledge(self) -> bool:
-        """Consumes a wake-up; to be called for each one, or it repeats at once.
+        """Consumes a wake-up; must be called for each one, or the fd stays readable.
 
         Returns:
-            Whether the device is what woke us.
+            Whether the device caused the wake-up.
         """
         if not self._epoll.poll(0):
             return False
@@ -89,17 +89,17 @@ class DeviceAlarm(_Alarm):
         return True
 
     def refresh(self) -> str:
-        """Opens a device that came, lets go of one that went, arms a muted one that is quiet.
+        """Opens a device that has come, closes one that has gone, arms a muted one that is quiet.
 
         Returns:
-            One line where that has changed what wakes us, else "".
+            One line if ``problem`` has changed, else "".
         """
         if self._file is not None and not self._names(self._file):
             self._drop()
         if self._file is not None and not self._armed:
             state = _poll_now(self._file)
             if state & _GONE:
-                # A FIFO whose writer has left says so until it is opened anew.
+                # A FIFO whose last writer has left reports POLLHUP until it is opened anew.
                 self._drop()
             elif not state:
                 self._epoll.modify(self._file, select.EPOLLIN | select.EPOLLONESHOT)
@@ -109,7 +109,7 @@ class DeviceAlarm(_Alarm):
         return self._change()
 
     def close(self) -> None:
-        """Lets go of the device and of the epoll fd."""
+        """Closes the device and the epoll fd."""
         self._drop()
         self._epoll.close()
 
@@ -125,22 +125,22 @@ class DeviceAlarm(_Alarm):
             return
         try:
             self._epoll.register(file, select.EPOLLIN | select.EPOLLONESHOT)
-        except OSError:  # EPERM: a regular file, which is always readable
+        except OSError:  # EPERM: a regular file, which is always readable.
             file.close()
             self.problem = "not a file that can be waited for"
             return
         self._file, self._armed, self.problem = file, True, ""
 
     def _names(self, file: FileIO) -> bool:
-        """Whether our path still means this file."""
+        """Whether the path still leads to this open file."""
         with suppress(OSError):
             return os.path.samestat(os.stat(self.path), os.fstat(file.fileno()))
         return False
 
     def _drop(self) -> None:
         if self._file is not None:
-            # close() alone would not do: a forked child may hold the same open file still, and
-            # the kernel forgets a registration only with the last of them.
+            # Unregister explicitly: the kernel drops an epoll registration only with the last
+            # descriptor of the open file, and a forked child may hold one.
             self._epoll.unregister(self._file)
             self._file.close()
         self._file, self._armed = None, False
@@ -155,17 +155,20 @@ def _poll_now(file: FileIO) -> int:
 
 PSI_TRIGGERS = (
     b"some 50000 500000\0",  # 50 ms in 0.5 s, the shortest window; needs CAP_SYS_RESOURCE
-    b"some 150000 2000000\0",  # without it, the window must be a multiple of 2 s (Linux 6.4)
+    # without CAP_SYS_RESOURCE the window must be a multiple of 2 s (Linux 6.4)
+    b"some 150000 2000000\0",
 )
-"""What to ask for, best first: µs that some task stalled on memory, within a window of µs.
+"""The PSI triggers to ask for, best first: µs for which some task stalled on memory, within a
+window of µs.
 
-A tenth of the time is well above a healthy host's and well below one that thrashes. The kernel
-overwrites the last byte of what is written with NUL, hence ours (kernel/sched/psi.c, psi_write).
+A tenth of the time is well above a healthy host's stalls and well below a thrashing one's. The
+kernel overwrites the last byte written with NUL, so each trigger ends with one
+(kernel/sched/psi.c, psi_write).
 """
 
 
 class PressureAlarm(_Alarm):
-    """A PSI trigger on ``/proc/pressure/memory``, where the kernel lends us one.
+    """A PSI trigger on ``/proc/pressure/memory``, where the kernel accepts one.
 
     Args:
         path: The pressure file.
@@ -181,28 +184,29 @@ class PressureAlarm(_Alarm):
 
     @property
     def armed(self) -> bool:
-        """Whether the kernel took the trigger."""
+        """Whether the kernel has accepted the trigger."""
         return self._file is not None
 
     def acknowledge(self) -> bool:
         """Consumes a wake-up.
 
         Returns:
-            Whether anything was left to consume. Waiting for our fd polls the trigger inside it,
-            and polling is what consumes it, so a False here means nothing.
+            Whether an event was left. False says nothing: waiting for our fd has polled the
+            trigger inside it, which consumes the event.
         """
         events = self._epoll.poll(0)
         if any(happened & (select.EPOLLERR | select.EPOLLHUP) for _fd, happened in events):
-            # Reported for ever from now on: better no trigger than a busy loop.
+            # EPOLLERR would be reported for ever: drop the trigger instead of waking up in a busy
+            # loop.
             self._failed("the kernel withdrew the trigger")
             self._drop()
         return bool(events)
 
     def refresh(self) -> str:
-        """Asks for a trigger where there is none, now and then.
+        """Asks for a trigger where there is none, at most every ``TRIGGER_AGAIN_S``.
 
         Returns:
-            One line where there is none any more, or one again, else "".
+            One line if the trigger has gone or come back, else "".
         """
         if self._file is None and monotonic() - self._failed_at >= TRIGGER_AGAIN_S:
             self._register()
@@ -222,7 +226,8 @@ class PressureAlarm(_Alarm):
         for trigger in PSI_TRIGGERS:
             try:
                 file.write(trigger)
-                # Only EPOLLPRI is the trigger's: the file is always readable too.
+                # EPOLLPRI is the trigger's event; EPOLLIN would be set always, as for any regular
+                # file.
                 self._epoll.register(file, select.EPOLLPRI)
             except OSError as err:
                 self._failed(err.strerror or str(err))
@@ -236,6 +241,7 @@ class PressureAlarm(_Alarm):
 
     def _drop(self) -> None:
         if self._file is not None:
-            self._epoll.unregister(self._file)  # as in DeviceAlarm: a child may hold it too
+            # As in DeviceAlarm: a forked child may hold the open file too.
+            self._epoll.unregister(self._file)
             self._file.close()
         self._file = None

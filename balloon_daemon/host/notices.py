@@ -1,9 +1,9 @@
-"""A low-memory source's memory of its readings: counted, and their changes kept as events.
+"""Counts a low-memory source's readings, and turns their changes into events.
 
-Each change is an event: figures that are unknown, why, and known again; a source that is switched
-off and on again. Whoever writes the files can make a change each second, so that events are
-limited: within one trouble the same one is not said again within a minute, and all in all there
-are at most ``LINES`` in that time. What was held back is said later, where it still is so.
+Events report that the figures have become unknown, and why, or known again, and that the source
+was switched off or on. Whoever writes the source's files can cause a change each second, so events
+are limited: the same event is not repeated within a minute of one trouble, and there are at most
+``LINES`` in a minute. An event held back is published later if it is then still true.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 Known = TypeVar("Known", bound=Reading | NeverLow)
 
 LINES, LINES_S = 8, 60.0
-"""At most so many troubles are said within so many seconds."""
+"""At most ``LINES`` troubles are published in ``LINES_S`` seconds."""
 
 
 class LowMemoryStatistics(NamedTuple):
@@ -32,8 +32,8 @@ class LowMemoryStatistics(NamedTuple):
 
     Attributes:
         reads: Readings asked for.
-        unknown: How many of them gave nothing.
-        wakeups: How often the kernel woke us.
+        unknown: How many readings were unknown.
+        wakeups: How often the kernel's alarm woke the controller.
     """
 
     reads: int = 0
@@ -42,11 +42,11 @@ class LowMemoryStatistics(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """A reading that gave nothing.
+    """The result of a reading that failed.
 
     Attributes:
         what: The figure that is missing, for a sentence: ``available memory``, ``the margin``.
-        why: What was found in its place.
+        why: What the source found in its place.
     """
 
     what: str
@@ -54,13 +54,13 @@ class Unknown(NamedTuple):
 
 
 class SourceNotices:
-    """What both sources count and have to say of themselves.
+    """The common part of both sources: counters, and events not yet taken.
 
     Args:
         clock: Gives seconds since any moment.
 
     Attributes:
-        last_error: Why the last reading gave nothing; "" if it did give something.
+        last_error: Why the last reading was unknown; "" where it was known.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -68,9 +68,9 @@ class SourceNotices:
         self._clock = clock
         self._statistics = LowMemoryStatistics()
         self._failed_reads = 0
-        # Whoever never asks for notices must not pay for them with memory.
+        # Bounded, so that a caller who never takes notices pays no memory for them.
         self._notices: deque[SourceEvent] = deque(maxlen=8)
-        # What the log's reader believes.
+        # The state that the published events have told so far.
         self._told: Unknown | None = None
         self._told_off = False
         self._troubles: dict[str, str] = {}
@@ -91,7 +91,7 @@ class SourceNotices:
         self._statistics = self._statistics._replace(wakeups=wakeups)
 
     def note_reading(self, measured: Known | Unknown) -> Known | None:
-        """Counts a reading, notes what has changed with it, and gives it; None: unknown."""
+        """Counts a reading, notes its changes, and returns it; None: unknown."""
         reads = self._statistics.reads + 1
         self._statistics = self._statistics._replace(reads=reads)
         if isinstance(measured, Unknown):
@@ -106,11 +106,11 @@ class SourceNotices:
         return measured
 
     def note_trouble(self, about: str, line: str) -> None:
-        """Notes a trouble beside a reading, where it is another than the last one.
+        """Notes a trouble that does not make the reading unknown, if it differs from the last one.
 
         Args:
-            about: What has it; the troubles of each are told apart.
-            line: What to say of it; "": there is none.
+            about: The subject; each subject's last trouble is remembered separately.
+            line: The trouble in one line; "": there is none.
         """
         if line == self._troubles.get(about, ""):
             return
@@ -136,7 +136,8 @@ class SourceNotices:
             self._told, self._told_off = None, True
 
     def _note_known(self, reading: Reading) -> None:
-        # Each of these ends what was allowed to be said, so that they need no limit of their own.
+        # Both events only end an event that was allowed before, so they need no limit of their
+        # own.
         if self._told is not None:
             self._notices.append(SourceKnown(self._told.what, self._failed_reads))
         if self._told_off:

@@ -1,4 +1,4 @@
-"""Watches the low-memory source for all VMs at once: woken by the kernel, and polling."""
+"""Watches the low-memory source for all VMs: at the kernel's wake-ups, and by polling."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,20 +9,20 @@ from balloon_daemon.sizing.decision import NeverLow, Reading
 from balloon_daemon.status import SourceStatus
 
 Take = Callable[[Reading | NeverLow | None], None]
-"""Takes what a look at the source gave; None: its figures are unknown."""
+"""Called with each reading of the source; None: its figures are unknown."""
 
 SAFETY_POLL_S = 60.0
-"""How often to look even where the kernel wakes us, to notice that it no longer can."""
+"""How often to read even where the kernel wakes us, to notice that it no longer can."""
 
 
 class MemoryWatch:
-    """Reads the source, on request and for as long as somebody listens.
+    """Reads the source on request, and by itself while ``listen`` is in effect.
 
     Args:
-        source: where the figures come from; the watch closes it.
-        poll_s: how often to read it where nothing wakes us, in seconds.
-        publish: takes what the source says of itself: once as something begins, once as it ends.
-        loop: the controller's.
+        source: the low-memory source; the watch closes it.
+        poll_s: how often to read where the kernel cannot wake us, in seconds.
+        publish: takes the source's own events, for the beginning and end of each trouble.
+        loop: the controller's event loop.
     """
 
     def __init__(
@@ -41,18 +41,17 @@ class MemoryWatch:
         self._watched_fd: int | None = None
 
     def read(self) -> Reading | NeverLow | None:
-        """Reads the source now, and publishes what it has to say about itself."""
+        """Reads the source now, and publishes the source's own events."""
         reading = self._source.read()
         while notice := self._source.take_notice():
             self._publish(notice)
         return reading
 
     def listen(self, take: Take) -> None:
-        """Gives ``take`` each look that a poll or the kernel's wake-up causes, from now on.
+        """Gives ``take`` each reading that a poll or the kernel's wake-up causes, from now on.
 
-        To be called after each ``read`` by somebody else too, while listening: the source may need
-        a poll, or have another descriptor to wait for, than before. A poll that is on its way is
-        not put off.
+        While listening, call this again after each ``read`` of yours: by then the source may need
+        a poll, or have another descriptor to wait for. A poll already scheduled is not postponed.
         """
         self._take = take
         delay_s = self._poll_s if self._source.needs_poll else SAFETY_POLL_S
@@ -68,13 +67,13 @@ class MemoryWatch:
                 self._watched_fd = fd
 
     def rest(self) -> None:
-        """Looks no more by itself; fine where it does not."""
+        """Stops reading by itself; does nothing where it has stopped already."""
         self._take = None
         self._stop_polling()
         self._unwatch()
 
     def status(self) -> SourceStatus:
-        """Which source it is, and what is counted of it."""
+        """The source's name, last error and counters."""
         return SourceStatus(self._source.name, self._source.last_error, *self._source.statistics())
 
     def close(self) -> None:
@@ -94,7 +93,7 @@ class MemoryWatch:
         try:
             reading = self.read()
         finally:
-            # Also where this look failed, for lack of memory perhaps.
+            # Listen again even if this reading raised, perhaps for lack of memory.
             self.listen(take)
         take(reading)
 

@@ -1,9 +1,9 @@
-"""Free pages that no figure of free memory counts: those in the kernel's per-CPU lists.
+"""Counts the free pages in the kernel's per-CPU lists, which MemFree and MemAvailable leave out.
 
-Pages that were freed wait there for the next allocation on their CPU. Since Linux 6.7 such a list
-grows with what its CPU allocated lately, up to an eighth of the host's memory for all of them, and
-shrinks by some 8 MiB a second; neither MemFree nor MemAvailable knows of it. Of 1 GiB freed on a
-CPU that had just used as much, MemAvailable missed three quarters at first, over half 20 s later.
+Freed pages wait in such a list for the next allocation on their CPU. Since Linux 6.7 a list grows
+with its CPU's recent allocations, up to an eighth of the host's memory for all lists, and shrinks
+by some 8 MiB a second. Of 1 GiB freed on a CPU that had just used as much, MemAvailable missed
+three quarters at first, and over half 20 s later.
 """
 
 import re
@@ -12,7 +12,8 @@ from pathlib import Path
 
 ZONEINFO = Path("/proc/zoneinfo")
 
-# mm/vmstat.c, zoneinfo_show_print: a zone's pages, then "count:" once for each CPU's list.
+# mm/vmstat.c, zoneinfo_show_print: a zone's "managed" pages, then "count:" once for each CPU's
+# list.
 _MANAGED = re.compile(rb"^ +managed +([0-9]+)$", re.MULTILINE)
 _COUNT = re.compile(rb"^ +count: +([0-9]+)$", re.MULTILINE)
 
@@ -21,18 +22,18 @@ def per_cpu_free_bytes(total_bytes: int, path: Path = ZONEINFO) -> int:
     """How much memory is free in the per-CPU lists of all zones, in bytes.
 
     Args:
-        total_bytes: MemTotal in bytes. A file that speaks of a larger host than /proc/meminfo
-            does, as in a container that has a meminfo of its own, gives 0.
+        total_bytes: MemTotal in bytes. The result is 0 if the file describes a larger host than
+            /proc/meminfo, as in a container that has a meminfo of its own.
         path: The file to read.
 
     Returns:
-        0 also where the file cannot be had or is not what it was: nothing more is known then.
+        Bytes; 0 also where the file cannot be read or has another format.
     """
     try:
         content = path.read_bytes()
     except OSError:
         return 0
-    # Not exactly the same while memory is being plugged in or out.
+    # Allow 1 %: the two figures differ a little while memory is plugged in or out.
     if sum(map(int, _MANAGED.findall(content))) * PAGESIZE > 1.01 * total_bytes:
         return 0
     return sum(map(int, _COUNT.findall(content))) * PAGESIZE

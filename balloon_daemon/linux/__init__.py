@@ -1,1 +1,1 @@
-"""Linux from Python: one small typed function for each thing that kernel or libc does for us."""
+"""Linux from Python: one small typed function for each service of the kernel or libc."""

@@ -1,11 +1,11 @@
-"""A child of ours that never closes what others opened, though it was forked with it.
+"""Forks a child that never closes descriptors that came from VMMs.
 
-Any close of a file of FUSE asks whoever serves it (FUSE_FLUSH) and waits for the answer, also
-where the file stays open elsewhere. A child that was forked with such a file and closes it, by
-itself or by exec, would hang before it had begun. So it is forked with our very table of
-descriptors (clone(2), CLONE_FILES) and then asks for one of its own that has the lowest numbers
-alone (close_range(2), CLOSE_RANGE_UNSHARE): what is not copied is not closed. The kernel copies 64
-at the least; so none of those 64 is ever to be somebody else's.
+Any close of a file of FUSE sends its server FUSE_FLUSH and waits for the answer, even where the
+file stays open elsewhere. A forked child that closes such a file, by close(2) or by exec, would
+hang before it had begun. So the child is cloned with the parent's own descriptor table (clone(2),
+CLONE_FILES), and then asks for a table of its own with the lowest numbers only (close_range(2),
+CLOSE_RANGE_UNSHARE): the kernel does not copy the others and so does not close them. It copies at
+least 64 numbers; so none of the lowest 64 may ever be a VMM's descriptor.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ LOW = 64
 """BITS_PER_LONG and NR_OPEN_DEFAULT: what close_range(2) copies at the least (fs/file.c)."""
 
 _WORTH_IT = 4 * LOW
-"""Whoever may have no more than so many descriptors open goes without."""
+"""With a lower limit of open files than this, the low numbers are not reserved."""
 
 _SYS_CLOSE_RANGE = 436
 _CLOSE_RANGE_UNSHARE = 1 << 1  # linux/close_range.h
@@ -34,9 +34,9 @@ _CLOSE_ALL_HIGH = tuple(
 
 
 class LowNumbers:
-    """Occupies all numbers below ``LOW``, so that nothing that comes later gets one of them.
+    """Occupies all free descriptor numbers below ``LOW``, so that no later descriptor gets one.
 
-    To be made before anything of others' can come. All of them are of one open file.
+    Must be made before any descriptor of a VMM arrives. All of them refer to one open file.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class LowNumbers:
         self.fill()
 
     def fill(self) -> None:
-        """Occupies those that have become free, before others' come there."""
+        """Occupies low numbers that have become free, before a VMM's descriptor gets one."""
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < _WORTH_IT:
             return
         with contextlib.suppress(OSError):
@@ -56,9 +56,9 @@ class LowNumbers:
             os.close(fd)
 
     def duplicate(self, fd: int) -> int:
-        """Another descriptor of ``fd``, below ``LOW``: a child that is forked here has it too.
+        """A duplicate of ``fd`` below ``LOW``, which a child forked here inherits.
 
-        There is one at a time, until ``close_duplicate``.
+        There is at most one, until ``close_duplicate``.
         """
         self._duplicate = (
             os.dup2(fd, self._fds[-1], inheritable=False) if self._fds else os.dup(fd)
@@ -66,7 +66,7 @@ class LowNumbers:
         return self._duplicate
 
     def close_duplicate(self) -> None:
-        """Closes the duplicate in this process; nothing to do where there is none."""
+        """Closes the duplicate in this process, if there is one."""
         if self._duplicate >= 0:
             if self._fds:
                 os.dup2(self._fds[0], self._duplicate, inheritable=False)
@@ -75,26 +75,27 @@ class LowNumbers:
             self._duplicate = -1
 
     def close(self) -> None:
-        """Frees them all."""
+        """Closes all of them."""
         self.close_duplicate()
         for fd in self._fds:
             os.close(fd)
         self._fds = []
 
     def fork(self, child: Callable[[], NoReturn]) -> int:
-        """Forks a process that has, of our descriptors, those below ``LOW`` alone.
+        """Forks a process that has only those of this process's descriptors that are below
+        ``LOW``.
 
-        Of memory it has a copy, as after any fork. Before Linux 5.9, and where no numbers are
-        occupied, it has all descriptors.
+        Memory is copied as by any fork. Before Linux 5.9, and where no numbers are occupied, the
+        child has all descriptors.
 
         Args:
-            child: what it is to do, with all signals blocked and no garbage collected.
+            child: runs in the child, with all signals blocked and the garbage collector off.
 
         Returns:
-            Its process id.
+            The child's process id.
 
         Raises:
-            OSError: no process to be had.
+            OSError: the kernel allows no further process.
         """
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -106,18 +107,18 @@ class LowNumbers:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
     def exec(self, command: list[str], environment: Mapping[str, str], keep: int) -> int:
-        """Starts a program in a process that is forked like that.
+        """Starts a program in a process forked by ``fork``.
 
         Args:
             command: the program's path and its arguments.
-            environment: all that it is to have.
-            keep: a descriptor for it, besides the standard streams.
+            environment: the program's whole environment.
+            keep: a descriptor that the program gets besides the standard streams.
 
         Returns:
-            The process id; that the program cannot be run only its end says.
+            The process id. A program that cannot be run shows only by the process's end.
 
         Raises:
-            OSError: no process to be had.
+            OSError: the kernel allows no further process.
         """
 
         def child() -> NoReturn:
@@ -130,10 +131,11 @@ class LowNumbers:
 
 def _leave_the_table(child: Callable[[], NoReturn], *, low_alone: bool) -> NoReturn:
     try:
-        # Nothing may be closed before, not by a finalizer either: it would be our parent's.
+        # Close nothing before this process has a table of its own, not even by a finalizer: the
+        # parent's descriptor would be closed.
         gc.disable()
         alone = low_alone and LIBC.syscall(*_CLOSE_ALL_HIGH) == 0
-        # Else a copy of all of it.
+        # Otherwise take a copy of the whole table.
         if not alone and LIBC.unshare(_CLONE_FILES) != 0:
             os._exit(1)
         child()

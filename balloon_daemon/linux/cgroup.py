@@ -1,12 +1,12 @@
-"""How much memory the cgroups of this process still allow.
+"""How much memory the limits of this process's cgroups still allow.
 
-A process in a container or below a slice with a limit meets the OOM killer (or, at memory.high,
-stands still) while the host has memory to spare: what is left below the limit of any of its
-cgroups, from its own up to the root, counts as much as what the host has.
+A process in a container or below a slice with a limit meets the OOM killer (or, at memory.high, is
+throttled) while the host has memory to spare. So the memory left below the limit of any of its
+cgroups, from its own up to the root, matters as much as the host's.
 
-What is left is the limit, less what is used, plus what the kernel would reclaim inside before it
-gives up: file pages (active_file, inactive_file; shared memory is not among them) and, where it is
-told (cgroup v2), reclaimable slabs. That is what MemAvailable is made of on a host.
+The memory left is the limit, less the usage, plus what the kernel would reclaim inside before it
+kills: file pages (active_file, inactive_file; shared memory is not among them) and, where the
+kernel reports them (cgroup v2), reclaimable slabs. MemAvailable is made of the same on a host.
 
 Source: admin-guide/cgroup-v2.rst, "Memory Interface Files"; admin-guide/cgroup-v1/memory.rst, 5.2.
 """
@@ -26,16 +26,16 @@ from balloon_daemon.linux.systemd import is_process_of_unit
 PROC_SELF = Path("/proc/self")
 
 MOST_SEARCHED = 4096
-"""So many cgroups are looked into for our own where its name is hidden, some 10 µs each."""
+"""The most cgroups searched for this process's own where its name is hidden, some 10 µs each."""
 
 
 class CgroupLimit(NamedTuple):
-    """A cgroup's limit, and what it leaves.
+    """A cgroup's limit, and the memory left below it.
 
     Attributes:
         path: The file that holds the limit.
         limit_bytes: The limit.
-        available_bytes: What can still be had below it, from 0 to the limit.
+        available_bytes: The memory that can still be used below the limit, from 0 to the limit.
     """
 
     path: str
@@ -54,7 +54,7 @@ class _Files(NamedTuple):
 _V1 = _Files(
     ("memory.limit_in_bytes",),
     "memory.usage_in_bytes",
-    # Without "total_" it is the cgroup's own alone, not its descendants'.
+    # Fields without "total_" count the cgroup alone, not its descendants.
     re.compile(rb"^total_(?:in)?active_file ([0-9]+)$", re.MULTILINE),
 )
 _V2 = _Files(
@@ -65,10 +65,10 @@ _V2 = _Files(
 
 
 class MemoryCgroups:
-    """The cgroups that this process is in, from its own to the outermost that can be seen.
+    """The cgroups of this process, from its own to the outermost that can be seen.
 
-    Found when they are first asked for, and again when this process is moved to another or when
-    one of their files is gone. Limits are read anew each time.
+    They are looked up at the first call, and again when this process is moved to another cgroup or
+    one of their files is gone. Limits are read anew at each call.
 
     Args:
         proc: The directory with this process's ``cgroup`` and ``mountinfo``.
@@ -88,10 +88,10 @@ class MemoryCgroups:
         """Why a limit could not be read the last time; "" where all could be."""
 
     def limits(self, total_bytes: int) -> list[CgroupLimit]:
-        """The limits that there are now, the innermost cgroup's first; of each the lowest.
+        """The present limits, the innermost cgroup's first; for each cgroup its lowest limit.
 
         Args:
-            total_bytes: The host's memory: a limit of no less is none.
+            total_bytes: The host's memory: a limit that is not below it does not count.
         """
         membership = self._read_membership()
         if membership == self._membership and not self._gone:
@@ -110,7 +110,7 @@ class MemoryCgroups:
         try:
             return _read(f"{self._proc}/cgroup")
         except OSError:
-            return b""  # a kernel without cgroups
+            return b""  # A kernel without cgroups has no such file.
 
     def _limit(self, directory: str, total_bytes: int) -> CgroupLimit | None:
         limit_bytes, path = total_bytes, ""
@@ -127,14 +127,16 @@ class MemoryCgroups:
         except OSError as err:
             if err.errno not in (errno.ENOENT, errno.ENODEV):
                 self.problem = f"{err.filename}: {err.strerror}"
-            # As a rule a cgroup without the memory controller, or the root.
+            # The file is usually missing because the cgroup lacks the memory controller or is the
+            # root.
             self._gone |= directory in self._limited
             return None
         except ValueError as err:
             self.problem = str(err)
             return None
         reclaimable = sum(map(int, self._files.reclaimable.findall(stat)))
-        # The counters are read one after the other, and memory.stat may lag behind by seconds.
+        # Cut off at 0: the counters are read one after the other, and memory.stat may lag behind
+        # by seconds.
         left = limit_bytes - max(used - reclaimable, 0)
         return CgroupLimit(path, limit_bytes, max(left, 0))
 
@@ -143,7 +145,8 @@ class MemoryCgroups:
         self._directories, self._limited = [], set()
         paths: dict[str, str] = {}
         for line in os.fsdecode(membership).splitlines():
-            # Hierarchy, its controllers, and our path in it, which may hold colons.
+            # A line has the hierarchy, its controllers, and this process's path in it, which may
+            # hold colons.
             _, _, rest = line.partition(":")
             controllers, _, where = rest.partition(":")
             paths.update(dict.fromkeys(controllers.split(","), where.removesuffix(" (deleted)")))
@@ -170,12 +173,13 @@ class MemoryCgroups:
 def _directories(path: str, mount: Mount) -> list[str]:
     """A cgroup's directory and its ancestors' within one mount, the innermost first.
 
-    Path and root are as the cgroup namespace shows them: above its root they begin with ``/..``.
+    Path and root are given as the cgroup namespace shows them: above its root they begin with
+    ``/..``.
     """
     ours, root = PurePosixPath(path).parts[1:], PurePosixPath(mount.root).parts[1:]
     above, hidden = ours.count(".."), root.count("..") - ours.count("..")
     if hidden > 0:
-        # The mount is older than the namespace, and the names in between are not told.
+        # The mount is older than the cgroup namespace, so the kernel hides the names in between.
         if root.count("..") < len(root):
             return []
         below = _search(mount.point, hidden, ours[above:])
@@ -188,15 +192,15 @@ def _directories(path: str, mount: Mount) -> list[str]:
 
 
 def _search(top: str, hidden: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Where below ``top`` this process is, of whose cgroup's path only the end is known.
+    """Finds this process below ``top``, where only the end of its cgroup's path is known.
 
     Args:
         top: The directory of an ancestor.
         hidden: How many names are unknown.
-        names: Those that follow them.
+        names: The names that follow the unknown ones.
 
     Returns:
-        All names; none where it is not found.
+        All names; empty where this process is not found.
     """
     pattern = "/".join([*["*"] * hidden, *map(glob.escape, names), "cgroup.procs"])
     us = str(os.getpid()).encode()
@@ -205,15 +209,16 @@ def _search(top: str, hidden: int, names: Sequence[str]) -> tuple[str, ...]:
             if us in _read(f"{top}/{found}").split():
                 return PurePosixPath(found).parent.parts
         except OSError:
-            continue  # it has gone, or is threaded
+            continue  # The cgroup has gone, or is threaded.
     return ()
 
 
 def _of_unit(path: str) -> int:
     """How many cgroups, from the innermost on, a service manager made for one service.
 
-    A unit's own limit (MemoryMax=) is for the daemon, and no VM is in there. Its slices' count.
-    In a namespace of its own (ProtectControlGroups=private) the root is the unit's.
+    A unit's own limit (MemoryMax=) is for the daemon, and no VM runs in the unit, so it is left
+    out; the limits of its slices count. In a cgroup namespace of its own
+    (ProtectControlGroups=private) the root is the unit's cgroup.
     """
     parts = PurePosixPath(path).parts
     if parts == ("/",):
@@ -223,9 +228,9 @@ def _of_unit(path: str) -> int:
 
 
 def _hierarchical(chain: Sequence[str]) -> list[str]:
-    """What of a chain of cgroups (v1) counts what its descendants use.
+    """The part of a chain of cgroups (v1) that counts its descendants' usage too.
 
-    Before Linux 5.11 a cgroup could be told not to (memory.use_hierarchy).
+    Before Linux 5.11 memory.use_hierarchy could switch that off.
     """
     counting = list(chain[:1])
     for directory in chain[1:]:
@@ -239,11 +244,11 @@ def _hierarchical(chain: Sequence[str]) -> list[str]:
 
 
 def _number(path: str) -> int | None:
-    """A file's number, in bytes where it is an amount; None: ``max``.
+    """The number in a file, in bytes where it is an amount; None: the file says ``max``.
 
     Raises:
-        OSError: the file cannot be read; the kernel's reason, with its name.
-        ValueError: it holds something else; says which file and what.
+        OSError: the file cannot be read; the kernel's reason, with the file's name.
+        ValueError: the file holds no number; says which file and what it holds.
     """
     content = _read(path).strip()
     if content == b"max":

@@ -1,7 +1,7 @@
-"""Who may put something else where a socket of ours is: everybody who may write above it.
+"""Tells who could replace a socket of ours: every user who may write to a directory above it.
 
-A VMM hands its guest's memory to whoever listens at a path, and a balloond hands all guests'
-memory to its keeper. Neither is asked for more than the path, so the path has to be ours.
+A VMM hands its guest's memory to whichever process listens at a path, and a balloond hands all
+guests' memory to its keeper. Both trust the path alone, so no other user may be able to change it.
 """
 
 import contextlib
@@ -13,12 +13,13 @@ _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def others_may_write(directory: Path) -> str:
-    """Why others than root and this process's user may put files of theirs there; "" if none may.
+    """Why other users than root and this process's may put files there; "" if none may.
 
-    Looked at are the directory, all above it and every link on the way, since whoever owns one of
-    them can put another in its place. A sticky directory (mode 1777, as /tmp) keeps its users from
-    that, so it may be above; it may not be the directory itself, where a name is free until it is
-    taken. What cannot be looked at is left to whoever uses it: its errors say more.
+    The check covers the directory, all directories above it and every symbolic link on the way,
+    since the owner of any of them can replace it. A sticky directory (mode 1777, as /tmp) forbids
+    that to its users, so it may be above; it may not be the directory itself, where any user can
+    take a free name. What lstat(2) cannot examine is left to the caller's own use of it, whose
+    errors say more.
     """
     trusted = {0, os.geteuid()}
     named = directory.absolute()
@@ -37,7 +38,7 @@ def others_may_write(directory: Path) -> str:
 
 
 def is_private(directory: Path) -> bool:
-    """Whether it is a directory, no link to one, of this process's user alone (mode 0700)."""
+    """Whether it is a directory (no link to one) for this process's user alone (mode 0700)."""
     try:
         status = os.lstat(directory)
     except OSError:
@@ -47,7 +48,7 @@ def is_private(directory: Path) -> bool:
 
 
 def make_private(directory: Path) -> None:
-    """Makes a directory that is this process's user's alone, where there is none yet.
+    """Makes a directory for this process's user alone, where it does not exist.
 
     Raises:
         FileExistsError: there is something else, or a directory that others may enter.

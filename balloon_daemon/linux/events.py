@@ -18,14 +18,14 @@ class OwnedFd:
         return self._fd
 
     def close(self) -> None:
-        """Closes it; further calls do nothing."""
+        """Closes the descriptor; further calls do nothing."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            # Whatever close(2) says, the number is free on Linux and may be somebody else's next.
+            # Even if close(2) fails, Linux has freed the number, which may be another file's next.
             os.close(fd)
 
     def detach(self) -> int:
-        """Gives the descriptor away: its number, for another owner."""
+        """Gives the descriptor away: returns its number, which another owner has to close."""
         fd, self._fd = self._fd, -1
         return fd
 
@@ -39,14 +39,14 @@ class OwnedFd:
 
 
 def drain_event(fd: int) -> bool:
-    """Resets a non-blocking eventfd; fine where nothing is in it.
+    """Resets a non-blocking eventfd, whether or not it was signalled.
 
-    A front-end may hand over any kind of descriptor as a kick: whatever it is, this takes at most
-    eight bytes from it and never waits.
+    A front-end may send any kind of descriptor as a kick: of any kind, this reads at most eight
+    bytes and never waits.
 
     Returns:
-        False where nothing will ever come out of it: it is at its end, or cannot be read. It
-        stays readable all the same, so nobody must wait for it any more.
+        False where the descriptor will never have an event: it is at its end of file, or cannot be
+        read. epoll reports it as readable all the same, so the caller must stop watching it.
     """
     try:
         return bool(os.read(fd, 8))
@@ -60,12 +60,12 @@ _ONE = (1).to_bytes(8, "little")
 
 
 def signal_event(fd: int) -> None:
-    """Adds one to an eventfd; a full one is already signalled.
+    """Adds one to an eventfd; a full one is signalled already.
 
-    A front-end may hand over any kind of descriptor as a call: one that takes nothing costs its
-    guest the interrupts, and nobody else anything.
+    A front-end may send any kind of descriptor as a call: if the descriptor takes no bytes, its
+    guest gets no interrupts, and no other guest is affected.
     """
-    # Not contextlib.suppress(): it costs more than all else here, once for each buffer.
+    # Not contextlib.suppress(), which costs more than the write; this runs once for each buffer.
     try:  # noqa: SIM105
         os.write(fd, _ONE)
     except OSError:
@@ -73,12 +73,12 @@ def signal_event(fd: int) -> None:
 
 
 def allow_all_fds() -> int:
-    """Raises our soft limit of descriptors to the hard one: a VM costs some forty of them.
+    """Raises this process's soft limit of descriptors to the hard limit: a VM needs some forty.
 
-    The soft limit is 1024 by default for the sake of select(2), which nothing here uses.
+    The soft limit is 1024 by default for the sake of select(2), which balloond does not use.
 
     Returns:
-        The limit.
+        The new limit.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""What a descriptor is of, told by the kernel alone: its file may never answer."""
+"""Tells the kind of a descriptor by asking the kernel only: its file's server may never answer."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ from balloon_daemon.linux.memory import F_GET_SEALS
 
 
 class FdKind(Enum):
-    """What a descriptor is of, as far as it matters; the words are for the log."""
+    """The kinds of descriptors that balloond tells apart; the values are for the log."""
 
     EVENTFD = "eventfd"
     UNIX_SOCKET = "Unix socket"
@@ -21,10 +21,10 @@ class FdKind(Enum):
 
 
 def fd_kind(fd: int) -> FdKind:
-    """Tells what a descriptor is of without asking its file, which may never answer.
+    """Tells a descriptor's kind without asking its file, whose server may never answer.
 
-    Its name (proc(5), /proc/PID/fd) is the kernel's own, and no file of a file system can have one
-    without a slash.
+    The kernel itself makes the descriptor's name (proc(5), /proc/PID/fd), and a name without a
+    slash is never that of a file in a file system.
     """
     try:
         name = os.readlink(f"/proc/self/fd/{fd}")
@@ -37,7 +37,7 @@ def fd_kind(fd: int) -> FdKind:
     if name.startswith("socket:["):
         return _SOCKETS.get(socket_domain(fd), FdKind.OTHER)
     try:
-        # Answered by shmem and hugetlbfs alone, and by the kernel itself.
+        # F_GET_SEALS is answered by shmem and hugetlbfs only, and by the kernel itself.
         fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:
         return FdKind.OTHER

@@ -1,6 +1,6 @@
 """The jail's outer walls, entered by a forked child before it touches a guest's byte.
 
-The only user of python-prctl. What comes last, the seccomp filter, is loaded by the caller.
+The only user of python-prctl. The caller loads the last wall, the seccomp filter.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from balloon_daemon.linux.namespaces import enter_empty_namespaces
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a device becomes where the controller runs as root."""
+    """The user and group that a device becomes where the controller runs as root."""
 
     uid: int
     gid: int
@@ -28,53 +28,56 @@ class Identity:
 OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 
 MAX_GROWTH_BYTES = 256 << 20
-"""Address space that a device may add to what it has when it is jailed; it needs a few MiB."""
+"""Address space that a device may add to its own when it is jailed; it needs a few MiB."""
 
 
 def reset_signals() -> None:
-    """Forgets the parent's signal handlers, right after fork.
+    """Removes the parent's signal handlers, right after fork.
 
-    A handler must not run in the jail: its return is rt_sigreturn(2), which the policy kills. The
-    terminal's and the service manager's signals are for the controller, who ends its devices
-    itself, after they have given the memory back: they are ignored here.
+    A handler must not run in the jail: it returns by rt_sigreturn(2), for which the seccomp policy
+    kills. Signals from the terminal and the service manager are ignored: they are meant for the
+    controller, which ends its devices itself after they have given the memory back.
     """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
-    # faulthandler's: it would die of its own forbidden calls, and hide what had happened.
+    # Remove faulthandler's handlers: they would be killed for their own forbidden calls, which
+    # would hide the first fault.
     for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def close_fds_except(keep: Iterable[int]) -> None:
-    """Closes every file descriptor but these (standard error is to be named among them)."""
+    """Closes all file descriptors but these, which should include standard error."""
     previous = -1
     for fd in sorted(keep):
         if fd > previous + 1:
-            # CPython makes close_range(2) of it: an empty range at 0 would be all there are.
+            # Skip an empty range: CPython turns closerange(0, 0) into close_range(2) of all
+            # numbers.
             os.closerange(previous + 1, fd)
         previous = fd
     os.closerange(previous + 1, 2**31 - 1)
 
 
 def die_with(parent_pid: int, name: str) -> None:
-    """Ends this process with its parent, and gives it a name for ``ps``; for one not jailed."""
+    """Ends this process with its parent, and names it for ``ps``; for one not jailed."""
     _set_name(name)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
-        # It died before its death could be signalled.
+        # The parent died before prctl(2) could ask for its death signal.
         os._exit(0)
 
 
 def limit_first() -> None:
-    """Gives up, for good, what nothing needs that maps a guest's memory: to be called before.
+    """Gives up for good what a device never needs; to be called before it maps guest memory.
 
-    A VMM that cuts its file while its device reads the ring ends that device by SIGBUS, perhaps
-    still as root: not dumpable, it leaves no core with guest memory, not even to a program that
-    collects them (core(5): those do not heed RLIMIT_CORE).
+    A VMM that truncates its memory file while the device reads the ring kills the device by
+    SIGBUS, perhaps while it is still root. A process that is not dumpable leaves no core with
+    guest memory, not even to a program that collects cores (core(5): such programs ignore
+    RLIMIT_CORE).
     """
     _be_killed_like_others()
     for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
@@ -83,12 +86,13 @@ def limit_first() -> None:
 
 
 def _be_killed_like_others() -> None:
-    """Takes no part in a service's OOMScoreAdjust= below 0, which is for the controller.
+    """Raises an oom_score_adj below 0, which a device inherits from the service, to 0.
 
-    A device that was taken over may refill its guest's memory, and the kernel would look for
-    another process to kill. Raising the score is always allowed, also again (proc(5)).
+    OOMScoreAdjust= below 0 is for the controller. A device taken over by its guest could refill
+    its guest's memory, and the kernel would kill other processes for it. Raising the score is
+    always allowed (proc(5)).
     """
-    with contextlib.suppress(OSError):  # A host that hides it: the score stays as it is.
+    with contextlib.suppress(OSError):  # A host that hides the file leaves the score as it is.
         score = os.open(OOM_SCORE_FILE, os.O_RDONLY | os.O_CLOEXEC)
         negative = int(os.read(score, 16)) < 0
         os.close(score)
@@ -99,38 +103,39 @@ def _be_killed_like_others() -> None:
 
 
 def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
-    """Gives up everything that needs no filter to be given up.
+    """Gives up everything that can be given up without a filter.
 
-    In this order: name, the limits that are left, an empty world where that is allowed, ids and
-    capabilities, parent-death signal and not dumpable (changing ids clears both), no_new_privs.
+    The order: name, the remaining limits, empty namespaces where they are allowed, ids and
+    capabilities, parent-death signal and not dumpable (a change of ids clears both), no_new_privs.
 
     Raises:
-        OSError, PermissionError: the kernel refuses; nobody may run a guest's bytes then.
+        OSError, PermissionError: the kernel refuses; then the process must not read a guest's
+            bytes.
     """
     _set_name(name)
-    # Reads /proc, which is gone behind the next line.
+    # Before the namespaces: it reads /proc, which is gone in them.
     _limit_resources()
     enter_empty_namespaces()
-    # Whoever we are: namespaces of our own that were refused half-way leave us all capabilities
-    # there, and a service may have been given some (AmbientCapabilities=).
+    # Drop privileges in any case: a half-failed move into a user namespace leaves this process all
+    # capabilities in there, and a service may have some of its own (AmbientCapabilities=).
     _drop_privileges(identity)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
-        # It died before its death could be signalled.
+        # The parent died before prctl(2) could ask for its death signal.
         os._exit(0)
     prctl.set_dumpable(0)
     prctl.set_no_new_privs(1)
 
 
 def _set_name(name: str) -> None:
-    """For ``top`` (15 bytes of it), and for ``ps -f``."""
+    """Sets the name for ``top`` (15 bytes of it) and for ``ps -f``."""
     prctl.set_name(name)
     show_as(name)
 
 
 def _drop_privileges(identity: Identity | None) -> None:
     with contextlib.suppress(PermissionError):
-        # Not permitted where root itself was started without CAP_SETPCAP: nothing to drop then.
+        # Not permitted where root was started without CAP_SETPCAP; then there is nothing to drop.
         prctl.securebits.noroot = True
         prctl.securebits.noroot_locked = True
         prctl.capbset.limit()
@@ -144,11 +149,12 @@ def _drop_privileges(identity: Identity | None) -> None:
 
 
 def _limit_resources() -> None:
-    """What is open and mapped already stays; whoever takes a device over shall not use up more.
+    """Limits address space and descriptors to the present ones, for a device that is taken over.
 
-    The seed's policy allows eventfd2, dup, epoll_create1, mmap, write and clone of threads.
+    crosvm's seccomp policy for this device allows eventfd2, dup, epoll_create1, mmap, write and
+    clone of threads.
     """
-    # Not open(): Python's own buffers and decoders would copy 30 pages for one number.
+    # Not open(): Python's buffers and decoders would touch, and so copy, 30 shared pages.
     statm = os.open("/proc/self/statm", os.O_RDONLY)
     mapped_bytes = int(os.read(statm, 100).split()[0]) * resource.getpagesize()
     os.close(statm)
@@ -160,6 +166,6 @@ def _limit_resources() -> None:
 
 
 def write_error(text: str) -> None:
-    """Writes to standard error with write(2) alone, and never fails."""
+    """Writes to standard error by write(2) alone, and raises nothing."""
     with contextlib.suppress(OSError, ValueError):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode(errors="replace"))

@@ -1,4 +1,5 @@
-"""The kernel's log, for the one thing that only it knows: which system call a filter killed."""
+"""Reads the kernel's log for the one fact found only there: the system call that a filter
+killed."""
 
 import os
 import re
@@ -10,11 +11,11 @@ def find_seccomp_kill(pid: int) -> int | None:
     """Looks for the record of a process killed by its seccomp filter.
 
     Args:
-        pid: the process, in our own PID namespace.
+        pid: the process, in this process's PID namespace.
 
     Returns:
-        The system call's number; None where the log may not be read, or its record was not
-        written (it is rate-limited, and goes to the audit daemon where one runs).
+        The system call's number; None where the log may not be read or has no record (records are
+        rate-limited, and go to the audit daemon where one runs).
     """
     try:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -26,14 +27,14 @@ def find_seccomp_kill(pid: int) -> int | None:
             try:
                 record = os.read(fd, 8192)
             except BrokenPipeError:
-                continue  # Overwritten while we read: the next one is there.
+                continue  # The record was overwritten during the read: go on with the next one.
             if not record:
                 return found
             match = _SECCOMP.search(record)
             if match and int(match[1]) == pid:
                 found = int(match[2])
     except OSError:
-        # BlockingIOError: that was all of it.
+        # BlockingIOError: the end of the log.
         return found
     finally:
         os.close(fd)

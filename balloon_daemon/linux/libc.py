@@ -1,4 +1,4 @@
-"""glibc through ctypes: the handle that all use, and calls that no module of Python's has."""
+"""glibc through ctypes: one handle for all callers, and calls that no Python module offers."""
 
 import ctypes
 import fcntl
@@ -16,10 +16,10 @@ LIBC.syscall.restype = ctypes.c_long
 
 
 def oserror(call: str = "") -> OSError:
-    """What the latest call through ctypes was refused with.
+    """The error of the latest call through ctypes, as an OSError.
 
     Args:
-        call: its name, for the message; empty where the message is the kernel's alone.
+        call: the call's name, for the message; empty: the message is the kernel's alone.
     """
     number = ctypes.get_errno()
     why = os.strerror(number)
@@ -37,15 +37,15 @@ _curbrk = ctypes.c_size_t.in_dll(LIBC, "__curbrk")
 
 
 def keep_heap_off_brk() -> None:
-    """Makes malloc grow by mmap(2) alone, for good: neither brk(2) nor mremap(2) any more.
+    """Makes malloc grow by mmap(2) alone, for good: neither by brk(2) nor by mremap(2).
 
-    A process under a seccomp policy without ``brk`` dies at the interpreter's first growth
-    otherwise. Never trimming and never mapping single blocks keeps malloc in its main arena;
-    with the program break set to the end of the address space, ``sbrk`` fails in user space and
-    the arena goes on in mapped memory.
+    Without this, a process under a seccomp policy that lacks ``brk`` is killed when the
+    interpreter's heap first grows. Without trimming and without single mapped blocks, malloc stays
+    in its main arena; with the program break set to the end of the address space, ``sbrk`` fails
+    in user space and the arena continues in mapped memory.
 
     Raises:
-        OSError: this libc refuses; it is not glibc.
+        OSError: this libc is not glibc, and refuses.
     """
     for option, value in ((_M_TRIM_THRESHOLD, 0x7FFFFFFF), (_M_MMAP_MAX, 0)):
         if not LIBC.mallopt(option, value):
@@ -55,17 +55,18 @@ def keep_heap_off_brk() -> None:
 
 _ARG_START, _ARG_END = 45, 46
 _ENV_START, _ENV_END = 47, 48
-"""Fields behind the name in /proc/PID/stat (proc(5))."""
+"""Indexes of fields in /proc/PID/stat (proc(5)), counted from the first behind the name."""
 
 
 def show_as(name: str) -> None:
-    """Has ``ps`` show a name instead of the command line, which a forked process inherits.
+    """Makes ``ps`` show a name instead of the command line that a forked process inherits.
 
-    Where the kernel does not tell where that is, it stays.
+    Does nothing where the kernel does not tell the address of the command line.
     """
     if _command_line is not None:
         room = len(_command_line)
-        # What ends in another byte than NUL is read up to the first NUL (fs/proc/base.c).
+        # If the area's last byte is not NUL, the kernel shows it up to the first NUL
+        # (fs/proc/base.c).
         _command_line.raw = name.encode()[: room - 2].ljust(room - 1, b"\0") + b"."
 
 
@@ -80,7 +81,7 @@ def _find_area(first: int, last: int) -> "ctypes.Array[ctypes.c_char] | None":
     return (ctypes.c_char * (end - start)).from_address(start) if end - start > 2 else None
 
 
-# Looked up once, for all that are forked: a jailed process cannot read /proc.
+# Looked up at import, for all forked processes: a jailed process cannot read /proc.
 _command_line = _find_area(_ARG_START, _ARG_END)
 
 _environ = ctypes.POINTER(ctypes.c_void_p).in_dll(LIBC, "environ")
@@ -89,14 +90,15 @@ LIBC.strlen.restype = ctypes.c_size_t
 
 
 def forget_environment() -> None:
-    """Empties and overwrites this process's environment: a password may have been put there.
+    """Empties and overwrites this process's environment, which may hold a password.
 
-    That is: Python's copy, the C library's strings, and the area that /proc/PID/environ shows.
+    It overwrites Python's copy, the C library's strings, and the area that /proc/PID/environ
+    shows.
     """
     contents = [content for pair in posix.environ.items() for content in pair]
     posix.environ.clear()
     for content in contents:
-        # CPython keeps one object for each byte, which is everybody's.
+        # Skip single bytes: CPython shares one object for each of them among all users.
         if isinstance(content, bytes) and len(content) > 1:
             ctypes.memset(id(content) + bytes.__basicsize__ - 1, 0, len(content))
     at = 0
@@ -113,7 +115,8 @@ _SYS_CLONE = 56
 _CLONE_FILES = 0x400
 _CLONE_PARENT = 0x8000
 
-# Holds the interpreter's lock over the call: a child that had to take it first might never get it.
+# PyDLL keeps the interpreter's lock over the call: a child that had to take the lock first might
+# never get it.
 _python_libc = ctypes.PyDLL(None, use_errno=True)
 _python_libc.syscall.restype = ctypes.c_long
 _CLONE_SIBLING = tuple(map(ctypes.c_ulong, (_SYS_CLONE, _CLONE_PARENT, 0, 0, 0, 0)))
@@ -125,29 +128,29 @@ _CLONE_SHARING_FDS = tuple(
 def clone_sibling() -> int:
     """Forks a child of this process's own parent (clone(2), CLONE_PARENT).
 
-    For a process with one thread and nothing registered to run at a fork: none of Python's own
-    preparations are made, which would write to, and so copy, some 40 pages of the child's.
+    Only for a process with one thread and no fork hooks: it skips Python's own preparations for a
+    fork, which would write to, and so copy, some 40 pages of the child's.
 
     Returns:
-        0 in the child, its process id here.
+        0 in the child; in this process the child's process id.
 
     Raises:
-        OSError: no process to be had.
+        OSError: the kernel allows no further process.
     """
     return _clone(_CLONE_SIBLING)
 
 
 def clone_sharing_fds() -> int:
-    """Forks a child that shares this process's table of descriptors (clone(2), CLONE_FILES).
+    """Forks a child that shares this process's descriptor table (clone(2), CLONE_FILES).
 
-    What one of them opens or closes, the other has open or closed. Of memory it has a copy, as
-    after any fork. For a process with one thread, as above.
+    A descriptor that either process opens or closes is open or closed in both. Memory is copied as
+    by any fork. Only for a process with one thread and no fork hooks, as ``clone_sibling``.
 
     Returns:
-        0 in the child, its process id here.
+        0 in the child; in this process the child's process id.
 
     Raises:
-        OSError: no process to be had.
+        OSError: the kernel allows no further process.
     """
     return _clone(_CLONE_SHARING_FDS)
 
@@ -160,10 +163,10 @@ def _clone(arguments: Sequence[ctypes.c_ulong]) -> int:
 
 
 def socket_domain(fd: int) -> int | None:
-    """A socket's family (socket(7), SO_DOMAIN); None for what is no socket.
+    """A socket's family (socket(7), SO_DOMAIN); None where the descriptor is no socket.
 
-    Python's socket objects ask for the name first, which waits for whoever holds the socket's
-    lock: a sender may hold it for ever.
+    Python's socket objects call getsockname(2) first, which waits for the socket's lock: a sender
+    may hold that lock for ever.
     """
     domain = ctypes.c_int()
     size = ctypes.c_uint(ctypes.sizeof(domain))
@@ -179,16 +182,17 @@ _KCMP_FILE = 0
 
 
 def same_open_file(one: int, other: int) -> bool:
-    """Tells whether two descriptors are of the same open file (kcmp(2)).
+    """Whether two descriptors refer to the same open file (kcmp(2)).
 
-    Two of the same memory file count too. Where kcmp is not allowed, nothing else does.
+    Two descriptors of the same memory file count as the same. Where kcmp is not allowed, only
+    memory files are compared.
     """
     pid = os.getpid()
     if LIBC.syscall(_SYS_KCMP, pid, pid, _KCMP_FILE, one, other) == 0:
         return True
     try:
-        # Memory files alone answer this (linux/memory.py). Others must not even be asked what they
-        # are: a file of FUSE answers when whoever serves it likes.
+        # F_GET_SEALS is answered by memory files only (linux/memory.py). Do not fstat() other
+        # files: a file of FUSE answers only when its server does.
         for fd in (one, other):
             fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:

@@ -1,4 +1,4 @@
-"""libseccomp's version, which pyseccomp does not tell."""
+"""libseccomp's version, which pyseccomp does not offer."""
 
 import ctypes
 

@@ -1,17 +1,18 @@
-"""What /proc/meminfo says of this host's memory: all of it, what is available, what never can be.
+"""Reads /proc/meminfo: the host's memory, the part that is available, and the part that never can
+be.
 
-MemTotal is the wrong whole to take a share of where much of it can never be in MemAvailable. Two
-kinds never can be, whatever ends or is reclaimed, and the kernel says how much they are:
+A margin as a share of MemTotal would be wrong where much memory can never be in MemAvailable. Two
+kinds never can, whatever ends or is reclaimed, and the kernel reports their sizes:
 
 - Persistent pools of huge pages, of all sizes. Their pages are free for hugetlbfs alone. Surplus
-  pages are not part of this: they were ordinary memory and become so again when they are freed.
+  pages are not included: they were ordinary memory and become so again when they are freed.
 - Pages with a hardware error (HardwareCorrupted).
 
-All else may be available again, and so counts: what processes, the kernel (slabs, page tables,
-Percpu), GPUs' page pools and ZFS's ARC hold while they hold it; CMA areas, which lend their pages
-to movable data such as guest memory; a balloon of this host's own, where it is itself a guest (its
-driver takes the pages out of MemTotal as a rule). What was set aside before the kernel counted
-(crashkernel) is not in MemTotal, and unaccepted memory of a confidential guest is in MemAvailable.
+All other memory may become available again, and so counts: memory held by processes, the kernel
+(slabs, page tables, Percpu), GPUs' page pools and ZFS's ARC; CMA areas, which lend their pages to
+movable data such as guest memory; a balloon of this host's own, where it is itself a guest (its
+driver usually takes the pages out of MemTotal). Memory reserved at boot (crashkernel) is not in
+MemTotal, and unaccepted memory of a confidential guest is in MemAvailable.
 """
 
 import os
@@ -28,9 +29,9 @@ HUGEPAGES = Path("/sys/kernel/mm/hugepages")
 
 # At most 15 digits: a PiB in KiB has 13.
 _FIELD = re.compile(rb"^([A-Za-z_()]+): +([0-9]{1,15})(?: kB)?$", re.MULTILINE)
-# What the kernel makes MemAvailable of, but for the watermarks that it keeps back
-# (mm/show_mem.c, si_mem_available). Every kernel that balloond runs on says MemAvailable; a file
-# in its place may not, or may say 0 for ever.
+# The parts from which the kernel computes MemAvailable, but for its watermarks (mm/show_mem.c,
+# si_mem_available). Every kernel that balloond supports has MemAvailable; a file in place of the
+# kernel's may lack it, or always say 0.
 _ESTIMATE = (b"MemFree", b"Active(file)", b"Inactive(file)", b"SReclaimable")
 _SIZE = re.compile(r"hugepages-([0-9]+)kB")
 
@@ -40,10 +41,10 @@ class HostMemory(NamedTuple):
 
     Attributes:
         total_bytes: All that the kernel manages (MemTotal).
-        available_bytes: What is available without swapping (MemAvailable).
-        pool_bytes: What of the total is in persistent pools of huge pages.
-        poisoned_bytes: What of the total has hardware errors.
-        is_estimated: Whether an estimate stands in for MemAvailable.
+        available_bytes: The memory available without swapping (MemAvailable).
+        pool_bytes: The part of the total in persistent pools of huge pages.
+        poisoned_bytes: The part of the total with hardware errors.
+        is_estimated: Whether available_bytes is an estimate in place of MemAvailable.
     """
 
     total_bytes: int
@@ -54,7 +55,7 @@ class HostMemory(NamedTuple):
 
     @property
     def usable_bytes(self) -> int:
-        """What could be available at most, were nothing in use."""
+        """The most that could be available if no memory were in use."""
         return self.total_bytes - self.pool_bytes - self.poisoned_bytes
 
 
@@ -65,12 +66,13 @@ def host_memory(
 
     Args:
         path: The kernel's /proc/meminfo, or a file in its place.
-        hugepages: A directory for each size of huge pages, asked for what ``path`` leaves out.
-        mounts: Says whether ``path`` is a container's own.
+        hugepages: The directory with one directory for each size of huge pages, for figures that
+            ``path`` lacks.
+        mounts: The list of mounts, which shows whether ``path`` is a container's own.
 
     Raises:
         OSError: the file cannot be read; the kernel's reason.
-        ValueError: it lacks MemTotal, or MemAvailable and what an estimate of it takes.
+        ValueError: the file lacks MemTotal, or both MemAvailable and MemFree.
     """
     figures = dict(_FIELD.findall(path.read_bytes()))
     total = _kib(figures, b"MemTotal") * KIB
@@ -84,8 +86,9 @@ def host_memory(
         available_bytes = sum(_kib(figures, name) for name in _ESTIMATE) * KIB
     available_bytes = min(available_bytes, total)
     pool, poisoned = _pool_bytes(figures, hugepages), _kib(figures, b"HardwareCorrupted") * KIB
-    # No part of what can be available: else these lines are another host's than MemTotal, as in a
-    # container whose meminfo shows its own limit as MemTotal and the host's pools unchanged.
+    # Pools and poisoned pages are never available; if all together exceed the total, they are
+    # another host's figures. A container's meminfo may show its own limit as MemTotal beside the
+    # host's pools.
     if pool and (pool + poisoned + available_bytes > total or _is_containers(path, mounts)):
         pool = 0
     if poisoned + available_bytes > total:
@@ -98,14 +101,14 @@ def _kib(figures: dict[bytes, bytes], name: bytes) -> int:
 
 
 def _pool_bytes(figures: dict[bytes, bytes], hugepages: Path) -> int:
-    """What is in persistent pools, surplus pages left out.
+    """The bytes in persistent pools, without surplus pages.
 
-    The named lines speak of the default size alone; Hugetlb, of all sizes, came with Linux 4.16.
+    The HugePages lines cover the default size only; Hugetlb, for all sizes, came with Linux 4.16.
     """
     size_kib, pages = _kib(figures, b"Hugepagesize"), _kib(figures, b"HugePages_Total")
     persistent_kib = (pages - min(_kib(figures, b"HugePages_Surp"), pages)) * size_kib
     if b"Hugetlb" not in figures:
-        if size_kib:  # else the kernel has no huge pages
+        if size_kib:  # size 0: the kernel has no huge pages
             others = _others(size_kib, hugepages)
             persistent_kib += sum(kib - surplus_kib for kib, surplus_kib in others)
     elif (others_kib := _kib(figures, b"Hugetlb") - pages * size_kib) > 0:
@@ -115,7 +118,7 @@ def _pool_bytes(figures: dict[bytes, bytes], hugepages: Path) -> int:
 
 
 def _others(default_kib: int, hugepages: Path) -> list[tuple[int, int]]:
-    """Of each size but the default one: KiB in huge pages, and how much of it is surplus."""
+    """For each size but the default: KiB in huge pages, and how much of it is surplus."""
     found = []
     try:
         names = os.listdir(hugepages)
@@ -133,16 +136,16 @@ def _others(default_kib: int, hugepages: Path) -> list[tuple[int, int]]:
 
 
 def _number(path: Path) -> int:
-    """A file's whole number; 0 where there is none: nothing more is known then."""
+    """A file's whole number; 0 where it cannot be read."""
     try:
         return int(path.read_bytes())
     except (OSError, ValueError):
         return 0
 
 
-@cache  # A container has its meminfo before anything runs in it.
+@cache  # A container's meminfo is mounted before any process of it starts.
 def _is_containers(path: Path, mounts: Path) -> bool:
-    """Whether a FUSE file system such as lxcfs stands in for the kernel's file."""
+    """Whether a FUSE file system such as lxcfs provides this file in place of the kernel."""
     try:
         return any(
             mount.point == str(path) and mount.fstype.startswith("fuse")

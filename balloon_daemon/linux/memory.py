@@ -1,4 +1,4 @@
-"""Guest memory files: what kind they are, and mapping them."""
+"""Guest memory files: their kinds, and how to map them."""
 
 import fcntl
 import mmap
@@ -15,19 +15,20 @@ F_ADD_SEALS = 1033
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
 
 MAP_NORESERVE = 0x4000
-"""asm-generic/mman-common.h; the mmap module has it from Python 3.13 on."""
+"""asm-generic/mman-common.h; the mmap module has the constant from Python 3.13 on."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryFile:
-    """What a region's file can hold and how it gives memory back.
+    """The size of a region's file, and how it gives memory back.
 
     Attributes:
         size_bytes: its length; None where only its file system knows, which was not asked.
         page_bytes: the smallest piece that MADV_REMOVE frees: 4096 on shmem, else the huge page.
-        never_freed: why nothing of it can be given back to the host, as the end of a sentence that
+        never_freed: why no part of it can be given back to the host, as the end of a sentence that
             begins with "it"; empty where it can.
-        mappable: mapping and touching it makes a process wait for nobody but this kernel.
+        mappable: True: a process that maps and touches it never waits for a server, only for this
+            kernel.
     """
 
     size_bytes: int | None
@@ -40,17 +41,17 @@ LOCAL_FILE_SYSTEMS = frozenset(
     ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "xfs", "zfs")
 )
 """File systems whose pages this kernel reads by itself. A page of FUSE or NFS comes from a server
-that may never answer, and a process that waits for such a page cannot be killed."""
+that may never answer, and a process that waits for that page cannot be killed."""
 
 
 def inspect_memory_file(fd: int) -> MemoryFile:
-    """Looks at a file that is to be guest memory, without mapping it and without waiting for it.
+    """Examines a file that is to be guest memory, without mapping it or waiting for a server.
 
-    Never raises: a VM's memory table also lists what is no RAM (NVDIMMs, shared-memory devices,
-    ROMs), and files of any kind behind them.
+    Raises nothing: a VM's memory table also lists regions that are no RAM (NVDIMMs, shared-memory
+    devices, ROMs), with files of any kind.
     """
-    # This first: the kernel answers it by itself. What a file of FUSE says to fstat(2) comes from
-    # whoever serves it, who may be the enemy, and may take for ever.
+    # Ask for the seals first, which the kernel answers by itself. fstat(2) of a file of FUSE asks
+    # its server, who may be hostile or never answer.
     try:
         seals = fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:
@@ -66,7 +67,7 @@ def inspect_memory_file(fd: int) -> MemoryFile:
 
 
 def _other_file(fd: int) -> MemoryFile:
-    """A file that is neither shmem nor hugetlbfs: the kernel is asked, never the file."""
+    """Examines a file that is neither shmem nor hugetlbfs; only the kernel is asked."""
     kind = _file_system(fd)
     if kind in LOCAL_FILE_SYSTEMS:
         try:
@@ -105,11 +106,11 @@ def _file_system(fd: int) -> str:
 def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
     """Maps a part of a file, shared, readable and writable.
 
-    Reserves nothing: a mapping of hugetlbfs would otherwise reserve again what the balloon has
-    given back, from the pool that another VM may be using by now (mmap(2), MAP_NORESERVE).
+    MAP_NORESERVE (mmap(2)): otherwise a mapping of hugetlbfs would again reserve the pages that
+    the balloon has given back, from a pool that another VM may be using by now.
 
     Raises:
-        MemoryFileError: the file does not reach that far, or there is no address space for it.
+        MemoryFileError: the file is too short, or the address space is too small.
     """
     try:
         return mmap.mmap(
@@ -120,7 +121,7 @@ def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
             offset=offset_bytes,
         )
     except ValueError as err:
-        # The module compares with the file's length itself; its own words name no numbers.
+        # The mmap module compares the length itself; its message names no numbers.
         raise MemoryFileError(
             f"guest memory up to byte {offset_bytes + size_bytes} is to be mapped, but its file "
             f"has {os.fstat(fd).st_size} bytes: the VMM cut it short"
@@ -132,15 +133,15 @@ def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
 
 
 def create_memfd(name: str, *, size_bytes: int = 0, content: bytes | None = None) -> int:
-    """Makes anonymous memory that others may hold on to.
+    """Makes an anonymous memory file that other processes may keep open.
 
     Args:
         name: shown in /proc/PID/fd.
         size_bytes: its length, all zero.
-        content: instead of a length: what it holds, sealed for good (fcntl(2), F_ADD_SEALS).
+        content: given instead of a length: its content, sealed for good (fcntl(2), F_ADD_SEALS).
 
     Returns:
-        A close-on-exec file descriptor, the caller's.
+        A close-on-exec file descriptor, which the caller owns.
     """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -156,7 +157,7 @@ def create_memfd(name: str, *, size_bytes: int = 0, content: bytes | None = None
 
 
 def read_sealed(fd: int, limit_bytes: int) -> bytes:
-    """Reads a memfd that nobody can change any more.
+    """Reads a memfd that is sealed, so that no process can change it.
 
     Raises:
         ValueError: it is not sealed against writing, or too long.
@@ -172,14 +173,14 @@ def read_sealed(fd: int, limit_bytes: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class FileUse:
-    """What a file of shared memory takes at this moment.
+    """The memory that a file of shared memory uses at this moment.
 
     Attributes:
-        identity: tells whether two descriptors are of one file (st_dev, st_ino).
+        identity: (st_dev, st_ino), equal for two descriptors of one file.
         size_bytes: its length.
-        held_bytes: what of it takes memory or swap.
+        held_bytes: how many bytes of it occupy memory or swap.
         limit_bytes: the size limit of its file system; None where there is none.
-        free_bytes: what that limit leaves for all of its files together.
+        free_bytes: the free bytes below that limit, for all of its files together.
     """
 
     identity: tuple[int, int]
@@ -190,14 +191,14 @@ class FileUse:
 
 
 def memory_file_use(fd: int) -> FileUse:
-    """Asks a file of shared memory (shmem, hugetlbfs) what it takes; the kernel answers by itself.
+    """The memory use of a file of shmem or hugetlbfs; the kernel answers by itself.
 
     Raises:
-        OSError: the descriptor is of none.
+        OSError: the descriptor is no such file.
     """
     fcntl.fcntl(fd, F_GET_SEALS)
     status, room = os.fstat(fd), os.fstatvfs(fd)
-    # mm/shmem.c, shmem_statfs: no blocks at all where there is no limit, as for a memfd.
+    # mm/shmem.c, shmem_statfs: f_blocks is 0 where there is no limit, as for a memfd.
     limit = room.f_blocks * room.f_frsize if room.f_blocks else None
     return FileUse(
         (status.st_dev, status.st_ino),

@@ -1,4 +1,4 @@
-"""What is mounted where, as this process sees it."""
+"""The mounts, as this process sees them."""
 
 import os
 import re
@@ -14,9 +14,9 @@ class Mount(NamedTuple):
     """One mount.
 
     Attributes:
-        root: The directory of the file system that is mounted; of a cgroup file system as seen
-            from the cgroup namespace, which may begin with ``/..``.
-        point: Where it is mounted.
+        root: The mounted directory of the file system; for a cgroup file system as seen from the
+            cgroup namespace, so it may begin with ``/..``.
+        point: The directory where it is mounted.
         fstype: The file system's type, such as ``cgroup2`` or ``fuse.lxcfs``.
         options: The super block's options.
     """
@@ -28,7 +28,7 @@ class Mount(NamedTuple):
 
 
 def read_mounts(path: Path = MOUNTINFO) -> list[Mount]:
-    """All mounts, in the order in which they were made; a line that is none is left out.
+    """All mounts, in the order in which they were made; a line of another format is left out.
 
     Source: proc_pid_mountinfo(5).
 
@@ -36,8 +36,8 @@ def read_mounts(path: Path = MOUNTINFO) -> list[Mount]:
         OSError: the kernel's reason.
     """
     mounts = []
-    # Only blanks, tabs, newlines and backslashes are escaped (fs/proc_namespace.c, mangle): a
-    # mount point may have any other kind of space or line end in its name.
+    # Do not split at other white space: only blanks, tabs, newlines and backslashes are escaped
+    # (fs/proc_namespace.c, mangle), and a mount point's name may contain any other kind.
     for line in os.fsdecode(path.read_bytes()).split("\n"):
         before, _, after = line.partition(" - ")
         fields, types = before.split(" "), after.split(" ")
@@ -48,5 +48,5 @@ def read_mounts(path: Path = MOUNTINFO) -> list[Mount]:
 
 
 def _plain(name: str) -> str:
-    """A name without the kernel's octal escapes."""
+    """The name without the kernel's octal escapes."""
     return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), name)

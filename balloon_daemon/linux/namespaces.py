@@ -1,4 +1,4 @@
-"""An empty world for a process that needs none: no files, no network, no System V IPC."""
+"""Empty namespaces for a process that needs no files, no network and no System V IPC."""
 
 import contextlib
 import ctypes
@@ -25,22 +25,23 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 1, 2, 4, 8
 def enter_empty_namespaces() -> bool:
     """Moves this process into namespaces of its own, with an empty read-only root.
 
-    Root gets mount, IPC and network namespaces; anybody else a user namespace around them, and
-    with it every capability *in there*, which is the caller's to drop. What is open and mapped
-    stays as it is.
+    Root gets mount, IPC and network namespaces; any other user gets a user namespace around them,
+    and with it every capability *in that namespace*, which the caller has to drop. Open files and
+    mappings stay as they are.
 
     Returns:
-        False where the host or the service's own limits do not allow it: nothing has changed
-        then but perhaps the namespaces; a policy without ``open`` and ``socket`` stands anyway.
+        False where the host or the service's own limits forbid it. Then at most the namespaces
+        have changed; the seccomp policy, which allows neither ``open`` nor ``socket``, protects in
+        any case.
     """
     wanted = _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWNET
     if os.geteuid() != 0:
-        # Not for root without CAP_SYS_ADMIN: in there it could not give up its ids any more.
+        # No user namespace for root without CAP_SYS_ADMIN: in there it could not give up its ids.
         wanted |= _CLONE_NEWUSER
     if LIBC.unshare(wanted) != 0:
         return False
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    # /proc is a directory that every Linux has; here it becomes the root of nothing.
+    # Mount over /proc, a directory that every Linux has, and make that the root.
     if (
         LIBC.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) != 0
         or LIBC.mount(b"none", b"/proc", b"tmpfs", flags, b"nr_inodes=1") != 0

@@ -1,7 +1,7 @@
-"""What pages a guest's memory file is made of.
+"""Tells of which kind of pages a guest's memory file is made.
 
-It decides how memory comes back (docs/performance.md): 4 KiB pages one by one, a transparent huge
-page after a split that the kernel makes, a page of hugetlbfs only as a whole.
+The kind decides how memory is given back (docs/performance.md): 4 KiB pages one by one, a part of
+a transparent huge page after the kernel has split it, a page of hugetlbfs only as a whole.
 """
 
 import mmap
@@ -13,21 +13,23 @@ SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
 def pages_of(fd: int) -> tuple[int, str]:
-    """Tells what pages a shared memory file is made of.
+    """The kind of pages of a shared memory file.
 
     Source: Linux, admin-guide/mm/transhuge.rst, "Shmem / tmpfs".
 
     Returns:
         The size of its pages in bytes (more than the machine's: hugetlbfs), and the kernel's word
-        for when it has transparent huge pages: ``always``, ``within_size``, ``advise``, ``never``.
+        for when it uses transparent huge pages: ``always``, ``within_size``, ``advise``,
+        ``never``.
 
     Raises:
-        OSError: the descriptor is none of a file.
+        OSError: the descriptor has no file.
     """
     page_bytes = os.fstatvfs(fd).f_bsize
     if page_bytes > mmap.PAGESIZE:
         return page_bytes, "never"
-    # The kernel's own mount, which memfds are on, goes by this; it overrules the others too.
+    # shmem_enabled applies to the kernel's own mount, where memfds are; its deny and force
+    # overrule all mounts.
     overall = _chosen_word(SHMEM_ENABLED)
     device = os.fstat(fd).st_dev
     option = _mount_option(f"{os.major(device)}:{os.minor(device)}")
@@ -39,13 +41,13 @@ def pages_of(fd: int) -> tuple[int, str]:
 
 
 def _mount_option(device: str) -> str | None:
-    """The ``huge=`` of a mounted tmpfs, ``never`` without one; None where it is not mounted."""
+    """The ``huge=`` of a mounted tmpfs, else ``never``; None where it is not mounted."""
     try:
         content = MOUNTS.read_bytes().decode(errors="replace")
     except OSError:
         return None
-    # A mount point may have any other kind of space or line end in its name: only blanks, tabs,
-    # newlines and backslashes are escaped (fs/proc_namespace.c, mangle).
+    # Do not split at other white space: only blanks, tabs, newlines and backslashes are escaped
+    # (fs/proc_namespace.c, mangle), and a mount point's name may contain any other kind.
     for line in content.split("\n"):
         # proc_pid_mountinfo(5): (3) is the device, (11) the super block's options.
         fields = line.split(" ")
@@ -59,5 +61,5 @@ def _chosen_word(path: Path) -> str:
     try:
         words = path.read_text().split()
     except OSError:
-        return "never"  # A kernel without transparent huge pages.
+        return "never"  # A kernel without transparent huge pages has no such file.
     return next((word.strip("[]") for word in words if word.startswith("[")), "never")

@@ -1,8 +1,8 @@
-"""Loads a seccomp filter that is already BPF: seccomp(2), and nothing of libseccomp.
+"""Loads a seccomp filter that is already BPF, by seccomp(2) and without libseccomp.
 
-libseccomp loads only what it compiled itself, and its compiler cannot carry every policy
-(docs/policy-files.md). All that allocates or looks something up happens in ``Program()``, before
-a fork; ``load`` is one system call.
+libseccomp loads only filters that it has compiled itself, and its compiler cannot express every
+policy (docs/policy-files.md). ``Program()`` does every allocation and lookup, before a fork;
+``load`` is a single system call.
 """
 
 import ctypes
@@ -47,18 +47,19 @@ class Program:
         )
 
     def load(self) -> None:
-        """Puts this thread, for ever, under the filter; no_new_privs must be set, or root.
+        """Puts this thread under the filter for good; needs no_new_privs, or root.
 
         Raises:
-            OSError: EACCES without no_new_privs, EINVAL for a program the kernel refuses.
+            OSError: EACCES without no_new_privs, EINVAL for a program that the kernel refuses.
         """
         if LIBC.syscall(*self._arguments) != 0:
             raise oserror("seccomp")
 
     def load_and_exec(self, path: str, arguments: Sequence[str]) -> None:
-        """Becomes another program under the filter, which must allow the execve itself.
+        """Replaces this process by another program under the filter, which must allow the execve.
 
-        Between the two nothing is allocated: a filter without brk would kill Python for it.
+        No memory is allocated between load and execve: a filter without brk would kill Python for
+        that.
 
         Raises:
             OSError: the kernel refuses the filter, or the program.
@@ -95,16 +96,16 @@ NO_POOLED_HUGE_PAGES = Program(
         )
     )
 )
-"""Has mmap(2) fail for memory out of a pool of huge pages, and lets all else through.
+"""Makes mmap(2) with MAP_HUGETLB fail with ENOMEM, and allows everything else.
 
-The seed's policy looks at the protection that a mapping asks for, not at its flags. A device that
-was taken over could empty a pool, and the next page that a neighbour's guest takes back from there
-would end its VMM by SIGBUS.
+crosvm's seccomp policy for this device checks the protection of a mapping, not its flags. A device
+taken over by its guest could empty a pool of huge pages, and the next page that another VM's guest
+takes back from that pool would end its VMM by SIGBUS.
 """
 
 
 def set_no_new_privs() -> None:
-    """Gives up, for ever, gaining privileges by execve; what loading a filter asks for.
+    """Sets no_new_privs for good: execve grants no privileges any more. A filter needs this.
 
     Raises:
         OSError: the kernel's own refusal.

@@ -1,7 +1,8 @@
-"""The signals that end balloond: held from its first line on, until its event loop takes them.
+"""The signals that end balloond: blocked from its first line on, until its event loop takes them.
 
-By its default action a signal would end a start half-way, with a socket, a keeper or another
-process left behind; SIGUSR1 would kill what is only to make way. Held, it waits in the kernel.
+Unblocked, the default action would end a start half-way and leave a socket, a keeper or another
+process behind; SIGUSR1 would kill a daemon that should only hand over. A blocked signal stays
+pending in the kernel.
 """
 
 import os
@@ -11,30 +12,31 @@ from types import FrameType, TracebackType
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 HANGS_AFTER_S = 2.0
-"""What is not done so long after it was to end is not waited for."""
+"""How long after a signal the guarded code may go on before KeyboardInterrupt ends it."""
 
 
 def hold_end_signals() -> None:
-    """Has them wait. Forked children inherit that; ``linux/jail.py`` undoes it for devices."""
+    """Blocks them. Forked children inherit that; ``linux/jail.py`` undoes it for devices."""
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
 
 
 def release_end_signals() -> None:
-    """Delivers what has waited, and whatever comes from here on."""
+    """Unblocks them; pending signals are delivered at once."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
 
 
 class Interruptible:
-    """Around what may hang, while the signals are held: nobody should need SIGKILL to end it.
+    """Guards code that may hang while the signals are blocked, so that ending it never needs
+    SIGKILL.
 
-    SIGTERM, SIGINT and SIGHUP stay held, unless what goes on here hangs for 2 s more: then it ends
-    in KeyboardInterrupt. SIGUSR1 asks nobody to end.
+    SIGTERM, SIGINT and SIGHUP stay pending, unless the guarded code goes on for 2 s after one:
+    then it ends with KeyboardInterrupt. SIGUSR1 does not interrupt it.
     """
 
     def __enter__(self) -> None:
         self._came: list[int] = []
         asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        # What nohup(1) and a script's "&" ignore stays ignored.
+        # Signals that nohup(1) or a script's "&" has set to be ignored stay ignored.
         self._before = {
             number: before
             for number in asked

@@ -1,4 +1,4 @@
-"""How a service and its manager talk: sd_notify(3)'s datagrams, and what a service inherits.
+"""How a service talks to its manager: sd_notify(3)'s datagrams, and inherited descriptors.
 
 No library is needed: each message is one datagram of assignments (``READY=1``), with descriptors
 where the manager is to store some (``FDSTORE=1``).
@@ -14,31 +14,32 @@ from balloon_daemon.linux.apart import LOW
 from balloon_daemon.linux.events import OwnedFd
 
 MANAGER_WITHIN_S = 2.0
-"""How long the service manager may take to take a message."""
+"""How long the service manager may take to receive a message."""
 
 STORE_TRIED_WITHIN_S = 5.0
-"""How long the service manager may take to show whether it stores anything."""
+"""How long the service manager may take to show whether it stores descriptors."""
 
 CLOSED_WITHIN_S = 0.1
-"""How long systemd may take to close what it does not store: it has a thread do so."""
+"""How long systemd may take to close a descriptor that it does not store; a thread of it does
+that."""
 
 FDSTORE_MAX = 65536
-"""As the shipped unit has it (``FileDescriptorStoreMax=``)."""
+"""The value in the shipped unit (``FileDescriptorStoreMax=``)."""
 
 TRIAL = "trial"
-"""The name of the descriptor by which it is tried whether anything is stored."""
+"""The name of the descriptor that is stored to find out whether the manager stores any."""
 
 _FIRST_INHERITED = 3
 
 
 def connect_manager() -> socket.socket | None:
-    """A socket that leads to the service manager; None where none has started us or it is gone."""
+    """A socket to the service manager; None where no manager has started us, or it is gone."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        # A name that begins with @ is in the kernel's own name space (unix(7)).
+        # A name that begins with @ is in the kernel's abstract name space (unix(7)).
         sock.connect("\0" + path[1:] if path.startswith("@") else path)
     except OSError:
         sock.close()
@@ -50,21 +51,22 @@ def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
     """Sends assignments such as ``READY=1`` to the service manager.
 
     Args:
-        assignments: each is a line.
-        within_s: how long it may take to take them; 0 for what is said again soon.
+        assignments: one line each.
+        within_s: how long the manager may take to receive them; 0 for a message that is soon
+            repeated.
 
     Returns:
-        False where there is no manager to tell; a manager that cannot be reached is no error of
-        the daemon either.
+        False where there is no manager, or it cannot be reached, which is no error of the daemon.
     """
     sock = connect_manager()
     if sock is None:
         return False
     with sock:
         try:
-            # READY=1 must arrive: the manager's queue may be full of descriptors for its store.
+            # Wait for room: READY=1 must arrive, and the manager's queue may be full of
+            # descriptors for its store.
             sock.settimeout(within_s)
-            # A path need not be UTF-8.
+            # surrogateescape: a path in the message need not be UTF-8.
             sock.send("\n".join(assignments).encode(errors="surrogateescape"))
         except OSError:
             return False
@@ -72,9 +74,9 @@ def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
 
 
 def take_stored_fds() -> dict[str, OwnedFd]:
-    """What systemd stored for us (sd_listen_fds_with_names(3)), by name; empty where it has none.
+    """The descriptors that systemd stored for us (sd_listen_fds_with_names(3)), by name.
 
-    The variables are removed, so that no child takes them for its own.
+    The environment variables are removed, so that no child takes the descriptors for its own.
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
@@ -82,8 +84,9 @@ def take_stored_fds() -> dict[str, OwnedFd]:
         return {}
     fds = []
     for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
-        # Out of the numbers that a child has which leaves our table (linux/apart.py). None of it
-        # is a file whose close waits: a VMM's that is, is never put into the store.
+        # Move them above LOW: a child forked by linux/apart.py inherits only lower numbers.
+        # Closing these files never blocks, because a VMM's file whose close could is never put
+        # into the store.
         fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOW))
         os.close(fd)
     return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
@@ -92,14 +95,14 @@ def take_stored_fds() -> dict[str, OwnedFd]:
 def store_capacity(manager: socket.socket, *, has_stored: bool) -> int:
     """How many descriptors the manager stores for this service; 0 where it stores none.
 
-    systemd says so in ``$FDSTORE`` since version 254. Without that variable the unit stores
-    nothing, or the manager is an older systemd, which does not tell its
-    ``FileDescriptorStoreMax=``: so a descriptor is stored and taken out again, to see whether it
-    stays open, and the store is taken to have the room that the shipped unit gives it.
+    systemd puts that number into ``$FDSTORE`` since version 254. Without the variable the unit
+    stores nothing, or an older systemd does not tell its ``FileDescriptorStoreMax=``. So one
+    descriptor is stored and removed again, to see whether it stays open; if it does, the capacity
+    is taken to be the shipped unit's.
 
     Args:
         manager: from ``connect_manager``.
-        has_stored: it has handed us something that it had stored.
+        has_stored: True: the manager has already given us descriptors that it had stored.
     """
     # Removed, so that no child takes it for its own.
     told = os.environ.pop("FDSTORE", "")
@@ -109,9 +112,10 @@ def store_capacity(manager: socket.socket, *, has_stored: bool) -> int:
 
 
 def _stores(manager: socket.socket) -> bool:
-    """Tries whether the manager keeps a descriptor that it is to store.
+    """Tries whether the manager keeps a descriptor that it is asked to store.
 
-    What it does not store it closes, and a pipe tells when its last writer is gone.
+    The manager closes a descriptor that it does not store; a pipe shows when its last writer is
+    closed.
 
     Source: sd_notify(3), ``FDSTORE=1`` and ``BARRIER=1``.
     """
@@ -119,7 +123,7 @@ def _stores(manager: socket.socket) -> bool:
     try:
         trial = _send_writer(manager, f"FDSTORE=1\nFDPOLL=0\nFDNAME={TRIAL}")
         barrier = _send_writer(manager, "BARRIER=1")
-        # The barrier is closed once all that was sent before it has been dealt with.
+        # The manager closes the barrier once it has handled all earlier messages.
         stored = _is_closed(barrier, STORE_TRIED_WITHIN_S) and not _is_closed(
             trial, CLOSED_WITHIN_S
         )
@@ -146,12 +150,12 @@ def _is_closed(reader: OwnedFd, within_s: float) -> bool:
 
 
 def runs_as_service() -> bool:
-    """Tells whether a service manager has started this process, or one that it comes from."""
+    """Whether a service manager has started this process or one of its ancestors."""
     return any(name in os.environ for name in ("NOTIFY_SOCKET", "INVOCATION_ID"))
 
 
 def logs_to_journal(fd: int) -> bool:
-    """Tells whether a file descriptor is the journal's own stream (systemd.exec(5))."""
+    """Whether a file descriptor is the journal's own stream (systemd.exec(5))."""
     try:
         status = os.fstat(fd)
     except OSError:
@@ -160,9 +164,9 @@ def logs_to_journal(fd: int) -> bool:
 
 
 def is_process_of_unit() -> bool:
-    """Tells whether a service manager itself started this very process, as a unit's.
+    """Whether a service manager itself started this very process, as a unit's.
 
-    Not whether an ancestor was: whatever a service starts inherits its environment.
+    False for a service's descendants, although they inherit its environment.
 
     Source: systemd.exec(5), "Environment Variables in Spawned Processes".
     """

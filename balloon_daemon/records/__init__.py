@@ -1,1 +1,1 @@
-"""What is written down of what happens."""
+"""Readers of events that write them down."""

@@ -1,7 +1,7 @@
-"""How many lines the VMs of each VMM's user may have in the log.
+"""How many log lines the VMs of one user may cause.
 
-Pure. Whoever can cause a line can cause millions. A VM's user is the kernel's word, and known from
-the VM's ``Connected`` on.
+Pure. Whoever can cause one line can cause millions. A VM's user is known from its ``Connected``
+event on, where the kernel told it.
 """
 
 from collections import deque
@@ -11,16 +11,17 @@ from balloon_daemon.rate_limit import LineBudget
 from balloon_daemon.units import VmId
 
 LINES, LINES_A_SECOND = 10_000, 200
-"""Of one user's VMs: as many at once, and so many for a long time. systemd-journald takes 10,000
-in 30 s of a whole service by default. Sixteen decisions for each of 200 VMs fit."""
+"""For one user's VMs: lines at once, and lines a second for long. systemd-journald accepts 10,000
+in 30 s from a whole service by default. Sixteen decisions for each of 200 VMs fit."""
 
 FIRST_LINES, FIRST_LINES_A_SECOND = 1_000, 20
-"""Of those, what is said of connections younger than ``YOUNG_S``: those cost nothing to make."""
+"""The part of these for connections younger than ``YOUNG_S``, which cost nothing to make."""
 
 YOUNG_S = 10.0
 
 REMEMBERED = 1024
-"""VMs that are gone and whose user is still known: a device's death may be said after its VM."""
+"""VMs that are gone and whose user is still known: a device's death may be logged after its VM's
+end."""
 
 
 class _User:
@@ -38,10 +39,10 @@ class UserBudgets:
         self._gone = deque[VmId]()
 
     def note(self, event: Connected | Disconnected, now_s: float) -> None:
-        """Learns whose a VM is, or that it is gone.
+        """Notes a VM's user, or that the VM is gone.
 
         Args:
-            event: what happened.
+            event: the event.
             now_s: seconds since any moment, never less than before.
         """
         if isinstance(event, Connected):

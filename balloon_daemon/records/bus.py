@@ -1,8 +1,8 @@
-"""Takes events from whoever publishes them to whoever reads them, but not at once.
+"""Delivers events from publishers to readers, but not at once.
 
-An event is stamped and queued; readers get it once the present turn of the event loop is over. So
-what has to be done about low memory (all guests' targets) is done before the first line about it
-is worded, and a flood of events has a bounded share of the loop's time and of memory.
+An event is stamped with the time and queued; readers get it after the present turn of the event
+loop. So all guests' targets leave before the first line about low memory is worded, and a flood of
+events uses a bounded share of the loop's time and of memory.
 """
 
 from collections import deque
@@ -12,16 +12,16 @@ from time import monotonic, time
 from balloon_daemon.events import Event, EventsLost, ReaderFailed
 
 MOST = 16_384
-"""Events that may wait, some 3 MiB: sixteen for each of the 1024 VMs that there may be."""
+"""Events that may be queued, some 3 MiB: sixteen for each of the 1024 VMs at most."""
 
 TURN_S = 0.001
-"""How long readers may take in one turn of the event loop, before whatever else there is to do."""
+"""How long readers may take in one turn of the event loop."""
 
 Reader = Callable[[Event, float], None]
-"""Takes an event, and when it was published: seconds since the epoch."""
+"""Called with an event, and with the time of its publishing in seconds since the epoch."""
 
 CallSoon = Callable[[Callable[[], None]], object]
-"""Calls a function once the present turn of the event loop is over."""
+"""Schedules a function for after the present turn of the event loop."""
 
 
 class Bus:
@@ -41,7 +41,7 @@ class Bus:
         self._scheduled = False
 
     def publish(self, event: Event) -> None:
-        """Queues an event, or counts it as lost where too many wait. A ``Publish``."""
+        """Queues an event, or counts it as lost where too many are queued. A ``Publish``."""
         if len(self._queue) >= MOST:
             self._lost += 1
             return
@@ -54,7 +54,7 @@ class Bus:
             self._call_soon(self._take_turn)
 
     def drain_by(self, call_soon: CallSoon | None) -> None:
-        """Has what is published read by itself, a little in each turn of an event loop.
+        """Lets an event loop deliver published events, a few in each turn.
 
         Args:
             call_soon: the loop's; None: the loop ends, and only ``drain`` empties the queue.
@@ -65,7 +65,7 @@ class Bus:
             call_soon(self._take_turn)
 
     def drain(self) -> None:
-        """Has everything read that was published, however long it takes."""
+        """Delivers all published events, however long that takes."""
         while self._queue or self._lost:
             if not self._queue:
                 lost, self._lost = self._lost, 0
@@ -86,8 +86,9 @@ class Bus:
             try:
                 read(event, at_s)
             except Exception as err:
-                # A bug of a reader's must cost neither the others nor the next event. If the
-                # reader fails at hearing of that too, nobody is left to tell.
+                # A bug in one reader must cost neither other readers nor later events an event. If
+                # a reader fails at ReaderFailed too, the error is dropped, as publishing it would
+                # never end.
                 if not isinstance(event, ReaderFailed):
                     error = f"{type(err).__name__}: {err}"
                     self.publish(ReaderFailed(type(event).__name__, error))

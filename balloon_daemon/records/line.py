@@ -1,11 +1,11 @@
-"""An event as the log has it: level, event word, message, fields. Pure."""
+"""The content of a log line: level, event word, message, fields. Pure."""
 
 from enum import IntEnum
 from typing import NamedTuple
 
 
 class Level(IntEnum):
-    """How much a line matters; the numbers are syslog(3)'s, as systemd's journal takes them."""
+    """The importance of a line; the numbers are syslog(3)'s, which journald understands."""
 
     ERROR = 3
     WARNING = 4
@@ -14,11 +14,11 @@ class Level(IntEnum):
 
 
 class Line(NamedTuple):
-    """One line, before it is text or JSON.
+    """One line, before it is formatted as text or JSON.
 
     Attributes:
-        level: how much it matters.
-        word: the event's class, in small letters and hyphens.
+        level: its importance.
+        word: the event's class in lower case, with hyphens.
         message: the sentence, without the VM's name.
         fields: for machines: numbers and names, by their key in JSON.
     """
@@ -30,10 +30,10 @@ class Line(NamedTuple):
 
 
 def unless(quiet: bool) -> Level:
-    """The level of a line that is worth reading unless it comes often."""
+    """The level of a line: INFO, but DEBUG where its event is ``quiet``."""
     return Level.DEBUG if quiet else Level.INFO
 
 
 def more(suppressed: int) -> str:
-    """How many events like this one were left out, for the end of a message."""
+    """The end of a message: how many events of this kind were left out; "" for none."""
     return f" ({suppressed} more like it)" if suppressed else ""

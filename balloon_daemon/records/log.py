@@ -1,7 +1,7 @@
 """Log lines: text for people and the journal, or one JSON object a line for machines.
 
-A line is an event in words. A log that cannot be written (a full disk, a closed pipe, a pipe that
-nobody empties) is never a reason to stop, nor to wait: what does not go out is counted.
+Each line words one event. A log that cannot be written (a full disk, a closed pipe, a pipe that is
+not read) neither stops balloond nor blocks it: lines that are not written are counted.
 """
 
 import json
@@ -18,15 +18,15 @@ from balloon_daemon.records.words import is_debug, worded
 
 
 class Log:
-    """Writes a line for each event that is worth it. A ``Reader``.
+    """Writes a line for each event of interest. A ``Reader``.
 
-    O_NONBLOCK would keep writes from waiting, but it belongs to the open file, which others share:
-    so the descriptor is asked for room before each write.
+    O_NONBLOCK would keep writes from blocking, but it would apply to the open file, which other
+    processes share; so poll(2) is asked before each write whether the file takes more.
 
     Args:
-        fd: where lines go, standard error for example; stays the caller's.
+        fd: the descriptor to write to, standard error for example; it stays the caller's.
         style: ``text`` or ``json``.
-        verbose: lines for debugging too.
+        verbose: True: write lines for debugging too.
     """
 
     def __init__(self, fd: int, style: str, *, verbose: bool) -> None:
@@ -41,11 +41,11 @@ class Log:
         self._torn = False
 
     def __call__(self, event: Event, at_s: float) -> None:
-        """Takes an event.
+        """Writes the line of an event.
 
         Args:
-            event: what happened.
-            at_s: when, in seconds since the epoch.
+            event: the event.
+            at_s: when it was published, in seconds since the epoch.
         """
         if isinstance(event, Connected | Disconnected):
             self._budgets.note(event, monotonic())
@@ -53,9 +53,9 @@ class Log:
         debug = is_debug(event)
         if debug and not self._verbose:
             return
-        # With --verbose somebody looks, and wants it all.
+        # Debug lines have no limit: with --verbose a person wants all of them.
         left_out = 0 if debug else self._budgets.admit(event, monotonic())
-        # An event that is left out is not even worded: that would cost a flood's victims most.
+        # Do not even word an event that is left out: in a flood that would cost the most time.
         line = None if left_out is None else worded(event)
         if line is None:
             return
@@ -81,17 +81,18 @@ class Log:
     def _write(self, content: bytes) -> int:
         written = 0
         try:
-            # A writable pipe has room for PIPE_BUF bytes at least (pipe(7)); more could block.
+            # poll(2) promises room for PIPE_BUF bytes in a pipe (pipe(7)); writing more could
+            # block.
             while written < len(content) and self._poll.poll(0):
                 written += os.write(self._fd, content[written : written + select.PIPE_BUF])
         except OSError:
-            pass  # Whatever it is, there is nowhere to say it.
+            pass  # There is no other place to report the error.
         return written
 
     def _format(self, line: Line, at_s: float) -> str:
         if self._json:
             return _as_json(line, at_s)
-        # Whatever a message quotes, it stays one line.
+        # Keep a message on one line, even where it quotes several.
         message = line.message.replace("\n", " | ")
         vm = line.fields.get("vm")
         text = f"{vm}: {message}" if vm else message
@@ -106,7 +107,7 @@ def _as_json(line: Line, at_s: float) -> str:
     entry = {
         "event": line.word,
         **line.fields,
-        # The line's own keys win: a field named like one of them must not hide it.
+        # Listed last, so that no field of the event can hide these keys.
         "time": datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds"),
         "level": line.level.name.lower(),
         "message": line.message,

@@ -6,14 +6,14 @@ What the daemon uses, all from ``seccomp.filter``::
                    dialect=Dialect.PYTHON) -> CompiledFilter
         in the controller, at start-up, before any fork. PolicyFileError carries every mistake
         of the file (``.problems``; ``str()`` shows file:line:column, the line and a caret);
-        OSError: the file cannot be read, or is none.
+        OSError: the file cannot be read, or is no file.
     CompiledFilter.load() -> None
-        in the forked child, last step of the jail, no_new_privs already set: one seccomp(2) call
-        on memory made by compile_policy. OSError: the kernel refuses.
+        in the forked child, the last step of the jail, with no_new_privs set: one seccomp(2) call
+        on memory that compile_policy has allocated. OSError: the kernel refuses.
     CompiledFilter.bpf: bytes            the program, an array of struct sock_filter
-    CompiledFilter.warnings              PolicyProblems worth a line each in the log
+    CompiledFilter.warnings              PolicyProblems worth a log line each
     syscall_name(number) -> str
-        for the report of a SIGSYS; reads a table: never in the jail.
+        to report a SIGSYS; reads a table, so it is never called in the jail.
 
 For tools (``balloonctl seccomp``), besides those::
 

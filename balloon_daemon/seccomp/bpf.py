@@ -1,8 +1,9 @@
 """Classic BPF, as seccomp takes it: a graph of tests and returns, and its assembler. Pure.
 
-Jumps go forward only, so a program is laid out from its end: every node is made after the nodes
-that it leads to, and written in the order of making, back to front. A conditional jump reaches
-255 instructions; a target beyond gets a return of its own, or an unconditional jump, nearby.
+Jumps go forward only, so a program is laid out from its end: a node is made after the nodes to
+which it leads, and nodes are written in the order in which they were made, back to front. A
+conditional jump reaches 255 instructions; for a target beyond that, a return or an unconditional
+jump is inserted nearby.
 
 Source: linux/bpf_common.h, linux/filter.h, linux/seccomp.h; Documentation/networking/filter.rst.
 """
@@ -16,14 +17,14 @@ BPF_LD_W_ABS = 0x20
 BPF_JMP_JA = 0x05
 BPF_RET_K = 0x06
 BPF_MAXINSNS = 4096
-"""The longest program that the kernel takes. linux/bpf_common.h"""
+"""The longest program that the kernel accepts. linux/bpf_common.h"""
 
 MAX_JUMP = 255
 """How far a conditional jump reaches: jt and jf are one byte."""
 
 STEPS_LIMIT = 10_000_000
-"""Tests made and looked at for one program, some seconds' worth: one call's conditions take as
-many as the square of their instructions at most, half of it, and 4,096 are all there may be."""
+"""Tests made and visited for one program, some seconds' worth. One call's conditions need at most
+half the square of their instructions, of which a program has at most 4,096."""
 
 SOCK_FILTER = struct.Struct("<HBBI")
 """struct sock_filter: code, jt, jf, k."""
@@ -33,7 +34,7 @@ ARCH_OFFSET = 4
 
 
 def argument_offset(index: int, *, high: bool) -> int:
-    """Where half an argument stands in struct seccomp_data, on a little-endian machine."""
+    """The offset of half an argument in struct seccomp_data, on a little-endian machine."""
     return 16 + 8 * index + (4 if high else 0)
 
 
@@ -82,11 +83,11 @@ Node = Return | Test
 
 
 class TooManyTestsError(Exception):
-    """Far more was to be tested than a program of BPF_MAXINSNS can."""
+    """The policy needs far more tests than a program of BPF_MAXINSNS can hold."""
 
 
 class Graph:
-    """Makes nodes, the same node for the same test, so that equal parts are shared."""
+    """Makes nodes, and returns the same node for an equal test, so that equal parts are shared."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -94,14 +95,14 @@ class Graph:
         self._steps = 0
 
     def ret(self, value: int) -> Node:
-        """The node that answers this."""
+        """The node that returns this value."""
         return self._keep((value,), Return(value))
 
     def test(self, offset: int, jump: Jump, k: int, yes: Node, no: Node) -> Node:
-        """A node that decides between two; one of them itself where there is nothing to decide.
+        """A node that chooses between two nodes; one of the two where the test's result is known.
 
         Raises:
-            TooManyTestsError: this and all before it took more than STEPS_LIMIT.
+            TooManyTestsError: more than STEPS_LIMIT tests were needed so far.
         """
         if (jump, k) == (Jump.GE, 0):
             return yes
@@ -114,10 +115,11 @@ class Graph:
         return self._keep((offset, jump, k, id(yes), id(no)), Test(offset, jump, k, yes, no))
 
     def assume(self, node: Node, offset: int, jump: Jump, k: int, *, holds: bool) -> Node:
-        """Skips the tests at the head of a node that are decided by what is known of one word.
+        """Skips the first tests of a node whose results follow from a known comparison of their
+        word.
 
         Raises:
-            TooManyTestsError: as ``test``.
+            TooManyTestsError: as for ``test``.
         """
         steps = 1
         while isinstance(node, Test) and node.offset == offset:
@@ -148,7 +150,7 @@ class Graph:
         nearest: dict[int, int] = {}  # of an instruction, the last one that does the same
 
         def jump_to(node: Node, loaded: int, ahead: int) -> int:
-            """Where a jump goes that is written after ``ahead`` more instructions."""
+            """The index to which a jump goes that is written after ``ahead`` more instructions."""
             known = isinstance(node, Test) and node.offset == loaded
             target = (at_test if known else at_load)[id(node)]
             reached = nearest.get(target, target)
@@ -180,7 +182,7 @@ class Graph:
 
     @staticmethod
     def _reachable(root: Node) -> tuple[set[int], set[int]]:
-        """The nodes that the root leads to, and those entered with another word loaded."""
+        """The nodes reachable from the root, and those entered with another word loaded."""
         needed, loads = {id(root)}, {id(root)}
         waiting = [root]
         while waiting:

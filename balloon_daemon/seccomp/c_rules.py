@@ -1,12 +1,12 @@
 """Reads one rule as minijail's C compiler does (``minijail0 -S``). Pure.
 
-That compiler knows less of the language than its Python one and reads the rest otherwise: a line
-is one call and either ``1``, ``return ERROR`` or ``CONDITION [; return ERROR]``, where a call
-whose arguments meet the condition is allowed and any other one fails with the error, or is left
-to the default. What it refuses is refused here, and so is what it passes over without a word: a
-line then never means something else here than there. How words are spaced is left to taste.
+The C compiler knows a part of the language only, and reads some of it differently: a line is one
+call and either ``1``, ``return ERROR`` or ``CONDITION [; return ERROR]``. A call whose arguments
+meet the condition is allowed; any other fails with the error, or gets the default. Text that the C
+compiler refuses is refused here, and so is text that it silently ignores, so that a line never
+means something else here. Spacing is free.
 
-Source: minijail, syscall_filter.c and util.c; the minijail0 of 2026 was asked for all of it.
+Source: minijail, syscall_filter.c and util.c; all of it was tried with the minijail0 of 2026.
 """
 
 from balloon_daemon.seccomp.constants import Arch
@@ -66,7 +66,7 @@ class CRuleReader(RuleReader):
 
     # return = 'return' [ value ]
     def _error(self, words: Words, action: Token) -> Verdict:
-        """What stands behind ``return``; nothing there means the default."""
+        """The verdict behind ``return``; without a value the default."""
         first = words.peek()
         if first is None:
             return self._default

@@ -1,17 +1,17 @@
 """Compiles a parsed policy into BPF, with exactly the meaning of the text. Pure.
 
-libseccomp is not asked: it is silent when rules clash, takes one comparison of an argument per
-rule, and loses the order of a filter list (docs/policy-files.md has its traps). Here a list of
-filters becomes a chain of tests in the order of the text, so the meaning needs no translation.
+libseccomp is not used: it says nothing when rules clash, takes one comparison of an argument per
+rule, and loses the order of a filter list (docs/policy-files.md). Here a list of filters becomes a
+chain of tests in the order of the text.
 
-The program first refuses other architectures, then finds the call by bisection over ranges of
-call numbers that share an answer, then tests its arguments, 32 bits at a time::
+The program first kills calls of other architectures, then finds the call by bisection over ranges
+of call numbers with the same answer, then tests its arguments, 32 bits at a time::
 
     AUDIT_ARCH is ours? ── no ─► kill
       └ bisect the call's number ─► unconditional: return
                                   ─► conditional: words of arguments ─► return
 
-Calls of another ABI under the same AUDIT_ARCH (x32) are killed whatever the default is.
+Calls of another ABI under the same AUDIT_ARCH (x32) are always killed, whatever the default.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,8 @@ from balloon_daemon.seccomp.policy import (
 
 _LOW = 0xFFFFFFFF
 _WEIGHT_STEPS = 1024
-"""The commonest call weighs this much against one never seen: bounds the depth of the tree."""
+"""The weight of the commonest call relative to a call never made; bounds the depth of the search
+tree."""
 
 
 class _Range(NamedTuple):
@@ -59,7 +60,7 @@ def compile_bpf(policy: ParsedPolicy) -> bytes:
         An array of struct sock_filter, at most BPF_MAXINSNS long, that the kernel can load.
 
     Raises:
-        PolicyFileError: the program would be longer than the kernel takes.
+        PolicyFileError: the program would be longer than the kernel accepts.
     """
     graph = Graph()
     kill = graph.ret(KILL_PROCESS.value)
@@ -86,7 +87,7 @@ def _ranges(graph: Graph, policy: ParsedPolicy) -> list[_Range]:
     unlisted = graph.ret(policy.unlisted.value)
     most = max((call.frequency for call in policy.calls), default=1)
     cuts: list[_Range] = []
-    made: dict[tuple[int, ...], Node] = {}  # calls of one group have the very same filters
+    made: dict[tuple[int, ...], Node] = {}  # calls of one group share the same filters
     free = 0  # the first number that no range covers yet
 
     def cover(start: int, end: int, node: Node, weight: int) -> None:
@@ -114,13 +115,13 @@ def _ranges(graph: Graph, policy: ParsedPolicy) -> list[_Range]:
 
 
 def _bisect(graph: Graph, ranges: Sequence[_Range]) -> Node:
-    """A search tree over the ranges: frequent calls nearer to its root."""
+    """A search tree over the ranges, with frequent calls nearer to its root."""
     if len(ranges) == 1:
         return ranges[0].node
     first, last = ranges[0], ranges[-1]
     if len(ranges) == 3 and first.node is last.node and ranges[1].start + 1 == last.start:
         return graph.test(NR_OFFSET, Jump.EQ, ranges[1].start, ranges[1].node, first.node)
-    # + 1: ranges of weight 0 would otherwise be split off one by one, into a long chain.
+    # + 1: ranges of weight 0 would otherwise be split off one by one, which makes a long chain.
     total = sum(r.weight * 2 + 1 for r in ranges)
     before, split, best = 0, 1, total
     for index, r in enumerate(ranges[:-1], 1):
@@ -134,7 +135,7 @@ def _bisect(graph: Graph, ranges: Sequence[_Range]) -> Node:
 
 
 def _filters(graph: Graph, call: CallRules) -> Node:
-    """One call's filters, tried in order: built from the last one to the first."""
+    """One call's filters, tested in order; nodes are made from the last filter to the first."""
     node = graph.ret(call.filters[-1].verdict.value)
     for rule in reversed(call.filters[:-1]):
         decided = graph.ret(rule.verdict.value)
@@ -171,22 +172,22 @@ def _atom(graph: Graph, atom: Atom, yes: Node, no: Node) -> Node:
 
 
 def _equal(graph: Graph, argument: int, value: int, yes: Node, no: Node) -> Node:
-    """arg == value: both halves are."""
+    """arg == value: both halves are equal."""
     high, half = argument_offset(argument, high=True), value >> 32
     return graph.test(high, Jump.EQ, half, _low(graph, argument, Jump.EQ, value, yes, no), no)
 
 
 def _greater(graph: Graph, argument: int, jump: Jump, value: int, yes: Node, no: Node) -> Node:
-    """arg > value or arg >= value: the high half is greater, or equal and the low half decides."""
+    """arg > value or >= value: the high half is greater, or equal and the low half is."""
     high, half = argument_offset(argument, high=True), value >> 32
     low = _low(graph, argument, jump, value, yes, no)
-    # A half that is not greater than 0 is 0: no test of equality is needed.
+    # For a high half of 0 no test of equality is needed: a half that is not greater than 0 is 0.
     equal = graph.test(high, Jump.EQ, half, low, no) if half else low
     return graph.test(high, Jump.GT, half, yes, equal)
 
 
 def _low(graph: Graph, argument: int, jump: Jump, value: int, yes: Node, no: Node) -> Node:
-    """The test of the low half where the high half is known to be equal to the value's."""
+    """The test of the low half, where the high half is known to equal the value's."""
     high, half = argument_offset(argument, high=True), value >> 32
     return graph.test(
         argument_offset(argument, high=False),
@@ -198,7 +199,7 @@ def _low(graph: Graph, argument: int, jump: Jump, value: int, yes: Node, no: Nod
 
 
 def _any_bit(graph: Graph, argument: int, mask: int, yes: Node, no: Node) -> Node:
-    """arg & mask: a bit of either half is set."""
+    """arg & mask: a bit of the mask is set in either half."""
     low = argument_offset(argument, high=False)
     high = argument_offset(argument, high=True)
     either = graph.test(low, Jump.SET, mask & _LOW, yes, no)

@@ -1,9 +1,9 @@
 """Architectures: their names, their system calls and the constants of their headers. Pure.
 
-The tables themselves are text, made by ``policies/make_constants.py``: ``tables/x86_64.txt``,
-read by ``filter.py``, and those of other architectures in ``ctl/seccomp/tables/``. A table
-stays text: a policy names some dozens of its thirteen thousand constants, and finding those in
-the text costs less time and memory than a dictionary of all.
+``policies/make_constants.py`` makes the tables, as text: ``tables/x86_64.txt``, which
+``filter.py`` reads, and those of other architectures in ``ctl/seccomp/tables/``. A table stays
+text, because a policy names some dozens of its thirteen thousand constants: finding those in the
+text takes less time and memory than a dictionary of all.
 """
 
 import re
@@ -19,13 +19,13 @@ X32_SYSCALL_BIT = 0x40000000
 NO_SYSCALL = 0xFFFFFFFF
 """Call number −1: no call at all, and not x32's, though the bit is set. kernel/seccomp.c"""
 
-# Other people's names for the same thing: minijail's, Debian's.
+# Other names of the same architectures: minijail's, Debian's.
 _ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x64": "x86_64"}
 
 ARCH_NAMES = ("x86_64", "aarch64", "riscv64")
 """Every architecture that has a table, here or in ``ctl/seccomp/``."""
 
-# What [arch=...] may name without being suspected of a typing error: minijail's list.
+# Architectures that [arch=...] may name without a warning of a typing error: minijail's list.
 KNOWN_ELSEWHERE = frozenset(
     [
         "x86", "i386", "arm", "hppa", "parisc", "ia64", "loong64", "loongarch64", "mips", "mips64",
@@ -35,15 +35,15 @@ KNOWN_ELSEWHERE = frozenset(
 
 
 def canonical_arch(name: str) -> str:
-    """Our name of an architecture that others call otherwise: ``arm64`` is ``aarch64``."""
+    """Our name of an architecture with several names: ``arm64`` is ``aarch64``."""
     return _ALIASES.get(name, name)
 
 
 class Abi(NamedTuple):
-    """What a filter must know to tell one ABI's calls from all others.
+    """The values by which a filter tells one ABI's calls from all others.
 
     Attributes:
-        name: ours, one of ARCH_NAMES.
+        name: our name of the architecture, one of ARCH_NAMES.
         audit_arch: its AUDIT_ARCH_* (linux/audit.h), as the kernel puts it into seccomp_data.
         foreign_bit: calls with this bit belong to another ABI of the same AUDIT_ARCH; 0 if none.
     """
@@ -58,7 +58,7 @@ class Arch:
     """One architecture's names.
 
     Attributes:
-        abi: how the kernel tells it from others.
+        abi: the values by which a filter recognizes its calls.
         calls: each system call's number by its name.
         origin: when, and from which headers, the table was made.
     """
@@ -70,11 +70,11 @@ class Arch:
 
     @property
     def name(self) -> str:
-        """Our name of it, one of ARCH_NAMES."""
+        """Our name of the architecture, one of ARCH_NAMES."""
         return self.abi.name
 
     def constant(self, name: str) -> int | None:
-        """What a name of the C headers is worth, as an unsigned 64-bit number; None if unknown."""
+        """The value of a name of the C headers, as an unsigned 64-bit number; None if unknown."""
         if not name.isidentifier():
             return None
         at = self._text.find(f"\n{name} ")
@@ -89,7 +89,7 @@ class Arch:
         return re.findall(r"^(\w+) \d+$", self._text, re.MULTILINE)
 
     def constant_name(self, value: int, pattern: str) -> str | None:
-        """A name that is worth exactly that and matches the pattern, the shortest one."""
+        """The shortest name that has exactly this value and matches the pattern."""
         found = re.findall(rf"^({pattern}) {value}$", self._text, re.MULTILINE)
         return min(found, key=len, default=None)
 

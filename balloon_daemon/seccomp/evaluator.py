@@ -1,7 +1,7 @@
-"""What a policy says about one call, read straight from the parsed text. Pure.
+"""Evaluates a policy for one call, straight from the parsed text. Pure.
 
-This is the reference: the shortest way from the language to an answer, slow and obvious. The
-compiled filter is held against it, in tests and by ``make fuzz-seccomp``.
+The evaluator is the reference for the language's meaning: slow and simple. Tests and ``make
+fuzz-seccomp`` compare the compiled filter with it.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from balloon_daemon.seccomp.policy import (
 
 
 class Answer(NamedTuple):
-    """What happens to a call, and why.
+    """The answer to a call, and the filter that gave it.
 
     Attributes:
-        verdict: what the filter answers.
-        rules: the call's rules; None if the text does not name it, or the ABI is foreign.
-        filter: the one that decided, with its place; None where there are no rules.
+        verdict: the filter's answer.
+        rules: the call's rules; None if the text does not name the call, or the ABI is foreign.
+        filter: the filter that decided, with its place; None where there are no rules.
     """
 
     verdict: Verdict
@@ -37,12 +37,12 @@ class Answer(NamedTuple):
 def evaluate(
     policy: ParsedPolicy, audit_arch: int, number: int, arguments: Sequence[int]
 ) -> Answer:
-    """Judges one call.
+    """Evaluates one call.
 
     Args:
-        policy: what was parsed.
+        policy: the parsed policy.
         audit_arch: the caller's AUDIT_ARCH_*.
-        number: the call's, as an unsigned 32-bit number.
+        number: the call's number, unsigned 32-bit.
         arguments: six unsigned 64-bit numbers.
     """
     if audit_arch != policy.abi.audit_arch:

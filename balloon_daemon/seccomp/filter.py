@@ -1,8 +1,8 @@
 """Seccomp filters from policy files: reads the files, compiles, loads.
 
-The controller calls ``compile_policy`` at start-up, before any fork, so that a mistake in a
-policy file is the operator's to see. The forked device calls ``CompiledFilter.load`` as the last
-step of its jail; that is one system call on memory prepared long before.
+The controller calls ``compile_policy`` at start-up, before any fork, so that the operator sees the
+mistakes in a policy file. The forked device calls ``CompiledFilter.load`` as the last step of its
+jail: one system call on memory allocated long before.
 """
 
 import functools
@@ -23,7 +23,7 @@ NATIVE_ARCH = canonical_arch(os.uname().machine)
 """This machine's architecture, by our name."""
 
 ARCH = "x86_64"
-"""The architecture that the daemon's policies are for: it runs on no other."""
+"""The architecture of the daemon's policies; the daemon runs on no other."""
 
 TABLE = Path(__file__).parent / "tables" / f"{ARCH}.txt"
 
@@ -34,7 +34,7 @@ class CompiledFilter:
 
     Attributes:
         bpf: the program, an array of struct sock_filter.
-        policy: what was compiled.
+        policy: the policy that was compiled.
     """
 
     bpf: bytes = field(repr=False)
@@ -52,11 +52,11 @@ class CompiledFilter:
         return self.policy.warnings
 
     def load(self) -> None:
-        """Puts this thread under the filter, for ever. The caller has set no_new_privs.
+        """Puts this thread under the filter for good. The caller must have set no_new_privs.
 
         Raises:
             OSError: the kernel refuses.
-            StateError: the filter is for another architecture: it would kill everything.
+            StateError: the filter is for another architecture, so it would kill every call.
         """
         if self._program is None:
             raise StateError(f"a filter for {self.arch} cannot be loaded on {NATIVE_ARCH}")
@@ -74,7 +74,7 @@ def compile_policy(
 
     Args:
         path: the file, as the user named it: a pipe is read too.
-        default: what happens to calls that nothing allows, unless the file has a @default.
+        default: the answer to calls that no rule allows, unless the file has a @default.
         arch: the architecture's calls and constants; None: x86-64's.
         dialect: which of minijail's compilers to follow.
 
@@ -100,13 +100,13 @@ def read_policy(
 
     Args:
         path: the file, as the user named it: a pipe is read too.
-        default: what happens to calls that nothing allows, unless the file has a @default.
+        default: the answer to calls that no rule allows, unless the file has a @default.
         arch: the architecture's calls and constants; None: x86-64's.
         dialect: which of minijail's compilers to follow.
-        read: what reads included files, where they are not where their names say.
+        read: reads included files; for tests with files elsewhere.
 
     Raises:
-        PolicyFileError, OSError: as ``compile_policy``.
+        PolicyFileError, OSError: as for ``compile_policy``.
     """
     text = read_text(str(path), named_by_user=True)
     return parse_policy(
@@ -124,12 +124,12 @@ def _is_another(name: str, other: str) -> bool:
     try:
         return os.path.isfile(other) and not os.path.samefile(name, other)
     except (OSError, ValueError):
-        return False  # reading the file will raise the error, at the include's place
+        return False  # reading the file raises the error later, with the include's place
 
 
 def load_arch() -> Arch:
     """x86-64's calls and constants."""
-    # Not cached: the text takes a third of a megabyte, and the daemon needs it once, at start.
+    # Not cached: the text is a third of a megabyte, and the daemon needs it once, at its start.
     return parse_table(TABLE.read_text("ascii"))
 
 
@@ -139,5 +139,5 @@ def _call_names() -> dict[int, str]:
 
 
 def syscall_name(number: int) -> str:
-    """The name of an x86-64 system call, ``call 999`` if there is none of that number."""
+    """The name of an x86-64 system call, ``call 999`` for a number without a name."""
     return _call_names().get(number, f"call {number}")

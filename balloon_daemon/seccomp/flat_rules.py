@@ -1,12 +1,12 @@
-"""Turns a policy into rules that may stand in any order, as libseccomp takes them. Pure.
+"""Turns a policy into rules whose order does not matter, as libseccomp needs them. Pure.
 
-A policy's filters are tried in order and may compare one argument several times. A rule of
-libseccomp's compares each argument once, and of two rules that both hold libseccomp takes either
-without a word. So every path through a call's filters becomes a rule of its own: no two of them
-hold for the same arguments, and their order means nothing.
+A policy's filters are tried in order and may compare one argument several times. A libseccomp rule
+compares each argument at most once, and where two rules hold libseccomp picks either without a
+warning. So every path through a call's filters becomes a rule of its own: no two of these rules
+hold for the same arguments, so their order has no effect.
 
-libseccomp 2.5.4 also makes wrong programs of some disjoint rules for one call, or takes for ever
-(docs/policy-files.md), so a call that needs several rules has fewer comparators to say them with.
+For some disjoint rules of one call libseccomp 2.5.4 makes wrong programs, or never finishes
+(docs/policy-files.md), so a call with several rules may use fewer comparators in them.
 """
 
 from collections.abc import Iterator, Set
@@ -23,21 +23,21 @@ from balloon_daemon.seccomp.policy import (
 from balloon_daemon.seccomp.span import ANYTHING, Comparator, Comparison, Span, spans_of
 
 RULES_LIMIT = 2000
-"""Rules of one policy; libseccomp takes a second for as many of one call."""
+"""Most rules of one policy; for one call with so many rules libseccomp takes a second."""
 
 STEPS_LIMIT = 100_000
-"""Comparisons walked over for one policy: less than a second's worth."""
+"""Most comparisons visited for one policy: less than a second's worth."""
 
 _ALONE = frozenset(Comparator)
 _ONE_ARGUMENT = frozenset([Comparator.NE])
-"""Two orderings (LE, GE) of one argument in two rules of a call: libseccomp's program is wrong."""
+"""Without LE and GE: with them in two rules of a call, libseccomp's program is wrong."""
 
 _SEVERAL_ARGUMENTS = frozenset[Comparator]()
-"""NE in one of several rules that compare several arguments: the program is wrong, or is never
-finished."""
+"""Without NE: with it in one of several rules that compare several arguments, libseccomp's program
+is wrong or is never finished."""
 
 Path = tuple[Span, ...]
-"""What is known of each argument."""
+"""For each argument, the values that it can have on this path."""
 
 
 class FlatRule(NamedTuple):
@@ -46,8 +46,8 @@ class FlatRule(NamedTuple):
     Attributes:
         name: the call's name.
         number: the call's number on the policy's architecture.
-        verdict: what happens; never what happens to unlisted calls.
-        comparisons: all of which must hold; at most one of each argument.
+        verdict: the answer, which differs from that to unlisted calls.
+        comparisons: all of them must hold; at most one for each argument.
     """
 
     name: str
@@ -57,22 +57,22 @@ class FlatRule(NamedTuple):
 
 
 class TooManyRulesError(Exception):
-    """The policy would take more rules than RULES_LIMIT; the text is the call's name."""
+    """The policy needs more rules than RULES_LIMIT; the text is the call's name."""
 
 
 def flat_rules(policy: ParsedPolicy) -> list[FlatRule]:
     """A policy as rules of which at most one holds for any call.
 
-    Calls for which none holds get what unlisted ones do.
+    A call for which no rule holds gets the answer to unlisted calls.
 
     Raises:
-        TooManyRulesError: it takes more of them than RULES_LIMIT.
+        TooManyRulesError: more rules are needed than RULES_LIMIT.
     """
     rules: list[FlatRule] = []
     made: dict[tuple[int, ...], list[tuple[Verdict, tuple[Comparison, ...]]]] = {}
     steps_left = STEPS_LIMIT
     for call in policy.calls:
-        key = tuple(map(id, call.filters))  # calls of one group have the very same filters
+        key = tuple(map(id, call.filters))  # calls of one group share the same filters
         if key not in made:
             paths = []
             for path in _paths(call.filters):
@@ -93,8 +93,9 @@ def flat_rules(policy: ParsedPolicy) -> list[FlatRule]:
 
 
 def _paths(filters: tuple[Filter, ...]) -> Iterator[tuple[Verdict, Path] | None]:
-    """Each way to a verdict, with what is known of the arguments there; None for a step to it."""
-    # Indices of a filter, its clause and that clause's comparison; what is known before it.
+    """Each path to a verdict, with the arguments' values there; None for each step on the way."""
+    # The indices of a filter, its clause and the clause's comparison; the arguments' possible
+    # values before it.
     waiting: list[tuple[int, int, int, Path]] = [(0, 0, 0, (ANYTHING,) * MAX_ARGUMENTS)]
     while waiting:
         at, number, index, path = waiting.pop()
@@ -110,7 +111,7 @@ def _paths(filters: tuple[Filter, ...]) -> Iterator[tuple[Verdict, Path] | None]
 
 
 def _split(path: Path, atom: Atom, *, holds: bool) -> Iterator[Path]:
-    """What is known after a comparison as well, in disjoint parts."""
+    """The arguments' possible values after one more comparison, in disjoint parts."""
     for span in spans_of(atom, holds=holds):
         met = path[atom.argument].meet(span)
         if met is not None:

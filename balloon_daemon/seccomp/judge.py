@@ -2,7 +2,7 @@
 
 The other compiler is libseccomp (``seccomp.libseccomp``): it gets the policy as rules, not as
 text, and shares no code with ``seccomp.compiler``. Both programs run in ``seccomp.machine`` for
-the same calls, and ``seccomp.evaluator`` says what the text means for each.
+the same calls, and ``seccomp.evaluator`` gives the text's meaning for each call.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ DRAWN_CALLS = 4000
 
 
 class OtherProgram(NamedTuple):
-    """What another compiler made of a policy.
+    """Another compiler's program of a policy.
 
     Attributes:
         compiler: its name and version.
@@ -31,7 +31,7 @@ class OtherProgram(NamedTuple):
 
 
 class CannotSayError(Exception):
-    """The other compiler cannot be asked, or cannot say this policy: in words, why."""
+    """The other compiler cannot be run, or cannot express this policy; the text says why."""
 
 
 OtherCompiler = Callable[[ParsedPolicy, Sequence[FlatRule]], OtherProgram]
@@ -40,7 +40,7 @@ OtherCompiler = Callable[[ParsedPolicy, Sequence[FlatRule]], OtherProgram]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Both programs and the text answered every call alike.
+    """Both programs and the evaluator gave the same answer to every call.
 
     Attributes:
         compiler: the other compiler's name and version.
@@ -55,14 +55,15 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A call that is not answered alike.
+    """A call to which the answers differ.
 
     Attributes:
         compiler: the other compiler's name and version.
-        call: the call, and its name where the policy names it.
-        theirs: what the other compiler's program returns, a SECCOMP_RET_* value.
-        ours: what our program returns.
-        text: what the text means, by the evaluator.
+        call: the call.
+        name: the call's name, where the policy names the call.
+        theirs: the answer of the other compiler's program, a SECCOMP_RET_* value.
+        ours: the answer of our program.
+        text: the answer according to the evaluator.
     """
 
     compiler: str
@@ -75,7 +76,7 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class NoOpinion:
-    """There is nothing to compare with, and why."""
+    """There is no program to compare with; ``why`` is the reason."""
 
     why: str
 
@@ -84,13 +85,13 @@ Opinion = Agreement | Disagreement | NoOpinion
 
 
 def judge(policy: ParsedPolicy, bpf: bytes, compile_rules: OtherCompiler, draw: Draw) -> Opinion:
-    """Has another compiler compile the policy, and compares the programs.
+    """Lets another compiler compile the policy, and compares the programs.
 
     Args:
-        policy: the policy that was compiled.
+        policy: the policy.
         bpf: our program of it.
         compile_rules: the other compiler.
-        draw: draws calls; the same numbers make the same calls.
+        draw: draws calls; equal numbers give equal calls.
     """
     try:
         rules = flat_rules(policy)
@@ -134,7 +135,7 @@ def opinion_in_words(opinion: Opinion) -> str:
 
 
 def _answer(value: int) -> str:
-    """``ALLOW``, ``ERRNO(1)``; a number that is no action as such."""
+    """``ALLOW``, ``ERRNO(1)``; in hexadecimal where the number is no action."""
     names = {action.value: action.name for action in Action}
     name = names.get(value & 0xFFFF0000, f"{value:#x}")
     return f"{name}({value & 0xFFFF})" if name == Action.ERRNO.name else name

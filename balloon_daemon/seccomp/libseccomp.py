@@ -1,8 +1,8 @@
-"""Has libseccomp compile rules, in a process of its own that is ended when it takes too long.
+"""Runs libseccomp in a process of its own, which is killed if it takes too long.
 
-libseccomp never comes to an end with some rules, and a process that hangs in a C library cannot be
-interrupted from Python. So this process loads neither libseccomp nor pyseccomp, which starts
-programs to find it: ``seccomp.libseccomp_process`` does.
+With some rules libseccomp never finishes, and Python cannot interrupt a process that hangs in a C
+library. So this process loads neither libseccomp nor pyseccomp (which starts programs to find the
+library): ``seccomp.libseccomp_process`` does.
 """
 
 import json
@@ -16,22 +16,22 @@ from balloon_daemon.seccomp.judge import CannotSayError, Opinion, OtherProgram, 
 from balloon_daemon.seccomp.policy import ParsedPolicy
 
 WITHIN_S = 5.0
-"""libseccomp takes a second for the most rules that it is asked for."""
+"""libseccomp takes a second for the most rules that it gets."""
 
 
 SEED = 0
-"""What the calls are drawn by: the same policy is asked the same calls every time."""
+"""The seed for drawing calls: a policy is always tested with the same calls."""
 
 
 def second_opinion(policy: ParsedPolicy, bpf: bytes) -> Opinion:
-    """What libseccomp says of our program of a policy."""
+    """Lets libseccomp judge our program of a policy."""
     return judge(policy, bpf, compile_rules, Random(SEED).randrange)
 
 
 def compile_rules(
     policy: ParsedPolicy, rules: Sequence[FlatRule], within_s: float = WITHIN_S
 ) -> OtherProgram:
-    """The program that libseccomp makes of the rules, for the policy's architecture and default.
+    """libseccomp's program of the rules, for the policy's architecture and default.
 
     Args:
         policy: the policy.
@@ -39,8 +39,8 @@ def compile_rules(
         within_s: how long libseccomp may take, in seconds.
 
     Raises:
-        CannotSayError: there is no libseccomp, or no pyseccomp; it refuses a rule; it does not
-            come to an end.
+        CannotSayError: libseccomp or pyseccomp is missing, refuses a rule, or does not finish in
+            time.
     """
     wanted = {
         "audit_arch": policy.abi.audit_arch,

@@ -1,8 +1,8 @@
 """Compiles rules through libseccomp: ``python -m balloon_daemon.seccomp.libseccomp_process``.
 
 Reads one JSON object from standard input, as ``seccomp.libseccomp`` writes it, and writes
-libseccomp's version, a line end and the program to standard output. What it cannot do it says in
-one line on standard error, with exit status 1.
+libseccomp's version, a line end and the program to standard output. On failure it writes one line
+to standard error and exits with status 1.
 """
 
 import json
@@ -15,7 +15,7 @@ MASKED_EQ = 7
 
 
 def main() -> int:
-    """Compiles what stands on standard input. Returns the exit status."""
+    """Compiles the rules on standard input. Returns the exit status."""
     try:
         import pyseccomp
     except ImportError:

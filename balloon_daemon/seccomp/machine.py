@@ -1,8 +1,10 @@
-"""Runs a seccomp program as the kernel would, after checking it as the kernel would. Pure.
+"""Checks and runs a seccomp program as the kernel does. Pure.
 
 Written from the kernel's description of classic BPF alone; it shares no table and no code with
-``seccomp.bpf``, so that a wrong opcode there cannot be right here too.
+``seccomp.bpf``, so that a wrong opcode in one of the two shows.
 Source: Documentation/networking/filter.rst, kernel/seccomp.c (seccomp_check_filter).
+
+
 """
 
 import struct
@@ -45,7 +47,7 @@ class BpfMachine:
         return self.run_counted(arch, nr, args)[0]
 
     def run_counted(self, arch: int, nr: int, args: Sequence[int] = ()) -> tuple[int, int]:
-        """The answer, and how many instructions it took."""
+        """The answer, and the number of instructions executed."""
         data = struct.pack("<IIQ6Q", nr, arch, 0x7F00DEADBEEF, *(tuple(args) + (0,) * 6)[:6])
         words = struct.unpack("<16I", data)
         a = at = count = 0

@@ -1,14 +1,14 @@
-"""Which known name somebody may have meant. Pure."""
+"""Finds the known name that a misspelt one may have meant. Pure."""
 
 from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The nearest known name, as the end of a message; nothing if none is near."""
-    import difflib  # only a mistake needs it, and the daemon starts without one
+    import difflib  # imported here: needed only after a mistake, and the daemon starts without it
 
-    # Fifteen thousand constants are too many to compare with each: typing errors seldom change
-    # the first letter, or the length by much.
+    # Do not compare with all fifteen thousand constants: typing errors seldom change the first
+    # letter, or the length by much.
     by_folded = {
         candidate.lower(): candidate
         for candidate in known

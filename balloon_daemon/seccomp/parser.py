@@ -1,21 +1,21 @@
 """Parses minijail's policy language, as one of its two compilers understands it. Pure.
 
 The text becomes a ``ParsedPolicy``: for each system call its filters, in order, ending with an
-unconditional one. A mistake does not end the run: its statement is left out, the rest is read,
-and one ``PolicyFileError`` carries all that was found, included files' mistakes too.
+unconditional one. A mistake does not stop the parser: the statement is left out, the rest is read,
+and one ``PolicyFileError`` lists all mistakes, also those of included files.
 
-The grammar stands above each method, in the order of the language::
+The grammar is written above each method, in the order of the language::
 
     file      = { statement }
     statement = '@include' path | '@frequency' path | '@default' action | '@denylist' | rule
     rule      = ( call | '{' call { ',' call } '}' ) ':' filters
 
-docs/policy-files.md explains it to those who write such files. In the C dialect (``c_rules``)
-there are ``@include``, one level deep, and rules.
+docs/policy-files.md explains it to authors of policy files. The C dialect (``c_rules``) has only
+rules and ``@include``, one level deep.
 
-No file may cost more than a moment, however it is made: how much is read (``policy_sources``), how
-many mistakes are told (``remarks``) and how much becomes of a statement (here, ``tokens``,
-``values``, ``bpf``) are all limited.
+No file may take more than a moment, whatever it holds: limits apply to the text that is read
+(``policy_sources``), the mistakes that are reported (``remarks``), and the result of a statement
+(here, ``tokens``, ``values``, ``bpf``).
 """
 
 from collections.abc import Callable, Iterable
@@ -41,12 +41,12 @@ from balloon_daemon.seccomp.tokens import Kind, Token, statements
 from balloon_daemon.seccomp.words import StatementError, Words
 
 FILTERS_LIMIT = 100_000
-"""Filters of all calls together: a group of calls gives each of them its own."""
+"""Filters of all calls together: each call of a group has its own copy."""
 
 _DIRECTIVES = ("@include", "@frequency", "@default", "@denylist")
 _ALL_DIRECTIVES = ", ".join(_DIRECTIVES)
 
-# A default must not let anything through: minijail calls the others permissive.
+# A default must not allow calls: minijail calls the other actions permissive.
 _DEFAULTS = {
     "kill": Action.KILL_PROCESS,
     "kill-process": Action.KILL_PROCESS,
@@ -69,14 +69,14 @@ def parse_policy(
     """Parses one policy and everything it includes.
 
     Args:
-        text: what stands in the file.
+        text: the file's text.
         path: the file's name, for messages; relative includes start at its directory.
-        arch: whose calls and constants the names mean.
+        arch: the architecture whose calls and constants are used.
         read: returns an included file's text, or raises OSError.
-        default: what happens to calls that nothing allows, where no @default says otherwise.
+        default: the answer to calls that no rule allows, unless a @default says otherwise.
         dialect: which of minijail's compilers to follow.
-        is_another: whether the second name is a file too, and not the first one: there the two
-            compilers read different files. Without it this is not warned of.
+        is_another: whether the second name is a file other than the first: then the two compilers
+            read different files, which causes a warning. The default never warns.
 
     Raises:
         PolicyFileError: with every mistake in the file and its includes, up to MISTAKES_LIMIT.
@@ -127,7 +127,7 @@ class _Parser:
         )
 
     def read_policy(self, path: str, text: str) -> None:
-        """The policy itself: unlike an included file it must not be empty."""
+        """Reads the policy itself, which unlike an included file must not be empty."""
         self._sources.begin(path, text)
         found = list(self._statements(path, text))
         self._denylist = any(tokens[0].text == "@denylist" for tokens in found)
@@ -170,7 +170,7 @@ class _Parser:
             if directive.text != "@frequency":
                 message = f"minijail's C compiler has no {directive.text}"
                 raise StatementError(directive.place, message)
-            words.drop()  # it is passed over there, and says nothing about what is allowed
+            words.drop()  # the C compiler skips it, and it does not change the policy
             return
         match directive.text:
             case "@include":
@@ -219,14 +219,14 @@ class _Parser:
         self._default = Verdict(action)
 
     def raise_mistakes(self) -> None:
-        """Raises PolicyFileError if anything at all was wrong."""
+        """Raises PolicyFileError if there was any mistake."""
         self._mistakes.raise_if_any(self._sources.names)
 
     def result(self) -> ParsedPolicy:
         """Puts each call's filters together, in the order of the text.
 
         Raises:
-            PolicyFileError: anything at all was wrong.
+            PolicyFileError: there was any mistake.
         """
         filters: dict[str, list[Filter]] = {}
         left = FILTERS_LIMIT
@@ -251,9 +251,9 @@ class _Parser:
         return ParsedPolicy(
             self._arch.abi,
             tuple(calls),
-            # minijail lets a @default in a @denylist file rule the conditional calls alone.
+            # In minijail, @default in a @denylist file applies to calls with conditions only.
             ALLOW if self._denylist else self._default,
-            tuple(self._warnings.told()),
+            tuple(self._warnings.problems()),
             tuple(dict.fromkeys(self._sources.names)),
             self._denylist,
         )

@@ -1,4 +1,4 @@
-"""What a policy file says, as plain values: where parser, compiler and evaluator meet. Pure."""
+"""A policy file's content as plain values, shared by parser, compiler and evaluator. Pure."""
 
 from enum import Enum, IntEnum
 from typing import NamedTuple
@@ -13,16 +13,16 @@ MAX_U64 = 2**64 - 1
 
 
 class Dialect(Enum):
-    """Whose reading of a file counts: minijail's two compilers differ (docs/policy-files.md)."""
+    """The language's two dialects: minijail's two compilers differ (docs/policy-files.md)."""
 
     PYTHON = "python"
-    """compile_seccomp_policy's: all of the language."""
+    """compile_seccomp_policy's dialect: the whole language."""
     C = "c"
-    """minijail0 -S's: ``condition; return E`` allows where the condition holds, else E."""
+    """minijail0 -S's dialect: ``condition; return E`` allows if the condition holds, else E."""
 
 
 class Action(IntEnum):
-    """What the kernel does with a call: SECCOMP_RET_* of linux/seccomp.h."""
+    """The kernel's action for a call: SECCOMP_RET_* of linux/seccomp.h."""
 
     KILL_PROCESS = 0x80000000
     KILL_THREAD = 0x00000000
@@ -35,7 +35,7 @@ class Action(IntEnum):
 
 
 class Verdict(NamedTuple):
-    """An action and, for ERRNO, the number that the call then fails with."""
+    """An action and, for ERRNO, the error with which the call fails."""
 
     action: Action
     errno: int = 0
@@ -51,7 +51,7 @@ ALLOW = Verdict(Action.ALLOW)
 
 
 class Place(NamedTuple):
-    """Where something stands in a policy file; lines and columns count from 1."""
+    """A place in a policy file; lines and columns count from 1."""
 
     file: str
     line: int
@@ -60,7 +60,7 @@ class Place(NamedTuple):
     length: int = 1
 
     def problem(self, message: str) -> PolicyProblem:
-        """Something to say about this place."""
+        """A problem at this place, with this message."""
         return PolicyProblem(
             self.file, self.line, self.column, max(self.length, 1), self.source, message
         )
@@ -86,9 +86,9 @@ class Atom(NamedTuple):
 
     Attributes:
         argument: its index, 0 to 5.
-        operator: how it is compared.
-        value: with what, an unsigned 64-bit number.
-        text: the value as it was written, for people.
+        operator: how the argument is compared.
+        value: the value that it is compared with, an unsigned 64-bit number.
+        text: the value as written in the file, for people.
     """
 
     argument: int
@@ -101,9 +101,9 @@ class Filter(NamedTuple):
     """One ``expression; action`` of a statement.
 
     Attributes:
-        clauses: the expression: true if all atoms of any one clause are. None: always true.
-        verdict: what then happens.
-        place: where it stands; None for the default that ends a list of conditional filters.
+        clauses: the expression: true if all atoms of at least one clause are. None: always true.
+        verdict: the answer where the expression is true.
+        place: its place; None for the default that ends a list of conditional filters.
     """
 
     clauses: tuple[tuple[Atom, ...], ...] | None
@@ -112,11 +112,12 @@ class Filter(NamedTuple):
 
 
 class CallRules(NamedTuple):
-    """All that the file and its includes say about one system call.
+    """The rules of a policy file and its includes for one system call.
 
     Attributes:
-        name: the call's, and its number on the policy's architecture.
-        frequency: how often it is made, from @frequency files; 1 where they do not say.
+        name: the call's name.
+        number: the call's number on the policy's architecture.
+        frequency: how often the call is made, from @frequency files; 1 where they do not say.
         filters: tried in order; the last one, and no other, has no condition.
     """
 
@@ -132,10 +133,10 @@ class ParsedPolicy(NamedTuple):
     Attributes:
         abi: the architecture.
         calls: one entry for each call that the text names, in the order of first mention.
-        unlisted: what happens to all other calls.
-        warnings: what is allowed but surprises.
+        unlisted: the answer to all other calls.
+        warnings: allowed constructs that may surprise.
         files: every file that was read, the policy itself first.
-        denylist: the text lists what is refused, not what is allowed.
+        denylist: True: the text lists the calls that are refused, not those that are allowed.
     """
 
     abi: Abi

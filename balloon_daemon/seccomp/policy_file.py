@@ -1,8 +1,8 @@
-"""Reads a policy file's text: a regular file of bounded size, never a device, never for ever.
+"""Reads the text of a policy file: a regular file of bounded size, never a device.
 
-A policy may include whatever its author writes, and is read by root before anything is jailed:
-a FIFO would be waited for without end, a device read until memory is gone, and some devices do
-something when they are only opened. What the user names on the command line may be a pipe too.
+A policy may include any path that its author writes, and root reads it before any jail exists:
+opening a FIFO could block without end, a device could deliver bytes until memory is full, and the
+mere opening of some devices has effects. A file named on the command line may also be a pipe.
 """
 
 import errno
@@ -23,24 +23,25 @@ _KINDS = {
 
 
 def read_text(path: str, *, named_by_user: bool = False) -> str:
-    """A policy file's text. Bytes that are no UTF-8 may stand in comments: elsewhere no word
-    has them, and the parser says where they are.
+    """The text of a policy file. Bytes that are no UTF-8 are allowed in comments; elsewhere the
+    parser reports them with their place.
 
     Args:
-        path: the file. From a policy: its bytes decoded as the file's were.
-        named_by_user: it stands on the command line, so a pipe is read to its end (a FIFO, a
-            shell's ``<(…)``, /dev/stdin), and /dev/null is an empty file.
+        path: the file. From a policy: its bytes, decoded as the file's are.
+        named_by_user: True: the path is from the command line, so a pipe is read to its end (a
+            FIFO, a shell's ``<(…)``, /dev/stdin), and /dev/null is an empty file.
 
     Raises:
-        OSError: it cannot be read, is of another kind, or is larger than SIZE_LIMIT. ``strerror``
-            says so in words, ``filename`` is the path.
+        OSError: the file cannot be read, is of another kind, or is larger than SIZE_LIMIT.
+            ``strerror`` says which in words, ``filename`` is the path.
     """
     name = _as_named(path)
-    # Looked at before it is opened, as opening some devices has effects, and again afterwards.
+    # Check before opening, because opening some devices has effects, and again afterwards, because
+    # the path may lead to another file by then.
     kind = _checked(path, os.stat(name), named_by_user=named_by_user)
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY
     if kind != stat.S_IFIFO:
-        flags |= os.O_NONBLOCK  # a FIFO in its place would be waited for; a FIFO itself may be
+        flags |= os.O_NONBLOCK  # do not block on a FIFO that has replaced the file
     fd = os.open(name, flags)
     try:
         _checked(path, os.fstat(fd), named_by_user=named_by_user)
@@ -55,7 +56,7 @@ def _as_named(path: str) -> str | bytes:
         raise OSError(errno.EINVAL, "no file has a NUL byte in its name", path)
     try:
         os.fsencode(path)
-    except UnicodeEncodeError:  # from a policy, where the locale's encoding lacks a character
+    except UnicodeEncodeError:  # a policy's name has a character that the locale's encoding lacks
         return path.encode("utf-8", "surrogateescape")
     return path
 
@@ -80,7 +81,7 @@ def _is_null(kind: int, found: os.stat_result) -> bool:
 
 
 def _read_all(path: str, fd: int) -> bytes:
-    """All of it. A size says nothing: files of /proc have none, and others may grow meanwhile."""
+    """Reads all of it. Its size is no limit: that is 0 in /proc, and other files may grow."""
     parts = []
     left = SIZE_LIMIT
     while part := os.read(fd, min(left + 1, _CHUNK)):

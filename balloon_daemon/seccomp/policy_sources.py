@@ -1,4 +1,4 @@
-"""The files that a policy is made of: which are read, how deep, and how much of them. Pure."""
+"""The files of a policy: which ones are read, how deeply nested, and how much of them. Pure."""
 
 import posixpath
 from collections.abc import Callable
@@ -8,16 +8,17 @@ from balloon_daemon.seccomp.remarks import Mistakes, Warnings
 from balloon_daemon.seccomp.words import StatementError, Words
 
 INCLUDE_DEPTH_LIMIT = 10
-"""Files may include files that include files, this deep; minijail's limit."""
+"""How deep includes may be nested; minijail's limit."""
 
 C_INCLUDE_DEPTH_LIMIT = 1
-"""minijail's C compiler reads what the policy includes, and nothing that this includes."""
+"""minijail's C compiler reads the files that a policy includes, but not those that they
+include."""
 
 TEXT_LIMIT = 2 * 1024 * 1024
-"""Characters of a policy with all that it includes, each time that it includes it."""
+"""Characters of a policy with all its includes; a file included twice counts twice."""
 
 FILES_LIMIT = 1000
-"""Files that a policy includes, one that is included again counted again."""
+"""Files that a policy may include; a file included twice counts twice."""
 
 
 class PolicySources:
@@ -25,7 +26,7 @@ class PolicySources:
 
     Args:
         read: returns an included file's text, or raises OSError.
-        is_another: whether the second name is a file too, and not the first one.
+        is_another: whether the second name is a file other than the first.
         dialect: which of minijail's compilers to follow.
     """
 
@@ -38,7 +39,7 @@ class PolicySources:
         warnings: Warnings,
     ) -> None:
         self.names: list[str] = []
-        """Every file, as often as it was read, in that order."""
+        """Every file in the order of reading, as often as it was read."""
         self._open: list[str] = []
         self._text_left = TEXT_LIMIT
         self._read = read
@@ -48,24 +49,25 @@ class PolicySources:
         self._warnings = warnings
 
     def begin(self, name: str, text: str) -> None:
-        """The policy itself, whose text the caller has."""
+        """Notes the policy itself, whose text the caller has read."""
         self.names.append(name)
         self._text_left -= len(text)
 
     def enter(self, name: str) -> None:
-        """The statements of this file are read from here on."""
+        """Notes that the following statements are of this file."""
         self._open.append(name)
 
     def leave(self) -> None:
-        """All statements of the file that was entered last are read."""
+        """Notes the end of the file entered last."""
         self._open.pop()
 
     def included(self, words: Words) -> tuple[Place, str, str]:
-        """The file that the next word includes: the word's place, the file's name and text.
+        """Reads the file that the next word names: the word's place, the file's name and text.
 
         Raises:
-            StatementError: no path, a circle, too deep, or the file cannot be read.
-            TooManyMistakesError: with this file the policy is too large.
+            StatementError: the word is no path, the file includes itself, the nesting is too deep,
+                or the file cannot be read.
+            TooManyMistakesError: this file makes the policy too large.
         """
         place, name = self._path(words, included=True)
         if name in self._open:
@@ -78,19 +80,20 @@ class PolicySources:
         return place, name, self._text(name, place)
 
     def frequencies(self, words: Words) -> tuple[str, str]:
-        """The frequency file that the next word names: its name and text.
+        """Reads the frequency file that the next word names: its name and text.
 
         Raises:
-            StatementError: no path, or the file cannot be read.
-            TooManyMistakesError: with this file the policy is too large.
+            StatementError: the word is no path, or the file cannot be read.
+            TooManyMistakesError: this file makes the policy too large.
         """
         place, name = self._path(words, included=False)
         return name, self._text(name, place)
 
     def _path(self, words: Words, *, included: bool) -> tuple[Place, str]:
-        """The next word as a path, relative to the file that it stands in.
+        """The next word as a path, relative to the file in which it stands.
 
-        minijail's C compiler opens it as it is written, relative to the working directory.
+        In the C dialect the path is relative to the working directory, as for minijail's C
+        compiler.
         """
         token = words.take("a path that starts with / or ./")
         if not token.text.startswith(("/", "./")):

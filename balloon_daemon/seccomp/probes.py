@@ -1,8 +1,8 @@
-"""Calls that tell two programs of one policy apart, if any do. Pure.
+"""Calls that show a difference between two programs of one policy, if there is any. Pure.
 
-First each comparison's boundary: its constant, the neighbours of that, the same in the other 32
-bits, single bits of masks, in a call that meets the rest of its clause. Then all call numbers,
-and other architectures' and other ABIs'. Then calls drawn from all of these values.
+First each comparison's boundary, in a call that satisfies the rest of its clause: the constant,
+its neighbours, the same values in the other 32 bits, single bits of masks. Then all call numbers,
+and those of other architectures and ABIs. Then calls drawn from all of these values.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,19 +21,19 @@ from balloon_daemon.seccomp.policy import (
 from balloon_daemon.seccomp.span import spans_of
 
 BOUNDARIES_LIMIT = 20_000
-"""Boundary calls of one policy; of more than these only the first."""
+"""The most boundary calls of one policy; the rest is left out."""
 
 AUDIT_ARCHES = (0xC000003E, 0x40000003, 0xC00000B7, 0x40000028, 0xC00000F3, 0x0, 0xFFFFFFFF)
 """linux/audit.h: x86_64, i386, aarch64, arm, riscv64; and two that are none."""
 
 _NUMBERS = 1024
-"""More than the kernel has calls, on any machine; x86-64's newest is number 471."""
+"""Higher than any of the kernel's call numbers; x86-64's newest is number 471."""
 
 _LOW = 0xFFFFFFFF
 _EDGES = (0, 1, 0x7FFFFFFF, 0x80000000, _LOW, 1 << 32, 1 << 63, MAX_U64)
 
 Draw = Callable[[int], int]
-"""A number from 0 up to, and not including, the one that is given."""
+"""Gives a random number from 0 up to, but not including, its argument."""
 
 
 class Probe(NamedTuple):
@@ -41,7 +41,7 @@ class Probe(NamedTuple):
 
     Attributes:
         audit_arch: AUDIT_ARCH_* of the ABI that makes it.
-        number: the call's, an unsigned 32-bit number.
+        number: the call's number, unsigned 32-bit.
         arguments: six unsigned 64-bit numbers.
     """
 
@@ -51,10 +51,10 @@ class Probe(NamedTuple):
 
 
 def probes(policy: ParsedPolicy, drawn: int, draw: Draw) -> Iterator[Probe]:
-    """Calls for a policy.
+    """Calls to test a policy's programs with.
 
     Args:
-        policy: whose numbers and constants count.
+        policy: the policy; its call numbers and constants are used.
         drawn: how many calls to draw beside the boundaries.
         draw: draws them.
     """
@@ -77,7 +77,7 @@ def _boundaries(policy: ParsedPolicy) -> Iterator[Probe]:
 
 
 def _meets(clause: Sequence[Atom]) -> tuple[int, ...]:
-    """Arguments of which a whole clause is true, where such arguments are easily found."""
+    """Arguments for which a whole clause is true, where they are easily found."""
     found = [0] * MAX_ARGUMENTS
     for atom in clause:
         span = next(spans_of(atom, holds=True), None)
@@ -121,7 +121,7 @@ def _drawn(policy: ParsedPolicy, count: int, draw: Draw) -> Iterator[Probe]:
     conditional = [call for call in policy.calls if len(call.filters) > 1]
     values = {call.number: tuple(_values(call)) for call in conditional}
     for _ in range(count):
-        # A call without conditions is drawn in one of eight: its arguments change nothing.
+        # Draw calls without conditions only once in eight: their arguments change nothing.
         calls = conditional if conditional and draw(8) else policy.calls
         call = calls[draw(len(calls))]
         known = values.get(call.number, _EDGES)

@@ -1,4 +1,5 @@
-"""Remarks on a policy: its mistakes and what surprises in it, gathered in one run. Pure."""
+"""Remarks on a policy: its mistakes, and constructs that may surprise, collected in one run.
+Pure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,30 +7,30 @@ from balloon_daemon.errors import PolicyFileError, PolicyProblem
 from balloon_daemon.seccomp.policy import Place
 
 MISTAKES_LIMIT = 100
-"""Mistakes after which no more are looked for."""
+"""After so many mistakes the parser stops."""
 
 _PLACES_TOLD = 5
 
 
 class TooManyMistakesError(Exception):
-    """A policy has so many mistakes, or is so large, that there is no use in reading on."""
+    """A policy has so many mistakes, or is so large, that the parser stops."""
 
 
 class Mistakes:
-    """Everything that is wrong in a policy and its includes."""
+    """All mistakes in a policy and its includes."""
 
     def __init__(self) -> None:
         self._problems: list[PolicyProblem] = []
 
     def __bool__(self) -> bool:
-        """Whether anything was wrong so far."""
+        """Whether there was a mistake so far."""
         return bool(self._problems)
 
     def report(self, problem: PolicyProblem) -> None:
         """Notes a mistake.
 
         Raises:
-            TooManyMistakesError: it is the last that is told.
+            TooManyMistakesError: it is the last mistake that is reported.
         """
         self._problems.append(problem)
         if len(self._problems) == MISTAKES_LIMIT:
@@ -38,16 +39,16 @@ class Mistakes:
             raise TooManyMistakesError
 
     def too_much(self, problem: PolicyProblem) -> TooManyMistakesError:
-        """Notes that a limit of the whole run is passed; returns the error that ends the run."""
+        """Notes that a limit of the whole run was exceeded; returns the error that ends it."""
         self.report(problem)
         return TooManyMistakesError()
 
     def raise_if_any(self, files: Sequence[str]) -> None:
-        """Raises PolicyFileError if anything at all was wrong.
+        """Raises PolicyFileError if there was any mistake.
 
         Args:
-            files: the names of all files; mistakes are told in the order in which the files
-                were first read.
+            files: the names of all files; mistakes are listed in the order in which the files were
+                first read.
         """
         if self._problems:
             order = {name: index for index, name in enumerate(reversed(files))}
@@ -59,23 +60,23 @@ class Mistakes:
 
 
 class Warnings:
-    """What surprises in the rules read so far: each kind once, with all its places."""
+    """The warnings about the rules read so far: each kind once, with all its places."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[tuple[Place, str]]] = {}
 
     def add(self, kind: str, place: Place, message: str) -> None:
-        """Notes a surprise; of those of one kind the first one's words are told."""
+        """Notes a warning; of each kind, only the first one's text is used."""
         self._places.setdefault(kind, []).append((place, message))
 
-    def told(self) -> Iterable[PolicyProblem]:
+    def problems(self) -> Iterable[PolicyProblem]:
         """One problem for each kind."""
         for (place, message), *others in self._places.values():
             yield place.problem(message + _also_at(place, [other for other, _ in others]))
 
 
 def _also_at(first: Place, others: Sequence[Place]) -> str:
-    """Where else, as the end of a message."""
+    """Further places, as the end of a message."""
     told = [
         f"line {place.line}" if place.file == first.file else f"{place.file}:{place.line}"
         for place in others[:_PLACES_TOLD]

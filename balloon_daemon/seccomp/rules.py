@@ -33,7 +33,7 @@ _ACTIONS = {
     "user-notify": Action.USER_NOTIF,
 }
 MAX_ERRNO = 4095
-"""The kernel makes every larger errno of a filter this one. linux/err.h"""
+"""The kernel turns every larger errno of a filter into this one. linux/err.h"""
 
 _RETURN_WARNING = (
     "where the expression holds, the call fails with this error, and where it does not the next "
@@ -44,7 +44,7 @@ _RETURN_WARNING = (
 
 
 class PolicyRule(NamedTuple):
-    """A statement's meaning: these calls, by name and number, get these filters."""
+    """The meaning of a statement: these calls, by name, get these filters."""
 
     calls: tuple[str, ...]
     filters: tuple[Filter, ...]
@@ -52,7 +52,7 @@ class PolicyRule(NamedTuple):
 
 
 class RuleReader:
-    """Reads rules for one architecture; reports what is wrong in meaning and reads on."""
+    """Reads rules for one architecture; reports unknown names and goes on."""
 
     def __init__(self, arch: Arch, report: Report, warn: Warn) -> None:
         self.denylist = False
@@ -66,7 +66,7 @@ class RuleReader:
         """Reads a whole rule.
 
         Raises:
-            StatementError: the grammar is broken; what is only unknown was reported instead.
+            StatementError: the grammar is violated; unknown names are only reported.
         """
         calls = self._calls(words)
         colon = words.expect(":")
@@ -83,7 +83,7 @@ class RuleReader:
 
     # line of a frequency file = call ':' number
     def frequency(self, words: Words) -> tuple[dict[str, int], int]:
-        """Reads one line of a frequency file: the call's number by its name, and how often."""
+        """Reads one line of a frequency file: {call name: number}, and how often it is called."""
         calls = self._call(words)
         words.expect(":")
         token = words.take("a number")
@@ -94,9 +94,9 @@ class RuleReader:
 
     # call = name [ '[' key '=' name { ',' name } { ';' … } ']' ]
     def _call(self, words: Words) -> list[str]:
-        """The call, or nothing if it is meant for another architecture or unknown."""
+        """The call, or nothing if it is unknown or meant for another architecture."""
         token = words.take("a system call")
-        # kill is an action's name and a system call's.
+        # kill is the name of an action and of a system call.
         if token.kind is not Kind.NAME and token.text not in ("kill", "in", "return", *ACTIONS):
             raise StatementError(token.place, f"expected a system call, found {token.text!r}")
         opened = words.take_if("[")

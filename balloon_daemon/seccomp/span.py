@@ -1,7 +1,7 @@
 """A set of values of one argument, as single comparisons of libseccomp's. Pure.
 
-A rule of libseccomp's compares an argument once. A span holds what several comparisons of a policy
-leave of an argument's values: bounds, known bits, and values that are left out.
+A rule of libseccomp's compares an argument once. A span is the set of an argument's values that
+remain after several comparisons of a policy: bounds, known bits, and single values left out.
 ``Span.comparisons`` returns comparisons of which exactly one holds for each value of the span.
 """
 
@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
     Attributes:
         argument: its index, 0 to 5.
         comparator: how it is compared, all 64 bits, unsigned.
-        value: with what; for MASKED_EQ after the mask.
+        value: the value compared with; for MASKED_EQ compared after the mask.
         mask: for MASKED_EQ alone.
     """
 
@@ -61,14 +61,14 @@ class Comparison(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Values from ``low`` to ``high`` whose bits under ``mask`` are ``bits``, but for some.
+    """Values from ``low`` to ``high`` whose bits under ``mask`` are ``bits``, without ``never``.
 
     Attributes:
         low: the least value.
-        high: the greatest.
-        mask: which bits are known.
-        bits: their values; no bit outside the mask.
-        never: values that it is not, although all the rest is true of them.
+        high: the greatest value.
+        mask: the bits that are known.
+        bits: their values; no bit outside the mask is set.
+        never: values left out, although they satisfy the other conditions.
     """
 
     low: int = 0
@@ -83,7 +83,7 @@ class Span(NamedTuple):
         return inside and value not in self.never
 
     def meet(self, other: "Span") -> "Span | None":
-        """The values that are in both; None where that is seen to be no value at all."""
+        """The values in both spans; None where that is easily seen to be none."""
         if self.mask & other.mask & (self.bits ^ other.bits):
             return None
         low, high = max(self.low, other.low), min(self.high, other.high)
@@ -108,9 +108,9 @@ class Span(NamedTuple):
 
         Args:
             argument: the argument's index.
-            allowed: which comparators may be used, beside EQ and MASKED_EQ. Where none of those
-                says all of the span, it is cut into blocks of values that share their upper bits,
-                up to 63 for each bound.
+            allowed: the comparators that may be used besides EQ and MASKED_EQ. Where no single one
+                expresses the span, it is cut into blocks of values that share their upper bits, up
+                to 63 for each bound.
 
         Returns:
             At least one comparison; for the span of all values one that always holds.
@@ -149,7 +149,7 @@ ANYTHING = Span()
 
 
 def spans_of(atom: Atom, *, holds: bool) -> Iterator[Span]:
-    """The values of which a comparison is true, or those of which it is not, in disjoint spans."""
+    """The values for which a comparison is true, or false, in disjoint spans."""
     value = atom.value
     operator = atom.operator if holds else _OPPOSITE[atom.operator]
     match operator:
@@ -190,7 +190,7 @@ _OPPOSITE = {
 
 
 def _any_bit(mask: int) -> Iterator[Span]:
-    """At least one bit of the mask is set: for each of its bits, that is the lowest one set."""
+    """At least one bit of the mask is set: a span for each bit, where it is the lowest set."""
     seen = 0
     while seen != mask:
         rest = mask & ~seen

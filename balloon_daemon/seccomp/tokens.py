@@ -9,14 +9,14 @@ from balloon_daemon.errors import PolicyProblem
 from balloon_daemon.seccomp.policy import Dialect, Place
 
 LINE_LIMIT = 131_072
-"""Characters of a line that is not a comment; a longer one would be shown with each mistake."""
+"""Characters of a line that is no comment; a longer line would be shown with each mistake."""
 
 WORDS_LIMIT = 50_000
-"""Words of a statement: far more than a program of 4,096 instructions can come of."""
+"""Words of a statement: far more than fit into a program of 4,096 instructions."""
 
 Report = Callable[[PolicyProblem], None]
 Warn = Callable[[str, Place, str], None]
-"""Takes a warning's kind, its place and its words."""
+"""Takes a warning's kind, place and text."""
 
 _HIDDEN = (
     "what stands after this comment is read as a statement, as minijail's Python compiler does; "
@@ -29,7 +29,7 @@ _HIDDEN_C = (
 
 
 class Kind(Enum):
-    """What a word is, before the grammar looks at it."""
+    """The kind of a word, before the grammar reads it."""
 
     DIRECTIVE = auto()
     PATH = auto()
@@ -46,10 +46,11 @@ ACTIONS = frozenset(
     ("allow", "kill", "kill-process", "kill-thread", "trap", "trace", "log", "user-notify")
 )
 _WORDS = {"in": Kind.OPERATOR, "return": Kind.RETURN} | dict.fromkeys(ACTIONS, Kind.ACTION)
-# in and return end before a minus sign, where a name would go on: "in-1", "return-1".
+# in and return end before a minus sign, unlike names: "in-1", "return-1".
 
-# In this order: a comment swallows everything, longer signs come before their beginnings. Spaces
-# are ASCII's: others look like a line's end, or like nothing, and are read so by nobody else.
+# The order matters: a comment extends to the end, longer signs come before their beginnings. Only
+# ASCII white space counts: other kinds look like a line's end or like nothing, and no other
+# compiler skips them.
 _TOKEN = re.compile(
     r"""
     (?P<skip> \#.* | \s+ | \\$ )
@@ -65,15 +66,15 @@ _TOKEN = re.compile(
     re.VERBOSE | re.ASCII,
 )
 
-# After @include everything up to a space is the path, be it one or not: the parser says better
-# what is wrong with it than "'.' is not part of the language".
+# After @include every character up to a space is the path; the parser's message about a bad path
+# is better than "'.' is not part of the language".
 _PATH = re.compile(r"(?P<skip>\#.*|\s+|\\$)|(?P<PATH>\S+)", re.ASCII)
 
-# A '#' right behind a word, but in a path, in a line that is no comment.
+# A '#' directly behind a word that is no path, in a line that is no comment.
 _GLUED = re.compile(r"\s*[^\s#@][^#]*(?<!\s)#", re.ASCII)
 
 _BYTE_ORDER_MARK = "\ufeff"
-_UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")  # its marks, as bytes that are no UTF-8
+_UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")  # UTF-16's byte order marks, as bytes that are no UTF-8
 
 
 class Token(NamedTuple):
@@ -88,12 +89,12 @@ class Token(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """Where it stands."""
+        """The word's place."""
         return Place(self.file, self.line, self.column, self.source, len(self.text))
 
     @property
     def place_after(self) -> Place:
-        """Where the next word was expected."""
+        """The place right behind the word, where the next word was expected."""
         column = self.column + len(self.text)
         return Place(self.file, self.line, column, self.source)
 
@@ -108,14 +109,14 @@ def statements(
 ) -> Iterator[list[Token]]:
     """Cuts a file into statements: one line each, or several that end in a backslash.
 
-    A comment ends with its own line, and a backslash at that line's end still joins the next:
-    this is how minijail's Python compiler reads it. For its C compiler the comment goes on there,
-    and a carriage return alone is no line's end. A statement with a word that is none is reported
-    and left out, and the next one is read.
+    As in minijail's Python compiler, a comment ends with its own line, but a backslash at that
+    line's end still joins the next line. In its C compiler the comment continues there, and a
+    carriage return alone ends no line. A statement with an invalid word is reported and left out,
+    and the next one is read.
     """
     tokens: list[Token] = []
     sound = True
-    hidden: Place | None = None  # the comment that goes on here, for one compiler alone
+    hidden: Place | None = None  # a comment that continues on this line in one compiler only
     lines = _lines(_without_mark(file, text, report), dialect)
     for number, (source, end) in enumerate(lines, 1):
         comment = not tokens and source.lstrip(" \t").startswith("#")
@@ -149,12 +150,12 @@ def statements(
             yield tokens
         tokens, sound = [], True
     if tokens and sound:
-        # minijail's Python compiler drops such a statement without a word.
+        # minijail's Python compiler drops this statement without a message.
         report(tokens[-1].place_after.problem("the file ends inside a continued line"))
 
 
 def _words_of(line: Place, tokens: list[Token], report: Report) -> bool:
-    """Adds a line's words; False after reporting one that is none, or too many."""
+    """Adds a line's words; False after reporting an invalid word, or too many words."""
     file, number, _, source, _ = line
     at = 0
     while at < len(source):
@@ -192,12 +193,12 @@ def _without_mark(file: str, text: str, report: Report) -> str:
 
 
 def _lines(text: str, dialect: Dialect) -> Iterator[tuple[str, str]]:
-    """Each line and what ends it: a carriage return alone is told apart from a line feed."""
+    """Each line and its end: a carriage return alone is told apart from a line feed."""
     ends = "\n"
     if dialect is Dialect.PYTHON and "\r" in text:
         text, ends = text.replace("\r\n", "\n"), "\r\n"
     if text[-1:] in ends:
-        text = text[:-1]  # what follows the last line's end is no line
+        text = text[:-1]  # there is no further line behind the last line's end
     for line in text.split("\n"):
         if "\r" not in line:
             yield line, "\n"
@@ -211,6 +212,6 @@ def _lines(text: str, dialect: Dialect) -> Iterator[tuple[str, str]]:
 
 
 def _goes_on(comment: str) -> bool:
-    """Whether a carriage return in a comment has something behind it that is no comment."""
+    """Whether a carriage return in a comment is followed by text that is no comment."""
     parts = (part.strip() for part in comment.split("\r")[1:])
     return any(part and not part.startswith("#") for part in parts)

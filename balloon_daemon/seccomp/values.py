@@ -1,4 +1,4 @@
-"""Reads the values of the policy language: names, numbers and what joins them. Pure."""
+"""Reads the values of the policy language: names, numbers and operators. Pure."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,24 @@ from balloon_daemon.seccomp.tokens import Kind, Report, Token
 from balloon_daemon.seccomp.words import StatementError, Words
 
 NESTING_LIMIT = 64
-"""How deep parentheses may be nested: each level is a call of the reader's."""
+"""How deep parentheses may be nested: each level is a nested call of the reader."""
 
 DIGITS_LIMIT = 100
-"""The longest number that is looked at: 64 bits have 20 decimal digits."""
+"""The longest number that is converted: 64 bits have 20 decimal digits."""
 
 
 class ValueReader:
     """Reads values for one architecture.
 
     Args:
-        arch: whose constants the names mean.
-        report: is told of unknown names and of numbers that do not fit; these are read as 0.
+        arch: the architecture whose constants are used.
+        report: called for unknown names and for numbers over 64 bits, which are read as 0.
     """
 
     def __init__(self, arch: Arch, report: Report) -> None:
         self._arch = arch
         self._report = report
-        self._constants: dict[str, int | None] = {}  # looked up already
+        self._constants: dict[str, int | None] = {}  # names already looked up
         self._names: Sequence[str] = ()
 
     # value = term { '|' term };  term = [ '~' ] ( '(' value ')' | name | number )
@@ -34,7 +34,7 @@ class ValueReader:
         """Reads a value, as an unsigned 64-bit number.
 
         Raises:
-            StatementError: the grammar is broken.
+            StatementError: the grammar is violated.
         """
         value = self._term(words, depth)
         while words.take_if("|"):
@@ -55,7 +55,7 @@ class ValueReader:
         return value ^ MAX_U64 if invert else value
 
     def constant(self, token: Token) -> int:
-        """A name or number, as an unsigned 64-bit number; 0 after reporting what is wrong.
+        """A name's or number's value, as an unsigned 64-bit number; 0 after reporting a mistake.
 
         Raises:
             StatementError: the word is neither.
@@ -79,7 +79,7 @@ class ValueReader:
         return constant
 
     def number(self, token: Token) -> int:
-        """Decimal, 0x hexadecimal, 0 or 0o octal; as C reads them, where C does.
+        """A decimal, hexadecimal (0x) or octal (0 or 0o) number, read as in C where C has it.
 
         Raises:
             StatementError: the word is none of these, or too long.
@@ -92,7 +92,7 @@ class ValueReader:
             if digits.startswith("0") and digits.isdigit():
                 value = int(digits, 8)
             elif "_" in digits or digits.startswith("0b"):
-                raise ValueError  # Python's, not the language's
+                raise ValueError  # Python's syntax, but not the language's
             else:
                 value = int(digits, 0)
         except ValueError:

@@ -1,11 +1,11 @@
-"""The words of one statement, as a grammar takes them. Pure."""
+"""The words of one statement, in the way that a grammar reads them. Pure."""
 
 from balloon_daemon.seccomp.policy import Place
 from balloon_daemon.seccomp.tokens import Token
 
 
 class StatementError(Exception):
-    """This statement cannot be read any further; the next one can."""
+    """This statement cannot be read to its end; the next one can."""
 
     def __init__(self, place: Place, message: str) -> None:
         super().__init__(message)
@@ -24,7 +24,7 @@ class Words:
         return self._tokens[self._next] if self._next < len(self._tokens) else None
 
     def take(self, wanted: str = "more") -> Token:
-        """The next word. Args: what to call it if there is none."""
+        """The next word. Args: the name of what is missing, if there is no further word."""
         token = self.peek()
         if token is None:
             raise StatementError(self._tokens[-1].place_after, f"expected {wanted} here")
@@ -36,7 +36,7 @@ class Words:
         self._next -= 1
 
     def drop(self) -> None:
-        """Passes over all that is left."""
+        """Skips all remaining words."""
         self._next = len(self._tokens)
 
     def mark(self) -> int:
@@ -44,11 +44,11 @@ class Words:
         return self._next
 
     def text_since(self, mark: int) -> str:
-        """The words taken since then, without their spaces."""
+        """The words taken since the mark, without their spaces."""
         return "".join(token.text for token in self._tokens[mark : self._next])
 
     def take_if(self, text: str) -> Token | None:
-        """The next word if it is this one."""
+        """Takes the next word if it is this text; else None."""
         token = self.peek()
         if token is None or token.text != text:
             return None
@@ -56,7 +56,7 @@ class Words:
         return token
 
     def expect(self, text: str, *, opened: Token | None = None) -> Token:
-        """The next word, which must be this one. Args: the bracket that it closes, if it does."""
+        """Takes the next word, which must be this text. Args: the bracket that it closes."""
         token = self.take_if(text)
         if token is not None:
             return token
@@ -65,7 +65,7 @@ class Words:
         raise self.unexpected(f"{text!r}")
 
     def unexpected(self, wanted: str) -> StatementError:
-        """The error of finding the next word instead of something else."""
+        """The error for finding the next word in place of ``wanted``."""
         token = self.take(wanted)
         return StatementError(token.place, f"expected {wanted}, found {token.text!r}")
 

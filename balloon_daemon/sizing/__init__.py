@@ -1,1 +1,1 @@
-"""How large each balloon is to be, and why; pure."""
+"""Decides how large each balloon is to be, and why; pure."""

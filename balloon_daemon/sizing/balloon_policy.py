@@ -1,7 +1,7 @@
 """How big each balloon should be: ChromeOS's balloon policy as a pure state machine.
 
-Runs in the controller, one instance per VM; events and a clock reading in, actions out. It never
-does I/O, looks at a clock, draws a random number or logs: all of these arrive as arguments.
+Runs in the controller, one instance per VM; events and a clock reading in, actions out. The class
+does no I/O, reads no clock, draws no random number and logs nothing: all of these are arguments.
 
 Theory of operation
     The state is a *level* of 0…``steps`` and two deadlines. Level ``k`` is a target of
@@ -19,17 +19,17 @@ Theory of operation
                                          one before
     =============  ====================  ======================================================
 
-    While ``held`` says why, LowMemory takes no step up, and all else is as ever.
+    While ``held`` gives a reason, LowMemory causes no step up; everything else stays the same.
 
     "Listening" is the same as "no recheck pending"; a level above 0 always has a release pending.
     **An illegal event raises StateError and changes nothing**: any other event, and a LowMemory
-    whose reading is not low. Whether the device runs is left out on purpose: a target is absolute,
-    so the controller repeats it to a new device and nothing here has to know.
+    whose reading is not low. The policy does not know whether the device runs: targets are
+    absolute, so the controller repeats the target to a new device.
 
 Source:
-    crosvm, "balloon: Implement device policy" (2018); its jitter is ours only where both of its
-    promises survive it: the maximum within 16 s of the first event while memory stays low, zero
-    within 9 minutes of the last event once memory is back.
+    crosvm, "balloon: Implement device policy" (2018). Its jitter is replaced by a smaller one
+    where it would break either of its promises: the maximum within 16 s of the first event while
+    memory stays low, zero within 9 minutes of the last event once memory is back.
 """
 
 import math
@@ -40,7 +40,7 @@ from typing import NamedTuple, Self, assert_never
 
 from balloon_daemon.errors import ConfigError, StateError
 
-# Events carry readings and steps carry decisions: one import is enough for whoever drives this.
+# Re-exported: events carry readings and steps carry decisions, so a caller needs one import.
 from balloon_daemon.sizing.decision import Decision as Decision
 from balloon_daemon.sizing.decision import NeverLow as NeverLow
 from balloon_daemon.sizing.decision import PolicyStatistics as PolicyStatistics
@@ -49,15 +49,15 @@ from balloon_daemon.sizing.decision import Reason as Reason
 from balloon_daemon.units import GIB, MIB, PAGE_SIZE
 
 MAX_STEPS = 1024
-"""More steps than this make an increment of less than 1 MiB from a VM of 2 GiB."""
+"""With more steps a VM of 2 GiB would have increments of less than 1 MiB."""
 
 
 def max_balloon_bytes(vm_mem_bytes: int) -> int:
-    """How much of a VM's memory its balloon may hold at most.
+    """The largest balloon of a VM of this size.
 
     Returns:
-        Bytes, in whole 4 KiB pages: all but 1 GiB of a VM of more than 1.5 GiB, half of one of at
-        least 500 MiB, nothing of a smaller one.
+        Bytes, in whole 4 KiB pages: all but 1 GiB of a VM of more than 1.5 GiB, half of a VM of at
+        least 500 MiB, nothing of a smaller VM.
 
     Source: crosvm's device policy, whose GB and MB are binary.
     """
@@ -72,13 +72,13 @@ def max_balloon_bytes(vm_mem_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """The policy's numbers: a count of steps, and times in seconds; the defaults are the seed's.
+    """The policy's numbers: a count of steps, and times in seconds; the defaults are crosvm's.
 
-    Each jitter is the width of a uniform draw that is added to its time, so that the VMs of a
-    host do not move together.
+    Each jitter is the width of a uniform draw that is added to its time, so that the VMs of a host
+    do not change together.
 
     Raises:
-        ConfigError: a number that no policy could run on.
+        ConfigError: a number with which no policy can work.
     """
 
     steps: int = 16
@@ -112,12 +112,12 @@ class PolicySettings:
 
     @property
     def seconds_to_maximum(self) -> float:
-        """The longest from the first low-memory event to the maximum while memory stays low."""
+        """The longest time from the first low-memory event to the maximum, in lasting pressure."""
         return (self.steps - 1) * (self.recheck_s + self.recheck_jitter_s)
 
     @property
     def seconds_to_zero(self) -> float:
-        """The longest from the last low-memory event to zero when memory is back at once."""
+        """The longest time from the last low-memory event to zero when memory is back at once."""
         first = self.release_after_s + self.release_after_jitter_s
         return first + (self.steps - 1) * (self.release_every_s + self.release_every_jitter_s)
 
@@ -130,19 +130,19 @@ class Timer(Enum):
 
 
 class LowMemory(NamedTuple):
-    """The source, listened to, says that the host is low on memory."""
+    """The source, while listened to, reports that the host is low on memory."""
 
     reading: Reading
 
 
-# Not a named tuple, as nothing without fields is here: empty ones are false and all equal.
+# A dataclass: a named tuple without fields is false and equals every other.
 @dataclass(frozen=True, slots=True)
 class LowMemoryTimer:
     """The recheck timer fired."""
 
 
 class AvailableMemoryTimer(NamedTuple):
-    """The release timer fired, and this is what the source says now; None: unknown."""
+    """The release timer fired; ``reading`` is the source's present reading, None: unknown."""
 
     reading: Reading | NeverLow | None
 
@@ -151,51 +151,51 @@ Event = LowMemory | LowMemoryTimer | AvailableMemoryTimer
 
 
 class SetTarget(NamedTuple):
-    """Send this absolute target, in bytes of balloon, to the device."""
+    """Send this absolute target, in bytes of balloon, to the guest."""
 
     target_bytes: int
     level: int
 
 
 class ArmTimer(NamedTuple):
-    """Let the timer fire once, after this delay, whether or not it was armed before."""
+    """Let the timer fire once after this delay, whether or not it is armed already."""
 
     timer: Timer
     delay_s: float
 
 
 class DisarmTimer(NamedTuple):
-    """Let the timer not fire."""
+    """Stop the timer."""
 
     timer: Timer
 
 
 @dataclass(frozen=True, slots=True)
 class PauseLowMemory:
-    """Stop listening to the source: no LowMemory until ResumeLowMemory."""
+    """Stop listening to the source: send no LowMemory until ResumeLowMemory."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeLowMemory:
-    """Listen again, and look at once: waiting for the next poll would break the 16 s."""
+    """Listen again, and read the source at once: the next poll could break the promised 16 s."""
 
 
 Action = SetTarget | ArmTimer | DisarmTimer | PauseLowMemory | ResumeLowMemory
 
 
 class Step(NamedTuple):
-    """What a step asks for, in the order in which to do it, and the decision behind it."""
+    """A step's actions, in the order in which to perform them, and the decision behind them."""
 
     actions: tuple[Action, ...]
     decision: Decision
 
 
 class PolicyState(NamedTuple):
-    """All that another process needs to go on: the level and both deadlines.
+    """The state with which another process can go on: the level and both deadlines.
 
     Attributes:
-        recheck_at_s: When to listen again, on the clock that ``step`` was given; None: listening.
-        release_at_s: When to try a step down; None: nothing to release.
+        recheck_at_s: When to listen again, on the clock given to ``step``; None: listening.
+        release_at_s: When to try a step down, on the same clock; None: nothing to release.
     """
 
     level: int = 0
@@ -231,7 +231,7 @@ class BalloonPolicy:
         self.settings = settings
         self._draw = draw
         self.held: Reason | None = None
-        """Why no step up is to be taken at this moment; None where nothing speaks against it."""
+        """Why no step up may be taken at this moment; None where one may."""
         self._state = PolicyState()
         self._statistics = PolicyStatistics()
 
@@ -243,12 +243,12 @@ class BalloonPolicy:
         settings: PolicySettings,
         draw: Callable[[], float],
     ) -> Self:
-        """A policy that goes on from another one's ``state``; call ``resume`` next.
+        """A policy that continues from another policy's ``state``; call ``resume`` next.
 
-        The maximum may differ: the level counts, and its target follows the new maximum.
+        The maximum may differ: the level is kept, and its target follows from the new maximum.
 
         Raises:
-            ConfigError: as the constructor.
+            ConfigError: as for the constructor.
             StateError: no policy with these settings can be in that state.
         """
         deadlines = (state.recheck_at_s, state.release_at_s)
@@ -270,7 +270,7 @@ class BalloonPolicy:
     @property
     def target_bytes(self) -> int:
         """The balloon's absolute target, 0…``max_bytes``, in whole pages."""
-        # Pages are divided, not bytes: the same floor, and no remainder below a page.
+        # Divide pages, not bytes: the result is the same floor, and whole pages.
         return self.max_bytes // PAGE_SIZE * self.level // self.settings.steps * PAGE_SIZE
 
     @property
@@ -291,7 +291,7 @@ class BalloonPolicy:
 
         Args:
             event: What happened.
-            now_s: The clock, in seconds; it counts only relative to other calls.
+            now_s: The clock, in seconds; only its differences between calls matter.
 
         Raises:
             StateError: the event is illegal in this state; nothing has changed.
@@ -307,10 +307,10 @@ class BalloonPolicy:
                 assert_never(event)
 
     def resume(self, now_s: float) -> Step:
-        """What brings a controller into line with a restored state: target, listening, timers.
+        """The actions that make a controller match a restored state: target, listening, timers.
 
-        Deadlines that passed fire at once. None lies further off than a fresh arming could put it,
-        so that a clock that started anew cannot hold the balloon for ever.
+        Deadlines that have passed fire at once. A deadline is never later than a newly armed one
+        would be, so that a clock that has started anew cannot keep the balloon for ever.
         """
         s, recheck_at_s, release_at_s = self.settings, None, None
         actions: list[Action] = [SetTarget(self.target_bytes, self.level)]
@@ -325,19 +325,20 @@ class BalloonPolicy:
             release_at_s = now_s + delay_s
             actions.append(ArmTimer(Timer.AVAILABLE_MEMORY, delay_s))
         if recheck_at_s is None:
-            # Last: who listens may hear of low memory at once, and that arms the timers anew.
+            # Put listening last: the controller may find low memory at once, which arms the timers
+            # anew.
             actions.append(ResumeLowMemory())
         self._state = PolicyState(self.level, recheck_at_s, release_at_s)
         return Step(tuple(actions), self._decision(Reason.RESTORED, self.level))
 
     def resize(self, max_bytes: int) -> Step:
-        """Goes by another maximum from now on.
+        """Changes the maximum.
 
-        Nobody is asked for more by that alone: under a larger maximum the level is the highest
-        whose target is not above the present one. Under a smaller one it stays.
+        A changed maximum alone never asks for more: under a larger one the level becomes the
+        highest whose target is not above the present target. Under a smaller one the level stays.
 
         Raises:
-            ConfigError: as the constructor.
+            ConfigError: as for the constructor.
         """
         if max_bytes < 0 or max_bytes % PAGE_SIZE:
             raise ConfigError(f"a balloon of at most {max_bytes} bytes, which are no whole pages")
@@ -350,8 +351,8 @@ class BalloonPolicy:
         return Step(actions, self._decision(Reason.RESIZED, before))
 
     def adopt(self, held_bytes: int, now_s: float) -> Step:
-        """Begins with a balloon that is there already: at the highest level that asks for no more,
-        as if memory had been low just now."""
+        """Begins with a balloon of ``held_bytes``: at the highest level that asks for no more, and
+        with the release timer armed as if memory had been low just now."""
         before = self.level
         s = self.settings
         arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)
@@ -361,12 +362,12 @@ class BalloonPolicy:
         return Step(actions, self._decision(Reason.ADOPTED, before))
 
     def _level_below(self, target_bytes: int) -> int:
-        """The highest level whose target is not above this one; 0 for none."""
+        """The highest level whose target is not above this target; 0 where there is none."""
         most, target = self.max_bytes // PAGE_SIZE, target_bytes // PAGE_SIZE
         if not most or not target:
             return 0
-        # Level k asks for floor(most × k / steps) pages: at most so many while k < (target + 1) ×
-        # steps / most.
+        # Level k asks for floor(most × k / steps) pages, which is at most target while k < (target
+        # + 1) × steps / most.
         steps = self.settings.steps
         return min(((target + 1) * steps - 1) // most, steps)
 
@@ -415,11 +416,11 @@ class BalloonPolicy:
         if seen is None:
             self._count("releases_unknown")
             return Step((arm,), self._decision(Reason.UNKNOWN, before))
-        # Room is kept so that a step down is not followed by low memory; where nothing is ever
-        # low, none is needed.
+        # Require room for two increments, so that a step down does not cause low memory; where
+        # nothing is ever low, require none.
         reason, needed_mib = Reason.SWITCHED_OFF, None
         if reading is not None:
-            # Two increments above the margin, and rounded in this order, as crosvm compares.
+            # Two increments above the margin, rounded in the same order as in crosvm's comparison.
             increment_bytes = self.max_bytes // self.settings.steps
             needed_mib = reading.margin_mib + 2 * (increment_bytes >> 20)
             if reading.available_mib < needed_mib:

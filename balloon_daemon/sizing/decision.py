@@ -1,6 +1,6 @@
-"""What the balloon policy saw, what it decided and why: one record a step, for logs and metrics.
+"""Readings and decisions of the balloon policy: one record for each step, for logs and metrics.
 
-Pure: values only. ``balloon_policy`` makes them, the controller writes them down.
+Pure: values only. ``balloon_policy`` makes them, the controller publishes them.
 """
 
 from enum import Enum
@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 
 class Reading(NamedTuple):
-    """What a low-memory source saw at one moment, in MiB.
+    """The reading of a low-memory source at one moment, in MiB.
 
     Attributes:
-        within: The limit, smaller than the host, below which this is available; "": the host.
+        within: The file of the cgroup limit to which the reading applies; "": the whole host.
     """
 
     available_mib: int
@@ -25,7 +25,7 @@ class Reading(NamedTuple):
 
 
 class NeverLow(NamedTuple):
-    """What a source that is switched off says: nothing is low memory, whatever is available.
+    """The reading of a source that is switched off: no memory is low, however little is available.
 
     Attributes:
         why: What switched it off.
@@ -35,7 +35,7 @@ class NeverLow(NamedTuple):
 
 
 class Reason(Enum):
-    """Why a step ended as it did: the word for a log line or a metric's label."""
+    """Why a step ended as it did; the value is the word for a log line or a metric's label."""
 
     LOW_MEMORY = "low-memory"
     AT_MAXIMUM = "at-maximum"
@@ -54,11 +54,11 @@ class Reason(Enum):
 
 
 class Decision(NamedTuple):
-    """What one step saw, what it decided, and why.
+    """The reading of one step, its result, and why.
 
     Attributes:
-        reading: What was seen; None where the event carries none or there were no figures.
-        needed_mib: What had to be available for a step down; None where that was not asked.
+        reading: The reading; None where the event has none or the figures are unknown.
+        needed_mib: What had to be available for a step down; None where no step down was tried.
     """
 
     reason: Reason

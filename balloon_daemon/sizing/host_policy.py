@@ -1,11 +1,11 @@
 """How big every balloon of the host should be: one unchanged ``BalloonPolicy`` for each VM.
 
 Pure. Runs in the controller; events, a clock reading and one reading of the host's memory in,
-targets out. It never does I/O, looks at a clock or draws a random number.
+targets out. The class does no I/O, reads no clock and draws no random number.
 
 Theory of operation
     Each VM's policy keeps its own level and its two deadlines: the *recheck* (listen to low memory
-    again) and the *release* (try a step down). This class fires the deadlines, and hands one
+    again) and the *release* (try a step down). This class fires the deadlines, and gives one
     reading of the host to all VMs that a step concerns.
 
     ============  =================================================================================
@@ -21,13 +21,13 @@ Theory of operation
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
-    A VM that is added, restored or listens again has a look at the source at once: it would hear
-    of low memory only at the next poll otherwise, and the maximum would come later than promised.
-    For a VM that is added or restored, ``wake_at_s`` is the present, so that all VMs of a moment
+    A VM that is added, restored or listens again gets a reading at once: otherwise it would notice
+    low memory only at the next poll, and reach its maximum later than promised. For a VM that is
+    added or restored, ``wake_at_s`` is set to the present, so that all VMs added at one moment
     share the reading.
 
-    **An event that makes no sense raises StateError and changes nothing**: one about a VM that is
-    not there, or one that adds a VM twice or restores it to a state that no policy can be in.
+    **An event that makes no sense raises StateError and changes nothing**: an event about an
+    unknown VM, or one that adds a VM twice or restores a VM to a state that no policy can be in.
 """
 
 import heapq
@@ -52,16 +52,16 @@ from balloon_daemon.sizing.decision import Decision, NeverLow, Reading, Reason
 from balloon_daemon.units import VmId
 
 Seen = Reading | NeverLow | None
-"""What one look at the low-memory source gave; None: its figures are unknown."""
+"""One reading of the low-memory source; None: its figures are unknown."""
 
 
 class Added(NamedTuple):
-    """A VM of this size is there.
+    """A VM of this size has come.
 
     Attributes:
-        vm: which.
+        vm: which VM.
         vm_mem_bytes: its size.
-        balloon_bytes: what an earlier balloond has left in its balloon.
+        balloon_bytes: the size of the balloon that an earlier balloond has left in it.
     """
 
     vm: VmId
@@ -70,12 +70,12 @@ class Added(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """A VM is there whose policy another balloond has left in this state.
+    """A VM has come whose policy another balloond has left in this state.
 
     Attributes:
-        vm: which.
+        vm: which VM.
         vm_mem_bytes: its size.
-        state: of its policy.
+        state: its policy's state.
         balloon_bytes: its balloon's size.
     """
 
@@ -99,41 +99,41 @@ class Removed(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """A poll or the kernel's wake-up had the source read."""
+    """The source was read, because of a poll or the kernel's wake-up."""
 
     seen: Seen
 
 
 class Woke(NamedTuple):
-    """``wake_at_s`` has come, and the source was read."""
+    """``wake_at_s`` was reached, and the source was read."""
 
     seen: Seen
 
 
-# Not a named tuple: one without fields is false, and equal to every other.
+# A dataclass: a named tuple without fields is false and equals every other.
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """balloond ends: nothing is to be decided any more."""
+    """balloond ends: make no more decisions."""
 
 
 Event = Added | Restored | Resized | Removed | Looked | Woke | Halted
 
 
 class Target(NamedTuple):
-    """Tell this VM its absolute target, in bytes of balloon; perhaps the same one once more."""
+    """Send this VM its absolute target, in bytes of balloon; perhaps the same target once more."""
 
     vm: VmId
     target_bytes: int
 
 
 class VmDecision(NamedTuple):
-    """What was decided for one VM.
+    """The decision for one VM.
 
     Attributes:
-        vm: which.
-        decision: what, and why.
-        repeated: the VM's last decision had the same reason, and nothing changed by either. Under
-            lasting pressure at the maximum there is one such decision each second.
+        vm: which VM.
+        decision: the decision and its reason.
+        repeated: True: the VM's last decision had the same reason, and neither changed anything.
+            Under lasting pressure at the maximum there is one such decision each second.
     """
 
     vm: VmId
@@ -142,13 +142,13 @@ class VmDecision(NamedTuple):
 
 
 class HostStep(NamedTuple):
-    """What a step asks for.
+    """The result of a step.
 
     Attributes:
-        targets: what VMs are to be told, in this order; before anything else is done.
-        decisions: what was decided, in the order in which it was.
-        wake_at_s: when to step with ``Woke``, on the clock that ``step`` was given; None: never.
-        listen: whether to poll the source and step with ``Looked``, or with the kernel's wake-up.
+        targets: the VMs' new targets, to be sent in this order before anything else is done.
+        decisions: the decisions, in the order in which they were made.
+        wake_at_s: when to step with ``Woke``, on the clock given to ``step``; None: never.
+        listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
     """
 
     targets: tuple[Target, ...]
@@ -167,12 +167,12 @@ class _Row:
     Attributes:
         policy: its policy.
         vm_mem_bytes: its size.
-        actual_bytes: its balloon's size, as its driver says.
-        last_reason: of the last decision but rechecks.
-        moved_at_s: when the balloon last changed or a target was told.
+        actual_bytes: its balloon's size, as its driver reports it.
+        last_reason: the reason of its last decision, rechecks left out.
+        moved_at_s: when the balloon's size last changed or a target was last sent.
         moved_to_bytes: the balloon's size then.
-        most_bytes: the largest that it was since a target was told.
-        queued_at_s: the time of its entry among the deadlines; infinity: it has none.
+        most_bytes: the balloon's largest size since a target was sent.
+        queued_at_s: the time of its entry among the deadlines; infinity: it has no entry.
     """
 
     policy: BalloonPolicy
@@ -197,7 +197,7 @@ class _Row:
 
 @dataclass(slots=True)
 class _Asked:
-    """What the present step asks for so far."""
+    """The results of the present step so far."""
 
     targets: list[Target] = field(default_factory=list)
     decisions: list[VmDecision] = field(default_factory=list)
@@ -208,9 +208,9 @@ class HostPolicy:
 
     Args:
         settings: the policies' numbers.
-        draw: gives a uniform number of [0, 1); called once per arming of a timer.
-        against_more: (VM, its level) -> why it must not be asked for more just now, or None;
-            called for each VM that listens when memory is low. It must not raise.
+        draw: gives a uniform number of [0, 1); called once for each timer that is armed.
+        against_more: (VM, its level) -> why the VM must not be asked for more just now, or None;
+            called for each listening VM when memory is low. It must not raise.
     """
 
     def __init__(
@@ -224,17 +224,18 @@ class HostPolicy:
         self._against_more = against_more
         self._rows: dict[VmId, _Row] = {}
         self._listening: dict[VmId, _Row] = {}
-        # A heap of (when, VM's number, VM). An entry counts if it is the VM's ``queued_at_s``.
+        # A heap of (time, VM's number, VM). An entry is valid if its time is the VM's
+        # ``queued_at_s``.
         self._deadlines: list[tuple[float, int, VmId]] = []
         self._look_at_s: float | None = None
         self._halted = False
 
     def step(self, event: Event, now_s: float) -> HostStep:
-        """Takes one event.
+        """Handles one event.
 
         Args:
-            event: what happened.
-            now_s: the clock, in seconds; it counts only relative to other calls.
+            event: the event.
+            now_s: the clock, in seconds; only its differences between calls matter.
 
         Raises:
             StateError: the event makes no sense; nothing has changed.
@@ -270,9 +271,9 @@ class HostPolicy:
         )
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
-        """Notes the size of a VM's balloon, as its driver says; decides nothing.
+        """Notes the size of a VM's balloon, as its driver reports it; decides nothing.
 
-        No event, as it comes for each MiB that any guest gives.
+        Not an event, because it is called for each MiB of any guest's balloon.
         """
         self._row(vm).actual_bytes = actual_bytes
 
@@ -281,11 +282,11 @@ class HostPolicy:
         return vm in self._rows
 
     def policy(self, vm: VmId) -> BalloonPolicy:
-        """The VM's policy, to be looked at. Raises StateError: the VM has none."""
+        """The VM's policy, for reading. Raises StateError: the VM has none."""
         return self._row(vm).policy
 
     def vm_mem_bytes(self, vm: VmId) -> int:
-        """The size that the policy goes by. Raises StateError: the VM has none."""
+        """The VM size that its policy uses. Raises StateError: the VM has none."""
         return self._row(vm).vm_mem_bytes
 
     # --- VMs ----------------------------------------------------------------------------------
@@ -293,7 +294,7 @@ class HostPolicy:
     def _add(self, event: Added, now_s: float, asked: _Asked) -> None:
         self._require_new(event.vm)
         if self._halted:
-            # Nobody would give back what the guest then gave.
+            # No step would ever give back the pages that the guest gave for it.
             return
         max_bytes = max_balloon_bytes(event.vm_mem_bytes)
         policy = BalloonPolicy(max_bytes, self._settings, self._draw)
@@ -343,7 +344,7 @@ class HostPolicy:
     # --- memory and time ----------------------------------------------------------------------
 
     def _look(self, seen: Seen, now_s: float, asked: _Asked) -> None:
-        """Tells low memory to every VM that listens, of which none listens afterwards."""
+        """Steps every listening VM if memory is low; none of them listens afterwards."""
         self._look_at_s = None
         if not isinstance(seen, Reading) or not seen.is_low:
             return
@@ -365,7 +366,8 @@ class HostPolicy:
             if state.recheck_at_s == row.deadline_s:
                 self._take(vm, row, row.policy.step(LowMemoryTimer(), now_s), now_s, asked)
                 self._listening[vm] = row
-                # Before any later deadline, as low memory puts every listener's release off.
+                # Look before any later deadline, because low memory postpones the release of every
+                # listener.
                 self._look(seen, now_s, asked)
             else:
                 step = row.policy.step(AvailableMemoryTimer(seen), now_s)
@@ -387,8 +389,9 @@ class HostPolicy:
     def _queue(self, vm: VmId, row: _Row) -> None:
         """Queues a VM's earliest deadline.
 
-        One that was queued and has moved off since stays until its time comes: a release moves
-        with each low-memory event, and would be taken out of the middle of the heap each time.
+        An entry whose deadline has moved later stays until its time comes: a release moves with
+        each low-memory event, and removing it from the middle of the heap each time would cost
+        more.
         """
         at_s = row.deadline_s
         if at_s < row.queued_at_s:
@@ -402,7 +405,7 @@ class HostPolicy:
         return None if at_s == math.inf else at_s
 
     def _take(self, vm: VmId, row: _Row, step: Step, now_s: float, asked: _Asked) -> None:
-        """Takes what a policy asks for; its timers and listening show in its state."""
+        """Collects a policy's targets and decision; its state has its timers and listening."""
         for action in step.actions:
             if isinstance(action, SetTarget):
                 asked.targets.append(Target(vm, action.target_bytes))
@@ -415,11 +418,12 @@ class HostPolicy:
         self._queue(vm, row)
 
     def _tell_again_if_stopped(self, vm: VmId, row: _Row, now_s: float, asked: _Asked) -> None:
-        """Tells a target once more to a driver that is short of it and has not moved for long.
+        """Sends a target once more to a driver that is short of it and has not moved for long.
 
-        Windows' and OpenBSD's drivers stop at the first page that they cannot have, and look again
-        only when they are told. A guest that has taken pages back since it was told its target
-        needs them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver would give them again.
+        Windows' and OpenBSD's drivers stop at the first page that they cannot get, and try again
+        only when they are told of a target. A guest that has taken pages back since its target was
+        sent is left alone: it needs them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver
+        would give them again.
         """
         actual_bytes = row.actual_bytes
         if actual_bytes != row.moved_to_bytes:

@@ -1,4 +1,4 @@
-"""The two ends of the tube. The controller's end never blocks; nor does the device's."""
+"""The two ends of the tube; neither of them blocks."""
 
 import contextlib
 import errno
@@ -29,14 +29,15 @@ def open_tube() -> tuple["ControllerEnd", "DeviceEnd"]:
 
 
 MAX_DATAGRAMS = 64
-"""Messages taken at a time: a device that was taken over must not hold the controller by writing
-faster than it reads. A tube holds some 280 (net.core.wmem_default)."""
+"""Messages taken at a time: a device taken over by its guest must not keep the controller busy by
+writing faster than the controller reads. A tube holds some 280 messages (net.core.wmem_default).
+"""
 
 _SIOCOUTQ = 0x5411  # linux/sockios.h
 
 _LOST = {errno.EAGAIN, errno.EPIPE, errno.ECONNRESET, errno.ENOBUFS, errno.ENOMEM}
-"""Full, the other side is gone, or the host has no memory: what matters is absolute and comes
-again."""
+"""The tube is full, the other side is gone, or the host has no memory. The message is dropped:
+every message that matters is absolute and is sent again later."""
 
 
 class _End:
@@ -50,7 +51,7 @@ class _End:
         self._socket.close()
 
     def _write(self, datagram: bytes) -> bool:
-        # write(2), not sendto(2): the seed's policy allows the device no other.
+        # write(2), not sendto(2): crosvm's seccomp policy for this device allows only write(2).
         try:
             os.write(self._socket.fileno(), datagram)
         except OSError as err:
@@ -60,7 +61,7 @@ class _End:
         return True
 
     def _read(self) -> bytes:
-        """One datagram; empty at the end of the tube. Raises BlockingIOError where none waits."""
+        """Reads one datagram; empty at the tube's end. Raises BlockingIOError where none waits."""
         try:
             return self._socket.recv(MAX_MESSAGE_BYTES)
         except ConnectionResetError:
@@ -73,18 +74,18 @@ class ControllerEnd(_End):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self.garbage: str | None = None
-        """What came that no device ever sends, in words; nothing is read any more then."""
+        """A message that no device sends, in words; after that nothing more is read."""
         self.at_end = False
-        """The device is gone, and all that it said is read."""
+        """The device is gone, and all of its reports have been read."""
 
     def send(self, message: Down) -> bool:
         """Sends to the device; False where the tube is full or the device is gone."""
         return self._write(encode_down(message))
 
     def receive(self) -> list[Up] | None:
-        """Reports that wait, at most 64; None once the device is gone and all is read.
+        """Waiting reports, at most 64; None once the device is gone and all are read.
 
-        What no device sends ends it: ``garbage`` says what that was.
+        After a message that no device sends, which ``garbage`` describes, nothing more is read.
         """
         reports: list[Up] = []
         with contextlib.suppress(BlockingIOError):
@@ -100,7 +101,7 @@ class ControllerEnd(_End):
         return reports
 
     def unread_bytes(self) -> int:
-        """How much the orders occupy that the device has not taken (unix(7), SIOCOUTQ)."""
+        """Bytes that the orders not yet read by the device occupy (unix(7), SIOCOUTQ)."""
         (unread,) = struct.unpack("i", fcntl.ioctl(self._socket, _SIOCOUTQ, bytes(4)))
         return int(unread)
 
@@ -109,7 +110,7 @@ class DeviceEnd(_End):
     """The device's end."""
 
     def wait_for_order(self) -> bool:
-        """Waits for the first order, and leaves it there; False where the controller is gone."""
+        """Waits for the first order without reading it; False where the controller is gone."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.poll()
@@ -123,9 +124,9 @@ class DeviceEnd(_End):
         return self._write(encode_up(message))
 
     def receive(self) -> list[Down] | None:
-        """Orders that wait, of at most 64 messages; None once the controller is gone.
+        """Waiting orders, at most 64 messages; None once the controller is gone.
 
-        A message that the controller would never send is left out.
+        A message that the controller would never send is ignored.
         """
         orders: list[Down] = []
         with contextlib.suppress(BlockingIOError):

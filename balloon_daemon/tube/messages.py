@@ -1,8 +1,9 @@
-"""What controller and device say to each other: one message a datagram, little-endian.
+"""The messages between controller and device: one message a datagram, little-endian.
 
-Pure. Down (controller to device) go the target, 8 bytes, and short commands of 4. Up go typed
-reports. Every number is absolute, never a difference, so a lost or repeated message heals with
-the next one. What neither side would send raises TubeError; the receiver counts it and goes on.
+Pure. Down (controller to device) go the target, 8 bytes, and commands of 4 bytes. Up go typed
+reports. Every number is absolute, never a difference, so the next message makes up for a lost or
+repeated one. A message that neither side would send raises TubeError; the device counts it and
+goes on, the controller kills the device.
 """
 
 import struct
@@ -14,7 +15,7 @@ from balloon_daemon.errors import Rule, TubeError
 from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS, STAT_ENTRY
 
 MAX_MESSAGE_BYTES = 1024
-"""Longer than any message here."""
+"""Longer than any message of the tube."""
 
 _TARGET = struct.Struct("<Q")
 _COMMAND = struct.Struct("<I")
@@ -61,7 +62,7 @@ def decode_down(datagram: bytes) -> Down:
 
 
 class FaultKind(IntEnum):
-    """What went wrong in the device, for the controller to put into words."""
+    """The kind of a fault in the device; the controller words it."""
 
     CHAIN = 1
     """The guest broke the rules in one chain, which was dropped."""
@@ -77,19 +78,19 @@ class Ready:
 
 
 class Progress(NamedTuple):
-    """What this device process did since it started. Sent after work, at a limited rate.
+    """Counters of this device process since its start. Sent after work, at a limited rate.
 
     Attributes:
-        inflated_pages: 4 KiB pages that the guest handed over.
-        deflated_pages: 4 KiB pages that it took back.
-        reported_bytes: free memory that it reported (VIRTIO_BALLOON_F_REPORTING).
-        removed_bytes: given back to the host, by inflation or report.
-        removals: MADV_REMOVE calls that it took.
+        inflated_pages: 4 KiB pages that the guest put into the balloon.
+        deflated_pages: 4 KiB pages that the guest took out of the balloon.
+        reported_bytes: free memory that the guest reported (VIRTIO_BALLOON_F_REPORTING).
+        removed_bytes: bytes removed for the host, after inflation or report.
+        removals: MADV_REMOVE calls that succeeded.
         buffers: chains answered.
         faults: chains dropped.
         freed_pages: how many of ``inflated_pages`` the kernel has freed.
-        kept_pages: how many of them lie where nothing can be freed.
-        refused_pages: how many the kernel refused to free, of the balloon's or reported.
+        kept_pages: how many of ``inflated_pages`` lie in regions that cannot be freed.
+        refused_pages: 4 KiB pages, inflated or reported, that the kernel refused to free.
         foreign_pages: pages in chains that were dropped for a page outside all memory regions.
     """
 
@@ -106,7 +107,7 @@ class Progress(NamedTuple):
     foreign_pages: int = 0
 
     def plus(self, other: "Progress") -> "Progress":
-        """What two devices did, one after the other."""
+        """The sums of this device's counters and those of another."""
         return Progress(*(ours + theirs for ours, theirs in zip(self, other, strict=True)))
 
 
@@ -118,10 +119,10 @@ class Stats:
 
 
 class Fault(NamedTuple):
-    """A fault, with how many like it were not reported in between.
+    """A fault, and how many similar faults were not reported before it.
 
     Attributes:
-        kind: whose it is and what was done.
+        kind: who is at fault, and what was done.
         queue: the vring's index.
         code: the ``Rule``; for HOST the errno.
         head: the chain's head descriptor index, or ``NO_HEAD``.
@@ -139,7 +140,7 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The device ends; ``used.idx`` of each vring by its index, for GET_VRING_BASE."""
+    """The device ends; (vring index, ``used.idx``) pairs, for GET_VRING_BASE."""
 
     used_indices: tuple[tuple[int, int], ...]
 
@@ -184,7 +185,7 @@ def encode_up(message: Up) -> bytes:
 
 
 def decode_up(datagram: bytes) -> Up:
-    """Decodes a report. The device may have been taken over: nothing in it is taken on trust.
+    """Decodes a report, all of whose fields are checked: a guest may have taken the device over.
 
     Raises:
         TubeError: unknown kind, wrong length, or a field out of its range.

@@ -1,16 +1,17 @@
 """The back-end's half of vhost-user as a state machine: messages in, effects out.
 
 Pure: no socket, no mapping. Theory of operation: the front-end describes features, memory and
-vrings in any order; a vring is *ready* once it has a size, addresses, a kick and is enabled; which
-virtqueue stands behind an index follows from the acknowledged features. Whatever changes something
-that a running device was forked with gives ``StopDevice`` *before* its answer, so that nobody
-serves memory or rings that the front-end believes are gone, and ``RingsChanged``.
+vrings in any order. A vring is *ready* once it has a size, addresses and a kick and is
+enabled; the acknowledged features decide which virtqueue a vring's index means. A message that
+changes anything with which the running device was forked gives ``StopDevice`` *before* its
+answer, so that no device serves memory or rings that the front-end believes are gone, and then
+``RingsChanged``.
 
-Most VMMs exit when a back-end hangs up while they start, and a driver chooses part of what they
-say. So whatever can be understood is answered, and what cannot be served is not: ``NotServed``
-says why. Only a message that cannot be understood, or whose answer cannot be given, raises
-FrontendError; it changes nothing, its file descriptors are closed, and so is the connection, by
-the caller.
+Most VMMs exit when a back-end hangs up during their start, and the guest's driver chooses part of
+what the VMM sends. So a message that can be understood is always answered; ``NotServed`` says why
+its content cannot be served. FrontendError is raised only for a message that cannot be understood
+or whose answer cannot be given; that message changes nothing, its file descriptors are closed, and
+the caller closes the connection.
 
 Source: QEMU's "Vhost-user Protocol".
 """
@@ -58,7 +59,8 @@ from balloon_daemon.virtio.balloon import (
     queue_numbers,
 )
 
-# Plain: an IntFlag makes a member anew for each "&", and its "~" knows of no bit beyond its own.
+# Plain ints: an IntFlag makes a new member for each "&", and its "~" drops the bits that it does
+# not know.
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
 _PROTOCOL_FEATURES = int(wire.OFFERED_PROTOCOL_FEATURES)
 _IMPLEMENTED = int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES
@@ -66,13 +68,13 @@ _IMPLEMENTED = int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES
 
 @dataclass(slots=True)
 class Backend:
-    """One front-end's device.
+    """The state of one front-end's device.
 
     Args:
         memory: an empty memory table.
         offered: the device's feature bits, some of OFFERED_FEATURES.
         right_kind: (request, descriptor) -> whether the descriptor is of the kind that the request
-            speaks of; another file may never answer whoever writes to it.
+            needs; a write to another kind of file may block for ever.
     """
 
     memory: MemoryTable
@@ -83,33 +85,33 @@ class Backend:
     protocol_features: int = 0
     vrings: Vrings = field(init=False)
     channel: Fd | None = None
-    """The back-end's own channel (SET_BACKEND_REQ_FD); without it no target can be signalled."""
+    """The back-end's own channel (SET_BACKEND_REQ_FD), needed to tell the VMM of a new target."""
     status: int = 0
-    """The driver's, as far as the front-end says it (SET_STATUS)."""
+    """The driver's device status, if the front-end sends it (SET_STATUS)."""
 
     def __post_init__(self) -> None:
         self.vrings = Vrings(self.driver, self.right_kind)
 
     @property
     def config(self) -> BalloonConfig:
-        """The config space, to read; ``set_target`` and ``restore_config`` write it."""
+        """The config space, to be read; ``set_target`` and ``restore_config`` write to it."""
         return self.driver.config
 
     @property
     def target_bytes(self) -> int:
-        """The balloon's target, as the driver reads it."""
+        """The target in the config space, where the driver reads it."""
         return self.config.num_pages * PAGE_SIZE
 
     def set_target(self, target_bytes: int) -> None:
-        """Has the driver read a target from now on.
+        """Puts a target into the config space.
 
         Args:
-            target_bytes: absolute; whole 4 KiB pages of it count, and as many as a u32 can say.
+            target_bytes: absolute; rounded down to 4 KiB pages and limited to a u32 of pages.
         """
         self.config.num_pages = pages_of(target_bytes)
 
     def rings_stood_at(self, indices: Iterable[tuple[int, int]]) -> None:
-        """Takes from a device that has ended where each of its vrings stands.
+        """Stores where the rings of an ended device stand.
 
         Args:
             indices: (vring, ``used.idx``) pairs, below MAX_QUEUES and 65536.
@@ -117,18 +119,18 @@ class Backend:
         self.vrings.stood_at(indices)
 
     def restore_config(self, num_pages: int, actual: int, *, balloon_known: bool) -> None:
-        """Takes the config space over from another controller, when the vrings are restored.
+        """Takes the config space over from another controller, after the vrings were restored.
 
         Args:
-            num_pages, actual: 4 KiB pages; no more than a u32 can say counts.
-            balloon_known: that controller knew the balloon behind vrings that stand in mid-life.
+            num_pages, actual: 4 KiB pages, limited to a u32.
+            balloon_known: that controller knew the balloon behind rings set up in mid-life.
         """
         stopped = not self.vrings[0].started
         self.driver.restore(num_pages, actual, known=balloon_known, stopped=stopped)
 
     @property
     def driver_runs(self) -> bool:
-        """A driver has acknowledged features, so it has found the device."""
+        """A driver has acknowledged features, so a guest's driver has found the device."""
         return bool(self.acknowledged & ~wire.VHOST_USER_F_PROTOCOL_FEATURES)
 
     @property
@@ -142,7 +144,8 @@ class Backend:
         """The vrings that a device can serve now; none unless the inflateq is among them.
 
         Args:
-            disabled: also those that it could only look at, with or without the inflateq.
+            disabled: True: also disabled vrings, which a device may look at but not serve, even
+                without an inflateq.
         """
         ready = self.vrings.ready(queue_numbers(self.acknowledged), disabled=disabled)
         serves = disabled or any(vring.queue is BalloonQueue.INFLATEQ for vring in ready)
@@ -157,15 +160,15 @@ class Backend:
             self.channel = None
 
     def handle(self, message: Message, fds: Sequence[Fd], *, lost: bool = False) -> list[Effect]:
-        """Takes one message.
+        """Handles one message.
 
         Args:
-            message: as it came.
-            fds: the descriptors beside it; they are the back-end's from now on.
-            lost: some of its descriptors found no room in this process; ``fds`` is empty.
+            message: as it was received.
+            fds: the descriptors that came with it; the back-end owns them from now on.
+            lost: this process had no room for its descriptors; ``fds`` is empty.
 
         Returns:
-            What to do, in this order.
+            Effects, to be performed in this order.
 
         Raises:
             FrontendError: the message cannot be understood, or its answer cannot be given.
@@ -180,7 +183,7 @@ class Backend:
             if handler is None:
                 raise FrontendError(message.name, "is not offered by this back-end")
             if lost:
-                handler = _LOSERS.get(Request(message.request), handler)
+                handler = _HANDLERS_OF_LOST_FDS.get(Request(message.request), handler)
             elif len(fds) not in ALLOWED_FDS.get(message.request, NO_FDS):
                 raise FrontendError(message.name, f"came with {len(fds)} file descriptors")
             effects = handler(self, message, fds)
@@ -188,22 +191,22 @@ class Backend:
             for fd in fds:
                 fd.close()
             raise
-        # Behind a StopDevice: the front-end may free at once what it took back.
+        # After any StopDevice: the front-end may free memory as soon as it is acknowledged.
         return [*effects, Send(acknowledgement(message))] if self._wants_ack(message) else effects
 
     def lacks_fds(self, message: Message) -> bool:
-        """Whether a message that has come without descriptors should have had some."""
+        """Whether this message, received without descriptors, should have come with some."""
         return lacks_fds(message)
 
     def vring_is_to_stop(self, message: Message) -> bool:
-        """Whether a GET_VRING_BASE that was handled already has not stopped its vring yet."""
+        """Whether a GET_VRING_BASE already handled has not stopped its vring yet."""
         if message.request != Request.GET_VRING_BASE:
             return False
         index = wire.decode_vring_state(message).index
         return index < MAX_QUEUES and self.vrings[index].kick is not None
 
     def reply_again(self, message: Message) -> list[bytes]:
-        """The answer to a message that was handled already, but perhaps not answered."""
+        """The answer to a message already handled but perhaps not answered."""
         if message.request == Request.GET_VRING_BASE:
             index = wire.decode_vring_state(message).index
             return [self.stop_vring(index) if index < MAX_QUEUES else base_reply(index, 0)]
@@ -220,7 +223,7 @@ class Backend:
         )
 
     def stop_vring(self, index: int) -> bytes:
-        """Stops a vring; GET_VRING_BASE's reply, once ``vrings[index].base`` is right."""
+        """Stops a vring whose ``base`` is right; returns GET_VRING_BASE's reply."""
         return self.vrings.stop(index)
 
     # --- features -----------------------------------------------------------------------------
@@ -234,7 +237,7 @@ class Backend:
         self.driver.set_up(message.request)
         if features == self.acknowledged:
             return []
-        # Whatever is implemented: a balloond with other settings may have offered it before us.
+        # Any implemented feature: an earlier balloond with other settings may have offered it.
         self.acknowledged = features
         return [*RESTART]
 
@@ -246,7 +249,7 @@ class Backend:
         return []
 
     def _reset_owner(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        # Deprecated; some front-ends still send it where they mean: disable all rings.
+        # RESET_OWNER is deprecated; some front-ends still send it to disable all rings.
         self.driver.sign_reset()
         self.vrings.disable()
         return [*RESTART]
@@ -261,7 +264,7 @@ class Backend:
         self.status = wire.decode_u64(message)
         if self.status:
             return []
-        # QEMU says this for a pause too, after it has stopped the rings.
+        # QEMU also sends status 0 for a pause, after it has stopped the rings.
         self.driver.sign_reset()
         return self._reset_owner(message, fds) if any(v.ready for v in self.vrings) else []
 
@@ -286,7 +289,7 @@ class Backend:
     # --- vrings -------------------------------------------------------------------------------
 
     def _set_vring_kick(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        # "Ring states": without that feature a ring is enabled as soon as it starts.
+        # "Ring states": without VHOST_USER_F_PROTOCOL_FEATURES a ring is enabled as it starts.
         enables = not self.acknowledged & wire.VHOST_USER_F_PROTOCOL_FEATURES
         return self.vrings.set_kick(message, fds, enables=enables)
 
@@ -298,7 +301,7 @@ class Backend:
             self.driver.stopped()
         return [StopDevice(), AnswerVringBase(index), RingsChanged()]
 
-    def _lose_channel(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+    def _channel_fd_lost(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         return [not_served(message, NO_ROOM), *self._set_backend_req_fd(message, ())]
 
     # --- config space -------------------------------------------------------------------------
@@ -319,7 +322,7 @@ def _tell_memory(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[
     return MEMORY_HANDLERS[message.request](backend.memory, message, fds)
 
 
-def _lose_memory(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+def _memory_fds_lost(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
     backend.memory.lose(f"its memory is unknown: {NO_ROOM}")
     return [*RESTART]
 
@@ -328,7 +331,7 @@ def _tell_vring(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[E
     return VRING_HANDLERS[message.request](backend.vrings, message, fds)
 
 
-def _lose_vring_fd(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
+def _vring_fd_lost(backend: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
     return backend.vrings.lose_fd(message)
 
 
@@ -341,8 +344,8 @@ def _set_owner(_: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
 
 
 def _leave_alone(_: Backend, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-    """A request that only a feature which was not offered makes sense of: it is refused, by the
-    acknowledgement where the front-end wants one."""
+    """Refuses a request of a feature that was not offered; the front-end learns of the refusal if
+    it wants an acknowledgement."""
     for fd in fds:
         fd.close()
     return [not_served(message, "is not offered; refused")]
@@ -369,10 +372,10 @@ _HANDLERS: dict[int, Callable[[Backend, Message, Sequence[Fd]], list[Effect]]] =
 
 _HANDLERS.update(dict.fromkeys(LEFT_ALONE, _leave_alone))
 
-_LOSERS = {
-    Request.SET_MEM_TABLE: _lose_memory,
-    Request.ADD_MEM_REG: _lose_memory,
-    **dict.fromkeys(VRING_FDS, _lose_vring_fd),
-    Request.SET_BACKEND_REQ_FD: Backend._lose_channel,
+_HANDLERS_OF_LOST_FDS = {
+    Request.SET_MEM_TABLE: _memory_fds_lost,
+    Request.ADD_MEM_REG: _memory_fds_lost,
+    **dict.fromkeys(VRING_FDS, _vring_fd_lost),
+    Request.SET_BACKEND_REQ_FD: Backend._channel_fd_lost,
 }
-"""What becomes of a request whose descriptors are lost."""
+"""Handlers of requests whose descriptors were lost for want of room."""

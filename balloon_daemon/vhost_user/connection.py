@@ -1,6 +1,6 @@
 """The vhost-user socket: whole messages with their file descriptors, never blocking.
 
-Runs in the controller. Bytes from a VMM arrive here and nowhere else.
+Runs in the controller, which receives bytes from a VMM only here.
 """
 
 import array
@@ -27,7 +27,8 @@ from balloon_daemon.vhost_user.messages import (
 )
 
 SCM_MAX_FD = 253
-"""include/net/scm.h. What there is no room for the kernel closes itself, within our own call."""
+"""include/net/scm.h. Of more descriptors than the buffer holds, the kernel itself closes the rest,
+within recvmsg()."""
 
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
 MAX_UNSENT_BYTES = 64 * 1024
@@ -39,18 +40,19 @@ _KINDS: dict[int, FdKind] = {
     FrontendRequest.SET_VRING_ERR: FdKind.EVENTFD,
     FrontendRequest.SET_BACKEND_REQ_FD: FdKind.UNIX_SOCKET,
 }
-"""What devices are forked with besides memory, which the memory table looks at. QEMU, crosvm and
-others send nothing else; another file may never answer whoever writes to it or closes it."""
+"""The kinds of descriptors with which devices are forked, besides memory files, which the memory
+table inspects. QEMU, crosvm and others send no other kinds; writing to or closing another kind of
+file may block for ever."""
 
 
 def right_kind(request: int, fd: Fd) -> bool:
-    """Whether a descriptor is of the kind that a request speaks of."""
+    """Whether a descriptor is of the kind that the request needs."""
     kind = _KINDS.get(request)
     return kind is None or fd_kind(fd.fileno()) is kind
 
 
 def inspect_memory(fd: Fd) -> FileFacts:
-    """What a memory region's file is."""
+    """The facts of a memory region's file."""
     file = inspect_memory_file(fd.fileno())
     return FileFacts(file.size_bytes, file.page_bytes, file.never_freed, file.mappable)
 
@@ -61,7 +63,8 @@ class Received(NamedTuple):
     Attributes:
         message: without its descriptors.
         fds: its descriptors, now the caller's.
-        lost: it came with descriptors for which this process had no room; ``fds`` is empty.
+        lost: True: the message came with descriptors for which this process had no room; ``fds``
+            is empty.
     """
 
     message: Message
@@ -73,16 +76,17 @@ class Connection:
     """One front-end's connection.
 
     Args:
-        sock: a connected stream socket, the connection's from here on.
-        foreign: closes what came over it.
+        sock: a connected stream socket, owned by the connection from here on.
+        foreign: closes the descriptors that are received.
 
     Attributes:
-        foreign: the same.
+        foreign: the same object.
     """
 
     def __init__(self, sock: socket.socket, foreign: ForeignFds) -> None:
         sock.setblocking(False)
-        # Urgent data is data like any other: else the kernel skips it, and closes its descriptors.
+        # SO_OOBINLINE reads urgent data like any other; otherwise the kernel skips those bytes and
+        # closes their descriptors itself.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._socket = sock
         self.foreign = foreign
@@ -98,32 +102,35 @@ class Connection:
         return self._socket.fileno()
 
     def close(self, *, kept: bool = False) -> None:
-        """Closes the socket and every descriptor that arrived and was not taken.
+        """Closes the socket and every received descriptor that no caller has taken.
 
         Args:
-            kept: a store has the socket too, for another controller to go on with.
+            kept: True: a store holds a duplicate of the socket, with which another controller goes
+                on.
         """
         for fd in self._fds:
             fd.close()
         if kept or self._socket.fileno() < 0 or self._hang_up():
             self._socket.close()
         else:
-            # With it goes what waits in it, descriptors and all.
+            # Descriptors may wait in the socket's queue, where the last close of the socket closes
+            # them: leave that to a closer.
             self._own(self._socket.detach()).close()
-        self.let_go()
+        self.close_dropped()
 
-    def let_go(self) -> None:
-        """Has the descriptors closed that came over it and whose owners have closed them."""
-        self.foreign.let_go()
+    def close_dropped(self) -> None:
+        """Passes all received descriptors that their owners have closed on to the closer."""
+        self.foreign.close_dropped()
 
     def _hang_up(self) -> bool:
-        """Ends the connection; True where no descriptors wait in it, nor ever will again."""
+        """Shuts the connection down; True where no descriptors wait in its queue, nor ever can."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         waits = int.from_bytes(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)), "little")
-        for _ in range(2):  # The first time, an error of before may be told.
+        for _ in range(2):  # The first recvmsg() may report a pending SO_ERROR instead.
             with contextlib.suppress(OSError):
-                # It goes no further than to the first descriptors, and says that it lacks them.
+                # MSG_PEEK without an ancillary buffer stops at the first SCM_RIGHTS and sets
+                # MSG_CTRUNC.
                 content, _, flags, _ = self._socket.recvmsg(waits + 1, 0, socket.MSG_PEEK)
                 return len(content) == waits and not flags & socket.MSG_CTRUNC
         return False
@@ -131,16 +138,17 @@ class Connection:
     def receive(self) -> Received | None:
         """Reads the next message.
 
-        The kernel hands over descriptors with the first byte of the message that they were sent
-        with, so no read goes past a message's end: what comes with it belongs to it. A look at
-        what waits tells how far that is; where it is not all there yet, the header does.
+        The kernel hands over descriptors with the first byte of the message with which they were
+        sent. So no read may go past a message's end: then all descriptors of a read belong to that
+        message. A MSG_PEEK finds the message's end; if the message has not arrived as a whole, its
+        header does.
 
         Returns:
             A whole message with its descriptors; None where none is whole yet.
 
         Raises:
             EOFError: the front-end hung up between two messages.
-            FrontendError: it hung up in mid-message, or its header cannot be right.
+            FrontendError: the front-end hung up in mid-message, or a header is impossible.
             OSError: the socket failed.
         """
         if not self._received and (self._waiting or self.peek()):
@@ -167,7 +175,7 @@ class Connection:
         return None
 
     def _receive_some(self) -> bool:
-        """Reads what the present part still lacks; False where nothing waits."""
+        """Reads the missing rest of the present header or message; False where nothing waits."""
         try:
             content, ancillary, flags, _ = self._socket.recvmsg(
                 self._wanted - len(self._received), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
@@ -191,17 +199,18 @@ class Connection:
                 if len(self._fds) + len(numbers) > MAX_FDS:
                     for number in numbers:
                         self.foreign.drop(number)
-                    self.let_go()
+                    self.close_dropped()
                     raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
                 self._fds += map(self._own, numbers)
-        # There was room for them: this process may open no more (RLIMIT_NOFILE). Which ones came
-        # is not known, so none of this message is used.
+        # The buffer had room, so MSG_CTRUNC means that this process may open no more files
+        # (RLIMIT_NOFILE). The kernel does not say which descriptors are missing, so none of this
+        # message is used.
         self._lost |= truncated
         if self._lost:
             for fd in self._fds:
                 fd.close()
             self._fds = []
-            self.let_go()
+            self.close_dropped()
 
     def _hung_up(self) -> NoReturn:
         if not self._received:
@@ -216,23 +225,24 @@ class Connection:
         return peer_of(self._socket).uid
 
     def is_hung_up(self) -> bool:
-        """Whether the front-end is gone, whatever it has left to be read."""
+        """Whether the front-end has hung up, even if unread bytes are left."""
         poll = select.poll()
         poll.register(self._socket, 0)
         return bool(poll.poll(0))
 
     def brings_fds(self) -> bool:
-        """Whether descriptors come with what waits next; they are left there."""
-        # The first time, an error of before may be told.
+        """Whether descriptors come with the next bytes; both are left in the socket."""
+        # The first recvmsg() may report a pending SO_ERROR instead.
         with contextlib.suppress(OSError):
             _, _, flags, _ = self._socket.recvmsg(1, 0, socket.MSG_PEEK)
             return bool(flags & socket.MSG_CTRUNC)
         return False
 
     def peek(self) -> bytes | None:
-        """The next message as it stands in the socket, left there; None where none is whole.
+        """A copy of the next message, which stays in the socket; None where no whole message
+        waits.
 
-        Without its descriptors: those come once it is received.
+        The copy has no descriptors: ``receive`` takes them.
         """
         if self._received:
             return None
@@ -256,7 +266,7 @@ class Connection:
             OSError: the front-end is gone.
         """
         if not self._unsent:
-            # As nearly always: the socket takes it whole, and nothing has to be kept.
+            # Usually the socket takes the whole reply, and no copy is needed.
             try:
                 sent = self._socket.send(reply)
             except BlockingIOError:
@@ -270,7 +280,7 @@ class Connection:
         self.flush()
 
     def flush(self) -> bool:
-        """Sends what is left over; True once nothing is."""
+        """Sends unsent replies; True once all are sent."""
         try:
             while self._unsent:
                 del self._unsent[: self._socket.send(self._unsent)]

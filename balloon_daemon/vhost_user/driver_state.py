@@ -1,15 +1,16 @@
-"""What is known of the driver behind the rings: whether it begins anew, and what it holds.
+"""Tells from vhost-user messages whether a driver begins anew, and what its balloon holds.
 
-Pure. A reset and a pause look the same at first: the front-end stops the rings. ``reset_signed``
-stands from the first sign that a driver may begin anew, and the driver reads 0 as ``actual`` from
-then on: OpenBSD's and NetBSD's go on from the value that they read when they attach, and give
-nothing while it is that of the driver before them. The base at which the inflateq is set up
-decides which of the two it was: 0 is a beginning, where it was left a pause, anything else a
-driver in mid-life of whose balloon nothing is known (a VMM that has connected anew).
+Pure. A reset and a pause begin alike: the front-end stops the rings. ``reset_signed`` is set at
+the first sign that a driver may begin anew, and while it is set the driver reads 0 as ``actual``:
+OpenBSD's and NetBSD's drivers start counting from the value that they read when they attach, and
+would hand over no pages while it is the value of the driver before. The base with which the
+inflateq is then set up decides: 0 means that a driver begins anew; the base where the queue was
+stopped means the end of a pause; any other base means a driver in mid-life of whose balloon
+nothing is known (a VMM that has connected anew).
 
-Features and rings are set up in rounds, and each VMM has an order of its own in them: what is told
-for the second time begins another round, and what follows the inflateq's base in its round is no
-sign of anything.
+Features and rings are set up in rounds, in an order that differs between VMMs. A request repeated
+for the same vring begins another round; requests after the inflateq's base in a round are no sign
+of a reset.
 """
 
 from dataclasses import dataclass, field
@@ -21,50 +22,53 @@ DATA_QUEUES = (0, 1)
 """The inflateq and the deflateq, which have the same index with every set of features."""
 
 _BASE = -1
-"""What stands for a base in ``told``."""
+"""Stands for a base, in place of a request number, in ``set_up_so_far``."""
 
 
 @dataclass(slots=True)
 class DriverState:
-    """The driver, as far as its config space and its rings' bases tell.
+    """The driver's state, as its config accesses and ring bases show it.
 
     Attributes:
         config: the config space.
-        reset_signed: a driver may have begun anew; ``config.actual`` is still the last one's.
-        config_read: the config space was read since then, so no paused driver is behind it.
-        balloon_unknown: its balloon may hold pages that ``config.actual`` does not count.
-        told: what was set up in this round, as (request, vring).
-        settled: the inflateq's base was among it.
+        reset_signed: a driver may have begun anew; ``config.actual`` is still the earlier
+            driver's.
+        config_read: the config space was read since ``reset_signed`` was set, so the driver is not
+            a paused one, which would read nothing.
+        balloon_unknown: the balloon may hold pages that ``config.actual`` does not count.
+        set_up_so_far: what was set up in this round, as (request, vring).
+        settled: the inflateq's base was set in this round.
     """
 
     config: BalloonConfig = field(default_factory=BalloonConfig)
     reset_signed: bool = False
     config_read: bool = False
     balloon_unknown: bool = False
-    told: set[tuple[int, int]] = field(default_factory=set)
+    set_up_so_far: set[tuple[int, int]] = field(default_factory=set)
     settled: bool = False
 
     def sign_reset(self) -> None:
-        """There was a sign that a driver begins anew."""
+        """Notes a sign that a driver begins anew."""
         self.stopped()
         self._sign()
 
     def set_up(self, request: int, vring: int = 0) -> None:
-        """Features or a part of a vring are told: a sign as well, unless this round is settled."""
-        if (request, vring) in self.told:
+        """Notes that features or a part of a vring are set up: a sign of a new driver, unless this
+        round has the inflateq's base already."""
+        if (request, vring) in self.set_up_so_far:
             self.stopped()
-        self.told.add((request, vring))
+        self.set_up_so_far.add((request, vring))
         if not self.settled:
             self._sign()
 
     def stopped(self) -> None:
-        """The inflateq was stopped: whatever is set up from now on is another round."""
-        self.told.clear()
+        """Notes that the inflateq was stopped: later requests belong to another round."""
+        self.set_up_so_far.clear()
         self.settled = False
 
     def look_at_config(self) -> None:
-        """The config space is about to be read while the inflateq stands still: nobody who is
-        paused reads it, but a driver that looks for its device."""
+        """Notes that the config space is about to be read while the inflateq stands still: a
+        paused driver reads nothing, but a driver that looks for its device does."""
         if not self.settled:
             self._sign()
 
@@ -73,12 +77,12 @@ class DriverState:
             self.reset_signed, self.config_read = True, False
 
     def restore(self, num_pages: int, actual: int, *, known: bool, stopped: bool) -> None:
-        """Takes over the config space of another controller, whose vrings are restored.
+        """Takes over another controller's config space, after the vrings were restored.
 
         Args:
-            num_pages, actual: 4 KiB pages; no more than a u32 can say counts.
-            known: it knew how large the balloon was.
-            stopped: the inflateq does not run.
+            num_pages, actual: 4 KiB pages, limited to a u32.
+            known: True: that controller knew how large the balloon was.
+            stopped: True: the inflateq does not run.
         """
         self.balloon_unknown &= not known
         if stopped:
@@ -87,20 +91,20 @@ class DriverState:
         self.config.actual = pages_of(actual * PAGE_SIZE)
 
     def begin_anew(self) -> bool:
-        """A driver has begun anew, so nothing is in its balloon; whether anything was."""
+        """Empties the counted balloon, as a driver begins anew; True where it held pages."""
         self.reset_signed = self.balloon_unknown = False
         held, self.config.actual = self.config.actual, NumPages(0)
         return held > 0
 
     def read(self, offset: int, length: int) -> bytes:
-        """A read of the config space."""
+        """Reads bytes of the config space."""
         if not self.reset_signed:
             return self.config.read(offset, length)
         self.config_read = True
         return BalloonConfig(self.config.num_pages).read(offset, length)
 
     def write(self, offset: int, content: bytes) -> bool:
-        """A write to the config space; whether it wrote ``actual``."""
+        """Writes bytes to the config space; True where they covered ``actual``."""
         if self.reset_signed:
             self.begin_anew()
         written = self.config.write(offset, content)
@@ -108,22 +112,22 @@ class DriverState:
         return written
 
     def set_base(self, index: int, base: int, before: int) -> bool:
-        """A vring is set up at ``base``, having stood at ``before``; whether the balloon is empty
-        by that and was not."""
+        """Notes that a vring is set up at ``base``, having stood at ``before``; True where the
+        balloon turns out to be empty, as a driver has begun anew, and was not before."""
         if index not in DATA_QUEUES:
             return False
         if index == 0:
-            if (_BASE, index) in self.told:
+            if (_BASE, index) in self.set_up_so_far:
                 self.stopped()
-            self.told.add((_BASE, index))
+            self.set_up_so_far.add((_BASE, index))
             self.settled = True
         if base and base != before:
             self.balloon_unknown, self.reset_signed = True, False
         if base or index:
             self.reset_signed &= index != 0
             return False
-        # One that stood at 0 is resumed there, after 65536 chains or none, unless the config space
-        # was read meanwhile, which nobody does who is paused.
+        # A queue that stood at 0 (after none or 65536 chains) may be resumed at 0 after a pause,
+        # unless the config space was read meanwhile: a paused driver reads nothing.
         if before or (self.reset_signed and self.config_read):
             return self.begin_anew()
         self.reset_signed = False

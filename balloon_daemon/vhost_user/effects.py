@@ -1,4 +1,4 @@
-"""What a back-end asks its surroundings to do, and what it offers them. Pure values."""
+"""The effects that a back-end asks its caller for, and the vrings that it offers. Pure values."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class StopDevice:
-    """End the device, if one runs, before doing anything that follows."""
+    """End the device, if one runs, before performing any later effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class AnswerVringBase:
 
 @dataclass(frozen=True, slots=True)
 class RingsChanged:
-    """What is ready may have changed: fork a device once the front-end has finished."""
+    """The set of ready vrings may have changed: fork a device once the front-end has finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ class ActualWritten:
 
 @dataclass(frozen=True, slots=True)
 class NotServed:
-    """Something was understood and cannot be served; the front-end was not told, the user should.
+    """A request was understood but cannot be served; the front-end was not told, so the user
+    should be.
 
     Attributes:
         why: one line, beginning with the request's name.
@@ -65,7 +66,7 @@ class NotServed:
 Effect = Send | StopDevice | AnswerVringBase | RingsChanged | ActualWritten | NotServed
 
 RESTART: list[Effect] = [StopDevice(), RingsChanged()]
-"""What a device was forked with changes."""
+"""The effects of a request that changes anything with which a device was forked."""
 
 NO_ROOM = "its descriptors found no room here (too many open files)"
 

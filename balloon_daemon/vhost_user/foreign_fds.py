@@ -12,8 +12,9 @@ from typing import Protocol
 from balloon_daemon.linux.events import OwnedFd
 
 MAX_DEBT = 1024
-"""Descriptors of one user that wait for their close. Each may hold some 200 KiB of the kernel's
-memory (a socket whose queue is full), beyond what that user may have itself."""
+"""The most descriptors of one user that may wait for their close. Each may occupy some 200 KiB of
+the kernel's memory (a socket whose queue is full), beyond the memory that the user's own limits
+allow."""
 
 
 class FdAccount:
@@ -21,11 +22,11 @@ class FdAccount:
 
     def __init__(self) -> None:
         self.held = 0
-        """Those in use."""
+        """Descriptors in use."""
         self.waiting = 0
-        """Numbers of ours that wait for their close, at most."""
+        """An upper bound of this process's numbers that wait for their close."""
         self.parked = 0
-        """Descriptors that wait for their close without a number of ours."""
+        """Descriptors that wait for their close without occupying a number of this process."""
 
     @property
     def debt(self) -> int:
@@ -34,19 +35,19 @@ class FdAccount:
 
 
 class Closes(Protocol):
-    """Closes what front-ends sent."""
+    """Closes descriptors that front-ends sent."""
 
     def close(self, fds: Sequence[int], owner: "ForeignFds | None" = None) -> None:
-        """Closes one peer's descriptors, soon; returns at once.
+        """Closes one peer's descriptors soon; returns at once.
 
         Args:
-            fds: the descriptors, the caller's no more.
-            owner: the peer who sent them; None: another one.
+            fds: the descriptors, which the caller owns no more.
+            owner: the peer that sent them; None: a peer of its own.
         """
 
 
 class ForeignFds:
-    """The descriptors that one peer sent: those that are dropped are closed together.
+    """The descriptors that one peer sent; dropped ones are closed together.
 
     Args:
         closer: closes them.
@@ -60,10 +61,10 @@ class ForeignFds:
         self.held = 0
         """Descriptors that are in use."""
         self.waiting = 0
-        """Numbers that wait for their close, at most."""
+        """An upper bound of the numbers that wait for their close."""
 
     def charge_to(self, account: FdAccount) -> None:
-        """Counts all that it has, and will have, as this user's."""
+        """Counts all its descriptors, now and later, as this user's."""
         self.account.held -= self.held
         self.account.waiting -= self.waiting
         account.held += self.held
@@ -71,22 +72,22 @@ class ForeignFds:
         self.account = account
 
     def own(self, fd: int) -> OwnedFd:
-        """An owner of one of them."""
+        """An owner for one of the peer's descriptors."""
         self.hold(1)
         return _ForeignFd(fd, self)
 
     def hold(self, change: int) -> None:
-        """So many more are in use."""
+        """Counts so many more descriptors in use."""
         self.held += change
         self.account.held += change
 
     def wait(self, change: int) -> None:
-        """So many more wait for their close."""
+        """Counts so many more numbers that wait for their close."""
         self.waiting += change
         self.account.waiting += change
 
     def drop(self, fd: int) -> None:
-        """Has one closed with the next ``let_go``."""
+        """Closes a descriptor with the next ``close_dropped``."""
         if self._here:
             os.close(fd)
             return
@@ -95,11 +96,11 @@ class ForeignFds:
 
     @contextlib.contextmanager
     def closed_here(self) -> Iterator[None]:
-        """Has descriptors that are dropped meanwhile closed at once, in this very process.
+        """Until the end of the block, this process itself closes dropped descriptors, at once.
 
-        Only for descriptors whose files a store has too, and which devices are forked with: no
-        close of them is the last one, and of files of those kinds only the last close waits
-        (``_PARKED`` in ``guests/jailed/closing.py``).
+        Only for descriptors whose files a store holds too, and of the kinds with which devices are
+        forked: then no close is a file's last one, and for files of these kinds only the last
+        close can block (``_PARKED`` in ``guests/jailed/closing.py``).
         """
         self._here = True
         try:
@@ -107,8 +108,8 @@ class ForeignFds:
         finally:
             self._here = False
 
-    def let_go(self) -> None:
-        """Has everything closed that was dropped since the last time."""
+    def close_dropped(self) -> None:
+        """Passes all descriptors dropped since the last call to the closer."""
         if self._dropped:
             dropped, self._dropped = self._dropped, []
             self.wait(-len(dropped))
@@ -116,7 +117,7 @@ class ForeignFds:
 
 
 class _ForeignFd(OwnedFd):
-    """A descriptor that a peer sent: its owner's close drops it."""
+    """A descriptor that a peer sent; closing its owner drops it."""
 
     __slots__ = ("_peer",)
 
@@ -134,7 +135,7 @@ class _ForeignFd(OwnedFd):
 
 
 class _ForeignCopy(OwnedFd):
-    """A duplicate of a peer's descriptor: its close may be the last one, so it is dropped too."""
+    """A duplicate of a peer's descriptor, dropped too: its close may be the file's last."""
 
     __slots__ = ("_peer",)
 

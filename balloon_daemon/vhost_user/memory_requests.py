@@ -24,7 +24,7 @@ def _add_mem_reg(memory: MemoryTable, message: Message, fds: Sequence[Fd]) -> li
 
 def _rem_mem_reg(memory: MemoryTable, message: Message, fds: Sequence[Fd]) -> list[Effect]:
     there = memory.remove(wire.decode_single_region(message))
-    for fd in fds:  # Allowed for the sake of old front-ends, and never used.
+    for fd in fds:  # Old front-ends send one, which the specification allows and nobody uses.
         fd.close()
     if there or memory.unsound:
         return [*RESTART]

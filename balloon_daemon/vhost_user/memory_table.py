@@ -1,12 +1,13 @@
 """The front-end's memory table: its regions, checked against each other and their files.
 
-Pure: a file is looked at through ``inspect``, which the controller gives.
+Pure: the controller passes ``inspect``, which examines a region's file.
 
-A VM must not end because of a region that no balloon could use: most VMMs exit when a back-end
-hangs up while they start. So a region whose file cannot be freed is kept as *never freed*, without
-the file where no device may map it (whoever closes a file of FUSE, say, may wait for ever), and a
-table that contradicts itself is *unsound*: it holds nothing, and no device is forked for it, until
-the front-end sends another one. Only a message that cannot be matched with its descriptors raises.
+A VM must not end because of a region that its balloon cannot use, but most VMMs exit when a
+back-end hangs up during their start. So a region whose file cannot be freed is kept as *never
+freed*. If no device may map its file either, the file is closed at once (the later close of a file
+of FUSE, for example, may block for ever). A table that contradicts itself is *unsound*: it holds
+no regions, and no device is forked for it, until the front-end sends another table. Only a message
+whose descriptors do not match its regions raises FrontendError.
 
 Source: vhost-user, "Memory region description", SET_MEM_TABLE, ADD_MEM_REG, REM_MEM_REG.
 """
@@ -22,24 +23,25 @@ MAX_MEM_SLOTS = 256
 """Memory regions that one guest may have; each costs the device a mapping."""
 
 PFN_LIMIT_BYTES = PAGE_SIZE << 32
-"""16 TiB: a page frame number of a balloon is a u32 (virtio 1.3, 5.5.6), and Linux's driver sends
-the low 32 bits of a larger one, which name another page."""
+"""16 TiB. A balloon's page frame number is a u32 (virtio 1.3, 5.5.6); for a larger number Linux's
+driver sends the low 32 bits, which name another page."""
 
 
 class Fd(Protocol):
-    """A file descriptor with an owner."""
+    """A file descriptor that its owner closes."""
 
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 
 
 class FileFacts(NamedTuple):
-    """What a region's file is.
+    """The facts of a region's file.
 
     Attributes:
-        size_bytes: its length; None where it was not asked for it.
-        page_bytes: the smallest piece of it that the host can free.
-        never_freed: why nothing of it can be freed, as the end of a sentence; "" where it can.
+        size_bytes: its length; None where nobody has asked for it.
+        page_bytes: the smallest piece of the file that the host can free.
+        never_freed: why no part of it can be freed, worded as the end of a sentence; "" where it
+            can.
         mappable: whether a device may map it.
     """
 
@@ -53,11 +55,11 @@ class Region(NamedTuple):
     """A memory region and its file.
 
     Attributes:
-        description: where it is.
-        fd: the file; several regions may share one, each with a descriptor of its own. None where
-            no device may map it: then nobody has a use for it.
-        page_bytes: the smallest piece of it that the host can free.
-        never_freed: why nothing of it can be freed; "" where it can.
+        description: its addresses and size.
+        fd: the file; several regions may share one file, each with a descriptor of its own. None
+            where no device may map the file.
+        page_bytes: the smallest piece of the file that the host can free.
+        never_freed: why no part of it can be freed; "" where it can.
     """
 
     description: RegionDescription
@@ -78,7 +80,7 @@ class MemoryTable:
     """The regions of one guest.
 
     Args:
-        inspect: (descriptor) -> what its file is.
+        inspect: (descriptor) -> the facts of its file.
     """
 
     def __init__(self, inspect: Callable[[Fd], FileFacts]) -> None:
@@ -89,13 +91,13 @@ class MemoryTable:
 
     @property
     def size_bytes(self) -> int:
-        """All regions together."""
+        """The size of all regions together."""
         return sum(region.description.size_bytes for region in self.regions)
 
     @property
     def ram_bytes(self) -> int:
-        """The regions that the host can get back. A region that only the guest knows to be no
-        RAM (a shared-memory device, virtio-mem's unplugged part) is among them."""
+        """The size of all regions that the host can free. Regions that only the guest knows to be
+        no RAM (a shared-memory device, virtio-mem's unplugged part) are counted too."""
         return sum(r.description.size_bytes for r in self.regions if not r.never_freed)
 
     @property
@@ -112,7 +114,7 @@ class MemoryTable:
         """Replaces the whole table (SET_MEM_TABLE).
 
         Raises:
-            FrontendError: not one descriptor for each region; then nothing has changed.
+            FrontendError: not exactly one descriptor for each region; then nothing has changed.
         """
         if len(descriptions) != len(fds):
             raise FrontendError(
@@ -123,11 +125,11 @@ class MemoryTable:
             self.add(description, fd)
 
     def add(self, description: RegionDescription, fd: Fd | None) -> None:
-        """Adds a region (ADD_MEM_REG), or finds that the table is unsound with it.
+        """Adds a region (ADD_MEM_REG), or marks the table unsound because of it.
 
         Args:
-            description: where it is.
-            fd: its file; None where another controller has let go of it.
+            description: its addresses and size.
+            fd: its file; None where another controller had closed the file already.
         """
         new = Region(description, fd, PAGE_SIZE)
         if self.unsound:
@@ -162,7 +164,7 @@ class MemoryTable:
         return False
 
     def lose(self, why: str) -> None:
-        """Forgets the whole table, which cannot be known any more."""
+        """Forgets the whole table, after a message about it was lost."""
         self.unsound = why
         self._drop()
 
@@ -177,7 +179,7 @@ class MemoryTable:
         self.regions = []
 
     def _problem(self, new: RegionDescription, facts: FileFacts) -> str:
-        """What contradicts itself with a region that was just added; "" for nothing."""
+        """Why the table contradicts itself with the region just added; "" where it does not."""
         where = f"memory region at {new.guest_addr:#x}"
         starts = (new.guest_addr, new.frontend_addr, new.mmap_offset_bytes)
         if len(self.regions) > MAX_MEM_SLOTS:

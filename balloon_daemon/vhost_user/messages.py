@@ -21,11 +21,12 @@ FLAG_REPLY = 0x4
 FLAG_NEED_REPLY = 0x8
 
 MAX_PAYLOAD_BYTES = 4096
-"""Longer than any payload of the protocol; a longer one is refused unread."""
+"""No payload of the protocol is longer; a longer payload is refused unread."""
 
 MAX_FDS = 32
-"""Most file descriptors beside one message. The specification's table has eight regions; the front
-ends of Cloud Hypervisor and crosvm send up to 32 (MAX_ATTACHED_FD_ENTRIES of rust-vmm's vhost)."""
+"""The largest number of file descriptors beside one message. The specification's table has eight
+regions, but the front-ends of Cloud Hypervisor and crosvm send up to 32 (MAX_ATTACHED_FD_ENTRIES
+of rust-vmm's vhost)."""
 
 VHOST_USER_F_PROTOCOL_FEATURES = 1 << 30
 VRING_INDEX_MASK = 0xFF
@@ -119,16 +120,16 @@ OFFERED_PROTOCOL_FEATURES = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.RESET_DEVICE
 )
-"""RESET_DEVICE, so that a front-end says when its guest begins anew. STATUS would say so too, but
-QEMU 11.1's generic vhost-user device does not live with it; what it says is understood all the
-same, from whoever says it unasked."""
+"""RESET_DEVICE is offered so that a front-end reports that its guest begins anew. STATUS would
+report that too but is not offered, because QEMU 11.1's generic vhost-user device fails with it;
+SET_STATUS from a front-end that sends it unasked is still understood."""
 
 
 class Message(NamedTuple):
     """One message without its file descriptors.
 
     Attributes:
-        request: the raw number; it may be one that nobody defined.
+        request: the raw number, which the specification may not define.
         flags: version, reply and need-reply bits.
         payload: the bytes after the header.
     """
@@ -166,17 +167,17 @@ def decode_message(content: bytes) -> Message:
 
 
 def encode_request(request: FrontendRequest, payload: bytes = b"", *, ack: bool = False) -> bytes:
-    """A front-end's message; ``ack`` asks for an answer (REPLY_ACK)."""
+    """A front-end's message; ``ack`` requests an acknowledgement (REPLY_ACK)."""
     return Message(request, VERSION | (FLAG_NEED_REPLY if ack else 0), payload).encode()
 
 
 def encode_reply(request: int, payload: bytes) -> bytes:
-    """A back-end's reply. QEMU wants its flags to be exactly version 1 and the reply bit."""
+    """A back-end's reply. QEMU accepts only flags that are exactly version 1 and the reply bit."""
     return HEADER.pack(request, VERSION | FLAG_REPLY, len(payload)) + payload
 
 
 CONFIG_CHANGE_MSG = HEADER.pack(BackendRequest.CONFIG_CHANGE_MSG, VERSION, 0)
-"""The whole back-end message that says: the config space changed."""
+"""The whole back-end message that tells the front-end of a changed config space."""
 
 U64 = struct.Struct("<Q")
 VRING_STATE = struct.Struct("<II")
@@ -221,7 +222,7 @@ class RegionDescription(NamedTuple):
     Attributes:
         guest_addr: guest-physical address of its first byte.
         size_bytes: its length.
-        frontend_addr: the same byte's address in the front-end.
+        frontend_addr: the address of that byte in the front-end.
         mmap_offset_bytes: where the region begins in its file.
     """
 
@@ -255,14 +256,14 @@ _GET_CONFIG = int(FrontendRequest.GET_CONFIG)
 
 
 def encode_config_reply(access: ConfigAccess, content: bytes) -> bytes:
-    """GET_CONFIG's reply: what is at the place that was asked for."""
+    """GET_CONFIG's reply: the content at the requested offset."""
     payload_bytes = CONFIG_HEADER.size + len(content)
     head = (_GET_CONFIG, VERSION | FLAG_REPLY, payload_bytes)
     return _CONFIG_REPLY.pack(*head, access.offset, len(content), access.flags) + content
 
 
 def encode_memory_table(regions: list[RegionDescription]) -> bytes:
-    """SET_MEM_TABLE's payload; one file descriptor a region goes beside it."""
+    """SET_MEM_TABLE's payload; one file descriptor for each region goes with it."""
     return MEMORY_HEADER.pack(len(regions), 0) + b"".join(r.encode() for r in regions)
 
 
@@ -308,7 +309,8 @@ def decode_memory_table(message: Message) -> list[RegionDescription]:
     """Decodes SET_MEM_TABLE.
 
     Raises:
-        FrontendError: a count that its length does not bear out, or over ``MAX_FDS`` regions.
+        FrontendError: a count that does not match the payload's length, or over ``MAX_FDS``
+            regions.
     """
     if len(message.payload) < MEMORY_HEADER.size:
         raise FrontendError(message.name, f"payload of only {len(message.payload)} bytes")
@@ -325,7 +327,7 @@ def decode_memory_table(message: Message) -> list[RegionDescription]:
 def decode_config_access(message: Message) -> ConfigAccess:
     """Decodes GET_CONFIG and SET_CONFIG.
 
-    A GET_CONFIG may come with a blank of the size that it asks for, or with none.
+    A GET_CONFIG may carry as many blank bytes as it asks for, or none.
 
     Raises:
         FrontendError: shorter than its header, or its size is not that of its content.

@@ -1,6 +1,6 @@
-"""A back-end's state as the messages that lead to it: how one controller tells it to the next.
+"""Turns a back-end's state into messages, by which one controller passes it to the next.
 
-Pure. What is restored so passes the same checks as what a front-end says itself.
+Pure. A state restored by messages passes the same checks as a front-end's own messages.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ ReplayMessage = tuple[bytes, tuple[Fd, ...]]
 def replay(backend: Backend) -> list[ReplayMessage]:
     """The messages that bring a fresh back-end to this one's state, with their descriptors.
 
-    The descriptors stay this back-end's. Its config space is not among it.
+    The descriptors stay this back-end's. The config space is not included.
     """
     memory = replay_memory(backend.memory.regions)
     return replay_features(backend) + memory + replay_vrings(backend)
 
 
 def replay_features(backend: Backend) -> list[ReplayMessage]:
-    """What comes first: features, status and channel."""
+    """The first messages: features, status and channel."""
     messages = [
         _message(Request.SET_PROTOCOL_FEATURES, wire.U64.pack(backend.protocol_features)),
         _message(Request.SET_FEATURES, wire.U64.pack(backend.acknowledged)),
@@ -37,7 +37,7 @@ def replay_features(backend: Backend) -> list[ReplayMessage]:
 
 
 def replay_memory(regions: Sequence[Region]) -> list[ReplayMessage]:
-    """The memory table, region by region; without a file where that was closed as useless."""
+    """The memory table, region by region; no descriptor where no device may map the file."""
     return [
         _message(
             Request.ADD_MEM_REG,
@@ -49,7 +49,7 @@ def replay_memory(regions: Sequence[Region]) -> list[ReplayMessage]:
 
 
 def replay_vrings(backend: Backend) -> list[ReplayMessage]:
-    """What comes last: the vrings, which need the memory."""
+    """The last messages: the vrings, which need the memory."""
     messages: list[ReplayMessage] = []
 
     def add(request: Request, payload: bytes, *fds: Fd) -> None:
@@ -64,7 +64,8 @@ def replay_vrings(backend: Backend) -> list[ReplayMessage]:
         for request, fd in (
             (Request.SET_VRING_CALL, vring.call),
             (Request.SET_VRING_ERR, vring.err),
-            # A ring that cannot be served stays without a kick, and so it will not be.
+            # A ring that cannot be served is sent without a kick, so the next controller does not
+            # serve it either.
             (Request.SET_VRING_KICK, None if vring.unusable else vring.kick),
         ):
             if fd is not None:

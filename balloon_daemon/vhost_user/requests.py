@@ -1,4 +1,4 @@
-"""What each request may bring, and whether it has a reply of its own. Pure.
+"""How many descriptors each request may bring, and whether it has a reply of its own. Pure.
 
 Source: QEMU's "Vhost-user Protocol", "Front-end message types".
 """
@@ -14,7 +14,7 @@ CONSTANTS: dict[int, int] = {
     Request.GET_QUEUE_NUM: MAX_QUEUES,
     Request.GET_MAX_MEM_SLOTS: MAX_MEM_SLOTS,
 }
-"""Requests that always get the same u64."""
+"""Requests that are always answered with the same u64."""
 
 LEFT_ALONE = (
     Request.SET_LOG_FD,
@@ -26,7 +26,8 @@ LEFT_ALONE = (
     Request.VRING_KICK,
     Request.POSTCOPY_LISTEN,
 )
-"""Requests of features that were not offered, none with a reply of its own: nobody waits."""
+"""Requests of features that were not offered. None has a reply of its own, so no front-end waits
+for an answer."""
 
 VRING_FDS = (Request.SET_VRING_KICK, Request.SET_VRING_CALL, Request.SET_VRING_ERR)
 
@@ -37,7 +38,7 @@ ANSWERED = {
     Request.GET_CONFIG,
     Request.GET_STATUS,
 }
-"""Requests with a reply of their own, so without an acknowledgement."""
+"""Requests with a reply of their own, which therefore get no acknowledgement."""
 
 NO_FDS = range(1)
 ALLOWED_FDS: dict[int, range] = {
@@ -50,11 +51,11 @@ ALLOWED_FDS: dict[int, range] = {
     Request.SET_BACKEND_REQ_FD: range(1, 2),
     **dict.fromkeys(LEFT_ALONE, range(wire.MAX_FDS + 1)),
 }
-"""How many descriptors may come with a message; with all others none."""
+"""How many descriptors may come with a message; requests not listed may bring none."""
 
 
 def lacks_fds(message: Message) -> bool:
-    """Whether a message that has come without descriptors should have had some."""
+    """Whether this message, received without descriptors, should have come with some."""
     if message.request == Request.SET_MEM_TABLE:
         return bool(wire.decode_memory_table(message))
     if message.request in VRING_FDS:

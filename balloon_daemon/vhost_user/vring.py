@@ -1,7 +1,7 @@
-"""One vring as the front-end describes it, and what of that cannot be served.
+"""One vring as the front-end describes it, and why it cannot be served.
 
-Pure. Each setter returns why what it was told cannot be served, "" where it can: a driver chooses
-sizes and addresses, and a wrong one must not cost its VM the connection.
+Pure. Each setter returns why the new value cannot be served, "" where it can: the guest's driver
+chooses sizes and addresses, and a wrong value must not cost its VM the connection.
 
 Source: QEMU's "Vhost-user Protocol", "Ring states"; virtio 1.3, 2.7.
 """
@@ -15,12 +15,12 @@ from balloon_daemon.virtio.split_queue import MAX_QUEUE_SIZE
 
 @dataclass(slots=True)
 class Vring:
-    """What the front-end has said about one vring so far.
+    """The values that the front-end has sent for one vring so far.
 
     Attributes:
-        base: the ``used.idx`` at which it stands, to answer GET_VRING_BASE with.
-        no_base: what it was told as its base is none of a split ring.
-        no_call: its driver wants to be called, and nothing can be told through what came for it.
+        base: the ``used.idx`` at which the ring stands, with which GET_VRING_BASE is answered.
+        no_base: the base that was sent is impossible for a split ring.
+        no_call: the driver wants calls, but the descriptor sent for them is unusable.
     """
 
     size: int = 0
@@ -36,7 +36,7 @@ class Vring:
 
     @property
     def unusable(self) -> bool:
-        """It cannot be served, whatever else is known of it."""
+        """It cannot be served, whatever else the front-end sends."""
         return self.no_base or self.no_call
 
     @property
@@ -46,7 +46,7 @@ class Vring:
 
     @property
     def described(self) -> bool:
-        """A device can at least look at it: it has a size, addresses, a kick and a way to call."""
+        """A device can at least look at it: size, addresses, kick, and a call if one is wanted."""
         has_all = bool(self.size) and self.addr is not None and self.kick is not None
         return has_all and not self.unusable
 
@@ -65,13 +65,13 @@ class Vring:
         return f"base {base} is over 65535" if self.no_base else ""
 
     def set_kick(self, kick: Fd | None) -> None:
-        """A new kick starts it, none stops it."""
+        """Sets the kick eventfd: a descriptor starts the ring, None stops it."""
         if self.kick is not None:
             self.kick.close()
         self.kick, self.started = kick, kick is not None
 
     def set_call(self, call: Fd | None, *, usable: bool = True) -> None:
-        """A new call; None where the driver polls, or where nothing can be told through it."""
+        """Sets the call eventfd; None where the driver polls, or where it is not ``usable``."""
         if self.call is not None:
             self.call.close()
         self.call, self.no_call = call, not usable

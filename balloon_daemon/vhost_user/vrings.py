@@ -1,6 +1,6 @@
 """All vrings of a balloon, and the requests that describe them.
 
-Pure; the back-end's, whose theory of operation says when a device has to end for a change.
+Pure. Part of the back-end, whose theory of operation says for which changes a device has to end.
 
 Source: QEMU's "Vhost-user Protocol", "Ring states" and "Front-end message types".
 """
@@ -26,11 +26,11 @@ from balloon_daemon.virtio.balloon import MAX_QUEUES, BalloonQueue
 
 
 class Vrings:
-    """What the front-end has said of the vrings so far, by their index.
+    """The vrings by their index, as the front-end has described them so far.
 
     Args:
-        driver: learns from bases and descriptions whether a driver begins anew.
-        right_kind: as the back-end's.
+        driver: notes bases and descriptions, which show whether a driver begins anew.
+        right_kind: the same as the back-end's.
     """
 
     def __init__(self, driver: DriverState, right_kind: Callable[[int, Fd], bool]) -> None:
@@ -54,7 +54,7 @@ class Vrings:
 
         Args:
             queues: which virtqueue stands behind an index.
-            disabled: also those that it could only look at.
+            disabled: True: also disabled vrings, which a device may look at but not serve.
         """
         ready = []
         for index, queue in queues.items():
@@ -72,7 +72,7 @@ class Vrings:
             self._vrings[index].base = used_index
 
     def stop(self, index: int) -> bytes:
-        """Stops a vring; GET_VRING_BASE's reply, once its ``base`` is right."""
+        """Stops a vring and returns GET_VRING_BASE's reply; the vring's ``base`` must be right."""
         self._vrings[index].set_kick(None)
         return base_reply(index, self._vrings[index].base)
 
@@ -82,7 +82,7 @@ class Vrings:
             vring.enabled = False
 
     def reset(self) -> None:
-        """Stops and disables all of them, and has them begin at 0."""
+        """Stops and disables all of them, and sets their bases to 0."""
         for vring in self._vrings:
             vring.set_kick(None)
             vring.enabled, vring.base = False, 0
@@ -96,7 +96,7 @@ class Vrings:
     # --- requests -----------------------------------------------------------------------------
 
     def _vring(self, index: int) -> Vring:
-        """What is known of a vring; of one that no balloon has, nothing is kept."""
+        """The vring of this index; beyond the last one an object that is not kept."""
         return self._vrings[index] if index < MAX_QUEUES else Vring()
 
     def set_num(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
@@ -116,7 +116,7 @@ class Vrings:
     def set_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         state = wire.decode_vring_state(message)
         vring = self._vring(state.index)
-        # Kept only to answer GET_VRING_BASE: a device starts at the used.idx in guest memory.
+        # The base only answers GET_VRING_BASE: a device starts at the used.idx in guest memory.
         before, was_unusable = vring.base, vring.unusable
         if wrong := vring.set_base(state.num):
             return [not_served(message, wrong), *RESTART]
@@ -125,9 +125,9 @@ class Vrings:
         return [*effects, ActualWritten(self._driver.config.actual)] if emptied else effects
 
     def _vring_fd(self, message: Message, fds: Sequence[Fd]) -> tuple[Vring, Fd | None, str]:
-        """The vring that a descriptor is for, the descriptor, and why it cannot be used.
+        """The vring, the descriptor for it, and why that descriptor cannot be used.
 
-        One that cannot be used is closed, and None.
+        An unusable descriptor is closed, and None is returned in its place.
         """
         number = wire.decode_u64(message)
         if number & ~(wire.VRING_INDEX_MASK | wire.VRING_NOFD_MASK):
@@ -166,7 +166,7 @@ class Vrings:
         return [not_served(message, wrong)] if wrong else []
 
     def lose_fd(self, message: Message) -> list[Effect]:
-        """A request whose descriptor is lost."""
+        """Handles a request whose descriptor was lost for want of room."""
         number = wire.decode_u64(message)
         if number & wire.VRING_NOFD_MASK:
             return VRING_HANDLERS[message.request](self, message, ())
@@ -174,7 +174,8 @@ class Vrings:
         if message.request == Request.SET_VRING_KICK:
             vring.set_kick(None)
         elif message.request == Request.SET_VRING_CALL:
-            # A driver that is never called waits for ever for the buffers that it gave.
+            # Not without a call: a driver that expects calls and gets none waits for its buffers
+            # for ever.
             vring.set_call(None, usable=False)
         return [not_served(message, NO_ROOM), *RESTART]
 

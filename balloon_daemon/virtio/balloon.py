@@ -33,7 +33,8 @@ OFFERED_FEATURES = (
     | BalloonFeature.DEFLATE_ON_OOM
     | BalloonFeature.REPORTING
 )
-"""EVENT_IDX, indirect descriptors, hinting and poison are not implemented, so not offered."""
+"""EVENT_IDX, indirect descriptors, hinting and poison are not implemented and therefore not
+offered."""
 
 
 class BalloonQueue(Enum):
@@ -56,10 +57,11 @@ _OPTIONAL_QUEUES = (
 
 
 def queue_numbers(acknowledged: int) -> dict[int, BalloonQueue]:
-    """Says which virtqueue stands behind each queue index.
+    """The virtqueue of each queue index.
 
-    The indices are compacted: a queue whose feature was not acknowledged takes none, so
-    reporting alone is queue 2, and queue 3 beside statistics. Linux and QEMU both count so.
+    Indices have no gaps: a queue whose feature was not acknowledged takes none, so the
+    reporting_vq is queue 2 without statistics and queue 3 with them. Linux and QEMU both count
+    this way.
 
     Args:
         acknowledged: the feature bits that the driver accepted (SET_FEATURES).
@@ -74,7 +76,7 @@ def queue_numbers(acknowledged: int) -> dict[int, BalloonQueue]:
 
 @dataclass(slots=True)
 class BalloonConfig:
-    """The device's configuration space (virtio 1.3, 5.5.4): ours to write is ``num_pages`` only.
+    """The device's configuration space (virtio 1.3, 5.5.4); the device writes ``num_pages`` only.
 
     Attributes:
         num_pages: 4 KiB pages that the device wants in the balloon.
@@ -90,25 +92,25 @@ class BalloonConfig:
     SIZE = _LAYOUT.size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Reads ``length`` bytes from ``offset``; what lies beyond the config space reads as 0.
+        """Reads ``length`` bytes from ``offset``; bytes beyond the config space read as 0.
 
-        A VMM may have been given a larger space than the device has (QEMU's ``config_size=``), and
-        reads all of it whatever its guest asks for.
+        A VMM may have been configured with a larger space than the device has (QEMU's
+        ``config_size=``), and reads all of it whatever its guest asks for.
         """
         space = self._LAYOUT.pack(self.num_pages, self.actual, 0, 0)
         return space[offset : offset + length].ljust(length, b"\0")
 
     def write(self, offset: int, content: bytes) -> bool:
-        """Takes a driver's write: of all that it covers only ``actual`` (bytes 4–7) is kept.
+        """Handles a driver's write, of which only ``actual`` (bytes 4–7) is kept.
 
-        QEMU always writes the whole space, with its own cached ``num_pages`` in it; that
-        must not undo ours. What lies beyond the config space is dropped.
+        QEMU always writes the whole space, including its own cached ``num_pages``, which must not
+        overwrite the device's. Bytes beyond the config space are dropped.
 
         Returns:
             Whether any of ``actual`` was written.
         """
         if not offset and len(content) == self.SIZE:
-            # All of it, as QEMU does once for each buffer.
+            # A write of the whole space, as QEMU sends for each buffer.
             self.actual = NumPages(self._LAYOUT.unpack(content)[1])
             return True
         if not content or offset >= 8 or offset + len(content) <= 4:
@@ -120,7 +122,7 @@ class BalloonConfig:
 
 
 def pages_of(size_bytes: int) -> NumPages:
-    """The whole 4 KiB balloon pages in a size, or as many as ``num_pages`` can say (a u32)."""
+    """The number of whole 4 KiB pages in a size, limited to the u32 of ``num_pages``."""
     return NumPages(min(size_bytes // PAGE_SIZE, 0xFFFF_FFFF))
 
 
@@ -152,10 +154,11 @@ STAT_ENTRY = struct.Struct("<HQ")
 """One statistic: u16 tag, u64 value, packed (10 bytes)."""
 
 MAX_STATS = 64
-"""Entries that we look at in one buffer; Linux 7.2 sends 16."""
+"""Entries that are read from one buffer; Linux 7.2 sends 16."""
 
 
 def decode_stats(buffer: bytes) -> Iterator[tuple[int, int]]:
-    """Yields (tag, value) of each whole entry; unknown tags too, a rest is left alone."""
+    """Yields (tag, value) of each whole entry, unknown tags too; ignores an incomplete last
+    one."""
     whole = min(len(buffer) // STAT_ENTRY.size, MAX_STATS) * STAT_ENTRY.size
     yield from STAT_ENTRY.iter_unpack(buffer[:whole])

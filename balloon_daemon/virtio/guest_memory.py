@@ -1,7 +1,9 @@
-"""Guest memory as regions, and the way from an address to a place in one of them.
+"""The regions of guest memory, and where in them an address is.
 
-Pure: the bytes arrive as memoryviews; who mapped them is not known here.
+Pure: the bytes arrive as memoryviews, mapped by the caller.
 Source: vhost-user, "Memory region description"; virtio 1.3, 2.7.
+
+
 """
 
 from bisect import bisect_right
@@ -16,10 +18,10 @@ class MemoryRegion(NamedTuple):
 
     Attributes:
         guest_addr: guest-physical address of the first byte.
-        frontend_addr: the same byte's address in the front-end.
+        frontend_addr: the address of that byte in the front-end.
         size_bytes: length, at least 1.
-        view: all of its bytes, writable; None where nobody may touch them.
-        host_page_bytes: the size in which the host can give this memory back.
+        view: all of its bytes, writable; None for a region that is not mapped.
+        host_page_bytes: the size in which the host can free this memory.
     """
 
     guest_addr: GuestAddr
@@ -38,7 +40,7 @@ class GuestMemory:
         self._sizes = [region.size_bytes for region in self.regions]
         self._views = [region.view for region in self.regions]
         self.size_bytes = sum(self._sizes)
-        """All of the guest's memory."""
+        """The size of all of the guest's memory."""
 
     def locate(self, addr: int, length: int) -> tuple[int, int] | None:
         """Finds the one region that holds ``length`` bytes at a guest-physical address.
@@ -54,8 +56,7 @@ class GuestMemory:
         return (index, offset) if offset + length <= self._sizes[index] else None
 
     def view(self, addr: int, length: int) -> memoryview | None:
-        """The bytes at a guest-physical range; None where it is not inside one region that may be
-        touched."""
+        """The bytes at a guest-physical range; None where it is not inside one mapped region."""
         place = self.locate(addr, length)
         if place is None:
             return None
@@ -64,7 +65,7 @@ class GuestMemory:
         return None if view is None else view[offset : offset + length]
 
     def view_of_frontend(self, addr: FrontendAddr, length: int) -> memoryview | None:
-        """The same for a front-end address, which only ring addresses are."""
+        """The bytes at a front-end address, which only rings have; None as for ``view``."""
         for region in self.regions:
             offset = addr - region.frontend_addr
             if offset >= 0 and offset + length <= region.size_bytes:

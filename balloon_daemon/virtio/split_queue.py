@@ -3,13 +3,14 @@
 Pure: memory arrives as memoryviews. The driver may write to all three areas at any moment and
 may be hostile, so every field is read once, the copy is checked, and the copy is used.
 
-A chain is used in the order in which it was made available, and nothing is answered twice.
-So ``used.idx`` alone says how far we are: a new process goes on from there.
+Chains are used in the order in which they were made available, and none is answered twice. So
+``used.idx`` alone records the progress, and a new process goes on from there.
 
-Memory order: the driver publishes a chain by storing ``avail.idx`` after the ring entry, and we
-publish by storing ``used.idx`` after the used element (2.7.13). Between the two stores and loads
-x86-64 keeps the order by itself; elsewhere the interpreter's own work between two bytecodes is no
-barrier by contract, which is why balloond checks at start that it runs where this holds.
+Memory order: the driver publishes a chain by storing ``avail.idx`` after the ring entry, and the
+device publishes by storing ``used.idx`` after the used element (2.7.13). x86-64 keeps the order of
+two stores, and of two loads, by itself. On other architectures nothing guarantees that the
+interpreter's work between two bytecodes is a barrier, so balloond refuses at its start to run
+there.
 """
 
 import struct
@@ -61,8 +62,9 @@ class DescriptorChain(NamedTuple):
 
     Attributes:
         head: index of its first descriptor, to be given back by ``push``.
-        readable: (guest-physical address, length) of what the device may read, in order.
-        writable: the same of what the device may write.
+        readable: (guest-physical address, length) of each part that the device may read, in order.
+        writable: (guest-physical address, length) of each part that the device may write, in
+            order.
     """
 
     head: int
@@ -116,11 +118,12 @@ class SplitQueue:
         self.size = size
         self._mask = size - 1
         self._descriptors = descriptors
-        # A cast view reads each 16-bit field with one aligned load: never half of an index.
+        # A cast view reads each 16-bit field with one aligned load, so never half of a changing
+        # index.
         self._available = available.cast("H")
         self._used = used
         self._used16 = used.cast("H")
-        # Read once, here: the used ring is as open to the driver as the other two areas.
+        # Read once, here: the driver can also write to the used ring at any moment.
         self.used_index = self._used16[1]
         """Chains answered so far, modulo 65536: the base for GET_VRING_BASE."""
         self.next = self.used_index
@@ -130,7 +133,7 @@ class SplitQueue:
         """Chains made available and not taken yet.
 
         Raises:
-            RingError: more than the ring can hold: the index jumped.
+            RingError: more than the ring can hold, so the driver's index is wrong.
         """
         count = (self._available[1] - self.next) & 0xFFFF
         if count > self.size:
@@ -141,9 +144,9 @@ class SplitQueue:
         """Takes the next available chain; call it only while ``pending()`` is not 0.
 
         Raises:
-            GuestError: a chain that breaks the rules. It is taken all the same: answer it with
+            GuestError: a chain that breaks the rules. The chain has been taken: answer it with
                 ``push(error.head)`` and go on.
-            RingError: the entry names no descriptor, so it cannot even be answered.
+            RingError: the entry names no descriptor, so it cannot be answered either.
         """
         head = self._available[2 + (self.next & self._mask)]
         if head >= self.size:
@@ -151,12 +154,13 @@ class SplitQueue:
         self.next = (self.next + 1) & 0xFFFF
         descriptor = _unpack_descriptor(self._descriptors, head * _DESCRIPTOR_BYTES)
         if not descriptor[2] & _MORE_THAN_READABLE:
-            # What Linux sends for a buffer of PFNs: the loop below would come to the same.
+            # A single readable descriptor, as Linux sends for a buffer of PFNs; ``_follow`` would
+            # give the same result.
             return DescriptorChain(head, [descriptor[:2]], [])
         return self._follow(head, descriptor)
 
     def _follow(self, head: int, descriptor: tuple[int, int, int, int]) -> DescriptorChain:
-        """Goes on from a chain's first descriptor, which was copied already, to its last."""
+        """Follows a chain from its first descriptor, of which there is a copy, to its last."""
         readable: list[tuple[int, int]] = []
         writable: list[tuple[int, int]] = []
         # A chain longer than the queue must visit a descriptor twice: it loops.
@@ -181,7 +185,7 @@ class SplitQueue:
         """Answers a chain: puts it into the used ring and publishes it.
 
         Args:
-            head: what ``pop`` gave.
+            head: the chain's head, as ``pop`` gave it.
             written_bytes: how many bytes of its writable part the device wrote.
         """
         index = self.used_index
@@ -189,10 +193,11 @@ class SplitQueue:
         self.used_index = self._used16[1] = (index + 1) & 0xFFFF
 
     def wants_call(self) -> bool:
-        """Tells whether the driver wants to hear of used chains (2.7.7, without EVENT_IDX).
+        """Whether the driver wants a call for used chains (2.7.7, without EVENT_IDX).
 
-        This load may pass the store of ``used.idx``, on x86-64 too: a driver that takes its wish
-        back at that moment could miss a call. No store buffer holds what the interpreter stores
-        between the two, and Linux's balloon driver never asks for silence.
+        The CPU may execute this load before the store of ``used.idx``, even on x86-64, so a driver
+        that asks for calls again at that moment could miss one. In practice the interpreter stores
+        so much between the two that the store buffer has been drained, and Linux's balloon driver
+        never switches calls off.
         """
         return not self._available[0] & VIRTQ_AVAIL_F_NO_INTERRUPT

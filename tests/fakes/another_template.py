@@ -1,4 +1,5 @@
-"""A template whose code a test has changed: a program of its own, so the change is a text."""
+"""A template with code changed by a test; it is a program of its own, so the change is source
+text."""
 
 from balloon_daemon.device import forker_start
 
@@ -14,10 +15,11 @@ start(*sys.argv[1:])
 
 
 def another_template(change: str) -> tuple[str, ...]:
-    """What ``template.PROGRAM`` is to be.
+    """The value for ``template.PROGRAM``.
 
     Args:
-        change: Python that is run in the template before it begins, the package found.
+        change: Python that runs in the template before it begins, when the package can be
+            imported.
     """
     root = forker_start.__file__.removesuffix("/balloon_daemon/device/forker_start.py")
     return ("-c", PROGRAM.replace("{root!r}", repr(root)).replace("{change}", change))

@@ -1,8 +1,9 @@
-"""Random policies of the kind that minijail0 -S takes, with what its C compiler makes of them.
+"""Random policies of the kind that minijail0 -S accepts, with the meaning that its C compiler
+gives.
 
-The rule stands here once more, by itself: a line is one call. It is allowed if the condition
-holds; if not, it fails with the error behind ``return``, and without one the default decides.
-Nothing here comes from the reader under test.
+The meaning is implemented here once more: a line is one call. The call is allowed if the condition
+holds; if not, it fails with the error behind ``return``, or gets the default without one. No code
+of the reader under test is used.
 """
 
 from dataclasses import dataclass, field
@@ -27,13 +28,13 @@ ERRORS = {
 
 @dataclass(frozen=True)
 class Line:
-    """What one line says: a condition if it has one, and what it returns."""
+    """The meaning of one line: a condition if it has one, and its error."""
 
     clauses: list[list[Atom]] | None
     otherwise: int
 
     def judge(self, args: list[int]) -> int:
-        """What C makes of a call with these arguments."""
+        """The answer of C's filter to a call with these arguments."""
         if self.clauses is None:
             return self.otherwise
         for clause in self.clauses:
@@ -44,17 +45,18 @@ class Line:
 
 @dataclass
 class CPolicy(RandomPolicy):
-    """A text for the C compiler; ``calls`` has its conditions, for calls that come near them."""
+    """A text for the C compiler; ``calls`` has its conditions, from which calls near them are
+    made."""
 
     lines: dict[int, Line] = field(default_factory=dict)
 
     def judge(self, number: int, args: list[int]) -> int:
-        """What must happen to a call of the policy's own ABI."""
+        """The right answer to a call of the policy's own ABI."""
         return self.lines[number].judge(args) if number in self.lines else self.default
 
 
 def random_c_policy(rng: Random, calls: dict[str, int], folder: str) -> CPolicy:
-    """Makes one policy. Args: how the included file is named, from the working directory."""
+    """Makes one policy. Args: ``folder`` names the included file from the working directory."""
     policy = CPolicy("", {}, KILL)
     written: list[str] = []
     for name in rng.sample(sorted(calls), rng.choice([1, 2, 5, 20])):
@@ -103,7 +105,7 @@ def _value(rng: Random, value: int) -> str:
 
 
 def _decoration(rng: Random, names: list[str]) -> list[str]:
-    """Lines that say nothing to the C compiler; to the other one some of them do."""
+    """Lines that mean nothing to the C compiler; some of them mean something to the other one."""
     other = rng.choice(names)
     said = [
         "",

@@ -23,7 +23,7 @@ class FakeClock(Generic[TimerName]):
         self.deadlines[timer] = self.now_s + delay_s
 
     def disarm(self, timer: TimerName) -> None:
-        """Lets the timer not fire."""
+        """Stops the timer."""
         self.deadlines.pop(timer, None)
 
     def fire_next(self, late_s: float = 0.0) -> TimerName | None:

@@ -1,4 +1,4 @@
-"""A ``Closes`` where nobody hostile is there: it needs no child, and leaves nothing to be done."""
+"""A ``Closes`` without children, for tests in which no close can block."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A file descriptor that no kernel knows, and that counts its closings."""
+"""A file descriptor that the kernel does not know, and that counts how often it is closed."""
 
 from itertools import count
 
@@ -11,12 +11,12 @@ class CountedFd:
     """Stands in for a descriptor that came with a message.
 
     Attributes:
-        file_bytes: length of the file behind it; None where nobody asks it.
+        file_bytes: length of the file behind it; None where the code must not ask for it.
         page_bytes: smallest piece of it that the host can free.
-        never_freed: why nothing of it can be freed; empty where it can.
+        never_freed: why no part of it can be freed; empty where it can.
         mappable: whether a device may map it.
-        right_kind: whether it is what a kick, call, err (an eventfd) or channel has to be.
-        closings: how often it was closed; more than once would close somebody else's.
+        right_kind: whether it is of the kind that a kick, call, err (an eventfd) or channel needs.
+        closings: how often it was closed; more than once would close another file's number.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class CountedFd:
 
 
 def inspect(fd: object) -> FileFacts:
-    """What a MemoryTable asks of a descriptor's file."""
+    """The facts of a descriptor's file, for a MemoryTable."""
     assert isinstance(fd, CountedFd)
     return FileFacts(fd.file_bytes, fd.page_bytes, fd.never_freed, fd.mappable)
 
 
 def right_kind(_request: int, fd: object) -> bool:
-    """What a Backend asks of a descriptor that is no memory."""
+    """Whether a descriptor that is no memory is of the right kind, for a Backend."""
     assert isinstance(fd, CountedFd)
     return fd.right_kind

@@ -1,4 +1,5 @@
-"""What a supervisor does to real processes, done to counters: the table of states in its world."""
+"""The table of states with counters in place of processes: performs actions as a supervisor
+does."""
 
 from collections.abc import Callable
 from copy import copy
@@ -10,14 +11,15 @@ FORKS = {Action.FORK, Action.FORK_TO_LOOK}
 
 
 class DeviceWorld:
-    """One guest: its device, the device of an earlier controller, and whoever waits for their end.
+    """One guest: its device, the device of an earlier controller, and the tasks that wait for
+    their end.
 
     Attributes:
-        devices: devices of this controller that live.
-        predecessor: the device of an earlier controller lives.
-        said: what lives has said where its rings stand, which it does at its end.
-        waits: somebody waits for the answer to STOP or LOOK.
-        forking: a fork was asked for, and has come to nothing yet.
+        devices: how many devices of this controller run.
+        predecessor: the device of an earlier controller runs.
+        said: the running device has reported where its rings stand, which it does at its end.
+        waits: a task waits for the answer to STOP or LOOK.
+        forking: a fork was asked for, and has no result yet.
     """
 
     def __init__(self) -> None:
@@ -36,14 +38,14 @@ class DeviceWorld:
         return other
 
     def key(self) -> tuple[object, ...]:
-        """All that decides what can happen from here on."""
+        """Everything that decides what can happen from here on."""
         life = self.life.state, self.life.gave_up, self.life.rings_known
         world = self.devices, self.predecessor, self.said, self.timer, self.waits, self.forking
         return *life, *world, self.closed
 
     def possible(self) -> list[Callable[[], None]]:
-        """Whatever the world can do next. What no table must be able to refuse is not asked for
-        here whether the state has it."""
+        """The events that the world can cause next. An event that no table may refuse is included
+        even if the present state lacks it."""
         row = TABLE[self.life.state]
         if self.forking:
             return [self.fork_succeeds, *self._fork_fails()]
@@ -89,10 +91,10 @@ class DeviceWorld:
                 assert (action is Action.ANSWER_ENDED) == nothing_left
 
     def check(self) -> None:
-        """What holds always."""
+        """Asserts the invariants."""
         assert self.devices + self.predecessor <= 1
         if self.waits:
-            # For ever, else.
+            # Without a timer or a fork under way, the task would wait for ever.
             assert self.timer is not None or self.forking
         if self.devices or self.predecessor:
             assert self.life.rings_known == self.said

@@ -1,6 +1,7 @@
-"""Devices that are forked from the test's own process, where a test has changed the device's code.
+"""Forks devices from the test's own process, for tests that have changed the device's code.
 
-balloond forks none like that: its template is a program of its own, which no test can change.
+balloond itself never forks like this: its template is a program of its own, which a test cannot
+change.
 """
 
 import os
@@ -16,14 +17,14 @@ class ForkedHere:
     """A ``Fork`` from this process, with all that it has in memory.
 
     Args:
-        load_filter: loads a device's seccomp filter, or does what a test wants there.
+        load_filter: loads a device's seccomp filter, or runs a test's code in its place.
     """
 
     def __init__(self, load_filter: Callable[[], None]) -> None:
         self.load_filter = load_filter
 
     def __call__(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> int:
-        # A signal that arrived before the child has reset them would run pytest's handler there.
+        # Block all signals: until the child has reset its handlers, pytest's would run there.
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()

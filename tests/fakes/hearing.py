@@ -1,14 +1,14 @@
-"""Whoever hears what devices report, and only remembers it."""
+"""A ``Hears`` that only remembers what devices report."""
 
 from balloon_daemon.guests.seam import Stats
 from balloon_daemon.tube.messages import Progress
 
 
 class Hearing:
-    """Stands for a guest beside the supervisor of its devices.
+    """Takes the place of a guest beside the supervisor of its devices.
 
     Attributes:
-        done: what the devices had done, each time that it was said; the latest last.
+        done: the devices' sums, each time that they were reported; the latest last.
         stats: the guest's statistics, and whether they were a device's first.
     """
 

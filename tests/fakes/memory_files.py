@@ -1,4 +1,4 @@
-"""Files as a VMM may list them in its memory table: RAM, and all that is none."""
+"""Files as a VMM may list them in its memory table: RAM, and other kinds."""
 
 import fcntl
 import os
@@ -19,10 +19,10 @@ from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.messages import RegionDescription
 
 FRONTEND_AT = 0x7F99_0000_0000
-"""Where a VMM has what it maps beside its RAM; far from the fake guest's own."""
+"""Where a VMM maps files other than its RAM; far from the fake guest's own addresses."""
 
 MakeFile = Callable[[int], int]
-"""(size in bytes) -> a descriptor, the caller's."""
+"""(size in bytes) -> a descriptor, which the caller owns."""
 
 
 def region(
@@ -33,7 +33,7 @@ def region(
 
 
 def memfd(size_bytes: int, seals: int = 0) -> int:
-    """Shared memory, as QEMU's memory-backend-memfd has it, with these seals."""
+    """Shared memory with these seals, as of QEMU's memory-backend-memfd."""
     fd = os.memfd_create("memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size_bytes)
     if seals:
@@ -42,12 +42,12 @@ def memfd(size_bytes: int, seals: int = 0) -> int:
 
 
 def future_sealed(size_bytes: int) -> int:
-    """Shared memory that whoever maps it from now on cannot write to."""
+    """Shared memory to which later mappings cannot write."""
     return memfd(size_bytes, F_SEAL_FUTURE_WRITE)
 
 
 def write_sealed(size_bytes: int) -> int:
-    """Shared memory that nobody can write to, as a ROM's may be."""
+    """Shared memory to which nobody can write, as a ROM's may be."""
     return memfd(size_bytes, F_SEAL_WRITE)
 
 
@@ -76,7 +76,7 @@ def on_disk(size_bytes: int) -> int:
 
 
 def on_disk_read_only(size_bytes: int) -> int:
-    """The same, open for reading alone: a ROM, an image that VMs share."""
+    """A file on a local disk, open for reading only: a ROM, an image that VMs share."""
     fd = on_disk(size_bytes)
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -85,12 +85,12 @@ def on_disk_read_only(size_bytes: int) -> int:
 
 
 def device(size_bytes: int) -> int:
-    """A character device, as a persistent memory's (/dev/dax0.0) is."""
+    """A character device, like persistent memory (/dev/dax0.0)."""
     return os.open("/dev/zero", os.O_RDWR | os.O_CLOEXEC)
 
 
 def pipe(size_bytes: int) -> int:
-    """What no VMM can mean."""
+    """A pipe, which no VMM would send on purpose."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     os.close(reading)
     return writing

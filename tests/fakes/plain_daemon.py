@@ -1,6 +1,6 @@
 """A whole controller, in a process of its own, with guests that know no protocol.
 
-``python -m tests.fakes.plain_daemon COUNT KIND`` prints what happens, a line each, and ends as the
+``python -m tests.fakes.plain_daemon COUNT KIND`` prints events, one line each, and ends as the
 daemon does: on a signal. KIND is ``plain``, ``keeps`` (guests can be left to another balloond),
 ``hangs`` (one guest's task does not end) or ``fails`` (one guest has a bug).
 """
@@ -25,7 +25,7 @@ def say(*words: object) -> None:
 
 
 class Guest(PlainGuest):
-    """Serves until it is cancelled, and says what it is told."""
+    """Serves until it is cancelled, and prints the calls that it gets."""
 
     kind = "plain"
 

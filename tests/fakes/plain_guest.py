@@ -1,4 +1,4 @@
-"""A guest of the tests: gives what it is asked for at once, and writes down what it hears."""
+"""A guest for tests: follows its target at once, and records the calls that it gets."""
 
 from balloon_daemon.guests.seam import Actual, Gone, ReportTo, VmRow
 from balloon_daemon.sizing.decision import Reason
@@ -12,7 +12,7 @@ class PlainGuest:
         heard: the names of all calls, for this guest and others with the same list.
         gives: whether its balloon follows its target.
         fails: whether its driver has a bug.
-        gone: whether it finds that the VM is gone when it next tells a target.
+        gone: whether it reports that the VM is gone at its next target.
     """
 
     def __init__(self, vm: VmId, heard: list[tuple[VmId, str]], report: ReportTo) -> None:

@@ -1,7 +1,7 @@
-"""A driver's hands on a split virtqueue, with nothing in the way of using them wrongly.
+"""A driver's access to a split virtqueue, without any checks.
 
-Unlike the fake guest's ring it keeps no books: any descriptor, any index and any head can be
-written at any time, as a hostile driver would.
+Unlike the fake guest's ring it keeps no record of chains: any descriptor, index and head can be
+written at any time, as by a hostile driver.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from balloon_daemon.virtio.split_queue import (
 
 
 def area_offsets(size: int) -> tuple[int, int, int]:
-    """Where the available ring, the used ring and the end lie behind the descriptor table."""
+    """The offsets of available ring, used ring and end behind the descriptor table."""
     available = descriptors_bytes(size)
     used = -(-(available + available_bytes(size)) // 4) * 4
     return available, used, used + used_bytes(size)
@@ -49,7 +49,7 @@ class RawRing:
 
     @property
     def areas(self) -> tuple[memoryview, memoryview, memoryview]:
-        """Descriptor table, available ring, used ring: as SplitQueue takes them."""
+        """Descriptor table, available ring, used ring, in SplitQueue's order."""
         return self.descriptors, self.available, self.used
 
     @property
@@ -85,11 +85,11 @@ class RawRing:
         )
 
     def place(self, head: int) -> None:
-        """Writes the next entry of the available ring, and does not make it available."""
+        """Writes the next entry of the available ring without making it available."""
         self._available16[2 + self.avail_idx % self.size] = head
 
     def offer(self, head: int) -> None:
-        """Makes a head available, whether or not it is one."""
+        """Makes a head available, valid or not."""
         self.place(head)
         self.avail_idx += 1
 
@@ -99,7 +99,8 @@ class RawRing:
         readable: Sequence[tuple[int, int]],
         writable: Sequence[tuple[int, int]] = (),
     ) -> int:
-        """Writes a rightful chain over these descriptors. Returns its head; offers nothing."""
+        """Writes a valid chain over these descriptors. Returns its head; makes nothing
+        available."""
         parts = [(*part, 0) for part in readable]
         parts += [(*part, VIRTQ_DESC_F_WRITE) for part in writable]
         for place, (addr, length, flags) in enumerate(parts[:-1]):

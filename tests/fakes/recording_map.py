@@ -1,4 +1,4 @@
-"""A mapping that removes nothing, and remembers what it was told to remove."""
+"""A mapping that removes nothing, and records the ranges that it was told to remove."""
 
 import mmap
 
@@ -8,7 +8,7 @@ from balloon_daemon.virtio.guest_memory import GuestMemory, MemoryRegion
 
 
 class RecordingMap:
-    """Stands in for the mapping of one region.
+    """Takes the place of the mapping of one region.
 
     Attributes:
         removed: (offset, length) of each call, in bytes.
@@ -20,7 +20,8 @@ class RecordingMap:
         self.removed: list[tuple[int, int]] = []
 
     def madvise(self, option: int, start: int, length: int) -> None:
-        """What MADV_REMOVE insists on, and that nothing lies outside: mmap.madvise clips that."""
+        """Asserts MADV_REMOVE's conditions, and that the range is inside: mmap.madvise would clip
+        it."""
         assert option == mmap.MADV_REMOVE
         assert start % self._page_bytes == length % self._page_bytes == 0
         assert length > 0
@@ -29,11 +30,11 @@ class RecordingMap:
 
 
 class RecordingReclaimer:
-    """A Reclaimer over regions that nobody maps.
+    """A Reclaimer over regions that are not mapped.
 
     Args:
         layout: (first PFN, pages, pages of a host page) of each region.
-        must_tell_host: as the Reclaimer's.
+        must_tell_host: as for the Reclaimer.
     """
 
     def __init__(self, layout: list[tuple[int, int, int]], *, must_tell_host: bool = True) -> None:
@@ -62,11 +63,11 @@ class RecordingReclaimer:
         )
 
     def inflate(self, pfns: list[int], head: int = 0) -> None:
-        """One buffer of the inflateq, from the driver's bytes on."""
+        """Handles one buffer of the inflateq, from the driver's bytes on."""
         self.reclaimer.inflate("inflateq", head, runs_of(buffer_of(pfns)))
 
     def deflate(self, pfns: list[int], head: int = 0) -> None:
-        """One buffer of the deflateq."""
+        """Handles one buffer of the deflateq."""
         self.reclaimer.deflate("deflateq", head, runs_of(buffer_of(pfns)))
 
     def take_removed(self) -> list[int]:

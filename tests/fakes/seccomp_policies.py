@@ -1,9 +1,9 @@
-"""Random policies with their meaning, and random calls that come near to their constants.
+"""Random policies with their meaning, and random calls close to their constants.
 
-The meaning is kept beside the text from the start, as plain tuples judged by ``operator``
-functions: neither the parser nor the evaluator under test has a hand in it. Texts use all of the
-language: number formats, ``|``, ``~``, parentheses, names, groups, lists, repeated statements,
-includes, continuations, comments, [arch=…].
+The meaning is made together with the text, as plain tuples judged by ``operator`` functions,
+without the parser and the evaluator under test. The texts use the whole language: number formats,
+``|``, ``~``, parentheses, names, groups, lists, repeated statements, includes, continuations,
+comments, [arch=…].
 """
 
 import operator
@@ -56,7 +56,7 @@ Meaning = tuple[list[list[Atom]] | None, int]
 
 @dataclass
 class RandomPolicy:
-    """A text, what it includes, and what it means."""
+    """A text, its includes, and its meaning."""
 
     text: str
     includes: dict[str, str]
@@ -64,7 +64,7 @@ class RandomPolicy:
     calls: dict[int, list[Meaning]] = field(default_factory=dict)
 
     def judge(self, number: int, args: list[int]) -> int:
-        """What must happen to a call of the policy's own ABI."""
+        """The right answer to a call of the policy's own ABI."""
         for clauses, verdict in self.calls.get(number, []):
             if clauses is None or any(
                 all(OPERATORS[op](args[index], value) for index, op, value in clause)
@@ -196,7 +196,7 @@ def _write_statement(rng: Random, group: list[str], filters: list[str], arch: st
 
 
 def near_calls(rng: Random, policy: RandomPolicy, each: int) -> Iterator[tuple[int, list[int]]]:
-    """Calls that come near to the policy's numbers and constants, ``each`` for a named call."""
+    """Calls close to the policy's numbers and constants, ``each`` for a named call."""
     for number, filters in policy.calls.items():
         atoms = [a for clauses, _ in filters for clause in clauses or () for a in clause]
         yield from ((n % 2**32, [rng.choice(EDGES)] * 6) for n in (number - 1, number + 1))

@@ -9,17 +9,17 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class StillLoop(asyncio.BaseEventLoop):
-    """Timers and a clock; it waits for nothing else.
+    """An event loop with timers and a clock only; it waits for nothing else.
 
     Attributes:
-        now_s: the time; any number, as CLOCK_MONOTONIC's is.
-        failures: what callbacks have raised.
-        readers: what is called once a descriptor is readable; a test calls it.
+        now_s: the time; any number, like CLOCK_MONOTONIC's.
+        failures: the errors that callbacks have raised.
+        readers: the callbacks for readable descriptors; a test calls them.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Nothing of a real loop works any more, but for what stands here.
+        # Close the real loop: only the methods defined here work.
         self.close()
         self.now_s = 1000.0
         self.failures: list[str] = []
@@ -73,4 +73,4 @@ class StillLoop(asyncio.BaseEventLoop):
         return False
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """asyncio's own loops count these."""
+        """asyncio's own loops count cancelled timers here; this loop ignores them."""

@@ -1,16 +1,16 @@
-"""Where a module waits in a way of asyncio's that may lose a cancellation, or raise another."""
+"""Finds modules that wait by a function of asyncio that may lose or replace a cancellation."""
 
 import ast
 
 FORBIDDEN = {"wait_for", "timeout", "timeout_at"}
-"""See ``controller/waiting.py``. As strings too: getattr() would get round the search."""
+"""See ``guests/jailed/waiting.py``. Strings count too: getattr() would evade the search."""
 
 _ALWAYS = {"wait_for", "timeout_at"}
-"""So named is nothing else, whatever it is a part of."""
+"""These names mean asyncio's functions, whatever object they are taken from."""
 
 
 def swallowing_waits(source: str) -> list[int]:
-    """The lines on which a module names one of them, whatever it calls asyncio or them."""
+    """The lines on which a module names one of them, also under another name."""
     nodes = list(ast.walk(ast.parse(source)))
     asyncio = {"asyncio"}
     for node in nodes:

@@ -1,4 +1,4 @@
-"""A back-end, and what a front-end says to it, without a socket in between."""
+"""A back-end, and functions that send a front-end's messages to it without a socket."""
 
 from collections.abc import Sequence
 
@@ -51,7 +51,7 @@ def stop_vrings(backend: Backend, effects: Sequence[Effect]) -> None:
 
 
 def fresh() -> Backend:
-    """A back-end that has heard nothing."""
+    """A back-end that has received no message."""
     return Backend(MemoryTable(inspect), right_kind=right_kind)
 
 

@@ -1,4 +1,4 @@
-"""A low-memory source that says what a test tells it."""
+"""A low-memory source whose figures a test sets."""
 
 from balloon_daemon.events import SourceEvent
 from balloon_daemon.host.low_memory import LowMemoryStatistics
@@ -6,16 +6,16 @@ from balloon_daemon.sizing.decision import NeverLow, Reading
 
 
 class ToldMemory:
-    """A source.
+    """A low-memory source.
 
     Attributes:
-        seen: what it says; None: unknown.
-        error: what a read raises instead.
+        seen: the reading that it gives; None: unknown.
+        error: raised by a read in place of a reading.
         reads: how often it was read.
-        needs_poll: whether nothing wakes whoever waits for it.
-        fd: what wakes whoever waits for it; None: nothing.
+        needs_poll: whether it has to be polled.
+        fd: readable at a wake-up; None: there is none.
         acknowledged: how many wake-ups were consumed.
-        notices: what it has to say of itself.
+        notices: its own events.
     """
 
     name = "told"

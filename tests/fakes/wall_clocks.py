@@ -1,4 +1,4 @@
-"""Which modules read a clock that an administrator, or NTP, may set."""
+"""Finds modules that read a clock which an administrator, or NTP, may set."""
 
 import ast
 
@@ -11,7 +11,7 @@ WALL_CLOCKS = {
 
 
 def wall_clocks(source: str) -> set[str]:
-    """The wall clocks that a module names, whatever it calls the modules that have them."""
+    """The wall clocks that a module names, under whatever name it imports them."""
     nodes = list(ast.walk(ast.parse(source)))
     meaning: dict[str, str] = {}
     for node in nodes:
@@ -27,11 +27,11 @@ def wall_clocks(source: str) -> set[str]:
             return f"{dotted(node.value)}.{node.attr}"
         return meaning.get(node.id, "") if isinstance(node, ast.Name) else ""
 
-    # A name from an import counts by itself: it may be used where nobody looks, as a default.
+    # An imported name counts by itself: it may be used as a default argument, which no call shows.
     named = {name for name in [*map(dotted, nodes), *meaning.values()] if name in WALL_CLOCKS}
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     asked = [call for call in calls if dotted(call.func).startswith("time.clock_gettime")]
-    # Whatever has no name there may be CLOCK_REALTIME's number.
+    # A clock number without a name may be CLOCK_REALTIME.
     unnamed = {
         dotted(call.func)
         for call in asked

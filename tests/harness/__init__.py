@@ -1,1 +1,2 @@
-"""What tests of several kinds share: the daemon, its host, VMs, rigs, enemies, and waiting."""
+"""Code that tests of several kinds share: the daemon, its host, VMs, rigs, enemies, and
+waiting."""

@@ -1,4 +1,4 @@
-"""One balloond process, as an operator starts it, and what it says in its JSON log."""
+"""One balloond process, started as by an operator, and its JSON log."""
 
 import json
 import subprocess
@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[2]
 BALLOOND = ROOT / ".venv/bin/balloond"
 
 BUGS = ("callback-failed", "vm-failed", "vm-does-not-end", "reader-failed")
-"""Event words of what only a bug of balloond can cause."""
+"""Event words that only a bug of balloond can cause."""
 
 
 class DaemonError(AssertionError):
-    """balloond ended, or ended otherwise than it should; carries the end of its log."""
+    """balloond ended, or ended in another way than it should; has the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class DaemonConfig:
     """How balloond is started.
 
     Attributes:
-        socket: where it listens.
-        vm_mem_mib: what it is told of the VM's size; None: nothing.
-        low_mem: the host, as it sees it.
-        speed: how many times faster than the seed's its balloon policy runs.
+        socket: the path where it listens.
+        vm_mem_mib: the value of --vm-mem; None: without.
+        low_mem: the host's figures, as balloond reads them.
+        speed: how many times faster than crosvm's its balloon policy runs.
         options: further options, as they are typed.
     """
 
@@ -54,7 +54,7 @@ class DaemonConfig:
 
 
 class Daemon:
-    """A running balloond. `stop` it at the end, whatever happened."""
+    """A running balloond. Call `stop` at the end, whatever happened."""
 
     def __init__(
         self, config: DaemonConfig, log_dir: Path, launcher: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Daemon:
         Args:
             config: its options.
             log_dir: gets `balloond.log` (its log) and `balloond.out` (what it prints).
-            launcher: a command to start it with, that execs it.
+            launcher: a command that execs balloond.
 
         Raises:
             DaemonError: it ended instead.
@@ -83,7 +83,8 @@ class Daemon:
             )
         self._log = self.log_path.open()
         try:
-            # Its word, not the socket's name: that is there a moment before anybody listens.
+            # Wait for its log, not for the socket's file, which exists a moment before balloond
+            # listens.
             self.wait(
                 lambda: any(record["event"] == "listening" for record in self.records()),
                 what="balloond listens",
@@ -98,7 +99,7 @@ class Daemon:
         return self._process.pid
 
     def records(self) -> list[dict[str, Any]]:
-        """Its log so far, without a line that it is in the middle of writing.
+        """Its log so far, without a line that is not complete yet.
 
         Raises:
             DaemonError: a line is not JSON, a traceback perhaps.
@@ -111,28 +112,28 @@ class Daemon:
         return self._records
 
     def decision(self) -> dict[str, Any]:
-        """Its latest decision on the balloon's size; at the beginning, that there is none."""
+        """Its latest decision on the balloon's size; at the beginning a record without one."""
         for record in reversed(self.records()):
             if record["event"] == "decided":
                 return dict(record)
         return {"reason": None, "target_bytes": 0}
 
     def target_bytes(self) -> int:
-        """The balloon size that it has decided on last."""
+        """The balloon size that it has last decided on."""
         return int(self.decision()["target_bytes"])
 
     def guest_statistics(self) -> dict[str, int]:
-        """What the guest's driver has last reported of itself, by the log's field names."""
+        """The statistics that the guest's driver has last reported, by the log's field names."""
         for record in reversed(self.records()):
             if record["event"] == "guest-stats":
                 return {name: record[name] for name in record if name.startswith("stat_")}
         return {}
 
     def check_log(self) -> None:
-        """Holds balloond to a log without errors: no guest here gives it a reason for one.
+        """Checks that the log has no errors: no guest here gives balloond a reason for one.
 
         Raises:
-            DaemonError: there is one.
+            DaemonError: there is an error.
         """
         errors = [record for record in self.records() if record["level"] == "error"]
         if errors:
@@ -158,7 +159,7 @@ class Daemon:
         return wait_until(checked, deadline_s=deadline_s, what=what, seen=self._last_lines)
 
     def stop(self) -> None:
-        """Ends it as systemd would.
+        """Ends it by SIGTERM, as systemd does.
 
         Raises:
             DaemonError: its exit status is not 0, it took too long, or it logged an error.
@@ -168,7 +169,7 @@ class Daemon:
         self.wait_end()
 
     def wait_end(self) -> None:
-        """Waits for the end of one that was told to end.
+        """Waits for the end of a balloond that was told to end.
 
         Raises:
             DaemonError: its exit status is not 0, or it took too long.
@@ -185,7 +186,7 @@ class Daemon:
         self.check_log()
 
     def kill(self) -> None:
-        """Ends it without asking."""
+        """Kills it by SIGKILL."""
         self._process.kill()
         self._process.wait()
         self._log.close()

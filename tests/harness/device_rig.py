@@ -1,8 +1,8 @@
-"""A real, jailed device over a guest that is nothing but memory and rings.
+"""A real, jailed device over a guest that consists of memory and rings only.
 
-The test is the driver: it writes rings with ``RawRing``, rightly or wrongly. Every page of the
-guest has a pattern of its own; what the host holds is read from the memfd, never through a
-mapping, as a look through a mapping fills holes.
+The test is the driver: it writes rings with ``RawRing``, valid or not. Every page of the guest has
+a pattern of its own. Which pages the host holds is read from the memfd, never through a mapping,
+as a read through a mapping fills holes.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ SHIPPED_POLICY = Path(__file__).parents[2] / "policies" / "balloon_device.policy
 FRONTEND_BASE = 0x7F00_0000_0000
 RING_SIZE = 64
 RING_PAGES = 4
-"""Room for a ring of 512 entries."""
+"""Enough for a ring of 512 entries."""
 BUFFER_PAGES = 17
-"""A chain may carry 64 KiB of PFNs; one page more to be over the limit."""
+"""64 KiB of PFNs, the limit of a chain, and one page more to exceed the limit."""
 ALL_QUEUES = (
     BalloonQueue.INFLATEQ,
     BalloonQueue.DEFLATEQ,
@@ -41,25 +41,25 @@ ALL_QUEUES = (
     BalloonQueue.REPORTING_VQ,
 )
 DRIVER_PAGES = len(ALL_QUEUES) * (RING_PAGES + BUFFER_PAGES)
-"""Pages at the end of the last region that are the driver's."""
+"""Pages at the end of the last region that belong to the driver."""
 CONFIG_CHANGE = b"config change"
 T = TypeVar("T", bound=Up)
 
 
 @cache
 def shipped_filter() -> CompiledFilter:
-    """The policy that balloond ships, compiled once."""
+    """The filter of the policy that balloond ships, compiled once."""
     return compile_policy(SHIPPED_POLICY)
 
 
 def unprivileged() -> Identity | None:
-    """Whom a device becomes: nobody, where the tests run as root."""
+    """The identity of a device: nobody, where the tests run as root."""
     return Identity(65534, 65534) if os.geteuid() == 0 else None
 
 
 @contextlib.contextmanager
 def ready_to_fork() -> Iterator[None]:
-    """What the template does before its first fork, undone afterwards: pytest goes on."""
+    """Prepares for a fork like the template, and undoes that afterwards for pytest."""
     try:
         gc.collect()
         gc.freeze()
@@ -74,7 +74,7 @@ class DeviceRig:
     Args:
         layout: (guest-physical address, pages) of each region; all lie in one memfd.
         ring_size: entries of every ring.
-        load_filter: instead of the shipped policy.
+        load_filter: loads a filter in place of the shipped policy's.
     """
 
     def __init__(
@@ -138,15 +138,14 @@ class DeviceRig:
             must_tell_host=True,
         )
         self.here = ForkedHere(load_filter or shipped_filter().load)
-        """Forks a device from this process, where a test may change its code and its filter."""
+        """Forks a device from this process, where a test may change the device's code and
+        filter."""
         self.fork: Fork = self.here
-        """How a device is forked."""
+        """How devices are forked."""
         self.reports: list[Up] = []
-        self.last_words = ""
-        """Of the latest device that ended."""
+        self.death_record = ""
+        """The death record of the latest device that ended."""
         self.device: DeviceProcess | None = None
-
-    # --- life ---------------------------------------------------------------------------------
 
     def eventfd(self) -> int:
         """A new eventfd, closed with the rig."""
@@ -154,12 +153,12 @@ class DeviceRig:
         return self._fds[-1]
 
     def own(self, fd: int) -> int:
-        """Closes ``fd`` with the rig."""
+        """Lets the rig own ``fd`` and close it."""
         self._fds.append(fd)
         return fd
 
     def change_vring(self, queue: BalloonQueue, **changes: object) -> None:
-        """Changes what the next device is told of a vring."""
+        """Changes a vring of the next device's spec."""
         vrings = [
             replace(vring, **changes) if vring.queue is queue else vring  # type: ignore[arg-type] # checked by replace()
             for vring in self.spec.vrings
@@ -173,7 +172,7 @@ class DeviceRig:
         return self.device
 
     def start_ready(self) -> DeviceProcess:
-        """Forks a device and waits until it is jailed and serves."""
+        """Forks a device and waits until it is jailed and ready."""
         self.reports.clear()
         device = self.start()
         self.wait_report(Ready)
@@ -196,7 +195,7 @@ class DeviceRig:
 
         wait_until(reaped, woken_by=device.pidfd.fileno(), what="the device's end")
         self.read_reports()
-        self.last_words = device.read_death_record()
+        self.death_record = device.read_death_record()
         device.close()
         self.device = None
         return codes[0]
@@ -207,12 +206,12 @@ class DeviceRig:
         assert self.wait_end() == -signal.SIGKILL
 
     def stop(self) -> None:
-        """Tells the device to end, which it does in order: so it had not ended before."""
+        """Sends STOP, and checks that the device ends in order: so it had not died before."""
         self.running.tube.send(Command.STOP)
-        assert self.wait_end() == 0, self.last_words
+        assert self.wait_end() == 0, self.death_record
 
     def close(self) -> None:
-        """Ends what runs and closes what is open."""
+        """Ends the device and closes all descriptors."""
         try:
             if self.device is not None:
                 self.device.kill()
@@ -224,7 +223,7 @@ class DeviceRig:
     # --- reports ------------------------------------------------------------------------------
 
     def read_reports(self) -> None:
-        """Takes all that the device has said so far."""
+        """Reads the device's reports so far."""
         while reports := self.running.tube.receive():
             self.reports += reports
 
@@ -245,7 +244,7 @@ class DeviceRig:
         return self.of(kind)[count - 1]
 
     def wait_progress(self, condition: Callable[[Progress], bool]) -> Progress:
-        """Waits until the device's own figures satisfy a condition."""
+        """Waits until the device's counters satisfy a condition."""
 
         def satisfied() -> bool:
             self.read_reports()
@@ -256,17 +255,17 @@ class DeviceRig:
         return self.of(Progress)[-1]
 
     def stopped_indices(self) -> dict[int, int]:
-        """``used.idx`` of each vring, as the device said at its end."""
+        """``used.idx`` of each vring, as the device reported it at its end."""
         return dict(self.of(Stopped)[-1].used_indices)
 
     # --- the driver's work --------------------------------------------------------------------
 
     def guest_addr(self, memfd_offset: int) -> int:
-        """The guest-physical address of a place in the last region."""
+        """The guest-physical address of an offset of the last region in the memfd."""
         return memfd_offset + self._guest_delta
 
     def write_buffer(self, queue: BalloonQueue, content: bytes, at: int = 0) -> tuple[int, int]:
-        """Puts content into a queue's buffer. Returns it as a descriptor's (address, length)."""
+        """Writes content into a queue's buffer. Returns it as a descriptor's (address, length)."""
         start = self._buffers[queue] + at
         self._view[start : start + len(content)] = content
         return self.guest_addr(start), len(content)
@@ -278,7 +277,7 @@ class DeviceRig:
         writable: Sequence[tuple[int, int]] = (),
         head: int = 0,
     ) -> None:
-        """Makes a chain available, over descriptors from ``head`` on, and kicks."""
+        """Makes a chain available, in the descriptors from ``head`` on, and kicks."""
         ring = self.rings[queue]
         ring.offer(ring.chain(range(head, ring.size), readable, writable))
         self.kick(queue)
@@ -306,17 +305,17 @@ class DeviceRig:
         return heads
 
     def inflate(self, pfns: Sequence[int]) -> None:
-        """Hands pages over and waits for the answer."""
+        """Hands pages over and waits for the used entry."""
         self.offer_pfns(BalloonQueue.INFLATEQ, pfns)
         assert self.wait_used(BalloonQueue.INFLATEQ) == [0]
 
     # --- the host's memory --------------------------------------------------------------------
 
     def holes(self) -> set[int]:
-        """Pages of the memfd that the host holds nothing for."""
+        """Pages of the memfd for which the host holds no memory."""
         holes = set(range(self.num_pages))
         at = 0
-        with contextlib.suppress(OSError):  # ENXIO: nothing but a hole up to the end.
+        with contextlib.suppress(OSError):  # ENXIO: a hole up to the end.
             while True:
                 at = os.lseek(self.fd, at, os.SEEK_DATA)
                 end = os.lseek(self.fd, at, os.SEEK_HOLE)
@@ -339,7 +338,7 @@ class DeviceRig:
 
 
 def pattern(page: int) -> bytes:
-    """What a page holds that nobody took: never zeros, and no two alike."""
+    """The content of an untouched page: never zeros, and different for each page."""
     return (page + 1).to_bytes(8, "little") * (PAGE_SIZE // 8)
 
 
@@ -349,7 +348,7 @@ def fate_of(
     """Runs ``action`` in the jail, as the device, right after its filter is loaded.
 
     Returns:
-        Its exit code; 7 where it outlives the action.
+        The device's exit code; 7 where it survives the action.
     """
     load = load_filter or shipped_filter().load
 

@@ -1,7 +1,7 @@
-"""Which tests show what becomes of a fault: ``@fault("...")`` stands beside each of them.
+"""Marks the tests that show how balloond reacts to a fault: ``@fault("...")`` on each of them.
 
 ``docs/reliability.md`` names a fault in the first cell of a row; the marker repeats the beginning
-of that cell, enough of it to be of one row only. ``python -m tests.harness.faults`` writes the
+of that cell, as much as belongs to one row only. ``python -m tests.harness.faults`` writes the
 last cell of every row from the markers in the sources; ``tests/unit/test_docs.py`` fails where
 page and markers differ.
 """
@@ -21,7 +21,7 @@ SEPARATOR = " | "
 
 
 def fault(name: str) -> pytest.MarkDecorator:
-    """Marks a test as one that shows what becomes of a fault.
+    """Marks a test as one that shows the reaction to a fault.
 
     Args:
         name: the beginning of the fault's row in docs/reliability.md.

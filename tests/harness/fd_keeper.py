@@ -1,4 +1,4 @@
-"""The process that keeps a daemon's descriptors, from outside."""
+"""The process that keeps a daemon's descriptors, as seen from outside."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from tests.harness.waiting import HANG_S, wait_until
 
 
 def keeper_pid(daemon: Daemon) -> int:
-    """Whoever listens on the keeper's socket."""
+    """The process that listens on the keeper's socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.connect(str(keeper_path(daemon.config.socket)))
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -21,24 +21,24 @@ def keeper_pid(daemon: Daemon) -> int:
 
 
 def file_of(status: os.stat_result) -> tuple[int, int]:
-    """What tells one file from any other."""
+    """A value that differs between files."""
     return status.st_dev, status.st_ino
 
 
 def kept_files(keeper: int) -> set[tuple[int, int]]:
-    """What a process has open."""
+    """The files that a process has open."""
     found = set()
     for fd in Path(f"/proc/{keeper}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # It was closed since.
+        with contextlib.suppress(FileNotFoundError):  # closed since the listing
             found.add(file_of(fd.stat()))
     return found
 
 
 def end_keeper(path: Path) -> None:
-    """Ends the keeper that a killed daemon left behind; it would wait for minutes.
+    """Ends the keeper that a killed daemon left behind, which would otherwise wait for minutes.
 
-    Several daemons of a test may have had the same one, so it may be on its way out already: it
-    resets what it has not accepted by then.
+    Several daemons of a test may have used the same keeper, so it may be ending already: it then
+    resets connections that it has not accepted.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as keeper:
         keeper.settimeout(HANG_S)

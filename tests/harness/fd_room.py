@@ -1,4 +1,4 @@
-"""A process that has run out of file descriptors, nearly or wholly."""
+"""Lets a process run out of file descriptors, nearly or wholly."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def room_for_fds(count: int) -> Iterator[None]:
-    """Lets this process open so many descriptors more and then no other."""
+    """Lets this process open so many more descriptors, and then no other."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = [os.dup(0) for _ in range(count + 1)]
     for fd in lowest_free:
@@ -21,9 +21,9 @@ def room_for_fds(count: int) -> Iterator[None]:
 
 
 def open_fds() -> set[str]:
-    """What this process has open: numbers and what they are."""
+    """The descriptors that this process has open: number and file."""
     found = set()
     for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # The listing's own.
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
             found.add(f"{number} {os.readlink(f'/proc/self/fd/{number}')}")
     return found

@@ -1,4 +1,4 @@
-"""A daemon that stands still: what happens meanwhile it sees at once, once it goes on."""
+"""Stops a daemon for a while, so that it sees all events of that time at once."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from tests.harness.waiting import wait_until
 
 
 def state(pid: int) -> str:
-    """A process's state, one letter of proc(5); Z where it is gone altogether."""
+    """A process's state, one letter of proc(5); Z where the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -26,7 +26,7 @@ def wait_state(pid: int, states: str) -> None:
 
 
 class Frozen:
-    """Has a controller see, in one turn of its loop, all that happens in the while."""
+    """Stops a controller, which then handles all events of that time in one turn of its loop."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._pid = daemon.pid

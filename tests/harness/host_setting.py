@@ -1,4 +1,4 @@
-"""A setting of the whole host, changed for a while, by one run of the tests at a time."""
+"""Changes a setting of the whole host for a while, for one run of the tests at a time."""
 
 import contextlib
 import errno
@@ -12,27 +12,28 @@ from tests.harness.waiting import HANG_S, wait_until
 NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 
 LOCKED_WITHIN_S = 10 * HANG_S
-"""Other checkouts' tests hold it one after the other, each for as long as a test may hang."""
+"""Other checkouts' tests hold the lock one after the other, each for as long as a test may
+hang."""
 
 
 @contextlib.contextmanager
 def changed(setting: Path, change: Callable[[str], str]) -> Iterator[str]:
     """Changes a file of /proc/sys for as long as the block runs.
 
-    Of two checkouts whose tests run at once, each would put back what the other had changed: a
-    lock is held meanwhile.
+    A lock is held meanwhile: if tests of two checkouts ran at once, each would restore the value
+    that the other had set.
 
     Args:
         setting: the file.
-        change: makes of its content what is to be written.
+        change: (its content) -> the new content.
 
     Yields:
-        What it was before.
+        Its content before.
 
     Raises:
         OSError: not permitted here, or /proc/sys is read-only.
     """
-    # First, so that nobody waits who may not change it.
+    # Try to open the file first, so that nobody without permission waits for the lock.
     os.close(os.open(setting, os.O_RDWR | os.O_CLOEXEC))
     with _locked(setting.name):
         before = setting.read_text()
@@ -45,8 +46,9 @@ def changed(setting: Path, change: Callable[[str], str]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _locked(name: str) -> Iterator[None]:
-    # An abstract name, which nobody else can have: it knows no directories, so that checkouts in
-    # several roots or with several /tmp see one another, and goes with its process.
+    # An abstract socket name can be bound once on the host. It is independent of directories, so
+    # checkouts in several roots or with several /tmp exclude each other, and it is freed with its
+    # process.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
 
         def taken() -> bool:

@@ -1,4 +1,4 @@
-"""What must never happen, told apart from what merely crashes."""
+"""Invariants that must never break, as opposed to mere crashes."""
 
 import os
 from collections.abc import Iterator
@@ -6,23 +6,23 @@ from contextlib import contextmanager
 
 
 class InvariantBrokenError(AssertionError):
-    """balloond lives and does what it must not: the worst that a campaign can find."""
+    """balloond runs and does something forbidden: the worst that a campaign can find."""
 
 
 def require(holds: object, what: str, *seen: object) -> None:
-    """Raises InvariantBrokenError with what was seen, unless it holds."""
+    """Raises InvariantBrokenError with the values seen, unless the condition holds."""
     if not holds:
         raise InvariantBrokenError(f"{what}: {', '.join(map(repr, seen))}" if seen else what)
 
 
 def open_fds(pid: int | str = "self") -> int:
-    """How many file descriptors a process has open, one used for looking not counted."""
+    """How many file descriptors a process has open, without the one used for counting."""
     return len(os.listdir(f"/proc/{pid}/fd")) - (pid == "self")
 
 
 @contextmanager
 def no_fd_left_open() -> Iterator[None]:
-    """Holds what runs inside to closing whatever it opened or was given."""
+    """Checks that the block closes all descriptors that it opens or is given."""
     before = open_fds()
     yield
     after = open_fds()

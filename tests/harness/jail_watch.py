@@ -1,4 +1,4 @@
-"""Looks at balloond's processes from outside: who runs, and that every device is in its jail."""
+"""Examines balloond's processes from outside: which ones run, and that every device is jailed."""
 
 import os
 import time
@@ -11,10 +11,10 @@ from tests.harness.invariants import require
 from tests.harness.waiting import wait_until
 
 DEVICE_NAME = "balloon-vm"
-"""How a device's name begins, from the moment at which it enters the jail."""
+"""The beginning of a device's name, from the moment when it enters the jail."""
 
 JAILED_WITHIN_S = 60.0
-"""From its name to its filter a device needs a millisecond; the machine may be busy."""
+"""From its name to its filter a device needs a millisecond, but the machine may be busy."""
 
 
 def devices_of(controller: int) -> list[int]:
@@ -30,17 +30,18 @@ def devices_of(controller: int) -> list[int]:
 
 
 def template_of(controller: int) -> int:
-    """The process that forks a controller's devices; they have its limits."""
+    """The process that forks a controller's devices."""
     children = psutil.Process(controller).children
 
     def named() -> list[int]:
         try:
             pids = [child.pid for child in children() if child.name() == NAME]
         except psutil.NoSuchProcess:
-            return []  # A device that has just ended.
+            return []  # a device that has just ended
         return pids if len(pids) == 1 else []
 
-    # It takes its name a moment after it was forked; devices have it too until they have theirs.
+    # The template gets its name a moment after its fork; a new device has the template's name
+    # until it gets its own.
     (pid,) = wait_until(named, what="the template alone has its name")
     return pid
 
@@ -54,21 +55,21 @@ def is_alive(pid: int) -> bool:
 
 
 def started(pid: int) -> int:
-    """When a process was started, in ticks since boot: with its pid, this is no other's."""
-    # Behind its name, which may be anything; "starttime" of proc_pid_stat(5).
+    """The start time of a process in ticks since boot, which with the pid is unique."""
+    # The fields behind the name, which may contain anything; "starttime" of proc_pid_stat(5).
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 FILTERS = 2
-"""The policy's, and the one that keeps a device from pools of huge pages."""
+"""The policy's filter, and the one against pooled huge pages."""
 
 
 class JailWatch:
-    """Holds every device ever seen to a jail that only gets narrower."""
+    """Checks that every device seen stays in a jail that only gets narrower."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[int, int]] = set()
-        """Every device that was found in its jail: its pid and when it was started."""
+        """Every device found in its jail: its pid and start time."""
 
     def look(self, controller: int) -> None:
         """Looks at all devices of a controller.
@@ -89,7 +90,9 @@ class JailWatch:
                 )
                 rest = {name: _field(pid, name) for name in ("NoNewPrivs", "CapEff", "Uid")}
                 if started(pid) != process[1]:
-                    continue  # Partly of one that has ended, partly of its successor.
+                    # the values are partly of an ended process, partly of the next one with its
+                    # pid
+                    continue
             except (OSError, KeyError):
                 return
             if filters >= FILTERS or not is_alive(pid):

@@ -1,4 +1,4 @@
-"""A stand-in for /sys/kernel/mm/chromeos-low_mem, in whose numbers the test is the host."""
+"""A directory in place of /sys/kernel/mm/chromeos-low_mem, in which a test sets the figures."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ class LowMemDir:
     """A directory with `available` and `margin`, in MiB, for balloond's --low-mem-dir."""
 
     def __init__(self, path: Path, *, margin_mib: int) -> None:
-        """Makes the directory; at first the host has plenty."""
+        """Makes the directory; at first the host has much memory."""
         path.mkdir(parents=True)
         self.path = path
         self.margin_mib = margin_mib
@@ -16,19 +16,19 @@ class LowMemDir:
         self.set_plenty()
 
     def set_available(self, available_mib: int) -> None:
-        """Writes what the host has, as the kernel's file would change."""
+        """Writes the available memory, as the kernel changes its file."""
         self.set_content(f"{available_mib}\n")
 
     def set_content(self, content: str) -> None:
-        """Makes this all that `available` holds, at once: a reader never finds it half written."""
+        """Replaces the content of `available` at once: a reader never sees a part of it."""
         new = self.path / "available.new"
         new.write_text(content)
         os.replace(new, self.path / "available")
 
     def set_low(self) -> None:
-        """The host is out of memory."""
+        """Makes the host low on memory."""
         self.set_available(0)
 
     def set_plenty(self) -> None:
-        """The host has more than any balloon policy could wait for."""
+        """Gives the host more memory than any balloon policy waits for."""
         self.set_available(1 << 20)

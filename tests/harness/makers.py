@@ -20,7 +20,7 @@ STEP = MAXIMUM // 16
 SETTINGS = GuestSettings(
     VM_MEM_MIB * MIB, population=Population(touched_bytes=128 * MIB, pinned_bytes=32 * MIB)
 )
-"""A guest that has touched a part of its memory and needs a part of that."""
+"""A guest that has touched a part of its memory and never gives up some of that."""
 
 StartDaemon = Callable[..., Daemon]
 MakeGuest = Callable[..., FakeGuest]

@@ -1,4 +1,4 @@
-"""A balloond that is started with pipes for streams, and whatever it leaves behind."""
+"""Starts a balloond with pipes for streams, and finds all processes that it leaves behind."""
 
 import contextlib
 import os
@@ -9,17 +9,17 @@ from pathlib import Path
 from tests.harness.daemon import BALLOOND
 
 DEADLINE_S = 60.0
-"""Only a hang takes so long."""
+"""Only a process that hangs takes so long."""
 
 _MARK = "BALLOOND_TEST_MARK"
 
 
 class MarkedStart:
-    """Started; ``end`` waits for its end, ``kill`` cleans up after a test that failed.
+    """A started balloond; ``end`` waits for its end, ``kill`` cleans up after a test that failed.
 
     Args:
         options: as they are typed.
-        cwd: in which directory.
+        cwd: its working directory.
         environment: further variables.
     """
 
@@ -51,14 +51,16 @@ class MarkedStart:
         return self._process.poll() is not None
 
     def end(self) -> int:
-        """Reads both streams to their ends, whoever holds them open. Returns the exit status."""
+        """Reads both streams to their end of file, whichever process has them open. Returns the
+        exit status."""
         self.printed, self.said = self._process.communicate(timeout=DEADLINE_S)
         return self._process.returncode
 
     def processes(self) -> list[int]:
-        """Everything that runs and comes from this start.
+        """All running processes that come from this start.
 
-        By the mark in its environment or, as a template has none, by the pipe for its errors.
+        They are found by the mark in their environment or, as a template has none, by the pipe for
+        errors.
         """
         found = []
         for path in Path("/proc").iterdir():
@@ -70,10 +72,10 @@ class MarkedStart:
         return sorted(found)
 
     def kill(self) -> None:
-        """Ends all of it."""
+        """Kills all of them."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
         self._process.kill()
-        with contextlib.suppress(ValueError):  # Its streams are closed: it was waited for.
+        with contextlib.suppress(ValueError):  # its streams are closed, as it was waited for
             self._process.communicate()

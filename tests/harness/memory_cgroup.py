@@ -1,4 +1,4 @@
-"""A cgroup of the test's own with a limit on its memory, where this process may make one."""
+"""A cgroup for one test with a limit on its memory, where this process may make one."""
 
 import contextlib
 import os
@@ -25,16 +25,16 @@ class MemoryCgroup:
         return int(self._usage.read_text())
 
     def launcher(self) -> tuple[str, ...]:
-        """Starts a command in it, that execs it."""
+        """A command that execs another command in the cgroup."""
         return ("sh", "-c", f'echo $$ > "{self.path}/cgroup.procs" && exec "$@"', "sh")
 
 
 @contextlib.contextmanager
 def memory_cgroup(limit_bytes: int) -> Iterator[MemoryCgroup]:
-    """Makes one for as long as the block runs, below our own where that can be.
+    """Makes a cgroup for as long as the block runs, below this process's own where possible.
 
     Raises:
-        PermissionError: this process may not, or no cgroup here has the memory controller.
+        PermissionError: not permitted, or no cgroup here has the memory controller.
     """
     parent, v1 = _parent()
     path = Path(tempfile.mkdtemp(prefix="balloond-test-", dir=parent))
@@ -43,7 +43,7 @@ def memory_cgroup(limit_bytes: int) -> Iterator[MemoryCgroup]:
         cgroup.limit(limit_bytes)
         yield cgroup
     finally:
-        # Whoever was in there may have ended without being quite gone.
+        # A process that was in the cgroup may have ended without being gone from it yet.
         wait_until(
             lambda: not (path / "cgroup.procs").read_text(), deadline_s=60, what="it is empty"
         )
@@ -51,7 +51,7 @@ def memory_cgroup(limit_bytes: int) -> Iterator[MemoryCgroup]:
 
 
 def _parent() -> tuple[Path, bool]:
-    """A cgroup in which one with a memory limit can be made, and whether it is of version 1."""
+    """A cgroup below which one with a memory limit can be made, and whether it is of version 1."""
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     groups = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
     v1 = next((names for names in groups if "memory" in names.split(",")), None)
@@ -62,7 +62,7 @@ def _parent() -> tuple[Path, bool]:
             own = Path(mount.point) / groups.get("", "/").lstrip("/")
             for path in (own, *own.parents):
                 control = path / "cgroup.subtree_control"
-                # Not where processes are: those have no siblings with controllers of their own.
+                # Not below a cgroup with processes: its children cannot have controllers.
                 if control.is_file() and "memory" in control.read_text().split():
                     return _usable(path), False
     raise PermissionError("no cgroup here has the memory controller")

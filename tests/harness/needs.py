@@ -1,4 +1,4 @@
-"""Marks of tests that need of the kernel what not every one has."""
+"""Marks for tests that need a feature of the kernel which some kernels lack."""
 
 import pytest
 

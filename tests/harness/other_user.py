@@ -1,4 +1,4 @@
-"""Doing something as another user, in this process or in a daemon of its own; for root."""
+"""Acts as another user, in this process or in a daemon of its own; for root."""
 
 import contextlib
 import errno
@@ -12,18 +12,18 @@ from tests.harness.daemon import DaemonConfig
 NOBODY = 65534
 
 UIDS = range(64101, 64501)
-"""Nobody's on an ordinary host: neither root's, nor devices', nor an account's."""
+"""User ids that an ordinary host does not use: neither root's, nor devices', nor an account's."""
 
 
 def take_uids(count: int, stack: contextlib.ExitStack) -> tuple[int, ...]:
     """User ids that no other test uses meanwhile, in whatever checkout or worker it runs.
 
-    The kernel counts for the whole host how many descriptors a user has on the way in sockets
-    (unix(7), ETOOMANYREFS): of two tests that attack as one user, each would fail by the other.
+    The kernel counts a user's descriptors in flight for the whole host (unix(7), ETOOMANYREFS):
+    two tests that attack as one user would make each other fail.
 
     Args:
         count: how many.
-        stack: gives them back.
+        stack: frees the ids.
     """
     taken: list[int] = []
     for uid in UIDS:
@@ -44,7 +44,7 @@ def take_uids(count: int, stack: contextlib.ExitStack) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def as_user(uid: int) -> Iterator[None]:
-    """What is done meanwhile, a connect(2) for example, is this user's."""
+    """Acts as this user during the block, for a connect(2) for example."""
     before = os.geteuid()
     os.seteuid(uid)
     try:
@@ -57,10 +57,11 @@ AS_NOBODY = ("--reuid", "65534", "--regid", "65534", "--clear-groups")
 
 
 class OtherUserConfig(DaemonConfig):
-    """A balloond of another user where the tests are root's: RLIMIT_NPROC does not bind root."""
+    """A balloond of another user where the tests run as root, because RLIMIT_NPROC does not bind
+    root."""
 
     def command(self) -> list[str]:
-        # It still must be able to read this checkout, wherever it is.
+        # It must still be able to read this checkout, wherever that is.
         kept = "+dac_override"
         caps = ["--inh-caps", kept, "--ambient-caps", kept, "--pdeathsig", "KILL"]
         return [*(["setpriv", *AS_NOBODY, *caps] if os.geteuid() == 0 else []), *super().command()]

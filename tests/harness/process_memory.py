@@ -1,4 +1,4 @@
-"""What lies in another process's memory, for root."""
+"""Reads another process's memory, for root."""
 
 import os
 import re
@@ -17,7 +17,7 @@ def mappings(pid: int) -> Iterator[tuple[range, str, str]]:
 
 
 def places_of(pid: int, content: bytes) -> list[str]:
-    """Where a process has some bytes in memory of its own: the names of the mappings."""
+    """The names of the private mappings in which a process has some bytes."""
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return [
@@ -34,4 +34,4 @@ def _read(memory: int, addresses: range) -> bytes:
     try:
         return os.pread(memory, len(addresses), addresses.start)
     except OSError:
-        return b""  # [vvar_vclock] and the like.
+        return b""  # [vvar_vclock] and the like cannot be read

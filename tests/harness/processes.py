@@ -1,4 +1,4 @@
-"""What /proc says of a process."""
+"""Reads /proc about a process."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ NAMESPACES = ("mnt", "net", "ipc")
 
 
 def process_status(pid: int) -> dict[str, str]:
-    """What /proc/PID/status says, by its names."""
+    """The fields of /proc/PID/status by their names."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -1,4 +1,4 @@
-"""A random policy's three judges: its text, the evaluator and the compiled program."""
+"""Judges a random policy by its known meaning, by the evaluator and by the compiled program."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""Stands for systemd, as far as its notification socket and its store of descriptors go."""
+"""Takes the place of systemd: its notification socket and its store of descriptors."""
 
 import os
 import socket
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 class ServiceManager:
-    """Takes what a service says, and stores descriptors for it. `close` it at the end.
+    """Receives a service's messages, and stores descriptors for it. Call `close` at the end.
 
     Args:
-        path: of its notification socket.
-        capacity: how many descriptors it stores; it closes what is beyond that, as systemd does.
+        path: the path of its notification socket.
+        capacity: how many descriptors it stores; it closes further ones, as systemd does.
     """
 
     def __init__(self, path: Path, capacity: int) -> None:
@@ -26,7 +26,7 @@ class ServiceManager:
 
     @property
     def names(self) -> set[str]:
-        """What it stores."""
+        """The names that it stores."""
         return set(self._stored)
 
     def _run(self) -> None:
@@ -53,7 +53,7 @@ class ServiceManager:
             os.close(self._stored.pop(name))
 
     def close(self) -> None:
-        """Ends it, and closes all that it stores."""
+        """Ends it, and closes all stored descriptors."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"", str(self.path))
         self._thread.join()

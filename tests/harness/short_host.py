@@ -1,4 +1,4 @@
-"""A host that has run short of something, for one running process."""
+"""Makes a host short of some resource, for one running process."""
 
 import contextlib
 import os
@@ -28,11 +28,11 @@ def fd_numbers(pid: int) -> set[int]:
 
 
 def fds_at_rest(pid: int, passing: Path) -> set[int]:
-    """The descriptors that a process has open at a moment at which it reads nothing in a folder.
+    """The descriptors that a process has open at a moment when it reads no file in a folder.
 
     Args:
         pid: the process.
-        passing: a folder whose files it opens and closes again every now and then.
+        passing: a folder whose files the process opens and closes now and then.
     """
 
     def look() -> set[int] | None:
@@ -40,7 +40,7 @@ def fds_at_rest(pid: int, passing: Path) -> set[int]:
         try:
             files = [os.readlink(f"/proc/{pid}/fd/{number}") for number in numbers]
         except FileNotFoundError:
-            return None  # One was closed while we looked.
+            return None  # one was closed after the listing
         return None if any(f"{passing.resolve()}/" in file for file in files) else numbers
 
     numbers = wait_until(look, what=f"process {pid} reads nothing in {passing}")
@@ -49,7 +49,7 @@ def fds_at_rest(pid: int, passing: Path) -> set[int]:
 
 
 def limit_for_room(taken: set[int], room: int) -> int:
-    """The RLIMIT_NOFILE under which whoever has these descriptors can open so many more."""
+    """The RLIMIT_NOFILE under which a process with these descriptors can open so many more."""
     limit = 0
     while True:
         if limit not in taken:
@@ -74,11 +74,11 @@ def cpu_s(pid: int) -> float:
 
 
 def is_asleep(pid: int) -> bool:
-    """Waits in the kernel, a device in epoll_wait with nothing to do."""
+    """Whether a process waits in the kernel, as a device does in epoll_wait with nothing to do."""
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0] == "S"
 
 
 def at_rest(daemon: Daemon) -> set[int]:
-    """What a controller has open while it does not look at the host's figures."""
+    """The descriptors that a controller has open while it reads none of the host's figures."""
     return fds_at_rest(daemon.pid, daemon.config.low_mem.path)

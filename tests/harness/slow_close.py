@@ -1,4 +1,4 @@
-"""Descriptors whose close(2) takes long, or for ever; and VMMs that send some."""
+"""Descriptors whose close(2) takes long, or for ever; and VMMs that send them."""
 
 import contextlib
 import ctypes
@@ -31,7 +31,8 @@ def lingering_socket() -> Iterator[socket.socket]:
 
 
 def lingering_pair() -> tuple[socket.socket, socket.socket]:
-    """Such a socket and its peer, with which the waiting ends. Its own buffers are the least."""
+    """A socket as ``lingering_socket`` and its peer, whose end ends the wait; with the smallest
+    buffers."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         listener.bind(("127.0.0.1", 0))
@@ -49,7 +50,7 @@ def lingering_pair() -> tuple[socket.socket, socket.socket]:
 
 
 class MuteFile:
-    """A file of FUSE whose every close waits for an answer that is not given until ``answer``.
+    """A file of FUSE whose every close waits for an answer, which comes only after ``answer``.
 
     Raises:
         PermissionError: only root may mount one.
@@ -67,27 +68,28 @@ class MuteFile:
             if answer.read() != b"mounted":
                 os.waitpid(self._server, 0)
                 raise PermissionError("FUSE cannot be mounted here")
-        # Through its server's own root: it is mounted in that one's namespace alone.
+        # By way of its server's root directory: the file is mounted in the server's namespace
+        # only.
         self.path = f"/proc/{self._server}/root{directory}/file"
         self.fd = os.open(self.path, os.O_RDWR)
 
     @property
     def is_being_closed(self) -> bool:
-        """Whether somebody waits in close(2)."""
+        """Whether a process waits in close(2)."""
         return self._flushed.exists()
 
     def answer(self) -> None:
-        """Ends the server; the kernel then ends all waiting."""
+        """Ends the server, which makes the kernel end all waits."""
         if self._server:
             os.kill(self._server, signal.SIGKILL)
             os.waitpid(self._server, 0)
             self._server = 0
 
     def close(self) -> None:
-        """Closes it, unless a test did, and ends the server."""
+        """Closes it, unless a test has, and ends the server."""
         self.answer()
         if self.fd >= 0:
-            with contextlib.suppress(OSError):  # Its server is gone, and this says so.
+            with contextlib.suppress(OSError):  # close(2) reports that the server is gone
                 os.close(self.fd)
 
 
@@ -116,7 +118,7 @@ def _answers(operation: int, node: int) -> bytes | None:
 
 
 def _serve(directory: Path, tell: int, flushed: Path) -> NoReturn:
-    """The server's life, in mounts of its own."""
+    """Runs the server, in a mount namespace of its own."""
     try:
         device = os.open("/dev/fuse", os.O_RDWR)
         options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
@@ -150,15 +152,16 @@ _UFFDIO_API, _UFFDIO_REGISTER, _MISSING, _API = 0xC018AA3F, 0xC020AA00, 1, 0xAA
 
 
 class WatchedFile:
-    """A file whose last close waits for whoever watches it by epoll, until ``end``.
+    """A file whose last close waits for a process that watches it by epoll, until ``end``.
 
-    Its watcher is in the middle of epoll_wait(2), which writes to a page that never comes.
+    The watcher hangs in epoll_wait(2), which writes to a page that is never provided.
 
     Args:
         kind: ``eventfd`` or ``pipe``.
+        kind: ``eventfd`` or ``pipe``.
 
     Raises:
-        PermissionError: this user may not have such a page (vm.unprivileged_userfaultfd).
+        PermissionError: this user may not use userfaultfd (vm.unprivileged_userfaultfd).
     """
 
     def __init__(self, kind: str) -> None:
@@ -176,11 +179,11 @@ class WatchedFile:
         wait_until(lambda: "userfault" in wchan.read_text(), what="its watcher hangs")
 
     def leave_the_last_close_to_others(self) -> None:
-        """Closes it here."""
+        """Closes it in this process."""
         os.close(self.fd)
 
     def end(self) -> None:
-        """Ends its watcher, and with it all waiting."""
+        """Ends its watcher, and so all waits for it."""
         os.kill(self._watcher, signal.SIGKILL)
         os.waitpid(self._watcher, 0)
 
@@ -197,10 +200,10 @@ class WatchedFile:
 
 
 class HeldEpoll:
-    """An epoll instance whose lock somebody holds until ``end``.
+    """An epoll instance whose lock a process holds until ``end``.
 
     Raises:
-        PermissionError: as ``WatchedFile``.
+        PermissionError: as for ``WatchedFile``.
     """
 
     def __init__(self) -> None:
@@ -223,7 +226,7 @@ class HeldEpoll:
         wait_until(lambda: "userfault" in wchan.read_text(), what="its holder hangs")
 
     def end(self) -> None:
-        """Ends its holder, and with it all waiting; closes it."""
+        """Ends the holder, and so all waits; closes the instance."""
         os.kill(self._holder, signal.SIGKILL)
         os.waitpid(self._holder, 0)
         os.close(self.fd)
@@ -231,7 +234,7 @@ class HeldEpoll:
 
 def _hold(epoll: select.epoll) -> None:
     """Waits for ever for a page to which epoll_wait(2) writes."""
-    # In this process: the one that is to be kept waiting must own the page.
+    # In this process, because the process that is to wait must own the page.
     fault = _libc.syscall(_USERFAULTFD, os.O_CLOEXEC)
     fcntl.ioctl(fault, _UFFDIO_API, struct.pack("QQQ", _API, 0, 0))
     page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,4 +1,4 @@
-"""A tmpfs with a size limit, mounted where nobody else sees it."""
+"""A tmpfs with a size limit, mounted in a namespace of its own."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ class SmallTmpfs:
     """A tmpfs in a mount namespace of its own, for as long as this object lives.
 
     Args:
-        folder: an empty directory; outside of that namespace it stays so.
+        folder: an empty directory, which stays empty outside of that namespace.
         size_mib: its size limit; 0: none.
 
     Raises:
-        PermissionError: none can be mounted here.
+        PermissionError: a tmpfs cannot be mounted here.
     """
 
     def __init__(self, folder: Path, size_mib: int) -> None:
@@ -37,18 +37,18 @@ class SmallTmpfs:
         self._root = Path(f"/proc/{self._holder.pid}/root{folder}")
 
     def open(self, name: str, size_bytes: int) -> int:
-        """A file there of this length, which takes no room until it is written to."""
+        """A file of this length in the tmpfs, which uses no memory until it is written to."""
         fd = os.open(self._root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.ftruncate(fd, size_bytes)
         return fd
 
     def free_bytes(self) -> int:
-        """What its limit leaves."""
+        """The free bytes below its limit."""
         found = os.statvfs(self._root)
         return found.f_bavail * found.f_frsize
 
     def fill(self, *, but_bytes: int) -> None:
-        """Other files take the room that is left, but for so much."""
+        """Fills the tmpfs with another file, up to so many free bytes."""
         fd = os.open(self._root / "other", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         wanted = self.free_bytes() - but_bytes
         if wanted > 0:
@@ -56,9 +56,9 @@ class SmallTmpfs:
         os.close(fd)
 
     def empty(self) -> None:
-        """Those files go."""
+        """Removes that file."""
         os.unlink(self._root / "other")
 
     def close(self) -> None:
-        """Ends the namespace; with the last file that is open there the tmpfs goes."""
+        """Ends the namespace; the tmpfs goes with its last open file."""
         self._holder.communicate()

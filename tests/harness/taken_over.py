@@ -1,4 +1,4 @@
-"""A balloond whose first VM's device was taken over by its guest: it runs the guest's code."""
+"""A balloond whose first VM's device runs the code of its guest, which has taken it over."""
 
 import sys
 
@@ -56,11 +56,11 @@ forker.become_device = become_taken_over
 
 
 def launcher(misdeed: str, path: str = "") -> tuple[str, ...]:
-    """A daemon's launcher under which the device of vm1 does that.
+    """A daemon's launcher under which the device of vm1 misbehaves.
 
     Args:
-        misdeed: ``flood``, with valid reports for ever; ``garbage``, which no device sends; or
-            ``hang``, in closing the file at ``path``.
+        misdeed: ``flood``: sends valid reports for ever; ``garbage``: sends a message that no
+            device sends; ``hang``: hangs in closing the file at ``path``.
     """
     change = TEMPLATE.replace("{misdeed}", misdeed).replace("{path!r}", repr(path))
     program = PROGRAM.replace("{template!r}", repr(another_template(change)))

@@ -1,4 +1,4 @@
-"""Where a test waits: for a condition, with a deadline, and it says what it waited for."""
+"""Waits for a condition, with a deadline and a message that names the condition."""
 
 import select
 import time
@@ -8,15 +8,15 @@ from typing import TypeVar
 T = TypeVar("T")
 
 HANG_S = 60.0
-"""So long only what hangs takes, on a machine twenty times busier than it should be too. How quick
-something is, benchmarks/ measures."""
+"""Only a hang takes so long, even on a machine twenty times busier than it should be. Speed is
+measured in benchmarks/, not here."""
 
 _POLL_S = 0.01
-"""Short beside anything a guest under TCG does (a buffer of 256 pages takes it 2.6 ms)."""
+"""Short compared with the work of a guest under TCG (2.6 ms for a buffer of 256 pages)."""
 
 
 class DeadlineError(AssertionError):
-    """The condition did not come true in time; says which, and what was seen last."""
+    """The condition did not come true in time; names it, and the state seen last."""
 
 
 def wait_until(
@@ -30,11 +30,12 @@ def wait_until(
     """Waits until a condition holds, and fails the test if it does not in time.
 
     Args:
-        condition: polled; what it returns counts by its truth.
+        condition: polled; holds when its result is true.
         what: the condition in words, for the failure's message.
-        deadline_s: seconds of real time to wait at most.
-        seen: asked once, at the deadline, for what there was instead.
+        deadline_s: the longest wait, in seconds of real time.
+        seen: called once, at the deadline, for a description of the state.
         woken_by: a descriptor; the condition is polled at once when it is readable or hung up. The
+            condition must read it empty, or the polling spins.
             condition must read it empty, or the polling spins.
 
     Returns:

@@ -11,22 +11,22 @@ from tests.harness.waiting import wait_until
 
 
 class Way(Enum):
-    """How a device comes into the world."""
+    """How a device is forked."""
 
     TEMPLATE = "by the template"
     RESTARTED = "by a template that was started again"
 
 
 def end_template(template: Template) -> None:
-    """Kills it and leaves it to be reaped, as the kernel does when it is out of memory."""
+    """Kills it without reaping it, as the kernel's OOM killer does."""
     assert template.pid is not None
     os.kill(template.pid, signal.SIGKILL)
-    # Until it is dead it could still take a request.
+    # Wait for its death: until then it could still receive a request.
     os.waitid(os.P_PID, template.pid, os.WEXITED | os.WNOWAIT)
 
 
 class PatientFork:
-    """A ``Fork`` that asks again for what cannot be had just yet, as a supervisor does.
+    """A ``Fork`` that asks again after NotYetError, as a supervisor does.
 
     Args:
         template: forks.
@@ -48,7 +48,7 @@ class PatientFork:
 
 
 def fork_by(template: Template, way: Way) -> PatientFork:
-    """Has devices forked in a certain way by a template that runs."""
+    """Makes a running template fork devices in a certain way."""
     if way is Way.RESTARTED:
         end_template(template)
     return PatientFork(template)

@@ -1,4 +1,4 @@
-"""A VM before a whole daemon: what its VMM says unlike others, and what is said of it."""
+"""A VM of a whole daemon: VMMs that differ from the usual, and the log about a VM."""
 
 import fcntl
 import os
@@ -21,7 +21,7 @@ Shared = tuple[RegionDescription, int]
 """A memory region with the descriptor of its file."""
 
 Twist = Callable[[bytes, Sequence[int]], tuple[bytes, Sequence[int]]]
-"""Makes another payload and other descriptors of a request's own."""
+"""(payload, descriptors) of a request -> those to send in their place."""
 
 
 def run_until(guests: Sequence[FakeGuest], until: Callable[[], bool]) -> None:
@@ -30,7 +30,7 @@ def run_until(guests: Sequence[FakeGuest], until: Callable[[], bool]) -> None:
 
 
 def balloon_bytes(guest: FakeGuest) -> int:
-    """What a guest has in its balloon."""
+    """The size of a guest's balloon."""
     return guest.driver.actual * PAGE_SIZE
 
 
@@ -38,10 +38,10 @@ ENDED = ("vmm-hung-up", "connection-closed", "connection-failed")
 """Event words of a VMM's connection that has ended."""
 
 OF_VMM = (*ENDED, "request-not-served", "vm-not-served", "no-backend-channel", "memory-not-shared")
-"""Event words of what a VMM did wrong, too."""
+"""Event words for faults of a VMM, besides the end of its connection."""
 
 LOST = ("pages-lost", "fruitless", "balloon-not-freed")
-"""Event words of a balloon of which the host gets nothing."""
+"""Event words for a balloon whose pages the host does not get."""
 
 
 def facts(daemon: Daemon, *events: str) -> list[dict[str, Any]]:
@@ -68,18 +68,18 @@ def decisions(daemon: Daemon, vm: str = "vm1") -> list[tuple[str, int]]:
 
 
 def errors(daemon: Daemon) -> list[str]:
-    """The log's errors, of whatever VM."""
+    """The log's errors, of all VMs."""
     return [record["message"] for record in daemon.records() if record["level"] == "error"]
 
 
 def share_beside(guest: FakeGuest, *more: Shared) -> None:
-    """Lists further regions in a guest's memory table from the next ``bind`` or ``resume`` on."""
+    """Adds regions to a guest's memory table, from the next ``bind`` or ``resume`` on."""
     own = guest.ram.shared
     guest.ram.shared = lambda: [*own(), *more]  # type: ignore[method-assign]  # for this guest
 
 
 def keep_ram_in(make: Callable[[int], int], size_bytes: int, patch: pytest.MonkeyPatch) -> None:
-    """The next guest of this size has its memory in another file than a memfd's."""
+    """Gives the next guest of this size another kind of memory file than a memfd."""
     create = os.memfd_create
 
     def choose(name: str, flags: int = 0) -> int:
@@ -91,7 +91,7 @@ def keep_ram_in(make: Callable[[int], int], size_bytes: int, patch: pytest.Monke
 def twist(
     frontend: FakeFrontend, request: FrontendRequest, how: Twist, patch: pytest.MonkeyPatch
 ) -> None:
-    """Has a VMM say something else whenever it says this request."""
+    """Lets a VMM send other content whenever it sends this request."""
     tell = frontend.requests.tell
 
     def say(what: FrontendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
@@ -105,7 +105,7 @@ def twist(
 def ready_device(daemon: Daemon, vm: str) -> int | None:
     """The process id of a guest's present device, once it is jailed and ready.
 
-    A front-end's last messages may still replace the first one.
+    A front-end's last messages may still cause another device to replace it.
     """
     said = [r for r in daemon.records() if r.get("vm") == vm]
     ready = False
@@ -151,12 +151,13 @@ def run_until_logged(guests: list[FakeGuest], daemon: Daemon, text: str) -> None
 
 
 def assert_all_back(guest: FakeGuest, daemon: Daemon) -> None:
-    """After an orderly end: all was given back, but for a guest that was held up for too long."""
+    """Asserts that an orderly end returned all memory, unless a guest was held up for too long."""
     assert facts(daemon, "giving-back") != []
     late = [record["vms"] for record in facts(daemon, "memory-not-given-back")]
     assert guest.driver.actual == 0 or late == [1]
 
 
 def unread_bytes(wire: Wire) -> int:
-    """What the other end has not taken yet, by the kernel's count (unix(7), SIOCOUTQ)."""
+    """The bytes that the other end has not read yet, as the kernel counts them (unix(7),
+    SIOCOUTQ)."""
     return int.from_bytes(fcntl.ioctl(wire.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)

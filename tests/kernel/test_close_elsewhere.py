@@ -185,14 +185,14 @@ def test_child_that_was_killed_is_done_and_gives_no_more() -> None:
         os.kill(child.pid, signal.SIGKILL)
 
         wait_until(child.is_done, what="it is reaped")
-    assert not child.lives_on
+    assert not child.takes_more
 
 
 def test_no_descriptor_left_the_child_closes_once_and_ends() -> None:
     fd = os.open("/dev/null", os.O_RDONLY)
     with room_for_fds(0):
         child = ClosingChild([fd])
-        assert not child.lives_on
+        assert not child.takes_more
         wait_until(child.is_done, what="it has closed it and ended")
     assert not is_open(fd)
 
@@ -227,7 +227,7 @@ def test_closer_uses_a_child_again_ends_it_and_then_rests(
     pids = set()
     for _ in range(5):
         fd = os.open("/dev/null", os.O_RDONLY)
-        let_go(peer(closer, account), fd)
+        close_dropped(peer(closer, account), fd)
         turn_until(loop, lambda: account.waiting == 0, "it has said that it is closed")
         assert not is_open(fd)
         pids |= {child.pid for child in children("")}
@@ -239,13 +239,13 @@ def test_closer_uses_a_child_again_ends_it_and_then_rests(
 
 def test_idle_child_that_was_killed_is_reaped_and_another_closes(loop: Loop) -> None:
     closer, account = Closer(loop), FdAccount()
-    let_go(peer(closer, account), os.open("/dev/null", os.O_RDONLY))
+    close_dropped(peer(closer, account), os.open("/dev/null", os.O_RDONLY))
     turn_until(loop, lambda: account.waiting == 0, "it is closed")
     (idle,) = children("")
     idle.kill()
     turn_until(loop, lambda: children("") == [], "the child is reaped")
 
-    let_go(peer(closer, account), os.open("/dev/null", os.O_RDONLY))
+    close_dropped(peer(closer, account), os.open("/dev/null", os.O_RDONLY))
 
     turn_until(loop, lambda: account.waiting == 0, "it is closed")
     (another,) = children("")
@@ -256,7 +256,7 @@ def test_child_for_which_there_was_no_descriptor_is_reaped(loop: Loop) -> None:
     closer, account = Closer(loop), FdAccount()
     fd = os.open("/dev/null", os.O_RDONLY)
     with room_for_fds(0):
-        let_go(peer(closer, account), fd)
+        close_dropped(peer(closer, account), fd)
         turn_until(loop, lambda: account.waiting == 0, "it is closed")
     assert not is_open(fd)
     assert children("") == []
@@ -291,10 +291,10 @@ def peer(closer: Closer, account: FdAccount) -> ForeignFds:
     return foreign
 
 
-def let_go(foreign: ForeignFds, *fds: int) -> None:
+def close_dropped(foreign: ForeignFds, *fds: int) -> None:
     for fd in fds:
         foreign.own(fd).close()
-    foreign.let_go()
+    foreign.close_dropped()
 
 
 def test_what_a_store_has_too_is_closed_here_at_once_and_its_copies_with_it(loop: Loop) -> None:
@@ -320,7 +320,7 @@ def hanging_closes(closer: Closer, account: FdAccount) -> Iterator[None]:
     """As many of one user's as may hang at a time."""
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_HANGING):
-            let_go(peer(closer, account), stack.enter_context(lingering_socket()).detach())
+            close_dropped(peer(closer, account), stack.enter_context(lingering_socket()).detach())
         yield
 
 
@@ -329,7 +329,7 @@ def test_many_that_hang_keep_that_users_others_waiting_but_no_memory(loop: Loop)
     closer, account = Closer(loop), FdAccount()
     waits, memory = os.open("/dev/null", os.O_RDONLY), os.memfd_create("guest")
     with hanging_closes(closer, account):
-        let_go(peer(closer, account), waits, memory)
+        close_dropped(peer(closer, account), waits, memory)
 
         wait_until(lambda: not is_open(memory), what="the memory is let go")
         assert is_open(waits)
@@ -344,7 +344,7 @@ def test_many_of_one_user_that_hang_keep_no_other_user_waiting(loop: Loop) -> No
     closer, enemy = Closer(loop), FdAccount()
     other = os.open("/dev/null", os.O_RDONLY)
     with hanging_closes(closer, enemy):
-        let_go(peer(closer, FdAccount()), other)
+        close_dropped(peer(closer, FdAccount()), other)
 
         wait_until(lambda: not is_open(other), what="another user's is closed")
 
@@ -356,7 +356,7 @@ def test_sockets_that_wait_for_their_close_take_up_no_numbers(loop: Loop) -> Non
     numbers = [each.fileno() for each in waiting]
     with hanging_closes(closer, account):
         for each in waiting:
-            let_go(peer(closer, account), each.detach())
+            close_dropped(peer(closer, account), each.detach())
 
         assert len([fd for fd in numbers if is_open(fd)]) <= 3
         assert account.waiting <= MAX_HANGING + 3
@@ -376,7 +376,7 @@ def test_sockets_that_may_not_be_under_way_wait_with_their_numbers(
     with hanging_closes(closer, account):
         with monkeypatch.context() as full:
             full.setattr(socket, "send_fds", refuse)
-            let_go(peer(closer, account), waits)
+            close_dropped(peer(closer, account), waits)
         assert is_open(waits)
     turn_until(loop, lambda: account.debt == 0, "nothing is left to be closed")
     assert not is_open(waits)
@@ -417,7 +417,7 @@ def test_descriptor_that_is_of_no_use_is_let_go_as_it_comes_and_nothing_is_kept_
         (theirs,) = (fd.fileno() for fd in received.fds)
 
         effects = backend.handle(received.message, received.fds)
-        connection.let_go()
+        connection.close_dropped()
 
         wait_until(lambda: not is_open(theirs), what="its number is free")
         assert [fd for _, fds in replay(backend) for fd in fds] == []

@@ -213,7 +213,7 @@ def test_memory_that_the_vmm_cut_off_ends_the_device_and_nobody_else(rig: Device
     # Another cannot even map it, and says so.
     rig.start()
     assert rig.wait_end() == EXIT_INTERNAL_ERROR
-    assert rig.last_words == (
+    assert rig.death_record == (
         f"balloon-rig: guest memory up to byte {rig.num_pages * 4096} is to be mapped, "
         "but its file has 4096 bytes: the VMM cut it short"
     )

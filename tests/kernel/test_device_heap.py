@@ -143,7 +143,7 @@ BY_NAME = pytest.mark.parametrize(
 def test_device_that_needs_more_memory_lives(
     rig: DeviceRig, name: str, grow: Callable[[], object]
 ) -> None:
-    assert fate_of(rig, grow) == LIVED, (name, rig.last_words)
+    assert fate_of(rig, grow) == LIVED, (name, rig.death_record)
 
 
 def test_device_that_grew_in_every_way_goes_on_serving(rig: DeviceRig) -> None:
@@ -165,7 +165,7 @@ def test_device_of_the_template_lives_long_too(rig: DeviceRig, template: Templat
     rig.start_ready()
     rig.inflate([3])
     rig.stop()
-    assert rig.last_words.endswith("blocks that grow")
+    assert rig.death_record.endswith("blocks that grow")
 
 
 @fault("device needs more memory than ever before")

@@ -232,7 +232,7 @@ def test_forbidden_call_is_all_that_an_action_dies_of(
 ) -> None:
     # Otherwise the two tests above would pass under a policy that allows the call.
     fate = fate_of(rig, action, policy_with(tmp_path, name))
-    assert fate in (7, EXIT_INTERNAL_ERROR), rig.last_words
+    assert fate in (7, EXIT_INTERNAL_ERROR), rig.death_record
 
 
 @fault("takes its device over")
@@ -274,7 +274,7 @@ def test_device_that_was_taken_over_cannot_use_up(
     rig: DeviceRig, action: Callable[[], object], error: str
 ) -> None:
     assert fate_of(rig, action) == EXIT_INTERNAL_ERROR
-    assert rig.last_words.endswith(error)
+    assert rig.death_record.endswith(error)
 
 
 @as_root
@@ -284,7 +284,7 @@ def test_device_that_was_taken_over_has_no_page_of_a_pool_of_huge_ones(rig: Devi
     with changed(Path("/proc/sys/vm/nr_hugepages"), lambda before: str(int(before) + 2)):
         mmap.mmap(-1, 2 << 20, flags).close()
         assert fate_of(rig, lambda: mmap.mmap(-1, 2 << 20, flags)) == EXIT_INTERNAL_ERROR
-    assert rig.last_words.endswith("Cannot allocate memory")
+    assert rig.death_record.endswith("Cannot allocate memory")
 
 
 @pytest.mark.parametrize(("name", "action"), ALLOWED, ids=[name for name, _ in ALLOWED])
@@ -300,8 +300,8 @@ def test_exception_in_the_jail_ends_it_with_last_words(rig: DeviceRig) -> None:
         raise RuntimeError("what went wrong")
 
     assert fate_of(rig, fail) == EXIT_INTERNAL_ERROR
-    assert rig.last_words.startswith("balloon-rig: Traceback")
-    assert rig.last_words.rstrip(" |").endswith("RuntimeError: what went wrong")
+    assert rig.death_record.startswith("balloon-rig: Traceback")
+    assert rig.death_record.rstrip(" |").endswith("RuntimeError: what went wrong")
 
 
 @fault("device has a bug (an exception)")
@@ -312,8 +312,8 @@ def test_last_words_of_a_device_that_was_taken_over_are_bounded_and_printable(
         os.write(2, b"\x1b[31m\0\r\xff forged\nlines\n" * 10_000)
 
     assert fate_of(rig, shout) == 7
-    assert 0 < len(rig.last_words) <= 4096
-    assert rig.last_words.isprintable()
+    assert 0 < len(rig.death_record) <= 4096
+    assert rig.death_record.isprintable()
 
 
 # --- a policy that lacks something ------------------------------------------------------------

@@ -81,8 +81,8 @@ def test_device_that_fails_says_of_what(
     linecache.getlines(__file__)
 
     assert fate_of(rig, fail) == EXIT_INTERNAL_ERROR
-    assert rig.last_words.startswith("balloon-rig: Traceback (most recent call last):")
-    heard = rig.last_words.encode().decode("unicode_escape").encode("latin-1").decode()
+    assert rig.death_record.startswith("balloon-rig: Traceback (most recent call last):")
+    heard = rig.death_record.encode().decode("unicode_escape").encode("latin-1").decode()
     assert heard.endswith(told) or told in heard.rpartition(" | ")[2]
 
 

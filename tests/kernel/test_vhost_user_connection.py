@@ -63,7 +63,7 @@ def received(connection: Connection) -> list[tuple[Message, int]]:
         messages.append((message, len(fds)))
         for fd in fds:
             fd.close()
-    connection.let_go()
+    connection.close_dropped()
     return messages
 
 

@@ -149,7 +149,7 @@ class Ground:
         plan: the attack.
         folder: for its socket, files and logs.
         stack: ends what was started.
-        speed: how many times faster than the seed's its balloon policy runs.
+        speed: how many times faster than crosvm's its balloon policy runs.
     """
 
     def __init__(
@@ -320,7 +320,7 @@ def attack(plan: Plan, seconds: float, folder: Path, *, speed: float = SPEED) ->
         plan: which one.
         seconds: how long its main part goes on.
         folder: for socket, files and logs; made anew.
-        speed: how many times faster than the seed's the balloon policy runs.
+        speed: how many times faster than crosvm's the balloon policy runs.
     """
     outcome = Outcome(plan.name, seconds, plan.by_a_device)
     folder.mkdir(parents=True)

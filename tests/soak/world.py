@@ -83,7 +83,7 @@ class Host:
         folder: for its socket, files and logs.
         guests: how many.
         keep_fds: start it so that its VMs outlive it.
-        speed: how many times faster than the seed's its balloon policy runs.
+        speed: how many times faster than crosvm's its balloon policy runs.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The seed's figures, and each transition once, at its thresholds."""
+"""The figures of crosvm's balloon policy, and each transition once, at its thresholds."""
 
 from typing import Any
 

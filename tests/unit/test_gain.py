@@ -100,7 +100,7 @@ def test_forgiven_begins_anew_and_tells_nothing_twice() -> None:
     gain = Gain()
     done = Progress(inflated_pages=WINDOW_PAGES, kept_pages=WINDOW_PAGES)
     gain.take(done)
-    gain.forgive()
+    gain.start_anew()
     assert not gain.fruitless
     assert gain.take(done) == []
     assert not gain.fruitless

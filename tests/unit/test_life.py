@@ -145,7 +145,7 @@ def test_killed_device_that_said_where_its_rings_stand_has_time_to_free_memory(
 ) -> None:
     life = after(*RUNS, E.STOP)
     life.know_rings(known=known)
-    assert life.take(E.DUE) == Step(State.KILLED, (A.SAY_KILLING, A.KILL), wait)
+    assert life.take(E.DUE) == Step(State.KILLED, (A.PUBLISH_KILLING, A.KILL), wait)
 
 
 def test_rings_stand_where_nobody_knows_from_the_fork_on() -> None:
@@ -163,7 +163,7 @@ def test_second_one_who_waits_for_the_end_changes_nothing(events: tuple[Event, .
 
 def test_device_that_hangs_answers_everybody_who_waits_at_once_and_forks_none() -> None:
     life = after(*KILLED)
-    assert life.take(E.DUE).actions == (A.SAY_HANGS, A.ANSWER_HANGS)
+    assert life.take(E.DUE).actions == (A.PUBLISH_HANGS, A.ANSWER_HANGS)
     assert life.take(E.STOP).actions == (A.ANSWER_HANGS,)
     assert life.take(E.SETTLE) == Step(State.HANGS)
 

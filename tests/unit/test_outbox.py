@@ -76,7 +76,7 @@ def test_users_take_turns_where_the_store_is_slow() -> None:
         there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outbox, heard = Outbox(here, lambda: None), list[bytes]()
         for guest, user in (("vm1", 1), ("vm2", 1), ("vm3", 2)):
-            outbox.is_of(guest, user)
+            outbox.set_user(guest, user)
         fill(outbox, "vm1")
         for number in range(50):
             outbox.send(b"vm1 %d" % number, (), "vm1")

@@ -145,7 +145,7 @@ def test_what_a_vmm_sends_counts_until_it_is_closed() -> None:
         for fd in fds:
             fd.close()
         assert peer.descriptors == EACH + EACH
-        connection.let_go()
+        connection.close_dropped()
         async with asyncio.timeout(HANG_S):
             while peer.descriptors != EACH:
                 await asyncio.sleep(0)
@@ -186,7 +186,7 @@ def test_descriptors_that_nobody_has_let_go_of_yet_count() -> None:
         peer = room.peers.of(connection)
         connection.foreign.drop(os.eventfd(0))
         assert peer.account.debt == 1
-        connection.let_go()
+        connection.close_dropped()
         assert peer.account.debt == 1
         assert len(psutil.Process().children()) == 1
 

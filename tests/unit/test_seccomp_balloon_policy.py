@@ -1,8 +1,9 @@
-"""The device's own policy: the seed's file, and what its filter lets through.
+"""The device's seccomp policy: crosvm's file, and the calls that its filter allows.
 
-``policies/balloon_device.policy`` must stay the seed's, rule for rule, and the filter compiled
-from it must answer each rule's constants, and their neighbours, as the text does. What is right
-stands here by hand, call by call, so that it does not come from the parser under test.
+``policies/balloon_device.policy`` must stay the file of crosvm's change "balloon: Implement device
+policy" (2018), rule for rule, and the filter compiled from it must answer each rule's constants,
+and their neighbours, as the text does. The expected answers are written here by hand, call by
+call, so that they do not come from the parser under test.
 """
 
 from pathlib import Path

@@ -24,7 +24,7 @@ from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS
 
 
 def test_target_is_eight_bytes_little_endian() -> None:
-    # The seed's own message: the absolute balloon size, 3 GiB here.
+    # The message of crosvm's change: the absolute balloon size, 3 GiB here.
     assert encode_down(Target(3 << 30)) == bytes.fromhex("000000c000000000")
 
 

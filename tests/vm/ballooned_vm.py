@@ -33,7 +33,7 @@ class VmConfig:
         memory_mib: its memory. 512 MiB is the least that comes with a balloon worth testing.
         memory_backends: how many memfds that memory is made of.
         cpus: how many the guest has.
-        speed: of the balloon policy. At 300 times the seed's, all levels up take 60 ms and all
+        speed: of the balloon policy. At 300 times crosvm's, all levels up take 60 ms and all
             levels down 1.8 s, about as fast as a guest under TCG can follow.
         disk: a raw image for the guest's disk.
         keep_fds: balloond's VMs outlive it.
@@ -109,7 +109,7 @@ class BalloonedVm:
 
     @property
     def max_bytes(self) -> int:
-        """The balloon's maximum by the seed's rule; no VM here is smaller than 500 MiB."""
+        """The balloon's maximum by crosvm's rule; no VM here is smaller than 500 MiB."""
         memory_bytes = self.config.memory_mib * MIB
         return memory_bytes - 1024 * MIB if memory_bytes > 1536 * MIB else memory_bytes // 2
 

@@ -1,4 +1,4 @@
-"""The chart of the seed's test: what was available, and what each guest held, over time."""
+"""The chart of ``test_seed.py``: available memory, and each guest's memory, over time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

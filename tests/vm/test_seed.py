@@ -1,12 +1,12 @@
-"""The seed's own test, automated.
+"""The test of crosvm's change "balloon: Implement device policy" (2018), automated.
 
-In its words: "Start 2 VMs and write out a large file (size > system RAM) in each. Observe
-/sys/kernel/mm/chromeos-low_mem/available and see that the available memory steadily decreases
-until it goes under the low memory margin at which point the available memory bounces back up as
-crosvm frees up pages."
+In the words of its commit message: "Start 2 VMs and write out a large file (size > system RAM) in
+each. Observe /sys/kernel/mm/chromeos-low_mem/available and see that the available memory steadily
+decreases until it goes under the low memory margin at which point the available memory bounces
+back up as crosvm frees up pages."
 
-The host here is a budget: what is available is the budget minus what the two guests' memory
-really holds. Without a balloon the guests would need more than there is.
+The host here is a budget: the available memory is the budget minus the memory that the host holds
+for both guests. Without a balloon the guests would need more than the budget.
 """
 
 import time
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.vm
 BUDGET_MIB = 1000
 MARGIN_MIB = 300
 SPEED = 30
-"""Times the seed's: 33 ms from level to level, which the guests can follow under TCG."""
+"""Times crosvm's: 33 ms from level to level, which the guests can follow under TCG."""
 
 FILE_MIB = 560
 PIECE_MIB = 16

@@ -1,1 +1,1 @@
-"""The demonstration as it is seen: lines of text, a live chart, a picture."""
+"""The demonstration's output: lines of text, a live chart, a picture."""

@@ -1,6 +1,6 @@
 """The chart of a demonstration: a live one in a terminal, or plain lines.
 
-Where rich is not installed, or nobody looks at a terminal, there is a line a second.
+Where rich is not installed, or the output is no terminal, a plain line is printed each second.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class Chart(Protocol):
     """Shows samples as they come."""
 
     def show(self, samples: Sequence[Sample]) -> None:
-        """Brings what is seen up to date; called ten times a second with all samples."""
+        """Draws the samples so far; called ten times a second with all of them."""
 
     def __enter__(self) -> Self: ...
 

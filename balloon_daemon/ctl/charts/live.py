@@ -30,11 +30,11 @@ MIN_COLUMNS = 20
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What one column of cells stands for: a short time, by its last sample."""
+    """One column of cells: a short time, represented by its last sample."""
 
     sample: Sample
     was_low: bool
-    """Whether the host was low on memory at any moment of it."""
+    """Whether the host was low on memory at any moment of that time."""
 
 
 def columns_of(samples: Sequence[Sample], count: int, span_s: float) -> list[Column | None]:
@@ -42,18 +42,18 @@ def columns_of(samples: Sequence[Sample], count: int, span_s: float) -> list[Col
 
     Args:
         samples: in order of time.
-        count: columns in all.
-        span_s: the time that all of them stand for, in seconds.
+        count: how many columns.
+        span_s: the time that all columns together represent, in seconds.
 
     Returns:
-        One entry a column; None where there is no sample, as in the future.
+        One entry for each column; None where there is no sample, as in the future.
     """
     columns: list[Column | None] = [None] * count
     for sample in samples:
         place = min(count - 1, int(sample.at_s / span_s * count))
         before = columns[place]
         columns[place] = Column(sample, sample.is_low or (before is not None and before.was_low))
-    # A column without a sample between two others shows what was last known.
+    # A column without a sample between two others repeats the column before it.
     last = max((place for place, column in enumerate(columns) if column is not None), default=-1)
     for place in range(1, last):
         if columns[place] is None:
@@ -100,7 +100,7 @@ def area(
 
 
 def paint_host(column: Column, height_bytes: float) -> str | None:
-    """Other programs below, the guest on top of them, what is available above."""
+    """The host's colours: other programs below, the guest above them, available memory on top."""
     sample = column.sample
     if height_bytes < sample.load_bytes:
         return LOAD
@@ -116,8 +116,8 @@ class LiveChart:
     """A chart that stays in its place and grows to the right.
 
     Args:
-        story: what is played.
-        console: where to draw; the terminal if left out.
+        story: the demonstration's script.
+        console: where to draw; None: the terminal.
     """
 
     def __init__(self, story: Story, console: Console | None = None) -> None:
@@ -139,7 +139,7 @@ class LiveChart:
         self._live.stop()
 
     def show(self, samples: Sequence[Sample]) -> None:
-        """Draws everything so far."""
+        """Draws all samples so far."""
         size = self._live.console.size
         width = max(MIN_COLUMNS, min(100, size.width - AXIS_CELLS - LEGEND_CELLS))
         span_s = max(self._story.expected_s, samples[-1].at_s)
@@ -191,7 +191,7 @@ def _margin_cell(cell: tuple[str, str], column: Column | None) -> tuple[str, str
     character, style = cell
     if character == " ":
         return "┄", MARGIN
-    # Filled to above the margin's line: the line shows on the filling's lower colour.
+    # The area reaches above the margin's line: draw the line on the area's lower colour.
     return "┄", f"{MARGIN} on {style.rpartition(' on ')[2]}"
 
 

@@ -36,12 +36,12 @@ def draw(story: Story, samples: Sequence[Sample], path: Path) -> None:
     """Draws a whole run.
 
     Args:
-        story: what was played.
-        samples: what happened.
+        story: the demonstration's script.
+        samples: the samples of the run.
         path: the PNG file to write.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with mpl.rc_context({"font.size": 10, "font.family": "DejaVu Sans", "text.color": INK}):
         figure = Figure(figsize=(11, 7.4), dpi=130, facecolor="white")
@@ -86,7 +86,7 @@ def _tidy(axes: Axes, label: str) -> None:
 
 
 def _name(axes: Axes, y: float, text: str, colour: str) -> None:
-    """A legend at the line's own end, where no eye has to travel."""
+    """Puts a line's legend at the line's own end."""
     axes.annotate(
         text,
         (1.0, y),
@@ -159,7 +159,7 @@ def _draw_guest(axes: Axes, story: Story, samples: Sequence[Sample]) -> None:
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_xlabel("seconds")
     _tidy(axes, "in the guest (MiB)")
-    # Never on top of one another, wherever the two lines end.
+    # Keep the two legends apart, wherever the two lines end.
     _name(
         axes, max(held[-1], balloon[-1] + 0.2 * top), "memory that the\nguest really holds", GUEST
     )

@@ -1,4 +1,4 @@
-"""The demonstration as plain lines, and its moments in words."""
+"""The demonstration as plain lines of text."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -20,7 +20,7 @@ def in_words(sample: Sample) -> str:
 
 
 class PlainLines:
-    """A line a second, and one when the load changes its mind."""
+    """Prints a line each second, and one at each change of the load's phase."""
 
     def __init__(self, story: Story) -> None:
         self._story = story

@@ -1,6 +1,6 @@
 """The demonstration's pretended host: a budget of memory, and the samples that make its chart.
 
-The guest's part is real: what the kernel holds for it. The rest is arithmetic.
+The guest's memory is real, as the kernel counts it; all other figures are computed.
 """
 
 import os
@@ -13,7 +13,7 @@ from balloon_daemon.units import MIB
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One moment. All in bytes but the time, which is seconds since the demonstration began."""
+    """One moment's figures, in bytes; the time is in seconds since the demonstration began."""
 
     at_s: float
     phase: Phase
@@ -48,13 +48,13 @@ class PretendedHost:
         self._write(self.story.budget_bytes // MIB)
 
     def sample(self, at_s: float, script_s: float, guest_bytes: int, balloon_bytes: int) -> Sample:
-        """Takes note of a moment, and tells the daemon of it.
+        """Records a moment, and writes its figures where the daemon reads them.
 
         Args:
             at_s: seconds since the demonstration began.
-            script_s: the same in the story, which may have been held up.
-            guest_bytes: what the host really holds for the guest.
-            balloon_bytes: the balloon, as the guest says.
+            script_s: seconds in the script, which may have been held up.
+            guest_bytes: the memory that the host holds for the guest.
+            balloon_bytes: the balloon's size, as the guest reports it.
         """
         load = self.story.load_bytes(script_s)
         available = max(0, self.story.budget_bytes - guest_bytes - load)

@@ -23,7 +23,7 @@ from balloon_daemon.units import GIB, format_size, parse_size
 
 NEEDED_BYTES = GIB
 INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, as shells return it."""
 
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -164,9 +164,9 @@ def _check_plot(path: Path) -> None:
 
 
 def _how_to_install() -> str:
-    """How the packages come that balloonctl alone needs: from the checkout, into this Python.
+    """The command that installs the packages of balloonctl, from the checkout into this Python.
 
-    Never by the name balloond: what a package index has of that name, or will have, is not ours.
+    It never names balloond to a package index: a package of that name there would not be ours.
     """
     pip = f"{shlex.quote(sys.executable)} -m pip"
     command = f"make wheels EXTRA=ctl && {pip} install --no-index build/wheels/*.whl"

@@ -1,4 +1,4 @@
-"""Plays the demonstration's script on its processes, and judges what came of it."""
+"""Runs the demonstration's script on its processes, and judges the result."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,18 +12,19 @@ from balloon_daemon.ctl.demo.story import MARGIN_BYTES, Phase, Story
 from balloon_daemon.units import format_size
 
 TICK_S = 0.01
-"""How often ``available`` is brought up to date: well below the policy's pace at any speed."""
+"""How often ``available`` is rewritten: more often than the policy reads it at any speed."""
 
 STATUS_S = 0.05
 FRAME_S = 0.1
 DEADLINE_S = 57.0
-"""For all of it, start and checks included; the rest of the minute is for ending."""
+"""For the whole demonstration, start and checks included; the rest of the minute is for ending."""
 
 PATIENCE_S = 15.0
-"""How much longer than planned the load stays, at most, for relief and the check of all pages."""
+"""How much longer than planned the load may stay, to wait for relief and the check of all
+pages."""
 
 CALM_AFTER_S = 1.0
-"""How long the end is shown."""
+"""How long the demonstration goes on once the balloon is empty."""
 
 
 @dataclass(slots=True)
@@ -31,15 +32,15 @@ class Figures:
     """What ``--json`` prints: names and units are part of the interface.
 
     Attributes:
-        max_balloon_bytes: the most that the policy would take from this guest.
-        peak_balloon_bytes: the most that it took.
-        freed_bytes: the most that the host got back of what the guest had held.
-        low_memory_events: steps up that the daemon took because the host was low.
-        seconds_to_relief: the longest that the host was low at a stretch.
-        pages_checked: pages of the guest's compared whole, under pressure and at the end.
-        pages_corrupt: those that were not as the guest had left them.
-        final_balloon_bytes: the balloon at the end.
-        ok: whether it was a success.
+        max_balloon_bytes: the largest balloon that the policy allows for this guest.
+        peak_balloon_bytes: the balloon's largest size in this run.
+        freed_bytes: the most that the host got back of the guest's initial memory.
+        low_memory_events: steps up by the daemon because the host was low.
+        seconds_to_relief: the longest time without a break in which the host was low.
+        pages_checked: the guest's pages compared whole, under pressure and at the end.
+        pages_corrupt: checked pages that differ from the guest's content.
+        final_balloon_bytes: the balloon's size at the end.
+        ok: whether the run was a success.
     """
 
     max_balloon_bytes: int
@@ -55,10 +56,10 @@ class Figures:
 
 @dataclass(slots=True)
 class Performance:
-    """One run of a story; good for its figures however far it came.
+    """One run of a story; its figures are valid however far the run came.
 
     Args:
-        story: what to play.
+        story: the script.
         directory: an empty directory of its own.
         show: called ten times a second with all samples so far.
     """
@@ -72,10 +73,10 @@ class Performance:
     _checks: list[tuple[int, int]] = field(default_factory=list)
 
     def play(self) -> None:
-        """Starts everybody, plays, and ends everybody.
+        """Starts all processes, runs the script, and ends all processes.
 
         Raises:
-            DemoError: it did not come to its end, or to no good one.
+            DemoError: the script did not come to its end, or failed.
         """
         deadline = time.monotonic() + DEADLINE_S
         host = PretendedHost(self.directory / "low-mem", self.story, self.samples)
@@ -89,8 +90,8 @@ class Performance:
                 guest.wait_ready()
                 self._loop(host, daemon, guest, deadline)
             except DemoError:
-                # A guest that lost its device often means that balloond died: that is the cause
-                # to report.
+                # A guest that loses its device often means that balloond has died: report that as
+                # the cause.
                 daemon.must_live(wait_s=0.5)
                 raise
             finally:
@@ -103,7 +104,7 @@ class Performance:
     ) -> None:
         began = time.monotonic()
         next_status = next_frame = began
-        # On a busy machine the load leaves later: only after the relief that is to be shown.
+        # On a slow machine the load ends later: not before the host is relieved.
         load_leaves_s = self.story.start_s(Phase.LEAVES)
         held_s = 0.0
         relieved = False
@@ -140,7 +141,7 @@ class Performance:
         self.show(self.samples)
 
     def figures(self, *, ok: bool) -> Figures:
-        """What it comes to, so far."""
+        """The run's figures so far."""
         return Figures(
             max_balloon_bytes=self.story.max_balloon_bytes,
             peak_balloon_bytes=max((s.balloon_bytes for s in self.samples), default=0),
@@ -155,14 +156,14 @@ class Performance:
 
 
 def freed_bytes(samples: Sequence[Sample]) -> int:
-    """The most that the host ever got back of what the guest held when it began."""
+    """The most that the host got back of the guest's initial memory."""
     if not samples:
         return 0
     return samples[0].guest_bytes - min(sample.guest_bytes for sample in samples)
 
 
 def seconds_to_relief(samples: Sequence[Sample]) -> float:
-    """The longest time that the host was low on memory at a stretch."""
+    """The longest time without a break in which the host was low on memory."""
     longest_s, since_s = 0.0, None
     for sample in samples:
         if since_s is not None:
@@ -175,14 +176,14 @@ def seconds_to_relief(samples: Sequence[Sample]) -> float:
 
 
 def judge(samples: Sequence[Sample], checks: Sequence[tuple[int, int]]) -> None:
-    """Says whether a whole run was a success.
+    """Checks that a whole run was a success.
 
     Args:
-        samples: all of them.
-        checks: of each check of the guest's pages, how many were compared and how many differ.
+        samples: all samples of the run.
+        checks: for each check of the guest's pages, how many were compared and how many differ.
 
     Raises:
-        DemoError: it was none, and why.
+        DemoError: the run was no success; says why.
     """
     if not any(sample.is_low for sample in samples):
         raise DemoError("the host never ran low on memory, so there was nothing to show")

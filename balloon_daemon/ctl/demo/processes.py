@@ -1,7 +1,7 @@
-"""The demonstration's two processes: a real balloond and a fake guest, and what they say.
+"""The demonstration's two processes: a real balloond and a fake guest.
 
-They are started as a person would start them and meet only at the socket. Nothing here waits for
-longer than it says, and nobody outlives ``close``.
+They are started as a person would start them, and have nothing but the socket in common. Every
+wait here has a limit, and ``close`` ends both processes.
 """
 
 import contextlib
@@ -31,9 +31,11 @@ class DemoError(BalloondError):
 
 
 def _end_with_parent() -> list[str]:
-    """What has the kernel end a child when this process is killed: util-linux's setpriv.
+    """The command by which the kernel ends a child when this process is killed: util-linux's
+    setpriv.
 
-    Empty where there is none; a child then outlives a demonstration that is killed outright.
+    Empty where setpriv is missing; then a child outlives a demonstration that is killed by
+    SIGKILL.
     """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
@@ -51,7 +53,7 @@ class DemoDaemon:
         self.socket = directory / "balloond.sock"
         self.log_path = directory / "balloond.log"
         self.low_memory_events = 0
-        """How often its policy took a step because the host was low."""
+        """How often its policy took a step up because the host was low."""
         self._half_line = ""
         command = [
             *_end_with_parent(), sys.executable, "-P", "-m", "balloon_daemon",
@@ -73,7 +75,7 @@ class DemoDaemon:
         self._log = self.log_path.open(encoding="utf-8", errors="replace")
 
     def look(self) -> None:
-        """Reads what is new in its log.
+        """Reads the new lines of its log.
 
         Raises:
             DemoError: it has ended.
@@ -96,25 +98,25 @@ class DemoDaemon:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
     def close(self) -> None:
-        """Ends it as an operator would, and harder where that takes too long."""
+        """Ends it by SIGTERM, and by SIGKILL where that takes too long."""
         self._log.close()
         _end(self._process)
 
 
 class DemoGuest:
-    """A running fake guest, asked for its figures without waiting for them.
+    """A running fake guest, which is asked for its figures without waiting for the answer.
 
     Args:
-        socket: where balloond listens, or soon will.
-        directory: gets what it says on standard error.
-        story: its memory.
+        socket: the path where balloond listens, or soon will.
+        directory: gets the guest's standard error.
+        story: the guest's memory.
     """
 
     def __init__(self, socket: Path, directory: Path, story: Story) -> None:
         self.status: dict[str, Any] = {}
-        """Its latest figures."""
+        """The guest's latest figures."""
         self.checks: list[tuple[int, int]] = []
-        """Of each check: pages compared, and pages that differ."""
+        """For each check: how many pages were compared, and how many differ."""
         self._ready: dict[str, Any] | None = None
         self._check_asked: set[int] = set()
         self._asked = False
@@ -127,8 +129,9 @@ class DemoGuest:
                 "--share", repr(story.share),
                 "--pinned", str(story.pinned_bytes),
                 "--refill",
-                # On a busy machine a balloon with one buffer on its way waits a thousand times for
-                # its turn on a processor before one step is done, and the policy takes the next.
+                # With a single buffer on its way, the balloon of a busy machine would wait a
+                # thousand times for a processor before one step is done, and the policy would take
+                # the next step meanwhile.
                 "--in-flight", "64",
             ],
             errors=directory / "guest.log",
@@ -149,11 +152,11 @@ class DemoGuest:
 
     @property
     def actual_bytes(self) -> int:
-        """The balloon's size, as its driver says."""
+        """The balloon's size, as the guest's driver reports it."""
         return int(self.status["actual_bytes"])
 
     def held_bytes(self) -> int:
-        """What the host holds for its memory, asked of the kernel and not of the guest."""
+        """The memory that the host holds for the guest, according to the kernel."""
         assert self._ready is not None
         path = f"/proc/{self._ready['pid']}/fd/{self._ready['memfd']}"
         try:
@@ -162,20 +165,20 @@ class DemoGuest:
             raise DemoError(f"the fake guest is gone: {err.strerror}") from err
 
     def ask_status(self) -> None:
-        """Asks for new figures, unless it has not answered the last time yet."""
+        """Asks for new figures, unless an earlier request is unanswered."""
         if not self._asked:
             self._asked = True
             self._send("status")
 
     def ask_check(self) -> None:
-        """Has it compare every page that it kept with what it left there; see ``checks``."""
+        """Asks the guest to compare all pages that it kept with their contents; see ``checks``."""
         self._check_asked.add(self._send("check"))
 
     def look(self, wait_s: float = 0.0) -> None:
-        """Takes what it says, waiting for it at most so long.
+        """Reads the guest's messages, waiting for one at most so long.
 
         Raises:
-            DemoError: it has ended, or lost its device.
+            DemoError: the guest has ended, or lost its device.
         """
         try:
             messages = self._pipes.read(wait_s)

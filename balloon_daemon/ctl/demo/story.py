@@ -1,7 +1,7 @@
-"""The demonstration's script: how much memory everyone has, and what the host's load does when.
+"""The demonstration's script: how much memory there is, and what the host's load does when.
 
-Pure. Every number follows from the VM's size and the policy's speed, so that the same happens with
-any VM: the load pushes the host below its margin five times, one balloon step each, then goes.
+Pure. Every number follows from the VM's size and the policy's speed, so that any VM shows the
+same: the load pushes the host below its margin five times, for one balloon step each, then ends.
 """
 
 import math
@@ -18,27 +18,27 @@ MAX_VM_BYTES = 16 * GIB
 MIN_SPEED = 10.0
 MAX_SPEED = 50.0
 DEFAULT_SPEED = 15.0
-"""Even from its maximum, where a starved machine may drive it, the balloon is back in a minute."""
+"""At this speed a balloon at its maximum is empty within a minute, even on a slow machine."""
 
 
 MARGIN_BYTES = 400 * MIB
 BASE_LOAD_BYTES = 400 * MIB
 SPARE_BYTES = 160 * MIB
-"""What the host has, when calm, beyond what a step down of the balloon needs."""
+"""The calm host's available memory beyond what a step down of the balloon needs."""
 
 MAX_CACHE_BYTES = 640 * MIB
 PINNED_BYTES = 64 * MIB
-"""Together with some 200 MiB for four Python processes this stays below 1 GiB."""
+"""With some 200 MiB for four Python processes, all of these stay below 1 GiB."""
 
 LEVELS = 5
-"""Steps up that the load brings about."""
+"""How many steps up the load causes."""
 
 CACHE_SHARE = 0.5
-"""Half of what the guest gives up first holds memory on the host; the rest was never touched."""
+"""Half of the memory that the guest gives up first is in use; the rest was never touched."""
 
 
 class Phase(Enum):
-    """What the load does; the value is what the charts say."""
+    """The load's phases; the values are the charts' labels."""
 
     CALM = "calm"
     GROWS = "another program starts"
@@ -56,12 +56,12 @@ class Story:
         vm_bytes: the guest's memory.
         speed: how many times faster than ChromeOS's the policy runs.
         step_bytes: one level of the balloon.
-        max_balloon_bytes: all sixteen.
-        cache_bytes: guest memory that holds something and may be given up.
-        share: the part of what is given up first that holds something.
-        pinned_bytes: guest memory that it keeps whatever happens.
+        max_balloon_bytes: all sixteen levels.
+        cache_bytes: guest memory that has content and may be given up.
+        share: the part with content of the memory that is given up first.
+        pinned_bytes: guest memory that the guest never gives up.
         budget_bytes: all memory of the pretended host.
-        peak_load_bytes: the load at its worst, without the host's own.
+        peak_load_bytes: the load's maximum, without the host's own memory.
     """
 
     vm_bytes: int
@@ -106,7 +106,7 @@ class Story:
 
     def timetable(self) -> list[tuple[Phase, float, float]]:
         """Every phase with its start and end, in seconds; the last has no end."""
-        # A faster policy lets the load hurry too; a slower one does not hold it up.
+        # A faster policy lets the load change faster too; a slower one does not delay it.
         pace = min(1.0, DEFAULT_SPEED / self.speed)
         table = []
         start_s = 0.0
@@ -138,7 +138,7 @@ _LENGTHS_S = {
 
 
 def _smooth(share: float) -> float:
-    """Starts and ends gently."""
+    """Eases in and out: slow at the start and at the end."""
     return share * share * (3 - 2 * share)
 
 
@@ -165,7 +165,7 @@ def plan(vm_bytes: int, speed: float) -> Story:
         )
     maximum = max_balloon_bytes(vm_bytes)
     step = maximum // PolicySettings().steps
-    # A third more levels than the load brings about, half full at most.
+    # A third more levels than the load causes, half of them with content at most.
     levels = LEVELS * 4 / 3
     cache = int(min(MAX_CACHE_BYTES, CACHE_SHARE * levels * step)) // PAGE_SIZE * PAGE_SIZE
     pinned = min(PINNED_BYTES, cache // 4) // PAGE_SIZE * PAGE_SIZE
@@ -180,13 +180,14 @@ def plan(vm_bytes: int, speed: float) -> Story:
         share=cache / (levels * step),
         pinned_bytes=pinned,
         budget_bytes=calm_bytes + BASE_LOAD_BYTES + cache + pinned,
-        # A quarter of a level short of the fifth, so that it takes exactly that many.
+        # Stop a quarter of a level short of the fifth level, so that exactly five steps are
+        # needed.
         peak_load_bytes=int(calm_bytes - MARGIN_BYTES + (LEVELS - 0.25) * freed_a_level),
     )
 
 
 def introduction(story: Story) -> str:
-    """What is about to be seen, in a person's words."""
+    """The introduction to the demonstration, for a person."""
     return (
         f"A host of {format_size(story.budget_bytes)} runs a VM of "
         f"{format_size(story.vm_bytes)} and other programs. When less than "

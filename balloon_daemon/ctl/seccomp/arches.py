@@ -1,6 +1,6 @@
 """The tables of every architecture that ``balloonctl seccomp`` knows.
 
-The daemon carries x86-64's table alone, the only machine that it runs on; the others stand here.
+The daemon carries the table of x86-64 only, as it runs on no other machine; the others are here.
 """
 
 from pathlib import Path

@@ -14,7 +14,7 @@ from balloon_daemon.linux.seccomp import Program, set_no_new_privs
 
 
 def main() -> int:
-    """Does not return unless the command cannot be started."""
+    """Executes the command; returns only if that fails."""
     source, path, *arguments = sys.argv[1:]
     program = None
     if source != "-":
@@ -23,7 +23,8 @@ def main() -> int:
     try:
         set_no_new_privs()
         ptrace.trace_me()
-        os.kill(os.getpid(), signal.SIGSTOP)  # the parent chooses its events and goes on
+        # the parent sets its ptrace options and resumes this process
+        os.kill(os.getpid(), signal.SIGSTOP)
         if program is not None:
             program.load_and_exec(path, arguments)
         os.execv(path, arguments)

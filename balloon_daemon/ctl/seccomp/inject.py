@@ -1,8 +1,8 @@
 """Puts a traced program under a seccomp filter at its entry point, x86_64 only.
 
-A policy for a program says what the program does, not what the dynamic loader does before it.
-So the filter is loaded where the program's own first instruction is about to run, by making the
-program itself call seccomp(2): its first bytes are replaced by that call for a moment.
+A policy for a program covers the calls of the program, not those of the dynamic loader before it.
+So the filter is loaded when the program's own first instruction is about to run: the program
+itself is made to call seccomp(2), by replacing its first bytes for a moment.
 """
 
 import os
@@ -24,7 +24,7 @@ _RAX, _RDX, _RSI, _RDI, _ORIG_RAX, _RIP, _RSP = 10, 12, 13, 14, 15, 16, 19
 
 
 class UnsupportedProgramError(Exception):
-    """The traced program is not a 64-bit x86 one."""
+    """The traced program is no 64-bit x86 program."""
 
 
 class EntryPoint:
@@ -50,25 +50,25 @@ class EntryPoint:
         os.pwrite(self._memory, _BREAKPOINT, self._address)
 
     def close(self) -> None:
-        """Gives the program's memory back."""
+        """Closes the program's memory file."""
         os.close(self._memory)
 
     def reached(self) -> bool:
-        """Whether the thread, stopped by SIGTRAP, stands at the breakpoint."""
+        """Whether the thread, stopped by SIGTRAP, is at the breakpoint."""
         words = _REGISTERS.unpack(ptrace.registers(self._pid))
         return bool(words[_RIP] == self._address + len(_BREAKPOINT))
 
     def load(self, bpf: bytes) -> None:
-        """Makes the program load the filter, then puts all back as it was.
+        """Makes the program load the filter, then restores its registers and code.
 
         Raises:
             OSError: the kernel refuses the filter, or the program died.
         """
         words = list(_REGISTERS.unpack(ptrace.registers(self._pid)))
         words[_RIP] = self._address
-        words[_ORIG_RAX] = 2**64 - 1  # in no system call: nothing is to be restarted
+        words[_ORIG_RAX] = 2**64 - 1  # not in a system call, so that the kernel restarts none
         before = tuple(words)
-        # Below the stack's end lies mapped memory that the program has not used yet.
+        # The memory below the stack pointer and the red zone is mapped and unused.
         program = (words[_RSP] - _RED_ZONE_BYTES - len(bpf) - 16) & ~15
         fprog = program + len(bpf)
         os.pwrite(self._memory, bpf + struct.pack("=H6xQ", len(bpf) // 8, program), program)

@@ -158,7 +158,7 @@ def _read_and_warn(options: argparse.Namespace, path: Path) -> ParsedPolicy:
 
 def _warn(warnings: Sequence[PolicyProblem]) -> None:
     for problem in warnings:
-        print(problem.told("warning: "), file=sys.stderr)
+        print(problem.with_mark("warning: "), file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -210,7 +210,7 @@ def _explain(options: argparse.Namespace) -> int:
     for line in words.explain(policy, load_arch(options.arch)):
         print(line)
     for problem in policy.warnings:
-        print(f"\n{problem.told('warning: ')}")
+        print(f"\n{problem.with_mark('warning: ')}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """A policy as readable pseudo filter code, in the manner of libseccomp's PFC.
 
-Written from the parsed policy, not by libseccomp: that would show what libseccomp makes of the
-rules, which is not always what they say (docs/policy-files.md).
+Written from the parsed policy, not by libseccomp, whose listing would show its own reading of the
+rules, which may differ from their meaning (docs/policy-files.md).
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
-"""ptrace(2), as far as it takes to watch a command's system calls from outside.
+"""The parts of ptrace(2) that are needed to watch a command's system calls.
 
-Used by ``balloonctl seccomp run`` and ``trace`` alone; the daemon traces nobody.
+Used by ``balloonctl seccomp run`` and ``trace`` only; the daemon traces no process.
 """
 
 import ctypes
@@ -54,7 +54,7 @@ class Call:
 
     Attributes:
         audit_arch: AUDIT_ARCH_* of the ABI that made it.
-        number: as the filter sees it, unsigned.
+        number: the call's number as the filter sees it, unsigned.
         arguments: six unsigned 64-bit numbers.
     """
 
@@ -86,7 +86,7 @@ def resume(pid: int, signal: int = 0) -> None:
 
 
 def event_message(pid: int) -> int:
-    """What came with the event: the wait status to be, for PTRACE_EVENT_EXIT. Raises: OSError."""
+    """The event's message: the coming wait status, for PTRACE_EVENT_EXIT. Raises: OSError."""
     message = ctypes.c_ulong()
     _ptrace(PTRACE_GETEVENTMSG, pid, 0, ctypes.addressof(message))
     return message.value
@@ -101,7 +101,7 @@ def registers(pid: int, kind: int = _NT_PRSTATUS) -> bytes:
 
 
 def set_registers(pid: int, values: bytes) -> None:
-    """Puts a stopped thread's registers. Raises: OSError."""
+    """Sets a stopped thread's registers. Raises: OSError."""
     buffer = ctypes.create_string_buffer(values, len(values))
     vector = _Iovec(ctypes.addressof(buffer), len(values))
     _ptrace(PTRACE_SETREGSET, pid, _NT_PRSTATUS, ctypes.addressof(vector))
@@ -110,8 +110,8 @@ def set_registers(pid: int, values: bytes) -> None:
 def current_call(pid: int) -> Call:
     """The system call that a stopped thread is in, or was last in.
 
-    Read from the registers: PTRACE_GET_SYSCALL_INFO tells the number at system call stops alone,
-    and a thread that a filter kills stops at its exit. The ABI it tells at every stop.
+    The number is read from the registers: PTRACE_GET_SYSCALL_INFO gives it at system call stops
+    only, and a thread that a filter kills stops at its exit. The ABI is given at every stop.
 
     Raises:
         OSError: the thread is gone, or not stopped.

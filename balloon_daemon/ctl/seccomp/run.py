@@ -29,7 +29,7 @@ def add_run_parsers(
     read: Callable[[argparse.Namespace, Path], ParsedPolicy],
     with_errors: Callable[[Run], Run],
 ) -> None:
-    """Adds the two subcommands. Args: shared options, what reads policies, what shows errors."""
+    """Adds the two subcommands. Args: shared options, a reader of policies, an error handler."""
     start = argparse.ArgumentParser(add_help=False)
     start.add_argument(
         "--from",
@@ -62,7 +62,7 @@ def _command(options: argparse.Namespace) -> list[str]:
 
 
 def _foreign_abi(policy: ParsedPolicy, call: Call) -> str:
-    """What to call the ABI that a call was made by, if it is not the policy's."""
+    """The name of the ABI by which a call was made; "" if it is the policy's."""
     if call.audit_arch != policy.abi.audit_arch:
         return f"AUDIT_ARCH {call.audit_arch:#x}"
     return "x32" if words.is_foreign(call.number, policy) else ""
@@ -93,7 +93,7 @@ def _run(
 
     def on_kill(pid: int, call: Call) -> None:
         decision = evaluate(policy, call.audit_arch, call.number, call.arguments)
-        # The other threads of a killed process die with it, whatever they were doing.
+        # Skip the other threads of a killed process, which the kernel kills too, in any call.
         if decision.verdict.action not in _KILLS or (pid, call) in reported:
             return
         reported.add((pid, call))
@@ -113,7 +113,7 @@ def _run(
             print(f"  {file} has no rule for {name}", file=sys.stderr)
 
     def on_call(pid: int, call: Call) -> None:
-        """The policy's own ``trace``: nobody but us is there, and we let it go on."""
+        """Handles a call with the policy's verdict ``trace``: lets the call go on."""
 
     watch = Watch(_command(options), compile_bpf(policy), Start(options.start), on_call, on_kill)
     return _watch(watch)

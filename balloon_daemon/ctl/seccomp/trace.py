@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from balloon_daemon.ctl.seccomp.words import constant_in_words
 from balloon_daemon.seccomp.constants import Arch
 
-# The argument that says what the call does, where one number does not mean the same everywhere.
+# The argument that selects a call's operation, for calls where one number has many.
 _TELLING = {
     "ioctl": 1, "mmap": 2, "mprotect": 2, "pkey_mprotect": 2, "madvise": 2, "prctl": 0,
     "arch_prctl": 0, "socket": 0, "socketpair": 0, "fcntl": 1, "clone": 0, "unshare": 0,
@@ -18,7 +18,8 @@ _TELLING = {
 
 @dataclass(slots=True)
 class UsedCalls:
-    """What was seen: each call's number of times, and its telling argument's values."""
+    """The calls seen: how often each, and the values of the argument that selects its
+    operation."""
 
     arch: Arch
     counts: Counter[str] = field(default_factory=Counter)
@@ -37,7 +38,7 @@ class UsedCalls:
             self.values.setdefault(name, set()).add(arguments[index])
 
     def policy(self) -> Iterable[str]:
-        """The lines of a policy file that allows just that, without their ends."""
+        """The lines of a policy file that allows just these calls, without line ends."""
         for name in sorted(self.counts):
             index = _TELLING.get(name)
             if index is None:

@@ -1,8 +1,8 @@
-"""Runs a command under a filter and watches it from outside, with all that it starts.
+"""Runs a command under a filter, and watches it and all of its children by ptrace.
 
-One ptrace loop for ``run``, which wants to know what was killed, and for ``trace``, whose filter
-stops at every call. The filter starts at the program's entry, after the dynamic loader, or
-before the command is executed.
+``run`` and ``trace`` share this loop: ``run`` reports calls for which the filter kills, and the
+filter of ``trace`` stops at every call. The filter starts at the program's entry, after the
+dynamic loader, or before the command is executed.
 """
 
 import os
@@ -28,7 +28,7 @@ _OPTIONS = (
 
 
 class Start(Enum):
-    """Where the filter begins to count."""
+    """Where the filter starts."""
 
     ENTRY = "entry"
     EXEC = "exec"
@@ -36,14 +36,14 @@ class Start(Enum):
 
 @dataclass(slots=True)
 class Watch:
-    """One command, watched until it and all that it started has ended.
+    """One command, watched until the command and all of its children have ended.
 
     Attributes:
         command: the program and its arguments.
-        bpf: the filter it runs under.
-        start: from where.
-        on_call: told of each call that the filter answered with TRACE.
-        on_kill: told of each call that ended a thread with SIGSYS, or was answered with TRAP.
+        bpf: the filter.
+        start: where the filter starts.
+        on_call: called for each call that the filter answered with TRACE.
+        on_kill: called for each call that ended a thread with SIGSYS, or was answered with TRAP.
     """
 
     command: Sequence[str]
@@ -82,7 +82,7 @@ class Watch:
                 if pid == self._root:
                     result = os.waitstatus_to_exitcode(status)
         finally:
-            for pid in self._live:  # an error of ours: nothing stays behind, stopped
+            for pid in self._live:  # after an error of ours: leave no stopped process behind
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, ptrace.WALL)
             if self._entry is not None:
@@ -116,7 +116,7 @@ class Watch:
             deliver = self._event(pid, event) if event else self._signal(pid, stop)
             ptrace.resume(pid, deliver)
         except ProcessLookupError:
-            pass  # killed in the meantime, by another one's exit_group: its status comes next
+            pass  # killed meanwhile by another thread's exit_group: its status comes next
 
     def _event(self, pid: int, event: int) -> int:
         self._live.add(pid)
@@ -134,7 +134,7 @@ class Watch:
 
     def _signal(self, pid: int, number: int) -> int:
         if pid not in self._live:
-            self._live.add(pid)  # a new thread or child: its first stop is our doing
+            self._live.add(pid)  # a new thread or child: ptrace itself stops it first
             return 0 if number == signal.SIGSTOP else number
         if number == signal.SIGTRAP and self._entry is not None and pid == self._root:
             if self._entry.reached():

@@ -1,4 +1,4 @@
-"""Policies, verdicts and calls in words, for ``balloonctl seccomp``."""
+"""Policies, verdicts and calls as English text, for ``balloonctl seccomp``."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,8 +15,8 @@ from balloon_daemon.seccomp.policy import (
     Verdict,
 )
 
-# The names that an argument's numbers have in a call, as regular expressions: a prefix alone
-# would match names of other things (F_LOCK is lockf's, PR_TSC_ENABLE a value of prctl's arg1).
+# The constants for a call's argument, as regular expressions. A prefix alone would match other
+# constants too (F_LOCK is lockf's, PR_TSC_ENABLE a value of prctl's arg1).
 _SIGNAL = r"SIG(?!IOT\b|CLD\b|POLL\b|UNUSED\b|STKSZ\b)[A-Z0-9]+"
 _FAMILY = r"AF_(?!FILE\b|LOCAL\b|ROUTE\b|MAX\b)\w+"
 _NAMES = {
@@ -133,7 +133,7 @@ def verdict_in_words(verdict: Verdict, arch: Arch) -> str:
 
 
 def value_in_words(call: str, atom: Atom, arch: Arch) -> str:
-    """The value as it was written, and its name or number beside it."""
+    """The value as written in the file, with its name or number."""
     shown = atom.text or f"{atom.value:#x}"
     if not shown.lstrip("-")[:1].isdigit():
         return f"{shown} ({atom.value:#x})"
@@ -147,7 +147,7 @@ def constant_in_words(call: str, argument: int, value: int, arch: Arch) -> str |
     Flags without a name are added as a number: ``CLONE_CHILD_SETTID|0x11``.
     """
     pattern = _NAMES.get((call, argument))
-    # Below 0x1000 the constants with an ioctl's prefix are no ioctl numbers.
+    # Constants below 0x1000 with an ioctl's prefix are no ioctl numbers.
     if pattern is None or (call == "ioctl" and value < 0x1000):
         return None
     exact = arch.constant_name(value, pattern)
@@ -155,7 +155,7 @@ def constant_in_words(call: str, argument: int, value: int, arch: Arch) -> str |
         return exact
     bits = [1 << bit for bit in range(64) if value >> bit & 1]
     if len(bits) > _MOST_FLAGS:
-        return None  # a mask: its number says more than a line of names
+        return None  # a mask, for which a number is clearer than a long list of names
     named = {bit: arch.constant_name(bit, pattern) for bit in bits}
     known = [name for name in named.values() if name is not None]
     rest = sum(bit for bit, name in named.items() if name is None)
@@ -217,7 +217,7 @@ def is_foreign(number: int, policy: ParsedPolicy) -> bool:
 
 
 def explain(policy: ParsedPolicy, arch: Arch) -> Iterable[str]:
-    """The whole policy in words: each call, then what is notably missing or notably there."""
+    """The whole policy in words: each call, then notable calls that are missing or allowed."""
     width = max((len(rules.name) for rules in policy.calls), default=0)
     for rules in sorted(policy.calls, key=lambda rules: rules.name):
         for index, line in enumerate(rules_in_words(rules, arch)):

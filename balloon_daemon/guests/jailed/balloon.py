@@ -1,4 +1,4 @@
-"""One VM's balloon: what is known of it, what its driver is told, and what is reported of it."""
+"""One VM's balloon: its size, the targets for its driver, and the reports about it."""
 
 import asyncio
 from dataclasses import dataclass
@@ -31,23 +31,23 @@ from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.virtio.balloon import BalloonFeature
 
 REACHED_A_SECOND = 4
-"""Times that are more than ``quiet``; a guest may write ``actual`` as often as it likes."""
+"""Events of a reached target that are not ``quiet``; a guest may write ``actual`` at any rate."""
 
 REFUSALS = 32
-"""Reasons why a VM gets no balloon that are published, each once."""
+"""Different reasons why a VM gets no balloon, of which each is published once."""
 
 SHARED_WITHIN_POLLS = 60
-"""How long a VMM may take to give its guest's memory before it is named, in times of the policy's
-poll, which is 1 s. It does so when the guest's driver starts."""
+"""How long a VMM may take to send its guest's memory table before a warning, in polls of the
+policy (1 s each). A VMM sends the table when the guest's driver starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class BalloonSettings:
-    """What is set for a VM's balloon.
+    """The settings for a VM's balloon.
 
     Attributes:
-        vm_mem_bytes: the VM's size; None: what its memory table says.
-        poll_s: the policy's poll, in seconds.
+        vm_mem_bytes: the VM's size; None: the size of its memory table.
+        poll_s: the policy's poll interval, in seconds.
     """
 
     vm_mem_bytes: int | None
@@ -58,12 +58,12 @@ class Balloon:
     """The balloon of one VM.
 
     Args:
-        vm: which VM.
-        backend: knows the config space, the rings and the memory.
+        vm: the VM.
+        backend: has the config space, the rings and the memory.
         device: signals the driver.
-        settings: what is set for it.
-        publish: takes what happens.
-        report: takes what the controller needs to know.
+        settings: the balloon's settings.
+        publish: takes events.
+        report: takes reports to the controller.
     """
 
     def __init__(
@@ -94,21 +94,22 @@ class Balloon:
         """Asks the driver for nothing more."""
         self._sounding.end()
         self._not_shared.cancel()
-        # It knows this balloon: both would wait for the garbage collector.
+        # Break the reference cycle between this object and the sounding, which only the garbage
+        # collector would free.
         del self._sounding
 
     def set_target(self, target_bytes: int) -> None:
-        """Tells the driver how large the balloon is to be."""
-        # The config space first: the driver reads it as soon as it hears of a change.
+        """Tells the driver the balloon's wanted size."""
+        # Write the config space first: the driver reads it as soon as it hears of a change.
         self._backend.set_target(target_bytes)
         self._device.send_target()
 
     async def give_back(self) -> None:
-        """Lets the balloon shrink to nothing, and waits until the driver says that it has."""
+        """Lets the balloon shrink to nothing, and waits until the driver reports that."""
         self._sounding.end()
-        self._attached = True  # What it holds is sought no more.
-        # A driver that has a target and gave nothing so far inflates all the same, unless it is
-        # told another.
+        self._attached = True  # Ends the search for the balloon's size.
+        # A guest whose target is above 0 while its ``actual`` is still 0 will inflate later,
+        # unless it hears of target 0.
         unknown = self._backend.driver.balloon_unknown
         asked = self._actual_bytes or self._backend.target_bytes or unknown
         if not asked or not self._device.to_run:
@@ -119,17 +120,17 @@ class Balloon:
         await self._empty.wait()
 
     def wait_no_more(self) -> None:
-        """Ends a ``give_back``: the VM is gone."""
+        """Ends a ``give_back``, because the VM is gone."""
         self._empty.set()
 
-    # --- what the driver says -----------------------------------------------------------------
+    # --- the driver's messages ----------------------------------------------------------------
 
     @property
     def _actual_bytes(self) -> int:
         return self._backend.config.actual * PAGE_SIZE
 
     def actual_written(self) -> None:
-        """The driver has written ``actual``."""
+        """Handles a write to ``actual`` by the driver."""
         self._report_actual()
         if self._sounding.under_way:
             found_bytes = self._actual_bytes
@@ -152,10 +153,10 @@ class Balloon:
         self._publish(TargetReached(self._vm, self._actual_bytes, missing_bytes, quiet))
 
     def take_stats(self, stats: Stats, *, first: bool) -> None:
-        """Takes the guest's statistics.
+        """Handles the guest's statistics.
 
-        A device takes the buffer that its predecessor held, too: after a change of the memory
-        table its first statistics may be from before. So new ones are asked for.
+        A device also uses the buffer that the device before it held, so its first statistics may
+        be older than the present memory table. So new ones are requested.
         """
         if first:
             self._device.request_stats()
@@ -167,7 +168,7 @@ class Balloon:
     # --- its size -----------------------------------------------------------------------------
 
     def rings_changed(self) -> None:
-        """Reports the VM once its size is known and its rings run."""
+        """Reports the VM as attached once its size is known and its rings run."""
         refusal = self._backend.refusal
         if refusal and self._refusals.admit(refusal):
             self._publish(VmNotServed(self._vm, refusal))
@@ -182,13 +183,13 @@ class Balloon:
             self._sounding.begin()
 
     def device_changed(self) -> None:
-        """Another device runs: the front-end has finished what it had to say of its memory."""
+        """Checks the VM's size: another device runs, so the memory table is complete."""
         if self._attached:
             self.limits.look_at_memory()
             self._report_size()
 
     def restore(self, row: VmRow | None) -> None:
-        """Goes on from what another controller kept, once the back-end does.
+        """Restores another controller's balloon, after the back-end was restored.
 
         Raises:
             StateError: no policy can be in that row.
@@ -200,7 +201,7 @@ class Balloon:
             self._report(self._vm, Attached(row.vm_mem_bytes, self._can, row=row))
 
     def _attach(self, balloon_bytes: int) -> None:
-        """Reports the VM, with so much in its balloon that nobody has asked for."""
+        """Reports the VM as attached; it holds ``balloon_bytes`` without a target of ours."""
         self._sounding.end()
         self._attached = True
         size_bytes = self.limits.size_bytes

@@ -1,11 +1,11 @@
-"""Closing what others opened: close(2) of it may take for ever, so a child does it.
+"""Closes descriptors that VMMs sent, in child processes, because close(2) may block for ever.
 
-The last close of a TCP socket may linger for as long as its owner likes (socket(7), SO_LINGER),
-any close of a file of FUSE asks whoever serves it (FUSE_FLUSH), the last one of a memory file
-frees it, a second for some 5 GiB, and that of a Unix socket does all of this to the descriptors
-that wait in its queue. A process that serves others must not do any of it itself. A child that
-shares our descriptors (clone(2), CLONE_FILES) can: a number is free as soon as its close has
-begun, and only the child waits for the close's end.
+The last close of a TCP socket may linger for any time (socket(7), SO_LINGER), any close of a file
+of FUSE waits for its server (FUSE_FLUSH), the last close of a memory file frees the memory, which
+takes a second for some 5 GiB, and the last close of a Unix socket does all of this to the
+descriptors in its queue. A process that serves others must not block there. A child that shares
+the descriptor table (clone(2), CLONE_FILES) may: the number is free as soon as the close has
+begun, and only the child waits for its end.
 """
 
 import asyncio
@@ -23,40 +23,43 @@ from balloon_daemon.linux.fd_kind import FdKind, fd_kind
 from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
 
 MAX_HANGING = 16
-"""Children at a time that close for one user what may never end. An enemy can make one hang with
-each of its connections; what it sends beyond that waits: sockets without a number of ours (see
-``_Queue.park``), all else with one, and ``ForeignFds.waiting`` says how many."""
+"""Children at a time that may hang in closes for one user. An enemy can make one child hang with
+each of its connections; further descriptors of that user wait: sockets and similar ones without a
+number of this process (see ``_Queue.park``), all others with one, counted in
+``ForeignFds.waiting``."""
 
 MAX_HANGING_IN_ALL = 128
-"""Of all users: each child costs a process."""
+"""Children at a time for all users together: each costs a process."""
 
 PARKED_TOGETHER = 250
-"""SCM_MAX_FD of the kernel is 253."""
+"""Descriptors in one message; the kernel's limit, SCM_MAX_FD, is 253."""
 
 MAX_TABLE = 65_536
-"""Descriptors for which a table is made, half a MiB; the shipped unit allows as many."""
+"""Descriptors for which the table is allocated, half a MiB; the shipped unit allows as many."""
 
 IDLE_S = 1.0
-"""A child that is done is kept for more: a fork costs 1 to 2 ms. It is ended where nothing came
-for so long, as it keeps an old copy of each page that its parent writes."""
+"""An idle child is kept for so long, because a fork costs 1 to 2 ms, and then ended, because it
+holds an old copy of each page that its parent writes."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 1.0
-"""Where no process is to be had: soon at first, then less and less often."""
+"""When to try again where the kernel allows no process: soon at first, then ever later."""
 
 BLIND_LOOK_S = 0.1
-"""When to look for the end of a child for which there was no descriptor to be told by."""
+"""How often to check whether a child has ended, if there was no descriptor to watch the child
+by."""
 
 _PARKED = (FdKind.UNIX_SOCKET, FdKind.INET_SOCKET, FdKind.EVENTFD, FdKind.PIPE)
-"""Files of which a close that is not the last one waits for nobody: they have no flush operation.
-The last close of any file may wait, an eventfd's too: for each epoll instance that watches it. Its
-lock is held while events are written to memory that its process may keep from being there."""
+"""Kinds of files for which only the last close can block, because they have no flush operation.
+The last close of any file may block, even an eventfd's: it takes the lock of each epoll instance
+that watches the eventfd. That lock is held while events are written to memory, whose page the
+instance's owner may keep from being loaded."""
 
 
 class Closer:
-    """Closes what others opened, in children. A ``Closes``.
+    """Closes descriptors that VMMs sent, in children. A ``Closes``.
 
     Args:
-        loop: tells when a child is done, or has ended.
+        loop: watches the children.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -65,21 +68,22 @@ class Closer:
         self._working: dict[ClosingChild, _Work] = {}
         self._idle: list[ClosingChild] = []
         self._idle_was_used = False
-        """Since the last look at those that are idle."""
+        """Whether an idle child was used since the last ``_end_idle``."""
         self._idle_look: asyncio.TimerHandle | None = None
         self._queues: dict[FdAccount, _Queue] = {}
-        """Of those for whom a child closes, or something waits."""
+        """The users for whom a child closes descriptors, or descriptors wait."""
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = FIRST_RETRY_S
 
     def close(self, fds: Sequence[int], owner: ForeignFds | None = None) -> None:
-        """Closes one peer's descriptors, soon; returns at once.
+        """Closes one peer's descriptors soon; returns at once.
 
-        One child for all of them, memory first: should one hang, it holds up none but that peer's.
+        One child closes all of them, memory first: if one close hangs, it delays that peer's
+        descriptors only.
 
         Args:
             fds: the descriptors.
-            owner: the peer who sent them; None: another one.
+            owner: the peer that sent them; None: a peer of its own.
         """
         if not fds:
             return
@@ -91,7 +95,8 @@ class Closer:
         if self._may_start(queue) and self._start(queue, [*memory, *others], owner):
             memory = others = []
         elif memory and self._start(queue, memory, owner):
-            # Its last close frees it and ends by itself: it waits for no other child's end.
+            # The last close of a memory file always ends, so it need not wait for another child's
+            # end.
             memory = []
         if left := [*memory, *queue.park(others, kinds)]:
             owner.wait(len(left))
@@ -103,7 +108,7 @@ class Closer:
     def _start(
         self, queue: "_Queue", fds: list[int], owner: ForeignFds | None, parked: int = 0
     ) -> bool:
-        """Has a child close them; False where no process is to be had."""
+        """Lets a child close them; False where the kernel allows no process."""
         child = self._close_by_idle(fds)
         if child is None:
             try:
@@ -120,7 +125,8 @@ class Closer:
 
     def _close_by_idle(self, fds: list[int]) -> ClosingChild | None:
         if not self._idle:
-            # One that is done by now has not been heard yet: to ask costs less than a fork.
+            # Ask working children first: one may be done without its message having been read yet,
+            # and asking costs less than a fork.
             for child in [child for child in self._working if child.is_done()]:
                 self._finish(child)
                 self._loop.call_soon(self._go_on)
@@ -129,8 +135,8 @@ class Closer:
             try:
                 child.close(fds)
             except OSError:
-                # Somebody has killed it, or its order found no memory; a new child has its first
-                # order without.
+                # The child was killed, or there was no memory for its order. A new child gets its
+                # first descriptors without a message.
                 self._end(child)
                 continue
             self._idle_was_used = True
@@ -156,8 +162,8 @@ class Closer:
             return
         if child in self._working:
             self._done(child)
-        elif not child.lives_on and child in self._idle:
-            # Somebody has killed it.
+        elif not child.takes_more and child in self._idle:
+            # The idle child was killed.
             self._idle.remove(child)
             self._end(child)
 
@@ -170,7 +176,7 @@ class Closer:
         work.queue.children -= 1
         work.queue.account.parked -= work.parked
         _charge(work.queue.account, work.owner, -work.numbers)
-        if child.lives_on:
+        if child.takes_more:
             self._idle.append(child)
             if self._idle_look is None:
                 self._idle_look = self._loop.call_later(IDLE_S, self._end_idle)
@@ -192,7 +198,7 @@ class Closer:
             self._end(child)
         self._idle = []
 
-    # --- what waits ---------------------------------------------------------------------------
+    # --- waiting descriptors ------------------------------------------------------------------
 
     def _retry_later(self) -> None:
         if self._retry is None:
@@ -204,7 +210,7 @@ class Closer:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Has what waits closed, as far as it may be."""
+        """Starts children for waiting descriptors, as far as the limits allow."""
         for queue in list(self._queues.values()):
             while queue.left and self._may_start(queue):
                 fds, owner = queue.take()
@@ -219,7 +225,7 @@ class Closer:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a child has to close: whose it is, how many numbers, and how many lie behind them."""
+    """A child's descriptors: their owner, their number, and how many are parked behind them."""
 
     queue: "_Queue"
     owner: ForeignFds | None
@@ -228,41 +234,44 @@ class _Work:
 
 
 class _Queue:
-    """What one user's descriptors wait in for a child that closes them.
+    """One user's descriptors that wait for a child.
 
     Args:
-        account: the user's.
+        account: the user's account.
     """
 
     def __init__(self, account: FdAccount) -> None:
         self.account = account
         self.children = 0
-        """Children that close for this user now."""
+        """Children that close descriptors of this user now."""
         self.left: deque[tuple[list[int], ForeignFds | None]] = deque()
-        """What no child closes yet, and whose it is; None: a lot. Numbers: as objects, what is
-        left at our end would be closed by its finalizer after all."""
+        """Descriptors that no child closes yet, and the peer that sent them; None: a lot. They are
+        numbers, because the finalizer of an object left here at our end would close its descriptor
+        after all."""
         self.lots: dict[int, int] = {}
-        """How many lie in each lot that no child closes yet, by its number."""
+        """How many descriptors are in each lot that no child closes yet, by the lot's number."""
         self._lot: _Lot | None = None
-        """Takes what waits and needs no number meanwhile, until a child closes it."""
+        """The lot that receives waiting sockets, until a child closes the lot."""
 
     def take(self) -> tuple[list[int], ForeignFds | None]:
-        """What has waited longest."""
+        """The descriptors that have waited longest."""
         fds, owner = self.left.popleft()
         if owner is None and self._lot is not None:
-            # The newest lot is the last to come: nothing is put there any more.
+            # The newest lot is the last in the queue, so this is that lot: put no more descriptors
+            # into it.
             self._close_lot()
         return fds, owner
 
     def park(self, fds: Sequence[int], kinds: Mapping[int, FdKind]) -> list[int]:
-        """Puts sockets that wait for their close where they need no number; returns all else."""
+        """Puts descriptors of the ``_PARKED`` kinds into a lot, without numbers; returns the
+        others."""
         left: list[int] = []
         sockets: list[int] = []
         for fd in fds:
             (sockets if kinds[fd] in _PARKED else left).append(fd)
         for start in range(0, len(sockets), PARKED_TOGETHER):
             together = sockets[start : start + PARKED_TOGETHER]
-            # The present lot may be full: then a new one.
+            # The second try uses a new lot, as the present one may be full.
             if not self._put(together) and not self._put(together):
                 left += together
         return left
@@ -289,19 +298,20 @@ class _Queue:
 
 
 def _make_table() -> None:
-    """Has the kernel make our table of descriptors as large as it can become, at once.
+    """Makes the kernel enlarge this process's descriptor table to its final size, at once.
 
-    A table that a child shares grows, by doubling, only once no processor looks at the old one any
-    more (synchronize_rcu() in fs/file.c): seen to take 12 to 150 ms, in the middle of a recvmsg(2)
-    that brought descriptors. It takes 8 bytes for each of them.
+    A table that a child shares grows, by doubling, only after no processor uses the old table any
+    more (synchronize_rcu() in fs/file.c): 12 to 150 ms were seen, in the middle of a recvmsg(2)
+    that brought descriptors. The table takes 8 bytes for each descriptor.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError):  # Somebody has one open there: it is large already.
+    # EMFILE: that number is in use, so the table is large already.
+    with contextlib.suppress(OSError):
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, min(limit, MAX_TABLE) - 1))
 
 
 def _charge(account: FdAccount, owner: ForeignFds | None, numbers: int) -> None:
-    """So many more numbers wait for their close."""
+    """Counts so many more numbers that wait for their close."""
     if owner is None:
         account.waiting += numbers
     else:
@@ -309,32 +319,33 @@ def _charge(account: FdAccount, owner: ForeignFds | None, numbers: int) -> None:
 
 
 class _Lot:
-    """Descriptors in the queue of a socket: there they wait for their close without a number.
+    """Descriptors in the queue of a Unix socket, where they wait for their close without a number.
 
-    Only for what is in ``_PARKED``: each close of another file may wait, as that of a file of FUSE
-    asks its server (FUSE_FLUSH).
+    Only for the kinds in ``_PARKED``: freeing the number of any other file is a close that may
+    block, as a file of FUSE asks its server (FUSE_FLUSH).
 
     Raises:
-        OSError: no descriptor left.
+        OSError: no descriptor is free.
     """
 
     def __init__(self) -> None:
         outlet, self._inlet = socket.socketpair()
-        # Not MSG_DONTWAIT: Python's send_fds() takes flags and passes none on.
+        # setblocking(False), because Python's send_fds() ignores its flags, such as MSG_DONTWAIT.
         self._inlet.setblocking(False)
         self.outlet = outlet.detach()
-        """Whoever closes it closes all that is in here."""
+        """Closing this descriptor closes all descriptors in the queue."""
 
     def put(self, fds: list[int]) -> None:
-        """Takes sockets in, whose numbers are free then.
+        """Puts descriptors into the queue, and frees their numbers.
 
         Raises:
-            OSError: there is no room, or their user has too many under way (RLIMIT_NOFILE).
+            OSError: the queue is full, or the user has too many descriptors in flight
+                (RLIMIT_NOFILE).
         """
         socket.send_fds(self._inlet, [b"."], fds)
         for fd in fds:
             os.close(fd)
 
     def close(self) -> None:
-        """Takes no more in."""
+        """Accepts no more descriptors."""
         self._inlet.close()

@@ -1,4 +1,4 @@
-"""A child that closes what may take for ever to close."""
+"""A child process that closes descriptors whose close may block for ever."""
 
 import array
 import contextlib
@@ -14,36 +14,39 @@ from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.libc import clone_sharing_fds
 
 NAME = "balloond-closes"
-"""For ``ps`` and ``top``."""
+"""The process's name in ``ps`` and ``top``."""
 
 MAX_ORDER_BYTES = 1 << 20
-"""More numbers than a process may have."""
+"""The longest order; longer than all numbers that a process may have."""
 
 
 class ClosingChild:
-    """A child that shares our descriptors and closes those that it is told; one order at a time.
+    """A child that shares this process's descriptor table, and closes descriptors, one order at a
+    time.
 
-    A number stays taken until its close has begun, so it can be no other file's by then. For a
-    process with one thread.
+    A number stays taken until its close has begun, so it cannot mean another file by then. Only
+    for a process with one thread.
 
     Args:
-        fds: what to close first, in this order.
+        fds: the first descriptors to close, in this order.
 
     Raises:
-        OSError: no process to be had; they are open as before.
+        OSError: the kernel allows no process; the descriptors are still open.
     """
 
     def __init__(self, fds: Sequence[int]) -> None:
         self._ours, self._theirs = OwnedFd(-1), OwnedFd(-1)
         self._pidfd = OwnedFd(-1)
         self._has_ended = False
-        # No descriptor left: it closes this, which may give some back, and ends.
+        # Without a free descriptor for the socketpair the child closes ``fds``, which may free
+        # some, and ends.
         with contextlib.suppress(OSError):
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._ours, self._theirs = (OwnedFd(end.detach()) for end in pair)
             os.set_blocking(self._ours.fileno(), False)
         parent = os.getpid()
-        # A handler would run in the child too, and tell our event loop, whose pipe they share.
+        # Block all signals: a handler would also run in the child, and write to our event loop's
+        # pipe, which both share.
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = clone_sharing_fds()
@@ -58,26 +61,29 @@ class ClosingChild:
             self._pidfd = OwnedFd(os.pidfd_open(self.pid))
 
     @property
-    def lives_on(self) -> bool:
-        """Whether it can be given more to close once it is done."""
+    def takes_more(self) -> bool:
+        """Whether it can get another order once it is done."""
         return self._ours.fileno() >= 0 and not self._has_ended
 
     def fds(self) -> list[int]:
-        """Readable when it is done, or has ended. Without a pidfd there may be none of them."""
+        """Descriptors that become readable when it is done or has ended; without a pidfd perhaps
+        none."""
         return [end.fileno() for end in (self._ours, self._pidfd) if end.fileno() >= 0]
 
     def close(self, fds: Sequence[int]) -> None:
-        """Has it close more; it must be done with what it had.
+        """Lets it close more descriptors; it must be done with its last order.
 
         Raises:
-            OSError: it is gone, or the kernel has no memory for so many; they are open as before.
+            OSError: it is gone, or the kernel has no memory for the order; the descriptors are
+                still open.
         """
         if self._reap():
             raise ProcessLookupError("a child that closes was killed")
         os.write(self._ours.fileno(), array.array("i", fds))
 
     def is_done(self) -> bool:
-        """Whether all that it was told is closed; once for each order. It is reaped if it ended.
+        """Whether its last order is done; true once for each order. Reaps the child if it has
+        ended.
 
         Its descriptors stay open until ``end``.
         """
@@ -88,7 +94,7 @@ class ClosingChild:
         return self._reap()
 
     def end(self) -> None:
-        """Ends it, where it has nothing to do."""
+        """Kills it; only while it has nothing to do."""
         if not self._has_ended:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -104,30 +110,31 @@ class ClosingChild:
         return self._has_ended
 
     def _hang_up(self) -> None:
-        # Both ends are ours: the child has the same table.
+        # Close both ends here: the child uses the same table.
         self._ours.close()
         self._theirs.close()
         self._pidfd.close()
 
 
 def _close_all(fds: Sequence[int], parent: int, orders: int) -> NoReturn:
-    """Runs in the child. Nothing else of ours may: it would act on the parent's descriptors.
+    """Runs in the child. No other code of ours may: it would act on the parent's descriptors.
 
     Args:
-        fds: what to close first.
-        parent: our parent's process id.
-        orders: where more comes from; -1: from nowhere.
+        fds: the first descriptors to close.
+        parent: the parent's process id.
+        orders: the socket from which further orders come; -1: there is none.
     """
     try:
         gc.disable()
-        # It has all of our descriptors: as long as it lingers, those of a parent that was killed.
+        # The child holds all of the parent's descriptors: if it outlived a parent that was killed,
+        # they would stay open.
         jail.die_with(parent, NAME)
         while True:
             for fd in fds:
                 try:
                     os.close(fd)
                 except OSError:
-                    continue  # The number is free, whatever the file had to say.
+                    continue  # The number is free whatever close(2) returns.
             if orders < 0:
                 break
             os.write(orders, b".")

@@ -1,4 +1,4 @@
-"""What a VMM asks and its back-end answers: requests in, effects performed, answers out."""
+"""A VMM's requests: each is handled, its effects are performed, and it is answered."""
 
 import asyncio
 import contextlib
@@ -29,8 +29,8 @@ from balloon_daemon.vhost_user.effects import (
 from balloon_daemon.vhost_user.messages import Message, decode_message
 
 NOT_SERVED = 32
-"""Reasons why a request cannot be served that are published, each once: a driver may choose any
-size, over and over."""
+"""Different reasons why a request cannot be served, of which each is published once: a driver may
+choose ever new sizes."""
 
 
 class Conversation:
@@ -38,13 +38,13 @@ class Conversation:
 
     Args:
         vm: its VM.
-        connection: the VMM's.
+        connection: the VMM's connection.
         peer: the VMM's user.
-        backend: understands the requests.
-        device: is ended and forked as they ask.
-        balloon: hears of ``actual``, and of rings that run.
-        kept: keeps what a VMM is told before it is told.
-        publish: takes what happens.
+        backend: handles the requests.
+        device: is stopped and forked for the requests' effects.
+        balloon: is told of ``actual``, and of changed rings.
+        kept: stores the VM's state before a VMM is answered.
+        publish: takes events.
     """
 
     def __init__(
@@ -73,14 +73,15 @@ class Conversation:
         """Answers nothing more."""
         asyncio.get_running_loop().remove_writer(self._connection.fileno())
         self.inbox.leave()
-        # It knows this conversation: both would wait for the garbage collector.
+        # Break the reference cycle with the inbox, which only the garbage collector would free.
         del self.inbox
 
     async def take_turn(self) -> None:
-        """Waits for a request that is no access to the config space; takes those behind it too.
+        """Waits for a request other than a config access; handles it and those that follow at
+        once.
 
         Raises:
-            EOFError, FrontendError, OSError: as ``Inbox.next``.
+            EOFError, FrontendError, OSError: as for ``Inbox.next``.
             StateFileError, DeviceHangsError: the device does not end.
         """
         loop = asyncio.get_running_loop()
@@ -96,8 +97,8 @@ class Conversation:
         self.inbox.handled += 1
         effects = self._backend.handle(message, fds, lost=lost)
         if fds:
-            # Before StopDevice, which may take a second: the descriptors are in this process
-            # alone, and a crash meanwhile would lose them.
+            # Save the new descriptors before StopDevice: only this process has them, and a crash
+            # during that stop, which may take a second, would lose them.
             self._kept.save()
         self._unsaved = True
         for effect in effects:
@@ -113,7 +114,7 @@ class Conversation:
                 await self._device.stop()
             case AnswerVringBase(index):
                 await self._device.learn_indices()
-                # What was saved since the request came does not know that this vring stands.
+                # The state saved so far says that this vring runs: save again before answering.
                 self._unsaved = True
                 await self._send(self._backend.stop_vring(index))
             case RingsChanged():
@@ -129,9 +130,9 @@ class Conversation:
                 assert_never(effect)
 
     def _access_config(self, received: Received) -> None:
-        """Answers an access to the config space: nothing has to be waited for or kept first.
+        """Answers an access to the config space, which needs no wait and no stored state.
 
-        ``actual`` changes with each MiB that the guest gives, so it is kept a little later.
+        ``actual`` changes with each MiB that the guest gives, so it is stored a little later.
         """
         for effect in self._backend.handle(received.message, received.fds, lost=received.lost):
             match effect:
@@ -151,7 +152,7 @@ class Conversation:
 
     async def _send(self, reply: bytes) -> None:
         if self._unsaved:
-            # The front-end relies on an answer: what the answer stands for is stored first.
+            # The front-end relies on its answer, so the state behind the answer is stored first.
             self._unsaved = False
             await self._kept.stored()
         self._send_now(reply)
@@ -173,10 +174,10 @@ class Conversation:
     # --- between two controllers --------------------------------------------------------------
 
     def hand_over(self) -> None:
-        """Handles a request that was taken and that no task of this controller will see.
+        """Handles a request that was received, but that no task of this controller will handle.
 
-        Its descriptors are in this process alone. It stands in the journal too: the next
-        controller does what is left to do, and answers.
+        Only this process has the request's descriptors. The journal has the request too: the next
+        controller performs its effects and answers it.
         """
         if self.inbox.taken is None:
             return
@@ -189,19 +190,19 @@ class Conversation:
         """Finishes the request that another controller had in hand when it died.
 
         Raises:
-            FrontendError, StateFileError: it cannot be understood; its journal is damaged.
+            FrontendError, StateFileError: the request is malformed, or its journal is damaged.
         """
         entry = self._kept.journal.pending()
         if entry is None:
             return
-        # SENDING: between the mark and the system call lie about a microsecond, and behind the
-        # call the VMM may run before this process does; so its answer was sent, and it would take
-        # a second one for the answer to its next request. A request that still waits in the
-        # socket is taken like any other.
+        # In phase SENDING the answer counts as sent: the controller would have had to die in the
+        # microsecond between the mark and the system call, and the VMM would take a second answer
+        # for the answer to its next request. A request that is still in the socket is read like
+        # any other.
         if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
             message = decode_message(entry.request)
             if entry.number > self.inbox.handled:
-                # Taken, and no state since knows of it: the descriptors that it had are lost.
+                # The request was read, but no state includes it: its descriptors are lost.
                 received = Received(message, (), self._backend.lacks_fds(message))
                 if message.request in CONFIG_ACCESS:
                     self.inbox.access_config(received)
@@ -212,7 +213,8 @@ class Conversation:
         self._kept.journal.done()
 
     async def _answer_again(self, message: Message) -> None:
-        """Answers a request that was kept as handled, and does what may be left to do of it."""
+        """Answers a request that the stored state includes, and performs what may be missing of
+        it."""
         await self._device.stop()
         if self._backend.vring_is_to_stop(message):
             await self._device.learn_indices()

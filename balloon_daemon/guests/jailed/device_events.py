@@ -1,4 +1,4 @@
-"""What a device's exit code and reports say, as parts of events."""
+"""Turns a device's exit code and reports into parts of events."""
 
 import signal
 
@@ -12,29 +12,29 @@ from balloon_daemon.virtio.balloon import StatTag
 
 
 def cause_of_death(code: int, number: int | None) -> tuple[Death, str]:
-    """What an exit code means, and which system call or signal ended the device.
+    """The kind of a device's death, and the system call or signal that caused it.
 
     Args:
         code: the exit status, or a negative signal number.
-        number: of the system call that a filter killed it for; None where nobody knows it.
+        number: the number of the system call for which the filter killed it; None: unknown.
     """
     if code == -signal.SIGSYS:
         return Death.FILTER, "" if number is None else syscall_name(number)
     if code < 0:
-        # Real-time signals have no names but the first and the last.
+        # Real-time signals other than the first and the last have no names.
         known = -code in set(signal.Signals)
         return Death.SIGNAL, signal.Signals(-code).name if known else f"signal {-code}"
     return (Death.FAILED if code == EXIT_INTERNAL_ERROR else Death.STATUS), ""
 
 
 def fault_event(vm: VmId, fault: Fault, queue: str, suppressed: int) -> GuestFault | HostFault:
-    """What a device reported of its guest's doing, or of the host's.
+    """The event for a fault that a device reported, of its guest or of the host.
 
     Args:
-        vm: whose device it is.
+        vm: the device's VM.
         fault: the report.
-        queue: the name of the queue that the report speaks of.
-        suppressed: faults that the controller left out; the device's own are added.
+        queue: the name of the report's queue.
+        suppressed: faults that the controller left out; the device's own count is added.
     """
     suppressed += fault.suppressed
     if fault.kind is FaultKind.HOST:
@@ -45,5 +45,5 @@ def fault_event(vm: VmId, fault: Fault, queue: str, suppressed: int) -> GuestFau
 
 
 def stat_name(tag: int) -> str:
-    """A statistic's name in the specification, in small letters; an unknown tag's number."""
+    """A statistic's name in the specification in lower case, or the number of an unknown tag."""
     return StatTag(tag).name.lower() if tag in list(StatTag) else str(tag)

@@ -1,4 +1,4 @@
-"""What there is to say of one guest's devices, at rates that no guest can raise.
+"""Publishes events about one guest's devices, at limited rates.
 
 A guest may reset its device in a loop, and each reset may fail in the same way.
 """
@@ -27,21 +27,22 @@ from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.effects import ReadyVring
 
 STARTS_A_SECOND = 2
-"""Starts that are more than ``quiet``: a guest may reset its device in a loop."""
+"""Starts whose events are not ``quiet``: a guest may reset its device in a loop."""
 
 NAME_WITHIN_S = 0.2
-"""The kernel writes its record of a seccomp kill from a thread of its own, a little later."""
+"""How long to wait for the kernel's record of a seccomp kill, which a thread of the kernel writes
+later."""
 
 NAME_LOOKS = 10
 """How often to look for that record in this time."""
 
 
 class DeviceNotices:
-    """Publishes what happens to the devices of one guest.
+    """Publishes events about the devices of one guest.
 
     Args:
-        vm: whose devices they are.
-        publish: takes each event.
+        vm: the guest's VM.
+        publish: takes events.
     """
 
     def __init__(self, vm: VmId, publish: Publish) -> None:
@@ -59,19 +60,19 @@ class DeviceNotices:
         self._publish(began(self._vm, pid, queues, quiet))
 
     def not_forked(self, err: OSError) -> None:
-        """The kernel had no process or no descriptor for a device."""
+        """The kernel allowed no process or no descriptor for a device."""
         suppressed = self._not_forked.admit(self._loop.time())
         if suppressed is not None:
             self._publish(DeviceNotForked(self._vm, err.strerror or str(err), suppressed))
 
     def rings_unknown(self) -> None:
-        """No device could be had to look where the rings stand."""
+        """No device could be forked to look where the rings stand."""
         suppressed = self._rings_unknown.admit(self._loop.time())
         if suppressed is not None:
             self._publish(RingsUnknown(self._vm, suppressed))
 
     def misbehaved(self, pid: int, found: str) -> None:
-        """A device sent what no device sends; it is killed."""
+        """A device sent a message that no device sends; it is killed."""
         self._publish(DeviceSendsGarbage(self._vm, pid, found))
 
     def does_not_stop(self, pid: int) -> None:
@@ -83,13 +84,13 @@ class DeviceNotices:
         self._publish(DeviceHangs(self._vm, pid))
 
     def died(self, ended: Ended, deaths: int, looks: int = NAME_LOOKS) -> None:
-        """A device ended unasked: publishes it once the kernel's log names the system call that a
-        filter killed it for, or when it is too late for that.
+        """Publishes an untimely end, once the kernel's log names the call for which the filter
+        killed the device, or when it is too late for that.
 
         Args:
-            ended: how.
-            deaths: how many died too often; 0: few enough, and another is forked.
-            looks: how often the kernel's log is still looked at.
+            ended: how the device ended.
+            deaths: how many devices died if too many did; 0: another device is forked.
+            looks: how often the kernel's log is still searched.
         """
         by_filter = ended.exit_code == -signal.SIGSYS
         number = find_seccomp_kill(ended.pid) if by_filter else None

@@ -1,4 +1,4 @@
-"""What a guest's next device is made of, as its back-end knows it now."""
+"""The spec of a guest's next device, from the back-end's present state."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
 from balloon_daemon.virtio.balloon import BalloonFeature
 
 EARNED_AFTER_S = 60.0
-"""A guest whose last device began so long ago has all of its next one's allowances, and a part of
-them before: it can have its device made anew as often as it likes."""
+"""A guest whose last device began so long ago gets full CPU allowances for its next device, else a
+part of them: it can have its device started anew as often as it likes."""
 
 
 def earned(since_s: float) -> float:
-    """How much of its allowances a guest has, from 0 to 1.
+    """The part of its CPU allowances that a guest has, from 0 to 1.
 
     Args:
-        since_s: how long ago its last device began to serve it, in seconds.
+        since_s: seconds since its last device began to serve it.
     """
     return min(1.0, since_s / EARNED_AFTER_S)
 
@@ -30,14 +30,14 @@ def device_spec(
     since_s: float,
     identity: Identity | None,
 ) -> DeviceSpec:
-    """All that the next device is given. Its descriptors stay the back-end's.
+    """The next device's spec. The descriptors in it stay the back-end's.
 
     Args:
-        backend: knows the guest's memory, the channel and the features.
-        served: the vrings that the device is for.
-        name: the VM's, for ``ps``.
-        since_s: how long ago its last device began to serve it, in seconds.
-        identity: whom the device becomes; None: nobody else.
+        backend: has the guest's memory, the channel and the features.
+        served: the vrings for the device.
+        name: the VM's name, for ``ps``.
+        since_s: seconds since the guest's last device began to serve it.
+        identity: the user that the device becomes; None: it keeps its user.
     """
     regions = tuple(
         RegionSpec(

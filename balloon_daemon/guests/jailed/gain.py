@@ -1,7 +1,7 @@
-"""What the host got for what a guest gave: a balloon is a success only where pages were freed.
+"""Compares the pages that a guest gave with those that were freed for the host.
 
-Pure. A device counts what it did (``Progress``); this finds the pages that came to nothing, by
-cause, and says when giving more would only cost the guest.
+Pure. A device counts its work (``Progress``); this class finds the pages that were given but not
+freed, by cause, and tells when giving more would only cost the guest.
 """
 
 from typing import NamedTuple
@@ -10,20 +10,20 @@ from balloon_daemon.events import LossCause
 from balloon_daemon.tube.messages import Progress
 
 WINDOW_PAGES = 4096
-"""Pages (16 MiB) that the guest has to give before it can be said that they came to nothing. A run
-of pages begins and ends inside a huge page of 2 MiB, which goes only as a whole: up to 1022 pages
-of a run are not freed yet though all is well, and those must stay far below half."""
+"""Pages (16 MiB) that the guest has to give before they can count as not freed. A run of pages
+begins and ends inside a huge page of 2 MiB, which is freed only as a whole: up to 1022 pages of a
+run may rightly not be freed yet, and these must stay far below half."""
 
 
 class Loss(NamedTuple):
-    """Pages that came to nothing, so far."""
+    """Pages that were given but not freed, so far."""
 
     cause: LossCause
     pages: int
 
 
 class Gain:
-    """The account of one guest."""
+    """Counts one guest's pages."""
 
     def __init__(self) -> None:
         self._told: set[LossCause] = set()
@@ -31,13 +31,13 @@ class Gain:
         self._freed_before = 0
         self._done = Progress()
         self.fruitless = False
-        """Of the last pages that the guest gave, less than half were freed."""
+        """Less than half of the pages that the guest gave last were freed."""
 
     def take(self, done: Progress) -> list[Loss]:
-        """Takes what all devices of this guest have done so far.
+        """Takes the sums of all devices of this guest so far.
 
         Returns:
-            The causes that show for the first time.
+            The causes seen for the first time.
         """
         self._done = done
         given = done.inflated_pages + done.foreign_pages
@@ -49,8 +49,8 @@ class Gain:
         self._told.update(loss.cause for loss in new)
         return new
 
-    def forgive(self) -> None:
-        """The balloon is empty, or the memory another: it may be tried again."""
+    def start_anew(self) -> None:
+        """Starts counting anew, because the balloon is empty or the memory table has changed."""
         self.fruitless = False
         self._given_before = self._done.inflated_pages + self._done.foreign_pages
         self._freed_before = self._done.freed_pages

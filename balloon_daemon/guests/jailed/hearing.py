@@ -1,8 +1,8 @@
-"""Hears one device: its reports at a bounded rate, and whether it takes its orders.
+"""Reads one device's reports at a bounded rate, and watches whether the device reads its orders.
 
 A guest may take its device over at any moment. All guests share one event loop, so a device that
 floods its tube would cost the other guests time: a tube with more reports than a working device
-sends is not read for a moment. Writes of that device then fail with EAGAIN.
+sends is not read for a while. The device's writes then fail with EAGAIN.
 """
 
 import asyncio
@@ -14,32 +14,32 @@ from balloon_daemon.tube.messages import Up
 from balloon_daemon.units import VmId
 
 REPORTS_A_SECOND = 200
-"""Reports of one device that are read in a second, or at once after a silence. A device sends some
+"""Reports of one device that are read in a second, or at once after a pause. A device sends some
 40 when its guest does all that it can."""
 
 PAUSE_S = 0.1
-"""For how long a tube with more reports is not read."""
+"""How long a tube with more reports is not read."""
 
 LAST_READS = 512
-"""Reads of a dead device's tube, of 64 reports each: more than the socket's buffer holds."""
+"""Reads of a dead device's tube, 64 reports each: more than the socket's buffer holds."""
 
 STALLED_S = 5.0
-"""A device that has taken no order for so long is published as stalled. It is not killed: on a
+"""A device that has read no order for so long is published as stalled. It is not killed: on a
 starved host or in a frozen cgroup the next device would stall too, and six deaths end a VM's
-balloon; whoever may send it SIGSTOP may send it to the next one as well."""
+balloon; and a user who may send SIGSTOP to this device may send it to the next one as well."""
 
 LOOK_S = 1.0
-"""How often the tube's unread bytes are looked at while there are any."""
+"""How often the tube's unread bytes are checked while there are any."""
 
 
 class ReportReader:
     """Reads a device's reports.
 
     Args:
-        tube: leads to it.
-        take: gets each report.
-        garbage: called once, with a description, when something comes that no device sends; the
-            tube is not read after that.
+        tube: the controller's end of its tube.
+        take: called with each report.
+        garbage: called once, with a description, for a message that no device sends; the tube is
+            not read after that.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ReportReader:
             self._loop.add_reader(self._tube.fileno(), self._hear)
 
     def read(self) -> int:
-        """Takes reports that wait; returns how many."""
+        """Reads waiting reports; returns how many."""
         reports = self._tube.receive()
         if reports is None:
             self._loop.remove_reader(self._tube.fileno())
@@ -82,10 +82,10 @@ class ReportReader:
         return len(reports)
 
     def end(self) -> None:
-        """Takes the reports that a dead device has left in its tube, and reads no more.
+        """Reads the reports that a dead device has left in its tube, then stops reading.
 
-        The number of reads is bounded: where another process (a forked device's copy) holds the
-        device's end too, the tube never comes to its end.
+        The number of reads is bounded: if another process (a forked copy of the device) has the
+        device's end open, the tube never reaches its end of file.
         """
         if self._pause is not None:
             self._pause.cancel()
@@ -96,13 +96,14 @@ class ReportReader:
 
 
 class OrderWatch:
-    """Notices a device that takes no orders: stopped by somebody, hung, or never scheduled.
+    """Notices a device that reads no orders, because it is stopped, hangs, or gets no processor
+    time.
 
     Args:
-        vm: whose device it is.
+        vm: its VM.
         pid: its process id.
-        tube: leads to it.
-        publish: takes what happens.
+        tube: the controller's end of its tube.
+        publish: takes events.
     """
 
     def __init__(self, vm: VmId, pid: int, tube: ControllerEnd, publish: Publish) -> None:
@@ -117,14 +118,15 @@ class OrderWatch:
         self._later: asyncio.TimerHandle | None = None
 
     def sent(self) -> None:
-        """An order was sent: the device has to read it."""
+        """Notes that an order was sent, which the device has to read."""
         if self._later is None:
             self._taken_at_s = self._loop.time()
             self._later = self._loop.call_later(LOOK_S, self._look)
         self._note(more=1)
 
     def _note(self, more: int = 0) -> None:
-        # Each order adds to the unread bytes; fewer than that means that the device has read some.
+        # Each order adds to the unread bytes; if there are fewer than that, the device has read
+        # some.
         unread = self._tube.unread_bytes()
         if unread < self._unread + more:
             self._taken_at_s = self._loop.time()
@@ -144,6 +146,6 @@ class OrderWatch:
             self._later = self._loop.call_later(LOOK_S, self._look)
 
     def end(self) -> None:
-        """Looks no more."""
+        """Stops watching."""
         if self._later is not None:
             self._later.cancel()

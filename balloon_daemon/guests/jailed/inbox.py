@@ -1,4 +1,4 @@
-"""What a VMM says: its messages, each taken when it is its user's turn, and written down first."""
+"""Receives a VMM's messages in its user's turns, recording each in the journal first."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,21 +12,21 @@ from balloon_daemon.vhost_user.connection import Connection, Received
 from balloon_daemon.vhost_user.messages import FrontendRequest
 
 CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFIG))
-"""Requests that stop and start nothing, and leave nothing behind that would have to be kept."""
+"""Requests that stop and start nothing, and change nothing that has to be stored at once."""
 
 
 LOOK_EACH = 8
-"""Messages between two looks whether the VMM is there at all. One that has filled its connection
-with requests and is gone has nothing more to be told; taking them all may need a minute."""
+"""How many messages are read between two checks for a hang-up. A VMM that has filled its
+connection with requests and is gone needs no answers; reading them all could take a minute."""
 
 
 class Inbox:
     """The messages of one VMM.
 
     Args:
-        connection: the VMM's.
+        connection: the VMM's connection.
         peer: its user.
-        journal: each message is written down there before it is taken.
+        journal: records each message before it is read.
         access_config: answers an access to the config space.
     """
 
@@ -43,23 +43,23 @@ class Inbox:
         self._access_config = access_config
         self._loop = asyncio.get_running_loop()
         self.handled = 0
-        """Messages that were taken and not left to another controller."""
+        """Messages that were received and not left to another controller."""
         self.taken: Received | None = None
-        """A message that whoever waits for it has not seen yet."""
+        """A message that was received, but that the waiting task has not seen yet."""
         self._established: asyncio.TimerHandle | None = None
 
     def join(self) -> None:
-        """Takes a place among the connections of its user.
+        """Adds the connection to those of its user.
 
         Raises:
-            OSError: there is no descriptor left for that user's turns.
+            OSError: no descriptor is free for that user's turns.
         """
         self._peer.join()
         fd, turns = self._connection.fileno(), self._peer.turns
         self._established = self._loop.call_later(ESTABLISHED_S, turns.establish, fd)
 
     def leave(self) -> None:
-        """Gives up its place among the connections of its user; fine where it has none."""
+        """Removes the connection from those of its user, if it was added."""
         if self._established is not None:
             self._established.cancel()
             self._established = None
@@ -67,14 +67,15 @@ class Inbox:
             self._peer.leave()
 
     def receive(self) -> Received | None:
-        """The next message; None where none is whole yet.
+        """The next message; None where no whole message waits.
 
         Raises:
             EOFError: the VMM has hung up.
-            FrontendError: what it says is no message, or its user may send no descriptors now.
+            FrontendError: the message is malformed, or its user may send no descriptors now.
             OSError: the connection failed.
         """
-        # Written down before it is taken: a VMM waits for its answer for ever.
+        # Record the message before reading it: if this controller dies, the VMM waits for an
+        # answer for ever.
         self._journal.begin_next(self.handled + 1, self._connection.peek)
         if self.handled % LOOK_EACH == LOOK_EACH - 1 and self._connection.is_hung_up():
             raise EOFError
@@ -85,10 +86,10 @@ class Inbox:
         return self._connection.receive()
 
     async def next(self) -> Received:
-        """Waits for a message that is no access to the config space.
+        """Waits for a message other than a config access.
 
         Raises:
-            EOFError, FrontendError, OSError: as ``receive``.
+            EOFError, FrontendError, OSError: as for ``receive``.
         """
         fd, turns = self._connection.fileno(), self._peer.turns
         waiter: asyncio.Future[Received | Exception] = self._loop.create_future()
@@ -103,16 +104,17 @@ class Inbox:
             try:
                 raise received
             finally:
-                # Its traceback knows this frame: a circle, for the garbage collector to find.
+                # The traceback refers to this frame: a reference cycle, which only the garbage
+                # collector would free.
                 del received, waiter
         return received
 
     def _arrived(self, waiter: "asyncio.Future[Received | Exception]") -> None:
-        """Takes one message: answers an access to the config space, hands on any other.
+        """Receives one message; answers a config access itself, passes any other message on.
 
-        A guest reads and writes its config space once for each MiB that it gives up, and a
-        virtual CPU waits for the answer. That must not cost a change of tasks, nor of what the
-        loop waits for; together they took twice the time of everything else.
+        A guest reads and writes its config space once for each MiB that it gives up, and a virtual
+        CPU waits for the answer. So no task is switched and no watched descriptor changed for it;
+        those two together took twice the time of everything else.
         """
         if waiter.done():
             return
@@ -126,17 +128,18 @@ class Inbox:
                 return
             self.access_config(received)
         except Exception as err:
-            # Whatever it is, the guest's task knows what becomes of it; the event loop does not.
+            # Any error belongs to the guest's task, which knows how to end; the event loop does
+            # not.
             waiter.set_result(err.with_traceback(None))
 
     def next_at_once(self, ends_at_s: float) -> Received | None:
-        """The next message that is no access to the config space, if it is there already.
+        """The next message other than a config access, if it waits already.
 
         Args:
-            ends_at_s: takes nothing more from then on.
+            ends_at_s: reads nothing more from this time on.
 
         Raises:
-            EOFError, FrontendError, OSError: as ``receive``.
+            EOFError, FrontendError, OSError: as for ``receive``.
         """
         while self._loop.time() < ends_at_s:
             received = self.receive()
@@ -146,19 +149,19 @@ class Inbox:
         return None
 
     def access_config(self, received: Received) -> None:
-        """Answers an access to the config space: all of them come by here."""
+        """Answers an access to the config space; every access goes through this method."""
         self.handled += 1
         self._access_config(received)
         self._journal.done()
 
     def drop(self) -> None:
-        """Lets go of a message that nobody will see any more."""
+        """Drops a message that no task will see any more."""
         if self.taken is not None:
             for fd in self.taken.fds:
                 fd.close()
             self.taken = None
 
     def done(self) -> None:
-        """The message that was taken last is dealt with."""
+        """The last message has been handled."""
         self._journal.done()
-        self._connection.let_go()
+        self._connection.close_dropped()

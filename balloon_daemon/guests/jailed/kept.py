@@ -1,4 +1,4 @@
-"""Keeps one guest for another controller: when it is saved, and with what."""
+"""Decides when a guest's state is put into the store for another controller."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from balloon_daemon.units import VmId
 
 
 class Kept:
-    """What is kept of one guest.
+    """Keeps one guest in the store.
 
     Args:
-        vm: which.
-        saver: puts it into the store.
-        snapshot: the guest as it is now, with this row of its policy.
-        let_go: has closed what the VMM sent and the guest has no more.
-        publish: takes what happens.
+        vm: the guest's VM.
+        saver: puts the state into the store.
+        snapshot: (row of its policy) -> the guest's present state.
+        close_dropped: passes descriptors that the guest no longer uses to the closer.
+        publish: takes events.
     """
 
     def __init__(
@@ -27,25 +27,25 @@ class Kept:
         vm: VmId,
         saver: Saver,
         snapshot: Callable[[VmRow | None], Snapshot],
-        let_go: Callable[[], None],
+        close_dropped: Callable[[], None],
         publish: Publish,
     ) -> None:
         self._vm = vm
         self._saver = saver
         self._snapshot = snapshot
-        self._let_go = let_go
+        self._close_dropped = close_dropped
         self._publish = publish
         self._row: VmRow | None = None
         self._began = self._missed = False
-        # It is tried again with each ``actual``, 20 times a second.
+        # Saving is tried with each ``actual``, 20 times a second.
         self._failures = RateLimit(1)
         self.stays = False
-        """The guest stays in the store for another controller."""
+        """True: the guest stays in the store for another controller."""
         saver.when_not_kept(self._save_late)
 
     @property
     def journal(self) -> RequestJournal:
-        """Of the request in hand."""
+        """The journal of the request in hand."""
         return self._saver.journal
 
     @property
@@ -54,18 +54,18 @@ class Kept:
         return self._saver.is_kept
 
     def begin(self) -> None:
-        """Saves from now on. A guest that is still being restored would be saved half."""
+        """Allows saving. While a guest is being restored, its state is incomplete."""
         self._began = True
         if self._missed:
             self.save()
 
     def keep(self, row: VmRow) -> None:
-        """Keeps this row of the VM's policy from now on."""
+        """Stores this row of the VM's policy from now on."""
         self._row = row
         self._save_late()
 
     def save(self) -> None:
-        """Keeps the guest as it is now."""
+        """Stores the guest's present state."""
         if not self._began:
             self._missed = True
         elif not self.stays:
@@ -77,34 +77,34 @@ class Kept:
                     self._publish(NotStored(self._vm, err.strerror or str(err), suppressed))
 
     def _save_late(self) -> None:
-        """Keeps the guest while no request is in hand.
+        """Stores the guest's state while no request is in hand.
 
-        The saver may close duplicates of descriptors that the VMM has replaced long before, and
-        the next request, which would let go of them, may never come.
+        The saver may close duplicates of descriptors that the VMM replaced long before; they are
+        passed to the closer here, because the next request, which would do that, may never come.
         """
         self.save()
-        self._let_go()
+        self._close_dropped()
 
     def save_soon(self) -> None:
-        """Keeps the guest as it is a little later."""
+        """Stores the guest's state a little later."""
         self._saver.save_soon()
 
     def stay(self) -> None:
-        """Leaves the guest in the store, where the store has a state of it; saves no more."""
+        """Leaves the guest in the store, if the store has a state of it; saves no more."""
         self.stays = self._saver.has_state
 
     async def stored(self) -> None:
-        """Keeps the guest as it is now, and waits until the store has it."""
+        """Stores the guest's present state, and waits until the store has received it."""
         self.save()
         try:
             await self._saver.drained()
         except TimeoutError as err:
-            # A VMM that is not answered has no balloon any more; one that is has none only if
-            # this controller dies before the store takes its state.
+            # Answer without the store: an unanswered VMM has surely lost its balloon, an answered
+            # one loses it only if this controller dies before the store receives the state.
             self._publish(StoreStalled(self._vm, str(err)))
 
     def close(self) -> None:
-        """Takes the guest out of the store, unless it stays there; saves no more."""
+        """Removes the guest from the store, unless it stays there; saves no more."""
         saver, self._saver = self._saver, NullSaver()
         if not self.stays:
             saver.forget()

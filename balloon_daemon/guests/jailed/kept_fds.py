@@ -11,20 +11,20 @@ class KeptFds:
     """The descriptors of a guest that are in the store, each open file under one number.
 
     Attributes:
-        kept: a duplicate of each by its number, so that a file which comes again is found after
-            the descriptor by which it came first was closed.
+        kept: a duplicate of each by its number, so that a file sent again is recognized after the
+            descriptor by which it first came was closed.
     """
 
     def __init__(self) -> None:
-        # By id() of the owner: the kernel uses a closed descriptor's number again, whereas no
-        # other object gets the id of an owner that is referred to here.
+        # Keyed by id() of the owner: the kernel reuses the number of a closed descriptor, but
+        # Python reuses no id of an owner that is referred to here.
         self._known: dict[int, tuple[HasFileno, int]] = {}
         self.kept: dict[int, OwnedFd] = {}
         self._next = 1
         self._settled: tuple[set[int], int] = (set(), 0)
 
     def adopt(self, number: int, fd: HasFileno) -> None:
-        """Knows a descriptor that is in the store already."""
+        """Notes a descriptor that is in the store already."""
         self._known[id(fd)] = (fd, number)
         self.kept.setdefault(number, _copy_of(fd))
         self._next = max(self._next, number + 1)
@@ -35,15 +35,15 @@ class KeptFds:
         if known is not None:
             return known[1]
         for number, kept in self.kept.items():
-            # systemd keeps one descriptor of each open file, under the name that came first, and
-            # a VMM sends several: one for each region of its memory, and its calls twice.
+            # systemd keeps one descriptor of each open file, under the first name, but a VMM sends
+            # several: one for each region of its memory, and its calls twice.
             if same_open_file(fd.fileno(), kept.fileno()):
                 self._known[id(fd)] = (fd, number)
                 return number
         return None
 
     def add(self, fd: HasFileno) -> int:
-        """Gives a descriptor the next number. Raises OSError: there is none left for a copy."""
+        """Gives a descriptor the next number. Raises OSError: none is free for a duplicate."""
         number, kept = self._next, _copy_of(fd)
         self._next += 1
         self._known[id(fd)], self.kept[number] = (fd, number), kept
@@ -77,9 +77,10 @@ class KeptFds:
 
 
 def _copy_of(fd: HasFileno) -> OwnedFd:
-    """A duplicate; of a VMM's descriptor one that the VMM's connection closes (``ForeignFds``).
+    """A duplicate. That of a VMM's descriptor is closed by way of ``ForeignFds``.
 
-    After a while in which its guest could not be saved, that may be the last close of its file:
-    the guest has let go of it by then, and the store lets go when it likes.
+    If the guest could not be saved for a while, closing the duplicate may be the file's last
+    close: the guest has closed its own descriptor by then, and the store may have dropped its copy
+    at any time.
     """
     return fd.duplicate() if isinstance(fd, OwnedFd) else OwnedFd(os.dup(fd.fileno()))

@@ -1,9 +1,9 @@
 """The states of one guest's device, as a table: state and event -> next state and actions.
 
-Pure: ``supervisor.py`` forks, kills, waits and tells it what happened. The table answers for two
-rules, whatever order events come in: no two devices ever serve one guest, and none is forked while
-its predecessor or a killed device may still touch the guest's memory. An event that a state does
-not have is a bug of ours: ``StateError``, and nothing changes.
+Pure: ``supervisor.py`` forks, kills and waits, and passes the results in as events. The table
+ensures two rules, in whatever order events come: no two devices ever serve one guest, and no
+device is forked while its predecessor or a killed device may still touch the guest's memory.
+An event that a state does not have is a bug of ours: ``StateError``, and nothing changes.
 
 =========================== =====================================================================
 state                       meaning
@@ -28,8 +28,8 @@ GAVE_UP                     Devices of this guest have died too often: none is f
 CLOSED                      The guest is let go: nothing is forked any more.
 =========================== =====================================================================
 
-A timer belongs to the state that started it: a step to another state ends it, a step that stays
-keeps it unless it starts another.
+A timer belongs to the state that started it: a change to another state ends it; a step that stays
+in the state keeps it, unless the step starts another timer.
 """
 
 from collections import deque
@@ -40,7 +40,7 @@ from balloon_daemon.errors import StateError
 
 
 class State(Enum):
-    """What is known of a guest's device; the module's docstring has the meanings."""
+    """The states of a guest's device; the module's docstring gives their meanings."""
 
     AT_REST = auto()
     SETTLING = auto()
@@ -59,55 +59,55 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What happens to it."""
+    """The events about a guest's device."""
 
     SETTLE = auto()
-    """The VMM has changed something of memory or vrings."""
+    """The VMM has changed memory or vrings."""
     DUE = auto()
     """The timer has ended."""
     FORKED = auto()
     NOT_READY = auto()
-    """There is no vring that a device could serve, or look at."""
+    """There is no vring that a device could serve or look at."""
     NOT_YET = auto()
     """The process that forks devices is being started."""
     NO_FORK = auto()
-    """The kernel has no process or no descriptor for it."""
+    """The kernel allows no process or no descriptor for it."""
     MISBEHAVED = auto()
-    """The device has sent what no device sends: a guest has taken it over, or a bug of ours."""
+    """The device has sent an impossible message: its guest has taken it over, or a bug of ours."""
     GONE = auto()
-    """The device has ended, having been told to, and is reaped."""
+    """The device has ended as it was told to, and is reaped."""
     DIED = auto()
-    """The device has ended unasked, and is reaped."""
+    """The device has ended untimely, and is reaped."""
     DIED_TOO_OFTEN = auto()
     STOP = auto()
-    """Somebody waits until no device touches the guest's memory any more."""
+    """A task waits until no device touches the guest's memory any more."""
     LOOK = auto()
-    """Somebody waits until a device has said where the rings stand."""
+    """A task waits until a device has reported where the rings stand."""
     WAIT_OUT = auto()
-    """Another controller, which is gone, has left a device that may still live."""
+    """Another controller, which is gone, has left a device that may still run."""
     PREDECESSOR_GONE = auto()
     CLOSE = auto()
 
 
 class Action(Enum):
-    """What is to be done, in the order of the row."""
+    """The actions of a step, performed in the row's order."""
 
     FORK = auto()
-    """Fork a device; FORKED, NOT_READY, NOT_YET or NO_FORK says what came of it."""
+    """Fork a device; FORKED, NOT_READY, NOT_YET or NO_FORK tells the result."""
     FORK_TO_LOOK = auto()
-    """The same with one that is told to stop by its first order."""
+    """Fork a device whose first order is to stop; the result as for FORK."""
     ORDER_STOP = auto()
     KILL = auto()
-    SAY_KILLING = auto()
-    SAY_HANGS = auto()
+    PUBLISH_KILLING = auto()
+    PUBLISH_HANGS = auto()
     ANSWER_ENDED = auto()
-    """Whoever waits since STOP or LOOK: no device is left."""
+    """Answer the tasks that wait since STOP or LOOK: no device is left."""
     ANSWER_HANGS = auto()
     ANSWER_PREDECESSOR_STAYS = auto()
 
 
 class Wait(Enum):
-    """What a timer is for. ``WAIT_S`` has the seconds."""
+    """The purposes of timers; ``WAIT_S`` has their seconds."""
 
     QUIET = auto()
     NOT_YET = auto()
@@ -119,26 +119,27 @@ class Wait(Enum):
 
 
 WAIT_S = {
-    # A VMM sends a burst of messages; a device is forked once it has been quiet this long.
+    # A VMM sends its messages in bursts; a device is forked once there was none for so long.
     Wait.QUIET: 0.005,
     Wait.NOT_YET: 0.05,
     Wait.NO_FORK: 1.0,
     Wait.STOPPED: 1.0,
     Wait.KILLED: 5.0,
-    # A device that has said where its rings stand may have guest memory to free as it ends, and
-    # the kernel frees some 5 GiB a second.
+    # A device that has reported where its rings stand may have to free guest memory as it ends,
+    # and the kernel frees some 5 GiB a second.
     Wait.FREED: 120.0,
-    # The controller of that device is gone, so it ends too: nothing that it does takes long.
+    # That device's controller is gone, so the device ends too, and nothing that it does takes
+    # long.
     Wait.PREDECESSOR: 5.0,
 }
 
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 60.0
-"""More deaths than this in so many seconds, and no new device is forked for that guest."""
+"""After more deaths than this in so many seconds, no new device is forked for that guest."""
 
 
 class Step(NamedTuple):
-    """One row: the next state, actions in their order, and the timer that the state starts."""
+    """One row of the table: the next state, the actions in their order, and the timer to start."""
 
     state: State
     actions: tuple[Action, ...] = ()
@@ -177,13 +178,13 @@ TABLE: dict[State, dict[Event, Step]] = {
     _S.STOPPING: {
         _E.MISBEHAVED: Step(_S.STOPPING, (_A.KILL,)),
         _E.STOP: Step(_S.STOPPING),
-        _E.DUE: Step(_S.KILLED, (_A.SAY_KILLING, _A.KILL), Wait.KILLED),
+        _E.DUE: Step(_S.KILLED, (_A.PUBLISH_KILLING, _A.KILL), Wait.KILLED),
         _E.GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
     },
     _S.KILLED: {
         _E.MISBEHAVED: Step(_S.KILLED),
         _E.STOP: Step(_S.KILLED),
-        _E.DUE: Step(_S.HANGS, (_A.SAY_HANGS, _A.ANSWER_HANGS)),
+        _E.DUE: Step(_S.HANGS, (_A.PUBLISH_HANGS, _A.ANSWER_HANGS)),
         _E.GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
     },
     _S.HANGS: {
@@ -207,7 +208,7 @@ TABLE: dict[State, dict[Event, Step]] = {
     _S.LOOKING: {
         _E.MISBEHAVED: Step(_S.LOOKING, (_A.KILL,)),
         _E.STOP: Step(_S.LOOKING),
-        _E.DUE: Step(_S.KILLED, (_A.SAY_KILLING, _A.KILL), Wait.KILLED),
+        _E.DUE: Step(_S.KILLED, (_A.PUBLISH_KILLING, _A.KILL), Wait.KILLED),
         _E.GONE: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
     },
     _S.WAITING_FOR_PREDECESSOR: {
@@ -237,7 +238,7 @@ TABLE: dict[State, dict[Event, Step]] = {
 
 
 class Life:
-    """Where one guest's device is in the table, and what the table's rows depend on."""
+    """The present state of one guest's device, and the facts on which rows of the table depend."""
 
     def __init__(self) -> None:
         self._state = State.AT_REST
@@ -251,28 +252,28 @@ class Life:
 
     @property
     def rings_known(self) -> bool:
-        """Every vring's ``base`` is the ``used.idx`` at which it stands."""
+        """Whether every vring's ``base`` is the ``used.idx`` at which the ring stands."""
         return self._rings_known
 
     @property
     def gave_up(self) -> bool:
-        """Devices have died too often."""
+        """Whether devices have died too often."""
         return self._gave_up
 
     @property
     def deaths(self) -> int:
-        """How many of the last deaths are remembered: ``MAX_DEATHS`` + 1 at most."""
+        """How many of the last deaths are counted: ``MAX_DEATHS`` + 1 at most."""
         return len(self._deaths)
 
     def know_rings(self, *, known: bool) -> None:
-        """Where the rings stand is known from now on, or is not."""
+        """Notes whether it is known where the rings stand."""
         self._rings_known = known
 
     def take(self, event: Event) -> Step:
-        """Takes an event; the step is already taken when this returns.
+        """Handles an event; the state has changed when this returns.
 
         Raises:
-            StateError: the state does not have it; nothing has changed.
+            StateError: the state does not have this event; nothing has changed.
         """
         step = TABLE[self.state].get(event)
         if step is None:
@@ -284,19 +285,20 @@ class Life:
         if step.wait is Wait.KILLED and self.rings_known:
             step = step._replace(wait=Wait.FREED)
         if step.state is State.AT_REST and self._gave_up:
-            # What was forked to look after the last death has ended: still no other is forked.
+            # A device forked to look, after the last death, has ended: still fork no other device.
             step = step._replace(state=State.GAVE_UP)
         self._state = step.state
         return step
 
     def gone(self, now_s: float) -> Step:
-        """The device was reaped: whether that was its death follows from the state.
+        """Handles the end of the device, which was reaped; the state tells whether the end was
+        untimely.
 
         Args:
             now_s: seconds of a clock that never goes back.
 
         Raises:
-            StateError: there was none.
+            StateError: there was no device.
         """
         if self.state is not State.RUNNING:
             return self.take(Event.GONE)

@@ -1,8 +1,8 @@
-"""How much of one VM's memory may be asked for: its size, and what speaks against more.
+"""Limits one VM's balloon: by the VM's size, and by reasons against asking for more.
 
-Runs in the controller. Judges by what the kernel says of the VM's memory files (they are shared
-memory, so it answers by itself), by what the guest's device has counted and by what the guest says
-of itself; nothing of it is believed beyond a number in its range.
+Runs in the controller. It uses the kernel's figures of the VM's memory files (shared memory, so
+the kernel answers by itself), the counters of the guest's device, and the guest's own figures; the
+latter two are untrusted numbers, of which only those in range are used.
 """
 
 from collections.abc import Iterator
@@ -38,25 +38,25 @@ from balloon_daemon.virtio.balloon import BalloonFeature
 
 SLACK_BYTES = 16 * MIB
 SLACK_SHARE = 64
-"""What a VM's files may hold above its size less its balloon, and nothing is wrong: ``actual`` and
-the files are not looked at in the same moment."""
+"""Memory that a VM's files may hold beyond its size less its balloon without a warning: ``actual``
+and the files are not read at the same moment."""
 
 _Once = BalloonNotFreed | Fruitless | NoBackendChannel
-"""What is published once, the first two anew where the memory table is another."""
+"""Events that are published once, the first two again after a change of the memory table."""
 
 NEWS = 32
-"""Memory tables, and sizes that contradict each other, that are said of one VM, each once: a guest
-may name another total with each report."""
+"""Different memory tables, and different contradictions of sizes, that are published for one VM,
+each once: a guest may report another total each time."""
 
 
 class BalloonLimits:
     """The limits of one VM's balloon.
 
     Args:
-        vm: whose.
-        backend: knows the memory table, the features and ``actual``.
-        flag_bytes: what ``--vm-mem`` says; None: nothing.
-        publish: takes what happens.
+        vm: the VM.
+        backend: has the memory table, the features and ``actual``.
+        flag_bytes: the size given by ``--vm-mem``; None: not given.
+        publish: takes events.
     """
 
     def __init__(
@@ -71,34 +71,36 @@ class BalloonLimits:
         self._introduced: list[tuple[RegionDescription, str]] = []
         self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
         self._holding = False
-        # A device that was taken over may have what these tell of come and go as it likes.
+        # Each class once: a device taken over by its guest could make these conditions come and go
+        # at will.
         self._published = set[type[_Once]]()
 
     @property
     def size_bytes(self) -> int:
-        """The VM's size that its balloon's maximum goes by; 0: it can have no balloon."""
+        """The VM's size from which its balloon's maximum follows; 0: it can have no balloon."""
         return self._size.size_bytes
 
     @property
     def knows_no_total(self) -> bool:
-        """Whether the guest has not said yet how much memory it has."""
+        """Whether the guest has not reported yet how much memory it has."""
         return self._size.guest_bytes is None
 
     # --- size ---------------------------------------------------------------------------------
 
     def look_at_memory(self) -> None:
-        """Takes the memory table as it is now, and says what is worth knowing of it."""
+        """Reads the present memory table, and publishes its kind and troubles."""
         memory = self._backend.memory
         if self._backend.acknowledged != self._features:
             self._features = self._backend.acknowledged
             keeps = bool(self._features & BalloonFeature.DEFLATE_ON_OOM)
             self._size.expect(keeps_total=keeps)
-        # Not by descriptors: a front-end that sends its table anew with each start has others.
+        # Compare without descriptors: a front-end that sends its table anew with each start sends
+        # other ones.
         table = [(r.description, r.never_freed) for r in memory.regions]
         if table == self._introduced:
             return
         self._introduced = table
-        self._gain.forgive()
+        self._gain.start_anew()
         self._holding = False
         self._published -= {BalloonNotFreed, Fruitless}
         self._size.take_table(memory.ram_bytes, has_unnameable=memory.has_unnameable)
@@ -116,9 +118,10 @@ class BalloonLimits:
             self._say_size()
 
     def assume(self, size_bytes: int) -> None:
-        """Another controller went by this size, perhaps because the guest had said so.
+        """Uses another controller's size for this VM, which may come from the guest.
 
-        Only until its next statistics: of a guest that sends none it would stay for good.
+        Only for a guest with statistics, until the next ones: without statistics the size would
+        never be corrected.
         """
         if size_bytes and self._backend.acknowledged & BalloonFeature.STATS_VQ:
             self._size.guest_bytes = size_bytes
@@ -131,7 +134,7 @@ class BalloonLimits:
     # --- gain ---------------------------------------------------------------------------------
 
     def take_progress(self, done: Progress) -> None:
-        """Takes what the guest's devices have done so far."""
+        """Takes the sums of the guest's devices so far."""
         for loss in self._gain.take(done):
             self._publish(self._lost(loss))
         if self._gain.fruitless:
@@ -145,10 +148,11 @@ class BalloonLimits:
         return PagesLost(self._vm, loss.cause, lost_bytes, tuple(reasons), memory.has_unnameable)
 
     def not_freed_bytes(self) -> int:
-        """What the VM's files hold though its balloon does too, in bytes; 0 within the slack.
+        """The bytes that the VM's files hold although the balloon holds them too; 0 within the
+        slack.
 
-        A guest can use its size less its balloon at most, so whatever its files hold beyond that
-        the balloon has taken from the guest and not given to the host.
+        A guest can use at most its size less its balloon, so memory that its files hold beyond
+        that was taken from the guest but not freed for the host.
         """
         files = self._files()
         size = sum(file.size_bytes for file in files)
@@ -157,10 +161,10 @@ class BalloonLimits:
         return over if over > max(SLACK_BYTES, size // SLACK_SHARE) else 0
 
     def judge(self) -> int:
-        """Compares the balloon with what the host has got, now that a target is reached.
+        """Compares the balloon with the memory freed for the host, when a target is reached.
 
         Returns:
-            Bytes of the balloon that the host has not got; said once.
+            Bytes of the balloon that the host has not got; published once.
         """
         over = self.not_freed_bytes()
         self._holding = over > 0
@@ -168,18 +172,19 @@ class BalloonLimits:
             self._publish_once(BalloonNotFreed(self._vm, over))
         return over
 
-    # --- what speaks against more -------------------------------------------------------------
+    # --- reasons against more -----------------------------------------------------------------
 
     def against_more(self, level: int) -> Reason | None:
-        """Why the guest should not be asked for more just now; None: nothing speaks against it.
+        """Why the guest should not be asked for more just now; None: it may be.
 
         Args:
-            level: of its balloon; an empty one is always worth another try.
+            level: its balloon's level; at 0 the limits start anew, as an empty balloon is worth
+                another try.
         """
         if level == 0:
-            self._gain.forgive()
+            self._gain.start_anew()
             self._holding = False
-        # What fills a VM's files again, a snapshot perhaps, may have come to its end.
+        # Check again: whatever filled the VM's files, a snapshot for example, may have ended.
         self._holding = self._holding and self.not_freed_bytes() > 0
         if self._holding or self._gain.fruitless:
             return Reason.FRUITLESS
@@ -207,11 +212,11 @@ class BalloonLimits:
 
 
 def _news(vm: VmId, regions: list[Region]) -> Iterator[MemoryEvent]:
-    """What a VM's memory is made of, and what of it will not work."""
+    """The kinds of a VM's memory, and the troubles to expect with it."""
     freed = [region for region in regions if not region.never_freed]
     files = [region.fd for region in freed if region.fd is not None]
     size = -(-sum(region.description.size_bytes for region in freed) // MIB) * MIB
-    # How memory comes back depends on it: a huge page only as a whole, or after a split.
+    # The kind of pages decides how memory is freed: a huge page only as a whole, or after a split.
     kinds = frozenset(PageKind(*pages_of(file.fileno())) for file in files)
     if kinds:
         yield MemoryKnown(vm, size, kinds)
@@ -228,7 +233,7 @@ def _news(vm: VmId, regions: list[Region]) -> Iterator[MemoryEvent]:
 
 
 def _limits_of_files(vm: VmId, files: list[Fd]) -> Iterator[TmpfsLimited]:
-    """A tmpfs with a size limit: what a guest gives up there, another file may take."""
+    """Warns of a tmpfs with a size limit: other files may take the room that a guest frees."""
     seen = set[int]()
     for file in files:
         use = memory_file_use(file.fileno())

@@ -1,4 +1,4 @@
-"""The VMs that connect to the vhost-user socket, and those that another controller left."""
+"""Accepts the VMs that connect to the vhost-user socket, and restores another controller's."""
 
 import asyncio
 import contextlib
@@ -20,10 +20,11 @@ from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 
 ACCEPT_AGAIN_S = 1.0
-"""Out of file descriptors: how long to leave the next connection waiting."""
+"""How long the next connection waits when no descriptor is free."""
 
 ACCEPT_EACH_S = 0.001
-"""Between two connections: whoever makes them as fast as they are taken would have a core."""
+"""The pause between two connections: without it, a user who connects in a loop would occupy a
+core."""
 
 
 class VhostUserGuests:
@@ -31,10 +32,10 @@ class VhostUserGuests:
 
     Args:
         config: the settings.
-        jail: what devices are put into.
+        jail: the jail for devices.
         listener: the socket.
         store: keeps VMs for another controller.
-        publish: takes what happens.
+        publish: takes events.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class VhostUserGuests:
         return self._store.keeps
 
     def start(self, registry: VmRegistry) -> None:
-        """Goes on with what another controller left, and accepts new connections."""
+        """Restores the VMs that another controller left, and accepts new connections."""
         self._registry = registry
         self._shared = Shared(self._config, self._jail, self._publish, registry.report)
         self._closer = Closer(asyncio.get_running_loop())
@@ -68,7 +69,7 @@ class VhostUserGuests:
         """Accepts no more connections.
 
         Args:
-            leaving: another controller goes on with this socket.
+            leaving: True: another controller goes on with this socket.
         """
         asyncio.get_running_loop().remove_reader(self._listener.sock)
         if self._accept_later is not None:
@@ -76,16 +77,16 @@ class VhostUserGuests:
         if leaving:
             self._listener.sock.close()
         else:
-            # With the socket go connections that nobody has accepted, and descriptors in their
-            # queues, whose last close may wait for whoever made them.
+            # The close of the socket also closes connections not accepted yet, and the descriptors
+            # in their queues, whose last close may block: leave it to a closer.
             self._closer.close([self._listener.sock.detach()])
             self._listener.remove_file()
 
     async def close(self, *, leaving: bool) -> None:
-        """Lets go of the store, once all sessions have ended.
+        """Disconnects from the store, once all sessions have ended.
 
         Args:
-            leaving: what is in the store stays there.
+            leaving: True: the VMs in the store stay there.
         """
         if not leaving:
             self._store.remove(LISTENER)
@@ -95,10 +96,11 @@ class VhostUserGuests:
         self._store.close()
 
     def _take_over(self) -> None:
-        """Goes on with what another controller left, and keeps the listening socket too."""
+        """Restores the VMs that another controller left, and stores the listening socket too."""
         self._store.watch(lambda: self._publish(StoreLost()))
         self._store.close_late_by(self._closer.close)
-        # systemd keeps several of one name: without this, each socket that was ever replaced.
+        # Remove the old name first: systemd stores several descriptors under one name, and would
+        # collect every socket that was ever replaced.
         self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener.sock)
         for session in recover(self._store, self._make, self._closer, self._publish):
@@ -107,7 +109,7 @@ class VhostUserGuests:
 
     def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Session:
         peer = self._peers.of(connection)
-        saver.is_of(peer.uid)
+        saver.set_user(peer.uid)
         session = Session(vm, connection, peer, self._shared, saver)
         self._registry.add(session)
         return session
@@ -119,8 +121,8 @@ class VhostUserGuests:
         saver: Saver = NullSaver()
         vm = self._registry.next_vm()
         try:
-            # The journal is allocated before accept(): on EMFILE the VMM then waits in the
-            # socket's backlog.
+            # Allocate the journal before accept(): on EMFILE the VMM then stays in the socket's
+            # backlog.
             saver = new_saver(self._store, vm)
             sock, _ = self._listener.sock.accept()
         except OSError as err:

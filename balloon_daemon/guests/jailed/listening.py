@@ -1,4 +1,4 @@
-"""The vhost-user socket: bound by this controller, or kept from another one."""
+"""The vhost-user socket: bound by this controller, or taken from another one."""
 
 import errno
 import os
@@ -21,8 +21,8 @@ class Listener:
     """A bound socket, and its file.
 
     Args:
-        sock: the socket, listening and non-blocking; the listener's from here on.
-        path: where it is bound.
+        sock: the socket, listening and non-blocking; owned by the listener from here on.
+        path: the path to which it is bound.
     """
 
     def __init__(self, sock: socket.socket, path: Path) -> None:
@@ -31,28 +31,30 @@ class Listener:
         self._file = os.lstat(path)
 
     def close(self) -> None:
-        """Listens no more, and leaves nothing behind."""
+        """Closes the socket and removes its file."""
         self.remove_file()
         self.sock.close()
 
     def remove_file(self) -> None:
-        """Removes the socket's file, unless another one's has come in its place meanwhile."""
+        """Removes the socket's file, unless another socket has replaced it."""
         try:
             if os.path.samestat(os.lstat(self._path), self._file):
                 os.unlink(self._path)
         except OSError:
-            pass  # Gone, or not ours to remove: nobody can connect any more either way.
+            # The file is gone, or may not be removed: nobody can connect to it in either case.
+            pass
 
 
 def listen(path: Path, *, looked_for_keeper: bool = False) -> Listener:
     """Binds the vhost-user socket; only its owner may connect (mode 0600).
 
-    A socket that a dead process left behind is replaced; one of a living process is not, nor one
-    that a keeper holds for another balloond.
+    A socket of a dead process is replaced; a socket of a living process is not, nor one that a
+    keeper holds for another balloond.
 
     Args:
-        path: where.
-        looked_for_keeper: what a keeper holds has been asked for: it cannot be had, or is none.
+        path: the socket's path.
+        looked_for_keeper: True: a keeper has been asked already: there is none, or it does not
+            answer.
 
     Raises:
         ConfigError: the path is in use, is no socket of ours, is too long, or cannot be made.
@@ -83,11 +85,12 @@ def listen(path: Path, *, looked_for_keeper: bool = False) -> Listener:
 
 
 def _why_not(path: Path, err: OSError) -> str:
-    """Why no socket could be bound there, and what to do about it."""
+    """Why no socket could be bound there, and the remedy."""
     match err.errno:
-        case None:  # Python's own check.
+        case None:  # errno None: Python's own check of the length.
             return "the path is too long, 107 bytes are allowed"
-        case errno.ENOENT if os.path.isdir(path.parent):  # /proc has room for no file.
+        # No file can be created in /proc, for example.
+        case errno.ENOENT if os.path.isdir(path.parent):
             return f"no socket can be made in {path.parent}; name another path"
         case errno.ENOENT:
             return f"there is no directory {path.parent}; make it, or name another path"
@@ -100,10 +103,10 @@ def _why_not(path: Path, err: OSError) -> str:
 
 
 def kept_listener(store: Store, path: Path) -> Listener | None:
-    """The listening socket that another controller left, if it is that of this path.
+    """The listening socket that another controller left, if it belongs to this path.
 
-    Who gave it is known: systemd, or a keeper of our own user (``store``). What is at the path is
-    looked at, as a socket does not tell which file it is bound to.
+    The socket comes from a trusted store: systemd, or a keeper of our own user. The file at the
+    path is checked too, because a socket does not tell to which file it is bound.
     """
     fd = store.kept.pop(LISTENER, None)
     if fd is None:
@@ -112,22 +115,22 @@ def kept_listener(store: Store, path: Path) -> Listener | None:
     try:
         status = os.lstat(path)
         if sock.getsockname() == os.fspath(path) and _is_our_socket(path, status):
-            # Once more: a socket's peers are told who called this last (SO_PEERCRED), and
-            # whoever finds that process dead takes the socket for a dead one's.
+            # Call listen() again: SO_PEERCRED of a socket's peers names the last caller, and a
+            # process that finds the caller dead would take the socket for a dead process's.
             sock.listen(BACKLOG)
             sock.setblocking(False)
             return Listener(sock, path)
     except OSError:
-        pass  # No socket, or its file went in this very moment: another one is made.
+        pass  # It is no socket, or its file has just gone: make another one.
     sock.close()
     return None
 
 
 def _is_our_socket(path: Path, status: os.stat_result) -> bool:
-    """Whether a file is a socket that one of our user has made.
+    """Whether a file is a socket that a process of our user has made.
 
-    An administrator may have given it to another user since (chown), or opened it to more (chmod):
-    so where nobody else may put a file, whose it is now and its mode say nothing.
+    An administrator may have changed its owner (chown) or mode (chmod) since. So in a directory
+    where no other user may create files, owner and mode are not checked.
     """
     mine = status.st_uid == os.geteuid() or not others_may_write(path.parent)
     return stat.S_ISSOCK(status.st_mode) and mine
@@ -159,7 +162,7 @@ def _clear(path: Path, *, looked_for_keeper: bool) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Who serves a socket, and what to do about it; "" where nobody does any more."""
+    """The process that serves a socket, and the remedy; "" where no process does any more."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -167,12 +170,12 @@ def _holder(path: Path) -> str:
         except ConnectionRefusedError:
             return ""
         except OSError as err:
-            # Its backlog is full, or it is a socket of another kind: it lives.
+            # Its backlog is full, or it is a socket of another kind: a process serves it.
             if err.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                 raise
         else:
-            # Of who called listen(2). A process that closes what a VMM sent may hang in the kernel
-            # past the death of its balloond, and hold all that this one had open.
+            # The peer is the process that called listen(2). A closer that hangs in the kernel may
+            # outlive its balloond, and keep the balloond's sockets open.
             peer = peer_of(probe)
             if peer.uid == os.geteuid() and _has_ended(peer.pid):
                 return ""
@@ -180,8 +183,8 @@ def _holder(path: Path) -> str:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits to be reaped; not what is not known here."""
-    if pid == 0:  # It is in another namespace.
+    """Whether a process is gone, or waits to be reaped; False where that is unknown."""
+    if pid == 0:  # The process is in another PID namespace.
         return False
     try:
         life = os.pidfd_open(pid)

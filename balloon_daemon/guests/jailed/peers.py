@@ -1,9 +1,9 @@
-"""Who is behind the VMMs, and what each of them may take of what all of them share.
+"""The users who run VMMs, and each one's share of what all VMs share.
 
-A VMM's user is the kernel's word (SO_PEERCRED, unix(7)), asked once for each connection. Shared
-are descriptors, the event loop's time and the log (``records/budget.py`` has its shares). One user
-gets three quarters of the descriptors at most, and new connections are refused before those that
-are there can feel it.
+The kernel tells a VMM's user (SO_PEERCRED, unix(7)), once for each connection. Shared are
+descriptors, the event loop's time, and the log (``records/budget.py`` has its shares). One user
+gets three quarters of the descriptors at most, and new connections are refused before the existing
+ones run short.
 """
 
 import resource
@@ -21,26 +21,27 @@ from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.foreign_fds import MAX_DEBT, FdAccount, ForeignFds
 
 EACH = 40
-"""Descriptors that every connection counts for at least: what a VM with five queues and three
-regions of memory takes, kept for another balloond too."""
+"""Descriptors counted for each connection at least: those of a VM with five queues and three
+regions of memory, stored for another balloond too."""
 
 OURS = 12
-"""Of those, what is not its VMM's: connection, journal, what the device is watched by."""
+"""The part of ``EACH`` that does not come from the VMM: connection, journal, and the descriptors
+by which the device is watched."""
 
 MODEST = 64
-"""Descriptors in use of one VMM, up to which it is sent more whatever its user takes: two of each
-for five queues, and QEMU's memory regions, of which it has some 25 at most."""
+"""A VMM with at most so many descriptors in use may always send more, whatever its user's total:
+two for each of five queues, and QEMU's memory regions, of which there are some 25 at most."""
 
 MAX_CONNECTIONS = 1024
-"""Of all users. Each costs some 10 KiB, and with running rings a process."""
+"""The most connections of all users. Each costs some 10 KiB, and with running rings a process."""
 
 OF_ONE_USER = 3 / 4
 OF_ALL = 7 / 8
-"""How much of the descriptors and connections one user may take, and all of them together; the
-rest is for those that are there already, and for ourselves."""
+"""The part of all descriptors and connections that one user may have, and that all users may have
+together; the rest is for existing connections, and for balloond itself."""
 
 ENDS_A_SECOND = 10
-"""Lines on connections that end; whoever may connect may do so thousands of times a second."""
+"""Events of ended connections for each user; any user may connect thousands of times a second."""
 
 
 class Peer:
@@ -57,39 +58,40 @@ class Peer:
         self.connections = 0
         self.account = FdAccount()
         self.ends = RateLimit(ENDS_A_SECOND)
-        self.refusals, self.unkept = RateLimit(1), RateLimit(1)
+        self.refusals, self.store_refusals = RateLimit(1), RateLimit(1)
         self._allowances = Allowances()
         self._turns: Turns | None = None
 
     @property
     def turns(self) -> Turns:
-        """When its connections are heard."""
+        """The turns in which its connections are served."""
         assert self._turns is not None
         return self._turns
 
     @property
     def descriptors(self) -> int:
-        """How many it takes up, what is promised to its connections among them."""
-        # Twice: whatever a VMM sends is duplicated for the store, where there is one.
+        """How many descriptors the user's connections use or are granted, whichever is more."""
+        # Counted twice: each descriptor from a VMM is duplicated for the store, where there is
+        # one.
         taken = OURS * self.connections + 2 * self.account.held
         return max(EACH * self.connections, taken) + self.account.debt
 
     def join(self) -> None:
-        """Another connection of this user's is there."""
+        """Adds a connection of this user."""
         if not self.connections:
             self._turns = Turns(self._allowances)
             self._turns.charge(0.0)
         self.connections += 1
 
     def leave(self) -> None:
-        """A connection of this user's is gone."""
+        """Removes a connection of this user."""
         self.connections -= 1
         if not self.connections:
             self.turns.close()
             self._turns = None
 
     def charged(self, fork: Fork) -> Fork:
-        """Forks a device as ``fork`` does, in this user's time: the loop waits for it."""
+        """A ``Fork`` that charges its time to this user, because the event loop waits for it."""
 
         def timed(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
             began_s = now_s()
@@ -104,13 +106,13 @@ class Peer:
     def may_receive(self, foreign: ForeignFds) -> bool:
         """Whether one of its connections may be sent descriptors now."""
         sent, debt = self.account.held + self.account.debt, self.account.debt
-        # First what is nearly always so, and costs little beside an access to the config space.
+        # Test the usual case first, which costs little beside an access to the config space.
         if sent < self._peers.plenty and debt < MAX_DEBT:
             return True
         if debt < MAX_DEBT and self.descriptors < self._peers.of_one_user:
             return True
-        # A VM that was there before and takes no more than most can still be reset: the VMM sends
-        # new descriptors while those that they replace wait some ms for their close.
+        # A VM that uses no more descriptors than most can still be reset: its VMM sends new
+        # descriptors while the replaced ones wait some ms for their close.
         may_wait = MODEST if debt < MAX_DEBT else 0
         modest = foreign.held <= MODEST and foreign.waiting <= may_wait and debt < 2 * MAX_DEBT
         return modest and self._peers.descriptors < self._peers.of_all
@@ -120,7 +122,7 @@ class Peers:
     """All users that have ever connected.
 
     Args:
-        limit: descriptors that this process may have open.
+        limit: the descriptors that this process may have open.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -132,7 +134,7 @@ class Peers:
         self._peers: dict[int, Peer] = {}
 
     def of(self, connection: Connection) -> Peer:
-        """The user behind a connection; what it brings counts as that user's."""
+        """The user of a connection; descriptors that it brings count as that user's."""
         uid = connection.peer_uid()
         peer = self._peers.setdefault(uid, Peer(uid, self))
         connection.foreign.charge_to(peer.account)
@@ -140,11 +142,11 @@ class Peers:
 
     @property
     def descriptors(self) -> int:
-        """How many all of them take up."""
+        """How many descriptors all users use or are granted."""
         return sum(peer.descriptors for peer in self._peers.values())
 
     def refuses(self, peer: Peer, publish: Publish) -> bool:
-        """Whether a new connection of this user's must not be served; publishes why."""
+        """Whether a new connection of this user must be refused; publishes why."""
         refusal = self._why_not(peer)
         if refusal is None:
             return False
@@ -154,18 +156,19 @@ class Peers:
         return True
 
     def keeps_no_more_of(self, peer: Peer, capacity: int, vm: VmId, publish: Publish) -> bool:
-        """Whether a new VM must leave its place in the store to other users' VMs; publishes that.
+        """Whether a new VM gets no place in the store, because its user's share is used; publishes
+        that.
 
         Args:
-            peer: its user.
-            capacity: descriptors that the store keeps at most.
+            peer: the VM's user.
+            capacity: descriptors that the store holds at most.
             vm: the VM.
-            publish: takes what happens.
+            publish: takes events.
         """
         most = max(1, int(capacity * OF_ONE_USER) // (SHARE + STATES))
         if peer.connections < most:
             return False
-        suppressed = peer.unkept.admit(now_s())
+        suppressed = peer.store_refusals.admit(now_s())
         if suppressed is not None:
             publish(StoreShareUsed(vm, peer.uid, most, suppressed))
         return True

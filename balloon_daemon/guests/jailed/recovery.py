@@ -1,4 +1,4 @@
-"""Goes on with the guests that another controller left in the store."""
+"""Restores the guests that another controller left in the store."""
 
 import socket
 from dataclasses import replace
@@ -19,16 +19,16 @@ from balloon_daemon.vhost_user.messages import decode_message
 
 
 def recover(store: Store, make: MakeSession, closer: Closes, publish: Publish) -> list[Session]:
-    """Makes a session of every guest that the store has kept.
+    """Makes a session for every guest in the store.
 
-    A guest that cannot be restored gets one line in the log, and its VMM's connection is closed:
-    nothing is guessed. Descriptors that belong to no guest are closed.
+    A guest that cannot be restored causes one event, and its VMM's connection is closed: nothing
+    is guessed. Descriptors that belong to no guest are closed.
 
     Args:
         store: the store; afterwards ``store.kept`` is empty.
         make: makes a session of this controller.
-        closer: closes what VMMs have sent.
-        publish: takes what happens.
+        closer: closes descriptors that VMMs have sent.
+        publish: takes events.
     """
     sessions = []
     for kept in find_guests(store):
@@ -39,15 +39,15 @@ def recover(store: Store, make: MakeSession, closer: Closes, publish: Publish) -
             sessions.append(_restore(store, kept, kept.state, make, foreign))
         except (StateFileError, StateError, FrontendError, OSError, ValueError) as err:
             publish(StateRefused(kept.vm, str(err)))
-            # A VMM has sent most of them: their last close may wait, and is the closer's.
+            # Most of them come from a VMM, so their last close may block: leave it to the closer.
             owned = {number: foreign.own(fd.detach()) for number, fd in kept.fds.items()}
             discard(store, replace(kept, fds=owned))
-            foreign.let_go()
+            foreign.close_dropped()
     strays = ForeignFds(closer)
     for name, fd in store.kept.items():
         store.remove(name)
         strays.drop(fd.detach())
-    strays.let_go()
+    strays.close_dropped()
     store.kept.clear()
     return sessions
 
@@ -56,7 +56,7 @@ def _restore(
     store: Store, kept: KeptGuest, state: GuestState, make: MakeSession, foreign: ForeignFds
 ) -> Session:
     def take(number: int) -> OwnedFd:
-        # The guest owns the duplicate; ``kept.fds`` are closed once the guest is restored.
+        # The session owns the duplicate; ``kept.fds`` are closed once the guest is restored.
         return kept.fds[number].duplicate()
 
     jailed = state.jailed
@@ -68,7 +68,8 @@ def _restore(
             raise StateFileError("is not the newest, for which there was no room")
         for message in jailed.messages:
             fds = [foreign.own(take(number).detach()) for number in message.fds]
-            # Before the back-end sees them: it closes what it cannot use (a file cut short).
+            # Adopt the descriptors before the back-end handles them, because it closes unusable
+            # ones (a truncated file).
             for number, fd in zip(message.fds, fds, strict=True):
                 saver.adopt(number, fd)
             session.backend.handle(decode_message(message.content), fds)
@@ -88,8 +89,8 @@ def _restore(
         if number in named:
             fd.close()
         else:
-            # Put in by a controller that died before its state named it.
+            # It was stored by a controller that died before its state named it.
             store.remove(str(FdKey(kept.vm.number, number)))
             foreign.drop(fd.detach())
-    foreign.let_go()
+    foreign.close_dropped()
     return session

@@ -1,4 +1,5 @@
-"""What the devices of one guest report: numbers, that are added up, published and never obeyed."""
+"""Handles the reports of one guest's devices: untrusted numbers, which are summed and
+published."""
 
 import asyncio
 from typing import Protocol, assert_never
@@ -14,31 +15,31 @@ from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 
 FAULTS_A_SECOND = 10
-"""Faults of one guest that are published; the others are counted."""
+"""Faults of one guest that are published in a second; the others are counted."""
 
 STATS_A_SECOND = 4
-"""Statistics of one guest that are taken; the others are dropped."""
+"""Statistics of one guest that are used in a second; the others are dropped."""
 
 
 class Hears(Protocol):
-    """Whoever wants to know what devices report of their guest."""
+    """Takes the devices' reports about their guest."""
 
     def progressed(self, done: Progress) -> None:
-        """All devices of this guest together have done so much."""
+        """Takes the sums of all devices of this guest."""
 
     def stats_came(self, stats: seam.Stats, *, first: bool) -> None:
-        """The guest's statistics; the first ones of a device may be old."""
+        """Takes the guest's statistics; the first ones of a device may be old."""
 
 
 class Reports:
-    """Takes the reports of one guest's devices, one device after another.
+    """Handles the reports of one guest's devices, one device after another.
 
     Args:
-        vm: whose devices they are.
-        publish: takes what they report of their guest.
+        vm: the guest's VM.
+        publish: takes events.
         hears: takes progress and statistics.
         backend: takes where the rings stood.
-        life: learns that this is known.
+        life: is told that this is known.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Reports:
         self._stats = RateLimit(STATS_A_SECOND)
 
     def begin(self) -> None:
-        """Another device was forked."""
+        """Notes that another device was forked."""
         self._before, self._now = self._before.plus(self._now), Progress()
         self._had_stats = False
 
     def take(self, report: Up) -> None:
-        """Takes one report."""
+        """Handles one report."""
         match report:
             case Ready():
                 self._publish(DeviceReady(self._vm))
@@ -79,8 +80,8 @@ class Reports:
                 assert_never(report)
 
     def _take_stats(self, stats: Stats) -> None:
-        # Before anything comes of it: statistics that contradict each other would have the VM's
-        # size reckoned anew, and its state kept, with each report.
+        # Limit the rate first: contradicting statistics would change the VM's size, and so store
+        # its state, with each report.
         now_s = self._loop.time()
         if self._stats.admit(now_s) is None:
             return
@@ -90,7 +91,7 @@ class Reports:
         self._publish(GuestStats(self._vm, values))
 
     def _take_fault(self, fault: Fault) -> None:
-        # The device limits itself too, unless its guest has taken it over.
+        # The device limits its faults too, unless its guest has taken it over.
         suppressed = self._faults.admit(self._loop.time())
         if suppressed is None:
             return

@@ -1,6 +1,6 @@
 """Devices as processes: one that this controller has forked, and one that another has left.
 
-Runs in the controller. A device may be taken over by its guest at any moment.
+Runs in the controller. Any device may have been taken over by its guest.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Ended(NamedTuple):
     Attributes:
         pid: its process id.
         exit_code: its exit status, or a negative signal number.
-        death_record: the last of what it wrote to standard error; "" where it wrote nothing.
+        death_record: the end of its standard error; "" where it wrote nothing.
     """
 
     pid: int
@@ -31,15 +31,15 @@ class Ended(NamedTuple):
 
 
 class RunningDevice:
-    """A forked device: takes orders, gives reports, and is reaped when it ends.
+    """A forked device: gets orders, sends reports, and is reaped when it ends.
 
     Args:
-        process: the device.
-        vm: whose.
-        publish: takes what happens to it.
-        take: takes each report.
-        misbehaved: called once, with what came, where no device ever sends that.
-        ended: called once it is reaped and all of its reports are taken.
+        process: the device's process.
+        vm: its VM.
+        publish: takes events.
+        take: called with each report.
+        misbehaved: called once, with a description, for a message that no device sends.
+        ended: called once it is reaped and all of its reports are handled.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class RunningDevice:
         self._ended = ended
         self._reader = ReportReader(process.tube, take, misbehaved)
         self._orders = OrderWatch(vm, process.pid, process.tube, publish)
-        # Its first order was sent when it was forked.
+        # The fork sent its first order.
         self._orders.sent()
         asyncio.get_running_loop().add_reader(process.pidfd.fileno(), self._reap)
 
@@ -65,21 +65,21 @@ class RunningDevice:
 
     @property
     def stderr_pipe(self) -> OwnedFd:
-        """Read end of its standard error, which hangs up when it is gone."""
+        """Read end of its standard error, which reaches its end when the device is gone."""
         return self._process.stderr_pipe
 
     def order(self, order: Down) -> None:
-        """Sends an order; where its tube is full it is lost, and the next one heals that."""
+        """Sends an order. A full tube drops it, and the next order makes up for it."""
         if self._process.tube.send(order):
             self._orders.sent()
 
     def stop(self) -> None:
-        """Tells it to stop; kills it where it cannot be told."""
+        """Sends STOP; kills the device where the tube is full."""
         if not self._process.tube.send(Command.STOP):
             self._process.kill()
 
     def kill(self) -> None:
-        """Ends it at once; no harm where it has ended."""
+        """Sends SIGKILL; does nothing where the device has ended."""
         self._process.kill()
 
     def _reap(self) -> None:
@@ -95,11 +95,11 @@ class RunningDevice:
 
 
 class Predecessor:
-    """The device of another controller, by the pipe that is its standard error.
+    """The device of another controller, known by the pipe that is its standard error.
 
     Args:
-        stderr_pipe: its read end.
-        gone: called once when it hangs up, which it does when the device has ended.
+        stderr_pipe: the pipe's read end.
+        gone: called once at the pipe's end of file, which means that the device has ended.
     """
 
     def __init__(self, stderr_pipe: OwnedFd, gone: Callable[[], None]) -> None:
@@ -109,7 +109,7 @@ class Predecessor:
 
     def _readable(self) -> None:
         try:
-            # Readable is not yet its end: the device may be writing its death record.
+            # Readable is not the end of file: the device may be writing its death record.
             if os.read(self.stderr_pipe.fileno(), MAX_DEATH_RECORD_BYTES):
                 return
         except BlockingIOError:
@@ -118,7 +118,7 @@ class Predecessor:
         self._gone()
 
     def close(self) -> None:
-        """Watches it no more."""
+        """Stops watching it."""
         if self.stderr_pipe.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self.stderr_pipe.fileno())
             self.stderr_pipe.close()

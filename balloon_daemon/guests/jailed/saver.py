@@ -1,13 +1,13 @@
-"""Keeps one guest in a store, so that another controller can go on with it.
+"""Puts one guest into a store, so that another controller can go on with it.
 
-Each descriptor goes into the store once, by its number (``keys.FdKey``). Each state goes in as a
-new sealed memfd, by its serial number (``keys.StateKey``), and replaces the state before it once
-it is kept: whenever the controller dies, the newest state in the store is whole, and all
-descriptors that it names are there.
+Each descriptor is stored once, under its number (``keys.FdKey``). Each state is stored as a new
+sealed memfd, under its serial number (``keys.StateKey``), and then replaces the state before it:
+so whenever the controller dies, the newest state in the store is complete, and the store has all
+descriptors that it names.
 
-Where a state finds no room, the state before it stays. That one can still be gone on from while
-nothing but numbers has changed since, and must not be once memory or vrings have changed: the
-journal, which needs no room in the store, says from which serial number on states are valid
+If there is no room for a state, the state before it stays. That state is still usable while only
+numbers have changed since, and must not be used once memory or vrings have changed. The journal,
+which needs no room in the store, says from which serial number on states are valid
 (``Journal.require``).
 """
 
@@ -44,22 +44,22 @@ from balloon_daemon.vhost_user.replay import (
 )
 
 NO_ROOM_S, LOST_S, BEHIND_S = 5.0, 1.0, 0.1
-"""After how long a guest is saved again: the store had no room for it, the keeper has lost some of
-its descriptors, or the store still has much of this guest's to take."""
+"""After how long a guest is saved again: when the store had no room for it, when the keeper has
+lost one of its descriptors, and when many of its messages are still queued."""
 
 SAVE_SOON_S = 0.05
-"""How long a change that heals with the next one may wait: ``actual`` changes with each buffer."""
+"""How long a change that the next one overwrites may wait: ``actual`` changes with each buffer."""
 
 COMPLAIN_AGAIN_S = 60.0
-"""For how long a guest has to be kept before a line says anew that it is not."""
+"""How long a guest has to be kept before an event reports anew that it is not."""
 
 _VRING = attrgetter("size", "base", "addr", "kick", "call", "err", "enabled", "unusable")
-"""All fields of a vring that ``replay_vrings`` makes messages of."""
+"""All fields of a vring that ``replay_vrings`` encodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A guest at one moment, with its descriptors as objects."""
+    """A guest's state at one moment, with its descriptors as objects."""
 
     handled: int
     row: VmRow | None
@@ -69,7 +69,7 @@ class Snapshot:
 
 
 class _ReplayCache:
-    """A back-end's messages, encoded; encoded anew only where they have changed since."""
+    """A back-end's encoded messages; only those that have changed are encoded anew."""
 
     def __init__(self) -> None:
         self._memory_key: tuple[list[ReplayMessage], list[Region]] | None = None
@@ -82,12 +82,12 @@ class _ReplayCache:
         backend: Backend,
         numbered: Callable[[list[ReplayMessage]], tuple[SavedMessage, ...]],
     ) -> EncodedMessages:
-        """The messages that bring a fresh back-end to where this one is.
+        """The messages that bring a fresh back-end to this one's state.
 
         Args:
             backend: the back-end.
-            numbered: gives their descriptors numbers; may raise OSError, and then nothing of them
-                is remembered.
+            numbered: numbers the messages' descriptors; may raise OSError, and then nothing is
+                cached.
         """
         memory_key = replay_features(backend), backend.memory.regions[:]
         vrings_key: list[object] = [_VRING(vring) for vring in backend.vrings]
@@ -103,11 +103,11 @@ class _ReplayCache:
 
 
 class _Schedule:
-    """When a guest is saved by itself, and when a line says that it could not be kept.
+    """When a guest is saved without a new cause, and when an event reports that it is not kept.
 
     Attributes:
         save: saves the guest.
-        complaint: why the guest is not kept, to be raised by the next ``save``; "": no reason.
+        complaint: why the guest is not kept, for the next ``save`` to raise; "": it is kept.
     """
 
     def __init__(self) -> None:
@@ -123,12 +123,12 @@ class _Schedule:
         return self._retry is not None
 
     def retry(self, seconds: float) -> None:
-        """Saves some time later, and nothing before that."""
+        """Saves after so many seconds, and not before."""
         if self._retry is None:
             self._retry = asyncio.get_running_loop().call_later(seconds, self._try_again)
 
     def retry_and_complain(self, seconds: float) -> bool:
-        """As ``retry``. Returns whether a line is to say so: not again and again."""
+        """Like ``retry``. Returns whether an event is to report it, which is not repeated."""
         first = self._complained_at is None
         self._complained_at = asyncio.get_running_loop().time()
         self.retry(seconds)
@@ -139,7 +139,7 @@ class _Schedule:
         self.save()
 
     def soon(self, store: Store) -> None:
-        """Saves a little later, or once the store is behind no more."""
+        """Saves a little later, or once the store is no longer behind."""
         if self._soon is None:
             loop = asyncio.get_running_loop()
             self._soon = loop.call_later(SAVE_SOON_S, self._save_soon, store)
@@ -147,19 +147,20 @@ class _Schedule:
     def _save_soon(self, store: Store) -> None:
         self._soon = None
         if store.is_behind:
-            # The store has more important things to take, and the next state says the same.
+            # The store has more important messages to receive, and the next state includes this
+            # one's changes.
             self.soon(store)
         else:
             self.save()
 
     def cancel_soon(self) -> None:
-        """It is being saved: ``soon`` has nothing left to do."""
+        """Cancels ``soon``, because the guest is being saved."""
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None
 
     def kept(self) -> None:
-        """The guest is kept, as far as is known."""
+        """Notes that the guest is kept, as far as is known."""
         if self._complained_at is not None:
             now = asyncio.get_running_loop().time()
             if now - self._complained_at > COMPLAIN_AGAIN_S:
@@ -173,11 +174,11 @@ class _Schedule:
 
 
 class Saver(Protocol):
-    """Keeps a guest in a store.
+    """Puts a guest into a store.
 
     Attributes:
-        journal: of the request in hand.
-        is_kept: whether all of the guest was put into the store when it was last saved.
+        journal: the journal of the request in hand.
+        is_kept: whether the last ``save`` has put all of the guest into the store.
     """
 
     is_kept: bool
@@ -187,33 +188,34 @@ class Saver(Protocol):
 
     @property
     def has_state(self) -> bool:
-        """Whether the store has a state by which another controller can go on."""
+        """Whether the store has a state with which another controller can go on."""
 
-    def is_of(self, user: int) -> None:
-        """Names the guest's user."""
+    def set_user(self, user: int) -> None:
+        """Sets the guest's user."""
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
-        """Has ``save`` called whenever the guest is to be saved again by itself."""
+        """Calls ``save`` whenever the guest has to be saved again without a new cause."""
 
     def save(self, snapshot: Snapshot) -> None:
-        """Puts the guest as it is now into the store.
+        """Puts the guest's present state into the store.
 
         Raises:
-            OSError: it is not kept. Raised once for a store without room, and each time for a host
-                without. The state of before stays, for as long as it is true of the guest.
+            OSError: the guest is not kept. Raised once for a store without room, and each time for
+                a host without memory or descriptors. The state before stays, while it is valid for
+                the guest.
         """
 
     def save_soon(self) -> None:
-        """Has the guest saved a little later, with all that changes until then."""
+        """Saves the guest a little later, with all changes until then."""
 
     async def drained(self) -> None:
-        """Waits until all is in the store. Raises TimeoutError."""
+        """Waits until all messages have been sent to the store. Raises TimeoutError."""
 
     def forget(self) -> None:
-        """Takes everything of this guest out of the store: it is gone."""
+        """Removes all of this guest from the store, because it is gone."""
 
     def close(self) -> None:
-        """Closes what is the saver's; what is in the store stays there."""
+        """Closes the saver's own descriptors; the store's content stays."""
 
 
 class NullSaver:
@@ -224,7 +226,7 @@ class NullSaver:
     def __init__(self) -> None:
         self.journal = NoJournal()
 
-    def is_of(self, user: int) -> None:
+    def set_user(self, user: int) -> None:
         pass
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
@@ -247,10 +249,10 @@ class NullSaver:
 
 
 def new_saver(store: Store, vm: VmId) -> Saver:
-    """A saver of a guest that is new.
+    """A saver for a new guest.
 
     Raises:
-        OSError: there is no descriptor or memory left for its journal.
+        OSError: no descriptor or memory is free for its journal.
     """
     if not store.keeps:
         return NullSaver()
@@ -258,12 +260,12 @@ def new_saver(store: Store, vm: VmId) -> Saver:
 
 
 class GuestSaver:
-    """What is in the store of one guest.
+    """Puts one guest into a store, and knows which of its descriptors are there.
 
     Args:
-        store: where it is kept.
-        vm: which guest it is.
-        journal: of the request in hand; the saver closes it.
+        store: the store.
+        vm: the guest's VM.
+        journal: the journal of the request in hand; the saver closes it.
     """
 
     def __init__(self, store: Store, vm: VmId, journal: Journal) -> None:
@@ -275,14 +277,14 @@ class GuestSaver:
         self._schedule = _Schedule()
         self.is_kept = False
         self._serial = 0
-        """Of the newest state in the store."""
+        """The serial number of the newest state in the store."""
         self._contents: tuple[EncodedMessages, int | None] | None = None
-        """What the newest state says beside mere numbers."""
+        """The newest state's messages and device pipe, that is everything but mere numbers."""
         self._valid_from = journal.required
         """The serial number of the oldest state with these contents."""
         self._losses, self._is_store_known = 0, True
-        """How many descriptors of this guest the keeper has lost; whether it is known what the
-        keeper has, which it is not from a loss to the next state."""
+        """How many descriptors of this guest the keeper has lost; and whether it is known which
+        ones the keeper has, which is not so from a loss until the next state."""
         store.on_loss(self._group, self._lost)
 
     @property
@@ -293,18 +295,18 @@ class GuestSaver:
     def has_state(self) -> bool:
         return self._serial > 0
 
-    def is_of(self, user: int) -> None:
-        self._store.is_of(self._group, user)
+    def set_user(self, user: int) -> None:
+        self._store.set_user(self._group, user)
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
         self._schedule.save = save
 
     def adopt(self, number: int, fd: HasFileno) -> None:
-        """Knows a descriptor that is in the store already."""
+        """Notes a descriptor that is in the store already."""
         self._fds.adopt(number, fd)
 
     def adopt_state(self, serial: int) -> None:
-        """Knows the newest state in the store."""
+        """Notes the newest state in the store."""
         self._serial = serial
 
     def save(self, snapshot: Snapshot) -> None:
@@ -314,11 +316,12 @@ class GuestSaver:
             complaint, self._schedule.complaint = self._schedule.complaint, ""
             raise OSError(errno.ENOSPC, complaint)
         if self._schedule.is_waiting:
-            # What has changed is not looked at before the retry: the kept state may be invalid.
+            # Changes are not examined before the retry, so the stored state may be invalid by
+            # then.
             self.journal.require(self._serial + 1)
             return
         if self._store.is_behind_with(self._group):
-            # Each state that waits takes a descriptor, and only the last of them is of use.
+            # Each queued state takes a descriptor, and only the last one is useful.
             self.journal.require(self._serial + 1)
             self._schedule.retry(BEHIND_S)
             return
@@ -348,7 +351,7 @@ class GuestSaver:
         self.is_kept = True
 
     def _state(self, snapshot: Snapshot) -> tuple[EncodedMessages, GuestState]:
-        """The guest's state, all of whose descriptors are in the store by then."""
+        """The guest's state; puts all of its descriptors into the store first."""
         new: dict[int, HasFileno] = {}
 
         def number(fd: HasFileno) -> int:
@@ -385,7 +388,7 @@ class GuestSaver:
                 self._store.put(self._fd_name(each), new[each], vmm=each == jailed.connection)
                 del new[each]
         except OSError:
-            # The next state must not name a descriptor that was not put into the store.
+            # The next state must not name a descriptor that was not stored.
             self._replay = _ReplayCache()
             for each in new:
                 self._fds.drop(each)
@@ -393,7 +396,7 @@ class GuestSaver:
         return messages, GuestState(self._vm, snapshot.row, jailed)
 
     def _take_out_unused(self, snapshot: Snapshot) -> None:
-        """Takes out what only the kept state names, to make room: that state is invalid by now."""
+        """Makes room by removing descriptors that only the stored state names, by now invalid."""
         replayed = [fd for _, fds in replay(snapshot.backend) for fd in fds]
         used = [snapshot.connection, self.journal.fd, *replayed]
         used += [] if snapshot.stderr_pipe is None else [snapshot.stderr_pipe]
@@ -402,7 +405,7 @@ class GuestSaver:
             self._fds.drop(number)
 
     def _put_state(self, memory: OwnedFd, needed: set[int]) -> None:
-        """Puts a state into the store, which takes out what no state needs any more."""
+        """Stores a state, and removes descriptors that no state names any more."""
         numbers = self._fds.kept.keys() - needed
         gone = [self._fd_name(number) for number in sorted(numbers)]
         if self._serial:
@@ -433,7 +436,8 @@ class GuestSaver:
         try:
             await self._store.drained(self._group)
         finally:
-            # The VMM relies on the answer that it gets next: earlier states are invalid from here.
+            # The VMM will rely on the answer that follows: make earlier states invalid from here
+            # on.
             self.journal.require(self._valid_from)
 
     def forget(self) -> None:
@@ -443,7 +447,7 @@ class GuestSaver:
 
     def close(self) -> None:
         self._store.on_loss(self._group, None)
-        self._store.is_of(self._group, None)
+        self._store.set_user(self._group, None)
         self._schedule.cancel()
         self._fds.clear()
         self.journal.close()

@@ -1,4 +1,4 @@
-"""One VM: its VMM's connection, its balloon, its device, and what is kept of it."""
+"""One VM: its VMM's connection, its balloon, its device, and its place in the store."""
 
 import asyncio
 import contextlib
@@ -33,13 +33,13 @@ from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all sessions of a controller have in common.
+    """The objects that all sessions of a controller share.
 
     Attributes:
         config: the settings.
-        jail: what devices are put into.
-        publish: takes what happens.
-        report: takes what the controller needs to know.
+        jail: the jail for devices.
+        publish: takes events.
+        report: takes reports to the controller.
     """
 
     config: Config
@@ -52,11 +52,11 @@ class Session:
     """One VM, from its VMM's connection to its hang-up: a ``Guest`` that ``Hears`` its devices.
 
     Args:
-        vm: which VM.
-        connection: the VMM's; the session closes it.
+        vm: the VM.
+        connection: the VMM's connection; the session closes it.
         peer: the VMM's user.
-        shared: what it has in common with the others.
-        saver: keeps it for another controller.
+        shared: the objects shared by all sessions.
+        saver: puts the VM into the store.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Session:
         )
         settings = BalloonSettings(shared.config.vm_mem_bytes, shared.config.poll_s)
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
-        self._kept = Kept(vm, saver, self._snapshot, connection.let_go, publish)
+        self._kept = Kept(vm, saver, self._snapshot, connection.close_dropped, publish)
         self._conversation = Conversation(
             vm,
             connection,
@@ -95,16 +95,16 @@ class Session:
         )
         publish(Connected(vm, peer.uid))
 
-    # --- what the controller asks -------------------------------------------------------------
+    # --- the controller's calls ---------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Answers the VMM until it hangs up or breaks the protocol; then lets go of everything."""
+        """Answers the VMM until it hangs up or breaks the protocol; then closes everything."""
         try:
             self._kept.begin()
             self._conversation.inbox.join()
             await self._conversation.finish_pending()
-            # Another controller may have ended before it attached the VM, or while it found out
-            # the VM's balloon.
+            # The controller before may have ended before it attached the VM, or while it searched
+            # for the balloon's size.
             self._balloon.rings_changed()
             while True:
                 await self._conversation.take_turn()
@@ -152,13 +152,13 @@ class Session:
             self._kept.begin()
             self._kept.save()
         finally:
-            # Even where that failed: its place in the store is not to be taken away.
+            # Even if saving failed, the VM's place in the store must not be removed.
             self._kept.stay()
 
-    # --- what another controller left ---------------------------------------------------------
+    # --- taking over --------------------------------------------------------------------------
 
     def restore(self, handled: int, num_pages: int, actual: int, row: VmRow | None) -> None:
-        """Takes over what another controller kept beside the back-end's state.
+        """Restores the state that another controller stored beside the back-end's.
 
         Raises:
             StateError: no policy can be in that row.
@@ -169,7 +169,7 @@ class Session:
         self.device.take_over()
 
     def give_up(self) -> None:
-        """Lets go of a guest that cannot be restored, and that nobody serves."""
+        """Closes a guest that cannot be restored and that no task serves."""
         self._closing = self._closed = True
         self._report(self.vm, Gone("it cannot be restored"))
         self._balloon.close()
@@ -177,7 +177,7 @@ class Session:
         self.backend.close()
         self.device.close()
         self._connection.close()
-        self._kept.stays = True  # Whoever restores it takes it out of the store.
+        self._kept.stays = True  # The caller, which restores guests, removes it from the store.
         self._kept.close()
         self._publish(Disconnected(self.vm))
         self._forget_parts()
@@ -186,7 +186,7 @@ class Session:
         handled, pipe = self._conversation.inbox.handled, self.device.stderr_pipe
         return Snapshot(handled, row, self.backend, self._connection, pipe)
 
-    # --- what devices report ------------------------------------------------------------------
+    # --- devices' reports ---------------------------------------------------------------------
 
     def progressed(self, done: Progress) -> None:
         if not self._closed:
@@ -208,18 +208,18 @@ class Session:
         self._report(self.vm, Gone("its connection is closed"))
         self._balloon.close()
         stays = self._kept.stays
-        # A child that closes shares this process's descriptors, and a child that hangs outlives
-        # this process: a descriptor left open here would keep the memory of a VM that ends later.
-        # This process closes a guest's descriptors where the store has all of them, as no close is
-        # the last one then; else a child does.
+        # A closer shares this process's descriptors, and a closer that hangs outlives this
+        # process: a descriptor left open here would keep the memory of a VM that ends later. If
+        # the store has all of the guest's descriptors, this process closes its own, as no close is
+        # a file's last one then; else a closer does.
         here = stays and self._kept.is_kept
-        # Before the device ends: whoever closes the guest's memory last frees all of it, which
-        # takes long and must not be this process.
+        # Close the memory before the device ends: the last close frees all of it, which takes long
+        # and must not happen in this process.
         with self._connection.foreign.closed_here() if here else contextlib.nullcontext():
             self._kept.close()
             self.backend.close()
         self._conversation.inbox.drop()
-        self._connection.let_go()
+        self._connection.close_dropped()
         try:
             await self.device.stop()
         except StateFileError:
@@ -233,8 +233,8 @@ class Session:
             self._forget_parts()
 
     def _forget_parts(self) -> None:
-        # They know this session: all of them would wait for the garbage collector, and every VM
-        # for that, up to 50 ms where there are a thousand.
+        # Break the reference cycles between this session and its parts: the garbage collector,
+        # which would free them, stops every VM for up to 50 ms where there are a thousand.
         del self.device, self._balloon, self._kept, self._conversation
 
 

@@ -1,8 +1,8 @@
-"""Finding out how large a balloon is that another balloond has left behind.
+"""Finds out the size of a balloon that another balloond has left behind.
 
-A driver in mid-life says how large its balloon is only when that changes. A target of one page
-changes every balloon but one of one page, which the next target, nothing, does. So these two are
-told in turns until the driver writes ``actual``; nothing is decided before.
+A driver in mid-life reports its balloon's size only when the size changes. A target of one page
+changes every balloon but one of one page, and a target of 0 changes that one. So the driver is
+told these two targets in turn until it writes ``actual``; before that the policy decides nothing.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ from collections.abc import Callable
 from balloon_daemon.units import PAGE_SIZE
 
 EVERY_POLLS = 5
-"""How long a driver has to answer before it is asked anew, in times of the policy's poll (1 s)."""
+"""How long a driver has to answer before it is asked again, in polls of the policy (1 s each)."""
 
 
 class Sounding:
-    """Asks one driver until it has answered.
+    """Asks one driver until it answers.
 
     Args:
-        set_target: tells the driver a target in bytes.
-        poll_s: the policy's poll, in seconds.
+        set_target: sets the driver's target in bytes.
+        poll_s: the policy's poll interval, in seconds.
     """
 
     def __init__(self, set_target: Callable[[int], None], poll_s: float) -> None:
@@ -33,13 +33,13 @@ class Sounding:
         return self._timer is not None
 
     def begin(self) -> None:
-        """Asks now, and again until ``end``."""
+        """Asks now, and repeatedly until ``end``."""
         self._asked += 1
         self._set_target(self._asked % 2 * PAGE_SIZE)
         self._timer = asyncio.get_running_loop().call_later(self._every_s, self.begin)
 
     def end(self) -> None:
-        """Asks no more; fine where it never began."""
+        """Stops asking; does nothing where it was not asking."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""A driver's statistics, numbered by tags, as the seam's named fields. Pure."""
+"""Turns a driver's statistics, numbered by tags, into the seam's named fields. Pure."""
 
 from collections.abc import Iterable
 
@@ -25,15 +25,16 @@ _FIELD = {
 }
 
 UNKNOWN = (1 << 64) - 1
-"""What a driver sends for a figure that it does not have (Windows' does): −1."""
+"""The value that a driver sends for a figure that it does not have (Windows' does): −1."""
 
 
 def named_stats(entries: Iterable[tuple[int, int]], at_s: float) -> Stats:
     """Names a driver's statistics.
 
     Args:
-        entries: tag and value, as they came. Unknown tags are left out; of two the last counts.
-        at_s: when they came.
+        entries: (tag, value) pairs. Unknown tags are ignored; the last of several equal tags
+            counts.
+        at_s: when they arrived.
     """
     fields = {
         _FIELD[StatTag(tag)]: value for tag, value in entries if tag in _FIELD and value != UNKNOWN

@@ -1,7 +1,7 @@
-"""Keeps one guest's device running: does what the table of states in ``life.py`` says.
+"""Runs one guest's device, according to the table of states in ``life.py``.
 
-Runs in the controller. It forks devices, waits for them, kills those that do not stop, and tells
-the table what came of it.
+Runs in the controller. It forks devices, waits for their end, kills those that do not stop, and
+passes the results to the table.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
 
 LOOKS_AFTER_S = (0.0, 0.3, 0.3)
-"""Waits before each fork of a device that only looks where the rings stand."""
+"""Seconds to wait before each fork of a device that only looks where the rings stand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """What every device's jail is made of.
+    """The settings of every device's jail.
 
     Attributes:
-        identity: whom a device becomes; None: nobody else.
-        fork: how a device is forked.
+        identity: the user that a device becomes; None: it keeps its user.
+        fork: forks a device.
     """
 
     identity: Identity | None
@@ -42,15 +42,15 @@ class Jail:
 
 
 class DeviceSupervisor:
-    """The device of one guest, or the absence of one.
+    """The device of one guest, if there is one.
 
     Args:
-        backend: knows the memory, the vrings, the descriptors and the target.
-        jail: for each fork.
-        publish: takes what happens.
-        vm: whose device it is; its name stands in ``ps``.
-        changed: called when another device runs than before, so that it can be kept in mind.
-        hears: takes what devices report of their guest.
+        backend: has the memory, the vrings, the descriptors and the target.
+        jail: the settings for each fork.
+        publish: takes events.
+        vm: the guest's VM; its name is shown in ``ps``.
+        changed: called after another device was forked, so that its pipe can be stored.
+        hears: takes the devices' reports about their guest.
     """
 
     def __init__(
@@ -77,25 +77,26 @@ class DeviceSupervisor:
 
     @property
     def running(self) -> bool:
-        """Whether a device of this controller lives."""
+        """Whether a device of this controller runs."""
         return isinstance(self._device, RunningDevice)
 
     @property
     def to_run(self) -> bool:
-        """Whether a device runs, or is going to: its vrings are ready."""
+        """Whether a device runs, or will, as its vrings are ready."""
         return self.running or (not self._life.gave_up and bool(self._backend.ready_vrings()))
 
     @property
     def stderr_pipe(self) -> OwnedFd | None:
-        """Hangs up when the device that may serve the guest now is gone; None where none may."""
+        """The pipe that reaches its end when the device that may serve the guest now is gone;
+        None: there is no such device."""
         return None if self._device is None else self._device.stderr_pipe
 
     def settle(self) -> None:
-        """Forks a device once the front-end has been quiet for a moment, if one can run."""
+        """Forks a device, if one can run, once the front-end has sent nothing for a moment."""
         self._take(Event.SETTLE)
 
     def send_target(self) -> None:
-        """Sends the present target, absolute, if a device runs; else it waits for the next."""
+        """Sends the present target to the device that runs; one forked later gets it then."""
         if isinstance(self._device, RunningDevice):
             self._device.order(Target(self._backend.target_bytes))
 
@@ -105,7 +106,7 @@ class DeviceSupervisor:
             self._device.order(Command.REQUEST_STATS)
 
     def wait_out(self, stderr_pipe: OwnedFd) -> None:
-        """Forks nothing until another controller's device is gone: two would answer twice.
+        """Forks nothing until another controller's device is gone: two devices would answer twice.
 
         Args:
             stderr_pipe: read end of that device's standard error.
@@ -114,8 +115,8 @@ class DeviceSupervisor:
         self._device = Predecessor(stderr_pipe, self._predecessor_gone)
 
     def take_over(self) -> None:
-        """Goes on with vrings that another controller's device may have served."""
-        # A device that died between the two controllers was heard by neither.
+        """Takes over vrings that another controller's device may have served."""
+        # A device that died between the two controllers has reported its rings to neither.
         self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
 
@@ -133,11 +134,11 @@ class DeviceSupervisor:
     async def learn_indices(self) -> None:
         """Makes every vring's ``base`` its ``used.idx``, after ``stop``.
 
-        A device that stopped in order has reported them. After a device that was killed another is
-        forked only to read them from the rings: the controller maps no guest memory.
+        A device that stopped in order has reported them. After a device that was killed, another
+        device is forked only to read them from the rings, as the controller maps no guest memory.
 
         Raises:
-            DeviceHangsError: as ``stop``.
+            DeviceHangsError: as for ``stop``.
         """
         for wait_s in LOOKS_AFTER_S:
             if self._life.rings_known:
@@ -148,7 +149,7 @@ class DeviceSupervisor:
             self._notices.rings_unknown()
 
     def close(self) -> None:
-        """Lets go of what ``stop`` could not end."""
+        """Gives up a device that ``stop`` could not end."""
         self._take(Event.CLOSE)
         if isinstance(self._device, Predecessor):
             self._device.close()
@@ -157,7 +158,7 @@ class DeviceSupervisor:
     # --- the table, performed -----------------------------------------------------------------
 
     async def _ask(self, event: Event) -> None:
-        """Takes STOP or LOOK, and waits for its answer, together with whoever waits already."""
+        """Steps with STOP or LOOK, and waits for the answer, together with other waiting tasks."""
         if self._answer is None or self._answer.done():
             self._answer = asyncio.get_running_loop().create_future()
         answer = self._answer
@@ -184,7 +185,8 @@ class DeviceSupervisor:
             self._act(action)
 
     def _due(self) -> None:
-        # The handle knows this method, and so this object: a circle, were it kept.
+        # The handle refers to this method, and so to this object: a reference cycle, if it were
+        # kept.
         self._timer = None
         self._take(Event.DUE)
 
@@ -197,7 +199,7 @@ class DeviceSupervisor:
             case Action.ANSWER_ENDED | Action.ANSWER_HANGS | Action.ANSWER_PREDECESSOR_STAYS:
                 assert self._answer is not None
                 self._answer.set_result(action)
-            case Action.ORDER_STOP | Action.KILL | Action.SAY_KILLING | Action.SAY_HANGS:
+            case Action.ORDER_STOP | Action.KILL | Action.PUBLISH_KILLING | Action.PUBLISH_HANGS:
                 assert isinstance(self._device, RunningDevice)
                 self._act_on(self._device, action)
             case _:
@@ -208,15 +210,16 @@ class DeviceSupervisor:
             device.stop()
         elif action is Action.KILL:
             device.kill()
-        elif action is Action.SAY_HANGS:
+        elif action is Action.PUBLISH_HANGS:
             self._notices.hangs(device.pid)
         elif not self._life.rings_known:
-            # After Stopped the device only has to end, and that takes long where it frees the
-            # guest's memory: no warning.
+            # After its Stopped report the device only has to end, which takes long where it frees
+            # the guest's memory: no warning.
             self._notices.does_not_stop(device.pid)
 
     def _fork(self, *, look: bool) -> None:
-        # A front-end disables its vrings before it asks where they stand.
+        # With ``look``, also disabled vrings: a front-end disables its vrings before it asks where
+        # they stand.
         vrings = self._backend.ready_vrings(disabled=look)
         if not vrings:
             self._take(Event.NOT_READY)

@@ -1,4 +1,4 @@
-"""Turns: what the VMMs of one user say is taken for a moment, then others' is."""
+"""Serves the VMMs of one user for a moment, then those of other users."""
 
 import asyncio
 import select
@@ -9,41 +9,44 @@ from collections.abc import Callable
 from balloon_daemon.guests.jailed.two_lines import TwoLines
 
 TURN_S = 0.0005
-"""So long, for each of two things, a virtual CPU of another user's VM may wait for each user with
-much to say; an access to the config space takes some 50 µs."""
+"""How long other users' virtual CPUs may wait, each time, for one user who sends much: once for
+the messages read and once for the task run in a turn. An access to the config space takes some 50
+µs."""
 
 AT_ONCE = 16
-"""Connections of a user that the event loop looks at itself: one message of each takes no longer
-than a turn, and costs a sixth less than by way of ``_take``."""
+"""How many connections of a user the event loop watches itself: one message of each takes no
+longer than a turn, and costs a sixth less than by way of ``_take``."""
 
 ESTABLISHED_S = 2.0
-"""Only connections that have lived so long are among them. Else whoever connects, sends what takes
-a millisecond to refuse, and connects again would have a millisecond of each turn sixteen times."""
+"""How old a connection must be to be among these. Otherwise a user could connect, send a message
+that takes a millisecond to refuse, and connect again, for a millisecond in each turn sixteen
+times."""
 
 LOOK_AT = 32
-"""Connections that the kernel names at a time."""
+"""How many readable connections are taken from the epoll instance at a time."""
 
 OF_THE_LOOP, OF_THE_LOOP_AT_ONCE = 1 / 4, 1 / 2
-"""Of the event loop's time, so much may go to one user's connections for long: to those looked at
-in turns, and to those looked at at once. A quarter is 5,000 accesses a second, for 5 GiB. Without
-a bound a user who floods them keeps the controller on a processor all the time, and a process that
-never sleeps waits milliseconds for the scheduler before each wake-up."""
+"""The parts of the event loop's time that one user's connections may use for long: those served in
+turns, and those watched by the loop itself. A quarter is 5,000 accesses a second, for 5 GiB.
+Without a limit a flooding user keeps the controller on a processor all the time, and the scheduler
+lets a process that never sleeps wait milliseconds before each wake-up."""
 
 SAVED_S, OWED_S = 0.5, 0.1
-"""So much of that can be saved up (some 70 VMs that start in the same moment), or be owed."""
+"""How much of that time can be saved up (for some 70 VMs that start at the same moment), or
+owed."""
 
-PUT_BACK_FOR_S = 10.0
-"""So long a connection that took too much is looked at in turns, like a new one."""
+DEMOTED_FOR_S = 10.0
+"""How long a connection that used too much time is served in turns, like a new one."""
 
 Ready = Callable[[], None]
-"""Takes one message of a connection."""
+"""Handles one message of a connection."""
 
 
 class Allowance:
-    """How much of the event loop's time one user may still have; it outlives its connections.
+    """One user's remaining share of the event loop's time; it outlives the user's connections.
 
     Args:
-        share: of the loop's time that is earned.
+        share: the part of the loop's time that is earned.
     """
 
     def __init__(self, share: float) -> None:
@@ -51,14 +54,14 @@ class Allowance:
         self._saved_s, self._at_s = SAVED_S, 0.0
 
     def charge(self, spent_s: float, now_s: float) -> float:
-        """Takes what was spent; returns what is left, in seconds, 0 or less where nothing is."""
+        """Deducts the time spent; returns the seconds left, 0 or less where none are."""
         saved_s = min(self._saved_s + (now_s - self._at_s) * self.share, SAVED_S)
         self._saved_s, self._at_s = max(saved_s - spent_s, -OWED_S), now_s
         return self._saved_s
 
 
 class Allowances:
-    """What one user may have of the loop's time, for both kinds of its connections."""
+    """One user's shares of the loop's time, for both kinds of its connections."""
 
     def __init__(self) -> None:
         self.in_turns = Allowance(OF_THE_LOOP)
@@ -66,13 +69,14 @@ class Allowances:
 
 
 class Turns:
-    """When the connections of one user are heard.
+    """Decides when the connections of one user are served.
 
-    All but the oldest are behind one descriptor for the event loop: an epoll instance can be
-    waited for like any other (epoll(7)). However many have something to say, the loop hears of it
-    once, and what is not taken in this turn of the loop costs nobody anything until the next.
-    Those rest while their allowance is used up. Of the oldest, the one that has taken most is put
-    back among the others then: a user's honest VM is still heard at once beside one that floods.
+    All connections but the oldest are registered with one epoll instance, which the event loop
+    watches like any descriptor (epoll(7)). However many of them are readable, the loop gets one
+    event, and messages not read in this turn of the loop cost nothing until the next turn. These
+    connections are not served while their allowance is used up. When the allowance of the oldest
+    ones is used up, the one that has used most is moved to the others: so a user's honest VM is
+    still served at once beside one that floods.
 
     Args:
         allowances: the user's.
@@ -83,20 +87,20 @@ class Turns:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._at_once: dict[int, float] = {}
-        """Seconds that each has taken since one was put back."""
-        self._put_back: dict[int, asyncio.TimerHandle] = {}
+        """The seconds that each has used since one of them was last moved to the others."""
+        self._demoted: dict[int, asyncio.TimerHandle] = {}
         self._watched: dict[int, Ready] = {}
         self._line: deque[int] = deque()
-        """Connections that the kernel has named and whose turn has not come."""
+        """Connections that epoll has reported and whose turn has not come."""
         self._given = self._closed = False
         self._waiting = TwoLines()
         self._turn: tuple[int, float] | None = None
-        """Whose task has the present turn of the loop, and since when."""
+        """The connection whose task runs in the present turn of the loop, and since when."""
         self._rest: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._epoll.fileno(), self._take)
 
     def watch(self, fd: int, ready: Ready) -> None:
-        """Calls ``ready``, in turns, while a connection has something to say."""
+        """Calls ``ready``, in turns, while a connection is readable."""
         if fd in self._at_once:
             self._loop.add_reader(fd, self._take_at_once, fd, ready)
         else:
@@ -104,7 +108,7 @@ class Turns:
         self._watched[fd] = ready
 
     def unwatch(self, fd: int) -> None:
-        """Calls it no more for now."""
+        """Stops calling it for now."""
         if self._watched.pop(fd, None) is None:
             return
         if fd in self._at_once:
@@ -113,11 +117,11 @@ class Turns:
             self._epoll.unregister(fd)
 
     def establish(self, fd: int) -> None:
-        """A connection has lived for ``ESTABLISHED_S``: it is looked at at once, if there is room.
+        """Lets the loop watch a connection that is ``ESTABLISHED_S`` old, if there is room for it.
 
-        Whoever calls this calls ``leave`` when it goes.
+        The caller must call ``leave`` when the connection ends.
         """
-        self._put_back.pop(fd, None)
+        self._demoted.pop(fd, None)
         if len(self._at_once) < AT_ONCE:
             ready = self._watched.get(fd)
             self.unwatch(fd)
@@ -126,14 +130,14 @@ class Turns:
                 self.watch(fd, ready)
 
     def leave(self, fd: int) -> None:
-        """A connection goes."""
+        """Removes a connection that ends."""
         self.unwatch(fd)
         self._at_once.pop(fd, None)
-        if (later := self._put_back.pop(fd, None)) is not None:
+        if (later := self._demoted.pop(fd, None)) is not None:
             later.cancel()
 
     def charge(self, spent_s: float) -> None:
-        """So many seconds of the loop went to connections that are heard in turns."""
+        """Charges seconds of the loop to the connections that are served in turns."""
         left_s = self._allowances.in_turns.charge(spent_s, self._loop.time())
         if left_s <= 0 and self._rest is None and not self._closed:
             self._loop.remove_reader(self._epoll.fileno())
@@ -156,15 +160,15 @@ class Turns:
         self.leave(most)
         if ready is not None:
             self.watch(most, ready)
-        later = self._loop.call_later(PUT_BACK_FOR_S, self.establish, most)
-        self._put_back[most] = later
+        later = self._loop.call_later(DEMOTED_FOR_S, self.establish, most)
+        self._demoted[most] = later
         self._at_once = dict.fromkeys(self._at_once, 0.0)
 
     async def mine(self, fd: int) -> None:
         """Waits for a turn of the loop in which no other task of this user's begins.
 
-        Old connections and new ones take turns: neither kind keeps the other from its own. New
-        ones wait longer while they rest.
+        Tasks of old and of new connections alternate, so neither kind delays the other for long.
+        Tasks of new connections wait while the allowance is used up.
         """
         if not self._given and (self._rest is None or fd in self._at_once):
             self._given = True
@@ -176,16 +180,16 @@ class Turns:
         await turn
 
     def close(self) -> None:
-        """Lets go of the loop; no connection is watched any more."""
+        """Stops watching all connections."""
         self._closed = True
-        for timer in (self._rest, *self._put_back.values()):
+        for timer in (self._rest, *self._demoted.values()):
             if timer is not None:
                 timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
 
     def _give(self) -> None:
-        """Gives the next turn of the loop to whoever waits longest."""
+        """Gives the next turn of the loop to the task that has waited longest."""
         self._end_turn()
         fd = self._waiting.wake_next(young=self._rest is None)
         self._given = fd is not None
@@ -194,9 +198,9 @@ class Turns:
             self._loop.call_soon(self._give)
 
     def _end_turn(self) -> None:
-        """Charges a task for its turn, which is over when the loop comes round.
+        """Charges a task for its turn, which has ended when the loop comes round again.
 
-        Others' turns lie between, so no more is charged than a turn may take.
+        Other users' turns lie in between, so at most the time of a turn is charged.
         """
         if self._turn is not None:
             fd, since_s = self._turn
@@ -218,7 +222,8 @@ class Turns:
         if not self._line:
             self._line.extend(fd for fd, _ in self._epoll.poll(0, LOOK_AT))
         while self._line:
-            # Unwatched meanwhile; or closed, and its number another's, which then finds nothing.
+            # The connection may be unwatched by now, or closed and its number reused; ``ready`` of
+            # the latter then finds no message.
             ready = self._watched.get(self._line.popleft())
             if ready is not None:
                 ready()

@@ -1,11 +1,12 @@
-"""Tasks that wait for a turn of the event loop: old connections' and new ones', alternately."""
+"""Tasks that wait for a turn of the event loop: those of old and of new connections,
+alternately."""
 
 import asyncio
 from collections import deque
 
 
 class TwoLines:
-    """Two queues of tasks, each task for one connection; neither queue keeps the other waiting."""
+    """Two queues of tasks, one task for each connection; neither queue blocks the other."""
 
     def __init__(self) -> None:
         self._old: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -13,7 +14,7 @@ class TwoLines:
         self._old_first = True
 
     def add(self, fd: int, turn: asyncio.Future[None], *, old: bool) -> None:
-        """A task waits for its turn, behind all that wait in its queue.
+        """Adds a task at the end of its queue.
 
         Args:
             fd: the task's connection.
@@ -24,11 +25,12 @@ class TwoLines:
 
     @property
     def young(self) -> bool:
-        """Whether a new connection's task waits."""
+        """Whether a task of a new connection waits."""
         return bool(self._young)
 
     def wake_next(self, *, young: bool) -> int | None:
-        """Wakes the task that waits longest in the queue whose turn it is, else in the other.
+        """Wakes the task that has waited longest in the queue whose turn it is, else in the other
+        queue.
 
         Args:
             young: whether new connections' tasks may have a turn at all.

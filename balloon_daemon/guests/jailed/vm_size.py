@@ -1,10 +1,10 @@
-"""How much memory a VM has, as far as anybody says: the least of what is known.
+"""How much memory a VM has: the least of the sizes that are known.
 
-Pure. A memory table is the VM's shared mappings, which need not be its RAM: a shared-memory device
-or virtio-mem's unplugged part looks like RAM in there, and a DIMM that is not shared is missing.
-The guest says how much it has (VIRTIO_BALLOON_S_MEMTOT), but while it is ballooned that number may
-or may not contain the balloon: Linux's falls as the balloon grows unless DEFLATE_ON_OOM was
-acknowledged. So which of the two it is gets learnt from what it said before.
+Pure. A memory table lists the VM's shared mappings, which need not be its RAM: a shared-memory
+device or virtio-mem's unplugged part looks like RAM there, and a DIMM that is not shared is
+missing. The guest reports its memory (VIRTIO_BALLOON_S_MEMTOT), but that number may or may not
+include the balloon: Linux's falls as the balloon grows, unless DEFLATE_ON_OOM was acknowledged.
+Which of the two holds is learnt by comparing reports.
 """
 
 from dataclasses import dataclass
@@ -14,31 +14,34 @@ from balloon_daemon.units import MIB, VmId
 
 LEAST_TOTAL_BYTES = 32 * MIB
 MOST_TOTAL_BYTES = 1 << 50
-"""Outside of these a guest's total is no fact: 0, all ones, or another unit than bytes."""
+"""A guest's total outside this range is ignored: 0, all ones, or another unit than bytes."""
 
 KERNEL_BYTES, KERNEL_SHARE, KERNEL_MOST_BYTES = 128 * MIB, 64, 512 * MIB
-"""A guest that says it has all of its RAM but this (128 MiB and a 64th of it, 512 MiB at most) has
-all of it: its kernel keeps some for itself (struct page alone is a 64th) and counts it nowhere.
-Never more than half of the GiB that a large VM keeps: what is missing may as well be no RAM."""
+"""A guest whose total is less than its RAM by at most this (128 MiB and a 64th, 512 MiB at most)
+has all of its RAM: its kernel keeps some memory for itself (struct page alone is a 64th) and
+leaves it out of the total. 512 MiB is half of the GiB that a large VM keeps: more than that may be
+missing because it is no RAM."""
 
 NOISE_SHARE = 16
-"""A guest's total that differs by less than this part says nothing new: ``actual`` and the
+"""A guest's total that differs by less than this part changes nothing: ``actual`` and the
 statistics are not of the same moment."""
 
 TELLING_BALLOON_BYTES = 64 * MIB
-"""A balloon of this size shows whether the guest's total contains it."""
+"""With a balloon of this size, the guest's total shows whether it includes the balloon."""
 
 
 @dataclass(slots=True)
 class VmSize:
-    """What is known of one VM's size.
+    """The known facts about one VM's size.
 
     Attributes:
-        flag_bytes: what ``--vm-mem`` says; None: nothing.
-        keeps_total: by its features: whether the guest's total stays as its balloon grows.
-        ram_bytes: the memory regions that look like RAM, in whole MiB.
-        has_unnameable: part of it has no page frame number of 32 bits, so it can have no balloon.
-        guest_bytes: what the guest says it has, balloon included; None: nothing that makes sense.
+        flag_bytes: the size given by ``--vm-mem``; None: not given.
+        keeps_total: whether the guest's total stays the same as its balloon grows; by its features
+            until learnt.
+        ram_bytes: the memory regions that may be RAM, in whole MiB.
+        has_unnameable: True: part of it has no page frame number of 32 bits, so it can have no
+            balloon.
+        guest_bytes: the guest's own total with the balloon; None: no plausible one.
     """
 
     flag_bytes: int | None
@@ -49,23 +52,24 @@ class VmSize:
     _learnt: bool = False
 
     def take_table(self, ram_bytes: int, *, has_unnameable: bool) -> None:
-        """The memory table is this now."""
-        # A PC's memory table lacks the 128 KiB of VGA below 1 MiB: a VM is of whole MiB.
+        """Notes the size of the present memory table."""
+        # Round up to whole MiB: a PC's memory table lacks the 128 KiB of VGA memory below 1 MiB.
         self.ram_bytes = -(-ram_bytes // MIB) * MIB
         self.has_unnameable = has_unnameable
 
     def expect(self, *, keeps_total: bool) -> None:
-        """A driver has acknowledged other features: what its total is has to be learnt anew."""
+        """Notes that a driver has acknowledged other features: ``keeps_total`` is learnt anew."""
         self.keeps_total, self._learnt = keeps_total, False
 
     def take_total(self, total_bytes: int, balloon_bytes: int) -> None:
-        """The guest says that it has so much, while its balloon is so large."""
+        """Notes the guest's total, reported while its balloon had this size."""
         if not LEAST_TOTAL_BYTES <= total_bytes <= MOST_TOTAL_BYTES:
             return
         last = self.guest_bytes
         if last is not None and balloon_bytes >= TELLING_BALLOON_BYTES and not self._learnt:
             off, off_with = abs(total_bytes - last), abs(total_bytes + balloon_bytes - last)
-            # One of the two must be what it said before: else its memory has changed as well.
+            # One of the two must equal the earlier total; otherwise the VM's memory has changed as
+            # well.
             fits = min(off, off_with) < last // NOISE_SHARE
             if fits and abs(off - off_with) >= balloon_bytes // 2:
                 self.keeps_total, self._learnt = off < off_with, True
@@ -75,7 +79,7 @@ class VmSize:
 
     @property
     def size_bytes(self) -> int:
-        """The size that a balloon's maximum goes by; 0 where there can be no balloon."""
+        """The size from which the balloon's maximum follows; 0 where there can be no balloon."""
         if self.has_unnameable:
             return 0
         size = self.ram_bytes
@@ -86,7 +90,7 @@ class VmSize:
         return size if self.flag_bytes is None else min(size, self.flag_bytes)
 
     def doubts(self, vm: VmId) -> MemoryOutOfReach | MemoryNotFreeable | SizesDiffer | None:
-        """What speaks for another size than the one that counts; None where nothing does."""
+        """The contradiction between the known sizes, as an event; None where there is none."""
         size = self.size_bytes
         if self.has_unnameable:
             return MemoryOutOfReach(vm)

@@ -1,9 +1,9 @@
-"""Waiting for something, but not for ever, without losing that one is to end meanwhile.
+"""Waits for a future for a limited time, without losing a cancellation of the waiting task.
 
-A guest's task is cancelled when its controller ends, and may be in the middle of either. Neither
-of asyncio's own ways is fit for that: ``wait_for`` of Python 3.11 returns its result, and forgets
-the cancellation that came in the same turn of the loop; ``timeout`` raises CancelledError instead
-of TimeoutError in a task that was cancelled once before, as in what it has to do at its end.
+A guest's task is cancelled when its controller ends, and may be waiting at that moment. asyncio's
+own functions do not suit: ``wait_for`` of Python 3.11 returns the result and forgets a
+cancellation of the same turn of the loop; ``timeout`` raises CancelledError instead of
+TimeoutError in a task that was cancelled once before, such as a task that is cleaning up.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from typing import Any
 
 
 async def is_done_within(future: "asyncio.Future[Any]", within_s: float | None) -> bool:
-    """Waits for a future, which stays as it is; False where it is not done in time.
+    """Waits for a future without changing it; False where it is not done in time.
 
     Args:
-        future: or a task.
-        within_s: seconds; None: as long as it takes.
+        future: a future or task.
+        within_s: seconds; None: without a limit.
     """
     done, _ = await asyncio.wait([future], timeout=within_s)
     return bool(done)

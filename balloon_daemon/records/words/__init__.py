@@ -1,6 +1,6 @@
-"""The log's words: for each event its level, its event word, its sentence and its fields.
+"""The log's text for each event: its level, its event word, its sentence and its fields.
 
-Pure. All of the daemon's prose about what happens is in this folder.
+Pure. All of the daemon's sentences about events are in this folder.
 """
 
 import re
@@ -26,7 +26,7 @@ from balloon_daemon.records.words.vms import decision_fields, said_of_vm
 
 
 def worded(event: Event) -> Line | None:
-    """Puts an event into words; None where the log has nothing to say of it."""
+    """Words an event; None where the log has no line for it."""
     said = _said(event)
     if said is None:
         return None
@@ -57,7 +57,7 @@ def _kebab_case(name: str) -> str:
 
 
 def _fields(event: Event) -> dict[str, object]:
-    """An event's own fields under their names, but for those that say nothing."""
+    """An event's own fields by their names, without empty ones."""
     match event:
         case GuestStats(vm, values):
             return {"vm": str(vm), **{f"stat_{name}": value for name, value in values}}

@@ -1,4 +1,4 @@
-"""The log's words for what happens with balloond as a whole and with its host. Pure."""
+"""The log's sentences for events about balloond as a whole and its host. Pure."""
 
 from typing import assert_never
 

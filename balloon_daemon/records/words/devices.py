@@ -1,4 +1,4 @@
-"""The log's words for what happens with devices. Pure."""
+"""The log's sentences for events about devices. Pure."""
 
 from typing import assert_never
 

@@ -1,4 +1,4 @@
-"""The log's words for what is noticed of VMs' memory. Pure."""
+"""The log's sentences for events about VMs' memory. Pure."""
 
 from collections.abc import Iterable
 from typing import assert_never
@@ -95,7 +95,7 @@ def said_of_memory(event: MemoryEvent) -> tuple[Level, str]:
 
 
 def page_kinds(kinds: Iterable[PageKind]) -> list[str]:
-    """What memory files are made of, each kind once."""
+    """The kinds of memory files in words, each kind once."""
     return sorted({_page_kind(kind) for kind in kinds})
 
 

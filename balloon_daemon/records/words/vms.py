@@ -1,4 +1,4 @@
-"""The log's words for what happens with VMs, but for their memory and devices. Pure."""
+"""The log's sentences for events about VMs, without those about their memory and devices. Pure."""
 
 from typing import assert_never
 
@@ -52,7 +52,7 @@ _WHY = {
 
 
 def said_of_vm(event: VmEvent) -> tuple[Level, str] | None:
-    """The level and the sentence of an event; None where the log has nothing to say of it."""
+    """The level and the sentence of an event; None where the log has no line for it."""
     match event:
         case Decided(_, decision, quiet):
             return unless(quiet), _decision(decision)
@@ -133,7 +133,7 @@ def _giving_back(balloon_bytes: int | None) -> str:
 
 
 def _decision(decision: Decision) -> str:
-    """Seen, why, decided."""
+    """A decision in words: its reason, its reading, its result."""
     line = _WHY[decision.reason]
     reading = decision.reading
     if reading is not None:
@@ -152,7 +152,7 @@ def _decision(decision: Decision) -> str:
 
 
 def decision_fields(decision: Decision) -> dict[str, object]:
-    """A decision for machines; what was not seen is left out."""
+    """A decision's fields for machines, without figures that are unknown."""
     fields: dict[str, object] = {
         "reason": decision.reason.value,
         "balloon_level": decision.level,

@@ -1,1 +1,1 @@
-"""VMMs and guests that mean harm, for campaigns and for attacks on a running daemon."""
+"""Hostile VMMs and guests, for campaigns and for attacks on a running daemon."""

@@ -1,4 +1,4 @@
-"""Decisions taken from a fuzzer's bytes, so that a mutated byte is a changed decision."""
+"""Decisions derived from a fuzzer's bytes, so that a mutated byte changes a decision."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -9,14 +9,14 @@ INTERESTING = (
     0, 1, 2, 3, 7, 8, 15, 16, 17, 127, 128, 255, 256, 4095, 4096, 4097, 32767, 32768, 65535, 65536,
     2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 4096, 2**64 - 1,
 )  # fmt: skip
-"""Numbers at which programs change their minds."""
+"""Numbers at which programs often behave differently."""
 
 
 class Choices:
     """Bytes, read from the front; zeros once they are used up.
 
     Args:
-        data: what the fuzzer made.
+        data: the fuzzer's bytes.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -24,7 +24,7 @@ class Choices:
         self._at = 0
 
     def __bool__(self) -> bool:
-        """Whether anything is left."""
+        """Whether any bytes are left."""
         return self._at < len(self._data)
 
     def take(self, length: int) -> bytes:
@@ -34,7 +34,7 @@ class Choices:
         return part
 
     def rest(self) -> bytes:
-        """All that is left."""
+        """All remaining bytes."""
         return self.take(len(self._data))
 
     def number(self, length: int) -> int:
@@ -54,7 +54,7 @@ class Choices:
         return self.number(1) >= 256 - of_256
 
     def wide(self, length: int) -> int:
-        """A number of so many bytes that often lies where something changes."""
+        """A number of so many bytes, often one at which programs behave differently."""
         if self.chance(160):
             return self.pick(INTERESTING) % (1 << 8 * length)
         return self.number(length)

@@ -1,4 +1,4 @@
-"""Descriptors of every kind, rightful and not, that a hostile VMM sends along."""
+"""Descriptors of every kind, valid and not, that a hostile VMM sends."""
 
 import os
 import socket
@@ -34,7 +34,7 @@ MEMORY, EVENTFD, *_, UNIX_SOCKET = POOL
 
 
 def usual_fd(message: bytes) -> int:
-    """The descriptor that a message should come with, where it should come with one."""
+    """A descriptor of the kind that a message should bring, if it should bring one."""
     match int.from_bytes(message[:4], "little"):
         case (
             wire.FrontendRequest.SET_VRING_KICK

@@ -1,8 +1,8 @@
-"""Enemies of a running balloond: VMMs that say anything, and a guest that writes anything.
+"""Enemies of a running balloond: VMMs that send anything, and a guest that writes anything.
 
-The hostile guest knows its own memory: pages that none of its writes ever named hold a pattern,
-and must hold it for as long as it lives. No word of the pattern is a PFN that it has, so not even
-a device that is made to read the pattern as PFNs has a right to one of them.
+The hostile guest has kept pages, which none of its writes ever names. They hold a pattern, which
+must stay intact while the guest lives. No word of the pattern is a PFN of the guest, so even a
+device that reads the pattern as PFNs may not remove a kept page for it.
 """
 
 import array
@@ -32,7 +32,8 @@ from tests.harness.invariants import require
 PAGE = 4096
 PAGES = 2048
 FIRST_NAMED, FIRST_KEPT = 16, 1024
-"""Pages below hold rings and buffers; those between are named; those from here on never."""
+"""Lower pages hold rings and buffers; those in between are named in writes; pages from FIRST_KEPT
+on never are."""
 
 RING_SIZE = 64
 BUFFERS_AT = 8 * PAGE
@@ -41,7 +42,7 @@ PATIENCE_S = 60.0
 
 
 def converse(path: str, random: Random) -> int:
-    """One front-end's visit, from its first byte to its sudden end. Returns messages sent."""
+    """One front-end's connection, from its first byte to its sudden end. Returns messages sent."""
     choices = Choices(random.randbytes(random.choice((16, 200, 1500))))
     sent = 0
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
@@ -55,27 +56,27 @@ def converse(path: str, random: Random) -> int:
                 with contextlib.suppress(BlockingIOError, ConnectionResetError):
                     vmm.recv(1 << 16)
         if random.random() < 0.2:
-            # Half a message, and the end.
+            # Half a message, then a hang-up.
             with contextlib.suppress(OSError):
                 vmm.send(random.randbytes(random.randrange(1, 12)))
     return sent
 
 
 def never_read(path: str) -> int:
-    """A front-end that asks and asks and reads no answer. Returns attacks made."""
+    """A front-end that sends requests and reads no answer. Returns attacks made."""
     requests = encode_request(FrontendRequest.GET_FEATURES) * 256
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
         vmm.settimeout(PATIENCE_S)
         vmm.connect(path)
         with contextlib.suppress(ConnectionError):
-            # Far more answers than a socket and a patient back-end hold.
+            # Far more answers than a socket and a back-end's buffer hold.
             for _ in range(400):
                 vmm.sendall(requests)
     return 1
 
 
 def shrink_memory(path: str, random: Random) -> int:
-    """A VMM that takes its guest's memory away under the device. Returns attacks made."""
+    """A VMM that truncates its guest's memory while the device runs. Returns attacks made."""
     guest = HostileGuest(path, random)
     try:
         guest.misbehave(2)
@@ -87,7 +88,7 @@ def shrink_memory(path: str, random: Random) -> int:
 
 
 def send_something(vmm: socket.socket, choices: Choices) -> bool:
-    """Sends one message with whatever descriptors; False where nobody takes it any more."""
+    """Sends one message with random descriptors; False where the connection is closed."""
     message, expected = random_message(choices)
     count = choices.below(10) if choices.chance(16) else expected
     usual = usual_fd(message)
@@ -105,14 +106,14 @@ def send_something(vmm: socket.socket, choices: Choices) -> bool:
 
 
 class HostileGuest:
-    """A guest behind a well-behaved VMM that writes into its rings what it likes.
+    """A guest of a well-behaved VMM that writes anything into its rings.
 
     Args:
         path: balloond's socket.
         random: decides everything.
 
     Raises:
-        OSError, BalloondError: balloond does not take it in.
+        OSError, BalloondError: balloond does not accept it.
     """
 
     def __init__(self, path: str, random: Random) -> None:
@@ -155,7 +156,7 @@ class HostileGuest:
         os.close(self._memory)
 
     def misbehave(self, times: int) -> None:
-        """Writes chains and garbage, kicks, and now and then lets its VMM go mad."""
+        """Writes chains and garbage, kicks, and sometimes lets its VMM send an invalid message."""
         for _ in range(times):
             for n in QUEUES:
                 self._write_chains(n)
@@ -165,18 +166,19 @@ class HostileGuest:
                     self.frontend.kick(n)
 
     def shrink(self) -> None:
-        """Its memory ends where it began; nothing of it may be touched any more, by us neither."""
+        """Truncates its memory to nothing; from then on nobody may touch it, this class
+        included."""
         os.ftruncate(self._memory, 0)
 
     def misbehave_blindly(self, times: int) -> None:
-        """Kicks, with nothing new behind them."""
+        """Kicks without new chains."""
         for _ in range(times):
             for n in QUEUES:
                 with contextlib.suppress(BlockingIOError):
                     self.frontend.kick(n)
 
     def go_mad(self) -> None:
-        """Its VMM says something that it should not say with rings running."""
+        """Lets its VMM send a message that it should not send while rings run."""
         choices = Choices(self._random.randbytes(64))
         with socket.socket(fileno=os.dup(self.frontend.requests.wire.fileno())) as wire:
             send_something(wire, choices)
@@ -201,16 +203,16 @@ class HostileGuest:
             ring.offer(ring.chain(indices, (), parts) if reporting else ring.chain(indices, parts))
 
     def _pfn(self) -> int:
-        """Mostly a page that it may give; sometimes one that nobody has. Never a kept one."""
+        """A PFN: mostly of a page that may be given, sometimes of none, never of a kept page."""
         if self._random.random() < 0.05:
             return self._random.randrange(1 << 32) | 0x80808080
         return self._random.randrange(FIRST_NAMED, FIRST_KEPT)
 
     def _write_garbage(self) -> None:
-        """Anything, anywhere among rings and buffers, but no byte that could name a kept page.
+        """Writes garbage among rings and buffers, without any byte that could name a kept page.
 
-        Every byte has its highest bit set: no two, four or eight of them are a kept page's PFN
-        or address, wherever they land.
+        Every byte has its highest bit set, so no two, four or eight of them are a kept page's PFN
+        or address, wherever they are written.
         """
         random = self._random
         match random.randrange(6):
@@ -225,7 +227,7 @@ class HostileGuest:
                 n, index = random.choice(list(QUEUES)), random.randrange(RING_SIZE)
                 addr = random.choice((0, BUFFERS_AT, FIRST_KEPT * PAGE, PAGES * PAGE, 1 << 63))
                 if QUEUES[n] is BalloonQueue.REPORTING_VQ:
-                    # To report a kept page would be to hand it over.
+                    # A report of a kept page would hand it over.
                     addr = min(addr, BUFFERS_AT)
                 length = random.choice((0, 3, 4, 4096, 65536, 1 << 31))
                 following = random.randrange(2 * RING_SIZE)
@@ -238,7 +240,7 @@ class HostileGuest:
                 )
 
     def check(self) -> int:
-        """Holds every kept page to its pattern. Returns how many there are."""
+        """Checks the pattern of every kept page. Returns how many kept pages there are."""
         for page in range(FIRST_KEPT, PAGES):
             kept = self._map[page * PAGE : (page + 1) * PAGE]
             require(kept == self._pattern, "a page went that its guest never handed over", page)

@@ -1,4 +1,5 @@
-"""Front-end messages made from a fuzzer's choices: mostly plausible, each field possibly not."""
+"""Front-end messages derived from a fuzzer's choices: mostly plausible, with any field possibly
+not."""
 
 from balloon_daemon.units import FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user import messages as wire
@@ -31,7 +32,7 @@ _RARER = (
     Request.GET_STATUS,
     Request.RESET_OWNER,
 )
-"""In the place of the last numbers that a byte can be: kept inputs mean what they meant."""
+"""Listed last, so that recorded inputs keep their meaning."""
 _FEATURES = (
     int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES,
     int(OFFERED_FEATURES),
@@ -65,9 +66,9 @@ def random_message(choices: Choices) -> tuple[bytes, int]:
 
 
 def rightful_start(rings: int) -> list[tuple[bytes, int]]:
-    """The messages of a front-end that knows what it does: memory and rings, all running.
+    """The messages of a correct front-end: memory and rings, all running.
 
-    What is said after them is said to a back-end that has something to lose.
+    Messages sent after them reach a back-end that has state to lose.
     """
     features = wire.U64.pack(_FEATURES[0])
     said = [
@@ -141,7 +142,7 @@ def _state(choices: Choices, numbers: tuple[int, ...]) -> bytes:
 
 
 def _region(choices: Choices) -> wire.RegionDescription:
-    """Mostly whole pages of a 64-page file, at places that often meet or overlap."""
+    """Mostly whole pages of a 64-page file, at places that often touch or overlap."""
     if choices.chance(48):
         return _RIGHTFUL
     page = choices.below(64)
