@@ -307,12 +307,12 @@ def test_what_a_store_has_too_is_closed_here_at_once_and_its_copies_with_it(loop
         owned.close()
         copy.close()
         assert [is_open(fd) for fd in here] == [False, False]
-    # Again as ever: not before somebody lets go of them.
+    # After the block, descriptors are closed only by ``close_dropped`` again.
     later = other.fileno()
     other.close()
     assert is_open(later)
     assert (account.held, account.waiting) == (0, 1)
-    foreign.let_go()
+    foreign.close_dropped()
 
 
 @contextlib.contextmanager
