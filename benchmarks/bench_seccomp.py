@@ -53,7 +53,7 @@ def compile_figures() -> list[Record]:
     with tempfile.TemporaryDirectory() as directory:
         large = large_policy(Path(directory))
         return [
-            record("seccomp: compile the seed's file", "ms", times_ms(SEED), 5),
+            record("seccomp: compile crosvm's file", "ms", times_ms(SEED), 5),
             record("seccomp: compile 150 calls with includes", "ms", times_ms(large), 50),
             record("seccomp: import, in a new process", "ms", import_ms()),
         ]
@@ -106,7 +106,7 @@ def filter_figures() -> list[Record]:
         if program is None:
             return []
         return [
-            *of_policy("the seed's rules", SEED.read_text(), place, program, goal=50),
+            *of_policy("crosvm's rules", SEED.read_text(), place, program, goal=50),
             *of_policy("150 calls", many_calls(), place, program, goal=None),
         ]
 

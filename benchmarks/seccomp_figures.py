@@ -11,7 +11,7 @@ def figures() -> Iterator[Figure]:
     """Measures; yields as it goes."""
     added = bench_seccomp.filter_figures()
     if not added:
-        name = "seccomp: the seed's rules, getpid always allowed: added"
+        name = "seccomp: crosvm's rules, getpid always allowed: added"
         yield missing(name, "ns", "there is no C compiler (cc)", at_most(50))
     for record in [*bench_seccomp.compile_figures(), *added]:
         limit = record["goal"]
