@@ -312,7 +312,7 @@ def test_what_a_store_has_too_is_closed_here_at_once_and_its_copies_with_it(loop
     other.close()
     assert is_open(later)
     assert (account.held, account.waiting) == (0, 1)
-    foreign.let_go()
+    foreign.close_dropped()
 
 
 @contextlib.contextmanager
