@@ -1,13 +1,15 @@
 """Events about balloond as a whole and about its host. Pure."""
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
+
+from balloon_daemon.events.fact import fact
 
 # --- start and end ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Listening:
+@fact
+class Listening(NamedTuple):
     """balloond has begun to serve.
 
     Attributes:
@@ -17,8 +19,8 @@ class Listening:
     socket: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stopping:
+@fact
+class Stopping(NamedTuple):
     """A signal ends balloond.
 
     Attributes:
@@ -30,8 +32,8 @@ class Stopping:
     vms_stay: bool
 
 
-@dataclass(frozen=True, slots=True)
-class StoppingAtOnce:
+@fact
+class StoppingAtOnce(NamedTuple):
     """A second signal: balloond no longer waits for guests to take their memory back.
 
     Attributes:
@@ -41,8 +43,8 @@ class StoppingAtOnce:
     signal: str
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryNotGivenBack:
+@fact
+class MemoryNotGivenBack(NamedTuple):
     """At its end balloond has not given all memory back in time.
 
     Attributes:
@@ -52,8 +54,8 @@ class MemoryNotGivenBack:
     vms: int
 
 
-@dataclass(frozen=True, slots=True)
-class SocketNotPrivate:
+@fact
+class SocketNotPrivate(NamedTuple):
     """Other users could put a socket of theirs where balloond listens.
 
     Attributes:
@@ -63,8 +65,8 @@ class SocketNotPrivate:
     risk: str
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyFileWarning:
+@fact
+class PolicyFileWarning(NamedTuple):
     """The compiler warns of something in the seccomp policy file.
 
     Attributes:
@@ -74,8 +76,8 @@ class PolicyFileWarning:
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
-class DevicesShareUser:
+@fact
+class DevicesShareUser(NamedTuple):
     """Devices run as a user as which other programs run too.
 
     Attributes:
@@ -88,8 +90,8 @@ class DevicesShareUser:
 # --- the store ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class KeeperUnreachable:
+@fact
+class KeeperUnreachable(NamedTuple):
     """An earlier balloond's keeper does not answer.
 
     Attributes:
@@ -99,16 +101,16 @@ class KeeperUnreachable:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoreLost:
+@fact
+class StoreLost(NamedTuple):
     """The store that keeps the VMs for a later balloond is gone."""
 
 
 # --- connections --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class NotAccepted:
+@fact
+class NotAccepted(NamedTuple):
     """accept(2) failed for a VMM that waits for a connection.
 
     Attributes:
@@ -129,8 +131,8 @@ class Share(Enum):
     DESCRIPTORS = "descriptors"
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionRefused:
+@fact
+class ConnectionRefused(NamedTuple):
     """A new connection was closed at once, because a limit was reached.
 
     Attributes:
@@ -153,8 +155,8 @@ class ConnectionRefused:
 # --- the host, and us ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SourceUnknown:
+@fact
+class SourceUnknown(NamedTuple):
     """The low-memory source has no figures any more, or has none for another reason than before.
 
     Attributes:
@@ -166,8 +168,8 @@ class SourceUnknown:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class SourceKnown:
+@fact
+class SourceKnown(NamedTuple):
     """The low-memory source has figures again.
 
     Attributes:
@@ -179,8 +181,8 @@ class SourceKnown:
     failed_reads: int
 
 
-@dataclass(frozen=True, slots=True)
-class SourceOff:
+@fact
+class SourceOff(NamedTuple):
     """The low-memory source is switched off: nothing is low, however little is available.
 
     Attributes:
@@ -190,8 +192,8 @@ class SourceOff:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class SourceOn:
+@fact
+class SourceOn(NamedTuple):
     """The low-memory source is switched on again.
 
     Attributes:
@@ -201,8 +203,8 @@ class SourceOn:
     margin_mib: int
 
 
-@dataclass(frozen=True, slots=True)
-class SourceTrouble:
+@fact
+class SourceTrouble(NamedTuple):
     """The low-memory source uses second-best figures, or the kernel does not wake it.
 
     Attributes:
@@ -216,8 +218,8 @@ SourceEvent = SourceUnknown | SourceKnown | SourceOff | SourceOn | SourceTrouble
 """All events of a low-memory source about itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateLost:
+@fact
+class TemplateLost(NamedTuple):
     """The process that forks devices is gone, or cannot be started.
 
     Attributes:
@@ -227,8 +229,8 @@ class TemplateLost:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateStarted:
+@fact
+class TemplateStarted(NamedTuple):
     """Another process forks devices from now on.
 
     Attributes:
@@ -238,8 +240,8 @@ class TemplateStarted:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallbackFailed:
+@fact
+class CallbackFailed(NamedTuple):
     """A callback of the event loop raised an unexpected error: a bug.
 
     Attributes:
@@ -249,8 +251,8 @@ class CallbackFailed:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReaderFailed:
+@fact
+class ReaderFailed(NamedTuple):
     """A reader of events raised an error at an event: a bug; the reader gets later events all the
     same.
 
@@ -263,8 +265,8 @@ class ReaderFailed:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class EventsLost:
+@fact
+class EventsLost(NamedTuple):
     """Events came faster than their readers handled them.
 
     Attributes:
@@ -274,8 +276,8 @@ class EventsLost:
     lost: int
 
 
-@dataclass(frozen=True, slots=True)
-class LinesLost:
+@fact
+class LinesLost(NamedTuple):
     """Log lines could not be written, or their reader has not taken them.
 
     Attributes:

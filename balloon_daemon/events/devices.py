@@ -1,14 +1,15 @@
 """Events about VMs' devices, and the devices' reports. Pure."""
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from balloon_daemon.errors import Rule
+from balloon_daemon.events.fact import fact
 from balloon_daemon.units import VmId
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceStarted:
+@fact
+class DeviceStarted(NamedTuple):
     """A device was forked, to serve the VM's queues.
 
     Attributes:
@@ -22,8 +23,8 @@ class DeviceStarted:
     quiet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceLooks:
+@fact
+class DeviceLooks(NamedTuple):
     """A device was forked only to look where the VM's rings stand.
 
     Attributes:
@@ -37,15 +38,15 @@ class DeviceLooks:
     quiet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceReady:
+@fact
+class DeviceReady(NamedTuple):
     """A device has loaded its filter and begins to serve the rings."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceNotForked:
+@fact
+class DeviceNotForked(NamedTuple):
     """A device could not be forked; balloond tries again.
 
     Attributes:
@@ -70,8 +71,8 @@ class Death(Enum):
     """It ended with an exit status that no device has."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceDied:
+@fact
+class DeviceDied(NamedTuple):
     """A device ended without having been told to.
 
     Attributes:
@@ -96,24 +97,24 @@ class DeviceDied:
     within_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceDoesNotStop:
+@fact
+class DeviceDoesNotStop(NamedTuple):
     """A device was told to stop and has not; it is killed."""
 
     vm: VmId
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceHangs:
+@fact
+class DeviceHangs(NamedTuple):
     """A killed device does not end, because the kernel is still busy with it."""
 
     vm: VmId
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSendsGarbage:
+@fact
+class DeviceSendsGarbage(NamedTuple):
     """A device has sent a message that no device sends; it is killed.
 
     Attributes:
@@ -126,24 +127,24 @@ class DeviceSendsGarbage:
     found: str
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceStalled:
+@fact
+class DeviceStalled(NamedTuple):
     """A device has read no order for seconds: it is stopped, or gets no processor time."""
 
     vm: VmId
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceTakesOrders:
+@fact
+class DeviceTakesOrders(NamedTuple):
     """A device that had stalled reads orders again."""
 
     vm: VmId
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class RingsUnknown:
+@fact
+class RingsUnknown(NamedTuple):
     """No device could be forked to look where the VM's rings stand."""
 
     vm: VmId
@@ -153,8 +154,8 @@ class RingsUnknown:
 # --- devices' reports ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class GuestFault:
+@fact
+class GuestFault(NamedTuple):
     """The guest broke a rule of virtio.
 
     Attributes:
@@ -175,8 +176,8 @@ class GuestFault:
     suppressed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class HostFault:
+@fact
+class HostFault(NamedTuple):
     """The host's kernel refused to free guest memory.
 
     Attributes:
@@ -190,8 +191,8 @@ class HostFault:
     suppressed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class GuestStats:
+@fact
+class GuestStats(NamedTuple):
     """The guest's statistics have arrived.
 
     Attributes:

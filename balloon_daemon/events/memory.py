@@ -1,9 +1,9 @@
 """Events about VMs' memory: its kind, its size, and how much of it is freed. Pure."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from balloon_daemon.events.fact import fact
 from balloon_daemon.units import VmId
 
 
@@ -20,8 +20,8 @@ class PageKind(NamedTuple):
     huge: str
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryKnown:
+@fact
+class MemoryKnown(NamedTuple):
     """A VMM has sent a memory table.
 
     Attributes:
@@ -34,8 +34,8 @@ class MemoryKnown:
     kinds: frozenset[PageKind]
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryNeverFreed:
+@fact
+class MemoryNeverFreed(NamedTuple):
     """A memory region cannot be freed.
 
     Attributes:
@@ -50,22 +50,22 @@ class MemoryNeverFreed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class NothingFreeable:
+@fact
+class NothingFreeable(NamedTuple):
     """No memory region of a VM can be freed."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class GivesHugePages:
+@fact
+class GivesHugePages(NamedTuple):
     """A VM's memory is of hugetlbfs: pages that its guest gives return to the huge page pool."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class TmpfsLimited:
+@fact
+class TmpfsLimited(NamedTuple):
     """A VM's memory is a file on a tmpfs with a size limit.
 
     Attributes:
@@ -78,8 +78,8 @@ class TmpfsLimited:
     free_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryNotShared:
+@fact
+class MemoryNotShared(NamedTuple):
     """A VMM has been connected for long without sending a memory table.
 
     Attributes:
@@ -93,22 +93,22 @@ class MemoryNotShared:
 # --- its size -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryOutOfReach:
+@fact
+class MemoryOutOfReach(NamedTuple):
     """Part of a VM's memory lies at 16 TiB or above: 32-bit page numbers do not reach it."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryNotFreeable:
+@fact
+class MemoryNotFreeable(NamedTuple):
     """None of a VM's memory that could be RAM can be freed."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class SizesDiffer:
+@fact
+class SizesDiffer(NamedTuple):
     """The sources of a VM's size contradict each other.
 
     Attributes:
@@ -141,8 +141,8 @@ class LossCause(Enum):
     """They are parts of huge pages of which the guest still uses other parts."""
 
 
-@dataclass(frozen=True, slots=True)
-class PagesLost:
+@fact
+class PagesLost(NamedTuple):
     """Pages that a guest gave were not freed, for a cause seen for the first time.
 
     Attributes:
@@ -161,15 +161,15 @@ class PagesLost:
     out_of_reach: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Fruitless:
+@fact
+class Fruitless(NamedTuple):
     """Less than half of the memory that a guest gave lately was freed: it is asked for no more."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class BalloonNotFreed:
+@fact
+class BalloonNotFreed(NamedTuple):
     """A VM's memory files still hold pages that its balloon holds: the VM is asked for no more.
 
     Attributes:

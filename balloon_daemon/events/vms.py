@@ -1,15 +1,16 @@
 """Events about VMs: their connections, balloons, stored state and end. Pure."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from balloon_daemon.events.fact import fact
 from balloon_daemon.sizing.decision import Decision
 from balloon_daemon.units import VmId
 
 # --- its VMM's connection -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+@fact
+class Connected(NamedTuple):
     """A VMM has connected, or its connection was taken over from another balloond.
 
     Attributes:
@@ -20,23 +21,23 @@ class Connected:
     uid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Disconnected:
+@fact
+class Disconnected(NamedTuple):
     """A VM is gone: its connection is closed, for whatever reason."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class VmmHungUp:
+@fact
+class VmmHungUp(NamedTuple):
     """A VMM has closed its connection between two messages."""
 
     vm: VmId
     suppressed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionClosed:
+@fact
+class ConnectionClosed(NamedTuple):
     """A VMM's connection is closed, because it broke the protocol or its stored state is unusable.
 
     Attributes:
@@ -48,8 +49,8 @@ class ConnectionClosed:
     suppressed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionFailed:
+@fact
+class ConnectionFailed(NamedTuple):
     """The kernel ended a VMM's connection with an error.
 
     Attributes:
@@ -61,8 +62,8 @@ class ConnectionFailed:
     suppressed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RequestNotServed:
+@fact
+class RequestNotServed(NamedTuple):
     """A VMM's request was answered but cannot be served.
 
     Attributes:
@@ -73,8 +74,8 @@ class RequestNotServed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class VmNotServed:
+@fact
+class VmNotServed(NamedTuple):
     """A VM gets no balloon, whatever its VMM requests.
 
     Attributes:
@@ -85,8 +86,8 @@ class VmNotServed:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class NoBackendChannel:
+@fact
+class NoBackendChannel(NamedTuple):
     """A VMM gives no back-end channel, so its guest cannot be told of a new target."""
 
     vm: VmId
@@ -95,8 +96,8 @@ class NoBackendChannel:
 # --- its size and its balloon --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class VmAttached:
+@fact
+class VmAttached(NamedTuple):
     """A VM's size is known, and its balloon policy begins.
 
     Attributes:
@@ -111,8 +112,8 @@ class VmAttached:
     steps: int
 
 
-@dataclass(frozen=True, slots=True)
-class VmResized:
+@fact
+class VmResized(NamedTuple):
     """A VM's size has changed.
 
     Attributes:
@@ -128,15 +129,15 @@ class VmResized:
     quiet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BalloonSought:
+@fact
+class BalloonSought(NamedTuple):
     """A guest's driver ran before balloond did, so its balloon's size has to be found out."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class BalloonFound:
+@fact
+class BalloonFound(NamedTuple):
     """A balloon's size was found out.
 
     Attributes:
@@ -147,8 +148,8 @@ class BalloonFound:
     actual_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+@fact
+class Decided(NamedTuple):
     """The balloon policy has made a decision.
 
     Attributes:
@@ -160,8 +161,8 @@ class Decided:
     quiet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TargetReached:
+@fact
+class TargetReached(NamedTuple):
     """A balloon has reached its target.
 
     Attributes:
@@ -178,15 +179,15 @@ class TargetReached:
 # --- the store ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class TakenOver:
+@fact
+class TakenOver(NamedTuple):
     """A VM is served on from the state in which another balloond left it."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class StateRefused:
+@fact
+class StateRefused(NamedTuple):
     """The state that another balloond stored for a VM is unusable: its VMM's connection is closed.
 
     Attributes:
@@ -197,8 +198,8 @@ class StateRefused:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class NotStored:
+@fact
+class NotStored(NamedTuple):
     """A VM's state cannot be put into the store.
 
     Attributes:
@@ -210,8 +211,8 @@ class NotStored:
     suppressed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StoreShareUsed:
+@fact
+class StoreShareUsed(NamedTuple):
     """A VM is not stored, because its user's other VMs use up that user's share of the store.
 
     Attributes:
@@ -225,8 +226,8 @@ class StoreShareUsed:
     suppressed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StoreStalled:
+@fact
+class StoreStalled(NamedTuple):
     """The store does not answer in time: a VMM's request is answered before its state is stored.
 
     Attributes:
@@ -240,8 +241,8 @@ class StoreStalled:
 # --- the end ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class GivingBack:
+@fact
+class GivingBack(NamedTuple):
     """A guest is told to take its memory back, because balloond ends.
 
     Attributes:
@@ -252,8 +253,8 @@ class GivingBack:
     balloon_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class StillToGiveBack:
+@fact
+class StillToGiveBack(NamedTuple):
     """A guest has not taken all of its memory back yet.
 
     Attributes:
@@ -264,8 +265,8 @@ class StillToGiveBack:
     left_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotGivenBack:
+@fact
+class NotGivenBack(NamedTuple):
     """A guest has not taken its memory back in time, and balloond waits no longer.
 
     Attributes:
@@ -276,15 +277,15 @@ class NotGivenBack:
     left_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class VmDoesNotEnd:
+@fact
+class VmDoesNotEnd(NamedTuple):
     """A VM's task does not end and is abandoned: a bug."""
 
     vm: VmId
 
 
-@dataclass(frozen=True, slots=True)
-class VmFailed:
+@fact
+class VmFailed(NamedTuple):
     """A VM's task raised an unexpected error: a bug.
 
     Attributes:

@@ -25,6 +25,7 @@ PURE = {
     "units",
     "rate_limit",
     "events",
+    "events.fact",
     "events.daemon",
     "events.devices",
     "events.memory",

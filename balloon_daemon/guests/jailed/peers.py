@@ -7,7 +7,6 @@ ones run short.
 """
 
 import resource
-from dataclasses import replace
 from time import monotonic as now_s
 
 from balloon_daemon.device.process import Fork
@@ -152,7 +151,7 @@ class Peers:
             return False
         suppressed = peer.refusals.admit(now_s())
         if suppressed is not None:
-            publish(replace(refusal, suppressed=suppressed))
+            publish(refusal._replace(suppressed=suppressed))
         return True
 
     def keeps_no_more_of(self, peer: Peer, capacity: int, vm: VmId, publish: Publish) -> bool:

@@ -121,7 +121,7 @@ class Session:
     def _publish_end(self, ended: VmmHungUp | ConnectionClosed | ConnectionFailed) -> None:
         suppressed = self._peer.ends.admit(asyncio.get_running_loop().time())
         if suppressed is not None:
-            self._publish(replace(ended, suppressed=suppressed))
+            self._publish(ended._replace(suppressed=suppressed))
 
     def set_target(self, target_bytes: int) -> None:
         if not self._closing:

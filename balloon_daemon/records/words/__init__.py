@@ -4,7 +4,6 @@ Pure. All of the daemon's sentences about events are in this folder.
 """
 
 import re
-from dataclasses import fields
 from enum import Enum
 from functools import cache
 
@@ -66,12 +65,11 @@ def _fields(event: Event) -> dict[str, object]:
         case MemoryKnown(vm, size_bytes, kinds):
             return {"vm": str(vm), "size_bytes": size_bytes, "pages": page_kinds(kinds)}
     named: dict[str, object] = {}
-    for field in fields(event):
-        value = getattr(event, field.name)
+    for name, value in event._asdict().items():
         if isinstance(value, Enum):
-            named[field.name] = value.value if isinstance(value.value, str) else value.name.lower()
-        elif field.name == "vm":
+            named[name] = value.value if isinstance(value.value, str) else value.name.lower()
+        elif name == "vm":
             named["vm"] = str(value)
-        elif field.name != "quiet" and value is not None and value != "":
-            named[field.name] = value
+        elif name != "quiet" and value is not None and value != "":
+            named[name] = value
     return named

@@ -1,0 +1,33 @@
+"""What all events have in common: they are named tuples that know their class.
+
+Pure. A named tuple takes 0.1 ms of each start and some 5 KiB, a frozen dataclass seven times the
+time and four times the memory, and there are dozens of events. But named tuples of two classes
+are equal where their fields are, and one without fields is false: events go into sets.
+"""
+
+from typing import TypeVar
+
+Class = TypeVar("Class", bound=type)
+
+
+def fact(cls: Class) -> Class:
+    """Makes events of this class, a ``NamedTuple``, equal only to events of the same class."""
+    for name, method in _METHODS.items():
+        setattr(cls, name, method)
+    return cls
+
+
+def _is_same(self: tuple[object, ...], other: object) -> bool:
+    return type(self) is type(other) and tuple(self) == tuple(other)
+
+
+def _hash_of(self: tuple[object, ...]) -> int:
+    return hash((type(self), tuple(self)))
+
+
+_METHODS = {
+    "__eq__": _is_same,
+    "__ne__": lambda self, other: not _is_same(self, other),
+    "__hash__": _hash_of,
+    "__bool__": lambda self: True,
+}
