@@ -30,10 +30,12 @@ interrupted."""
 MAX_CHAINS_A_TURN = 256
 """Chains taken from one queue before the other queues and the controller get their turn."""
 
-# Python 3.11 runs code of the enum module for each "BalloonQueue.REPORTING_VQ".
+# Looked up once: for each "BalloonQueue.REPORTING_VQ" Python 3.11 runs Python code of the enum
+# module, which would cost time in every turn.
 _REPORTING_VQ = BalloonQueue.REPORTING_VQ
 
-# Turn(...) runs Python code that the collections module makes, and takes twice as long.
+# Makes a Turn without calling its class: "Turn(...)" runs Python code that the collections module
+# makes for a NamedTuple, and takes twice as long.
 _turn: Callable[[tuple[int, int, int, bool, bool, RingError | None]], Turn]
 _turn = partial(tuple.__new__, Turn)
 
@@ -108,7 +110,8 @@ class BalloonDevice:
             BalloonQueue.STATSQ: self._take_stats,
             BalloonQueue.REPORTING_VQ: self._discard_reported,
         }
-        # Keyed by vring: looking up an Enum's member runs Python code of the enum module.
+        # The keys are the vrings' indices, not BalloonQueue members: a look-up by an Enum's member
+        # runs Python code of the enum module.
         self._handlers = {running.index: handlers[running.queue] for running in queues}
         self._counts = _Counts()
 
@@ -147,8 +150,8 @@ class BalloonDevice:
         over, broken = False, None
         try:
             while not over and chains < MAX_CHAINS_A_TURN and (pending := ring.pending()):
-                # The clock is read only once there is a chain: each kick brings a look at every
-                # queue, and most of them are empty.
+                # Read the clock only once the queue has a chain: each kick makes the device look
+                # at every queue, and most queues are empty.
                 until = until or self._clock() + MAX_TURN_S
                 for _ in range(min(pending, MAX_CHAINS_A_TURN - chains)):
                     head: int | None
@@ -172,7 +175,8 @@ class BalloonDevice:
             # only the garbage collector would free.
             broken = err.with_traceback(None)
             if running.queue is BalloonQueue.STATSQ:
-                # The held buffer would otherwise be answered into the broken ring.
+                # Forget the statistics buffer that the device holds back: the next request for
+                # statistics would answer it into the broken ring.
                 self._held_stats_head = None
         finally:
             if answered:
@@ -261,8 +265,8 @@ class BalloonDevice:
         before = self._counts.reported_bytes
         reported = before + self._reclaimer.discard("reporting_vq", chain.head, chain.writable)
         self._counts.reported_bytes = reported
-        # Round up the sum, not each report: reports of one byte each must not count as a page
-        # each.
+        # Pages are counted by the rounded-up sum of all reports so far: if each report were
+        # rounded up by itself, a report of one byte would count as a whole page.
         return chain.head, -(-reported // PAGE_SIZE) - -(-before // PAGE_SIZE)
 
     def _readable(self, queue: str, chain: DescriptorChain, limit: int) -> bytes:

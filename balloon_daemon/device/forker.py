@@ -45,7 +45,8 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
         libc.forget_environment()
         allow_all_fds()
         buffer = bytearray(MAX_DATAGRAM_BYTES)
-        # A garbage collection in a device would write to, and so copy, every page that it shares.
+        # Take all present objects out of the garbage collector's reach: a collection in a forked
+        # device would write to, and so copy, every page that the device shares with this process.
         gc.collect()
         gc.freeze()
         sock.send(HELLO)
@@ -67,13 +68,14 @@ def _serve(sock: socket.socket, buffer: bytearray) -> NoReturn:
             bpf = bytes(request.bpf)
             program = Program(bpf)
         answer = _clone(request, program)
-        # Close the descriptors before the answer: a template that hangs with its copy of the
-        # device's tube end would make the controller take a dead device for alive.
+        # Close this process's copies of the device's descriptors before it answers: a template
+        # that hangs while it holds the device's end of the tube would make the controller take a
+        # dead device for alive.
         for fd in request.fds:
             os.close(fd)
         sock.send(ANSWER.pack(*answer))
-        # Overwrite the request: the next device would inherit these bytes, which say where this
-        # VM's VMM has mapped its memory.
+        # Overwrite the request: the next device that is forked would inherit its bytes, which say
+        # where this VM's VMM has mapped the guest's memory.
         request.spec[:] = bytes(len(request.spec))
     os._exit(0)
 

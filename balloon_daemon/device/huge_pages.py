@@ -21,8 +21,9 @@ class HugePages:
 
     def __init__(self, regions: Sequence[MemoryRegion], *, must_tell_host: bool) -> None:
         self._page_bytes = [region.host_page_bytes for region in regions]
-        # Bit masks, by region and page. All complete pages share one int object: a TiB of memory
-        # has half a million of them.
+        # For each region: a huge page's number -> a bit mask of its 4 KiB parts that are in the
+        # balloon. All complete huge pages share one int object as their mask: a TiB of memory has
+        # half a million huge pages.
         self._parts: list[dict[int, int]] = [{} for _ in regions]
         self._whole = [(1 << page_bytes // PAGE_SIZE) - 1 for page_bytes in self._page_bytes]
         self._must_tell_host = must_tell_host
@@ -68,7 +69,8 @@ def _masks(offset: int, length: int, page_bytes: int) -> list[tuple[int, int]]:
     """The huge pages that a range touches, each with the bits of its touched 4 KiB parts."""
     page, start = divmod(offset, page_bytes)
     if start + length <= page_bytes:
-        # Nearly all: a run of PFNs seldom crosses from one huge page to the next.
+        # The usual case needs no loop: a run of page frame numbers seldom crosses from one huge
+        # page to the next.
         return [(page, ((1 << length // PAGE_SIZE) - 1) << start // PAGE_SIZE)]
     masks = []
     end = offset + length

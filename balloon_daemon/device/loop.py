@@ -44,7 +44,8 @@ class Reporter:
 
     def fault(self, kind: FaultKind, queue: int, code: int, head: int, detail: int) -> None:
         """Reports a fault, or counts it."""
-        # A ring stops at most once for each device, so this fault is never left out.
+        # A RING fault bypasses the rate limit: a ring breaks at most once in a device's life, so
+        # its report is sent even where other faults have used the limit up.
         left_out = 0 if kind is FaultKind.RING else self._limit.admit(self._clock())
         if left_out is None:
             return
@@ -70,7 +71,9 @@ class BackendChannel:
         if fd is not None:
             try:
                 epoll.register(fd, 0)
-            except OSError:  # epoll(7) refuses regular files: the VMM reads no messages there.
+            except OSError:
+                # epoll(7) refuses regular files. A VMM that sent a regular file reads no messages
+                # from it, so the device goes on without a channel.
                 self.fd = None
 
     def announce(self) -> None:
@@ -144,8 +147,8 @@ class DeviceLoop:
                 self._report_kick(running)
             else:
                 self._queues[running.kick_fd] = running
-        # Look at every ring once: the device before may have read a kick and died before serving
-        # the ring.
+        # Look at every ring once without a kick: an earlier device of this VM may have read the
+        # kick from the eventfd and died before it served the ring.
         self._backlog = dict(self._queues)
         self._channel = BackendChannel(channel_fd, config_change, self._epoll)
         self._unreported = False
@@ -165,8 +168,8 @@ class DeviceLoop:
         self._tube.send(Ready())
         while self.turn():
             pass
-        # Every chain taken is answered by now. Chains still in the rings are left to the next
-        # device, which looks at every ring without waiting for a kick.
+        # Every chain that this device took from a ring is answered by now. Chains still in the
+        # rings are left to the next device, which looks at every ring without waiting for a kick.
         indices = tuple((q.index, q.ring.used_index) for q in self._device.queues)
         self._tube.send(self._device.statistics())
         self._tube.send(Stopped(indices))
@@ -185,8 +188,8 @@ class DeviceLoop:
             elif fd == self._tube.fileno() and not self._obey():
                 return False
         if kicked:
-            # Serve all queues: vrings may share one eventfd, and the read has reset its counter
-            # for all.
+            # Serve all queues, not only the kicked ones: several vrings may share one eventfd for
+            # their kicks, and the read has reset its counter for all of them.
             self._serve([q for fd, q in self._queues.items() if fd not in self._resting], kicked)
         elif self._backlog:
             self._serve(list(self._backlog.values()), kicked)
@@ -226,14 +229,16 @@ class DeviceLoop:
         for fd in [fd for fd, until in self._resting.items() if now >= until]:
             del self._resting[fd]
             self._epoll.modify(fd, select.EPOLLIN)
-            # Look at the ring without waiting for a kick: chains may be left from its last turn,
-            # and a kick through an eventfd that it shares may have been read for another queue.
+            # The queue's rest is over: look at its ring without waiting for a kick. Chains may be
+            # left from its last turn, and where it shares its eventfd with another queue, its kick
+            # may have been read for that queue.
             self._backlog[fd] = self._queues[fd]
 
     def _take_kick(self, running: RunningQueue, event: int) -> bool:
         if event & select.EPOLLIN and drain_event(running.kick_fd):
             return True
-        # The descriptor is no eventfd, or has hung up: epoll would report it as readable for ever.
+        # The kick descriptor is no eventfd, or its other end has hung up: drop it, because epoll
+        # would report it as readable for ever.
         self._drop(running)
         self._report_kick(running)
         return False
@@ -263,8 +268,8 @@ class DeviceLoop:
             match order:
                 case Target(target_bytes):
                     self._account.target(target_bytes // PAGE_SIZE)
-                    # The controller has put the target into the config space, where the VMM reads
-                    # it.
+                    # Tell the VMM to read the config space, where the controller has put the
+                    # target before it sent this order.
                     self._channel.announce()
                 case Command.REQUEST_STATS:
                     self._device.request_stats()

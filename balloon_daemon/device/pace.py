@@ -104,7 +104,8 @@ class Asked:
         """Grants as many pages as the new target differs from the last one."""
         last, self._target_pages = self._target_pages, pages
         moves = self._first_pages if last is None else abs(pages - last)
-        # Cap the sum, so that pages which the guest never moved cannot add up without end.
+        # Cap the granted pages at the guest's memory: grants that the guest never uses would
+        # otherwise add up without end.
         self._left_pages = min(self._left_pages + moves, self._memory_pages)
 
     def take(self, pages: int) -> int:
@@ -170,7 +171,9 @@ class Account:
         useful = not faults and pages >= HONEST_CHAIN_PAGES * chains
         if useful and asked == pages and pages:
             return 0.0
-        # At most one turn, plus the chain that was begun just before the turn's time was over.
+        # The longest turn takes MAX_TURN_S, the time of one more chain that was begun just before
+        # the end, and the time to remove its pages. Time beyond that is not charged: the host gave
+        # this process no core meanwhile.
         spent_s = min(spent_s, 2 * MAX_TURN_S + pages * PAGE_S)
         unasked_s = spent_s * (pages - asked) / pages if pages else 0.0
         wasted_s = 0.0 if useful else max(0.0, spent_s - unasked_s - asked * ASKED_PAGE_S)

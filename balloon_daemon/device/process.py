@@ -107,8 +107,8 @@ def spawn(spec: DeviceSpec, fork: Fork, *, look: bool = False) -> DeviceProcess:
         undo.callback(_end_child, pid)
         device = DeviceProcess(pid, upper, stderr_out)
         undo.pop_all()
-    # The device waits for its first order. REQUEST_STATS does nothing in a new device, which holds
-    # no statistics buffer, and so serves as "start".
+    # A new device does nothing before its first order. REQUEST_STATS serves as "start": it has no
+    # other effect, because a new device holds no statistics buffer that it could answer.
     upper.send(Command.STOP if look else Command.REQUEST_STATS)
     return device
 

@@ -112,7 +112,8 @@ class Reclaimer:
         self._memory = memory
         self._maps = tuple(maps)
         self._host_fault = host_fault
-        # Regions of 4 KiB pages, each of which can be removed by itself.
+        # The indices of the mapped regions with pages of 4 KiB. Each page there can be removed by
+        # itself, unlike a 4 KiB part of a huge page.
         self._plain = {
             index
             for index, region in enumerate(memory.regions)
@@ -142,7 +143,8 @@ class Reclaimer:
         """
         firsts, counts = runs
         first, last, count = firsts[0], firsts[-1], counts[-1]
-        # If the range from the lowest to the highest page is inside one region, so are all runs.
+        # The quick way: if the range from the lowest to the highest page is inside one region, so
+        # are all runs.
         place = self._memory.locate(first * PAGE_SIZE, (last + count - first) * PAGE_SIZE)
         if place is not None and place[0] in self._plain:
             self._remove_runs(place[0], runs, first * PAGE_SIZE - place[1])

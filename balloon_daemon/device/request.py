@@ -87,8 +87,8 @@ def receive_request(sock: socket.socket, buffer: bytearray) -> Request | None:
     if not length:
         return None
     count, parent, bpf_bytes = _HEAD.unpack_from(buffer)
-    # Receive all datagrams of the request, even where some descriptors did not fit: a datagram
-    # left behind would be taken for the next request.
+    # Receive all datagrams of the request, even if this process had no room for some descriptors:
+    # a datagram left in the socket would be taken for the next request.
     rest = bytearray(1)
     for _ in range(FDS_A_DATAGRAM, count, FDS_A_DATAGRAM):
         more, further = _receive(sock, rest)
@@ -100,7 +100,8 @@ def receive_request(sock: socket.socket, buffer: bytearray) -> Request | None:
 
 
 def _receive(sock: socket.socket, buffer: bytearray) -> tuple[int, list[int]]:
-    # Not recv_fds(), which makes a bytes object: memory that Python frees cannot be overwritten.
+    # Not socket.recv_fds(), which returns the request as a new bytes object: its memory could not
+    # be overwritten, and the next device would inherit it.
     length, ancillary, _, _ = sock.recvmsg_into([buffer], _ROOM)
     fds = array.array("i")
     for _, _, content in ancillary:

@@ -72,7 +72,7 @@ def become_device(
             rehearse(lambda step: jail.write_error(f"{step}\n"))
         os._exit(0)
     except MemoryFileError as err:
-        # The VMM or the host is at fault, so a traceback of ours would add nothing.
+        # The VMM or the host is at fault, not this program, so a traceback would add nothing.
         jail.write_error(f"{spec.name}: {err}")
     except BaseException as err:
         jail.write_error(f"{spec.name}: {describe_error(err)}")

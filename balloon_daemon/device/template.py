@@ -93,7 +93,7 @@ class _Process:
 
 
 def _wait_readable(fds: list[int], within_s: float) -> bool:
-    # Not select(2), which takes no descriptor number above 1023; the controller has higher ones.
+    # Not select(2), which takes no descriptor number above 1023: the controller has higher ones.
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
@@ -162,7 +162,8 @@ class Template:
         try:
             send_request(running.sock, spec, tube_fd, stderr_fd, parent, self._bpf)
         except OSError:
-            # A request that was not sent as a whole forks no device, so the caller may ask again.
+            # The template forks no device before it has a whole request, and this request was not
+            # sent as a whole, so the caller may ask again.
             self._lose(running, "is gone")
             self._look_after_start()
             raise self._not_yet() from None
@@ -186,9 +187,9 @@ class Template:
         except OSError:
             answer = b""
         if len(answer) != ANSWER.size:
-            # The template may have forked a device whose pid nobody knows. That device ends, as it
-            # got no order and the caller closes its tube; so the caller must open another tube for
-            # the next try.
+            # The template may have forked a device whose process id was not told. That device ends
+            # by itself, because the caller closes the tube before any order is sent; so the caller
+            # must open a new tube for its next try.
             self._lose(running, "does not answer")
             raise OSError(errno.EAGAIN, "the process that forks devices does not answer")
         pid: int
@@ -268,8 +269,8 @@ class Template:
         try:
             with contextlib.closing(theirs):
                 fd = self._low.duplicate(theirs.fileno())
-                # Isolated (-I) and without site-packages (-S): whatever else the interpreter would
-                # import, as code in .pth files, would run outside the jail.
+                # Start Python isolated (-I) and without site-packages (-S): code that it would
+                # import otherwise, as that in .pth files, would run outside the jail.
                 command = [sys.executable, "-I", "-S", *_bytecode_options(), *PROGRAM]
                 pid = self._low.exec(
                     [*command, str(fd), str(os.getpid()), *sorted(directories)],
