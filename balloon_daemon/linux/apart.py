@@ -131,11 +131,12 @@ class LowNumbers:
 
 def _leave_the_table(child: Callable[[], NoReturn], *, low_alone: bool) -> NoReturn:
     try:
-        # Close nothing before this process has a table of its own, not even by a finalizer: the
-        # parent's descriptor would be closed.
+        # This process still shares its parent's descriptor table: a descriptor closed here, even
+        # by a finalizer that the garbage collector runs, would be closed in the parent too.
         gc.disable()
         alone = low_alone and LIBC.syscall(*_CLOSE_ALL_HIGH) == 0
-        # Otherwise take a copy of the whole table.
+        # Without close_range(2), or where no low numbers are occupied, take a copy of the whole
+        # table: the child then has all of the parent's descriptors.
         if not alone and LIBC.unshare(_CLONE_FILES) != 0:
             os._exit(1)
         child()

@@ -54,7 +54,8 @@ class _Files(NamedTuple):
 _V1 = _Files(
     ("memory.limit_in_bytes",),
     "memory.usage_in_bytes",
-    # Fields without "total_" count the cgroup alone, not its descendants.
+    # In memory.stat of cgroup v1, only fields whose names begin with "total_" include the cgroup's
+    # descendants.
     re.compile(rb"^total_(?:in)?active_file ([0-9]+)$", re.MULTILINE),
 )
 _V2 = _Files(
@@ -110,7 +111,7 @@ class MemoryCgroups:
         try:
             return _read(f"{self._proc}/cgroup")
         except OSError:
-            return b""  # A kernel without cgroups has no such file.
+            return b""  # A kernel without cgroups has no /proc/self/cgroup.
 
     def _limit(self, directory: str, total_bytes: int) -> CgroupLimit | None:
         limit_bytes, path = total_bytes, ""
@@ -127,16 +128,16 @@ class MemoryCgroups:
         except OSError as err:
             if err.errno not in (errno.ENOENT, errno.ENODEV):
                 self.problem = f"{err.filename}: {err.strerror}"
-            # The file is usually missing because the cgroup lacks the memory controller or is the
-            # root.
+            # A cgroup without the memory controller and the root cgroup have no limit file. A
+            # cgroup that had one earlier is gone, and the cgroups have to be looked up again.
             self._gone |= directory in self._limited
             return None
         except ValueError as err:
             self.problem = str(err)
             return None
         reclaimable = sum(map(int, self._files.reclaimable.findall(stat)))
-        # Cut off at 0: the counters are read one after the other, and memory.stat may lag behind
-        # by seconds.
+        # The difference is cut off at 0: the counters are read one after the other, and
+        # memory.stat may lag behind by seconds, so more may seem reclaimable than is used.
         left = limit_bytes - max(used - reclaimable, 0)
         return CgroupLimit(path, limit_bytes, max(left, 0))
 
@@ -145,8 +146,8 @@ class MemoryCgroups:
         self._directories, self._limited = [], set()
         paths: dict[str, str] = {}
         for line in os.fsdecode(membership).splitlines():
-            # A line has the hierarchy, its controllers, and this process's path in it, which may
-            # hold colons.
+            # A line is "hierarchy:controllers:path of this process's cgroup"; the path may hold
+            # colons.
             _, _, rest = line.partition(":")
             controllers, _, where = rest.partition(":")
             paths.update(dict.fromkeys(controllers.split(","), where.removesuffix(" (deleted)")))
@@ -179,7 +180,8 @@ def _directories(path: str, mount: Mount) -> list[str]:
     ours, root = PurePosixPath(path).parts[1:], PurePosixPath(mount.root).parts[1:]
     above, hidden = ours.count(".."), root.count("..") - ours.count("..")
     if hidden > 0:
-        # The mount is older than the cgroup namespace, so the kernel hides the names in between.
+        # The mount is older than this process's cgroup namespace and begins above the namespace's
+        # root. The kernel shows the names between the two only as "/..", so they are searched for.
         if root.count("..") < len(root):
             return []
         below = _search(mount.point, hidden, ours[above:])
@@ -209,7 +211,7 @@ def _search(top: str, hidden: int, names: Sequence[str]) -> tuple[str, ...]:
             if us in _read(f"{top}/{found}").split():
                 return PurePosixPath(found).parent.parts
         except OSError:
-            continue  # The cgroup has gone, or is threaded.
+            continue  # The cgroup has gone, or is threaded and refuses the read.
     return ()
 
 

@@ -25,8 +25,9 @@ def _without_arenas() -> _ArenaAllocator:
     """An allocator that refuses new arenas, and frees arenas as the present allocator does."""
     allocator = _ArenaAllocator()
     ctypes.pythonapi.PyObject_GetArenaAllocator(ctypes.byref(allocator))
-    # alloc(ctx, size) becomes labs(NULL), which is 0: no memory. It has to be a C function that
-    # makes no Python object, because it is called while an object is being made.
+    # CPython calls alloc(ctx, size) for an arena: with the C function labs as alloc and NULL as
+    # ctx, the call returns 0, which means "no memory". A Python function would make objects, and
+    # so call alloc again, while an object is being made.
     allocator.ctx = None
     allocator.alloc = ctypes.cast(LIBC.labs, ctypes.c_void_p)
     return allocator

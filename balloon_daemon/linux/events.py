@@ -21,7 +21,8 @@ class OwnedFd:
         """Closes the descriptor; further calls do nothing."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            # Even if close(2) fails, Linux has freed the number, which may be another file's next.
+            # Forget the number before close(2): Linux frees it even if close(2) fails, and a
+            # second close of the number could hit another file that has got it meanwhile.
             os.close(fd)
 
     def detach(self) -> int:

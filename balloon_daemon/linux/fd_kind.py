@@ -37,7 +37,8 @@ def fd_kind(fd: int) -> FdKind:
     if name.startswith("socket:["):
         return _SOCKETS.get(socket_domain(fd), FdKind.OTHER)
     try:
-        # F_GET_SEALS is answered by shmem and hugetlbfs only, and by the kernel itself.
+        # Only files of shmem and hugetlbfs answer F_GET_SEALS. For all others the kernel itself
+        # refuses it, so no file system's server is asked.
         fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:
         return FdKind.OTHER

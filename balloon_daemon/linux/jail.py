@@ -43,8 +43,8 @@ def reset_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
-    # Remove faulthandler's handlers: they would be killed for their own forbidden calls, which
-    # would hide the first fault.
+    # Remove faulthandler's handlers: in the jail they would make forbidden system calls, and
+    # seccomp would kill the process for those, which would hide the fault that came first.
     for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -55,7 +55,7 @@ def close_fds_except(keep: Iterable[int]) -> None:
     previous = -1
     for fd in sorted(keep):
         if fd > previous + 1:
-            # Skip an empty range: CPython turns closerange(0, 0) into close_range(2) of all
+            # Skip an empty range: CPython turns closerange(0, 0) into a close_range(2) of all
             # numbers.
             os.closerange(previous + 1, fd)
         previous = fd
@@ -67,7 +67,8 @@ def die_with(parent_pid: int, name: str) -> None:
     _set_name(name)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
-        # The parent died before prctl(2) could ask for its death signal.
+        # The parent died before prctl(2) asked for a signal at its death, so that signal will
+        # never come.
         os._exit(0)
 
 
@@ -113,15 +114,18 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
             bytes.
     """
     _set_name(name)
-    # Before the namespaces: it reads /proc, which is gone in them.
+    # Limit resources before the move into namespaces: the limits are computed from a file in
+    # /proc, which does not exist in there.
     _limit_resources()
     enter_empty_namespaces()
-    # Drop privileges in any case: a half-failed move into a user namespace leaves this process all
-    # capabilities in there, and a service may have some of its own (AmbientCapabilities=).
+    # Drop privileges in any case: a move into a user namespace that failed half-way leaves this
+    # process all capabilities inside that namespace, and systemd may have given the service some
+    # (AmbientCapabilities=).
     _drop_privileges(identity)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
-        # The parent died before prctl(2) could ask for its death signal.
+        # The parent died before prctl(2) asked for a signal at its death, so that signal will
+        # never come.
         os._exit(0)
     prctl.set_dumpable(0)
     prctl.set_no_new_privs(1)
@@ -135,7 +139,10 @@ def _set_name(name: str) -> None:
 
 def _drop_privileges(identity: Identity | None) -> None:
     with contextlib.suppress(PermissionError):
-        # Not permitted where root was started without CAP_SETPCAP; then there is nothing to drop.
+        # Securebits and the bounding set need CAP_SETPCAP (capabilities(7)), which a user other
+        # than root lacks, or a root started without it. They then stay as they are: they count
+        # only at an execve(2), which grants no capabilities after no_new_privs, set later in
+        # `enter`.
         prctl.securebits.noroot = True
         prctl.securebits.noroot_locked = True
         prctl.capbset.limit()
@@ -154,7 +161,8 @@ def _limit_resources() -> None:
     crosvm's seccomp policy for this device allows eventfd2, dup, epoll_create1, mmap, write and
     clone of threads.
     """
-    # Not open(): Python's buffers and decoders would touch, and so copy, 30 shared pages.
+    # Not open(): its buffers and decoders would write to, and so copy, 30 pages of memory that
+    # devices share.
     statm = os.open("/proc/self/statm", os.O_RDONLY)
     mapped_bytes = int(os.read(statm, 100).split()[0]) * resource.getpagesize()
     os.close(statm)

@@ -65,8 +65,8 @@ def show_as(name: str) -> None:
     """
     if _command_line is not None:
         room = len(_command_line)
-        # If the area's last byte is not NUL, the kernel shows it up to the first NUL
-        # (fs/proc/base.c).
+        # End the area in a byte other than NUL: the kernel then shows ps the text up to the first
+        # NUL, instead of the whole area (fs/proc/base.c).
         _command_line.raw = name.encode()[: room - 2].ljust(room - 1, b"\0") + b"."
 
 
@@ -81,7 +81,7 @@ def _find_area(first: int, last: int) -> "ctypes.Array[ctypes.c_char] | None":
     return (ctypes.c_char * (end - start)).from_address(start) if end - start > 2 else None
 
 
-# Looked up at import, for all forked processes: a jailed process cannot read /proc.
+# Looked up at import, before any device is forked: a jailed process cannot read /proc.
 _command_line = _find_area(_ARG_START, _ARG_END)
 
 _environ = ctypes.POINTER(ctypes.c_void_p).in_dll(LIBC, "environ")
@@ -98,7 +98,8 @@ def forget_environment() -> None:
     contents = [content for pair in posix.environ.items() for content in pair]
     posix.environ.clear()
     for content in contents:
-        # Skip single bytes: CPython shares one object for each of them among all users.
+        # Skip objects of one byte: CPython has one shared object for each byte value, and
+        # overwriting it would change that value everywhere in this process.
         if isinstance(content, bytes) and len(content) > 1:
             ctypes.memset(id(content) + bytes.__basicsize__ - 1, 0, len(content))
     at = 0
@@ -110,13 +111,14 @@ def forget_environment() -> None:
         ctypes.memset(area, 0, len(area))
 
 
-# arch/x86/entry/syscalls/syscall_64.tbl; glibc has no wrapper of this kind. linux/sched.h
+# The number is from arch/x86/entry/syscalls/syscall_64.tbl, the flags are from linux/sched.h;
+# glibc's clone() cannot be used, because it requires a new stack.
 _SYS_CLONE = 56
 _CLONE_FILES = 0x400
 _CLONE_PARENT = 0x8000
 
-# PyDLL keeps the interpreter's lock over the call: a child that had to take the lock first might
-# never get it.
+# PyDLL, unlike CDLL, keeps the interpreter's lock (GIL) during the call: a forked child that had
+# to take the lock again might never get it.
 _python_libc = ctypes.PyDLL(None, use_errno=True)
 _python_libc.syscall.restype = ctypes.c_long
 _CLONE_SIBLING = tuple(map(ctypes.c_ulong, (_SYS_CLONE, _CLONE_PARENT, 0, 0, 0, 0)))
@@ -191,8 +193,8 @@ def same_open_file(one: int, other: int) -> bool:
     if LIBC.syscall(_SYS_KCMP, pid, pid, _KCMP_FILE, one, other) == 0:
         return True
     try:
-        # F_GET_SEALS is answered by memory files only (linux/memory.py). Do not fstat() other
-        # files: a file of FUSE answers only when its server does.
+        # Compare memory files alone by fstat(2): only they answer F_GET_SEALS (linux/memory.py).
+        # For a file of FUSE, fstat(2) would wait for its server.
         for fd in (one, other):
             fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:

@@ -27,11 +27,11 @@ from balloon_daemon.units import KIB
 MEMINFO = Path("/proc/meminfo")
 HUGEPAGES = Path("/sys/kernel/mm/hugepages")
 
-# At most 15 digits: a PiB in KiB has 13.
+# Longer numbers than 15 digits are not read: a PiB, in KiB, has 13 digits.
 _FIELD = re.compile(rb"^([A-Za-z_()]+): +([0-9]{1,15})(?: kB)?$", re.MULTILINE)
-# The parts from which the kernel computes MemAvailable, but for its watermarks (mm/show_mem.c,
-# si_mem_available). Every kernel that balloond supports has MemAvailable; a file in place of the
-# kernel's may lack it, or always say 0.
+# Where MemAvailable is missing, the sum of these fields stands in for it: the kernel computes it
+# from them, less its watermarks (mm/show_mem.c, si_mem_available). Every kernel that balloond
+# supports has MemAvailable; a file mounted over /proc/meminfo may lack it, or always say 0.
 _ESTIMATE = (b"MemFree", b"Active(file)", b"Inactive(file)", b"SReclaimable")
 _SIZE = re.compile(r"hugepages-([0-9]+)kB")
 
@@ -86,9 +86,9 @@ def host_memory(
         available_bytes = sum(_kib(figures, name) for name in _ESTIMATE) * KIB
     available_bytes = min(available_bytes, total)
     pool, poisoned = _pool_bytes(figures, hugepages), _kib(figures, b"HardwareCorrupted") * KIB
-    # Pools and poisoned pages are never available; if all together exceed the total, they are
-    # another host's figures. A container's meminfo may show its own limit as MemTotal beside the
-    # host's pools.
+    # Huge page pools and poisoned pages are never part of the available memory. If the sum exceeds
+    # MemTotal, the figures are from different hosts: a container's meminfo may show the
+    # container's limit as MemTotal beside the host's pools.
     if pool and (pool + poisoned + available_bytes > total or _is_containers(path, mounts)):
         pool = 0
     if poisoned + available_bytes > total:
@@ -108,7 +108,7 @@ def _pool_bytes(figures: dict[bytes, bytes], hugepages: Path) -> int:
     size_kib, pages = _kib(figures, b"Hugepagesize"), _kib(figures, b"HugePages_Total")
     persistent_kib = (pages - min(_kib(figures, b"HugePages_Surp"), pages)) * size_kib
     if b"Hugetlb" not in figures:
-        if size_kib:  # size 0: the kernel has no huge pages
+        if size_kib:  # 0: the kernel has no huge pages
             others = _others(size_kib, hugepages)
             persistent_kib += sum(kib - surplus_kib for kib, surplus_kib in others)
     elif (others_kib := _kib(figures, b"Hugetlb") - pages * size_kib) > 0:
@@ -143,7 +143,9 @@ def _number(path: Path) -> int:
         return 0
 
 
-@cache  # A container's meminfo is mounted before any process of it starts.
+# Cached: a container's meminfo is mounted before any process of it starts, so the answer never
+# changes.
+@cache
 def _is_containers(path: Path, mounts: Path) -> bool:
     """Whether a FUSE file system such as lxcfs provides this file in place of the kernel."""
     try:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from balloon_daemon.errors import MemoryFileError
 from balloon_daemon.units import format_size
 
-# linux/fcntl.h; shmem and hugetlbfs answer it, every other file system refuses with EINVAL.
+# linux/fcntl.h. Only files of shmem and hugetlbfs answer F_GET_SEALS; every other file system
+# refuses it with EINVAL.
 F_GET_SEALS = 1034
 F_ADD_SEALS = 1033
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE = 1, 2, 4, 8, 16
@@ -51,7 +52,7 @@ def inspect_memory_file(fd: int) -> MemoryFile:
     devices, ROMs), with files of any kind.
     """
     # Ask for the seals first, which the kernel answers by itself. fstat(2) of a file of FUSE asks
-    # its server, who may be hostile or never answer.
+    # the file system's server, which may be hostile or never answer.
     try:
         seals = fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:
@@ -121,7 +122,8 @@ def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
             offset=offset_bytes,
         )
     except ValueError as err:
-        # The mmap module compares the length itself; its message names no numbers.
+        # Python's mmap module itself compares the length with the file's; the message of its
+        # ValueError gives neither.
         raise MemoryFileError(
             f"guest memory up to byte {offset_bytes + size_bytes} is to be mapped, but its file "
             f"has {os.fstat(fd).st_size} bytes: the VMM cut it short"
@@ -198,7 +200,8 @@ def memory_file_use(fd: int) -> FileUse:
     """
     fcntl.fcntl(fd, F_GET_SEALS)
     status, room = os.fstat(fd), os.fstatvfs(fd)
-    # mm/shmem.c, shmem_statfs: f_blocks is 0 where there is no limit, as for a memfd.
+    # shmem reports f_blocks 0 where the file system has no size limit, as for a memfd (mm/shmem.c,
+    # shmem_statfs).
     limit = room.f_blocks * room.f_frsize if room.f_blocks else None
     return FileUse(
         (status.st_dev, status.st_ino),

@@ -36,8 +36,9 @@ def read_mounts(path: Path = MOUNTINFO) -> list[Mount]:
         OSError: the kernel's reason.
     """
     mounts = []
-    # Do not split at other white space: only blanks, tabs, newlines and backslashes are escaped
-    # (fs/proc_namespace.c, mangle), and a mount point's name may contain any other kind.
+    # Split lines at newlines and fields at blanks only: the kernel escapes blanks, tabs, newlines
+    # and backslashes in a mount point's name (fs/proc_namespace.c, mangle), but no other white
+    # space.
     for line in os.fsdecode(path.read_bytes()).split("\n"):
         before, _, after = line.partition(" - ")
         fields, types = before.split(" "), after.split(" ")

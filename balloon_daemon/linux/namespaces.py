@@ -36,12 +36,15 @@ def enter_empty_namespaces() -> bool:
     """
     wanted = _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWNET
     if os.geteuid() != 0:
-        # No user namespace for root without CAP_SYS_ADMIN: in there it could not give up its ids.
+        # Other users need a user namespace of their own to be allowed the other namespaces. Root
+        # without CAP_SYS_ADMIN does not get one: inside it, root could not give up its user and
+        # group ids.
         wanted |= _CLONE_NEWUSER
     if LIBC.unshare(wanted) != 0:
         return False
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    # Mount over /proc, a directory that every Linux has, and make that the root.
+    # Mount an empty tmpfs over /proc, a directory that every Linux has, and make it this process's
+    # root.
     if (
         LIBC.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) != 0
         or LIBC.mount(b"none", b"/proc", b"tmpfs", flags, b"nr_inodes=1") != 0

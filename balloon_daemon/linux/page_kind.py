@@ -28,8 +28,8 @@ def pages_of(fd: int) -> tuple[int, str]:
     page_bytes = os.fstatvfs(fd).f_bsize
     if page_bytes > mmap.PAGESIZE:
         return page_bytes, "never"
-    # shmem_enabled applies to the kernel's own mount, where memfds are; its deny and force
-    # overrule all mounts.
+    # SHMEM_ENABLED is the setting of the kernel's own tmpfs mount, in which memfds are. Its values
+    # deny and force overrule the huge= option of every mount.
     overall = _chosen_word(SHMEM_ENABLED)
     device = os.fstat(fd).st_dev
     option = _mount_option(f"{os.major(device)}:{os.minor(device)}")
@@ -46,10 +46,12 @@ def _mount_option(device: str) -> str | None:
         content = MOUNTS.read_bytes().decode(errors="replace")
     except OSError:
         return None
-    # Do not split at other white space: only blanks, tabs, newlines and backslashes are escaped
-    # (fs/proc_namespace.c, mangle), and a mount point's name may contain any other kind.
+    # Split lines at newlines and fields at blanks only: the kernel escapes blanks, tabs, newlines
+    # and backslashes in a mount point's name (fs/proc_namespace.c, mangle), but no other white
+    # space.
     for line in content.split("\n"):
-        # proc_pid_mountinfo(5): (3) is the device, (11) the super block's options.
+        # Fields as numbered in proc_pid_mountinfo(5): (3) is the device; (11), the last, has the
+        # super block's options, among them huge=.
         fields = line.split(" ")
         if len(fields) > 3 and fields[2] == device:
             options = dict(word.partition("=")[::2] for word in fields[-1].split(","))

@@ -18,7 +18,7 @@ SECCOMP_SET_MODE_FILTER = 1
 # linux/prctl.h
 PR_SET_NO_NEW_PRIVS = 38
 
-# asm/unistd.h of the machines that have a table of calls
+# seccomp(2)'s number on each machine for which there is a table of system calls. asm/unistd.h
 _NR_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
 
 _SOCK_FILTER_BYTES = 8
@@ -75,7 +75,8 @@ class Program:
         raise err
 
 
-# linux/bpf_common.h, linux/seccomp.h: (code, jump if true, jump if false, constant).
+# Parts of BPF instructions, each (opcode, jump if true, jump if false, constant); from
+# linux/bpf_common.h and linux/seccomp.h.
 _LD_W_ABS, _JEQ_K, _JSET_K, _RET_K = 0x20, 0x15, 0x45, 0x06
 _AT_NUMBER, _AT_ARCH, _AT_FLAGS = 0, 4, 16 + 3 * 8
 _X86_64, _MMAP, _MAP_HUGETLB = 0xC000003E, 9, 0x40000

@@ -63,10 +63,10 @@ def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
         return False
     with sock:
         try:
-            # Wait for room: READY=1 must arrive, and the manager's queue may be full of
-            # descriptors for its store.
+            # Wait for room: READY=1 must arrive, and systemd's queue may be full of messages with
+            # descriptors for its file descriptor store.
             sock.settimeout(within_s)
-            # surrogateescape: a path in the message need not be UTF-8.
+            # surrogateescape: a path in the message may have bytes that are not UTF-8.
             sock.send("\n".join(assignments).encode(errors="surrogateescape"))
         except OSError:
             return False
@@ -84,9 +84,9 @@ def take_stored_fds() -> dict[str, OwnedFd]:
         return {}
     fds = []
     for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
-        # Move them above LOW: a child forked by linux/apart.py inherits only lower numbers.
-        # Closing these files never blocks, because a VMM's file whose close could is never put
-        # into the store.
+        # Move the descriptor above LOW: a child forked by linux/apart.py inherits only lower
+        # numbers. Its owner may close it directly (OwnedFd), because a VMM's file whose close
+        # could block is never put into systemd's file descriptor store.
         fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOW))
         os.close(fd)
     return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
@@ -104,7 +104,7 @@ def store_capacity(manager: socket.socket, *, has_stored: bool) -> int:
         manager: from ``connect_manager``.
         has_stored: True: the manager has already given us descriptors that it had stored.
     """
-    # Removed, so that no child takes it for its own.
+    # Remove the variable, so that no child process takes it for its own.
     told = os.environ.pop("FDSTORE", "")
     if told.isascii() and told.isdigit():
         return int(told)
@@ -123,7 +123,8 @@ def _stores(manager: socket.socket) -> bool:
     try:
         trial = _send_writer(manager, f"FDSTORE=1\nFDPOLL=0\nFDNAME={TRIAL}")
         barrier = _send_writer(manager, "BARRIER=1")
-        # The manager closes the barrier once it has handled all earlier messages.
+        # systemd closes the barrier once it has handled all earlier messages, the trial's among
+        # them.
         stored = _is_closed(barrier, STORE_TRIED_WITHIN_S) and not _is_closed(
             trial, CLOSED_WITHIN_S
         )
