@@ -59,8 +59,8 @@ from balloon_daemon.virtio.balloon import (
     queue_numbers,
 )
 
-# Plain ints: an IntFlag makes a new member for each "&", and its "~" drops the bits that it does
-# not know.
+# Plain ints instead of IntFlags: "&" of an IntFlag makes a new member each time, and "~" of one
+# drops the bits for which its class has no name.
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
 _PROTOCOL_FEATURES = int(wire.OFFERED_PROTOCOL_FEATURES)
 _IMPLEMENTED = int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES
@@ -191,7 +191,8 @@ class Backend:
             for fd in fds:
                 fd.close()
             raise
-        # After any StopDevice: the front-end may free memory as soon as it is acknowledged.
+        # The acknowledgement comes after any StopDevice effect: the front-end may free guest
+        # memory as soon as it reads the acknowledgement, and no device may use that memory then.
         return [*effects, Send(acknowledgement(message))] if self._wants_ack(message) else effects
 
     def lacks_fds(self, message: Message) -> bool:
@@ -237,7 +238,8 @@ class Backend:
         self.driver.set_up(message.request)
         if features == self.acknowledged:
             return []
-        # Any implemented feature: an earlier balloond with other settings may have offered it.
+        # Any implemented feature is taken here, offered or not: an earlier balloond with other
+        # settings may have offered it. `refusal` names the features that no balloond implements.
         self.acknowledged = features
         return [*RESTART]
 
@@ -264,7 +266,8 @@ class Backend:
         self.status = wire.decode_u64(message)
         if self.status:
             return []
-        # QEMU also sends status 0 for a pause, after it has stopped the rings.
+        # Status 0 does not always mean a reset: QEMU also sends it for a pause, after it has
+        # stopped the rings. So rings are disabled here only if one is still ready.
         self.driver.sign_reset()
         return self._reset_owner(message, fds) if any(v.ready for v in self.vrings) else []
 
@@ -289,7 +292,8 @@ class Backend:
     # --- vrings -------------------------------------------------------------------------------
 
     def _set_vring_kick(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        # "Ring states": without VHOST_USER_F_PROTOCOL_FEATURES a ring is enabled as it starts.
+        # vhost-user specification, "Ring states": without VHOST_USER_F_PROTOCOL_FEATURES a ring is
+        # enabled as soon as it starts, which its kick descriptor brings about.
         enables = not self.acknowledged & wire.VHOST_USER_F_PROTOCOL_FEATURES
         return self.vrings.set_kick(message, fds, enables=enables)
 

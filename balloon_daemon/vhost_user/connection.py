@@ -85,8 +85,8 @@ class Connection:
 
     def __init__(self, sock: socket.socket, foreign: ForeignFds) -> None:
         sock.setblocking(False)
-        # SO_OOBINLINE reads urgent data like any other; otherwise the kernel skips those bytes and
-        # closes their descriptors itself.
+        # SO_OOBINLINE: read urgent data (MSG_OOB) in its place in the stream. Otherwise the kernel
+        # skips urgent bytes, and closes the descriptors that came with them in this process.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._socket = sock
         self.foreign = foreign
@@ -113,8 +113,8 @@ class Connection:
         if kept or self._socket.fileno() < 0 or self._hang_up():
             self._socket.close()
         else:
-            # Descriptors may wait in the socket's queue, where the last close of the socket closes
-            # them: leave that to a closer.
+            # Descriptors may still wait in the socket's queue, and the socket's last close closes
+            # them too, which may block: leave that to a closer process.
             self._own(self._socket.detach()).close()
         self.close_dropped()
 
@@ -129,8 +129,8 @@ class Connection:
         waits = int.from_bytes(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)), "little")
         for _ in range(2):  # The first recvmsg() may report a pending SO_ERROR instead.
             with contextlib.suppress(OSError):
-                # MSG_PEEK without an ancillary buffer stops at the first SCM_RIGHTS and sets
-                # MSG_CTRUNC.
+                # A MSG_PEEK without an ancillary buffer stops at the first bytes with descriptors
+                # (SCM_RIGHTS) and sets MSG_CTRUNC. Without either, no descriptor waits.
                 content, _, flags, _ = self._socket.recvmsg(waits + 1, 0, socket.MSG_PEEK)
                 return len(content) == waits and not flags & socket.MSG_CTRUNC
         return False
@@ -202,9 +202,9 @@ class Connection:
                     self.close_dropped()
                     raise FrontendError("message", f"more than {MAX_FDS} file descriptors")
                 self._fds += map(self._own, numbers)
-        # The buffer had room, so MSG_CTRUNC means that this process may open no more files
-        # (RLIMIT_NOFILE). The kernel does not say which descriptors are missing, so none of this
-        # message is used.
+        # The buffer had room for all descriptors, so MSG_CTRUNC means that this process may open
+        # no more files (RLIMIT_NOFILE). The kernel does not say which descriptors are missing, so
+        # no descriptor of this message is used.
         self._lost |= truncated
         if self._lost:
             for fd in self._fds:
@@ -232,7 +232,7 @@ class Connection:
 
     def brings_fds(self) -> bool:
         """Whether descriptors come with the next bytes; both are left in the socket."""
-        # The first recvmsg() may report a pending SO_ERROR instead.
+        # recvmsg() may fail with the socket's pending error (SO_ERROR) instead of peeking.
         with contextlib.suppress(OSError):
             _, _, flags, _ = self._socket.recvmsg(1, 0, socket.MSG_PEEK)
             return bool(flags & socket.MSG_CTRUNC)
@@ -266,7 +266,7 @@ class Connection:
             OSError: the front-end is gone.
         """
         if not self._unsent:
-            # Usually the socket takes the whole reply, and no copy is needed.
+            # Usually the socket takes the whole reply at once, and no copy of it is needed.
             try:
                 sent = self._socket.send(reply)
             except BlockingIOError:

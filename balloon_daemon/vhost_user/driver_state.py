@@ -126,8 +126,9 @@ class DriverState:
         if base or index:
             self.reset_signed &= index != 0
             return False
-        # A queue that stood at 0 (after none or 65536 chains) may be resumed at 0 after a pause,
-        # unless the config space was read meanwhile: a paused driver reads nothing.
+        # A base of 0 for an inflateq that stood elsewhere shows a new driver. An inflateq that
+        # stood at 0 (after none or 65536 chains) may only have been paused, unless the config
+        # space was read meanwhile: a paused driver reads nothing.
         if before or (self.reset_signed and self.config_read):
             return self.begin_anew()
         self.reset_signed = False

@@ -24,7 +24,9 @@ def _add_mem_reg(memory: MemoryTable, message: Message, fds: Sequence[Fd]) -> li
 
 def _rem_mem_reg(memory: MemoryTable, message: Message, fds: Sequence[Fd]) -> list[Effect]:
     there = memory.remove(wire.decode_single_region(message))
-    for fd in fds:  # Old front-ends send one, which the specification allows and nobody uses.
+    # Old front-ends send a descriptor with REM_MEM_REG, which the specification allows. It is
+    # closed unused: the region is found by its addresses and size.
+    for fd in fds:
         fd.close()
     if there or memory.unsound:
         return [*RESTART]

@@ -64,8 +64,8 @@ def replay_vrings(backend: Backend) -> list[ReplayMessage]:
         for request, fd in (
             (Request.SET_VRING_CALL, vring.call),
             (Request.SET_VRING_ERR, vring.err),
-            # A ring that cannot be served is sent without a kick, so the next controller does not
-            # serve it either.
+            # A ring that cannot be served is sent without its kick descriptor, so that the next
+            # controller, to which these messages go, does not serve it either.
             (Request.SET_VRING_KICK, None if vring.unusable else vring.kick),
         ):
             if fd is not None:

@@ -116,7 +116,8 @@ class Vrings:
     def set_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         state = wire.decode_vring_state(message)
         vring = self._vring(state.index)
-        # The base only answers GET_VRING_BASE: a device starts at the used.idx in guest memory.
+        # No device starts at this base, but at the used.idx in guest memory. The base is kept for
+        # GET_VRING_BASE's reply, and may show that the driver begins anew.
         before, was_unusable = vring.base, vring.unusable
         if wrong := vring.set_base(state.num):
             return [not_served(message, wrong), *RESTART]
@@ -174,8 +175,8 @@ class Vrings:
         if message.request == Request.SET_VRING_KICK:
             vring.set_kick(None)
         elif message.request == Request.SET_VRING_CALL:
-            # Not without a call: a driver that expects calls and gets none waits for its buffers
-            # for ever.
+            # Mark the ring as unusable rather than as one without a call: its driver expects to be
+            # called, and would wait for its buffers for ever.
             vring.set_call(None, usable=False)
         return [not_served(message, NO_ROOM), *RESTART]
 

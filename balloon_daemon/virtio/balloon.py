@@ -86,8 +86,8 @@ class BalloonConfig:
     num_pages: NumPages = field(default=NumPages(0))
     actual: NumPages = field(default=NumPages(0))
 
-    # num_pages, actual, free_page_hint_cmd_id, poison_val; the last two belong to features
-    # that are not offered and read as zero.
+    # The fields are num_pages, actual, free_page_hint_cmd_id and poison_val; the last two belong
+    # to features that are not offered, and read as zero.
     _LAYOUT = struct.Struct("<IIII")
     SIZE = _LAYOUT.size
 
@@ -110,7 +110,7 @@ class BalloonConfig:
             Whether any of ``actual`` was written.
         """
         if not offset and len(content) == self.SIZE:
-            # A write of the whole space, as QEMU sends for each buffer.
+            # The quick way for a write of the whole space, which QEMU sends for each buffer.
             self.actual = NumPages(self._LAYOUT.unpack(content)[1])
             return True
         if not content or offset >= 8 or offset + len(content) <= 4:

@@ -118,12 +118,13 @@ class SplitQueue:
         self.size = size
         self._mask = size - 1
         self._descriptors = descriptors
-        # A cast view reads each 16-bit field with one aligned load, so never half of a changing
-        # index.
+        # memoryview.cast("H") reads a 16-bit field with one aligned load. Two loads could give
+        # halves of different values of an index, which the driver changes meanwhile.
         self._available = available.cast("H")
         self._used = used
         self._used16 = used.cast("H")
-        # Read once, here: the driver can also write to the used ring at any moment.
+        # Read used.idx from guest memory only once, here, and count on from it: the driver, too,
+        # can write to the used ring at any moment.
         self.used_index = self._used16[1]
         """Chains answered so far, modulo 65536: the base for GET_VRING_BASE."""
         self.next = self.used_index
@@ -154,8 +155,8 @@ class SplitQueue:
         self.next = (self.next + 1) & 0xFFFF
         descriptor = _unpack_descriptor(self._descriptors, head * _DESCRIPTOR_BYTES)
         if not descriptor[2] & _MORE_THAN_READABLE:
-            # A single readable descriptor, as Linux sends for a buffer of PFNs; ``_follow`` would
-            # give the same result.
+            # The quick way for a single readable descriptor, as Linux sends for a buffer of PFNs;
+            # `_follow` would give the same result.
             return DescriptorChain(head, [descriptor[:2]], [])
         return self._follow(head, descriptor)
 
@@ -163,7 +164,8 @@ class SplitQueue:
         """Follows a chain from its first descriptor, of which there is a copy, to its last."""
         readable: list[tuple[int, int]] = []
         writable: list[tuple[int, int]] = []
-        # A chain longer than the queue must visit a descriptor twice: it loops.
+        # A chain has at most as many descriptors as the queue: a longer one visits a descriptor
+        # twice, so it loops.
         for _ in range(self.size):
             addr, length, flags, following = descriptor
             if flags & VIRTQ_DESC_F_INDIRECT:
