@@ -139,8 +139,8 @@ class FakeFrontend:
             self.requests.tell(_Q.SET_VRING_ADDR, addr.encode())
             self.requests.tell(_Q.SET_VRING_KICK, U64.pack(ring.index), [vring.kick])
             self.requests.tell(_Q.SET_VRING_CALL, U64.pack(ring.index), [vring.call])
-        # Set before the first enable: the back-end may send CONFIG_CHANGE_MSG from that message
-        # on.
+        # Note that rings run before the first SET_VRING_ENABLE: the back-end may send
+        # CONFIG_CHANGE_MSG from that request on.
         self.requests.running = True
         everyone = self.style.whole_config
         for index, vring in enumerate(self._vrings):
@@ -160,7 +160,7 @@ class FakeFrontend:
             table = encode_memory_table([region for region, _ in memory])
             self.requests.tell(_Q.SET_MEM_TABLE, table, [fd for _, fd in memory])
         else:
-            # Like QEMU, send only the difference from the table shared before.
+            # Like QEMU, send only the difference from the memory table that was sent before.
             for region, fd in self._shared:
                 if (region, fd) not in memory:
                     self.requests.tell(_Q.REM_MEM_REG, region.encode_single(), [fd])
@@ -194,8 +194,8 @@ class FakeFrontend:
                 raise BackendError(f"GET_VRING_BASE of queue {index} speaks of {state.index}")
             bases[index] = state.num
             vring.configured = False
-        # Messages that the back-end sent while the rings ran are in time, even if they are read
-        # now.
+        # Read the back-end channel before `running` is cleared: messages that the back-end sent
+        # while the rings ran are allowed, even though they are read only now.
         self.requests.serve_channel()
         self.requests.running = False
         return bases

@@ -7,7 +7,8 @@ from balloon_daemon.fake_guest.ram import GuestRam, PageState
 from balloon_daemon.units import PAGE_SIZE
 from balloon_daemon.virtio.balloon import STAT_ENTRY, StatTag
 
-# Linux's order: first the counters of vmstat, then sizes. Linux 6.1 sends ten tags, 7.2 sixteen.
+# The tags in the order in which Linux sends them: first the counters of vmstat, then sizes. Linux
+# 6.1 sends ten tags, Linux 7.2 sends sixteen.
 _TAGS_10 = [0, 1, 2, 3, 8, 9, 4, 5, 6, 7]
 _TAGS_16 = [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6, 7]
 

@@ -250,7 +250,8 @@ class FakeGuest:
                 self.driver.used(queue)
 
     def _settle_config(self, frontend: FakeFrontend) -> None:
-        # CONFIG_CHANGE_MSG may arrive while an answer is awaited: repeat until there is none.
+        # The driver's read of the config space waits for an answer, and another CONFIG_CHANGE_MSG
+        # may arrive meanwhile: repeat until none does.
         while frontend.requests.config_changed:
             frontend.requests.config_changed = False
             self.driver.config_changed()

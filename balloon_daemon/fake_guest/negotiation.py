@@ -88,7 +88,8 @@ def _choose_protocol_features(requests: Requests, style: Style) -> ProtocolFeatu
     chosen = offered & style.protocol_features
     if not chosen & ProtocolFeature.CONFIG:
         raise BackendError("protocol feature CONFIG is not offered: QEMU needs it")
-    # This message is sent before REPLY_ACK is in effect, so the back-end does not answer it.
+    # The back-end does not acknowledge this message, because it is sent before REPLY_ACK is in
+    # effect: set `acks` only afterwards.
     requests.tell(_Q.SET_PROTOCOL_FEATURES, U64.pack(chosen))
     requests.acks = bool(chosen & ProtocolFeature.REPLY_ACK)
     return chosen

@@ -29,14 +29,16 @@ BATCH_PAGES = 2048
 """Pages written or compared at once: 8 MiB, so that numpy's overhead for each call does not
 matter."""
 
-# Q35's low memory: all of a guest of up to 2.75 GiB, else 2 GiB, with the rest from 4 GiB up.
+# Guest memory below 4 GiB on QEMU's machine type Q35: all of a guest of up to 2.75 GiB, else 2
+# GiB; the rest begins at 4 GiB.
 Q35_ALL_LOW_BYTES = 0xB000_0000
 Q35_LOW_BYTES = 2 * GIB
 HIGH_ADDR = 4 * GIB
 VGA_START = 0xA_0000
 VGA_END = 0xC_0000
 
-# A VMM maps guest memory at other addresses than the guest's, so that a mix-up shows.
+# Front-end addresses differ from guest addresses, as with a real VMM, so that code which mixes the
+# two up fails.
 FRONTEND_BASE = 0x7F12_3400_0000
 
 
@@ -145,8 +147,8 @@ class GuestRam:
         self.memory = GuestMemory([])
         self._words = np.empty((0, WORDS), np.uint64)
         self._view.release()
-        # Unmap now, not when the garbage collector runs: a test with many guests would fill the
-        # host.
+        # Unmap now instead of when the garbage collector runs: a test with many guests would fill
+        # the host's memory.
         with contextlib.suppress(BufferError):
             self._map.close()
 
@@ -247,7 +249,8 @@ class GuestRam:
 def _describe(layout: Sequence[tuple[int, int]]) -> Iterator[RegionDescription]:
     offset = 0
     for number, (addr, size) in enumerate(layout):
-        # A gap of 1 MiB between regions, so that an address past a region's end is invalid.
+        # Leave 1 MiB between regions in the front-end's addresses, so that an address behind a
+        # region's end is invalid.
         frontend = FRONTEND_BASE + offset + number * 0x10_0000
         yield RegionDescription(GuestAddr(addr), size, FrontendAddr(frontend), offset)
         offset += size

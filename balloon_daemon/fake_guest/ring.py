@@ -26,7 +26,8 @@ Buffer = tuple[int, int]
 def _layout(size: int) -> tuple[int, int, int]:
     """Offsets of available and used ring behind the descriptor table, and the end, in bytes."""
     available = DESCRIPTOR.size * size
-    # flags, idx, ring, used_event; then the used ring on a page of its own, as in Linux.
+    # The available ring has flags, idx, an entry for each descriptor, and used_event, of 2 bytes
+    # each. The used ring begins on a page of its own, as in Linux.
     used = -(-(available + 6 + 2 * size) // PAGE_SIZE) * PAGE_SIZE
     end = used + 6 + USED_ELEMENT.size * size
     return available, used, -(-end // PAGE_SIZE) * PAGE_SIZE
@@ -61,7 +62,7 @@ class DriverQueue:
         )
         self.size = size
         self._descriptors = view[:available]
-        # A cast view loads and stores an index as one aligned u16.
+        # memoryview.cast("H") loads and stores an index as one aligned u16, never half of it.
         self._available = view[available : available + 6 + 2 * size].cast("H")
         self._used = view[used : used + 6 + USED_ELEMENT.size * size]
         self._used16 = self._used.cast("H")
@@ -115,7 +116,8 @@ class DriverQueue:
         self._chains[head] = chain
         index = self._available[1]
         self._available[2 + index % self.size] = head
-        # Store the index last: entry and descriptors must be written before it (2.7.13.3).
+        # Store the index last: the device may read the entry and its descriptors as soon as the
+        # index covers them (virtio 1.3, 2.7.13.3).
         self._available[1] = (index + 1) & 0xFFFF
         return head
 

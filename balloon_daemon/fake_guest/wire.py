@@ -46,8 +46,8 @@ class Wire:
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # connect(2) blocks only while the listener's backlog is full, and settimeout() limits
-            # that.
+            # connect(2) blocks only while the listening process accepts no connections and its
+            # backlog is full; settimeout() limits that.
             sock.settimeout(timeout_s)
             sock.connect(path)
         except OSError:
