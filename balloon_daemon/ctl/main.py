@@ -19,8 +19,8 @@ class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, with a pointer to --help; used for subcommands too."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse does not flush: an error of a full disk would appear only at the interpreter's
-        # exit.
+        # argparse does not flush standard output: an error of a full disk would appear only when
+        # the interpreter exits.
         super()._print_message(message, file)
         try:
             sys.stdout.flush()
@@ -74,7 +74,7 @@ def _prepare_output() -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A character that the stream's encoding lacks is escaped, as on standard error.
+        # Escape a character that the stream's encoding lacks, as Python does on standard error.
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

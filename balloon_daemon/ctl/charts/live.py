@@ -53,7 +53,7 @@ def columns_of(samples: Sequence[Sample], count: int, span_s: float) -> list[Col
         place = min(count - 1, int(sample.at_s / span_s * count))
         before = columns[place]
         columns[place] = Column(sample, sample.is_low or (before is not None and before.was_low))
-    # A column without a sample between two others repeats the column before it.
+    # A column in which no sample falls, but later columns have some, repeats the column before it.
     last = max((place for place, column in enumerate(columns) if column is not None), default=-1)
     for place in range(1, last):
         if columns[place] is None:
@@ -123,7 +123,7 @@ class LiveChart:
     def __init__(self, story: Story, console: Console | None = None) -> None:
         self._story = story
         self._top_balloon = 6.0 * story.step_bytes
-        # auto_refresh would start a thread; `show` refreshes the picture instead.
+        # auto_refresh=True would start a thread; `show` redraws the picture instead.
         self._live = Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> Self:
@@ -191,7 +191,8 @@ def _margin_cell(cell: tuple[str, str], column: Column | None) -> tuple[str, str
     character, style = cell
     if character == " ":
         return "┄", MARGIN
-    # The area reaches above the margin's line: draw the line on the area's lower colour.
+    # Here the filled area reaches above the margin's line: draw the line, with the area's colour
+    # behind it that the style names after " on ".
     return "┄", f"{MARGIN} on {style.rpartition(' on ')[2]}"
 
 

@@ -21,7 +21,7 @@ MARGIN = "#c8332b"
 BALLOON = "#e39a2d"
 INK = "#2b2f36"
 
-# The longest label that still fits its phase's width in the picture.
+# A label for each phase, the longest that fits the phase's width in the picture.
 _LABELS = {
     Phase.CALM: "calm",
     Phase.GROWS: "another\nprogram\nstarts",
@@ -159,7 +159,8 @@ def _draw_guest(axes: Axes, story: Story, samples: Sequence[Sample]) -> None:
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_xlabel("seconds")
     _tidy(axes, "in the guest (MiB)")
-    # Keep the two legends apart, wherever the two lines end.
+    # Two lines end at the right edge and are named there: keep the two names at least a fifth of
+    # the axis apart, even where the lines end at the same height.
     _name(
         axes, max(held[-1], balloon[-1] + 0.2 * top), "memory that the\nguest really holds", GUEST
     )

@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     if host_memory().available_bytes < NEEDED_BYTES:
         _complain(f"it takes up to {format_size(NEEDED_BYTES)} of memory, and less is available")
         return 1
-    # SIGTERM and SIGHUP raise KeyboardInterrupt, so that they clean up as SIGINT does.
+    # SIGTERM and SIGHUP raise KeyboardInterrupt too, so that the demonstration cleans up as it
+    # does after SIGINT.
     before = {number: signal.signal(number, _interrupt) for number in _ENDINGS}
     try:
         return _perform(story, args)
@@ -92,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
         _complain("interrupted; nothing of it is left")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of standard output has gone: without the dup2 Python would flush into the
-        # closed pipe once more at its end, and print a traceback.
+        # The reader of standard output has gone. Without the dup2 Python would flush into the
+        # closed pipe once more when it exits, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as err:

@@ -90,8 +90,8 @@ class Performance:
                 guest.wait_ready()
                 self._loop(host, daemon, guest, deadline)
             except DemoError:
-                # A guest that loses its device often means that balloond has died: report that as
-                # the cause.
+                # A guest that loses its device often means that balloond has died: `must_live`
+                # then raises that as the cause.
                 daemon.must_live(wait_s=0.5)
                 raise
             finally:
@@ -104,7 +104,8 @@ class Performance:
     ) -> None:
         began = time.monotonic()
         next_status = next_frame = began
-        # On a slow machine the load ends later: not before the host is relieved.
+        # On a slow machine the load ends later: the script waits at this moment, up to PATIENCE_S,
+        # until the host is no longer low on memory and the guest has checked its pages.
         load_leaves_s = self.story.start_s(Phase.LEAVES)
         held_s = 0.0
         relieved = False

@@ -67,7 +67,8 @@ class DemoDaemon:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                # balloond prints how to attach a VMM there; its log goes to standard error.
+                # Standard output is dropped: balloond prints there how to attach a VMM. Its log
+                # goes to standard error.
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
@@ -129,9 +130,10 @@ class DemoGuest:
                 "--share", repr(story.share),
                 "--pinned", str(story.pinned_bytes),
                 "--refill",
-                # With a single buffer on its way, the balloon of a busy machine would wait a
-                # thousand times for a processor before one step is done, and the policy would take
-                # the next step meanwhile.
+                # Allow the guest 64 buffers that wait for an answer. With a single one, a busy
+                # machine would give the guest a processor a thousand times, one after the other,
+                # before one step of the balloon is done, and the balloon policy would take the
+                # next step meanwhile.
                 "--in-flight", "64",
             ],
             errors=directory / "guest.log",

@@ -106,7 +106,8 @@ class Story:
 
     def timetable(self) -> list[tuple[Phase, float, float]]:
         """Every phase with its start and end, in seconds; the last has no end."""
-        # A faster policy lets the load change faster too; a slower one does not delay it.
+        # With a balloon policy faster than the demonstration's default, the load changes faster
+        # too; a slower policy does not delay the load.
         pace = min(1.0, DEFAULT_SPEED / self.speed)
         table = []
         start_s = 0.0
@@ -165,7 +166,8 @@ def plan(vm_bytes: int, speed: float) -> Story:
         )
     maximum = max_balloon_bytes(vm_bytes)
     step = maximum // PolicySettings().steps
-    # A third more levels than the load causes, half of them with content at most.
+    # Plan memory for a third more levels than the load causes. At most CACHE_SHARE of the levels'
+    # memory has content, the guest's cache; the rest was never touched.
     levels = LEVELS * 4 / 3
     cache = int(min(MAX_CACHE_BYTES, CACHE_SHARE * levels * step)) // PAGE_SIZE * PAGE_SIZE
     pinned = min(PINNED_BYTES, cache // 4) // PAGE_SIZE * PAGE_SIZE
@@ -180,8 +182,8 @@ def plan(vm_bytes: int, speed: float) -> Story:
         share=cache / (levels * step),
         pinned_bytes=pinned,
         budget_bytes=calm_bytes + BASE_LOAD_BYTES + cache + pinned,
-        # Stop a quarter of a level short of the fifth level, so that exactly five steps are
-        # needed.
+        # The peak is a quarter of a level short of what LEVELS levels free, so that the policy
+        # needs exactly LEVELS steps.
         peak_load_bytes=int(calm_bytes - MARGIN_BYTES + (LEVELS - 0.25) * freed_a_level),
     )
 

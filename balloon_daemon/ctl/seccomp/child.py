@@ -23,7 +23,7 @@ def main() -> int:
     try:
         set_no_new_privs()
         ptrace.trace_me()
-        # the parent sets its ptrace options and resumes this process
+        # Stop here: the parent sets its ptrace options meanwhile, and then resumes this process.
         os.kill(os.getpid(), signal.SIGSTOP)
         if program is not None:
             program.load_and_exec(path, arguments)

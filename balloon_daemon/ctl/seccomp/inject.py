@@ -18,7 +18,8 @@ _BREAKPOINT = b"\xcc"  # int3
 _CALL_AND_BREAK = b"\x0f\x05\xcc"  # syscall; int3
 _RED_ZONE_BYTES = 128
 
-# struct user_regs_struct of asm/user_64.h: the indices of what is used here, of 27 words.
+# The indices of the registers used here, in struct user_regs_struct of asm/user_64.h, which has 27
+# words.
 _REGISTERS = struct.Struct("=27Q")
 _RAX, _RDX, _RSI, _RDI, _ORIG_RAX, _RIP, _RSP = 10, 12, 13, 14, 15, 16, 19
 
@@ -68,7 +69,8 @@ class EntryPoint:
         words[_RIP] = self._address
         words[_ORIG_RAX] = 2**64 - 1  # not in a system call, so that the kernel restarts none
         before = tuple(words)
-        # The memory below the stack pointer and the red zone is mapped and unused.
+        # Write the filter below the stack pointer and the red zone, the bytes below it that a
+        # function may use: memory further down is mapped and unused.
         program = (words[_RSP] - _RED_ZONE_BYTES - len(bpf) - 16) & ~15
         fprog = program + len(bpf)
         os.pwrite(self._memory, bpf + struct.pack("=H6xQ", len(bpf) // 8, program), program)

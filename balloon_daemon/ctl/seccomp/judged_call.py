@@ -35,7 +35,7 @@ def parse_call(text: str, arch: Arch) -> tuple[int, list[int]]:
     return result
 
 
-# a call to be judged = ( name | number ) [ '(' [ value { ',' value } ] ')' ]
+# Grammar: a call to be judged = ( name | number ) [ '(' [ value { ',' value } ] ')' ]
 def _call(words: Words, arch: Arch, values: ValueReader) -> tuple[int, list[int]]:
     token = words.take("a system call")
     if token.kind is Kind.NUMBER:

@@ -116,7 +116,7 @@ def current_call(pid: int) -> Call:
     Raises:
         OSError: the thread is gone, or not stopped.
     """
-    # struct ptrace_syscall_info: op, three bytes of padding, arch, ...
+    # struct ptrace_syscall_info begins with op, three bytes of padding, and arch.
     info = ctypes.create_string_buffer(88)
     _ptrace(PTRACE_GET_SYSCALL_INFO, pid, len(info), ctypes.addressof(info))
     (audit_arch,) = struct.unpack_from("=I", info, 4)
@@ -124,7 +124,8 @@ def current_call(pid: int) -> Call:
     if os.uname().machine == "aarch64":
         (number,) = struct.unpack("=I", registers(pid, _NT_ARM_SYSTEM_CALL))
         return Call(audit_arch, number, struct.unpack_from("=6Q", values))
-    # asm/user_64.h: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax ...
+    # The order of registers in asm/user_64.h: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx
+    # rsi rdi orig_rax ...
     words = struct.unpack_from("=16Q", values)
     arguments = (words[14], words[13], words[12], words[7], words[9], words[8])
     return Call(audit_arch, words[15] & 0xFFFFFFFF, arguments)

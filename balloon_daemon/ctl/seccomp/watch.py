@@ -123,7 +123,8 @@ class Watch:
         if event == ptrace.PTRACE_EVENT_SECCOMP:
             self.on_call(pid, ptrace.current_call(pid))
         elif event == ptrace.PTRACE_EVENT_EXIT:
-            # Bit 7 of a wait status says that a core was dumped.
+            # The event's message is the thread's wait status: its low 7 bits are the signal that
+            # kills the thread, bit 7 says that a core was dumped.
             if ptrace.event_message(pid) & 0x7F == signal.SIGSYS:
                 self.on_kill(pid, ptrace.current_call(pid))
         elif event == ptrace.PTRACE_EVENT_EXEC and pid == self._root and not self._filtered:

@@ -15,8 +15,9 @@ from balloon_daemon.seccomp.policy import (
     Verdict,
 )
 
-# The constants for a call's argument, as regular expressions. A prefix alone would match other
-# constants too (F_LOCK is lockf's, PR_TSC_ENABLE a value of prctl's arg1).
+# Regular expressions of the constants that a call's argument may be shown as. A common prefix is
+# not enough, as other constants have it too (F_LOCK is lockf's, PR_TSC_ENABLE a value of prctl's
+# arg1).
 _SIGNAL = r"SIG(?!IOT\b|CLD\b|POLL\b|UNUSED\b|STKSZ\b)[A-Z0-9]+"
 _FAMILY = r"AF_(?!FILE\b|LOCAL\b|ROUTE\b|MAX\b)\w+"
 _NAMES = {
@@ -44,7 +45,7 @@ _NAMES = {
     ("ioctl", 1): r"(?:TC|TIOC|FIO|FS_IOC_|BLK|SIOC|TUN|KVM_|VHOST_|UFFDIO_)\w+",
 }
 
-# Arguments that are sums of flags.
+# The arguments, as (call, index), whose values are sums of flags.
 _FLAGS = {
     ("mmap", 2), ("mmap", 3), ("mprotect", 2), ("pkey_mprotect", 2), ("clone", 0), ("unshare", 0),
     ("memfd_create", 1), ("getrandom", 2), ("membarrier", 0),
@@ -147,7 +148,8 @@ def constant_in_words(call: str, argument: int, value: int, arch: Arch) -> str |
     Flags without a name are added as a number: ``CLONE_CHILD_SETTID|0x11``.
     """
     pattern = _NAMES.get((call, argument))
-    # Constants below 0x1000 with an ioctl's prefix are no ioctl numbers.
+    # ioctl numbers are 0x1000 or more: smaller constants with one of the prefixes are something
+    # else.
     if pattern is None or (call == "ioctl" and value < 0x1000):
         return None
     exact = arch.constant_name(value, pattern)
