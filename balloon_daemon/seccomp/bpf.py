@@ -144,10 +144,10 @@ class Graph:
     def assemble(self, root: Node) -> bytes:
         """The program that starts at this node, as an array of struct sock_filter."""
         needed, loads = self._reachable(root)
-        code: list[tuple[int, int, int, int]] = []  # back to front
+        code: list[tuple[int, int, int, int]] = []  # the instructions, the last one first
         at_load: dict[int, int] = {}  # a node's first instruction, counted from the end
         at_test: dict[int, int] = {}  # where to enter it with its word already loaded
-        nearest: dict[int, int] = {}  # of an instruction, the last one that does the same
+        nearest: dict[int, int] = {}  # index -> its latest copy, or jump to it
 
         def jump_to(node: Node, loaded: int, ahead: int) -> int:
             """The index to which a jump goes that is written after ``ahead`` more instructions."""

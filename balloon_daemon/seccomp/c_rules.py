@@ -30,7 +30,7 @@ class CRuleReader(RuleReader):
         super().__init__(arch, report, warn)
         self._default = default
 
-    # call = name
+    # Grammar: call = name
     def _calls(self, words: Words) -> list[str]:
         self._refuse(words, "{", "groups of calls: a line is for one call")
         return self._call(words)
@@ -39,7 +39,7 @@ class CRuleReader(RuleReader):
         message = "minijail's C compiler has no […] behind a call"
         raise StatementError(opened.place, message)
 
-    # filters = '1' | return | clause { '||' clause } [ ';' [ return ] ]
+    # Grammar: filters = '1' | return | clause { '||' clause } [ ';' [ return ] ]
     def _filters(self, words: Words) -> tuple[Filter, ...]:
         self._refuse(words, "{", "lists of filters: a line has one condition")
         first = words.take("1, return or a condition")
@@ -64,7 +64,7 @@ class CRuleReader(RuleReader):
             self._warn("return", action.place, _RETURN_WARNING)
         return (allowed, Filter(None, refused, action.place))
 
-    # return = 'return' [ value ]
+    # Grammar: return = 'return' [ value ]
     def _error(self, words: Words, action: Token) -> Verdict:
         """The verdict behind ``return``; without a value the default."""
         first = words.peek()

@@ -87,7 +87,7 @@ def _ranges(graph: Graph, policy: ParsedPolicy) -> list[_Range]:
     unlisted = graph.ret(policy.unlisted.value)
     most = max((call.frequency for call in policy.calls), default=1)
     cuts: list[_Range] = []
-    made: dict[tuple[int, ...], Node] = {}  # calls of one group share the same filters
+    made: dict[tuple[int, ...], Node] = {}  # by the filters, which calls of a group share
     free = 0  # the first number that no range covers yet
 
     def cover(start: int, end: int, node: Node, weight: int) -> None:
@@ -121,7 +121,8 @@ def _bisect(graph: Graph, ranges: Sequence[_Range]) -> Node:
     first, last = ranges[0], ranges[-1]
     if len(ranges) == 3 and first.node is last.node and ranges[1].start + 1 == last.start:
         return graph.test(NR_OFFSET, Jump.EQ, ranges[1].start, ranges[1].node, first.node)
-    # + 1: ranges of weight 0 would otherwise be split off one by one, which makes a long chain.
+    # 1 is added to each weight: ranges of weight 0 would otherwise be split off one by one, which
+    # makes a long chain of tests.
     total = sum(r.weight * 2 + 1 for r in ranges)
     before, split, best = 0, 1, total
     for index, r in enumerate(ranges[:-1], 1):

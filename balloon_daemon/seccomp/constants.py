@@ -25,7 +25,8 @@ _ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x64": "x86_64"}
 ARCH_NAMES = ("x86_64", "aarch64", "riscv64")
 """Every architecture that has a table, here or in ``ctl/seccomp/``."""
 
-# Architectures that [arch=...] may name without a warning of a typing error: minijail's list.
+# Architectures that [arch=...] may name without a warning of a typing error, as in minijail's
+# list.
 KNOWN_ELSEWHERE = frozenset(
     [
         "x86", "i386", "arm", "hppa", "parisc", "ia64", "loong64", "loongarch64", "mips", "mips64",

@@ -94,8 +94,8 @@ def flat_rules(policy: ParsedPolicy) -> list[FlatRule]:
 
 def _paths(filters: tuple[Filter, ...]) -> Iterator[tuple[Verdict, Path] | None]:
     """Each path to a verdict, with the arguments' values there; None for each step on the way."""
-    # The indices of a filter, its clause and the clause's comparison; the arguments' possible
-    # values before it.
+    # Each entry is a comparison still to be made: the indices of its filter, of its clause there
+    # and of the comparison in the clause, and the arguments' possible values before it.
     waiting: list[tuple[int, int, int, Path]] = [(0, 0, 0, (ANYTHING,) * MAX_ARGUMENTS)]
     while waiting:
         at, number, index, path = waiting.pop()

@@ -46,7 +46,8 @@ FILTERS_LIMIT = 100_000
 _DIRECTIVES = ("@include", "@frequency", "@default", "@denylist")
 _ALL_DIRECTIVES = ", ".join(_DIRECTIVES)
 
-# A default must not allow calls: minijail calls the other actions permissive.
+# The actions that @default may name. It must not let calls run: minijail refuses the other actions
+# as permissive.
 _DEFAULTS = {
     "kill": Action.KILL_PROCESS,
     "kill-process": Action.KILL_PROCESS,
@@ -163,7 +164,7 @@ class _Parser:
             self._mistakes.report(included_at.problem(message))
         self._sources.leave()
 
-    # statement = '@include' path | '@frequency' path | '@default' action | '@denylist'
+    # Grammar: statement = '@include' path | '@frequency' path | '@default' action | '@denylist'
     def _directive(self, words: Words) -> None:
         directive = words.take()
         if self._dialect is Dialect.C and directive.text in _DIRECTIVES[1:]:
@@ -188,12 +189,12 @@ class _Parser:
                 hint = did_you_mean(unknown, _DIRECTIVES) or f"; there are {_ALL_DIRECTIVES}"
                 raise StatementError(directive.place, f"unknown directive {unknown}{hint}")
 
-    # '@include' path;  path = '/' … | './' …
+    # Grammar: '@include' path, where path = '/' … | './' …
     def _include(self, words: Words) -> None:
         place, name, text = self._sources.included(words)
         self._read_statements(name, self._statements(name, text), place)
 
-    # '@frequency' path;  that file = { call ':' number }
+    # Grammar: '@frequency' path, to a file of { call ':' number }
     def _frequencies(self, words: Words) -> None:
         name, text = self._sources.frequencies(words)
         for tokens in self._statements(name, text):
@@ -207,7 +208,7 @@ class _Parser:
             for number in calls.values():
                 self._frequency[number] = self._frequency.get(number, 0) + count
 
-    # '@default' ( 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'user-notify' )
+    # Grammar: '@default' ( 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'user-notify' )
     def _set_default(self, words: Words) -> None:
         token = words.take("an action")
         action = _DEFAULTS.get(token.text)
@@ -251,7 +252,8 @@ class _Parser:
         return ParsedPolicy(
             self._arch.abi,
             tuple(calls),
-            # In minijail, @default in a @denylist file applies to calls with conditions only.
+            # A @denylist file allows every call that it does not list. As in minijail, its
+            # @default answers only a listed call of which no condition holds (`otherwise` above).
             ALLOW if self._denylist else self._default,
             tuple(self._warnings.problems()),
             tuple(dict.fromkeys(self._sources.names)),

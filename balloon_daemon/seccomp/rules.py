@@ -61,7 +61,7 @@ class RuleReader:
         self._warn = warn
         self._values = ValueReader(arch, report)
 
-    # rule = ( call | '{' call { ',' call } '}' ) ':' filters
+    # Grammar: rule = ( call | '{' call { ',' call } '}' ) ':' filters
     def rule(self, words: Words) -> PolicyRule:
         """Reads a whole rule.
 
@@ -81,7 +81,7 @@ class RuleReader:
             words.expect("}", opened=opened)
         return calls
 
-    # line of a frequency file = call ':' number
+    # Grammar: line of a frequency file = call ':' number
     def frequency(self, words: Words) -> tuple[dict[str, int], int]:
         """Reads one line of a frequency file: {call name: number}, and how often it is called."""
         calls = self._call(words)
@@ -92,11 +92,12 @@ class RuleReader:
             raise StatementError(token.place, f"expected a count, found {token.text!r}")
         return {name: self._arch.calls[name] for name in calls}, count
 
-    # call = name [ '[' key '=' name { ',' name } { ';' … } ']' ]
+    # Grammar: call = name [ '[' key '=' name { ',' name } { ';' … } ']' ]
     def _call(self, words: Words) -> list[str]:
         """The call, or nothing if it is unknown or meant for another architecture."""
         token = words.take("a system call")
-        # kill is the name of an action and of a system call.
+        # A call may have the name of an action or another word of the language: kill is a call
+        # too.
         if token.kind is not Kind.NAME and token.text not in ("kill", "in", "return", *ACTIONS):
             raise StatementError(token.place, f"expected a system call, found {token.text!r}")
         opened = words.take_if("[")
@@ -141,7 +142,7 @@ class RuleReader:
         names = [canonical_arch(value.text) for value in keys.get("arch", [])]
         return "arch" not in keys or self._arch.name in names
 
-    # filters = filter | '{' filter { ',' filter } '}'
+    # Grammar: filters = filter | '{' filter { ',' filter } '}'
     def _filters(self, words: Words) -> tuple[Filter, ...]:
         opened = words.take_if("{")
         if opened is None:
@@ -152,7 +153,8 @@ class RuleReader:
         words.expect("}", opened=opened)
         return tuple(filters)
 
-    # filter = action | clause { '||' clause } [ ';' action ];  clause = atom { '&&' atom }
+    # Grammar: filter = action | clause { '||' clause } [ ';' action ]
+    # clause = atom { '&&' atom }
     def _filter(self, words: Words) -> Filter:
         first = words.peek()
         if first is None or first.kind is not Kind.ARGUMENT:
@@ -177,8 +179,8 @@ class RuleReader:
             if not words.take_if("||"):
                 return tuple(clauses)
 
-    # action = 'allow' | '1' | 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'trace' | 'log'
-    #        | 'user-notify' | 'return' ( name | number )
+    # Grammar: action = 'allow' | '1' | 'kill' | 'kill-process' | 'kill-thread' | 'trap' | 'trace'
+    #                 | 'log' | 'user-notify' | 'return' ( name | number )
     def _action(self, words: Words) -> Verdict:
         token = words.take("an action or a condition")
         if self.denylist and token.kind is not Kind.RETURN:
@@ -204,7 +206,7 @@ class RuleReader:
             message = f"{token.text} is no error number: they end at {MAX_ERRNO}"
             self._warn("errno", token.place, message)
 
-    # atom = argument operator value
+    # Grammar: atom = argument operator value
     def _atom(self, words: Words) -> Atom:
         argument = words.take("an argument, arg0 to arg5")
         if argument.kind is not Kind.ARGUMENT:

@@ -89,7 +89,8 @@ class Span(NamedTuple):
         low, high = max(self.low, other.low), min(self.high, other.high)
         mask, bits = self.mask | other.mask, self.bits | other.bits
         never = self.never | other.never
-        # No value with these bits is below `bits`, or above `bits` with all unknown bits set.
+        # A value in both spans has the known bits `bits`, so it is not below `bits`, and not above
+        # `bits` with all unknown bits set.
         low, high = max(low, bits), min(high, bits | mask ^ MAX_U64)
         while low in never:
             low += 1

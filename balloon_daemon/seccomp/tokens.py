@@ -46,11 +46,12 @@ ACTIONS = frozenset(
     ("allow", "kill", "kill-process", "kill-thread", "trap", "trace", "log", "user-notify")
 )
 _WORDS = {"in": Kind.OPERATOR, "return": Kind.RETURN} | dict.fromkeys(ACTIONS, Kind.ACTION)
-# in and return end before a minus sign, unlike names: "in-1", "return-1".
+# _TOKEN has a pattern of their own for in and return (WORD), as they end before a minus sign and
+# names do not: "return-1" is two words.
 
-# The order matters: a comment extends to the end, longer signs come before their beginnings. Only
-# ASCII white space counts: other kinds look like a line's end or like nothing, and no other
-# compiler skips them.
+# The patterns' order matters: a comment takes the rest of the line, and a longer sign comes before
+# a shorter one with which it begins. re.ASCII: only ASCII white space separates words, as other
+# kinds look like a line's end or like nothing, and no other compiler of this language skips them.
 _TOKEN = re.compile(
     r"""
     (?P<skip> \#.* | \s+ | \\$ )
@@ -66,11 +67,12 @@ _TOKEN = re.compile(
     re.VERBOSE | re.ASCII,
 )
 
-# After @include every character up to a space is the path; the parser's message about a bad path
-# is better than "'.' is not part of the language".
+# After @include and @frequency everything up to white space is the path, even a bad one: the
+# parser's message about a bad path is better than "'.' is not part of the language".
 _PATH = re.compile(r"(?P<skip>\#.*|\s+|\\$)|(?P<PATH>\S+)", re.ASCII)
 
-# A '#' directly behind a word that is no path, in a line that is no comment.
+# Matches a line that has a '#' directly behind a word. Lines that begin with '#' (comments) or '@'
+# (directives, whose paths may have a '#') do not match.
 _GLUED = re.compile(r"\s*[^\s#@][^#]*(?<!\s)#", re.ASCII)
 
 _BYTE_ORDER_MARK = "\ufeff"
@@ -150,7 +152,8 @@ def statements(
             yield tokens
         tokens, sound = [], True
     if tokens and sound:
-        # minijail's Python compiler drops this statement without a message.
+        # minijail's Python compiler drops a statement that the file's end cuts off, without a
+        # message.
         report(tokens[-1].place_after.problem("the file ends inside a continued line"))
 
 
@@ -207,7 +210,8 @@ def _lines(text: str, dialect: Dialect) -> Iterator[tuple[str, str]]:
             yield from ((part, "\r") for part in parts)
             yield last, "\n"
         else:
-            # minijail's C compiler does not join lines at a backslash before CRLF.
+            # minijail's C compiler does not join the next line if a carriage return follows the
+            # backslash.
             yield line if line.endswith("\\\r") else line.removesuffix("\r"), "\n"
 
 

@@ -29,7 +29,8 @@ class ValueReader:
         self._constants: dict[str, int | None] = {}  # names already looked up
         self._names: Sequence[str] = ()
 
-    # value = term { '|' term };  term = [ '~' ] ( '(' value ')' | name | number )
+    # Grammar: value = term { '|' term }
+    # term = [ '~' ] ( '(' value ')' | name | number )
     def value(self, words: Words, depth: int = 0) -> int:
         """Reads a value, as an unsigned 64-bit number.
 
