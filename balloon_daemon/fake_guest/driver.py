@@ -153,8 +153,8 @@ class BalloonDriver:
     def _advance(self) -> None:
         self.wants_retry = False
         # As in Linux, where an interrupt queues the driver's work again while earlier work waits
-        # for its buffers: if this call returns early, `_finish` sees `_look_again` and calls it
-        # again.
+        # for its buffers: if this call returns early, `_finish` sees `_look_again` and calls
+        # `_advance` again.
         self._look_again = True
         if not self.rings.queues or self._in_flight.full:
             return

@@ -139,10 +139,10 @@ def _set_name(name: str) -> None:
 
 def _drop_privileges(identity: Identity | None) -> None:
     with contextlib.suppress(PermissionError):
-        # Securebits and the bounding set need CAP_SETPCAP (capabilities(7)), which a user other
-        # than root lacks, or a root started without it. They then stay as they are: they count
-        # only at an execve(2), which grants no capabilities after no_new_privs, set later in
-        # `enter`.
+        # Securebits and the bounding set need CAP_SETPCAP (capabilities(7)), which root may lack,
+        # and which others have only in a user namespace. Without it they stay as they are: they
+        # matter only at an execve(2), which grants no capabilities after no_new_privs, set later
+        # in `enter`.
         prctl.securebits.noroot = True
         prctl.securebits.noroot_locked = True
         prctl.capbset.limit()

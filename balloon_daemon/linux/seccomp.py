@@ -75,8 +75,8 @@ class Program:
         raise err
 
 
-# Parts of BPF instructions, each (opcode, jump if true, jump if false, constant); from
-# linux/bpf_common.h and linux/seccomp.h.
+# Parts for BPF instructions, which are (opcode, jump if true, jump if false, constant). The values
+# are from linux/bpf_common.h and linux/seccomp.h.
 _LD_W_ABS, _JEQ_K, _JSET_K, _RET_K = 0x20, 0x15, 0x45, 0x06
 _AT_NUMBER, _AT_ARCH, _AT_FLAGS = 0, 4, 16 + 3 * 8
 _X86_64, _MMAP, _MAP_HUGETLB = 0xC000003E, 9, 0x40000

@@ -46,8 +46,8 @@ FILTERS_LIMIT = 100_000
 _DIRECTIVES = ("@include", "@frequency", "@default", "@denylist")
 _ALL_DIRECTIVES = ", ".join(_DIRECTIVES)
 
-# The actions that @default may name. It must not let calls run: minijail refuses the other actions
-# as permissive.
+# The actions that @default may name: none that lets a call run, which minijail refuses as
+# permissive.
 _DEFAULTS = {
     "kill": Action.KILL_PROCESS,
     "kill-process": Action.KILL_PROCESS,

@@ -46,8 +46,8 @@ ACTIONS = frozenset(
     ("allow", "kill", "kill-process", "kill-thread", "trap", "trace", "log", "user-notify")
 )
 _WORDS = {"in": Kind.OPERATOR, "return": Kind.RETURN} | dict.fromkeys(ACTIONS, Kind.ACTION)
-# _TOKEN has a pattern of their own for in and return (WORD), as they end before a minus sign and
-# names do not: "return-1" is two words.
+# "in" and "return" have a pattern of their own in _TOKEN (WORD), because they end before a minus
+# sign, which a name may contain: "return-1" is two words.
 
 # The patterns' order matters: a comment takes the rest of the line, and a longer sign comes before
 # a shorter one with which it begins. re.ASCII: only ASCII white space separates words, as other

@@ -239,7 +239,8 @@ class Backend:
         if features == self.acknowledged:
             return []
         # Any implemented feature is taken here, offered or not: an earlier balloond with other
-        # settings may have offered it. `refusal` names the features that no balloond implements.
+        # settings may have offered it. `refusal` names features that this balloond does not
+        # implement.
         self.acknowledged = features
         return [*RESTART]
 

@@ -130,7 +130,8 @@ class Connection:
         for _ in range(2):  # The first recvmsg() may report a pending SO_ERROR instead.
             with contextlib.suppress(OSError):
                 # A MSG_PEEK without an ancillary buffer stops at the first bytes with descriptors
-                # (SCM_RIGHTS) and sets MSG_CTRUNC. Without either, no descriptor waits.
+                # (SCM_RIGHTS) and sets MSG_CTRUNC: all bytes and no MSG_CTRUNC mean that no
+                # descriptor waits.
                 content, _, flags, _ = self._socket.recvmsg(waits + 1, 0, socket.MSG_PEEK)
                 return len(content) == waits and not flags & socket.MSG_CTRUNC
         return False

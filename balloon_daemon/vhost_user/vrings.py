@@ -175,8 +175,8 @@ class Vrings:
         if message.request == Request.SET_VRING_KICK:
             vring.set_kick(None)
         elif message.request == Request.SET_VRING_CALL:
-            # Mark the ring as unusable rather than as one without a call: its driver expects to be
-            # called, and would wait for its buffers for ever.
+            # Mark the ring as unusable rather than as one whose driver polls: this driver expects
+            # to be notified by the call descriptor, and would wait for its buffers for ever.
             vring.set_call(None, usable=False)
         return [not_served(message, NO_ROOM), *RESTART]
 

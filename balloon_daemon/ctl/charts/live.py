@@ -53,7 +53,7 @@ def columns_of(samples: Sequence[Sample], count: int, span_s: float) -> list[Col
         place = min(count - 1, int(sample.at_s / span_s * count))
         before = columns[place]
         columns[place] = Column(sample, sample.is_low or (before is not None and before.was_low))
-    # A column in which no sample falls, but later columns have some, repeats the column before it.
+    # A column without a sample repeats the column before it, if any later column has a sample.
     last = max((place for place, column in enumerate(columns) if column is not None), default=-1)
     for place in range(1, last):
         if columns[place] is None:
@@ -191,8 +191,8 @@ def _margin_cell(cell: tuple[str, str], column: Column | None) -> tuple[str, str
     character, style = cell
     if character == " ":
         return "┄", MARGIN
-    # Here the filled area reaches above the margin's line: draw the line, with the area's colour
-    # behind it that the style names after " on ".
+    # Here the filled area reaches above the margin's line: draw the line on the area's lower
+    # colour, which the style names after " on ".
     return "┄", f"{MARGIN} on {style.rpartition(' on ')[2]}"
 
 

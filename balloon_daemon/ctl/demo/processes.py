@@ -130,8 +130,8 @@ class DemoGuest:
                 "--share", repr(story.share),
                 "--pinned", str(story.pinned_bytes),
                 "--refill",
-                # Allow the guest 64 buffers that wait for an answer. With a single one, a busy
-                # machine would give the guest a processor a thousand times, one after the other,
+                # Let the guest send 64 buffers before it waits for an answer. With one buffer at a
+                # time, a guest on a busy machine would wait a thousand times for a processor
                 # before one step of the balloon is done, and the balloon policy would take the
                 # next step meanwhile.
                 "--in-flight", "64",

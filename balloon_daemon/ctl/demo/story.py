@@ -166,8 +166,8 @@ def plan(vm_bytes: int, speed: float) -> Story:
         )
     maximum = max_balloon_bytes(vm_bytes)
     step = maximum // PolicySettings().steps
-    # Plan memory for a third more levels than the load causes. At most CACHE_SHARE of the levels'
-    # memory has content, the guest's cache; the rest was never touched.
+    # The guest's cache is spread over a third more levels of the balloon than the load causes, and
+    # fills at most CACHE_SHARE of them; the rest of their memory was never touched.
     levels = LEVELS * 4 / 3
     cache = int(min(MAX_CACHE_BYTES, CACHE_SHARE * levels * step)) // PAGE_SIZE * PAGE_SIZE
     pinned = min(PINNED_BYTES, cache // 4) // PAGE_SIZE * PAGE_SIZE
@@ -182,8 +182,8 @@ def plan(vm_bytes: int, speed: float) -> Story:
         share=cache / (levels * step),
         pinned_bytes=pinned,
         budget_bytes=calm_bytes + BASE_LOAD_BYTES + cache + pinned,
-        # The peak is a quarter of a level short of what LEVELS levels free, so that the policy
-        # needs exactly LEVELS steps.
+        # The load's peak takes a quarter of a level less than LEVELS levels of the balloon give
+        # back, so that the policy needs exactly LEVELS steps.
         peak_load_bytes=int(calm_bytes - MARGIN_BYTES + (LEVELS - 0.25) * freed_a_level),
     )
 
