@@ -9,7 +9,8 @@ from balloon_daemon.linux.signals import hold_end_signals
 
 def main() -> int:
     """Starts the template, loads and runs the rest meanwhile; returns the exit status."""
-    # Block the signals before anything else: from here on none of them ends a start half-way.
+    # Block the signals that end balloond before anything else: from here on none of them ends a
+    # start half-way.
     hold_end_signals()
     template = None
     try:
@@ -31,10 +32,11 @@ def main() -> int:
 
 def _restore_basics() -> None:
     """Restores what every program relies on, and whoever started us may have changed."""
-    # If SIGCHLD was ignored, the kernel would discard our children's exit codes: waitpid(2) would
-    # fail.
+    # Do not ignore SIGCHLD: the kernel would discard our children's exit codes, and waitpid(2)
+    # would fail.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # If a standard stream was closed, the next file that we open would become it.
+    # If a standard stream (0 to 2) was closed, the next file that this process opens would get its
+    # number: open /dev/null there.
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)

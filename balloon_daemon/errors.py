@@ -124,7 +124,8 @@ class PolicyProblem(NamedTuple):
         before = left + _line_shown(self.source[start:at])
         marked = _line_shown(self.source[at : min(at + self.length, end)])
         after = _line_shown(self.source[at + self.length : end]) + right
-        # Keep tabs in the line of carets, or the carets would be shifted on a terminal.
+        # Keep the tabs of the source line in the line of carets: otherwise a terminal would show
+        # the carets at another place.
         below = "".join("\t" if c == "\t" else " " for c in before)
         carets = "^" * max(1, len(marked))
         return f"{head}\n    {before}{marked}{after}\n    {below}{carets}"

@@ -42,7 +42,8 @@ class VmId:
         return self.name
 
 
-# 15 digits are a PiB in bytes: a longer number is a mistake, not a size of memory.
+# At most 15 digits before the point, which in bytes is almost a PiB: a longer number is a mistake,
+# not a size of memory.
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
 _FACTOR = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024 * GIB}
 

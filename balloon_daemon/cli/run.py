@@ -57,8 +57,8 @@ def _check_platform() -> None:
     """Refuses machines on which a ring in shared memory cannot be served from Python."""
     system, machine = os.uname().sysname, os.uname().machine
     if (system, machine) != ("Linux", "x86_64"):
-        # Other architectures do not order the interpreter's stores to a shared ring
-        # (split_queue.py).
+        # Other architectures do not order the interpreter's stores to a ring in shared memory
+        # (virtio/split_queue.py).
         raise ConfigError(f"balloond runs on x86-64 Linux, not on {machine} {system}")
 
 
@@ -91,19 +91,22 @@ def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None
 def _run(args: argparse.Namespace, template: Template) -> int:
     config = config_of(args)
     _check_platform()
-    # A keeper started later inherits the limit: a hundred VMs need more than the usual 1024.
+    # Raise the limit of open files before a keeper process is started, which inherits the limit:
+    # to keep a hundred VMs it needs more than the usual 1024.
     if (limit := allow_all_fds()) < LEAST_FDS:
         complain(
             f"balloond: {limit} files may be open here, and a VM alone needs some forty; allow "
             "more (ulimit -n, LimitNOFILE=)"
         )
         return EXIT_FAILURE
-    # Files and the user database may be on a server that does not answer.
+    # Interruptible: the files and the user database may be on a server that does not answer, and a
+    # signal must end balloond also then.
     with Interruptible():
         compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
         config = replace(config, device_user=default_user() if args.user is None else args.user)
         jail = Jail(identity_of(config.device_user), template.fork)
-        # No warning for a user named by --user: the operator has chosen it.
+        # If ``shared``, a warning says that other programs run as the devices' user too. There is
+        # none for a user given by --user, whom the operator has chosen.
         shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
         if args.check:
@@ -125,7 +128,8 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                     print(warning.with_mark("warning: "), file=sys.stderr)
                 if risk:
                     print(f"warning: {printable(risk)}", file=sys.stderr)
-                # Imported here, so that the daemon does not load modules that only --check needs.
+                # Import this only here, so that the daemon does not load modules that only --check
+                # needs.
                 from balloon_daemon.cli.check import check
 
                 check(config, source, jail, compiled)
@@ -143,12 +147,14 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             if shared:
                 jail = replace(jail, fork=warning_first(jail.fork, bus.publish))
             for warning in compiled.warnings:
-                # Only the first line; it quotes the file, with unprintable characters escaped.
+                # Log only the first line, which has the place and the problem; unprintable
+                # characters in it are escaped. The other lines quote the file.
                 bus.publish(PolicyFileWarning(str(warning).splitlines()[0]))
             bus.drain()
             taken_over = any("." in name for name in store.kept)
             if not taken_over and is_for_people(sys.stdout.fileno()):
-                # A stopped terminal (Ctrl-S) or a full pipe would block the print for ever.
+                # Interruptible: a stopped terminal (Ctrl-S) or a full pipe would block the print
+                # for ever, and a signal must end balloond also then.
                 with Interruptible():
                     show(how_to_attach(config))
             guests = VhostUserGuests(config, jail, listener, store, bus.publish)
@@ -158,7 +164,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         complain(f"balloond: {err}")
         return EXIT_FAILURE
     finally:
-        # Write all published events, whatever ends this process.
+        # Log all events published so far, whatever ends this process.
         bus.drain()
     return EXIT_OK
 

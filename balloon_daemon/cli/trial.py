@@ -59,8 +59,8 @@ _CLOCK_CALLS = {"clock_gettime", "gettimeofday", "time"}
 _VDSO_CLOCKS = {"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "xen"}
 """arch/x86: the clock sources that have a vdso_clock_mode."""
 
-# The guest's memory: the pages that it gives, a page for its ring, and a page for its buffer of
-# PFNs.
+# The layout of the guest's memory: the pages that the guest gives, a page for its ring, and a page
+# for its buffer of PFNs.
 _RING = GIVEN_BYTES
 _BUFFER = _RING + PAGE_SIZE
 _MEMORY_BYTES = _BUFFER + PAGE_SIZE
@@ -171,17 +171,19 @@ class _Trial:
         ready_s = monotonic() - self._began
         tube.send(Target(GIVEN_BYTES))
         self._wait(self._channel.fileno(), self._told, "did not tell its VMM of a target")
-        # Every device calls once at its start, in case an earlier device died before its call.
+        # Wait for the call eventfd, which every device signals once at its start, in case an
+        # earlier device died before it did.
         self._wait(self._call, self._called, "did not look at its ring")
-        # The entry of the available ring is 0 already, which is the head of our only chain.
+        # Set the available ring's ``idx`` to 1. The ring's first entry is 0 already, which is the
+        # head of our only chain.
         os.pwrite(self._memory, struct.pack("<H", 1), _AVAILABLE + 2)
         kicked = monotonic()
         os.eventfd_write(self._kick, 1)
         self._wait(self._call, self._called, "did not answer a buffer")
         given_s = monotonic() - kicked
         self._check_given()
-        # The device may have seen the buffer before the kick: it looks at its rings when it
-        # starts.
+        # Wait until the device has read the kick eventfd too: it may have found the buffer before
+        # the kick, because it looks at its rings when it starts.
         self._wait(tube.fileno(), self._kick_taken, "did not take its guest's kick")
         tube.send(Command.STOP)
         self._wait(tube.fileno(), lambda: self._said(Stopped), "did not stop when told")
@@ -238,7 +240,8 @@ class _Trial:
         """Kills the device if it still runs, and reaps it."""
         self._device.kill()
         if self.exit_code() is None:
-            # Bounded: a process that is busy in the kernel ends only afterwards, perhaps never.
+            # Wait only for a limited time: a killed process that is busy in the kernel ends only
+            # after that, perhaps never.
             select.select([self._device.pidfd], [], [], END_WITHIN_S)
             self.exit_code()
         self._device.close()
@@ -269,8 +272,8 @@ class _Trial:
     def _raise_death(self) -> NoReturn:
         """Raises TrialError with the cause of death of a device that ended untimely."""
         code = self.exit_code()
-        # The last line is either a traceback's, with the error, or the present step of the
-        # rehearsal.
+        # The last line of the death record is the error at the end of a traceback, or the step of
+        # the rehearsal in which the device died.
         said = self._device.read_death_record().rpartition(" | ")[2]
         if code == -signal.SIGSYS:
             raise TrialError(f"a trial device {_forbidden(self._device.pid, said)}")
@@ -316,7 +319,8 @@ def _remedy(name: str | None) -> str:
     if name not in _CLOCK_CALLS:
         return "; allow it in the policy file"
     if clock in _VDSO_CLOCKS:
-        # The vDSO is switched off (vdso=0), or the machine lacks that clock source.
+        # The vDSO can serve this clock source, but the device had to make a system call: the vDSO
+        # is switched off (vdso=0), or does not serve the source on this machine.
         no_vdso = f"the vDSO does not serve the clock, though its source is {clock}"
     return f": {no_vdso}, or allow the call in the policy file"
 

@@ -45,18 +45,19 @@ class _Return:
     def __init__(self, vm: Vm, now_s: float) -> None:
         self.vm = vm
         self.task = asyncio.ensure_future(vm.guest.give_back())
-        # No more than the host's memory: ``actual`` comes from the guest, and may be 16 TiB.
+        # Take at most the host's memory for the balloon's size: ``actual`` comes from the guest,
+        # and may be 16 TiB.
         host_bytes = os.sysconf("SC_PHYS_PAGES") * PAGE_SIZE
         self._least_bytes = min(vm.balloon_bytes, host_bytes)
-        # Demand steps: a driver takes 1 MiB at a time. A guest that takes page by page would delay
-        # the end for days.
+        # Count only a step of this size as progress: a driver takes back 1 MiB at a time, and a
+        # guest that takes back page by page would delay balloond's end for days.
         self._step_bytes = max(1, min(MIB, self._least_bytes // 1024))
         self.moved_at_s = now_s
 
     def look(self, now_s: float) -> None:
         """Notes progress if the balloon is smaller than ever before."""
-        # Smaller than ever, not than before: a guest whose balloon shrinks and grows in turn makes
-        # no progress.
+        # Compare with the least size ever, not with the last one: a guest whose balloon shrinks
+        # and grows in turn makes no progress.
         actual_bytes = self.vm.balloon_bytes
         if actual_bytes <= self._least_bytes - self._step_bytes:
             self._least_bytes = actual_bytes
@@ -113,7 +114,8 @@ async def end_tasks(tasks: "Mapping[VmId, asyncio.Task[None]]", publish: Publish
     Returns:
         False where some tasks do not end: to wait for them would take for ever.
     """
-    # SIGALRM's default action kills this process, should the event loop itself hang.
+    # If the event loop itself hangs, SIGALRM ends this process after GONE_WITHIN_S, by its default
+    # action.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
     signal.setitimer(signal.ITIMER_REAL, GONE_WITHIN_S)

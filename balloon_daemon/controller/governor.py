@@ -81,7 +81,8 @@ class Governor:
         """
         vm = self._vms.get(vm_id)
         if vm is None:
-            # The VM is gone: its task ends a little later, and may report until then.
+            # Ignore the report: the VM is gone, but its task ends a little later, and may report
+            # until then.
             return
         match report:
             case Attached():
@@ -139,8 +140,8 @@ class Governor:
             event = host_policy.Restored(vm_id, size, state, vm.balloon_bytes)
         step = self._policy.step(event, self._loop.time())
         if not self._policy.governs(vm_id):
-            # HostPolicy is halted: nothing would give back the pages that the guest gave for a
-            # target.
+            # HostPolicy is halted, because balloond ends, and did not add the VM. Send no target:
+            # no later step would give back the pages that the guest would give for it.
             return
         if row is None:
             max_bytes = self._policy.policy(vm_id).max_bytes
@@ -170,18 +171,19 @@ class Governor:
 
     def _woke(self, due_s: float) -> None:
         self._timer = None
-        # Arm the timer before reading: if the read raises, perhaps for lack of memory, no deadline
-        # is lost.
+        # Arm the timer before reading the host's memory: if the read raises, perhaps for lack of
+        # memory, the timer still wakes this method again, and no deadline is lost.
         self._arm(self._loop.time() + READ_AGAIN_S)
-        # asyncio may call a timer slightly before its time, when no deadline would be due yet.
+        # Use the timer's time if it is later than the clock's: asyncio may call a timer slightly
+        # early, when no deadline would be due yet.
         self._step(Woke(self._watch.read()), max(self._loop.time(), due_s))
 
     def _against_more(self, vm_id: VmId, level: int) -> Reason | None:
         try:
             return self._vms[vm_id].guest.against_more(level)
         except Exception as err:
-            # Do not stop HostPolicy half-way: on an error there is no objection, as in crosvm's
-            # policy.
+            # Report the error and answer "no objection", as crosvm's policy does: an error raised
+            # here would stop HostPolicy in the middle of a step.
             self._failed(err)
             return None
 
@@ -191,8 +193,8 @@ class Governor:
         self._perform(self._policy.step(event, self._loop.time() if now_s is None else now_s))
 
     def _perform(self, step: HostStep, *, quiet: bool = False) -> None:
-        # Set the timer and the watch first, which takes no time: the calls below may report
-        # something that causes another step, whose wake-up must not be overwritten afterwards.
+        # Set the timer and the watch before the calls below, which may report something that
+        # causes another step: set afterwards, they would overwrite that step's wake-up.
         self._arm(step.wake_at_s)
         if step.listen:
             self._watch.listen(self._looked)
@@ -207,8 +209,8 @@ class Governor:
         for vm_id in dict.fromkeys(decided.vm for decided in step.decisions):
             if (vm := self._vms.get(vm_id)) is not None:
                 self._keep(vm_id, vm)
-                # Ask for statistics, so that the log shows the effect on the guest beside the next
-                # decision.
+                # Ask for statistics, so that the log shows this decision's effect on the guest
+                # beside the next decision.
                 self._tell(vm.guest.request_stats)
 
     def _keep(self, vm_id: VmId, vm: Vm) -> None:

@@ -43,7 +43,8 @@ class Registry:
         return VmId(self._last + 1, f"vm{self._last + 1}")
 
     def add(self, guest: Guest) -> None:
-        # Never reuse a number, not even one of a VM taken over from another balloond.
+        # Keep the highest number used so far, also by a VM taken over from another balloond: no
+        # VM's number is ever used again.
         self._last = max(self._last, guest.vm.number)
         self._governor.add(guest)
 
@@ -59,7 +60,7 @@ class Registry:
         del self.tasks[vm]
         self._governor.report(vm, Gone("its task has ended"))
         if not task.cancelled() and (err := task.exception()) is not None:
-            # A bug in one guest's task must not end the other VMs' tasks.
+            # Only publish the error: a bug in one guest's task must not end the other VMs' tasks.
             self._publish(VmFailed(vm, f"{type(err).__name__}: {err}"))
 
 
@@ -108,7 +109,8 @@ class Controller:
         loop.set_exception_handler(self._failed)
         stopping = loop.create_future()
         for number in END_SIGNALS:
-            # nohup(1) and a script's "&" ignore SIGHUP and SIGINT on purpose.
+            # Leave SIGHUP and SIGINT alone where they are ignored: nohup(1) and a script's "&" let
+            # a program ignore them on purpose.
             meant = number in (signal.SIGHUP, signal.SIGINT)
             if not meant or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._stop, stopping, number)
@@ -128,16 +130,19 @@ class Controller:
             ended = await self._end(leaving=leaving)
             watch.close()
             await self._driver.close(leaving=leaving)
-            # Block a second signal: its default action would kill this process on its way out.
+            # Block the end signals: a second one's default action would kill this process on its
+            # way out.
             hold_end_signals()
             if not ended:
-                # Exit at once, because asyncio.run() would wait for every remaining task.
+                # Exit at once: some tasks do not end, and asyncio.run() would wait for every one
+                # of them.
                 self._drain()
                 leave_at_once(0)
 
     def _stop(self, stopping: "asyncio.Future[bool]", number: signal.Signals) -> None:
         if stopping.done():
-            # Not SIGHUP: a terminal session that ends sends SIGHUP right after SIGTERM.
+            # A second SIGTERM or SIGINT ends balloond without waiting for guests. A second SIGHUP
+            # does not: a terminal session that ends sends SIGHUP right after SIGTERM.
             asked_again = number in (signal.SIGTERM, signal.SIGINT)
             if asked_again and self._hurry is not None and not self._hurry.done():
                 self._publish(StoppingAtOnce(number.name))
@@ -148,7 +153,8 @@ class Controller:
             stopping.set_result(leaving)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # A bug in a callback; asyncio's own handler would print a traceback into the log.
+        # asyncio calls this method for a bug in a callback; its own handler would print a
+        # traceback into the log.
         err = context.get("exception")
         what = context["message"] if err is None else f"{type(err).__name__}: {err}"
         self._publish(CallbackFailed(what))
@@ -162,7 +168,8 @@ class Controller:
                 try:
                     vm.guest.leave()
                 except Exception as err:
-                    # A bug in one guest must not cost the other VMs their place in the store.
+                    # Go on with the other VMs: a bug in one guest must not cost them their place
+                    # in the store.
                     self._publish(VmFailed(vm.guest.vm, f"{type(err).__name__}: {err}"))
         else:
             self._governor.halt()

@@ -12,7 +12,7 @@ readers should skip it.
 
 from collections.abc import Callable
 
-# All events in one namespace, so that publishers need not know the file of an event.
+# Import all events here, so that publishers need not know in which file an event is defined.
 from balloon_daemon.events.daemon import *  # noqa: F403
 from balloon_daemon.events.daemon import DaemonEvent
 from balloon_daemon.events.devices import *  # noqa: F403

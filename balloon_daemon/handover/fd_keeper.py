@@ -22,7 +22,8 @@ import struct
 import sys
 import time
 
-# Imports nothing of the package, so that this process stays as small as it can be.
+# This file imports nothing of balloon_daemon, so that the keeper process stays as small as it can
+# be.
 TAKE, END, FORGET, BUSY = b"FDTAKE=1", b"FDEND=1", b"FDFORGET=1", b"FDBUSY=1"
 """Messages between a keeper and its balloonds only: send all descriptors; all have been sent;
 close all descriptors and end; refused, as another balloond is connected."""
@@ -120,8 +121,8 @@ class Keeper:
             self._drop(name)
         elif words.get("FDSTORE") == "1":
             guest = name.partition(".")[0]
-            # A message comes without its descriptor where this process has no free number for it
-            # (recvmsg(2), MSG_CTRUNC).
+            # The kernel delivers a message without its descriptor where this process has no free
+            # number for the descriptor (recvmsg(2), MSG_CTRUNC): the descriptor is lost then.
             if len(fds) != 1 or len(self.kept) >= MAX_KEPT:
                 self._losses[guest] = losses = self._losses.get(guest, 0) + 1
                 answer = f"FDLOST={name}\nFDLOSSES={losses}".encode()
@@ -193,12 +194,15 @@ class Keeper:
 def _start_closing(waiting: list[int], threads: set[object], most: int) -> None:
     """Starts threads that close the waiting descriptors, at most so many at a time."""
     for _ in range(min(len(waiting), most - len(threads))):
-        # Not the descriptor's number, which the kernel may reuse as soon as its close has begun.
+        # Count each thread by an object of its own, not by its descriptor's number: the kernel may
+        # reuse the number as soon as the close has begun, while the thread still hangs in
+        # close(2).
         threads.add(mark := object())
         try:
             _thread.start_new_thread(_close_waiting, (waiting, threads, mark))
         except RuntimeError:
-            # The kernel allows no thread: the next call tries again.
+            # The kernel allows no thread: the descriptors go on waiting, and the next call tries
+            # again.
             threads.discard(mark)
             return
 
@@ -227,8 +231,8 @@ def memory_bytes(fd: int) -> int | None:
     eventfd: its last close waits for that instance's lock, which its owner may hold for any time.
     """
     try:
-        # F_GET_SEALS is answered by shmem and hugetlbfs only, and by the kernel itself: no server
-        # of a FUSE file system is asked.
+        # Only shmem and hugetlbfs files have seals, and the kernel itself answers F_GET_SEALS: no
+        # server of a FUSE file system is asked.
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         return None
@@ -248,8 +252,8 @@ class Client:
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self.sock = sock
-        # Watch the pid too: a closer of balloond's that hangs may keep the connection open after
-        # balloond's end.
+        # Watch balloond's process too, not only its connection: a child of balloond that hangs in
+        # close(2) may keep the connection open after balloond's end.
         self.pidfd = os.pidfd_open(pid)
 
     def close(self) -> None:
@@ -297,7 +301,9 @@ class Server:
     def run(self) -> None:
         """Serves until FORGET arrives, or no balloond has been connected for ``PATIENCE_S``."""
         while True:
-            # A connected balloond notices hang-ups itself, and sends the names to be dropped.
+            # Watch the VMMs' connections for hang-ups only while no balloond is connected: a
+            # connected balloond notices a VMM's end itself, and tells this keeper process which
+            # names to drop.
             ends = [] if self._clients else self._keeper.ends()
             for fd in ends:
                 self._poller.register(fd, 0)
@@ -306,8 +312,8 @@ class Server:
                 self._poller.unregister(fd)
             if not ready:
                 return
-            # Handle hang-ups before new connections: the next balloond may connect at the same
-            # moment.
+            # Handle new connections last, after the hang-ups of VMMs and of the balloond before:
+            # the next balloond may connect at the moment at which those hang up.
             for fd, _ in sorted(ready, key=lambda event: event[0] == self._listener.fileno()):
                 if fd in ends:
                     self._keeper.end(fd)
@@ -320,7 +326,8 @@ class Server:
         try:
             sock, _ = self._listener.accept()
         except OSError:
-            # No descriptor is free: try again later, as the listener stays readable.
+            # No descriptor is free for the connection. The listening socket stays readable, so
+            # accept() is tried again at once: sleep, to keep this process from a busy loop.
             time.sleep(RETRY_S)
             return
         self._admit(sock)
@@ -367,13 +374,14 @@ class Server:
             if message != TAKE:
                 self._answer(client, self._keeper.handle(message, fds))
             elif self._served not in (None, client):
-                # Two balloonds must not serve the same guests.
+                # Another balloond is served already, and two balloonds must not serve the same
+                # guests.
                 client.sock.send(BUSY)
             else:
                 self._served = client
                 self._keeper.hand_out(client.sock)
         except (OSError, UnicodeDecodeError):
-            # It sent no ASCII, or has hung up: it gets no more answers.
+            # The client has hung up, or its message is not ASCII: it gets no more answers.
             client.sock.shutdown(socket.SHUT_RDWR)
             self._keeper.close(fds)
         return True
@@ -389,11 +397,11 @@ class Server:
 
 def main() -> int:
     """Runs the keeper according to the arguments; returns its exit status."""
-    # Signals from the terminal and the service manager are meant for balloond, which then sends
-    # FORGET.
+    # Ignore signals from the terminal and the service manager: they are meant for balloond, which
+    # then tells this process to end by sending FORGET.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # Unblock all signals: a starting balloond has some blocked, and this process inherits that.
+    # Unblock all signals: balloond blocks some while it starts, and this process inherits that.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         path = sys.argv[1]

@@ -108,8 +108,9 @@ class Journal:
         if os.fstat(fd.fileno()).st_size < _SIZE:
             os.truncate(fd.fileno(), _SIZE)  # An earlier version's journals are shorter.
         self._map = mmap.mmap(fd.fileno(), _SIZE)
-        # MADV_DONTFORK: a forked process must not inherit any guest's journal, writable. A device
-        # taken over by its guest could make the next controller perform a request for another VM.
+        # MADV_DONTFORK: a forked device must not inherit this writable mapping. A device that its
+        # guest has taken over could write a request for another VM into it, which the next
+        # controller would perform.
         self._map.madvise(mmap.MADV_DONTFORK)
         self._words = memoryview(self._map)[:4].cast("I")
 

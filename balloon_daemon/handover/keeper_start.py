@@ -51,7 +51,8 @@ def check_keepers_place(socket_path: Path) -> None:
         ConfigError: other users may write there.
     """
     if why := others_may_write(socket_path.parent):
-        # The next balloond hands every guest's memory to the process that listens there.
+        # Other users may listen at the keeper's path before a keeper does, and the next balloond
+        # hands every guest's memory to the process that listens there.
         raise ConfigError(
             f"--keep-fds: {why}; name a socket in a directory of your own (--socket), or "
             f"{_WITHOUT}"
@@ -84,7 +85,7 @@ def reach_keeper(socket_path: Path) -> SocketStore | None:
     try:
         kept, answers = _take(sock)
     except ConnectionResetError:
-        # Its balloond has just sent it FORGET.
+        # The keeper has hung up, because another balloond has just told it to end (FORGET).
         sock.close()
         return None
     except BlockingIOError as err:
@@ -107,7 +108,7 @@ def start_keeper(socket_path: Path) -> SocketStore:
     Raises:
         ConfigError: the keeper cannot be started, or does not answer; it is ended then.
     """
-    # An absolute path, because the keeper runs in another directory.
+    # Use an absolute path, because the keeper process runs in another directory (/).
     path = keeper_path(socket_path).absolute()
     too_much = len(os.fsencode(path)) - MAX_PATH_BYTES
     if too_much > 0:
@@ -124,9 +125,9 @@ def start_keeper(socket_path: Path) -> SocketStore:
         fd = keeper_end.fileno()
         try:
             process = subprocess.Popen(
-                # By its file, and isolated (-I): no file in the current directory is imported. Its
-                # streams are /dev/null: a process that reads our standard output to its end would
-                # otherwise wait for the keeper's end too.
+                # Run the keeper by its file and isolated (-I): no file in the current directory is
+                # imported. Its streams are /dev/null: a process that reads our standard output to
+                # its end would otherwise wait for the keeper's end too.
                 [sys.executable, "-I", fd_keeper.__file__, os.fspath(path), str(fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -192,8 +193,8 @@ def _reach(path: Path) -> socket.socket | None:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        # Non-blocking: connect(2) would wait while the queue is full, and a keeper that hangs
-        # never empties its queue.
+        # Non-blocking: connect(2) would otherwise wait while the keeper's queue of connections is
+        # full, and a keeper that hangs never empties its queue.
         sock.setblocking(False)
         sock.connect(os.fspath(path))
         sock.setblocking(True)
@@ -206,14 +207,14 @@ def _reach(path: Path) -> socket.socket | None:
     except OSError as err:
         sock.close()
         if err.errno not in _SOMEBODY:
-            # If the path itself is wrong, binding the vhost-user socket beside it reports the
-            # error.
+            # No process listens there, or the path itself is wrong; in the latter case the error
+            # is reported when the vhost-user socket is bound beside it.
             return None
         raise ConfigError(
             f"--keep-fds: {path} cannot be used: {err.strerror}; name another socket (--socket)"
         ) from err
     if uid != os.geteuid():
-        # Do not use it: another user's process would get every guest's memory.
+        # Send nothing to another user's process: it would get every guest's memory.
         sock.close()
         raise ConfigError(
             f"--keep-fds: {path} is served by user {uid}; name another socket (--socket)"
@@ -223,7 +224,8 @@ def _reach(path: Path) -> socket.socket | None:
 
 def _take(sock: socket.socket) -> tuple[dict[str, OwnedFd], bool]:
     """Receives all descriptors of a keeper, and whether the keeper answers (``ANSWERS``)."""
-    # The keeper may have sent BUSY and hung up already.
+    # Ignore a broken pipe: the keeper may have sent BUSY and hung up already, and BUSY is read
+    # below.
     with contextlib.suppress(BrokenPipeError):
         sock.send(TAKE)
     kept: dict[str, OwnedFd] = {}

@@ -104,7 +104,8 @@ class Outbox:
                     loop = asyncio.get_running_loop()
                     self._retry = loop.call_later(RETRY_S, lambda: self._work(late=True))
                     return
-                # The store is gone: balloond goes on, but a later restart will find no VM.
+                # The process that stores the descriptors is gone: balloond goes on without it, but
+                # a balloond that starts later will find no VM.
                 self._drop_all()
                 self._lost()
                 return

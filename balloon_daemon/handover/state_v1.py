@@ -24,7 +24,7 @@ def read_v1(body: bytes, checksum: str) -> dict[str, object]:
         StateFileError: the checksum is wrong.
         ValueError, TypeError, KeyError, RecursionError: it is no state of version 1.
     """
-    # Imported here: hashlib loads libcrypto, 3.6 MiB, which only this version's states need.
+    # Import hashlib only here: it loads libcrypto, 3.6 MiB, and only states of version 1 need it.
     import hashlib
 
     if checksum != hashlib.sha256(body).hexdigest():

@@ -299,13 +299,14 @@ class SocketStore:
         self._outbox.close_late = close
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
-        # FDPOLL=0: systemd would otherwise drop a descriptor that hangs up, as the pipe of a
-        # device's standard error does when the device has ended.
+        # FDPOLL=0 (sd_notify(3)): systemd would otherwise drop a descriptor that hangs up, as the
+        # pipe of a device's standard error does when the device has ended.
         words = f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}"
         self._put(name, words + ("\nFDVMM=1" if vmm and self._is_keeper else ""), fd)
 
     def _put(self, name: str, words: str, fd: HasFileno) -> None:
-        # The caller may close its descriptor before the duplicate is sent.
+        # Send a duplicate: the message may be queued, and the caller may close its descriptor
+        # before then.
         duplicate = OwnedFd(os.dup(fd.fileno()))
         self.room.put(name)
         self._outbox.send(words.encode(), (duplicate,), name.partition(".")[0])
@@ -319,18 +320,19 @@ class SocketStore:
         losses: int = 0,
         stay: Sequence[str] | None = None,
     ) -> None:
-        # A keeper that answers does both or neither: it removes nothing where it could not keep
-        # the state, or has lost a descriptor of this VM that this process does not know of yet.
-        # systemd does not answer: it closes a descriptor for which it has no room or that it could
-        # not receive, and BARRIER=1 would only confirm that it has read the messages. But systemd
-        # handles our datagrams in order, and ``room`` ensures a place for the state; the state is
-        # lost only if PID 1 lacks memory or descriptors.
+        # A keeper process that answers removes ``gone`` itself once it has kept the state. It
+        # removes nothing where it could not keep the state, or has lost a descriptor of this VM
+        # that this process does not know of yet.
         for each in gone:
             self.room.remove(each)
         if self._answers:
             list_ = f"FDREPLACES={' '.join(gone)}" if stay is None else f"FDKEEPS={' '.join(stay)}"
             self._put(name, f"FDSTORE=1\nFDNAME={name}\n{list_}\nFDLOSSES={losses}", fd)
         else:
+            # systemd does not answer (BARRIER=1 would only confirm that it has read the messages),
+            # and closes a descriptor that it has no room for. But it handles our datagrams in
+            # order, and ``room`` ensures a place for the state, which is lost only if PID 1 lacks
+            # memory or descriptors.
             self.put(name, fd)
             for each in gone:
                 self.remove(each)
@@ -341,9 +343,9 @@ class SocketStore:
         self._outbox.send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), (), group)
 
     def forget(self) -> None:
-        # systemd empties its store itself when a unit stops.
+        # Only a keeper process has to be told: systemd empties its store itself when a unit stops.
         if self._is_keeper:
-            # The keeper ends after FORGET, which is no loss.
+            # The keeper process ends after FORGET: do not report its end as the loss of the store.
             self._on_gone = lambda: None
             self._forgotten = True
             self._outbox.send(FORGET, (), "")

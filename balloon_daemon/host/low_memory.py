@@ -39,7 +39,8 @@ MARGIN_PER_MILLE = 52
 """The default margin, in thousandths of the memory that can be available; 5.2 % is ChromeOS's
 critical margin."""
 
-# A number of MiB. Over 12 digits cannot be right: 64 bits of address space have 1.8e13 MiB.
+# A number of MiB in a source's file, of at most 12 digits: that is almost an EiB, more than any
+# host has.
 _NUMBER = re.compile(rb"[0-9]{1,12}")
 
 
@@ -116,7 +117,7 @@ class ChromeosLowMemory(SourceNotices):
     ) -> None:
         super().__init__()
         self.directory = directory
-        # Paths as strings, made once: an idle daemon reads both files every second.
+        # Make both paths once, as strings: an idle daemon reads both files every second.
         self._available, self._margin = f"{directory}/available", f"{directory}/margin"
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
         self._alarm = None if device is None else DeviceAlarm(device)
@@ -129,8 +130,8 @@ class ChromeosLowMemory(SourceNotices):
         return self._alarm is None or not self._alarm.armed
 
     def read(self) -> Reading | NeverLow | None:
-        # Arm the device before reading the figures: memory that becomes low between the two then
-        # wakes the controller.
+        # Arm the alarm (ChromeOS's device file) before reading the figures: if memory becomes low
+        # between the two, the alarm then wakes the controller.
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(SourceTrouble(change))
         return self.note_reading(self._measure())
@@ -274,7 +275,8 @@ class MeminfoLowMemory(SourceNotices):
     def acknowledge(self) -> None:
         """Consumes a wake-up; the kernel sends at most one in each window of the trigger."""
         if self._alarm is not None:
-            # Counted whatever it returns: the wait for our fd has consumed the trigger already.
+            # Count the wake-up whatever acknowledge() returns: waiting for the epoll fd has polled
+            # the PSI trigger inside it, and that already consumes the trigger's event.
             self._alarm.acknowledge()
             self.note_wakeup()
 

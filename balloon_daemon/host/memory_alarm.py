@@ -21,7 +21,7 @@ _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    # A FIFO without a writer would block the whole daemon in open().
+    # O_NONBLOCK: opening a FIFO without a writer would otherwise block the whole daemon.
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
@@ -99,7 +99,8 @@ class DeviceAlarm(_Alarm):
         if self._file is not None and not self._armed:
             state = _poll_now(self._file)
             if state & _GONE:
-                # A FIFO whose last writer has left reports POLLHUP until it is opened anew.
+                # A FIFO whose last writer has left reports POLLHUP until it is opened anew: close
+                # it here; it is opened again below.
                 self._drop()
             elif not state:
                 self._epoll.modify(self._file, select.EPOLLIN | select.EPOLLONESHOT)
@@ -155,7 +156,7 @@ def _poll_now(file: FileIO) -> int:
 
 PSI_TRIGGERS = (
     b"some 50000 500000\0",  # 50 ms in 0.5 s, the shortest window; needs CAP_SYS_RESOURCE
-    # without CAP_SYS_RESOURCE the window must be a multiple of 2 s (Linux 6.4)
+    # Without CAP_SYS_RESOURCE the window must be a multiple of 2 s (Linux 6.4).
     b"some 150000 2000000\0",
 )
 """The PSI triggers to ask for, best first: µs for which some task stalled on memory, within a
@@ -196,8 +197,8 @@ class PressureAlarm(_Alarm):
         """
         events = self._epoll.poll(0)
         if any(happened & (select.EPOLLERR | select.EPOLLHUP) for _fd, happened in events):
-            # EPOLLERR would be reported for ever: drop the trigger instead of waking up in a busy
-            # loop.
+            # The kernel reports EPOLLERR again and again once it has withdrawn the trigger: drop
+            # the trigger, or this process would wake up in a busy loop.
             self._failed("the kernel withdrew the trigger")
             self._drop()
         return bool(events)
@@ -226,8 +227,8 @@ class PressureAlarm(_Alarm):
         for trigger in PSI_TRIGGERS:
             try:
                 file.write(trigger)
-                # EPOLLPRI is the trigger's event; EPOLLIN would be set always, as for any regular
-                # file.
+                # Wait for EPOLLPRI, the trigger's event: EPOLLIN would be set always, as for any
+                # regular file.
                 self._epoll.register(file, select.EPOLLPRI)
             except OSError as err:
                 self._failed(err.strerror or str(err))
@@ -241,7 +242,8 @@ class PressureAlarm(_Alarm):
 
     def _drop(self) -> None:
         if self._file is not None:
-            # As in DeviceAlarm: a forked child may hold the open file too.
+            # Unregister explicitly: the kernel drops an epoll registration only with the last
+            # descriptor of the open file, and a forked child may hold one.
             self._epoll.unregister(self._file)
             self._file.close()
         self._file = None

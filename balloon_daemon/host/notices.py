@@ -68,9 +68,12 @@ class SourceNotices:
         self._clock = clock
         self._statistics = LowMemoryStatistics()
         self._failed_reads = 0
-        # Bounded, so that a caller who never takes notices pays no memory for them.
+        # Events for ``take_notice``. Their number is bounded, so that a caller who never takes
+        # them pays no memory for them.
         self._notices: deque[SourceEvent] = deque(maxlen=8)
-        # The state that the published events have told so far.
+        # The trouble that the last event reported: which figure is unknown and why (None: none
+        # is), and below, whether the source is switched off. Only a change from these causes
+        # another event.
         self._told: Unknown | None = None
         self._told_off = False
         self._troubles: dict[str, str] = {}
@@ -136,8 +139,8 @@ class SourceNotices:
             self._told, self._told_off = None, True
 
     def _note_known(self, reading: Reading) -> None:
-        # Both events only end an event that was allowed before, so they need no limit of their
-        # own.
+        # SourceKnown and SourceOn need no limit of their own: each ends a trouble that
+        # SourceUnknown or SourceOff has reported, and the rate of those two is limited.
         if self._told is not None:
             self._notices.append(SourceKnown(self._told.what, self._failed_reads))
         if self._told_off:

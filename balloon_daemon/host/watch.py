@@ -93,7 +93,7 @@ class MemoryWatch:
         try:
             reading = self.read()
         finally:
-            # Listen again even if this reading raised, perhaps for lack of memory.
+            # Go on listening even if this reading raised an error, perhaps for lack of memory.
             self.listen(take)
         take(reading)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 ZONEINFO = Path("/proc/zoneinfo")
 
-# mm/vmstat.c, zoneinfo_show_print: a zone's "managed" pages, then "count:" once for each CPU's
-# list.
+# The lines of a zone in the file (mm/vmstat.c, zoneinfo_show_print): the zone's "managed" pages,
+# then "count:" once for each CPU's list.
 _MANAGED = re.compile(rb"^ +managed +([0-9]+)$", re.MULTILINE)
 _COUNT = re.compile(rb"^ +count: +([0-9]+)$", re.MULTILINE)
 
@@ -33,7 +33,8 @@ def per_cpu_free_bytes(total_bytes: int, path: Path = ZONEINFO) -> int:
         content = path.read_bytes()
     except OSError:
         return 0
-    # Allow 1 %: the two figures differ a little while memory is plugged in or out.
+    # Return 0 if the zones have more memory than MemTotal, as the file then describes a larger
+    # host. Allow 1 %: the two figures differ a little while memory is plugged in or out.
     if sum(map(int, _MANAGED.findall(content))) * PAGESIZE > 1.01 * total_bytes:
         return 0
     return sum(map(int, _COUNT.findall(content))) * PAGESIZE

@@ -87,8 +87,8 @@ class Bus:
                 read(event, at_s)
             except Exception as err:
                 # A bug in one reader must cost neither other readers nor later events an event. If
-                # a reader fails at ReaderFailed too, the error is dropped, as publishing it would
-                # never end.
+                # a reader fails at ReaderFailed too, drop that error, as publishing it would never
+                # end.
                 if not isinstance(event, ReaderFailed):
                     error = f"{type(err).__name__}: {err}"
                     self.publish(ReaderFailed(type(event).__name__, error))

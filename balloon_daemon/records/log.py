@@ -80,8 +80,8 @@ class Log:
     def _write(self, content: bytes) -> int:
         written = 0
         try:
-            # poll(2) promises room for PIPE_BUF bytes in a pipe (pipe(7)); writing more could
-            # block.
+            # Write at most PIPE_BUF bytes after each poll(2): it promises room for as many in a
+            # pipe (pipe(7)), and writing more could block.
             while written < len(content) and self._poll.poll(0):
                 written += os.write(self._fd, content[written : written + select.PIPE_BUF])
         except OSError:
@@ -91,7 +91,7 @@ class Log:
     def _format(self, line: Line, at_s: float) -> str:
         if self._json:
             return _as_json(line, at_s)
-        # Keep a message on one line, even where it quotes several.
+        # Keep a message on one line, even where it quotes a text of several lines.
         message = line.message.replace("\n", " | ")
         vm = line.fields.get("vm")
         text = f"{vm}: {message}" if vm else message
@@ -107,12 +107,12 @@ def _milliseconds(at_s: float) -> int:
 
 
 def _as_json(line: Line, at_s: float) -> str:
-    # Not the module datetime: it would take 0.3 MiB for this.
+    # Do not use the module datetime here: loading it would take 0.3 MiB of memory.
     second = strftime("%Y-%m-%dT%H:%M:%S", gmtime(at_s))
     entry = {
         "event": line.word,
         **line.fields,
-        # Listed last, so that no field of the event can hide these keys.
+        # These keys come last, so that no field of the event with an equal name can replace them.
         "time": f"{second}.{_milliseconds(at_s):03}+00:00",
         "level": line.level.name.lower(),
         "message": line.message,

@@ -40,7 +40,8 @@ from typing import NamedTuple, Self, assert_never
 
 from balloon_daemon.errors import ConfigError, StateError
 
-# Re-exported: events carry readings and steps carry decisions, so a caller needs one import.
+# Import these under their own names to export them again: this module's events carry readings and
+# its steps carry decisions, so that a caller needs one import.
 from balloon_daemon.sizing.decision import Decision as Decision
 from balloon_daemon.sizing.decision import NeverLow as NeverLow
 from balloon_daemon.sizing.decision import PolicyStatistics as PolicyStatistics
@@ -135,7 +136,7 @@ class LowMemory(NamedTuple):
     reading: Reading
 
 
-# A dataclass: a named tuple without fields is false and equals every other.
+# A dataclass, because a named tuple without fields is false and equals every other empty tuple.
 @dataclass(frozen=True, slots=True)
 class LowMemoryTimer:
     """The recheck timer fired."""
@@ -270,7 +271,8 @@ class BalloonPolicy:
     @property
     def target_bytes(self) -> int:
         """The balloon's absolute target, 0…``max_bytes``, in whole pages."""
-        # Divide pages, not bytes: the result is the same floor, and whole pages.
+        # Multiply and divide pages, not bytes, so that the target is a whole number of pages; it
+        # is rounded down in both cases.
         return self.max_bytes // PAGE_SIZE * self.level // self.settings.steps * PAGE_SIZE
 
     @property
@@ -325,8 +327,8 @@ class BalloonPolicy:
             release_at_s = now_s + delay_s
             actions.append(ArmTimer(Timer.AVAILABLE_MEMORY, delay_s))
         if recheck_at_s is None:
-            # Put listening last: the controller may find low memory at once, which arms the timers
-            # anew.
+            # Append ResumeLowMemory last: once the policy listens, the controller may find low
+            # memory at once, and that event arms the timers anew.
             actions.append(ResumeLowMemory())
         self._state = PolicyState(self.level, recheck_at_s, release_at_s)
         return Step(tuple(actions), self._decision(Reason.RESTORED, self.level))
@@ -416,11 +418,13 @@ class BalloonPolicy:
         if seen is None:
             self._count("releases_unknown")
             return Step((arm,), self._decision(Reason.UNKNOWN, before))
-        # Require room for two increments, so that a step down does not cause low memory; where
-        # nothing is ever low, require none.
+        # Go a step down only if there is room for two increments, so that the step does not cause
+        # low memory; where the source is switched off, nothing is ever low, and no room is
+        # required.
         reason, needed_mib = Reason.SWITCHED_OFF, None
         if reading is not None:
-            # Two increments above the margin, rounded in the same order as in crosvm's comparison.
+            # Two increments above the margin. Each is rounded down to MiB before it is doubled, as
+            # in crosvm's comparison.
             increment_bytes = self.max_bytes // self.settings.steps
             needed_mib = reading.margin_mib + 2 * (increment_bytes >> 20)
             if reading.available_mib < needed_mib:

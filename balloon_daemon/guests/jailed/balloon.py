@@ -94,13 +94,14 @@ class Balloon:
         """Asks the driver for nothing more."""
         self._sounding.end()
         self._not_shared.cancel()
-        # Break the reference cycle between this object and the sounding, which only the garbage
-        # collector would free.
+        # Break the reference cycle between this object and ``_sounding``, the search for the
+        # balloon's size: only the garbage collector would free a cycle.
         del self._sounding
 
     def set_target(self, target_bytes: int) -> None:
         """Tells the driver the balloon's wanted size."""
-        # Write the config space first: the driver reads it as soon as it hears of a change.
+        # Write the config space (``num_pages``) first: the driver reads it as soon as the device
+        # tells it that the config space has changed.
         self._backend.set_target(target_bytes)
         self._device.send_target()
 
@@ -108,8 +109,8 @@ class Balloon:
         """Lets the balloon shrink to nothing, and waits until the driver reports that."""
         self._sounding.end()
         self._attached = True  # Ends the search for the balloon's size.
-        # A guest whose target is above 0 while its ``actual`` is still 0 will inflate later,
-        # unless it hears of target 0.
+        # Count the target too: a guest that has given no page yet (``actual`` is 0) but was told a
+        # target above 0 inflates its balloon later, unless it is told target 0 now.
         unknown = self._backend.driver.balloon_unknown
         asked = self._actual_bytes or self._backend.target_bytes or unknown
         if not asked or not self._device.to_run:

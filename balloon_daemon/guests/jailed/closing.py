@@ -95,8 +95,8 @@ class Closer:
         if self._may_start(queue) and self._start(queue, [*memory, *others], owner):
             memory = others = []
         elif memory and self._start(queue, memory, owner):
-            # The last close of a memory file always ends, so it need not wait for another child's
-            # end.
+            # Start a child for the memory files even where ``_may_start`` allows no more children:
+            # the last close of a memory file always ends, so this child cannot hang.
             memory = []
         if left := [*memory, *queue.park(others, kinds)]:
             owner.wait(len(left))
@@ -125,8 +125,8 @@ class Closer:
 
     def _close_by_idle(self, fds: list[int]) -> ClosingChild | None:
         if not self._idle:
-            # Ask working children first: one may be done without its message having been read yet,
-            # and asking costs less than a fork.
+            # Before forking a child, ask the working children whether they are done: one may be
+            # done although its message has not been read yet, and asking costs less than a fork.
             for child in [child for child in self._working if child.is_done()]:
                 self._finish(child)
                 self._loop.call_soon(self._go_on)
@@ -135,8 +135,9 @@ class Closer:
             try:
                 child.close(fds)
             except OSError:
-                # The child was killed, or there was no memory for its order. A new child gets its
-                # first descriptors without a message.
+                # The order could not be sent: the child was killed, or the kernel had no memory
+                # for the message. Try the next idle child; if there is none, a child is forked,
+                # which gets ``fds`` without a message.
                 self._end(child)
                 continue
             self._idle_was_used = True
@@ -163,7 +164,7 @@ class Closer:
         if child in self._working:
             self._done(child)
         elif not child.takes_more and child in self._idle:
-            # The idle child was killed.
+            # An idle child ends only if somebody has killed it: forget it.
             self._idle.remove(child)
             self._end(child)
 
@@ -257,8 +258,8 @@ class _Queue:
         """The descriptors that have waited longest."""
         fds, owner = self.left.popleft()
         if owner is None and self._lot is not None:
-            # The newest lot is the last in the queue, so this is that lot: put no more descriptors
-            # into it.
+            # A lot (a socket in whose queue descriptors wait) has no owner. This may be the lot
+            # that still receives descriptors: put no more into it, because a child closes it now.
             self._close_lot()
         return fds, owner
 
@@ -271,7 +272,8 @@ class _Queue:
             (sockets if kinds[fd] in _PARKED else left).append(fd)
         for start in range(0, len(sockets), PARKED_TOGETHER):
             together = sockets[start : start + PARKED_TOGETHER]
-            # The second try uses a new lot, as the present one may be full.
+            # If the present lot is full, the first try closes that lot, and the second one uses a
+            # new lot.
             if not self._put(together) and not self._put(together):
                 left += together
         return left
@@ -305,7 +307,8 @@ def _make_table() -> None:
     that brought descriptors. The table takes 8 bytes for each descriptor.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # EMFILE: that number is in use, so the table is large already.
+    # A duplicate with the highest allowed number makes the kernel enlarge the table. EMFILE: that
+    # number is in use already, so the table has its final size.
     with contextlib.suppress(OSError):
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, min(limit, MAX_TABLE) - 1))
 
@@ -330,7 +333,8 @@ class _Lot:
 
     def __init__(self) -> None:
         outlet, self._inlet = socket.socketpair()
-        # setblocking(False), because Python's send_fds() ignores its flags, such as MSG_DONTWAIT.
+        # Make the socket non-blocking, because Python's send_fds() ignores its ``flags`` argument,
+        # and so MSG_DONTWAIT.
         self._inlet.setblocking(False)
         self.outlet = outlet.detach()
         """Closing this descriptor closes all descriptors in the queue."""

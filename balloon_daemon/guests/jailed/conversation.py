@@ -73,7 +73,8 @@ class Conversation:
         """Answers nothing more."""
         asyncio.get_running_loop().remove_writer(self._connection.fileno())
         self.inbox.leave()
-        # Break the reference cycle with the inbox, which only the garbage collector would free.
+        # Break the reference cycle between this object and the inbox: only the garbage collector
+        # would free a cycle.
         del self.inbox
 
     async def take_turn(self) -> None:
@@ -97,8 +98,9 @@ class Conversation:
         self.inbox.handled += 1
         effects = self._backend.handle(message, fds, lost=lost)
         if fds:
-            # Save the new descriptors before StopDevice: only this process has them, and a crash
-            # during that stop, which may take a second, would lose them.
+            # Put the new descriptors into the store before StopDevice is performed: only this
+            # process has them, and a crash during that stop, which may take a second, would lose
+            # them.
             self._kept.save()
         self._unsaved = True
         for effect in effects:
@@ -114,7 +116,8 @@ class Conversation:
                 await self._device.stop()
             case AnswerVringBase(index):
                 await self._device.learn_indices()
-                # The state saved so far says that this vring runs: save again before answering.
+                # The state in the store says that this vring runs: have ``_send`` store the state
+                # again before it sends the answer.
                 self._unsaved = True
                 await self._send(self._backend.stop_vring(index))
             case RingsChanged():
@@ -152,7 +155,8 @@ class Conversation:
 
     async def _send(self, reply: bytes) -> None:
         if self._unsaved:
-            # The front-end relies on its answer, so the state behind the answer is stored first.
+            # The front-end relies on this answer, even if another controller serves the VM later:
+            # wait until the store has received the state that the answer confirms.
             self._unsaved = False
             await self._kept.stored()
         self._send_now(reply)
@@ -196,13 +200,15 @@ class Conversation:
         if entry is None:
             return
         # In phase SENDING the answer counts as sent: the controller would have had to die in the
-        # microsecond between the mark and the system call, and the VMM would take a second answer
-        # for the answer to its next request. A request that is still in the socket is read like
-        # any other.
+        # microsecond between that mark and the system call, and the VMM would take a second answer
+        # for that of its next request. A request that is still in the socket (``peek``) is read
+        # later, like any other.
         if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
             message = decode_message(entry.request)
             if entry.number > self.inbox.handled:
-                # The request was read, but no state includes it: its descriptors are lost.
+                # No state in the store includes this request: the controller that read it, with
+                # its descriptors, died before it saved the guest's state, so the descriptors are
+                # lost.
                 received = Received(message, (), self._backend.lacks_fds(message))
                 if message.request in CONFIG_ACCESS:
                     self.inbox.access_config(received)

@@ -21,7 +21,8 @@ def cause_of_death(code: int, number: int | None) -> tuple[Death, str]:
     if code == -signal.SIGSYS:
         return Death.FILTER, "" if number is None else syscall_name(number)
     if code < 0:
-        # Real-time signals other than the first and the last have no names.
+        # Python's ``signal.Signals`` has no names for the real-time signals between SIGRTMIN and
+        # SIGRTMAX.
         known = -code in set(signal.Signals)
         return Death.SIGNAL, signal.Signals(-code).name if known else f"signal {-code}"
     return (Death.FAILED if code == EXIT_INTERNAL_ERROR else Death.STATUS), ""

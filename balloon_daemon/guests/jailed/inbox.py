@@ -74,8 +74,9 @@ class Inbox:
             FrontendError: the message is malformed, or its user may send no descriptors now.
             OSError: the connection failed.
         """
-        # Record the message before reading it: if this controller dies, the VMM waits for an
-        # answer for ever.
+        # Record the message in the journal before removing it from the socket: if this controller
+        # died right after removing an unrecorded request, the VMM would wait for its answer for
+        # ever.
         self._journal.begin_next(self.handled + 1, self._connection.peek)
         if self.handled % LOOK_EACH == LOOK_EACH - 1 and self._connection.is_hung_up():
             raise EOFError
@@ -104,8 +105,8 @@ class Inbox:
             try:
                 raise received
             finally:
-                # The traceback refers to this frame: a reference cycle, which only the garbage
-                # collector would free.
+                # Break a reference cycle, which only the garbage collector would free: the error's
+                # traceback refers to this frame, and the frame's variables refer to the error.
                 del received, waiter
         return received
 
@@ -128,8 +129,9 @@ class Inbox:
                 return
             self.access_config(received)
         except Exception as err:
-            # Any error belongs to the guest's task, which knows how to end; the event loop does
-            # not.
+            # This method is a callback of the event loop, which cannot end a VM's connection. Pass
+            # every error to the guest's task, which waits for ``waiter`` and closes the
+            # connection.
             waiter.set_result(err.with_traceback(None))
 
     def next_at_once(self, ends_at_s: float) -> Received | None:

@@ -37,7 +37,8 @@ class Kept:
         self._publish = publish
         self._row: VmRow | None = None
         self._began = self._missed = False
-        # Saving is tried with each ``actual``, 20 times a second.
+        # At most one event a second: the guest is saved again whenever its driver writes
+        # ``actual``, 20 times a second, and each of these attempts may fail.
         self._failures = RateLimit(1)
         self.stays = False
         """True: the guest stays in the store for another controller."""
@@ -99,8 +100,9 @@ class Kept:
         try:
             await self._saver.drained()
         except TimeoutError as err:
-            # Answer without the store: an unanswered VMM has surely lost its balloon, an answered
-            # one loses it only if this controller dies before the store receives the state.
+            # Answer the VMM although the store has not received the state: a VMM without an answer
+            # has surely lost its balloon, one with an answer only if this controller dies before
+            # the store receives it.
             self._publish(StoreStalled(self._vm, str(err)))
 
     def close(self) -> None:

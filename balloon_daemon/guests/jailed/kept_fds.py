@@ -16,8 +16,9 @@ class KeptFds:
     """
 
     def __init__(self) -> None:
-        # Keyed by id() of the owner: the kernel reuses the number of a closed descriptor, but
-        # Python reuses no id of an owner that is referred to here.
+        # The number of each known descriptor, by the id() of the object that owns the descriptor:
+        # the kernel reuses the number of a closed descriptor, but Python reuses no id of an object
+        # that this dictionary refers to.
         self._known: dict[int, tuple[HasFileno, int]] = {}
         self.kept: dict[int, OwnedFd] = {}
         self._next = 1
@@ -35,8 +36,9 @@ class KeptFds:
         if known is not None:
             return known[1]
         for number, kept in self.kept.items():
-            # systemd keeps one descriptor of each open file, under the first name, but a VMM sends
-            # several: one for each region of its memory, and its calls twice.
+            # Look for another descriptor of the same open file, as systemd keeps only one for each
+            # open file, under its first name. A VMM sends several: one for each region of its
+            # memory, its call eventfds twice.
             if same_open_file(fd.fileno(), kept.fileno()):
                 self._known[id(fd)] = (fd, number)
                 return number

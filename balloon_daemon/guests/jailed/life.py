@@ -119,17 +119,17 @@ class Wait(Enum):
 
 
 WAIT_S = {
-    # A VMM sends its messages in bursts; a device is forked once there was none for so long.
+    # A VMM sends its messages in bursts: fork a device once no message has come for so long.
     Wait.QUIET: 0.005,
     Wait.NOT_YET: 0.05,
     Wait.NO_FORK: 1.0,
     Wait.STOPPED: 1.0,
     Wait.KILLED: 5.0,
-    # A device that has reported where its rings stand may have to free guest memory as it ends,
-    # and the kernel frees some 5 GiB a second.
+    # For a killed device that has reported where its rings stand: its end may free guest memory,
+    # of which the kernel frees some 5 GiB a second.
     Wait.FREED: 120.0,
-    # That device's controller is gone, so the device ends too, and nothing that it does takes
-    # long.
+    # For the device of an earlier controller: it ends by itself, because its controller is gone,
+    # and nothing that a device does takes long.
     Wait.PREDECESSOR: 5.0,
 }
 
@@ -285,7 +285,9 @@ class Life:
         if step.wait is Wait.KILLED and self.rings_known:
             step = step._replace(wait=Wait.FREED)
         if step.state is State.AT_REST and self._gave_up:
-            # A device forked to look, after the last death, has ended: still fork no other device.
+            # A guest whose devices have died too often stays in GAVE_UP. A device that was forked
+            # since only to look where the rings stand ends here; in AT_REST the next SETTLE would
+            # fork one that serves.
             step = step._replace(state=State.GAVE_UP)
         self._state = step.state
         return step

@@ -71,8 +71,8 @@ class BalloonLimits:
         self._introduced: list[tuple[RegionDescription, str]] = []
         self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
         self._holding = False
-        # Each class once: a device taken over by its guest could make these conditions come and go
-        # at will.
+        # The classes of events that were published. Each is published once, because a device that
+        # its guest has taken over could make the conditions behind them come and go at will.
         self._published = set[type[_Once]]()
 
     @property
@@ -94,8 +94,9 @@ class BalloonLimits:
             self._features = self._backend.acknowledged
             keeps = bool(self._features & BalloonFeature.DEFLATE_ON_OOM)
             self._size.expect(keeps_total=keeps)
-        # Compare without descriptors: a front-end that sends its table anew with each start sends
-        # other ones.
+        # Compare the regions without their descriptors: a front-end that sends the same table
+        # again at each start of its guest sends other descriptors, but the table needs no new
+        # events.
         table = [(r.description, r.never_freed) for r in memory.regions]
         if table == self._introduced:
             return
@@ -184,7 +185,8 @@ class BalloonLimits:
         if level == 0:
             self._gain.start_anew()
             self._holding = False
-        # Check again: whatever filled the VM's files, a snapshot for example, may have ended.
+        # Measure again whether the VM's files hold more memory than they should: whatever filled
+        # them, a snapshot for example, may have ended since.
         self._holding = self._holding and self.not_freed_bytes() > 0
         if self._holding or self._gain.fruitless:
             return Reason.FRUITLESS
@@ -216,7 +218,8 @@ def _news(vm: VmId, regions: list[Region]) -> Iterator[MemoryEvent]:
     freed = [region for region in regions if not region.never_freed]
     files = [region.fd for region in freed if region.fd is not None]
     size = -(-sum(region.description.size_bytes for region in freed) // MIB) * MIB
-    # The kind of pages decides how memory is freed: a huge page only as a whole, or after a split.
+    # Ask for the kind of pages, which decides how memory is freed: a huge page is freed only as a
+    # whole, or after the kernel has split it.
     kinds = frozenset(PageKind(*pages_of(file.fileno())) for file in files)
     if kinds:
         yield MemoryKnown(vm, size, kinds)

@@ -77,8 +77,9 @@ class VhostUserGuests:
         if leaving:
             self._listener.sock.close()
         else:
-            # The close of the socket also closes connections not accepted yet, and the descriptors
-            # in their queues, whose last close may block: leave it to a closer.
+            # Closing the listening socket also closes connections not accepted yet, and the
+            # descriptors in their queues, whose last close may block: let a child process close
+            # the socket.
             self._closer.close([self._listener.sock.detach()])
             self._listener.remove_file()
 
@@ -99,8 +100,9 @@ class VhostUserGuests:
         """Restores the VMs that another controller left, and stores the listening socket too."""
         self._store.watch(lambda: self._publish(StoreLost()))
         self._store.close_late_by(self._closer.close)
-        # Remove the old name first: systemd stores several descriptors under one name, and would
-        # collect every socket that was ever replaced.
+        # Remove the listening socket's old entry from the store first: systemd keeps several
+        # descriptors under one name, and would collect every listening socket that was ever
+        # replaced.
         self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener.sock)
         for session in recover(self._store, self._make, self._closer, self._publish):
@@ -121,8 +123,8 @@ class VhostUserGuests:
         saver: Saver = NullSaver()
         vm = self._registry.next_vm()
         try:
-            # Allocate the journal before accept(): on EMFILE the VMM then stays in the socket's
-            # backlog.
+            # Create the VM's journal, which takes a descriptor, before accept(): if none is free
+            # (EMFILE), the VMM's connection then stays in the listening socket's backlog.
             saver = new_saver(self._store, vm)
             sock, _ = self._listener.sock.accept()
         except OSError as err:

@@ -41,7 +41,8 @@ class Listener:
             if os.path.samestat(os.lstat(self._path), self._file):
                 os.unlink(self._path)
         except OSError:
-            # The file is gone, or may not be removed: nobody can connect to it in either case.
+            # The file is gone, or this process may not remove it: nobody can connect to it in
+            # either case.
             pass
 
 
@@ -89,7 +90,7 @@ def _why_not(path: Path, err: OSError) -> str:
     match err.errno:
         case None:  # errno None: Python's own check of the length.
             return "the path is too long, 107 bytes are allowed"
-        # No file can be created in /proc, for example.
+        # ENOENT although the directory exists: no file can be created in /proc, for example.
         case errno.ENOENT if os.path.isdir(path.parent):
             return f"no socket can be made in {path.parent}; name another path"
         case errno.ENOENT:
@@ -115,8 +116,9 @@ def kept_listener(store: Store, path: Path) -> Listener | None:
     try:
         status = os.lstat(path)
         if sock.getsockname() == os.fspath(path) and _is_our_socket(path, status):
-            # Call listen() again: SO_PEERCRED of a socket's peers names the last caller, and a
-            # process that finds the caller dead would take the socket for a dead process's.
+            # Call listen() again in this process: SO_PEERCRED tells whoever connects which process
+            # called it last, and another balloond that finds that process dead would replace the
+            # socket's file.
             sock.listen(BACKLOG)
             sock.setblocking(False)
             return Listener(sock, path)
@@ -170,12 +172,14 @@ def _holder(path: Path) -> str:
         except ConnectionRefusedError:
             return ""
         except OSError as err:
-            # Its backlog is full, or it is a socket of another kind: a process serves it.
+            # EAGAIN: the socket's backlog is full. EPROTOTYPE: it is a socket of another type. In
+            # both cases a running process serves the socket.
             if err.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                 raise
         else:
-            # The peer is the process that called listen(2). A closer that hangs in the kernel may
-            # outlive its balloond, and keep the balloond's sockets open.
+            # SO_PEERCRED names the process that called listen(2). That process may have ended: a
+            # child of it that hangs in close(2) keeps all of its sockets open, but serves none of
+            # them.
             peer = peer_of(probe)
             if peer.uid == os.geteuid() and _has_ended(peer.pid):
                 return ""

@@ -70,8 +70,8 @@ class Peer:
     @property
     def descriptors(self) -> int:
         """How many descriptors the user's connections use or are granted, whichever is more."""
-        # Counted twice: each descriptor from a VMM is duplicated for the store, where there is
-        # one.
+        # ``account.held`` counts twice: where there is a store, this process also keeps a
+        # duplicate of each descriptor that a VMM has sent (``KeptFds``).
         taken = OURS * self.connections + 2 * self.account.held
         return max(EACH * self.connections, taken) + self.account.debt
 
@@ -105,13 +105,15 @@ class Peer:
     def may_receive(self, foreign: ForeignFds) -> bool:
         """Whether one of its connections may be sent descriptors now."""
         sent, debt = self.account.held + self.account.debt, self.account.debt
-        # Test the usual case first, which costs little beside an access to the config space.
+        # Test the usual case first, by two comparisons: this method runs for each message, and
+        # most messages are a guest's accesses to its config space, which are to be answered fast.
         if sent < self._peers.plenty and debt < MAX_DEBT:
             return True
         if debt < MAX_DEBT and self.descriptors < self._peers.of_one_user:
             return True
-        # A VM that uses no more descriptors than most can still be reset: its VMM sends new
-        # descriptors while the replaced ones wait some ms for their close.
+        # Beyond the limits, still let a VMM with few descriptors (``MODEST``) send more, so that
+        # its VM can be reset: the VMM sends new ones while the replaced ones wait some ms for
+        # their close.
         may_wait = MODEST if debt < MAX_DEBT else 0
         modest = foreign.held <= MODEST and foreign.waiting <= may_wait and debt < 2 * MAX_DEBT
         return modest and self._peers.descriptors < self._peers.of_all

@@ -39,7 +39,8 @@ def recover(store: Store, make: MakeSession, closer: Closes, publish: Publish) -
             sessions.append(_restore(store, kept, kept.state, make, foreign))
         except (StateFileError, StateError, FrontendError, OSError, ValueError) as err:
             publish(StateRefused(kept.vm, str(err)))
-            # Most of them come from a VMM, so their last close may block: leave it to the closer.
+            # Most of the stored descriptors come from the guest's VMM, so their last close may
+            # block: let the closer's child processes close all of them.
             owned = {number: foreign.own(fd.detach()) for number, fd in kept.fds.items()}
             discard(store, replace(kept, fds=owned))
             foreign.close_dropped()
@@ -56,7 +57,8 @@ def _restore(
     store: Store, kept: KeptGuest, state: GuestState, make: MakeSession, foreign: ForeignFds
 ) -> Session:
     def take(number: int) -> OwnedFd:
-        # The session owns the duplicate; ``kept.fds`` are closed once the guest is restored.
+        # Give the session a duplicate to own. The descriptors in ``kept.fds`` are closed once the
+        # guest is restored, and by the caller if that fails.
         return kept.fds[number].duplicate()
 
     jailed = state.jailed
@@ -68,8 +70,8 @@ def _restore(
             raise StateFileError("is not the newest, for which there was no room")
         for message in jailed.messages:
             fds = [foreign.own(take(number).detach()) for number in message.fds]
-            # Adopt the descriptors before the back-end handles them, because it closes unusable
-            # ones (a truncated file).
+            # Let the saver note each descriptor's number before the back-end handles the message:
+            # the back-end closes a descriptor that it cannot use (a truncated memory file).
             for number, fd in zip(message.fds, fds, strict=True):
                 saver.adopt(number, fd)
             session.backend.handle(decode_message(message.content), fds)
@@ -89,7 +91,8 @@ def _restore(
         if number in named:
             fd.close()
         else:
-            # It was stored by a controller that died before its state named it.
+            # The state does not name this descriptor: a controller put it into the store and died
+            # before it stored a state that names it.
             store.remove(str(FdKey(kept.vm.number, number)))
             foreign.drop(fd.detach())
     foreign.close_dropped()

@@ -80,8 +80,9 @@ class Reports:
                 assert_never(report)
 
     def _take_stats(self, stats: Stats) -> None:
-        # Limit the rate first: contradicting statistics would change the VM's size, and so store
-        # its state, with each report.
+        # Leave out statistics beyond the rate limit before they are used: contradicting ones, from
+        # a device that its guest has taken over, would each change the VM's size and have its
+        # state stored anew.
         now_s = self._loop.time()
         if self._stats.admit(now_s) is None:
             return
@@ -91,7 +92,8 @@ class Reports:
         self._publish(GuestStats(self._vm, values))
 
     def _take_fault(self, fault: Fault) -> None:
-        # The device limits its faults too, unless its guest has taken it over.
+        # Each device limits its fault reports itself, but a device that its guest has taken over
+        # does not: limit them here too.
         suppressed = self._faults.admit(self._loop.time())
         if suppressed is None:
             return

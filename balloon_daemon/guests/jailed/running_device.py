@@ -55,7 +55,8 @@ class RunningDevice:
         self._ended = ended
         self._reader = ReportReader(process.tube, take, misbehaved)
         self._orders = OrderWatch(vm, process.pid, process.tube, publish)
-        # The fork sent its first order.
+        # Forking a device (``spawn``) has also sent its first order: watch from now on whether it
+        # is read.
         self._orders.sent()
         asyncio.get_running_loop().add_reader(process.pidfd.fileno(), self._reap)
 
@@ -109,7 +110,8 @@ class Predecessor:
 
     def _readable(self) -> None:
         try:
-            # Readable is not the end of file: the device may be writing its death record.
+            # The pipe is readable, but perhaps not at its end of file: the device may be writing
+            # its death record. Only an empty read means that the device has ended.
             if os.read(self.stderr_pipe.fileno(), MAX_DEATH_RECORD_BYTES):
                 return
         except BlockingIOError:

@@ -147,8 +147,8 @@ class _Schedule:
     def _save_soon(self, store: Store) -> None:
         self._soon = None
         if store.is_behind:
-            # The store has more important messages to receive, and the next state includes this
-            # one's changes.
+            # The store's socket is full of messages that matter more. Wait: the state that is
+            # saved later includes this change too.
             self.soon(store)
         else:
             self.save()
@@ -316,12 +316,13 @@ class GuestSaver:
             complaint, self._schedule.complaint = self._schedule.complaint, ""
             raise OSError(errno.ENOSPC, complaint)
         if self._schedule.is_waiting:
-            # Changes are not examined before the retry, so the stored state may be invalid by
-            # then.
+            # Until the retry this process does not check whether the guest's memory or vrings
+            # change. They may, so the journal declares all states up to the stored one invalid.
             self.journal.require(self._serial + 1)
             return
         if self._store.is_behind_with(self._group):
-            # Each queued state takes a descriptor, and only the last one is useful.
+            # The store has not received this guest's earlier messages yet: save later. Each queued
+            # state would occupy a descriptor, and only the last state is useful.
             self.journal.require(self._serial + 1)
             self._schedule.retry(BEHIND_S)
             return
@@ -388,7 +389,8 @@ class GuestSaver:
                 self._store.put(self._fd_name(each), new[each], vmm=each == jailed.connection)
                 del new[each]
         except OSError:
-            # The next state must not name a descriptor that was not stored.
+            # What is left in ``new`` was not stored. Forget its numbers, and the cached messages
+            # that contain them, so that the next state names no descriptor that the store lacks.
             self._replay = _ReplayCache()
             for each in new:
                 self._fds.drop(each)
@@ -436,8 +438,9 @@ class GuestSaver:
         try:
             await self._store.drained(self._group)
         finally:
-            # The VMM will rely on the answer that follows: make earlier states invalid from here
-            # on.
+            # The caller answers the VMM next, and the VMM relies on the answer: have the journal
+            # declare states from before the last change of memory, vrings or device invalid, so
+            # that no controller restores them.
             self.journal.require(self._valid_from)
 
     def forget(self) -> None:

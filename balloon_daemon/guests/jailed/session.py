@@ -103,8 +103,9 @@ class Session:
             self._kept.begin()
             self._conversation.inbox.join()
             await self._conversation.finish_pending()
-            # The controller before may have ended before it attached the VM, or while it searched
-            # for the balloon's size.
+            # For a VM that was taken over: the earlier controller may have died before it reported
+            # the VM as attached, or while it searched for the balloon's size. This call then
+            # reports the VM or begins the search anew.
             self._balloon.rings_changed()
             while True:
                 await self._conversation.take_turn()
@@ -148,11 +149,13 @@ class Session:
             return
         try:
             self._conversation.hand_over()
-            # A VM whose task has not begun is complete too: it was restored long before.
+            # The task of a VM just taken over may not have begun, and so not have allowed saving
+            # (``begin``). Such a VM was restored completely before, so its state may be saved.
             self._kept.begin()
             self._kept.save()
         finally:
-            # Even if saving failed, the VM's place in the store must not be removed.
+            # Even if saving failed, leave the state that is in the store there, for the next
+            # controller.
             self._kept.stay()
 
     # --- taking over --------------------------------------------------------------------------
@@ -208,13 +211,13 @@ class Session:
         self._report(self.vm, Gone("its connection is closed"))
         self._balloon.close()
         stays = self._kept.stays
-        # A closer shares this process's descriptors, and a closer that hangs outlives this
-        # process: a descriptor left open here would keep the memory of a VM that ends later. If
-        # the store has all of the guest's descriptors, this process closes its own, as no close is
-        # a file's last one then; else a closer does.
+        # Close the VM's descriptors before this process ends: a child that hangs in close(2)
+        # shares them and outlives this process, so one left open would keep the memory of a VM
+        # that ends later. If the store has them all (``here``), no close is a file's last one, and
+        # so none blocks.
         here = stays and self._kept.is_kept
-        # Close the memory before the device ends: the last close frees all of it, which takes long
-        # and must not happen in this process.
+        # Close the memory before the device ends: the last close of a memory file frees all of it,
+        # which takes long and must not happen in this process.
         with self._connection.foreign.closed_here() if here else contextlib.nullcontext():
             self._kept.close()
             self.backend.close()
@@ -234,7 +237,8 @@ class Session:
 
     def _forget_parts(self) -> None:
         # Break the reference cycles between this session and its parts: the garbage collector,
-        # which would free them, stops every VM for up to 50 ms where there are a thousand.
+        # which would free them, stops all VMs' service for up to 50 ms where there are a thousand
+        # VMs.
         del self.device, self._balloon, self._kept, self._conversation
 
 

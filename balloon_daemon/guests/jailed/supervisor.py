@@ -116,7 +116,9 @@ class DeviceSupervisor:
 
     def take_over(self) -> None:
         """Takes over vrings that another controller's device may have served."""
-        # A device that died between the two controllers has reported its rings to neither.
+        # If any vring may be served, where it stands is unknown: a device that died after the
+        # earlier controller, and before this one began, has reported its rings' positions to
+        # neither.
         self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
 
@@ -185,8 +187,8 @@ class DeviceSupervisor:
             self._act(action)
 
     def _due(self) -> None:
-        # The handle refers to this method, and so to this object: a reference cycle, if it were
-        # kept.
+        # Drop the timer's handle: it refers to this method and so to this object, a reference
+        # cycle that only the garbage collector would free.
         self._timer = None
         self._take(Event.DUE)
 
@@ -213,13 +215,14 @@ class DeviceSupervisor:
         elif action is Action.PUBLISH_HANGS:
             self._notices.hangs(device.pid)
         elif not self._life.rings_known:
-            # After its Stopped report the device only has to end, which takes long where it frees
-            # the guest's memory: no warning.
+            # Warn only about a device that has not reported where its rings stand (``Stopped``).
+            # After that report it only has to end, which takes long where its end frees the
+            # guest's memory.
             self._notices.does_not_stop(device.pid)
 
     def _fork(self, *, look: bool) -> None:
-        # With ``look``, also disabled vrings: a front-end disables its vrings before it asks where
-        # they stand.
+        # With ``look``, also take disabled vrings: a front-end disables its vrings before it asks
+        # where they stand (GET_VRING_BASE).
         vrings = self._backend.ready_vrings(disabled=look)
         if not vrings:
             self._take(Event.NOT_READY)

@@ -222,8 +222,9 @@ class Turns:
         if not self._line:
             self._line.extend(fd for fd, _ in self._epoll.poll(0, LOOK_AT))
         while self._line:
-            # The connection may be unwatched by now, or closed and its number reused; ``ready`` of
-            # the latter then finds no message.
+            # Since it was found readable, the connection may have been unwatched, or closed and
+            # its number reused by another connection, whose ``ready`` finds no message and does
+            # nothing then.
             ready = self._watched.get(self._line.popleft())
             if ready is not None:
                 ready()

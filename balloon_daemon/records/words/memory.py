@@ -27,7 +27,8 @@ _REMEDY = (
     "give the VM memory that can be freed: memory-backend-memfd, or a file on tmpfs, with share=on"
 )
 
-# Linux, admin-guide/mm/transhuge.rst, "Shmem / tmpfs".
+# The kernel's settings for transparent huge pages in shared memory (Linux,
+# admin-guide/mm/transhuge.rst, "Shmem / tmpfs").
 _HUGE = {
     "always": "4 KiB pages, transparent huge pages wherever they fit",
     "within_size": "4 KiB pages, transparent huge pages wherever they fit",
