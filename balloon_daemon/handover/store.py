@@ -329,9 +329,9 @@ class SocketStore:
             list_ = f"FDREPLACES={' '.join(gone)}" if stay is None else f"FDKEEPS={' '.join(stay)}"
             self._put(name, f"FDSTORE=1\nFDNAME={name}\n{list_}\nFDLOSSES={losses}", fd)
         else:
-            # systemd does not answer (BARRIER=1 would only confirm that it has read the messages),
-            # and closes a descriptor that it has no room for. But it handles our datagrams in
-            # order, and ``room`` ensures a place for the state, which is lost only if PID 1 lacks
+            # Put the new state first and remove the old descriptors behind it, without waiting:
+            # systemd never says that it has kept a descriptor, but handles datagrams in order.
+            # ``room`` ensures that it has a place for the state, which is lost only if PID 1 lacks
             # memory or descriptors.
             self.put(name, fd)
             for each in gone:

@@ -193,8 +193,8 @@ def same_open_file(one: int, other: int) -> bool:
     if LIBC.syscall(_SYS_KCMP, pid, pid, _KCMP_FILE, one, other) == 0:
         return True
     try:
-        # Compare memory files alone by fstat(2): only they answer F_GET_SEALS (linux/memory.py).
-        # For a file of FUSE, fstat(2) would wait for its server.
+        # Use fstat(2) only if both are memory files, which alone answer F_GET_SEALS: for a file of
+        # FUSE, fstat(2) would wait for its server.
         for fd in (one, other):
             fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:

@@ -271,8 +271,7 @@ class BalloonPolicy:
     @property
     def target_bytes(self) -> int:
         """The balloon's absolute target, 0…``max_bytes``, in whole pages."""
-        # Multiply and divide pages, not bytes, so that the target is a whole number of pages; it
-        # is rounded down in both cases.
+        # Multiply and divide pages, not bytes: the target is then a whole number of pages.
         return self.max_bytes // PAGE_SIZE * self.level // self.settings.steps * PAGE_SIZE
 
     @property

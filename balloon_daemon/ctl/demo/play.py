@@ -104,9 +104,9 @@ class Performance:
     ) -> None:
         began = time.monotonic()
         next_status = next_frame = began
-        # On a slow machine the load ends later: when the script reaches this moment it stands
-        # still, up to PATIENCE_S, until the host is no longer low on memory and the guest has
-        # checked its pages.
+        # When the load is to end in the story, the story's clock is held for up to PATIENCE_S,
+        # until the host is no longer low on memory and the guest has checked its pages: on a slow
+        # machine both take longer than the story has time for.
         load_leaves_s = self.story.start_s(Phase.LEAVES)
         held_s = 0.0
         relieved = False

@@ -199,10 +199,10 @@ class Conversation:
         entry = self._kept.journal.pending()
         if entry is None:
             return
-        # In phase SENDING the answer counts as sent: the controller would have had to die in the
-        # microsecond between that mark and the system call, and the VMM would take a second answer
-        # for that of its next request. A request that is still in the socket (``peek``) is read
-        # later, like any other.
+        # In phase SENDING assume that the answer was sent: that is wrong only if the controller
+        # died in the microsecond between writing SENDING and sendmsg(2), and the VMM would take a
+        # second answer for that of its next request. In phase HANDLING, a request that is still in
+        # the socket (``peek``) is read later, like any other.
         if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
             message = decode_message(entry.request)
             if entry.number > self.inbox.handled:

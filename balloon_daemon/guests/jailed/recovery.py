@@ -70,8 +70,9 @@ def _restore(
             raise StateFileError("is not the newest, for which there was no room")
         for message in jailed.messages:
             fds = [foreign.own(take(number).detach()) for number in message.fds]
-            # Let the saver note each descriptor's number before the back-end handles the message:
-            # the back-end closes a descriptor that it cannot use (a truncated memory file).
+            # Tell the saver under which number the store has each descriptor before the back-end
+            # handles the message: the back-end closes a descriptor that it cannot use (a truncated
+            # memory file), and a closed one can no longer be noted.
             for number, fd in zip(message.fds, fds, strict=True):
                 saver.adopt(number, fd)
             session.backend.handle(decode_message(message.content), fds)

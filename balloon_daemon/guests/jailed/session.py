@@ -211,13 +211,13 @@ class Session:
         self._report(self.vm, Gone("its connection is closed"))
         self._balloon.close()
         stays = self._kept.stays
-        # Close the VM's descriptors before this process ends: a child that hangs in close(2)
-        # shares them and outlives this process, so one left open would keep the memory of a VM
-        # that ends later. If the store has them all (``here``), no close is a file's last one, and
-        # so none blocks.
+        # Leave none of the VM's descriptors open at this process's end: a closer that hangs shares
+        # its table of descriptors and outlives it, so a memory file in there would stay allocated
+        # after its VM has ended. If the store has them all, no close of them is a file's last one
+        # and none blocks: then they are closed in this process (``here``), else in a closer.
         here = stays and self._kept.is_kept
-        # Close the memory before the device ends: the last close of a memory file frees all of it,
-        # which takes long and must not happen in this process.
+        # Close the memory files while the device still maps them: whoever closes a memory file
+        # last frees all of its memory, which takes long and must not happen in this process.
         with self._connection.foreign.closed_here() if here else contextlib.nullcontext():
             self._kept.close()
             self.backend.close()
