@@ -265,8 +265,8 @@ class BalloonDevice:
         before = self._counts.reported_bytes
         reported = before + self._reclaimer.discard("reporting_vq", chain.head, chain.writable)
         self._counts.reported_bytes = reported
-        # Pages are counted by the rounded-up sum of all reports so far: if each report were
-        # rounded up by itself, a report of one byte would count as a whole page.
+        # Round up the sum of all reports so far, not each report: otherwise many reports of one
+        # byte would count as many whole pages.
         return chain.head, -(-reported // PAGE_SIZE) - -(-before // PAGE_SIZE)
 
     def _readable(self, queue: str, chain: DescriptorChain, limit: int) -> bytes:

@@ -45,8 +45,9 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
         libc.forget_environment()
         allow_all_fds()
         buffer = bytearray(MAX_DATAGRAM_BYTES)
-        # Take all present objects out of the garbage collector's reach: a collection in a forked
-        # device would write to, and so copy, every page that the device shares with this process.
+        # Take all present objects out of the garbage collector's reach. A collection in a forked
+        # device would write to every object, and so copy every page that the device shares with
+        # this process.
         gc.collect()
         gc.freeze()
         sock.send(HELLO)
@@ -68,9 +69,10 @@ def _serve(sock: socket.socket, buffer: bytearray) -> NoReturn:
             bpf = bytes(request.bpf)
             program = Program(bpf)
         answer = _clone(request, program)
-        # Close this process's copies of the device's descriptors before it answers: a template
-        # that hangs while it holds the device's end of the tube would make the controller take a
-        # dead device for alive.
+        # Close this process's copies of the device's descriptors before the answer is sent. One of
+        # them is the device's end of the tube. If this process hung while it held that end, the
+        # tube would stay open after the device's death, and the controller would take the device
+        # for alive.
         for fd in request.fds:
             os.close(fd)
         sock.send(ANSWER.pack(*answer))

@@ -44,8 +44,8 @@ class Reporter:
 
     def fault(self, kind: FaultKind, queue: int, code: int, head: int, detail: int) -> None:
         """Reports a fault, or counts it."""
-        # A RING fault bypasses the rate limit: a ring breaks at most once in a device's life, so
-        # its report is sent even where other faults have used the limit up.
+        # A RING fault bypasses the rate limit. A ring breaks at most once in a device's life, and
+        # its report must be sent even where other faults have used the limit up.
         left_out = 0 if kind is FaultKind.RING else self._limit.admit(self._clock())
         if left_out is None:
             return
@@ -72,8 +72,8 @@ class BackendChannel:
             try:
                 epoll.register(fd, 0)
             except OSError:
-                # epoll(7) refuses regular files. A VMM that sent a regular file reads no messages
-                # from it, so the device goes on without a channel.
+                # epoll(7) refuses regular files. A VMM that sent a regular file as the channel
+                # reads no messages from it, so the device goes on without a channel.
                 self.fd = None
 
     def announce(self) -> None:
@@ -168,8 +168,9 @@ class DeviceLoop:
         self._tube.send(Ready())
         while self.turn():
             pass
-        # Every chain that this device took from a ring is answered by now. Chains still in the
-        # rings are left to the next device, which looks at every ring without waiting for a kick.
+        # Every chain that this device took from a ring is answered by now. Other chains may have
+        # come into the rings since. They are left to the next device, which looks at every ring
+        # without waiting for a kick.
         indices = tuple((q.index, q.ring.used_index) for q in self._device.queues)
         self._tube.send(self._device.statistics())
         self._tube.send(Stopped(indices))
@@ -188,8 +189,8 @@ class DeviceLoop:
             elif fd == self._tube.fileno() and not self._obey():
                 return False
         if kicked:
-            # Serve all queues, not only the kicked ones: several vrings may share one eventfd for
-            # their kicks, and the read has reset its counter for all of them.
+            # Serve all queues, not only the kicked ones. Several vrings may share one eventfd for
+            # their kicks, and reading it for one queue has reset it for the others.
             self._serve([q for fd, q in self._queues.items() if fd not in self._resting], kicked)
         elif self._backlog:
             self._serve(list(self._backlog.values()), kicked)
@@ -229,9 +230,9 @@ class DeviceLoop:
         for fd in [fd for fd, until in self._resting.items() if now >= until]:
             del self._resting[fd]
             self._epoll.modify(fd, select.EPOLLIN)
-            # The queue's rest is over: look at its ring without waiting for a kick. Chains may be
-            # left from its last turn, and where it shares its eventfd with another queue, its kick
-            # may have been read for that queue.
+            # The queue's rest is over: look at its ring without waiting for a kick. Its last turn
+            # may have left chains there. And if it shares its eventfd with another queue, its kick
+            # may have been read for that other queue.
             self._backlog[fd] = self._queues[fd]
 
     def _take_kick(self, running: RunningQueue, event: int) -> bool:

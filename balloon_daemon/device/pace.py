@@ -171,9 +171,9 @@ class Account:
         useful = not faults and pages >= HONEST_CHAIN_PAGES * chains
         if useful and asked == pages and pages:
             return 0.0
-        # The longest turn takes MAX_TURN_S, the time of one more chain that was begun just before
-        # the end, and the time to remove its pages. Time beyond that is not charged: the host gave
-        # this process no core meanwhile.
+        # Do not charge time in which the host gave this process no core. So charge at most what
+        # the longest turn takes: MAX_TURN_S, as much again for a chain that was begun just before
+        # its end, and the time to remove the pages.
         spent_s = min(spent_s, 2 * MAX_TURN_S + pages * PAGE_S)
         unasked_s = spent_s * (pages - asked) / pages if pages else 0.0
         wasted_s = 0.0 if useful else max(0.0, spent_s - unasked_s - asked * ASKED_PAGE_S)

@@ -107,8 +107,8 @@ def spawn(spec: DeviceSpec, fork: Fork, *, look: bool = False) -> DeviceProcess:
         undo.callback(_end_child, pid)
         device = DeviceProcess(pid, upper, stderr_out)
         undo.pop_all()
-    # A new device does nothing before its first order. REQUEST_STATS serves as "start": it has no
-    # other effect, because a new device holds no statistics buffer that it could answer.
+    # A new device does nothing before its first order. REQUEST_STATS starts it and has no other
+    # effect: a new device holds no statistics buffer that it could answer.
     upper.send(Command.STOP if look else Command.REQUEST_STATS)
     return device
 

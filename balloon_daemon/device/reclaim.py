@@ -112,8 +112,9 @@ class Reclaimer:
         self._memory = memory
         self._maps = tuple(maps)
         self._host_fault = host_fault
-        # The indices of the mapped regions with pages of 4 KiB. Each page there can be removed by
-        # itself, unlike a 4 KiB part of a huge page.
+        # The indices of the regions in which a page frame number is enough to remove one page: the
+        # region is mapped, and its pages have 4 KiB. A 4 KiB part of a huge page cannot be removed
+        # by itself.
         self._plain = {
             index
             for index, region in enumerate(memory.regions)
@@ -143,8 +144,8 @@ class Reclaimer:
         """
         firsts, counts = runs
         first, last, count = firsts[0], firsts[-1], counts[-1]
-        # The quick way: if the range from the lowest to the highest page is inside one region, so
-        # are all runs.
+        # The quick way looks only at the range from the lowest to the highest page: if it is
+        # inside one region, all runs are.
         place = self._memory.locate(first * PAGE_SIZE, (last + count - first) * PAGE_SIZE)
         if place is not None and place[0] in self._plain:
             self._remove_runs(place[0], runs, first * PAGE_SIZE - place[1])
@@ -252,8 +253,8 @@ class Reclaimer:
         failed = 0
         while True:
             try:
-                # A deque of length 0 consumes the iterator in C: no bytecode runs between two
-                # madvise calls.
+                # Consume the iterator by a deque of length 0, which does so in C: no bytecode runs
+                # between two madvise calls.
                 deque(removals, 0)
                 break
             except OSError as err:

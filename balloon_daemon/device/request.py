@@ -87,8 +87,8 @@ def receive_request(sock: socket.socket, buffer: bytearray) -> Request | None:
     if not length:
         return None
     count, parent, bpf_bytes = _HEAD.unpack_from(buffer)
-    # Receive all datagrams of the request, even if this process had no room for some descriptors:
-    # a datagram left in the socket would be taken for the next request.
+    # Receive all datagrams of the request, even if this process had no room for some descriptors.
+    # A datagram left in the socket would be taken for the next request.
     rest = bytearray(1)
     for _ in range(FDS_A_DATAGRAM, count, FDS_A_DATAGRAM):
         more, further = _receive(sock, rest)

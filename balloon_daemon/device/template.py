@@ -162,8 +162,8 @@ class Template:
         try:
             send_request(running.sock, spec, tube_fd, stderr_fd, parent, self._bpf)
         except OSError:
-            # The template forks no device before it has a whole request, and this request was not
-            # sent as a whole, so the caller may ask again.
+            # The template forks no device before it has a whole request. This request was not sent
+            # as a whole, so no device was forked, and the caller may ask again.
             self._lose(running, "is gone")
             self._look_after_start()
             raise self._not_yet() from None
@@ -187,9 +187,9 @@ class Template:
         except OSError:
             answer = b""
         if len(answer) != ANSWER.size:
-            # The template may have forked a device whose process id was not told. That device ends
-            # by itself, because the caller closes the tube before any order is sent; so the caller
-            # must open a new tube for its next try.
+            # The template may have forked a device without telling its process id. That device
+            # ends by itself, because the caller closes the tube before it sends any order. So the
+            # caller must open a new tube for its next try.
             self._lose(running, "does not answer")
             raise OSError(errno.EAGAIN, "the process that forks devices does not answer")
         pid: int
@@ -269,8 +269,9 @@ class Template:
         try:
             with contextlib.closing(theirs):
                 fd = self._low.duplicate(theirs.fileno())
-                # Start Python isolated (-I) and without site-packages (-S): code that it would
-                # import otherwise, as that in .pth files, would run outside the jail.
+                # Start Python isolated (-I) and without site-packages (-S). It would otherwise
+                # import code from there at its start, as that in .pth files, and this process is
+                # not jailed.
                 command = [sys.executable, "-I", "-S", *_bytecode_options(), *PROGRAM]
                 pid = self._low.exec(
                     [*command, str(fd), str(os.getpid()), *sorted(directories)],
