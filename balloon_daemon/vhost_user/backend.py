@@ -59,8 +59,8 @@ from balloon_daemon.virtio.balloon import (
     queue_numbers,
 )
 
-# Plain ints instead of IntFlags: "&" of an IntFlag makes a new member each time, and "~" of one
-# drops the bits for which its class has no name.
+# Plain ints instead of IntFlags: "&" of an IntFlag makes a new member each time, and "~" of an
+# IntFlag drops the bits for which its class has no name.
 _REPLY_ACK = int(ProtocolFeature.REPLY_ACK)
 _PROTOCOL_FEATURES = int(wire.OFFERED_PROTOCOL_FEATURES)
 _IMPLEMENTED = int(OFFERED_FEATURES) | wire.VHOST_USER_F_PROTOCOL_FEATURES
@@ -191,7 +191,7 @@ class Backend:
             for fd in fds:
                 fd.close()
             raise
-        # The acknowledgement comes after any StopDevice effect: the front-end may free guest
+        # The acknowledgement comes after any StopDevice effect. The front-end may free guest
         # memory as soon as it reads the acknowledgement, and no device may use that memory then.
         return [*effects, Send(acknowledgement(message))] if self._wants_ack(message) else effects
 
@@ -238,9 +238,9 @@ class Backend:
         self.driver.set_up(message.request)
         if features == self.acknowledged:
             return []
-        # Any implemented feature is taken here, offered or not: an earlier balloond with other
-        # settings may have offered it. `refusal` names features that this balloond does not
-        # implement.
+        # Take the features as they are. A feature that is not offered now may have been offered by
+        # an earlier balloond with other settings. A feature that this balloond does not implement
+        # is named by `refusal`.
         self.acknowledged = features
         return [*RESTART]
 
@@ -267,8 +267,9 @@ class Backend:
         self.status = wire.decode_u64(message)
         if self.status:
             return []
-        # Status 0 does not always mean a reset: QEMU also sends it for a pause, after it has
-        # stopped the rings. So rings are disabled here only if one is still ready.
+        # Status 0 does not always mean a reset: QEMU also sends it for a pause, but then it has
+        # stopped all rings before. So only if a ring is still ready, status 0 disables the rings
+        # like RESET_OWNER.
         self.driver.sign_reset()
         return self._reset_owner(message, fds) if any(v.ready for v in self.vrings) else []
 
@@ -293,8 +294,8 @@ class Backend:
     # --- vrings -------------------------------------------------------------------------------
 
     def _set_vring_kick(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
-        # vhost-user specification, "Ring states": without VHOST_USER_F_PROTOCOL_FEATURES a ring is
-        # enabled as soon as it starts, which its kick descriptor brings about.
+        # Without VHOST_USER_F_PROTOCOL_FEATURES a ring is enabled as soon as it starts, and its
+        # kick descriptor starts it (vhost-user specification, "Ring states").
         enables = not self.acknowledged & wire.VHOST_USER_F_PROTOCOL_FEATURES
         return self.vrings.set_kick(message, fds, enables=enables)
 

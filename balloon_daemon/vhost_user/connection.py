@@ -113,8 +113,8 @@ class Connection:
         if kept or self._socket.fileno() < 0 or self._hang_up():
             self._socket.close()
         else:
-            # Descriptors may still wait in the socket's queue, and the socket's last close closes
-            # them too, which may block: leave that to a closer process.
+            # Descriptors may still wait in the socket's queue. The socket's last close closes them
+            # too, which may block, so a closer process does it.
             self._own(self._socket.detach()).close()
         self.close_dropped()
 
@@ -129,9 +129,9 @@ class Connection:
         waits = int.from_bytes(fcntl.ioctl(self._socket, termios.FIONREAD, bytes(4)), "little")
         for _ in range(2):  # The first recvmsg() may report a pending SO_ERROR instead.
             with contextlib.suppress(OSError):
-                # A MSG_PEEK without an ancillary buffer stops at the first bytes with descriptors
-                # (SCM_RIGHTS) and sets MSG_CTRUNC: all bytes and no MSG_CTRUNC mean that no
-                # descriptor waits.
+                # A MSG_PEEK without an ancillary buffer stops at the first bytes that came with
+                # descriptors (SCM_RIGHTS), and sets MSG_CTRUNC. So if it reads all bytes without
+                # MSG_CTRUNC, no descriptor waits.
                 content, _, flags, _ = self._socket.recvmsg(waits + 1, 0, socket.MSG_PEEK)
                 return len(content) == waits and not flags & socket.MSG_CTRUNC
         return False
@@ -205,7 +205,7 @@ class Connection:
                 self._fds += map(self._own, numbers)
         # The buffer had room for all descriptors, so MSG_CTRUNC means that this process may open
         # no more files (RLIMIT_NOFILE). The kernel does not say which descriptors are missing, so
-        # no descriptor of this message is used.
+        # all descriptors of this message are closed unused.
         self._lost |= truncated
         if self._lost:
             for fd in self._fds:

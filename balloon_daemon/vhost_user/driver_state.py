@@ -126,9 +126,9 @@ class DriverState:
         if base or index:
             self.reset_signed &= index != 0
             return False
-        # A base of 0 for an inflateq that stood elsewhere shows a new driver. An inflateq that
-        # stood at 0 (after none or 65536 chains) may only have been paused, unless the config
-        # space was read meanwhile: a paused driver reads nothing.
+        # The inflateq is to start at 0. If it stood elsewhere before, its driver is new. If it
+        # stood at 0 already (after none or 65536 chains), the driver may only have been paused. A
+        # read of the config space since the reset excludes a pause: a paused driver reads nothing.
         if before or (self.reset_signed and self.config_read):
             return self.begin_anew()
         self.reset_signed = False

@@ -24,8 +24,8 @@ def _add_mem_reg(memory: MemoryTable, message: Message, fds: Sequence[Fd]) -> li
 
 def _rem_mem_reg(memory: MemoryTable, message: Message, fds: Sequence[Fd]) -> list[Effect]:
     there = memory.remove(wire.decode_single_region(message))
-    # Old front-ends send a descriptor with REM_MEM_REG, which the specification allows. It is
-    # closed unused: the region is found by its addresses and size.
+    # Old front-ends send a descriptor with REM_MEM_REG, which the specification allows. The
+    # descriptor is not needed, because the region is found by its addresses and size.
     for fd in fds:
         fd.close()
     if there or memory.unsound:

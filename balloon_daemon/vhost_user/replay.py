@@ -64,8 +64,9 @@ def replay_vrings(backend: Backend) -> list[ReplayMessage]:
         for request, fd in (
             (Request.SET_VRING_CALL, vring.call),
             (Request.SET_VRING_ERR, vring.err),
-            # A ring that cannot be served is sent without its kick descriptor, so that the next
-            # controller, to which these messages go, does not serve it either.
+            # These messages go to the next controller. A ring that cannot be served is sent
+            # without its kick descriptor, so that the next controller does not serve the ring
+            # either.
             (Request.SET_VRING_KICK, None if vring.unusable else vring.kick),
         ):
             if fd is not None:

@@ -116,8 +116,8 @@ class Vrings:
     def set_base(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:
         state = wire.decode_vring_state(message)
         vring = self._vring(state.index)
-        # No device starts at this base, but at the used.idx in guest memory. The base is kept for
-        # GET_VRING_BASE's reply, and may show that the driver begins anew.
+        # A device starts at the used.idx in guest memory, not at this base. The base is kept for
+        # GET_VRING_BASE's reply, and because it may show that the driver begins anew.
         before, was_unusable = vring.base, vring.unusable
         if wrong := vring.set_base(state.num):
             return [not_served(message, wrong), *RESTART]
@@ -175,8 +175,9 @@ class Vrings:
         if message.request == Request.SET_VRING_KICK:
             vring.set_kick(None)
         elif message.request == Request.SET_VRING_CALL:
-            # Mark the ring as unusable rather than as one whose driver polls: this driver expects
-            # to be notified by the call descriptor, and would wait for its buffers for ever.
+            # Mark the ring as unusable. A ring without a call descriptor would otherwise be served
+            # as one whose driver polls. But this driver waits for a call, and would wait for its
+            # buffers for ever.
             vring.set_call(None, usable=False)
         return [not_served(message, NO_ROOM), *RESTART]
 

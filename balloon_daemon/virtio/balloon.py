@@ -86,8 +86,8 @@ class BalloonConfig:
     num_pages: NumPages = field(default=NumPages(0))
     actual: NumPages = field(default=NumPages(0))
 
-    # The fields are num_pages, actual, free_page_hint_cmd_id and poison_val; the last two belong
-    # to features that are not offered, and read as zero.
+    # The four fields are num_pages, actual, free_page_hint_cmd_id and poison_val. The last two
+    # belong to features that are not offered, and read as zero.
     _LAYOUT = struct.Struct("<IIII")
     SIZE = _LAYOUT.size
 

@@ -118,13 +118,13 @@ class SplitQueue:
         self.size = size
         self._mask = size - 1
         self._descriptors = descriptors
-        # memoryview.cast("H") reads a 16-bit field with one aligned load. Two loads could give
-        # halves of different values of an index, which the driver changes meanwhile.
+        # memoryview.cast("H") reads a 16-bit field with one aligned load. With a load for each
+        # byte, an index that the driver changes meanwhile could be read as half old and half new.
         self._available = available.cast("H")
         self._used = used
         self._used16 = used.cast("H")
-        # Read used.idx from guest memory only once, here, and count on from it: the driver, too,
-        # can write to the used ring at any moment.
+        # Read used.idx from guest memory only once, here, and count on from it. The driver can
+        # write to the used ring too, at any moment, so a later value there cannot be trusted.
         self.used_index = self._used16[1]
         """Chains answered so far, modulo 65536: the base for GET_VRING_BASE."""
         self.next = self.used_index
@@ -164,8 +164,8 @@ class SplitQueue:
         """Follows a chain from its first descriptor, of which there is a copy, to its last."""
         readable: list[tuple[int, int]] = []
         writable: list[tuple[int, int]] = []
-        # A chain has at most as many descriptors as the queue: a longer one visits a descriptor
-        # twice, so it loops.
+        # A chain has at most as many descriptors as the queue. A longer chain visits some
+        # descriptor twice, and so is a loop.
         for _ in range(self.size):
             addr, length, flags, following = descriptor
             if flags & VIRTQ_DESC_F_INDIRECT:
