@@ -131,12 +131,13 @@ class LowNumbers:
 
 def _leave_the_table(child: Callable[[], NoReturn], *, low_alone: bool) -> NoReturn:
     try:
-        # This process still shares its parent's descriptor table: a descriptor closed here, even
-        # by a finalizer that the garbage collector runs, would be closed in the parent too.
+        # This process still shares its parent's table of descriptors. Turn the garbage collector
+        # off: a finalizer that it runs could close a descriptor, which would be closed in the
+        # parent too.
         gc.disable()
         alone = low_alone and LIBC.syscall(*_CLOSE_ALL_HIGH) == 0
-        # Without close_range(2), or where no low numbers are occupied, take a copy of the whole
-        # table: the child then has all of the parent's descriptors.
+        # unshare(2) copies the whole table: the child then has all of the parent's descriptors. It
+        # is used where the kernel lacks close_range(2), or where no low numbers are occupied.
         if not alone and LIBC.unshare(_CLONE_FILES) != 0:
             os._exit(1)
         child()

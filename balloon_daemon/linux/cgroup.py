@@ -128,15 +128,16 @@ class MemoryCgroups:
         except OSError as err:
             if err.errno not in (errno.ENOENT, errno.ENODEV):
                 self.problem = f"{err.filename}: {err.strerror}"
-            # A cgroup without the memory controller and the root cgroup have no limit file. A
-            # cgroup that had one earlier is gone, and the cgroups have to be looked up again.
+            # The root cgroup and a cgroup without the memory controller have no limit file, which
+            # is no problem. A cgroup that had a limit file earlier is gone: `_gone` says that the
+            # cgroups have to be looked up again.
             self._gone |= directory in self._limited
             return None
         except ValueError as err:
             self.problem = str(err)
             return None
         reclaimable = sum(map(int, self._files.reclaimable.findall(stat)))
-        # The difference is cut off at 0: the counters are read one after the other, and
+        # Cut `used - reclaimable` off at 0. The counters are read one after the other, and
         # memory.stat may lag behind by seconds, so more may seem reclaimable than is used.
         left = limit_bytes - max(used - reclaimable, 0)
         return CgroupLimit(path, limit_bytes, max(left, 0))
@@ -180,8 +181,9 @@ def _directories(path: str, mount: Mount) -> list[str]:
     ours, root = PurePosixPath(path).parts[1:], PurePosixPath(mount.root).parts[1:]
     above, hidden = ours.count(".."), root.count("..") - ours.count("..")
     if hidden > 0:
-        # The mount is older than this process's cgroup namespace and begins above the namespace's
-        # root. The kernel shows the names between the two only as "/..", so they are searched for.
+        # The mount is older than this process's cgroup namespace, and begins above the namespace's
+        # root. The kernel shows each directory between the mount's root and the namespace's only
+        # as "/..". So the names of these directories are searched for.
         if root.count("..") < len(root):
             return []
         below = _search(mount.point, hidden, ours[above:])

@@ -25,9 +25,9 @@ def _without_arenas() -> _ArenaAllocator:
     """An allocator that refuses new arenas, and frees arenas as the present allocator does."""
     allocator = _ArenaAllocator()
     ctypes.pythonapi.PyObject_GetArenaAllocator(ctypes.byref(allocator))
-    # CPython calls alloc(ctx, size) for an arena: with the C function labs as alloc and NULL as
-    # ctx, the call returns 0, which means "no memory". A Python function would make objects, and
-    # so call alloc again, while an object is being made.
+    # CPython calls alloc(ctx, size) for a new arena. The C function labs serves as alloc: with
+    # NULL as ctx it returns 0, which means "no memory". A Python function cannot serve: it makes
+    # objects, and so would call alloc again while an object is being made.
     allocator.ctx = None
     allocator.alloc = ctypes.cast(LIBC.labs, ctypes.c_void_p)
     return allocator

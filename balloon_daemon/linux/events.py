@@ -21,8 +21,8 @@ class OwnedFd:
         """Closes the descriptor; further calls do nothing."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            # Forget the number before close(2): Linux frees it even if close(2) fails, and a
-            # second close of the number could hit another file that has got it meanwhile.
+            # Forget the number before close(2), which frees it even if it fails. Another file may
+            # get the number at once, and a second close would then close that file.
             os.close(fd)
 
     def detach(self) -> int:

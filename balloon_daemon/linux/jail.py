@@ -43,8 +43,9 @@ def reset_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
     for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
-    # Remove faulthandler's handlers: in the jail they would make forbidden system calls, and
-    # seccomp would kill the process for those, which would hide the fault that came first.
+    # Remove faulthandler's handlers. In the jail they would make forbidden system calls, for which
+    # seccomp would kill the process. The report would then name that call instead of the fault
+    # that came first.
     for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -118,9 +119,9 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
     # /proc, which does not exist in there.
     _limit_resources()
     enter_empty_namespaces()
-    # Drop privileges in any case: a move into a user namespace that failed half-way leaves this
-    # process all capabilities inside that namespace, and systemd may have given the service some
-    # (AmbientCapabilities=).
+    # Drop privileges even if the namespaces were refused. A move into a user namespace that failed
+    # half-way leaves this process all capabilities inside that namespace. systemd, too, may have
+    # given the service some (AmbientCapabilities=).
     _drop_privileges(identity)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
@@ -139,10 +140,10 @@ def _set_name(name: str) -> None:
 
 def _drop_privileges(identity: Identity | None) -> None:
     with contextlib.suppress(PermissionError):
-        # Securebits and the bounding set need CAP_SETPCAP (capabilities(7)), which root may lack,
-        # and which others have only in a user namespace. Without it they stay as they are: they
-        # matter only at an execve(2), which grants no capabilities after no_new_privs, set later
-        # in `enter`.
+        # Securebits and the bounding set cannot be changed without CAP_SETPCAP (capabilities(7)).
+        # Root may lack it, and others have it only in a user namespace. Unchanged they do no harm:
+        # they matter only at an execve(2), which gives no capabilities once `enter` has set
+        # no_new_privs.
         prctl.securebits.noroot = True
         prctl.securebits.noroot_locked = True
         prctl.capbset.limit()
@@ -161,8 +162,8 @@ def _limit_resources() -> None:
     crosvm's seccomp policy for this device allows eventfd2, dup, epoll_create1, mmap, write and
     clone of threads.
     """
-    # Not open(): its buffers and decoders would write to, and so copy, 30 pages of memory that
-    # devices share.
+    # Read by os.open() instead of open(), whose buffers and decoders would write to, and so copy,
+    # 30 pages of memory that devices share.
     statm = os.open("/proc/self/statm", os.O_RDONLY)
     mapped_bytes = int(os.read(statm, 100).split()[0]) * resource.getpagesize()
     os.close(statm)

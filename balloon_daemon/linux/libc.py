@@ -65,8 +65,8 @@ def show_as(name: str) -> None:
     """
     if _command_line is not None:
         room = len(_command_line)
-        # End the area in a byte other than NUL: the kernel then shows ps the text up to the first
-        # NUL, instead of the whole area (fs/proc/base.c).
+        # End the command line's area in a byte other than NUL. The kernel then shows ps only the
+        # text up to the first NUL, instead of the whole area (fs/proc/base.c).
         _command_line.raw = name.encode()[: room - 2].ljust(room - 1, b"\0") + b"."
 
 
@@ -111,14 +111,14 @@ def forget_environment() -> None:
         ctypes.memset(area, 0, len(area))
 
 
-# The number is from arch/x86/entry/syscalls/syscall_64.tbl, the flags are from linux/sched.h;
-# glibc's clone() cannot be used, because it requires a new stack.
+# clone(2)'s number is from arch/x86/entry/syscalls/syscall_64.tbl, its flags are from
+# linux/sched.h. It is called by number, because glibc's clone() requires a new stack.
 _SYS_CLONE = 56
 _CLONE_FILES = 0x400
 _CLONE_PARENT = 0x8000
 
-# PyDLL, unlike CDLL, keeps the interpreter's lock (GIL) during the call: a forked child that had
-# to take the lock again might never get it.
+# PyDLL, unlike CDLL, keeps the interpreter's lock (GIL) during the call. With CDLL, the forked
+# child would have to take the lock again, and might never get it.
 _python_libc = ctypes.PyDLL(None, use_errno=True)
 _python_libc.syscall.restype = ctypes.c_long
 _CLONE_SIBLING = tuple(map(ctypes.c_ulong, (_SYS_CLONE, _CLONE_PARENT, 0, 0, 0, 0)))

@@ -29,9 +29,9 @@ HUGEPAGES = Path("/sys/kernel/mm/hugepages")
 
 # Longer numbers than 15 digits are not read: a PiB, in KiB, has 13 digits.
 _FIELD = re.compile(rb"^([A-Za-z_()]+): +([0-9]{1,15})(?: kB)?$", re.MULTILINE)
-# Where MemAvailable is missing, the sum of these fields stands in for it: the kernel computes it
-# from them, less its watermarks (mm/show_mem.c, si_mem_available). Every kernel that balloond
-# supports has MemAvailable; a file mounted over /proc/meminfo may lack it, or always say 0.
+# The kernel computes MemAvailable from these fields, less its watermarks (mm/show_mem.c,
+# si_mem_available). Where MemAvailable is missing or 0, the sum of these fields is used. The
+# kernels that balloond supports have it; a file mounted over /proc/meminfo may not.
 _ESTIMATE = (b"MemFree", b"Active(file)", b"Inactive(file)", b"SReclaimable")
 _SIZE = re.compile(r"hugepages-([0-9]+)kB")
 
@@ -86,9 +86,10 @@ def host_memory(
         available_bytes = sum(_kib(figures, name) for name in _ESTIMATE) * KIB
     available_bytes = min(available_bytes, total)
     pool, poisoned = _pool_bytes(figures, hugepages), _kib(figures, b"HardwareCorrupted") * KIB
-    # Huge page pools and poisoned pages are never part of the available memory. If the sum exceeds
-    # MemTotal, the figures are from different hosts: a container's meminfo may show the
-    # container's limit as MemTotal beside the host's pools.
+    # Huge page pools and poisoned pages are never part of the available memory. If all three
+    # together exceed MemTotal, the figures are from different hosts, and the pools are not
+    # counted: a container's meminfo may show the container's limit as MemTotal beside the host's
+    # pools.
     if pool and (pool + poisoned + available_bytes > total or _is_containers(path, mounts)):
         pool = 0
     if poisoned + available_bytes > total:

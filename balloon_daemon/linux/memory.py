@@ -51,8 +51,9 @@ def inspect_memory_file(fd: int) -> MemoryFile:
     Raises nothing: a VM's memory table also lists regions that are no RAM (NVDIMMs, shared-memory
     devices, ROMs), with files of any kind.
     """
-    # Ask for the seals first, which the kernel answers by itself. fstat(2) of a file of FUSE asks
-    # the file system's server, which may be hostile or never answer.
+    # Ask for the seals first: the kernel answers by itself, and refuses where the file is no
+    # memory file. fstat(2) of a file of FUSE would ask the file system's server, which may be
+    # hostile or never answer.
     try:
         seals = fcntl.fcntl(fd, F_GET_SEALS)
     except OSError:
@@ -122,8 +123,8 @@ def map_shared(fd: int, size_bytes: int, offset_bytes: int) -> mmap.mmap:
             offset=offset_bytes,
         )
     except ValueError as err:
-        # Python's mmap module itself compares the length with the file's; the message of its
-        # ValueError gives neither.
+        # Raised where Python's mmap module finds the file shorter than the mapping. Its message
+        # gives neither length, so the error gives both.
         raise MemoryFileError(
             f"guest memory up to byte {offset_bytes + size_bytes} is to be mapped, but its file "
             f"has {os.fstat(fd).st_size} bytes: the VMM cut it short"

@@ -36,9 +36,9 @@ def enter_empty_namespaces() -> bool:
     """
     wanted = _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWNET
     if os.geteuid() != 0:
-        # Other users need a user namespace of their own to be allowed the other namespaces. Root
-        # without CAP_SYS_ADMIN does not get one: inside it, root could not give up its user and
-        # group ids.
+        # Without root, the other namespaces are allowed only inside a user namespace of this
+        # process's own. Root without CAP_SYS_ADMIN does not get a user namespace: inside it, root
+        # could not give up its user and group ids.
         wanted |= _CLONE_NEWUSER
     if LIBC.unshare(wanted) != 0:
         return False

@@ -28,8 +28,8 @@ def pages_of(fd: int) -> tuple[int, str]:
     page_bytes = os.fstatvfs(fd).f_bsize
     if page_bytes > mmap.PAGESIZE:
         return page_bytes, "never"
-    # SHMEM_ENABLED is the setting of the kernel's own tmpfs mount, in which memfds are. Its values
-    # deny and force overrule the huge= option of every mount.
+    # Memfds are in the kernel's own tmpfs mount, whose setting is SHMEM_ENABLED. Its values deny
+    # and force overrule the huge= option of every mount.
     overall = _chosen_word(SHMEM_ENABLED)
     device = os.fstat(fd).st_dev
     option = _mount_option(f"{os.major(device)}:{os.minor(device)}")

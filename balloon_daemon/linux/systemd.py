@@ -85,8 +85,8 @@ def take_stored_fds() -> dict[str, OwnedFd]:
     fds = []
     for fd in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
         # Move the descriptor above LOW: a child forked by linux/apart.py inherits only lower
-        # numbers. Its owner may close it directly (OwnedFd), because a VMM's file whose close
-        # could block is never put into systemd's file descriptor store.
+        # numbers. An OwnedFd is closed directly, not by a closer process. That is safe, because a
+        # VMM's file whose close could block is never put into systemd's file descriptor store.
         fds.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOW))
         os.close(fd)
     return {name: OwnedFd(fd) for name, fd in zip(names, fds, strict=True)}
