@@ -121,8 +121,8 @@ def _bisect(graph: Graph, ranges: Sequence[_Range]) -> Node:
     first, last = ranges[0], ranges[-1]
     if len(ranges) == 3 and first.node is last.node and ranges[1].start + 1 == last.start:
         return graph.test(NR_OFFSET, Jump.EQ, ranges[1].start, ranges[1].node, first.node)
-    # 1 is added to each weight: ranges of weight 0 would otherwise be split off one by one, which
-    # makes a long chain of tests.
+    # Each range counts as twice its weight plus 1. Without the 1, ranges of weight 0 would be
+    # split off one by one, in a long chain of tests.
     total = sum(r.weight * 2 + 1 for r in ranges)
     before, split, best = 0, 1, total
     for index, r in enumerate(ranges[:-1], 1):
@@ -182,7 +182,8 @@ def _greater(graph: Graph, argument: int, jump: Jump, value: int, yes: Node, no:
     """arg > value or >= value: the high half is greater, or equal and the low half is."""
     high, half = argument_offset(argument, high=True), value >> 32
     low = _low(graph, argument, jump, value, yes, no)
-    # For a high half of 0 no test of equality is needed: a half that is not greater than 0 is 0.
+    # Where the value's high half is 0, no test of equality is needed: the argument's high half,
+    # which is not greater than 0, is 0 too.
     equal = graph.test(high, Jump.EQ, half, low, no) if half else low
     return graph.test(high, Jump.GT, half, yes, equal)
 

@@ -19,14 +19,14 @@ X32_SYSCALL_BIT = 0x40000000
 NO_SYSCALL = 0xFFFFFFFF
 """Call number −1: no call at all, and not x32's, though the bit is set. kernel/seccomp.c"""
 
-# Other names of the same architectures: minijail's, Debian's.
+# Names that minijail and Debian give these architectures, each with our name for it.
 _ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x64": "x86_64"}
 
 ARCH_NAMES = ("x86_64", "aarch64", "riscv64")
 """Every architecture that has a table, here or in ``ctl/seccomp/``."""
 
-# Architectures that [arch=...] may name without a warning of a typing error, as in minijail's
-# list.
+# Architectures without a table, as in minijail's list. [arch=...] may name them without a warning
+# of a typing error.
 KNOWN_ELSEWHERE = frozenset(
     [
         "x86", "i386", "arm", "hppa", "parisc", "ia64", "loong64", "loongarch64", "mips", "mips64",

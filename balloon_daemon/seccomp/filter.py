@@ -129,8 +129,8 @@ def _is_another(name: str, other: str) -> bool:
 
 def load_arch() -> Arch:
     """x86-64's calls and constants."""
-    # The parsed table is not cached: its text is a third of a megabyte, and the daemon needs it
-    # once, at its start.
+    # The parsed table is not cached. Its text is a third of a megabyte, and the daemon needs it
+    # only once, at its start.
     return parse_table(TABLE.read_text("ascii"))
 
 

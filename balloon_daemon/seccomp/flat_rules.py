@@ -94,8 +94,9 @@ def flat_rules(policy: ParsedPolicy) -> list[FlatRule]:
 
 def _paths(filters: tuple[Filter, ...]) -> Iterator[tuple[Verdict, Path] | None]:
     """Each path to a verdict, with the arguments' values there; None for each step on the way."""
-    # Each entry is a comparison still to be made: the indices of its filter, of its clause there
-    # and of the comparison in the clause, and the arguments' possible values before it.
+    # Each entry is a comparison still to be made. It has the indices of the comparison's filter,
+    # of the clause in that filter and of the comparison in that clause, then the arguments'
+    # possible values before the comparison.
     waiting: list[tuple[int, int, int, Path]] = [(0, 0, 0, (ANYTHING,) * MAX_ARGUMENTS)]
     while waiting:
         at, number, index, path = waiting.pop()

@@ -40,9 +40,9 @@ def main() -> int:
     for call, call_number, action, comparisons in wanted["rules"]:
         known = call_number
         if wanted["audit_arch"] != native:
-            # seccomp_rule_add takes the call's number on this machine, or libseccomp's negative
-            # pseudo number for a call that this machine lacks, and translates it for the filter's
-            # architecture.
+            # seccomp_rule_add takes the call's number on this machine, and translates it for the
+            # filter's architecture. For a call that this machine lacks it takes libseccomp's
+            # negative pseudo number.
             known = pyseccomp.resolve_syscall(native, call)
             if known == -1:
                 return _refuse(f"{name} does not know {call}")

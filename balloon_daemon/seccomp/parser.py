@@ -46,8 +46,8 @@ FILTERS_LIMIT = 100_000
 _DIRECTIVES = ("@include", "@frequency", "@default", "@denylist")
 _ALL_DIRECTIVES = ", ".join(_DIRECTIVES)
 
-# The actions that @default may name: none that lets a call run, which minijail refuses as
-# permissive.
+# The actions that @default may name. Actions that let a call run are left out, as minijail refuses
+# them as permissive.
 _DEFAULTS = {
     "kill": Action.KILL_PROCESS,
     "kill-process": Action.KILL_PROCESS,
@@ -252,8 +252,9 @@ class _Parser:
         return ParsedPolicy(
             self._arch.abi,
             tuple(calls),
-            # A @denylist file allows every call that it does not list. As in minijail, its
-            # @default answers only a listed call of which no condition holds (`otherwise` above).
+            # A @denylist file allows every call that it does not list. Its @default, as in
+            # minijail, is only for a listed call none of whose conditions holds (`otherwise`
+            # above).
             ALLOW if self._denylist else self._default,
             tuple(self._warnings.problems()),
             tuple(dict.fromkeys(self._sources.names)),

@@ -36,8 +36,8 @@ def read_text(path: str, *, named_by_user: bool = False) -> str:
             ``strerror`` says which in words, ``filename`` is the path.
     """
     name = _as_named(path)
-    # Check the file's kind before opening it, because opening some devices has effects, and again
-    # afterwards, because the path may lead to another file by then.
+    # Check the file's kind before opening it, because opening some devices has effects. Check it
+    # again afterwards, because the path may have led to another file by then.
     kind = _checked(path, os.stat(name), named_by_user=named_by_user)
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY
     if kind != stat.S_IFIFO:

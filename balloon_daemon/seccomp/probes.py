@@ -121,8 +121,8 @@ def _drawn(policy: ParsedPolicy, count: int, draw: Draw) -> Iterator[Probe]:
     conditional = [call for call in policy.calls if len(call.filters) > 1]
     values = {call.number: tuple(_values(call)) for call in conditional}
     for _ in range(count):
-        # Draw a call that has no conditions only once in eight times: its arguments change
-        # nothing.
+        # Draw from all calls only once in eight times, else from those with conditions: for a call
+        # without conditions the arguments change nothing.
         calls = conditional if conditional and draw(8) else policy.calls
         call = calls[draw(len(calls))]
         known = values.get(call.number, _EDGES)

@@ -96,8 +96,8 @@ class RuleReader:
     def _call(self, words: Words) -> list[str]:
         """The call, or nothing if it is unknown or meant for another architecture."""
         token = words.take("a system call")
-        # A call may have the name of an action or another word of the language: kill is a call
-        # too.
+        # A call may have the name of an action or of another word of the language: "kill" is also
+        # a system call.
         if token.kind is not Kind.NAME and token.text not in ("kill", "in", "return", *ACTIONS):
             raise StatementError(token.place, f"expected a system call, found {token.text!r}")
         opened = words.take_if("[")

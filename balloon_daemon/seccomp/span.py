@@ -89,8 +89,8 @@ class Span(NamedTuple):
         low, high = max(self.low, other.low), min(self.high, other.high)
         mask, bits = self.mask | other.mask, self.bits | other.bits
         never = self.never | other.never
-        # A value in both spans has the known bits `bits`, so it is not below `bits`, and not above
-        # `bits` with all unknown bits set.
+        # A value in both spans has all known bits that are set, `bits`, so it is at least `bits`.
+        # It is at most `bits` with all unknown bits set.
         low, high = max(low, bits), min(high, bits | mask ^ MAX_U64)
         while low in never:
             low += 1
@@ -177,7 +177,8 @@ def spans_of(atom: Atom, *, holds: bool) -> Iterator[Span]:
 
 
 # The opposite of ANY ("a bit of the value is set") is IN ("no bit outside the value is set") with
-# the value inverted, and the other way round; `spans_of` inverts it.
+# the value inverted, and the other way round. This table gives only the operator; `spans_of`
+# inverts the value.
 _OPPOSITE = {
     Operator.EQ: Operator.NE,
     Operator.NE: Operator.EQ,

@@ -47,11 +47,11 @@ ACTIONS = frozenset(
 )
 _WORDS = {"in": Kind.OPERATOR, "return": Kind.RETURN} | dict.fromkeys(ACTIONS, Kind.ACTION)
 # "in" and "return" have a pattern of their own in _TOKEN (WORD), because they end before a minus
-# sign, which a name may contain: "return-1" is two words.
+# sign, which a name may contain. So "return-1" is two words, but "kill-thread" is one.
 
 # The patterns' order matters: a comment takes the rest of the line, and a longer sign comes before
-# a shorter one with which it begins. re.ASCII: only ASCII white space separates words, as other
-# kinds look like a line's end or like nothing, and no other compiler of this language skips them.
+# a shorter one with which it begins. re.ASCII: only ASCII white space separates words. Other white
+# space looks like a line's end or like nothing, and no other compiler of this language skips it.
 _TOKEN = re.compile(
     r"""
     (?P<skip> \#.* | \s+ | \\$ )
@@ -67,8 +67,9 @@ _TOKEN = re.compile(
     re.VERBOSE | re.ASCII,
 )
 
-# After @include and @frequency everything up to white space is the path, even a bad one: the
-# parser's message about a bad path is better than "'.' is not part of the language".
+# After @include and @frequency everything up to white space is taken as the path, even a bad one.
+# The parser then says what is wrong with the path; _TOKEN would only say "'.' is not part of the
+# language".
 _PATH = re.compile(r"(?P<skip>\#.*|\s+|\\$)|(?P<PATH>\S+)", re.ASCII)
 
 # Matches a line that has a '#' directly behind a word. Lines that begin with '#' (comments) or '@'
@@ -152,8 +153,8 @@ def statements(
             yield tokens
         tokens, sound = [], True
     if tokens and sound:
-        # minijail's Python compiler drops a statement that the file's end cuts off, without a
-        # message.
+        # Report a statement that the file's end cuts off: minijail's Python compiler drops such a
+        # statement without a message.
         report(tokens[-1].place_after.problem("the file ends inside a continued line"))
 
 
@@ -210,8 +211,8 @@ def _lines(text: str, dialect: Dialect) -> Iterator[tuple[str, str]]:
             yield from ((part, "\r") for part in parts)
             yield last, "\n"
         else:
-            # minijail's C compiler does not join the next line if a carriage return follows the
-            # backslash.
+            # A carriage return behind the backslash is kept: minijail's C compiler does not join
+            # the next line then, because the line does not end in the backslash.
             yield line if line.endswith("\\\r") else line.removesuffix("\r"), "\n"
 
 
