@@ -97,8 +97,8 @@ class FakeGuestPipes:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
-                # close() may flush a command that the process has not read, and fails then,
-                # because the process is gone.
+                # close() may flush a command that the process has not read. The process is gone,
+                # so the flush fails, and its error is ignored.
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 

@@ -87,8 +87,8 @@ class BalloonDriver:
         self._in_flight = InFlight(self.settings.in_flight)
         self.statistics.keeps_total = bool(acknowledged & BalloonFeature.DEFLATE_ON_OOM)
         rings = self.rings.set_up(acknowledged)
-        # Put a first buffer into the statsq before DRIVER_OK, as Linux does: a device finds it
-        # only if it looks at the ring without a kick.
+        # Put a first buffer into the statsq before DRIVER_OK, as Linux does. A device finds this
+        # buffer only if it looks at the ring without a kick.
         if BalloonQueue.STATSQ in self.rings.queues:
             self._send_stats()
         return rings
@@ -152,9 +152,9 @@ class BalloonDriver:
 
     def _advance(self) -> None:
         self.wants_retry = False
-        # As in Linux, where an interrupt queues the driver's work again while earlier work waits
-        # for its buffers: if this call returns early, `_finish` sees `_look_again` and calls
-        # `_advance` again.
+        # If this call returns early, `_look_again` stays set, and `_finish` calls `_advance` once
+        # buffers are answered. Linux does the same: an interrupt queues the driver's work again
+        # while earlier work waits for its buffers.
         self._look_again = True
         if not self.rings.queues or self._in_flight.full:
             return
@@ -166,8 +166,8 @@ class BalloonDriver:
                 return
             direction = Direction.INFLATE if missing > 0 else Direction.DEFLATE
             sent = self._in_flight.buffers
-            # Never move pages in both directions at once: a page could be in an inflate and a
-            # deflate buffer at the same time.
+            # Never move pages in both directions at once: a page could otherwise be in an inflate
+            # and a deflate buffer at the same time.
             if any(buffer.direction is not direction for buffer in sent):
                 return
             inflates = direction is Direction.INFLATE
@@ -215,8 +215,8 @@ class BalloonDriver:
                 self.pages.balloon.give(buffer.pages)
             else:
                 self.pages.give_back(buffer.pages)
-        # Write `actual` once for all buffers that were answered together. With a single buffer on
-        # its way at a time, as in Linux, that is one write for each buffer.
+        # Write `actual` once for all buffers that were answered together. Linux has a single
+        # buffer on its way at a time, so there it is one write for each buffer.
         self.rings.transport.write_config(4, self.actual.to_bytes(4, "little"))
         if self._look_again or self._in_flight.buffers or self.actual != self.num_pages:
             self._advance()

@@ -139,8 +139,8 @@ class FakeFrontend:
             self.requests.tell(_Q.SET_VRING_ADDR, addr.encode())
             self.requests.tell(_Q.SET_VRING_KICK, U64.pack(ring.index), [vring.kick])
             self.requests.tell(_Q.SET_VRING_CALL, U64.pack(ring.index), [vring.call])
-        # Note that rings run before the first SET_VRING_ENABLE: the back-end may send
-        # CONFIG_CHANGE_MSG from that request on.
+        # Set `running` before the first SET_VRING_ENABLE. The back-end may send CONFIG_CHANGE_MSG
+        # from that request on; one that is read while `running` is False counts as sent too early.
         self.requests.running = True
         everyone = self.style.whole_config
         for index, vring in enumerate(self._vrings):
@@ -160,7 +160,7 @@ class FakeFrontend:
             table = encode_memory_table([region for region, _ in memory])
             self.requests.tell(_Q.SET_MEM_TABLE, table, [fd for _, fd in memory])
         else:
-            # Like QEMU, send only the difference from the memory table that was sent before.
+            # Like QEMU, send only the regions that have gone or come since the last memory table.
             for region, fd in self._shared:
                 if (region, fd) not in memory:
                     self.requests.tell(_Q.REM_MEM_REG, region.encode_single(), [fd])
@@ -194,8 +194,8 @@ class FakeFrontend:
                 raise BackendError(f"GET_VRING_BASE of queue {index} speaks of {state.index}")
             bases[index] = state.num
             vring.configured = False
-        # Read the back-end channel before `running` is cleared: messages that the back-end sent
-        # while the rings ran are allowed, even though they are read only now.
+        # Read the back-end channel before `running` is cleared. Messages that wait there were sent
+        # while the rings ran, and must not count as sent too early.
         self.requests.serve_channel()
         self.requests.running = False
         return bases

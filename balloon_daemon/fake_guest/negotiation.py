@@ -88,8 +88,8 @@ def _choose_protocol_features(requests: Requests, style: Style) -> ProtocolFeatu
     chosen = offered & style.protocol_features
     if not chosen & ProtocolFeature.CONFIG:
         raise BackendError("protocol feature CONFIG is not offered: QEMU needs it")
-    # The back-end does not acknowledge this message, because it is sent before REPLY_ACK is in
-    # effect: set `acks` only afterwards.
+    # Set `acks` only after this message, which brings REPLY_ACK into effect: the back-end does not
+    # yet acknowledge the message itself.
     requests.tell(_Q.SET_PROTOCOL_FEATURES, U64.pack(chosen))
     requests.acks = bool(chosen & ProtocolFeature.REPLY_ACK)
     return chosen

@@ -60,8 +60,8 @@ class PageReport:
         Returns:
             (guest-physical address, length in bytes) of each; empty when the walk is over.
         """
-        # Check again which blocks are free: since this walk began, some may have gone into the
-        # balloon.
+        # Check again which blocks are free: some blocks that were free when this walk began may
+        # have gone into the balloon.
         still_free = set(whole_blocks(self._ram, self._free, self.block_pages).tolist())
         left = [block for block in self._blocks if block in still_free]
         now, self._blocks = left[: self._max_ranges], left[self._max_ranges :]

@@ -173,8 +173,9 @@ def _touched_places(available: int, population: Population) -> NDArray[np.int64]
         raise ConfigError(f"{wanted} pages to touch, only {available} are there")
     over = min(available, int(wanted / population.share))
     buffers = -(-over // BUFFER_PFNS)
-    # Spread the touched buffers evenly over all (Bresenham's line algorithm): a buffer is touched
-    # where the running total of buffers to touch crosses a whole number.
+    # Spread the touched buffers evenly over all (Bresenham's line algorithm). Each buffer adds
+    # `wanted / over` to a running total, and is touched where the total reaches another whole
+    # number.
     total = np.floor(np.arange(buffers + 1) * (wanted / over) + 1e-9)
     chosen = np.flatnonzero(np.diff(total))
     places = (chosen[:, None] * BUFFER_PFNS + np.arange(BUFFER_PFNS)).ravel()

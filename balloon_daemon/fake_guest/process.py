@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         _serve(guest, args.socket)
     except BrokenPipeError:
-        # The process that started us is gone, so there is no reader for an error.
+        # The process that started us is gone, so nobody would read an error.
         return 0
     finally:
         guest.close()

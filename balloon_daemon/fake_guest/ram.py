@@ -29,8 +29,8 @@ BATCH_PAGES = 2048
 """Pages written or compared at once: 8 MiB, so that numpy's overhead for each call does not
 matter."""
 
-# Guest memory below 4 GiB on QEMU's machine type Q35: all of a guest of up to 2.75 GiB, else 2
-# GiB; the rest begins at 4 GiB.
+# QEMU's machine type Q35 puts all memory of a guest of up to 2.75 GiB below 4 GiB. Of a larger
+# guest, it puts 2 GiB there, and the rest begins at 4 GiB.
 Q35_ALL_LOW_BYTES = 0xB000_0000
 Q35_LOW_BYTES = 2 * GIB
 HIGH_ADDR = 4 * GIB
@@ -147,8 +147,8 @@ class GuestRam:
         self.memory = GuestMemory([])
         self._words = np.empty((0, WORDS), np.uint64)
         self._view.release()
-        # Unmap now instead of when the garbage collector runs: a test with many guests would fill
-        # the host's memory.
+        # Unmap now. If the mapping stayed until the garbage collector runs, a test with many
+        # guests would fill the host's memory.
         with contextlib.suppress(BufferError):
             self._map.close()
 

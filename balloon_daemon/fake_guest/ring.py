@@ -62,7 +62,8 @@ class DriverQueue:
         )
         self.size = size
         self._descriptors = view[:available]
-        # memoryview.cast("H") loads and stores an index as one aligned u16, never half of it.
+        # memoryview.cast("H") loads and stores an index as one aligned u16, so neither side ever
+        # sees half of a new index.
         self._available = view[available : available + 6 + 2 * size].cast("H")
         self._used = view[used : used + 6 + USED_ELEMENT.size * size]
         self._used16 = self._used.cast("H")
