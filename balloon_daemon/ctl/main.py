@@ -19,8 +19,8 @@ class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, with a pointer to --help; used for subcommands too."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse does not flush standard output: an error of a full disk would appear only when
-        # the interpreter exits.
+        # Flush at once, which argparse does not: an error of a full disk would otherwise appear
+        # only when the interpreter exits.
         super()._print_message(message, file)
         try:
             sys.stdout.flush()

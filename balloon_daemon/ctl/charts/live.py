@@ -191,8 +191,8 @@ def _margin_cell(cell: tuple[str, str], column: Column | None) -> tuple[str, str
     character, style = cell
     if character == " ":
         return "┄", MARGIN
-    # Here the filled area reaches above the margin's line: draw the line on the area's lower
-    # colour, which the style names after " on ".
+    # In this cell the filled area reaches above the margin's line. Draw the line on the colour of
+    # the area's lower part, which the style names after " on ".
     return "┄", f"{MARGIN} on {style.rpartition(' on ')[2]}"
 
 

@@ -159,8 +159,8 @@ def _draw_guest(axes: Axes, story: Story, samples: Sequence[Sample]) -> None:
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
     axes.set_xlabel("seconds")
     _tidy(axes, "in the guest (MiB)")
-    # Two lines end at the right edge and are named there: keep the two names at least a fifth of
-    # the axis apart, even where the lines end at the same height.
+    # The two lines are named at their right ends. Keep the two names at least a fifth of the axis
+    # apart, even where the lines end at the same height.
     _name(
         axes, max(held[-1], balloon[-1] + 0.2 * top), "memory that the\nguest really holds", GUEST
     )

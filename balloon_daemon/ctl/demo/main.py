@@ -93,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
         _complain("interrupted; nothing of it is left")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of standard output has gone. Without the dup2 Python would flush into the
-        # closed pipe once more when it exits, and print a traceback.
+        # The reader of standard output has gone. Without the dup2, Python would flush into the
+        # closed pipe once more at its exit, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as err:

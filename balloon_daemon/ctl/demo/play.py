@@ -90,8 +90,8 @@ class Performance:
                 guest.wait_ready()
                 self._loop(host, daemon, guest, deadline)
             except DemoError:
-                # A guest that loses its device often means that balloond has died: `must_live`
-                # then raises that as the cause.
+                # If the guest has lost its device, balloond has often died before. `must_live`
+                # then raises an error that says so.
                 daemon.must_live(wait_s=0.5)
                 raise
             finally:
@@ -104,9 +104,9 @@ class Performance:
     ) -> None:
         began = time.monotonic()
         next_status = next_frame = began
-        # When the load is to end in the story, the story's clock is held for up to PATIENCE_S,
-        # until the host is no longer low on memory and the guest has checked its pages: on a slow
-        # machine both take longer than the story has time for.
+        # On a slow machine, the host's relief and the guest's check of its pages take longer than
+        # the story has time for. So the story's clock stops when the load is to end, until both
+        # are done, for at most PATIENCE_S.
         load_leaves_s = self.story.start_s(Phase.LEAVES)
         held_s = 0.0
         relieved = False

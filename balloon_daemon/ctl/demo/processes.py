@@ -67,8 +67,8 @@ class DemoDaemon:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                # Standard output is dropped: balloond prints there how to attach a VMM. Its log
-                # goes to standard error.
+                # balloond prints on standard output how to attach a VMM, which nobody needs here.
+                # Its log goes to standard error.
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 start_new_session=True,
@@ -131,9 +131,9 @@ class DemoGuest:
                 "--pinned", str(story.pinned_bytes),
                 "--refill",
                 # Let the guest send 64 buffers before it waits for an answer. With one buffer at a
-                # time, a guest on a busy machine would wait a thousand times for a processor
-                # before one step of the balloon is done, and the balloon policy would take the
-                # next step meanwhile.
+                # time, a guest on a busy machine would wait a thousand times for a processor in
+                # one step of the balloon. The step would take so long that the balloon policy took
+                # the next one meanwhile.
                 "--in-flight", "64",
             ],
             errors=directory / "guest.log",

@@ -107,7 +107,7 @@ class Story:
     def timetable(self) -> list[tuple[Phase, float, float]]:
         """Every phase with its start and end, in seconds; the last has no end."""
         # With a balloon policy faster than the demonstration's default, the load changes faster
-        # too; a slower policy does not delay the load.
+        # too. With a slower policy, the load does not change more slowly.
         pace = min(1.0, DEFAULT_SPEED / self.speed)
         table = []
         start_s = 0.0
@@ -166,8 +166,8 @@ def plan(vm_bytes: int, speed: float) -> Story:
         )
     maximum = max_balloon_bytes(vm_bytes)
     step = maximum // PolicySettings().steps
-    # The guest's cache is spread over a third more levels of the balloon than the load causes, and
-    # fills at most CACHE_SHARE of them; the rest of their memory was never touched.
+    # The load causes LEVELS levels of the balloon. The guest's cache is spread over the memory of
+    # a third more levels, and fills at most CACHE_SHARE of it; the rest was never touched.
     levels = LEVELS * 4 / 3
     cache = int(min(MAX_CACHE_BYTES, CACHE_SHARE * levels * step)) // PAGE_SIZE * PAGE_SIZE
     pinned = min(PINNED_BYTES, cache // 4) // PAGE_SIZE * PAGE_SIZE
@@ -182,8 +182,8 @@ def plan(vm_bytes: int, speed: float) -> Story:
         share=cache / (levels * step),
         pinned_bytes=pinned,
         budget_bytes=calm_bytes + BASE_LOAD_BYTES + cache + pinned,
-        # The load's peak takes a quarter of a level less than LEVELS levels of the balloon give
-        # back, so that the policy needs exactly LEVELS steps.
+        # At its peak the load takes a quarter of a level less than LEVELS levels of the balloon
+        # give back. So the policy needs exactly LEVELS steps.
         peak_load_bytes=int(calm_bytes - MARGIN_BYTES + (LEVELS - 0.25) * freed_a_level),
     )
 

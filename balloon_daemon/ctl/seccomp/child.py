@@ -23,7 +23,8 @@ def main() -> int:
     try:
         set_no_new_privs()
         ptrace.trace_me()
-        # Stop here: the parent sets its ptrace options meanwhile, and then resumes this process.
+        # Stop this process. While it is stopped, the parent sets its ptrace options, and then
+        # resumes it.
         os.kill(os.getpid(), signal.SIGSTOP)
         if program is not None:
             program.load_and_exec(path, arguments)

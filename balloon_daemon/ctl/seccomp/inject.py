@@ -69,8 +69,9 @@ class EntryPoint:
         words[_RIP] = self._address
         words[_ORIG_RAX] = 2**64 - 1  # not in a system call, so that the kernel restarts none
         before = tuple(words)
-        # Write the filter below the stack pointer and the red zone (the 128 bytes under the stack
-        # pointer that a function may use): memory further down is mapped and unused.
+        # Write the filter into the traced program's stack, where memory below the stack pointer is
+        # mapped and unused. Leave out the red zone, the 128 bytes under the stack pointer that a
+        # function may use.
         program = (words[_RSP] - _RED_ZONE_BYTES - len(bpf) - 16) & ~15
         fprog = program + len(bpf)
         os.pwrite(self._memory, bpf + struct.pack("=H6xQ", len(bpf) // 8, program), program)

@@ -94,7 +94,8 @@ def _run(
     def on_kill(pid: int, call: Call) -> None:
         decision = evaluate(policy, call.audit_arch, call.number, call.arguments)
         # Where a filter kills a process, the kernel kills all of its threads, each in whatever
-        # call it is. Only a thread whose own call the policy kills is reported.
+        # call it is. So a killed thread's call may be one that the policy allows; only a call that
+        # the policy kills is reported.
         if decision.verdict.action not in _KILLS or (pid, call) in reported:
             return
         reported.add((pid, call))

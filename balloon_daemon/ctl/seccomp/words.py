@@ -15,9 +15,9 @@ from balloon_daemon.seccomp.policy import (
     Verdict,
 )
 
-# Regular expressions of the constants that a call's argument may be shown as. A common prefix is
-# not enough, as other constants have it too (F_LOCK is lockf's, PR_TSC_ENABLE a value of prctl's
-# arg1).
+# Regular expressions of the constants by which a call's argument may be shown. A common prefix is
+# not enough, because constants of other arguments begin with it too (F_LOCK is lockf's,
+# PR_TSC_ENABLE a value of prctl's arg1).
 _SIGNAL = r"SIG(?!IOT\b|CLD\b|POLL\b|UNUSED\b|STKSZ\b)[A-Z0-9]+"
 _FAMILY = r"AF_(?!FILE\b|LOCAL\b|ROUTE\b|MAX\b)\w+"
 _NAMES = {
@@ -148,8 +148,8 @@ def constant_in_words(call: str, argument: int, value: int, arch: Arch) -> str |
     Flags without a name are added as a number: ``CLONE_CHILD_SETTID|0x11``.
     """
     pattern = _NAMES.get((call, argument))
-    # ioctl numbers are 0x1000 or more: smaller constants with one of the prefixes are something
-    # else.
+    # ioctl numbers are 0x1000 or more. Smaller constants with one of the prefixes are no ioctl
+    # numbers.
     if pattern is None or (call == "ioctl" and value < 0x1000):
         return None
     exact = arch.constant_name(value, pattern)
