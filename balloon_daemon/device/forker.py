@@ -69,10 +69,9 @@ def _serve(sock: socket.socket, buffer: bytearray) -> NoReturn:
             bpf = bytes(request.bpf)
             program = Program(bpf)
         answer = _clone(request, program)
-        # Close this process's copies of the device's descriptors before the answer is sent. One of
-        # them is the device's end of the tube. If this process hung while it held that end, the
-        # tube would stay open after the device's death, and the controller would take the device
-        # for alive.
+        # Close this process's copies of the device's descriptors before it answers. Otherwise, if
+        # it hung, its copy of the tube would stay open after the device's death, and the
+        # controller would take the device for alive.
         for fd in request.fds:
             os.close(fd)
         sock.send(ANSWER.pack(*answer))

@@ -270,8 +270,8 @@ class Template:
             with contextlib.closing(theirs):
                 fd = self._low.duplicate(theirs.fileno())
                 # Start Python isolated (-I) and without site-packages (-S). It would otherwise
-                # import code from there at its start, as that in .pth files, and this process is
-                # not jailed.
+                # import other code at its start, as that in .pth files, and this process is not
+                # jailed.
                 command = [sys.executable, "-I", "-S", *_bytecode_options(), *PROGRAM]
                 pid = self._low.exec(
                     [*command, str(fd), str(os.getpid()), *sorted(directories)],
