@@ -22,8 +22,8 @@ class HugePages:
     def __init__(self, regions: Sequence[MemoryRegion], *, must_tell_host: bool) -> None:
         self._page_bytes = [region.host_page_bytes for region in regions]
         # For each region: a huge page's number -> a bit mask of its 4 KiB parts that are in the
-        # balloon. All complete huge pages share one int object as their mask: a TiB of memory has
-        # half a million huge pages.
+        # balloon. All complete huge pages share one int object as their mask, which saves memory:
+        # a TiB of guest memory has half a million huge pages.
         self._parts: list[dict[int, int]] = [{} for _ in regions]
         self._whole = [(1 << page_bytes // PAGE_SIZE) - 1 for page_bytes in self._page_bytes]
         self._must_tell_host = must_tell_host

@@ -52,8 +52,8 @@ def become_device(
         os.dup2(stderr_fd, STANDARD_ERROR)
         gc.freeze()
         jail.limit_first()
-        # Close inherited files first, so that the following opens succeed even where the host's
-        # file table is full.
+        # Close inherited files first. The files that are opened below then find room even where
+        # the host's file table is full.
         jail.close_fds_except([STANDARD_ERROR, tube_fd, *spec.fds()])
         sock = socket.socket(fileno=tube_fd)
         sock.setblocking(False)

@@ -115,8 +115,8 @@ def enter(name: str, parent_pid: int, identity: Identity | None) -> None:
             bytes.
     """
     _set_name(name)
-    # Limit resources before the move into namespaces: the limits are computed from a file in
-    # /proc, which does not exist in there.
+    # Limit resources before the move into namespaces. The limits are computed from a file in
+    # /proc, and the namespaces' empty root has no /proc.
     _limit_resources()
     enter_empty_namespaces()
     # Drop privileges even if the namespaces were refused. A move into a user namespace that failed

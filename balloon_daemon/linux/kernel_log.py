@@ -34,7 +34,7 @@ def find_seccomp_kill(pid: int) -> int | None:
             if match and int(match[1]) == pid:
                 found = int(match[2])
     except OSError:
-        # A read at the end of the log raises BlockingIOError.
+        # The end of the log is reached: a read there raises BlockingIOError.
         return found
     finally:
         os.close(fd)

@@ -81,7 +81,8 @@ def _find_area(first: int, last: int) -> "ctypes.Array[ctypes.c_char] | None":
     return (ctypes.c_char * (end - start)).from_address(start) if end - start > 2 else None
 
 
-# Looked up at import, before any device is forked: a jailed process cannot read /proc.
+# The command line's area is looked up at import, before any device is forked: a jailed process
+# cannot read /proc.
 _command_line = _find_area(_ARG_START, _ARG_END)
 
 _environ = ctypes.POINTER(ctypes.c_void_p).in_dll(LIBC, "environ")

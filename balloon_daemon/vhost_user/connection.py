@@ -86,7 +86,8 @@ class Connection:
     def __init__(self, sock: socket.socket, foreign: ForeignFds) -> None:
         sock.setblocking(False)
         # SO_OOBINLINE: read urgent data (MSG_OOB) in its place in the stream. Otherwise the kernel
-        # skips urgent bytes, and closes the descriptors that came with them in this process.
+        # skips urgent bytes, and this process itself closes the descriptors that came with them,
+        # which may block.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._socket = sock
         self.foreign = foreign
@@ -233,7 +234,8 @@ class Connection:
 
     def brings_fds(self) -> bool:
         """Whether descriptors come with the next bytes; both are left in the socket."""
-        # recvmsg() may fail with the socket's pending error (SO_ERROR) instead of peeking.
+        # recvmsg() may fail with the socket's pending error (SO_ERROR) instead of peeking. No
+        # message comes then, and so no descriptor.
         with contextlib.suppress(OSError):
             _, _, flags, _ = self._socket.recvmsg(1, 0, socket.MSG_PEEK)
             return bool(flags & socket.MSG_CTRUNC)

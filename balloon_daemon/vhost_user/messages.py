@@ -316,7 +316,8 @@ def decode_memory_table(message: Message) -> list[RegionDescription]:
         raise FrontendError(message.name, f"payload of only {len(message.payload)} bytes")
     count, _ = MEMORY_HEADER.unpack_from(message.payload)
     table = message.payload[MEMORY_HEADER.size :]
-    # A front-end may send its whole array of eight regions, with only `count` of them filled.
+    # A front-end may send its whole array of eight regions, with only the first `count` of them
+    # filled.
     if count > MAX_FDS or len(table) < count * REGION.size or len(table) % REGION.size:
         raise FrontendError(
             message.name, f"{count} regions in {len(table)} bytes, at most {MAX_FDS}"

@@ -18,8 +18,8 @@ _BREAKPOINT = b"\xcc"  # int3
 _CALL_AND_BREAK = b"\x0f\x05\xcc"  # syscall; int3
 _RED_ZONE_BYTES = 128
 
-# The indices of the registers used here, in struct user_regs_struct of asm/user_64.h, which has 27
-# words.
+# The indices of the registers that this module sets or reads, in struct user_regs_struct of
+# asm/user_64.h, which has 27 words.
 _REGISTERS = struct.Struct("=27Q")
 _RAX, _RDX, _RSI, _RDI, _ORIG_RAX, _RIP, _RSP = 10, 12, 13, 14, 15, 16, 19
 

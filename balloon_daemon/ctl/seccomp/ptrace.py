@@ -116,7 +116,7 @@ def current_call(pid: int) -> Call:
     Raises:
         OSError: the thread is gone, or not stopped.
     """
-    # struct ptrace_syscall_info begins with op, three bytes of padding, and arch.
+    # struct ptrace_syscall_info begins with op and three bytes of padding, so arch is at byte 4.
     info = ctypes.create_string_buffer(88)
     _ptrace(PTRACE_GET_SYSCALL_INFO, pid, len(info), ctypes.addressof(info))
     (audit_arch,) = struct.unpack_from("=I", info, 4)
