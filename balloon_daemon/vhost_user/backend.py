@@ -238,9 +238,8 @@ class Backend:
         self.driver.set_up(message.request)
         if features == self.acknowledged:
             return []
-        # Take the features as they are. A feature that is not offered now may have been offered by
-        # an earlier balloond with other settings. A feature that this balloond does not implement
-        # is named by `refusal`.
+        # Take features that are not offered too: an earlier balloond with other settings may have
+        # offered them. `refusal` names features that this balloond does not implement.
         self.acknowledged = features
         return [*RESTART]
 
@@ -267,9 +266,8 @@ class Backend:
         self.status = wire.decode_u64(message)
         if self.status:
             return []
-        # Status 0 does not always mean a reset: QEMU also sends it for a pause, but then it has
-        # stopped all rings before. So only if a ring is still ready, status 0 disables the rings
-        # like RESET_OWNER.
+        # QEMU sends status 0 for a reset, but also for a pause, after it has stopped all rings. So
+        # a ring that is still ready shows a reset, which disables the rings.
         self.driver.sign_reset()
         return self._reset_owner(message, fds) if any(v.ready for v in self.vrings) else []
 
