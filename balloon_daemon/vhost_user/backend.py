@@ -47,7 +47,6 @@ from balloon_daemon.vhost_user.requests import (
     NO_FDS,
     VRING_FDS,
     acknowledgement,
-    lacks_fds,
 )
 from balloon_daemon.vhost_user.vrings import VRING_HANDLERS, Vrings, base_reply
 from balloon_daemon.virtio.balloon import (
@@ -194,10 +193,6 @@ class Backend:
         # The acknowledgement comes after any StopDevice effect. The front-end may free guest
         # memory as soon as it reads the acknowledgement, and no device may use that memory then.
         return [*effects, Send(acknowledgement(message))] if self._wants_ack(message) else effects
-
-    def lacks_fds(self, message: Message) -> bool:
-        """Whether this message, received without descriptors, should have come with some."""
-        return lacks_fds(message)
 
     def vring_is_to_stop(self, message: Message) -> bool:
         """Whether a GET_VRING_BASE already handled has not stopped its vring yet."""

@@ -27,6 +27,7 @@ from balloon_daemon.vhost_user.effects import (
     StopDevice,
 )
 from balloon_daemon.vhost_user.messages import Message, decode_message
+from balloon_daemon.vhost_user.requests import lacks_fds
 
 NOT_SERVED = 32
 """Different reasons why a request cannot be served, of which each is published once: a driver may
@@ -209,7 +210,7 @@ class Conversation:
                 # No state in the store includes this request: the controller that read it, with
                 # its descriptors, died before it saved the guest's state, so the descriptors are
                 # lost.
-                received = Received(message, (), self._backend.lacks_fds(message))
+                received = Received(message, (), lacks_fds(message))
                 if message.request in CONFIG_ACCESS:
                     self.inbox.access_config(received)
                 else:
