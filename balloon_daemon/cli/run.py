@@ -105,8 +105,8 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
         config = replace(config, device_user=default_user() if args.user is None else args.user)
         jail = Jail(identity_of(config.device_user), template.fork)
-        # ``shared``: other programs run as the devices' user too, of which a warning tells. A user
-        # given by --user causes no warning, because the operator has chosen it.
+        # ``shared``: a warning is due, because other programs run as the devices' user too. A user
+        # given by --user causes no warning, as the operator has chosen it.
         shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
         if args.check:

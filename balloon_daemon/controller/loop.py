@@ -135,8 +135,8 @@ class Controller:
             # action of a second signal would then kill this process before it has cleaned up.
             hold_end_signals()
             if not ended:
-                # Exit at once: some tasks do not end, and asyncio.run() would wait for every one
-                # of them.
+                # Exit at once: some tasks do not end, and asyncio.run(), to which this method
+                # would return, waits for all of them.
                 self._drain()
                 leave_at_once(0)
 

@@ -328,7 +328,7 @@ class BalloonPolicy:
         if recheck_at_s is None:
             # Append ResumeLowMemory last. With this action the policy listens, and the controller
             # may find low memory at once, which arms the timers anew. An ArmTimer performed after
-            # that would set a timer back.
+            # that would overwrite a newer time with an older one.
             actions.append(ResumeLowMemory())
         self._state = PolicyState(self.level, recheck_at_s, release_at_s)
         return Step(tuple(actions), self._decision(Reason.RESTORED, self.level))

@@ -200,10 +200,10 @@ class Conversation:
         entry = self._kept.journal.pending()
         if entry is None:
             return
-        # Phase SENDING: assume that the answer was sent, as a second one would be taken for the
-        # answer to the VMM's next request. The assumption is wrong only if the controller died
-        # just before its sendmsg(2). Phase HANDLING: a request that ``peek`` still finds in the
-        # socket is read later, like any other.
+        # Phase SENDING: take the answer for sent. That is wrong only if the controller died just
+        # before its sendmsg(2), while the VMM would take a second answer for that of its next
+        # request. Phase HANDLING: a request still in the socket (``peek``) is read later, like any
+        # other.
         if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
             message = decode_message(entry.request)
             if entry.number > self.inbox.handled:

@@ -439,9 +439,9 @@ class GuestSaver:
         try:
             await self._store.drained(self._group)
         finally:
-            # The caller answers the VMM next, and the VMM then relies on what it has sent. States
-            # from before its last change of memory, vrings or device are wrong now: have the
-            # journal declare them invalid, so that no controller restores them.
+            # The caller answers the VMM next, and the VMM then relies on its request being in
+            # effect. States from before the last change of memory, vrings or device are wrong from
+            # now on: have the journal declare them invalid, so that no controller restores them.
             self.journal.require(self._valid_from)
 
     def forget(self) -> None:

@@ -116,9 +116,9 @@ class DeviceSupervisor:
 
     def take_over(self) -> None:
         """Takes over vrings that another controller's device may have served."""
-        # If there are vrings that a device may have served, where they stand is unknown. A device
-        # that died between the two controllers has reported its rings' positions to neither of
-        # them.
+        # A device may have served some vrings. Then it is unknown where they stand: if that device
+        # ended after the earlier controller died and before this one began, neither controller has
+        # got its report.
         self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
 
