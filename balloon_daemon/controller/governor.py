@@ -81,8 +81,8 @@ class Governor:
         """
         vm = self._vms.get(vm_id)
         if vm is None:
-            # The VM is gone from this table, but its task may go on for a moment and report
-            # something. Ignore that report.
+            # The VM has been removed, but its task may go on for a moment and report something.
+            # Ignore that report.
             return
         match report:
             case Attached():

@@ -140,8 +140,8 @@ class DeviceAlarm(_Alarm):
 
     def _drop(self) -> None:
         if self._file is not None:
-            # Unregister explicitly: the kernel drops an epoll registration only with the last
-            # descriptor of the open file, and a forked child may hold one.
+            # Closing the file may not end its epoll registration: the kernel drops that only with
+            # the last descriptor of the open file, and a forked child may hold one.
             self._epoll.unregister(self._file)
             self._file.close()
         self._file, self._armed = None, False
@@ -242,8 +242,8 @@ class PressureAlarm(_Alarm):
 
     def _drop(self) -> None:
         if self._file is not None:
-            # Unregister explicitly: the kernel drops an epoll registration only with the last
-            # descriptor of the open file, and a forked child may hold one.
+            # Closing the file may not end its epoll registration: the kernel drops that only with
+            # the last descriptor of the open file, and a forked child may hold one.
             self._epoll.unregister(self._file)
             self._file.close()
         self._file = None

@@ -212,10 +212,10 @@ class Session:
         self._report(self.vm, Gone("its connection is closed"))
         self._balloon.close()
         stays = self._kept.stays
-        # Close all of the VM's descriptors now: a closer that hangs shares this process's table of
-        # descriptors and outlives it, and would keep a memory file in that table allocated. Use a
-        # closer only where a close may block. None does if the store has every descriptor too
-        # (``here``), as no close is then a file's last one.
+        # A closer that hangs outlives this process and shares its table of descriptors: a memory
+        # file left in that table would stay allocated. So close all of the VM's descriptors now.
+        # If the store has them too (``here``), none of the closes is a file's last, so none blocks
+        # and this process does them; else a closer does.
         here = stays and self._kept.is_kept
         # Close the memory files while the device still maps them, so that the device is the last
         # user of their memory. The last user's end frees all of the memory: that takes long, and
