@@ -43,8 +43,8 @@ class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, with a pointer to --help."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # Print by ``show``: argparse's own print would leave text that a full disk refuses in the
-        # stream's buffer, and Python would fail at exit when it flushes the buffer.
+        # Print by ``show``. With argparse's own print, text that a full disk refuses would stay in
+        # the stream's buffer, and Python would fail when it flushes the buffer at exit.
         if file is sys.stdout:
             show(message.rstrip("\n"))
         else:

@@ -38,8 +38,8 @@ def open_all(
     if wants_keeper:
         check_keepers_place(config.socket)
         try:
-            # Look for the keeper process of an earlier balloond first: it holds the bound
-            # vhost-user socket, which must not be bound again.
+            # Look first for the keeper process of an earlier balloond. It may hold the vhost-user
+            # socket, bound already, which must not be bound a second time.
             store = reach_keeper(config.socket) or store
         except KeeperError as err:
             lost = str(err)
@@ -49,7 +49,8 @@ def open_all(
         listener = listen(config.socket, looked_for_keeper=wants_keeper or store.keeps)
         undo.callback(listener.close)
     if wants_keeper and not store.keeps and not lost:
-        # Start a keeper process last: any error about the socket's path has been raised by then.
+        # Start a keeper process last, when any error about the socket's path has been raised
+        # already: no keeper is left behind by a balloond that fails.
         store = start_keeper(config.socket)
         undo.callback(store.abandon)
     return listener, store, lost

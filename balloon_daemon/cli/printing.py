@@ -12,8 +12,8 @@ from balloon_daemon.linux.systemd import logs_to_journal, runs_as_service
 def show(text: str) -> None:
     """Prints text on which nothing depends: errors of a full disk or a closed pipe are ignored."""
     try:
-        # backslashreplace: a path in the text need not be UTF-8, and print() would raise an error
-        # for it.
+        # backslashreplace: a path in the text need not be valid UTF-8, and print() would raise an
+        # error for such a path.
         print(text.encode(errors="backslashreplace").decode(), flush=True)
     except OSError:
         print_no_more(sys.stdout)
@@ -37,8 +37,8 @@ def print_no_more(stream: TextIO) -> None:
 
 def is_for_people(fd: int) -> bool:
     """Whether a person may read the output: not where a service manager collects it."""
-    # Test for a terminal first: programs in a terminal that is itself a service inherit the
-    # service's environment variables, and so look like a service.
+    # Test for a terminal first: a program in a terminal that itself runs as a service inherits the
+    # service's environment variables, and would look like a service.
     return os.isatty(fd) or not (runs_as_service() or logs_to_journal(fd))
 
 

@@ -57,8 +57,8 @@ def _check_platform() -> None:
     """Refuses machines on which a ring in shared memory cannot be served from Python."""
     system, machine = os.uname().sysname, os.uname().machine
     if (system, machine) != ("Linux", "x86_64"):
-        # Other architectures do not order the interpreter's stores to a ring in shared memory
-        # (virtio/split_queue.py).
+        # A ring in shared memory needs the interpreter's stores to arrive in their order, which
+        # x86-64 guarantees and other architectures do not (virtio/split_queue.py).
         raise ConfigError(f"balloond runs on x86-64 Linux, not on {machine} {system}")
 
 
@@ -91,22 +91,22 @@ def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None
 def _run(args: argparse.Namespace, template: Template) -> int:
     config = config_of(args)
     _check_platform()
-    # Raise the limit of open files before a keeper process is started, which inherits the limit:
-    # to keep a hundred VMs it needs more than the usual 1024.
+    # Raise the limit of open files now: a keeper process started later inherits it. To keep a
+    # hundred VMs a keeper needs more descriptors than the usual 1024.
     if (limit := allow_all_fds()) < LEAST_FDS:
         complain(
             f"balloond: {limit} files may be open here, and a VM alone needs some forty; allow "
             "more (ulimit -n, LimitNOFILE=)"
         )
         return EXIT_FAILURE
-    # Interruptible: the files and the user database may be on a server that does not answer, and a
-    # signal must end balloond also then.
+    # Interruptible: a signal must end balloond even while it waits for the files and the user
+    # database. They may be on a server that does not answer.
     with Interruptible():
         compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
         config = replace(config, device_user=default_user() if args.user is None else args.user)
         jail = Jail(identity_of(config.device_user), template.fork)
-        # If ``shared``, a warning says that other programs run as the devices' user too. There is
-        # none for a user given by --user, whom the operator has chosen.
+        # ``shared``: a warning is due, because other programs run as the devices' user too. A user
+        # given by --user causes no warning, as the operator has chosen it.
         shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
         if args.check:
@@ -147,14 +147,14 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             if shared:
                 jail = replace(jail, fork=warning_first(jail.fork, bus.publish))
             for warning in compiled.warnings:
-                # Log only the first line, which has the place and the problem; unprintable
-                # characters in it are escaped. The other lines quote the file.
+                # Log only the first line of a warning: it has the place and the problem, with
+                # unprintable characters escaped. The other lines quote the policy file.
                 bus.publish(PolicyFileWarning(str(warning).splitlines()[0]))
             bus.drain()
             taken_over = any("." in name for name in store.kept)
             if not taken_over and is_for_people(sys.stdout.fileno()):
-                # Interruptible: a stopped terminal (Ctrl-S) or a full pipe would block the print
-                # for ever, and a signal must end balloond also then.
+                # Interruptible: a signal must end balloond even while the print blocks. A stopped
+                # terminal (Ctrl-S) or a full pipe can block it for ever.
                 with Interruptible():
                     show(how_to_attach(config))
             guests = VhostUserGuests(config, jail, listener, store, bus.publish)

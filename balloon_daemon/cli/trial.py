@@ -171,19 +171,20 @@ class _Trial:
         ready_s = monotonic() - self._began
         tube.send(Target(GIVEN_BYTES))
         self._wait(self._channel.fileno(), self._told, "did not tell its VMM of a target")
-        # Wait for the call eventfd, which every device signals once at its start, in case an
-        # earlier device died before it did.
+        # Wait for the call eventfd. Every device signals it once at its start, because an earlier
+        # device may have died before it did.
         self._wait(self._call, self._called, "did not look at its ring")
-        # Set the available ring's ``idx`` to 1. The ring's first entry is 0 already, which is the
-        # head of our only chain.
+        # Give one chain: set the available ring's ``idx`` to 1. The ring's first entry names the
+        # chain's head, 0, and need not be written, as it is 0 already.
         os.pwrite(self._memory, struct.pack("<H", 1), _AVAILABLE + 2)
         kicked = monotonic()
         os.eventfd_write(self._kick, 1)
         self._wait(self._call, self._called, "did not answer a buffer")
         given_s = monotonic() - kicked
         self._check_given()
-        # Wait until the device has read the kick eventfd too: it may have found the buffer before
-        # the kick, because it looks at its rings when it starts.
+        # Wait until the device has read the kick eventfd too. The answered buffer does not prove
+        # that: a device looks at its rings when it starts, and may have found the buffer before
+        # the kick.
         self._wait(tube.fileno(), self._kick_taken, "did not take its guest's kick")
         tube.send(Command.STOP)
         self._wait(tube.fileno(), lambda: self._said(Stopped), "did not stop when told")
@@ -241,7 +242,7 @@ class _Trial:
         self._device.kill()
         if self.exit_code() is None:
             # Wait only for a limited time: a killed process that is busy in the kernel ends only
-            # after that, perhaps never.
+            # after that work is done, perhaps never.
             select.select([self._device.pidfd], [], [], END_WITHIN_S)
             self.exit_code()
         self._device.close()
@@ -272,8 +273,8 @@ class _Trial:
     def _raise_death(self) -> NoReturn:
         """Raises TrialError with the cause of death of a device that ended untimely."""
         code = self.exit_code()
-        # The last line of the death record is the error at the end of a traceback, or the step of
-        # the rehearsal in which the device died.
+        # Take the last line of the death record: it is the error at the end of a traceback, or the
+        # step of the rehearsal in which the device died.
         said = self._device.read_death_record().rpartition(" | ")[2]
         if code == -signal.SIGSYS:
             raise TrialError(f"a trial device {_forbidden(self._device.pid, said)}")
@@ -319,8 +320,9 @@ def _remedy(name: str | None) -> str:
     if name not in _CLOCK_CALLS:
         return "; allow it in the policy file"
     if clock in _VDSO_CLOCKS:
-        # The vDSO can serve this clock source, but the device had to make a system call: the vDSO
-        # is switched off (vdso=0), or does not serve the source on this machine.
+        # The vDSO can serve this clock source, and the device would then need no system call. That
+        # it made one shows that the vDSO is switched off (vdso=0), or does not serve the source
+        # here.
         no_vdso = f"the vDSO does not serve the clock, though its source is {clock}"
     return f": {no_vdso}, or allow the call in the policy file"
 

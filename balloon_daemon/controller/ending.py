@@ -45,19 +45,20 @@ class _Return:
     def __init__(self, vm: Vm, now_s: float) -> None:
         self.vm = vm
         self.task = asyncio.ensure_future(vm.guest.give_back())
-        # Take at most the host's memory for the balloon's size: ``actual`` comes from the guest,
-        # and may be 16 TiB.
+        # Count a balloon as no larger than the host's memory. Its size ``actual`` comes from the
+        # guest: one that claims 16 TiB could pretend to shrink for a very long time, and so delay
+        # balloond's end.
         host_bytes = os.sysconf("SC_PHYS_PAGES") * PAGE_SIZE
         self._least_bytes = min(vm.balloon_bytes, host_bytes)
-        # Count only a step of this size as progress: a driver takes back 1 MiB at a time, and a
-        # guest that takes back page by page would delay balloond's end for days.
+        # Count only a step of this size as progress. A well-behaved driver takes back 1 MiB at a
+        # time, but a guest that takes back page by page would delay balloond's end for days.
         self._step_bytes = max(1, min(MIB, self._least_bytes // 1024))
         self.moved_at_s = now_s
 
     def look(self, now_s: float) -> None:
         """Notes progress if the balloon is smaller than ever before."""
-        # Compare with the least size ever, not with the last one: a guest whose balloon shrinks
-        # and grows in turn makes no progress.
+        # Compare with the least size so far, not with the last size: a guest whose balloon shrinks
+        # and grows in turn must not count as making progress.
         actual_bytes = self.vm.balloon_bytes
         if actual_bytes <= self._least_bytes - self._step_bytes:
             self._least_bytes = actual_bytes

@@ -81,8 +81,8 @@ class Governor:
         """
         vm = self._vms.get(vm_id)
         if vm is None:
-            # Ignore the report: the VM is gone, but its task ends a little later, and may report
-            # until then.
+            # The VM has been removed, but its task may go on for a moment and report something.
+            # Ignore that report.
             return
         match report:
             case Attached():
@@ -140,8 +140,8 @@ class Governor:
             event = host_policy.Restored(vm_id, size, state, vm.balloon_bytes)
         step = self._policy.step(event, self._loop.time())
         if not self._policy.governs(vm_id):
-            # HostPolicy is halted, because balloond ends, and did not add the VM. Send no target:
-            # no later step would give back the pages that the guest would give for it.
+            # HostPolicy did not add the VM: it is halted, because balloond ends. Send the VM no
+            # target: the guest would give pages for it, and no later step would give them back.
             return
         if row is None:
             max_bytes = self._policy.policy(vm_id).max_bytes
@@ -171,11 +171,11 @@ class Governor:
 
     def _woke(self, due_s: float) -> None:
         self._timer = None
-        # Arm the timer before reading the host's memory: if the read raises, perhaps for lack of
-        # memory, the timer still wakes this method again, and no deadline is lost.
+        # Arm the timer again before reading the host's memory. If the read raises an error,
+        # perhaps for lack of memory, this method is still called again, and no deadline is lost.
         self._arm(self._loop.time() + READ_AGAIN_S)
-        # Use the timer's time if it is later than the clock's: asyncio may call a timer slightly
-        # early, when no deadline would be due yet.
+        # asyncio may call a timer slightly early, when by the clock no deadline is due yet. So use
+        # the time for which the timer was set, if that is later than the clock's.
         self._step(Woke(self._watch.read()), max(self._loop.time(), due_s))
 
     def _against_more(self, vm_id: VmId, level: int) -> Reason | None:
@@ -193,8 +193,9 @@ class Governor:
         self._perform(self._policy.step(event, self._loop.time() if now_s is None else now_s))
 
     def _perform(self, step: HostStep, *, quiet: bool = False) -> None:
-        # Set the timer and the watch before the calls below, which may report something that
-        # causes another step: set afterwards, they would overwrite that step's wake-up.
+        # Set the timer and the watch before the calls below. Those calls may cause another step,
+        # which sets the timer and the watch anew: setting them last would overwrite its settings
+        # with older ones.
         self._arm(step.wake_at_s)
         if step.listen:
             self._watch.listen(self._looked)

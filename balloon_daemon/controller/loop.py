@@ -43,8 +43,8 @@ class Registry:
         return VmId(self._last + 1, f"vm{self._last + 1}")
 
     def add(self, guest: Guest) -> None:
-        # Keep the highest number used so far, also by a VM taken over from another balloond: no
-        # VM's number is ever used again.
+        # A VM taken over from another balloond brings its number along. Note the highest number so
+        # far, so that no new VM gets a number that was used before.
         self._last = max(self._last, guest.vm.number)
         self._governor.add(guest)
 
@@ -60,7 +60,8 @@ class Registry:
         del self.tasks[vm]
         self._governor.report(vm, Gone("its task has ended"))
         if not task.cancelled() and (err := task.exception()) is not None:
-            # Only publish the error: a bug in one guest's task must not end the other VMs' tasks.
+            # Publish the error and do not raise it: a bug in one guest's task must not end the
+            # tasks of the other VMs.
             self._publish(VmFailed(vm, f"{type(err).__name__}: {err}"))
 
 
@@ -109,8 +110,8 @@ class Controller:
         loop.set_exception_handler(self._failed)
         stopping = loop.create_future()
         for number in END_SIGNALS:
-            # Leave SIGHUP and SIGINT alone where they are ignored: nohup(1) and a script's "&" let
-            # a program ignore them on purpose.
+            # Handle SIGHUP and SIGINT only where they are not ignored: nohup(1), or a script's
+            # "&", has a program ignore them on purpose.
             meant = number in (signal.SIGHUP, signal.SIGINT)
             if not meant or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._stop, stopping, number)
@@ -130,12 +131,12 @@ class Controller:
             ended = await self._end(leaving=leaving)
             watch.close()
             await self._driver.close(leaving=leaving)
-            # Block the end signals: a second one's default action would kill this process on its
-            # way out.
+            # Block the end signals, as the event loop's handlers are removed next: the default
+            # action of a second signal would then kill this process before it has cleaned up.
             hold_end_signals()
             if not ended:
-                # Exit at once: some tasks do not end, and asyncio.run() would wait for every one
-                # of them.
+                # Exit at once: some tasks do not end, and asyncio.run(), to which this method
+                # would return, waits for all of them.
                 self._drain()
                 leave_at_once(0)
 
@@ -153,8 +154,8 @@ class Controller:
             stopping.set_result(leaving)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # asyncio calls this method for a bug in a callback; its own handler would print a
-        # traceback into the log.
+        # asyncio calls this method when a callback has raised an error, which is a bug. asyncio's
+        # own handler would print a traceback into the log.
         err = context.get("exception")
         what = context["message"] if err is None else f"{type(err).__name__}: {err}"
         self._publish(CallbackFailed(what))
@@ -168,8 +169,8 @@ class Controller:
                 try:
                     vm.guest.leave()
                 except Exception as err:
-                    # Go on with the other VMs: a bug in one guest must not cost them their place
-                    # in the store.
+                    # Go on after a bug in one guest: the other VMs must still be left in the store
+                    # for the next balloond.
                     self._publish(VmFailed(vm.guest.vm, f"{type(err).__name__}: {err}"))
         else:
             self._governor.halt()

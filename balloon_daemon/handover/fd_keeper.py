@@ -121,8 +121,8 @@ class Keeper:
             self._drop(name)
         elif words.get("FDSTORE") == "1":
             guest = name.partition(".")[0]
-            # The kernel delivers a message without its descriptor where this process has no free
-            # number for the descriptor (recvmsg(2), MSG_CTRUNC): the descriptor is lost then.
+            # A message may come without its descriptor: the kernel drops a descriptor where this
+            # process has no free number for it (recvmsg(2), MSG_CTRUNC).
             if len(fds) != 1 or len(self.kept) >= MAX_KEPT:
                 self._losses[guest] = losses = self._losses.get(guest, 0) + 1
                 answer = f"FDLOST={name}\nFDLOSSES={losses}".encode()
@@ -194,15 +194,15 @@ class Keeper:
 def _start_closing(waiting: list[int], threads: set[object], most: int) -> None:
     """Starts threads that close the waiting descriptors, at most so many at a time."""
     for _ in range(min(len(waiting), most - len(threads))):
-        # Count each thread by an object of its own, not by its descriptor's number: the kernel may
-        # reuse the number as soon as the close has begun, while the thread still hangs in
-        # close(2).
+        # Count each thread by an object of its own, not by the number of the descriptor that it
+        # closes. The kernel may reuse that number as soon as the close has begun, while the thread
+        # still hangs in close(2).
         threads.add(mark := object())
         try:
             _thread.start_new_thread(_close_waiting, (waiting, threads, mark))
         except RuntimeError:
-            # The kernel allows no thread: the descriptors go on waiting, and the next call tries
-            # again.
+            # The kernel allows no further thread: the descriptors stay in ``waiting``, and the
+            # next call tries again.
             threads.discard(mark)
             return
 
@@ -214,8 +214,8 @@ def _close_waiting(waiting: list[int], threads: set[object], mark: object) -> No
             try:
                 os.close(waiting.pop(0))
             except (OSError, IndexError):
-                # OSError: Linux frees the number whatever close(2) returns. IndexError: another
-                # thread has taken the last descriptor.
+                # OSError: the close failed, but Linux has freed the descriptor's number
+                # nevertheless. IndexError: another thread has taken the last descriptor.
                 continue
     finally:
         threads.discard(mark)
@@ -231,8 +231,9 @@ def memory_bytes(fd: int) -> int | None:
     eventfd: its last close waits for that instance's lock, which its owner may hold for any time.
     """
     try:
-        # Only shmem and hugetlbfs files have seals, and the kernel itself answers F_GET_SEALS: no
-        # server of a FUSE file system is asked.
+        # Ask for the seals before fstat(2). Only files of memory (shmem, hugetlbfs) have seals,
+        # and the kernel itself answers this question; fstat(2) of a file of FUSE would ask the
+        # file system's server, which may never answer.
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         return None
@@ -301,9 +302,9 @@ class Server:
     def run(self) -> None:
         """Serves until FORGET arrives, or no balloond has been connected for ``PATIENCE_S``."""
         while True:
-            # Watch the VMMs' connections for hang-ups only while no balloond is connected: a
+            # Watch the VMMs' connections for hang-ups only while no balloond is connected. A
             # connected balloond notices a VMM's end itself, and tells this keeper process which
-            # names to drop.
+            # descriptors to close.
             ends = [] if self._clients else self._keeper.ends()
             for fd in ends:
                 self._poller.register(fd, 0)
@@ -312,8 +313,9 @@ class Server:
                 self._poller.unregister(fd)
             if not ready:
                 return
-            # Handle new connections last, after the hang-ups of VMMs and of the balloond before:
-            # the next balloond may connect at the moment at which those hang up.
+            # Handle hang-ups first and new connections last. A new balloond may connect just when
+            # the earlier one or a VMM hangs up, and must neither be refused for the one nor be
+            # handed descriptors of the other.
             for fd, _ in sorted(ready, key=lambda event: event[0] == self._listener.fileno()):
                 if fd in ends:
                     self._keeper.end(fd)
@@ -326,8 +328,8 @@ class Server:
         try:
             sock, _ = self._listener.accept()
         except OSError:
-            # No descriptor is free for the connection. The listening socket stays readable, so
-            # accept() is tried again at once: sleep, to keep this process from a busy loop.
+            # No descriptor is free for the connection. The connection stays in the queue, so
+            # poll() reports it again at once: sleep, to keep this process from a busy loop.
             time.sleep(RETRY_S)
             return
         self._admit(sock)
@@ -374,8 +376,8 @@ class Server:
             if message != TAKE:
                 self._answer(client, self._keeper.handle(message, fds))
             elif self._served not in (None, client):
-                # Another balloond is served already, and two balloonds must not serve the same
-                # guests.
+                # This keeper serves another balloond already. Refuse this one, because two
+                # balloonds must not serve the same guests.
                 client.sock.send(BUSY)
             else:
                 self._served = client

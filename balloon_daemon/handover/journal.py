@@ -109,8 +109,8 @@ class Journal:
             os.truncate(fd.fileno(), _SIZE)  # An earlier version's journals are shorter.
         self._map = mmap.mmap(fd.fileno(), _SIZE)
         # MADV_DONTFORK: a forked device must not inherit this writable mapping. A device that its
-        # guest has taken over could write a request for another VM into it, which the next
-        # controller would perform.
+        # guest has taken over could write another VM's request into it, and the next controller
+        # would perform that request.
         self._map.madvise(mmap.MADV_DONTFORK)
         self._words = memoryview(self._map)[:4].cast("I")
 

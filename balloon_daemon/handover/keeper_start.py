@@ -85,7 +85,8 @@ def reach_keeper(socket_path: Path) -> SocketStore | None:
     try:
         kept, answers = _take(sock)
     except ConnectionResetError:
-        # The keeper has hung up, because another balloond has just told it to end (FORGET).
+        # The keeper process has hung up and is ending, because another balloond has just told it
+        # to (FORGET): it counts as no keeper.
         sock.close()
         return None
     except BlockingIOError as err:
@@ -125,9 +126,10 @@ def start_keeper(socket_path: Path) -> SocketStore:
         fd = keeper_end.fileno()
         try:
             process = subprocess.Popen(
-                # Run the keeper by its file and isolated (-I): no file in the current directory is
-                # imported. Its streams are /dev/null: a process that reads our standard output to
-                # its end would otherwise wait for the keeper's end too.
+                # Run the keeper by its file and isolated (-I), so that it imports no file of the
+                # current directory. Give it /dev/null for its streams: a process that reads
+                # balloond's standard output to the end would otherwise wait for the keeper's end
+                # too.
                 [sys.executable, "-I", fd_keeper.__file__, os.fspath(path), str(fd)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -193,8 +195,8 @@ def _reach(path: Path) -> socket.socket | None:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        # Non-blocking: connect(2) would otherwise wait while the keeper's queue of connections is
-        # full, and a keeper that hangs never empties its queue.
+        # Make the socket non-blocking for connect(2), which otherwise waits while the keeper's
+        # queue of connections is full. The queue of a keeper that hangs would stay full for ever.
         sock.setblocking(False)
         sock.connect(os.fspath(path))
         sock.setblocking(True)
@@ -207,8 +209,8 @@ def _reach(path: Path) -> socket.socket | None:
     except OSError as err:
         sock.close()
         if err.errno not in _SOMEBODY:
-            # No process listens there, or the path itself is wrong; in the latter case the error
-            # is reported when the vhost-user socket is bound beside it.
+            # No process listens there, or the path itself is wrong. Do not report a wrong path
+            # here: binding the vhost-user socket in the same directory does.
             return None
         raise ConfigError(
             f"--keep-fds: {path} cannot be used: {err.strerror}; name another socket (--socket)"
@@ -224,8 +226,8 @@ def _reach(path: Path) -> socket.socket | None:
 
 def _take(sock: socket.socket) -> tuple[dict[str, OwnedFd], bool]:
     """Receives all descriptors of a keeper, and whether the keeper answers (``ANSWERS``)."""
-    # Ignore a broken pipe: the keeper may have sent BUSY and hung up already, and BUSY is read
-    # below.
+    # Ignore a broken pipe: a keeper that serves another balloond may have sent BUSY and hung up
+    # already. BUSY is read below.
     with contextlib.suppress(BrokenPipeError):
         sock.send(TAKE)
     kept: dict[str, OwnedFd] = {}

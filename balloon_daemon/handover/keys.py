@@ -48,6 +48,6 @@ def parse_key(name: str) -> FdKey | StateKey | None:
         return None
     vm_number, state, number = int(match[1]), match[2], int(match[3])
     key = StateKey(vm_number, number) if state else FdKey(vm_number, number)
-    # Reject "vm07.1": its key would equal that of "vm7.1", but the store has the descriptor under
-    # only one of the two names.
+    # Reject "vm07.1", although it is well formed: it would give the same key as "vm7.1", but the
+    # store has the descriptor under only one of the two names.
     return key if str(key) == name else None

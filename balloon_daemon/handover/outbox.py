@@ -104,8 +104,8 @@ class Outbox:
                     loop = asyncio.get_running_loop()
                     self._retry = loop.call_later(RETRY_S, lambda: self._work(late=True))
                     return
-                # The process that stores the descriptors is gone: balloond goes on without it, but
-                # a balloond that starts later will find no VM.
+                # The process that stores the descriptors has ended. balloond goes on without a
+                # store, so a balloond that starts later will find no VM in it.
                 self._drop_all()
                 self._lost()
                 return

@@ -299,14 +299,15 @@ class SocketStore:
         self._outbox.close_late = close
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
-        # FDPOLL=0 (sd_notify(3)): systemd would otherwise drop a descriptor that hangs up, as the
-        # pipe of a device's standard error does when the device has ended.
+        # FDPOLL=0 tells systemd to keep a descriptor that hangs up (sd_notify(3)); it would be
+        # dropped otherwise. The pipe of a device's standard error hangs up when the device has
+        # ended.
         words = f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}"
         self._put(name, words + ("\nFDVMM=1" if vmm and self._is_keeper else ""), fd)
 
     def _put(self, name: str, words: str, fd: HasFileno) -> None:
-        # Send a duplicate: the message may be queued, and the caller may close its descriptor
-        # before then.
+        # Send a duplicate: the message may wait in a queue, and the caller may close its own
+        # descriptor meanwhile.
         duplicate = OwnedFd(os.dup(fd.fileno()))
         self.room.put(name)
         self._outbox.send(words.encode(), (duplicate,), name.partition(".")[0])
@@ -320,19 +321,19 @@ class SocketStore:
         losses: int = 0,
         stay: Sequence[str] | None = None,
     ) -> None:
-        # A keeper process that answers removes ``gone`` itself once it has kept the state. It
-        # removes nothing where it could not keep the state, or has lost a descriptor of this VM
-        # that this process does not know of yet.
+        # With a keeper process that answers, one message is enough: the keeper removes ``gone``
+        # itself, and only once it has kept the state. It removes nothing if it has lost a
+        # descriptor of this VM that this process does not know of yet.
         for each in gone:
             self.room.remove(each)
         if self._answers:
             list_ = f"FDREPLACES={' '.join(gone)}" if stay is None else f"FDKEEPS={' '.join(stay)}"
             self._put(name, f"FDSTORE=1\nFDNAME={name}\n{list_}\nFDLOSSES={losses}", fd)
         else:
-            # Put the new state first and remove the old descriptors behind it, without waiting:
-            # systemd never says that it has kept a descriptor, but handles datagrams in order.
-            # ``room`` ensures that it has a place for the state, which is lost only if PID 1 lacks
-            # memory or descriptors.
+            # systemd never says that it has kept a descriptor, but handles datagrams in order. So
+            # put the new state first and remove the old descriptors after it: a usable state is
+            # there at any time. The new state is lost only if PID 1 lacks memory or descriptors,
+            # as ``room`` ensures a place.
             self.put(name, fd)
             for each in gone:
                 self.remove(each)
@@ -343,9 +344,11 @@ class SocketStore:
         self._outbox.send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode(), (), group)
 
     def forget(self) -> None:
-        # Only a keeper process has to be told: systemd empties its store itself when a unit stops.
+        # Tell only a keeper process to close its descriptors: systemd empties its store itself
+        # when a unit stops.
         if self._is_keeper:
-            # The keeper process ends after FORGET: do not report its end as the loss of the store.
+            # The keeper process ends when it reads FORGET. Do not report that end as the loss of
+            # the store.
             self._on_gone = lambda: None
             self._forgotten = True
             self._outbox.send(FORGET, (), "")

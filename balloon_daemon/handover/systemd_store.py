@@ -15,9 +15,9 @@ def systemd_store() -> Store:
     manager = connect_manager()
     if manager is None:
         return NoStore()
-    # Descriptors alone do not prove that systemd has a store for us: a socket unit, which balloond
-    # does not have, would pass its sockets in the same way. Names that only balloond gives prove
-    # it.
+    # Passed descriptors alone do not prove that systemd has a store for balloond: a socket unit
+    # would pass its sockets in the same way. Names that only balloond gives prove it, as they can
+    # come from the store only.
     has_stored = any(name == LISTENER or parse_key(name) is not None for name in kept)
     capacity = store_capacity(manager, has_stored=has_stored)
     if not capacity:

@@ -39,8 +39,8 @@ MARGIN_PER_MILLE = 52
 """The default margin, in thousandths of the memory that can be available; 5.2 % is ChromeOS's
 critical margin."""
 
-# A number of MiB in a source's file, of at most 12 digits: that is almost an EiB, more than any
-# host has.
+# A number of MiB in a low-memory file. It may have at most 12 digits, which allow almost an EiB,
+# more than any host has.
 _NUMBER = re.compile(rb"[0-9]{1,12}")
 
 
@@ -130,8 +130,8 @@ class ChromeosLowMemory(SourceNotices):
         return self._alarm is None or not self._alarm.armed
 
     def read(self) -> Reading | NeverLow | None:
-        # Arm the alarm (ChromeOS's device file) before reading the figures: if memory becomes low
-        # between the two, the alarm then wakes the controller.
+        # Arm the alarm (ChromeOS's device file) first and read the figures after that. If memory
+        # becomes low between the two, the alarm wakes the controller.
         if self._alarm is not None and (change := self._alarm.refresh()):
             self._notices.append(SourceTrouble(change))
         return self.note_reading(self._measure())
@@ -275,8 +275,9 @@ class MeminfoLowMemory(SourceNotices):
     def acknowledge(self) -> None:
         """Consumes a wake-up; the kernel sends at most one in each window of the trigger."""
         if self._alarm is not None:
-            # Count the wake-up whatever acknowledge() returns: waiting for the epoll fd has polled
-            # the PSI trigger inside it, and that already consumes the trigger's event.
+            # Count a wake-up even if acknowledge() finds no event: the event may be consumed
+            # already. Each poll of a PSI trigger consumes its event, and the event loop's wait for
+            # the epoll fd polls the trigger inside it.
             self._alarm.acknowledge()
             self.note_wakeup()
 

@@ -99,8 +99,8 @@ class DeviceAlarm(_Alarm):
         if self._file is not None and not self._armed:
             state = _poll_now(self._file)
             if state & _GONE:
-                # A FIFO whose last writer has left reports POLLHUP until it is opened anew: close
-                # it here; it is opened again below.
+                # The file is a FIFO whose last writer has left: it reports POLLHUP until it is
+                # opened anew. Close it here; ``_open`` below opens it again.
                 self._drop()
             elif not state:
                 self._epoll.modify(self._file, select.EPOLLIN | select.EPOLLONESHOT)
@@ -140,8 +140,8 @@ class DeviceAlarm(_Alarm):
 
     def _drop(self) -> None:
         if self._file is not None:
-            # Unregister explicitly: the kernel drops an epoll registration only with the last
-            # descriptor of the open file, and a forked child may hold one.
+            # Closing the file may not end its epoll registration: the kernel drops that only with
+            # the last descriptor of the open file, and a forked child may hold one.
             self._epoll.unregister(self._file)
             self._file.close()
         self._file, self._armed = None, False
@@ -197,8 +197,8 @@ class PressureAlarm(_Alarm):
         """
         events = self._epoll.poll(0)
         if any(happened & (select.EPOLLERR | select.EPOLLHUP) for _fd, happened in events):
-            # The kernel reports EPOLLERR again and again once it has withdrawn the trigger: drop
-            # the trigger, or this process would wake up in a busy loop.
+            # EPOLLERR or EPOLLHUP: the kernel has withdrawn the trigger, and reports that again at
+            # every wait. Drop the trigger, to keep this process from a busy loop.
             self._failed("the kernel withdrew the trigger")
             self._drop()
         return bool(events)
@@ -227,8 +227,8 @@ class PressureAlarm(_Alarm):
         for trigger in PSI_TRIGGERS:
             try:
                 file.write(trigger)
-                # Wait for EPOLLPRI, the trigger's event: EPOLLIN would be set always, as for any
-                # regular file.
+                # Wait for EPOLLPRI only, which is the trigger's event. EPOLLIN is always set, as
+                # for any regular file, and would wake this process without end.
                 self._epoll.register(file, select.EPOLLPRI)
             except OSError as err:
                 self._failed(err.strerror or str(err))
@@ -242,8 +242,8 @@ class PressureAlarm(_Alarm):
 
     def _drop(self) -> None:
         if self._file is not None:
-            # Unregister explicitly: the kernel drops an epoll registration only with the last
-            # descriptor of the open file, and a forked child may hold one.
+            # Closing the file may not end its epoll registration: the kernel drops that only with
+            # the last descriptor of the open file, and a forked child may hold one.
             self._epoll.unregister(self._file)
             self._file.close()
         self._file = None

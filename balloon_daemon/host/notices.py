@@ -68,12 +68,12 @@ class SourceNotices:
         self._clock = clock
         self._statistics = LowMemoryStatistics()
         self._failed_reads = 0
-        # Events for ``take_notice``. Their number is bounded, so that a caller who never takes
-        # them pays no memory for them.
+        # Events that ``take_notice`` returns. The queue is bounded: a caller who never takes the
+        # events would otherwise let it grow without end.
         self._notices: deque[SourceEvent] = deque(maxlen=8)
-        # The trouble that the last event reported: which figure is unknown and why (None: none
-        # is), and below, whether the source is switched off. Only a change from these causes
-        # another event.
+        # What the last event reported, as only a change causes another event. ``_told``: the
+        # figure that is unknown, and why; None: no figure is. ``_told_off``: the source is
+        # switched off.
         self._told: Unknown | None = None
         self._told_off = False
         self._troubles: dict[str, str] = {}
@@ -139,8 +139,8 @@ class SourceNotices:
             self._told, self._told_off = None, True
 
     def _note_known(self, reading: Reading) -> None:
-        # SourceKnown and SourceOn need no limit of their own: each ends a trouble that
-        # SourceUnknown or SourceOff has reported, and the rate of those two is limited.
+        # SourceKnown and SourceOn need no rate limit of their own. Each follows a SourceUnknown or
+        # a SourceOff, and the rate of those two is limited.
         if self._told is not None:
             self._notices.append(SourceKnown(self._told.what, self._failed_reads))
         if self._told_off:

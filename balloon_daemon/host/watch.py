@@ -93,7 +93,7 @@ class MemoryWatch:
         try:
             reading = self.read()
         finally:
-            # Go on listening even if this reading raised an error, perhaps for lack of memory.
+            # Listen again even if the reading has raised an error, perhaps for lack of memory.
             self.listen(take)
         take(reading)
 

@@ -33,8 +33,9 @@ def per_cpu_free_bytes(total_bytes: int, path: Path = ZONEINFO) -> int:
         content = path.read_bytes()
     except OSError:
         return 0
-    # Return 0 if the zones have more memory than MemTotal, as the file then describes a larger
-    # host. Allow 1 %: the two figures differ a little while memory is plugged in or out.
+    # If the zones have more memory than MemTotal (``total_bytes``), the file describes a larger
+    # host than this one: return 0. Allow 1 %, as the two figures differ a little while memory is
+    # plugged in or out.
     if sum(map(int, _MANAGED.findall(content))) * PAGESIZE > 1.01 * total_bytes:
         return 0
     return sum(map(int, _COUNT.findall(content))) * PAGESIZE

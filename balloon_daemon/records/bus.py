@@ -86,9 +86,9 @@ class Bus:
             try:
                 read(event, at_s)
             except Exception as err:
-                # A bug in one reader must cost neither other readers nor later events an event. If
-                # a reader fails at ReaderFailed too, drop that error, as publishing it would never
-                # end.
+                # Go on after a bug in one reader: the other readers must still get this event, and
+                # all readers later ones. If a reader fails at ReaderFailed itself, drop the error:
+                # to publish it would cause the same error again, without end.
                 if not isinstance(event, ReaderFailed):
                     error = f"{type(err).__name__}: {err}"
                     self.publish(ReaderFailed(type(event).__name__, error))

@@ -54,7 +54,8 @@ class Log:
             return
         # Debug lines have no limit: with --verbose a person wants all of them.
         left_out = 0 if debug else self._budgets.admit(event, monotonic())
-        # Do not even word an event that is left out: in a flood that would cost the most time.
+        # Do not make the text of an event that is left out: when events come in a flood, that
+        # would take most of the time.
         line = None if left_out is None else worded(event)
         if line is None:
             return
@@ -80,8 +81,8 @@ class Log:
     def _write(self, content: bytes) -> int:
         written = 0
         try:
-            # Write at most PIPE_BUF bytes after each poll(2): it promises room for as many in a
-            # pipe (pipe(7)), and writing more could block.
+            # Write at most PIPE_BUF bytes after each poll(2). For a pipe, poll(2) promises room
+            # for that many (pipe(7)); a longer write could block.
             while written < len(content) and self._poll.poll(0):
                 written += os.write(self._fd, content[written : written + select.PIPE_BUF])
         except OSError:
@@ -112,7 +113,8 @@ def _as_json(line: Line, at_s: float) -> str:
     entry = {
         "event": line.word,
         **line.fields,
-        # These keys come last, so that no field of the event with an equal name can replace them.
+        # These keys come last, so that they win: a field of the event with the same name cannot
+        # replace them.
         "time": f"{second}.{_milliseconds(at_s):03}+00:00",
         "level": line.level.name.lower(),
         "message": line.message,

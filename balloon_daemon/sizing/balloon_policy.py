@@ -40,8 +40,8 @@ from typing import NamedTuple, Self, assert_never
 
 from balloon_daemon.errors import ConfigError, StateError
 
-# Import these under their own names to export them again: this module's events carry readings and
-# its steps carry decisions, so that a caller needs one import.
+# ``X as X`` exports these names from this module again: its events carry readings and its steps
+# carry decisions, so that a caller needs one import only.
 from balloon_daemon.sizing.decision import Decision as Decision
 from balloon_daemon.sizing.decision import NeverLow as NeverLow
 from balloon_daemon.sizing.decision import PolicyStatistics as PolicyStatistics
@@ -271,7 +271,7 @@ class BalloonPolicy:
     @property
     def target_bytes(self) -> int:
         """The balloon's absolute target, 0…``max_bytes``, in whole pages."""
-        # Multiply and divide pages, not bytes: the target is then a whole number of pages.
+        # Compute in pages, not in bytes, so that the target is a whole number of pages.
         return self.max_bytes // PAGE_SIZE * self.level // self.settings.steps * PAGE_SIZE
 
     @property
@@ -326,8 +326,9 @@ class BalloonPolicy:
             release_at_s = now_s + delay_s
             actions.append(ArmTimer(Timer.AVAILABLE_MEMORY, delay_s))
         if recheck_at_s is None:
-            # Append ResumeLowMemory last: once the policy listens, the controller may find low
-            # memory at once, and that event arms the timers anew.
+            # Append ResumeLowMemory last. With this action the policy listens, and the controller
+            # may find low memory at once, which arms the timers anew. An ArmTimer performed after
+            # that would overwrite a newer time with an older one.
             actions.append(ResumeLowMemory())
         self._state = PolicyState(self.level, recheck_at_s, release_at_s)
         return Step(tuple(actions), self._decision(Reason.RESTORED, self.level))
@@ -367,8 +368,8 @@ class BalloonPolicy:
         most, target = self.max_bytes // PAGE_SIZE, target_bytes // PAGE_SIZE
         if not most or not target:
             return 0
-        # Level k asks for floor(most × k / steps) pages, which is at most target while k < (target
-        # + 1) × steps / most.
+        # Level k asks for floor(most × k / steps) pages. That is at most ``target`` as long as k <
+        # (target + 1) × steps / most; the largest whole k below that bound is returned.
         steps = self.settings.steps
         return min(((target + 1) * steps - 1) // most, steps)
 
@@ -417,13 +418,13 @@ class BalloonPolicy:
         if seen is None:
             self._count("releases_unknown")
             return Step((arm,), self._decision(Reason.UNKNOWN, before))
-        # Go a step down only if there is room for two increments, so that the step does not cause
-        # low memory; where the source is switched off, nothing is ever low, and no room is
-        # required.
+        # Go a step down only if there is room for two increments, so that the step itself does not
+        # cause low memory. Where the source is switched off (``reading`` is None), memory is never
+        # low, and no room is required.
         reason, needed_mib = Reason.SWITCHED_OFF, None
         if reading is not None:
-            # Two increments above the margin. Each is rounded down to MiB before it is doubled, as
-            # in crosvm's comparison.
+            # The room for a step is the margin and two increments. The increment is rounded down
+            # to MiB before it is doubled, as in crosvm's comparison.
             increment_bytes = self.max_bytes // self.settings.steps
             needed_mib = reading.margin_mib + 2 * (increment_bytes >> 20)
             if reading.available_mib < needed_mib:

@@ -224,8 +224,9 @@ class HostPolicy:
         self._against_more = against_more
         self._rows: dict[VmId, _Row] = {}
         self._listening: dict[VmId, _Row] = {}
-        # A heap of the VMs' deadlines: (time, VM's number, VM). An entry is valid only if its time
-        # is its VM's ``queued_at_s``; other entries are dropped when they come to the top.
+        # A heap of deadlines: (time, VM's number, VM). A VM's valid entry is the one whose time is
+        # its ``queued_at_s``. Its older entries stay in the heap, and are dropped when they come
+        # to the top.
         self._deadlines: list[tuple[float, int, VmId]] = []
         self._look_at_s: float | None = None
         self._halted = False
@@ -294,8 +295,8 @@ class HostPolicy:
     def _add(self, event: Added, now_s: float, asked: _Asked) -> None:
         self._require_new(event.vm)
         if self._halted:
-            # balloond ends: do not add the VM, because no later step would give back the pages
-            # that its guest would give for a target.
+            # balloond ends: do not add the VM. Its guest would give pages for a target, and no
+            # later step would give them back.
             return
         max_bytes = max_balloon_bytes(event.vm_mem_bytes)
         policy = BalloonPolicy(max_bytes, self._settings, self._draw)
@@ -367,9 +368,9 @@ class HostPolicy:
             if state.recheck_at_s == row.deadline_s:
                 self._take(vm, row, row.policy.step(LowMemoryTimer(), now_s), now_s, asked)
                 self._listening[vm] = row
-                # This VM listens again. If memory is low, handle that before any later deadline:
-                # low memory postpones the releases of all listening VMs, also of those whose
-                # release would be due now.
+                # This VM listens again, so look first whether memory is low. Low memory postpones
+                # the releases of all listening VMs: it must be handled before releases that would
+                # be due now.
                 self._look(seen, now_s, asked)
             else:
                 step = row.policy.step(AvailableMemoryTimer(seen), now_s)

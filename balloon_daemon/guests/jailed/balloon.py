@@ -109,8 +109,9 @@ class Balloon:
         """Lets the balloon shrink to nothing, and waits until the driver reports that."""
         self._sounding.end()
         self._attached = True  # Ends the search for the balloon's size.
-        # Count the target too: a guest that has given no page yet (``actual`` is 0) but was told a
-        # target above 0 inflates its balloon later, unless it is told target 0 now.
+        # Tell target 0 not only to a guest that has given pages. One that has given none yet
+        # (``actual`` is 0), but was told a target above 0, would otherwise inflate its balloon
+        # later.
         unknown = self._backend.driver.balloon_unknown
         asked = self._actual_bytes or self._backend.target_bytes or unknown
         if not asked or not self._device.to_run:

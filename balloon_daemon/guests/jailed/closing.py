@@ -95,8 +95,9 @@ class Closer:
         if self._may_start(queue) and self._start(queue, [*memory, *others], owner):
             memory = others = []
         elif memory and self._start(queue, memory, owner):
-            # Start a child for the memory files even where ``_may_start`` allows no more children:
-            # the last close of a memory file always ends, so this child cannot hang.
+            # ``_may_start`` limits the children, because a close may hang. Memory files get a
+            # child beyond that limit: the last close of a memory file always ends, so this child
+            # cannot hang.
             memory = []
         if left := [*memory, *queue.park(others, kinds)]:
             owner.wait(len(left))
@@ -258,8 +259,9 @@ class _Queue:
         """The descriptors that have waited longest."""
         fds, owner = self.left.popleft()
         if owner is None and self._lot is not None:
-            # A lot (a socket in whose queue descriptors wait) has no owner. This may be the lot
-            # that still receives descriptors: put no more into it, because a child closes it now.
+            # ``owner`` None: ``fds`` is a lot, a socket in whose queue descriptors wait. It may be
+            # the lot that ``park`` fills now. Fill that lot no more, because a child closes it
+            # next.
             self._close_lot()
         return fds, owner
 
@@ -272,8 +274,8 @@ class _Queue:
             (sockets if kinds[fd] in _PARKED else left).append(fd)
         for start in range(0, len(sockets), PARKED_TOGETHER):
             together = sockets[start : start + PARKED_TOGETHER]
-            # If the present lot is full, the first try closes that lot, and the second one uses a
-            # new lot.
+            # Try twice: if the lot in use is full, the first ``_put`` fails and closes it, and the
+            # second one fills a new lot.
             if not self._put(together) and not self._put(together):
                 left += together
         return left
@@ -307,8 +309,9 @@ def _make_table() -> None:
     that brought descriptors. The table takes 8 bytes for each descriptor.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # A duplicate with the highest allowed number makes the kernel enlarge the table. EMFILE: that
-    # number is in use already, so the table has its final size.
+    # A duplicate with the highest allowed number makes the kernel enlarge the table of descriptors
+    # up to that number. EMFILE: that number is in use already, so the table is as large as it can
+    # be.
     with contextlib.suppress(OSError):
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, min(limit, MAX_TABLE) - 1))
 
@@ -333,8 +336,8 @@ class _Lot:
 
     def __init__(self) -> None:
         outlet, self._inlet = socket.socketpair()
-        # Make the socket non-blocking, because Python's send_fds() ignores its ``flags`` argument,
-        # and so MSG_DONTWAIT.
+        # Make the socket itself non-blocking: Python's send_fds() ignores its ``flags`` argument,
+        # so that MSG_DONTWAIT would have no effect there.
         self._inlet.setblocking(False)
         self.outlet = outlet.detach()
         """Closing this descriptor closes all descriptors in the queue."""

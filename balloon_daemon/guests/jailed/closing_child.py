@@ -38,15 +38,16 @@ class ClosingChild:
         self._ours, self._theirs = OwnedFd(-1), OwnedFd(-1)
         self._pidfd = OwnedFd(-1)
         self._has_ended = False
-        # If no descriptor is free for the socketpair, fork a child that gets no further orders: it
-        # closes ``fds``, which may free some descriptors, and ends.
+        # If no descriptor is free for the socketpair, fork the child without it. That child gets
+        # no further orders: it closes ``fds``, which may free some descriptors, and ends.
         with contextlib.suppress(OSError):
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._ours, self._theirs = (OwnedFd(end.detach()) for end in pair)
             os.set_blocking(self._ours.fileno(), False)
         parent = os.getpid()
-        # Block all signals: a handler would also run in the child, and there write to the pipe of
-        # the parent's event loop, as both processes share all descriptors.
+        # Block all signals before the fork, so that the child runs without signal handlers. A
+        # handler in the child would write to the pipe of the parent's event loop, as parent and
+        # child share all descriptors.
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = clone_sharing_fds()
@@ -110,8 +111,8 @@ class ClosingChild:
         return self._has_ended
 
     def _hang_up(self) -> None:
-        # Close both ends of the socketpair here: the child shares this process's descriptor table,
-        # so it has no copy of its own to close.
+        # Close the child's end of the socketpair here too: the child uses this process's table of
+        # descriptors, so it has no copy of its own to close.
         self._ours.close()
         self._theirs.close()
         self._pidfd.close()
@@ -127,8 +128,8 @@ def _close_all(fds: Sequence[int], parent: int, orders: int) -> NoReturn:
     """
     try:
         gc.disable()
-        # Have the kernel kill this child when its parent dies: it shares all of the parent's
-        # descriptors, which would otherwise stay open after a parent that was killed.
+        # Have the kernel kill this child when its parent dies. This child has the parent's table
+        # of descriptors: if it outlived the parent, all descriptors in that table would stay open.
         jail.die_with(parent, NAME)
         while True:
             for fd in fds:

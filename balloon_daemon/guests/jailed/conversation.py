@@ -99,9 +99,9 @@ class Conversation:
         self.inbox.handled += 1
         effects = self._backend.handle(message, fds, lost=lost)
         if fds:
-            # Put the new descriptors into the store before StopDevice is performed: only this
-            # process has them, and a crash during that stop, which may take a second, would lose
-            # them.
+            # Put the new descriptors into the store now, before the effects below: StopDevice
+            # among them may take a second. If this process crashed during that second, descriptors
+            # that only it has would be lost.
             self._kept.save()
         self._unsaved = True
         for effect in effects:
@@ -117,8 +117,9 @@ class Conversation:
                 await self._device.stop()
             case AnswerVringBase(index):
                 await self._device.learn_indices()
-                # The state in the store says that this vring runs: have ``_send`` store the state
-                # again before it sends the answer.
+                # The answer tells the front-end that this vring has stopped, but the state in the
+                # store says that it runs. Have ``_send`` store the new state before it sends the
+                # answer.
                 self._unsaved = True
                 await self._send(self._backend.stop_vring(index))
             case RingsChanged():
@@ -200,16 +201,16 @@ class Conversation:
         entry = self._kept.journal.pending()
         if entry is None:
             return
-        # In phase SENDING assume that the answer was sent: that is wrong only if the controller
-        # died in the microsecond between writing SENDING and sendmsg(2), and the VMM would take a
-        # second answer for that of its next request. In phase HANDLING, a request that is still in
-        # the socket (``peek``) is read later, like any other.
+        # Phase SENDING: take the answer for sent. That is wrong only if the controller died just
+        # before its sendmsg(2), while the VMM would take a second answer for that of its next
+        # request. Phase HANDLING: a request still in the socket (``peek``) is read later, like any
+        # other.
         if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
             message = decode_message(entry.request)
             if entry.number > self.inbox.handled:
-                # No state in the store includes this request: the controller that read it, with
-                # its descriptors, died before it saved the guest's state, so the descriptors are
-                # lost.
+                # No state in the store includes this request: the controller that read it died
+                # before it saved the guest's state. The descriptors that came with the request
+                # died with that controller.
                 received = Received(message, (), lacks_fds(message))
                 if message.request in CONFIG_ACCESS:
                     self.inbox.access_config(received)

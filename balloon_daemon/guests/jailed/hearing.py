@@ -125,9 +125,9 @@ class OrderWatch:
         self._note(more=1)
 
     def _note(self, more: int = 0) -> None:
-        # Each order that was sent (``more``) adds at least one byte to the bytes that the device
-        # has not read. If there are fewer than before plus ``more``, the device has read some
-        # orders meanwhile.
+        # Each order that was sent (``more``) adds at least one byte to those that the device has
+        # not read yet. If there are now fewer than the earlier bytes plus ``more``, the device has
+        # read some orders meanwhile.
         unread = self._tube.unread_bytes()
         if unread < self._unread + more:
             self._taken_at_s = self._loop.time()

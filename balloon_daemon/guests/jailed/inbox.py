@@ -129,7 +129,7 @@ class Inbox:
                 return
             self.access_config(received)
         except Exception as err:
-            # This method is a callback of the event loop, which cannot end a VM's connection. Pass
+            # The event loop calls this method, and an error raised here would only be logged. Pass
             # every error to the guest's task, which waits for ``waiter`` and closes the
             # connection.
             waiter.set_result(err.with_traceback(None))

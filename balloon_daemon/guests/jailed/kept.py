@@ -37,8 +37,8 @@ class Kept:
         self._publish = publish
         self._row: VmRow | None = None
         self._began = self._missed = False
-        # At most one event a second: the guest is saved again whenever its driver writes
-        # ``actual``, 20 times a second, and each of these attempts may fail.
+        # Publish at most one failed save a second. The guest is saved again whenever its driver
+        # writes ``actual``, up to 20 times a second, and each of these saves may fail.
         self._failures = RateLimit(1)
         self.stays = False
         """True: the guest stays in the store for another controller."""
@@ -100,9 +100,9 @@ class Kept:
         try:
             await self._saver.drained()
         except TimeoutError as err:
-            # Answer the VMM although the store has not received the state: a VMM without an answer
-            # has surely lost its balloon, one with an answer only if this controller dies before
-            # the store receives it.
+            # Answer the VMM although the store has not received the state. A VMM that gets no
+            # answer has surely lost its balloon. One that gets the answer loses its balloon only
+            # if this controller dies before the store receives the state.
             self._publish(StoreStalled(self._vm, str(err)))
 
     def close(self) -> None:

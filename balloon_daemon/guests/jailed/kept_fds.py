@@ -16,9 +16,9 @@ class KeptFds:
     """
 
     def __init__(self) -> None:
-        # The number of each known descriptor, by the id() of the object that owns the descriptor:
-        # the kernel reuses the number of a closed descriptor, but Python reuses no id of an object
-        # that this dictionary refers to.
+        # The number of each known descriptor, by the id() of the object that owns the descriptor.
+        # A descriptor's own number would not do: the kernel reuses it after a close. An id() is
+        # not reused here, because this dictionary refers to the object.
         self._known: dict[int, tuple[HasFileno, int]] = {}
         self.kept: dict[int, OwnedFd] = {}
         self._next = 1
@@ -36,9 +36,9 @@ class KeptFds:
         if known is not None:
             return known[1]
         for number, kept in self.kept.items():
-            # Look for another descriptor of the same open file, as systemd keeps only one for each
-            # open file, under its first name. A VMM sends several: one for each region of its
-            # memory, its call eventfds twice.
+            # A VMM sends several descriptors of one open file: one for each region of its memory,
+            # its call eventfds twice. systemd keeps only one of them, under its first name, so use
+            # the number of that one for all.
             if same_open_file(fd.fileno(), kept.fileno()):
                 self._known[id(fd)] = (fd, number)
                 return number

@@ -125,11 +125,11 @@ WAIT_S = {
     Wait.NO_FORK: 1.0,
     Wait.STOPPED: 1.0,
     Wait.KILLED: 5.0,
-    # For a killed device that has reported where its rings stand: its end may free guest memory,
-    # of which the kernel frees some 5 GiB a second.
+    # For a killed device that has already reported where its rings stand. Its end may free guest
+    # memory, of which the kernel frees some 5 GiB a second.
     Wait.FREED: 120.0,
-    # For the device of an earlier controller: it ends by itself, because its controller is gone,
-    # and nothing that a device does takes long.
+    # For the device of an earlier controller. It ends by itself, because its controller is gone,
+    # and no work that it may have to finish before takes long.
     Wait.PREDECESSOR: 5.0,
 }
 
@@ -285,9 +285,9 @@ class Life:
         if step.wait is Wait.KILLED and self.rings_known:
             step = step._replace(wait=Wait.FREED)
         if step.state is State.AT_REST and self._gave_up:
-            # A guest whose devices have died too often stays in GAVE_UP. A device that was forked
-            # since only to look where the rings stand ends here; in AT_REST the next SETTLE would
-            # fork one that serves.
+            # A guest whose devices have died too often stays in GAVE_UP: no device serves it any
+            # more. The device that ends here was forked only to report where the rings stand. In
+            # AT_REST the next SETTLE would fork a device that serves.
             step = step._replace(state=State.GAVE_UP)
         self._state = step.state
         return step

@@ -71,8 +71,8 @@ class BalloonLimits:
         self._introduced: list[tuple[RegionDescription, str]] = []
         self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
         self._holding = False
-        # The classes of events that were published. Each is published once, because a device that
-        # its guest has taken over could make the conditions behind them come and go at will.
+        # The classes of events that were published. Each class is published once only: a device
+        # that its guest has taken over could otherwise cause the same event again and again.
         self._published = set[type[_Once]]()
 
     @property
@@ -185,8 +185,8 @@ class BalloonLimits:
         if level == 0:
             self._gain.start_anew()
             self._holding = False
-        # Measure again whether the VM's files hold more memory than they should: whatever filled
-        # them, a snapshot for example, may have ended since.
+        # If the VM's files held more memory than they should (``_holding``), measure again: what
+        # filled them, a snapshot for example, may have ended since.
         self._holding = self._holding and self.not_freed_bytes() > 0
         if self._holding or self._gain.fruitless:
             return Reason.FRUITLESS
@@ -218,8 +218,8 @@ def _news(vm: VmId, regions: list[Region]) -> Iterator[MemoryEvent]:
     freed = [region for region in regions if not region.never_freed]
     files = [region.fd for region in freed if region.fd is not None]
     size = -(-sum(region.description.size_bytes for region in freed) // MIB) * MIB
-    # Ask for the kind of pages, which decides how memory is freed: a huge page is freed only as a
-    # whole, or after the kernel has split it.
+    # Publish the kind of pages too, because it decides what can be freed: a huge page is freed
+    # only as a whole, or after the kernel has split it.
     kinds = frozenset(PageKind(*pages_of(file.fileno())) for file in files)
     if kinds:
         yield MemoryKnown(vm, size, kinds)

@@ -100,9 +100,9 @@ class VhostUserGuests:
         """Restores the VMs that another controller left, and stores the listening socket too."""
         self._store.watch(lambda: self._publish(StoreLost()))
         self._store.close_late_by(self._closer.close)
-        # Remove the listening socket's old entry from the store first: systemd keeps several
-        # descriptors under one name, and would collect every listening socket that was ever
-        # replaced.
+        # Remove the listening socket's old entry from the store before the new one is put in.
+        # systemd keeps several descriptors under one name, and would otherwise collect every
+        # listening socket that was ever replaced.
         self._store.remove(LISTENER)
         self._store.put(LISTENER, self._listener.sock)
         for session in recover(self._store, self._make, self._closer, self._publish):
@@ -123,8 +123,9 @@ class VhostUserGuests:
         saver: Saver = NullSaver()
         vm = self._registry.next_vm()
         try:
-            # Create the VM's journal, which takes a descriptor, before accept(): if none is free
-            # (EMFILE), the VMM's connection then stays in the listening socket's backlog.
+            # Create the VM's journal, which takes a descriptor, before accept(). If no descriptor
+            # is free (EMFILE), the VMM's connection is not accepted and waits in the listening
+            # socket's backlog.
             saver = new_saver(self._store, vm)
             sock, _ = self._listener.sock.accept()
         except OSError as err:

@@ -41,8 +41,8 @@ class Listener:
             if os.path.samestat(os.lstat(self._path), self._file):
                 os.unlink(self._path)
         except OSError:
-            # The file is gone, or this process may not remove it: nobody can connect to it in
-            # either case.
+            # The file is gone already, or this process may not remove it. Leave it: nobody can
+            # connect to it once its socket is closed.
             pass
 
 
@@ -116,9 +116,9 @@ def kept_listener(store: Store, path: Path) -> Listener | None:
     try:
         status = os.lstat(path)
         if sock.getsockname() == os.fspath(path) and _is_our_socket(path, status):
-            # Call listen() again in this process: SO_PEERCRED tells whoever connects which process
-            # called it last, and another balloond that finds that process dead would replace the
-            # socket's file.
+            # Call listen() again in this process: the kernel tells each client, by SO_PEERCRED,
+            # which process called it last. If that were an earlier balloond, which is dead, a
+            # balloond started later would take the socket for abandoned and replace its file.
             sock.listen(BACKLOG)
             sock.setblocking(False)
             return Listener(sock, path)
@@ -172,14 +172,14 @@ def _holder(path: Path) -> str:
         except ConnectionRefusedError:
             return ""
         except OSError as err:
-            # EAGAIN: the socket's backlog is full. EPROTOTYPE: it is a socket of another type. In
-            # both cases a running process serves the socket.
+            # EAGAIN: the socket's backlog is full. EPROTOTYPE: it is a socket of another type.
+            # Either error means that a running process serves the socket.
             if err.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                 raise
         else:
-            # SO_PEERCRED names the process that called listen(2). That process may have ended: a
-            # child of it that hangs in close(2) keeps all of its sockets open, but serves none of
-            # them.
+            # SO_PEERCRED names the process that called listen(2). If that process has ended,
+            # nobody serves the socket: only a child of it that hangs in close(2) still keeps the
+            # socket open.
             peer = peer_of(probe)
             if peer.uid == os.geteuid() and _has_ended(peer.pid):
                 return ""

@@ -70,8 +70,8 @@ class Peer:
     @property
     def descriptors(self) -> int:
         """How many descriptors the user's connections use or are granted, whichever is more."""
-        # ``account.held`` counts twice: where there is a store, this process also keeps a
-        # duplicate of each descriptor that a VMM has sent (``KeptFds``).
+        # ``account.held`` counts the VMMs' descriptors that are in use. They count twice here,
+        # because ``KeptFds`` keeps a duplicate of each where there is a store.
         taken = OURS * self.connections + 2 * self.account.held
         return max(EACH * self.connections, taken) + self.account.debt
 
@@ -111,9 +111,9 @@ class Peer:
             return True
         if debt < MAX_DEBT and self.descriptors < self._peers.of_one_user:
             return True
-        # Beyond the limits, still let a VMM with few descriptors (``MODEST``) send more, so that
-        # its VM can be reset: the VMM sends new ones while the replaced ones wait some ms for
-        # their close.
+        # Beyond the limits, still let a VMM with few descriptors (``MODEST``) send more, as it
+        # must when its VM is reset. It sends the new descriptors while those that they replace
+        # still wait some ms to be closed.
         may_wait = MODEST if debt < MAX_DEBT else 0
         modest = foreign.held <= MODEST and foreign.waiting <= may_wait and debt < 2 * MAX_DEBT
         return modest and self._peers.descriptors < self._peers.of_all

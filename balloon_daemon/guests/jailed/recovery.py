@@ -57,8 +57,8 @@ def _restore(
     store: Store, kept: KeptGuest, state: GuestState, make: MakeSession, foreign: ForeignFds
 ) -> Session:
     def take(number: int) -> OwnedFd:
-        # Give the session a duplicate to own. The descriptors in ``kept.fds`` are closed once the
-        # guest is restored, and by the caller if that fails.
+        # Give the session a duplicate of its own, because the descriptors in ``kept.fds`` are
+        # closed in any case: here once the guest is restored, or by the caller if that fails.
         return kept.fds[number].duplicate()
 
     jailed = state.jailed
@@ -70,9 +70,9 @@ def _restore(
             raise StateFileError("is not the newest, for which there was no room")
         for message in jailed.messages:
             fds = [foreign.own(take(number).detach()) for number in message.fds]
-            # Tell the saver under which number the store has each descriptor before the back-end
-            # handles the message: the back-end closes a descriptor that it cannot use (a truncated
-            # memory file), and a closed one can no longer be noted.
+            # Tell the saver first under which number the store has each descriptor. Afterwards may
+            # be too late: the back-end closes a descriptor that it cannot use (a truncated memory
+            # file).
             for number, fd in zip(message.fds, fds, strict=True):
                 saver.adopt(number, fd)
             session.backend.handle(decode_message(message.content), fds)

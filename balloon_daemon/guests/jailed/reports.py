@@ -80,9 +80,9 @@ class Reports:
                 assert_never(report)
 
     def _take_stats(self, stats: Stats) -> None:
-        # Leave out statistics beyond the rate limit before they are used: contradicting ones, from
-        # a device that its guest has taken over, would each change the VM's size and have its
-        # state stored anew.
+        # Drop statistics beyond the rate limit before anything uses them. A device that its guest
+        # has taken over could send contradicting ones, each of which would change the VM's size
+        # and have its state stored anew.
         now_s = self._loop.time()
         if self._stats.admit(now_s) is None:
             return

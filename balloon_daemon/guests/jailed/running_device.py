@@ -110,8 +110,8 @@ class Predecessor:
 
     def _readable(self) -> None:
         try:
-            # The pipe is readable, but perhaps not at its end of file: the device may be writing
-            # its death record. Only an empty read means that the device has ended.
+            # A readable pipe need not be at its end: the device may be writing its death record.
+            # Only an empty read means that the device has ended.
             if os.read(self.stderr_pipe.fileno(), MAX_DEATH_RECORD_BYTES):
                 return
         except BlockingIOError:

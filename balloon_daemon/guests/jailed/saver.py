@@ -147,8 +147,8 @@ class _Schedule:
     def _save_soon(self, store: Store) -> None:
         self._soon = None
         if store.is_behind:
-            # The store's socket is full of messages that matter more. Wait: the state that is
-            # saved later includes this change too.
+            # The store is slow, and other messages are more urgent than this state. Wait: a state
+            # that is saved later includes the same change.
             self.soon(store)
         else:
             self.save()
@@ -316,13 +316,14 @@ class GuestSaver:
             complaint, self._schedule.complaint = self._schedule.complaint, ""
             raise OSError(errno.ENOSPC, complaint)
         if self._schedule.is_waiting:
-            # Until the retry this process does not check whether the guest's memory or vrings
-            # change. They may, so the journal declares all states up to the stored one invalid.
+            # An earlier save has failed, and a timer will try again. Until then the guest's memory
+            # or vrings may change without a state in the store that says so. Have the journal
+            # declare all states up to the stored one invalid.
             self.journal.require(self._serial + 1)
             return
         if self._store.is_behind_with(self._group):
-            # The store has not received this guest's earlier messages yet: save later. Each queued
-            # state would occupy a descriptor, and only the last state is useful.
+            # The store has not received this guest's earlier messages yet: save later. Only the
+            # last state is useful, and each state that waits in the queue occupies a descriptor.
             self.journal.require(self._serial + 1)
             self._schedule.retry(BEHIND_S)
             return
@@ -438,9 +439,9 @@ class GuestSaver:
         try:
             await self._store.drained(self._group)
         finally:
-            # The caller answers the VMM next, and the VMM relies on the answer: have the journal
-            # declare states from before the last change of memory, vrings or device invalid, so
-            # that no controller restores them.
+            # The caller answers the VMM next, and the VMM then relies on its request being in
+            # effect. States from before the last change of memory, vrings or device are wrong from
+            # now on: have the journal declare them invalid, so that no controller restores them.
             self.journal.require(self._valid_from)
 
     def forget(self) -> None:

@@ -103,9 +103,9 @@ class Session:
             self._kept.begin()
             self._conversation.inbox.join()
             await self._conversation.finish_pending()
-            # For a VM that was taken over: the earlier controller may have died before it reported
-            # the VM as attached, or while it searched for the balloon's size. This call then
-            # reports the VM or begins the search anew.
+            # This call matters for a VM that was taken over. The earlier controller may have died
+            # before it reported the VM as attached, or while it searched for the balloon's size:
+            # report it now, or search anew.
             self._balloon.rings_changed()
             while True:
                 await self._conversation.take_turn()
@@ -149,8 +149,9 @@ class Session:
             return
         try:
             self._conversation.hand_over()
-            # The task of a VM just taken over may not have begun, and so not have allowed saving
-            # (``begin``). Such a VM was restored completely before, so its state may be saved.
+            # ``begin`` allows saving. A VM that was just taken over may lack it, because its task
+            # has not run yet (``serve``). Its state may be saved nevertheless: it was restored
+            # completely.
             self._kept.begin()
             self._kept.save()
         finally:
@@ -211,13 +212,14 @@ class Session:
         self._report(self.vm, Gone("its connection is closed"))
         self._balloon.close()
         stays = self._kept.stays
-        # Leave none of the VM's descriptors open at this process's end: a closer that hangs shares
-        # its table of descriptors and outlives it, so a memory file in there would stay allocated
-        # after its VM has ended. If the store has them all, no close of them is a file's last one
-        # and none blocks: then they are closed in this process (``here``), else in a closer.
+        # A closer that hangs outlives this process and shares its table of descriptors: a memory
+        # file left in that table would stay allocated. So close all of the VM's descriptors now.
+        # If the store has them too (``here``), none of the closes is a file's last, so none blocks
+        # and this process does them; else a closer does.
         here = stays and self._kept.is_kept
-        # Close the memory files while the device still maps them: whoever closes a memory file
-        # last frees all of its memory, which takes long and must not happen in this process.
+        # Close the memory files while the device still maps them, so that the device is the last
+        # user of their memory. The last user's end frees all of the memory: that takes long, and
+        # must not happen in this process.
         with self._connection.foreign.closed_here() if here else contextlib.nullcontext():
             self._kept.close()
             self.backend.close()
@@ -236,9 +238,8 @@ class Session:
             self._forget_parts()
 
     def _forget_parts(self) -> None:
-        # Break the reference cycles between this session and its parts: the garbage collector,
-        # which would free them, stops all VMs' service for up to 50 ms where there are a thousand
-        # VMs.
+        # Break the reference cycles between this session and its parts. The garbage collector
+        # would free them too, but with a thousand VMs it stops the service of all for up to 50 ms.
         del self.device, self._balloon, self._kept, self._conversation
 
 

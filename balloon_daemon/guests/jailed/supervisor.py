@@ -116,9 +116,9 @@ class DeviceSupervisor:
 
     def take_over(self) -> None:
         """Takes over vrings that another controller's device may have served."""
-        # If any vring may be served, where it stands is unknown: a device that died after the
-        # earlier controller, and before this one began, has reported its rings' positions to
-        # neither.
+        # A device may have served some vrings. Then it is unknown where they stand: if that device
+        # ended after the earlier controller died and before this one began, neither controller has
+        # got its report.
         self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
 
@@ -215,9 +215,9 @@ class DeviceSupervisor:
         elif action is Action.PUBLISH_HANGS:
             self._notices.hangs(device.pid)
         elif not self._life.rings_known:
-            # Warn only about a device that has not reported where its rings stand (``Stopped``).
-            # After that report it only has to end, which takes long where its end frees the
-            # guest's memory.
+            # Warn only about a device that has not reported where its rings stand (``Stopped``). A
+            # device that has reported it only has to end. That may take long, because its end may
+            # free the guest's memory.
             self._notices.does_not_stop(device.pid)
 
     def _fork(self, *, look: bool) -> None:

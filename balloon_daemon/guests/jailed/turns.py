@@ -222,9 +222,9 @@ class Turns:
         if not self._line:
             self._line.extend(fd for fd, _ in self._epoll.poll(0, LOOK_AT))
         while self._line:
-            # Since it was found readable, the connection may have been unwatched, or closed and
-            # its number reused by another connection, whose ``ready`` finds no message and does
-            # nothing then.
+            # The connection was readable some ms ago, and may have been closed since. If so, its
+            # number is not watched any more, or belongs to a new connection: ``ready`` of that one
+            # finds no message and does nothing.
             ready = self._watched.get(self._line.popleft())
             if ready is not None:
                 ready()

@@ -68,9 +68,9 @@ class VmSize:
         last = self.guest_bytes
         if last is not None and balloon_bytes >= TELLING_BALLOON_BYTES and not self._learnt:
             off, off_with = abs(total_bytes - last), abs(total_bytes + balloon_bytes - last)
-            # One of the two, the reported total or that total plus the balloon, must equal the
-            # earlier total; otherwise the VM's memory itself has changed, and the report tells
-            # nothing about the balloon.
+            # Either the reported total or that total plus the balloon must be near the earlier
+            # total. If neither is, the VM's memory itself has changed, and the report does not
+            # show which of the two the guest reports.
             fits = min(off, off_with) < last // NOISE_SHARE
             if fits and abs(off - off_with) >= balloon_bytes // 2:
                 self.keeps_total, self._learnt = off < off_with, True

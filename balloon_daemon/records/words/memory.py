@@ -27,7 +27,7 @@ _REMEDY = (
     "give the VM memory that can be freed: memory-backend-memfd, or a file on tmpfs, with share=on"
 )
 
-# The kernel's settings for transparent huge pages in shared memory (Linux,
+# What the kernel's settings for transparent huge pages in shared memory mean (Linux,
 # admin-guide/mm/transhuge.rst, "Shmem / tmpfs").
 _HUGE = {
     "always": "4 KiB pages, transparent huge pages wherever they fit",
