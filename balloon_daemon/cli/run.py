@@ -17,7 +17,14 @@ from balloon_daemon.cli.device_user import (
 )
 from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, build_parser, config_of
 from balloon_daemon.cli.opening import look, make_directory, open_all, why_not_private
-from balloon_daemon.cli.printing import complain, how_to_attach, is_for_people, print_no_more, show
+from balloon_daemon.cli.printing import (
+    answer,
+    complain,
+    how_to_attach,
+    is_for_people,
+    print_no_more,
+    show,
+)
 from balloon_daemon.config.model import default_socket
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
@@ -122,17 +129,17 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             look(config.socket, keep_fds=args.keep_fds)
             with Interruptible():
                 for warning in compiled.warnings:
-                    print(warning.with_mark("warning: "), file=sys.stderr)
+                    complain(warning.with_mark("warning: "))
                 if risk:
-                    print(f"warning: {printable(risk)}", file=sys.stderr)
+                    complain(f"warning: {printable(risk)}")
                 # Imported here, so that the daemon does not load modules that only --check needs.
                 from balloon_daemon.cli.check import check
 
-                check(config, source, jail, compiled)
+                found = check(config, source, jail, compiled)
                 if shared:
                     _, whose = said_of_daemon(DevicesShareUser(SHARED_USER))
-                    print(f"warning      {whose}", flush=True)
-            return EXIT_OK
+                    found += f"\nwarning      {whose}"
+                return EXIT_OK if answer(found) else EXIT_FAILURE
         with contextlib.ExitStack() as undo:
             listener, store, lost = open_all(config, undo, keep_fds=args.keep_fds)
             template.reserve_low_numbers()

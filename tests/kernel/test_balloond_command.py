@@ -45,6 +45,41 @@ def test_help_and_version_on_a_full_disk_give_no_traceback(flag: str) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
+def test_check_on_a_full_disk_names_standard_output(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [BALLOOND, "--check", "--socket", str(tmp_path / "s")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=HANG_S,
+        )
+    said = "balloond: standard output: No space left on device; write it to another place\n"
+    assert (run.returncode, run.stderr) == (1, said)
+
+
+def test_check_whose_reader_has_gone_ends_quietly(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        run = subprocess.run(
+            [BALLOOND, "--check", "--socket", str(tmp_path / "s")],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=HANG_S,
+        )
+    finally:
+        os.close(writing)
+    assert (run.returncode, run.stderr) == (1, "")
+
+
+def test_wrong_flag_that_cannot_be_told_on_a_full_disk_is_status_2_all_the_same() -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([BALLOOND, "--wibble"], stderr=full, timeout=HANG_S)
+    assert run.returncode == 2
+
+
 @pytest.mark.parametrize("socket", ["", "/", "."])
 def test_path_at_which_no_socket_can_be_is_one_line_with_a_keeper_too(socket: str) -> None:
     run = balloond("--keep-fds", "--socket", socket)

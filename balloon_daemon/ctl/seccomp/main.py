@@ -251,5 +251,8 @@ def _compile(options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     else:
-        Path(options.output).write_bytes(content)
+        try:
+            Path(options.output).write_bytes(content)
+        except OSError as err:
+            raise OSError(err.errno, err.strerror, options.output) from err  # write(2) names none
     return 0
