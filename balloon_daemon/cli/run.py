@@ -42,12 +42,15 @@ from balloon_daemon.events import (
     KeeperUnreachable,
     PolicyFileWarning,
     SocketNotPrivate,
+    SourceTrouble,
     TemplateLost,
     TemplateStarted,
+    UserIgnored,
 )
 from balloon_daemon.guests.jailed.listener import VhostUserGuests
 from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.host.low_memory import choose_source
+from balloon_daemon.host.margin import beyond_host
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.records.bus import Bus
@@ -109,10 +112,13 @@ def _run(args: argparse.Namespace, template: Template) -> int:
     with Interruptible():
         compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
         config = replace(config, device_user=default_user() if args.user is None else args.user)
+        # Devices of a balloond that is not root keep its user, whatever --user says.
+        ignored = "" if args.user is None or os.geteuid() == 0 else args.user
         jail = Jail(identity_of(config.device_user), template.fork)
         # No warning for a user named by --user: the operator has chosen it.
         shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
+        too_much = beyond_host(config.margin_bytes)
         if args.check:
             template.wait_until_ready()
     bus = Bus(Log(sys.stderr.fileno(), args.log, verbose=args.verbose))
@@ -132,6 +138,10 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                     complain(warning.with_mark("warning: "))
                 if risk:
                     complain(f"warning: {printable(risk)}")
+                if ignored:
+                    complain(f"warning: {printable(said_of_daemon(UserIgnored(ignored))[1])}")
+                if too_much:
+                    complain(f"warning: {too_much}")
                 # Imported here, so that the daemon does not load modules that only --check needs.
                 from balloon_daemon.cli.check import check
 
@@ -145,6 +155,10 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             template.reserve_low_numbers()
             if risk:
                 bus.publish(SocketNotPrivate(risk))
+            if ignored:
+                bus.publish(UserIgnored(ignored))
+            if too_much:
+                bus.publish(SourceTrouble(too_much))
             if lost:
                 bus.publish(KeeperUnreachable(lost))
             if shared:
