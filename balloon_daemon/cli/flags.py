@@ -83,6 +83,16 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return wrapper
 
 
+def _named(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("its value is empty; give one, or leave the flag out")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_named(text))
+
+
 def _speed(text: str) -> float:
     try:
         speed = float(text)
@@ -111,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--socket",
-        type=Path,
+        type=_path,
         default=default_socket(),
         metavar="PATH",
         help="where VMMs connect; made with mode 0600 (default: %(default)s)",
@@ -119,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_argument_group("when the host is low on memory")
     source.add_argument(
         "--low-mem-dir",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="directory with the files available and margin, in MiB (default: "
         "/sys/kernel/mm/chromeos-low_mem where there is one, else MemAvailable)",
@@ -134,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     jail = parser.add_argument_group("the device's jail")
     jail.add_argument(
         "--policy",
-        type=Path,
+        type=_path,
         default=default_policy_file(),
         metavar="FILE",
         help="seccomp policy file of the device (default: the one that came with balloond)",
@@ -149,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     jail.add_argument(
         "--user",
+        type=_named,
         metavar="NAME",
         help=f"whom a device becomes when balloond runs as root (default: {OWN_USER} where there "
         f"is such a user, else {SHARED_USER})",

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,13 @@ from balloon_daemon.cli.device_user import (
     warning_first,
 )
 from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, build_parser, config_of
-from balloon_daemon.cli.opening import look, make_directory, open_all, why_not_private
+from balloon_daemon.cli.opening import (
+    look,
+    make_directory,
+    open_all,
+    remove_directory,
+    why_not_private,
+)
 from balloon_daemon.cli.printing import (
     answer,
     complain,
@@ -58,9 +65,13 @@ from balloon_daemon.records.log import Log
 from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
+from balloon_daemon.seccomp.policy_file import why_unreadable
 
 LEAST_FDS = 64
 """With fewer open files allowed, balloond does not start."""
+
+MISTAKES_SHOWN = 5
+"""How many mistakes of a policy file balloond shows; ``balloonctl seccomp check`` shows all."""
 
 
 def _check_platform() -> None:
@@ -78,7 +89,18 @@ def _compile(path: Path, dialect: Dialect) -> CompiledFilter:
     except PolicyFileError:
         raise
     except OSError as err:
-        raise ConfigError(f"policy file {printable(str(path))}: {err.strerror}") from err
+        raise ConfigError(f"policy file {printable(str(path))}: {why_unreadable(err)}") from err
+
+
+def _first_mistakes(err: PolicyFileError, args: argparse.Namespace) -> str:
+    """The first mistakes of a policy file: a file that is none has one in each line."""
+    shown = [str(problem) for problem in err.problems[:MISTAKES_SHOWN]]
+    if (more := len(err.problems) - len(shown)) > 0:
+        python = args.policy_dialect == Dialect.PYTHON.value
+        dialect = "" if python else f"--dialect {args.policy_dialect} "
+        command = f"balloonctl seccomp check {dialect}{printable(shlex.quote(str(args.policy)))}"
+        shown.append(f"balloond: and {more} more ({command} shows all)")
+    return "\n".join(shown)
 
 
 def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None:
@@ -127,9 +149,10 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         lambda why: bus.publish(TemplateLost(why)),
         lambda what: bus.publish(TemplateStarted(what)),
     )
+    leftovers = contextlib.ExitStack()
     try:
-        if config.socket == default_socket():
-            make_directory(config.socket)
+        if config.socket == default_socket() and make_directory(config.socket) and args.check:
+            leftovers.callback(remove_directory, config.socket.parent)
         risk = why_not_private(config.socket)
         if args.check:
             look(config.socket, keep_fds=args.keep_fds)
@@ -179,6 +202,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         complain(f"balloond: {err}")
         return EXIT_FAILURE
     finally:
+        leftovers.close()
         # Write all published events, whatever ends this process.
         bus.drain()
     return EXIT_OK
@@ -201,7 +225,7 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
     try:
         return _run(args, template)
     except PolicyFileError as err:
-        complain(str(err))
+        complain(_first_mistakes(err, args))
         return EXIT_USAGE
     except BalloondError as err:
         complain(f"balloond: {err}")

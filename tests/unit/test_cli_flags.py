@@ -110,6 +110,9 @@ def test_speed_is_the_policys_and_the_pollings(speed: str) -> None:
         ("--speed nan", "argument --speed: nan is not from 0.1 to 1000"),
         ("--socket", "argument --socket: expected one argument"),
         ("--user", "argument --user: expected one argument"),
+        ("--socket ''", "argument --socket: its value is empty; give one, or leave the flag out"),
+        ("--user ''", "argument --user: its value is empty; give one, or leave the flag out"),
+        ("--policy ''", "argument --policy: its value is empty; give one, or leave the flag out"),
         ("--wibble", "unrecognized arguments: --wibble"),
         ("more", "unrecognized arguments: more"),
         # An abbreviation would become another flag's once there is one.
