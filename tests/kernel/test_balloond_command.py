@@ -45,6 +45,7 @@ def test_help_and_version_on_a_full_disk_give_no_traceback(flag: str) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
+@fault("output and log on a full disk")
 def test_check_on_a_full_disk_names_standard_output(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         run = subprocess.run(
@@ -58,6 +59,7 @@ def test_check_on_a_full_disk_names_standard_output(tmp_path: Path) -> None:
     assert (run.returncode, run.stderr) == (1, said)
 
 
+@fault("output and log on a full disk")
 def test_check_whose_reader_has_gone_ends_quietly(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -74,6 +76,7 @@ def test_check_whose_reader_has_gone_ends_quietly(tmp_path: Path) -> None:
     assert (run.returncode, run.stderr) == (1, "")
 
 
+@fault("output and log on a full disk")
 def test_wrong_flag_that_cannot_be_told_on_a_full_disk_is_status_2_all_the_same() -> None:
     with open("/dev/full", "w") as full:
         run = subprocess.run([BALLOOND, "--wibble"], stderr=full, timeout=HANG_S)

@@ -11,6 +11,7 @@ from balloon_daemon.cli.printing import how_to_attach
 from balloon_daemon.cli.run import main
 from balloon_daemon.config.model import Config
 from balloon_daemon.units import GIB
+from tests.harness.faults import fault
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,7 @@ def test_mistakes_in_a_policy_file_are_all_told_with_their_places(
     assert err.count("^") >= 2
 
 
+@fault("mistake in a policy file")
 @pytest.mark.parametrize(("lines", "told"), [(5, 5), (6, 5), (40, 5)])
 @pytest.mark.parametrize("dialect", ["python", "c"])
 def test_of_many_mistakes_the_first_are_told_and_where_all_are_shown(
