@@ -45,6 +45,7 @@ class VmId:
 # At most 15 digits before the point, which in bytes is almost a PiB: a longer number is a mistake,
 # not a size of memory.
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
+_NO_UNIT = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 _FACTOR = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1024 * GIB}
 
 
@@ -67,6 +68,33 @@ def parse_size(text: str) -> int:
     size = int(float(number) * factor) if "." in number else int(number) * factor
     if size < 1:
         raise ConfigError(f"{text!r} is not a size of at least one byte")
+    return size
+
+
+MOST_MEMORY_BYTES = 1 << 52
+"""The most that x86-64 can address (Intel SDM 3A, 4.1.4: 52 bits of physical address)."""
+
+
+def parse_memory_size(text: str) -> int:
+    """Parses an amount of memory of a VM or a host, as ``parse_size`` does.
+
+    A number without a unit is taken as bytes only where it is a whole number of MiB: ``1.5`` or
+    ``1000`` was meant to have a unit.
+
+    Returns:
+        The size in bytes, from 1 MiB to ``MOST_MEMORY_BYTES``.
+
+    Raises:
+        ConfigError: the text is not a size, has no unit, or is outside these bounds.
+    """
+    number = text.strip()
+    if _NO_UNIT.fullmatch(number) and ("." in number or int(number) % MIB):
+        raise ConfigError(f"{text!r} has no unit; write {number}G or {number}M")
+    size = parse_size(text)
+    if size < MIB:
+        raise ConfigError(f"{text!r} is less than 1 MiB, the least that can be given")
+    if size > MOST_MEMORY_BYTES:
+        raise ConfigError(f"{text!r} is more than 4 PiB, the most that x86-64 can address")
     return size
 
 

@@ -1,4 +1,4 @@
-"""``balloond --check``: tells whether a daemon with these settings would run, without serving
+"""``balloond --check``: finds out whether a daemon with these settings would run, without serving
 VMs."""
 
 from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
@@ -13,8 +13,11 @@ from balloon_daemon.sizing.balloon_policy import max_balloon_bytes
 from balloon_daemon.units import format_size
 
 
-def check(config: Config, source: LowMemorySource, jail: Jail, compiled: CompiledFilter) -> None:
-    """Runs the checks of ``--check``, and prints their results once all have passed.
+def check(config: Config, source: LowMemorySource, jail: Jail, compiled: CompiledFilter) -> str:
+    """Runs the checks of ``--check``.
+
+    Returns:
+        What was found, in lines without the last one's end.
 
     Raises:
         SourceError: low memory cannot be seen here.
@@ -23,14 +26,15 @@ def check(config: Config, source: LowMemorySource, jail: Jail, compiled: Compile
     """
     source.check()
     outcome = try_device(jail.identity, jail.fork)
-    opinion = _second_opinion(compiled)
-    print(f"policy file  {printable(str(config.policy_file))}: compiled")
-    print(f"judge        {opinion}")
-    print(f"low memory   {source.describe()}")
+    found = [
+        f"policy file  {printable(str(config.policy_file))}: compiled",
+        f"judge        {_second_opinion(compiled)}",
+        f"low memory   {source.describe()}",
+    ]
     if config.vm_mem_bytes is not None:
         limit = max_balloon_bytes(config.vm_mem_bytes)
         step = format_size(limit // config.policy.steps)
-        print(
+        found.append(
             f"balloon      at most {format_size(limit)} of {format_size(config.vm_mem_bytes)}, "
             f"in {config.policy.steps} steps of {step}"
         )
@@ -39,12 +43,13 @@ def check(config: Config, source: LowMemorySource, jail: Jail, compiled: Compile
         if jail.identity
         else "the user who starts balloond (not root)"
     )
-    print(f"device       runs as {who}, under seccomp")
-    print(
+    found += [
+        f"device       runs as {who}, under seccomp",
         f"trial        a jailed device was ready after {outcome.ready_s * 1000:.1f} ms and gave "
-        f"{format_size(GIVEN_BYTES)} back in {outcome.given_s * 1000:.1f} ms"
-    )
-    print(f"socket       {config.socket}: free", flush=True)
+        f"{format_size(GIVEN_BYTES)} back in {outcome.given_s * 1000:.1f} ms",
+        f"socket       {config.socket}: free",
+    ]
+    return "\n".join(found)
 
 
 def _second_opinion(compiled: CompiledFilter) -> str:

@@ -49,5 +49,7 @@ def identity_of(user: str) -> Identity | None:
             f"--user {user}: there is no such user; create it or name another"
         ) from None
     if entry.pw_uid == 0:
-        raise ConfigError(f"--user {user}: a device must not run as root")
+        raise ConfigError(
+            f"--user {user}: a device must not run as root; name a user without rights"
+        )
     return Identity(entry.pw_uid, entry.pw_gid)

@@ -1,6 +1,7 @@
 """The command line of ``balloond``: its flags, their values, and the text of ``--help``."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from balloon_daemon.config.model import Config, default_policy_file, default_soc
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.seccomp.policy import Dialect
 from balloon_daemon.sizing.balloon_policy import PolicySettings
-from balloon_daemon.units import parse_size
+from balloon_daemon.units import parse_memory_size
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
@@ -27,7 +28,7 @@ at once on a second one.
 """
 
 _EPILOG = """\
-SIZE is a number with K, M, G or T (binary): 4G, 512M, 1.5GiB.
+SIZE is a number with K, M, G or T (binary): 4G, 512M, 1.5GiB; at least 1M.
 
 exit status: 0 ended as asked, 1 could not run (socket in use, no permission, --check saw no memory
 figures, its trial device failed or libseccomp disagrees), 2 a wrong flag, setting or policy file.
@@ -37,6 +38,10 @@ examples:
   balloond --socket /run/balloond/web.sock --margin 400M --log json
   balloond --check
 """
+
+
+_SIZES = ("--vm-mem", "--margin")
+_NEGATIVE = re.compile(r"-\.?[0-9]")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,6 +54,17 @@ class _Parser(argparse.ArgumentParser):
             show(message.rstrip("\n"))
         else:
             super()._print_message(message, file)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        # argparse takes the "-1G" of "--vm-mem -1G" for a flag, and would say only that an
+        # argument is missing: joined to its flag it is refused as a size.
+        joined: list[str] = []
+        for argument in sys.argv[1:] if args is None else args:
+            if joined and joined[-1] in _SIZES and _NEGATIVE.match(argument):
+                joined[-1] += f"={argument}"
+            else:
+                joined.append(argument)
+        return super().parse_known_args(joined, namespace)
 
     def error(self, message: str) -> NoReturn:
         complain(f"{self.prog}: {message} (see {self.prog} --help)")
@@ -65,6 +81,16 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(err)) from err
 
     return wrapper
+
+
+def _named(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("its value is empty; give one, or leave the flag out")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_named(text))
 
 
 def _speed(text: str) -> float:
@@ -86,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    size = _checked(parse_size)
+    size = _checked(parse_memory_size)
     parser.add_argument(
         "--vm-mem",
         type=size,
@@ -95,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--socket",
-        type=Path,
+        type=_path,
         default=default_socket(),
         metavar="PATH",
         help="where VMMs connect; made with mode 0600 (default: %(default)s)",
@@ -103,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     source = parser.add_argument_group("when the host is low on memory")
     source.add_argument(
         "--low-mem-dir",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="directory with the files available and margin, in MiB (default: "
         "/sys/kernel/mm/chromeos-low_mem where there is one, else MemAvailable)",
@@ -118,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     jail = parser.add_argument_group("the device's jail")
     jail.add_argument(
         "--policy",
-        type=Path,
+        type=_path,
         default=default_policy_file(),
         metavar="FILE",
         help="seccomp policy file of the device (default: the one that came with balloond)",
@@ -133,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     jail.add_argument(
         "--user",
+        type=_named,
         metavar="NAME",
         help=f"whom a device becomes when balloond runs as root (default: {OWN_USER} where there "
         f"is such a user, else {SHARED_USER})",

@@ -56,14 +56,18 @@ def open_all(
     return listener, store, lost
 
 
-def make_directory(socket: Path) -> None:
+def make_directory(socket: Path) -> bool:
     """Makes the default socket's directory, which is below /run and so is gone at each boot.
 
     A user's directory in /tmp is also checked, because any user may have made it.
 
+    Returns:
+        Whether there was none before.
+
     Raises:
         ConfigError: the directory cannot be made, or belongs to another user.
     """
+    was_there = os.path.lexists(socket.parent)
     try:
         if socket.parent == fallback_directory():
             make_private(socket.parent)
@@ -74,6 +78,13 @@ def make_directory(socket: Path) -> None:
             f"socket {socket}: {socket.parent} cannot be made a directory: {err.strerror}; name "
             "another path (--socket)"
         ) from err
+    return not was_there and socket.parent.is_dir()
+
+
+def remove_directory(directory: Path) -> None:
+    """Removes a directory that ``make_directory`` made, unless another process uses it."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def why_not_private(socket: Path) -> str:

@@ -20,12 +20,29 @@ def show(text: str) -> None:
 
 
 def complain(message: str) -> None:
-    """Prints why balloond does not run."""
+    """Prints why balloond does not run; a full disk or a closed pipe changes no exit status."""
     try:
         with Interruptible():
-            print(message, file=sys.stderr)
-    except KeyboardInterrupt:
+            print(message, file=sys.stderr, flush=True)
+    except (KeyboardInterrupt, OSError):
         print_no_more(sys.stderr)
+
+
+def answer(text: str) -> bool:
+    """Prints what was asked for.
+
+    Returns:
+        False where it could not be printed. A line on standard error says so, except where the
+        output's reader has gone, and wants no more of it.
+    """
+    try:
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
+    except OSError as err:
+        print_no_more(sys.stdout)
+        if not isinstance(err, BrokenPipeError):
+            complain(f"balloond: standard output: {err.strerror}; write it to another place")
+        return False
+    return True
 
 
 def print_no_more(stream: TextIO) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,8 +17,21 @@ from balloon_daemon.cli.device_user import (
     warning_first,
 )
 from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, build_parser, config_of
-from balloon_daemon.cli.opening import look, make_directory, open_all, why_not_private
-from balloon_daemon.cli.printing import complain, how_to_attach, is_for_people, print_no_more, show
+from balloon_daemon.cli.opening import (
+    look,
+    make_directory,
+    open_all,
+    remove_directory,
+    why_not_private,
+)
+from balloon_daemon.cli.printing import (
+    answer,
+    complain,
+    how_to_attach,
+    is_for_people,
+    print_no_more,
+    show,
+)
 from balloon_daemon.config.model import default_socket
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
@@ -35,12 +49,15 @@ from balloon_daemon.events import (
     KeeperUnreachable,
     PolicyFileWarning,
     SocketNotPrivate,
+    SourceTrouble,
     TemplateLost,
     TemplateStarted,
+    UserIgnored,
 )
 from balloon_daemon.guests.jailed.listener import VhostUserGuests
 from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.host.low_memory import choose_source
+from balloon_daemon.host.margin import beyond_host
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.records.bus import Bus
@@ -48,9 +65,13 @@ from balloon_daemon.records.log import Log
 from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
+from balloon_daemon.seccomp.policy_file import why_unreadable
 
 LEAST_FDS = 64
 """With fewer open files allowed, balloond does not start."""
+
+MISTAKES_SHOWN = 5
+"""How many mistakes of a policy file balloond shows; ``balloonctl seccomp check`` shows all."""
 
 
 def _check_platform() -> None:
@@ -68,7 +89,18 @@ def _compile(path: Path, dialect: Dialect) -> CompiledFilter:
     except PolicyFileError:
         raise
     except OSError as err:
-        raise ConfigError(f"policy file {printable(str(path))}: {err.strerror}") from err
+        raise ConfigError(f"policy file {printable(str(path))}: {why_unreadable(err)}") from err
+
+
+def _first_mistakes(err: PolicyFileError, args: argparse.Namespace) -> str:
+    """The first mistakes of a policy file: a file that is none has one in each line."""
+    shown = [str(problem) for problem in err.problems[:MISTAKES_SHOWN]]
+    if (more := len(err.problems) - len(shown)) > 0:
+        python = args.policy_dialect == Dialect.PYTHON.value
+        dialect = "" if python else f"--dialect {args.policy_dialect} "
+        command = f"balloonctl seccomp check {dialect}{printable(shlex.quote(str(args.policy)))}"
+        shown.append(f"balloond: and {more} more ({command} shows all)")
+    return "\n".join(shown)
 
 
 def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None:
@@ -104,11 +136,14 @@ def _run(args: argparse.Namespace, template: Template) -> int:
     with Interruptible():
         compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
         config = replace(config, device_user=default_user() if args.user is None else args.user)
+        # Devices of a balloond that is not root keep its user, whatever --user says.
+        ignored = "" if args.user is None or os.geteuid() == 0 else args.user
         jail = Jail(identity_of(config.device_user), template.fork)
         # ``shared``: a warning is due, because other programs run as the devices' user too. A user
         # given by --user causes no warning, as the operator has chosen it.
         shared = jail.identity and args.user is None and config.device_user == SHARED_USER
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
+        too_much = beyond_host(config.margin_bytes)
         if args.check:
             template.wait_until_ready()
     bus = Bus(Log(sys.stderr.fileno(), args.log, verbose=args.verbose))
@@ -117,31 +152,39 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         lambda why: bus.publish(TemplateLost(why)),
         lambda what: bus.publish(TemplateStarted(what)),
     )
+    leftovers = contextlib.ExitStack()
     try:
-        if config.socket == default_socket():
-            make_directory(config.socket)
+        if config.socket == default_socket() and make_directory(config.socket) and args.check:
+            leftovers.callback(remove_directory, config.socket.parent)
         risk = why_not_private(config.socket)
         if args.check:
             look(config.socket, keep_fds=args.keep_fds)
             with Interruptible():
                 for warning in compiled.warnings:
-                    print(warning.with_mark("warning: "), file=sys.stderr)
+                    complain(warning.with_mark("warning: "))
                 if risk:
-                    print(f"warning: {printable(risk)}", file=sys.stderr)
-                # Import this only here, so that the daemon does not load modules that only --check
-                # needs.
+                    complain(f"warning: {printable(risk)}")
+                if ignored:
+                    complain(f"warning: {printable(said_of_daemon(UserIgnored(ignored))[1])}")
+                if too_much:
+                    complain(f"warning: {too_much}")
+                # Imported here, so that the daemon does not load modules that only --check needs.
                 from balloon_daemon.cli.check import check
 
-                check(config, source, jail, compiled)
+                found = check(config, source, jail, compiled)
                 if shared:
                     _, whose = said_of_daemon(DevicesShareUser(SHARED_USER))
-                    print(f"warning      {whose}", flush=True)
-            return EXIT_OK
+                    found += f"\nwarning      {whose}"
+                return EXIT_OK if answer(found) else EXIT_FAILURE
         with contextlib.ExitStack() as undo:
             listener, store, lost = open_all(config, undo, keep_fds=args.keep_fds)
             template.reserve_low_numbers()
             if risk:
                 bus.publish(SocketNotPrivate(risk))
+            if ignored:
+                bus.publish(UserIgnored(ignored))
+            if too_much:
+                bus.publish(SourceTrouble(too_much))
             if lost:
                 bus.publish(KeeperUnreachable(lost))
             if shared:
@@ -164,7 +207,8 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         complain(f"balloond: {err}")
         return EXIT_FAILURE
     finally:
-        # Log all events published so far, whatever ends this process.
+        leftovers.close()
+        # Write all published events, whatever ends this process.
         bus.drain()
     return EXIT_OK
 
@@ -186,7 +230,7 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
     try:
         return _run(args, template)
     except PolicyFileError as err:
-        complain(str(err))
+        complain(_first_mistakes(err, args))
         return EXIT_USAGE
     except BalloondError as err:
         complain(f"balloond: {err}")

@@ -122,6 +122,9 @@ class Controller:
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
         self._publish(Listening(str(self._config.socket)))
         self.listening = True
+        # Read once even where no VM listens: the log then says at the start what is wrong with
+        # the figures. A callback, as an error in it is published and does not end the start.
+        loop.call_soon(watch.read)
         release_end_signals()
         leaving, ended = False, True
         try:

@@ -1,11 +1,12 @@
 """``balloonctl``: flags to subcommands; the only exit codes."""
 
 import argparse
+import errno
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from balloon_daemon import __version__
 from balloon_daemon.ctl.demo.main import add_parser as add_demo_parser
@@ -14,18 +15,22 @@ from balloon_daemon.errors import printable
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""The errors of write(2) where a disk or a quota is full, or a disk or terminal is gone."""
+
 
 class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, with a pointer to --help; used for subcommands too."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # Flush at once, which argparse does not: an error of a full disk would otherwise appear
-        # only when the interpreter exits.
-        super()._print_message(message, file)
+        stream = sys.stderr if file is None else file
         try:
-            sys.stdout.flush()
+            super()._print_message(message, stream)
+            # argparse does not flush: an error of a full disk would appear only at the
+            # interpreter's exit.
+            stream.flush()
         except OSError:
-            _drop_output()
+            _drop(stream)
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {printable(message)} (usage: {self.prog} --help)\n")
@@ -58,13 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        _drop_output()  # the output's reader has gone
+        _drop(sys.stdout)  # the output's reader has gone
         return EXIT_FAILURE
     except OSError as err:
-        _drop_output()
-        print(f"balloonctl: {printable(err.strerror or str(err))}", file=sys.stderr)
+        _drop(sys.stdout)
+        why = printable(err.strerror or str(err))
+        if err.errno in _NO_ROOM:
+            # write(2) names no file, and a file that a flag names is named by whoever writes it.
+            why = f"standard output: {why}; write it to another place"
+        _complain(f"balloonctl: {why}")
         return EXIT_FAILURE
     return status
+
+
+def _complain(message: str) -> None:
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:
+        _drop(sys.stderr)
 
 
 def _prepare_output() -> None:
@@ -78,10 +94,10 @@ def _prepare_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _drop_output() -> None:
-    """Redirects standard output to /dev/null: flushing the rest at exit would fail again."""
+def _drop(stream: TextIO) -> None:
+    """Redirects a stream to /dev/null: flushing the rest at exit would fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 

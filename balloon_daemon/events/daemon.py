@@ -87,6 +87,17 @@ class DevicesShareUser(NamedTuple):
     user: str
 
 
+@fact
+class UserIgnored(NamedTuple):
+    """--user names a user, but balloond is not root: devices keep the user that balloond has.
+
+    Attributes:
+        user: the name that was given.
+    """
+
+    user: str
+
+
 # --- the store ----------------------------------------------------------------------------------
 
 
@@ -295,6 +306,7 @@ DaemonEvent = (
     | SocketNotPrivate
     | PolicyFileWarning
     | DevicesShareUser
+    | UserIgnored
     | KeeperUnreachable
     | StoreLost
     | NotAccepted

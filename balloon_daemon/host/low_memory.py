@@ -405,6 +405,11 @@ def choose_source(
         try:
             # os.stat() of "DIR/." succeeds only for a directory that this process may enter.
             os.stat(f"{low_mem_dir}/.")
+        except PermissionError as err:
+            raise ConfigError(
+                f"low-memory directory {low_mem_dir}: {err.strerror}: balloond must be able to "
+                "read it; give its user the right to, or name another directory (--low-mem-dir)"
+            ) from err
         except OSError as err:
             raise ConfigError(
                 f"low-memory directory {low_mem_dir}: {err.strerror}; it must be a directory with "

@@ -51,6 +51,20 @@ def read_text(path: str, *, named_by_user: bool = False) -> str:
     return content.decode("utf-8", "surrogateescape")
 
 
+def why_unreadable(err: OSError) -> str:
+    """Why ``read_text`` failed for a file that the user named, with the remedy; one line."""
+    why = err.strerror or str(err)
+    match err.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            return f"{why}; name a file that there is"
+        case errno.EISDIR:
+            return f"{why}; name a file in it"
+        case errno.EACCES:
+            return f"{why}; let the user who starts this read it, or name another file"
+        case _:
+            return why
+
+
 def _as_named(path: str) -> str | bytes:
     if "\0" in path:
         raise OSError(errno.EINVAL, "no file has a NUL byte in its name", path)

@@ -9,7 +9,7 @@ page and markers differ.
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 SEPARATOR = " | "
+CELLS = 4
 
 
 def fault(name: str) -> pytest.MarkDecorator:
@@ -53,27 +54,45 @@ def is_row(line: str) -> bool:
     return line.startswith("| ") and not line.startswith("| fault |")
 
 
-def written(page: str) -> str:
+def cells(row: str) -> list[str]:
+    """The four cells of a fault's row; the last one may be empty.
+
+    Raises:
+        ValueError: the row has another number of cells, or does not end with a bar.
+    """
+    if not row.endswith("|"):
+        raise ValueError(f"a row has no bar at its end: {row[:80]!r}")
+    found = [cell.strip() for cell in row.removeprefix("|").removesuffix("|").split("|")]
+    if len(found) != CELLS:
+        raise ValueError(f"a row has {len(found)} cells, not {CELLS}: {row[:80]!r}")
+    return found
+
+
+def written(page: str, marks: Iterable[Mark]) -> str:
     """The page, with the last cell of every row as the markers say.
 
     What a last cell names beside tests, such as a fuzzer's target, stays.
 
+    Args:
+        page: the text of docs/reliability.md.
+        marks: the markers.
+
     Raises:
-        ValueError: a marker is the beginning of no row, or of several.
+        ValueError: a marker is the beginning of no row, or of several; a row has not four cells.
     """
     lines = page.split("\n")
     rows = [number for number, line in enumerate(lines) if is_row(line)]
     shown: dict[int, list[Mark]] = {number: [] for number in rows}
-    for mark in marks():
+    for mark in marks:
         of = [number for number in rows if lines[number][2:].startswith(mark.fault)]
         if len(of) != 1:
             raise ValueError(f"{mark.path}: {mark.test}: {mark.fault!r} begins {len(of)} rows")
         shown[of[0]].append(mark)
     for number in rows:
-        *cells, last = lines[number].removesuffix(" |").split(SEPARATOR)
-        others = re.findall(r"`[\w/]+\.py`", last)
-        shown_by = ", ".join([*_names(shown[number]), *others])
-        lines[number] = SEPARATOR.join([*cells, f"{shown_by} |"])
+        *others, last = cells(lines[number])
+        beside = re.findall(r"`[\w/]+\.py`", last)
+        shown_by = ", ".join([*_names(shown[number]), *beside])
+        lines[number] = f"| {SEPARATOR.join([*others, shown_by])} |"
     return "\n".join(lines)
 
 
@@ -88,9 +107,9 @@ def _names(marked: list[Mark]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Writes the page anew; 1 where a marker fits no row."""
+    """Writes the page anew; 1 where a marker fits no row, or a row is torn."""
     try:
-        PAGE.write_text(written(PAGE.read_text()))
+        PAGE.write_text(written(PAGE.read_text(), marks()))
     except ValueError as err:
         print(err, file=sys.stderr)
         return 1

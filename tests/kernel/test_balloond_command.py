@@ -45,7 +45,45 @@ def test_help_and_version_on_a_full_disk_give_no_traceback(flag: str) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("socket", ["", "/", "."])
+@fault("output and log on a full disk")
+def test_check_on_a_full_disk_names_standard_output(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [BALLOOND, "--check", "--socket", str(tmp_path / "s")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=HANG_S,
+        )
+    said = "balloond: standard output: No space left on device; write it to another place\n"
+    assert (run.returncode, run.stderr) == (1, said)
+
+
+@fault("output and log on a full disk")
+def test_check_whose_reader_has_gone_ends_quietly(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        run = subprocess.run(
+            [BALLOOND, "--check", "--socket", str(tmp_path / "s")],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=HANG_S,
+        )
+    finally:
+        os.close(writing)
+    assert (run.returncode, run.stderr) == (1, "")
+
+
+@fault("output and log on a full disk")
+def test_wrong_flag_that_cannot_be_told_on_a_full_disk_is_status_2_all_the_same() -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([BALLOOND, "--wibble"], stderr=full, timeout=HANG_S)
+    assert run.returncode == 2
+
+
+@pytest.mark.parametrize("socket", ["/", "."])
 def test_path_at_which_no_socket_can_be_is_one_line_with_a_keeper_too(socket: str) -> None:
     run = balloond("--keep-fds", "--socket", socket)
     assert run.returncode == 1
@@ -188,7 +226,63 @@ def test_socket_in_a_forbidden_directory_one_line_status_1() -> None:
 
     whys = (os.strerror(number) for number in (errno.EPERM, errno.EACCES, errno.EROFS))
     assert run.returncode == 1
-    assert run.stderr in {f"balloond: socket /sys/balloond-test.sock: {why}\n" for why in whys}
+    assert run.stderr in {
+        f"balloond: socket /sys/balloond-test.sock: {why}: this user cannot make a file in /sys; "
+        "let it write there, or name another path (--socket)\n"
+        for why in whys
+    }
+
+
+WITHOUT_ROOTS_RIGHTS = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+
+
+@fault("wrong flag or setting; a user that no device may become")
+@pytest.mark.parametrize(
+    ("flag", "complaint"),
+    [
+        ("--low-mem-dir", ": Permission denied: balloond must be able to read it; give its user"),
+        ("--policy", ": Permission denied; let the user who starts this read it, or name another"),
+    ],
+)
+def test_unreadable_file_is_told_with_the_right_that_is_missing(
+    flag: str, complaint: str, tmp_path: Path
+) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0)
+    named = hidden if flag == "--low-mem-dir" else hidden / "a.policy"
+    launcher = WITHOUT_ROOTS_RIGHTS if os.geteuid() == 0 else ()
+    run = subprocess.run(
+        [*launcher, str(BALLOOND), "--check", "--socket", str(tmp_path / "s"), flag, str(named)],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+
+    assert (run.returncode, run.stdout) == (2, "")
+    assert f"{named}{complaint}" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose default is in /run")
+@pytest.mark.parametrize("was_there", [True, False])
+def test_check_leaves_the_default_sockets_directory_as_it_was(
+    was_there: bool, tmp_path: Path
+) -> None:
+    # Root's default is in /run: here a tmpfs of this process's own, without that directory.
+    script = """
+        mount -t tmpfs none /run || exit
+        [ "$1" = True ] && mkdir /run/balloond
+        "$0" --check >/dev/null || exit
+        ls /run
+    """
+    run = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, str(BALLOOND), str(was_there)],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == ("balloond\n" if was_there else "")
 
 
 @fault("wrong flag or setting; a user that no device may become")

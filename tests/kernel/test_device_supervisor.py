@@ -214,7 +214,7 @@ def test_predecessor_that_does_not_end_is_waited_for_only_so_long(
     assert asyncio.run(stop()) == 0
 
 
-@fault("told to make way as a device ends")
+@fault("SIGUSR1 arrives as a device ends")
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("what", ["device", "predecessor"])
 def test_told_to_stop_and_cancelled_as_the_device_ends_is_cancelled(

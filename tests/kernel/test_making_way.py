@@ -83,7 +83,7 @@ DISABLE = encode_request(
 )
 
 
-@fault("told to make way as a device ends")
+@fault("SIGUSR1 arrives as a device ends")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_told_to_end_as_a_device_ends_the_controller_ends(
     number: signal.Signals, start_daemon: StartDaemon, make_rings: MakeRings
@@ -109,7 +109,7 @@ def test_told_to_end_as_a_device_ends_the_controller_ends(
         assert decode_vring_state(reply).num == BUFFERS
 
 
-@fault("told to make way as a device ends")
+@fault("SIGUSR1 arrives as a device ends")
 @pytest.mark.parametrize("descriptor", [False, True], ids=["without", "with_a_descriptor"])
 @pytest.mark.parametrize("first_comes", ["request", "signal"])
 def test_told_to_make_way_as_a_request_comes_the_next_one_answers_it(
@@ -139,7 +139,7 @@ def test_told_to_make_way_as_a_request_comes_the_next_one_answers_it(
     os.close(call)
 
 
-@fault("told to make way as a device ends")
+@fault("SIGUSR1 arrives as a device ends")
 def test_told_to_make_way_while_it_looks_where_a_ring_stands_the_next_one_answers(
     start_daemon: StartDaemon, make_rings: MakeRings
 ) -> None:

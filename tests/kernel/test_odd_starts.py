@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.handover.keeper_start import start_keeper
 from tests.harness.daemon import BALLOOND, Daemon
 from tests.harness.faults import fault
+from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MakeGuest, StartDaemon
+from tests.harness.other_user import AS_NOBODY, NOBODY
 from tests.harness.waiting import HANG_S, wait_until
 from tests.harness.whole_vm import attach, wait_for_device
 
@@ -167,3 +170,55 @@ def test_keeper_that_cannot_be_started_is_said_with_a_remedy(
 
     with pytest.raises(ConfigError, match="no keeper can be started: No such file or directory; "):
         start_keeper(tmp_path / "s")
+
+
+@fault("margin beyond the host's memory, or `--user` without root")
+def test_margin_beyond_the_hosts_memory_is_warned_of(
+    start_daemon: StartDaemon, low_mem: LowMemDir, tmp_path: Path
+) -> None:
+    options = ("--margin", "9999G", "--low-mem-dir", str(low_mem.path))
+    checked = subprocess.run(
+        [str(BALLOOND), "--check", "--socket", str(tmp_path / "c"), *options],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    daemon = start_daemon(*options)
+
+    said = "a margin of 9999 GiB is as much as this host can have, or more ("
+    assert (checked.returncode, checked.stderr[: len(said) + 9]) == (0, f"warning: {said}")
+    assert [
+        record for record in daemon.records()
+        if record["event"] == "source-trouble" and record["what"].startswith(said)
+    ]  # fmt: skip
+
+
+@fault("margin beyond the host's memory, or `--user` without root")
+def test_user_for_devices_is_warned_of_without_root() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        launcher: list[str] = []
+        if os.geteuid() == 0:
+            launcher = ["setpriv", *AS_NOBODY]
+            os.chown(directory, NOBODY, NOBODY)
+        checked = subprocess.run(
+            [*launcher, str(BALLOOND), "--check", "--socket", f"{directory}/s", "--user", "vms"],
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+        )
+
+    assert checked.returncode == 0, checked.stderr
+    assert "warning: --user vms has no effect, as only root can" in checked.stderr
+
+
+@fault("low-memory file or its directory vanishes")
+def test_figures_that_are_garbage_at_the_start_are_told_without_any_vm(
+    start_daemon: StartDaemon, low_mem: LowMemDir
+) -> None:
+    low_mem.set_content("much\n")
+    daemon = start_daemon()
+
+    daemon.wait(
+        lambda: any(r["event"] == "source-unknown" for r in daemon.records()),
+        what="the log says that the figures are unknown",
+    )

@@ -97,10 +97,10 @@ def test_what_a_policy_names_must_be_a_file(
     [
         ("/dev/zero", "is a character device, not a file or a pipe"),
         ("/dev/full", "is a character device, not a file or a pipe"),
-        ("directory", "Is a directory"),
+        ("directory", "Is a directory; name a file in it"),
         ("socket", "is a socket, not a file or a pipe"),
         ("loop", "Too many levels of symbolic links"),
-        ("none", "No such file or directory"),
+        ("none", "No such file or directory; name a file that there is"),
         ("large", "is larger than 1 MiB"),
     ],
 )

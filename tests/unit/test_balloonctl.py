@@ -78,7 +78,26 @@ def test_wrong_usage_is_one_line_and_status_2(
 def test_output_to_a_full_disk_is_one_line_and_status_1() -> None:
     with open("/dev/full", "w") as full:
         told = balloonctl("seccomp", "explain", str(POLICY), stdout=full.fileno())
-    assert told == (1, "balloonctl: No space left on device\n")
+    assert told == (
+        1, "balloonctl: standard output: No space left on device; write it to another place\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "seccomp check --help"])
+def test_help_on_a_full_disk_gives_no_traceback(arguments: str) -> None:
+    with open("/dev/full", "w") as full:
+        assert balloonctl(*arguments.split(), stdout=full.fileno()) == (0, "")
+
+
+def test_mistake_that_cannot_be_told_on_a_full_disk_is_status_2_all_the_same() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "balloon_daemon.ctl.main", "--wibble"],
+            cwd=ROOT,
+            stderr=full,
+            timeout=60,
+        )
+    assert done.returncode == 2
 
 
 def test_output_that_nobody_reads_ends_it_quietly() -> None:

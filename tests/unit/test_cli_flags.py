@@ -90,16 +90,29 @@ def test_speed_is_the_policys_and_the_pollings(speed: str) -> None:
     [
         ("--vm-mem 4Q", "argument --vm-mem: '4Q' is not a size; write it like 4G, 512M or 1.5GiB"),
         ("--vm-mem 0", "argument --vm-mem: '0' is not a size of at least one byte"),
+        ("--vm-mem 1.5", "argument --vm-mem: '1.5' has no unit; write 1.5G or 1.5M"),
+        ("--margin 1000", "argument --margin: '1000' has no unit; write 1000G or 1000M"),
+        ("--vm-mem 99999999T", "argument --vm-mem: '99999999T' is more than 4 PiB, the most that "
+         "x86-64 can address"),
+        ("--vm-mem -1G", "argument --vm-mem: '-1G' is not a size; write it like 4G, 512M or "
+         "1.5GiB"),
+        ("--vm-mem -1", "argument --vm-mem: '-1' is not a size; write it like 4G, 512M or "
+         "1.5GiB"),
         ("--vm-mem", "argument --vm-mem: expected one argument"),
         ("--margin much", "argument --margin: 'much' is not a size; write it like 4G, 512M or "
          "1.5GiB"),
-        ("--margin -5M", "argument --margin: expected one argument"),
+        ("--margin -5M", "argument --margin: '-5M' is not a size; write it like 4G, 512M or "
+         "1.5GiB"),
+        ("--margin --check", "argument --margin: expected one argument"),
         ("--speed fast", "argument --speed: 'fast' is not a number"),
         ("--speed 0.09", "argument --speed: 0.09 is not from 0.1 to 1000"),
         ("--speed 1001", "argument --speed: 1001 is not from 0.1 to 1000"),
         ("--speed nan", "argument --speed: nan is not from 0.1 to 1000"),
         ("--socket", "argument --socket: expected one argument"),
         ("--user", "argument --user: expected one argument"),
+        ("--socket ''", "argument --socket: its value is empty; give one, or leave the flag out"),
+        ("--user ''", "argument --user: its value is empty; give one, or leave the flag out"),
+        ("--policy ''", "argument --policy: its value is empty; give one, or leave the flag out"),
         ("--wibble", "unrecognized arguments: --wibble"),
         ("more", "unrecognized arguments: more"),
         # An abbreviation would become another flag's once there is one.

@@ -11,6 +11,7 @@ from balloon_daemon.cli.printing import how_to_attach
 from balloon_daemon.cli.run import main
 from balloon_daemon.config.model import Config
 from balloon_daemon.units import GIB
+from tests.harness.faults import fault
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,9 @@ def test_policy_file_that_is_not_there_is_one_line_and_status_2(
 ) -> None:
     path = tmp_path / "none"
     assert start(capfd, "--policy", str(path)) == (
-        2, "", f"balloond: policy file {path}: No such file or directory\n"
+        2,
+        "",
+        f"balloond: policy file {path}: No such file or directory; name a file that there is\n",
     )  # fmt: skip
 
 
@@ -43,7 +46,7 @@ def test_policy_file_that_is_a_directory_is_one_line_and_status_2(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert start(capfd, "--policy", str(tmp_path)) == (
-        2, "", f"balloond: policy file {tmp_path}: Is a directory\n"
+        2, "", f"balloond: policy file {tmp_path}: Is a directory; name a file in it\n"
     )  # fmt: skip
 
 
@@ -68,6 +71,25 @@ def test_mistakes_in_a_policy_file_are_all_told_with_their_places(
     assert f"{path}:2:1: " in err
     assert f"{path}:3:18: " in err
     assert err.count("^") >= 2
+
+
+@fault("mistake in a policy file")
+@pytest.mark.parametrize(("lines", "told"), [(5, 5), (6, 5), (40, 5)])
+@pytest.mark.parametrize("dialect", ["python", "c"])
+def test_of_many_mistakes_the_first_are_told_and_where_all_are_shown(
+    dialect: str, lines: int, told: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none.policy"
+    path.write_text("nosuchcall: 1\n" * lines)
+
+    status, out, err = start(capfd, "--policy", str(path), "--policy-dialect", dialect)
+
+    option = "--dialect c " if dialect == "c" else ""
+    command = f"balloonctl seccomp check {option}{path}"
+    more = [f"balloond: and {lines - told} more ({command} shows all)"] if lines > told else []
+    assert (status, out) == (2, "")
+    assert err.count(f"{path}:") == told
+    assert err.splitlines()[3 * told :] == more
 
 
 def test_policy_file_is_read_in_the_dialect_that_was_named(
@@ -116,7 +138,7 @@ def test_low_memory_directory_without_figures_fails_the_check_with_status_1(
     ("user", "complaint"),
     [
         ("nosuchuser", "there is no such user; create it or name another"),
-        ("root", "a device must not run as root"),
+        ("root", "a device must not run as root; name a user without rights"),
     ],
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who alone changes a device's user")

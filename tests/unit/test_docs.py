@@ -43,7 +43,7 @@ def test_security_names_only_tests_that_there_are() -> None:
 def test_reliability_names_the_tests_that_are_marked_with_its_faults() -> None:
     page = faults.PAGE.read_text()
 
-    assert faults.written(page) == page
+    assert faults.written(page, faults.marks()) == page
 
 
 def test_reliability_names_each_fault_once_and_shows_each_by_something() -> None:

@@ -287,7 +287,7 @@ def test_descriptors_are_kept_before_the_device_ends_for_their_request(
     memory.close()
 
 
-@fault("told to make way just after a message was taken from its socket")
+@fault("SIGUSR1 arrives just after a VMM's message")
 def test_message_that_is_taken_as_its_controller_leaves_is_not_lost_with_its_descriptors(
     tmp_path: Path,
 ) -> None:

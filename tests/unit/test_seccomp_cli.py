@@ -52,7 +52,7 @@ def test_check_several_files_says_all_mistakes_of_all(tmp_path: Path, capsys: Ou
         "    reed: 1\n    ^^^^\n"
         f"{bad}:2:8: arg9 does not exist: system calls have arg0 to arg5\n"
         "    write: arg9 == 1\n           ^^^^\n"
-        f"{missing}: cannot be read: No such file or directory\n"
+        f"{missing}: cannot be read: No such file or directory; name a file that there is\n"
     )
     assert out.startswith(str(POLICY))
 

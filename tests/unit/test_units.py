@@ -3,7 +3,7 @@
 import pytest
 
 from balloon_daemon.errors import ConfigError
-from balloon_daemon.units import GIB, KIB, MIB, format_size, parse_size
+from balloon_daemon.units import GIB, KIB, MIB, format_size, parse_memory_size, parse_size
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,37 @@ def test_size_of_absurd_digits_raises(text: str) -> None:
 
 def test_size_with_a_fraction_drops_what_is_no_whole_byte() -> None:
     assert parse_size("0.1G") == 107374182
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("1M", MIB),
+        ("1048576", MIB),
+        ("4294967296", 4 * GIB),
+        ("4294967296B", 4 * GIB),
+        ("1.5G", 1536 * MIB),
+        ("4096T", 1 << 52),
+    ],
+)
+def test_memory_size_within_its_bounds_is_its_bytes(text: str, size_bytes: int) -> None:
+    assert parse_memory_size(text) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("1.5", "'1.5' has no unit; write 1.5G or 1.5M"),
+        ("4", "'4' has no unit; write 4G or 4M"),
+        ("1048577", "'1048577' has no unit"),
+        ("0", "'0' is not a size of at least one byte"),
+        ("1023K", "'1023K' is less than 1 MiB"),
+        ("4097T", "'4097T' is more than 4 PiB, the most that x86-64 can address"),
+        ("-1G", "'-1G' is not a size; write it like 4G"),
+    ],
+)
+def test_memory_size_without_a_unit_or_outside_its_bounds_raises(
+    text: str, complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        parse_memory_size(text)

@@ -22,7 +22,7 @@ def a_future(within_s: float = LONG_S) -> Waiting:
     return is_done_within(future, within_s), lambda: future.set_result(None)
 
 
-@fault("told to make way as a device ends")
+@fault("SIGUSR1 arrives as a device ends")
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 def test_cancelled_about_when_what_it_waits_for_comes_is_cancelled(
     turns: int,
@@ -73,7 +73,7 @@ def test_in_time_is_true() -> None:
     assert asyncio.run(play()) is True
 
 
-@fault("told to make way as a device ends")
+@fault("SIGUSR1 arrives as a device ends")
 def test_nothing_in_the_package_waits_in_a_way_that_loses_a_cancellation() -> None:
     found = {
         str(path.relative_to(PACKAGE)): lines

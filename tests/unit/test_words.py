@@ -80,6 +80,7 @@ from balloon_daemon.events import (
     TemplateLost,
     TemplateStarted,
     TmpfsLimited,
+    UserIgnored,
     VmAttached,
     VmDoesNotEnd,
     VmFailed,
@@ -520,6 +521,14 @@ DAEMON: list[Row] = [
         "kill them: make a user balloond (systemd-sysusers with systemd/balloond.sysusers), or "
         "name another (--user)",
         {"user": "nobody"},
+    ),
+    (
+        UserIgnored("vms"),
+        WARNING,
+        "user-ignored",
+        "--user vms has no effect, as only root can give devices another user: they run as the "
+        "user who starts balloond; leave it out, or start balloond as root",
+        {"user": "vms"},
     ),
     (
         KeeperUnreachable("process 9 does not answer"),

@@ -19,7 +19,7 @@ from balloon_daemon.ctl.demo.processes import DemoError
 from balloon_daemon.ctl.demo.story import DEFAULT_SPEED, MAX_SPEED, MIN_SPEED, Story, plan
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.linux.meminfo import host_memory
-from balloon_daemon.units import GIB, format_size, parse_size
+from balloon_daemon.units import GIB, format_size, parse_memory_size
 
 NEEDED_BYTES = GIB
 INTERRUPTED = 130
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         The exit status.
     """
     try:
-        story = plan(parse_size(args.vm_mem), args.speed)
+        story = plan(parse_memory_size(args.vm_mem), args.speed)
         if args.plot is not None:
             _check_plot(args.plot)
     except ConfigError as err:

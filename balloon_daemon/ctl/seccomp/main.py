@@ -20,7 +20,7 @@ from balloon_daemon.seccomp.filter import NATIVE_ARCH, read_policy
 from balloon_daemon.seccomp.judge import Disagreement, opinion_in_words
 from balloon_daemon.seccomp.libseccomp import second_opinion
 from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
-from balloon_daemon.seccomp.policy_file import read_text
+from balloon_daemon.seccomp.policy_file import read_text, why_unreadable
 
 _DEFAULTS = {action.name.lower().replace("_", "-"): action for action in Action} | {
     "kill": Action.KILL_PROCESS,
@@ -141,13 +141,16 @@ def _read(options: argparse.Namespace, path: Path) -> ParsedPolicy:
                 return read_text(target + name.removeprefix(source))
         return read_text(name)
 
-    return read_policy(
-        path,
-        default=_DEFAULTS[options.default],
-        arch=load_arch(options.arch),
-        dialect=Dialect(options.dialect),
-        read=read,
-    )
+    try:
+        return read_policy(
+            path,
+            default=_DEFAULTS[options.default],
+            arch=load_arch(options.arch),
+            dialect=Dialect(options.dialect),
+            read=read,
+        )
+    except OSError as err:
+        raise OSError(err.errno, why_unreadable(err), str(path)) from err
 
 
 def _read_and_warn(options: argparse.Namespace, path: Path) -> ParsedPolicy:
@@ -251,5 +254,8 @@ def _compile(options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     else:
-        Path(options.output).write_bytes(content)
+        try:
+            Path(options.output).write_bytes(content)
+        except OSError as err:
+            raise OSError(err.errno, err.strerror, options.output) from err  # write(2) names none
     return 0

@@ -99,6 +99,11 @@ def _why_not(path: Path, err: OSError) -> str:
             return f"{path.parent} is no directory; name another path"
         case errno.EADDRINUSE:
             return "another process has just made it; stop that or name another path"
+        case errno.EACCES | errno.EPERM | errno.EROFS if not os.path.lexists(path):
+            return (
+                f"{err.strerror}: this user cannot make a file in {path.parent}; let it write "
+                "there, or name another path (--socket)"
+            )
         case _:
             return err.strerror or str(err)
 

@@ -27,6 +27,7 @@ from balloon_daemon.events import (
     StoreLost,
     TemplateLost,
     TemplateStarted,
+    UserIgnored,
 )
 from balloon_daemon.records.line import Level, more
 
@@ -53,6 +54,11 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
                 f"devices run as {user}, as whom other programs run too, and any of those may "
                 "stop or kill them: make a user balloond (systemd-sysusers with "
                 "systemd/balloond.sysusers), or name another (--user)"
+            )
+        case UserIgnored(user):
+            return Level.WARNING, (
+                f"--user {user} has no effect, as only root can give devices another user: they "
+                "run as the user who starts balloond; leave it out, or start balloond as root"
             )
         case KeeperUnreachable(why):
             return Level.ERROR, (
