@@ -19,14 +19,20 @@ JAILED_WITHIN_S = 60.0
 
 def devices_of(controller: int) -> list[int]:
     """The pids of a controller's devices, without those that have ended or are just forked."""
-    pids = []
-    for child in psutil.Process(controller).children():
+    return [pid for pid, _ in device_names(controller)]
+
+
+def device_names(controller: int) -> list[tuple[int, str]]:
+    """The pids and names of those devices, the oldest first."""
+    found = []
+    for child in sorted(psutil.Process(controller).children(), key=lambda child: child.pid):
         try:
-            if _field(child.pid, "Name").startswith(DEVICE_NAME):
-                pids.append(child.pid)
+            name = _field(child.pid, "Name")
+            if name.startswith(DEVICE_NAME) and is_alive(child.pid):
+                found.append((child.pid, name))
         except (OSError, KeyError):
             continue
-    return pids
+    return found
 
 
 def template_of(controller: int) -> int:

@@ -20,7 +20,7 @@ import psutil
 from balloon_daemon.fake_guest.client import FakeGuestProcess
 from balloon_daemon.guests.jailed.life import DEATHS_WITHIN_S, MAX_DEATHS
 from tests.harness.daemon import BALLOOND, Daemon, DaemonConfig
-from tests.harness.jail_watch import devices_of, is_alive
+from tests.harness.jail_watch import device_names, devices_of, is_alive
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
 from tests.harness.whole_vm import ENDED
@@ -96,7 +96,6 @@ class Host:
         options = ("--keep-fds",) if keep_fds else ()
         self.config = DaemonConfig(self._folder / "sock", VM_MEM_MIB, self.low_mem, speed, options)
         self.life = 0
-        self._devices: dict[str, int] = {}
         self._forgotten: set[str] = set()
         self._keeper: int | None = None
         self.daemon = self._start()
@@ -108,7 +107,7 @@ class Host:
         return Daemon(self.config, self._folder / f"log-{self.life}")
 
     def _new_guest(self, number: int) -> SoakedGuest:
-        known = set(self._read_log())
+        known = set(self._devices())
         seed = 1 + number + (100 if self.name == "mortal" else 0)
         process = FakeGuestProcess(
             [
@@ -152,21 +151,25 @@ class Host:
 
     # --- which device is whose ----------------------------------------------------------------
 
-    def _read_log(self) -> dict[str, int]:
-        """The latest device of every VM that ever had one, by the VM's name."""
+    def _devices(self) -> dict[str, int]:
+        """The devices that run now, by their VMs' names.
+
+        By the processes' names, not by the log: of a user's lines balloond writes only so many.
+        """
+        return {name.removeprefix("balloon-"): pid for pid, name in device_names(self.pid)}
+
+    def _read_log(self) -> None:
+        """Notes the VMs whose end the log has told."""
         records = self.daemon.records()
         for record in records:
-            if record["event"] == "device-started":
-                self._devices[record["vm"]] = record["pid"]
-            elif record["event"] in ENDED:
+            if record["event"] in ENDED:
                 self._forgotten.add(record["vm"])
         # They are read; hours of them would fill our own memory.
         records.clear()
-        return self._devices
 
     def _learn_name(self, guest: SoakedGuest, known: set[str]) -> None:
         def new() -> list[str]:
-            return [vm for vm in self._read_log() if vm not in known]
+            return [vm for vm in self._devices() if vm not in known]
 
         guest.vm = self._wait(new, "a device for a new connection")[-1]
         guest.deaths.clear()
@@ -178,8 +181,8 @@ class Host:
         return pid
 
     def _living(self, guest: SoakedGuest) -> int | None:
-        pid = self._read_log().get(guest.vm)
-        return pid if pid is not None and pid != guest.killed and is_alive(pid) else None
+        pid = self._devices().get(guest.vm)
+        return pid if pid != guest.killed else None
 
     # --- faults -------------------------------------------------------------------------------
 
@@ -219,8 +222,8 @@ class Host:
         alone_since: list[float] = []
 
         def forgotten() -> bool:
-            device = self._read_log().get(guest.vm)
-            if device is not None and is_alive(device):
+            self._read_log()
+            if guest.vm in self._devices():
                 alone_since.clear()
                 return False
             alone_since.append(time.monotonic())
@@ -232,13 +235,11 @@ class Host:
         self._connect(guest)
 
     def _connect(self, guest: SoakedGuest) -> None:
-        self._read_log()
-        # A balloond that was started anew counts on from the VMs that it found: a visitor's name
-        # of an earlier life may come again.
-        known = {each.vm for each in self.guests}
-        for vm in self._devices.keys() - known:
-            del self._devices[vm]
-        self._forgotten &= known
+        # A balloond that was started anew counts on from the VMs that it found: the name of a
+        # visitor to the one before it may come again.
+        own = {each.vm for each in self.guests}
+        self._forgotten &= own
+        known = own | set(self._devices())
         guest.process.command("connect")
         self._learn_name(guest, known)
 
