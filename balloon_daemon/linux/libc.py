@@ -6,9 +6,8 @@ import os
 import posix
 import signal
 import socket
+import struct
 from collections.abc import Sequence
-
-from balloon_daemon.linux.memory import F_GET_SEALS
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 """The C library of this process; its calls release the interpreter's lock."""
@@ -197,7 +196,30 @@ def same_open_file(one: int, other: int) -> bool:
         # Use fstat(2) only if both are memory files, which alone answer F_GET_SEALS: for a file of
         # FUSE, fstat(2) would wait for its server.
         for fd in (one, other):
-            fcntl.fcntl(fd, F_GET_SEALS)
+            fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         return False
     return os.path.sameopenfile(one, other)
+
+
+# arch/x86/entry/syscalls/syscall_64.tbl, linux/fcntl.h, linux/stat.h
+_SYS_STATX = 332
+_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000
+_STATX_MNT_ID = 0x1000
+_STATX = struct.Struct("I140xQ104x")  # stx_mask and stx_mnt_id
+
+
+def mount_of(fd: int) -> int | None:
+    """The number of the mount that an open file lies on, as in /proc/self/mountinfo (proc(5)).
+
+    The kernel keeps it with the open file, and statx(2) says it in any case. Asked for nothing
+    else and told not to synchronize (AT_STATX_DONT_SYNC), it waits for no file system's server.
+
+    Returns:
+        The number; None where the kernel does not say it, as before Linux 5.8.
+    """
+    answer = ctypes.create_string_buffer(_STATX.size)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    refused = LIBC.syscall(_SYS_STATX, fd, b"", flags, 0, answer)
+    said, mount = _STATX.unpack(answer.raw)
+    return None if refused or not said & _STATX_MNT_ID else int(mount)

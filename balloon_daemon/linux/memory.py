@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 
 from balloon_daemon.errors import MemoryFileError
+from balloon_daemon.linux.libc import mount_of
 from balloon_daemon.units import format_size
 
 # linux/fcntl.h. Only files of shmem and hugetlbfs answer F_GET_SEALS; every other file system
@@ -86,19 +87,16 @@ def _other_file(fd: int) -> MemoryFile:
 def _file_system(fd: int) -> str:
     """The type of the file system of an open file, by the kernel's list of mounts; "" for none.
 
-    proc(5): ``mnt_id`` in /proc/PID/fdinfo is the first field of a line of mountinfo. For an epoll
-    instance, reading fdinfo takes the instance's lock, which a process in epoll_wait(2) may hold
-    for as long as it likes. So fdinfo is read for files of a file system alone: the link in
-    /proc/PID/fd is their path then, and a name without a slash, the kernel's own, for others.
+    /proc/PID/fdinfo has the mount's number too, and is not read: for some files (epoll instances,
+    tun devices) the kernel writes it under a lock that another process may hold for long.
     """
+    mount = mount_of(fd)
+    if mount is None:
+        return ""
     try:
-        if not os.readlink(f"/proc/self/fd/{fd}").startswith("/"):
-            return ""
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
-            mount = next((line.split()[1] for line in info if line.startswith(b"mnt_id:")), b"")
         with open("/proc/self/mountinfo", "rb") as mounts:
             for line in mounts:
-                if line.split(b" ", 1)[0] == mount:
+                if line.split(b" ", 1)[0] == b"%d" % mount:
                     return line.rpartition(b" - ")[2].split()[0].decode("ascii", "replace")
     except (OSError, IndexError):
         pass

@@ -5,6 +5,8 @@ import pty
 import select
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -179,6 +181,28 @@ def test_file_of_fuse_whose_server_does_not_answer_is_not_asked(tmp_path: Path) 
         mute.close()
     assert not found.mappable
     assert found.size_bytes is None
+
+
+FDINFO_IS_READ = """
+import os, sys
+from balloon_daemon.linux.memory import inspect_memory_file
+read = []
+sys.addaudithook(lambda event, args: read.append(str(args[0])) if event == "open" else None)
+device = os.open(os.devnull, os.O_RDWR)
+found = inspect_memory_file(device)
+print(found.mappable, found.size_bytes, [path for path in read if "fdinfo" in path])
+"""
+
+
+@fault("memory region that cannot be freed")
+def test_file_that_is_no_memory_has_its_fdinfo_left_unread() -> None:
+    # The kernel writes the fdinfo of some devices under a lock that others may hold for long. An
+    # audit hook stays for a process's life: hence a process of its own.
+    ran = subprocess.run(
+        [sys.executable, "-c", FDINFO_IS_READ], capture_output=True, text=True, check=True
+    )
+
+    assert ran.stdout.split(maxsplit=2) == ["False", "None", "[]\n"]
 
 
 def test_list_of_mounts_that_cannot_be_read_leaves_a_file_of_no_kind(
