@@ -105,6 +105,9 @@ class Keeper:
         self._ends: set[str] = set()
         self._dropped, self._hanging = list[int](), set[object]()
         self._memory, self._freeing = list[int](), set[object]()
+        fd = os.memfd_create("balloond-keeper")
+        self._memfds_device = os.fstat(fd).st_dev
+        os.close(fd)
 
     def handle(self, message: bytes, fds: list[int]) -> bytes:
         """Handles one message. Returns the answer, empty where there is none.
@@ -183,7 +186,10 @@ class Keeper:
             held = memory_bytes(fd)
             if held is None:
                 self._dropped.append(fd)
-            elif held > SMALL_BYTES:
+            elif held > SMALL_BYTES or os.fstat(fd).st_dev != self._memfds_device:
+                # Another device: a tmpfs that its owner has mounted. Where that is unmounted
+                # already (umount2(2), MNT_DETACH), the last close of any file of it, however
+                # small, frees all the others too.
                 self._memory.append(fd)
             else:
                 os.close(fd)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,6 +138,10 @@ def balloond(keeper: "subprocess.Popen[bytes]", tmp_path: Path) -> Iterator[sock
 STORE, REMOVE = b"FDSTORE=1\nFDNAME=vm1.1", b"FDSTOREREMOVE=1\nFDNAME=vm1.1"
 
 
+def is_open(fd: int) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
 def store_a_channel_with(balloond: socket.socket, fd: int) -> None:
     """Stores a channel in whose queue this descriptor waits. Nobody else has either of them."""
     channel, theirs = socket.socketpair()
@@ -196,6 +201,28 @@ def test_memory_that_holds_more_than_its_length_says_is_not_freed_on_the_way() -
     assert [memory_bytes(fd) for fd in (short, small, reading)] == [2 * SMALL_BYTES, 4096, None]
     for fd in (short, small, reading, writing):
         os.close(fd)
+
+
+@fault("sends a descriptor whose close lingers or never ends")
+def test_file_of_a_tmpfs_that_its_last_close_may_free_is_not_closed_on_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    keeper, of_ours = Keeper(), a_memory(4096)
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        of_a_vmm = os.dup(file.fileno())
+    with monkeypatch.context() as full:
+        full.setattr(_thread, "start_new_thread", refuse)
+        keeper.close([of_a_vmm, of_ours])
+    assert os.fstat(of_a_vmm).st_nlink == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(of_ours)
+
+    keeper.close([])
+
+    wait_until(lambda: not is_open(of_a_vmm), what="a thread has closed it")
 
 
 @fault("sends a descriptor whose close lingers or never ends")
