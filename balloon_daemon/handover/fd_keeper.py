@@ -49,8 +49,13 @@ MAX_KEPT = 65536
 MESSAGE_BYTES = 1 << 16
 """Longer than the names of all descriptors of one guest."""
 
-MAX_HANGING = 16
-"""Closes that may hang at a time; further descriptors stay open until one of them ends."""
+MAX_HANGING = 512
+"""Closes that may hang at a time. Further descriptors, of whichever VM, stay open until one close
+ends, and occupy numbers meanwhile. The last close of what a VMM sends is nearly always balloond's
+(61 of 64 were), and balloond lets a user have 1024 descriptors wait for their close."""
+
+STACK_BYTES = 128 << 10
+"""Of a thread, which only closes; the default is 8 MiB of address space for each."""
 
 MAX_FREEING = 16
 """Closes of memory files at a time. All of them end, and none waits for a close that hangs."""
@@ -411,6 +416,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     # Unblock all signals: balloond blocks some while it starts, and this process inherits that.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    _thread.stack_size(STACK_BYTES)
     try:
         path = sys.argv[1]
         first = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None

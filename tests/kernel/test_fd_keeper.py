@@ -135,6 +135,9 @@ def balloond(keeper: "subprocess.Popen[bytes]", tmp_path: Path) -> Iterator[sock
         yield sock
 
 
+MANY = 100
+"""Closes that hang: more than one user's VMMs can bring about in the keeper (``MAX_HANGING``)."""
+
 STORE, REMOVE = b"FDSTORE=1\nFDNAME=vm1.1", b"FDSTOREREMOVE=1\nFDNAME=vm1.1"
 
 
@@ -175,6 +178,26 @@ def a_memory(size_bytes: int, *, held_bytes: int = 0) -> int:
     os.ftruncate(fd, size_bytes)
     assert _libc.fallocate(fd, 1, *map(ctypes.c_long, (0, held_bytes or size_bytes))) == 0
     return fd
+
+
+@fault("sends a descriptor whose close lingers or never ends")
+def test_many_closes_that_hang_keep_no_other_descriptor_open(
+    balloond: socket.socket, keeper: "subprocess.Popen[bytes]"
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MANY):
+            sock = stack.enter_context(lingering_socket())
+            store_a_channel_with(balloond, sock.detach())
+            balloond.send(REMOVE)
+        reading, writing = os.pipe()
+        file = file_of(os.fstat(reading))
+        socket.send_fds(balloond, [STORE], [reading])
+        os.close(reading)
+        wait_until(lambda: file in kept_files(keeper.pid), what="the keeper has it")
+        balloond.send(REMOVE)
+
+        wait_until(lambda: file not in kept_files(keeper.pid), what="the pipe is let go")
+        os.close(writing)
 
 
 def test_closes_that_hang_keep_no_memory(
