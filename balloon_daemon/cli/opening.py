@@ -49,8 +49,8 @@ def open_all(
         listener = listen(config.socket, looked_for_keeper=wants_keeper or store.keeps)
         undo.callback(listener.close)
     if wants_keeper and not store.keeps and not lost:
-        # Start a keeper process last, when any error about the socket's path has been raised
-        # already: no keeper is left behind by a balloond that fails.
+        # Start a keeper process last, after every step that can fail for the socket's path: a
+        # balloond that fails there leaves no keeper behind.
         store = start_keeper(config.socket)
         undo.callback(store.abandon)
     return listener, store, lost

@@ -39,8 +39,8 @@ MARGIN_PER_MILLE = 52
 """The default margin, in thousandths of the memory that can be available; 5.2 % is ChromeOS's
 critical margin."""
 
-# A number of MiB in a low-memory file. It may have at most 12 digits, which allow almost an EiB,
-# more than any host has.
+# A number of MiB in a file of a low-memory directory (``available``, ``margin``). 12 digits allow
+# almost an EiB, more than any host has.
 _NUMBER = re.compile(rb"[0-9]{1,12}")
 
 

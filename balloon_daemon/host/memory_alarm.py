@@ -156,7 +156,8 @@ def _poll_now(file: FileIO) -> int:
 
 PSI_TRIGGERS = (
     b"some 50000 500000\0",  # 50 ms in 0.5 s, the shortest window; needs CAP_SYS_RESOURCE
-    # Without CAP_SYS_RESOURCE the window must be a multiple of 2 s (Linux 6.4).
+    # Since Linux 6.4 a process without CAP_SYS_RESOURCE may have a trigger, if its window is a
+    # multiple of 2 s; an older kernel refuses both of these.
     b"some 150000 2000000\0",
 )
 """The PSI triggers to ask for, best first: µs for which some task stalled on memory, within a

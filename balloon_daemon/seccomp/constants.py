@@ -25,8 +25,8 @@ _ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x64": "x86_64"}
 ARCH_NAMES = ("x86_64", "aarch64", "riscv64")
 """Every architecture that has a table, here or in ``ctl/seccomp/``."""
 
-# Architectures without a table, as in minijail's list. [arch=...] may name them without a warning
-# of a typing error.
+# Architectures that minijail knows and for which there is no table of constants here. A policy
+# file may name them in [arch=...]; a name that is in neither list is warned of as a typing error.
 KNOWN_ELSEWHERE = frozenset(
     [
         "x86", "i386", "arm", "hppa", "parisc", "ia64", "loong64", "loongarch64", "mips", "mips64",

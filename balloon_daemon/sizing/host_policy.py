@@ -368,9 +368,9 @@ class HostPolicy:
             if state.recheck_at_s == row.deadline_s:
                 self._take(vm, row, row.policy.step(LowMemoryTimer(), now_s), now_s, asked)
                 self._listening[vm] = row
-                # This VM listens again, so look first whether memory is low. Low memory postpones
-                # the releases of all listening VMs: it must be handled before releases that would
-                # be due now.
+                # This VM listens to low memory again, so look now if memory is low: that would
+                # postpone the next shrinking of every listening VM's balloon, and so comes before
+                # any shrinking that is due.
                 self._look(seen, now_s, asked)
             else:
                 step = row.policy.step(AvailableMemoryTimer(seen), now_s)

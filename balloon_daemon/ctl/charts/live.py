@@ -191,8 +191,8 @@ def _margin_cell(cell: tuple[str, str], column: Column | None) -> tuple[str, str
     character, style = cell
     if character == " ":
         return "┄", MARGIN
-    # In this cell the filled area reaches above the margin's line. Draw the line on the colour of
-    # the area's lower part, which the style names after " on ".
+    # The filled area covers this cell, so the margin's line is drawn on its colour. A cell of two
+    # areas has the style "UPPER on LOWER": the lower one's colour is taken.
     return "┄", f"{MARGIN} on {style.rpartition(' on ')[2]}"
 
 

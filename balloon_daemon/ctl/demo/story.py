@@ -182,8 +182,8 @@ def plan(vm_bytes: int, speed: float) -> Story:
         share=cache / (levels * step),
         pinned_bytes=pinned,
         budget_bytes=calm_bytes + BASE_LOAD_BYTES + cache + pinned,
-        # At its peak the load takes a quarter of a level less than LEVELS levels of the balloon
-        # give back. So the policy needs exactly LEVELS steps.
+        # At its peak the load leaves the host (LEVELS - 0.25) balloon levels short of the margin:
+        # LEVELS - 1 levels are too few, LEVELS are enough.
         peak_load_bytes=int(calm_bytes - MARGIN_BYTES + (LEVELS - 0.25) * freed_a_level),
     )
 

@@ -274,8 +274,8 @@ class _Queue:
             (sockets if kinds[fd] in _PARKED else left).append(fd)
         for start in range(0, len(sockets), PARKED_TOGETHER):
             together = sockets[start : start + PARKED_TOGETHER]
-            # Try twice: if the lot in use is full, the first ``_put`` fails and closes it, and the
-            # second one fills a new lot.
+            # Try twice: a lot is a socket whose queue holds the parked descriptors, and the queue
+            # may be full. Then the first ``_put`` fails and ends that lot; the second begins one.
             if not self._put(together) and not self._put(together):
                 left += together
         return left

@@ -185,8 +185,9 @@ class BalloonLimits:
         if level == 0:
             self._gain.start_anew()
             self._holding = False
-        # If the VM's files held more memory than they should (``_holding``), measure again: what
-        # filled them, a snapshot for example, may have ended since.
+        # ``_holding``: the memory files were found to hold what the balloon has taken from the
+        # guest. Measure again: the cause, such as a snapshot that reads freed pages back in, may
+        # be over.
         self._holding = self._holding and self.not_freed_bytes() > 0
         if self._holding or self._gain.fruitless:
             return Reason.FRUITLESS
