@@ -88,10 +88,13 @@ def test_device_that_sends_what_no_device_sends_is_killed_each_time_and_then_no_
     run(guests, lambda: any(r["deaths"] for r in facts(daemon, "device-died")))
 
     said = events(daemon, "device-sends-garbage")
-    assert len(said) == 6
+    # Each was killed: after the sixth death there is no other. A device that was told to stop just
+    # then, as the VMM attaches, is no death.
+    assert len(said) >= 6
     assert all("report of kind 4294967295 with 53 bytes" in message for message in said)
     low_mem.set_low()
     run(guests, lambda: guests[1].driver.actual * 4096 == MAXIMUM)
+    assert events(daemon, "device-sends-garbage") == said
 
 
 # --- whether it listens -----------------------------------------------------------------------
