@@ -17,9 +17,11 @@ from balloon_daemon.guests.seam import (
     Attached,
     Gone,
     Guest,
+    Held,
     Refused,
     Report,
     Resized,
+    StateChanged,
     Stats,
     Stuck,
     VmRow,
@@ -28,6 +30,7 @@ from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing import host_policy
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState, Reason
 from balloon_daemon.sizing.host_policy import Halted, HostPolicy, HostStep, Looked, Seen, Woke
+from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
 from balloon_daemon.units import VmId
 
@@ -65,9 +68,9 @@ class Governor:
         """The VMs that were added and have not gone."""
         return self._vms.values()
 
-    def add(self, guest: Guest) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
         """Adds a guest, which is asked for nothing before it has reported ``Attached``."""
-        self._vms[guest.vm] = Vm(guest)
+        self._vms[guest.vm] = Vm(guest, settings)
 
     def halt(self) -> None:
         """Stops all decisions, because balloond ends."""
@@ -95,6 +98,10 @@ class Governor:
                     self._policy.note_actual(vm_id, balloon_bytes)
             case Stats():
                 vm.stats = report
+            case Held():
+                vm.held = report
+            case StateChanged(state):
+                vm.state = state
             case Refused() | Stuck():
                 vm.trouble = report
             case Gone():

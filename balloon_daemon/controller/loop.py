@@ -22,6 +22,7 @@ from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
+from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
 
 
@@ -39,14 +40,14 @@ class Registry:
         self._last = 0
         self.tasks: dict[VmId, asyncio.Task[None]] = {}
 
-    def next_vm(self) -> VmId:
-        return VmId(self._last + 1, f"vm{self._last + 1}")
+    def next_vm(self, name: str = "") -> VmId:
+        return VmId(self._last + 1, name or f"vm{self._last + 1}")
 
-    def add(self, guest: Guest) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
         # A VM taken over from another balloond brings its number along. Note the highest number so
         # far, so that no new VM gets a number that was used before.
         self._last = max(self._last, guest.vm.number)
-        self._governor.add(guest)
+        self._governor.add(guest, settings)
 
     def report(self, vm: VmId, report: Report) -> None:
         self._governor.report(vm, report)

@@ -40,6 +40,7 @@ PURE = {
     "sizing.decision",
     "sizing.balloon_policy",
     "sizing.host_policy",
+    "sizing.vm_settings",
     "virtio.balloon",
     "virtio.split_queue",
     "virtio.guest_memory",
@@ -55,6 +56,8 @@ PURE = {
     "vhost_user.vrings",
     "tube.messages",
     "guests.seam",
+    "guests.driven.control",
+    "config.vms",
     "status",
     "guests.jailed.gain",
     "guests.jailed.statistics",
@@ -106,12 +109,13 @@ ROOMS = {
     "seccomp": {"linux"},
     "device": {"virtio", "tube", "seccomp", "linux"},
     "config": {"sizing", "linux"},
-    "guests.seam": {"sizing.decision"},
+    "guests.seam": {"sizing.decision", "sizing.vm_settings"},
     "handover": {"guests.seam", "linux"},
     "guests.jailed": {
         "events", "sizing.decision", "config", "guests.seam", "handover",
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
+    "guests.driven": {"events", "sizing.decision", "config", "guests.seam", "linux"},
     # The seam's values, too: what a guest reports is shown as it is.
     "status": {"sizing.decision", "guests.seam"},
     # No protocol: a VM is whatever stands behind the seam.
