@@ -9,11 +9,10 @@ import pytest
 from balloon_daemon.errors import StateError
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
-from balloon_daemon.sizing.host_policy import (
+from balloon_daemon.sizing.host_events import (
     Added,
     Event,
     Halted,
-    HostPolicy,
     HostStep,
     Looked,
     Removed,
@@ -22,6 +21,7 @@ from balloon_daemon.sizing.host_policy import (
     Target,
     Woke,
 )
+from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.units import GIB, MIB, VmId
 from tests.harness.faults import fault
 
