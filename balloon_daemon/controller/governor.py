@@ -13,6 +13,7 @@ from typing import assert_never
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
+    Ability,
     Actual,
     Attached,
     Gone,
@@ -31,6 +32,7 @@ from balloon_daemon.sizing import host_events
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState, Reason
 from balloon_daemon.sizing.host_events import Halted, HostStep, Looked, Seen, Woke
 from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
 from balloon_daemon.units import VmId
@@ -133,7 +135,7 @@ class Governor:
             policy.max_bytes,
             policy.level,
             self._settings.steps,
-            policy.target_bytes,
+            self._policy.target_bytes(vm_id),
             policy.statistics(),
         )
 
@@ -142,10 +144,11 @@ class Governor:
     def _attach(self, vm_id: VmId, vm: Vm, report: Attached) -> None:
         vm.can = report.can
         size, row = report.vm_mem_bytes, report.row
-        event: host_events.Event = host_events.Added(vm_id, size, report.balloon_bytes)
+        terms = Terms(vm.settings, Ability.STATS in vm.can, Ability.DEFLATE_ON_OOM in vm.can)
+        event: host_events.Event = host_events.Added(vm_id, size, report.balloon_bytes, terms)
         if row is not None:
             state = PolicyState(row.level, row.recheck_at_s, row.release_at_s)
-            event = host_events.Restored(vm_id, size, state, vm.balloon_bytes)
+            event = host_events.Restored(vm_id, size, state, vm.balloon_bytes, terms)
         step = self._policy.step(event, self._loop.time())
         if not self._policy.governs(vm_id):
             # HostPolicy did not add the VM: it is halted, because balloond ends. Send the VM no

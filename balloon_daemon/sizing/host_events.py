@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.sizing.decision import Decision, NeverLow, Reading
+from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.units import VmId
 
 Seen = Reading | NeverLow | None
@@ -18,11 +19,13 @@ class Added(NamedTuple):
         vm: which VM.
         vm_mem_bytes: its size.
         balloon_bytes: the size of the balloon that an earlier balloond has left in it.
+        terms: its settings and abilities.
     """
 
     vm: VmId
     vm_mem_bytes: int
     balloon_bytes: int = 0
+    terms: Terms = Terms()
 
 
 class Restored(NamedTuple):
@@ -33,12 +36,14 @@ class Restored(NamedTuple):
         vm_mem_bytes: its size.
         state: its policy's state.
         balloon_bytes: its balloon's size.
+        terms: its settings and abilities.
     """
 
     vm: VmId
     vm_mem_bytes: int
     state: PolicyState
     balloon_bytes: int
+    terms: Terms = Terms()
 
 
 class Resized(NamedTuple):

@@ -62,10 +62,17 @@ from balloon_daemon.sizing.host_events import (
     VmDecision,
     Woke,
 )
+from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import VmId
 
-_CHANGES_NOTHING = {Reason.AT_MAXIMUM, Reason.NO_BALLOON, Reason.FRUITLESS, Reason.NO_ROOM}
+_CHANGES_NOTHING = {
+    Reason.AT_MAXIMUM,
+    Reason.NO_BALLOON,
+    Reason.FRUITLESS,
+    Reason.NO_ROOM,
+    Reason.LOWER_FIRST,
+}
 
 
 @dataclass(slots=True)
@@ -74,6 +81,10 @@ class _Asked:
 
     targets: list[Target] = field(default_factory=list)
     decisions: list[VmDecision] = field(default_factory=list)
+
+
+def _priority_of(item: tuple[VmId, Row]) -> int:
+    return item[1].priority
 
 
 class HostPolicy:
@@ -97,6 +108,7 @@ class HostPolicy:
         self._against_more = against_more
         self._rows: dict[VmId, Row] = {}
         self._listening: dict[VmId, Row] = {}
+        self._priorities = Priorities(self._rows)
         self._deadlines = Deadlines(self._rows)
         self._look_at_s: float | None = None
         self._halted = False
@@ -120,7 +132,7 @@ class HostPolicy:
             case Resized():
                 self._resize(event, now_s, asked)
             case Removed(vm):
-                self._row(vm)
+                self._priorities.remove(self._row(vm))
                 del self._rows[vm]
                 self._listening.pop(vm, None)
             case Looked(seen):
@@ -156,6 +168,10 @@ class HostPolicy:
         """The VM's policy, for reading. Raises StateError: the VM has none."""
         return self._row(vm).policy
 
+    def target_bytes(self, vm: VmId) -> int:
+        """The target that the VM was sent last. Raises StateError: the VM has no policy."""
+        return self._row(vm).told_bytes
+
     def vm_mem_bytes(self, vm: VmId) -> int:
         """The VM size that its policy uses. Raises StateError: the VM has none."""
         return self._row(vm).vm_mem_bytes
@@ -168,24 +184,31 @@ class HostPolicy:
             # balloond ends: do not add the VM. Its guest would give pages for a target, and no
             # later step would give them back.
             return
-        max_bytes = max_balloon_bytes(event.vm_mem_bytes)
+        max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
         policy = BalloonPolicy(max_bytes, self._settings, self._draw)
-        row = Row(policy, event.vm_mem_bytes, event.balloon_bytes)
+        row = Row(policy, event.vm_mem_bytes, event.terms, event.balloon_bytes)
         self._rows[event.vm] = row
+        self._priorities.add(row)
         if event.balloon_bytes:
             self._take(event.vm, row, policy.adopt(event.balloon_bytes, now_s), now_s, asked)
         else:
-            asked.targets.append(Target(event.vm, 0))
+            self._tell(event.vm, row, 0, asked)
         self._listen(event.vm, row, now_s)
 
     def _restore(self, event: Restored, now_s: float, asked: _Asked) -> None:
         self._require_new(event.vm)
-        max_bytes = max_balloon_bytes(event.vm_mem_bytes)
-        policy = BalloonPolicy.restore(event.state, max_bytes, self._settings, self._draw)
+        max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
+        # The row may come from a balloond that was told of no floor, or of a lower one: where the
+        # floor leaves nothing, the policy goes on at level 0.
+        most = max_bytes or max_balloon_bytes(event.vm_mem_bytes)
+        policy = BalloonPolicy.restore(event.state, most, self._settings, self._draw)
+        if max_bytes != most:
+            policy.resize(max_bytes)
         if self._halted:
             return
-        row = Row(policy, event.vm_mem_bytes, event.balloon_bytes)
+        row = Row(policy, event.vm_mem_bytes, event.terms, event.balloon_bytes)
         self._rows[event.vm] = row
+        self._priorities.add(row)
         self._take(event.vm, row, policy.resume(now_s), now_s, asked)
         if policy.listening:
             self._listen(event.vm, row, now_s)
@@ -195,7 +218,7 @@ class HostPolicy:
         if self._halted:
             return
         row.vm_mem_bytes = event.vm_mem_bytes
-        max_bytes = max_balloon_bytes(event.vm_mem_bytes)
+        max_bytes = row.terms.max_bytes(event.vm_mem_bytes)
         if max_bytes != row.policy.max_bytes:
             self._take(event.vm, row, row.policy.resize(max_bytes), now_s, asked)
 
@@ -221,8 +244,15 @@ class HostPolicy:
         if not isinstance(seen, Reading) or not seen.is_low:
             return
         listening, self._listening = self._listening, {}
-        for vm, row in listening.items():
-            row.policy.held = self._against_more(vm, row.policy.level)
+        rows = listening.items()
+        # Computed once, before any step: a VM of a higher priority waits until what was asked of
+        # the others in this step did not help.
+        lowest = self._priorities.lowest_that_can_give()
+        for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
+            held = self._against_more(vm, row.policy.level)
+            if held is None and lowest is not None and row.priority > lowest:
+                held = Reason.LOWER_FIRST
+            row.policy.held = held
             self._take(vm, row, row.policy.step(LowMemory(seen), now_s), now_s, asked)
             self._tell_again_if_stopped(vm, row, now_s, asked)
 
@@ -244,8 +274,20 @@ class HostPolicy:
                 # any shrinking that is due.
                 self._look(seen, now_s, asked)
             else:
-                step = row.policy.step(AvailableMemoryTimer(seen), now_s)
-                self._take(vm, row, step, now_s, asked)
+                self._take(vm, row, self._release(row, seen, now_s), now_s, asked)
+
+    def _release(self, row: Row, seen: Seen, now_s: float) -> Step:
+        """Steps a VM whose release is due. Memory goes back to VMs of a higher priority first: the
+        VM gets only what is left beyond all that those have in their balloons."""
+        first_mib = self._priorities.mib_above(row.priority)
+        if not first_mib or not isinstance(seen, Reading):
+            return row.policy.step(AvailableMemoryTimer(seen), now_s)
+        left = seen._replace(available_mib=seen.available_mib - first_mib)
+        step = row.policy.step(AvailableMemoryTimer(left), now_s)
+        needed_mib = step.decision.needed_mib
+        if needed_mib is not None:
+            needed_mib += first_mib
+        return step._replace(decision=step.decision._replace(reading=seen, needed_mib=needed_mib))
 
     def _wake_at_s(self) -> float | None:
         at_s = self._deadlines.earliest_s()
@@ -257,7 +299,7 @@ class HostPolicy:
         """Collects a policy's targets and decision; its state has its timers and listening."""
         for action in step.actions:
             if isinstance(action, SetTarget):
-                asked.targets.append(Target(vm, action.target_bytes))
+                self._tell(vm, row, action.target_bytes, asked)
                 row.moved_at_s, row.most_bytes = now_s, row.actual_bytes
         reason = step.decision.reason
         repeated = reason in _CHANGES_NOTHING and reason is row.last_reason
@@ -265,6 +307,10 @@ class HostPolicy:
             row.last_reason = reason
         asked.decisions.append(VmDecision(vm, step.decision, repeated))
         self._deadlines.queue(vm, row)
+
+    def _tell(self, vm: VmId, row: Row, target_bytes: int, asked: _Asked) -> None:
+        row.told_bytes = target_bytes
+        asked.targets.append(Target(vm, target_bytes))
 
     def _tell_again_if_stopped(self, vm: VmId, row: Row, now_s: float, asked: _Asked) -> None:
         """Sends a target once more to a driver that is short of it and has not moved for long.
@@ -281,4 +327,4 @@ class HostPolicy:
         short = row.most_bytes <= actual_bytes < row.policy.target_bytes
         if short and now_s - row.moved_at_s >= self._settings.release_every_s:
             row.moved_at_s = now_s
-            asked.targets.append(Target(vm, row.policy.target_bytes))
+            self._tell(vm, row, row.policy.target_bytes, asked)
