@@ -79,7 +79,6 @@ class VmDriven(NamedTuple):
     Attributes:
         address: its socket's path, or its connection URI.
         vm_mem_bytes: all memory that it could have.
-        base_bytes: the size of the balloon that is not balloond's to give back; 0 as a rule.
         pid: its VMM's process; None: unknown.
         quiet: it was driven just before.
     """
@@ -87,7 +86,6 @@ class VmDriven(NamedTuple):
     vm: VmId
     address: str
     vm_mem_bytes: int
-    base_bytes: int
     pid: int | None
     quiet: bool = False
 

@@ -64,6 +64,8 @@ PURE = {
     "tube.messages",
     "guests.seam",
     "guests.driven.control",
+    "guests.driven.target",
+    "guests.driven.refill",
     "config.vms",
     "status",
     "guests.jailed.gain",
@@ -122,14 +124,15 @@ ROOMS = {
         "events", "sizing.decision", "config", "guests.seam", "handover",
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
-    "guests.driven": {"events", "sizing.decision", "config", "guests.seam", "linux"},
+    "guests.driven": {"events", "sizing", "config", "guests.seam", "linux"},
+    "guests.open_guest": {"events", "config", "guests.seam", "guests.driven"},
     # The seam's values, too: what a guest reports is shown as it is.
     "status": {"sizing.decision", "guests.seam"},
     # No protocol: a VM is whatever stands behind the seam.
     "controller": {"events", "status", "sizing", "host", "config", "guests.seam", "linux"},
     "cli": {
-        "config", "controller", "guests.jailed", "device", "host", "seccomp", "linux", "sizing",
-        "events", "records", "handover", "vhost_user", "tube", "virtio",
+        "config", "controller", "guests.jailed", "guests.open_guest", "device", "host", "seccomp",
+        "linux", "sizing", "events", "records", "handover", "vhost_user", "tube", "virtio",
     },
     "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},

@@ -3,6 +3,7 @@
 Runs in the controller. Figures that are out of range never pass: they are the VMM's fault.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from balloon_daemon.events import BaseFound, NoDriverYet, Publish, Refilled, VmmRefuses
@@ -27,8 +28,8 @@ from balloon_daemon.guests.seam import (
 from balloon_daemon.rate_limit import LineBudget, OnceEach
 from balloon_daemon.units import MOST_MEMORY_BYTES, VmId
 
-LOOK_AT_FDS_S = 30.0
-"""How often to look for a device that was assigned to a running VM."""
+LOOK_S = 30.0
+"""How often to look for a reason not to drive a VM any more, such as a device assigned to it."""
 
 REFUSALS = 32
 """Different words with which a VMM refuses that are published for one VM, each once."""
@@ -45,11 +46,13 @@ class Shared:
         publish: takes events.
         report: takes reports to the controller.
         bases: the balloons that VMs had before balloond.
+        is_own: whether the VM of this process is attached to a device of ours.
     """
 
     publish: Publish
     report: ReportTo
     bases: Bases
+    is_own: Callable[[int], bool] = lambda pid: False
 
 
 class Reporter:
@@ -71,7 +74,7 @@ class Reporter:
             self._can |= {Ability.DISK_READS}
         self.state = GuestState.RUNNING
         known = None if found.state is GuestState.NO_DRIVER else found.balloon_bytes
-        self.key = BaseKey(vm.name, host.pid or 0, host.start_time)
+        self.key = BaseKey(vm.name, host.pid, host.started)
         self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
         self._reported_size: int | None = None
         self._refill = Refill(self.balloon)
@@ -86,20 +89,19 @@ class Reporter:
 
     def found(self, found: Found, now_s: float) -> None:
         """Reports a VM's first figures."""
-        self._look_at_s = now_s + LOOK_AT_FDS_S
+        self._look_at_s = now_s + LOOK_S
         self.take(Sample(found.vm_mem_bytes, found.balloon_bytes, found.state, None, now_s), now_s)
 
     def take(self, sample: Sample, now_s: float) -> None:
         """Reports a VM's figures.
 
         Raises:
-            ControlError: a figure is out of range, or a host device was assigned to the VM.
+            ControlError: a figure is out of range, or the balloon would free nothing any more.
         """
         check_sizes(sample.vm_mem_bytes, sample.balloon_bytes)
         if now_s >= self._look_at_s:
-            self._look_at_s = now_s + LOOK_AT_FDS_S
-            if self._host.is_pinned():
-                raise ControlError(Fault.PINNED)
+            self._look_at_s = now_s + LOOK_S
+            check_process(self._host, self._shared)
         self._change_state(sample.state, now_s)
         # Without a driver the VM has all of its memory, whatever its VMM reports.
         known = None if sample.state is GuestState.NO_DRIVER else sample.balloon_bytes
@@ -168,3 +170,11 @@ def check_sizes(vm_mem_bytes: int, balloon_bytes: int | None) -> None:
         raise ControlError(Fault.NONSENSE, f"VM size {vm_mem_bytes}")
     if balloon_bytes is not None and not 0 <= balloon_bytes <= vm_mem_bytes:
         raise ControlError(Fault.NONSENSE, f"balloon {balloon_bytes} of VM size {vm_mem_bytes}")
+
+
+def check_process(host: HostSide, shared: Shared) -> None:
+    """Raises ControlError: this process's VM must not be driven."""
+    if host.pid and shared.is_own(host.pid):
+        raise ControlError(Fault.OWN_DEVICE)
+    if (fault := host.look()) is not None:
+        raise ControlError(fault)

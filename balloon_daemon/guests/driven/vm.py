@@ -44,7 +44,7 @@ class DrivenVm:
         vm: the VM.
         control: the open connection to its VMM; closed when the VM's task ends.
         found: what ``control`` has found.
-        host: its VMM's process; closed when the VM's task ends.
+        host: its VMM's process.
         notices: collects what ``control`` notices.
         shared: what all driven VMs share.
 
@@ -66,7 +66,6 @@ class DrivenVm:
         self.ended: asyncio.Future[ControlError] = loop.create_future()
         self._control = control
         self._found = found
-        self._host = host
         self._notices = notices
         self._shared = shared
         self._reporter = Reporter(vm, found, host, shared)
@@ -86,7 +85,6 @@ class DrivenVm:
             why = err
         finally:
             self._control.close()
-            self._host.close()
             if self._given_back is not None and not self._given_back.done():
                 self._given_back.set_result(None)
             self._shared.report(self.vm, Gone(why.fault.value))
@@ -145,7 +143,7 @@ class DrivenVm:
                 if not await self._work(loop.time()):
                     await self._bell.wait_until(self._schedule.due_s)
         except ControlError as err:
-            if err.fault is Fault.PINNED:
+            if err.fault in (Fault.PINNED, Fault.HUGETLB, Fault.OWN_DEVICE):
                 await self._let_go()
             raise
         finally:
@@ -162,7 +160,7 @@ class DrivenVm:
             elif schedule.wanted_s != schedule.told_s:
                 schedule.told_s = schedule.wanted_s
                 if self._reporter.sends_stats:
-                    await _bounded(self._control.watch(schedule.wanted_s))
+                    await bounded(self._control.watch(schedule.wanted_s))
             elif schedule.due_s <= now_s:
                 await self._sample(now_s)
             else:
@@ -191,12 +189,12 @@ class DrivenVm:
     async def _set_balloon(self, balloon_bytes: int) -> None:
         self._shared.bases.store()
         asked_bytes = self._reporter.balloon.asked_bytes  # It may change during the call.
-        await _bounded(self._control.set_balloon(balloon_bytes))
+        await bounded(self._control.set_balloon(balloon_bytes))
         self._reporter.balloon.sent(asked_bytes)
 
     async def _sample(self, now_s: float) -> None:
         self._schedule.sampled(now_s, has_driver=self._reporter.state != GuestState.NO_DRIVER)
-        sample = await _bounded(self._control.sample())
+        sample = await bounded(self._control.sample())
         self._refused = False
         self._reporter.take(sample, asyncio.get_running_loop().time())
 
@@ -213,11 +211,12 @@ class DrivenVm:
         balloon = self._reporter.balloon
         balloon.want(0)
         if (balloon_bytes := balloon.due()) is not None:
-            await _bounded(self._control.set_balloon(balloon_bytes))
+            await bounded(self._control.set_balloon(balloon_bytes))
             self._shared.bases.forget(self._reporter.key)
 
 
-async def _bounded(call: Awaitable[T]) -> T:
+async def bounded(call: Awaitable[T]) -> T:
+    """A ``Control``'s answer. Raises ControlError: it fails, or does not come."""
     try:
         async with asyncio.timeout(HANGS_AFTER_S):
             return await call

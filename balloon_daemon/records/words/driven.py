@@ -57,7 +57,7 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
         case VmNotDriven(name, address, fault, detail, quiet):
             level, why = _NOT_DRIVEN[fault]
             return Level.DEBUG if quiet else level, f"{name}: {address}: {why}{_quoted(detail)}"
-        case VmDriven(_, address, vm_mem_bytes, _, _, quiet):
+        case VmDriven(_, address, vm_mem_bytes, _, quiet):
             size = format_size(vm_mem_bytes)
             return unless(quiet), f"VM of {size}, driven by way of {address}"
         case VmLost(_, fault, detail, quiet):
