@@ -72,7 +72,7 @@ class Reporter:
         self._can = found.can
         if host.disk_read_bytes() is not None:
             self._can |= {Ability.DISK_READS}
-        self.state = GuestState.RUNNING
+        self.state = self._reported_state = GuestState.RUNNING
         known = None if found.state is GuestState.NO_DRIVER else found.balloon_bytes
         self.key = BaseKey(vm.name, host.pid, host.started)
         self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
@@ -102,7 +102,8 @@ class Reporter:
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + LOOK_S
             check_process(self._host, self._shared)
-        self._change_state(sample.state, now_s)
+        self.state = sample.state
+        self._report_state(now_s)
         # Without a driver the VM has all of its memory, whatever its VMM reports.
         known = None if sample.state is GuestState.NO_DRIVER else sample.balloon_bytes
         was_changed = self.balloon.changed
@@ -117,12 +118,14 @@ class Reporter:
             self._shared.report(self._vm, Held(held_bytes, now_s))
         if self._host.has_memory_file and (over_bytes := self._refill.look(held_bytes)):
             self._shared.publish(Refilled(self._vm, over_bytes))
+        self._report_state(now_s)
 
     def reset(self, now_s: float) -> None:
         """Notes that the guest was reset: its balloon's size is not known, whatever is reported,
         until its next driver listens."""
         self.balloon.take(self.balloon.vm_mem_bytes, None)
-        self._change_state(GuestState.NO_DRIVER, now_s)
+        self.state = GuestState.NO_DRIVER
+        self._report_state(now_s)
 
     def refilled(self) -> None:
         """Notes that the VMM has read all of the guest's memory."""
@@ -134,10 +137,12 @@ class Reporter:
         quiet = not self._refusals.admit(detail)
         self._shared.publish(VmmRefuses(self._vm, detail, quiet))
 
-    def _change_state(self, state: GuestState, now_s: float) -> None:
-        if state is self.state:
+    def _report_state(self, now_s: float) -> None:
+        retaking = self.state is GuestState.RUNNING and self.balloon.most_bytes is not None
+        state = GuestState.RETAKING if retaking else self.state
+        if state is self._reported_state:
             return
-        self.state = state
+        self._reported_state = state
         self._shared.report(self._vm, StateChanged(state))
         if state is GuestState.NO_DRIVER and self._states.has_one(now_s):
             self._shared.publish(NoDriverYet(self._vm))

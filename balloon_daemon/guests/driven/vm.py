@@ -193,7 +193,12 @@ class DrivenVm:
         self._reporter.balloon.sent(asked_bytes)
 
     async def _sample(self, now_s: float) -> None:
-        self._schedule.sampled(now_s, has_driver=self._reporter.state != GuestState.NO_DRIVER)
+        reporter = self._reporter
+        self._schedule.sampled(
+            now_s,
+            has_driver=reporter.state is not GuestState.NO_DRIVER,
+            retaking=reporter.balloon.most_bytes is not None,
+        )
         sample = await bounded(self._control.sample())
         self._refused = False
         self._reporter.take(sample, asyncio.get_running_loop().time())

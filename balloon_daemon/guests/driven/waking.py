@@ -14,6 +14,9 @@ DRIVER_S, YOUNG_S = 5.0, 120.0
 """How often to look whether a guest's driver listens, and how long after it was found or reset: a
 guest boots in that time, or has no driver."""
 
+STEP_S = 1.0
+"""How often a VM is sampled whose balloon is taken again in steps."""
+
 GIVING_BACK_S = 0.25
 """How often a VM is sampled that gives its balloon back at balloond's end."""
 
@@ -96,13 +99,21 @@ class Schedule:
         """Makes a sample due as soon as may be."""
         self.due_s = min(self.due_s, max(now_s, self._sampled_s + LEAST_GAP_S))
 
-    def sampled(self, now_s: float, *, has_driver: bool) -> None:
-        """Notes a sample at this time, and sets the next one's."""
+    def sampled(self, now_s: float, *, has_driver: bool, retaking: bool) -> None:
+        """Notes a sample at this time, and sets the next one's.
+
+        Args:
+            now_s: the time.
+            has_driver: whether a balloon driver listens in the guest.
+            retaking: whether the balloon is given back and taken again in steps.
+        """
         every_s = IDLE_S if self.wanted_s is None else self.wanted_s
         if self.giving_back:
             every_s = GIVING_BACK_S
         elif not has_driver and now_s < self.young_until_s:
             every_s = min(every_s, DRIVER_S)
+        elif retaking:
+            every_s = min(every_s, STEP_S)
         self._sampled_s = now_s
         # Count from when this sample was due: counted from now, all samples of a loop that was
         # busy for a moment would stay together for good.
