@@ -64,6 +64,8 @@ PURE = {
     "tube.messages",
     "guests.seam",
     "guests.driven.control",
+    "guests.driven.qmp_answers",
+    "guests.driven.qmp_balloon",
     "guests.driven.target",
     "guests.driven.refill",
     "config.vms",
