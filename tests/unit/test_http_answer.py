@@ -20,6 +20,7 @@ def parsed(answer: bytes) -> HttpAnswer | None:
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", HttpAnswer(200, b"{}", False)),
         (b"HTTP/1.1 204 \r\nServer: x\r\n\r\n", HttpAnswer(204, b"", False)),
+        (b"HTTP/1.1 404 \r\nServer: x\r\n\r\n", HttpAnswer(404, b"", False)),
         (
             b"HTTP/1.0 404\r\nconnection: Close\r\ncontent-length:0\r\n\r\n",
             HttpAnswer(404, b"", True),
@@ -51,7 +52,7 @@ def test_answer_is_parsed_whole_and_byte_by_byte(answer: bytes, expected: HttpAn
         b"HTTP/2 200\r\n\r\n",
         b"HTTP/1.1 99 x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1e3\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
