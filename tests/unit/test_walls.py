@@ -57,6 +57,8 @@ PURE = {
     "tube.messages",
     "guests.seam",
     "guests.driven.control",
+    "guests.driven.qmp_balloon",
+    "guests.libvirt.wire",
     "config.vms",
     "status",
     "guests.jailed.gain",
@@ -116,6 +118,7 @@ ROOMS = {
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
     "guests.driven": {"events", "sizing.decision", "config", "guests.seam", "linux"},
+    "guests.libvirt": {"config", "guests.seam", "guests.driven", "linux"},
     # The seam's values, too: what a guest reports is shown as it is.
     "status": {"sizing.decision", "guests.seam"},
     # No protocol: a VM is whatever stands behind the seam.
@@ -140,7 +143,9 @@ DOORS = {
     "asyncio": {"controller", "guests", "host.watch", "handover.outbox", "handover.store", "cli"},
     # Whoever has something to say publishes an event; records/log.py writes the lines itself.
     "logging": set[str](),
-    "threading": set[str](),
+    "threading": {"guests.libvirt.process"},
+    # In a process of its own: it blocks, and it brings threads.
+    "libvirt": {"guests.libvirt.process"},
     "_thread": {"handover.fd_keeper"},
     "rich": {"ctl"},
     "matplotlib": {"ctl"},

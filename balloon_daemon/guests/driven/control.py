@@ -4,8 +4,9 @@ Pure values and one Protocol. A ``Control`` is one connection to one VMM about o
 the VMM's language and knows its quirks; ``guests/driven/vm.py`` has everything that all VMMs have
 in common: when to connect again, which target is next, what is reported over the seam.
 
-What a VMM says is trusted no further than a number in range: a ``Control`` checks types, signs and
-bounds, limits each message in size and each wait in time, and raises ``ControlError`` for all else.
+What a VMM says is trusted no further than a number in range: a ``Control`` checks types, signs
+and bounds, limits each message in size and each wait in time, and raises ``ControlError`` for all
+else.
 """
 
 from collections.abc import Callable
