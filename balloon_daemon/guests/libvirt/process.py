@@ -57,6 +57,19 @@ _PINNING = (
 _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
+_FAULTS = (
+    ("NO_DOMAIN", "not-there"),
+    ("NO_CONNECT", "not-there"),
+    ("OPERATION_TIMEOUT", "hangs"),
+    ("AUTH_FAILED", "no-permission"),
+    ("AUTH_CANCELLED", "no-permission"),
+    ("AUTH_UNAVAILABLE", "no-permission"),
+    ("ACCESS_DENIED", "no-permission"),
+    ("OPERATION_DENIED", "no-permission"),
+)
+"""libvirt's errors (VIR_ERR_…): the word of a ``Fault``; any other one is a refusal."""
+
+
 class CallError(Exception):
     """A call cannot be made, or has failed: the word of a ``Fault``, and one line."""
 
@@ -120,10 +133,14 @@ def _kib(size: "ElementTree.Element | None") -> int:
 
 
 class _Domain:
-    """A domain, and what its description said when it was read last."""
+    """What is known of a domain that was opened.
 
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
+    Args:
+        number: libvirt's, which it has until it ends.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.described: dict[str, Any] = {}
         self.max_kib = 0
         self.changed = True
@@ -131,18 +148,62 @@ class _Domain:
         self.adds_up_disks = True
         """Whether its driver adds up what its disks have read."""
 
-    def size_kib(self, *, anew: bool) -> int:
+    def size_kib(self, handle: Any, *, anew: bool) -> int:
         """The VM's size as its balloon counts it: without virtio-mem.
 
         Args:
+            handle: libvirt's for the domain.
             anew: read the description in any case.
         """
-        max_kib = self.handle.maxMemory()
+        max_kib = handle.maxMemory()
         if anew or self.changed or max_kib != self.max_kib:
             self.changed = False
-            self.described = describe(self.handle.XMLDesc())
+            self.described = describe(handle.XMLDesc())
             self.max_kib = max_kib
         return int(max_kib - self.described["apart_kib"])
+
+
+class _Worker:
+    """A thread that makes one call at a time, on a connection of its own.
+
+    Two threads must not share a connection: while a call hangs in one of them, calls of the other
+    may each take as long as the keepalive's interval (libvirt 9.0 to 12.8). The answer comes, but
+    the thread that reads the socket for both is not told that there is something to send.
+    """
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+        self._connection: Any = None
+        self.requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            request = self.requests.get()
+            number = request.pop("id")
+            answer = self._make(request.pop("do"), request)
+            # Free again before the answer is sent, which may bring the next request.
+            self._client.idle.append(self)
+            self._client.send({"id": number, **answer})
+
+    def _make(self, do: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        client = self._client
+        try:
+            if do == "connect":
+                return {"ok": client.connect(**arguments)}
+            if self._connection is None:
+                self._connection = client.open_connection()
+            return {"ok": client.calls[do](self._connection, **arguments)}
+        except CallError as err:
+            return {"error": err.fault, "detail": err.detail}
+        except Exception as err:
+            fault = client.fault(err)
+            if fault is None:
+                client.send({"error": "nonsense", "detail": f"{type(err).__name__}: {err}"})
+                os._exit(1)
+            if self._connection is not None and not self._connection.isAlive():
+                self._connection = None
+            return {"error": fault, "detail": " ".join(str(err).split())[:500]}
 
 
 class Client:
@@ -155,86 +216,69 @@ class Client:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sending = threading.Lock()
-        self._requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._libvirt: Any = None
-        self._connection: Any = None
+        self._uri = ""
+        self._events: Any = None
         self._domains: dict[str, _Domain] = {}
-
-    def run(self) -> None:
-        """Serves until balloond closes the socket."""
-        for _ in range(MAX_CALLS):
-            threading.Thread(target=self._work, daemon=True).start()
-        with self._sock.makefile("rb") as lines:
-            while line := lines.readline(MAX_LINE_BYTES):
-                self._requests.put(json.loads(line))
-
-    def _work(self) -> None:
-        calls: dict[str, Callable[..., Any]] = {
-            "connect": self._connect,
+        self.idle: list[_Worker] = []
+        """Workers that wait for a request. The one that was free last is taken first: a calm host
+        needs one or two connections."""
+        self.calls: dict[str, Callable[..., Any]] = {
             "domains": self._list,
             "open": self._open,
             "sample": self._sample,
             "set": self._set,
             "period": self._set_period,
         }
-        while True:
-            request = self._requests.get()
-            number = request.pop("id")
-            try:
-                answer = {"ok": calls[request.pop("do")](**request)}
-            except CallError as err:
-                answer = {"error": err.fault, "detail": err.detail}
-            except Exception as err:
-                # libvirt's errors have a class that is known once libvirt is imported only.
-                if self._libvirt is None or not isinstance(err, self._libvirt.libvirtError):
-                    self._send({"error": "nonsense", "detail": f"{type(err).__name__}: {err}"})
-                    os._exit(1)
-                fault = self._fault(err)
-                answer = {"error": fault, "detail": " ".join(str(err).split())[:500]}
-            self._send({"id": number, **answer})
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def run(self) -> None:
+        """Serves until balloond closes the socket."""
+        with self._sock.makefile("rb") as lines:
+            while line := lines.readline(MAX_LINE_BYTES):
+                # balloond makes no more than MAX_CALLS calls at a time.
+                worker = self.idle.pop() if self.idle else _Worker(self)
+                worker.requests.put(json.loads(line))
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends a line; ends the process where balloond has gone."""
         with self._sending:
             try:
                 self._sock.sendall(json.dumps(message).encode() + b"\n")
             except OSError:
                 os._exit(0)
 
-    def _fault(self, err: Any) -> str:
-        names = {
-            "NO_DOMAIN": "not-there",
-            "NO_CONNECT": "not-there",
-            "OPERATION_TIMEOUT": "hangs",
-            "AUTH_FAILED": "no-permission",
-            "AUTH_CANCELLED": "no-permission",
-            "AUTH_UNAVAILABLE": "no-permission",
-            "ACCESS_DENIED": "no-permission",
-            "OPERATION_DENIED": "no-permission",
-        }
+    def fault(self, err: Exception) -> str | None:
+        """The word of a ``Fault`` for an error of libvirt's; None: it is another error."""
+        # libvirt's errors have a class that is known once libvirt is imported only.
+        if self._libvirt is None or not isinstance(err, self._libvirt.libvirtError):
+            return None
         code = err.get_error_code()
         if code == self._libvirt.VIR_ERR_SYSTEM_ERROR:
             return "no-permission" if "ermission denied" in str(err) else "not-there"
-        found = (
-            f for name, f in names.items() if code == getattr(self._libvirt, f"VIR_ERR_{name}")
+        return next(
+            (
+                fault
+                for name, fault in _FAULTS
+                if code == getattr(self._libvirt, f"VIR_ERR_{name}")
+            ),
+            "refused",
         )
-        return next(found, "refused")
 
-    # --- calls ----------------------------------------------------------------------------------
-
-    def _connect(self, uri: str) -> dict[str, Any]:
+    def connect(self, uri: str) -> dict[str, Any]:
+        """Loads libvirt and connects to it; events come from then on."""
         try:
             import libvirt
         except ImportError as err:
             raise CallError("no-library", str(err)) from err
         self._libvirt = libvirt
+        self._uri = uri
         # It would print each error on standard error, beside raising it.
         libvirt.registerErrorHandler(lambda *_: None, None)
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=self._run_events, daemon=True).start()
-        connection = self._connection = libvirt.open(uri)
-        with contextlib.suppress(libvirt.libvirtError):  # A local driver has no connection.
-            connection.setKeepAlive(KEEPALIVE_S, KEEPALIVES)
-            connection.registerCloseCallback(lambda *_: os._exit(0), None)
+        events = self._events = self.open_connection()
+        with contextlib.suppress(libvirt.libvirtError):  # A driver without a daemon has none.
+            events.registerCloseCallback(lambda *_: os._exit(0), None)
         for name, callback in (
             ("LIFECYCLE", self._lifecycle),
             ("REBOOT", lambda _c, domain, _o: self._tell("reset", domain)),
@@ -245,109 +289,109 @@ class Client:
         ):
             number = getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{name}")
             with contextlib.suppress(libvirt.libvirtError):  # Not every driver has all of them.
-                connection.domainEventRegisterAny(None, number, callback, None)
+                events.domainEventRegisterAny(None, number, callback, None)
         return {"version": libvirt.getVersion()}
 
-    def _list(self) -> list[list[str]]:
-        running = self._libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
-        return [
-            [domain.name(), domain.UUIDString()]
-            for domain in self._connection.listAllDomains(running)
-        ]
+    def open_connection(self) -> Any:
+        """Another connection to libvirt's daemon."""
+        connection = self._libvirt.open(self._uri)
+        with contextlib.suppress(self._libvirt.libvirtError):  # As above.
+            connection.setKeepAlive(KEEPALIVE_S, KEEPALIVES)
+        return connection
 
-    def _open(self, name: str) -> dict[str, Any]:
-        handle = self._connection.lookupByName(name)
-        if not handle.isActive():
+    # --- calls ----------------------------------------------------------------------------------
+
+    def _list(self, connection: Any) -> list[list[str]]:
+        running = self._libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+        return [[each.name(), each.UUIDString()] for each in connection.listAllDomains(running)]
+
+    def _open(self, connection: Any, name: str) -> dict[str, Any]:
+        handle = connection.lookupByName(name)
+        if handle.ID() < 0:
             raise CallError("not-there", "the domain does not run")
-        domain = self._domains[handle.UUIDString()] = _Domain(handle)
-        # A domain that QEMU does not answer for has a description all the same, so that it can be
-        # refused for what it is.
-        domain.size_kib(anew=True)
+        domain = self._domains[handle.UUIDString()] = _Domain(handle.ID())
+        self._check_answers(handle)
+        domain.size_kib(handle, anew=True)
         if not domain.described["balloon"]:
             raise CallError("no-balloon")
-        return {"uuid": handle.UUIDString(), **self._figures(domain)}
+        return {"uuid": handle.UUIDString(), **self._figures(domain, handle)}
 
-    def _sample(self, uuid: str) -> dict[str, Any]:
-        return self._figures(self._domain(uuid))
+    def _sample(self, connection: Any, uuid: str) -> dict[str, Any]:
+        return self._figures(*self._find(connection, uuid))
 
-    def _figures(self, domain: _Domain) -> dict[str, Any]:
-        self._check_answers(domain)
-        handle = domain.handle
+    def _figures(self, domain: _Domain, handle: Any) -> dict[str, Any]:
         stats = handle.memoryStats()
-        size_kib = domain.size_kib(anew=False)
+        size_kib = domain.size_kib(handle, anew=False)
         if stats.get("actual", 0) > size_kib:
             # Memory was plugged or unplugged between the two.
             stats = handle.memoryStats()
-            size_kib = domain.size_kib(anew=True)
+            size_kib = domain.size_kib(handle, anew=True)
         age_ms = int((time.time() - stats.get("last_update", 0)) * 1000)
         return {
             "size_kib": size_kib,
             "state": handle.state()[0],
             "stats": {name: stats[name] for name in STATISTICS if name in stats},
             "age_ms": age_ms,
-            "read_bytes": self._read_bytes(domain),
+            "read_bytes": self._read_bytes(domain, handle),
             **domain.described,
         }
 
-    def _read_bytes(self, domain: _Domain) -> int | None:
+    def _read_bytes(self, domain: _Domain, handle: Any) -> int | None:
         if not domain.described["disks"] or not domain.adds_up_disks:
             return None
         try:
-            read: int = domain.handle.blockStats("")[1]  # "": all disks together
+            read: int = handle.blockStats("")[1]  # "": all disks together
         except self._libvirt.libvirtError:
             domain.adds_up_disks = False
             return None
         return read
 
-    def _set(self, uuid: str, balloon_kib: int, told_kib: int) -> None:
+    def _set(self, connection: Any, uuid: str, balloon_kib: int, told_kib: int) -> None:
         """Sets a balloon's size.
 
         Args:
+            connection: to make the call with.
             uuid: the domain's.
             balloon_kib: the size.
             told_kib: the VM's size when that was decided.
         """
-        domain = self._domain(uuid)
-        self._check_answers(domain)
-        self._check_no_job(domain)
-        size_kib = domain.size_kib(anew=True)
+        domain, handle = self._find(connection, uuid)
+        self._check_no_job(handle)
+        size_kib = domain.size_kib(handle, anew=True)
         # A VM that has grown keeps the balloon that was decided; one that has shrunk keeps the
         # memory that was decided, so that it is not squeezed below its floor.
         left_kib = max(size_kib, told_kib) - balloon_kib
         if left_kib <= 0:
             raise CallError("refused", f"{balloon_kib} KiB of {size_kib} KiB")
         live = self._libvirt.VIR_DOMAIN_AFFECT_LIVE
-        domain.handle.setMemoryFlags(min(left_kib, size_kib), live)
+        handle.setMemoryFlags(min(left_kib, size_kib), live)
 
-    def _set_period(self, uuid: str, period_s: int) -> None:
-        domain = self._domain(uuid)
-        self._check_answers(domain)
-        self._check_no_job(domain)
-        domain.handle.setMemoryStatsPeriod(period_s, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    def _set_period(self, connection: Any, uuid: str, period_s: int) -> None:
+        _, handle = self._find(connection, uuid)
+        self._check_no_job(handle)
+        handle.setMemoryStatsPeriod(period_s, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
-    # --- before a call --------------------------------------------------------------------------
-
-    def _domain(self, uuid: str) -> _Domain:
+    def _find(self, connection: Any, uuid: str) -> tuple[_Domain, Any]:
+        """A domain that was opened, and answers."""
+        handle = connection.lookupByUUIDString(uuid)
         domain = self._domains.get(uuid)
-        if domain is None or not domain.handle.isActive():
+        if domain is None or domain.number != handle.ID():
             raise CallError("gone", "the domain has ended")
-        return domain
+        self._check_answers(handle)
+        return domain, handle
 
-    def _check_answers(self, domain: _Domain) -> None:
+    def _check_answers(self, handle: Any) -> None:
         """Begins no call that would hang: ``controlInfo`` answers at once, whatever QEMU does."""
-        state, _, busy_ms = domain.handle.controlInfo()
+        state, _, busy_ms = handle.controlInfo()
         if state == self._libvirt.VIR_DOMAIN_CONTROL_ERROR:
             raise CallError("hangs", "libvirt has lost its monitor")
         occupied = state == self._libvirt.VIR_DOMAIN_CONTROL_OCCUPIED
         if occupied and busy_ms > HANGS_AFTER_MS:
             raise CallError("hangs", f"its QEMU has not answered for {busy_ms // 1000} s")
 
-    def _check_no_job(self, domain: _Domain) -> None:
+    def _check_no_job(self, handle: Any) -> None:
         """Changes nothing during a migration or a save: libvirt would wait for its end, 30 s."""
-        try:
-            job = domain.handle.jobStats()
-        except self._libvirt.libvirtError:
-            return
+        job = handle.jobStats()
         if job.get("type", 0) and job.get("operation") in self._reading_jobs():
             raise CallError("refused", "libvirt saves or migrates the domain")
 
@@ -363,7 +407,7 @@ class Client:
             self._libvirt.virEventRunDefaultImpl()
 
     def _tell(self, event: str, domain: Any) -> None:
-        self._send({"event": event, "name": domain.name(), "uuid": domain.UUIDString()})
+        self.send({"event": event, "name": domain.name(), "uuid": domain.UUIDString()})
 
     def _lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _o: Any) -> None:
         events = {
