@@ -85,7 +85,8 @@ def main(count: int, kind: str) -> None:
     def publish(event: Event) -> None:
         say(event)
 
-    controller = Controller(Config(), memory, Driver(count, kind), publish, lambda: say("drained"))
+    drivers = [Driver(count, kind)]
+    controller = Controller(Config(), memory, drivers, publish, lambda: say("drained"))
     asyncio.run(controller.run())
     say("over")
 

@@ -12,7 +12,8 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 
-from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fault
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.libvirt import wire
 from balloon_daemon.guests.libvirt.process import MAX_CALLS, MAX_LINE_BYTES
 from balloon_daemon.linux.apart import LowNumbers

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from balloon_daemon.guests.driven.control import ControlError, Fault
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.libvirt import process, wire
 from balloon_daemon.guests.libvirt.client import Client
 from balloon_daemon.linux.apart import LowNumbers

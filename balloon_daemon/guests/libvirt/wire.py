@@ -12,7 +12,8 @@ from enum import Enum
 from typing import Any, NoReturn
 
 from balloon_daemon.errors import printable
-from balloon_daemon.guests.driven.control import ControlError, Fault
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.seam import GuestState, Stats
 
 MAX_BYTES = 1 << 53
