@@ -91,9 +91,10 @@ class Client:
         """Why no more calls can be made; None: they can."""
         return self._ended.result() if self._ended.done() else None
 
-    async def ended(self) -> None:
-        """Waits until no more calls can be made."""
-        await asyncio.wait([self._ended])
+    async def ended(self, within_s: float | None = None) -> bool:
+        """Waits until no more calls can be made; False: they still can, after so many seconds."""
+        await asyncio.wait([self._ended], timeout=within_s)
+        return self._ended.done()
 
     async def call(
         self,

@@ -84,6 +84,25 @@ class Connection:
                 raise ControlError(self._failure.fault, self._failure.detail)
             return await self._connect()
 
+    async def domains(self) -> list[wire.Domain]:
+        """The domains that run.
+
+        Raises:
+            ControlError: libvirt's daemon cannot be asked.
+        """
+        client = await self.client()
+        try:
+            return wire.decode_domains(await client.call("domains", {}))
+        except ControlError as err:
+            if err.fault in (Fault.HANGS, Fault.NONSENSE):
+                # It is about no domain: the daemon does not answer, or the client is broken.
+                client.kill(err)
+            raise
+
+    async def ended(self, within_s: float) -> bool:
+        """Waits until the process has ended; False: it still runs after so many seconds."""
+        return self._client is None or await self._client.ended(within_s)
+
     def listen(self, uuid: str, heard: Callable[[wire.Happened], None]) -> None:
         """Has a domain's events given to a function, too."""
         self._listeners.setdefault(uuid, []).append(heard)
