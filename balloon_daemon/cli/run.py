@@ -202,7 +202,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 with Interruptible():
                     show(how_to_attach(config))
             guests = VhostUserGuests(config, jail, listener, store, bus.publish)
-            drivers = [guests, *open_drivers(config, bus.publish)]
+            drivers = [guests, *open_drivers(config, bus.publish, low=template.share_low_numbers)]
             controller = Controller(config, source, drivers, bus.publish, bus.drain)
             _serve(controller, bus, undo)
     except ConfigError as err:

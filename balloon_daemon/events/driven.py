@@ -176,6 +176,23 @@ class SocketIgnored(NamedTuple):
 
 
 @fact
+class DomainsNotFound(NamedTuple):
+    """Which domains a libvirt has cannot be found out just now; balloond tries again.
+
+    Attributes:
+        uri: the connection's.
+        fault: why.
+        detail: libvirt's own words; "" where it has none.
+        quiet: the last attempt failed for the same reason.
+    """
+
+    uri: str
+    fault: Fault
+    detail: str = ""
+    quiet: bool = False
+
+
+@fact
 class FinderFailed(NamedTuple):
     """Looking for a VM raised an unexpected error: a bug.
 
@@ -198,6 +215,7 @@ DrivenEvent = (
     | Refilled
     | BasesNotStored
     | SocketIgnored
+    | DomainsNotFound
     | FinderFailed
 )
 """The union of all events about driven VMs."""

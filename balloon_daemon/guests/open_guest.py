@@ -10,10 +10,14 @@ from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.events import Publish
 from balloon_daemon.guests.seam import GuestDriver
+from balloon_daemon.linux.apart import LowNumbers
 
 
 def open_drivers(
-    config: Config, publish: Publish, is_own: Callable[[int], bool] = lambda pid: False
+    config: Config,
+    publish: Publish,
+    is_own: Callable[[int], bool] = lambda pid: False,
+    low: Callable[[], LowNumbers] = LowNumbers,
 ) -> list[GuestDriver]:
     """The drivers of all VMs of a configuration but those on our own device.
 
@@ -22,6 +26,7 @@ def open_drivers(
         publish: takes events.
         is_own: whether the VM of this process is attached to a device of ours; such a VM is not
             driven in another way, too.
+        low: gives descriptor numbers to start processes with.
     """
     drivers: list[GuestDriver] = []
     with_socket = [vm for vm in config.vms if vm.kind not in (Kind.VHOST_USER, Kind.LIBVIRT)]
@@ -34,4 +39,11 @@ def open_drivers(
         bases = config.socket.with_name(f"{config.socket.name}.bases")
         wanted = Wanted(with_socket, config.discover.qmp, controls, bases)
         drivers.append(DrivenVms(wanted, publish, is_own))
+    domains = [vm for vm in config.vms if vm.kind is Kind.LIBVIRT]
+    if domains or config.discover.libvirt:
+        from balloon_daemon.guests.libvirt import driver as libvirt
+
+        bases = config.socket.with_name(f"{config.socket.name}.libvirt-bases")
+        of_libvirt = libvirt.Wanted(domains, config.discover.libvirt, bases)
+        drivers.append(libvirt.LibvirtVms(of_libvirt, publish, is_own, low))
     return drivers

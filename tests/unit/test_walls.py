@@ -70,6 +70,7 @@ PURE = {
     "guests.driven.target",
     "guests.driven.refill",
     "guests.driven.http_answer",
+    "guests.libvirt.wire",
     "config.vms",
     "status",
     "guests.jailed.gain",
@@ -129,7 +130,10 @@ ROOMS = {
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
     "guests.driven": {"events", "sizing", "config", "guests.seam", "linux"},
-    "guests.open_guest": {"events", "config", "guests.seam", "guests.driven"},
+    "guests.libvirt": {"events", "sizing", "config", "guests.seam", "guests.driven", "linux"},
+    "guests.open_guest": {
+        "events", "config", "guests.seam", "guests.driven", "guests.libvirt", "linux",
+    },
     # The seam's values, too: what a guest reports is shown as it is.
     "status": {"sizing.decision", "guests.seam"},
     # No protocol: a VM is whatever stands behind the seam.
@@ -154,7 +158,9 @@ DOORS = {
     "asyncio": {"controller", "guests", "host.watch", "handover.outbox", "handover.store", "cli"},
     # Whoever has something to say publishes an event; records/log.py writes the lines itself.
     "logging": set[str](),
-    "threading": set[str](),
+    "threading": {"guests.libvirt.process"},
+    # In a process of its own: it blocks, and it brings threads.
+    "libvirt": {"guests.libvirt.process"},
     "_thread": {"handover.fd_keeper"},
     "rich": {"ctl"},
     "matplotlib": {"ctl"},

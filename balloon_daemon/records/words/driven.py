@@ -5,6 +5,7 @@ from typing import assert_never
 from balloon_daemon.events import (
     BaseFound,
     BasesNotStored,
+    DomainsNotFound,
     DrivenEvent,
     Fault,
     FinderFailed,
@@ -46,7 +47,11 @@ _NOT_DRIVEN = {
     ),
     Fault.OWN_DEVICE: (Level.ERROR, "the VM's balloon is driven in another way already"),
     Fault.REFUSED: (Level.ERROR, "the VMM refuses"),
-    Fault.NO_LIBRARY: (Level.ERROR, "the library for this kind of VM is not installed"),
+    Fault.NO_LIBRARY: (
+        Level.ERROR,
+        "libvirt's library for Python is not installed; install the package python3-libvirt, or "
+        "balloond[libvirt] by pip",
+    ),
 }
 """For each fault the level and the sentence about a VM that is not driven because of it."""
 
@@ -89,6 +94,9 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
             return Level.WARNING, message
         case SocketIgnored(path):
             return Level.DEBUG, f"{path} is no socket; ignored"
+        case DomainsNotFound(uri, fault, detail, quiet):
+            level, why = _NOT_DRIVEN[fault]
+            return Level.DEBUG if quiet else level, f"domains of {uri}: {why}{_quoted(detail)}"
         case FinderFailed(name, error):
             return Level.ERROR, f"{name}: {error}"
         case _:
