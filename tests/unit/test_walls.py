@@ -67,6 +67,7 @@ PURE = {
     "guests.driven.control",
     "guests.driven.qmp_answers",
     "guests.driven.qmp_balloon",
+    "guests.driven.claims",
     "guests.driven.target",
     "guests.driven.refill",
     "guests.driven.http_answer",

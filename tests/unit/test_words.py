@@ -33,6 +33,7 @@ from balloon_daemon.events import (
     DeviceStarted,
     DeviceTakesOrders,
     Disconnected,
+    DomainsNotFound,
     Event,
     EventsLost,
     Fault,
@@ -728,6 +729,13 @@ DRIVEN: list[Row] = [
         "socket-ignored",
         "/run/notes.qmp is no socket; ignored",
         {"path": "/run/notes.qmp"},
+    ),
+    (
+        DomainsNotFound("qemu:///system", Fault.HANGS, "no answer"),
+        ERROR,
+        "domains-not-found",
+        "domains of qemu:///system: the VMM does not answer (no answer)",
+        {"uri": "qemu:///system", "fault": "hangs", "detail": "no answer"},
     ),
     (
         FinderFailed("web", "KeyError: 1"),
