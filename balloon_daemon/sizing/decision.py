@@ -54,6 +54,25 @@ class Reason(Enum):
     LOWER_FIRST = "lower-priority-first"
 
 
+class Sign(Enum):
+    """What shows that a guest needs its memory; the value is the word for a metric's label."""
+
+    LITTLE_AVAILABLE = "little-available"
+    """Little memory is left that could be had without swapping."""
+    SWAPS_IN = "swaps-in"
+    """It reads from swap what it had written there."""
+    READS_DISK = "reads-disk"
+    """It has no free memory, and reads far more from its disks than before the squeeze."""
+    FAULTS = "major-faults"
+    """The same, seen by page faults that had to read a file or swap."""
+    STUCK = "stuck"
+    """It has no free memory, and cannot give what it is asked for."""
+    KILLED = "killed"
+    """Its kernel has killed a process for lack of memory."""
+    TOOK_BACK = "took-back"
+    """Its balloon has shrunk, which nobody had asked for."""
+
+
 class Decision(NamedTuple):
     """The reading of one step, its result, and why.
 

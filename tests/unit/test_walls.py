@@ -42,6 +42,7 @@ PURE = {
     "sizing.deadlines",
     "sizing.host_events",
     "sizing.host_policy",
+    "sizing.need",
     "sizing.priorities",
     "sizing.row",
     "sizing.terms",
