@@ -101,6 +101,11 @@ class NeedRule:
         """When the guest sent its last statistics; None: never."""
         return self._recent[-1].at_s if self._recent else None
 
+    @property
+    def knows_available(self) -> bool:
+        """Whether the last statistics said how much memory is available."""
+        return bool(self._recent) and self._recent[-1].available_bytes is not None
+
     def take(self, figures: Figures, *, squeezed: bool) -> None:
         """Takes a guest's statistics, in the order in which it sent them.
 
