@@ -5,11 +5,13 @@ readable has no figures, which is no error: VMs end at any time, and /proc/PID/i
 needs CAP_SYS_PTRACE.
 """
 
+import contextlib
 import os
 import re
 
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _FIELD = re.compile(rb"^(rchar|read_bytes): ([0-9]{1,20})$", re.MULTILINE)
+_HUGE = re.compile(rb"^HugetlbPages:\s+([0-9]{1,15}) kB$", re.MULTILINE)
 _STATM = re.compile(rb"[0-9]{1,20} ([0-9]{1,15}) ")
 
 
@@ -33,6 +35,36 @@ def resident_bytes_of(pid: int) -> int | None:
     match = _STATM.match(_read(pid, "statm"))
     # All zero: it is ending, and has no memory any more.
     return (int(match[1]) * _PAGE_BYTES or None) if match else None
+
+
+def huge_page_bytes_of(pid: int) -> int | None:
+    """How much memory a process has in pages of hugetlbfs, which its resident set leaves out;
+    None: unknown."""
+    match = _HUGE.search(_read(pid, "status"))
+    return int(match[1]) * 1024 if match else None
+
+
+def start_time_of(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None: unknown.
+
+    With its number it names one process for good, where the number alone may be another's later.
+    """
+    # The second field, the program's name in parentheses, may have blanks and parentheses in it.
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
+
+
+def files_of(pid: int) -> list[str]:
+    """What a process has open, as the links in /proc/PID/fd name it; empty where that may not be
+    read."""
+    links = []
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):  # Closed meanwhile.
+                links.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    except OSError:
+        pass
+    return links
 
 
 def _read(pid: int, name: str) -> bytes:
