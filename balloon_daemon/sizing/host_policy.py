@@ -47,6 +47,7 @@ from balloon_daemon.sizing.balloon_policy import (
 )
 from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Reading, Reason
+from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.host_events import (
     Added,
     Event,
@@ -162,6 +163,14 @@ class HostPolicy:
         """The target that the VM was sent last. Raises StateError: the VM has no policy."""
         return self._row(vm).told_bytes
 
+    def guard(self, vm: VmId) -> Guard | None:
+        """What protects the VM's guest, for reading; None: its profile is the seed's.
+
+        Raises:
+            StateError: the VM has no policy.
+        """
+        return self._row(vm).guard
+
     def vm_mem_bytes(self, vm: VmId) -> int:
         """The VM size that its policy uses. Raises StateError: the VM has none."""
         return self._row(vm).vm_mem_bytes
@@ -256,7 +265,7 @@ class HostPolicy:
             row.policy.held = held
             outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
             if row.guard is None:
-                self._tell_again_if_stopped(vm, row, outcome)
+                outcome.tell_again_if_stopped(vm, row)
 
     def _wake(self, seen: Seen, outcome: Outcome) -> None:
         now_s = outcome.now_s
@@ -300,20 +309,3 @@ class HostPolicy:
         if self._look_at_s is not None:
             at_s = min(at_s, self._look_at_s)
         return None if at_s == math.inf else at_s
-
-    def _tell_again_if_stopped(self, vm: VmId, row: Row, outcome: Outcome) -> None:
-        """Sends a target once more to a driver that is short of it and has not moved for long.
-
-        Windows' and OpenBSD's drivers stop at the first page that they cannot get, and try again
-        only when they are told of a target. A guest that has taken pages back since its target was
-        sent is left alone: it needs them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver
-        would give them again.
-        """
-        now_s, actual_bytes = outcome.now_s, row.actual_bytes
-        if actual_bytes != row.moved_to_bytes:
-            row.moved_at_s, row.moved_to_bytes = now_s, actual_bytes
-            row.most_bytes = max(row.most_bytes, actual_bytes)
-        short = row.most_bytes <= actual_bytes < row.policy.target_bytes
-        if short and now_s - row.moved_at_s >= self._settings.release_every_s:
-            row.moved_at_s = now_s
-            outcome.tell(vm, row, row.policy.target_bytes)

@@ -71,6 +71,23 @@ class Outcome:
         self._decisions.append(VmDecision(vm, decision, repeated))
         self._deadlines.queue(vm, row)
 
+    def tell_again_if_stopped(self, vm: VmId, row: Row) -> None:
+        """Sends a target once more to a driver that is short of it and has not moved for long.
+
+        Windows' and OpenBSD's drivers stop at the first page that they cannot get, and try again
+        only when they are told of a target. A guest that has taken pages back since its target was
+        sent is left alone: it needs them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver
+        would give them again.
+        """
+        now_s, actual_bytes = self.now_s, row.actual_bytes
+        if actual_bytes != row.moved_to_bytes:
+            row.moved_at_s, row.moved_to_bytes = now_s, actual_bytes
+            row.most_bytes = max(row.most_bytes, actual_bytes)
+        short = row.most_bytes <= actual_bytes < row.policy.target_bytes
+        if short and now_s - row.moved_at_s >= row.policy.settings.release_every_s:
+            row.moved_at_s = now_s
+            self.tell(vm, row, row.policy.target_bytes)
+
     def settle(self, vm: VmId, row: Row, balloon_bytes: int, reason: Reason) -> None:
         """Makes a size the target: to the byte, not the level below it, whose sixteenth of a large
         VM would be gigabytes."""
