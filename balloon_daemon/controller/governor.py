@@ -107,8 +107,9 @@ class Governor:
                 vm.held = report
                 self._tell_policy(vm_id, vm, report)
             case StateChanged(state):
-                vm.state = state
-                self._tell_policy(vm_id, vm, report)
+                if state is not vm.state:
+                    vm.state = state
+                    self._tell_policy(vm_id, vm, report)
             case Refused() | Stuck():
                 vm.trouble = report
             case Gone():

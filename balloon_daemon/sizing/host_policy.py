@@ -112,7 +112,7 @@ class HostPolicy:
         Raises:
             StateError: the event makes no sense; nothing has changed.
         """
-        outcome = Outcome(self._deadlines, now_s)
+        outcome = Outcome(self._deadlines, self._priorities, now_s)
         match event:
             case Added():
                 self._add(event, outcome)
@@ -251,9 +251,7 @@ class HostPolicy:
             return
         listening, self._listening = self._listening, {}
         rows = listening.items()
-        # Computed once, before any step: a VM of a higher priority waits until what was asked of
-        # the others in this step did not help.
-        lowest = self._priorities.lowest_that_can_give()
+        lowest = outcome.lowest_that_can_give
         for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
             held = None
             if row.guard is not None:

@@ -1,9 +1,12 @@
 """What one step of ``HostPolicy`` has come to so far. Pure."""
 
+from functools import cached_property
+
 from balloon_daemon.sizing.balloon_policy import SetTarget, Step
 from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Finding, Reason
 from balloon_daemon.sizing.host_events import HostStep, Target, VmDecision, VmFinding, Watch
+from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import VmId
 
@@ -26,16 +29,27 @@ class Outcome:
 
     Args:
         deadlines: takes the deadlines of VMs whose policies were stepped.
+        priorities: knows who is squeezed first.
         now_s: the step's time.
     """
 
-    def __init__(self, deadlines: Deadlines, now_s: float) -> None:
+    def __init__(self, deadlines: Deadlines, priorities: Priorities, now_s: float) -> None:
         self._deadlines = deadlines
+        self._priorities = priorities
         self.now_s = now_s
         self._targets: list[Target] = []
         self._decisions: list[VmDecision] = []
         self._findings: list[VmFinding] = []
         self._watches: list[Watch] = []
+
+    @cached_property
+    def lowest_that_can_give(self) -> int | None:
+        """The lowest priority of a VM that could step up; None: none could, or they are equal.
+
+        Computed once, before the first VM is stepped: one of a higher priority waits until what
+        was asked of the others in this step did not help.
+        """
+        return self._priorities.lowest_that_can_give()
 
     def tell(self, vm: VmId, row: Row, target_bytes: int) -> None:
         """Sends a VM its target."""

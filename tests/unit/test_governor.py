@@ -369,6 +369,18 @@ def test_careful_guest_that_is_paused_when_it_attaches_is_asked_for_nothing(host
     assert guest.targets[-1] > 0
 
 
+def test_state_that_is_reported_again_changes_nothing(host: Host) -> None:
+    guest = host.careful(A)
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s))
+    # A guest that goes on has no statistics yet: nothing would show that it is in need.
+    host.governor.report(A, StateChanged(GuestState.RUNNING))
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s + 1, oom_kills=1))
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s + 2, oom_kills=2))
+    assert guest.targets[-1] == 0
+
+
 def test_trouble_with_a_careful_vms_balloon_is_published(host: Host) -> None:
     guest = host.guest(A, CAREFUL)
     host.governor.report(A, Attached(4 * GIB, can=frozenset(Ability), balloon_bytes=2 * GIB))

@@ -20,10 +20,12 @@ from balloon_daemon.guests.seam import (
     Ability,
     Actual,
     Attached,
+    GuestState,
     Held,
     Refused,
     ReportTo,
     Resized,
+    StateChanged,
     Stats,
     VmRow,
 )
@@ -179,12 +181,17 @@ class Balloon:
     # --- its size -----------------------------------------------------------------------------
 
     def rings_changed(self) -> None:
-        """Reports the VM as attached once its size is known and its rings run."""
+        """Reports the VM as attached once its size is known and its rings run, and then whether
+        they do: a VMM stops them for a pause and for a reset."""
         refusal = self._backend.refusal
         if refusal and self._refusals.admit(refusal):
             self._publish(VmNotServed(self._vm, refusal))
             self._report(self._vm, Refused(refusal))
-        if self._attached or not self._backend.ready_vrings():
+        runs = bool(self._backend.ready_vrings())
+        if self._attached:
+            state = GuestState.RUNNING if runs else GuestState.PAUSED
+            self._report(self._vm, StateChanged(state))
+        if self._attached or not runs:
             return
         self.limits.look_at_memory()
         if not self._backend.driver.balloon_unknown:
