@@ -58,6 +58,7 @@ from balloon_daemon.guests.jailed.listener import VhostUserGuests
 from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
+from balloon_daemon.linux.bounded_file import why_unreadable
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.records.bus import Bus
@@ -65,7 +66,6 @@ from balloon_daemon.records.log import Log
 from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
-from balloon_daemon.seccomp.policy_file import why_unreadable
 
 LEAST_FDS = 64
 """With fewer open files allowed, balloond does not start."""
