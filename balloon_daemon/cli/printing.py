@@ -61,18 +61,21 @@ def is_for_people(fd: int) -> bool:
 
 def how_to_attach(config: Config) -> str:
     """The options of crosvm and of QEMU that give a VM its balloon here; several lines."""
-    size = config.vm_mem_bytes
+    first, *others = config.own_sockets
+    size, socket = first.vm_mem_bytes, first.address
     mem = "SIZE" if size is None else f"{size >> 20}M"
     crosvm_mem = "MIB" if size is None else f"{size >> 20}"
+    the_vm = f"the VM {first.name}" if first.name else "a VM"
+    more = "".join(f"\nThe same for the VM {vm.name}, at {vm.address}\n" for vm in others)
     return f"""\
-Attach a VM to {config.socket}
+Attach {the_vm} to {socket}
 
   crosvm:
-    crosvm run --mem {crosvm_mem} --no-balloon --vhost-user balloon,socket={config.socket} ...
+    crosvm run --mem {crosvm_mem} --no-balloon --vhost-user balloon,socket={socket} ...
 
   QEMU 10.2 or newer:
     qemu-system-x86_64 ... -m {mem} \\
       -object memory-backend-memfd,id=mem,size={mem},share=on -machine q35,memory-backend=mem \\
-      -chardev socket,id=balloond,path={config.socket} \\
+      -chardev socket,id=balloond,path={socket} \\
       -device vhost-user-test-device-pci,chardev=balloond,virtio-id=5,num_vqs=5,config_size=16
-"""
+{more}"""

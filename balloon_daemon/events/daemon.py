@@ -163,6 +163,19 @@ class ConnectionRefused(NamedTuple):
     suppressed: int = 0
 
 
+@fact
+class SocketNotOpened(NamedTuple):
+    """A named VM's vhost-user socket cannot be opened: that VM gets no balloon.
+
+    Attributes:
+        name: the VM's name.
+        why: the socket, what is wrong with it, and the remedy.
+    """
+
+    name: str
+    why: str
+
+
 # --- the host, and us ---------------------------------------------------------------------------
 
 
@@ -311,6 +324,7 @@ DaemonEvent = (
     | StoreLost
     | NotAccepted
     | ConnectionRefused
+    | SocketNotOpened
     | SourceUnknown
     | SourceKnown
     | SourceOff

@@ -112,7 +112,7 @@ ROOMS = {
     "guests.seam": {"sizing.decision", "sizing.vm_settings"},
     "handover": {"guests.seam", "linux"},
     "guests.jailed": {
-        "events", "sizing.decision", "config", "guests.seam", "handover",
+        "events", "sizing.decision", "sizing.vm_settings", "config", "guests.seam", "handover",
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
     "guests.driven": {"events", "sizing.decision", "config", "guests.seam", "linux"},

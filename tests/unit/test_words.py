@@ -9,6 +9,7 @@ import pytest
 
 from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.events import (
+    AlreadyConnected,
     BalloonFound,
     BalloonNotFreed,
     BalloonSought,
@@ -62,6 +63,7 @@ from balloon_daemon.events import (
     RingsUnknown,
     Share,
     SizesDiffer,
+    SocketNotOpened,
     SocketNotPrivate,
     SourceKnown,
     SourceOff,
@@ -346,6 +348,25 @@ VMS: list[Row] = [
         "connection-failed",
         "the VMM's connection failed: No buffer space available",
         {"error": "No buffer space available", "suppressed": 0},
+    ),
+    (
+        AlreadyConnected(VM, 1000, suppressed=2),
+        ERROR,
+        "already-connected",
+        "a connection of user 1000 is refused, as the VM is connected already: give each VM a "
+        "socket of its own (2 more like it)",
+        {"uid": 1000, "suppressed": 2},
+    ),
+    (
+        SocketNotOpened("web", "socket /run/web.sock: there is something else; name another path"),
+        ERROR,
+        "socket-not-opened",
+        "the VM web cannot attach: socket /run/web.sock: there is something else; name another "
+        "path; then restart balloond",
+        {
+            "name": "web",
+            "why": "socket /run/web.sock: there is something else; name another path",
+        },
     ),
     (
         RequestNotServed(VM, "SET_VRING_NUM: 3 is no power of two"),

@@ -16,6 +16,7 @@ from balloon_daemon.events import (
     PolicyFileWarning,
     ReaderFailed,
     Share,
+    SocketNotOpened,
     SocketNotPrivate,
     SourceKnown,
     SourceOff,
@@ -75,6 +76,8 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case ConnectionRefused():
             message = f"a connection of user {event.uid} is refused: {_taken(event)}"
             return Level.ERROR, message + more(event.suppressed)
+        case SocketNotOpened(name, why):
+            return Level.ERROR, f"the VM {name} cannot attach: {why}; then restart balloond"
         case SourceUnknown(figure, why):
             return Level.WARNING, f"{figure} is unknown: {why}"
         case SourceKnown(figure, failed_reads):
