@@ -89,10 +89,26 @@ def _open(
     return OwnSocket(vm, listener)
 
 
-def needs_default_directory(config: Config) -> bool:
-    """Whether something of this balloond is in the default socket's directory."""
-    paths = [config.main_socket, *(Path(vm.address) for vm in config.own_sockets)]
-    return any(path.parent == default_socket().parent for path in paths)
+def make_default_directory(config: Config) -> Path | None:
+    """Makes the default socket's directory where something of this balloond's belongs there.
+
+    Returns:
+        The directory; None where there was one before, or none is needed.
+
+    Raises:
+        ConfigError: the directory cannot be made, and a vhost-user socket belongs there. What else
+            balloond keeps there it can do without.
+    """
+    default = default_socket()
+    own = [Path(vm.address).parent for vm in config.own_sockets]
+    if default.parent not in (*own, config.main_socket.parent):
+        return None
+    try:
+        return default.parent if make_directory(default) else None
+    except ConfigError:
+        if default.parent in own:
+            raise
+        return None
 
 
 def make_directory(socket: Path) -> bool:

@@ -18,8 +18,7 @@ from balloon_daemon.cli.flags import (
 )
 from balloon_daemon.cli.opening import (
     Opened,
-    make_directory,
-    needs_default_directory,
+    make_default_directory,
     open_all,
     remove_directory,
     risks,
@@ -32,7 +31,7 @@ from balloon_daemon.cli.printing import (
     print_no_more,
     show,
 )
-from balloon_daemon.config.model import default_socket
+from balloon_daemon.config.model import Config
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
@@ -52,10 +51,13 @@ from balloon_daemon.events import (
     SourceTrouble,
 )
 from balloon_daemon.guests.jailed.listener import VhostUserGuests
+from balloon_daemon.guests.open_guest import open_drivers
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
+from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.signals import Interruptible
+from balloon_daemon.linux.systemd import has_stored_fds
 from balloon_daemon.records.bus import Bus
 from balloon_daemon.records.log import Log
 from balloon_daemon.seccomp.policy import Dialect
@@ -119,39 +121,47 @@ def _run(args: argparse.Namespace, template: Template) -> int:
     # database. They may be on a server that does not answer.
     with Interruptible():
         config = config_of(args, read_named_config(args.config))
-        own = prepare_device(config, args, template)
+        # Descriptors that systemd stored are VMs of an earlier balloond. They are served on,
+        # whatever the configuration says now.
+        own = None
+        if config.own_sockets or has_stored_fds():
+            own = prepare_device(config, args, template)
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
         too_much = beyond_host(config.margin_bytes)
-        if args.check:
+        if own is None:
+            template.close()
+        elif args.check:
             template.wait_until_ready()
     bus = Bus(Log(sys.stderr.fileno(), args.log, verbose=args.verbose))
-    own.prepare(template, bus.publish)
+    low = LowNumbers if own is None else template.share_low_numbers
+    if own is not None:
+        own.prepare(template, bus.publish)
     try:
         with contextlib.ExitStack() as leftovers:
-            default = default_socket()
-            if needs_default_directory(config) and make_directory(default) and args.check:
-                leftovers.callback(remove_directory, default.parent)
+            made = make_default_directory(config)
             if args.check:
+                if made is not None:
+                    leftovers.callback(remove_directory, made)
                 # Imported here, so that the daemon does not load modules that only --check needs.
                 from balloon_daemon.cli.check import check
 
-                return check(config, source, own, too_much, keep_fds=args.keep_fds)
+                return check(config, source, own, too_much, low, keep_fds=args.keep_fds)
         with contextlib.ExitStack() as undo:
-            opened = open_all(config, undo, keep_fds=args.keep_fds)
-            template.reserve_low_numbers()
-            _say(opened, risks(config), bus.publish)
-            jail = own.announced(bus.publish)
             if too_much:
                 bus.publish(SourceTrouble(too_much))
-            bus.drain()
-            taken_over = any("." in name for name in opened.store.kept)
-            if config.own_sockets and not taken_over and is_for_people(sys.stdout.fileno()):
-                # Interruptible: a signal must end balloond even while the print blocks. A stopped
-                # terminal (Ctrl-S) or a full pipe can block it for ever.
-                with Interruptible():
-                    show(how_to_attach(config))
-            jailed = VhostUserGuests(config, jail, opened.sockets, opened.store, bus.publish)
-            controller = Controller(config, source, jailed, bus.publish, bus.drain)
+            if own is None:
+                drivers = open_drivers(config, bus.publish, low=low)
+            else:
+                opened = open_all(config, undo, keep_fds=args.keep_fds)
+                template.reserve_low_numbers()
+                _say(opened, risks(config), bus.publish)
+                jail = own.announced(bus.publish)
+                bus.drain()
+                _show_how_to_attach(config, opened)
+                own_vms = VhostUserGuests(config, jail, opened.sockets, opened.store, bus.publish)
+                others = open_drivers(config, bus.publish, own_vms.has_vm_of, low)
+                drivers = [own_vms, *others]
+            controller = Controller(config, source, drivers, bus.publish, bus.drain)
             _serve(controller, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")
@@ -170,6 +180,16 @@ def _say(opened: Opened, risks: list[str], publish: Publish) -> None:
         publish(failed)
     if opened.lost:
         publish(KeeperUnreachable(opened.lost))
+
+
+def _show_how_to_attach(config: Config, opened: Opened) -> None:
+    """Prints how to attach a VM, where a person may read it and no VM was taken over."""
+    taken_over = any("." in name for name in opened.store.kept)
+    if opened.sockets and not taken_over and is_for_people(sys.stdout.fileno()):
+        # Interruptible: a signal must end balloond even while the print blocks. A stopped terminal
+        # (Ctrl-S) or a full pipe can block it for ever.
+        with Interruptible():
+            show(how_to_attach(config))
 
 
 def main(argv: Sequence[str] | None = None, template: Template | None = None) -> int:

@@ -84,6 +84,11 @@ class Config:
         return (VmConfig("", Kind.VHOST_USER, path, settings, size), *named)
 
     @property
+    def others(self) -> tuple[VmConfig, ...]:
+        """The named VMs whose balloon is their own VMM's."""
+        return tuple(vm for vm in self.vms if vm.kind is not Kind.VHOST_USER)
+
+    @property
     def main_socket(self) -> Path:
         """The path beside which this balloond's keeper and files are: the same whichever VMs are
         named, and whether or not that socket is opened."""

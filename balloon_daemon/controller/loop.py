@@ -3,15 +3,16 @@
 import asyncio
 import gc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import (
     CallbackFailed,
-    Listening,
+    DrivesOthers,
     Publish,
     Stopping,
     StoppingAtOnce,
@@ -39,6 +40,12 @@ class Registry:
         self._publish = publish
         self._last = 0
         self.tasks: dict[VmId, asyncio.Task[None]] = {}
+        self.drivers: dict[VmId, GuestDriver] = {}
+        """Who has found each VM that has not gone."""
+
+    def of(self, driver: GuestDriver) -> "DriversRegistry":
+        """The registry for one driver."""
+        return DriversRegistry(self, driver)
 
     def next_vm(self, name: str = "") -> VmId:
         return VmId(self._last + 1, name or f"vm{self._last + 1}")
@@ -59,11 +66,32 @@ class Registry:
 
     def _ended(self, vm: VmId, task: "asyncio.Task[None]") -> None:
         del self.tasks[vm]
+        self.drivers.pop(vm, None)
         self._governor.report(vm, Gone("its task has ended"))
         if not task.cancelled() and (err := task.exception()) is not None:
             # Publish the error and do not raise it: a bug in one guest's task must not end the
             # tasks of the other VMs.
             self._publish(VmFailed(vm, f"{type(err).__name__}: {err}"))
+
+
+class DriversRegistry:
+    """All VMs, for one driver: a ``VmRegistry`` that notes which VMs the driver has found.
+
+    Args:
+        registry: all VMs.
+        driver: finds VMs.
+    """
+
+    def __init__(self, registry: Registry, driver: GuestDriver) -> None:
+        self._registry = registry
+        self._driver = driver
+        self.next_vm = registry.next_vm
+        self.report = registry.report
+        self.serve = registry.serve
+
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+        self._registry.drivers[guest.vm] = self._driver
+        self._registry.add(guest, settings)
 
 
 class Controller:
@@ -72,7 +100,7 @@ class Controller:
     Args:
         config: the settings.
         source: the low-memory source.
-        driver: finds the VMs.
+        drivers: find the VMs, each those of one kind.
         publish: takes events.
         drain: delivers all published events, before this process ends without the interpreter's
             exit.
@@ -82,13 +110,13 @@ class Controller:
         self,
         config: Config,
         source: LowMemorySource,
-        driver: GuestDriver,
+        drivers: Sequence[GuestDriver],
         publish: Publish,
         drain: Callable[[], None],
     ) -> None:
         self._config = config
         self._source = source
-        self._driver = driver
+        self._drivers = drivers
         self._publish = publish
         self._drain = drain
         self._governor: Governor
@@ -101,8 +129,8 @@ class Controller:
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
 
-        SIGUSR1 ends it too, but leaves the VMs to the next balloond. The signals are blocked when
-        it begins, and again when it ends.
+        SIGUSR1 ends it too, but leaves the VMs to the next balloond, where their driver can. The
+        signals are blocked when it begins, and again when it ends.
         """
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
@@ -119,9 +147,13 @@ class Controller:
         # Freeze all objects loaded so far: no later garbage collection has to scan them.
         gc.collect()
         gc.freeze()
-        self._driver.start(self._registry)
-        notify("READY=1", f"STATUS=listening on {self._config.socket}")
-        self._publish(Listening(str(self._config.socket)))
+        for driver in self._drivers:
+            driver.start(self._registry.of(driver))
+        socket, others = self._config.socket, self._config.others
+        notify("READY=1", f"STATUS={'driving' if socket is None else f'listening on {socket}'}")
+        places = self._config.discover.places
+        if others or places:
+            self._publish(DrivesOthers(len(others), places))
         self.listening = True
         # Read once even where no VM listens: the log then says at the start what is wrong with
         # the figures. A callback, as an error in it is published and does not end the start.
@@ -134,7 +166,8 @@ class Controller:
             notify("STOPPING=1")
             ended = await self._end(leaving=leaving)
             watch.close()
-            await self._driver.close(leaving=leaving)
+            for driver in self._drivers:
+                await driver.close(leaving=leaving and driver.keeps)
             # Block the end signals, as the event loop's handlers are removed next: the default
             # action of a second signal would then kill this process before it has cleaned up.
             hold_end_signals()
@@ -153,8 +186,9 @@ class Controller:
                 self._publish(StoppingAtOnce(number.name))
                 self._hurry.set_result(None)
         else:
-            leaving = number is signal.SIGUSR1 and self._driver.keeps
-            self._publish(Stopping(number.name, leaving))
+            leaving = number is signal.SIGUSR1
+            stay = leaving and all(driver.keeps for driver in self._drivers)
+            self._publish(Stopping(number.name, stay))
             stopping.set_result(leaving)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -166,18 +200,22 @@ class Controller:
 
     async def _end(self, *, leaving: bool) -> bool:
         """Ends all tasks; False where some do not end."""
-        self._driver.stop(leaving=leaving)
-        vms = list(self._governor.vms)
-        if leaving:
-            for vm in vms:
-                try:
-                    vm.guest.leave()
-                except Exception as err:
-                    # Go on after a bug in one guest: the other VMs must still be left in the store
-                    # for the next balloond.
-                    self._publish(VmFailed(vm.guest.vm, f"{type(err).__name__}: {err}"))
-        else:
+        keeping = [driver for driver in self._drivers if leaving and driver.keeps]
+        for driver in self._drivers:
+            driver.stop(leaving=driver in keeping)
+        given_back: list[Vm] = []
+        for vm in list(self._governor.vms):
+            if self._registry.drivers.get(vm.guest.vm) not in keeping:
+                given_back.append(vm)
+                continue
+            try:
+                vm.guest.leave()
+            except Exception as err:
+                # Go on after a bug in one guest: the other VMs must still be left in the store
+                # for the next balloond.
+                self._publish(VmFailed(vm.guest.vm, f"{type(err).__name__}: {err}"))
+        if given_back or not leaving:
             self._governor.halt()
             self._hurry = asyncio.get_running_loop().create_future()
-            await give_back(vms, self._hurry, self._publish)
+            await give_back(given_back, self._hurry, self._publish)
         return await end_tasks(dict(self._registry.tasks), self._publish)

@@ -55,6 +55,19 @@ class MemoryNotGivenBack(NamedTuple):
 
 
 @fact
+class DrivesOthers(NamedTuple):
+    """balloond looks for VMs whose balloon is their own VMM's.
+
+    Attributes:
+        named: how many are named.
+        places: where others are found: libvirt's connection URIs, patterns of monitors' paths.
+    """
+
+    named: int
+    places: tuple[str, ...]
+
+
+@fact
 class SocketNotPrivate(NamedTuple):
     """Other users could put a socket of theirs where balloond listens.
 
@@ -316,6 +329,7 @@ DaemonEvent = (
     | Stopping
     | StoppingAtOnce
     | MemoryNotGivenBack
+    | DrivesOthers
     | SocketNotPrivate
     | PolicyFileWarning
     | DevicesShareUser

@@ -51,6 +51,7 @@ class Reason(Enum):
     ADOPTED = "adopted"
     FRUITLESS = "fruitless"
     NO_ROOM = "no-room"
+    LOWER_FIRST = "lower-priority-first"
 
 
 class Decision(NamedTuple):

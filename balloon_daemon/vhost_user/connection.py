@@ -232,6 +232,11 @@ class Connection:
         """The user who has made the connection (unix(7), SO_PEERCRED)."""
         return peer_of(self._socket).uid
 
+    def peer_pid(self) -> int:
+        """The process that has made the connection (unix(7), SO_PEERCRED); 0 where it is in
+        another PID namespace."""
+        return peer_of(self._socket).pid
+
     def is_hung_up(self) -> bool:
         """Whether the front-end has hung up, even if unread bytes are left."""
         poll = select.poll()

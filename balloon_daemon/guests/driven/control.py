@@ -4,8 +4,9 @@ Pure values and one Protocol. A ``Control`` is one connection to one VMM about o
 the VMM's language and knows its quirks; ``guests/driven/vm.py`` has everything that all VMMs have
 in common: when to connect again, which target is next, what is reported over the seam.
 
-What a VMM says is trusted no further than a number in range: a ``Control`` checks types, signs and
-bounds, limits each message in size and each wait in time, and raises ``ControlError`` for all else.
+What a VMM says is trusted no further than a number in range: a ``Control`` checks types, signs
+and bounds, limits each message in size and each wait in time, and raises ``ControlError`` for all
+else.
 """
 
 from collections.abc import Callable
@@ -14,53 +15,11 @@ from enum import Enum
 from typing import Protocol
 
 from balloon_daemon.errors import BalloondError
+from balloon_daemon.events.driven import Fault as Fault  # Drivers take it from here, too.
 from balloon_daemon.guests.seam import Ability, GuestState, Stats
 
 CALL_WITHIN_S = 5.0
 """How long one call may take before its VMM counts as hanging."""
-
-
-class Fault(Enum):
-    """Why a VM's balloon cannot be driven; the value is the word for a metric's label."""
-
-    NOT_THERE = "not-there"
-    """Nobody listens at its address: the VM does not run, or the address is wrong."""
-
-    NO_PERMISSION = "no-permission"
-    """The kernel does not let balloond connect."""
-
-    NOT_A_SOCKET = "not-a-socket"
-    """There is something else at its address."""
-
-    HELD = "held"
-    """Somebody else holds the only connection that the VMM serves."""
-
-    HANGS = "hangs"
-    """The VMM does not answer in time."""
-
-    NONSENSE = "nonsense"
-    """The VMM answers in a way that its protocol does not allow, or with impossible figures."""
-
-    GONE = "gone"
-    """The VMM has closed the connection, or the VM has ended."""
-
-    NO_BALLOON = "no-balloon"
-    """The VM has no balloon device."""
-
-    HUGETLB = "hugetlb"
-    """Its memory is in huge pages (hugetlbfs), of which a balloon frees nothing."""
-
-    PINNED = "pinned"
-    """A host device is assigned to it (VFIO), which pins its memory."""
-
-    OWN_DEVICE = "own-device"
-    """It is attached to a device of this balloond already."""
-
-    REFUSED = "refused"
-    """The VMM refuses the call."""
-
-    NO_LIBRARY = "no-library"
-    """A library that this kind of VM needs is not installed."""
 
 
 class ControlError(BalloondError):

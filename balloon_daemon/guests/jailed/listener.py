@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
+from weakref import WeakSet
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.events import (
     AlreadyConnected,
+    Listening,
     NotAccepted,
     Publish,
     StoreLost,
@@ -70,6 +72,11 @@ class VhostUserGuests:
         self._shared: Shared
         self._closer: Closer
         self._acceptors: dict[str, Acceptor] = {}
+        self._sessions = WeakSet[Session]()
+
+    def has_vm_of(self, pid: int) -> bool:
+        """Whether the VM of this VMM's process is attached here."""
+        return any(session.vmm_pid == pid for session in self._sessions)
 
     @property
     def keeps(self) -> bool:
@@ -87,6 +94,7 @@ class VhostUserGuests:
         self._take_over()
         for acceptor in self._acceptors.values():
             acceptor.begin(self._accept)
+            self._publish(Listening(acceptor.vm.address))
 
     def stop(self, *, leaving: bool) -> None:
         """Accepts no more connections.
@@ -139,6 +147,7 @@ class VhostUserGuests:
         acceptor = self._acceptors.get(connection.local_path)
         shared = self._shared if acceptor is None else acceptor.shared
         session = Session(vm, connection, peer, shared, saver)
+        self._sessions.add(session)
         if acceptor is None:
             self._registry.add(session, VmSettings(profile=self._config.profile))
         else:

@@ -96,6 +96,11 @@ class Session:
         publish(Connected(vm, peer.uid))
 
     @property
+    def vmm_pid(self) -> int | None:
+        """Its VMM's process; None once it ends."""
+        return None if self._closing else self._connection.peer_pid()
+
+    @property
     def has_ended(self) -> bool:
         """Whether everything of it is closed."""
         return self._closed

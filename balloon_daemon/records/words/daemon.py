@@ -7,6 +7,7 @@ from balloon_daemon.events import (
     ConnectionRefused,
     DaemonEvent,
     DevicesShareUser,
+    DrivesOthers,
     EventsLost,
     KeeperUnreachable,
     LinesLost,
@@ -38,6 +39,10 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
     match event:
         case Listening(socket):
             return Level.INFO, f"listening on {socket}"
+        case DrivesOthers(named, places):
+            words = [f"{named} named VM{'' if named == 1 else 's'}"] if named else []
+            words += [f"all VMs at {place}" for place in places]
+            return Level.INFO, f"driving the balloons of {' and of '.join(words)}"
         case Stopping(signal, vms_stay):
             how = "ending, the guests stay for the next balloond" if vms_stay else "ending"
             return Level.INFO, f"{signal}: {how}"

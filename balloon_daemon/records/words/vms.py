@@ -49,6 +49,7 @@ _WHY = {
     Reason.ADOPTED: "the guest's balloon was found out",
     Reason.FRUITLESS: "low memory, but what this VM gives does not come back to the host",
     Reason.NO_ROOM: "low memory, but the VM's tmpfs has no room to give this back later",
+    Reason.LOWER_FIRST: "low memory, but VMs of a lower priority can give more first",
 }
 
 
