@@ -9,6 +9,7 @@ import pytest
 
 from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.events import (
+    AlreadyConnected,
     BalloonContested,
     BalloonFound,
     BalloonFreed,
@@ -37,6 +38,7 @@ from balloon_daemon.events import (
     DeviceTakesOrders,
     Disconnected,
     DomainsNotFound,
+    DrivesOthers,
     Event,
     EventsLost,
     Fault,
@@ -74,6 +76,7 @@ from balloon_daemon.events import (
     Share,
     SizesDiffer,
     SocketIgnored,
+    SocketNotOpened,
     SocketNotPrivate,
     SourceKnown,
     SourceOff,
@@ -363,6 +366,33 @@ VMS: list[Row] = [
         "connection-failed",
         "the VMM's connection failed: No buffer space available",
         {"error": "No buffer space available", "suppressed": 0},
+    ),
+    (
+        AlreadyConnected(VM, 1000, suppressed=2),
+        ERROR,
+        "already-connected",
+        "a connection of user 1000 is refused, as the VM is connected already: give each VM a "
+        "socket of its own (2 more like it)",
+        {"uid": 1000, "suppressed": 2},
+    ),
+    (
+        DrivesOthers(1, ("qemu:///system", "/run/*.qmp")),
+        INFO,
+        "drives-others",
+        "driving the balloons of 1 named VM and of all VMs at qemu:///system and of all VMs at "
+        "/run/*.qmp",
+        {"named": 1, "places": ("qemu:///system", "/run/*.qmp")},
+    ),
+    (
+        SocketNotOpened("web", "socket /run/web.sock: there is something else; name another path"),
+        ERROR,
+        "socket-not-opened",
+        "the VM web cannot attach: socket /run/web.sock: there is something else; name another "
+        "path; then restart balloond",
+        {
+            "name": "web",
+            "why": "socket /run/web.sock: there is something else; name another path",
+        },
     ),
     (
         RequestNotServed(VM, "SET_VRING_NUM: 3 is no power of two"),

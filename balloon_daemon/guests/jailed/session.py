@@ -97,6 +97,21 @@ class Session:
         )
         publish(Connected(vm, peer.uid))
 
+    @property
+    def vmm_pid(self) -> int | None:
+        """Its VMM's process; None once it ends."""
+        return None if self._closing else self._connection.peer_pid()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether everything of it is closed."""
+        return self._closed
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its VMM has hung up, or it closes the connection itself."""
+        return self._closing or self._connection.is_hung_up()
+
     # --- the controller's calls ---------------------------------------------------------------
 
     async def serve(self) -> None:
