@@ -121,8 +121,7 @@ class DrivenVm:
         balloon = self._reporter.balloon
         if balloon.changed:
             self._shared.publish(GivingBack(self.vm, balloon.taken_bytes))
-        self.watch(None)
-        self._schedule.giving_back = True
+        self._schedule.give_back(asyncio.get_running_loop().time())
         self.set_target(0)
         if not self.ended.done() and not self._has_given_back():
             self._given_back = asyncio.get_running_loop().create_future()
