@@ -31,6 +31,12 @@ def open_drivers(
     drivers: list[GuestDriver] = []
     with_socket = [vm for vm in config.vms if vm.kind not in (Kind.VHOST_USER, Kind.LIBVIRT)]
     kinds = {vm.kind for vm in with_socket} | ({Kind.QMP} if config.discover.qmp else set())
+    domains = [vm for vm in config.vms if vm.kind is Kind.LIBVIRT]
+    if not kinds and not domains and not config.discover.libvirt:
+        return drivers
+    from balloon_daemon.guests.driven.claims import Claims
+
+    claims = Claims()
     if kinds:
         from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
         from balloon_daemon.guests.driven.kinds import control_of
@@ -38,12 +44,11 @@ def open_drivers(
         controls = {kind: control_of(kind) for kind in kinds}
         bases = config.socket.with_name(f"{config.socket.name}.bases")
         wanted = Wanted(with_socket, config.discover.qmp, controls, bases)
-        drivers.append(DrivenVms(wanted, publish, is_own))
-    domains = [vm for vm in config.vms if vm.kind is Kind.LIBVIRT]
+        drivers.append(DrivenVms(wanted, publish, is_own, claims))
     if domains or config.discover.libvirt:
         from balloon_daemon.guests.libvirt import driver as libvirt
 
         bases = config.socket.with_name(f"{config.socket.name}.libvirt-bases")
         of_libvirt = libvirt.Wanted(domains, config.discover.libvirt, bases)
-        drivers.append(libvirt.LibvirtVms(of_libvirt, publish, is_own, low))
+        drivers.append(libvirt.LibvirtVms(of_libvirt, publish, is_own, low, claims))
     return drivers

@@ -18,6 +18,7 @@ from balloon_daemon.events import (
     VmNotDriven,
 )
 from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.finder import Finder
 from balloon_daemon.guests.driven.reporting import Shared
@@ -43,7 +44,9 @@ class World:
         self.tasks: list[asyncio.Task[None]] = []
         bases = Bases(path / "bases", self.events.append)
         self.own: set[int] = set()
-        shared = Shared(self.events.append, self.report, bases, self.own.__contains__)
+        self.claims = Claims()
+        is_own = self.own.__contains__
+        shared = Shared(self.events.append, self.report, bases, is_own, self.claims)
         self.finder = Finder(WEB, self._connect, self, shared)
 
     def _connect(self) -> ScriptedControl:
@@ -199,6 +202,26 @@ def test_vm_on_our_own_device_is_not_driven_in_another_way(play: Play) -> None:
 
     world = play(scene)
     assert VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE) in world.loud()
+
+
+def test_vm_that_another_kind_drives_is_not_driven_twice(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.next.found = replace(FOUND, pid=os.getpid())
+        world.claims.claim(os.getpid(), Kind.LIBVIRT)
+        world.controls[0].end()
+        await asyncio.sleep(60)
+        assert world.vms == [VmId(1, "web")]
+        world.claims.release(os.getpid())
+        await asyncio.sleep(60)
+        assert world.vms == [VmId(1, "web"), VmId(2, "web")]
+        assert world.claims.other(os.getpid(), Kind.LIBVIRT) is Kind.QMP
+        world.controls[-1].end()
+        world.finder.retire()
+        await asyncio.sleep(1)
+        assert world.claims.other(os.getpid(), Kind.LIBVIRT) is None
+
+    world = play(scene)
+    assert VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE, "libvirt") in world.loud()
 
 
 def test_vm_that_comes_is_found_at_once_where_somebody_notices(play: Play) -> None:

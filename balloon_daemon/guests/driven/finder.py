@@ -147,14 +147,18 @@ class Finder:
             check_sizes(found.vm_mem_bytes, found.balloon_bytes)
             host = HostSide(found.pid, found.memory_file)
             check_process(host, self._shared)
+            if (other := self._shared.claims.other(host.pid, self.config.kind)) is not None:
+                raise ControlError(Fault.OWN_DEVICE, other.value)
         except BaseException:
             control.close()
             raise
         vm = self._registry.next_vm(self.config.name)
         guest = DrivenVm(vm, control, found, host, notices, self._shared)
         quiet = self._pause.short_lives > 1
-        address, size = self.config.address, found.vm_mem_bytes
-        self._shared.publish(VmDriven(vm, address, size, host.pid or None, quiet))
+        address, size, pid = self.config.address, found.vm_mem_bytes, host.pid
+        self._shared.publish(VmDriven(vm, address, size, pid or None, quiet))
+        self._shared.claims.claim(pid, self.config.kind)
+        guest.ended.add_done_callback(lambda _: self._shared.claims.release(pid))
         self._registry.add(guest, self.config.settings)
         self._registry.serve(guest)
         return guest

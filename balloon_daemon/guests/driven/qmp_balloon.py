@@ -77,6 +77,8 @@ class QmpBalloon:
             last_update: the time of the guest's last statistics, 0 for none.
         """
         self._last_update = last_update
+        if not last_update:
+            self._update_at_reset = 0
         if not self.listens:
             self._forget()
         elif self._is_likely(balloon_bytes):

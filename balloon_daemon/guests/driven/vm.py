@@ -121,8 +121,7 @@ class DrivenVm:
         balloon = self._reporter.balloon
         if balloon.changed:
             self._shared.publish(GivingBack(self.vm, balloon.taken_bytes))
-        self.watch(None)
-        self._schedule.giving_back = True
+        self._schedule.give_back(asyncio.get_running_loop().time())
         self.set_target(0)
         if not self.ended.done() and not self._has_given_back():
             self._given_back = asyncio.get_running_loop().create_future()
@@ -193,7 +192,12 @@ class DrivenVm:
         self._reporter.balloon.sent(asked_bytes)
 
     async def _sample(self, now_s: float) -> None:
-        self._schedule.sampled(now_s, has_driver=self._reporter.state != GuestState.NO_DRIVER)
+        reporter = self._reporter
+        self._schedule.sampled(
+            now_s,
+            has_driver=reporter.state is not GuestState.NO_DRIVER,
+            retaking=reporter.balloon.most_bytes is not None,
+        )
         sample = await bounded(self._control.sample())
         self._refused = False
         self._reporter.take(sample, asyncio.get_running_loop().time())

@@ -15,6 +15,7 @@ from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.errors import printable
 from balloon_daemon.events import DomainsNotFound, Publish
 from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.finder import Finder, Pause
 from balloon_daemon.guests.driven.reporting import Shared
@@ -54,6 +55,7 @@ class LibvirtVms:
         publish: takes events.
         is_own: whether the VM of this process is attached to a device of ours.
         low: gives descriptor numbers to start processes with.
+        claims: which processes' VMs are driven.
     """
 
     keeps = True
@@ -65,17 +67,20 @@ class LibvirtVms:
         publish: Publish,
         is_own: Callable[[int], bool],
         low: Callable[[], LowNumbers],
+        claims: Claims | None = None,
     ) -> None:
         self._wanted = wanted
         self._publish = publish
         self._is_own = is_own
         self._low = low
+        self._claims = Claims() if claims is None else claims
         self._bases = Bases(wanted.bases_path, publish)
         self._hosts: list[Host] = []
 
     def start(self, registry: VmRegistry) -> None:
         """Finds domains from now on."""
-        shared = Shared(self._publish, registry.report, self._bases, self._is_own)
+        report = registry.report
+        shared = Shared(self._publish, report, self._bases, self._is_own, self._claims)
         uris = dict.fromkeys([*self._wanted.discover, *(vm.address for vm in self._wanted.vms)])
         for uri in uris:
             host = Host(uri, self._low(), registry, shared)
