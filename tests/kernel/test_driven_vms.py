@@ -13,6 +13,7 @@ import pytest
 
 from balloon_daemon.units import GIB, MIB
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import StartDaemon
 from tests.harness.scripted_monitor import (
@@ -119,6 +120,7 @@ def test_stop_gives_back_what_was_taken_and_only_that(host: Host) -> None:
         assert not events(daemon, "not-given-back")
 
 
+@fault("driven VMs' balloond is killed")
 def test_next_balloond_takes_vms_as_they_are(host: Host) -> None:
     monitor = host.monitor("web", actual=GIB - BASE)
     host.name("web")
@@ -151,6 +153,7 @@ def test_sigusr1_leaves_vms_as_they_are(host: Host) -> None:
         assert monitor.vm.actual == GIB - MOST
 
 
+@fault("the VMM of a driven VM hangs")
 def test_vmm_that_misbehaves_is_the_only_one_affected(host: Host) -> None:
     misdeeds = [
         misdeed
@@ -183,6 +186,7 @@ LIES: tuple[object, ...] = (1 << 63, -1, 2 * GIB, 1 << 100, "1", None, 1.5, floa
 """Sizes that query-balloon cannot say of a VM of 1 GiB."""
 
 
+@fault("the VMM of a driven VM says a size")
 def test_vmm_that_lies_is_the_only_one_affected(host: Host) -> None:
     liars = [host.monitor(f"liar{number}") for number in range(len(LIES))]
     good = host.monitor("web")
@@ -232,6 +236,7 @@ def vmm(path: Path, actual_bytes: int) -> Iterator[Callable[[], None]]:
             process.kill()
 
 
+@fault("a driven VM ends, and another process")
 def test_vm_of_another_process_at_the_same_path_has_its_own_base(host: Host) -> None:
     host.name("web")
     with vmm(host.path / "web.qmp", GIB - BASE) as kill:
@@ -246,6 +251,7 @@ def test_vm_of_another_process_at_the_same_path_has_its_own_base(host: Host) -> 
         daemon.stop()
 
 
+@fault("a VM that is named cannot be driven")
 def test_vms_that_cannot_be_driven_are_named_with_the_reason(host: Host) -> None:
     (host.path / "notes.qmp").touch()
     good = host.monitor("web")
