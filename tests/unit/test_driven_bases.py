@@ -48,6 +48,7 @@ def test_base_that_was_given_back_to_is_forgotten(tmp_path: Path, events: list[E
     bases.store()
     bases.forget(WEB)
     bases.store()
+    assert os.listdir(tmp_path) == []
     assert Bases(tmp_path / "bases", events.append).get(WEB) is None
 
 
