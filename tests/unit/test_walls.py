@@ -30,6 +30,7 @@ PURE = {
     "events.devices",
     "events.driven",
     "events.memory",
+    "events.protection",
     "events.vms",
     "records.budget",
     "records.line",
@@ -38,6 +39,7 @@ PURE = {
     "records.words.devices",
     "records.words.driven",
     "records.words.memory",
+    "records.words.protection",
     "records.words.vms",
     "sizing.decision",
     "sizing.balloon_policy",
@@ -147,7 +149,7 @@ ROOMS = {
         "events", "config", "guests.seam", "guests.driven", "guests.libvirt", "linux",
     },
     # The seam's values, too: what a guest reports is shown as it is.
-    "status": {"sizing.decision", "guests.seam"},
+    "status": {"sizing.decision", "sizing.vm_settings", "guests.seam"},
     # No protocol: a VM is whatever stands behind the seam.
     "controller": {"events", "status", "sizing", "host", "config", "guests.seam", "linux"},
     "cli": {

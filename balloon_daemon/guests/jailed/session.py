@@ -80,7 +80,9 @@ class Session:
             self._device_changed,
             self,
         )
-        settings = BalloonSettings(shared.config.vm_mem_bytes, shared.config.poll_s)
+        settings = BalloonSettings(
+            shared.config.vm_mem_bytes, shared.config.poll_s, connection.peer_pid()
+        )
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
         self._kept = Kept(vm, saver, self._snapshot, connection.close_dropped, publish)
         self._conversation = Conversation(
@@ -148,7 +150,8 @@ class Session:
             self.device.request_stats()
 
     def watch(self, every_s: float | None) -> None:
-        pass
+        if not self._closing:
+            self._balloon.watching.watch(every_s)
 
     def against_more(self, level: int) -> Reason | None:
         return self._balloon.limits.against_more(level)
