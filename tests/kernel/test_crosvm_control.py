@@ -91,6 +91,23 @@ def test_silent_version_without_driver_is_asked_once_and_answers_late(path: Path
     with_crosvm(FakeCrosvm(path, driver=False, enotconn=False), talk, SHORT_S)
 
 
+def test_answer_that_comes_after_its_call_is_old_and_another_is_asked_for(path: Path) -> None:
+    async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
+        await opened(control)
+        vmm.driver = False
+        assert (await control.sample()).state is GuestState.PAUSED
+        vmm.driver_comes()
+        for _ in range(4):  # turns of the event loop, in which the answer arrives
+            await asyncio.sleep(0)
+        vmm.stats["free_memory"] = 7 * MIB
+        stats = (await control.sample()).stats
+        assert stats is not None
+        assert stats.free_bytes == 7 * MIB
+        assert vmm.asked == [STATS] * 3
+
+    with_crosvm(FakeCrosvm(path, enotconn=False), talk, SHORT_S)
+
+
 def test_size_of_unseen_memory_is_the_guests_own_total(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         found = await opened(control)

@@ -157,6 +157,7 @@ def test_period_of_statistics_waits_for_a_driver_and_is_given_back(path: Path) -
         ({"balloon": None}, Fault.NO_BALLOON),
         ({"huge_pages": "2M"}, Fault.HUGETLB),
         ({"state": "Gone fishing"}, Fault.NONSENSE),
+        ({"mem_size_mib": 0}, Fault.NONSENSE),
         ({"mem_size_mib": 2**63}, Fault.NONSENSE),
         ({"mem_size_mib": "1024"}, Fault.NONSENSE),
         ({"balloon": BALLOON | {"amount_mib": 1025}}, Fault.NONSENSE),
