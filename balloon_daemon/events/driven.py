@@ -153,6 +153,18 @@ class Refilled(NamedTuple):
 
 
 @fact
+class GivenBackLater(NamedTuple):
+    """A guest that stands still takes its memory back when it goes on: its VMM has been told.
+
+    Attributes:
+        left_bytes: what is left in its balloon until then.
+    """
+
+    vm: VmId
+    left_bytes: int
+
+
+@fact
 class BasesNotStored(NamedTuple):
     """The sizes of balloons that are not balloond's cannot be stored for another balloond.
 
@@ -176,6 +188,23 @@ class SocketIgnored(NamedTuple):
 
 
 @fact
+class DomainsNotFound(NamedTuple):
+    """Which domains a libvirt has cannot be found out just now; balloond tries again.
+
+    Attributes:
+        uri: the connection's.
+        fault: why.
+        detail: libvirt's own words; "" where it has none.
+        quiet: the last attempt failed for the same reason.
+    """
+
+    uri: str
+    fault: Fault
+    detail: str = ""
+    quiet: bool = False
+
+
+@fact
 class FinderFailed(NamedTuple):
     """Looking for a VM raised an unexpected error: a bug.
 
@@ -196,8 +225,10 @@ DrivenEvent = (
     | NoDriverYet
     | BaseFound
     | Refilled
+    | GivenBackLater
     | BasesNotStored
     | SocketIgnored
+    | DomainsNotFound
     | FinderFailed
 )
 """The union of all events about driven VMs."""

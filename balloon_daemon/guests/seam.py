@@ -64,6 +64,10 @@ class GuestState(Enum):
     """Its virtual CPUs stand still, or the guest is suspended: a target waits until it goes on,
     and a balloon that does not move is neither a stall nor a sign of need."""
 
+    RETAKING = "retaking"
+    """Its memory was filled again by its VMM (a migration, a snapshot): its driver here gives the
+    whole balloon back and takes it again up to the target. Its movements are no sign of need."""
+
 
 # --- guest to controller ------------------------------------------------------------------------
 
@@ -99,7 +103,8 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The guest is in another state. Before the first of these it is ``RUNNING``."""
+    """The guest is in another state, or in the same one still. Before the first of these it is
+    ``RUNNING``."""
 
     state: GuestState
 

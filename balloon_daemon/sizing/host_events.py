@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from balloon_daemon.sizing.balloon_policy import PolicyState
-from balloon_daemon.sizing.decision import Decision, NeverLow, Reading
+from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading
+from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.units import VmId
 
@@ -71,13 +72,47 @@ class Woke(NamedTuple):
     seen: Seen
 
 
+class Moved(NamedTuple):
+    """A careful VM's balloon has this size, as its driver reports it."""
+
+    vm: VmId
+    balloon_bytes: int
+
+
+class Sampled(NamedTuple):
+    """A careful VM's guest has sent statistics."""
+
+    vm: VmId
+    figures: Figures
+
+
+class Ran(NamedTuple):
+    """A careful VM's guest runs and its driver listens from now on, or that has ended.
+
+    Attributes:
+        runs: True: it does.
+    """
+
+    vm: VmId
+    runs: bool
+
+
+class Measured(NamedTuple):
+    """A careful VM's memory occupies so much of the host's."""
+
+    vm: VmId
+    held_bytes: int
+
+
 # A dataclass, because a named tuple without fields is false and equals every other empty tuple.
 @dataclass(frozen=True, slots=True)
 class Halted:
     """balloond ends: make no more decisions."""
 
 
-Event = Added | Restored | Resized | Removed | Looked | Woke | Halted
+Reported = Moved | Sampled | Ran | Measured
+
+Event = Added | Restored | Resized | Removed | Looked | Woke | Reported | Halted
 
 
 class Target(NamedTuple):
@@ -102,6 +137,20 @@ class VmDecision(NamedTuple):
     repeated: bool
 
 
+class VmFinding(NamedTuple):
+    """What was noticed about one VM."""
+
+    vm: VmId
+    finding: Finding
+
+
+class Watch(NamedTuple):
+    """Read a VM's figures so often from now on."""
+
+    vm: VmId
+    every_s: float
+
+
 class HostStep(NamedTuple):
     """The result of a step.
 
@@ -110,9 +159,13 @@ class HostStep(NamedTuple):
         decisions: the decisions, in the order in which they were made.
         wake_at_s: when to step with ``Woke``, on the clock given to ``step``; None: never.
         listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
+        findings: what was noticed, before the decisions that follow from it.
+        watches: how often to read VMs' figures, where that changes.
     """
 
     targets: tuple[Target, ...]
     decisions: tuple[VmDecision, ...]
     wake_at_s: float | None
     listen: bool
+    findings: tuple[VmFinding, ...] = ()
+    watches: tuple[Watch, ...] = ()

@@ -18,6 +18,7 @@ Theory of operation
     ``Looked``    the source was read: low memory is told to every policy that listens
     ``Woke``      ``wake_at_s`` has come: every deadline that is due fires, the earliest first;
                   where a VM listens again the reading counts as ``Looked``, too
+    ``Moved`` …   what a careful VM's guest reports: ``protection`` gives memory back, or holds
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -32,7 +33,6 @@ Theory of operation
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import assert_never
 
 from balloon_daemon.errors import StateError
@@ -42,45 +42,33 @@ from balloon_daemon.sizing.balloon_policy import (
     LowMemory,
     LowMemoryTimer,
     PolicySettings,
-    SetTarget,
     Step,
     max_balloon_bytes,
 )
 from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Reading, Reason
+from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.host_events import (
     Added,
     Event,
     Halted,
     HostStep,
     Looked,
+    Measured,
+    Moved,
+    Ran,
     Removed,
     Resized,
     Restored,
+    Sampled,
     Seen,
-    Target,
-    VmDecision,
     Woke,
 )
+from balloon_daemon.sizing.outcome import Outcome
 from balloon_daemon.sizing.priorities import Priorities
+from balloon_daemon.sizing.protection import Protection
 from balloon_daemon.sizing.row import Row
-from balloon_daemon.units import VmId
-
-_CHANGES_NOTHING = {
-    Reason.AT_MAXIMUM,
-    Reason.NO_BALLOON,
-    Reason.FRUITLESS,
-    Reason.NO_ROOM,
-    Reason.LOWER_FIRST,
-}
-
-
-@dataclass(slots=True)
-class _Asked:
-    """The results of the present step so far."""
-
-    targets: list[Target] = field(default_factory=list)
-    decisions: list[VmDecision] = field(default_factory=list)
+from balloon_daemon.units import PAGE_SIZE, VmId
 
 
 def _priority_of(item: tuple[VmId, Row]) -> int:
@@ -109,6 +97,7 @@ class HostPolicy:
         self._rows: dict[VmId, Row] = {}
         self._listening: dict[VmId, Row] = {}
         self._priorities = Priorities(self._rows)
+        self._protection = Protection()
         self._deadlines = Deadlines(self._rows)
         self._look_at_s: float | None = None
         self._halted = False
@@ -123,22 +112,29 @@ class HostPolicy:
         Raises:
             StateError: the event makes no sense; nothing has changed.
         """
-        asked = _Asked()
+        outcome = Outcome(self._deadlines, self._priorities, now_s)
         match event:
             case Added():
-                self._add(event, now_s, asked)
+                self._add(event, outcome)
             case Restored():
-                self._restore(event, now_s, asked)
+                self._restore(event, outcome)
             case Resized():
-                self._resize(event, now_s, asked)
+                self._resize(event, outcome)
             case Removed(vm):
                 self._priorities.remove(self._row(vm))
                 del self._rows[vm]
+                self._protection.remove(vm)
                 self._listening.pop(vm, None)
             case Looked(seen):
-                self._look(seen, now_s, asked)
+                self._protection.saw(seen, outcome)
+                self._look(seen, outcome)
             case Woke(seen):
-                self._wake(seen, now_s, asked)
+                self._protection.saw(seen, outcome)
+                self._wake(seen, outcome)
+            case Moved() | Sampled() | Ran() | Measured():
+                row = self._row(event.vm)
+                if not self._halted:
+                    self._protection.take(event, row, outcome)
             case Halted():
                 self._halted = True
                 self._listening.clear()
@@ -146,12 +142,7 @@ class HostPolicy:
                 self._look_at_s = None
             case _:
                 assert_never(event)
-        return HostStep(
-            tuple(asked.targets),
-            tuple(asked.decisions),
-            self._wake_at_s(),
-            bool(self._listening),
-        )
+        return outcome.step(self._wake_at_s(), listen=bool(self._listening))
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
         """Notes the size of a VM's balloon, as its driver reports it; decides nothing.
@@ -172,13 +163,21 @@ class HostPolicy:
         """The target that the VM was sent last. Raises StateError: the VM has no policy."""
         return self._row(vm).told_bytes
 
+    def guard(self, vm: VmId) -> Guard | None:
+        """What protects the VM's guest, for reading; None: its profile is the seed's.
+
+        Raises:
+            StateError: the VM has no policy.
+        """
+        return self._row(vm).guard
+
     def vm_mem_bytes(self, vm: VmId) -> int:
         """The VM size that its policy uses. Raises StateError: the VM has none."""
         return self._row(vm).vm_mem_bytes
 
     # --- VMs ----------------------------------------------------------------------------------
 
-    def _add(self, event: Added, now_s: float, asked: _Asked) -> None:
+    def _add(self, event: Added, outcome: Outcome) -> None:
         self._require_new(event.vm)
         if self._halted:
             # balloond ends: do not add the VM. Its guest would give pages for a target, and no
@@ -186,16 +185,18 @@ class HostPolicy:
             return
         max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
         policy = BalloonPolicy(max_bytes, self._settings, self._draw)
-        row = Row(policy, event.vm_mem_bytes, event.terms, event.balloon_bytes)
-        self._rows[event.vm] = row
-        self._priorities.add(row)
-        if event.balloon_bytes:
-            self._take(event.vm, row, policy.adopt(event.balloon_bytes, now_s), now_s, asked)
+        row = self._new_row(event, policy, outcome)
+        if event.balloon_bytes and row.guard is not None:
+            # As it is, to the byte: a balloond that starts again makes no VM's balloon jump.
+            found = min(event.balloon_bytes // PAGE_SIZE * PAGE_SIZE, max_bytes)
+            outcome.settle(event.vm, row, found, Reason.ADOPTED)
+        elif event.balloon_bytes:
+            outcome.take(event.vm, row, policy.adopt(event.balloon_bytes, outcome.now_s))
         else:
-            self._tell(event.vm, row, 0, asked)
-        self._listen(event.vm, row, now_s)
+            outcome.tell(event.vm, row, 0)
+        self._listen(event.vm, row, outcome.now_s)
 
-    def _restore(self, event: Restored, now_s: float, asked: _Asked) -> None:
+    def _restore(self, event: Restored, outcome: Outcome) -> None:
         self._require_new(event.vm)
         max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
         # The row may come from a balloond that was told of no floor, or of a lower one: where the
@@ -206,21 +207,26 @@ class HostPolicy:
             policy.resize(max_bytes)
         if self._halted:
             return
+        row = self._new_row(event, policy, outcome)
+        outcome.take(event.vm, row, policy.resume(outcome.now_s))
+        if policy.listening:
+            self._listen(event.vm, row, outcome.now_s)
+
+    def _new_row(self, event: Added | Restored, policy: BalloonPolicy, outcome: Outcome) -> Row:
         row = Row(policy, event.vm_mem_bytes, event.terms, event.balloon_bytes)
         self._rows[event.vm] = row
         self._priorities.add(row)
-        self._take(event.vm, row, policy.resume(now_s), now_s, asked)
-        if policy.listening:
-            self._listen(event.vm, row, now_s)
+        self._protection.add(event.vm, row, outcome)
+        return row
 
-    def _resize(self, event: Resized, now_s: float, asked: _Asked) -> None:
+    def _resize(self, event: Resized, outcome: Outcome) -> None:
         row = self._row(event.vm)
         if self._halted:
             return
         row.vm_mem_bytes = event.vm_mem_bytes
         max_bytes = row.terms.max_bytes(event.vm_mem_bytes)
         if max_bytes != row.policy.max_bytes:
-            self._take(event.vm, row, row.policy.resize(max_bytes), now_s, asked)
+            outcome.take(event.vm, row, row.policy.resize(max_bytes))
 
     def _listen(self, vm: VmId, row: Row, now_s: float) -> None:
         self._listening[vm] = row
@@ -238,43 +244,50 @@ class HostPolicy:
 
     # --- memory and time ----------------------------------------------------------------------
 
-    def _look(self, seen: Seen, now_s: float, asked: _Asked) -> None:
+    def _look(self, seen: Seen, outcome: Outcome) -> None:
         """Steps every listening VM if memory is low; none of them listens afterwards."""
         self._look_at_s = None
         if not isinstance(seen, Reading) or not seen.is_low:
             return
         listening, self._listening = self._listening, {}
         rows = listening.items()
-        # Computed once, before any step: a VM of a higher priority waits until what was asked of
-        # the others in this step did not help.
-        lowest = self._priorities.lowest_that_can_give()
+        lowest = outcome.lowest_that_can_give
         for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
-            held = self._against_more(vm, row.policy.level)
+            held = None
+            if row.guard is not None:
+                held = self._protection.objection(vm, row, row.guard, outcome)
+            if held is None:
+                held = self._against_more(vm, row.policy.level)
             if held is None and lowest is not None and row.priority > lowest:
                 held = Reason.LOWER_FIRST
             row.policy.held = held
-            self._take(vm, row, row.policy.step(LowMemory(seen), now_s), now_s, asked)
-            self._tell_again_if_stopped(vm, row, now_s, asked)
+            outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
+            if row.guard is None:
+                outcome.tell_again_if_stopped(vm, row)
 
-    def _wake(self, seen: Seen, now_s: float, asked: _Asked) -> None:
+    def _wake(self, seen: Seen, outcome: Outcome) -> None:
+        now_s = outcome.now_s
         while True:
             earliest_s = self._deadlines.earliest_s()
             if self._look_at_s is not None and self._look_at_s <= min(now_s, earliest_s):
-                self._look(seen, now_s, asked)
+                self._look(seen, outcome)
             if self._deadlines.earliest_s() > now_s:
                 break
             vm = self._deadlines.first()
             row = self._rows[vm]
             state = row.policy.state()
-            if state.recheck_at_s == row.deadline_s:
-                self._take(vm, row, row.policy.step(LowMemoryTimer(), now_s), now_s, asked)
+            deadline_s = row.deadline_s
+            if row.guard is not None and row.guard.check_at_s == deadline_s:
+                self._protection.judge(vm, row, row.guard, outcome)
+            elif state.recheck_at_s == deadline_s:
+                outcome.take(vm, row, row.policy.step(LowMemoryTimer(), now_s))
                 self._listening[vm] = row
                 # This VM listens to low memory again, so look now if memory is low: that would
                 # postpone the next shrinking of every listening VM's balloon, and so comes before
                 # any shrinking that is due.
-                self._look(seen, now_s, asked)
+                self._look(seen, outcome)
             else:
-                self._take(vm, row, self._release(row, seen, now_s), now_s, asked)
+                outcome.take(vm, row, self._release(row, seen, now_s))
 
     def _release(self, row: Row, seen: Seen, now_s: float) -> Step:
         """Steps a VM whose release is due. Memory goes back to VMs of a higher priority first: the
@@ -294,37 +307,3 @@ class HostPolicy:
         if self._look_at_s is not None:
             at_s = min(at_s, self._look_at_s)
         return None if at_s == math.inf else at_s
-
-    def _take(self, vm: VmId, row: Row, step: Step, now_s: float, asked: _Asked) -> None:
-        """Collects a policy's targets and decision; its state has its timers and listening."""
-        for action in step.actions:
-            if isinstance(action, SetTarget):
-                self._tell(vm, row, action.target_bytes, asked)
-                row.moved_at_s, row.most_bytes = now_s, row.actual_bytes
-        reason = step.decision.reason
-        repeated = reason in _CHANGES_NOTHING and reason is row.last_reason
-        if reason is not Reason.RECHECK:
-            row.last_reason = reason
-        asked.decisions.append(VmDecision(vm, step.decision, repeated))
-        self._deadlines.queue(vm, row)
-
-    def _tell(self, vm: VmId, row: Row, target_bytes: int, asked: _Asked) -> None:
-        row.told_bytes = target_bytes
-        asked.targets.append(Target(vm, target_bytes))
-
-    def _tell_again_if_stopped(self, vm: VmId, row: Row, now_s: float, asked: _Asked) -> None:
-        """Sends a target once more to a driver that is short of it and has not moved for long.
-
-        Windows' and OpenBSD's drivers stop at the first page that they cannot get, and try again
-        only when they are told of a target. A guest that has taken pages back since its target was
-        sent is left alone: it needs them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver
-        would give them again.
-        """
-        actual_bytes = row.actual_bytes
-        if actual_bytes != row.moved_to_bytes:
-            row.moved_at_s, row.moved_to_bytes = now_s, actual_bytes
-            row.most_bytes = max(row.most_bytes, actual_bytes)
-        short = row.most_bytes <= actual_bytes < row.policy.target_bytes
-        if short and now_s - row.moved_at_s >= self._settings.release_every_s:
-            row.moved_at_s = now_s
-            self._tell(vm, row, row.policy.target_bytes, asked)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from balloon_daemon.sizing.balloon_policy import BalloonPolicy
 from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.terms import Terms
 
 
@@ -23,6 +24,8 @@ class Row:
         moved_to_bytes: the balloon's size then.
         most_bytes: the balloon's largest size since a target was sent.
         queued_at_s: the time of its entry among the deadlines; infinity: it has no entry.
+        guard: protects its guest; None: its profile is the seed's.
+        watched_s: how often its figures are read; infinity: never.
     """
 
     policy: BalloonPolicy
@@ -35,15 +38,18 @@ class Row:
     moved_to_bytes: int = 0
     most_bytes: int = 0
     queued_at_s: float = math.inf
+    guard: Guard | None = None
+    watched_s: float = math.inf
 
     @property
     def deadline_s(self) -> float:
-        """The earliest of its policy's deadlines; infinity where it has none."""
+        """The earliest of its deadlines; infinity where it has none."""
         state = self.policy.state()
         recheck_s, release_s = state.recheck_at_s, state.release_at_s
         return min(
             math.inf if recheck_s is None else recheck_s,
             math.inf if release_s is None else release_s,
+            math.inf if self.guard is None else self.guard.check_at_s,
         )
 
     @property

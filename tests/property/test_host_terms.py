@@ -7,9 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balloon_daemon.sizing.balloon_policy import PolicySettings, max_balloon_bytes
-from balloon_daemon.sizing.decision import Reading
-from balloon_daemon.sizing.host_events import Added, Event, HostStep, Resized, Seen, Woke
+from balloon_daemon.sizing.decision import InNeed, Reading
+from balloon_daemon.sizing.host_events import (
+    Added,
+    Event,
+    HostStep,
+    Looked,
+    Measured,
+    Moved,
+    Ran,
+    Resized,
+    Sampled,
+    Seen,
+    Target,
+    Woke,
+)
 from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 from balloon_daemon.units import GIB, MIB, PAGE_SIZE, VmId
@@ -37,6 +51,10 @@ READINGS = st.one_of(
 DRAWS = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=8)
 
 
+NUMBERS = st.none() | st.integers(0, 1 << 64) | st.integers(0, GIB)
+FIGURES = st.builds(Figures, st.just(0.0), NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS, NUMBERS)
+
+
 class Act(NamedTuple):
     """A VM reports something, and time goes by."""
 
@@ -45,6 +63,9 @@ class Act(NamedTuple):
     seen: Seen
     balloon_share: float | None
     vm_mem_bytes: int | None
+    figures: Figures | None
+    held_bytes: int | None
+    runs: bool | None
 
 
 ACTS = st.lists(
@@ -55,6 +76,9 @@ ACTS = st.lists(
         READINGS,
         st.none() | st.floats(0, 1),
         st.none() | SIZES,
+        st.none() | FIGURES,
+        st.none() | SIZES,
+        st.none() | st.booleans(),
     ),
     max_size=40,
 )
@@ -99,13 +123,31 @@ def test_every_target_is_within_floor_and_ceiling(
 ) -> None:
     world = World(terms, sizes, draws)
     for act in acts:
-        if act.balloon_share is not None:
-            balloon_bytes = int(world.sizes[act.vm] * act.balloon_share)
-            world.host.note_actual(act.vm, balloon_bytes)
-        if act.vm_mem_bytes is not None:
-            world.sizes[act.vm] = act.vm_mem_bytes
-            world.step(Resized(act.vm, act.vm_mem_bytes))
-        world.now_s += act.seconds
-        world.step(Woke(act.seen))
+        play(world, act)
         for vm in VMS:
             world.check(vm, world.host.target_bytes(vm))
+
+
+def play(world: World, act: Act) -> None:
+    vm = act.vm
+    if act.balloon_share is not None:
+        world.step(Moved(vm, int(world.sizes[vm] * act.balloon_share)))
+    if act.vm_mem_bytes is not None:
+        world.sizes[vm] = act.vm_mem_bytes
+        world.step(Resized(vm, act.vm_mem_bytes))
+    if act.runs is not None:
+        world.step(Ran(vm, act.runs))
+    if act.held_bytes is not None:
+        world.step(Measured(vm, act.held_bytes))
+    if act.figures is not None:
+        told_bytes = world.host.target_bytes(vm)
+        step = world.step(Sampled(vm, act.figures._replace(at_s=world.now_s)))
+        # A guest in need has nothing left to give after the very step that noticed it.
+        in_need = any(isinstance(found.finding, InNeed) for found in step.findings)
+        assert not (in_need and world.host.target_bytes(vm))
+        assert not in_need or (Target(vm, 0) in step.targets and told_bytes > 0)
+    world.now_s += act.seconds
+    step = world.step(Woke(act.seen))
+    assert step.wake_at_s is None or step.wake_at_s > world.now_s
+    if step.listen:
+        world.step(Looked(act.seen))

@@ -9,9 +9,15 @@ import pytest
 
 from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.events import (
+    AlreadyConnected,
+    BalloonContested,
     BalloonFound,
+    BalloonFreed,
+    BalloonMissing,
     BalloonNotFreed,
     BalloonSought,
+    BaseFound,
+    BasesNotStored,
     CallbackFailed,
     Connected,
     ConnectionClosed,
@@ -31,12 +37,18 @@ from balloon_daemon.events import (
     DeviceStarted,
     DeviceTakesOrders,
     Disconnected,
+    DomainsNotFound,
+    DrivesOthers,
     Event,
     EventsLost,
+    Fault,
+    FinderFailed,
     Fruitless,
+    GivenBackLater,
     GivesHugePages,
     GivingBack,
     GuestFault,
+    GuestInNeed,
     GuestStats,
     HostFault,
     KeeperUnreachable,
@@ -50,6 +62,7 @@ from balloon_daemon.events import (
     MemoryNotShared,
     MemoryOutOfReach,
     NoBackendChannel,
+    NoDriverYet,
     NotAccepted,
     NotGivenBack,
     NothingFreeable,
@@ -58,16 +71,20 @@ from balloon_daemon.events import (
     PagesLost,
     PolicyFileWarning,
     ReaderFailed,
+    Refilled,
     RequestNotServed,
     RingsUnknown,
     Share,
     SizesDiffer,
+    SocketIgnored,
+    SocketNotOpened,
     SocketNotPrivate,
     SourceKnown,
     SourceOff,
     SourceOn,
     SourceTrouble,
     SourceUnknown,
+    SqueezeStalled,
     StateRefused,
     StillToGiveBack,
     Stopping,
@@ -83,14 +100,18 @@ from balloon_daemon.events import (
     UserIgnored,
     VmAttached,
     VmDoesNotEnd,
+    VmDriven,
     VmFailed,
+    VmLost,
     VmmHungUp,
+    VmmRefuses,
+    VmNotDriven,
     VmNotServed,
     VmResized,
 )
 from balloon_daemon.records.line import Level
 from balloon_daemon.records.words import is_debug, worded
-from balloon_daemon.sizing.decision import Decision, Reading, Reason
+from balloon_daemon.sizing.decision import Decision, Missing, Reading, Reason, Sign
 from balloon_daemon.units import GIB, MIB, VmId
 
 DEBUG, INFO, WARNING, ERROR = Level.DEBUG, Level.INFO, Level.WARNING, Level.ERROR
@@ -346,6 +367,33 @@ VMS: list[Row] = [
         "connection-failed",
         "the VMM's connection failed: No buffer space available",
         {"error": "No buffer space available", "suppressed": 0},
+    ),
+    (
+        AlreadyConnected(VM, 1000, suppressed=2),
+        ERROR,
+        "already-connected",
+        "a connection of user 1000 is refused, as the VM is connected already: give each VM a "
+        "socket of its own (2 more like it)",
+        {"uid": 1000, "suppressed": 2},
+    ),
+    (
+        DrivesOthers(1, ("qemu:///system", "/run/*.qmp")),
+        INFO,
+        "drives-others",
+        "driving the balloons of 1 named VM and of all VMs at qemu:///system and of all VMs at "
+        "/run/*.qmp",
+        {"named": 1, "places": ("qemu:///system", "/run/*.qmp")},
+    ),
+    (
+        SocketNotOpened("web", "socket /run/web.sock: there is something else; name another path"),
+        ERROR,
+        "socket-not-opened",
+        "the VM web cannot attach: socket /run/web.sock: there is something else; name another "
+        "path; then restart balloond",
+        {
+            "name": "web",
+            "why": "socket /run/web.sock: there is something else; name another path",
+        },
     ),
     (
         RequestNotServed(VM, "SET_VRING_NUM: 3 is no power of two"),
@@ -646,9 +694,148 @@ DAEMON: list[Row] = [
     ),
 ]
 
+DRIVEN: list[Row] = [
+    (
+        VmNotDriven("web", "/run/web.qmp", Fault.HELD, "no greeting"),
+        ERROR,
+        "vm-not-driven",
+        "web: /run/web.qmp: another program holds the VMM's only connection; give balloond a "
+        "monitor of its own, or drive the VM by way of that program (no greeting)",
+        {
+            "name": "web",
+            "address": "/run/web.qmp",
+            "fault": "held",
+            "detail": "no greeting",
+        },
+    ),
+    (
+        VmDriven(VM, "/run/web.qmp", GIB, 77),
+        INFO,
+        "vm-driven",
+        "VM of 1 GiB, driven by way of /run/web.qmp",
+        {"address": "/run/web.qmp", "vm_mem_bytes": GIB, "pid": 77},
+    ),
+    (
+        VmLost(VM, Fault.HANGS),
+        ERROR,
+        "vm-lost",
+        "the VMM does not answer; not driven for now",
+        {"fault": "hangs"},
+    ),
+    (
+        VmmRefuses(VM, "no such command"),
+        WARNING,
+        "vmm-refuses",
+        "the VMM refuses, and the balloon stays as it is (no such command)",
+        {"detail": "no such command"},
+    ),
+    (
+        NoDriverYet(VM),
+        INFO,
+        "no-driver-yet",
+        "no balloon driver listens in the guest; waiting for one",
+        {},
+    ),
+    (
+        BaseFound(VM, GIB),
+        INFO,
+        "base-found",
+        "has a balloon of 1 GiB that is not balloond's, and keeps it",
+        {"base_bytes": GIB},
+    ),
+    (
+        Refilled(VM, GIB),
+        WARNING,
+        "refilled",
+        "its VMM has read all of its memory (migration, snapshot): 1 GiB that its balloon had "
+        "freed occupy memory again; giving the balloon back, to take it again in steps",
+        {"refilled_bytes": GIB},
+    ),
+    (
+        GivenBackLater(VM, GIB),
+        INFO,
+        "given-back-later",
+        "stands still, and takes 1 GiB back when it goes on",
+        {"left_bytes": GIB},
+    ),
+    (
+        BasesNotStored("No space left on device"),
+        WARNING,
+        "bases-not-stored",
+        "cannot store which balloons were there before balloond: No space left on device; after "
+        "a crash the next balloond would not give back what this one has taken",
+        {"error": "No space left on device"},
+    ),
+    (
+        SocketIgnored("/run/notes.qmp"),
+        DEBUG,
+        "socket-ignored",
+        "/run/notes.qmp is no socket; ignored",
+        {"path": "/run/notes.qmp"},
+    ),
+    (
+        DomainsNotFound("qemu:///system", Fault.HANGS, "no answer"),
+        ERROR,
+        "domains-not-found",
+        "domains of qemu:///system: the VMM does not answer (no answer)",
+        {"uri": "qemu:///system", "fault": "hangs", "detail": "no answer"},
+    ),
+    (
+        FinderFailed("web", "KeyError: 1"),
+        ERROR,
+        "finder-failed",
+        "web: KeyError: 1",
+        {"name": "web", "error": "KeyError: 1"},
+    ),
+]
+
 SILENT: list[Event] = [Connected(VM, 1000), Disconnected(VM)]
 
-ROWS = DEVICES + MEMORY + VMS + DAEMON
+PROTECTION: list[Row] = [
+    (
+        GuestInNeed(VM, (Sign.FAULTS, Sign.READS_DISK), 256 * MIB, 60.0),
+        WARNING,
+        "guest-in-need",
+        "in need (major-faults, reads-disk): giving 256 MiB back, and leaving it alone for 60 s",
+        {
+            "signs": ("major-faults", "reads-disk"),
+            "balloon_bytes": 256 * MIB,
+            "left_alone_s": 60.0,
+        },
+    ),
+    (
+        SqueezeStalled(VM, 192 * MIB, 160 * MIB, 120.0),
+        WARNING,
+        "squeeze-stalled",
+        "gives no more: stopping at 160 MiB of 192 MiB, and asking for no more for 120 s",
+        {"target_bytes": 192 * MIB, "balloon_bytes": 160 * MIB, "left_alone_s": 120.0},
+    ),
+    (
+        BalloonContested(VM, 160 * MIB, 400 * MIB, 60.0),
+        WARNING,
+        "balloon-contested",
+        "somebody else sets its balloon (its balloon is 400 MiB, 160 MiB wanted here): sending no "
+        "target for 60 s",
+        {"target_bytes": 160 * MIB, "balloon_bytes": 400 * MIB, "left_alone_s": 60.0},
+    ),
+    (
+        BalloonMissing(VM, Missing.REFILLED, GIB, 2 * GIB),
+        WARNING,
+        "balloon-missing",
+        "gave 2 GiB, of which the host has not got 1 GiB: something has read all of its memory in "
+        "again, as a migration or a snapshot does; not asking it for more",
+        {"cause": "refilled", "missing_bytes": GIB, "balloon_bytes": 2 * GIB},
+    ),
+    (
+        BalloonFreed(VM),
+        INFO,
+        "balloon-freed",
+        "the host has got what was missing of its balloon",
+        {},
+    ),
+]
+
+ROWS = DEVICES + MEMORY + VMS + DAEMON + DRIVEN + PROTECTION
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: type(row[0]).__name__)
@@ -713,6 +900,14 @@ def message_of(event: Event) -> str:
 )
 def test_words_of_deaths_and_faults(event: Event, message: str) -> None:
     assert message_of(event) == message
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+def test_fault_of_a_vmm_has_words_and_none_of_a_quiet_one_for_people(fault: Fault) -> None:
+    for event in (VmNotDriven("web", "/run/web", fault), VmLost(VM, fault)):
+        assert message_of(event)
+        assert not is_debug(event)
+        assert is_debug(event._replace(quiet=True))
 
 
 @pytest.mark.parametrize(

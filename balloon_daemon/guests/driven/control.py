@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Protocol
 
 from balloon_daemon.errors import BalloondError
-from balloon_daemon.events.driven import Fault
+from balloon_daemon.events.driven import Fault as Fault  # Drivers take it from here, too.
 from balloon_daemon.guests.seam import Ability, GuestState, Stats
 
 CALL_WITHIN_S = 5.0

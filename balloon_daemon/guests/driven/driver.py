@@ -13,6 +13,7 @@ from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.errors import printable
 from balloon_daemon.events import Publish, SocketIgnored
 from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import Control
 from balloon_daemon.guests.driven.directories import Directories
 from balloon_daemon.guests.driven.discovery import directories, name_of, sockets
@@ -53,17 +54,23 @@ class DrivenVms:
         wanted: which VMs.
         publish: takes events.
         is_own: whether the VM of this process is attached to a device of ours.
+        claims: which processes' VMs are driven.
     """
 
     keeps = True
     """They keep the balloon that they have, and the next balloond takes them as they are."""
 
     def __init__(
-        self, wanted: Wanted, publish: Publish, is_own: Callable[[int], bool] = lambda pid: False
+        self,
+        wanted: Wanted,
+        publish: Publish,
+        is_own: Callable[[int], bool] = lambda pid: False,
+        claims: Claims | None = None,
     ) -> None:
         self._wanted = wanted
         self._publish = publish
         self._is_own = is_own
+        self._claims = Claims() if claims is None else claims
         self._bases = Bases(wanted.bases_path, publish)
         self._directories = Directories(self._changed)
         self._named: list[Finder] = []
@@ -75,7 +82,8 @@ class DrivenVms:
     def start(self, registry: VmRegistry) -> None:
         """Finds VMs from now on."""
         self._registry = registry
-        self._shared = Shared(self._publish, registry.report, self._bases, self._is_own)
+        report = registry.report
+        self._shared = Shared(self._publish, report, self._bases, self._is_own, self._claims)
         self._named = [self._find(vm) for vm in self._wanted.vms]
         self._watch()
         self._directories.look()

@@ -16,7 +16,7 @@ from balloon_daemon.linux.process_figures import (
     start_time_of,
 )
 
-_PINNING = ("/dev/vfio/", "/dev/iommu", "/dev/vhost-vdpa")
+PINNING = ("/dev/vfio/", "/dev/iommu", "/dev/vhost-vdpa")
 """What a VMM has open for a device that reaches guest memory by DMA, past the VMM: all of its
 memory is pinned. Source: Linux, driver-api/vfio.rst, userspace-api/iommufd.rst."""
 
@@ -82,7 +82,7 @@ class HostSide:
         """
         if self._pid and start_time_of(self._pid) != self._started:
             self._pid = 0  # The number may be another process's by now.
-        if any(name.startswith(_PINNING) for name in files_of(self._pid)):
+        if any(name.startswith(PINNING) for name in files_of(self._pid)):
             return Fault.PINNED
         # The resident set leaves pages of hugetlbfs out, so it is the VMM's own memory where the
         # guest's is in such pages.

@@ -4,11 +4,12 @@ Runs in the controller. Figures that are out of range never pass: they are the V
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from balloon_daemon.events import BaseFound, NoDriverYet, Publish, Refilled, VmmRefuses
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.bases import BaseKey, Bases
+from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import ControlError, Found, Sample
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.refill import Refill
@@ -47,12 +48,27 @@ class Shared:
         report: takes reports to the controller.
         bases: the balloons that VMs had before balloond.
         is_own: whether the VM of this process is attached to a device of ours.
+        claims: which processes' VMs are driven.
     """
 
     publish: Publish
     report: ReportTo
     bases: Bases
     is_own: Callable[[int], bool] = lambda pid: False
+    claims: Claims = field(default_factory=Claims)
+
+
+@dataclass(slots=True)
+class _Said:
+    """What was reported last.
+
+    Attributes:
+        size_bytes: the VM's size; None: it is not attached yet.
+        state: the guest's state.
+    """
+
+    size_bytes: int | None = None
+    state: GuestState = GuestState.RUNNING
 
 
 class Reporter:
@@ -73,10 +89,10 @@ class Reporter:
         if host.disk_read_bytes() is not None:
             self._can |= {Ability.DISK_READS}
         self.state = GuestState.RUNNING
+        self._said = _Said()
         known = None if found.state is GuestState.NO_DRIVER else found.balloon_bytes
         self.key = BaseKey(vm.name, host.pid, host.started)
         self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
-        self._reported_size: int | None = None
         self._refill = Refill(self.balloon)
         self._refusals = OnceEach(REFUSALS)
         self._states = LineBudget(STATE_LINES, STATE_LINES_A_SECOND)
@@ -102,7 +118,8 @@ class Reporter:
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + LOOK_S
             check_process(self._host, self._shared)
-        self._change_state(sample.state, now_s)
+        self.state = sample.state
+        self._report_state(now_s)
         # Without a driver the VM has all of its memory, whatever its VMM reports.
         known = None if sample.state is GuestState.NO_DRIVER else sample.balloon_bytes
         was_changed = self.balloon.changed
@@ -117,12 +134,14 @@ class Reporter:
             self._shared.report(self._vm, Held(held_bytes, now_s))
         if self._host.has_memory_file and (over_bytes := self._refill.look(held_bytes)):
             self._shared.publish(Refilled(self._vm, over_bytes))
+        self._report_state(now_s)
 
     def reset(self, now_s: float) -> None:
         """Notes that the guest was reset: its balloon's size is not known, whatever is reported,
         until its next driver listens."""
         self.balloon.take(self.balloon.vm_mem_bytes, None)
-        self._change_state(GuestState.NO_DRIVER, now_s)
+        self.state = GuestState.NO_DRIVER
+        self._report_state(now_s)
 
     def refilled(self) -> None:
         """Notes that the VMM has read all of the guest's memory."""
@@ -134,10 +153,12 @@ class Reporter:
         quiet = not self._refusals.admit(detail)
         self._shared.publish(VmmRefuses(self._vm, detail, quiet))
 
-    def _change_state(self, state: GuestState, now_s: float) -> None:
-        if state is self.state:
+    def _report_state(self, now_s: float) -> None:
+        retaking = self.state is GuestState.RUNNING and self.balloon.most_bytes is not None
+        state = GuestState.RETAKING if retaking else self.state
+        if state is self._said.state:
             return
-        self.state = state
+        self._said.state = state
         self._shared.report(self._vm, StateChanged(state))
         if state is GuestState.NO_DRIVER and self._states.has_one(now_s):
             self._shared.publish(NoDriverYet(self._vm))
@@ -146,16 +167,16 @@ class Reporter:
         size_bytes, taken_bytes = self.balloon.size_bytes, self.balloon.taken_bytes
         if known is not None:
             self._shared.report(self._vm, Actual(taken_bytes, at_s))
-        if self._reported_size is None:
+        if self._said.size_bytes is None:
             if known is None:
                 return  # Its balloon cannot be moved yet.
             if self.balloon.base_bytes:
                 self._shared.publish(BaseFound(self._vm, self.balloon.base_bytes))
             attached = Attached(size_bytes, self._can, taken_bytes)
-            self._reported_size = size_bytes
+            self._said.size_bytes = size_bytes
             self._shared.report(self._vm, attached)
-        elif size_bytes != self._reported_size:
-            self._reported_size = size_bytes
+        elif size_bytes != self._said.size_bytes:
+            self._said.size_bytes = size_bytes
             self._shared.report(self._vm, Resized(size_bytes))
 
     def _report_stats(self, stats: Stats) -> None:

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from balloon_daemon.events import GivingBack
+from balloon_daemon.events import GivenBackLater, GivingBack
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import (
     CALL_WITHIN_S,
@@ -121,12 +121,13 @@ class DrivenVm:
         balloon = self._reporter.balloon
         if balloon.changed:
             self._shared.publish(GivingBack(self.vm, balloon.taken_bytes))
-        self.watch(None)
-        self._schedule.giving_back = True
+        self._schedule.give_back(asyncio.get_running_loop().time())
         self.set_target(0)
         if not self.ended.done() and not self._has_given_back():
             self._given_back = asyncio.get_running_loop().create_future()
             await self._given_back
+        if self._reporter.state is GuestState.PAUSED and balloon.taken_bytes:
+            self._shared.publish(GivenBackLater(self.vm, balloon.taken_bytes))
 
     def leave(self) -> None:
         """Does nothing: the VM keeps the balloon that it has."""
@@ -193,7 +194,12 @@ class DrivenVm:
         self._reporter.balloon.sent(asked_bytes)
 
     async def _sample(self, now_s: float) -> None:
-        self._schedule.sampled(now_s, has_driver=self._reporter.state != GuestState.NO_DRIVER)
+        reporter = self._reporter
+        self._schedule.sampled(
+            now_s,
+            has_driver=reporter.state is not GuestState.NO_DRIVER,
+            retaking=reporter.balloon.most_bytes is not None,
+        )
         sample = await bounded(self._control.sample())
         self._refused = False
         self._reporter.take(sample, asyncio.get_running_loop().time())

@@ -14,6 +14,9 @@ DRIVER_S, YOUNG_S = 5.0, 120.0
 """How often to look whether a guest's driver listens, and how long after it was found or reset: a
 guest boots in that time, or has no driver."""
 
+STEP_S = 1.0
+"""How often a VM is sampled whose balloon is taken again in steps."""
+
 GIVING_BACK_S = 0.25
 """How often a VM is sampled that gives its balloon back at balloond's end."""
 
@@ -74,7 +77,6 @@ class Schedule:
         wanted_s: how often the VM is to be watched; None: it is not.
         told_s: how often its guest was told to send statistics.
         young_until_s: until when its driver is expected to begin to listen.
-        giving_back: whether it gives its balloon back at balloond's end.
     """
 
     def __init__(self, number: int, now_s: float) -> None:
@@ -83,7 +85,7 @@ class Schedule:
         self.wanted_s: float | None = None
         self.told_s: float | None = None
         self.young_until_s = now_s + YOUNG_S
-        self.giving_back = False
+        self._giving_back = False
         self.due_s = now_s + DRIVER_S * self._share
 
     def watch(self, every_s: float | None, now_s: float) -> None:
@@ -92,17 +94,31 @@ class Schedule:
         if every_s is not None:
             self.due_s = min(self.due_s, now_s + every_s * self._share)
 
+    def give_back(self, now_s: float) -> None:
+        """Samples often from now on, as the VM gives its balloon back at balloond's end."""
+        self._giving_back = True
+        self.watch(None, now_s)
+        self.due_s = min(self.due_s, now_s + GIVING_BACK_S)
+
     def hurry(self, now_s: float) -> None:
         """Makes a sample due as soon as may be."""
         self.due_s = min(self.due_s, max(now_s, self._sampled_s + LEAST_GAP_S))
 
-    def sampled(self, now_s: float, *, has_driver: bool) -> None:
-        """Notes a sample at this time, and sets the next one's."""
+    def sampled(self, now_s: float, *, has_driver: bool, retaking: bool) -> None:
+        """Notes a sample at this time, and sets the next one's.
+
+        Args:
+            now_s: the time.
+            has_driver: whether a balloon driver listens in the guest.
+            retaking: whether the balloon is given back and taken again in steps.
+        """
         every_s = IDLE_S if self.wanted_s is None else self.wanted_s
-        if self.giving_back:
+        if self._giving_back:
             every_s = GIVING_BACK_S
         elif not has_driver and now_s < self.young_until_s:
             every_s = min(every_s, DRIVER_S)
+        elif retaking:
+            every_s = min(every_s, STEP_S)
         self._sampled_s = now_s
         # Count from when this sample was due: counted from now, all samples of a loop that was
         # busy for a moment would stay together for good.

@@ -5,9 +5,11 @@ from typing import assert_never
 from balloon_daemon.events import (
     BaseFound,
     BasesNotStored,
+    DomainsNotFound,
     DrivenEvent,
     Fault,
     FinderFailed,
+    GivenBackLater,
     NoDriverYet,
     Refilled,
     SocketIgnored,
@@ -46,7 +48,11 @@ _NOT_DRIVEN = {
     ),
     Fault.OWN_DEVICE: (Level.ERROR, "the VM's balloon is driven in another way already"),
     Fault.REFUSED: (Level.ERROR, "the VMM refuses"),
-    Fault.NO_LIBRARY: (Level.ERROR, "the library for this kind of VM is not installed"),
+    Fault.NO_LIBRARY: (
+        Level.ERROR,
+        "libvirt's library for Python is not installed; install the package python3-libvirt, or "
+        "balloond[libvirt] by pip",
+    ),
 }
 """For each fault the level and the sentence about a VM that is not driven because of it."""
 
@@ -81,6 +87,9 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
                 "giving the balloon back, to take it again in steps"
             )
             return Level.WARNING, message
+        case GivenBackLater(_, left_bytes):
+            size = format_size(left_bytes)
+            return Level.INFO, f"stands still, and takes {size} back when it goes on"
         case BasesNotStored(error):
             message = (
                 f"cannot store which balloons were there before balloond: {error}; after a crash "
@@ -89,6 +98,9 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
             return Level.WARNING, message
         case SocketIgnored(path):
             return Level.DEBUG, f"{path} is no socket; ignored"
+        case DomainsNotFound(uri, fault, detail, quiet):
+            level, why = _NOT_DRIVEN[fault]
+            return Level.DEBUG if quiet else level, f"domains of {uri}: {why}{_quoted(detail)}"
         case FinderFailed(name, error):
             return Level.ERROR, f"{name}: {error}"
         case _:

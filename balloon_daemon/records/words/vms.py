@@ -3,6 +3,7 @@
 from typing import assert_never
 
 from balloon_daemon.events import (
+    AlreadyConnected,
     BalloonFound,
     BalloonSought,
     Connected,
@@ -49,6 +50,12 @@ _WHY = {
     Reason.FRUITLESS: "low memory, but what this VM gives does not come back to the host",
     Reason.NO_ROOM: "low memory, but the VM's tmpfs has no room to give this back later",
     Reason.LOWER_FIRST: "low memory, but VMs of a lower priority can give more first",
+    Reason.IN_NEED: "the guest needs its memory",
+    Reason.STALLED: "the guest gives no more",
+    Reason.CONTESTED: "somebody else sets this VM's balloon",
+    Reason.NO_FRESH_STATS: "low memory, but the guest's statistics have stopped coming",
+    Reason.NOT_RUNNING: "low memory, but the guest stands still or has no balloon driver",
+    Reason.LIMITS_CHANGED: "the limits of the VM's balloon have changed",
 }
 
 
@@ -71,6 +78,12 @@ def said_of_vm(event: VmEvent) -> tuple[Level, str] | None:
         case ConnectionFailed(_, error, suppressed):
             message = f"the VMM's connection failed: {error}"
             return Level.ERROR, message + _more_ended(suppressed)
+        case AlreadyConnected(_, uid, suppressed):
+            message = (
+                f"a connection of user {uid} is refused, as the VM is connected already: give "
+                "each VM a socket of its own"
+            )
+            return Level.ERROR, message + more(suppressed)
         case RequestNotServed(_, why):
             return Level.WARNING, why
         case VmNotServed(_, why):
