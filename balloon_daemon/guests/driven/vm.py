@@ -85,8 +85,7 @@ class DrivenVm:
             why = err
         finally:
             self._control.close()
-            if self._given_back is not None and not self._given_back.done():
-                self._given_back.set_result(None)
+            self._wait_no_more()
             self._shared.report(self.vm, Gone(why.fault.value))
             self.ended.set_result(why)
 
@@ -172,8 +171,7 @@ class DrivenVm:
             self._refused = True
             self._reporter.refused(err.detail)
         if self._given_back is not None and self._has_given_back():
-            self._given_back.set_result(None)
-            self._given_back = None
+            self._wait_no_more()
         return True
 
     def _take_notices(self, now_s: float) -> None:
@@ -211,6 +209,12 @@ class DrivenVm:
         moves = self._reporter.state is GuestState.RUNNING
         done = not balloon.changed or (balloon.is_told and not moves)
         return done and schedule.told_s == schedule.wanted_s
+
+    def _wait_no_more(self) -> None:
+        """Ends a ``give_back``, unless whoever waits for it has given up."""
+        waits, self._given_back = self._given_back, None
+        if waits is not None and not waits.done():
+            waits.set_result(None)
 
     async def _let_go(self) -> None:
         """Gives all back to a VM that is not driven any more, without waiting for its guest."""
