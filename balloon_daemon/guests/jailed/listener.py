@@ -22,9 +22,9 @@ from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 ACCEPT_AGAIN_S = 1.0
 """How long the next connection waits when no descriptor is free."""
 
-ACCEPT_EACH_S = 0.001
-"""The pause between two connections: without it, a user who connects in a loop would occupy a
-core."""
+ACCEPT_PART = 1 / 32
+"""The part of the event loop's time that may go into accepting connections, some 100 a second:
+without a limit, a user who connects in a loop would occupy a core."""
 
 
 class VhostUserGuests:
@@ -120,6 +120,17 @@ class VhostUserGuests:
         asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
 
     def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener.sock)
+        again_s, began_s = ACCEPT_AGAIN_S, loop.time()
+        try:
+            if self._accept_one():
+                again_s = (loop.time() - began_s) / ACCEPT_PART
+        finally:
+            self._accept_later = loop.call_later(again_s, self._listen)
+
+    def _accept_one(self) -> bool:
+        """Accepts one connection. Returns False if no descriptor or memory is free for it."""
         saver: Saver = NullSaver()
         vm = self._registry.next_vm()
         try:
@@ -131,25 +142,19 @@ class VhostUserGuests:
         except OSError as err:
             saver.close()
             if isinstance(err, (BlockingIOError, ConnectionAbortedError)):
-                return
+                return True
             self._publish(NotAccepted(err.strerror or str(err)))
-            self._accept_again_in(ACCEPT_AGAIN_S)
-            return
-        self._accept_again_in(ACCEPT_EACH_S)
+            return False
         connection = Connection(sock, ForeignFds(self._closer))
         peer = self._peers.of(connection)
         if self._peers.refuses(peer, self._publish):
             connection.close()
             saver.close()
-            return
+            return True
         if self._store.keeps:
             capacity = self._store.room.capacity
             if self._peers.keeps_no_more_of(peer, capacity, vm, self._publish):
                 saver.close()
                 saver = NullSaver()
         self._registry.serve(self._make(vm, connection, saver))
-
-    def _accept_again_in(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener.sock)
-        self._accept_later = loop.call_later(seconds, self._listen)
+        return True
