@@ -56,6 +56,7 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.guests.jailed.listener import VhostUserGuests
 from balloon_daemon.guests.jailed.supervisor import Jail
+from balloon_daemon.guests.open_guest import open_drivers
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
 from balloon_daemon.linux.events import allow_all_fds
@@ -201,7 +202,8 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 with Interruptible():
                     show(how_to_attach(config))
             guests = VhostUserGuests(config, jail, listener, store, bus.publish)
-            controller = Controller(config, source, guests, bus.publish, bus.drain)
+            drivers = [guests, *open_drivers(config, bus.publish, low=template.share_low_numbers)]
+            controller = Controller(config, source, drivers, bus.publish, bus.drain)
             _serve(controller, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from balloon_daemon.config.vms import Discover, VmConfig
 from balloon_daemon.linux.directories import is_private
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 
@@ -51,6 +52,8 @@ class Config:
         poll_s: how often to read the source where the kernel cannot wake us, in seconds.
         page_reporting: let guests report free memory (VIRTIO_BALLOON_F_REPORTING).
         device_user: name of the user that a device becomes where the daemon runs as root.
+        vms: the VMs that are named.
+        discover: where more VMs are found.
     """
 
     socket: Path = field(default_factory=default_socket)
@@ -62,3 +65,5 @@ class Config:
     poll_s: float = 1.0
     page_reporting: bool = True
     device_user: str = "nobody"
+    vms: tuple[VmConfig, ...] = ()
+    discover: Discover = field(default_factory=Discover)

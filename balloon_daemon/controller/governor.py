@@ -13,21 +13,27 @@ from typing import assert_never
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
+    Ability,
     Actual,
     Attached,
     Gone,
     Guest,
+    Held,
     Refused,
     Report,
     Resized,
+    StateChanged,
     Stats,
     Stuck,
     VmRow,
 )
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.sizing import host_policy
+from balloon_daemon.sizing import host_events
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState, Reason
-from balloon_daemon.sizing.host_policy import Halted, HostPolicy, HostStep, Looked, Seen, Woke
+from balloon_daemon.sizing.host_events import Halted, HostStep, Looked, Seen, Woke
+from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.terms import Terms
+from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
 from balloon_daemon.units import VmId
 
@@ -65,9 +71,9 @@ class Governor:
         """The VMs that were added and have not gone."""
         return self._vms.values()
 
-    def add(self, guest: Guest) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
         """Adds a guest, which is asked for nothing before it has reported ``Attached``."""
-        self._vms[guest.vm] = Vm(guest)
+        self._vms[guest.vm] = Vm(guest, settings)
 
     def halt(self) -> None:
         """Stops all decisions, because balloond ends."""
@@ -95,12 +101,16 @@ class Governor:
                     self._policy.note_actual(vm_id, balloon_bytes)
             case Stats():
                 vm.stats = report
+            case Held():
+                vm.held = report
+            case StateChanged(state):
+                vm.state = state
             case Refused() | Stuck():
                 vm.trouble = report
             case Gone():
                 del self._vms[vm_id]
                 if self._policy.governs(vm_id):
-                    self._step(host_policy.Removed(vm_id))
+                    self._step(host_events.Removed(vm_id))
             case _:
                 assert_never(report)
 
@@ -125,7 +135,7 @@ class Governor:
             policy.max_bytes,
             policy.level,
             self._settings.steps,
-            policy.target_bytes,
+            self._policy.target_bytes(vm_id),
             policy.statistics(),
         )
 
@@ -134,10 +144,11 @@ class Governor:
     def _attach(self, vm_id: VmId, vm: Vm, report: Attached) -> None:
         vm.can = report.can
         size, row = report.vm_mem_bytes, report.row
-        event: host_policy.Event = host_policy.Added(vm_id, size, report.balloon_bytes)
+        terms = Terms(vm.settings, Ability.STATS in vm.can, Ability.DEFLATE_ON_OOM in vm.can)
+        event: host_events.Event = host_events.Added(vm_id, size, report.balloon_bytes, terms)
         if row is not None:
             state = PolicyState(row.level, row.recheck_at_s, row.release_at_s)
-            event = host_policy.Restored(vm_id, size, state, vm.balloon_bytes)
+            event = host_events.Restored(vm_id, size, state, vm.balloon_bytes, terms)
         step = self._policy.step(event, self._loop.time())
         if not self._policy.governs(vm_id):
             # HostPolicy did not add the VM: it is halted, because balloond ends. Send the VM no
@@ -155,7 +166,7 @@ class Governor:
         if not self._policy.governs(vm_id) or vm_mem_bytes == self._policy.vm_mem_bytes(vm_id):
             return
         now_s = self._loop.time()
-        step = self._policy.step(host_policy.Resized(vm_id, vm_mem_bytes), now_s)
+        step = self._policy.step(host_events.Resized(vm_id, vm_mem_bytes), now_s)
         if self._policy.vm_mem_bytes(vm_id) != vm_mem_bytes:
             return  # Halted.
         quiet = vm.sizes.admit(now_s) is None
@@ -189,7 +200,7 @@ class Governor:
 
     # --- the policy's results -----------------------------------------------------------------
 
-    def _step(self, event: host_policy.Event, now_s: float | None = None) -> None:
+    def _step(self, event: host_events.Event, now_s: float | None = None) -> None:
         self._perform(self._policy.step(event, self._loop.time() if now_s is None else now_s))
 
     def _perform(self, step: HostStep, *, quiet: bool = False) -> None:

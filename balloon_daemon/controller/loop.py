@@ -4,12 +4,13 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import (
     CallbackFailed,
     Listening,
@@ -23,6 +24,7 @@ from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
+from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
 
 GC_THRESHOLDS = 700, 2, 500
@@ -45,15 +47,21 @@ class Registry:
         self._publish = publish
         self._last = 0
         self.tasks: dict[VmId, asyncio.Task[None]] = {}
+        self.drivers: dict[VmId, GuestDriver] = {}
+        """Who has found each VM that has not gone."""
 
-    def next_vm(self) -> VmId:
-        return VmId(self._last + 1, f"vm{self._last + 1}")
+    def of(self, driver: GuestDriver) -> "DriversRegistry":
+        """The registry for one driver."""
+        return DriversRegistry(self, driver)
 
-    def add(self, guest: Guest) -> None:
+    def next_vm(self, name: str = "") -> VmId:
+        return VmId(self._last + 1, name or f"vm{self._last + 1}")
+
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
         # A VM taken over from another balloond brings its number along. Note the highest number so
         # far, so that no new VM gets a number that was used before.
         self._last = max(self._last, guest.vm.number)
-        self._governor.add(guest)
+        self._governor.add(guest, settings)
 
     def report(self, vm: VmId, report: Report) -> None:
         self._governor.report(vm, report)
@@ -65,11 +73,32 @@ class Registry:
 
     def _ended(self, vm: VmId, task: "asyncio.Task[None]") -> None:
         del self.tasks[vm]
+        self.drivers.pop(vm, None)
         self._governor.report(vm, Gone("its task has ended"))
         if not task.cancelled() and (err := task.exception()) is not None:
             # Publish the error and do not raise it: a bug in one guest's task must not end the
             # tasks of the other VMs.
             self._publish(VmFailed(vm, f"{type(err).__name__}: {err}"))
+
+
+class DriversRegistry:
+    """All VMs, for one driver: a ``VmRegistry`` that notes which VMs the driver has found.
+
+    Args:
+        registry: all VMs.
+        driver: finds VMs.
+    """
+
+    def __init__(self, registry: Registry, driver: GuestDriver) -> None:
+        self._registry = registry
+        self._driver = driver
+        self.next_vm = registry.next_vm
+        self.report = registry.report
+        self.serve = registry.serve
+
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+        self._registry.drivers[guest.vm] = self._driver
+        self._registry.add(guest, settings)
 
 
 class Controller:
@@ -78,7 +107,7 @@ class Controller:
     Args:
         config: the settings.
         source: the low-memory source.
-        driver: finds the VMs.
+        drivers: find the VMs, each those of one kind.
         publish: takes events.
         drain: delivers all published events, before this process ends without the interpreter's
             exit.
@@ -88,13 +117,13 @@ class Controller:
         self,
         config: Config,
         source: LowMemorySource,
-        driver: GuestDriver,
+        drivers: Sequence[GuestDriver],
         publish: Publish,
         drain: Callable[[], None],
     ) -> None:
         self._config = config
         self._source = source
-        self._driver = driver
+        self._drivers = drivers
         self._publish = publish
         self._drain = drain
         self._governor: Governor
@@ -107,8 +136,8 @@ class Controller:
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
 
-        SIGUSR1 ends it too, but leaves the VMs to the next balloond. The signals are blocked when
-        it begins, and again when it ends.
+        SIGUSR1 ends it too, but leaves the VMs to the next balloond, where their driver can. The
+        signals are blocked when it begins, and again when it ends.
         """
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
@@ -127,7 +156,8 @@ class Controller:
         gc.freeze()
         if sys.version_info < (3, 14):  # Later versions collect the old objects in increments.
             gc.set_threshold(*GC_THRESHOLDS)
-        self._driver.start(self._registry)
+        for driver in self._drivers:
+            driver.start(self._registry.of(driver))
         notify("READY=1", f"STATUS=listening on {self._config.socket}")
         self._publish(Listening(str(self._config.socket)))
         self.listening = True
@@ -142,7 +172,8 @@ class Controller:
             notify("STOPPING=1")
             ended = await self._end(leaving=leaving)
             watch.close()
-            await self._driver.close(leaving=leaving)
+            for driver in self._drivers:
+                await driver.close(leaving=leaving and driver.keeps)
             # Block the end signals, as the event loop's handlers are removed next: the default
             # action of a second signal would then kill this process before it has cleaned up.
             hold_end_signals()
@@ -161,8 +192,9 @@ class Controller:
                 self._publish(StoppingAtOnce(number.name))
                 self._hurry.set_result(None)
         else:
-            leaving = number is signal.SIGUSR1 and self._driver.keeps
-            self._publish(Stopping(number.name, leaving))
+            leaving = number is signal.SIGUSR1
+            stay = leaving and all(driver.keeps for driver in self._drivers)
+            self._publish(Stopping(number.name, stay))
             stopping.set_result(leaving)
 
     def _failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -174,18 +206,22 @@ class Controller:
 
     async def _end(self, *, leaving: bool) -> bool:
         """Ends all tasks; False where some do not end."""
-        self._driver.stop(leaving=leaving)
-        vms = list(self._governor.vms)
-        if leaving:
-            for vm in vms:
-                try:
-                    vm.guest.leave()
-                except Exception as err:
-                    # Go on after a bug in one guest: the other VMs must still be left in the store
-                    # for the next balloond.
-                    self._publish(VmFailed(vm.guest.vm, f"{type(err).__name__}: {err}"))
-        else:
+        keeping = [driver for driver in self._drivers if leaving and driver.keeps]
+        for driver in self._drivers:
+            driver.stop(leaving=driver in keeping)
+        given_back: list[Vm] = []
+        for vm in list(self._governor.vms):
+            if self._registry.drivers.get(vm.guest.vm) not in keeping:
+                given_back.append(vm)
+                continue
+            try:
+                vm.guest.leave()
+            except Exception as err:
+                # Go on after a bug in one guest: the other VMs must still be left in the store
+                # for the next balloond.
+                self._publish(VmFailed(vm.guest.vm, f"{type(err).__name__}: {err}"))
+        if given_back or not leaving:
             self._governor.halt()
             self._hurry = asyncio.get_running_loop().create_future()
-            await give_back(vms, self._hurry, self._publish)
+            await give_back(given_back, self._hurry, self._publish)
         return await end_tasks(dict(self._registry.tasks), self._publish)

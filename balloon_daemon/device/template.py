@@ -225,6 +225,10 @@ class Template:
         """
         self._low.fill()
 
+    def share_low_numbers(self) -> LowNumbers:
+        """Gives some of the low numbers to another starter of programs."""
+        return self._low.share()
+
     def _end(self, process: _Process) -> None:
         process.end()
         self.reserve_low_numbers()

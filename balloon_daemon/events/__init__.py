@@ -17,12 +17,14 @@ from balloon_daemon.events.daemon import *  # noqa: F403
 from balloon_daemon.events.daemon import DaemonEvent
 from balloon_daemon.events.devices import *  # noqa: F403
 from balloon_daemon.events.devices import DeviceEvent
+from balloon_daemon.events.driven import *  # noqa: F403
+from balloon_daemon.events.driven import DrivenEvent
 from balloon_daemon.events.memory import *  # noqa: F403
 from balloon_daemon.events.memory import MemoryEvent
 from balloon_daemon.events.vms import *  # noqa: F403
 from balloon_daemon.events.vms import VmEvent
 
-Event = DaemonEvent | DeviceEvent | MemoryEvent | VmEvent
+Event = DaemonEvent | DeviceEvent | DrivenEvent | MemoryEvent | VmEvent
 """The union of all events."""
 
 Publish = Callable[[Event], None]

@@ -5,8 +5,9 @@ controller sets the balloon's size and knows nothing of the way; the guest repor
 There is one unit in both directions: bytes of balloon, absolute, and the last value counts, so
 that the next value makes up for a lost one.
 
-Reports come in this order: any number of ``Actual``, ``Stats``, ``Refused`` and ``Stuck``; one
-``Attached`` once the VM's size is known; from then on ``Resized`` too; ``Gone`` last.
+Reports come in this order: any number of ``StateChanged``, ``Actual``, ``Stats``, ``Held``,
+``Refused`` and ``Stuck``; one ``Attached`` once the VM's size is known; from then on ``Resized``
+too; ``Gone`` last.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
 
 
@@ -40,6 +42,31 @@ class Ability(Enum):
 
     STATS = "stats"
     """It reports statistics when asked for them."""
+
+    DISK_READS = "disk-reads"
+    """Its statistics say how much it has read from its disks."""
+
+    DEFLATE_ON_OOM = "deflate-on-oom"
+    """Its driver takes pages back by itself before the guest's kernel kills a process."""
+
+
+class GuestState(Enum):
+    """The states in which a guest's balloon does or does not follow its target."""
+
+    NO_DRIVER = "no-driver"
+    """No balloon driver listens yet: firmware, boot, or a guest without such a driver. The VM has
+    all of its memory, whatever size its VMM reports."""
+
+    RUNNING = "running"
+    """A driver listens."""
+
+    PAUSED = "paused"
+    """Its virtual CPUs stand still, or the guest is suspended: a target waits until it goes on,
+    and a balloon that does not move is neither a stall nor a sign of need."""
+
+    RETAKING = "retaking"
+    """Its memory was filled again by its VMM (a migration, a snapshot): its driver here gives the
+    whole balloon back and takes it again up to the target. Its movements are no sign of need."""
 
 
 # --- guest to controller ------------------------------------------------------------------------
@@ -75,6 +102,13 @@ class Resized:
 
 
 @dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The guest is in another state. Before the first of these it is ``RUNNING``."""
+
+    state: GuestState
+
+
+@dataclass(frozen=True, slots=True)
 class Actual:
     """The balloon's size, as the VM's driver reports it.
 
@@ -84,6 +118,19 @@ class Actual:
     """
 
     balloon_bytes: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How much of the host's memory the VM's memory occupies, as the host's kernel counts it.
+
+    Attributes:
+        held_bytes: blocks of its memory file, else the resident set of its VMM's process.
+        at_s: when it was read, on CLOCK_MONOTONIC.
+    """
+
+    held_bytes: int
     at_s: float
 
 
@@ -109,6 +156,7 @@ class Stats:
         direct_scans: pages that allocations looked at to reclaim them.
         async_reclaims: pages that the kernel's own threads reclaimed.
         direct_reclaims: pages that allocations reclaimed.
+        disk_read_bytes: read from its disks, as its VMM or the host counts it.
     """
 
     at_s: float
@@ -128,6 +176,7 @@ class Stats:
     direct_scans: int | None = None
     async_reclaims: int | None = None
     direct_reclaims: int | None = None
+    disk_read_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +200,7 @@ class Gone:
     why: str
 
 
-Report = Attached | Resized | Actual | Stats | Refused | Stuck | Gone
+Report = Attached | Resized | StateChanged | Actual | Stats | Held | Refused | Stuck | Gone
 ReportTo = Callable[[VmId, Report], None]
 """Takes a VM's report. Raises StateError: ``Attached`` has a row that no policy can be in."""
 
@@ -181,6 +230,13 @@ class Guest(Protocol):
     def request_stats(self) -> None:
         """Asks the guest for ``Stats``; never blocks."""
 
+    def watch(self, every_s: float | None) -> None:
+        """Sets how often the guest reports ``Stats`` and ``Held``; never blocks.
+
+        Args:
+            every_s: the period in seconds; None: only when asked.
+        """
+
     def against_more(self, level: int) -> Reason | None:
         """Why the guest must not be asked for more just now; None: it may be.
 
@@ -206,11 +262,20 @@ class Guest(Protocol):
 class VmRegistry(Protocol):
     """The controller's side for a driver that finds VMs."""
 
-    def next_vm(self) -> VmId:
-        """The id for the next VM; ``add`` uses it up."""
+    def next_vm(self, name: str = "") -> VmId:
+        """The id for the next VM; ``add`` uses it up.
 
-    def add(self, guest: Guest) -> None:
-        """Adds a guest, whose reports are accepted from now on."""
+        Args:
+            name: its name; "": one made of its number.
+        """
+
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+        """Adds a guest, whose reports are accepted from now on.
+
+        Args:
+            guest: the guest.
+            settings: how much of its memory may be taken, and when.
+        """
 
     def report(self, vm: VmId, report: Report) -> None:
         """Handles a VM's report.

@@ -55,6 +55,13 @@ class LowNumbers:
                 fd = os.dup(fd)
             os.close(fd)
 
+    def share(self) -> "LowNumbers":
+        """Gives some of the numbers away, for another starter of programs with a duplicate."""
+        shared = LowNumbers.__new__(LowNumbers)
+        shared._fds, self._fds = self._fds[:2], self._fds[2:]
+        shared._duplicate = -1
+        return shared
+
     def duplicate(self, fd: int) -> int:
         """A duplicate of ``fd`` below ``LOW``, which a child forked here inherits.
 

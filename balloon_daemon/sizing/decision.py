@@ -51,6 +51,103 @@ class Reason(Enum):
     ADOPTED = "adopted"
     FRUITLESS = "fruitless"
     NO_ROOM = "no-room"
+    LOWER_FIRST = "lower-priority-first"
+    IN_NEED = "in-need"
+    STALLED = "stalled"
+    CONTESTED = "contested"
+    NO_FRESH_STATS = "no-fresh-stats"
+    NOT_RUNNING = "not-running"
+    LIMITS_CHANGED = "limits-changed"
+
+
+class Sign(Enum):
+    """What shows that a guest needs its memory; the value is the word for a metric's label."""
+
+    LITTLE_AVAILABLE = "little-available"
+    """Little memory is left that could be had without swapping."""
+    SWAPS_IN = "swaps-in"
+    """It reads from swap what it had written there."""
+    READS_DISK = "reads-disk"
+    """It has no free memory, and reads far more from its disks than before the squeeze."""
+    FAULTS = "major-faults"
+    """The same, seen by page faults that had to read a file or swap."""
+    STUCK = "stuck"
+    """It has no free memory, and cannot give what it is asked for."""
+    KILLED = "killed"
+    """Its kernel has killed a process for lack of memory."""
+    TOOK_BACK = "took-back"
+    """Its balloon has shrunk, which nobody had asked for."""
+
+
+class Missing(Enum):
+    """Why the host has not got what a guest gave; the value is the word for a metric's label."""
+
+    NOTHING = "nothing"
+    """It has got it."""
+    NEVER_FREED = "never-freed"
+    """It never had: memory that is not shared, of huge pages, or pinned for a device."""
+    REFILLED = "refilled"
+    """It had: something has read all of the VM's memory since, as migrations and snapshots do."""
+
+
+class InNeed(NamedTuple):
+    """A guest is in need: its whole balloon is given back at once.
+
+    Attributes:
+        signs: what shows it.
+        balloon_bytes: its balloon's size.
+        left_alone_s: for how long it is asked for nothing.
+    """
+
+    signs: frozenset[Sign]
+    balloon_bytes: int
+    left_alone_s: float
+
+
+class Stalled(NamedTuple):
+    """A balloon does not grow towards its target: the squeeze ends at what was reached.
+
+    Attributes:
+        target_bytes: the target.
+        balloon_bytes: what was reached.
+        left_alone_s: for how long the guest is asked for no more.
+    """
+
+    target_bytes: int
+    balloon_bytes: int
+    left_alone_s: float
+
+
+class Contested(NamedTuple):
+    """Somebody else sets a balloon's size: no targets are sent for a time.
+
+    Attributes:
+        target_bytes: the target.
+        balloon_bytes: the size that somebody else has set.
+        left_alone_s: for how long no targets are sent.
+    """
+
+    target_bytes: int
+    balloon_bytes: int
+    left_alone_s: float
+
+
+class Balance(NamedTuple):
+    """What the host has got of a balloon has changed.
+
+    Attributes:
+        missing: the likely cause.
+        missing_bytes: how many bytes the host has not got.
+        balloon_bytes: the balloon's size.
+    """
+
+    missing: Missing
+    missing_bytes: int
+    balloon_bytes: int
+
+
+Finding = InNeed | Stalled | Contested | Balance
+"""What was noticed about one VM."""
 
 
 class Decision(NamedTuple):

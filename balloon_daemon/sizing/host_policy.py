@@ -18,6 +18,7 @@ Theory of operation
     ``Looked``    the source was read: low memory is told to every policy that listens
     ``Woke``      ``wake_at_s`` has come: every deadline that is due fires, the earliest first;
                   where a VM listens again the reading counts as ``Looked``, too
+    ``Moved`` …   what a careful VM's guest reports: ``protection`` gives memory back, or holds
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -30,11 +31,9 @@ Theory of operation
     unknown VM, or one that adds a VM twice or restores a VM to a state that no policy can be in.
 """
 
-import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from balloon_daemon.errors import StateError
 from balloon_daemon.sizing.balloon_policy import (
@@ -43,164 +42,36 @@ from balloon_daemon.sizing.balloon_policy import (
     LowMemory,
     LowMemoryTimer,
     PolicySettings,
-    PolicyState,
-    SetTarget,
     Step,
     max_balloon_bytes,
 )
-from balloon_daemon.sizing.decision import Decision, NeverLow, Reading, Reason
-from balloon_daemon.units import VmId
-
-Seen = Reading | NeverLow | None
-"""One reading of the low-memory source; None: its figures are unknown."""
-
-
-class Added(NamedTuple):
-    """A VM of this size has come.
-
-    Attributes:
-        vm: which VM.
-        vm_mem_bytes: its size.
-        balloon_bytes: the size of the balloon that an earlier balloond has left in it.
-    """
-
-    vm: VmId
-    vm_mem_bytes: int
-    balloon_bytes: int = 0
-
-
-class Restored(NamedTuple):
-    """A VM has come whose policy another balloond has left in this state.
-
-    Attributes:
-        vm: which VM.
-        vm_mem_bytes: its size.
-        state: its policy's state.
-        balloon_bytes: its balloon's size.
-    """
-
-    vm: VmId
-    vm_mem_bytes: int
-    state: PolicyState
-    balloon_bytes: int
+from balloon_daemon.sizing.deadlines import Deadlines
+from balloon_daemon.sizing.decision import Reading, Reason
+from balloon_daemon.sizing.host_events import (
+    Added,
+    Event,
+    Halted,
+    HostStep,
+    Looked,
+    Measured,
+    Moved,
+    Ran,
+    Removed,
+    Resized,
+    Restored,
+    Sampled,
+    Seen,
+    Woke,
+)
+from balloon_daemon.sizing.outcome import Outcome
+from balloon_daemon.sizing.priorities import Priorities
+from balloon_daemon.sizing.protection import Protection
+from balloon_daemon.sizing.row import Row
+from balloon_daemon.units import PAGE_SIZE, VmId
 
 
-class Resized(NamedTuple):
-    """A VM has another size from now on."""
-
-    vm: VmId
-    vm_mem_bytes: int
-
-
-class Removed(NamedTuple):
-    """A VM is gone."""
-
-    vm: VmId
-
-
-class Looked(NamedTuple):
-    """The source was read, because of a poll or the kernel's wake-up."""
-
-    seen: Seen
-
-
-class Woke(NamedTuple):
-    """``wake_at_s`` was reached, and the source was read."""
-
-    seen: Seen
-
-
-# A dataclass, because a named tuple without fields is false and equals every other empty tuple.
-@dataclass(frozen=True, slots=True)
-class Halted:
-    """balloond ends: make no more decisions."""
-
-
-Event = Added | Restored | Resized | Removed | Looked | Woke | Halted
-
-
-class Target(NamedTuple):
-    """Send this VM its absolute target, in bytes of balloon; perhaps the same target once more."""
-
-    vm: VmId
-    target_bytes: int
-
-
-class VmDecision(NamedTuple):
-    """The decision for one VM.
-
-    Attributes:
-        vm: which VM.
-        decision: the decision and its reason.
-        repeated: True: the VM's last decision had the same reason, and neither changed anything.
-            Under lasting pressure at the maximum there is one such decision each second.
-    """
-
-    vm: VmId
-    decision: Decision
-    repeated: bool
-
-
-class HostStep(NamedTuple):
-    """The result of a step.
-
-    Attributes:
-        targets: the VMs' new targets, to be sent in this order before anything else is done.
-        decisions: the decisions, in the order in which they were made.
-        wake_at_s: when to step with ``Woke``, on the clock given to ``step``; None: never.
-        listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
-    """
-
-    targets: tuple[Target, ...]
-    decisions: tuple[VmDecision, ...]
-    wake_at_s: float | None
-    listen: bool
-
-
-_CHANGES_NOTHING = {Reason.AT_MAXIMUM, Reason.NO_BALLOON, Reason.FRUITLESS, Reason.NO_ROOM}
-
-
-@dataclass(slots=True)
-class _Row:
-    """One VM.
-
-    Attributes:
-        policy: its policy.
-        vm_mem_bytes: its size.
-        actual_bytes: its balloon's size, as its driver reports it.
-        last_reason: the reason of its last decision, rechecks left out.
-        moved_at_s: when the balloon's size last changed or a target was last sent.
-        moved_to_bytes: the balloon's size then.
-        most_bytes: the balloon's largest size since a target was sent.
-        queued_at_s: the time of its entry among the deadlines; infinity: it has no entry.
-    """
-
-    policy: BalloonPolicy
-    vm_mem_bytes: int
-    actual_bytes: int
-    last_reason: Reason | None = None
-    moved_at_s: float = -math.inf
-    moved_to_bytes: int = 0
-    most_bytes: int = 0
-    queued_at_s: float = math.inf
-
-    @property
-    def deadline_s(self) -> float:
-        """The earliest of its policy's deadlines; infinity where it has none."""
-        state = self.policy.state()
-        recheck_s, release_s = state.recheck_at_s, state.release_at_s
-        return min(
-            math.inf if recheck_s is None else recheck_s,
-            math.inf if release_s is None else release_s,
-        )
-
-
-@dataclass(slots=True)
-class _Asked:
-    """The results of the present step so far."""
-
-    targets: list[Target] = field(default_factory=list)
-    decisions: list[VmDecision] = field(default_factory=list)
+def _priority_of(item: tuple[VmId, Row]) -> int:
+    return item[1].priority
 
 
 class HostPolicy:
@@ -222,12 +93,11 @@ class HostPolicy:
         self._settings = settings
         self._draw = draw
         self._against_more = against_more
-        self._rows: dict[VmId, _Row] = {}
-        self._listening: dict[VmId, _Row] = {}
-        # A heap of deadlines: (time, VM's number, VM). A VM's valid entry is the one whose time is
-        # its ``queued_at_s``. Its older entries stay in the heap, and are dropped when they come
-        # to the top.
-        self._deadlines: list[tuple[float, int, VmId]] = []
+        self._rows: dict[VmId, Row] = {}
+        self._listening: dict[VmId, Row] = {}
+        self._priorities = Priorities(self._rows)
+        self._protection = Protection()
+        self._deadlines = Deadlines(self._rows)
         self._look_at_s: float | None = None
         self._halted = False
 
@@ -241,22 +111,29 @@ class HostPolicy:
         Raises:
             StateError: the event makes no sense; nothing has changed.
         """
-        asked = _Asked()
+        outcome = Outcome(self._deadlines, now_s)
         match event:
             case Added():
-                self._add(event, now_s, asked)
+                self._add(event, outcome)
             case Restored():
-                self._restore(event, now_s, asked)
+                self._restore(event, outcome)
             case Resized():
-                self._resize(event, now_s, asked)
+                self._resize(event, outcome)
             case Removed(vm):
-                self._row(vm)
+                self._priorities.remove(self._row(vm))
                 del self._rows[vm]
+                self._protection.remove(vm)
                 self._listening.pop(vm, None)
             case Looked(seen):
-                self._look(seen, now_s, asked)
+                self._protection.saw(seen, outcome)
+                self._look(seen, outcome)
             case Woke(seen):
-                self._wake(seen, now_s, asked)
+                self._protection.saw(seen, outcome)
+                self._wake(seen, outcome)
+            case Moved() | Sampled() | Ran() | Measured():
+                row = self._row(event.vm)
+                if not self._halted:
+                    self._protection.take(event, row, outcome)
             case Halted():
                 self._halted = True
                 self._listening.clear()
@@ -264,12 +141,7 @@ class HostPolicy:
                 self._look_at_s = None
             case _:
                 assert_never(event)
-        return HostStep(
-            tuple(asked.targets),
-            tuple(asked.decisions),
-            self._wake_at_s(),
-            bool(self._listening),
-        )
+        return outcome.step(self._wake_at_s(), listen=bool(self._listening))
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
         """Notes the size of a VM's balloon, as its driver reports it; decides nothing.
@@ -286,54 +158,72 @@ class HostPolicy:
         """The VM's policy, for reading. Raises StateError: the VM has none."""
         return self._row(vm).policy
 
+    def target_bytes(self, vm: VmId) -> int:
+        """The target that the VM was sent last. Raises StateError: the VM has no policy."""
+        return self._row(vm).told_bytes
+
     def vm_mem_bytes(self, vm: VmId) -> int:
         """The VM size that its policy uses. Raises StateError: the VM has none."""
         return self._row(vm).vm_mem_bytes
 
     # --- VMs ----------------------------------------------------------------------------------
 
-    def _add(self, event: Added, now_s: float, asked: _Asked) -> None:
+    def _add(self, event: Added, outcome: Outcome) -> None:
         self._require_new(event.vm)
         if self._halted:
             # balloond ends: do not add the VM. Its guest would give pages for a target, and no
             # later step would give them back.
             return
-        max_bytes = max_balloon_bytes(event.vm_mem_bytes)
+        max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
         policy = BalloonPolicy(max_bytes, self._settings, self._draw)
-        row = _Row(policy, event.vm_mem_bytes, event.balloon_bytes)
-        self._rows[event.vm] = row
-        if event.balloon_bytes:
-            self._take(event.vm, row, policy.adopt(event.balloon_bytes, now_s), now_s, asked)
+        row = self._new_row(event, policy, outcome)
+        if event.balloon_bytes and row.guard is not None:
+            # As it is, to the byte: a balloond that starts again makes no VM's balloon jump.
+            found = min(event.balloon_bytes // PAGE_SIZE * PAGE_SIZE, max_bytes)
+            outcome.settle(event.vm, row, found, Reason.ADOPTED)
+        elif event.balloon_bytes:
+            outcome.take(event.vm, row, policy.adopt(event.balloon_bytes, outcome.now_s))
         else:
-            asked.targets.append(Target(event.vm, 0))
-        self._listen(event.vm, row, now_s)
+            outcome.tell(event.vm, row, 0)
+        self._listen(event.vm, row, outcome.now_s)
 
-    def _restore(self, event: Restored, now_s: float, asked: _Asked) -> None:
+    def _restore(self, event: Restored, outcome: Outcome) -> None:
         self._require_new(event.vm)
-        max_bytes = max_balloon_bytes(event.vm_mem_bytes)
-        policy = BalloonPolicy.restore(event.state, max_bytes, self._settings, self._draw)
+        max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
+        # The row may come from a balloond that was told of no floor, or of a lower one: where the
+        # floor leaves nothing, the policy goes on at level 0.
+        most = max_bytes or max_balloon_bytes(event.vm_mem_bytes)
+        policy = BalloonPolicy.restore(event.state, most, self._settings, self._draw)
+        if max_bytes != most:
+            policy.resize(max_bytes)
         if self._halted:
             return
-        row = _Row(policy, event.vm_mem_bytes, event.balloon_bytes)
-        self._rows[event.vm] = row
-        self._take(event.vm, row, policy.resume(now_s), now_s, asked)
+        row = self._new_row(event, policy, outcome)
+        outcome.take(event.vm, row, policy.resume(outcome.now_s))
         if policy.listening:
-            self._listen(event.vm, row, now_s)
+            self._listen(event.vm, row, outcome.now_s)
 
-    def _resize(self, event: Resized, now_s: float, asked: _Asked) -> None:
+    def _new_row(self, event: Added | Restored, policy: BalloonPolicy, outcome: Outcome) -> Row:
+        row = Row(policy, event.vm_mem_bytes, event.terms, event.balloon_bytes)
+        self._rows[event.vm] = row
+        self._priorities.add(row)
+        self._protection.add(event.vm, row, outcome)
+        return row
+
+    def _resize(self, event: Resized, outcome: Outcome) -> None:
         row = self._row(event.vm)
         if self._halted:
             return
         row.vm_mem_bytes = event.vm_mem_bytes
-        max_bytes = max_balloon_bytes(event.vm_mem_bytes)
+        max_bytes = row.terms.max_bytes(event.vm_mem_bytes)
         if max_bytes != row.policy.max_bytes:
-            self._take(event.vm, row, row.policy.resize(max_bytes), now_s, asked)
+            outcome.take(event.vm, row, row.policy.resize(max_bytes))
 
-    def _listen(self, vm: VmId, row: _Row, now_s: float) -> None:
+    def _listen(self, vm: VmId, row: Row, now_s: float) -> None:
         self._listening[vm] = row
         self._look_at_s = now_s
 
-    def _row(self, vm: VmId) -> _Row:
+    def _row(self, vm: VmId) -> Row:
         row = self._rows.get(vm)
         if row is None:
             raise StateError(f"{vm} has no policy")
@@ -345,82 +235,73 @@ class HostPolicy:
 
     # --- memory and time ----------------------------------------------------------------------
 
-    def _look(self, seen: Seen, now_s: float, asked: _Asked) -> None:
+    def _look(self, seen: Seen, outcome: Outcome) -> None:
         """Steps every listening VM if memory is low; none of them listens afterwards."""
         self._look_at_s = None
         if not isinstance(seen, Reading) or not seen.is_low:
             return
         listening, self._listening = self._listening, {}
-        for vm, row in listening.items():
-            row.policy.held = self._against_more(vm, row.policy.level)
-            self._take(vm, row, row.policy.step(LowMemory(seen), now_s), now_s, asked)
-            self._tell_again_if_stopped(vm, row, now_s, asked)
+        rows = listening.items()
+        # Computed once, before any step: a VM of a higher priority waits until what was asked of
+        # the others in this step did not help.
+        lowest = self._priorities.lowest_that_can_give()
+        for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
+            held = None
+            if row.guard is not None:
+                held = self._protection.objection(vm, row, row.guard, outcome)
+            if held is None:
+                held = self._against_more(vm, row.policy.level)
+            if held is None and lowest is not None and row.priority > lowest:
+                held = Reason.LOWER_FIRST
+            row.policy.held = held
+            outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
+            if row.guard is None:
+                self._tell_again_if_stopped(vm, row, outcome)
 
-    def _wake(self, seen: Seen, now_s: float, asked: _Asked) -> None:
+    def _wake(self, seen: Seen, outcome: Outcome) -> None:
+        now_s = outcome.now_s
         while True:
-            if self._look_at_s is not None and self._look_at_s <= min(now_s, self._earliest_s()):
-                self._look(seen, now_s, asked)
-            if self._earliest_s() > now_s:
+            earliest_s = self._deadlines.earliest_s()
+            if self._look_at_s is not None and self._look_at_s <= min(now_s, earliest_s):
+                self._look(seen, outcome)
+            if self._deadlines.earliest_s() > now_s:
                 break
-            vm = self._deadlines[0][2]
+            vm = self._deadlines.first()
             row = self._rows[vm]
             state = row.policy.state()
-            if state.recheck_at_s == row.deadline_s:
-                self._take(vm, row, row.policy.step(LowMemoryTimer(), now_s), now_s, asked)
+            deadline_s = row.deadline_s
+            if row.guard is not None and row.guard.check_at_s == deadline_s:
+                self._protection.judge(vm, row, row.guard, outcome)
+            elif state.recheck_at_s == deadline_s:
+                outcome.take(vm, row, row.policy.step(LowMemoryTimer(), now_s))
                 self._listening[vm] = row
                 # This VM listens to low memory again, so look now if memory is low: that would
                 # postpone the next shrinking of every listening VM's balloon, and so comes before
                 # any shrinking that is due.
-                self._look(seen, now_s, asked)
+                self._look(seen, outcome)
             else:
-                step = row.policy.step(AvailableMemoryTimer(seen), now_s)
-                self._take(vm, row, step, now_s, asked)
+                outcome.take(vm, row, self._release(row, seen, now_s))
 
-    def _earliest_s(self) -> float:
-        """The earliest deadline; infinity where there is none."""
-        while self._deadlines:
-            at_s, _, vm = self._deadlines[0]
-            row = self._rows.get(vm)
-            if row is not None and row.queued_at_s == at_s == row.deadline_s:
-                return at_s
-            heapq.heappop(self._deadlines)
-            if row is not None and row.queued_at_s == at_s:
-                row.queued_at_s = math.inf
-                self._queue(vm, row)
-        return math.inf
-
-    def _queue(self, vm: VmId, row: _Row) -> None:
-        """Queues a VM's earliest deadline.
-
-        An entry whose deadline has moved later stays until its time comes: a release moves with
-        each low-memory event, and removing it from the middle of the heap each time would cost
-        more.
-        """
-        at_s = row.deadline_s
-        if at_s < row.queued_at_s:
-            row.queued_at_s = at_s
-            heapq.heappush(self._deadlines, (at_s, vm.number, vm))
+    def _release(self, row: Row, seen: Seen, now_s: float) -> Step:
+        """Steps a VM whose release is due. Memory goes back to VMs of a higher priority first: the
+        VM gets only what is left beyond all that those have in their balloons."""
+        first_mib = self._priorities.mib_above(row.priority)
+        if not first_mib or not isinstance(seen, Reading):
+            return row.policy.step(AvailableMemoryTimer(seen), now_s)
+        left = seen._replace(available_mib=seen.available_mib - first_mib)
+        step = row.policy.step(AvailableMemoryTimer(left), now_s)
+        needed_mib = step.decision.needed_mib
+        if needed_mib is not None:
+            needed_mib += first_mib
+        return step._replace(decision=step.decision._replace(reading=seen, needed_mib=needed_mib))
 
     def _wake_at_s(self) -> float | None:
-        at_s = self._earliest_s()
+        at_s = self._deadlines.earliest_s()
         if self._look_at_s is not None:
             at_s = min(at_s, self._look_at_s)
         return None if at_s == math.inf else at_s
 
-    def _take(self, vm: VmId, row: _Row, step: Step, now_s: float, asked: _Asked) -> None:
-        """Collects a policy's targets and decision; its state has its timers and listening."""
-        for action in step.actions:
-            if isinstance(action, SetTarget):
-                asked.targets.append(Target(vm, action.target_bytes))
-                row.moved_at_s, row.most_bytes = now_s, row.actual_bytes
-        reason = step.decision.reason
-        repeated = reason in _CHANGES_NOTHING and reason is row.last_reason
-        if reason is not Reason.RECHECK:
-            row.last_reason = reason
-        asked.decisions.append(VmDecision(vm, step.decision, repeated))
-        self._queue(vm, row)
-
-    def _tell_again_if_stopped(self, vm: VmId, row: _Row, now_s: float, asked: _Asked) -> None:
+    def _tell_again_if_stopped(self, vm: VmId, row: Row, outcome: Outcome) -> None:
         """Sends a target once more to a driver that is short of it and has not moved for long.
 
         Windows' and OpenBSD's drivers stop at the first page that they cannot get, and try again
@@ -428,11 +309,11 @@ class HostPolicy:
         sent is left alone: it needs them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver
         would give them again.
         """
-        actual_bytes = row.actual_bytes
+        now_s, actual_bytes = outcome.now_s, row.actual_bytes
         if actual_bytes != row.moved_to_bytes:
             row.moved_at_s, row.moved_to_bytes = now_s, actual_bytes
             row.most_bytes = max(row.most_bytes, actual_bytes)
         short = row.most_bytes <= actual_bytes < row.policy.target_bytes
         if short and now_s - row.moved_at_s >= self._settings.release_every_s:
             row.moved_at_s = now_s
-            asked.targets.append(Target(vm, row.policy.target_bytes))
+            outcome.tell(vm, row, row.policy.target_bytes)

@@ -2,7 +2,8 @@
 
 ``python -m tests.fakes.plain_daemon COUNT KIND`` prints events, one line each, and ends as the
 daemon does: on a signal. KIND is ``plain``, ``keeps`` (guests can be left to another balloond),
-``hangs`` (one guest's task does not end) or ``fails`` (one guest has a bug).
+``hangs`` (one guest's task does not end), ``fails`` (one guest has a bug), or two of these with a
+comma: two drivers, each with COUNT guests.
 """
 
 import asyncio
@@ -85,7 +86,8 @@ def main(count: int, kind: str) -> None:
     def publish(event: Event) -> None:
         say(event)
 
-    controller = Controller(Config(), memory, Driver(count, kind), publish, lambda: say("drained"))
+    drivers = [Driver(count, each) for each in kind.split(",")]
+    controller = Controller(Config(), memory, drivers, publish, lambda: say("drained"))
     asyncio.run(controller.run())
     say("over")
 

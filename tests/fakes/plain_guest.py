@@ -12,6 +12,7 @@ class PlainGuest:
         heard: the names of all calls, for this guest and others with the same list.
         gives: whether its balloon follows its target.
         fails: whether its driver has a bug.
+        watched_s: how often its figures were last wanted.
         gone: whether it reports that the VM is gone at its next target.
     """
 
@@ -20,6 +21,7 @@ class PlainGuest:
         self.heard, self.report = heard, report
         self.targets: list[int] = []
         self.rows: list[VmRow] = []
+        self.watched_s: float | None = None
         self.objection: Reason | None = None
         self.gives, self.fails, self.gone = True, False, False
 
@@ -38,6 +40,9 @@ class PlainGuest:
 
     def request_stats(self) -> None:
         self.heard.append((self.vm, "stats"))
+
+    def watch(self, every_s: float | None) -> None:
+        self.watched_s = every_s
 
     def against_more(self, level: int) -> Reason | None:
         return self.objection

@@ -95,6 +95,28 @@ def test_guests_that_cannot_be_left_get_their_memory_back_at_sigusr1(start: Star
     assert "close False" in said
 
 
+def test_guests_of_two_drivers_are_left_or_give_back_at_sigusr1_as_their_driver_can(
+    start: StartPlain,
+) -> None:
+    daemon = start(1, "keeps,plain")
+    daemon.wait_for(f"vm2 target {STEP}")
+
+    said = daemon.end_by(signal.SIGUSR1)
+
+    wanted = ["stop True", "stop False", "vm1 left", "vm2 target 0", "close True", "close False"]
+    assert [line for line in said if line in wanted] == wanted
+    assert "vm1 target 0" not in said
+    assert "Stopping(signal='SIGUSR1', vms_stay=False)" in said
+
+
+def test_guests_of_two_drivers_give_back_at_sigterm(start: StartPlain) -> None:
+    daemon = start(1, "keeps,plain")
+    daemon.wait_for(f"vm2 target {STEP}")
+    said = daemon.end_by(signal.SIGTERM)
+    wanted = ["stop False", "vm1 target 0", "vm2 target 0", "close False"]
+    assert [line for line in said if line in wanted] == [wanted[0], *wanted, wanted[-1]]
+
+
 def test_guest_that_fails_to_leave_and_to_end_keeps_no_other_from_it(start: StartPlain) -> None:
     daemon = start(2, "hangs")
     daemon.wait_for(f"vm2 target {STEP}")

@@ -25,9 +25,8 @@ from balloon_daemon.sizing.balloon_policy import (
     max_balloon_bytes,
 )
 from balloon_daemon.sizing.decision import Decision, NeverLow, Reading, Reason
-from balloon_daemon.sizing.host_policy import (
+from balloon_daemon.sizing.host_events import (
     Added,
-    HostPolicy,
     HostStep,
     Looked,
     Removed,
@@ -36,6 +35,7 @@ from balloon_daemon.sizing.host_policy import (
     Seen,
     Woke,
 )
+from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.units import GIB, MIB, VmId
 
 VM = VmId(1, "vm1")

@@ -9,11 +9,10 @@ import pytest
 from balloon_daemon.errors import StateError
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
-from balloon_daemon.sizing.host_policy import (
+from balloon_daemon.sizing.host_events import (
     Added,
     Event,
     Halted,
-    HostPolicy,
     HostStep,
     Looked,
     Removed,
@@ -22,6 +21,9 @@ from balloon_daemon.sizing.host_policy import (
     Target,
     Woke,
 )
+from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.terms import Terms
+from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 from balloon_daemon.units import GIB, MIB, VmId
 from tests.harness.faults import fault
 
@@ -297,3 +299,22 @@ def test_guest_that_has_taken_pages_back_is_not_told_to_give_them_again(host: De
         told += [target.target_bytes for target in host.step(Woke(LOW)).targets]
         host.now_s += 1.0
     assert len(told) == 16
+
+
+def test_floor_is_checked_again_when_the_size_changes(host: Decider) -> None:
+    terms = Terms(VmSettings(floor_bytes=3 * GIB, profile=Profile.SEED))
+    host.step(Added(A, 4 * GIB, terms=terms))
+    for _ in range(16):
+        host.step(Woke(LOW))
+        host.now_s += 1.0
+    assert host.policy.target_bytes(A) == GIB
+    assert host.step(Resized(A, 3 * GIB + 256 * MIB)).targets == (Target(A, 256 * MIB),)
+    assert host.step(Resized(A, 2 * GIB)).targets == (Target(A, 0),)
+
+
+def test_row_of_a_balloond_that_knew_no_floor_is_restored_without_a_balloon(
+    host: Decider,
+) -> None:
+    terms = Terms(VmSettings(floor_bytes=GIB))
+    step = host.step(Restored(A, GIB, PolicyState(4, None, host.now_s + 20.0), 4 * STEP, terms))
+    assert step.targets == (Target(A, 0),)

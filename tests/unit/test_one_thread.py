@@ -21,7 +21,8 @@ FORKS_WITHOUT_EXEC = {
     "multiprocessing": set[str](),
     "libc.clone_sibling": {"device.forker"},
     "libc.clone_sharing_fds": {"guests.jailed.closing_child", "linux.apart"},
-    "apart.LowNumbers": {"device.template"},
+    # The latter have it start libvirt's clients, by exec.
+    "apart.LowNumbers": {"device.template", "guests.libvirt", "guests.open_guest"},
 }
 """Each wrapper that forks, and the modules or rooms that may name it."""
 
@@ -38,7 +39,8 @@ STARTS_PROGRAMS = {
 STARTS_THREADS = {
     # The keeper's: it forks nothing.
     "_thread": {"handover.fd_keeper"},
-    "threading": set[str](),
+    # libvirt's client: a program of its own.
+    "threading": {"guests.libvirt.process"},
     "concurrent": set[str](),
     "asyncio.to_thread": set[str](),
     "loop.run_in_executor": set[str](),

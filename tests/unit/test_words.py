@@ -12,6 +12,8 @@ from balloon_daemon.events import (
     BalloonFound,
     BalloonNotFreed,
     BalloonSought,
+    BaseFound,
+    BasesNotStored,
     CallbackFailed,
     Connected,
     ConnectionClosed,
@@ -31,8 +33,11 @@ from balloon_daemon.events import (
     DeviceStarted,
     DeviceTakesOrders,
     Disconnected,
+    DomainsNotFound,
     Event,
     EventsLost,
+    Fault,
+    FinderFailed,
     Fruitless,
     GivesHugePages,
     GivingBack,
@@ -50,6 +55,7 @@ from balloon_daemon.events import (
     MemoryNotShared,
     MemoryOutOfReach,
     NoBackendChannel,
+    NoDriverYet,
     NotAccepted,
     NotGivenBack,
     NothingFreeable,
@@ -58,10 +64,12 @@ from balloon_daemon.events import (
     PagesLost,
     PolicyFileWarning,
     ReaderFailed,
+    Refilled,
     RequestNotServed,
     RingsUnknown,
     Share,
     SizesDiffer,
+    SocketIgnored,
     SocketNotPrivate,
     SourceKnown,
     SourceOff,
@@ -83,8 +91,12 @@ from balloon_daemon.events import (
     UserIgnored,
     VmAttached,
     VmDoesNotEnd,
+    VmDriven,
     VmFailed,
+    VmLost,
     VmmHungUp,
+    VmmRefuses,
+    VmNotDriven,
     VmNotServed,
     VmResized,
 )
@@ -646,9 +658,97 @@ DAEMON: list[Row] = [
     ),
 ]
 
+DRIVEN: list[Row] = [
+    (
+        VmNotDriven("web", "/run/web.qmp", Fault.HELD, "no greeting"),
+        ERROR,
+        "vm-not-driven",
+        "web: /run/web.qmp: another program holds the VMM's only connection; give balloond a "
+        "monitor of its own, or drive the VM by way of that program (no greeting)",
+        {
+            "name": "web",
+            "address": "/run/web.qmp",
+            "fault": "held",
+            "detail": "no greeting",
+        },
+    ),
+    (
+        VmDriven(VM, "/run/web.qmp", GIB, 77),
+        INFO,
+        "vm-driven",
+        "VM of 1 GiB, driven by way of /run/web.qmp",
+        {"address": "/run/web.qmp", "vm_mem_bytes": GIB, "pid": 77},
+    ),
+    (
+        VmLost(VM, Fault.HANGS),
+        ERROR,
+        "vm-lost",
+        "the VMM does not answer; not driven for now",
+        {"fault": "hangs"},
+    ),
+    (
+        VmmRefuses(VM, "no such command"),
+        WARNING,
+        "vmm-refuses",
+        "the VMM refuses, and the balloon stays as it is (no such command)",
+        {"detail": "no such command"},
+    ),
+    (
+        NoDriverYet(VM),
+        INFO,
+        "no-driver-yet",
+        "no balloon driver listens in the guest; waiting for one",
+        {},
+    ),
+    (
+        BaseFound(VM, GIB),
+        INFO,
+        "base-found",
+        "has a balloon of 1 GiB that is not balloond's, and keeps it",
+        {"base_bytes": GIB},
+    ),
+    (
+        Refilled(VM, GIB),
+        WARNING,
+        "refilled",
+        "its VMM has read all of its memory (migration, snapshot): 1 GiB that its balloon had "
+        "freed occupy memory again; giving the balloon back, to take it again in steps",
+        {"refilled_bytes": GIB},
+    ),
+    (
+        BasesNotStored("No space left on device"),
+        WARNING,
+        "bases-not-stored",
+        "cannot store which balloons were there before balloond: No space left on device; after "
+        "a crash the next balloond would not give back what this one has taken",
+        {"error": "No space left on device"},
+    ),
+    (
+        SocketIgnored("/run/notes.qmp"),
+        DEBUG,
+        "socket-ignored",
+        "/run/notes.qmp is no socket; ignored",
+        {"path": "/run/notes.qmp"},
+    ),
+    (
+        DomainsNotFound("qemu:///system", Fault.HANGS, "no answer"),
+        ERROR,
+        "domains-not-found",
+        "domains of qemu:///system: the VMM does not answer (no answer)",
+        {"uri": "qemu:///system", "fault": "hangs", "detail": "no answer"},
+    ),
+    (
+        FinderFailed("web", "KeyError: 1"),
+        ERROR,
+        "finder-failed",
+        "web: KeyError: 1",
+        {"name": "web", "error": "KeyError: 1"},
+    ),
+]
+
 SILENT: list[Event] = [Connected(VM, 1000), Disconnected(VM)]
 
-ROWS = DEVICES + MEMORY + VMS + DAEMON
+ROWS = DEVICES + MEMORY + VMS + DAEMON + DRIVEN
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: type(row[0]).__name__)
@@ -713,6 +813,14 @@ def message_of(event: Event) -> str:
 )
 def test_words_of_deaths_and_faults(event: Event, message: str) -> None:
     assert message_of(event) == message
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+def test_fault_of_a_vmm_has_words_and_none_of_a_quiet_one_for_people(fault: Fault) -> None:
+    for event in (VmNotDriven("web", "/run/web", fault), VmLost(VM, fault)):
+        assert message_of(event)
+        assert not is_debug(event)
+        assert is_debug(event._replace(quiet=True))
 
 
 @pytest.mark.parametrize(

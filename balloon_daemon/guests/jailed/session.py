@@ -138,6 +138,9 @@ class Session:
         if not self._closing:
             self.device.request_stats()
 
+    def watch(self, every_s: float | None) -> None:
+        pass
+
     def against_more(self, level: int) -> Reason | None:
         return self._balloon.limits.against_more(level)
 

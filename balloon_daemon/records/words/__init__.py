@@ -12,6 +12,7 @@ from balloon_daemon.events import (
     Decided,
     DeviceEvent,
     DeviceReady,
+    DrivenEvent,
     Event,
     GuestStats,
     MemoryEvent,
@@ -20,6 +21,7 @@ from balloon_daemon.events import (
 from balloon_daemon.records.line import Level, Line
 from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.records.words.devices import said_of_device
+from balloon_daemon.records.words.driven import said_of_driven
 from balloon_daemon.records.words.memory import page_kinds, said_of_memory
 from balloon_daemon.records.words.vms import decision_fields, said_of_vm
 
@@ -46,6 +48,8 @@ def _said(event: Event) -> tuple[Level, str] | None:
         return said_of_device(event)
     if isinstance(event, DaemonEvent):
         return said_of_daemon(event)
+    if isinstance(event, DrivenEvent):
+        return said_of_driven(event)
     return said_of_memory(event) if isinstance(event, MemoryEvent) else said_of_vm(event)
 
 

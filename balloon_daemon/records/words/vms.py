@@ -48,6 +48,13 @@ _WHY = {
     Reason.ADOPTED: "the guest's balloon was found out",
     Reason.FRUITLESS: "low memory, but what this VM gives does not come back to the host",
     Reason.NO_ROOM: "low memory, but the VM's tmpfs has no room to give this back later",
+    Reason.LOWER_FIRST: "low memory, but VMs of a lower priority can give more first",
+    Reason.IN_NEED: "the guest needs its memory",
+    Reason.STALLED: "the guest gives no more",
+    Reason.CONTESTED: "somebody else sets this VM's balloon",
+    Reason.NO_FRESH_STATS: "low memory, but the guest's statistics have stopped coming",
+    Reason.NOT_RUNNING: "low memory, but the guest stands still or has no balloon driver",
+    Reason.LIMITS_CHANGED: "the limits of the VM's balloon have changed",
 }
 
 

@@ -1,0 +1,49 @@
+"""The VMs that a configuration names, as values."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from balloon_daemon.sizing.vm_settings import VmSettings
+
+
+class Kind(Enum):
+    """How a VM's balloon is reached; the value is the key of the configuration file."""
+
+    VHOST_USER = "vhost_user"
+    QMP = "qmp"
+    LIBVIRT = "libvirt"
+    CLOUD_HYPERVISOR = "cloud_hypervisor"
+    FIRECRACKER = "firecracker"
+    CROSVM = "crosvm"
+
+
+@dataclass(frozen=True, slots=True)
+class VmConfig:
+    """One ``[vm.NAME]``.
+
+    Attributes:
+        name: its name; for libvirt also the domain's.
+        kind: how it is reached.
+        address: a socket's path; for libvirt a connection URI.
+        settings: how much of its memory may be taken, and when.
+        vm_mem_bytes: its size, for ``VHOST_USER`` alone; None: what its memory table says.
+    """
+
+    name: str
+    kind: Kind
+    address: str
+    settings: VmSettings
+    vm_mem_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Discover:
+    """``[discover]``: where VMs are found that no ``[vm.NAME]`` names.
+
+    Attributes:
+        libvirt: connection URIs; all of their domains.
+        qmp: patterns of monitor sockets' paths, as of glob(7).
+    """
+
+    libvirt: tuple[str, ...] = ()
+    qmp: tuple[str, ...] = ()

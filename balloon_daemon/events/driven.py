@@ -1,0 +1,221 @@
+"""Events about driven VMs, whose balloon belongs to their own VMM. Pure.
+
+A VM that cannot be driven has no ``VmId``: it is named by its name and its address.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+from balloon_daemon.events.fact import fact
+from balloon_daemon.units import VmId
+
+
+class Fault(Enum):
+    """Why a VM's balloon cannot be driven; the value is the word for a metric's label."""
+
+    NOT_THERE = "not-there"
+    """Nobody listens at its address: the VM does not run, or the address is wrong."""
+
+    NO_PERMISSION = "no-permission"
+    """The kernel does not let balloond connect."""
+
+    NOT_A_SOCKET = "not-a-socket"
+    """There is something else at its address."""
+
+    HELD = "held"
+    """Somebody else holds the only connection that the VMM serves."""
+
+    HANGS = "hangs"
+    """The VMM does not answer in time."""
+
+    NONSENSE = "nonsense"
+    """The VMM answers in a way that its protocol does not allow, or with impossible figures."""
+
+    GONE = "gone"
+    """The VMM has closed the connection, or the VM has ended."""
+
+    NO_BALLOON = "no-balloon"
+    """The VM has no balloon device."""
+
+    HUGETLB = "hugetlb"
+    """Its memory is in huge pages (hugetlbfs), of which a balloon frees nothing."""
+
+    PINNED = "pinned"
+    """A host device is assigned to it (VFIO), which pins its memory."""
+
+    OWN_DEVICE = "own-device"
+    """It is attached to a device of this balloond already."""
+
+    REFUSED = "refused"
+    """The VMM refuses the call."""
+
+    NO_LIBRARY = "no-library"
+    """A library that this kind of VM needs is not installed."""
+
+
+@fact
+class VmNotDriven(NamedTuple):
+    """A VM's balloon cannot be driven, for as long as the reason lasts; balloond tries again.
+
+    Attributes:
+        name: the VM's name.
+        address: its socket's path, or its connection URI.
+        fault: why.
+        detail: the VMM's or the kernel's own words; "" where it has none.
+        quiet: the VM's last attempt failed for the same reason.
+    """
+
+    name: str
+    address: str
+    fault: Fault
+    detail: str = ""
+    quiet: bool = False
+
+
+@fact
+class VmDriven(NamedTuple):
+    """A VM's balloon is driven from now on.
+
+    Attributes:
+        address: its socket's path, or its connection URI.
+        vm_mem_bytes: all memory that it could have.
+        pid: its VMM's process; None: unknown.
+        quiet: it was driven just before.
+    """
+
+    vm: VmId
+    address: str
+    vm_mem_bytes: int
+    pid: int | None
+    quiet: bool = False
+
+
+@fact
+class VmLost(NamedTuple):
+    """A driven VM is gone, or its VMM cannot be used any more.
+
+    Attributes:
+        fault: why.
+        detail: the VMM's or the kernel's own words; "" where it has none.
+        quiet: it was driven for a moment only, and lost before for the same reason.
+    """
+
+    vm: VmId
+    fault: Fault
+    detail: str = ""
+    quiet: bool = False
+
+
+@fact
+class VmmRefuses(NamedTuple):
+    """A VMM refuses a call, and its VM's balloon stays as it is.
+
+    Attributes:
+        detail: the VMM's own words.
+        quiet: it refused the call before with the same words.
+    """
+
+    vm: VmId
+    detail: str
+    quiet: bool = False
+
+
+@fact
+class NoDriverYet(NamedTuple):
+    """No balloon driver listens in the guest: it boots, was reset, or has none."""
+
+    vm: VmId
+
+
+@fact
+class BaseFound(NamedTuple):
+    """A VM has a balloon that balloond has not made, and leaves as it is.
+
+    Attributes:
+        base_bytes: its size.
+    """
+
+    vm: VmId
+    base_bytes: int
+
+
+@fact
+class Refilled(NamedTuple):
+    """A VMM has read all of the guest's memory (migration, snapshot), which allocated anew what
+    the balloon had freed: the balloon is given back, and taken again in steps.
+
+    Attributes:
+        refilled_bytes: what the VM's memory occupies beyond its size less its balloon.
+    """
+
+    vm: VmId
+    refilled_bytes: int
+
+
+@fact
+class BasesNotStored(NamedTuple):
+    """The sizes of balloons that are not balloond's cannot be stored for another balloond.
+
+    Attributes:
+        error: the kernel's text.
+    """
+
+    error: str
+
+
+@fact
+class SocketIgnored(NamedTuple):
+    """A path that a pattern of ``[discover]`` names is no socket.
+
+    Attributes:
+        path: the path.
+    """
+
+    path: str
+    quiet: bool = True
+
+
+@fact
+class DomainsNotFound(NamedTuple):
+    """Which domains a libvirt has cannot be found out just now; balloond tries again.
+
+    Attributes:
+        uri: the connection's.
+        fault: why.
+        detail: libvirt's own words; "" where it has none.
+        quiet: the last attempt failed for the same reason.
+    """
+
+    uri: str
+    fault: Fault
+    detail: str = ""
+    quiet: bool = False
+
+
+@fact
+class FinderFailed(NamedTuple):
+    """Looking for a VM raised an unexpected error: a bug.
+
+    Attributes:
+        name: the VM's name.
+        error: the exception's class and text.
+    """
+
+    name: str
+    error: str
+
+
+DrivenEvent = (
+    VmNotDriven
+    | VmDriven
+    | VmLost
+    | VmmRefuses
+    | NoDriverYet
+    | BaseFound
+    | Refilled
+    | BasesNotStored
+    | SocketIgnored
+    | DomainsNotFound
+    | FinderFailed
+)
+"""The union of all events about driven VMs."""

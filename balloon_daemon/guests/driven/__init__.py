@@ -1,0 +1,1 @@
+"""VMs whose balloon belongs to their own VMM, and is moved through the VMM's control interface."""

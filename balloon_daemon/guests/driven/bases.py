@@ -1,0 +1,137 @@
+"""The balloons that VMs had before balloond, kept in a file for the next balloond.
+
+Runs in the controller. A VM's *base* is the balloon that it had when balloond first changed it,
+such as the one that libvirt's ``currentMemory`` makes. balloond gives back what it took beyond the
+base and nothing else, also where it was killed meanwhile: so a base is in the file before the VM's
+first target is sent.
+
+An entry is for one process (its id and its start time): a VM that was started anew has a balloon
+of its own. The file may be lost, cut short or full of anything: such a file has no entries, and a
+VM without an entry keeps the balloon that it has.
+"""
+
+import contextlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from balloon_daemon.events import BasesNotStored, Publish
+from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
+
+_VERSION = 1
+_MOST_BYTES = MIB
+"""A file with more is not ours: an entry has some 100 bytes, and there are 1,024 VMs at most."""
+
+_MOST_ENTRIES = 4096
+"""Entries of processes that are gone are dropped, the oldest first."""
+
+
+class BaseKey(NamedTuple):
+    """Which VM, for as long as its process lives.
+
+    Attributes:
+        name: its name.
+        pid: its VMM's process; 0: unknown.
+        start_time: when that started, in clock ticks since boot; 0: unknown.
+    """
+
+    name: str
+    pid: int
+    start_time: int
+
+
+class Bases:
+    """The bases of all VMs whose balloon balloond has changed.
+
+    Args:
+        path: the file.
+        publish: takes events.
+    """
+
+    def __init__(self, path: Path, publish: Publish) -> None:
+        self._path = path
+        self._publish = publish
+        self._bases = _read(path)
+        self._changed = False
+        self._failed = False
+
+    def get(self, key: BaseKey) -> int | None:
+        """The VM's base, in bytes of balloon; None: balloond has not changed its balloon."""
+        return self._bases.get(key)
+
+    def note(self, key: BaseKey, base_bytes: int) -> None:
+        """Notes a VM's base; ``store`` writes it."""
+        self._bases[key] = base_bytes
+        self._changed = True
+        while len(self._bases) > _MOST_ENTRIES:
+            del self._bases[next(iter(self._bases))]
+
+    def forget(self, key: BaseKey) -> None:
+        """Forgets a VM's base, because balloond has given back all that it took."""
+        self._changed |= self._bases.pop(key, None) is not None
+
+    def store(self) -> None:
+        """Writes all changes at once; what cannot be written is published once, and kept."""
+        if not self._changed:
+            return
+        self._changed = False
+        rows = [[*key, base_bytes] for key, base_bytes in self._bases.items()]
+        content = json.dumps({"version": _VERSION, "bases": rows}).encode()
+        try:
+            _write(self._path, content)
+        except OSError as err:
+            if not self._failed:
+                self._publish(BasesNotStored(err.strerror or str(err)))
+            self._failed = True
+        else:
+            self._failed = False
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replaces the file in one step, so that no balloond ever finds half of it."""
+    new = path.with_name(path.name + ".new")
+    # Another user's file or link in a directory that others may write to must not be followed.
+    with contextlib.suppress(FileNotFoundError):
+        new.unlink()
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        while content:
+            content = content[os.write(fd, content) :]
+    finally:
+        os.close(fd)
+    new.rename(path)
+
+
+def _read(path: Path) -> dict[BaseKey, int]:
+    """The file's entries; none where any of it is wrong."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        status = os.fstat(fd)
+        ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+        if not ours or status.st_size > _MOST_BYTES:
+            return {}
+        content = json.loads(os.read(fd, _MOST_BYTES))
+        if content["version"] != _VERSION:
+            return {}
+        return dict(map(_entry, content["bases"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    finally:
+        os.close(fd)
+
+
+def _entry(row: object) -> tuple[BaseKey, int]:
+    """An entry of the file. Raises ValueError: it is none."""
+    match row:
+        case [str(name), int(pid), int(start_time), int(base_bytes)] if (
+            bool not in map(type, row)
+            and min(pid, start_time, base_bytes) >= 0
+            and base_bytes <= MOST_MEMORY_BYTES
+        ):
+            return BaseKey(name, pid, start_time), base_bytes
+    raise ValueError(row)

@@ -1,0 +1,145 @@
+"""Drives the balloon of a Cloud Hypervisor VM through its API socket.
+
+What the API lacks, and what follows:
+
+- A balloon's size shows only in ``memory_actual_size``, which is all memory less the balloon.
+- **Statistics** come with ``vm.balloon-stats``, which no version up to 53.0 has. Without it nobody
+  can tell whether a driver listens; with it, a guest that has sent no statistics and given nothing
+  has none.
+- They carry the host's time of day at which they came. It may be set meanwhile, so that it only
+  tells one sending from the next.
+
+A VM in huge pages is refused, and one with an assigned device (VFIO, vDPA), which pins its memory.
+
+Source: vmm/src/api/openapi/cloud-hypervisor.yaml, API 0.3.0, of 2026-08 (after release 53.0).
+"""
+
+import time
+
+from balloon_daemon.guests.driven.answers import (
+    Renewal,
+    elements,
+    flag,
+    member,
+    named_stats,
+    nonsense,
+    whole_number,
+)
+from balloon_daemon.guests.driven.control import ControlError, Fault, Found, Noticed, Sample
+from balloon_daemon.guests.driven.http import HttpConnection, refused
+from balloon_daemon.guests.seam import Ability, GuestState, Stats
+from balloon_daemon.units import MOST_MEMORY_BYTES
+
+_STATES = {
+    "Created": GuestState.NO_DRIVER,
+    "Shutdown": GuestState.NO_DRIVER,
+    "Running": GuestState.RUNNING,
+    "Paused": GuestState.PAUSED,
+    "BreakPoint": GuestState.PAUSED,
+}
+
+_API = "/api/v1/"
+_NOT_FOUND = 404
+
+
+class CloudHypervisorControl:
+    """One VM, by its VMM's API socket.
+
+    Args:
+        path: the socket's path (``--api-socket``).
+    """
+
+    def __init__(self, path: str) -> None:
+        self._http = HttpConnection(path)
+        self._has_stats = True
+        self._renewal = Renewal()
+
+    async def open(self, noticed: Noticed) -> Found:
+        await self._http.open()
+        info = await self._info()
+        sample = await self._sample_of(info)
+        has = {
+            Ability.STATS: self._has_stats,
+            Ability.DEFLATE_ON_OOM: flag(_balloon(info), "deflate_on_oom"),
+        }
+        can = frozenset(ability for ability in has if has[ability])
+        return Found(sample.vm_mem_bytes, sample.balloon_bytes, sample.state, can, self._http.pid)
+
+    async def set_balloon(self, balloon_bytes: int) -> None:
+        await self._http.change("PUT", f"{_API}vm.resize", {"desired_balloon": balloon_bytes})
+
+    async def sample(self) -> Sample:
+        return await self._sample_of(await self._info())
+
+    async def watch(self, every_s: float | None) -> None:
+        """Does nothing: the API has no period to set."""
+
+    async def gone(self) -> None:
+        await self._http.gone()
+
+    def close(self) -> None:
+        self._http.close()
+
+    async def _info(self) -> object:
+        status, info = await self._http.ask("GET", f"{_API}vm.info")
+        if status == _NOT_FOUND:  # The VMM runs, but its VM has not been created yet.
+            raise ControlError(Fault.NOT_THERE, refused(status, info).detail)
+        if status != 200:
+            raise refused(status, info)
+        return info
+
+    async def _sample_of(self, info: object) -> Sample:
+        config = member(info, "config")
+        vm_mem_bytes = _memory_bytes(member(config, "memory"))
+        _balloon(info)
+        if elements(config, "devices") or elements(config, "vdpa"):
+            raise ControlError(Fault.PINNED)
+        left_bytes = whole_number(info, "memory_actual_size", vm_mem_bytes)
+        state = _STATES.get(str(member(info, "state")))
+        if state is None:
+            raise nonsense("state", member(info, "state"))
+        balloon_bytes, stats = vm_mem_bytes - left_bytes, None
+        if state is not GuestState.NO_DRIVER and self._has_stats:
+            sent, stats = await self._stats()
+            if self._has_stats and not (sent or balloon_bytes):
+                state = GuestState.NO_DRIVER
+        return Sample(
+            vm_mem_bytes,
+            None if state is GuestState.NO_DRIVER else balloon_bytes,
+            state,
+            stats,
+            time.monotonic(),
+        )
+
+    async def _stats(self) -> tuple[bool, Stats | None]:
+        """Whether the guest has ever sent statistics, and new ones."""
+        status, answer = await self._http.ask("GET", f"{_API}vm.balloon-stats")
+        if status == _NOT_FOUND:
+            self._has_stats = False
+        if status != 200:  # The driver has not acknowledged statistics, or there is none.
+            return False, None
+        updated_ms = whole_number(answer, "last_update")
+        stats = named_stats(member(answer, "stats"), time.monotonic())
+        renewed = self._renewal.seen(updated_ms)
+        return updated_ms > 0, stats if renewed and updated_ms else None
+
+
+def _balloon(info: object) -> object:
+    balloon = member(member(info, "config"), "balloon")
+    if balloon is None:
+        raise ControlError(Fault.NO_BALLOON)
+    return balloon
+
+
+def _memory_bytes(memory: object) -> int:
+    """All memory of a VM: its own or its zones', with what is plugged."""
+    total_bytes = 0
+    for part in (memory, *elements(memory, "zones")):
+        if flag(part, "hugepages"):
+            raise ControlError(Fault.HUGETLB)
+        total_bytes += whole_number(part, "size")
+        if member(part, "hotplugged_size") is not None:
+            total_bytes += whole_number(part, "hotplugged_size")
+    if not 0 < total_bytes <= MOST_MEMORY_BYTES:
+        raise nonsense("memory", total_bytes)
+    return total_bytes

@@ -1,0 +1,241 @@
+"""Drives the balloon of a crosvm VM through its control socket.
+
+Each message is one JSON value in one packet (SOCK_SEQPACKET), and has one answer. What the socket
+lacks, and what follows:
+
+- **The VM's size** is not told. It is the size of the file that crosvm keeps its memory in, which
+  needs the right to look at crosvm's descriptors (/proc/PID/fd); else the guest's own total, which
+  is less: a smaller balloon, nothing worse.
+- **Statistics**, and with them the balloon's size, are answered when the guest's driver has
+  answered. While there is none, versions before June 2026 do not answer at all; later ones answer
+  ENOTCONN. A second request is never sent before the first one is answered: crosvm keeps each, and
+  orders behind it wait. A guest that has answered before and does not now stands still.
+- They are read on a connection of their own, as an answer does not say what it answers.
+
+Source: crosvm's vm_control/src/lib.rs (VmRequest, VmResponse), balloon_tube.rs
+(BalloonControlCommand), base/src/sys/linux/tube.rs (messages), 2023-08 and 2026-08.
+"""
+
+import asyncio
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+from balloon_daemon.guests.driven.answers import (
+    member,
+    named_stats,
+    nonsense,
+    parse,
+    shown,
+    whole_number,
+)
+from balloon_daemon.guests.driven.control import (
+    CALL_WITHIN_S,
+    ControlError,
+    Fault,
+    Found,
+    Noticed,
+    Sample,
+)
+from balloon_daemon.guests.driven.unix_socket import connect
+from balloon_daemon.guests.seam import Ability, GuestState
+from balloon_daemon.linux.credentials import peer_of
+from balloon_daemon.units import MOST_MEMORY_BYTES
+
+MAX_MESSAGE_BYTES = 64 * 1024
+"""The longest answer; one with statistics is below 1 KiB."""
+
+STATS_WITHIN_S = 1.0
+"""How long a guest may take to answer before it counts as standing still, or without driver."""
+
+_STATS: Mapping[str, object] = {"BalloonCommand": "Stats"}
+_MEMORY_FILE = "/memfd:crosvm_guest"
+
+
+class PacketConnection:
+    """A connection on which each request has one answer, in the order of the requests.
+
+    Args:
+        path: the socket's path.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._socket = connect(path, socket.SOCK_SEQPACKET)
+        self.pid = peer_of(self._socket).pid
+        self._answer: asyncio.Future[bytes] | None = None
+        self.lost = self._loop.create_future()
+        """Done once the connection has ended."""
+        self._loop.add_reader(self._socket, self._read)
+
+    async def ask(self, request: Mapping[str, object], within_s: float) -> object:
+        """Sends a request, or goes on waiting for the answer to the last one.
+
+        Returns:
+            The answer; None where there is none in time.
+
+        Raises:
+            ControlError: the connection has ended, or the answer is no JSON.
+        """
+        if self._answer is None:
+            self._send(json.dumps(request).encode())
+            self._answer = self._loop.create_future()
+        await asyncio.wait(
+            [self._answer, self.lost], timeout=within_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if self._answer.done():
+            message, self._answer = self._answer.result(), None
+            if len(message) > MAX_MESSAGE_BYTES:
+                raise nonsense("message", "over 64 KiB")
+            return parse(message)
+        if self.lost.done():
+            raise ControlError(Fault.GONE)
+        return None
+
+    def close(self) -> None:
+        """Disconnects at once."""
+        if not self.lost.done():
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self.lost.set_result(None)
+
+    def _send(self, message: bytes) -> None:
+        if self.lost.done():
+            raise ControlError(Fault.GONE)
+        try:
+            self._socket.send(message, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            raise ControlError(Fault.HANGS) from None
+        except OSError as err:
+            raise ControlError(Fault.GONE, err.strerror or "") from err
+
+    def _read(self) -> None:
+        try:
+            message = self._socket.recv(MAX_MESSAGE_BYTES + 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message or self._answer is None or self._answer.done():
+            self.close()  # Its end, or what nobody asked for.
+        else:
+            self._answer.set_result(message)
+
+
+class CrosvmControl:
+    """One VM, by its control socket.
+
+    Args:
+        path: the socket's path (``--socket``).
+        stats_within_s: how long its guest may take to answer.
+    """
+
+    def __init__(self, path: str, stats_within_s: float = STATS_WITHIN_S) -> None:
+        self._path, self._stats_within_s = path, stats_within_s
+        self._orders: PacketConnection | None = None
+        self._stats: PacketConnection | None = None
+        self._memory_file, self._memory_bytes = "", 0
+        self._guest_bytes = 0
+        """The most that the guest has called its total."""
+        self._answered = False
+        self._refused_bytes: int | None = None
+        """A size that waits for a driver."""
+
+    async def open(self, noticed: Noticed) -> Found:
+        self._orders = PacketConnection(self._path)
+        self._stats = PacketConnection(self._path)
+        self._memory_file, self._memory_bytes = _memory_of(self._orders.pid)
+        sample = await self.sample()
+        return Found(
+            sample.vm_mem_bytes,
+            sample.balloon_bytes,
+            sample.state,
+            frozenset({Ability.STATS}),
+            self._orders.pid,
+            self._memory_file,
+        )
+
+    async def set_balloon(self, balloon_bytes: int) -> None:
+        assert self._orders is not None
+        self._refused_bytes = balloon_bytes
+        # Versions before August 2023 know no wait_for_success, and ignore it.
+        adjust = {"num_bytes": balloon_bytes, "wait_for_success": False}
+        answer = await self._orders.ask({"BalloonCommand": {"Adjust": adjust}}, CALL_WITHIN_S)
+        if answer is None:
+            raise ControlError(Fault.HANGS)
+        if _has_driver(answer):
+            if answer != "Ok":
+                raise nonsense("Adjust", answer)
+            self._refused_bytes = None
+
+    async def sample(self) -> Sample:
+        assert self._stats is not None
+        answer = await self._stats.ask(_STATS, self._stats_within_s)
+        now_s = time.monotonic()
+        balloon_bytes, stats = None, None
+        if answer is None:
+            state = GuestState.PAUSED if self._answered else GuestState.NO_DRIVER
+        elif not _has_driver(answer):
+            state, self._answered = GuestState.NO_DRIVER, False
+        else:
+            state, self._answered = GuestState.RUNNING, True
+            sent = member(answer, "BalloonStats")
+            balloon_bytes = whole_number(
+                sent, "balloon_actual", self._memory_bytes or MOST_MEMORY_BYTES
+            )
+            stats = named_stats(member(sent, "stats"), now_s)
+            if stats is not None:
+                self._guest_bytes = max(self._guest_bytes, stats.total_bytes or 0)
+            if self._refused_bytes is not None:
+                await self.set_balloon(self._refused_bytes)
+        vm_mem_bytes = self._memory_bytes or self._guest_bytes
+        if not 0 < vm_mem_bytes <= MOST_MEMORY_BYTES:
+            raise ControlError(Fault.NO_PERMISSION, f"/proc/{self._stats.pid}/fd")
+        return Sample(vm_mem_bytes, balloon_bytes, state, stats, now_s)
+
+    async def watch(self, every_s: float | None) -> None:
+        """Does nothing: the guest sends statistics with each sample."""
+
+    async def gone(self) -> None:
+        assert self._orders is not None
+        assert self._stats is not None
+        await asyncio.wait(
+            [self._orders.lost, self._stats.lost], return_when=asyncio.FIRST_COMPLETED
+        )
+
+    def close(self) -> None:
+        for connection in (self._orders, self._stats):
+            if connection is not None:
+                connection.close()
+
+
+def _has_driver(answer: object) -> bool:
+    """Whether an answer comes from a guest with a driver.
+
+    Raises:
+        ControlError: it is another error than the one that says so.
+    """
+    match answer:
+        case {"Err": errno.ENOTCONN}:
+            return False
+        case {"Err": errno.ENOTSUP | errno.ENODEV}:
+            raise ControlError(Fault.NO_BALLOON)
+        case {"Err": why} | {"ErrString": why}:
+            raise ControlError(Fault.REFUSED, shown(why))
+    return True
+
+
+def _memory_of(pid: int) -> tuple[str, int]:
+    """The file that a crosvm keeps its VM's memory in, and its size; "" and 0 where not seen."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        for name in os.listdir(folder):
+            path = f"{folder}/{name}"
+            if os.readlink(path).startswith(_MEMORY_FILE):
+                return path, os.stat(path).st_size
+    except OSError:
+        pass  # Not ours to see, or the process ends.
+    return "", 0

@@ -1,0 +1,138 @@
+"""All VMs that are driven through a socket of their own VMM's.
+
+Runs in the controller.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.errors import printable
+from balloon_daemon.events import Publish, SocketIgnored
+from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.claims import Claims
+from balloon_daemon.guests.driven.control import Control
+from balloon_daemon.guests.driven.directories import Directories
+from balloon_daemon.guests.driven.discovery import directories, name_of, sockets
+from balloon_daemon.guests.driven.finder import Finder
+from balloon_daemon.guests.driven.reporting import Shared
+from balloon_daemon.guests.seam import VmRegistry
+from balloon_daemon.rate_limit import OnceEach
+from balloon_daemon.sizing.vm_settings import VmSettings
+
+NewControl = Callable[[str], Control]
+"""Makes a connection to the VMM whose socket has this path."""
+
+IGNORED = 256
+"""How many paths that are no sockets are published, each once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which VMs are to be driven.
+
+    Attributes:
+        vms: those that are named.
+        qmp: patterns of QEMU's monitor sockets.
+        controls: makes connections, for each kind that occurs.
+        bases_path: the file for the balloons that VMs had before balloond.
+    """
+
+    vms: Sequence[VmConfig]
+    qmp: Sequence[str]
+    controls: Mapping[Kind, NewControl]
+    bases_path: Path
+
+
+class DrivenVms:
+    """All VMs with a socket of their own VMM's: a ``GuestDriver``.
+
+    Args:
+        wanted: which VMs.
+        publish: takes events.
+        is_own: whether the VM of this process is attached to a device of ours.
+        claims: which processes' VMs are driven.
+    """
+
+    keeps = True
+    """They keep the balloon that they have, and the next balloond takes them as they are."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        publish: Publish,
+        is_own: Callable[[int], bool] = lambda pid: False,
+        claims: Claims | None = None,
+    ) -> None:
+        self._wanted = wanted
+        self._publish = publish
+        self._is_own = is_own
+        self._claims = Claims() if claims is None else claims
+        self._bases = Bases(wanted.bases_path, publish)
+        self._directories = Directories(self._changed)
+        self._named: list[Finder] = []
+        self._discovered: dict[str, Finder] = {}
+        self._ignored = OnceEach(IGNORED)
+        self._registry: VmRegistry
+        self._shared: Shared
+
+    def start(self, registry: VmRegistry) -> None:
+        """Finds VMs from now on."""
+        self._registry = registry
+        report = registry.report
+        self._shared = Shared(self._publish, report, self._bases, self._is_own, self._claims)
+        self._named = [self._find(vm) for vm in self._wanted.vms]
+        self._watch()
+        self._directories.look()
+
+    def stop(self, *, leaving: bool) -> None:
+        """Finds no more VMs; those that were found are driven on."""
+        self._directories.stop()
+        for finder in [*self._named, *self._discovered.values()]:
+            finder.stop()
+
+    async def close(self, *, leaving: bool) -> None:
+        """Stores what another balloond has to know."""
+        self._bases.store()
+
+    def _find(self, vm: VmConfig) -> Finder:
+        new_control = partial(self._wanted.controls[vm.kind], vm.address)
+        finder = Finder(vm, new_control, self._registry, self._shared)
+        finder.start()
+        return finder
+
+    def _watch(self) -> None:
+        named = {os.path.dirname(vm.address) for vm in self._wanted.vms}
+        self._directories.watch(named | directories(self._wanted.qmp))
+
+    def _changed(self, changed: set[str]) -> None:
+        self._bases.store()
+        for finder in self._named:
+            if os.path.dirname(finder.config.address) in changed:
+                finder.wake()
+        if self._wanted.qmp and changed & directories(self._wanted.qmp):
+            self._discover()
+            self._watch()
+
+    def _discover(self) -> None:
+        found, others = sockets(self._wanted.qmp)
+        for path in sorted(others):
+            if self._ignored.admit(path):
+                self._publish(SocketIgnored(printable(path)))
+        # A VM that is named has its own settings, and is not found once more.
+        named = {os.path.realpath(finder.config.address) for finder in self._named}
+        for resolved in self._discovered.keys() - found.keys():
+            self._discovered.pop(resolved).retire()
+        for resolved, path in found.items():
+            if resolved in named:
+                continue
+            if (finder := self._discovered.get(resolved)) is not None:
+                finder.wake()
+                continue
+            taken = {f.config.name for f in [*self._named, *self._discovered.values()]}
+            name = printable(name_of(path, taken))
+            vm = VmConfig(name, Kind.QMP, path, VmSettings())
+            self._discovered[resolved] = self._find(vm)

@@ -1,0 +1,168 @@
+"""Finds one VM that a configuration names or a pattern has found, and drives it while it is there.
+
+Runs in the controller. A finder connects, makes a ``DrivenVm`` of what answers, waits until that
+has ended, and connects again: after 1 s, then after twice as long each time, up to 30 s. A VM that
+has been driven for a while begins anew at 1 s, and so does one whose socket has just appeared
+(``discovery.py``). A reason that lasts is published once, later ones like it are ``quiet``.
+"""
+
+import asyncio
+from collections.abc import Callable
+from random import random
+
+from balloon_daemon.config.vms import VmConfig
+from balloon_daemon.events import FinderFailed, VmDriven, VmLost, VmNotDriven
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import Control, ControlError
+from balloon_daemon.guests.driven.host_side import HostSide
+from balloon_daemon.guests.driven.reporting import Shared, check_process, check_sizes
+from balloon_daemon.guests.driven.vm import DrivenVm, bounded
+from balloon_daemon.guests.driven.waking import Bell, Notices
+from balloon_daemon.guests.seam import VmRegistry
+
+AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
+"""The first and the longest pause before another attempt."""
+
+JITTER = 0.25
+"""The part of a pause that is drawn: finders that failed together do not try together again."""
+
+STEADY_S = 60.0
+"""A VM that was driven for so long is no flapping one."""
+
+
+class Pause:
+    """The pause before the next attempt, and whether the last attempts were all alike."""
+
+    def __init__(self) -> None:
+        self._pause_s = AGAIN_S
+        self._fault: Fault | None = None
+        self.short_lives = 0
+        """How often in a row the VM was driven for a moment only."""
+
+    def failed(self, fault: Fault) -> bool:
+        """Notes a failed attempt; whether the one before failed for the same reason."""
+        same, self._fault = fault is self._fault, fault
+        return same
+
+    def ended(self, fault: Fault, lived_s: float) -> bool:
+        """Notes the end of a VM that was driven; whether that is nothing new."""
+        if lived_s >= STEADY_S:
+            self.short_lives, self._pause_s, self._fault = 0, AGAIN_S, None
+        else:
+            self.short_lives += 1
+        return self.failed(fault)
+
+    def next_s(self) -> float:
+        """The next pause, in seconds; longer each time."""
+        pause_s = self._pause_s
+        self._pause_s = min(2 * pause_s, AGAIN_MOST_S)
+        return pause_s * (1 - JITTER * random())
+
+    def start_anew(self) -> bool:
+        """Begins again with the shortest pause, where the VM was not there; whether it was not."""
+        absent = self._fault in (Fault.NOT_THERE, Fault.GONE)
+        if absent:
+            self._pause_s = AGAIN_S
+        return absent
+
+
+class Finder:
+    """Finds one VM, again and again.
+
+    Args:
+        config: its name, address and settings.
+        new_control: makes a connection to its VMM.
+        registry: gets the VM.
+        shared: what all driven VMs share.
+    """
+
+    def __init__(
+        self,
+        config: VmConfig,
+        new_control: Callable[[], Control],
+        registry: VmRegistry,
+        shared: Shared,
+    ) -> None:
+        self.config = config
+        self._new_control = new_control
+        self._registry = registry
+        self._shared = shared
+        self._pause = Pause()
+        self._bell = Bell()
+        self._retired = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Finds the VM from now on."""
+        self._task = asyncio.get_running_loop().create_task(self._find())
+
+    def wake(self) -> None:
+        """Tries at once where the VM was not there, as it may just have come."""
+        if self._pause.start_anew():
+            self._bell.ring()
+
+    def retire(self) -> None:
+        """Does not look for the VM once more when it has ended."""
+        self._retired = True
+        self._bell.ring()
+
+    def stop(self) -> None:
+        """Does not look for the VM any more; one that is driven stays so."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _find(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._retired:
+            try:
+                await self._drive()
+            except ControlError as err:
+                quiet = self._pause.failed(err.fault)
+                name, address = self.config.name, self.config.address
+                self._shared.publish(VmNotDriven(name, address, err.fault, err.detail, quiet))
+            except Exception as err:
+                # A bug in one kind of control must not end the search for its VMs.
+                self._failed(err)
+            if not self._retired:
+                await self._bell.wait_until(loop.time() + self._pause.next_s())
+
+    async def _drive(self) -> None:
+        """Connects to the VM, and waits until it has ended.
+
+        Raises:
+            ControlError: it cannot be driven.
+        """
+        loop, publish = asyncio.get_running_loop(), self._shared.publish
+        guest = await self._open()
+        began_s = loop.time()
+        await asyncio.wait([guest.ended])  # It must not be cancelled with this task.
+        end = guest.ended.result()
+        quiet = self._pause.ended(end.fault, loop.time() - began_s)
+        publish(VmLost(guest.vm, end.fault, end.detail, quiet))
+
+    async def _open(self) -> DrivenVm:
+        control, notices = self._new_control(), Notices()
+        try:
+            found = await bounded(control.open(notices.put))
+            check_sizes(found.vm_mem_bytes, found.balloon_bytes)
+            host = HostSide(found.pid, found.memory_file)
+            check_process(host, self._shared)
+            if (other := self._shared.claims.other(host.pid, self.config.kind)) is not None:
+                raise ControlError(Fault.OWN_DEVICE, other.value)
+        except BaseException:
+            control.close()
+            raise
+        vm = self._registry.next_vm(self.config.name)
+        guest = DrivenVm(vm, control, found, host, notices, self._shared)
+        quiet = self._pause.short_lives > 1
+        address, size, pid = self.config.address, found.vm_mem_bytes, host.pid
+        self._shared.publish(VmDriven(vm, address, size, pid or None, quiet))
+        self._shared.claims.claim(pid, self.config.kind)
+        guest.ended.add_done_callback(lambda _: self._shared.claims.release(pid))
+        self._registry.add(guest, self.config.settings)
+        self._registry.serve(guest)
+        return guest
+
+    def _failed(self, err: Exception) -> None:
+        error = f"{type(err).__name__}: {err}"
+        self._shared.publish(FinderFailed(self.config.name, error))

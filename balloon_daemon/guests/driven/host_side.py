@@ -1,0 +1,92 @@
+"""What the host's kernel says of a VMM's process: the memory and the disk reads of its VM.
+
+Runs in the controller. All figures are None, and all answers "no", for a process that is gone or
+may not be examined. Nothing here waits: the kernel answers by itself.
+"""
+
+import os
+
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.linux.libc import blocks_of
+from balloon_daemon.linux.process_figures import (
+    files_of,
+    huge_page_bytes_of,
+    read_bytes_of,
+    resident_bytes_of,
+    start_time_of,
+)
+
+PINNING = ("/dev/vfio/", "/dev/iommu", "/dev/vhost-vdpa")
+"""What a VMM has open for a device that reaches guest memory by DMA, past the VMM: all of its
+memory is pinned. Source: Linux, driver-api/vfio.rst, userspace-api/iommufd.rst."""
+
+
+class HostSide:
+    """A VMM's process, as the host's kernel sees it.
+
+    Args:
+        pid: its number; None: unknown. 0 is what SO_PEERCRED says of a process of another PID
+            namespace, 1 is the service manager, which listened in the VMM's place: both are
+            unknown, too.
+        memory_file: the path of the file that the VM's memory is (``/proc/PID/fd/N``); "": none.
+    """
+
+    def __init__(self, pid: int | None, memory_file: str = "") -> None:
+        started = None if pid is None or pid <= 1 else start_time_of(pid)
+        self._pid = 0 if pid is None or started is None else pid
+        self._started = started or 0
+        self._memory_file = memory_file
+
+    @property
+    def pid(self) -> int:
+        """The process's number; 0: unknown."""
+        return self._pid
+
+    @property
+    def started(self) -> int:
+        """When the process started, in clock ticks since boot; 0: unknown."""
+        return self._started
+
+    @property
+    def has_memory_file(self) -> bool:
+        """Whether the VM's memory is a file whose blocks are counted."""
+        return bool(self._memory_file)
+
+    def held_bytes(self) -> int | None:
+        """How much of the host's memory the VM's memory occupies: the blocks of its memory file,
+        else the resident set of the whole process."""
+        if not self._memory_file:
+            return resident_bytes_of(self._pid)
+        try:
+            # O_PATH asks no file system's server, and whatever the file is it is not opened. Open
+            # it for this moment only: a descriptor that stays open would keep the memory of a VM
+            # that has ended, and its close would wait until the kernel has freed that.
+            file = os.open(self._memory_file, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            blocks = blocks_of(file)
+        finally:
+            os.close(file)
+        return None if blocks is None else blocks * 512
+
+    def disk_read_bytes(self) -> int | None:
+        """How much the process has read: of a VMM nearly all is what its guest has read from its
+        disks."""
+        return read_bytes_of(self._pid)
+
+    def look(self) -> Fault | None:
+        """Looks for a reason why this VM's balloon would free nothing; None: there is none.
+
+        Takes as long as the process has files, and so is for now and then.
+        """
+        if self._pid and start_time_of(self._pid) != self._started:
+            self._pid = 0  # The number may be another process's by now.
+        if any(name.startswith(PINNING) for name in files_of(self._pid)):
+            return Fault.PINNED
+        # The resident set leaves pages of hugetlbfs out, so it is the VMM's own memory where the
+        # guest's is in such pages.
+        huge_bytes = huge_page_bytes_of(self._pid) or 0
+        if huge_bytes > (resident_bytes_of(self._pid) or 0):
+            return Fault.HUGETLB
+        return None

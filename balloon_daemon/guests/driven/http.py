@@ -1,0 +1,151 @@
+"""An HTTP client for one VMM's control socket: bounded in size and time, one call at a time.
+
+Not a library: http.client blocks, and h11 0.16 costs the controller 0.5 MiB and 10 ms of imports,
+aiohttp 3.14 11.6 MiB and 150 ms (dirty pages, CPython 3.11). A control socket has one server at
+the other end, which speaks a small part of HTTP/1.1, so that little remains to be written.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Mapping
+
+from balloon_daemon.guests.driven.answers import member, nonsense, parse, shown
+from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fault
+from balloon_daemon.guests.driven.http_answer import HttpAnswer, HttpAnswerParser
+from balloon_daemon.guests.driven.unix_socket import connect
+from balloon_daemon.linux.credentials import peer_of
+
+
+class HttpConnection(asyncio.Protocol):
+    """A connection to an HTTP server on a Unix socket, kept alive from call to call.
+
+    Args:
+        path: the socket's path.
+        within_s: how long a call may take.
+    """
+
+    def __init__(self, path: str, within_s: float = CALL_WITHIN_S) -> None:
+        self._path, self._within_s = path, within_s
+        self._transport: asyncio.Transport | None = None
+        self._parser: HttpAnswerParser | None = None
+        self._answer: asyncio.Future[HttpAnswer] | None = None
+        self._lost = asyncio.get_running_loop().create_future()
+        self.pid = 0
+        """The server's process; 0 before ``open``."""
+
+    async def open(self) -> None:
+        """Connects.
+
+        Raises:
+            ControlError: that is not possible.
+        """
+        sock = connect(self._path, socket.SOCK_STREAM)
+        self.pid = peer_of(sock).pid
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_unix_connection(lambda: self, sock=sock)
+
+    async def get(self, target: str) -> object:
+        """GETs what is JSON.
+
+        Raises:
+            ControlError: ``REFUSED`` where the server answers another status than 200.
+        """
+        status, value = await self.ask("GET", target)
+        if status != 200:
+            raise refused(status, value)
+        return value
+
+    async def change(self, method: str, target: str, body: Mapping[str, object]) -> None:
+        """PUTs or PATCHes a JSON object.
+
+        Raises:
+            ControlError: ``REFUSED`` where the server answers no success.
+        """
+        status, value = await self.ask(method, target, body)
+        if status >= 300:
+            raise refused(status, value)
+
+    async def ask(
+        self, method: str, target: str, body: Mapping[str, object] | None = None
+    ) -> tuple[int, object]:
+        """Makes a call.
+
+        Returns:
+            The status, from 200 to 599, and the answer's JSON; None where its body is empty.
+
+        Raises:
+            ControlError: there is no answer, or none that makes sense.
+        """
+        if self._transport is None or self._lost.done():
+            raise ControlError(Fault.GONE)
+        self._parser = HttpAnswerParser()
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(_request(method, target, body))
+        try:
+            async with asyncio.timeout(self._within_s):
+                answer = await self._answer
+        except TimeoutError:
+            raise ControlError(Fault.HANGS) from None
+        finally:
+            self._parser = self._answer = None
+        if answer.last:
+            self.close()
+        # An error need not be JSON: Cloud Hypervisor has answered both.
+        if answer.status >= 400:
+            return answer.status, answer.body.decode(errors="replace")
+        return answer.status, parse(answer.body) if answer.body else None
+
+    async def gone(self) -> None:
+        """Waits until the server has closed the connection."""
+        await asyncio.wait([self._lost])
+
+    def close(self) -> None:
+        """Disconnects at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- asyncio.Protocol ---
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None or self._answer is None or self._answer.done():
+            self._fail(nonsense("bytes without a call", data[:64]))
+            return
+        try:
+            answer = self._parser.feed(data)
+        except ControlError as err:
+            self._fail(err)
+            return
+        if answer is not None:
+            self._answer.set_result(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ControlError(Fault.GONE, shown(str(exc)) if exc is not None else ""))
+        if not self._lost.done():
+            self._lost.set_result(None)
+
+    def _fail(self, err: ControlError) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(err)
+        self.close()
+
+
+def refused(status: int, value: object) -> ControlError:
+    """The error for an answer that is no success, with the server's words."""
+    if isinstance(value, str):
+        # Firecracker's form; others' words are shown as they are.
+        with contextlib.suppress(ControlError):
+            value = member(parse(value.encode()), "fault_message") or value
+    return ControlError(Fault.REFUSED, f"{status}: {shown(value)}")
+
+
+def _request(method: str, target: str, body: Mapping[str, object] | None) -> bytes:
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n"
+    if body is None:
+        return f"{head}\r\n".encode()
+    text = json.dumps(body)
+    length = len(text)  # json.dumps() writes ASCII alone
+    return (
+        f"{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{text}".encode()
+    )

@@ -1,0 +1,355 @@
+"""QEMU's own balloon, by its monitor (QMP): a ``Control``.
+
+The controller runs it. QEMU's quirks end here: ``balloon`` takes the VM's size without its
+balloon, 0 is refused and a size above the VM's means none, figures that a VM keeps over a reset
+are no facts (``qmp_balloon.py``), and memory that a balloon cannot free is named (hugetlbfs,
+VFIO).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven import qmp_answers as answers
+from balloon_daemon.guests.driven import qmp_process
+from balloon_daemon.guests.driven.control import (
+    ControlError,
+    Found,
+    Notice,
+    Noticed,
+    Sample,
+)
+from balloon_daemon.guests.driven.qmp_balloon import QmpBalloon
+from balloon_daemon.guests.driven.qmp_wire import Command, Event, Monitor
+from balloon_daemon.guests.seam import Ability, GuestState, Stats
+from balloon_daemon.units import MIB, PAGE_SIZE
+
+CONFIRM_AFTER_S = 0.1
+"""How soon a size that may be half written is read again: a driver writes four bytes in µs, unless
+its virtual CPU loses the host's CPU meanwhile."""
+
+MAX_BACKENDS = 64
+"""How many objects of memory are asked about."""
+
+_STATUS = Command("query-status")
+_BALLOON = Command("query-balloon")
+_DISKS = Command("query-blockstats")
+_BASE = Command("query-memory-size-summary")
+_DIMMS = Command("query-memory-devices")
+_MIGRATION = Command("query-migrate")
+_LISTS = ("/machine/peripheral", "/machine/peripheral-anon")
+
+_NEWS = {
+    "BALLOON_CHANGE", "STOP", "RESUME", "SUSPEND", "SUSPEND_DISK", "WAKEUP", "DEVICE_DELETED",
+    "ACPI_DEVICE_OST", "MEMORY_DEVICE_SIZE_CHANGE",
+}  # fmt: skip
+"""Events after which figures may be other ones."""
+
+_OVER = {"completed", "failed", "cancelled"}
+"""How a migration ends."""
+
+
+def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
+    """What a guest is left in any case, whatever is asked for.
+
+    QEMU refuses a VM of 0 bytes and no other size, and keeps the target over a reset: the next
+    kernel is squeezed to it while it boots. A driver that gives nothing back on OOM lets its guest
+    kill instead, so it is left more. Neither is more than what the balloon policy leaves.
+    """
+    if deflate_on_oom:
+        return min(64 * MIB, size_bytes // 2)
+    return min(max(size_bytes // 4, 256 * MIB), size_bytes // 2)
+
+
+class QmpControl:
+    """One VM's balloon, by its QEMU's monitor.
+
+    Args:
+        path: the monitor's socket.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._monitor: Monitor | None = None
+        self._noticed: Noticed = lambda notice: None
+        self._balloon = QmpBalloon()
+        self._device = ""
+        self._deflate_on_oom = False
+        self._base_bytes = 0
+        self._plugs = True
+        self._every_s = 0
+        self._updated = (0, 0.0)
+        self._migration = ""
+        self._jobs = _SnapshotJobs(self._ask, lambda: self._noticed(Notice.REFILLED))
+
+    async def open(self, noticed: Noticed) -> Found:
+        """As ``Control`` says."""
+        self._monitor = await Monitor.connect(self._path, self._heard)
+        self._noticed = noticed
+        try:
+            return await self._find()
+        except BaseException:
+            self.close()
+            raise
+
+    async def set_balloon(self, balloon_bytes: int) -> None:
+        """As ``Control`` says. The guest is left ``least_bytes`` in any case.
+
+        A machine without slots for DIMMs never changes its size; any other is asked for it first.
+        """
+        size = self._base_bytes
+        if self._plugs:
+            (dimms,) = await self._ask(_DIMMS)
+            size += answers.dimm_bytes(dimms)
+        least = least_bytes(size, deflate_on_oom=self._deflate_on_oom)
+        # Up to whole pages, as QEMU rounds, too.
+        value = -(-max(size - balloon_bytes, least) // PAGE_SIZE) * PAGE_SIZE
+        (answer,) = await self._ask(Command("balloon", {"value": value}))
+        answers.accepted(answer)
+        self._balloon.told(size - value)
+
+    async def sample(self) -> Sample:
+        """As ``Control`` says."""
+        if not self._device:
+            await self._find_device()
+        asked = [_STATUS, _BALLOON, self._get("guest-stats"), _DISKS, _MIGRATION]
+        asked += [_DIMMS] * self._plugs
+        status, balloon, stats, disks, migration, *dimms = await self._ask(*asked)
+        self._look_at_migration(migration)
+        size = self._base_bytes + sum(map(answers.dimm_bytes, dimms))
+        sent = self._take(balloon, stats, size)
+        state = self._state(status)
+        await self._keep_statistics_coming(state)
+        return Sample(
+            size,
+            self._balloon.balloon_bytes,
+            state,
+            self._stats(sent, disks),
+            time.monotonic(),
+        )
+
+    async def watch(self, every_s: float | None) -> None:
+        """As ``Control`` says; QEMU counts in whole seconds."""
+        self._every_s = 0 if every_s is None else max(1, round(every_s))
+        if self._device:
+            await self._set_interval()
+
+    async def gone(self) -> None:
+        """As ``Control`` says."""
+        if self._monitor is not None:
+            await self._monitor.ended()
+
+    def close(self) -> None:
+        """As ``Control`` says."""
+        self._jobs.close()
+        self._noticed = lambda notice: None
+        if self._monitor is not None:
+            self._monitor.close()
+
+    # --- finding out -----------------------------------------------------------------------------
+
+    async def _find(self) -> Found:
+        """All that is asked once."""
+        assert self._monitor is not None
+        status, balloon, base, dimms, disks, migration, memory, cpus, memdevs = await self._ask(
+            *(_STATUS, _BALLOON, _BASE, _DIMMS, _DISKS, _MIGRATION),
+            _get("/machine", "memory"),
+            *(Command("query-cpus-fast"), Command("query-memdev")),
+        )
+        pid = self._monitor.pid
+        if pid is not None and not qmp_process.has_thread(pid, answers.thread_id(cpus)):
+            pid = None
+        self._base_bytes = answers.base_bytes(base)
+        self._plugs = answers.can_plug_dimms(memory)
+        self._migration = answers.migration_status(migration)
+        memory_file = await self._find_memory(answers.memory_backends(memdevs), pid)
+        await self._find_device()
+        (stats,) = await self._ask(self._get("guest-stats"))
+        size = self._base_bytes + answers.dimm_bytes(dimms)
+        self._take(balloon, stats, size)
+        can = {
+            Ability.STATS: True,
+            Ability.DEFLATE_ON_OOM: self._deflate_on_oom,
+            Ability.DISK_READS: answers.disk_read_bytes(disks) is not None,
+        }
+        return Found(
+            size,
+            self._balloon.balloon_bytes,
+            self._state(status),
+            frozenset(ability for ability, has in can.items() if has),
+            pid,
+            memory_file,
+        )
+
+    async def _find_device(self) -> None:
+        """Finds the balloon device, which may have been plugged in later.
+
+        Raises:
+            ControlError: there is none, or a device pins the VM's memory.
+        """
+        lists = await self._ask(*(Command("qom-list", {"path": path}) for path in _LISTS))
+        found = ""
+        for path, listed in zip(_LISTS, lists, strict=True):
+            for name, kind in answers.devices(listed):
+                if kind.startswith(answers.PINNING):
+                    raise ControlError(Fault.PINNED, name)
+                if kind.startswith(answers.BALLOON):
+                    found = f"{path}/{name}"
+        if not found:
+            raise ControlError(Fault.NO_BALLOON)
+        (deflates,) = await self._ask(_get(found, "deflate-on-oom"))
+        self._deflate_on_oom = deflates is True
+        self._device = found
+        if self._every_s:
+            await self._set_interval()
+
+    async def _find_memory(self, backends: list[str], pid: int | None) -> str:
+        """The path in /proc of the file that the VM's memory is; "" where it is none or several.
+
+        Raises:
+            ControlError: the memory is in huge pages of hugetlbfs. Of those QEMU frees one only
+                when all of its 4 KiB pages come within 1 MiB of balloon pages in a row.
+        """
+        names = backends[:MAX_BACKENDS]
+        paths = [f"/objects/{name}" for name in names]
+        kinds = await self._ask(*(_get(path, "type") for path in paths))
+        huge = await self._ask(*(_get(path, "hugetlb") for path in paths))
+        files = await self._ask(*(_get(path, "mem-path") for path in paths))
+        found = []
+        for name, kind, is_huge, file in zip(names, kinds, huge, files, strict=True):
+            path = file if isinstance(file, str) else ""
+            if is_huge is True or (path and qmp_process.lies_on_hugetlbfs(path)):
+                raise ControlError(Fault.HUGETLB, name)
+            if kind == "memory-backend-memfd":
+                # QEMU names a memfd by its object's type.
+                found.append(f"/memfd:{kind}")
+            elif path:
+                found.append(path)
+        if pid is None or len(found) != 1:
+            return ""
+        return qmp_process.descriptor_of(pid, found[0])
+
+    # --- taking in -------------------------------------------------------------------------------
+
+    def _take(self, balloon: object, stats: object, size: int) -> answers.GuestStats:
+        """Takes in both answers, of which each needs the other to be understood.
+
+        Raises:
+            ControlError: ``NO_BALLOON``: the device is gone; the next sample looks for another.
+        """
+        try:
+            vm_bytes = answers.vm_bytes(balloon, size)
+            sent = answers.guest_stats(stats)
+        except ControlError as err:
+            if err.fault is Fault.NO_BALLOON:
+                self._device = ""
+                self._balloon = QmpBalloon()
+            raise
+        self._balloon.read(size - vm_bytes, sent.last_update)
+        if self._balloon.doubted:
+            loop = asyncio.get_running_loop()
+            loop.call_later(CONFIRM_AFTER_S, lambda: self._noticed(Notice.CHANGED))
+        return sent
+
+    def _state(self, status: object) -> GuestState:
+        if not answers.is_running(status):
+            return GuestState.PAUSED
+        return GuestState.RUNNING if self._balloon.listens else GuestState.NO_DRIVER
+
+    def _stats(self, sent: answers.GuestStats, disks: object) -> Stats | None:
+        """The guest's statistics, unless they are those of the last sample."""
+        last_update, _ = self._updated
+        if sent.last_update in (0, last_update):
+            return None
+        now = time.monotonic()
+        self._updated = (sent.last_update, now)
+        # QEMU stamps them with whole seconds of the host's clock, cut off.
+        age_s = max(0.0, time.time() - sent.last_update)
+        return sent.at(now - age_s, answers.disk_read_bytes(disks))
+
+    async def _keep_statistics_coming(self, state: GuestState) -> None:
+        """Sets the interval again where statistics stay away.
+
+        It is 0 again at a migration's destination and in a device that was plugged in anew.
+        Setting it to what it is changes nothing.
+        """
+        since_s = time.monotonic() - self._updated[1]
+        if self._every_s and state is GuestState.RUNNING and since_s > 3 * self._every_s:
+            await self._set_interval()
+
+    async def _set_interval(self) -> None:
+        arguments = {"path": self._device, "property": "guest-stats-polling-interval"}
+        (answer,) = await self._ask(Command("qom-set", arguments | {"value": self._every_s}))
+        answers.accepted(answer)
+        self._updated = (self._updated[0], time.monotonic())
+
+    def _look_at_migration(self, answer: object) -> None:
+        status = answers.migration_status(answer)
+        if status != self._migration and status in _OVER:
+            self._noticed(Notice.REFILLED)
+        self._migration = status
+
+    # --- the monitor -----------------------------------------------------------------------------
+
+    def _get(self, name: str) -> Command:
+        return _get(self._device, name)
+
+    async def _ask(self, *commands: Command) -> list[object]:
+        if self._monitor is None:
+            raise ControlError(Fault.GONE)
+        return await self._monitor.ask(*commands)
+
+    def _heard(self, event: Event) -> None:
+        if event.name == "RESET":
+            if self._balloon.reset(event.at_us):
+                self._noticed(Notice.RESET)
+        elif event.name == "JOB_STATUS_CHANGE":
+            self._jobs.changed()
+        elif event.name in _NEWS:
+            if event.name == "BALLOON_CHANGE":
+                self._balloon.written(event.at_us)
+            self._noticed(Notice.CHANGED)
+
+
+def _get(path: str, name: str) -> Command:
+    return Command("qom-get", {"path": path, "property": name})
+
+
+class _SnapshotJobs:
+    """Notices when the VM's memory has been saved in a disk image (snapshot-save), which reads all
+    of it. Events about jobs give no kind, so the jobs are asked for."""
+
+    def __init__(
+        self, ask: Callable[[Command], Awaitable[list[object]]], saved: Callable[[], None]
+    ) -> None:
+        self._ask = ask
+        self._saved = saved
+        self._running: set[str] = set()
+        self._over: set[str] = set()
+        self._look: asyncio.Task[None] | None = None
+        self._again = False
+
+    def changed(self) -> None:
+        """A job's status is another one."""
+        self._again = True
+        if self._look is None or self._look.done():
+            self._look = asyncio.get_running_loop().create_task(self._look_until_calm())
+
+    def close(self) -> None:
+        """Looks no more."""
+        if self._look is not None:
+            self._look.cancel()
+
+    async def _look_until_calm(self) -> None:
+        # Whoever makes the next call finds out that the connection is lost.
+        with contextlib.suppress(ControlError):
+            while self._again:
+                self._again = False
+                (answer,) = await self._ask(Command("query-jobs"))
+                running, over = answers.snapshot_jobs(answer)
+                # One that its owner has dismissed is not listed any more.
+                if (self._running | over) - running - self._over:
+                    self._saved()
+                self._running, self._over = running, over

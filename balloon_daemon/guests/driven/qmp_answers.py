@@ -1,0 +1,222 @@
+"""What a QEMU monitor answers, made into checked values. Pure.
+
+Every number is a whole one in range, or the answer is ``NONSENSE``: a VMM is trusted no further.
+All functions raise ``ControlError`` for an answer that QEMU's schema does not allow, and for a
+refusal that they do not mention.
+
+Source: QEMU, qapi/machine.json, qapi/block-core.json, qapi/run-state.json, qapi/migration.json,
+docs/interop/virtio-balloon-stats.rst.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.seam import Stats
+from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
+
+UNKNOWN = (1 << 64) - 1
+"""A figure that the guest's driver does not send."""
+
+MAX_DESC = 200
+"""How many characters of QEMU's words are kept."""
+
+BALLOON = "child<virtio-balloon"
+"""Beginning of the types of QEMU's balloon: ``-pci`` in three generations, ``-device`` on
+virtio-mmio (microvm)."""
+
+PINNING = ("child<vfio-pci", "child<vhost-vdpa-device")
+"""Beginnings of the types of devices that pin all of a guest's memory."""
+
+_FIELDS = {
+    "stat-total-memory": "total_bytes",
+    "stat-free-memory": "free_bytes",
+    "stat-available-memory": "available_bytes",
+    "stat-disk-caches": "caches_bytes",
+    "stat-swap-in": "swap_in_bytes",
+    "stat-swap-out": "swap_out_bytes",
+    "stat-major-faults": "major_faults",
+    "stat-minor-faults": "minor_faults",
+    "stat-htlb-pgalloc": "hugetlb_allocations",
+    "stat-htlb-pgfail": "hugetlb_failures",
+    "stat-oom-kills": "oom_kills",
+    "stat-alloc-stalls": "alloc_stalls",
+    "stat-async-scans": "async_scans",
+    "stat-direct-scans": "direct_scans",
+    "stat-async-reclaims": "async_reclaims",
+    "stat-direct-reclaims": "direct_reclaims",
+}
+
+
+class Refusal(NamedTuple):
+    """The monitor's answer to a command that it did not carry out.
+
+    Attributes:
+        kind: QEMU's class of errors, such as ``DeviceNotActive``.
+        desc: QEMU's words, printable.
+    """
+
+    kind: str
+    desc: str
+
+
+class GuestStats(NamedTuple):
+    """The guest's statistics.
+
+    Attributes:
+        last_update: when the guest sent them, in seconds of the host's clock; 0: never, as no
+            driver listens.
+        figures: by the names of ``Stats``.
+    """
+
+    last_update: int
+    figures: dict[str, int]
+
+    def at(self, at_s: float, disk_read_bytes: int | None) -> Stats:
+        """As the seam has them; ``at_s``: when they were sent, on CLOCK_MONOTONIC."""
+        return Stats(at_s, **self.figures, disk_read_bytes=disk_read_bytes)
+
+
+def refused(answer: object) -> ControlError:
+    """The error for a refusal, or for an answer that is none of those allowed."""
+    match answer:
+        case Refusal("DeviceNotActive" | "DeviceNotFound", desc):
+            # The first is query-balloon's and balloon's word, the second qom-get's.
+            return ControlError(Fault.NO_BALLOON, desc)
+        case Refusal(_, desc):
+            return ControlError(Fault.REFUSED, desc)
+    return ControlError(Fault.NONSENSE, "an answer of another form")
+
+
+def _number(answer: object, name: str, most: int) -> int:
+    """A member that is a whole number from 0 to ``most``."""
+    value = _member(answer, name)
+    if type(value) is not int or not 0 <= value <= most:
+        shown = value if isinstance(value, int | float) and abs(value) <= UNKNOWN else type(value)
+        raise ControlError(Fault.NONSENSE, f"{name}: {shown}")
+    return value
+
+
+def _member(answer: object, name: str) -> object:
+    if not isinstance(answer, dict) or name not in answer:
+        raise refused(answer)
+    return answer[name]
+
+
+def _rows(answer: object) -> Iterator[object]:
+    if not isinstance(answer, list):
+        raise refused(answer)
+    return iter(answer)
+
+
+def accepted(answer: object) -> None:
+    """Checks the answer to a command that returns nothing: ``balloon``, ``qom-set``."""
+    if not isinstance(answer, dict):
+        raise refused(answer)
+
+
+def base_bytes(answer: object) -> int:
+    """query-memory-size-summary: the memory that the VM was started with."""
+    size = _number(answer, "base-memory", MOST_MEMORY_BYTES)
+    if size < MIB:
+        raise ControlError(Fault.NONSENSE, f"base-memory: {size}")
+    return size
+
+
+def dimm_bytes(answer: object) -> int:
+    """query-memory-devices: all DIMMs together, which ``balloon`` counts as part of the VM.
+
+    virtio-mem and NVDIMMs, which it does not count, are left out. A machine that has no such
+    devices at all refuses the command.
+    """
+    if isinstance(answer, Refusal):
+        return 0
+    size = 0
+    for row in _rows(answer):
+        if _member(row, "type") == "dimm":
+            size += _number(_member(row, "data"), "size", MOST_MEMORY_BYTES)
+    return size
+
+
+def can_plug_dimms(answer: object) -> bool:
+    """qom-get /machine memory: whether the machine has slots; older QEMUs do not say."""
+    return isinstance(answer, Refusal) or _member(answer, "slots") != 0
+
+
+def vm_bytes(answer: object, size_bytes: int) -> int:
+    """query-balloon: the VM's size without its balloon, at most ``size_bytes``."""
+    return _number(answer, "actual", size_bytes)
+
+
+def is_running(answer: object) -> bool:
+    """query-status: whether virtual CPUs run; they stand still in S3, too."""
+    running = _member(answer, "running")
+    if not isinstance(running, bool):
+        raise ControlError(Fault.NONSENSE, "running: neither true nor false")
+    return running
+
+
+def guest_stats(answer: object) -> GuestStats:
+    """qom-get guest-stats. Its figures are the guest's: any that 64 bits can hold is let pass."""
+    stats, last_update = _member(answer, "stats"), _number(answer, "last-update", UNKNOWN)
+    figures = {}
+    for name, field in _FIELDS.items():
+        # QEMU before 9.0 lacks the last six names.
+        if isinstance(stats, dict) and name not in stats:
+            continue
+        figure = _number(stats, name, UNKNOWN)
+        if figure != UNKNOWN:
+            figures[field] = figure
+    return GuestStats(last_update, figures)
+
+
+def disk_read_bytes(answer: object) -> int | None:
+    """query-blockstats: what the guest has read from all disks; None: it has none in QEMU."""
+    # A row without "qdev" is no device's of the guest's.
+    read = [
+        _number(_member(row, "stats"), "rd_bytes", UNKNOWN)
+        for row in _rows(answer)
+        if isinstance(row, dict) and "qdev" in row
+    ]
+    return sum(read) if read else None
+
+
+def devices(answer: object) -> Iterator[tuple[str, str]]:
+    """qom-list: name and type of each child and property."""
+    for row in _rows(answer):
+        name, kind = _member(row, "name"), _member(row, "type")
+        if isinstance(name, str) and isinstance(kind, str):
+            yield name, kind
+
+
+def memory_backends(answer: object) -> list[str]:
+    """query-memdev: the names of the objects that are, or could be, the VM's memory."""
+    names = (row.get("id") for row in _rows(answer) if isinstance(row, dict))
+    return [name for name in names if isinstance(name, str)]
+
+
+def migration_status(answer: object) -> str:
+    """query-migrate: such as ``active`` or ``completed``; "": there was none."""
+    if isinstance(answer, dict) and "status" not in answer:
+        return ""
+    return str(_member(answer, "status"))
+
+
+def snapshot_jobs(answer: object) -> tuple[set[str], set[str]]:
+    """query-jobs: the ids of the jobs that save the VM's memory in a disk image: those at work,
+    and those that are over, whether they were completed or cancelled."""
+    running: set[str] = set()
+    over: set[str] = set()
+    for row in _rows(answer):
+        if _member(row, "type") == "snapshot-save":
+            status = _member(row, "status")
+            (over if status in ("aborting", "concluded") else running).add(str(_member(row, "id")))
+    return running, over
+
+
+def thread_id(answer: object) -> int:
+    """query-cpus-fast: the first virtual CPU's thread, as QEMU's own PID namespace counts."""
+    for row in _rows(answer):
+        return _number(row, "thread-id", 1 << 22)
+    raise ControlError(Fault.NONSENSE, "no CPUs")

@@ -1,0 +1,102 @@
+"""What is known of the balloon of a QEMU guest, from figures that are not always facts. Pure.
+
+QEMU reports the size that the guest's driver wrote last. Three times that is not the balloon's:
+
+- Before a driver listens, and after a reset, through firmware and boot, the guest has all of its
+  memory, whatever QEMU reports. The first statistics, or the first size written, tell that a
+  driver listens; the time of statistics is 0 again after a reset.
+- BALLOON_CHANGE is held back for up to a second, so one can come after a RESET and be older.
+- With legacy virtio the driver writes the size byte by byte, and QEMU reports half-written sizes.
+  A size that the balloon does not pass on its way from the last one to the target counts only
+  when the next one lies on the same side.
+"""
+
+
+class QmpBalloon:
+    """The size of one guest's balloon, as far as it is known."""
+
+    def __init__(self) -> None:
+        self._target: int | None = None
+        self._size: int | None = None
+        # From where the balloon moves to its target: the last size, or 0 in a new guest.
+        self._last: int | None = None
+        self._doubted: int | None = None
+        self._reset_us: int | None = None
+        self._update_at_reset = 0
+        self._last_update = 0
+        self._written = False
+
+    @property
+    def balloon_bytes(self) -> int | None:
+        """Its size; None: not known."""
+        return self._size
+
+    @property
+    def listens(self) -> bool:
+        """Whether a driver listens."""
+        return self._written or self._last_update not in (0, self._update_at_reset)
+
+    @property
+    def doubted(self) -> bool:
+        """Whether the last reading waits for another one to confirm it."""
+        return self._doubted is not None
+
+    def told(self, target_bytes: int) -> None:
+        """QEMU has taken this target."""
+        self._target = target_bytes
+
+    def reset(self, at_us: int) -> bool:
+        """The guest was reset.
+
+        Args:
+            at_us: when, by QEMU's clock.
+
+        Returns:
+            False: no driver has listened since the last reset. QEMU may speak several times of
+            one.
+        """
+        news = self._reset_us is None or self.listens
+        if news:
+            # QEMU 11 forgets the time of statistics at a reset; nothing says that all do.
+            self._update_at_reset = self._last_update
+        self._reset_us = at_us
+        self._written = False
+        self._forget()
+        return news
+
+    def written(self, at_us: int) -> None:
+        """The guest's driver wrote a size at this time, by QEMU's clock (BALLOON_CHANGE)."""
+        if self._reset_us is None or at_us > self._reset_us:
+            self._written = True
+
+    def read(self, balloon_bytes: int, last_update: int) -> None:
+        """Takes in what QEMU reports.
+
+        Args:
+            balloon_bytes: the VM's size less what query-balloon said.
+            last_update: the time of the guest's last statistics, 0 for none.
+        """
+        self._last_update = last_update
+        if not last_update:
+            self._update_at_reset = 0
+        if not self.listens:
+            self._forget()
+        elif self._is_likely(balloon_bytes):
+            self._size = self._last = balloon_bytes
+            self._doubted = None
+        else:
+            self._doubted = balloon_bytes
+
+    def _is_likely(self, balloon_bytes: int) -> bool:
+        last, doubted = self._last, self._doubted
+        if last is None:
+            return True
+        target = last if self._target is None else self._target
+        if min(last, target) <= balloon_bytes <= max(last, target):
+            return True
+        return doubted is not None and (doubted > last) == (balloon_bytes > last)
+
+    def _forget(self) -> None:
+        """The guest has all of its memory."""
+        self._size = self._doubted = None
+        self._last = 0

@@ -1,0 +1,68 @@
+"""What the host's kernel says of a QEMU process that its monitor does not say.
+
+All of it is read from /proc alone: no file of QEMU's is opened or asked for its size, as the
+server of a file system (FUSE, NFS) might never answer.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+from balloon_daemon.linux.mountinfo import read_mounts
+
+MAX_THREADS = 256
+"""How many threads are looked at, oldest first: the first virtual CPU's is among the oldest."""
+
+
+def has_thread(pid: int, thread: int) -> bool:
+    """Whether a process has this thread, by the number that its own PID namespace gives it.
+
+    Whoever hands QEMU the listening socket of its monitor (libvirt does) is whom SO_PEERCRED
+    names, and QEMU may be in a container.
+
+    Source: proc_pid_status(5), NSpid.
+    """
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")[:MAX_THREADS]
+    except OSError:
+        return False
+    # Outside of containers the number is the same, and no thread's status need be read.
+    return str(thread) in tasks or any(_inner_number(pid, task) == thread for task in tasks)
+
+
+def _inner_number(pid: int, task: str) -> int:
+    try:
+        status = Path(f"/proc/{pid}/task/{task}/status").read_bytes()
+    except OSError:
+        return -1
+    line = next((line for line in status.split(b"\n") if line.startswith(b"NSpid:")), b"NSpid: -1")
+    return int(line.split()[-1])
+
+
+def descriptor_of(pid: int, target: str) -> str:
+    """The path in /proc of a descriptor whose link begins with ``target``; "" for none."""
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return ""  # Not ours to look at, or gone.
+    for name in names:
+        path = f"/proc/{pid}/fd/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(path).startswith(target):
+                return path
+    return ""
+
+
+def lies_on_hugetlbfs(path: str) -> bool:
+    """Whether a path lies on a mounted hugetlbfs, by our own list of mounts."""
+    try:
+        mounts = read_mounts()
+    except OSError:
+        return False
+    fstype, longest = "", 0
+    for mount in mounts:
+        point = mount.point.rstrip("/")
+        # Of two mounts at one place the later one hides the other.
+        if len(point) >= longest and f"{path}/".startswith(f"{point}/"):
+            fstype, longest = mount.fstype, len(point)
+    return fstype == "hugetlbfs"

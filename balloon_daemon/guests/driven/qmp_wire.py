@@ -1,0 +1,290 @@
+"""One connection to a QEMU monitor: QMP's lines, commands, answers and events, within limits.
+
+The controller runs it. Written by hand instead of with ``qemu.qmp``, which keeps each event until
+somebody takes it, has no limits in time, and imports ``ssl``: docs/performance.md has what both
+take.
+
+Source: QEMU, docs/interop/qmp-spec.rst.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import stat
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from balloon_daemon.errors import printable
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
+from balloon_daemon.guests.driven.qmp_answers import MAX_DESC, Refusal
+from balloon_daemon.linux.credentials import peer_of
+
+MAX_MESSAGE_BYTES = 256 * 1024
+"""The longest line taken. The longest answer that is asked for, query-blockstats, has 1 KiB for
+each node of a VM's disks."""
+
+MAX_BYTES_PER_S = 512 * 1024
+"""More is left unread until the second is over: short messages cost 60 ns a byte, and all VMs
+share one thread."""
+
+_READ_BYTES = 16 * 1024
+_BUFFER = memoryview(bytearray(_READ_BYTES))
+"""Shared by all connections: asyncio fills it and hands it over in one go."""
+
+
+def _refuse(word: str) -> object:
+    raise ValueError(f"{word} is no JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Command(NamedTuple):
+    """A command of the monitor."""
+
+    name: str
+    arguments: dict[str, object] | None = None
+
+
+class Event(NamedTuple):
+    """What the monitor says unasked.
+
+    Attributes:
+        name: such as ``RESET``.
+        data: its data, unchecked.
+        at_us: when it happened, by the VMM's own clock, in µs.
+    """
+
+    name: str
+    data: object
+    at_us: int
+
+
+class _Batch:
+    """Commands sent together, whose answers are waited for together."""
+
+    def __init__(self, count: int) -> None:
+        self.done: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+        self.answers: list[object] = []
+        self.count = count
+
+
+class Monitor(asyncio.BufferedProtocol):
+    """A connection. The monitor carries commands out in the order in which they were sent."""
+
+    def __init__(self, heard: Callable[[Event], None]) -> None:
+        """Made by ``connect``.
+
+        Args:
+            heard: takes events from then on, in the event loop.
+        """
+        self._heard = heard
+        self._transport: asyncio.Transport | None = None
+        self._rest = bytearray()
+        self._greeting = _Batch(1)
+        self._asked: deque[tuple[int, _Batch]] = deque()
+        self._last_id = 0
+        self._failure: ControlError | None = None
+        self._ended = asyncio.Event()
+        self._unread_since: asyncio.TimerHandle | None = None
+        self._heard_bytes = 0
+        self.pid: int | None = None
+        """The process that listens at the address, as the kernel knows it; None: unknown."""
+
+    @classmethod
+    async def connect(cls, path: str, heard: Callable[[Event], None]) -> "Monitor":
+        """Connects, waits for the greeting and leaves negotiation mode.
+
+        A monitor serves one client. It lets others connect, greets none of them before that one
+        has left, and then runs what they have sent meanwhile: so nothing is sent before the
+        greeting.
+
+        Args:
+            path: the monitor's socket.
+            heard: takes events, in the event loop.
+
+        Raises:
+            ControlError: it cannot be reached, is held by somebody else, or is no monitor.
+        """
+        sock = _connected(path)
+        try:
+            pid = peer_of(sock).pid
+            monitor = cls(heard)
+            await asyncio.get_running_loop().create_unix_connection(lambda: monitor, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        # A process outside our PID namespace is 0.
+        monitor.pid = pid or None
+        try:
+            await monitor._answered(monitor._greeting, Fault.HELD)
+            (answer,) = await monitor.ask(Command("qmp_capabilities"))
+            if isinstance(answer, Refusal):
+                raise ControlError(Fault.NONSENSE, f"qmp_capabilities: {answer.desc}")
+        except BaseException:
+            monitor.close()
+            raise
+        return monitor
+
+    async def ask(self, *commands: Command) -> list[object]:
+        """Sends commands in one write, and waits for all of their answers.
+
+        Returns:
+            For each command, in order, the value of "return", or a ``Refusal``.
+
+        Raises:
+            ControlError: the connection is of no more use.
+        """
+        if self._failure is not None:
+            raise self._failure
+        assert self._transport is not None
+        batch = _Batch(len(commands))
+        lines = bytearray()
+        for command in commands:
+            self._last_id += 1
+            self._asked.append((self._last_id, batch))
+            # QEMU reads a monitor's socket byte by byte: no blanks, and no arguments where there
+            # are none.
+            arguments = f',"arguments":{_encode(command.arguments)}' if command.arguments else ""
+            line = f'{{"execute":"{command.name}"{arguments},"id":{self._last_id}}}\n'
+            lines += line.encode()
+        self._transport.write(lines)
+        return await self._answered(batch, Fault.HANGS)
+
+    async def ended(self) -> None:
+        """Waits until the connection is closed, by whichever side."""
+        await self._ended.wait()
+
+    def close(self) -> None:
+        """Disconnects at once. Commands without an answer raise ``GONE``."""
+        self._fail(ControlError(Fault.GONE))
+
+    async def _answered(self, batch: _Batch, late: Fault) -> list[object]:
+        try:
+            async with asyncio.timeout(CALL_WITHIN_S):
+                return await batch.done
+        except TimeoutError as err:
+            failure = ControlError(late)
+            self._fail(failure)
+            raise failure from err
+
+    # --- asyncio's callbacks ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(ControlError(Fault.GONE, printable(str(exc)) if exc else ""))
+        if self._unread_since is not None:
+            self._unread_since.cancel()
+        self._ended.set()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._limit_rate(nbytes)
+        first, *lines = bytes(_BUFFER[:nbytes]).split(b"\n")
+        self._rest += first
+        for line in lines:
+            whole, self._rest = self._rest, bytearray(line)
+            self._take(whole)
+            if self._failure is not None:
+                return
+        if len(self._rest) > MAX_MESSAGE_BYTES:
+            self._fail(ControlError(Fault.NONSENSE, f"a line of over {MAX_MESSAGE_BYTES} bytes"))
+
+    def _limit_rate(self, nbytes: int) -> None:
+        """Reads no more for the rest of this second once a second's bytes have come."""
+        assert self._transport is not None
+        if self._unread_since is None:
+            self._unread_since = asyncio.get_running_loop().call_later(1, self._read_on)
+        self._heard_bytes += nbytes
+        if self._heard_bytes >= MAX_BYTES_PER_S:
+            self._transport.pause_reading()
+
+    def _read_on(self) -> None:
+        assert self._transport is not None
+        self._unread_since = None
+        self._heard_bytes = 0
+        self._transport.resume_reading()
+
+    # --- messages --------------------------------------------------------------------------------
+
+    def _take(self, line: bytearray) -> None:
+        try:
+            message = _decode(line.decode())
+        except (ValueError, RecursionError) as err:
+            # RecursionError: brackets deeper than the interpreter's limit.
+            self._fail(ControlError(Fault.NONSENSE, f"no JSON: {printable(str(err))}"))
+            return
+        match message:
+            case {"QMP": _} if not self._greeting.answers:
+                self._answer(self._greeting, message)
+            case {"event": str(name), "timestamp": {"seconds": int(s), "microseconds": int(us)}}:
+                self._heard(Event(name, message.get("data"), s * 1_000_000 + us))
+            case {"id": int(number), "return": value} if self._expects(number):
+                self._answer(self._asked.popleft()[1], value)
+            case {"id": int(number), "error": {"class": str(kind), "desc": str(desc)}} if (
+                self._expects(number)
+            ):
+                self._answer(self._asked.popleft()[1], Refusal(kind, printable(desc[:MAX_DESC])))
+            case _:
+                self._fail(ControlError(Fault.NONSENSE, "not an answer that was asked for"))
+
+    def _expects(self, number: int) -> bool:
+        return bool(self._asked) and self._asked[0][0] == number
+
+    def _answer(self, batch: _Batch, value: object) -> None:
+        batch.answers.append(value)
+        if len(batch.answers) == batch.count and not batch.done.done():
+            batch.done.set_result(batch.answers)
+
+    def _fail(self, failure: ControlError) -> None:
+        """Ends the connection; whoever waits for an answer, and who asks next, gets the error."""
+        if self._failure is not None:
+            return
+        self._failure = failure
+        for batch in (self._greeting, *(batch for _, batch in self._asked)):
+            if not batch.done.done():
+                batch.done.set_exception(failure)
+                # Nobody may be waiting for it any more.
+                batch.done.exception()
+        self._asked.clear()
+        assert self._transport is not None
+        self._transport.abort()
+
+
+def _connected(path: str) -> socket.socket:
+    """A socket connected to a path; connect(2) waits for nobody.
+
+    Raises:
+        ControlError: nobody is there who lets us connect.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(path)
+    except BlockingIOError as err:
+        # The listener has not accepted those before us: its backlog (QEMU's: 1) is full.
+        sock.close()
+        raise ControlError(Fault.HELD) from err
+    except OSError as err:
+        sock.close()
+        raise ControlError(_why_not(path, err), err.strerror or str(err)) from err
+    return sock
+
+
+def _why_not(path: str, err: OSError) -> Fault:
+    if isinstance(err, PermissionError):
+        return Fault.NO_PERMISSION
+    try:
+        # connect(2) says ECONNREFUSED for a file that is no socket, too.
+        is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return Fault.NOT_THERE
+    return Fault.NOT_THERE if is_socket else Fault.NOT_A_SOCKET

@@ -1,0 +1,74 @@
+"""Mends what a migration to a file or a snapshot does to a balloon: it fills memory again.
+
+Pure. Either reads all of the guest's memory, and reading a hole of a shared memory file allocates
+it: the host holds the memory that the balloon had freed, while the guest goes without it. Neither
+the guest nor its VMM notices. Only pages that go into the balloon once more are freed once more:
+so all of what balloond took is given back, and taken again a sixteenth of the VM's memory at a
+time, the next one when the guest has given the one before.
+"""
+
+from balloon_daemon.guests.driven.target import BalloonTarget
+from balloon_daemon.units import MIB
+
+SLACK_BYTES = 64 * MIB
+"""What a memory file may hold beyond the VM's size less its balloon: both are not read at the same
+moment."""
+
+SAMPLES = 3
+"""How many samples in a row have to say so."""
+
+STEPS = 16
+REACHED_BYTES = 16 * MIB
+"""How near the balloon has to come to one step's size before the next step."""
+
+
+class Refill:
+    """Watches for memory that was filled again, and limits the balloon's target meanwhile.
+
+    Args:
+        balloon: the VM's balloon.
+    """
+
+    def __init__(self, balloon: BalloonTarget) -> None:
+        self._balloon = balloon
+        self._noticed = False
+        self._over = 0
+
+    def notice(self) -> None:
+        """Notes that the VMM may have read all of the guest's memory."""
+        self._noticed, self._over = True, 0
+
+    def look(self, held_bytes: int | None) -> int:
+        """Looks at a new sample; called once for each.
+
+        Args:
+            held_bytes: how many bytes the VM's memory file holds; None: unknown.
+
+        Returns:
+            What was found to be filled again, in bytes, when it begins to be given back; else 0.
+        """
+        balloon = self._balloon
+        if balloon.balloon_bytes is None:
+            return 0
+        if balloon.most_bytes is not None:
+            self._take_again(balloon.most_bytes)
+        if not self._noticed or held_bytes is None:
+            return 0
+        over_bytes = held_bytes - (balloon.vm_mem_bytes - balloon.balloon_bytes)
+        filled = over_bytes > SLACK_BYTES and balloon.taken_bytes > SLACK_BYTES
+        self._over = self._over + 1 if filled else 0
+        if self._over < SAMPLES:
+            return 0
+        self._noticed = False
+        balloon.most_bytes = 0
+        return over_bytes
+
+    def _take_again(self, most_bytes: int) -> None:
+        balloon = self._balloon
+        taken_bytes = balloon.taken_bytes
+        if abs(taken_bytes - balloon.asked_bytes) > REACHED_BYTES or not balloon.is_told:
+            return
+        if balloon.asked_bytes < most_bytes:
+            balloon.most_bytes = None  # No more is wanted.
+        else:
+            balloon.most_bytes = most_bytes + balloon.vm_mem_bytes // STEPS

@@ -1,0 +1,201 @@
+"""What a driven VM's samples say, as reports over the seam.
+
+Runs in the controller. Figures that are out of range never pass: they are the VMM's fault.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from balloon_daemon.events import BaseFound, NoDriverYet, Publish, Refilled, VmmRefuses
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.bases import BaseKey, Bases
+from balloon_daemon.guests.driven.claims import Claims
+from balloon_daemon.guests.driven.control import ControlError, Found, Sample
+from balloon_daemon.guests.driven.host_side import HostSide
+from balloon_daemon.guests.driven.refill import Refill
+from balloon_daemon.guests.driven.target import BalloonTarget
+from balloon_daemon.guests.seam import (
+    Ability,
+    Actual,
+    Attached,
+    GuestState,
+    Held,
+    ReportTo,
+    Resized,
+    StateChanged,
+    Stats,
+    Stuck,
+)
+from balloon_daemon.rate_limit import LineBudget, OnceEach
+from balloon_daemon.units import MOST_MEMORY_BYTES, VmId
+
+LOOK_S = 30.0
+"""How often to look for a reason not to drive a VM any more, such as a device assigned to it."""
+
+REFUSALS = 32
+"""Different words with which a VMM refuses that are published for one VM, each once."""
+
+STATE_LINES, STATE_LINES_A_SECOND = 8, 1 / 30
+"""Changes of a guest's state that are published: a guest may reset itself without end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all driven VMs of a controller share.
+
+    Attributes:
+        publish: takes events.
+        report: takes reports to the controller.
+        bases: the balloons that VMs had before balloond.
+        is_own: whether the VM of this process is attached to a device of ours.
+        claims: which processes' VMs are driven.
+    """
+
+    publish: Publish
+    report: ReportTo
+    bases: Bases
+    is_own: Callable[[int], bool] = lambda pid: False
+    claims: Claims = field(default_factory=Claims)
+
+
+@dataclass(slots=True)
+class _Said:
+    """What was reported last.
+
+    Attributes:
+        size_bytes: the VM's size; None: it is not attached yet.
+        state: the guest's state.
+    """
+
+    size_bytes: int | None = None
+    state: GuestState = GuestState.RUNNING
+
+
+class Reporter:
+    """Reports one VM's figures.
+
+    Args:
+        vm: the VM.
+        found: its first figures.
+        host: its VMM's process.
+        shared: what all driven VMs share.
+    """
+
+    def __init__(self, vm: VmId, found: Found, host: HostSide, shared: Shared) -> None:
+        self._vm = vm
+        self._host = host
+        self._shared = shared
+        self._can = found.can
+        if host.disk_read_bytes() is not None:
+            self._can |= {Ability.DISK_READS}
+        self.state = GuestState.RUNNING
+        self._said = _Said()
+        known = None if found.state is GuestState.NO_DRIVER else found.balloon_bytes
+        self.key = BaseKey(vm.name, host.pid, host.started)
+        self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
+        self._refill = Refill(self.balloon)
+        self._refusals = OnceEach(REFUSALS)
+        self._states = LineBudget(STATE_LINES, STATE_LINES_A_SECOND)
+        self._look_at_s = 0.0
+
+    @property
+    def sends_stats(self) -> bool:
+        """Whether the guest can send statistics."""
+        return Ability.STATS in self._can
+
+    def found(self, found: Found, now_s: float) -> None:
+        """Reports a VM's first figures."""
+        self._look_at_s = now_s + LOOK_S
+        self.take(Sample(found.vm_mem_bytes, found.balloon_bytes, found.state, None, now_s), now_s)
+
+    def take(self, sample: Sample, now_s: float) -> None:
+        """Reports a VM's figures.
+
+        Raises:
+            ControlError: a figure is out of range, or the balloon would free nothing any more.
+        """
+        check_sizes(sample.vm_mem_bytes, sample.balloon_bytes)
+        if now_s >= self._look_at_s:
+            self._look_at_s = now_s + LOOK_S
+            check_process(self._host, self._shared)
+        self.state = sample.state
+        self._report_state(now_s)
+        # Without a driver the VM has all of its memory, whatever its VMM reports.
+        known = None if sample.state is GuestState.NO_DRIVER else sample.balloon_bytes
+        was_changed = self.balloon.changed
+        self.balloon.take(sample.vm_mem_bytes, known)
+        if was_changed and not self.balloon.changed:
+            self._shared.bases.forget(self.key)
+        self._report_size(known, sample.at_s)
+        if sample.stats is not None:
+            self._report_stats(sample.stats)
+        held_bytes = self._host.held_bytes()
+        if held_bytes is not None:
+            self._shared.report(self._vm, Held(held_bytes, now_s))
+        if self._host.has_memory_file and (over_bytes := self._refill.look(held_bytes)):
+            self._shared.publish(Refilled(self._vm, over_bytes))
+        self._report_state(now_s)
+
+    def reset(self, now_s: float) -> None:
+        """Notes that the guest was reset: its balloon's size is not known, whatever is reported,
+        until its next driver listens."""
+        self.balloon.take(self.balloon.vm_mem_bytes, None)
+        self.state = GuestState.NO_DRIVER
+        self._report_state(now_s)
+
+    def refilled(self) -> None:
+        """Notes that the VMM has read all of the guest's memory."""
+        self._refill.notice()
+
+    def refused(self, detail: str) -> None:
+        """Reports that the VMM refuses a call."""
+        self._shared.report(self._vm, Stuck(Fault.REFUSED.value))
+        quiet = not self._refusals.admit(detail)
+        self._shared.publish(VmmRefuses(self._vm, detail, quiet))
+
+    def _report_state(self, now_s: float) -> None:
+        retaking = self.state is GuestState.RUNNING and self.balloon.most_bytes is not None
+        state = GuestState.RETAKING if retaking else self.state
+        if state is self._said.state:
+            return
+        self._said.state = state
+        self._shared.report(self._vm, StateChanged(state))
+        if state is GuestState.NO_DRIVER and self._states.has_one(now_s):
+            self._shared.publish(NoDriverYet(self._vm))
+
+    def _report_size(self, known: int | None, at_s: float) -> None:
+        size_bytes, taken_bytes = self.balloon.size_bytes, self.balloon.taken_bytes
+        if known is not None:
+            self._shared.report(self._vm, Actual(taken_bytes, at_s))
+        if self._said.size_bytes is None:
+            if known is None:
+                return  # Its balloon cannot be moved yet.
+            if self.balloon.base_bytes:
+                self._shared.publish(BaseFound(self._vm, self.balloon.base_bytes))
+            attached = Attached(size_bytes, self._can, taken_bytes)
+            self._said.size_bytes = size_bytes
+            self._shared.report(self._vm, attached)
+        elif size_bytes != self._said.size_bytes:
+            self._said.size_bytes = size_bytes
+            self._shared.report(self._vm, Resized(size_bytes))
+
+    def _report_stats(self, stats: Stats) -> None:
+        if stats.disk_read_bytes is None:
+            stats = replace(stats, disk_read_bytes=self._host.disk_read_bytes())
+        self._shared.report(self._vm, stats)
+
+
+def check_sizes(vm_mem_bytes: int, balloon_bytes: int | None) -> None:
+    """Raises ControlError: no VM has such sizes."""
+    if not 0 < vm_mem_bytes <= MOST_MEMORY_BYTES:
+        raise ControlError(Fault.NONSENSE, f"VM size {vm_mem_bytes}")
+    if balloon_bytes is not None and not 0 <= balloon_bytes <= vm_mem_bytes:
+        raise ControlError(Fault.NONSENSE, f"balloon {balloon_bytes} of VM size {vm_mem_bytes}")
+
+
+def check_process(host: HostSide, shared: Shared) -> None:
+    """Raises ControlError: this process's VM must not be driven."""
+    if host.pid and shared.is_own(host.pid):
+        raise ControlError(Fault.OWN_DEVICE)
+    if (fault := host.look()) is not None:
+        raise ControlError(fault)

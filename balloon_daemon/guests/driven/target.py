@@ -1,0 +1,101 @@
+"""Which balloon size a driven VM's VMM is told, and which part of its balloon is balloond's.
+
+Pure. A VM may have a balloon before balloond changes it: its *base*. What the controller calls the
+VM's size is all of its memory less the base, and what it calls the balloon is what the balloon has
+beyond the base: so everything that it decides is about memory that balloond may take and must give
+back. Until balloond sends a first target the base is whatever balloon the VM has, as somebody else
+may move it; from then on it stays, until all that balloond took is given back.
+"""
+
+from balloon_daemon.units import MIB, PAGE_SIZE
+
+LEAST_LEFT_BYTES = 256 * MIB
+"""What a driver leaves each guest, or half of a smaller one's memory, whatever it is told. VMMs
+protect nothing: QEMU accepts a target that leaves the guest a single page. No balloon policy goes
+so far; a VM whose memory was unplugged since its last sample could."""
+
+
+class BalloonTarget:
+    """The target of one VM's balloon.
+
+    Args:
+        vm_mem_bytes: all of the VM's memory.
+        balloon_bytes: the size of its balloon; None: not known.
+        base_bytes: the base that an earlier connection has noted; None: balloond has not changed
+            this balloon.
+    """
+
+    def __init__(
+        self, vm_mem_bytes: int, balloon_bytes: int | None, base_bytes: int | None
+    ) -> None:
+        self.vm_mem_bytes = vm_mem_bytes
+        self.balloon_bytes = balloon_bytes
+        self.changed = base_bytes is not None
+        """Whether balloond has changed the balloon and not given all of it back."""
+        self.base_bytes = (balloon_bytes or 0) if base_bytes is None else base_bytes
+        self._wanted_bytes = 0
+        self._sent_bytes: int | None = None
+        self.most_bytes: int | None = None
+        """No more than this is sent, whatever is wanted; None: no such limit."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The VM's memory without its base."""
+        return max(0, self.vm_mem_bytes - self.base_bytes)
+
+    @property
+    def taken_bytes(self) -> int:
+        """What the balloon has beyond its base; 0 where its size is not known."""
+        return max(0, (self.balloon_bytes or 0) - self.base_bytes)
+
+    @property
+    def asked_bytes(self) -> int:
+        """What the VMM is to be told now, beyond the base."""
+        most = self.most_bytes
+        return self._wanted_bytes if most is None else min(self._wanted_bytes, most)
+
+    def want(self, target_bytes: int) -> None:
+        """Sets the wanted size, beyond the base; a first one above 0 settles the base."""
+        self._wanted_bytes = max(0, target_bytes)
+        self.changed |= target_bytes > 0
+
+    def take(self, vm_mem_bytes: int, balloon_bytes: int | None) -> None:
+        """Notes the VM's figures; None: the balloon's size is not known."""
+        self.vm_mem_bytes = vm_mem_bytes
+        self.balloon_bytes = balloon_bytes
+        if balloon_bytes is None:
+            return
+        given_back = self._wanted_bytes == self._sent_bytes == 0
+        if given_back and balloon_bytes <= self.base_bytes:
+            self.changed = False
+        if not self.changed:
+            self.base_bytes, self._sent_bytes = balloon_bytes, None
+
+    def due(self) -> int | None:
+        """The whole balloon's size that the VMM is to be told; None: it was told already.
+
+        The same target is not sent twice: a driver whose guest has taken pages back for lack of
+        memory (deflate on OOM) does not inflate again by itself, but it does when it is told the
+        same target once more.
+        """
+        if not self.changed or self.asked_bytes == self._sent_bytes:
+            return None
+        if self.asked_bytes:
+            left_bytes = min(LEAST_LEFT_BYTES, self.vm_mem_bytes // 2)
+            most_bytes = max(self.base_bytes, self.vm_mem_bytes - left_bytes)
+            size_bytes = min(self.base_bytes + self.asked_bytes, most_bytes)
+        else:
+            # Give all back, and ask for nothing: a guest that has less in its balloon than its
+            # base has been given the rest by somebody else, or needed it.
+            known = self.base_bytes if self.balloon_bytes is None else self.balloon_bytes
+            size_bytes = min(self.base_bytes, known)
+        return size_bytes // PAGE_SIZE * PAGE_SIZE
+
+    def sent(self, asked_bytes: int) -> None:
+        """Notes that the VMM has taken the target for these ``asked_bytes``."""
+        self._sent_bytes = asked_bytes
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the VMM has taken the latest target."""
+        return self.due() is None

@@ -1,0 +1,59 @@
+"""Connects to a VMM's Unix socket, and says why where that is not possible."""
+
+import errno
+import os
+import socket
+import stat
+
+from balloon_daemon.errors import printable
+from balloon_daemon.guests.driven.control import ControlError, Fault
+
+_FAULTS = {
+    errno.EACCES: Fault.NO_PERMISSION,
+    errno.EPERM: Fault.NO_PERMISSION,
+    errno.EPROTOTYPE: Fault.NOT_A_SOCKET,
+    errno.EAGAIN: Fault.HANGS,
+}
+
+
+def connect(path: str, kind: socket.SocketKind) -> socket.socket:
+    """Connects to a Unix socket; never waits.
+
+    connect(2) of a non-blocking Unix socket is never left under way: where the listener's backlog
+    is full it fails with EAGAIN. asyncio would take that for a connection that is under way.
+
+    Args:
+        path: the socket's path.
+        kind: SOCK_STREAM or SOCK_SEQPACKET.
+
+    Returns:
+        The connected socket, non-blocking.
+
+    Raises:
+        ControlError: that is not possible.
+    """
+    sock = socket.socket(socket.AF_UNIX, kind)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+    except (OSError, ValueError) as err:
+        sock.close()
+        raise _refusal(path, err) from err
+    return sock
+
+
+def _refusal(path: str, err: OSError | ValueError) -> ControlError:
+    why = err.strerror or str(err) if isinstance(err, OSError) else str(err)
+    number = err.errno if isinstance(err, OSError) else None
+    fault = _FAULTS.get(number or 0, Fault.NOT_THERE)
+    # The kernel answers ECONNREFUSED both for a socket without a listener and for another file.
+    if number == errno.ECONNREFUSED and not _is_socket(path):
+        fault = Fault.NOT_A_SOCKET
+    return ControlError(fault, printable(why))
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return True  # It has gone meanwhile, and was one as far as anybody knows.

@@ -1,0 +1,228 @@
+"""One VM whose balloon belongs to its own VMM: all that VMMs have in common.
+
+Runs in the controller. One task makes one call at a time to the VMM's ``Control``, in this order:
+the latest target, how often the guest is to send statistics, a sample. Between two calls it sleeps
+until the next sample is due. ``set_target`` only notes the target and wakes the task: of several
+targets the VMM gets the last, and 256 VMs get theirs in the loop's next turn.
+
+A VMM that refuses a call keeps its VM, which is reported as stuck, and is asked again after the
+next sample. Any other fault ends the task: the VM is reported as gone, and whoever made it
+(``finder.py``) connects anew. The VM keeps the balloon that it has.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from balloon_daemon.events import GivingBack
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import (
+    CALL_WITHIN_S,
+    Control,
+    ControlError,
+    Found,
+    Notice,
+)
+from balloon_daemon.guests.driven.host_side import HostSide
+from balloon_daemon.guests.driven.reporting import Reporter, Shared
+from balloon_daemon.guests.driven.waking import YOUNG_S, Bell, Notices, Schedule
+from balloon_daemon.guests.seam import Gone, GuestState, VmRow
+from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.units import VmId
+
+T = TypeVar("T")
+
+HANGS_AFTER_S = 4 * CALL_WITHIN_S
+"""No call takes so long, as a ``Control`` bounds each of its waits by ``CALL_WITHIN_S``; should
+one do so nevertheless, the VM must not be lost for good."""
+
+
+class DrivenVm:
+    """One VM whose balloon is driven through its VMM: a ``Guest``.
+
+    Args:
+        vm: the VM.
+        control: the open connection to its VMM; closed when the VM's task ends.
+        found: what ``control`` has found.
+        host: its VMM's process.
+        notices: collects what ``control`` notices.
+        shared: what all driven VMs share.
+
+    Attributes:
+        ended: done when the VM's task has ended: why.
+    """
+
+    def __init__(
+        self,
+        vm: VmId,
+        control: Control,
+        found: Found,
+        host: HostSide,
+        notices: Notices,
+        shared: Shared,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.vm = vm
+        self.ended: asyncio.Future[ControlError] = loop.create_future()
+        self._control = control
+        self._found = found
+        self._notices = notices
+        self._shared = shared
+        self._reporter = Reporter(vm, found, host, shared)
+        self._bell = notices.bell = Bell()
+        self._schedule = Schedule(vm.number, loop.time())
+        self._refused = False
+        self._given_back: asyncio.Future[None] | None = None
+
+    # --- the controller's calls ---------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Drives the balloon until the VM is gone."""
+        why = ControlError(Fault.GONE)
+        try:
+            await self._serve()
+        except ControlError as err:
+            why = err
+        finally:
+            self._control.close()
+            if self._given_back is not None and not self._given_back.done():
+                self._given_back.set_result(None)
+            self._shared.report(self.vm, Gone(why.fault.value))
+            self.ended.set_result(why)
+
+    def set_target(self, target_bytes: int) -> None:
+        """Sets the balloon's wanted size, beyond its base; the same value again does nothing."""
+        balloon = self._reporter.balloon
+        was_changed = balloon.changed
+        balloon.want(target_bytes)
+        if balloon.changed and not was_changed:
+            # Note the base now, and store it before the target is sent: this way the first of many
+            # VMs to send a target stores the bases of all.
+            self._shared.bases.note(self._reporter.key, balloon.base_bytes)
+        self._bell.ring()
+
+    def request_stats(self) -> None:
+        if self._schedule.wanted_s is None:  # Else the next sample comes anyway.
+            self._schedule.hurry(asyncio.get_running_loop().time())
+            self._bell.ring()
+
+    def watch(self, every_s: float | None) -> None:
+        self._schedule.watch(every_s, asyncio.get_running_loop().time())
+        self._bell.ring()
+
+    def against_more(self, level: int) -> Reason | None:
+        return Reason.FRUITLESS if self._reporter.balloon.most_bytes is not None else None
+
+    def keep(self, row: VmRow) -> None:
+        """Does nothing: the next balloond finds the balloon as it is."""
+
+    async def give_back(self) -> None:
+        """Gives back what balloond took, and waits until the guest has it."""
+        balloon = self._reporter.balloon
+        if balloon.changed:
+            self._shared.publish(GivingBack(self.vm, balloon.taken_bytes))
+        self._schedule.give_back(asyncio.get_running_loop().time())
+        self.set_target(0)
+        if not self.ended.done() and not self._has_given_back():
+            self._given_back = asyncio.get_running_loop().create_future()
+            await self._given_back
+
+    def leave(self) -> None:
+        """Does nothing: the VM keeps the balloon that it has."""
+
+    # --- the VM's task ------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        gone = loop.create_task(self._control.gone())
+        gone.add_done_callback(lambda _: self._bell.ring())
+        try:
+            self._reporter.found(self._found, loop.time())
+            while not gone.done():
+                if not await self._work(loop.time()):
+                    await self._bell.wait_until(self._schedule.due_s)
+        except ControlError as err:
+            if err.fault in (Fault.PINNED, Fault.HUGETLB, Fault.OWN_DEVICE):
+                await self._let_go()
+            raise
+        finally:
+            gone.cancel()
+        raise ControlError(Fault.GONE)
+
+    async def _work(self, now_s: float) -> bool:
+        """Makes the next call that is due; False where none is."""
+        self._take_notices(now_s)
+        balloon, schedule = self._reporter.balloon, self._schedule
+        try:
+            if not self._refused and (balloon_bytes := balloon.due()) is not None:
+                await self._set_balloon(balloon_bytes)
+            elif schedule.wanted_s != schedule.told_s:
+                schedule.told_s = schedule.wanted_s
+                if self._reporter.sends_stats:
+                    await bounded(self._control.watch(schedule.wanted_s))
+            elif schedule.due_s <= now_s:
+                await self._sample(now_s)
+            else:
+                return False
+        except ControlError as err:
+            if err.fault is not Fault.REFUSED:
+                raise
+            self._refused = True
+            self._reporter.refused(err.detail)
+        if self._given_back is not None and self._has_given_back():
+            self._given_back.set_result(None)
+            self._given_back = None
+        return True
+
+    def _take_notices(self, now_s: float) -> None:
+        pending = self._notices.pending
+        while pending:
+            match pending.pop():
+                case Notice.RESET:
+                    self._reporter.reset(now_s)
+                    self._schedule.young_until_s = now_s + YOUNG_S
+                case Notice.REFILLED:
+                    self._reporter.refilled()
+            self._schedule.hurry(now_s)
+
+    async def _set_balloon(self, balloon_bytes: int) -> None:
+        self._shared.bases.store()
+        asked_bytes = self._reporter.balloon.asked_bytes  # It may change during the call.
+        await bounded(self._control.set_balloon(balloon_bytes))
+        self._reporter.balloon.sent(asked_bytes)
+
+    async def _sample(self, now_s: float) -> None:
+        reporter = self._reporter
+        self._schedule.sampled(
+            now_s,
+            has_driver=reporter.state is not GuestState.NO_DRIVER,
+            retaking=reporter.balloon.most_bytes is not None,
+        )
+        sample = await bounded(self._control.sample())
+        self._refused = False
+        self._reporter.take(sample, asyncio.get_running_loop().time())
+
+    def _has_given_back(self) -> bool:
+        """Whether the guest has all that balloond took, or gets it by itself later on: a paused
+        guest when it goes on, one without a driver when its next driver listens."""
+        balloon, schedule = self._reporter.balloon, self._schedule
+        moves = self._reporter.state is GuestState.RUNNING
+        done = not balloon.changed or (balloon.is_told and not moves)
+        return done and schedule.told_s == schedule.wanted_s
+
+    async def _let_go(self) -> None:
+        """Gives all back to a VM that is not driven any more, without waiting for its guest."""
+        balloon = self._reporter.balloon
+        balloon.want(0)
+        if (balloon_bytes := balloon.due()) is not None:
+            await bounded(self._control.set_balloon(balloon_bytes))
+            self._shared.bases.forget(self._reporter.key)
+
+
+async def bounded(call: Awaitable[T]) -> T:
+    """A ``Control``'s answer. Raises ControlError: it fails, or does not come."""
+    try:
+        async with asyncio.timeout(HANGS_AFTER_S):
+            return await call
+    except TimeoutError as err:
+        raise ControlError(Fault.HANGS) from err

@@ -1,0 +1,255 @@
+"""One process that makes libvirt's calls, from its start to its end: balloond's side of it.
+
+A call that gets no answer in time goes on in that process, as libvirt has no way to give one up:
+it keeps its place among the calls that may be made at a time, and its domain gets no other. When
+too many hang, the process is killed.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
+from balloon_daemon.guests.libvirt import wire
+from balloon_daemon.guests.libvirt.process import MAX_CALLS, MAX_LINE_BYTES
+from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.linux.events import OwnedFd
+
+MAX_HANGING = MAX_CALLS - 1
+"""With so many calls that hang the process is killed, while one place is left for the others."""
+
+ENDS_WITHIN_S = 5.0
+"""How long to wait for a killed process."""
+
+_PASSED_ON = ("HOME", "LD_LIBRARY_PATH", "XDG_RUNTIME_DIR")
+"""What libvirt needs of the environment: keys for SSH, libraries, a user's own sockets."""
+
+_GONE = "libvirt's client has ended"
+
+Heard = Callable[[wire.Happened], None]
+
+
+class Client:
+    """A client's process and the calls that it makes; ``start`` makes one.
+
+    Args:
+        process: what ``_Process`` has started.
+        heard: takes events, in the event loop.
+        streams: to and from the process.
+    """
+
+    def __init__(
+        self,
+        process: "_Process",
+        heard: Heard,
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        self._process = process
+        self._heard = heard
+        reader, self._writer = streams
+        self._places = asyncio.Semaphore(MAX_CALLS)
+        self._calls: dict[int, asyncio.Future[object]] = {}
+        self._busy: set[str] = set()
+        """Domains with a call that has no answer yet."""
+        self._hanging: set[int] = set()
+        self._last = 0
+        self._ended: asyncio.Future[ControlError] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.get_running_loop().create_task(self._listen(reader))
+
+    @classmethod
+    async def start(cls, command: Sequence[str], low: LowNumbers, heard: Heard) -> "Client":
+        """Starts a process.
+
+        Args:
+            command: its program and arguments; the number of its socket is added.
+            low: gives the process none of the descriptors that VMMs have sent.
+            heard: takes events, in the event loop.
+
+        Raises:
+            OSError: the kernel allows no further process or descriptor.
+        """
+        process, sock = _Process.start(command, low)
+        try:
+            streams = await asyncio.open_unix_connection(sock=sock, limit=MAX_LINE_BYTES)
+        except BaseException:
+            sock.close()
+            process.kill()
+            raise
+        return cls(process, heard, streams)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def why_ended(self) -> ControlError | None:
+        """Why no more calls can be made; None: they can."""
+        return self._ended.result() if self._ended.done() else None
+
+    async def ended(self, within_s: float | None = None) -> bool:
+        """Waits until no more calls can be made; False: they still can, after so many seconds."""
+        await asyncio.wait([self._ended], timeout=within_s)
+        return self._ended.done()
+
+    async def call(
+        self,
+        do: str,
+        arguments: Mapping[str, str | int],
+        domain: str = "",
+        within_s: float = CALL_WITHIN_S,
+    ) -> object:
+        """Makes a call.
+
+        Args:
+            do: its name, of those in ``process.py``.
+            arguments: the call's.
+            domain: what may have one call at a time; "": the connection.
+            within_s: how long it may take.
+
+        Returns:
+            JSON's values, whatever the process says.
+
+        Raises:
+            ControlError: it has failed.
+        """
+        if domain in self._busy:
+            raise ControlError(Fault.HANGS, "an earlier call has not returned")
+        self._busy.add(domain)
+        try:
+            await self._places.acquire()
+        except asyncio.CancelledError:
+            self._busy.discard(domain)
+            raise
+        self._last += 1
+        number = self._last
+        answer = self._calls[number] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda _: self._returned(number, domain))
+        if self.why_ended is None:
+            self._writer.write(wire.encode_call(number, do, arguments))
+        else:
+            answer.set_result(ControlError(Fault.GONE, _GONE))
+        await asyncio.wait([answer], timeout=within_s)
+        if not answer.done():
+            self._hangs(number)
+            raise ControlError(Fault.HANGS, f"no answer within {within_s:.0f} s")
+        content = answer.result()
+        if isinstance(content, ControlError):
+            # Not the same error twice: each raise adds to its traceback.
+            raise ControlError(content.fault, content.detail)
+        return content
+
+    def _returned(self, number: int, domain: str) -> None:
+        del self._calls[number]
+        self._busy.discard(domain)
+        self._hanging.discard(number)
+        self._places.release()
+
+    def _hangs(self, number: int) -> None:
+        self._hanging.add(number)
+        if len(self._hanging) >= MAX_HANGING:
+            self.kill(ControlError(Fault.HANGS, f"{len(self._hanging)} calls have not returned"))
+
+    def kill(self, why: ControlError) -> None:
+        """Ends the process at once; calls that have not returned fail with ``GONE``."""
+        self._process.kill()
+        if self._ended.done():
+            return
+        self._ended.set_result(why)
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_result(ControlError(Fault.GONE, _GONE))
+
+    async def close(self) -> bool:
+        """Ends the process; False where the kernel does not end it in time."""
+        self.kill(ControlError(Fault.GONE, _GONE))
+        await asyncio.wait([self._task])
+        return await self._process.wait(ENDS_WITHIN_S)
+
+    # --- what the process says ------------------------------------------------------------------
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        why = ControlError(Fault.GONE, _GONE)
+        try:
+            while (line := await reader.readline()).endswith(b"\n"):
+                self._process.began()
+                self._take(wire.decode_line(line))
+        except ControlError as err:
+            why = err
+        except (OSError, ValueError) as err:  # ValueError: a line without an end
+            why = ControlError(Fault.NONSENSE, wire.shown(str(err)))
+        finally:
+            self._writer.close()
+            self.kill(why)
+
+    def _take(self, said: wire.Answer | wire.Happened | wire.Died) -> None:
+        match said:
+            case wire.Answer():
+                answer = self._calls.get(said.call)
+                if answer is None or answer.done():
+                    raise ControlError(Fault.NONSENSE, "an answer to no call")
+                answer.set_result(said.content)
+            case wire.Happened():
+                self._heard(said)
+            case wire.Died():
+                raise ControlError(Fault.GONE, said.detail)
+
+
+class _Process:
+    """The process itself, which is reaped when it ends.
+
+    Args:
+        pid: its process id.
+        low: what it was started by.
+    """
+
+    def __init__(self, pid: int, low: LowNumbers) -> None:
+        self.pid = pid
+        self._low: LowNumbers | None = low
+        self._pidfd = OwnedFd(os.pidfd_open(pid))
+        self._reaped = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(self._pidfd.fileno(), self._reap)
+
+    @classmethod
+    def start(cls, command: Sequence[str], low: LowNumbers) -> "tuple[_Process, socket.socket]":
+        """Starts it; returns it with the socket to it."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                fd = low.duplicate(theirs.fileno())
+                environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+                environment |= {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}
+                pid = low.exec([*command, str(fd)], environment, fd)
+            return cls(pid, low), ours
+        except BaseException:
+            ours.close()
+            low.close_duplicate()
+            raise
+
+    def began(self) -> None:
+        """Closes the process's end of the socket here, where it no longer shares descriptors."""
+        if self._low is not None:
+            self._low.close_duplicate()
+            self._low = None
+
+    def kill(self) -> None:
+        """Sends SIGKILL; does nothing where it has ended."""
+        if self._pidfd.fileno() >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd.fileno(), signal.SIGKILL)
+
+    async def wait(self, within_s: float) -> bool:
+        """Whether it ends within so many seconds."""
+        await asyncio.wait([self._reaped], timeout=within_s)
+        return self._reaped.done()
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd.fileno())
+        self._pidfd.close()
+        os.waitpid(self.pid, os.WNOHANG)
+        self.began()
+        self._reaped.set_result(None)

@@ -1,0 +1,161 @@
+"""A connection to one libvirt, by way of a process that is started again when it has ended."""
+
+import asyncio
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.libvirt import process, wire
+from balloon_daemon.guests.libvirt.client import Client
+from balloon_daemon.linux.apart import LowNumbers
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""Has libvirt's library where the distribution's package python3-libvirt is installed."""
+
+CONNECTS_WITHIN_S = 10.0
+"""How long a connection to libvirt's daemon may take; one over SSH takes a second or two."""
+
+LONG_LIFE_S = 60.0
+"""A process that ended sooner is not replaced at once, but after 1, 2, 4 … 30 s."""
+
+MAX_WAIT_S = 30.0
+
+
+def client_command() -> list[str]:
+    """Starts a client, in an interpreter that has libvirt's library.
+
+    Raises:
+        ControlError: none has it (``NO_LIBRARY``).
+    """
+    if importlib.util.find_spec("libvirt") is not None:
+        interpreter = sys.executable
+    elif os.access(SYSTEM_PYTHON, os.X_OK):
+        interpreter = SYSTEM_PYTHON
+    else:
+        raise ControlError(Fault.NO_LIBRARY)
+    # Isolated (-I): it imports nothing out of the current directory, or out of that of its file.
+    return [interpreter, "-I", process.__file__]
+
+
+class Connection:
+    """What all domains of one libvirt share.
+
+    Args:
+        uri: libvirt's name for it, such as ``qemu:///system``.
+        low: starts its processes.
+        heard: takes events of all domains, in the event loop; those who ``listen`` get them first.
+        command: starts a client.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        low: LowNumbers,
+        heard: Callable[[wire.Happened], None],
+        command: Callable[[], list[str]] = client_command,
+    ) -> None:
+        self.uri = uri
+        self._low = low
+        self._heard = heard
+        self._command = command
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+        self._listeners: dict[str, list[Callable[[wire.Happened], None]]] = {}
+        self._failure = ControlError(Fault.NOT_THERE)
+        self._began_s = -LONG_LIFE_S
+        self._wait_s = 0.0
+        self._next_s = 0.0
+
+    async def client(self) -> Client:
+        """The process, connected to libvirt's daemon; started where there is none.
+
+        Raises:
+            ControlError: there is none, nor can there be one just now.
+        """
+        async with self._connecting:
+            if self._client is not None:
+                if self._client.why_ended is None:
+                    return self._client
+                await self._lost(self._client, self._client.why_ended)
+            if asyncio.get_running_loop().time() < self._next_s:
+                raise ControlError(self._failure.fault, self._failure.detail)
+            return await self._connect()
+
+    async def domains(self) -> list[wire.Domain]:
+        """The domains that run.
+
+        Raises:
+            ControlError: libvirt's daemon cannot be asked.
+        """
+        client = await self.client()
+        try:
+            return wire.decode_domains(await client.call("domains", {}))
+        except ControlError as err:
+            if err.fault in (Fault.HANGS, Fault.NONSENSE):
+                # It is about no domain: the daemon does not answer, or the client is broken.
+                client.kill(err)
+            raise
+
+    async def ended(self, within_s: float) -> bool:
+        """Waits until the process has ended; False: it still runs after so many seconds."""
+        return self._client is None or await self._client.ended(within_s)
+
+    def listen(self, uuid: str, heard: Callable[[wire.Happened], None]) -> None:
+        """Has a domain's events given to a function, too."""
+        self._listeners.setdefault(uuid, []).append(heard)
+
+    def unlisten(self, uuid: str, heard: Callable[[wire.Happened], None]) -> None:
+        """Ends that; does nothing where it has not begun."""
+        those = self._listeners.get(uuid, [])
+        if heard in those:
+            those.remove(heard)
+        if not those:
+            self._listeners.pop(uuid, None)
+
+    def _hear(self, happened: wire.Happened) -> None:
+        for heard in list(self._listeners.get(happened.domain.uuid, [])):
+            heard(happened)
+        self._heard(happened)
+
+    async def _connect(self) -> Client:
+        self._began_s = asyncio.get_running_loop().time()
+        try:
+            client = self._client = await Client.start(self._command(), self._low, self._hear)
+        except OSError as err:
+            self._put_off(ControlError(Fault.REFUSED, err.strerror or str(err)))
+            raise self._failure from err
+        except ControlError as err:
+            self._put_off(err)
+            raise
+        try:
+            await client.call("connect", {"uri": self.uri}, within_s=CONNECTS_WITHIN_S)
+        except ControlError as err:
+            # The client may have ended by itself, and have said why.
+            await self._lost(client, client.why_ended or err)
+            raise self._failure from err
+        except asyncio.CancelledError:
+            client.kill(ControlError(Fault.GONE))
+            raise
+        return client
+
+    async def _lost(self, client: Client, why: ControlError) -> None:
+        self._client = None
+        await client.close()
+        if asyncio.get_running_loop().time() - self._began_s >= LONG_LIFE_S:
+            self._wait_s = 0.0
+        self._put_off(why)
+
+    def _put_off(self, why: ControlError) -> None:
+        """Delays the next start: not at all the first time, then ever longer."""
+        self._failure = why
+        self._next_s = asyncio.get_running_loop().time() + self._wait_s
+        self._wait_s = min(MAX_WAIT_S, max(1.0, 2 * self._wait_s))
+
+    async def close(self) -> None:
+        """Ends the process."""
+        if self._client is not None:
+            await self._client.close()
+        self._low.close()

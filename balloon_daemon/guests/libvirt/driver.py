@@ -1,0 +1,187 @@
+"""All VMs that are driven through libvirt.
+
+Runs in the controller. For each libvirt there is one ``Connection``, and a task that keeps it up
+and knows which domains run: events tell at once, and a list every 30 s tells what no event told,
+and whether libvirt's daemon still answers.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.errors import printable
+from balloon_daemon.events import DomainsNotFound, Publish
+from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.claims import Claims
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.finder import Finder, Pause
+from balloon_daemon.guests.driven.reporting import Shared
+from balloon_daemon.guests.libvirt import wire
+from balloon_daemon.guests.libvirt.connection import Connection
+from balloon_daemon.guests.libvirt.control import DomainControl
+from balloon_daemon.guests.seam import VmRegistry
+from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.sizing.vm_settings import VmSettings
+
+LIST_EVERY_S = 30.0
+
+MOST_DOMAINS = 1024
+"""How many domains of one libvirt are driven at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which domains are to be driven.
+
+    Attributes:
+        vms: those that are named.
+        discover: connection URIs whose domains are all driven.
+        bases_path: the file for the balloons that domains had before balloond.
+    """
+
+    vms: Sequence[VmConfig]
+    discover: Sequence[str]
+    bases_path: Path
+
+
+class LibvirtVms:
+    """All domains of one or more libvirts: a ``GuestDriver``.
+
+    Args:
+        wanted: which domains.
+        publish: takes events.
+        is_own: whether the VM of this process is attached to a device of ours.
+        low: gives descriptor numbers to start processes with.
+        claims: which processes' VMs are driven.
+    """
+
+    keeps = True
+    """They keep the balloon that they have, and the next balloond takes them as they are."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        publish: Publish,
+        is_own: Callable[[int], bool],
+        low: Callable[[], LowNumbers],
+        claims: Claims | None = None,
+    ) -> None:
+        self._wanted = wanted
+        self._publish = publish
+        self._is_own = is_own
+        self._low = low
+        self._claims = Claims() if claims is None else claims
+        self._bases = Bases(wanted.bases_path, publish)
+        self._hosts: list[Host] = []
+
+    def start(self, registry: VmRegistry) -> None:
+        """Finds domains from now on."""
+        report = registry.report
+        shared = Shared(self._publish, report, self._bases, self._is_own, self._claims)
+        uris = dict.fromkeys([*self._wanted.discover, *(vm.address for vm in self._wanted.vms)])
+        for uri in uris:
+            host = Host(uri, self._low(), registry, shared)
+            named = [vm for vm in self._wanted.vms if vm.address == uri]
+            host.start(named, discover=uri in self._wanted.discover)
+            self._hosts.append(host)
+
+    def stop(self, *, leaving: bool) -> None:
+        """Finds no more domains; those that were found are driven on."""
+        for host in self._hosts:
+            host.stop()
+
+    async def close(self, *, leaving: bool) -> None:
+        """Ends libvirt's clients, and stores what another balloond has to know."""
+        for host in self._hosts:
+            await host.close()
+        self._bases.store()
+
+
+class Host:
+    """The domains of one libvirt.
+
+    Args:
+        uri: libvirt's name for it.
+        low: starts its clients.
+        registry: gets the VMs.
+        shared: what all driven VMs share.
+    """
+
+    def __init__(self, uri: str, low: LowNumbers, registry: VmRegistry, shared: Shared) -> None:
+        self._connection = Connection(uri, low, self._happened)
+        self._registry = registry
+        self._shared = shared
+        self._named: dict[str, Finder] = {}
+        self._discovered: dict[str, Finder] = {}
+        self._discovers = False
+        self._pause = Pause()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, named: Sequence[VmConfig], *, discover: bool) -> None:
+        """Finds domains from now on.
+
+        Args:
+            named: those that have settings of their own.
+            discover: all others, too.
+        """
+        self._discovers = discover
+        self._named = {vm.name: self._find(vm, vm.name) for vm in named}
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    def stop(self) -> None:
+        """Finds no more domains; the connection stays for those that were found."""
+        self._discovers = False
+        if self._task is not None:
+            self._task.cancel()
+        for finder in [*self._named.values(), *self._discovered.values()]:
+            finder.stop()
+
+    async def close(self) -> None:
+        """Ends libvirt's client."""
+        await self._connection.close()
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                running = await self._connection.domains()
+            except ControlError as err:
+                quiet = self._pause.failed(err.fault)
+                uri = self._connection.uri
+                self._shared.publish(DomainsNotFound(uri, err.fault, err.detail, quiet))
+                await asyncio.sleep(self._pause.next_s())
+                continue
+            self._bring_up_to_date(running)
+            if not await self._connection.ended(within_s=LIST_EVERY_S):
+                self._pause = Pause()  # The next failure is news.
+
+    def _bring_up_to_date(self, running: Sequence[wire.Domain]) -> None:
+        names = {domain.name for domain in running}
+        for name in self._discovered.keys() - names:
+            self._discovered.pop(name).retire()
+        for name in names:
+            self._runs(name)
+
+    def _happened(self, happened: wire.Happened) -> None:
+        name = happened.domain.name
+        match happened.event:
+            case wire.Event.STARTED:
+                self._runs(name)
+            case wire.Event.STOPPED if name in self._discovered:
+                self._discovered.pop(name).retire()
+
+    def _runs(self, name: str) -> None:
+        finder = self._named.get(name) or self._discovered.get(name)
+        if finder is not None:
+            finder.wake()
+        elif self._discovers and len(self._discovered) < MOST_DOMAINS:
+            vm = VmConfig(printable(name), Kind.LIBVIRT, self._connection.uri, VmSettings())
+            self._discovered[name] = self._find(vm, name)
+
+    def _find(self, vm: VmConfig, domain: str) -> Finder:
+        new_control = partial(DomainControl, self._connection, domain)
+        finder = Finder(vm, new_control, self._registry, self._shared)
+        finder.start()
+        return finder

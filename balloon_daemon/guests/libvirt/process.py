@@ -1,0 +1,451 @@
+"""libvirt's client: a program of its own that makes libvirt's calls, and does nothing else.
+
+Runs by its file (``python -I process.py FD``), started by ``guests/libvirt/connection.py``, which
+talks to it through the socket FD, in lines of JSON (``guests/libvirt/wire.py``). libvirt's library
+starts threads, and most of its calls have no time limit: while a domain's QEMU does not answer,
+neither do they. So this process is killed when too many of them hang. That costs no VM anything:
+libvirt's daemon and QEMU go on, and this process keeps nothing that cannot be asked for again.
+
+It ends when balloond closes the socket, and when libvirt's daemon ends the connection.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from typing import Any
+
+# This file imports nothing of balloon_daemon: its interpreter may be another than balloond's, in
+# which balloon_daemon is not installed.
+MAX_CALLS = 4
+"""The most calls at a time. libvirt's daemon serves 5 of one connection (max_client_requests), so
+that ``controlInfo`` always has room beside calls that hang."""
+
+MAX_LINE_BYTES = 1 << 20
+"""The longest line in either direction: the names of some 10,000 domains."""
+
+MAX_XML_CHARACTERS = 1 << 20
+"""The longest description of a domain; 10,000 to 20,000 characters are usual."""
+
+HANGS_AFTER_MS = 2000
+"""How long a domain's QEMU may have been busy with another command before no further call is
+begun."""
+
+KEEPALIVE_S, KEEPALIVES = 5, 3
+"""libvirt's daemon counts as gone when it has not answered for 5 × (3 + 1) seconds."""
+
+STATISTICS = (
+    "actual", "swap_in", "swap_out", "major_fault", "minor_fault", "unused", "available", "usable",
+    "last_update", "disk_caches", "hugetlb_pgalloc", "hugetlb_pgfail",
+)  # fmt: skip
+"""Those of libvirt's statistics of memory that are passed on, by libvirt's names; sizes in KiB."""
+
+_PINNING = (
+    ("hostdev", {"pci", "mdev", "ap", "ccw"}),
+    ("interface", {"hostdev", "vdpa"}),
+    ("disk", {"nvme"}),
+)
+"""Devices of the host's that are assigned by VFIO or vDPA, which pins the guest's memory."""
+
+_UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+_FAULTS = (
+    ("NO_DOMAIN", "not-there"),
+    ("NO_CONNECT", "not-there"),
+    ("OPERATION_TIMEOUT", "hangs"),
+    ("AUTH_FAILED", "no-permission"),
+    ("AUTH_CANCELLED", "no-permission"),
+    ("AUTH_UNAVAILABLE", "no-permission"),
+    ("ACCESS_DENIED", "no-permission"),
+    ("OPERATION_DENIED", "no-permission"),
+)
+"""libvirt's errors (VIR_ERR_…): the word of a ``Fault``; any other one is a refusal."""
+
+
+class CallError(Exception):
+    """A call cannot be made, or has failed: the word of a ``Fault``, and one line."""
+
+    def __init__(self, fault: str, detail: str = "") -> None:
+        super().__init__(fault, detail)
+        self.fault = fault
+        self.detail = detail
+
+
+def describe(xml: str) -> dict[str, Any]:
+    """What a driver needs to know of a domain's description.
+
+    Args:
+        xml: the domain's, as it runs.
+
+    Returns:
+        JSON's values: ``apart_kib``, memory that libvirt's maximum counts and the balloon's size
+        does not; ``period_s`` of the statistics; whether there is a ``balloon``, whether it does
+        ``deflate_on_oom``; whether it has ``disks`` that QEMU counts; whether its memory is on
+        ``hugetlb`` or ``pinned``.
+
+    Raises:
+        CallError: it is too long, or no such description.
+    """
+    if len(xml) > MAX_XML_CHARACTERS:
+        raise CallError("nonsense", f"a description of {len(xml)} characters")
+    try:
+        root = ElementTree.fromstring(xml)
+        balloon = root.find("devices/memballoon")
+        stats = root.find("devices/memballoon/stats")
+        return {
+            "apart_kib": sum(
+                _kib(memory.find("target/size"))
+                for memory in root.findall("devices/memory")
+                # QEMU's balloon counts DIMMs; virtio-mem, NVDIMMs and the like it does not.
+                if memory.get("model") != "dimm"
+            ),
+            "balloon": balloon is not None and balloon.get("model") != "none",
+            "deflate_on_oom": balloon is not None and balloon.get("autodeflate") == "on",
+            # QEMU counts what it reads from a disk itself, and not what another process reads.
+            "disks": any(disk.get("type") != "vhostuser" for disk in root.findall("devices/disk")),
+            "period_s": 0 if stats is None else int(stats.get("period", 0)),
+            "hugetlb": root.find("memoryBacking/hugepages") is not None,
+            "pinned": any(
+                device.get("type") in types
+                for name, types in _PINNING
+                for device in root.findall(f"devices/{name}")
+            ),
+        }
+    except (ElementTree.ParseError, ValueError) as err:
+        raise CallError("nonsense", f"a description that cannot be read: {err}") from err
+
+
+def _kib(size: "ElementTree.Element | None") -> int:
+    if size is None:
+        raise ValueError("memory without a size")
+    unit = size.get("unit", "KiB")
+    if unit not in _UNITS:
+        raise ValueError(f"a size in {unit}")
+    return int(size.text or "") * _UNITS[unit] // 1024
+
+
+class _Domain:
+    """What is known of a domain that was opened.
+
+    Args:
+        number: libvirt's, which it has until it ends.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.described: dict[str, Any] = {}
+        self.max_kib = 0
+        self.changed = True
+        """Whether devices have come or gone since the description was read."""
+        self.adds_up_disks = True
+        """Whether its driver adds up what its disks have read."""
+
+    def size_kib(self, handle: Any, *, anew: bool) -> int:
+        """The VM's size as its balloon counts it: without virtio-mem.
+
+        Args:
+            handle: libvirt's for the domain.
+            anew: read the description in any case.
+        """
+        max_kib = handle.maxMemory()
+        if anew or self.changed or max_kib != self.max_kib:
+            self.changed = False
+            self.described = describe(handle.XMLDesc())
+            self.max_kib = max_kib
+        return int(max_kib - self.described["apart_kib"])
+
+
+class _Worker:
+    """A thread that makes one call at a time, on a connection of its own.
+
+    Two threads must not share a connection: while a call hangs in one of them, calls of the other
+    may each take as long as the keepalive's interval (libvirt 9.0 to 12.8). The answer comes, but
+    the thread that reads the socket for both is not told that there is something to send.
+    """
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+        self._connection: Any = None
+        self.requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            request = self.requests.get()
+            number = request.pop("id")
+            answer = self._make(request.pop("do"), request)
+            # Free again before the answer is sent, which may bring the next request.
+            self._client.idle.append(self)
+            self._client.send({"id": number, **answer})
+
+    def _make(self, do: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        client = self._client
+        try:
+            if do == "connect":
+                return {"ok": client.connect(**arguments)}
+            if self._connection is None:
+                self._connection = client.open_connection()
+            return {"ok": client.calls[do](self._connection, **arguments)}
+        except CallError as err:
+            return {"error": err.fault, "detail": err.detail}
+        except Exception as err:
+            fault = client.fault(err)
+            if fault is None:
+                client.send({"error": "nonsense", "detail": f"{type(err).__name__}: {err}"})
+                os._exit(1)
+            if self._connection is not None and not self._connection.isAlive():
+                self._connection = None
+            return {"error": fault, "detail": " ".join(str(err).split())[:500]}
+
+
+class Client:
+    """Makes the calls that come through a socket.
+
+    Args:
+        sock: to balloond.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
+        self._libvirt: Any = None
+        self._uri = ""
+        self._events: Any = None
+        self._domains: dict[str, _Domain] = {}
+        self.idle: list[_Worker] = []
+        """Workers that wait for a request. The one that was free last is taken first: a calm host
+        needs one or two connections."""
+        self.calls: dict[str, Callable[..., Any]] = {
+            "domains": self._list,
+            "open": self._open,
+            "sample": self._sample,
+            "set": self._set,
+            "period": self._set_period,
+        }
+
+    def run(self) -> None:
+        """Serves until balloond closes the socket."""
+        with self._sock.makefile("rb") as lines:
+            while line := lines.readline(MAX_LINE_BYTES):
+                # balloond makes no more than MAX_CALLS calls at a time.
+                worker = self.idle.pop() if self.idle else _Worker(self)
+                worker.requests.put(json.loads(line))
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends a line; ends the process where balloond has gone."""
+        with self._sending:
+            try:
+                self._sock.sendall(json.dumps(message).encode() + b"\n")
+            except OSError:
+                os._exit(0)
+
+    def fault(self, err: Exception) -> str | None:
+        """The word of a ``Fault`` for an error of libvirt's; None: it is another error."""
+        # libvirt's errors have a class that is known once libvirt is imported only.
+        if self._libvirt is None or not isinstance(err, self._libvirt.libvirtError):
+            return None
+        code = err.get_error_code()
+        if code == self._libvirt.VIR_ERR_SYSTEM_ERROR:
+            return "no-permission" if "ermission denied" in str(err) else "not-there"
+        return next(
+            (
+                fault
+                for name, fault in _FAULTS
+                if code == getattr(self._libvirt, f"VIR_ERR_{name}")
+            ),
+            "refused",
+        )
+
+    def connect(self, uri: str) -> dict[str, Any]:
+        """Loads libvirt and connects to it; events come from then on."""
+        try:
+            import libvirt
+        except ImportError as err:
+            raise CallError("no-library", str(err)) from err
+        self._libvirt = libvirt
+        self._uri = uri
+        # It would print each error on standard error, beside raising it.
+        libvirt.registerErrorHandler(lambda *_: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        threading.Thread(target=self._run_events, daemon=True).start()
+        events = self._events = self.open_connection()
+        with contextlib.suppress(libvirt.libvirtError):  # A driver without a daemon has none.
+            events.registerCloseCallback(lambda *_: os._exit(0), None)
+        for name, callback in (
+            ("LIFECYCLE", self._lifecycle),
+            ("REBOOT", lambda _c, domain, _o: self._tell("reset", domain)),
+            ("BALLOON_CHANGE", lambda _c, domain, _kib, _o: self._tell("balloon", domain)),
+            ("DEVICE_ADDED", self._devices_changed),
+            ("DEVICE_REMOVED", self._devices_changed),
+            ("JOB_COMPLETED", self._job_completed),
+        ):
+            number = getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{name}")
+            with contextlib.suppress(libvirt.libvirtError):  # Not every driver has all of them.
+                events.domainEventRegisterAny(None, number, callback, None)
+        return {"version": libvirt.getVersion()}
+
+    def open_connection(self) -> Any:
+        """Another connection to libvirt's daemon."""
+        connection = self._libvirt.open(self._uri)
+        with contextlib.suppress(self._libvirt.libvirtError):  # As above.
+            connection.setKeepAlive(KEEPALIVE_S, KEEPALIVES)
+        return connection
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def _list(self, connection: Any) -> list[list[str]]:
+        running = self._libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+        return [[each.name(), each.UUIDString()] for each in connection.listAllDomains(running)]
+
+    def _open(self, connection: Any, name: str) -> dict[str, Any]:
+        handle = connection.lookupByName(name)
+        if handle.ID() < 0:
+            raise CallError("not-there", "the domain does not run")
+        domain = self._domains[handle.UUIDString()] = _Domain(handle.ID())
+        self._check_answers(handle)
+        domain.size_kib(handle, anew=True)
+        if not domain.described["balloon"]:
+            raise CallError("no-balloon")
+        return {"uuid": handle.UUIDString(), **self._figures(domain, handle)}
+
+    def _sample(self, connection: Any, uuid: str) -> dict[str, Any]:
+        return self._figures(*self._find(connection, uuid))
+
+    def _figures(self, domain: _Domain, handle: Any) -> dict[str, Any]:
+        stats = handle.memoryStats()
+        size_kib = domain.size_kib(handle, anew=False)
+        if stats.get("actual", 0) > size_kib:
+            # Memory was plugged or unplugged between the two.
+            stats = handle.memoryStats()
+            size_kib = domain.size_kib(handle, anew=True)
+        age_ms = int((time.time() - stats.get("last_update", 0)) * 1000)
+        return {
+            "size_kib": size_kib,
+            "state": handle.state()[0],
+            "stats": {name: stats[name] for name in STATISTICS if name in stats},
+            "age_ms": age_ms,
+            "read_bytes": self._read_bytes(domain, handle),
+            **domain.described,
+        }
+
+    def _read_bytes(self, domain: _Domain, handle: Any) -> int | None:
+        if not domain.described["disks"] or not domain.adds_up_disks:
+            return None
+        try:
+            read: int = handle.blockStats("")[1]  # "": all disks together
+        except self._libvirt.libvirtError:
+            domain.adds_up_disks = False
+            return None
+        return read
+
+    def _set(self, connection: Any, uuid: str, balloon_kib: int, told_kib: int) -> None:
+        """Sets a balloon's size.
+
+        Args:
+            connection: to make the call with.
+            uuid: the domain's.
+            balloon_kib: the size.
+            told_kib: the VM's size when that was decided.
+        """
+        domain, handle = self._find(connection, uuid)
+        self._check_no_job(handle)
+        size_kib = domain.size_kib(handle, anew=True)
+        # A VM that has grown keeps the balloon that was decided; one that has shrunk keeps the
+        # memory that was decided, so that it is not squeezed below its floor.
+        left_kib = max(size_kib, told_kib) - balloon_kib
+        if left_kib <= 0:
+            raise CallError("refused", f"{balloon_kib} KiB of {size_kib} KiB")
+        live = self._libvirt.VIR_DOMAIN_AFFECT_LIVE
+        handle.setMemoryFlags(min(left_kib, size_kib), live)
+
+    def _set_period(self, connection: Any, uuid: str, period_s: int) -> None:
+        _, handle = self._find(connection, uuid)
+        self._check_no_job(handle)
+        handle.setMemoryStatsPeriod(period_s, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def _find(self, connection: Any, uuid: str) -> tuple[_Domain, Any]:
+        """A domain that was opened, and answers."""
+        handle = connection.lookupByUUIDString(uuid)
+        domain = self._domains.get(uuid)
+        if domain is None or domain.number != handle.ID():
+            raise CallError("gone", "the domain has ended")
+        self._check_answers(handle)
+        return domain, handle
+
+    def _check_answers(self, handle: Any) -> None:
+        """Begins no call that would hang: ``controlInfo`` answers at once, whatever QEMU does."""
+        state, _, busy_ms = handle.controlInfo()
+        if state == self._libvirt.VIR_DOMAIN_CONTROL_ERROR:
+            raise CallError("hangs", "libvirt has lost its monitor")
+        occupied = state == self._libvirt.VIR_DOMAIN_CONTROL_OCCUPIED
+        if occupied and busy_ms > HANGS_AFTER_MS:
+            raise CallError("hangs", f"its QEMU has not answered for {busy_ms // 1000} s")
+
+    def _check_no_job(self, handle: Any) -> None:
+        """Changes nothing during a migration or a save: libvirt would wait for its end, 30 s."""
+        job = handle.jobStats()
+        if job.get("type", 0) and job.get("operation") in self._reading_jobs():
+            raise CallError("refused", "libvirt saves or migrates the domain")
+
+    def _reading_jobs(self) -> set[int]:
+        """Jobs that read all of a domain's memory and keep it from being changed."""
+        names = ("SAVE", "MIGRATION_OUT", "SNAPSHOT", "DUMP")
+        return {getattr(self._libvirt, f"VIR_DOMAIN_JOB_OPERATION_{name}") for name in names}
+
+    # --- events, in the thread of libvirt's event loop ------------------------------------------
+
+    def _run_events(self) -> None:
+        while True:
+            self._libvirt.virEventRunDefaultImpl()
+
+    def _tell(self, event: str, domain: Any) -> None:
+        self.send({"event": event, "name": domain.name(), "uuid": domain.UUIDString()})
+
+    def _lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _o: Any) -> None:
+        events = {
+            self._libvirt.VIR_DOMAIN_EVENT_STARTED: "started",
+            self._libvirt.VIR_DOMAIN_EVENT_STOPPED: "stopped",
+        }
+        self._tell(events.get(event, "changed"), domain)
+
+    def _devices_changed(self, _connection: Any, domain: Any, _alias: str, _o: Any) -> None:
+        if known := self._domains.get(domain.UUIDString()):
+            known.changed = True
+        self._tell("changed", domain)
+
+    def _job_completed(self, _connection: Any, domain: Any, job: Any, _o: Any) -> None:
+        if job.get("operation") in self._reading_jobs():
+            self._tell("refilled", domain)
+
+
+def main(fd: int) -> None:
+    """Runs the client until balloond closes the socket.
+
+    Args:
+        fd: the socket's number.
+    """
+    # These reach a whole service or terminal. balloond gives memory back through this process
+    # before it ends itself.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # libvirt's library prints warnings, and whoever waits for the end of balloond's output must
+    # not wait for this process.
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(null, stream)
+    Client(socket.socket(fileno=fd)).run()
+    # Threads that hang in libvirt would keep the interpreter from ending.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,66 @@
+"""Finds the QEMU process of one of libvirt's domains on this host."""
+
+import contextlib
+import os
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+_MAX_PID_BYTES = 32
+_MAX_COMMAND_BYTES = 1 << 20
+_MEMORY_FILES = ("/memfd:memory-backend-memfd",)
+"""How QEMU names the memfd of a memory backend."""
+
+
+def find_pid(uri: str, name: str, uuid: str) -> int | None:
+    """The domain's process id; None where it is not known.
+
+    libvirt keeps it in a file beside its socket, which may be an old one: the process must have
+    been started for this very domain.
+
+    Args:
+        uri: the connection's.
+        name: the domain's name.
+        uuid: its id.
+    """
+    directory = _run_directory(uri)
+    if directory is None or "/" in name:
+        return None
+    try:
+        with (directory / f"{name}.pid").open("rb") as file:
+            pid = int(file.read(_MAX_PID_BYTES))
+        with Path(f"/proc/{pid}/cmdline").open("rb") as file:
+            words = file.read(_MAX_COMMAND_BYTES).split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if uuid.encode() in words else None
+
+
+def _run_directory(uri: str) -> Path | None:
+    """Where libvirt's QEMU driver keeps its process ids; None where they are not this host's."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("qemu", "qemu+unix") or parts.netloc:
+        return None
+    if sockets := parse_qs(parts.query).get("socket"):
+        return Path(sockets[0]).parent / "qemu"
+    if parts.path == "/system":
+        return Path("/run/libvirt/qemu")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime, "libvirt/qemu/run") if runtime else None
+
+
+def find_memory_file(pid: int) -> str:
+    """The path of the descriptor of the memfd that the guest's memory is.
+
+    Args:
+        pid: its QEMU's.
+
+    Returns:
+        "": its memory is no memfd, or several, or must not be seen.
+    """
+    found: dict[int, str] = {}
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(entry.path).startswith(_MEMORY_FILES):
+                    found[os.stat(entry.path).st_ino] = entry.path
+    return next(iter(found.values())) if len(found) == 1 else ""

@@ -1,0 +1,79 @@
+"""Reads another process's figures: how much it has read, and how much memory it occupies.
+
+For a VM's process the first is what its guest reads from its disks. A process that is gone or not
+readable has no figures, which is no error: VMs end at any time, and /proc/PID/io of another user
+needs CAP_SYS_PTRACE.
+"""
+
+import contextlib
+import os
+import re
+
+_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+_FIELD = re.compile(rb"^(rchar|read_bytes): ([0-9]{1,20})$", re.MULTILINE)
+_HUGE = re.compile(rb"^HugetlbPages:\s+([0-9]{1,15}) kB$", re.MULTILINE)
+_STATM = re.compile(rb"[0-9]{1,20} ([0-9]{1,15}) ")
+
+
+def read_bytes_of(pid: int) -> int | None:
+    """How many bytes a process has read since it began; None: unknown.
+
+    ``rchar`` counts what read(2) and its kin have copied, from the page cache, too. It leaves out
+    native AIO (QEMU's ``aio=native``), whose reads are in ``read_bytes``: what was fetched from
+    storage for it. The greater of the two is what a VMM has read for its guest either way.
+    """
+    found = {name: int(digits) for name, digits in _FIELD.findall(_read(pid, "io"))}
+    return max(found.values(), default=None)
+
+
+def resident_bytes_of(pid: int) -> int | None:
+    """How much of the host's memory a process occupies, shared memory included; None: unknown.
+
+    /proc/PID/statm has it from counters, while smaps_rollup would walk all page tables of a VM
+    under its lock.
+    """
+    match = _STATM.match(_read(pid, "statm"))
+    # All zero: it is ending, and has no memory any more.
+    return (int(match[1]) * _PAGE_BYTES or None) if match else None
+
+
+def huge_page_bytes_of(pid: int) -> int | None:
+    """How much memory a process has in pages of hugetlbfs, which its resident set leaves out;
+    None: unknown."""
+    match = _HUGE.search(_read(pid, "status"))
+    return int(match[1]) * 1024 if match else None
+
+
+def start_time_of(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None: unknown.
+
+    With its number it names one process for good, where the number alone may be another's later.
+    """
+    # The second field, the program's name in parentheses, may have blanks and parentheses in it.
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
+
+
+def files_of(pid: int) -> list[str]:
+    """What a process has open, as the links in /proc/PID/fd name it; empty where that may not be
+    read."""
+    links = []
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):  # Closed meanwhile.
+                links.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+    except OSError:
+        pass
+    return links
+
+
+def _read(pid: int, name: str) -> bytes:
+    """A file of a process; empty where there is none, or it is not to be read."""
+    # SO_PEERCRED names a process outside this PID namespace as 0.
+    if pid <= 0:
+        return b""
+    try:
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read(4096) or b""
+    except OSError:
+        return b""

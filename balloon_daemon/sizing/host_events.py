@@ -1,0 +1,171 @@
+"""What ``HostPolicy`` is told, and what it answers: values only. Pure."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from balloon_daemon.sizing.balloon_policy import PolicyState
+from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading
+from balloon_daemon.sizing.need import Figures
+from balloon_daemon.sizing.terms import Terms
+from balloon_daemon.units import VmId
+
+Seen = Reading | NeverLow | None
+"""One reading of the low-memory source; None: its figures are unknown."""
+
+
+class Added(NamedTuple):
+    """A VM of this size has come.
+
+    Attributes:
+        vm: which VM.
+        vm_mem_bytes: its size.
+        balloon_bytes: the size of the balloon that an earlier balloond has left in it.
+        terms: its settings and abilities.
+    """
+
+    vm: VmId
+    vm_mem_bytes: int
+    balloon_bytes: int = 0
+    terms: Terms = Terms()
+
+
+class Restored(NamedTuple):
+    """A VM has come whose policy another balloond has left in this state.
+
+    Attributes:
+        vm: which VM.
+        vm_mem_bytes: its size.
+        state: its policy's state.
+        balloon_bytes: its balloon's size.
+        terms: its settings and abilities.
+    """
+
+    vm: VmId
+    vm_mem_bytes: int
+    state: PolicyState
+    balloon_bytes: int
+    terms: Terms = Terms()
+
+
+class Resized(NamedTuple):
+    """A VM has another size from now on."""
+
+    vm: VmId
+    vm_mem_bytes: int
+
+
+class Removed(NamedTuple):
+    """A VM is gone."""
+
+    vm: VmId
+
+
+class Looked(NamedTuple):
+    """The source was read, because of a poll or the kernel's wake-up."""
+
+    seen: Seen
+
+
+class Woke(NamedTuple):
+    """``wake_at_s`` was reached, and the source was read."""
+
+    seen: Seen
+
+
+class Moved(NamedTuple):
+    """A careful VM's balloon has this size, as its driver reports it."""
+
+    vm: VmId
+    balloon_bytes: int
+
+
+class Sampled(NamedTuple):
+    """A careful VM's guest has sent statistics."""
+
+    vm: VmId
+    figures: Figures
+
+
+class Ran(NamedTuple):
+    """A careful VM's guest runs and its driver listens from now on, or that has ended.
+
+    Attributes:
+        runs: True: it does.
+    """
+
+    vm: VmId
+    runs: bool
+
+
+class Measured(NamedTuple):
+    """A careful VM's memory occupies so much of the host's."""
+
+    vm: VmId
+    held_bytes: int
+
+
+# A dataclass, because a named tuple without fields is false and equals every other empty tuple.
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """balloond ends: make no more decisions."""
+
+
+Reported = Moved | Sampled | Ran | Measured
+
+Event = Added | Restored | Resized | Removed | Looked | Woke | Reported | Halted
+
+
+class Target(NamedTuple):
+    """Send this VM its absolute target, in bytes of balloon; perhaps the same target once more."""
+
+    vm: VmId
+    target_bytes: int
+
+
+class VmDecision(NamedTuple):
+    """The decision for one VM.
+
+    Attributes:
+        vm: which VM.
+        decision: the decision and its reason.
+        repeated: True: the VM's last decision had the same reason, and neither changed anything.
+            Under lasting pressure at the maximum there is one such decision each second.
+    """
+
+    vm: VmId
+    decision: Decision
+    repeated: bool
+
+
+class VmFinding(NamedTuple):
+    """What was noticed about one VM."""
+
+    vm: VmId
+    finding: Finding
+
+
+class Watch(NamedTuple):
+    """Read a VM's figures so often from now on."""
+
+    vm: VmId
+    every_s: float
+
+
+class HostStep(NamedTuple):
+    """The result of a step.
+
+    Attributes:
+        targets: the VMs' new targets, to be sent in this order before anything else is done.
+        decisions: the decisions, in the order in which they were made.
+        wake_at_s: when to step with ``Woke``, on the clock given to ``step``; None: never.
+        listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
+        findings: what was noticed, before the decisions that follow from it.
+        watches: how often to read VMs' figures, where that changes.
+    """
+
+    targets: tuple[Target, ...]
+    decisions: tuple[VmDecision, ...]
+    wake_at_s: float | None
+    listen: bool
+    findings: tuple[VmFinding, ...] = ()
+    watches: tuple[Watch, ...] = ()

@@ -1,0 +1,195 @@
+"""Tells from a guest's statistics whether it needs the memory that was taken from it. Pure.
+
+Theory of operation
+    Available memory shows that programs need memory, and never that the page cache does: a guest
+    that reads the same files from its disk again and again has plenty of available memory. What
+    shows that are its disk reads and its major faults, in the second in which they begin, provided
+    that it has next to no free memory: with free memory it is only reading something new.
+
+    A guest that reads a lot anyway is told apart by its *base*: its mean rates while its balloon
+    was empty. The statistics are cumulative counters, so a sample each 30 s gives an exact mean. A
+    guest that was squeezed before its first two samples has no base, which counts as 0: where it
+    does read a lot it gets its memory back once without need, and has a base from then on.
+
+Source:
+    Guests of Linux 6.1 and 7.2 (1 GiB, one CPU), squeezed by 32 MiB a second under 14 loads. With
+    these numbers no guest was in need that was idle, held cold page cache, streamed a large disk,
+    started short processes or mapped a file for the first time; a guest whose files or programs
+    did not fit was in need within a second of its first refaults.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+from balloon_daemon.sizing.decision import Sign
+from balloon_daemon.units import MIB, PAGE_SIZE
+
+AVAILABLE_SHARE = 0.08
+AVAILABLE_BYTES = 128 * MIB
+"""Need: less available than 8 % of the VM or 128 MiB. Stalled allocations, direct reclaim and OOM
+kills begin below that, so that it comes before any of them."""
+
+SWAP_IN_BYTES = 16 * PAGE_SIZE
+"""Need: so much read from swap in a second. Writing to swap is none: idle memory goes there."""
+
+FREE_SHARE = 0.12
+"""Only a guest with less free memory than 12 % of the VM can be in need of page cache: Linux fills
+free memory with page cache first, and reclaims none before that."""
+
+DISK_BYTES, DISK_FACTOR = 2 * MIB, 1.5
+FAULTS, FAULTS_FACTOR = 4, 2.5
+"""Need, with little free memory: more disk reads in a second than 2 MiB and 1.5 times the base, or
+more major faults than 4 and 2.5 times the base. Faults vary more than reads, hence their factor; a
+guest that reads its files by read(2) has none."""
+
+MEAN_S = 3.0
+"""Rates are means over so long: the shortest time in which a program that starts is no alarm."""
+
+FRESH_S = 4.0
+"""Statistics older than this show nothing."""
+
+STALE_S = 5.0
+"""A guest whose statistics are older than this is squeezed no further."""
+
+CALM_AFTER_S = 30.0
+"""A base begins so long after a balloon was emptied: until then a guest reads back what the
+balloon has cost it (half a minute, from a disk of 10 MiB/s)."""
+
+BASE_S = 60.0
+"""A base is a mean over the last one to two times this."""
+
+
+class Figures(NamedTuple):
+    """A guest's statistics, as far as they show need; None for a figure that is unknown.
+
+    Attributes:
+        at_s: when the guest sent them, on CLOCK_MONOTONIC.
+        available_bytes: memory that could be had without swapping.
+        free_bytes: memory that nothing uses.
+        swap_in_bytes: read from swap, since it began.
+        major_faults: page faults that had to read a file or swap, since it began.
+        oom_kills: processes killed for lack of memory, since it began.
+        disk_read_bytes: read from its disks, since its VMM or its guest began.
+    """
+
+    at_s: float
+    available_bytes: int | None = None
+    free_bytes: int | None = None
+    swap_in_bytes: int | None = None
+    major_faults: int | None = None
+    oom_kills: int | None = None
+    disk_read_bytes: int | None = None
+
+
+_COUNTERS = ("swap_in_bytes", "major_faults", "oom_kills", "disk_read_bytes")
+
+
+class NeedRule:
+    """The rule, for one guest."""
+
+    def __init__(self) -> None:
+        self._recent = deque[Figures]()
+        self._killed = False
+        self._emptied_at_s: float | None = None
+        # The base's window begins at the first of these, and moves on to the second when that is
+        # BASE_S old.
+        self._calm: list[Figures] = []
+        self._disk_base = self._faults_base = 0.0
+
+    @property
+    def last_at_s(self) -> float | None:
+        """When the guest sent its last statistics; None: never."""
+        return self._recent[-1].at_s if self._recent else None
+
+    @property
+    def knows_available(self) -> bool:
+        """Whether the last statistics said how much memory is available."""
+        return bool(self._recent) and self._recent[-1].available_bytes is not None
+
+    def take(self, figures: Figures, *, squeezed: bool) -> None:
+        """Takes a guest's statistics, in the order in which it sent them.
+
+        Args:
+            figures: the statistics; the same ones again change nothing.
+            squeezed: whether its balloon is to be larger than nothing.
+        """
+        recent = self._recent
+        if recent:
+            if figures.at_s <= recent[-1].at_s:
+                return
+            if _began_anew(recent[-1], figures):
+                recent.clear()
+                self._calm.clear()
+        self._killed = bool(recent) and _grown(recent[-1], figures, "oom_kills") > 0
+        recent.append(figures)
+        # Half a second of tolerance: samples do not come to the second.
+        while len(recent) > 2 and figures.at_s - recent[1].at_s > MEAN_S - 0.5:
+            recent.popleft()
+        self._take_base(figures, squeezed=squeezed)
+
+    def forget(self) -> None:
+        """Forgets all statistics, because the guest begins anew or was suspended."""
+        self._recent.clear()
+        self._calm.clear()
+        self._killed = False
+
+    def signs(self, now_s: float, vm_mem_bytes: int, *, stuck: bool) -> frozenset[Sign]:
+        """What shows that the guest is in need; nothing where its statistics are not fresh.
+
+        Args:
+            now_s: the clock.
+            vm_mem_bytes: the VM's size. The guest's own total may leave the balloon out.
+            stuck: whether it has given nothing for long although it is asked for more.
+        """
+        last_at_s = self.last_at_s
+        if last_at_s is None or now_s - last_at_s > FRESH_S:
+            return frozenset()
+        last = self._recent[-1]
+        found = set[Sign]()
+        least = max(AVAILABLE_SHARE * vm_mem_bytes, AVAILABLE_BYTES)
+        if last.available_bytes is not None and last.available_bytes < least:
+            found.add(Sign.LITTLE_AVAILABLE)
+        if self._rate("swap_in_bytes") >= SWAP_IN_BYTES:
+            found.add(Sign.SWAPS_IN)
+        if self._killed:
+            found.add(Sign.KILLED)
+        if last.free_bytes is not None and last.free_bytes < FREE_SHARE * vm_mem_bytes:
+            if self._rate("disk_read_bytes") >= DISK_BYTES + DISK_FACTOR * self._disk_base:
+                found.add(Sign.READS_DISK)
+            if self._rate("major_faults") >= FAULTS + FAULTS_FACTOR * self._faults_base:
+                found.add(Sign.FAULTS)
+            if stuck:
+                found.add(Sign.STUCK)
+        return frozenset(found)
+
+    def _take_base(self, figures: Figures, *, squeezed: bool) -> None:
+        calm = self._calm
+        if squeezed:
+            self._emptied_at_s = figures.at_s
+            calm.clear()
+        elif self._emptied_at_s is None or figures.at_s - self._emptied_at_s >= CALM_AFTER_S:
+            if len(calm) < 2:
+                calm.append(figures)
+            elif figures.at_s - calm[1].at_s >= BASE_S:
+                calm[:] = [calm[1], figures]
+            seconds = figures.at_s - calm[0].at_s
+            if seconds > 0:
+                self._disk_base = _grown(calm[0], figures, "disk_read_bytes") / seconds
+                self._faults_base = _grown(calm[0], figures, "major_faults") / seconds
+
+    def _rate(self, name: str) -> float:
+        """A counter's growth in a second, by the mean of the last seconds; unknown is 0."""
+        first, last = self._recent[0], self._recent[-1]
+        seconds = last.at_s - first.at_s
+        return _grown(first, last, name) / seconds if seconds > 0 else 0.0
+
+
+def _grown(before: Figures, after: Figures, name: str) -> int:
+    """How much a counter has grown; 0 where either is unknown."""
+    first, last = getattr(before, name), getattr(after, name)
+    return 0 if first is None or last is None else last - first
+
+
+def _began_anew(before: Figures, after: Figures) -> bool:
+    """Whether a counter is less than before: the guest was started again."""
+    return any(_grown(before, after, name) < 0 for name in _COUNTERS)

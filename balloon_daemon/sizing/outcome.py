@@ -1,0 +1,111 @@
+"""What one step of ``HostPolicy`` has come to so far. Pure."""
+
+from balloon_daemon.sizing.balloon_policy import SetTarget, Step
+from balloon_daemon.sizing.deadlines import Deadlines
+from balloon_daemon.sizing.decision import Finding, Reason
+from balloon_daemon.sizing.host_events import HostStep, Target, VmDecision, VmFinding, Watch
+from balloon_daemon.sizing.row import Row
+from balloon_daemon.units import VmId
+
+_CHANGES_NOTHING = {
+    Reason.AT_MAXIMUM,
+    Reason.NO_BALLOON,
+    Reason.FRUITLESS,
+    Reason.NO_ROOM,
+    Reason.LOWER_FIRST,
+    Reason.IN_NEED,
+    Reason.STALLED,
+    Reason.CONTESTED,
+    Reason.NO_FRESH_STATS,
+    Reason.NOT_RUNNING,
+}
+
+
+class Outcome:
+    """The targets, decisions and findings of a step.
+
+    Args:
+        deadlines: takes the deadlines of VMs whose policies were stepped.
+        now_s: the step's time.
+    """
+
+    def __init__(self, deadlines: Deadlines, now_s: float) -> None:
+        self._deadlines = deadlines
+        self.now_s = now_s
+        self._targets: list[Target] = []
+        self._decisions: list[VmDecision] = []
+        self._findings: list[VmFinding] = []
+        self._watches: list[Watch] = []
+
+    def tell(self, vm: VmId, row: Row, target_bytes: int) -> None:
+        """Sends a VM its target."""
+        row.told_bytes = target_bytes
+        if row.guard is not None:
+            row.guard.told(target_bytes, self.now_s)
+        self._targets.append(Target(vm, target_bytes))
+
+    def take(self, vm: VmId, row: Row, step: Step, target_bytes: int | None = None) -> None:
+        """Collects a policy's targets and decision; its state has its timers and listening.
+
+        Args:
+            vm: the VM.
+            row: its row.
+            step: what its policy has answered.
+            target_bytes: what to send in place of the level's target; None: that.
+        """
+        for action in step.actions:
+            if isinstance(action, SetTarget):
+                told = action.target_bytes if target_bytes is None else target_bytes
+                self.tell(vm, row, told)
+                row.moved_at_s, row.most_bytes = self.now_s, row.actual_bytes
+        decision = step.decision
+        reason = decision.reason
+        if reason is Reason.ALL_RETURNED and row.told_bytes:
+            # A squeeze that ended at less than the first level left a target at level 0.
+            self.tell(vm, row, 0)
+        changed = decision.level != decision.level_before
+        repeated = reason in _CHANGES_NOTHING and reason is row.last_reason and not changed
+        if reason is not Reason.RECHECK:
+            row.last_reason = reason
+        decision = decision._replace(target_bytes=row.told_bytes)
+        self._decisions.append(VmDecision(vm, decision, repeated))
+        self._deadlines.queue(vm, row)
+
+    def settle(self, vm: VmId, row: Row, balloon_bytes: int, reason: Reason) -> None:
+        """Makes a size the target: to the byte, not the level below it, whose sixteenth of a large
+        VM would be gigabytes."""
+        step = row.policy.adopt(balloon_bytes, self.now_s)
+        step = step._replace(decision=step.decision._replace(reason=reason))
+        self.take(vm, row, step, balloon_bytes)
+
+    def leave(self, vm: VmId, row: Row, reason: Reason) -> None:
+        """Sends no target any more: the policy is at level 0, and the balloon stays as it is."""
+        row.told_bytes = 0
+        if row.guard is not None:
+            row.guard.told(0, self.now_s)
+        step = row.policy.adopt(0, self.now_s)
+        decision = step.decision._replace(reason=reason)
+        self.take(vm, row, Step((), decision))
+
+    def find(self, vm: VmId, finding: Finding) -> None:
+        """Notes what was noticed about a VM."""
+        self._findings.append(VmFinding(vm, finding))
+
+    def watch(self, vm: VmId, every_s: float) -> None:
+        """Asks a VM for its figures so often."""
+        self._watches.append(Watch(vm, every_s))
+
+    def queue(self, vm: VmId, row: Row) -> None:
+        """Notes that a VM's deadline has moved."""
+        self._deadlines.queue(vm, row)
+
+    def step(self, wake_at_s: float | None, *, listen: bool) -> HostStep:
+        """The whole of it."""
+        return HostStep(
+            tuple(self._targets),
+            tuple(self._decisions),
+            wake_at_s,
+            listen,
+            tuple(self._findings),
+            tuple(self._watches),
+        )

@@ -1,0 +1,52 @@
+"""Who is squeezed first, and who gets memory back first. Pure.
+
+A VM steps up only when no VM of a lower priority could: all of those are at their maximum, or
+something stands against asking them for more. Where all VMs have one priority, as where nobody has
+set any, nothing is computed.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from balloon_daemon.sizing.row import Row
+from balloon_daemon.units import MIB, VmId
+
+
+class Priorities:
+    """The priorities of a host's VMs.
+
+    Args:
+        rows: the VMs.
+    """
+
+    def __init__(self, rows: Mapping[VmId, Row]) -> None:
+        self._rows = rows
+        self._numbers = Counter[int]()
+
+    def add(self, row: Row) -> None:
+        """Notes a VM that has come."""
+        self._numbers[row.priority] += 1
+
+    def remove(self, row: Row) -> None:
+        """Notes that a VM is gone."""
+        self._numbers[row.priority] -= 1
+        if not self._numbers[row.priority]:
+            del self._numbers[row.priority]
+
+    @property
+    def differ(self) -> bool:
+        """Whether there are several."""
+        return len(self._numbers) > 1
+
+    def lowest_that_can_give(self) -> int | None:
+        """The lowest priority of a VM that could step up; None: none could, or they are equal."""
+        if not self.differ:
+            return None
+        return min((row.priority for row in self._rows.values() if row.can_give), default=None)
+
+    def mib_above(self, priority: int) -> int:
+        """What VMs of a higher priority have in their balloons by their targets, in MiB."""
+        if not self.differ:
+            return 0
+        above = (row.told_bytes for row in self._rows.values() if row.priority > priority)
+        return sum(above) // MIB

@@ -1,0 +1,166 @@
+"""Protects the guests of careful VMs: what they report goes in, and what follows comes out. Pure.
+
+``guard`` says what is to be done about one guest; this class does it to its policy, and has each
+guest watched closely while that matters: while it is squeezed, and while the host is about to be
+low on memory. A host with seed VMs only has nothing to do here.
+"""
+
+from dataclasses import replace
+from typing import assert_never
+
+from balloon_daemon.sizing.decision import (
+    Contested,
+    Finding,
+    InNeed,
+    NeverLow,
+    Reading,
+    Reason,
+    Stalled,
+)
+from balloon_daemon.sizing.guard import Guard
+from balloon_daemon.sizing.host_events import Measured, Moved, Ran, Sampled, Seen
+from balloon_daemon.sizing.outcome import Outcome
+from balloon_daemon.sizing.row import Row
+from balloon_daemon.units import PAGE_SIZE, VmId
+
+CLOSE_S = 1.0
+"""How often a guest's figures are read while it is squeezed, or soon may be."""
+
+SELDOM_S = 30.0
+"""How often otherwise: the statistics are cumulative, and give an exact mean all the same."""
+
+NEAR, FAR = 1.5, 2.0
+"""Memory is about to be low from 1.5 margins down, until there are two again."""
+
+
+class Protection:
+    """All careful VMs of a host."""
+
+    def __init__(self) -> None:
+        self._rows: dict[VmId, Row] = {}
+        self._near = False
+
+    def add(self, vm: VmId, row: Row, outcome: Outcome) -> None:
+        """Begins to protect a VM, if it is a careful one, before it is sent any target."""
+        if row.terms.is_careful:
+            row.guard = Guard(sends_stats=row.terms.sends_stats)
+            row.guard.moved(row.actual_bytes, outcome.now_s)
+            self._rows[vm] = row
+            self._pace(vm, row, row.guard, outcome)
+
+    def remove(self, vm: VmId) -> None:
+        """Forgets a VM."""
+        self._rows.pop(vm, None)
+
+    def take(self, event: Moved | Sampled | Ran | Measured, row: Row, outcome: Outcome) -> None:
+        """Handles a report of a VM's guest."""
+        guard, vm, now_s = row.guard, event.vm, outcome.now_s
+        drift = None
+        if isinstance(event, Moved):
+            row.actual_bytes = event.balloon_bytes
+            if guard is not None:
+                drift = guard.moved(event.balloon_bytes, now_s)
+                if drift is None:
+                    # Nothing to judge: this event comes for each MiB of a balloon.
+                    outcome.queue(vm, row)
+                    return
+        if guard is None:
+            return
+        match event:
+            case Moved():
+                pass
+            case Sampled(_, figures):
+                squeezed = bool(row.told_bytes or row.actual_bytes)
+                guard.took(figures, squeezed=squeezed)
+            case Ran(_, runs):
+                guard.ran(now_s, runs=runs)
+            case Measured(_, held_bytes):
+                size, balloon = row.vm_mem_bytes, row.actual_bytes
+                balance = guard.measured(held_bytes, size, balloon, now_s)
+                if balance is not None:
+                    outcome.find(vm, balance)
+                return
+            case _:
+                assert_never(event)
+        size, told, actual = row.vm_mem_bytes, row.told_bytes, row.actual_bytes
+        self._answer(vm, row, guard.judge(size, told, actual, now_s, drift), outcome)
+
+    def judge(self, vm: VmId, row: Row, guard: Guard, outcome: Outcome) -> None:
+        """Looks at a guest whose ``check_at_s`` has come."""
+        size, told, actual = row.vm_mem_bytes, row.told_bytes, row.actual_bytes
+        self._answer(vm, row, guard.judge(size, told, actual, outcome.now_s), outcome)
+
+    def objection(self, vm: VmId, row: Row, guard: Guard, outcome: Outcome) -> Reason | None:
+        """Why a guest must not be asked for more now that memory is low; None: it may be."""
+        self._see(vm, row, guard, outcome)
+        reason = guard.objection(outcome.now_s)
+        if reason is None and guard.left is not None:
+            guard.left = None
+            self._resume(vm, row, outcome)
+        return reason
+
+    def saw(self, seen: Seen, outcome: Outcome) -> None:
+        """Notes how far from low memory the host is."""
+        near = self._near
+        if isinstance(seen, Reading):
+            near = seen.available_mib < seen.margin_mib * (FAR if near else NEAR)
+        elif isinstance(seen, NeverLow):
+            near = False
+        if near is not self._near:
+            self._near = near
+            for vm, row in self._rows.items():
+                if row.guard is not None:
+                    self._pace(vm, row, row.guard, outcome)
+
+    # --- what follows -------------------------------------------------------------------------
+
+    def _answer(self, vm: VmId, row: Row, findings: list[Finding], outcome: Outcome) -> None:
+        guard = row.guard
+        assert guard is not None
+        self._see(vm, row, guard, outcome)
+        for finding in findings:
+            outcome.find(vm, finding)
+            match finding:
+                case InNeed():
+                    outcome.settle(vm, row, 0, Reason.IN_NEED)
+                    row.policy.held = Reason.IN_NEED
+                case Stalled():
+                    outcome.settle(vm, row, _reached(row), Reason.STALLED)
+                    row.policy.held = Reason.STALLED
+                case Contested():
+                    outcome.leave(vm, row, Reason.CONTESTED)
+                    row.policy.held = Reason.CONTESTED
+        self._pace(vm, row, guard, outcome)
+        outcome.queue(vm, row)
+
+    def _resume(self, vm: VmId, row: Row, outcome: Outcome) -> None:
+        """Goes on from the size that a balloon has after it was left alone."""
+        reached = _reached(row)
+        if reached != row.told_bytes:
+            outcome.settle(vm, row, reached, Reason.ADOPTED)
+
+    def _see(self, vm: VmId, row: Row, guard: Guard, outcome: Outcome) -> None:
+        """Applies another floor where a guest turns out to send no statistics, or to send some."""
+        blind = guard.is_blind(outcome.now_s)
+        if blind is not row.terms.sends_stats:
+            return
+        row.terms = replace(row.terms, sends_stats=not blind)
+        max_bytes = row.terms.max_bytes(row.vm_mem_bytes)
+        if max_bytes != row.policy.max_bytes:
+            step = row.policy.resize(max_bytes)
+            decision = step.decision._replace(reason=Reason.LIMITS_CHANGED)
+            outcome.take(vm, row, step._replace(decision=decision), min(max_bytes, row.told_bytes))
+
+    def _pace(self, vm: VmId, row: Row, guard: Guard, outcome: Outcome) -> None:
+        """Has a guest's figures read as often as is needed."""
+        close = self._near or row.told_bytes > 0
+        every_s = CLOSE_S if close else SELDOM_S
+        if every_s != row.watched_s:
+            row.watched_s = every_s
+            guard.watched(outcome.now_s, closely=close)
+            outcome.watch(vm, every_s)
+
+
+def _reached(row: Row) -> int:
+    """A balloon's size as a target: whole pages, and no more than the maximum."""
+    return min(row.actual_bytes // PAGE_SIZE * PAGE_SIZE, row.policy.max_bytes)

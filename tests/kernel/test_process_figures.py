@@ -1,0 +1,77 @@
+"""A process's figures, asked of the real kernel."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from balloon_daemon.linux.process_figures import read_bytes_of, resident_bytes_of
+from balloon_daemon.units import MIB
+
+
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that reads and touches what it is told to, and answers each line."""
+    program = (
+        "import mmap, os, sys\n"
+        "held = []\n"
+        "for line in sys.stdin:\n"
+        "    what, size = line.split()\n"
+        "    if what == 'read':\n"
+        "        with open('/dev/zero', 'rb', buffering=0) as file: file.read(int(size))\n"
+        "    else:\n"
+        "        held.append(mmap.mmap(-1, int(size), flags=mmap.MAP_SHARED))\n"
+        "        held[-1].write(bytes(int(size)))\n"
+        "    print('done', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        yield process
+        process.kill()
+
+
+def tell(process: "subprocess.Popen[bytes]", what: str, size: int) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{what} {size}\n".encode())
+    process.stdin.flush()
+    assert process.stdout.readline() == b"done\n"
+
+
+def test_what_a_process_reads_is_counted(other: "subprocess.Popen[bytes]") -> None:
+    tell(other, "read", 1)
+    before = read_bytes_of(other.pid)
+    tell(other, "read", 8 * MIB)
+    after = read_bytes_of(other.pid)
+    assert before is not None
+    assert after is not None
+    assert 8 * MIB <= after - before < 9 * MIB
+
+
+def test_shared_memory_that_a_process_touches_is_resident(
+    other: "subprocess.Popen[bytes]",
+) -> None:
+    tell(other, "read", 1)
+    before = resident_bytes_of(other.pid)
+    tell(other, "touch", 32 * MIB)
+    after = resident_bytes_of(other.pid)
+    assert before is not None
+    assert after is not None
+    assert after - before >= 31 * MIB
+
+
+def test_process_that_is_gone_or_cannot_be_named_has_no_figures() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        gone = process.pid
+    for pid in (gone, 0, -1):
+        assert (read_bytes_of(pid), resident_bytes_of(pid)) == (None, None)
+
+
+def test_process_that_has_ended_and_was_not_waited_for_has_no_memory() -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert resident_bytes_of(process.pid) is None

@@ -1,0 +1,126 @@
+"""The balloons that were there before balloond, in a file that may be lost or full of anything."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.events import BasesNotStored, Event
+from balloon_daemon.guests.driven.bases import BaseKey, Bases
+from balloon_daemon.units import GIB
+
+WEB = BaseKey("web", 100, 2000)
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+def test_base_is_there_for_the_next_balloond(tmp_path: Path, events: list[Event]) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    assert bases.get(WEB) is None
+    bases.note(WEB, GIB)
+    bases.note(WEB._replace(name="db"), 0)
+    bases.store()
+    again = Bases(tmp_path / "bases", events.append)
+    assert (again.get(WEB), again.get(WEB._replace(name="db"))) == (GIB, 0)
+    assert os.listdir(tmp_path) == ["bases"]
+    assert events == []
+
+
+@pytest.mark.parametrize("other", [{"name": "db"}, {"pid": 101}, {"start_time": 2001}])
+def test_base_is_one_processs(
+    tmp_path: Path, events: list[Event], other: dict[str, object]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.note(WEB, GIB)
+    assert bases.get(BaseKey(**{**WEB._asdict(), **other})) is None
+
+
+def test_base_that_was_given_back_to_is_forgotten(tmp_path: Path, events: list[Event]) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.note(WEB, GIB)
+    bases.store()
+    bases.forget(WEB)
+    bases.store()
+    assert Bases(tmp_path / "bases", events.append).get(WEB) is None
+
+
+ROW = ["web", 100, 2000, GIB]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "[" * 100_000,
+        json.dumps({"version": 2, "bases": [ROW]}),
+        json.dumps({"version": 1}),
+        json.dumps({"version": 1, "bases": [ROW, 1]}),
+        json.dumps({"version": 1, "bases": [ROW, ROW[:3]]}),
+        json.dumps({"version": 1, "bases": [ROW, ["db", 100, 2000, -1]]}),
+        json.dumps({"version": 1, "bases": [ROW, ["db", 100, 2000, 1 << 60]]}),
+        json.dumps({"version": 1, "bases": [ROW, ["db", 100, 2000, True]]}),
+        json.dumps({"version": 1, "bases": [ROW, ["db", 100.0, 2000, 1]]}),
+        json.dumps({"version": 1, "bases": [ROW, [None, 100, 2000, 1]]}),
+        json.dumps({"version": 1, "bases": [ROW]}) + " " * (1 << 20),
+        "\udcff",
+    ],
+)
+def test_file_that_is_wrong_anywhere_has_no_entries(
+    tmp_path: Path, events: list[Event], content: str
+) -> None:
+    path = tmp_path / "bases"
+    path.write_text(content, errors="surrogateescape")
+    bases = Bases(path, events.append)
+    assert bases.get(WEB) is None
+    bases.note(WEB, GIB)
+    bases.store()
+    assert Bases(path, events.append).get(WEB) == GIB
+    assert events == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_path_that_is_no_file_has_no_entries(
+    tmp_path: Path, events: list[Event], make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "bases")
+    assert Bases(tmp_path / "bases", events.append).get(WEB) is None
+
+
+def test_file_that_cannot_be_written_is_published_once(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "missing" / "bases", events.append)
+    for base_bytes in (1, 2):
+        bases.note(WEB, base_bytes)
+        bases.store()
+    assert events == [BasesNotStored("No such file or directory")]
+    (tmp_path / "missing").mkdir()
+    bases.note(WEB, GIB)
+    bases.store()
+    assert Bases(tmp_path / "missing" / "bases", events.append).get(WEB) == GIB
+
+
+def test_link_in_the_new_files_place_is_not_followed(tmp_path: Path, events: list[Event]) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "bases.new").symlink_to(tmp_path / "theirs")
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.note(WEB, GIB)
+    bases.store()
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert Bases(tmp_path / "bases", events.append).get(WEB) == GIB
+
+
+def test_number_of_entries_is_bounded(tmp_path: Path, events: list[Event]) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    for number in range(5000):
+        bases.note(WEB._replace(pid=number), GIB)
+    assert bases.get(WEB._replace(pid=903)) is None
+    assert bases.get(WEB._replace(pid=904)) == GIB

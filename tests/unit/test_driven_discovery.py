@@ -1,0 +1,213 @@
+"""VMs that are found by patterns of their monitors' sockets."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.events import Event, Fault, SocketIgnored, VmDriven, VmNotDriven
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.discovery import directories, name_of, sockets
+from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
+from balloon_daemon.guests.seam import Guest, Report
+from balloon_daemon.sizing.vm_settings import SEED, VmSettings
+from balloon_daemon.units import VmId
+from tests.fakes.quick_loop import run_quickly
+from tests.fakes.scripted_control import ScriptedControl
+
+Listen = Callable[[Path], None]
+
+
+@pytest.fixture
+def listen() -> Iterator[Listen]:
+    """Makes sockets."""
+    made: list[socket.socket] = []
+
+    def listen(path: Path) -> None:
+        made.append(socket.socket(socket.AF_UNIX))
+        made[-1].bind(str(path))
+
+    yield listen
+    for sock in made:
+        sock.close()
+
+
+def test_socket_with_two_names_is_found_once(tmp_path: Path, listen: Listen) -> None:
+    listen(tmp_path / "b.qmp")
+    (tmp_path / "a.qmp").symlink_to(tmp_path / "b.qmp")
+    patterns = [f"{tmp_path}/*.qmp", f"{tmp_path}/b*"]
+    assert sockets(patterns) == ({f"{tmp_path}/b.qmp": f"{tmp_path}/a.qmp"}, set())
+
+
+def test_file_that_is_no_socket_is_told_apart(tmp_path: Path, listen: Listen) -> None:
+    (tmp_path / "file.qmp").touch()
+    (tmp_path / "directory.qmp").mkdir()
+    os.mkfifo(tmp_path / "fifo.qmp")
+    (tmp_path / "dangling.qmp").symlink_to("nowhere")
+    listen(tmp_path / "web.qmp")
+    found, others = sockets([f"{tmp_path}/*.qmp"])
+    assert list(found.values()) == [f"{tmp_path}/web.qmp"]
+    assert others == {f"{tmp_path}/{name}.qmp" for name in ("file", "directory", "fifo")}
+
+
+def test_directories_of_a_pattern_are_all_that_a_new_match_may_be_made_in(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    assert directories([f"{tmp_path}/*.qmp"]) == {str(tmp_path)}
+    assert directories([f"{tmp_path}/*/qmp.sock"]) == {
+        str(tmp_path),
+        f"{tmp_path}/a",
+        f"{tmp_path}/b",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/run/qemu/web.qmp", "web"),
+        ("/run/qemu/web", "web"),
+        ("/run/qemu/db.qmp", "/run/qemu/db.qmp"),
+        ("/run/qemu/.qmp", ".qmp"),
+    ],
+)
+def test_name_is_the_files_without_its_ending_unless_it_is_taken(path: str, name: str) -> None:
+    assert name_of(path, {"db"}) == name
+
+
+class Registry:
+    """A ``VmRegistry``."""
+
+    def __init__(self) -> None:
+        self.vms: list[VmId] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def next_vm(self, name: str = "") -> VmId:
+        return VmId(len(self.vms) + 1, name)
+
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+        self.vms.append(guest.vm)
+
+    def report(self, vm: VmId, report: Report) -> None:
+        pass
+
+    def serve(self, guest: Guest) -> None:
+        self.tasks.append(asyncio.get_running_loop().create_task(guest.serve()))
+
+    def names(self) -> list[str]:
+        return sorted(vm.name for vm in self.vms)
+
+
+class Host:
+    """VMs in a directory, and a driver that finds them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.events: list[Event] = []
+        self.registry = Registry()
+        self.controls: dict[str, ScriptedControl] = {}
+
+    def connect(self, path: str) -> ScriptedControl:
+        """A VMM whose socket is there, or none."""
+        control = self.controls[path] = ScriptedControl()
+        if not os.path.exists(path):
+            control.fails["open"] = ControlError(Fault.NOT_THERE)
+        return control
+
+    def driver(self, *named: VmConfig) -> DrivenVms:
+        """A driver for the named VMs and for all that the directory has."""
+        patterns = (f"{self.path}/vms/*.qmp",)
+        bases = self.path / "bases"
+        wanted = Wanted(named, patterns, {Kind.QMP: self.connect}, bases)
+        return DrivenVms(wanted, self.events.append)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def test_vms_are_found_as_they_come_and_go(host: Host, listen: Listen) -> None:
+    async def run() -> None:
+        driver = host.driver()
+        driver.start(host.registry)
+        await asyncio.sleep(60)
+        (host.path / "vms").mkdir()
+        listen(host.path / "vms/web.qmp")
+        await asyncio.sleep(2)
+        assert host.registry.names() == ["web"]
+        listen(host.path / "vms/db.qmp")
+        await asyncio.sleep(2)
+        assert host.registry.names() == ["db", "web"]
+        (host.path / "vms/web.qmp").unlink()
+        await asyncio.sleep(2)
+        web = host.controls[f"{host.path}/vms/web.qmp"]
+        web.end()
+        await asyncio.sleep(600)
+        assert host.registry.names() == ["db", "web"]
+        assert host.controls[f"{host.path}/vms/web.qmp"] is web
+        driver.stop(leaving=False)
+        await driver.close(leaving=False)
+        for task in host.registry.tasks:
+            task.cancel()
+
+    run_quickly(run())
+
+
+def test_named_vm_is_not_found_once_more(host: Host, listen: Listen) -> None:
+    (host.path / "vms").mkdir()
+    listen(host.path / "vms/web.qmp")
+    (host.path / "web").symlink_to(host.path / "vms/web.qmp")
+    settings = VmSettings(priority=1)
+
+    async def run() -> None:
+        driver = host.driver(VmConfig("mine", Kind.QMP, f"{host.path}/web", settings))
+        driver.start(host.registry)
+        await asyncio.sleep(60)
+        assert host.registry.names() == ["mine"]
+        driver.stop(leaving=False)
+        for task in host.registry.tasks:
+            task.cancel()
+
+    run_quickly(run())
+
+
+def test_named_vm_is_found_as_soon_as_its_socket_appears(host: Host, listen: Listen) -> None:
+    async def run() -> None:
+        web = VmConfig("web", Kind.QMP, f"{host.path}/elsewhere/web", VmSettings())
+        driver = host.driver(web)
+        driver.start(host.registry)
+        await asyncio.sleep(600)
+        assert [type(event) for event in host.events if not getattr(event, "quiet", False)] == [
+            VmNotDriven
+        ]
+        (host.path / "elsewhere").mkdir()
+        listen(host.path / "elsewhere/web")
+        await asyncio.sleep(3)
+        assert host.registry.names() == ["web"]
+        assert isinstance(host.events[-1], VmDriven)
+        driver.stop(leaving=False)
+        for task in host.registry.tasks:
+            task.cancel()
+
+    run_quickly(run())
+
+
+def test_file_that_is_no_socket_is_said_once(host: Host) -> None:
+    (host.path / "vms").mkdir()
+    (host.path / "vms/notes.qmp").touch()
+
+    async def run() -> None:
+        driver = host.driver()
+        driver.start(host.registry)
+        for number in range(5):
+            (host.path / f"vms/{number}").touch()
+            await asyncio.sleep(2)
+        driver.stop(leaving=False)
+
+    run_quickly(run())
+    assert host.events == [SocketIgnored(f"{host.path}/vms/notes.qmp")]

@@ -1,0 +1,275 @@
+"""Looking for one VM: who is tried when, what is published once, and when the VM comes anew."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.events import (
+    Event,
+    Fault,
+    FinderFailed,
+    VmDriven,
+    VmLost,
+    VmNotDriven,
+)
+from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.claims import Claims
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.finder import Finder
+from balloon_daemon.guests.driven.reporting import Shared
+from balloon_daemon.guests.seam import Guest, Report
+from balloon_daemon.sizing.vm_settings import SEED, VmSettings
+from balloon_daemon.units import GIB, VmId
+from tests.fakes.quick_loop import run_quickly
+from tests.fakes.scripted_control import FOUND, ScriptedControl
+
+WEB = VmConfig("web", Kind.QMP, "/run/web.qmp", VmSettings(priority=3))
+
+
+class World:
+    """A finder, the VMMs that it meets one after another, and the registry: a ``VmRegistry``."""
+
+    def __init__(self, path: Path) -> None:
+        self.events: list[Event] = []
+        self.vms: list[VmId] = []
+        self.settings: list[VmSettings] = []
+        self.attempts: list[float] = []
+        self.next = ScriptedControl()
+        self.controls: list[ScriptedControl] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        bases = Bases(path / "bases", self.events.append)
+        self.own: set[int] = set()
+        self.claims = Claims()
+        is_own = self.own.__contains__
+        shared = Shared(self.events.append, self.report, bases, is_own, self.claims)
+        self.finder = Finder(WEB, self._connect, self, shared)
+
+    def _connect(self) -> ScriptedControl:
+        self.attempts.append(asyncio.get_running_loop().time())
+        control = ScriptedControl(self.next.found)
+        control.fails, control.hangs = dict(self.next.fails), set(self.next.hangs)
+        self.controls.append(control)
+        return control
+
+    def next_vm(self, name: str = "") -> VmId:
+        return VmId(len(self.vms) + 1, name)
+
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+        self.vms.append(guest.vm)
+        self.settings.append(settings)
+
+    def report(self, vm: VmId, report: Report) -> None:
+        pass
+
+    def serve(self, guest: Guest) -> None:
+        self.tasks.append(asyncio.get_running_loop().create_task(guest.serve()))
+
+    def loud(self) -> list[Event]:
+        """What is published for people."""
+        return [event for event in self.events if not getattr(event, "quiet", False)]
+
+
+Play = Callable[[Callable[[World], Awaitable[None]]], World]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    """Plays a scene, and ends everything."""
+
+    def play(scene: Callable[[World], Awaitable[None]]) -> World:
+        async def run() -> World:
+            world = World(tmp_path)
+            world.finder.start()
+            await asyncio.sleep(0.1)
+            await scene(world)
+            world.finder.stop()
+            for task in world.tasks:
+                task.cancel()
+            await asyncio.sleep(0.1)
+            assert all(control.closed for control in world.controls)
+            return world
+
+        return run_quickly(run())
+
+    return play
+
+
+def test_vm_is_driven_with_its_settings(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await asyncio.sleep(600)
+        assert len(world.attempts) == 1
+
+    world = play(scene)
+    assert (world.vms, world.settings) == ([VmId(1, "web")], [WEB.settings])
+    assert world.events == [VmDriven(VmId(1, "web"), "/run/web.qmp", GIB, None)]
+
+
+def test_vm_that_has_ended_is_found_again_as_another(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await asyncio.sleep(600)
+        world.controls[0].end()
+        await asyncio.sleep(5)
+
+    world = play(scene)
+    first, second = VmId(1, "web"), VmId(2, "web")
+    assert world.vms == [first, second]
+    assert world.events == [
+        VmDriven(first, "/run/web.qmp", GIB, None),
+        VmLost(first, Fault.GONE),
+        VmDriven(second, "/run/web.qmp", GIB, None),
+    ]
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+def test_lasting_fault_is_published_once_and_tried_twice_a_minute(
+    play: Play, fault: Fault
+) -> None:
+    async def scene(world: World) -> None:
+        world.finder.stop()
+        world.events.clear()
+        world.next.fails["open"] = ControlError(fault, "so it says")
+        world.finder.start()
+        await asyncio.sleep(60)
+        world.attempts.clear()
+        await asyncio.sleep(600)
+        assert 18 <= len(world.attempts) <= 30
+
+    world = play(scene)
+    assert world.loud() == [VmNotDriven("web", "/run/web.qmp", fault, "so it says")]
+    assert len(world.events) > 20
+
+
+def test_fault_that_changes_is_published(play: Play) -> None:
+    async def scene(world: World) -> None:
+        for fault in (Fault.NOT_THERE, Fault.HANGS, Fault.NOT_THERE):
+            world.next.fails["open"] = ControlError(fault)
+            for control in world.controls:
+                control.end()
+            await asyncio.sleep(120)
+
+    world = play(scene)
+    faults = [event.fault for event in world.loud() if isinstance(event, VmNotDriven)]
+    assert faults == [Fault.NOT_THERE, Fault.HANGS, Fault.NOT_THERE]
+
+
+def test_vmm_that_closes_again_and_again_is_published_twice_and_tried_ever_later(
+    play: Play,
+) -> None:
+    async def scene(world: World) -> None:
+        for _ in range(6000):
+            world.controls[-1].end()
+            await asyncio.sleep(0.1)
+
+    world = play(scene)
+    assert len(world.loud()) < 6
+    assert len(world.attempts) < 36
+
+
+def test_vmm_that_never_answers_is_given_up_in_bounded_time(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.next.hangs.add("open")
+        world.controls[0].end()
+        await asyncio.sleep(600)
+        assert 5 < len(world.attempts) < 20
+
+    assert VmNotDriven("web", "/run/web.qmp", Fault.HANGS) in play(scene).loud()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [{"vm_mem_bytes": 0}, {"balloon_bytes": -1}, {"balloon_bytes": 2 * GIB}],
+)
+def test_vmm_that_lies_at_first_is_not_driven(play: Play, lie: dict[str, int]) -> None:
+    async def scene(world: World) -> None:
+        world.next.found = replace(FOUND, **lie)  # type: ignore[arg-type] # Found's own
+        world.controls[0].end()
+        await asyncio.sleep(60)
+
+    assert play(scene).vms == [VmId(1, "web")]
+
+
+def test_vm_on_our_own_device_is_not_driven_in_another_way(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.own.add(os.getpid())
+        world.next.found = replace(FOUND, pid=os.getpid())
+        world.controls[0].end()
+        await asyncio.sleep(60)
+
+    world = play(scene)
+    assert VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE) in world.loud()
+
+
+def test_vm_that_another_kind_drives_is_not_driven_twice(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.next.found = replace(FOUND, pid=os.getpid())
+        world.claims.claim(os.getpid(), Kind.LIBVIRT)
+        world.controls[0].end()
+        await asyncio.sleep(60)
+        assert world.vms == [VmId(1, "web")]
+        world.claims.release(os.getpid())
+        await asyncio.sleep(60)
+        assert world.vms == [VmId(1, "web"), VmId(2, "web")]
+        assert world.claims.other(os.getpid(), Kind.LIBVIRT) is Kind.QMP
+        world.controls[-1].end()
+        world.finder.retire()
+        await asyncio.sleep(1)
+        assert world.claims.other(os.getpid(), Kind.LIBVIRT) is None
+
+    world = play(scene)
+    assert VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE, "libvirt") in world.loud()
+
+
+def test_vm_that_comes_is_found_at_once_where_somebody_notices(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.next.fails["open"] = ControlError(Fault.NOT_THERE)
+        world.controls[0].end()
+        await asyncio.sleep(600)
+        world.next.fails.clear()
+        world.finder.wake()
+        await asyncio.sleep(0.1)
+        assert len(world.vms) == 2
+
+    play(scene)
+
+
+def test_vmm_that_hangs_is_not_tried_at_once_because_another_came(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.next.fails["open"] = ControlError(Fault.HANGS)
+        world.controls[0].end()
+        await asyncio.sleep(600)
+        before = len(world.attempts)
+        for _ in range(100):
+            world.finder.wake()
+            await asyncio.sleep(0.01)
+        assert len(world.attempts) <= before + 1
+
+    play(scene)
+
+
+def test_vm_whose_socket_is_gone_is_driven_to_its_end_and_no_further(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.finder.retire()
+        await asyncio.sleep(600)
+        assert len(world.attempts) == 1
+        world.controls[0].end()
+        await asyncio.sleep(600)
+        assert len(world.attempts) == 1
+
+    play(scene)
+
+
+def test_bug_of_a_control_ends_neither_the_search_nor_anything_else(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.next.fails["open"] = KeyError("nothing")
+        world.controls[0].end()
+        await asyncio.sleep(60)
+        world.next.fails.clear()
+        await asyncio.sleep(60)
+        assert len(world.vms) == 2
+
+    assert FinderFailed("web", "KeyError: 'nothing'") in play(scene).events

@@ -1,0 +1,133 @@
+"""QEMU's answers as checked values; whatever else is no answer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven import qmp_answers as answers
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.qmp_answers import Refusal
+from balloon_daemon.guests.seam import Stats
+from balloon_daemon.units import GIB, MIB
+
+UNKNOWN = (1 << 64) - 1
+ALL_STATS = {name: 4096 for name in answers._FIELDS}
+SINCE_LINUX_6_12 = (
+    "oom-kills", "alloc-stalls", "async-scans", "direct-scans", "async-reclaims", "direct-reclaims"
+)  # fmt: skip
+
+
+def fault_of(read: Callable[..., object], *arguments: object) -> Fault:
+    """The fault of what is no answer."""
+    with pytest.raises(ControlError) as caught:
+        read(*arguments)
+    return caught.value.fault
+
+
+def test_size_is_ram_and_dimms_and_neither_virtio_mem_nor_nvdimms() -> None:
+    devices = [
+        {"type": kind, "data": {"size": size}}
+        for kind, size in (("dimm", 128 * MIB), ("virtio-mem", GIB), ("nvdimm", GIB))
+    ]
+    base = answers.base_bytes({"base-memory": GIB, "plugged-memory": 2 * GIB + 128 * MIB})
+    assert base + answers.dimm_bytes(devices) == GIB + 128 * MIB
+
+
+def test_machine_without_memory_devices_has_no_dimms() -> None:
+    assert answers.dimm_bytes(Refusal("GenericError", "not supported")) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "can"),
+    [
+        ({"size": GIB, "slots": 0, "max-size": GIB}, False),
+        ({"size": GIB, "slots": 4, "max-size": 8 * GIB}, True),
+        (Refusal("GenericError", "Property 'pc-q35-6.2-machine.memory' not found"), True),
+    ],
+)
+def test_machine_that_may_be_given_dimms_is_told_by_its_slots(answer: object, can: bool) -> None:
+    assert answers.can_plug_dimms(answer) is can
+
+
+@pytest.mark.parametrize(
+    "actual",
+    [1 << 63, -1, GIB + 1, 1.0, float("inf"), "1073741824", None, True, [], {}, 10**400],
+)
+def test_size_that_cannot_be_is_nonsense(actual: Any) -> None:
+    assert fault_of(answers.vm_bytes, {"actual": actual}, GIB) is Fault.NONSENSE
+
+
+@pytest.mark.parametrize("answer", [None, 1, "actual", [], {}, {"other": 1}])
+def test_answer_of_another_form_is_nonsense(answer: Any) -> None:
+    for read in (answers.base_bytes, answers.is_running, answers.guest_stats):
+        assert fault_of(read, answer) is Fault.NONSENSE
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("DeviceNotActive", Fault.NO_BALLOON),
+        ("DeviceNotFound", Fault.NO_BALLOON),
+        ("GenericError", Fault.REFUSED),
+        ("CommandNotFound", Fault.REFUSED),
+    ],
+)
+def test_refusal_tells_a_missing_balloon_from_all_else(kind: str, fault: Fault) -> None:
+    refusal = Refusal(kind, "QEMU's words")
+    assert fault_of(answers.vm_bytes, refusal, GIB) is fault
+    assert fault_of(answers.accepted, refusal) is fault
+
+
+def test_statistics_have_the_seams_names() -> None:
+    sent = answers.guest_stats({"stats": ALL_STATS, "last-update": 7})
+    stats = sent.at(1.5, 99)
+    assert sent.last_update == 7
+    assert stats.at_s == 1.5
+    assert stats.disk_read_bytes == 99
+    named = {name: getattr(stats, name) for name in Stats.__slots__}
+    assert [name for name, value in named.items() if value != 4096] == ["at_s", "disk_read_bytes"]
+
+
+def test_statistic_that_the_guest_does_not_send_is_none() -> None:
+    missing = dict.fromkeys((f"stat-{name}" for name in SINCE_LINUX_6_12), UNKNOWN)
+    stats = answers.guest_stats({"stats": ALL_STATS | missing, "last-update": 7}).at(0, None)
+    assert (stats.free_bytes, stats.oom_kills, stats.direct_reclaims) == (4096, None, None)
+
+
+def test_statistics_of_a_qemu_that_has_not_all_names_are_taken() -> None:
+    older = {k: v for k, v in ALL_STATS.items() if k[5:] not in SINCE_LINUX_6_12}
+    stats = answers.guest_stats({"stats": older, "last-update": 7}).at(0, None)
+    assert (stats.available_bytes, stats.oom_kills) == (4096, None)
+
+
+@pytest.mark.parametrize("figure", ["4096", float("nan"), -1, 1 << 64, None, 0.5])
+def test_statistic_that_is_no_number_of_64_bits_is_nonsense(figure: Any) -> None:
+    answer = {"stats": ALL_STATS | {"stat-free-memory": figure}, "last-update": 7}
+    assert fault_of(answers.guest_stats, answer) is Fault.NONSENSE
+
+
+def test_disk_reads_are_those_of_the_guests_own_devices() -> None:
+    rows = [
+        {"device": "", "qdev": "/machine/a", "stats": {"rd_bytes": 5}},
+        {"device": "", "qdev": "/machine/b", "stats": {"rd_bytes": 7}},
+        {"device": "backup", "stats": {"rd_bytes": 1000}},
+    ]
+    assert answers.disk_read_bytes(rows) == 12
+    assert answers.disk_read_bytes(rows[2:]) is None
+
+
+def test_snapshot_jobs_are_told_from_other_jobs() -> None:
+    jobs = [
+        {"id": "a", "type": "snapshot-save", "status": "running"},
+        {"id": "b", "type": "snapshot-save", "status": "concluded"},
+        {"id": "c", "type": "snapshot-save", "status": "aborting"},
+        {"id": "d", "type": "backup", "status": "concluded"},
+    ]
+    assert answers.snapshot_jobs(jobs) == ({"a"}, {"b", "c"})
+
+
+def test_migration_that_never_was_has_no_status() -> None:
+    assert answers.migration_status({}) == ""
+    assert answers.migration_status({"status": "completed", "ram": {}}) == "completed"

@@ -1,0 +1,112 @@
+"""What is known of a QEMU guest's balloon, from figures that are not always facts."""
+
+from balloon_daemon.guests.driven.qmp_balloon import QmpBalloon
+from balloon_daemon.units import MIB
+
+NOW = 1_795_822_655
+"""In seconds of the host's clock, as guest-stats has it."""
+
+
+def inflated(size_bytes: int, target_bytes: int) -> QmpBalloon:
+    """A balloon on its way."""
+    balloon = QmpBalloon()
+    balloon.read(0, NOW)
+    balloon.told(target_bytes)
+    balloon.read(size_bytes, NOW)
+    return balloon
+
+
+def test_size_without_a_driver_is_no_fact() -> None:
+    balloon = QmpBalloon()
+    balloon.read(0, 0)
+    assert (balloon.listens, balloon.balloon_bytes) == (False, None)
+
+
+def test_first_size_with_a_driver_is_taken_as_found() -> None:
+    balloon = QmpBalloon()
+    balloon.read(300 * MIB, NOW)
+    assert (balloon.listens, balloon.balloon_bytes) == (True, 300 * MIB)
+
+
+def test_size_after_a_reset_is_unknown_until_statistics_come() -> None:
+    balloon = inflated(256 * MIB, 256 * MIB)
+    balloon.reset(1)
+    seen = []
+    for last_update in (0, 0, NOW + 9):
+        balloon.read(256 * MIB, last_update)
+        seen.append(balloon.balloon_bytes)
+    assert seen == [None, None, 256 * MIB]
+
+
+def test_time_of_statistics_that_outlives_a_reset_tells_of_no_driver() -> None:
+    balloon = inflated(256 * MIB, 256 * MIB)
+    balloon.reset(1)
+    balloon.read(256 * MIB, NOW)
+    assert (balloon.listens, balloon.balloon_bytes) == (False, None)
+
+
+def test_size_written_after_a_reset_tells_of_a_driver_without_statistics() -> None:
+    balloon = inflated(256 * MIB, 256 * MIB)
+    balloon.reset(1_000_000)
+    balloon.written(1_000_001)
+    balloon.read(1 * MIB, 0)
+    assert (balloon.listens, balloon.balloon_bytes) == (True, 1 * MIB)
+
+
+def test_size_written_before_a_reset_and_told_after_it_tells_of_none() -> None:
+    balloon = inflated(200 * MIB, 256 * MIB)
+    balloon.reset(1_000_000)
+    balloon.written(999_999)
+    balloon.read(200 * MIB, 0)
+    assert (balloon.listens, balloon.balloon_bytes) == (False, None)
+
+
+def test_several_resets_before_a_driver_listens_are_one() -> None:
+    balloon = inflated(256 * MIB, 256 * MIB)
+    first, again = balloon.reset(1), balloon.reset(2)
+    balloon.read(256 * MIB, 0)
+    third = balloon.reset(3)
+    balloon.read(0, NOW + 9)
+    assert (first, again, third, balloon.reset(4)) == (True, False, False, True)
+
+
+def test_balloon_on_its_way_to_the_target_is_believed() -> None:
+    balloon = inflated(100 * MIB, 256 * MIB)
+    balloon.read(200 * MIB, NOW)
+    assert (balloon.balloon_bytes, balloon.doubted) == (200 * MIB, False)
+
+
+def test_half_written_size_is_no_fact() -> None:
+    """A VM of 512 MiB at 256 MiB was reported at 1 MiB: a balloon of 511 MiB."""
+    balloon = inflated(255 * MIB, 256 * MIB)
+    balloon.read(511 * MIB, NOW)
+    torn = (balloon.balloon_bytes, balloon.doubted)
+    balloon.read(256 * MIB, NOW)
+    assert torn == (255 * MIB, True)
+    assert (balloon.balloon_bytes, balloon.doubted) == (256 * MIB, False)
+
+
+def test_half_written_sizes_on_either_side_are_no_facts() -> None:
+    balloon = inflated(255 * MIB, 256 * MIB)
+    for torn in (511 * MIB, 1 * MIB, 511 * MIB):
+        balloon.read(torn, NOW)
+    assert balloon.balloon_bytes == 255 * MIB
+
+
+def test_guest_that_takes_memory_back_by_itself_is_believed_at_the_second_reading() -> None:
+    balloon = inflated(256 * MIB, 256 * MIB)
+    seen = []
+    for size_mib in (200, 180, 150):
+        balloon.read(size_mib * MIB, NOW)
+        seen.append(balloon.balloon_bytes)
+    assert seen == [256 * MIB, 180 * MIB, 180 * MIB]
+
+
+def test_half_written_first_size_of_a_new_guest_is_no_fact() -> None:
+    balloon = inflated(256 * MIB, 256 * MIB)
+    balloon.reset(1)
+    balloon.read(256 * MIB, 0)
+    balloon.read(511 * MIB, NOW + 9)
+    torn = balloon.balloon_bytes
+    balloon.read(30 * MIB, NOW + 9)
+    assert (torn, balloon.balloon_bytes) == (None, 30 * MIB)
