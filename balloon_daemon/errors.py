@@ -5,6 +5,7 @@
     BalloondError
     ├── ConfigError      operator: a bad setting              -> one line, exit status 2
     │   └── KeeperError  a keeper does not answer             -> one line, VMs are not kept
+    ├── ConfigFileError  operator: a bad configuration file   -> its lines, exit status 2
     ├── PolicyFileError  operator: a bad seccomp policy file  -> its lines, exit status 2
     ├── TrialError       host: no device can live on it       -> one line, exit status 1
     ├── JudgeError       ours: two compilers disagree         -> one line, exit status 1 (--check)
@@ -32,6 +33,15 @@ class BalloondError(Exception):
 
 class ConfigError(BalloondError):
     """The operator's mistake: names the setting, what was found and what is allowed."""
+
+
+class ConfigFileError(BalloondError):
+    """All mistakes in a configuration file, a line each, which begins with the file's name."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        """Args: the mistakes, in the order of the text; at least one."""
+        super().__init__("\n".join(mistakes))
+        self.mistakes = tuple(mistakes)
 
 
 class KeeperError(ConfigError):

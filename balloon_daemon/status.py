@@ -6,8 +6,9 @@ status need not know the controller.
 
 from dataclasses import dataclass
 
-from balloon_daemon.guests.seam import Ability, Refused, Stats, Stuck
-from balloon_daemon.sizing.decision import PolicyStatistics
+from balloon_daemon.guests.seam import Ability, GuestState, Refused, Stats, Stuck
+from balloon_daemon.sizing.decision import PolicyStatistics, Reason, Sign
+from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
 
 
@@ -33,6 +34,25 @@ class PolicyStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ProtectionStatus:
+    """What speaks for a guest whose VM is careful.
+
+    Attributes:
+        objection: why it is asked for no more at this moment; None: it may be.
+        signs: what showed that it is in need, while it is left alone for that.
+        left_alone_s: for how many seconds more it is left alone; 0: it is not.
+        stats_age_s: how old its statistics are; None: it has sent none.
+        missing_bytes: how many bytes of its balloon the host has not got; 0: all is well.
+    """
+
+    objection: Reason | None
+    signs: frozenset[Sign]
+    left_alone_s: float
+    stats_age_s: float | None
+    missing_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class VmStatus:
     """One VM.
 
@@ -43,6 +63,11 @@ class VmStatus:
         balloon_bytes: its balloon's size, as its driver reports it.
         stats: its guest's last statistics; None: it has sent none.
         trouble: the last report of trouble with its balloon; None: there is none.
+        settings: its operator's settings.
+        state: the guest's state.
+        held_bytes: how much of the host's memory it occupies; None where that is not known.
+        protection: its guest's protection; None where its profile has none, or its size is not
+            known yet.
     """
 
     vm: VmId
@@ -51,6 +76,10 @@ class VmStatus:
     balloon_bytes: int
     stats: Stats | None
     trouble: Refused | Stuck | None
+    settings: VmSettings = SEED
+    state: GuestState = GuestState.RUNNING
+    held_bytes: int | None = None
+    protection: ProtectionStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,55 +1,110 @@
 """``balloond --check``: finds out whether a daemon with these settings would run, without serving
 VMs."""
 
+from collections.abc import Callable, Iterator
+
+from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK
+from balloon_daemon.cli.opening import look, risks
+from balloon_daemon.cli.own_device import OwnDevice
+from balloon_daemon.cli.printing import answer, complain, limits_said, vm_said
 from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
 from balloon_daemon.config.model import Config
+from balloon_daemon.config.vms import VmConfig
 from balloon_daemon.errors import JudgeError, printable
-from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.host.low_memory import LowMemorySource
+from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.linux.signals import Interruptible
+from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.seccomp.filter import CompiledFilter
 from balloon_daemon.seccomp.judge import Disagreement, opinion_in_words
 from balloon_daemon.seccomp.libseccomp import second_opinion
 from balloon_daemon.sizing.balloon_policy import max_balloon_bytes
+from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.units import format_size
 
 
-def check(config: Config, source: LowMemorySource, jail: Jail, compiled: CompiledFilter) -> str:
-    """Runs the checks of ``--check``.
+def check(
+    config: Config,
+    source: LowMemorySource,
+    own: OwnDevice | None,
+    too_much: str,
+    low: Callable[[], LowNumbers],
+    *,
+    keep_fds: bool,
+) -> int:
+    """Runs the checks of ``--check``, and prints what was found.
+
+    Args:
+        config: the settings.
+        source: the low-memory source.
+        own: the own device's settings; None: no VM needs it.
+        too_much: a warning about the margin; "" where there is none.
+        low: gives descriptor numbers to start processes with.
+        keep_fds: a keeper is wanted.
 
     Returns:
-        What was found, in lines without the last one's end.
+        The exit status.
 
     Raises:
+        ConfigError: the socket for VMs of no name cannot be opened.
         SourceError: low memory cannot be seen here.
         TrialError: no device can run here.
         JudgeError: libseccomp compiles the policy to a filter that answers a call differently.
     """
-    source.check()
-    outcome = try_device(jail.identity, jail.fork)
-    found = [
-        f"policy file  {printable(str(config.policy_file))}: compiled",
-        f"judge        {_second_opinion(compiled)}",
-        f"low memory   {source.describe()}",
-    ]
+    failed = look(config, keep_fds=keep_fds)
+    with Interruptible():
+        for warning in () if own is None else own.warnings():
+            complain(warning)
+        for risk in risks(config):
+            complain(f"warning: {printable(risk)}")
+        for event in failed:
+            complain(f"warning: {printable(said_of_daemon(event)[1])}")
+        if too_much:
+            complain(f"warning: {too_much}")
+        source.check()
+        found = [f"low memory   {source.describe()}"]
+        found += ["device       none, as no VM needs one"] if own is None else _tried(config, own)
+        if config.others or config.discover.places:
+            from balloon_daemon.cli.check_vms import check_vms
+
+            found += check_vms(config, low)
+        closed = {event.name for event in failed}
+        found += [
+            f"socket       {_own_said(vm)}: free"
+            for vm in config.own_sockets
+            if vm.name not in closed
+        ]
+        return EXIT_OK if answer("\n".join(found)) else EXIT_FAILURE
+
+
+def _own_said(vm: VmConfig) -> str:
+    """Whose socket it is, and how much may be taken of a VM whose size is set."""
+    if not vm.name or vm.vm_mem_bytes is None:
+        return vm_said(vm) if vm.name else vm.address
+    most_bytes = Terms(vm.settings).max_bytes(vm.vm_mem_bytes)
+    return f"{vm_said(vm)}, {limits_said(vm.vm_mem_bytes, most_bytes)}"
+
+
+def _tried(config: Config, own: OwnDevice) -> Iterator[str]:
+    outcome = try_device(own.jail.identity, own.jail.fork)
+    yield f"policy file  {printable(str(config.policy_file))}: compiled"
+    yield f"judge        {_second_opinion(own.compiled)}"
     if config.vm_mem_bytes is not None:
         limit = max_balloon_bytes(config.vm_mem_bytes)
         step = format_size(limit // config.policy.steps)
-        found.append(
+        yield (
             f"balloon      at most {format_size(limit)} of {format_size(config.vm_mem_bytes)}, "
             f"in {config.policy.steps} steps of {step}"
         )
-    who = (
-        f"user {config.device_user}"
-        if jail.identity
-        else "the user who starts balloond (not root)"
-    )
-    found += [
-        f"device       runs as {who}, under seccomp",
+    as_root = own.jail.identity is not None
+    who = f"user {own.user}" if as_root else "the user who starts balloond (not root)"
+    yield f"device       runs as {who}, under seccomp"
+    yield (
         f"trial        a jailed device was ready after {outcome.ready_s * 1000:.1f} ms and gave "
-        f"{format_size(GIVEN_BYTES)} back in {outcome.given_s * 1000:.1f} ms",
-        f"socket       {config.socket}: free",
-    ]
-    return "\n".join(found)
+        f"{format_size(GIVEN_BYTES)} back in {outcome.given_s * 1000:.1f} ms"
+    )
+    if said := own.shares_user_said():
+        yield f"warning      {said}"
 
 
 def _second_opinion(compiled: CompiledFilter) -> str:

@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,30 +12,40 @@ from balloon_daemon import __version__
 from balloon_daemon.cli.device_user import OWN_USER, SHARED_USER
 from balloon_daemon.cli.printing import complain, show
 from balloon_daemon.config.model import Config, default_policy_file, default_socket
-from balloon_daemon.errors import ConfigError
+from balloon_daemon.config.values import parse_libvirt_uri, parse_pattern
+from balloon_daemon.config.vms import Discover, Kind
+from balloon_daemon.errors import ConfigError, ConfigFileError, printable
+from balloon_daemon.linux.bounded_file import why_unreadable
 from balloon_daemon.seccomp.policy import Dialect
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.units import parse_memory_size
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
+LIBVIRT_SYSTEM = "qemu:///system"
+"""Where libvirt's VMs of the whole host are."""
+
 _DESCRIPTION = """\
 Keeps a host that runs virtual machines out of memory trouble: when it runs low, takes memory back
 from the guests through a virtio balloon, step by step; when it has memory again, gives it back.
 
-Listens on one vhost-user socket. Each VM that connects gets a balloon of its own, served by a
-jailed process of its own. Ends on SIGTERM or SIGINT, after giving the guests their memory back;
-at once on a second one.
+Drives the balloons that VMs already have, of QEMU, libvirt, Cloud Hypervisor, Firecracker and
+crosvm, as --config or --discover names them. Without those it listens on one vhost-user socket:
+each VM that connects gets a balloon of its own, served by a jailed process of its own. Ends on
+SIGTERM or SIGINT, after giving the guests their memory back; at once on a second one.
 """
 
 _EPILOG = """\
 SIZE is a number with K, M, G or T (binary): 4G, 512M, 1.5GiB; at least 1M.
 
 exit status: 0 ended as asked, 1 could not run (socket in use, no permission, --check saw no memory
-figures, its trial device failed or libseccomp disagrees), 2 a wrong flag, setting or policy file.
+figures, its trial device failed or libseccomp disagrees), 2 a wrong flag, setting, configuration
+file or policy file.
 
 examples:
   balloond --vm-mem 4G
+  balloond --discover libvirt --margin 1G
+  balloond --config /etc/balloond/balloond.toml --check
   balloond --socket /run/balloond/web.sock --margin 400M --log json
   balloond --check
 """
@@ -93,6 +104,19 @@ def _path(text: str) -> Path:
     return Path(_named(text))
 
 
+def _discover(text: str) -> Discover:
+    kind, equals, where = text.partition("=")
+    match kind:
+        case Kind.LIBVIRT.value if not equals:
+            return Discover(libvirt=(LIBVIRT_SYSTEM,))
+        case Kind.LIBVIRT.value:
+            return Discover(libvirt=(parse_libvirt_uri(where),))
+        case Kind.QMP.value if equals:
+            return Discover(qmp=(parse_pattern(where),))
+        case _:
+            raise ConfigError(f"{text!r} is neither libvirt, libvirt=URI nor qmp=PATTERN")
+
+
 def _speed(text: str) -> float:
     try:
         speed = float(text)
@@ -122,9 +146,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--socket",
         type=_path,
-        default=default_socket(),
         metavar="PATH",
-        help="where VMMs connect; made with mode 0600 (default: %(default)s)",
+        help="where VMMs connect that have no balloon of their own; made with mode 0600 (default: "
+        f"{str(default_socket()).replace('%', '%%')}, unless VMs are named otherwise)",
+    )
+    named = parser.add_argument_group("VMs that have a balloon of their own")
+    named.add_argument(
+        "--config",
+        type=_named,
+        metavar="FILE",
+        help="file that names VMs and their limits, and a margin (docs/config.md); with - before "
+        "it (--config=-FILE) it may be absent",
+    )
+    named.add_argument(
+        "--discover",
+        type=_checked(_discover),
+        action="append",
+        default=[],
+        metavar="WHERE",
+        help="drive all VMs that are there, now and later: libvirt (or libvirt=URI), or "
+        "qmp='/run/qemu/*.qmp' for QEMU's monitors; may be repeated",
     )
     source = parser.add_argument_group("when the host is low on memory")
     source.add_argument(
@@ -202,16 +243,71 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def config_of(args: argparse.Namespace) -> Config:
-    """The settings of parsed flags; ``device_user`` is not chosen yet."""
-    return Config(
-        socket=args.socket,
+def read_named_config(named: str | None) -> Config | None:
+    """The settings in the file that ``--config`` names; None where it names none.
+
+    Args:
+        named: the flag's value. After "-" the file may be absent, as in a unit's
+            ``EnvironmentFile=``.
+
+    Raises:
+        ConfigFileError: the file cannot be read, or has mistakes.
+    """
+    if named is None:
+        return None
+    from balloon_daemon.config.toml import read_config
+
+    try:
+        return read_config(Path(named.removeprefix("-")))
+    except FileNotFoundError as err:
+        if named.startswith("-"):
+            return None
+        raise ConfigFileError([f"{printable(named)}: {why_unreadable(err)}"]) from err
+
+
+def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
+    """The settings of parsed flags, and of a configuration file.
+
+    Args:
+        args: the flags; those that were given count more than the file.
+        file: the settings of the configuration file; None: there is none.
+
+    Raises:
+        ConfigError: flags and file cannot both be obeyed.
+    """
+    base = Config(socket=None) if file is None else file
+    discover = Discover(
+        libvirt=_joined(base.discover.libvirt, *(more.libvirt for more in args.discover)),
+        qmp=_joined(base.discover.qmp, *(more.qmp for more in args.discover)),
+    )
+    socket = base.socket if args.socket is None else args.socket
+    if socket is None and not base.vms and discover == Discover():
+        # Nothing says which VMs there are: wait for those that connect.
+        socket = default_socket()
+    if socket is None and args.vm_mem is not None:
+        raise ConfigError(
+            "--vm-mem is for VMs that connect to --socket; name a socket, or give a VM its size "
+            "in the configuration file (memory)"
+        )
+    if twice := next((vm for vm in base.vms if vm.address == str(socket)), None):
+        raise ConfigError(
+            f"--socket {printable(str(socket))}: the VM {twice.name} is reached there; name "
+            "another path"
+        )
+    return replace(
+        base,
+        socket=socket,
+        discover=discover,
         vm_mem_bytes=args.vm_mem,
         policy_file=args.policy,
-        low_mem_dir=args.low_mem_dir,
-        margin_bytes=args.margin,
+        low_mem_dir=base.low_mem_dir if args.low_mem_dir is None else args.low_mem_dir,
+        margin_bytes=base.margin_bytes if args.margin is None else args.margin,
         policy=PolicySettings().faster(args.speed),
         poll_s=1.0 / args.speed,
         page_reporting=args.page_reporting,
-        device_user=SHARED_USER,
     )
+
+
+def _joined(*parts: tuple[str, ...]) -> tuple[str, ...]:
+    """All items, each once."""
+    return tuple(dict.fromkeys(item for part in parts for item in part))

@@ -1,59 +1,114 @@
-"""Opens the vhost-user socket and the store of VMs, before balloond serves."""
+"""Opens the vhost-user sockets and the store of VMs, before balloond serves."""
 
 import contextlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
-from balloon_daemon.config.model import Config, fallback_directory
+from balloon_daemon.config.model import Config, default_socket, fallback_directory
+from balloon_daemon.config.vms import VmConfig
 from balloon_daemon.errors import ConfigError, KeeperError
-from balloon_daemon.guests.jailed.listening import Listener, kept_listener, listen
+from balloon_daemon.events import SocketNotOpened
+from balloon_daemon.guests.jailed.acceptor import OwnSocket
+from balloon_daemon.guests.jailed.listening import kept_listener, listen
 from balloon_daemon.handover.keeper_start import check_keepers_place, reach_keeper, start_keeper
 from balloon_daemon.handover.store import Store
 from balloon_daemon.handover.systemd_store import systemd_store
 from balloon_daemon.linux.directories import make_private, others_may_write
 
 
-def open_all(
-    config: Config, undo: contextlib.ExitStack, *, keep_fds: bool
-) -> tuple[Listener, Store, str]:
-    """Opens the vhost-user socket and the store that keeps VMs for another balloond.
+class Opened(NamedTuple):
+    """What was opened.
+
+    Attributes:
+        sockets: the vhost-user sockets.
+        store: keeps VMs for another balloond.
+        lost: why an earlier keeper's VMs are lost; "" where none are.
+        failed: the named VMs whose sockets cannot be opened.
+    """
+
+    sockets: tuple[OwnSocket, ...]
+    store: Store
+    lost: str
+    failed: tuple[SocketNotOpened, ...]
+
+
+def open_all(config: Config, undo: contextlib.ExitStack, *, keep_fds: bool) -> Opened:
+    """Opens the vhost-user sockets and the store that keeps VMs for another balloond.
 
     The store is systemd's, else a keeper's if one is wanted. With a keeper that does not answer
-    balloond runs all the same: the VMs in it are lost, but new VMs can be served.
+    balloond runs all the same: the VMs in it are lost, but new VMs can be served. So it does where
+    a named VM's socket cannot be opened: that VM alone has no balloon.
 
     Args:
         config: the settings.
-        undo: gets the steps that undo the opening, should the start fail: they remove the socket's
-            file, and end a keeper that holds no VM.
+        undo: gets the steps that undo the opening, should the start fail: they remove the sockets'
+            files, and end a keeper that holds no VM.
         keep_fds: a keeper is wanted.
 
-    Returns:
-        The listener, the store, and why an earlier keeper's VMs are lost; "" where none are.
-
     Raises:
-        ConfigError: the socket or the store cannot be opened.
+        ConfigError: the store or the socket for VMs of no name cannot be opened.
     """
     store, lost = systemd_store(), ""
     wants_keeper = keep_fds and not store.keeps
+    place = config.main_socket
     if wants_keeper:
-        check_keepers_place(config.socket)
+        check_keepers_place(place)
         try:
             # Look first for the keeper process of an earlier balloond. It may hold the vhost-user
-            # socket, bound already, which must not be bound a second time.
-            store = reach_keeper(config.socket) or store
+            # sockets, bound already, which must not be bound a second time.
+            store = reach_keeper(place) or store
         except KeeperError as err:
             lost = str(err)
     undo.callback(store.abandon)
-    listener = kept_listener(store, config.socket)
-    if listener is None:
-        listener = listen(config.socket, looked_for_keeper=wants_keeper or store.keeps)
-        undo.callback(listener.close)
+    looked = wants_keeper or store.keeps
+    sockets, failed = [], []
+    for vm in config.own_sockets:
+        try:
+            sockets.append(_open(vm, store, undo, looked_for_keeper=looked))
+        except ConfigError as err:
+            if not vm.name:
+                raise
+            failed.append(SocketNotOpened(vm.name, str(err)))
     if wants_keeper and not store.keeps and not lost:
-        # Start a keeper process last, after every step that can fail for the socket's path: a
+        # Start a keeper process last, after every step that can fail for a socket's path: a
         # balloond that fails there leaves no keeper behind.
-        store = start_keeper(config.socket)
+        store = start_keeper(place)
         undo.callback(store.abandon)
-    return listener, store, lost
+    return Opened(tuple(sockets), store, lost, tuple(failed))
+
+
+def _open(
+    vm: VmConfig, store: Store, undo: contextlib.ExitStack, *, looked_for_keeper: bool
+) -> OwnSocket:
+    path = Path(vm.address)
+    listener = kept_listener(store, path)
+    if listener is None:
+        listener = listen(path, looked_for_keeper=looked_for_keeper)
+        undo.callback(listener.close)
+    return OwnSocket(vm, listener)
+
+
+def make_default_directory(config: Config) -> Path | None:
+    """Makes the default socket's directory where something of this balloond's belongs there.
+
+    Returns:
+        The directory; None where there was one before, or none is needed.
+
+    Raises:
+        ConfigError: the directory cannot be made, and a vhost-user socket belongs there. What else
+            balloond keeps there it can do without.
+    """
+    default = default_socket()
+    own = [Path(vm.address).parent for vm in config.own_sockets]
+    if default.parent not in (*own, config.main_socket.parent):
+        return None
+    try:
+        return default.parent if make_directory(default) else None
+    except ConfigError:
+        if default.parent in own:
+            raise
+        return None
 
 
 def make_directory(socket: Path) -> bool:
@@ -87,21 +142,34 @@ def remove_directory(directory: Path) -> None:
         directory.rmdir()
 
 
-def why_not_private(socket: Path) -> str:
-    """How other users could harm VMs at this path, and the remedy; "" where they cannot."""
-    why = others_may_write(socket.parent)
-    return why and (
-        f"socket {socket}: {why}: whoever puts a socket there gets the memory of the VMs that "
+def risks(config: Config) -> list[str]:
+    """How other users could harm VMs at the vhost-user sockets' paths, and the remedy."""
+    places = {Path(vm.address).parent: vm.address for vm in reversed(config.own_sockets)}
+    return [
+        f"socket {path}: {why}: whoever puts a socket there gets the memory of the VMs that "
         "connect to it; use a directory of your own"
-    )
+        for directory, path in reversed(places.items())
+        if (why := others_may_write(directory))
+    ]
 
 
-def look(socket: Path, *, keep_fds: bool) -> None:
-    """Checks that balloond could listen there, and leaves nothing behind.
+def look(config: Config, *, keep_fds: bool) -> list[SocketNotOpened]:
+    """Checks that balloond could listen at all vhost-user sockets, and leaves nothing behind.
+
+    Returns:
+        The named VMs whose sockets could not be opened.
 
     Raises:
-        ConfigError: it could not.
+        ConfigError: the store or the socket for VMs of no name could not be opened.
     """
     if keep_fds:
-        check_keepers_place(socket)
-    listen(socket).close()
+        check_keepers_place(config.main_socket)
+    failed = []
+    for vm in config.own_sockets:
+        try:
+            listen(Path(vm.address)).close()
+        except ConfigError as err:
+            if not vm.name:
+                raise
+            failed.append(SocketNotOpened(vm.name, str(err)))
+    return failed

@@ -5,8 +5,11 @@ import sys
 from typing import TextIO
 
 from balloon_daemon.config.model import Config
+from balloon_daemon.config.vms import VmConfig
+from balloon_daemon.errors import printable
 from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.linux.systemd import logs_to_journal, runs_as_service
+from balloon_daemon.units import format_size
 
 
 def show(text: str) -> None:
@@ -61,18 +64,42 @@ def is_for_people(fd: int) -> bool:
 
 def how_to_attach(config: Config) -> str:
     """The options of crosvm and of QEMU that give a VM its balloon here; several lines."""
-    size = config.vm_mem_bytes
+    first, *others = config.own_sockets
+    size, socket = first.vm_mem_bytes, first.address
     mem = "SIZE" if size is None else f"{size >> 20}M"
     crosvm_mem = "MIB" if size is None else f"{size >> 20}"
+    the_vm = f"the VM {first.name}" if first.name else "a VM"
+    more = "".join(f"\nThe same for the VM {vm.name}, at {vm.address}\n" for vm in others)
     return f"""\
-Attach a VM to {config.socket}
+Attach {the_vm} to {socket}
 
   crosvm:
-    crosvm run --mem {crosvm_mem} --no-balloon --vhost-user balloon,socket={config.socket} ...
+    crosvm run --mem {crosvm_mem} --no-balloon --vhost-user balloon,socket={socket} ...
 
   QEMU 10.2 or newer:
     qemu-system-x86_64 ... -m {mem} \\
       -object memory-backend-memfd,id=mem,size={mem},share=on -machine q35,memory-backend=mem \\
-      -chardev socket,id=balloond,path={config.socket} \\
+      -chardev socket,id=balloond,path={socket} \\
       -device vhost-user-test-device-pci,chardev=balloond,virtio-id=5,num_vqs=5,config_size=16
-"""
+{more}"""
+
+
+def vm_said(vm: VmConfig) -> str:
+    """A VM's name, how it is reached, and the settings that are its own."""
+    settings = vm.settings
+    words = [f"by {vm.kind.value} at {printable(vm.address)}", settings.profile.value]
+    if settings.priority:
+        words.append(f"priority {settings.priority}")
+    if settings.floor_bytes is not None:
+        words.append(f"floor {format_size(settings.floor_bytes)}")
+    if settings.ceiling_bytes is not None:
+        words.append(f"ceiling {format_size(settings.ceiling_bytes)}")
+    return f"{vm.name}: {', '.join(words)}"
+
+
+def limits_said(vm_mem_bytes: int, most_bytes: int) -> str:
+    """How much a VM's balloon may take of its memory, in bytes, and how much is left."""
+    least = format_size(vm_mem_bytes - most_bytes)
+    if not most_bytes:
+        return f"keeps all of its {least}"
+    return f"balloon of at most {format_size(most_bytes)}, so it keeps {least}"

@@ -6,38 +6,38 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 from balloon_daemon.cli.asyncio_lean import asyncio
-from balloon_daemon.cli.device_user import (
-    SHARED_USER,
-    default_user,
-    identity_of,
-    warning_first,
+from balloon_daemon.cli.flags import (
+    EXIT_FAILURE,
+    EXIT_OK,
+    EXIT_USAGE,
+    build_parser,
+    config_of,
+    read_named_config,
 )
-from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, build_parser, config_of
 from balloon_daemon.cli.opening import (
-    look,
-    make_directory,
+    Opened,
+    make_default_directory,
     open_all,
     remove_directory,
-    why_not_private,
+    risks,
 )
+from balloon_daemon.cli.own_device import prepare_device
 from balloon_daemon.cli.printing import (
-    answer,
     complain,
     how_to_attach,
     is_for_people,
     print_no_more,
     show,
 )
-from balloon_daemon.config.model import default_socket
+from balloon_daemon.config.model import Config
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
     BalloondError,
     ConfigError,
+    ConfigFileError,
     JudgeError,
     PolicyFileError,
     SourceError,
@@ -45,34 +45,29 @@ from balloon_daemon.errors import (
     printable,
 )
 from balloon_daemon.events import (
-    DevicesShareUser,
     KeeperUnreachable,
-    PolicyFileWarning,
+    Publish,
     SocketNotPrivate,
     SourceTrouble,
-    TemplateLost,
-    TemplateStarted,
-    UserIgnored,
 )
 from balloon_daemon.guests.jailed.listener import VhostUserGuests
-from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.guests.open_guest import open_drivers
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
+from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.signals import Interruptible
+from balloon_daemon.linux.systemd import has_stored_fds
 from balloon_daemon.records.bus import Bus
 from balloon_daemon.records.log import Log
-from balloon_daemon.records.words.daemon import said_of_daemon
-from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
-from balloon_daemon.seccomp.policy_file import why_unreadable
 
 LEAST_FDS = 64
 """With fewer open files allowed, balloond does not start."""
 
 MISTAKES_SHOWN = 5
-"""How many mistakes of a policy file balloond shows; ``balloonctl seccomp check`` shows all."""
+"""How many mistakes of a file balloond shows; ``balloonctl seccomp check`` shows all of a policy
+file's."""
 
 
 def _check_platform() -> None:
@@ -82,15 +77,6 @@ def _check_platform() -> None:
         # A ring in shared memory needs the interpreter's stores to arrive in their order, which
         # x86-64 guarantees and other architectures do not (virtio/split_queue.py).
         raise ConfigError(f"balloond runs on x86-64 Linux, not on {machine} {system}")
-
-
-def _compile(path: Path, dialect: Dialect) -> CompiledFilter:
-    try:
-        return compile_policy(path, dialect=dialect)
-    except PolicyFileError:
-        raise
-    except OSError as err:
-        raise ConfigError(f"policy file {printable(str(path))}: {why_unreadable(err)}") from err
 
 
 def _first_mistakes(err: PolicyFileError, args: argparse.Namespace) -> str:
@@ -122,7 +108,6 @@ def _serve(controller: Controller, bus: Bus, undo: contextlib.ExitStack) -> None
 
 
 def _run(args: argparse.Namespace, template: Template) -> int:
-    config = config_of(args)
     _check_platform()
     # Raise the limit of open files now: a keeper process started later inherits it. To keep a
     # hundred VMs a keeper needs more descriptors than the usual 1024.
@@ -135,84 +120,76 @@ def _run(args: argparse.Namespace, template: Template) -> int:
     # Interruptible: a signal must end balloond even while it waits for the files and the user
     # database. They may be on a server that does not answer.
     with Interruptible():
-        compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
-        config = replace(config, device_user=default_user() if args.user is None else args.user)
-        # Devices of a balloond that is not root keep its user, whatever --user says.
-        ignored = "" if args.user is None or os.geteuid() == 0 else args.user
-        jail = Jail(identity_of(config.device_user), template.fork)
-        # ``shared``: a warning is due, because other programs run as the devices' user too. A user
-        # given by --user causes no warning, as the operator has chosen it.
-        shared = jail.identity and args.user is None and config.device_user == SHARED_USER
+        config = config_of(args, read_named_config(args.config))
+        # Descriptors that systemd stored are VMs of an earlier balloond. They are served on,
+        # whatever the configuration says now.
+        own = None
+        if config.own_sockets or has_stored_fds():
+            own = prepare_device(config, args, template)
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
         too_much = beyond_host(config.margin_bytes)
-        if args.check:
+        if own is None:
+            template.close()
+        elif args.check:
             template.wait_until_ready()
     bus = Bus(Log(sys.stderr.fileno(), args.log, verbose=args.verbose))
-    template.prepare(
-        compiled.bpf,
-        lambda why: bus.publish(TemplateLost(why)),
-        lambda what: bus.publish(TemplateStarted(what)),
-    )
-    leftovers = contextlib.ExitStack()
+    low = LowNumbers if own is None else template.share_low_numbers
+    if own is not None:
+        own.prepare(template, bus.publish)
     try:
-        if config.socket == default_socket() and make_directory(config.socket) and args.check:
-            leftovers.callback(remove_directory, config.socket.parent)
-        risk = why_not_private(config.socket)
-        if args.check:
-            look(config.socket, keep_fds=args.keep_fds)
-            with Interruptible():
-                for warning in compiled.warnings:
-                    complain(warning.with_mark("warning: "))
-                if risk:
-                    complain(f"warning: {printable(risk)}")
-                if ignored:
-                    complain(f"warning: {printable(said_of_daemon(UserIgnored(ignored))[1])}")
-                if too_much:
-                    complain(f"warning: {too_much}")
+        with contextlib.ExitStack() as leftovers:
+            made = make_default_directory(config)
+            if args.check:
+                if made is not None:
+                    leftovers.callback(remove_directory, made)
                 # Imported here, so that the daemon does not load modules that only --check needs.
                 from balloon_daemon.cli.check import check
 
-                found = check(config, source, jail, compiled)
-                if shared:
-                    _, whose = said_of_daemon(DevicesShareUser(SHARED_USER))
-                    found += f"\nwarning      {whose}"
-                return EXIT_OK if answer(found) else EXIT_FAILURE
+                return check(config, source, own, too_much, low, keep_fds=args.keep_fds)
         with contextlib.ExitStack() as undo:
-            listener, store, lost = open_all(config, undo, keep_fds=args.keep_fds)
-            template.reserve_low_numbers()
-            if risk:
-                bus.publish(SocketNotPrivate(risk))
-            if ignored:
-                bus.publish(UserIgnored(ignored))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
-            if lost:
-                bus.publish(KeeperUnreachable(lost))
-            if shared:
-                jail = replace(jail, fork=warning_first(jail.fork, bus.publish))
-            for warning in compiled.warnings:
-                # Log only the first line of a warning: it has the place and the problem, with
-                # unprintable characters escaped. The other lines quote the policy file.
-                bus.publish(PolicyFileWarning(str(warning).splitlines()[0]))
-            bus.drain()
-            taken_over = any("." in name for name in store.kept)
-            if not taken_over and is_for_people(sys.stdout.fileno()):
-                # Interruptible: a signal must end balloond even while the print blocks. A stopped
-                # terminal (Ctrl-S) or a full pipe can block it for ever.
-                with Interruptible():
-                    show(how_to_attach(config))
-            guests = VhostUserGuests(config, jail, listener, store, bus.publish)
-            drivers = [guests, *open_drivers(config, bus.publish, low=template.share_low_numbers)]
+            if own is None:
+                drivers = open_drivers(config, bus.publish, low=low)
+            else:
+                opened = open_all(config, undo, keep_fds=args.keep_fds)
+                template.reserve_low_numbers()
+                _say(opened, risks(config), bus.publish)
+                jail = own.announced(bus.publish)
+                bus.drain()
+                _show_how_to_attach(config, opened)
+                own_vms = VhostUserGuests(config, jail, opened.sockets, opened.store, bus.publish)
+                others = open_drivers(config, bus.publish, own_vms.has_vm_of, low)
+                drivers = [own_vms, *others]
             controller = Controller(config, source, drivers, bus.publish, bus.drain)
             _serve(controller, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")
         return EXIT_FAILURE
     finally:
-        leftovers.close()
         # Write all published events, whatever ends this process.
         bus.drain()
     return EXIT_OK
+
+
+def _say(opened: Opened, risks: list[str], publish: Publish) -> None:
+    """Publishes what the operator should know about the sockets and the store."""
+    for risk in risks:
+        publish(SocketNotPrivate(risk))
+    for failed in opened.failed:
+        publish(failed)
+    if opened.lost:
+        publish(KeeperUnreachable(opened.lost))
+
+
+def _show_how_to_attach(config: Config, opened: Opened) -> None:
+    """Prints how to attach a VM, where a person may read it and no VM was taken over."""
+    taken_over = any("." in name for name in opened.store.kept)
+    if opened.sockets and not taken_over and is_for_people(sys.stdout.fileno()):
+        # Interruptible: a signal must end balloond even while the print blocks. A stopped terminal
+        # (Ctrl-S) or a full pipe can block it for ever.
+        with Interruptible():
+            show(how_to_attach(config))
 
 
 def main(argv: Sequence[str] | None = None, template: Template | None = None) -> int:
@@ -233,6 +210,12 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
         return _run(args, template)
     except PolicyFileError as err:
         complain(_first_mistakes(err, args))
+        return EXIT_USAGE
+    except ConfigFileError as err:
+        shown = [f"balloond: {mistake}" for mistake in err.mistakes[:MISTAKES_SHOWN]]
+        if (more := len(err.mistakes) - len(shown)) > 0:
+            shown.append(f"balloond: and {more} more")
+        complain("\n".join(shown))
         return EXIT_USAGE
     except BalloondError as err:
         complain(f"balloond: {err}")

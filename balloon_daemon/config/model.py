@@ -1,12 +1,13 @@
-"""The daemon's settings, as values; the command line fills them in."""
+"""The daemon's settings, as values; the configuration file and the command line fill them in."""
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balloon_daemon.config.vms import Discover, VmConfig
+from balloon_daemon.config.vms import Discover, Kind, VmConfig
 from balloon_daemon.linux.directories import is_private
 from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 
 POLICY_FILE = "balloon_device.policy"
 
@@ -43,20 +44,21 @@ class Config:
     """All settings of a controller.
 
     Attributes:
-        socket: path of the vhost-user socket; each connection to it is one VM.
-        vm_mem_bytes: size of a VM; None: the size of its memory table.
+        socket: path of the vhost-user socket for VMs that no ``VmConfig`` names; each connection
+            to it is one VM. None: there is no such socket.
+        vm_mem_bytes: size of a VM at that socket; None: the size of its memory table.
         policy_file: the device's seccomp policy.
         low_mem_dir: directory of ``available`` and ``margin``; None: the host's own source.
         margin_bytes: overrides the source's own margin.
         policy: the balloon policy's numbers.
         poll_s: how often to read the source where the kernel cannot wake us, in seconds.
         page_reporting: let guests report free memory (VIRTIO_BALLOON_F_REPORTING).
-        device_user: name of the user that a device becomes where the daemon runs as root.
         vms: the VMs that are named.
         discover: where more VMs are found.
+        profile: the rules for the VMs at ``socket``.
     """
 
-    socket: Path = field(default_factory=default_socket)
+    socket: Path | None = field(default_factory=default_socket)
     vm_mem_bytes: int | None = None
     policy_file: Path = field(default_factory=default_policy_file)
     low_mem_dir: Path | None = None
@@ -64,6 +66,30 @@ class Config:
     policy: PolicySettings = field(default_factory=PolicySettings)
     poll_s: float = 1.0
     page_reporting: bool = True
-    device_user: str = "nobody"
     vms: tuple[VmConfig, ...] = ()
     discover: Discover = field(default_factory=Discover)
+    profile: Profile = Profile.SEED
+
+    @property
+    def own_sockets(self) -> tuple[VmConfig, ...]:
+        """All vhost-user sockets, each with the settings of the VMs that connect to it.
+
+        ``socket`` is the first; its name is "", and any number of VMs may connect to it.
+        """
+        named = tuple(vm for vm in self.vms if vm.kind is Kind.VHOST_USER)
+        if self.socket is None:
+            return named
+        settings = VmSettings(profile=self.profile)
+        path, size = str(self.socket), self.vm_mem_bytes
+        return (VmConfig("", Kind.VHOST_USER, path, settings, size), *named)
+
+    @property
+    def others(self) -> tuple[VmConfig, ...]:
+        """The named VMs whose balloon is their own VMM's."""
+        return tuple(vm for vm in self.vms if vm.kind is not Kind.VHOST_USER)
+
+    @property
+    def main_socket(self) -> Path:
+        """The path beside which this balloond's keeper and files are: the same whichever VMs are
+        named, and whether or not that socket is opened."""
+        return default_socket() if self.socket is None else self.socket

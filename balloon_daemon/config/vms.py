@@ -47,3 +47,8 @@ class Discover:
 
     libvirt: tuple[str, ...] = ()
     qmp: tuple[str, ...] = ()
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.libvirt + self.qmp

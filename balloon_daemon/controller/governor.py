@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from random import random
 from typing import assert_never
 
+from balloon_daemon.controller.reported import event_of, protection_status, told_policy
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
@@ -18,6 +19,7 @@ from balloon_daemon.guests.seam import (
     Attached,
     Gone,
     Guest,
+    GuestState,
     Held,
     Refused,
     Report,
@@ -33,7 +35,7 @@ from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState, Re
 from balloon_daemon.sizing.host_events import Halted, HostStep, Looked, Seen, Woke
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.terms import Terms
-from balloon_daemon.sizing.vm_settings import SEED, VmSettings
+from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
 from balloon_daemon.units import VmId
 
@@ -97,14 +99,17 @@ class Governor:
                 self._resize(vm_id, vm, vm_mem_bytes)
             case Actual(balloon_bytes):
                 vm.balloon_bytes, vm.trouble = balloon_bytes, None
-                if self._policy.governs(vm_id):
-                    self._policy.note_actual(vm_id, balloon_bytes)
+                self._tell_policy(vm_id, vm, report)
             case Stats():
                 vm.stats = report
+                self._tell_policy(vm_id, vm, report)
             case Held():
                 vm.held = report
+                self._tell_policy(vm_id, vm, report)
             case StateChanged(state):
-                vm.state = state
+                if state is not vm.state:
+                    vm.state = state
+                    self._tell_policy(vm_id, vm, report)
             case Refused() | Stuck():
                 vm.trouble = report
             case Gone():
@@ -118,12 +123,22 @@ class Governor:
         """The present state of the source and of every VM."""
         return HostStatus(
             self._watch.status(),
-            tuple(
-                VmStatus(
-                    vm_id, vm.can, self._wanted(vm_id), vm.balloon_bytes, vm.stats, vm.trouble
-                )
-                for vm_id, vm in self._vms.items()
-            ),
+            tuple(self._vm_status(vm_id, vm) for vm_id, vm in self._vms.items()),
+        )
+
+    def _vm_status(self, vm_id: VmId, vm: Vm) -> VmStatus:
+        guard = self._policy.guard(vm_id) if self._policy.governs(vm_id) else None
+        return VmStatus(
+            vm_id,
+            vm.can,
+            self._wanted(vm_id),
+            vm.balloon_bytes,
+            vm.stats,
+            vm.trouble,
+            vm.settings,
+            vm.state,
+            None if vm.held is None else vm.held.held_bytes,
+            None if guard is None else protection_status(guard, self._loop.time()),
         )
 
     def _wanted(self, vm_id: VmId) -> PolicyStatus | None:
@@ -157,10 +172,25 @@ class Governor:
         if row is None:
             max_bytes = self._policy.policy(vm_id).max_bytes
             self._publish(VmAttached(vm_id, size, max_bytes, self._settings.steps))
-        self._policy.note_actual(vm_id, vm.balloon_bytes)
+        if not terms.is_careful:
+            self._policy.note_actual(vm_id, vm.balloon_bytes)
         self._perform(step)
         if not step.decisions:
             self._keep(vm_id, vm)
+        if vm.state is not GuestState.RUNNING:
+            self._tell_policy(vm_id, vm, StateChanged(vm.state))
+
+    def _tell_policy(
+        self, vm_id: VmId, vm: Vm, report: Actual | Stats | Held | StateChanged
+    ) -> None:
+        """Tells the policy what a guest has reported. For a VM of the profile seed that is only
+        its balloon's size, of which nothing follows at once."""
+        if not self._policy.governs(vm_id):
+            return
+        if vm.settings.profile is not Profile.SEED:
+            self._step(told_policy(vm_id, report))
+        elif isinstance(report, Actual):
+            self._policy.note_actual(vm_id, report.balloon_bytes)
 
     def _resize(self, vm_id: VmId, vm: Vm, vm_mem_bytes: int) -> None:
         if not self._policy.governs(vm_id) or vm_mem_bytes == self._policy.vm_mem_bytes(vm_id):
@@ -215,15 +245,21 @@ class Governor:
         for target in step.targets:
             if (vm := self._vms.get(target.vm)) is not None:
                 self._tell(vm.guest.set_target, target.target_bytes)
+        for vm_id, every_s in step.watches:
+            if (vm := self._vms.get(vm_id)) is not None:
+                self._tell(vm.guest.watch, every_s)
+        for vm_id, finding in step.findings:
+            self._publish(event_of(vm_id, finding))
         for vm_id, decision, repeated in step.decisions:
             usual = repeated or decision.reason is Reason.RECHECK
             self._publish(Decided(vm_id, decision, quiet=quiet or usual))
         for vm_id in dict.fromkeys(decided.vm for decided in step.decisions):
             if (vm := self._vms.get(vm_id)) is not None:
                 self._keep(vm_id, vm)
-                # Ask for statistics, so that the log shows this decision's effect on the guest
-                # beside the next decision.
-                self._tell(vm.guest.request_stats)
+                if vm.settings.profile is Profile.SEED:
+                    # Ask for statistics, so that the log shows this decision's effect on the guest
+                    # beside the next decision. A careful VM is watched anyway.
+                    self._tell(vm.guest.request_stats)
 
     def _keep(self, vm_id: VmId, vm: Vm) -> None:
         state = self._policy.policy(vm_id).state()

@@ -13,7 +13,7 @@ from balloon_daemon.controller.governor import Governor
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import (
     CallbackFailed,
-    Listening,
+    DrivesOthers,
     Publish,
     Stopping,
     StoppingAtOnce,
@@ -158,8 +158,11 @@ class Controller:
             gc.set_threshold(*GC_THRESHOLDS)
         for driver in self._drivers:
             driver.start(self._registry.of(driver))
-        notify("READY=1", f"STATUS=listening on {self._config.socket}")
-        self._publish(Listening(str(self._config.socket)))
+        socket, others = self._config.socket, self._config.others
+        notify("READY=1", f"STATUS={'driving' if socket is None else f'listening on {socket}'}")
+        places = self._config.discover.places
+        if others or places:
+            self._publish(DrivesOthers(len(others), places))
         self.listening = True
         # Read once even where no VM listens: the log then says at the start what is wrong with
         # the figures. A callback, as an error in it is published and does not end the start.

@@ -55,6 +55,19 @@ class MemoryNotGivenBack(NamedTuple):
 
 
 @fact
+class DrivesOthers(NamedTuple):
+    """balloond looks for VMs whose balloon is their own VMM's.
+
+    Attributes:
+        named: how many are named.
+        places: where others are found: libvirt's connection URIs, patterns of monitors' paths.
+    """
+
+    named: int
+    places: tuple[str, ...]
+
+
+@fact
 class SocketNotPrivate(NamedTuple):
     """Other users could put a socket of theirs where balloond listens.
 
@@ -161,6 +174,19 @@ class ConnectionRefused(NamedTuple):
     most: int
     closing: int = 0
     suppressed: int = 0
+
+
+@fact
+class SocketNotOpened(NamedTuple):
+    """A named VM's vhost-user socket cannot be opened: that VM gets no balloon.
+
+    Attributes:
+        name: the VM's name.
+        why: the socket, what is wrong with it, and the remedy.
+    """
+
+    name: str
+    why: str
 
 
 # --- the host, and us ---------------------------------------------------------------------------
@@ -303,6 +329,7 @@ DaemonEvent = (
     | Stopping
     | StoppingAtOnce
     | MemoryNotGivenBack
+    | DrivesOthers
     | SocketNotPrivate
     | PolicyFileWarning
     | DevicesShareUser
@@ -311,6 +338,7 @@ DaemonEvent = (
     | StoreLost
     | NotAccepted
     | ConnectionRefused
+    | SocketNotOpened
     | SourceUnknown
     | SourceKnown
     | SourceOff

@@ -63,6 +63,19 @@ class ConnectionFailed(NamedTuple):
 
 
 @fact
+class AlreadyConnected(NamedTuple):
+    """A connection was closed at once: the one VM that may use that socket is connected.
+
+    Attributes:
+        uid: the user who runs the VMM.
+    """
+
+    vm: VmId
+    uid: int
+    suppressed: int = 0
+
+
+@fact
 class RequestNotServed(NamedTuple):
     """A VMM's request was answered but cannot be served.
 
@@ -302,6 +315,7 @@ VmEvent = (
     | VmmHungUp
     | ConnectionClosed
     | ConnectionFailed
+    | AlreadyConnected
     | RequestNotServed
     | VmNotServed
     | NoBackendChannel

@@ -1,7 +1,8 @@
 """Makes the drivers of all VMs whose balloon belongs to their own VMM.
 
-Runs in the controller. The only module that knows all kinds. Each kind's modules are imported when
-a configuration names the first VM of that kind: a host without such VMs loads none of them.
+Runs in the controller. With ``look.py`` the only module that knows all kinds. Each kind's modules
+are imported when a configuration names the first VM of that kind: a host without such VMs loads
+none of them.
 """
 
 from collections.abc import Callable
@@ -36,19 +37,19 @@ def open_drivers(
         return drivers
     from balloon_daemon.guests.driven.claims import Claims
 
-    claims = Claims()
+    claims, main = Claims(), config.main_socket
     if kinds:
         from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
         from balloon_daemon.guests.driven.kinds import control_of
 
         controls = {kind: control_of(kind) for kind in kinds}
-        bases = config.socket.with_name(f"{config.socket.name}.bases")
+        bases = main.with_name(f"{main.name}.bases")
         wanted = Wanted(with_socket, config.discover.qmp, controls, bases)
         drivers.append(DrivenVms(wanted, publish, is_own, claims))
     if domains or config.discover.libvirt:
         from balloon_daemon.guests.libvirt import driver as libvirt
 
-        bases = config.socket.with_name(f"{config.socket.name}.libvirt-bases")
+        bases = main.with_name(f"{main.name}.libvirt-bases")
         of_libvirt = libvirt.Wanted(domains, config.discover.libvirt, bases)
         drivers.append(libvirt.LibvirtVms(of_libvirt, publish, is_own, low, claims))
     return drivers

@@ -103,7 +103,8 @@ class Resized:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The guest is in another state. Before the first of these it is ``RUNNING``."""
+    """The guest is in another state, or in the same one still. Before the first of these it is
+    ``RUNNING``."""
 
     state: GuestState
 

@@ -11,7 +11,7 @@ STATE = ".state-"
 """The part between the VM and the serial number in a state's name."""
 
 LISTENER = "listener"
-"""The name of the listening socket."""
+"""The name of the listening socket for VMs of no name, and the beginning of all others'."""
 
 _KEY = re.compile(r"vm([0-9]{1,18})\.(state-)?([0-9]{1,18})")
 
@@ -34,6 +34,23 @@ class StateKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{group_of(self.vm_number)}{STATE}{self.serial}"
+
+
+def listener_key(vm_name: str, path: str) -> str:
+    """The name of a listening socket.
+
+    Args:
+        vm_name: the VM that may connect to it; "": any VM.
+        path: where it listens. The name is made of it, because a VM's name may have characters
+            that systemd does not take; in hexadecimal the longest path gives 223 characters, and
+            systemd takes 255.
+    """
+    return f"{LISTENER}-{path.encode(errors='surrogateescape').hex()}" if vm_name else LISTENER
+
+
+def is_listener(name: str) -> bool:
+    """Whether a name is a listening socket's."""
+    return name == LISTENER or name.startswith(f"{LISTENER}-")
 
 
 def group_of(vm_number: int) -> str:

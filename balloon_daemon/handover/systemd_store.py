@@ -1,6 +1,6 @@
 """systemd's store of this service."""
 
-from balloon_daemon.handover.keys import LISTENER, parse_key
+from balloon_daemon.handover.keys import is_listener, parse_key
 from balloon_daemon.handover.store import NoStore, SocketStore, Store
 from balloon_daemon.linux.systemd import connect_manager, store_capacity, take_stored_fds
 
@@ -18,7 +18,7 @@ def systemd_store() -> Store:
     # Passed descriptors alone do not prove that systemd has a store for balloond: a socket unit
     # would pass its sockets in the same way. Names that only balloond gives prove it, as they can
     # come from the store only.
-    has_stored = any(name == LISTENER or parse_key(name) is not None for name in kept)
+    has_stored = any(is_listener(name) or parse_key(name) is not None for name in kept)
     capacity = store_capacity(manager, has_stored=has_stored)
     if not capacity:
         manager.close()

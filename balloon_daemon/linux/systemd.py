@@ -73,6 +73,11 @@ def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
     return True
 
 
+def has_stored_fds() -> bool:
+    """Whether systemd has passed this process descriptors, as it does those that it stored."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
 def take_stored_fds() -> dict[str, OwnedFd]:
     """The descriptors that systemd stored for us (sd_listen_fds_with_names(3)), by name.
 

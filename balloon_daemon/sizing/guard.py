@@ -112,6 +112,16 @@ class Guard:
         """When to ``judge`` if nothing happens before; infinity: never."""
         return min(self._progress.check_at_s, self._bearing.check_at_s) if self._runs else math.inf
 
+    def left_alone_s(self, now_s: float) -> float:
+        """For how many seconds more it is asked for no more, whatever else happens."""
+        until_s = max(wait.until_s for wait in self.waits.values())
+        return max(0.0, until_s - now_s, self._need_seen_s + HOLD_S - now_s)
+
+    @property
+    def stats_at_s(self) -> float | None:
+        """When it sent its last statistics; None: never."""
+        return self._need.last_at_s
+
     def is_blind(self, now_s: float) -> bool:
         """Whether nobody would notice that it is in need: it sends no statistics at all, or none
         that say how much is available."""

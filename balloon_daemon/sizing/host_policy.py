@@ -47,6 +47,7 @@ from balloon_daemon.sizing.balloon_policy import (
 )
 from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Reading, Reason
+from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.host_events import (
     Added,
     Event,
@@ -111,7 +112,7 @@ class HostPolicy:
         Raises:
             StateError: the event makes no sense; nothing has changed.
         """
-        outcome = Outcome(self._deadlines, now_s)
+        outcome = Outcome(self._deadlines, self._priorities, now_s)
         match event:
             case Added():
                 self._add(event, outcome)
@@ -161,6 +162,14 @@ class HostPolicy:
     def target_bytes(self, vm: VmId) -> int:
         """The target that the VM was sent last. Raises StateError: the VM has no policy."""
         return self._row(vm).told_bytes
+
+    def guard(self, vm: VmId) -> Guard | None:
+        """What protects the VM's guest, for reading; None: its profile is the seed's.
+
+        Raises:
+            StateError: the VM has no policy.
+        """
+        return self._row(vm).guard
 
     def vm_mem_bytes(self, vm: VmId) -> int:
         """The VM size that its policy uses. Raises StateError: the VM has none."""
@@ -242,9 +251,7 @@ class HostPolicy:
             return
         listening, self._listening = self._listening, {}
         rows = listening.items()
-        # Computed once, before any step: a VM of a higher priority waits until what was asked of
-        # the others in this step did not help.
-        lowest = self._priorities.lowest_that_can_give()
+        lowest = outcome.lowest_that_can_give
         for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
             held = None
             if row.guard is not None:
@@ -256,7 +263,7 @@ class HostPolicy:
             row.policy.held = held
             outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
             if row.guard is None:
-                self._tell_again_if_stopped(vm, row, outcome)
+                outcome.tell_again_if_stopped(vm, row)
 
     def _wake(self, seen: Seen, outcome: Outcome) -> None:
         now_s = outcome.now_s
@@ -300,20 +307,3 @@ class HostPolicy:
         if self._look_at_s is not None:
             at_s = min(at_s, self._look_at_s)
         return None if at_s == math.inf else at_s
-
-    def _tell_again_if_stopped(self, vm: VmId, row: Row, outcome: Outcome) -> None:
-        """Sends a target once more to a driver that is short of it and has not moved for long.
-
-        Windows' and OpenBSD's drivers stop at the first page that they cannot get, and try again
-        only when they are told of a target. A guest that has taken pages back since its target was
-        sent is left alone: it needs them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver
-        would give them again.
-        """
-        now_s, actual_bytes = outcome.now_s, row.actual_bytes
-        if actual_bytes != row.moved_to_bytes:
-            row.moved_at_s, row.moved_to_bytes = now_s, actual_bytes
-            row.most_bytes = max(row.most_bytes, actual_bytes)
-        short = row.most_bytes <= actual_bytes < row.policy.target_bytes
-        if short and now_s - row.moved_at_s >= self._settings.release_every_s:
-            row.moved_at_s = now_s
-            outcome.tell(vm, row, row.policy.target_bytes)

@@ -1,9 +1,12 @@
 """What one step of ``HostPolicy`` has come to so far. Pure."""
 
+from functools import cached_property
+
 from balloon_daemon.sizing.balloon_policy import SetTarget, Step
 from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Finding, Reason
 from balloon_daemon.sizing.host_events import HostStep, Target, VmDecision, VmFinding, Watch
+from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import VmId
 
@@ -26,16 +29,27 @@ class Outcome:
 
     Args:
         deadlines: takes the deadlines of VMs whose policies were stepped.
+        priorities: knows who is squeezed first.
         now_s: the step's time.
     """
 
-    def __init__(self, deadlines: Deadlines, now_s: float) -> None:
+    def __init__(self, deadlines: Deadlines, priorities: Priorities, now_s: float) -> None:
         self._deadlines = deadlines
+        self._priorities = priorities
         self.now_s = now_s
         self._targets: list[Target] = []
         self._decisions: list[VmDecision] = []
         self._findings: list[VmFinding] = []
         self._watches: list[Watch] = []
+
+    @cached_property
+    def lowest_that_can_give(self) -> int | None:
+        """The lowest priority of a VM that could step up; None: none could, or they are equal.
+
+        Computed once, before the first VM is stepped: one of a higher priority waits until what
+        was asked of the others in this step did not help.
+        """
+        return self._priorities.lowest_that_can_give()
 
     def tell(self, vm: VmId, row: Row, target_bytes: int) -> None:
         """Sends a VM its target."""
@@ -70,6 +84,23 @@ class Outcome:
         decision = decision._replace(target_bytes=row.told_bytes)
         self._decisions.append(VmDecision(vm, decision, repeated))
         self._deadlines.queue(vm, row)
+
+    def tell_again_if_stopped(self, vm: VmId, row: Row) -> None:
+        """Sends a target once more to a driver that is short of it and has not moved for long.
+
+        Windows' and OpenBSD's drivers stop at the first page that they cannot get, and try again
+        only when they are told of a target. A guest that has taken pages back since its target was
+        sent is left alone: it needs them (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), and Linux's driver
+        would give them again.
+        """
+        now_s, actual_bytes = self.now_s, row.actual_bytes
+        if actual_bytes != row.moved_to_bytes:
+            row.moved_at_s, row.moved_to_bytes = now_s, actual_bytes
+            row.most_bytes = max(row.most_bytes, actual_bytes)
+        short = row.most_bytes <= actual_bytes < row.policy.target_bytes
+        if short and now_s - row.moved_at_s >= row.policy.settings.release_every_s:
+            row.moved_at_s = now_s
+            self.tell(vm, row, row.policy.target_bytes)
 
     def settle(self, vm: VmId, row: Row, balloon_bytes: int, reason: Reason) -> None:
         """Makes a size the target: to the byte, not the level below it, whose sixteenth of a large

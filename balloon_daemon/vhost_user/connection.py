@@ -6,6 +6,7 @@ Runs in the controller, which receives bytes from a VMM only here.
 import array
 import contextlib
 import fcntl
+import os
 import select
 import socket
 import termios
@@ -101,6 +102,11 @@ class Connection:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def local_path(self) -> str:
+        """The path of the listening socket at which it was accepted (unix(7), getsockname(2))."""
+        return os.fsdecode(self._socket.getsockname())
 
     def close(self, *, kept: bool = False) -> None:
         """Closes the socket and every received descriptor that no caller has taken.
@@ -245,6 +251,11 @@ class Connection:
     def peer_uid(self) -> int:
         """The user who has made the connection (unix(7), SO_PEERCRED)."""
         return peer_of(self._socket).uid
+
+    def peer_pid(self) -> int:
+        """The process that has made the connection (unix(7), SO_PEERCRED); 0 where it is in
+        another PID namespace."""
+        return peer_of(self._socket).pid
 
     def is_hung_up(self) -> bool:
         """Whether the front-end has hung up, even if unread bytes are left."""

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon import __version__
-from balloon_daemon.cli.flags import EXIT_USAGE, build_parser, config_of
-from balloon_daemon.config.model import Config
+from balloon_daemon.cli.flags import EXIT_USAGE, build_parser, config_of, read_named_config
+from balloon_daemon.config.model import Config, default_socket
+from balloon_daemon.config.vms import Discover, Kind, VmConfig
+from balloon_daemon.errors import ConfigError, ConfigFileError
 from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 from balloon_daemon.units import GIB, MIB
 
 SETTINGS: dict[str, tuple[str, str, object]] = {
@@ -24,6 +27,8 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
 """Flags that end up in Config: a value as it is typed, the field, and what it is there."""
 
 OTHERS: dict[str, tuple[str, str, object]] = {
+    "--config": ("-/etc/b.toml", "config", "-/etc/b.toml"),
+    "--discover": ("qmp=/run/*.qmp", "discover", [Discover(qmp=("/run/*.qmp",))]),
     "--policy-dialect": ("c", "policy_dialect", "c"),
     "--user": ("vms", "user", "vms"),
     "--keep-fds": ("", "keep_fds", True),
@@ -40,7 +45,7 @@ def parsed(line: str) -> argparse.Namespace:
 
 
 def typed(flag: str, value: str) -> str:
-    return f"{flag} {shlex.quote(value)}" if value else flag
+    return f"{flag}={shlex.quote(value)}" if value else flag
 
 
 @pytest.mark.parametrize("flag", SETTINGS)
@@ -78,6 +83,81 @@ def test_no_flags_are_the_defaults() -> None:
     assert (args.keep_fds, args.verbose, args.check) == (False, False, False)
 
 
+WEB = VmConfig("web", Kind.QMP, "/run/web.qmp", VmSettings())
+FILE = Config(
+    socket=None, margin_bytes=GIB, low_mem_dir=Path("/l"), vms=(WEB,), profile=Profile.CAREFUL
+)
+"""What a configuration file may say."""
+
+
+@pytest.mark.parametrize(
+    ("line", "libvirt", "qmp"),
+    [
+        ("--discover libvirt", ("qemu:///system",), ()),
+        ("--discover libvirt --discover libvirt", ("qemu:///system",), ()),
+        ("--discover libvirt=qemu:///session", ("qemu:///session",), ()),
+        ("--discover qmp=/run/*.qmp --discover qmp=/b", (), ("/run/*.qmp", "/b")),
+        ("--discover libvirt --discover qmp=/run/*.qmp", ("qemu:///system",), ("/run/*.qmp",)),
+    ],
+)
+def test_what_is_discovered_needs_no_file_and_opens_no_socket(
+    line: str, libvirt: tuple[str, ...], qmp: tuple[str, ...]
+) -> None:
+    config = config_of(parsed(line))
+    assert config.discover == Discover(libvirt, qmp)
+    assert (config.socket, config.own_sockets, config.profile) == (None, (), Profile.SEED)
+    assert config_of(parsed(f"{line} --socket /s")).socket == Path("/s")
+
+
+def test_flags_are_added_to_the_files_vms_and_count_more_than_its_host() -> None:
+    assert config_of(parsed(""), FILE) == FILE
+    flags = "--socket /s --margin 2G --low-mem-dir /m --vm-mem 4G --discover libvirt"
+    config = config_of(parsed(flags), FILE)
+    assert (config.margin_bytes, config.low_mem_dir) == (2 * GIB, Path("/m"))
+    assert (config.vms, config.discover.libvirt) == ((WEB,), ("qemu:///system",))
+    (own,) = config.own_sockets
+    assert (own.name, own.address, own.vm_mem_bytes) == ("", "/s", 4 * GIB)
+    assert own.settings.profile is Profile.CAREFUL
+
+
+def test_file_that_names_no_vm_leaves_the_socket_as_it_is_without_a_file() -> None:
+    config = config_of(parsed(""), Config(socket=None, profile=Profile.CAREFUL))
+    assert config.socket == default_socket()
+
+
+def test_named_vms_have_sockets_of_their_own_after_the_common_one() -> None:
+    own = VmConfig("db", Kind.VHOST_USER, "/run/db.sock", VmSettings(), 2 * GIB)
+    config = config_of(parsed("--socket /s"), Config(socket=None, vms=(WEB, own)))
+    assert [(vm.name, vm.address) for vm in config.own_sockets] == [
+        ("", "/s"), ("db", "/run/db.sock"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("--vm-mem 4G", "--vm-mem is for VMs that connect to --socket; name a socket"),
+        ("--socket /run/web.qmp", "--socket /run/web.qmp: the VM web is reached there; name"),
+    ],
+)
+def test_flag_that_the_file_rules_out_is_refused(line: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{complaint}"):
+        config_of(parsed(line), FILE)
+
+
+def test_file_after_a_minus_may_be_absent(tmp_path: Path) -> None:
+    path = tmp_path / "b.toml"
+    assert read_named_config(None) is None
+    assert read_named_config(f"-{path}") is None
+    with pytest.raises(ConfigFileError, match="No such file or directory; name a file that"):
+        read_named_config(str(path))
+    path.write_text("[host]\nmargin = '2G'\n")
+    for named in (str(path), f"-{path}"):
+        config = read_named_config(named)
+        assert config is not None
+        assert config.margin_bytes == 2 * GIB
+
+
 @pytest.mark.parametrize("speed", ["0.1", "1", "1000"])
 def test_speed_is_the_policys_and_the_pollings(speed: str) -> None:
     config = config_of(parsed(f"--speed {speed}"))
@@ -112,6 +192,15 @@ def test_speed_is_the_policys_and_the_pollings(speed: str) -> None:
         ("--user", "argument --user: expected one argument"),
         ("--socket ''", "argument --socket: its value is empty; give one, or leave the flag out"),
         ("--user ''", "argument --user: its value is empty; give one, or leave the flag out"),
+        ("--discover podman", "argument --discover: 'podman' is neither libvirt, libvirt=URI nor "
+         "qmp=PATTERN"),
+        ("--discover qmp", "argument --discover: 'qmp' is neither libvirt, libvirt=URI nor "
+         "qmp=PATTERN"),
+        ("--discover qmp=x/*", 'argument --discover: "x/*" is a relative path; write it from / '
+         "on"),
+        ("--discover libvirt=system", 'argument --discover: "system" is no libvirt URI; write it '
+         "like qemu:///system"),
+        ("--config ''", "argument --config: its value is empty; give one, or leave the flag out"),
         ("--policy ''", "argument --policy: its value is empty; give one, or leave the flag out"),
         ("--wibble", "unrecognized arguments: --wibble"),
         ("more", "unrecognized arguments: more"),

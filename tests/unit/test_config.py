@@ -14,7 +14,9 @@ from balloon_daemon.config.model import (
     default_socket,
     fallback_directory,
 )
+from balloon_daemon.config.vms import Discover
 from balloon_daemon.linux.directories import is_private
+from balloon_daemon.sizing.vm_settings import Profile
 from tests.harness.other_user import NOBODY, as_user
 
 
@@ -72,7 +74,7 @@ def test_defaults_are_a_polled_host_and_a_vm_of_any_size() -> None:
     assert (config.vm_mem_bytes, config.low_mem_dir, config.margin_bytes) == (None, None, None)
     assert (config.policy.steps, config.policy.recheck_s, config.poll_s) == (16, 1.0, 1.0)
     assert config.page_reporting
-    assert config.device_user == "nobody"
+    assert (config.vms, config.discover, config.profile) == ((), Discover(), Profile.SEED)
 
 
 def test_settings_do_not_change_under_a_running_daemon() -> None:

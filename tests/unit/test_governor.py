@@ -1,26 +1,56 @@
 """The whole governor under a clock that stands still, with guests that know no protocol."""
 
+from dataclasses import replace
+
 import pytest
 
 from balloon_daemon.controller.governor import Governor
 from balloon_daemon.errors import StateError
-from balloon_daemon.events import Decided, Event, VmAttached, VmResized
+from balloon_daemon.events import (
+    BalloonContested,
+    BalloonFreed,
+    BalloonMissing,
+    Decided,
+    Event,
+    GuestInNeed,
+    ProtectionEvent,
+    SqueezeStalled,
+    VmAttached,
+    VmResized,
+)
 from balloon_daemon.guests.seam import (
     Ability,
     Actual,
     Attached,
     Gone,
     Guest,
+    GuestState,
+    Held,
     Refused,
     Resized,
+    StateChanged,
     Stats,
     Stuck,
     VmRow,
 )
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.balloon_policy import PolicySettings
-from balloon_daemon.sizing.decision import NeverLow, PolicyStatistics, Reading, Reason
-from balloon_daemon.status import HostStatus, PolicyStatus, SourceStatus, VmStatus
+from balloon_daemon.sizing.decision import (
+    Missing,
+    NeverLow,
+    PolicyStatistics,
+    Reading,
+    Reason,
+    Sign,
+)
+from balloon_daemon.sizing.vm_settings import SEED, VmSettings
+from balloon_daemon.status import (
+    HostStatus,
+    PolicyStatus,
+    ProtectionStatus,
+    SourceStatus,
+    VmStatus,
+)
 from balloon_daemon.units import GIB, MIB, VmId
 from tests.fakes.plain_guest import PlainGuest
 from tests.fakes.still_loop import StillLoop
@@ -53,11 +83,18 @@ class Host:
         if isinstance(event, Decided):
             self.heard.append((event.vm, "decided"))
 
-    def guest(self, vm: VmId) -> PlainGuest:
+    def guest(self, vm: VmId, settings: VmSettings = SEED) -> PlainGuest:
         """A guest that is known and has not reported anything."""
         guest = PlainGuest(vm, self.heard, self.governor.report)
         known: Guest = guest
-        self.governor.add(known)
+        self.governor.add(known, settings)
+        return guest
+
+    def careful(self, vm: VmId) -> PlainGuest:
+        """A guest of a careful VM of 1 GiB, which can do all that protects it."""
+        guest = self.guest(vm, CAREFUL)
+        self.governor.report(vm, Attached(GIB, can=frozenset(Ability)))
+        self.loop.advance()
         return guest
 
     def attached(self, vm: VmId, vm_mem_bytes: int = GIB, row: VmRow | None = None) -> PlainGuest:
@@ -72,6 +109,10 @@ class Host:
             for event in self.events
             if isinstance(event, Decided) and event.vm == vm
         ]
+
+
+CAREFUL = VmSettings()
+WELL = Stats(0.0, free_bytes=300 * MIB, available_bytes=600 * MIB)
 
 
 @pytest.fixture
@@ -277,6 +318,101 @@ def test_unknown_or_switched_off_memory_asks_for_nothing(
     host.memory.seen = seen
     host.loop.advance(30.0)
     assert guest.targets == [0]
+
+
+def test_careful_vm_is_watched_and_let_go_as_soon_as_its_statistics_show_need(
+    host: Host,
+) -> None:
+    guest = host.careful(A)
+    assert guest.watched_s == 30.0
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    assert guest.watched_s == 1.0
+    for _ in range(4):
+        host.governor.report(A, replace(WELL, at_s=host.loop.now_s))
+        host.loop.advance(1.0)
+    assert guest.targets[-1] == 5 * STEP
+    assert (A, "stats") not in host.heard
+
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s, available_bytes=MIB))
+
+    assert guest.targets[-1] == 0
+    (need,) = (event for event in host.events if isinstance(event, GuestInNeed))
+    assert need == GuestInNeed(A, (Sign.LITTLE_AVAILABLE,), 5 * STEP, 60.0)
+    (vm,) = host.governor.status().vms
+    assert vm.protection == ProtectionStatus(
+        Reason.IN_NEED, frozenset({Sign.LITTLE_AVAILABLE}), 60.0, 0.0, 0
+    )
+
+
+def test_seed_vm_is_asked_for_statistics_after_decisions_and_never_watched(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(3.0)
+    host.governor.report(A, Stats(host.loop.now_s, available_bytes=0))
+    host.governor.report(A, Held(GIB, host.loop.now_s))
+    assert guest.watched_s is None
+    assert (A, "stats") in host.heard
+    assert guest.targets[-1] == 3 * STEP
+    assert host.governor.status().vms[0].protection is None
+
+
+def test_careful_guest_that_is_paused_when_it_attaches_is_asked_for_nothing(host: Host) -> None:
+    guest = host.guest(A, CAREFUL)
+    host.governor.report(A, StateChanged(GuestState.PAUSED))
+    host.governor.report(A, Attached(GIB, can=frozenset(Ability)))
+    host.memory.seen = LOW
+    host.loop.advance(5.0)
+    assert guest.targets == [0]
+    host.governor.report(A, StateChanged(GuestState.RUNNING))
+    host.loop.advance(2.0)
+    assert guest.targets[-1] > 0
+
+
+def test_state_that_is_reported_again_changes_nothing(host: Host) -> None:
+    guest = host.careful(A)
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s))
+    # A guest that goes on has no statistics yet: nothing would show that it is in need.
+    host.governor.report(A, StateChanged(GuestState.RUNNING))
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s + 1, oom_kills=1))
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s + 2, oom_kills=2))
+    assert guest.targets[-1] == 0
+
+
+def test_trouble_with_a_careful_vms_balloon_is_published(host: Host) -> None:
+    guest = host.guest(A, CAREFUL)
+    host.governor.report(A, Attached(4 * GIB, can=frozenset(Ability), balloon_bytes=2 * GIB))
+    host.loop.advance()
+    for _ in range(31):
+        host.governor.report(A, Held(4 * GIB, host.loop.now_s))
+        host.loop.advance(1.0)
+    host.governor.report(A, Held(2 * GIB, host.loop.now_s))
+    guest.gives = False
+    host.loop.advance(10.0)
+    host.governor.report(A, Actual(3 * GIB, host.loop.now_s))
+    found = [event for event in host.events if isinstance(event, ProtectionEvent)]
+    assert found == [
+        BalloonMissing(A, Missing.NEVER_FREED, 2 * GIB, 2 * GIB),
+        BalloonFreed(A),
+        BalloonContested(A, 2 * GIB, 3 * GIB, 60.0),
+    ]
+    (vm,) = host.governor.status().vms
+    assert (vm.settings, vm.held_bytes) == (CAREFUL, 2 * GIB)
+
+
+def test_careful_guest_that_gives_no_more_is_left_at_what_it_gave(host: Host) -> None:
+    guest = host.careful(A)
+    guest.gives = False
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    host.governor.report(A, Actual(7 * MIB, host.loop.now_s))
+    for _ in range(5):
+        host.governor.report(A, replace(WELL, at_s=host.loop.now_s))
+        host.loop.advance(1.0)
+    assert guest.targets[-1] == 7 * MIB
+    assert any(isinstance(event, SqueezeStalled) for event in host.events)
 
 
 def test_last_reports_of_a_vm_are_remembered(host: Host) -> None:

@@ -30,6 +30,7 @@ PURE = {
     "events.devices",
     "events.driven",
     "events.memory",
+    "events.protection",
     "events.vms",
     "records.budget",
     "records.line",
@@ -38,6 +39,7 @@ PURE = {
     "records.words.devices",
     "records.words.driven",
     "records.words.memory",
+    "records.words.protection",
     "records.words.vms",
     "sizing.decision",
     "sizing.balloon_policy",
@@ -135,21 +137,25 @@ ROOMS = {
     "guests.seam": {"sizing.decision", "sizing.vm_settings"},
     "handover": {"guests.seam", "linux"},
     "guests.jailed": {
-        "events", "sizing.decision", "config", "guests.seam", "handover",
+        "events", "sizing.decision", "sizing.vm_settings", "config", "guests.seam", "handover",
         "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
     "guests.driven": {"events", "sizing", "config", "guests.seam", "linux"},
     "guests.libvirt": {"events", "sizing", "config", "guests.seam", "guests.driven", "linux"},
+    "guests.look": {
+        "events", "sizing", "config", "guests.seam", "guests.driven", "guests.libvirt", "linux",
+    },
     "guests.open_guest": {
         "events", "config", "guests.seam", "guests.driven", "guests.libvirt", "linux",
     },
     # The seam's values, too: what a guest reports is shown as it is.
-    "status": {"sizing.decision", "guests.seam"},
+    "status": {"sizing.decision", "sizing.vm_settings", "guests.seam"},
     # No protocol: a VM is whatever stands behind the seam.
     "controller": {"events", "status", "sizing", "host", "config", "guests.seam", "linux"},
     "cli": {
-        "config", "controller", "guests.jailed", "guests.open_guest", "device", "host", "seccomp",
-        "linux", "sizing", "events", "records", "handover", "vhost_user", "tube", "virtio",
+        "config", "controller", "guests.jailed", "guests.look", "guests.open_guest", "device",
+        "host", "seccomp", "linux", "sizing", "events", "records", "handover", "vhost_user",
+        "tube", "virtio",
     },
     "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},

@@ -9,7 +9,11 @@ import pytest
 
 from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.events import (
+    AlreadyConnected,
+    BalloonContested,
     BalloonFound,
+    BalloonFreed,
+    BalloonMissing,
     BalloonNotFreed,
     BalloonSought,
     BaseFound,
@@ -34,6 +38,7 @@ from balloon_daemon.events import (
     DeviceTakesOrders,
     Disconnected,
     DomainsNotFound,
+    DrivesOthers,
     Event,
     EventsLost,
     Fault,
@@ -42,6 +47,7 @@ from balloon_daemon.events import (
     GivesHugePages,
     GivingBack,
     GuestFault,
+    GuestInNeed,
     GuestStats,
     HostFault,
     KeeperUnreachable,
@@ -70,12 +76,14 @@ from balloon_daemon.events import (
     Share,
     SizesDiffer,
     SocketIgnored,
+    SocketNotOpened,
     SocketNotPrivate,
     SourceKnown,
     SourceOff,
     SourceOn,
     SourceTrouble,
     SourceUnknown,
+    SqueezeStalled,
     StateRefused,
     StillToGiveBack,
     Stopping,
@@ -102,7 +110,7 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.records.line import Level
 from balloon_daemon.records.words import is_debug, worded
-from balloon_daemon.sizing.decision import Decision, Reading, Reason
+from balloon_daemon.sizing.decision import Decision, Missing, Reading, Reason, Sign
 from balloon_daemon.units import GIB, MIB, VmId
 
 DEBUG, INFO, WARNING, ERROR = Level.DEBUG, Level.INFO, Level.WARNING, Level.ERROR
@@ -358,6 +366,33 @@ VMS: list[Row] = [
         "connection-failed",
         "the VMM's connection failed: No buffer space available",
         {"error": "No buffer space available", "suppressed": 0},
+    ),
+    (
+        AlreadyConnected(VM, 1000, suppressed=2),
+        ERROR,
+        "already-connected",
+        "a connection of user 1000 is refused, as the VM is connected already: give each VM a "
+        "socket of its own (2 more like it)",
+        {"uid": 1000, "suppressed": 2},
+    ),
+    (
+        DrivesOthers(1, ("qemu:///system", "/run/*.qmp")),
+        INFO,
+        "drives-others",
+        "driving the balloons of 1 named VM and of all VMs at qemu:///system and of all VMs at "
+        "/run/*.qmp",
+        {"named": 1, "places": ("qemu:///system", "/run/*.qmp")},
+    ),
+    (
+        SocketNotOpened("web", "socket /run/web.sock: there is something else; name another path"),
+        ERROR,
+        "socket-not-opened",
+        "the VM web cannot attach: socket /run/web.sock: there is something else; name another "
+        "path; then restart balloond",
+        {
+            "name": "web",
+            "why": "socket /run/web.sock: there is something else; name another path",
+        },
     ),
     (
         RequestNotServed(VM, "SET_VRING_NUM: 3 is no power of two"),
@@ -748,7 +783,51 @@ DRIVEN: list[Row] = [
 
 SILENT: list[Event] = [Connected(VM, 1000), Disconnected(VM)]
 
-ROWS = DEVICES + MEMORY + VMS + DAEMON + DRIVEN
+PROTECTION: list[Row] = [
+    (
+        GuestInNeed(VM, (Sign.FAULTS, Sign.READS_DISK), 256 * MIB, 60.0),
+        WARNING,
+        "guest-in-need",
+        "in need (major-faults, reads-disk): giving 256 MiB back, and leaving it alone for 60 s",
+        {
+            "signs": ("major-faults", "reads-disk"),
+            "balloon_bytes": 256 * MIB,
+            "left_alone_s": 60.0,
+        },
+    ),
+    (
+        SqueezeStalled(VM, 192 * MIB, 160 * MIB, 120.0),
+        WARNING,
+        "squeeze-stalled",
+        "gives no more: stopping at 160 MiB of 192 MiB, and asking for no more for 120 s",
+        {"target_bytes": 192 * MIB, "balloon_bytes": 160 * MIB, "left_alone_s": 120.0},
+    ),
+    (
+        BalloonContested(VM, 160 * MIB, 400 * MIB, 60.0),
+        WARNING,
+        "balloon-contested",
+        "somebody else sets its balloon (its balloon is 400 MiB, 160 MiB wanted here): sending no "
+        "target for 60 s",
+        {"target_bytes": 160 * MIB, "balloon_bytes": 400 * MIB, "left_alone_s": 60.0},
+    ),
+    (
+        BalloonMissing(VM, Missing.REFILLED, GIB, 2 * GIB),
+        WARNING,
+        "balloon-missing",
+        "gave 2 GiB, of which the host has not got 1 GiB: something has read all of its memory in "
+        "again, as a migration or a snapshot does; not asking it for more",
+        {"cause": "refilled", "missing_bytes": GIB, "balloon_bytes": 2 * GIB},
+    ),
+    (
+        BalloonFreed(VM),
+        INFO,
+        "balloon-freed",
+        "the host has got what was missing of its balloon",
+        {},
+    ),
+]
+
+ROWS = DEVICES + MEMORY + VMS + DAEMON + DRIVEN + PROTECTION
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: type(row[0]).__name__)

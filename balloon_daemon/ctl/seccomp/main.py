@@ -12,6 +12,7 @@ from balloon_daemon.ctl.seccomp.judged_call import parse_call
 from balloon_daemon.ctl.seccomp.pfc import write_pfc
 from balloon_daemon.ctl.seccomp.run import add_run_parsers
 from balloon_daemon.errors import BalloondError, PolicyFileError, PolicyProblem, printable
+from balloon_daemon.linux.bounded_file import why_unreadable
 from balloon_daemon.seccomp.bpf import SOCK_FILTER
 from balloon_daemon.seccomp.compiler import compile_bpf
 from balloon_daemon.seccomp.constants import ARCH_NAMES
@@ -20,7 +21,7 @@ from balloon_daemon.seccomp.filter import NATIVE_ARCH, read_policy
 from balloon_daemon.seccomp.judge import Disagreement, opinion_in_words
 from balloon_daemon.seccomp.libseccomp import second_opinion
 from balloon_daemon.seccomp.policy import Action, Dialect, ParsedPolicy
-from balloon_daemon.seccomp.policy_file import read_text, why_unreadable
+from balloon_daemon.seccomp.policy_file import read_text
 
 _DEFAULTS = {action.name.lower().replace("_", "-"): action for action in Action} | {
     "kill": Action.KILL_PROCESS,

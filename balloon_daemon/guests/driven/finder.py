@@ -13,7 +13,7 @@ from random import random
 from balloon_daemon.config.vms import VmConfig
 from balloon_daemon.events import FinderFailed, VmDriven, VmLost, VmNotDriven
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven.control import Control, ControlError
+from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.reporting import Shared, check_process, check_sizes
 from balloon_daemon.guests.driven.vm import DrivenVm, bounded
@@ -64,6 +64,27 @@ class Pause:
         if absent:
             self._pause_s = AGAIN_S
         return absent
+
+
+async def opened(
+    control: Control, noticed: Noticed, config: VmConfig, shared: Shared
+) -> tuple[Found, HostSide]:
+    """Opens a VM's control, and finds out whether the VM may be driven.
+
+    Raises:
+        ControlError: it may not; the control is closed then.
+    """
+    try:
+        found = await bounded(control.open(noticed))
+        check_sizes(found.vm_mem_bytes, found.balloon_bytes)
+        host = HostSide(found.pid, found.memory_file)
+        check_process(host, shared)
+        if (other := shared.claims.other(host.pid, config.kind)) is not None:
+            raise ControlError(Fault.OWN_DEVICE, other.value)
+    except BaseException:
+        control.close()
+        raise
+    return found, host
 
 
 class Finder:
@@ -142,16 +163,7 @@ class Finder:
 
     async def _open(self) -> DrivenVm:
         control, notices = self._new_control(), Notices()
-        try:
-            found = await bounded(control.open(notices.put))
-            check_sizes(found.vm_mem_bytes, found.balloon_bytes)
-            host = HostSide(found.pid, found.memory_file)
-            check_process(host, self._shared)
-            if (other := self._shared.claims.other(host.pid, self.config.kind)) is not None:
-                raise ControlError(Fault.OWN_DEVICE, other.value)
-        except BaseException:
-            control.close()
-            raise
+        found, host = await opened(control, notices.put, self.config, self._shared)
         vm = self._registry.next_vm(self.config.name)
         guest = DrivenVm(vm, control, found, host, notices, self._shared)
         quiet = self._pause.short_lives > 1

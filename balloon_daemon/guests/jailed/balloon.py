@@ -15,23 +15,24 @@ from balloon_daemon.events import (
 from balloon_daemon.guests.jailed.limits import BalloonLimits
 from balloon_daemon.guests.jailed.sounding import Sounding
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor
+from balloon_daemon.guests.jailed.watching import Watching
 from balloon_daemon.guests.seam import (
     Ability,
     Actual,
     Attached,
+    GuestState,
+    Held,
     Refused,
     ReportTo,
     Resized,
+    StateChanged,
     Stats,
     VmRow,
 )
-from balloon_daemon.rate_limit import OnceEach, RateLimit
+from balloon_daemon.rate_limit import OnceEach
 from balloon_daemon.units import PAGE_SIZE, VmId
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.virtio.balloon import BalloonFeature
-
-REACHED_A_SECOND = 4
-"""Events of a reached target that are not ``quiet``; a guest may write ``actual`` at any rate."""
 
 REFUSALS = 32
 """Different reasons why a VM gets no balloon, of which each is published once."""
@@ -48,10 +49,12 @@ class BalloonSettings:
     Attributes:
         vm_mem_bytes: the VM's size; None: the size of its memory table.
         poll_s: the policy's poll interval, in seconds.
+        vmm_pid: its VMM's process; 0: unknown.
     """
 
     vm_mem_bytes: int | None
     poll_s: float
+    vmm_pid: int = 0
 
 
 class Balloon:
@@ -84,7 +87,7 @@ class Balloon:
         self._sounding = Sounding(self.set_target, settings.poll_s)
         self._empty = asyncio.Event()
         self._attached = False
-        self._reached = RateLimit(REACHED_A_SECOND)
+        self.watching = Watching(settings.vmm_pid, self._look)
         self._refusals = OnceEach(REFUSALS)
         self._not_shared = asyncio.get_running_loop().call_later(
             SHARED_WITHIN_POLLS * settings.poll_s, self._say_not_shared
@@ -93,10 +96,11 @@ class Balloon:
     def close(self) -> None:
         """Asks the driver for nothing more."""
         self._sounding.end()
+        self.watching.end()
         self._not_shared.cancel()
-        # Break the reference cycle between this object and ``_sounding``, the search for the
-        # balloon's size: only the garbage collector would free a cycle.
-        del self._sounding
+        # Break the reference cycles between this object and ``_sounding``, the search for the
+        # balloon's size, and ``watching``: only the garbage collector would free a cycle.
+        del self._sounding, self.watching
 
     def set_target(self, target_bytes: int) -> None:
         """Tells the driver the balloon's wanted size."""
@@ -150,9 +154,9 @@ class Balloon:
         self._report(self._vm, Actual(actual_bytes, asyncio.get_running_loop().time()))
 
     def _target_reached(self) -> None:
-        quiet = self._reached.admit(asyncio.get_running_loop().time()) is None
-        missing_bytes = 0 if quiet else self.limits.judge()
-        self._publish(TargetReached(self._vm, self._actual_bytes, missing_bytes, quiet))
+        missing_bytes = self.limits.judge(asyncio.get_running_loop().time())
+        quiet = missing_bytes is None
+        self._publish(TargetReached(self._vm, self._actual_bytes, missing_bytes or 0, quiet))
 
     def take_stats(self, stats: Stats, *, first: bool) -> None:
         """Handles the guest's statistics.
@@ -163,19 +167,31 @@ class Balloon:
         if first:
             self._device.request_stats()
         if not first or self.limits.knows_no_total:
-            self._report(self._vm, stats)
+            self._report(self._vm, self.watching.completed(stats))
             self.limits.take_stats(stats)
             self._report_size()
+
+    def _look(self) -> None:
+        """Asks for the guest's statistics, and reports what its memory occupies."""
+        self._device.request_stats()
+        if self._attached and self.limits.size_bytes:
+            now_s = asyncio.get_running_loop().time()
+            self._report(self._vm, Held(self.limits.held_bytes(), now_s))
 
     # --- its size -----------------------------------------------------------------------------
 
     def rings_changed(self) -> None:
-        """Reports the VM as attached once its size is known and its rings run."""
+        """Reports the VM as attached once its size is known and its rings run, and then whether
+        they do: a VMM stops them for a pause and for a reset."""
         refusal = self._backend.refusal
         if refusal and self._refusals.admit(refusal):
             self._publish(VmNotServed(self._vm, refusal))
             self._report(self._vm, Refused(refusal))
-        if self._attached or not self._backend.ready_vrings():
+        runs = bool(self._backend.ready_vrings())
+        if self._attached:
+            state = GuestState.RUNNING if runs else GuestState.PAUSED
+            self._report(self._vm, StateChanged(state))
+        if self._attached or not runs:
             return
         self.limits.look_at_memory()
         if not self._backend.driver.balloon_unknown:
@@ -211,8 +227,13 @@ class Balloon:
 
     @property
     def _can(self) -> frozenset[Ability]:
-        sends_stats = self._backend.acknowledged & BalloonFeature.STATS_VQ
-        return frozenset((Ability.STATS,)) if sends_stats else frozenset()
+        features = self._backend.acknowledged
+        can = {
+            Ability.STATS: features & BalloonFeature.STATS_VQ,
+            Ability.DISK_READS: self.watching.knows_disk_reads,
+            Ability.DEFLATE_ON_OOM: features & BalloonFeature.DEFLATE_ON_OOM,
+        }
+        return frozenset(ability for ability, has_it in can.items() if has_it)
 
     def _report_size(self) -> None:
         self._report(self._vm, Resized(self.limits.size_bytes))

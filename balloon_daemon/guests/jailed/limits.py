@@ -27,7 +27,7 @@ from balloon_daemon.guests.jailed.vm_size import VmSize
 from balloon_daemon.guests.seam import Stats
 from balloon_daemon.linux.memory import FileUse, memory_file_use
 from balloon_daemon.linux.page_kind import pages_of
-from balloon_daemon.rate_limit import OnceEach
+from balloon_daemon.rate_limit import OnceEach, RateLimit
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId
@@ -43,6 +43,9 @@ and the files are not read at the same moment."""
 
 _Once = BalloonNotFreed | Fruitless | NoBackendChannel
 """Events that are published once, the first two again after a change of the memory table."""
+
+JUDGED_A_SECOND = 4
+"""How often a reached target is looked into; a guest may write ``actual`` at any rate."""
 
 NEWS = 32
 """Different memory tables, and different contradictions of sizes, that are published for one VM,
@@ -71,6 +74,7 @@ class BalloonLimits:
         self._introduced: list[tuple[RegionDescription, str]] = []
         self._tables, self._sizes = OnceEach(NEWS), OnceEach(NEWS)
         self._holding = False
+        self._judged = RateLimit(JUDGED_A_SECOND)
         # The classes of events that were published. Each class is published once only: a device
         # that its guest has taken over could otherwise cause the same event again and again.
         self._published = set[type[_Once]]()
@@ -161,12 +165,21 @@ class BalloonLimits:
         over = sum(file.held_bytes for file in files) - allowed
         return over if over > max(SLACK_BYTES, size // SLACK_SHARE) else 0
 
-    def judge(self) -> int:
+    def held_bytes(self) -> int:
+        """How much of the host's memory the VM's memory occupies: its size less what is free of
+        its files, which may hold more than its memory (NVDIMMs, shared-memory devices)."""
+        free = sum(file.size_bytes - file.held_bytes for file in self._files())
+        return max(0, self.size_bytes - free)
+
+    def judge(self, now_s: float) -> int | None:
         """Compares the balloon with the memory freed for the host, when a target is reached.
 
         Returns:
-            Bytes of the balloon that the host has not got; published once.
+            Bytes of the balloon that the host has not got, published once; None: not compared,
+            because the guest reaches targets all the time.
         """
+        if self._judged.admit(now_s) is None:
+            return None
         over = self.not_freed_bytes()
         self._holding = over > 0
         if over:

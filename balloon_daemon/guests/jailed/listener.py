@@ -1,56 +1,75 @@
-"""Accepts the VMs that connect to the vhost-user socket, and restores another controller's."""
+"""Accepts the VMs that connect to the vhost-user sockets, and restores another controller's."""
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from weakref import WeakSet
 
 from balloon_daemon.config.model import Config
-from balloon_daemon.events import NotAccepted, Publish, StoreLost, TakenOver
+from balloon_daemon.events import (
+    AlreadyConnected,
+    Listening,
+    NotAccepted,
+    Publish,
+    StoreLost,
+    TakenOver,
+)
+from balloon_daemon.guests.jailed.acceptor import ACCEPT_AGAIN_S, Acceptor, OwnSocket, Place
 from balloon_daemon.guests.jailed.closing import Closer
-from balloon_daemon.guests.jailed.listening import Listener
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
 from balloon_daemon.guests.jailed.saver import NullSaver, Saver, new_saver
 from balloon_daemon.guests.jailed.session import Session, Shared
 from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.guests.seam import VmRegistry
-from balloon_daemon.handover.keys import LISTENER
+from balloon_daemon.handover.keys import is_listener
 from balloon_daemon.handover.store import Store
+from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.sizing.vm_settings import VmSettings
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 
-ACCEPT_AGAIN_S = 1.0
-"""How long the next connection waits when no descriptor is free."""
-
-ACCEPT_PART = 1 / 32
-"""The part of the event loop's time that may go into accepting connections, some 100 a second:
-without a limit, a user who connects in a loop would occupy a core."""
+ENDS_SOON_S = 0.02
+"""How long a VM's next connection waits for another look at the one before it, whose VMM has
+hung up."""
 
 
 class VhostUserGuests:
-    """All VMs of one vhost-user socket: a ``GuestDriver``.
+    """All VMs on our own device, at however many vhost-user sockets: a ``GuestDriver``.
 
     Args:
         config: the settings.
         jail: the jail for devices.
-        listener: the socket.
+        sockets: the sockets.
         store: keeps VMs for another controller.
         publish: takes events.
     """
 
     def __init__(
-        self, config: Config, jail: Jail, listener: Listener, store: Store, publish: Publish
+        self,
+        config: Config,
+        jail: Jail,
+        sockets: Sequence[OwnSocket],
+        store: Store,
+        publish: Publish,
     ) -> None:
         self._config = config
         self._jail = jail
-        self._listener = listener
+        self._sockets = sockets
         self._store = store
         self._publish = publish
         self._peers = Peers()
         self._registry: VmRegistry
         self._shared: Shared
         self._closer: Closer
-        self._accept_later: asyncio.TimerHandle | None = None
+        self._acceptors: dict[str, Acceptor] = {}
+        self._sessions = WeakSet[Session]()
+
+    def has_vm_of(self, pid: int) -> bool:
+        """Whether the VM of this VMM's process is attached here."""
+        return any(session.vmm_pid == pid for session in self._sessions)
 
     @property
     def keeps(self) -> bool:
@@ -62,26 +81,22 @@ class VhostUserGuests:
         self._registry = registry
         self._shared = Shared(self._config, self._jail, self._publish, registry.report)
         self._closer = Closer(asyncio.get_running_loop())
+        for own in self._sockets:
+            config = replace(self._config, vm_mem_bytes=own.vm.vm_mem_bytes)
+            self._acceptors[own.vm.address] = Acceptor(own, replace(self._shared, config=config))
         self._take_over()
-        self._listen()
+        for acceptor in self._acceptors.values():
+            acceptor.begin(self._accept)
+            self._publish(Listening(acceptor.vm.address))
 
     def stop(self, *, leaving: bool) -> None:
         """Accepts no more connections.
 
         Args:
-            leaving: True: another controller goes on with this socket.
+            leaving: True: another controller goes on with the sockets.
         """
-        asyncio.get_running_loop().remove_reader(self._listener.sock)
-        if self._accept_later is not None:
-            self._accept_later.cancel()
-        if leaving:
-            self._listener.sock.close()
-        else:
-            # Closing the listening socket also closes connections not accepted yet, and the
-            # descriptors in their queues, whose last close may block: let a child process close
-            # the socket.
-            self._closer.close([self._listener.sock.detach()])
-            self._listener.remove_file()
+        for acceptor in self._acceptors.values():
+            acceptor.stop(self._closer, leaving=leaving)
 
     async def close(self, *, leaving: bool) -> None:
         """Disconnects from the store, once all sessions have ended.
@@ -90,21 +105,29 @@ class VhostUserGuests:
             leaving: True: the VMs in the store stay there.
         """
         if not leaving:
-            self._store.remove(LISTENER)
+            for acceptor in self._acceptors.values():
+                self._store.remove(acceptor.key)
             self._store.forget()
         with contextlib.suppress(TimeoutError):
             await self._store.drained()
         self._store.close()
 
     def _take_over(self) -> None:
-        """Restores the VMs that another controller left, and stores the listening socket too."""
+        """Restores the VMs that another controller left, and stores the listening sockets too."""
         self._store.watch(lambda: self._publish(StoreLost()))
         self._store.close_late_by(self._closer.close)
-        # Remove the listening socket's old entry from the store before the new one is put in.
-        # systemd keeps several descriptors under one name, and would otherwise collect every
-        # listening socket that was ever replaced.
-        self._store.remove(LISTENER)
-        self._store.put(LISTENER, self._listener.sock)
+        # First remove the listening sockets that are not served any more: a name among them may be
+        # put in again below.
+        for name in filter(is_listener, list(self._store.kept)):
+            self._store.remove(name)
+            self._closer.close([self._store.kept.pop(name).detach()])
+        for acceptor in self._acceptors.values():
+            # Remove a listening socket's old entry from the store before the new one is put in.
+            # systemd keeps several descriptors under one name, and would otherwise collect every
+            # listening socket that was ever replaced.
+            for name in {acceptor.key, acceptor.listener.kept_as or acceptor.key}:
+                self._store.remove(name)
+            self._store.put(acceptor.key, acceptor.listener.sock)
         for session in recover(self._store, self._make, self._closer, self._publish):
             self._registry.serve(session)
             self._publish(TakenOver(session.vm))
@@ -112,49 +135,56 @@ class VhostUserGuests:
     def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Session:
         peer = self._peers.of(connection)
         saver.set_user(peer.uid)
-        session = Session(vm, connection, peer, self._shared, saver)
-        self._registry.add(session)
+        # The kernel knows at which socket a connection was accepted, also after a handover. There
+        # may be no such socket any more: the configuration has changed since.
+        acceptor = self._acceptors.get(connection.local_path)
+        shared = self._shared if acceptor is None else acceptor.shared
+        session = Session(vm, connection, peer, shared, saver)
+        self._sessions.add(session)
+        if acceptor is None:
+            self._registry.add(session, VmSettings(profile=self._config.profile))
+        else:
+            acceptor.take(session)
+            self._registry.add(session, acceptor.vm.settings)
         return session
 
-    def _listen(self) -> None:
-        asyncio.get_running_loop().add_reader(self._listener.sock, self._accept)
-
-    def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener.sock)
-        again_s, began_s = ACCEPT_AGAIN_S, loop.time()
-        try:
-            if self._accept_one():
-                again_s = (loop.time() - began_s) / ACCEPT_PART
-        finally:
-            self._accept_later = loop.call_later(again_s, self._listen)
-
-    def _accept_one(self) -> bool:
-        """Accepts one connection. Returns False if no descriptor or memory is free for it."""
+    def _accept(self, acceptor: Acceptor) -> float:
+        """Accepts the connection that waits there; returns how long the next one has to wait."""
+        place = acceptor.place
+        if place is Place.ENDING:
+            # The VM was started again, sooner than this process has closed its last session.
+            return ENDS_SOON_S
         saver: Saver = NullSaver()
-        vm = self._registry.next_vm()
+        vm = self._registry.next_vm(acceptor.vm.name)
         try:
             # Create the VM's journal, which takes a descriptor, before accept(). If no descriptor
             # is free (EMFILE), the VMM's connection is not accepted and waits in the listening
             # socket's backlog.
             saver = new_saver(self._store, vm)
-            sock, _ = self._listener.sock.accept()
+            sock, _ = acceptor.listener.sock.accept()
         except OSError as err:
             saver.close()
             if isinstance(err, (BlockingIOError, ConnectionAbortedError)):
-                return True
+                return 0.0
             self._publish(NotAccepted(err.strerror or str(err)))
-            return False
+            return ACCEPT_AGAIN_S
         connection = Connection(sock, ForeignFds(self._closer))
         peer = self._peers.of(connection)
-        if self._peers.refuses(peer, self._publish):
+        if place is Place.TAKEN:
+            self._say_taken(acceptor.refusals, vm, peer.uid)
+        if place is Place.TAKEN or self._peers.refuses(peer, self._publish):
             connection.close()
             saver.close()
-            return True
+            return 0.0
         if self._store.keeps:
             capacity = self._store.room.capacity
             if self._peers.keeps_no_more_of(peer, capacity, vm, self._publish):
                 saver.close()
                 saver = NullSaver()
         self._registry.serve(self._make(vm, connection, saver))
-        return True
+        return 0.0
+
+    def _say_taken(self, refusals: RateLimit, vm: VmId, uid: int) -> None:
+        suppressed = refusals.admit(asyncio.get_running_loop().time())
+        if suppressed is not None:
+            self._publish(AlreadyConnected(vm, uid, suppressed))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.handover.keeper_start import keeper_at
-from balloon_daemon.handover.keys import LISTENER
+from balloon_daemon.handover.keys import is_listener
 from balloon_daemon.handover.store import Store
 from balloon_daemon.linux.credentials import peer_of
 from balloon_daemon.linux.directories import others_may_write
@@ -23,10 +23,12 @@ class Listener:
     Args:
         sock: the socket, listening and non-blocking; owned by the listener from here on.
         path: the path to which it is bound.
+        kept_as: its name in the store; "": it is not there.
     """
 
-    def __init__(self, sock: socket.socket, path: Path) -> None:
+    def __init__(self, sock: socket.socket, path: Path, kept_as: str = "") -> None:
         self.sock = sock
+        self.kept_as = kept_as
         self._path = path
         self._file = os.lstat(path)
 
@@ -112,24 +114,31 @@ def kept_listener(store: Store, path: Path) -> Listener | None:
     """The listening socket that another controller left, if it belongs to this path.
 
     The socket comes from a trusted store: systemd, or a keeper of our own user. The file at the
-    path is checked too, because a socket does not tell to which file it is bound.
+    path is checked too, because a socket does not tell to which file it is bound. A socket that
+    does not belong to this path stays in ``store.kept``.
     """
-    fd = store.kept.pop(LISTENER, None)
-    if fd is None:
-        return None
-    sock = socket.socket(fileno=fd.detach())
-    try:
-        status = os.lstat(path)
-        if sock.getsockname() == os.fspath(path) and _is_our_socket(path, status):
-            # Call listen() again in this process: the kernel tells each client, by SO_PEERCRED,
-            # which process called it last. If that were an earlier balloond, which is dead, a
-            # balloond started later would take the socket for abandoned and replace its file.
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
-            return Listener(sock, path)
-    except OSError:
-        pass  # It is no socket, or its file has just gone: make another one.
-    sock.close()
+    for name in filter(is_listener, list(store.kept)):
+        duplicate = store.kept[name].duplicate()
+        try:
+            sock = socket.socket(fileno=duplicate.fileno())
+        except OSError:  # It is no socket.
+            duplicate.close()
+            continue
+        duplicate.detach()
+        try:
+            if sock.getsockname() == os.fspath(path) and _is_our_socket(path, os.lstat(path)):
+                # Call listen() again in this process: the kernel tells each client, by
+                # SO_PEERCRED, which process called it last. If that were an earlier balloond,
+                # which is dead, a balloond started later would take the socket for abandoned and
+                # replace its file.
+                sock.listen(BACKLOG)
+                sock.setblocking(False)
+                listener = Listener(sock, path, name)
+                store.kept.pop(name).close()
+                return listener
+        except OSError:
+            pass  # Its file has just gone: make another one.
+        sock.close()
     return None
 
 

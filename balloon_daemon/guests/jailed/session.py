@@ -82,7 +82,9 @@ class Session:
             self._device_changed,
             self,
         )
-        settings = BalloonSettings(shared.config.vm_mem_bytes, shared.config.poll_s)
+        settings = BalloonSettings(
+            shared.config.vm_mem_bytes, shared.config.poll_s, connection.peer_pid()
+        )
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
         self._kept = Kept(vm, saver, self._snapshot, connection.close_dropped, publish)
         self._conversation = Conversation(
@@ -96,6 +98,21 @@ class Session:
             publish,
         )
         publish(Connected(vm, peer.uid))
+
+    @property
+    def vmm_pid(self) -> int | None:
+        """Its VMM's process; None once it ends."""
+        return None if self._closing else self._connection.peer_pid()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether everything of it is closed."""
+        return self._closed
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its VMM has hung up, or it closes the connection itself."""
+        return self._closing or self._connection.is_hung_up()
 
     # --- the controller's calls ---------------------------------------------------------------
 
@@ -139,7 +156,8 @@ class Session:
             self.device.request_stats()
 
     def watch(self, every_s: float | None) -> None:
-        pass
+        if not self._closing:
+            self._balloon.watching.watch(every_s)
 
     def against_more(self, level: int) -> Reason | None:
         return self._balloon.limits.against_more(level)

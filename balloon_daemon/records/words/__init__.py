@@ -14,15 +14,18 @@ from balloon_daemon.events import (
     DeviceReady,
     DrivenEvent,
     Event,
+    GuestInNeed,
     GuestStats,
     MemoryEvent,
     MemoryKnown,
+    ProtectionEvent,
 )
 from balloon_daemon.records.line import Level, Line
 from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.records.words.devices import said_of_device
 from balloon_daemon.records.words.driven import said_of_driven
 from balloon_daemon.records.words.memory import page_kinds, said_of_memory
+from balloon_daemon.records.words.protection import said_of_protection
 from balloon_daemon.records.words.vms import decision_fields, said_of_vm
 
 
@@ -50,6 +53,8 @@ def _said(event: Event) -> tuple[Level, str] | None:
         return said_of_daemon(event)
     if isinstance(event, DrivenEvent):
         return said_of_driven(event)
+    if isinstance(event, ProtectionEvent):
+        return said_of_protection(event)
     return said_of_memory(event) if isinstance(event, MemoryEvent) else said_of_vm(event)
 
 
@@ -66,6 +71,9 @@ def _fields(event: Event) -> dict[str, object]:
             return {"vm": str(vm), **{f"stat_{name}": value for name, value in values}}
         case Decided(vm, decision):
             return {"vm": str(vm), **decision_fields(decision)}
+        case GuestInNeed(vm, signs):
+            words = tuple(sign.value for sign in signs)
+            return event._asdict() | {"vm": str(vm), "signs": words}
         case MemoryKnown(vm, size_bytes, kinds):
             return {"vm": str(vm), "size_bytes": size_bytes, "pages": page_kinds(kinds)}
     named: dict[str, object] = {}

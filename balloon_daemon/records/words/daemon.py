@@ -7,6 +7,7 @@ from balloon_daemon.events import (
     ConnectionRefused,
     DaemonEvent,
     DevicesShareUser,
+    DrivesOthers,
     EventsLost,
     KeeperUnreachable,
     LinesLost,
@@ -16,6 +17,7 @@ from balloon_daemon.events import (
     PolicyFileWarning,
     ReaderFailed,
     Share,
+    SocketNotOpened,
     SocketNotPrivate,
     SourceKnown,
     SourceOff,
@@ -37,6 +39,10 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
     match event:
         case Listening(socket):
             return Level.INFO, f"listening on {socket}"
+        case DrivesOthers(named, places):
+            words = [f"{named} named VM{'' if named == 1 else 's'}"] if named else []
+            words += [f"all VMs at {place}" for place in places]
+            return Level.INFO, f"driving the balloons of {' and of '.join(words)}"
         case Stopping(signal, vms_stay):
             how = "ending, the guests stay for the next balloond" if vms_stay else "ending"
             return Level.INFO, f"{signal}: {how}"
@@ -75,6 +81,8 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case ConnectionRefused():
             message = f"a connection of user {event.uid} is refused: {_taken(event)}"
             return Level.ERROR, message + more(event.suppressed)
+        case SocketNotOpened(name, why):
+            return Level.ERROR, f"the VM {name} cannot attach: {why}; then restart balloond"
         case SourceUnknown(figure, why):
             return Level.WARNING, f"{figure} is unknown: {why}"
         case SourceKnown(figure, failed_reads):

@@ -3,6 +3,7 @@
 from typing import assert_never
 
 from balloon_daemon.events import (
+    AlreadyConnected,
     BalloonFound,
     BalloonSought,
     Connected,
@@ -77,6 +78,12 @@ def said_of_vm(event: VmEvent) -> tuple[Level, str] | None:
         case ConnectionFailed(_, error, suppressed):
             message = f"the VMM's connection failed: {error}"
             return Level.ERROR, message + _more_ended(suppressed)
+        case AlreadyConnected(_, uid, suppressed):
+            message = (
+                f"a connection of user {uid} is refused, as the VM is connected already: give "
+                "each VM a socket of its own"
+            )
+            return Level.ERROR, message + more(suppressed)
         case RequestNotServed(_, why):
             return Level.WARNING, why
         case VmNotServed(_, why):

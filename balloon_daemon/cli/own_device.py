@@ -1,0 +1,111 @@
+"""What VMs on balloond's own device need before the first of them connects: jail and policy."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from balloon_daemon.cli.device_user import (
+    SHARED_USER,
+    default_user,
+    identity_of,
+    warning_first,
+)
+from balloon_daemon.config.model import Config
+from balloon_daemon.device.template import Template
+from balloon_daemon.errors import ConfigError, PolicyFileError, printable
+from balloon_daemon.events import (
+    DevicesShareUser,
+    PolicyFileWarning,
+    Publish,
+    TemplateLost,
+    TemplateStarted,
+    UserIgnored,
+)
+from balloon_daemon.guests.jailed.supervisor import Jail
+from balloon_daemon.linux.bounded_file import why_unreadable
+from balloon_daemon.records.words.daemon import said_of_daemon
+from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
+from balloon_daemon.seccomp.policy import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDevice:
+    """The settings of every device, checked.
+
+    Attributes:
+        compiled: the seccomp policy.
+        jail: the rest of the jail.
+        user: the name of the user that a device becomes where balloond is root.
+        ignored_user: ``--user`` where it has no effect, as balloond is not root; else "".
+        shares_user: whether other programs run as the devices' user, and nobody has chosen that.
+    """
+
+    compiled: CompiledFilter
+    jail: Jail
+    user: str
+    ignored_user: str
+    shares_user: bool
+
+    def prepare(self, template: Template, publish: Publish) -> None:
+        """Tells the template the policy; what becomes of the template is published."""
+        template.prepare(
+            self.compiled.bpf,
+            lambda why: publish(TemplateLost(why)),
+            lambda what: publish(TemplateStarted(what)),
+        )
+
+    def announced(self, publish: Publish) -> Jail:
+        """Publishes what the operator should know; returns the jail for devices."""
+        if self.ignored_user:
+            publish(UserIgnored(self.ignored_user))
+        for warning in self.compiled.warnings:
+            # Log only the first line of a warning: it has the place and the problem, with
+            # unprintable characters escaped. The other lines quote the policy file.
+            publish(PolicyFileWarning(str(warning).splitlines()[0]))
+        if self.shares_user:
+            return replace(self.jail, fork=warning_first(self.jail.fork, publish))
+        return self.jail
+
+    def warnings(self) -> Iterator[str]:
+        """What ``--check`` warns of before it tries a device."""
+        for warning in self.compiled.warnings:
+            yield warning.with_mark("warning: ")
+        if self.ignored_user:
+            _, said = said_of_daemon(UserIgnored(self.ignored_user))
+            yield f"warning: {printable(said)}"
+
+    def shares_user_said(self) -> str:
+        """The warning that devices share their user with other programs; "" where they do not."""
+        return said_of_daemon(DevicesShareUser(SHARED_USER))[1] if self.shares_user else ""
+
+
+def prepare_device(config: Config, args: argparse.Namespace, template: Template) -> OwnDevice:
+    """Compiles the policy file and chooses the devices' user.
+
+    Args:
+        config: the settings.
+        args: the flags.
+        template: forks the devices.
+
+    Raises:
+        ConfigError: the policy file cannot be read, or the user cannot be a device's.
+        PolicyFileError: the policy file has mistakes.
+    """
+    compiled = _compile(config.policy_file, Dialect(args.policy_dialect))
+    user = default_user() if args.user is None else args.user
+    # Devices of a balloond that is not root keep its user, whatever --user says.
+    ignored = "" if args.user is None or os.geteuid() == 0 else args.user
+    jail = Jail(identity_of(user), template.fork)
+    shared = jail.identity is not None and args.user is None and user == SHARED_USER
+    return OwnDevice(compiled, jail, user, ignored, shared)
+
+
+def _compile(path: Path, dialect: Dialect) -> CompiledFilter:
+    try:
+        return compile_policy(path, dialect=dialect)
+    except PolicyFileError:
+        raise
+    except OSError as err:
+        raise ConfigError(f"policy file {printable(str(path))}: {why_unreadable(err)}") from err

@@ -1,0 +1,111 @@
+"""Values as operators write them in the configuration file: what they must be, and what is said of
+others.
+
+Each parser takes a value of TOML, which may be of any type, and raises ConfigError, whose text
+shows the value and names the remedy.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from balloon_daemon.errors import ConfigError, printable
+from balloon_daemon.sizing.vm_settings import Profile
+from balloon_daemon.units import parse_memory_size
+
+PRIORITIES = range(-1000, 1001)
+
+MOST_PATH_BYTES = 107
+"""The longest path of a Unix socket (unix(7))."""
+
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """A value for a message: a text in double quotes, as the file has it; cut where it is long."""
+    try:
+        text = f'"{printable(value)}"' if isinstance(value, str) else printable(str(value))
+    except ValueError:  # a hexadecimal number with more digits than Python prints in decimal
+        text = "that number"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _text(value: object, what: str, example: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f'{shown(value)} is no {what}; write it like "{example}"')
+    if not value.isprintable() or not value:
+        raise ConfigError(f"{shown(value)} is empty or not printable; name {what} like {example}")
+    return value
+
+
+def parse_size_value(value: object) -> int:
+    """An amount of memory of a VM or a host, in bytes."""
+    return parse_memory_size(_text(value, "size", "512M"))
+
+
+def parse_ceiling(value: object) -> int:
+    """The most that a balloon may take, in bytes; 0 where it may take nothing."""
+    return 0 if value in (0, "0") and value is not False else parse_size_value(value)
+
+
+def parse_priority(value: object) -> int:
+    """A VM's priority."""
+    if type(value) is not int or value not in PRIORITIES:
+        least, most = PRIORITIES[0], PRIORITIES[-1]
+        raise ConfigError(f"{shown(value)} is no whole number from {least} to {most}")
+    return value
+
+
+def parse_profile(value: object) -> Profile:
+    """A profile, by its name."""
+    names = [profile.value for profile in Profile]
+    if value not in names:
+        raise ConfigError(f"{shown(value)} is no profile; write {' or '.join(names)}")
+    return Profile(value)
+
+
+def parse_path(value: object) -> Path:
+    """An absolute path: the service's current directory is nobody's."""
+    path = _text(value, "path", "/run/balloond/web.sock")
+    if not path.startswith("/"):
+        raise ConfigError(f"{shown(path)} is a relative path; write it from / on")
+    return Path(path)
+
+
+def parse_socket_path(value: object) -> Path:
+    """An absolute path that can be a Unix socket's."""
+    path = parse_path(value)
+    if len(os.fsencode(path)) > MOST_PATH_BYTES:
+        raise ConfigError(f"a socket's path has at most {MOST_PATH_BYTES} bytes; name a shorter")
+    return path
+
+
+def parse_pattern(value: object) -> str:
+    """A pattern of absolute paths."""
+    return str(parse_path(value))
+
+
+def parse_libvirt_uri(value: object) -> str:
+    """The URI of a libvirt connection to this host."""
+    uri = _text(value, "libvirt URI", "qemu:///system")
+    scheme, colon, rest = uri.partition("://")
+    if not colon or not scheme:
+        raise ConfigError(f"{shown(uri)} is no libvirt URI; write it like qemu:///system")
+    transport = scheme.partition("+")[2]
+    if transport not in ("", "unix") or not rest.startswith("/"):
+        raise ConfigError(f"{shown(uri)} is another host's; run a balloond there")
+    return uri
+
+
+def parse_list(parse: Callable[[object], str]) -> Callable[[object], tuple[str, ...]]:
+    """Parses a list by its items' parser."""
+
+    def parse_items(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise ConfigError(f"{shown(value)} is no list; write it in brackets, [{shown(value)}]")
+        items = tuple(parse(each) for each in value)
+        if twice := next((item for item in items if items.count(item) > 1), None):
+            raise ConfigError(f"{shown(twice)} is there twice; name it once")
+        return items
+
+    return parse_items

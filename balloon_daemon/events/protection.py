@@ -1,0 +1,82 @@
+"""Events about the protection of guests: when a VM is asked for no more, and why. Pure."""
+
+from typing import NamedTuple
+
+from balloon_daemon.events.fact import fact
+from balloon_daemon.sizing.decision import Missing, Sign
+from balloon_daemon.units import VmId
+
+
+@fact
+class GuestInNeed(NamedTuple):
+    """A guest needs the memory that its balloon holds: all of it is given back at once.
+
+    Attributes:
+        signs: what shows it, in the order of their words.
+        balloon_bytes: its balloon's size.
+        left_alone_s: for how long it is asked for nothing.
+    """
+
+    vm: VmId
+    signs: tuple[Sign, ...]
+    balloon_bytes: int
+    left_alone_s: float
+
+
+@fact
+class SqueezeStalled(NamedTuple):
+    """A balloon does not grow towards its target: the target becomes what was reached.
+
+    Attributes:
+        target_bytes: the target until then.
+        balloon_bytes: what was reached.
+        left_alone_s: for how long the guest is asked for no more.
+    """
+
+    vm: VmId
+    target_bytes: int
+    balloon_bytes: int
+    left_alone_s: float
+
+
+@fact
+class BalloonContested(NamedTuple):
+    """Somebody else sets a VM's balloon: no targets are sent for a time.
+
+    Attributes:
+        target_bytes: our target.
+        balloon_bytes: the balloon's size.
+        left_alone_s: for how long none is sent.
+    """
+
+    vm: VmId
+    target_bytes: int
+    balloon_bytes: int
+    left_alone_s: float
+
+
+@fact
+class BalloonMissing(NamedTuple):
+    """The host has not got what a guest gave, for long and by much.
+
+    Attributes:
+        cause: why, as far as that can be told.
+        missing_bytes: how many bytes of its balloon the host has not got.
+        balloon_bytes: its balloon's size.
+    """
+
+    vm: VmId
+    cause: Missing
+    missing_bytes: int
+    balloon_bytes: int
+
+
+@fact
+class BalloonFreed(NamedTuple):
+    """The host has got what was missing of a balloon, or the balloon was given back."""
+
+    vm: VmId
+
+
+ProtectionEvent = GuestInNeed | SqueezeStalled | BalloonContested | BalloonMissing | BalloonFreed
+"""The union of all events about the protection of guests."""

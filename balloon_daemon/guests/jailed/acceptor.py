@@ -1,0 +1,119 @@
+"""One vhost-user socket: whose VMs may connect there, and whether one may just now."""
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import NamedTuple
+
+from balloon_daemon.config.vms import VmConfig
+from balloon_daemon.guests.jailed.closing import Closer
+from balloon_daemon.guests.jailed.listening import Listener
+from balloon_daemon.guests.jailed.session import Session, Shared
+from balloon_daemon.handover.keys import listener_key
+from balloon_daemon.rate_limit import RateLimit
+
+ACCEPT_PART = 1 / 32
+"""The part of the event loop's time that may go into accepting connections, some 100 a second:
+without a limit, a user who connects in a loop would occupy a core."""
+
+ACCEPT_AGAIN_S = 1.0
+"""How long the next connection waits after a failure, or when no descriptor is free."""
+
+
+class OwnSocket(NamedTuple):
+    """A vhost-user socket that is open.
+
+    Attributes:
+        vm: the VM that may connect, with its settings; its name is "" where any number of VMs may.
+        listener: the socket.
+    """
+
+    vm: VmConfig
+    listener: Listener
+
+
+class Place(Enum):
+    """Whether a VM may connect."""
+
+    FREE = auto()
+    TAKEN = auto()
+    """The one VM that may connect is there."""
+    ENDING = auto()
+    """Its VMM has hung up, and its session is about to end."""
+
+
+class Acceptor:
+    """Watches one socket for connections.
+
+    Args:
+        own: the socket.
+        shared: the objects shared by all sessions, with this socket's settings.
+    """
+
+    def __init__(self, own: OwnSocket, shared: Shared) -> None:
+        self.vm, self.listener = own
+        self.shared = shared
+        self.refusals = RateLimit(1)
+        self._session: Session | None = None
+        self._accept: Callable[[Acceptor], float]
+        self._later: asyncio.TimerHandle | None = None
+
+    @property
+    def key(self) -> str:
+        """The socket's name in a store."""
+        return listener_key(self.vm.name, self.vm.address)
+
+    @property
+    def place(self) -> Place:
+        """Whether a VM may connect now."""
+        session = self._session
+        if session is None or session.has_ended:
+            return Place.FREE
+        return Place.ENDING if session.is_ending else Place.TAKEN
+
+    def take(self, session: Session) -> None:
+        """Notes the session of a VM that has connected here, now or to another controller."""
+        if self.vm.name:
+            self._session = session
+
+    def begin(self, accept: Callable[["Acceptor"], float]) -> None:
+        """Watches for connections.
+
+        Args:
+            accept: is called while a connection waits; returns how many seconds the next one has
+                to wait at least.
+        """
+        self._accept = accept
+        self._watch()
+
+    def _watch(self) -> None:
+        asyncio.get_running_loop().add_reader(self.listener.sock, self._ready)
+
+    def _ready(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.listener.sock)
+        wait_s, began_s = ACCEPT_AGAIN_S, loop.time()
+        try:
+            wait_s = self._accept(self)
+        finally:
+            spent_s = loop.time() - began_s
+            self._later = loop.call_later(max(wait_s, spent_s / ACCEPT_PART), self._watch)
+
+    def stop(self, closer: Closer, *, leaving: bool) -> None:
+        """Accepts no more connections.
+
+        Args:
+            closer: closes what was sent to the socket.
+            leaving: True: another controller goes on with this socket.
+        """
+        asyncio.get_running_loop().remove_reader(self.listener.sock)
+        if self._later is not None:
+            self._later.cancel()
+        if leaving:
+            self.listener.sock.close()
+        else:
+            # Closing the listening socket also closes connections not accepted yet, and the
+            # descriptors in their queues, whose last close may block: let a child process close
+            # the socket.
+            closer.close([self.listener.sock.detach()])
+            self.listener.remove_file()

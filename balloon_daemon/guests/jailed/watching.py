@@ -1,0 +1,60 @@
+"""Reads one VM's figures again and again, for the controller.
+
+Runs in the controller. The guest's statistics come through its device, as numbers; what its VMM
+has read, and what its memory files occupy, the kernel tells by itself.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from balloon_daemon.guests.seam import Stats
+from balloon_daemon.linux.process_figures import read_bytes_of
+
+
+class Watching:
+    """The figures of one VM.
+
+    Args:
+        vmm_pid: its VMM's process; 0: unknown.
+        look: asks the guest for statistics, and reports what its memory occupies.
+    """
+
+    def __init__(self, vmm_pid: int, look: Callable[[], None]) -> None:
+        self._vmm_pid = vmm_pid
+        self._look = look
+        self._every_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def knows_disk_reads(self) -> bool:
+        """Whether the kernel tells what the VMM has read."""
+        return read_bytes_of(self._vmm_pid) is not None
+
+    def watch(self, every_s: float | None) -> None:
+        """Looks now, and so often from now on; None: no more."""
+        if every_s == self._every_s:
+            return
+        self._every_s = every_s
+        self.end()
+        if every_s is not None:
+            self._due(every_s)
+
+    def end(self) -> None:
+        """Looks no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def completed(self, stats: Stats) -> Stats:
+        """The guest's statistics with what its VMM has read from its disks.
+
+        Only while it is watched: nobody else uses that figure, and it costs a file's opening.
+        """
+        if self._every_s is None:
+            return stats
+        return replace(stats, disk_read_bytes=read_bytes_of(self._vmm_pid))
+
+    def _due(self, every_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(every_s, self._due, every_s)
+        self._look()

@@ -1,0 +1,123 @@
+"""Looks once at each VM that ``open_guest.py`` would drive, for ``--check``; changes nothing."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from balloon_daemon.config.model import Config
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.errors import printable
+from balloon_daemon.events import DomainsNotFound, VmNotDriven
+from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.control import Control, ControlError
+from balloon_daemon.guests.driven.discovery import name_of, sockets
+from balloon_daemon.guests.driven.finder import opened
+from balloon_daemon.guests.driven.kinds import control_of
+from balloon_daemon.guests.driven.reporting import Shared
+from balloon_daemon.guests.seam import Ability
+from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.sizing.terms import Terms
+from balloon_daemon.sizing.vm_settings import VmSettings
+
+AT_ONCE = 64
+"""How many VMMs are asked at the same time; each may take some seconds before it counts as
+hanging."""
+
+
+class Looked(NamedTuple):
+    """A VM that would be driven, as it is now.
+
+    Attributes:
+        vm: its configuration.
+        vm_mem_bytes: its size.
+        max_balloon_bytes: the most that its balloon may take.
+    """
+
+    vm: VmConfig
+    vm_mem_bytes: int
+    max_balloon_bytes: int
+
+
+Seen = Looked | VmNotDriven | DomainsNotFound
+"""A VM that would be driven, one that would not, or a libvirt whose domains cannot be listed."""
+
+
+async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[Seen]:
+    """Looks at all VMs of a configuration but those on our own device.
+
+    Args:
+        config: the configuration.
+        low: gives descriptor numbers to start processes with.
+    """
+    look = _Look()
+    uris = [vm.address for vm in config.others if vm.kind is Kind.LIBVIRT]
+    async with asyncio.TaskGroup() as looks:
+        for vm in _with_sockets(config):
+            looks.create_task(look.at(vm, control_of(vm.kind)(vm.address)))
+        for uri in dict.fromkeys((*uris, *config.discover.libvirt)):
+            looks.create_task(_domains(uri, config, low(), look))
+    return look.seen
+
+
+class _Look:
+    """Looks at VMs, at so many at a time."""
+
+    def __init__(self) -> None:
+        self.seen: list[Seen] = []
+        nowhere = Bases(Path(os.devnull), lambda event: None)
+        self._shared = Shared(lambda event: None, lambda vm, report: None, nowhere)
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    async def at(self, vm: VmConfig, control: Control) -> None:
+        """Opens a VM's control, and closes it again."""
+        async with self._places:
+            try:
+                found, host = await opened(control, lambda notice: None, vm, self._shared)
+            except ControlError as err:
+                self.seen.append(VmNotDriven(vm.name, vm.address, err.fault, err.detail))
+                return
+            control.close()
+        self._shared.claims.claim(host.pid, vm.kind)
+        terms = Terms(vm.settings, Ability.STATS in found.can, Ability.DEFLATE_ON_OOM in found.can)
+        most_bytes = terms.max_bytes(found.vm_mem_bytes)
+        self.seen.append(Looked(vm, found.vm_mem_bytes, most_bytes))
+
+
+def _with_sockets(config: Config) -> Sequence[VmConfig]:
+    """The VMs with a socket of their own VMM's, those that a pattern finds now among them."""
+    vms = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
+    named = {os.path.realpath(vm.address) for vm in vms}
+    for resolved, path in sockets(config.discover.qmp)[0].items():
+        if resolved not in named:
+            name = printable(name_of(path, {vm.name for vm in vms}))
+            vms.append(VmConfig(name, Kind.QMP, path, VmSettings()))
+    return vms
+
+
+async def _domains(uri: str, config: Config, low: LowNumbers, look: _Look) -> None:
+    """Looks at the domains of one libvirt: those that are named, and where it is discovered all
+    that run."""
+    # Imported here: libvirt's client is a process of its own, which other hosts do without.
+    from balloon_daemon.guests.libvirt.connection import Connection
+    from balloon_daemon.guests.libvirt.control import DomainControl
+
+    named = {vm.name: vm for vm in config.others if vm.address == uri}
+    connection = Connection(uri, low, lambda happened: None)
+    try:
+        running = {domain.name for domain in await connection.domains()}
+        if uri in config.discover.libvirt:
+            found = {
+                name: VmConfig(printable(name), Kind.LIBVIRT, uri, VmSettings())
+                for name in running
+            }
+            named = found | named
+        for name, vm in named.items():
+            await look.at(vm, DomainControl(connection, name))
+    except ControlError as err:
+        if uri in config.discover.libvirt:
+            look.seen.append(DomainsNotFound(uri, err.fault, err.detail))
+        look.seen += [VmNotDriven(name, uri, err.fault, err.detail) for name in named]
+    finally:
+        await connection.close()

@@ -1,0 +1,182 @@
+"""``--check`` and the start with a configuration file, beside monitors that a test scripts."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness.daemon import BALLOOND
+from tests.harness.faults import fault
+from tests.harness.other_user import NOBODY
+from tests.harness.scripted_monitor import (
+    Misdeed,
+    ScriptedMonitor,
+    ScriptedVm,
+    monitors_in_a_thread,
+)
+from tests.harness.waiting import HANG_S
+
+FILE = """
+[host]
+margin = "100M"
+[vm.web]
+qmp = "{folder}/web.qmp"
+floor = "768M"
+priority = 10
+[vm.db]
+qmp = "{folder}/db.qmp"
+ceiling = 0
+[vm.own]
+vhost_user = "{folder}/own.sock"
+memory = "2G"
+[vm.file]
+firecracker = "{folder}/file"
+[discover]
+qmp = ["{folder}/*.qmp"]
+"""
+
+
+def checked(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BALLOOND), "--check", *args], capture_output=True, text=True, timeout=HANG_S
+    )
+
+
+def lines(run: subprocess.CompletedProcess[str], *kinds: str) -> list[str]:
+    """What was found, of these kinds."""
+    return [line for line in run.stdout.splitlines() if line.split("  ")[0] in kinds]
+
+
+def booted() -> ScriptedVm:
+    vm = ScriptedVm()
+    vm.boot()
+    return vm
+
+
+def test_check_lists_every_vm_with_its_way_and_limits_and_why_not_the_others(
+    tmp_path: Path,
+) -> None:
+    names = ("web", "db", "found")
+    vms = {name: booted() for name in names}
+    monitors = [ScriptedMonitor(tmp_path / f"{name}.qmp", vms[name]) for name in names]
+    hangs = ScriptedMonitor(tmp_path / "held.qmp")
+    hangs.misdeed = Misdeed.NO_GREETING
+    (tmp_path / "file").touch()
+    file = tmp_path / "balloond.toml"
+    file.write_text(FILE.format(folder=tmp_path))
+
+    with monitors_in_a_thread([*monitors, hangs]):
+        run = checked("--config", str(file))
+
+    where = f"by qmp at {tmp_path}"
+    assert (run.returncode, run.stderr) == (0, "")
+    assert lines(run, "vm") == [
+        f"vm           db: {where}/db.qmp, careful, ceiling 0 B: keeps all of its 1 GiB",
+        f"vm           found: {where}/found.qmp, careful: balloon of at most 512 MiB, so it keeps "
+        "512 MiB",
+        f"vm           web: {where}/web.qmp, careful, priority 10, floor 768 MiB: balloon of at "
+        "most 256 MiB, so it keeps 768 MiB",
+    ]
+    assert lines(run, "not driven") == [
+        f"not driven   file: {tmp_path}/file: this is no socket of a VMM; correct the address "
+        "(Connection refused)",
+        f"not driven   held: {tmp_path}/held.qmp: another program holds the VMM's only "
+        "connection; give balloond a monitor of its own, or drive the VM by way of that program",
+    ]
+    assert lines(run, "socket") == [
+        f"socket       own: by vhost_user at {tmp_path}/own.sock, careful, balloon of at most "
+        "1 GiB, so it keeps 1 GiB: free"
+    ]
+    assert not any(vm.targets or vm.interval_s for vm in vms.values())
+    assert not (tmp_path / "own.sock").exists()
+
+
+def test_check_of_nothing_but_what_is_discovered_tries_no_device(tmp_path: Path) -> None:
+    run = checked("--discover", f"qmp={tmp_path}/*.qmp")
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert lines(run, "device", "trial", "vm", "socket") == [
+        "device       none, as no VM needs one",
+        f"vm           none is at {tmp_path}/*.qmp now",
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_check_names_the_owner_of_a_socket_that_it_may_not_use() -> None:
+    with (
+        # Another user may not enter pytest's directories.
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(socket.socket(socket.AF_UNIX)) as monitor,
+    ):
+        os.chmod(folder, 0o711)
+        path = Path(folder) / "web.qmp"
+        monitor.bind(str(path))
+        monitor.listen()
+        path.chmod(0o700)
+        program = (
+            f"import os; os.setgroups([]); os.setresgid({NOBODY}, {NOBODY}, {NOBODY}); "
+            f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY}); "
+            "from balloon_daemon.cli.run import main; "
+            f"main(['--check', '--discover', 'qmp={path}'])"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S
+        )
+    assert lines(run, "not driven") == [
+        f"not driven   web: {path}: balloond may not connect; run it as root or as the VM's user "
+        "(Permission denied); the socket is root's, mode 700"
+    ]
+
+
+@fault("mistake in the configuration file")
+def test_of_many_mistakes_the_first_are_told_and_nothing_is_opened(tmp_path: Path) -> None:
+    file = tmp_path / "balloond.toml"
+    tables = [f'[vm.v{n}]\nvhost_user = "{tmp_path}/{n}.sock"\nflor = 1\n' for n in range(7)]
+    file.write_text("".join(tables))
+
+    run = subprocess.run(
+        [str(BALLOOND), "--config", str(file)], capture_output=True, text=True, timeout=HANG_S
+    )
+
+    hint = "there is no such key; did you mean floor?"
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.splitlines() == [
+        *(f"balloond: {file}: [vm.v{n}] flor: {hint}" for n in range(5)),
+        "balloond: and 2 more",
+    ]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def large(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 30)
+
+
+@fault("configuration file that cannot be read or trusted")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: None, "No such file or directory; name a file that there is"),
+        (Path.mkdir, "Is a directory; name a file in it"),
+        (os.mkfifo, "is a pipe, not a file"),
+        (lambda path: path.write_bytes(b"\xff"), "line 1 is not UTF-8; save it as UTF-8"),
+        (large, "is larger than 1 MiB"),
+    ],
+    ids=["none", "directory", "fifo", "bytes", "gibibyte"],
+)
+def test_file_that_cannot_be_read_is_one_line_and_status_2(
+    make: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "balloond.toml"
+    make(path)
+
+    run = checked("--config", str(path))
+
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"balloond: {path}: {said}\n"
