@@ -111,6 +111,9 @@ class EachStep:
                 yield awaited
             except BaseException as thrown:
                 error = thrown
+            # Break another cycle: the future may have an error as its result, whose traceback
+            # refers to this frame, too, once the coroutine has raised it.
+            del awaited
 
 
 class Turns:
