@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from balloon_daemon.events import GivingBack
+from balloon_daemon.events import GivenBackLater, GivingBack
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import (
     CALL_WITHIN_S,
@@ -126,6 +126,8 @@ class DrivenVm:
         if not self.ended.done() and not self._has_given_back():
             self._given_back = asyncio.get_running_loop().create_future()
             await self._given_back
+        if self._reporter.state is GuestState.PAUSED and balloon.taken_bytes:
+            self._shared.publish(GivenBackLater(self.vm, balloon.taken_bytes))
 
     def leave(self) -> None:
         """Does nothing: the VM keeps the balloon that it has."""
