@@ -1,8 +1,8 @@
 """One connection to a QEMU monitor: QMP's lines, commands, answers and events, within limits.
 
-The controller runs it. Written by hand instead of with ``qemu.qmp``, which keeps each event until
-somebody takes it, has no limits in time, and imports ``ssl``: docs/performance.md has what both
-take.
+The controller runs it. Written by hand instead of with ``qemu.qmp`` (0.0.6), which keeps each
+event until somebody takes it, has no time limits, and imports ``ssl``: a daemon that loads it
+takes 4.4 MiB and 39 ms more, and 0.1 MiB and 2 ms more with this module and the others of QMP.
 
 Source: QEMU, docs/interop/qmp-spec.rst.
 """
