@@ -27,6 +27,7 @@ from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.reporting import Reporter, Shared
 from balloon_daemon.guests.driven.waking import YOUNG_S, Bell, Notices, Schedule
 from balloon_daemon.guests.seam import Gone, GuestState, VmRow
+from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import VmId
 
@@ -227,8 +228,10 @@ class DrivenVm:
 
 async def bounded(call: Awaitable[T]) -> T:
     """A ``Control``'s answer. Raises ControlError: it fails, or does not come."""
+    task = asyncio.ensure_future(call)
     try:
-        async with asyncio.timeout(HANGS_AFTER_S):
-            return await call
-    except TimeoutError as err:
-        raise ControlError(Fault.HANGS) from err
+        if await is_done_within(task, HANGS_AFTER_S):
+            return task.result()
+    finally:
+        task.cancel()
+    raise ControlError(Fault.HANGS)
