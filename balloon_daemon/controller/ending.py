@@ -13,6 +13,7 @@ from balloon_daemon.events import (
     StillToGiveBack,
     VmDoesNotEnd,
 )
+from balloon_daemon.guests.seam import GuestState
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId, format_size
 
@@ -64,6 +65,16 @@ class _Return:
             self._least_bytes = actual_bytes
             self.moved_at_s = now_s
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the guest keeps a balloon that nobody empties any more.
+
+        A guest that stands still, or whose driver does not listen yet, has been told, and empties
+        its balloon by itself when it goes on.
+        """
+        told = self.task.done() and self.vm.state is not GuestState.RUNNING
+        return self.vm.balloon_bytes > 0 and not told
+
 
 async def give_back(vms: Iterable[Vm], hurry: "asyncio.Future[None]", publish: Publish) -> None:
     """Asks the guests to take their memory back, and waits while any of them makes progress.
@@ -102,7 +113,7 @@ async def give_back(vms: Iterable[Vm], hurry: "asyncio.Future[None]", publish: P
             break
     for one in left:
         one.task.cancel()
-    late = [one.vm for one in everyone if one.vm.balloon_bytes]
+    late = [one.vm for one in everyone if one.is_late]
     for vm in late:
         publish(NotGivenBack(vm.guest.vm, vm.balloon_bytes))
     if late:

@@ -153,6 +153,18 @@ class Refilled(NamedTuple):
 
 
 @fact
+class GivenBackLater(NamedTuple):
+    """A guest that stands still takes its memory back when it goes on: its VMM has been told.
+
+    Attributes:
+        left_bytes: what is left in its balloon until then.
+    """
+
+    vm: VmId
+    left_bytes: int
+
+
+@fact
 class BasesNotStored(NamedTuple):
     """The sizes of balloons that are not balloond's cannot be stored for another balloond.
 
@@ -213,6 +225,7 @@ DrivenEvent = (
     | NoDriverYet
     | BaseFound
     | Refilled
+    | GivenBackLater
     | BasesNotStored
     | SocketIgnored
     | DomainsNotFound

@@ -9,7 +9,7 @@ from tests.fakes.http_vmm import HttpVmm, Reply
 
 NOT_STARTED = "The requested operation is not supported before starting the microVM."
 NO_BALLOON = "Balloon config error: No balloon device found."
-NOT_ACTIVE = "Error updating the balloon device: Device not activated yet."
+NOT_ACTIVE = "Balloon config error: Error creating the balloon device: Device not activated yet."
 
 BALLOON: dict[str, object] = {
     "amount_mib": 0,

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -26,6 +26,7 @@ GREETING = {
     }
 }
 UNKNOWN = (1 << 64) - 1
+Call = Callable[[Callable[[], None]], None]
 DEVICE = "/machine/peripheral-anon/device[1]"
 STATS = (
     "swap-in", "swap-out", "major-faults", "minor-faults", "free-memory", "total-memory",
@@ -77,6 +78,7 @@ class ScriptedVm:
         last_update: of the statistics; 0: no driver.
         stats: by name, without ``stat-``; the others are unknown.
         follows: whether ``actual`` follows each ``balloon`` command at once.
+        reports: whether statistics come in the interval that was set.
         interval_s: of the statistics, as set.
         devices: types of the devices in /machine/peripheral-anon.
         properties: what qom-get says, by path and name.
@@ -92,12 +94,12 @@ class ScriptedVm:
     last_update: int = 0
     stats: dict[str, Any] = field(default_factory=dict)
     follows: bool = True
+    reports: bool = False
     running: bool = True
     interval_s: int = 0
     deflate_on_oom: bool = True
     disk_reads: list[Any] = field(default_factory=lambda: [0])
-    migration: str = ""
-    jobs: list[dict[str, Any]] = field(default_factory=list)
+    migration: dict[str, Any] = field(default_factory=dict)
     memdevs: list[str] = field(default_factory=lambda: ["mem0"])
     thread_id: int = field(default_factory=threading.get_native_id)
     devices: list[str] = field(default_factory=lambda: ["virtio-blk-pci", "virtio-balloon-pci"])
@@ -175,10 +177,7 @@ class ScriptedVm:
         ]
 
     def _query_migrate(self) -> Any:
-        return {"status": self.migration} if self.migration else {}
-
-    def _query_jobs(self) -> Any:
-        return self.jobs
+        return self.migration
 
     def _qom_list(self, path: str) -> Any:
         kinds = enumerate(self.devices) if path == "/machine/peripheral-anon" else ()
@@ -189,7 +188,8 @@ class ScriptedVm:
         if (path, property) in self.properties:
             return self.properties[path, property]
         if path == "/machine" and property == "memory":
-            return {"size": self.ram_bytes, "slots": self.slots, "max-size": self.ram_bytes}
+            room = {"slots": self.slots, "max-size": 8 * self.ram_bytes} if self.slots else {}
+            return {"size": self.ram_bytes} | room
         if path.startswith("/objects/") and property == "type":
             return "memory-backend-ram"
         if path == self._device_path():
@@ -202,6 +202,8 @@ class ScriptedVm:
         raise _RefusedError("GenericError", f"Property '{property}' not found")
 
     def _guest_stats(self) -> Any:
+        if self.reports and self.last_update and self.interval_s:
+            self.last_update = int(time.time())
         known = self.stats if self.last_update else {}
         stats = {f"stat-{name}": known.get(name, UNKNOWN) for name in STATS}
         return {"stats": stats, "last-update": self.last_update}
@@ -243,6 +245,7 @@ class ScriptedMonitor:
         self._turn = asyncio.Lock()
         self._client: asyncio.StreamWriter | None = None
         self._open: set[asyncio.StreamWriter] = set()
+        self._acting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "ScriptedMonitor":
         """Listens."""
@@ -274,6 +277,15 @@ class ScriptedMonitor:
         self.vm.last_update = 0
         self.send_event("RESET", guest=False, reason="host-qmp-system-reset")
         self.send_event("RESET", guest=True, reason="guest-reset")
+
+    def misbehave(self, misdeed: Misdeed) -> None:
+        """Misbehaves towards the present client, at once or, to hang, from its next command on."""
+        if misdeed is Misdeed.HANG or self._client is None:
+            self.misdeed = misdeed
+        else:
+            self._acting = asyncio.get_running_loop().create_task(
+                _misbehave(misdeed, self._client)
+            )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.clients += 1
@@ -345,9 +357,7 @@ async def _send_for_ever(writer: asyncio.StreamWriter, content: bytes) -> None:
 
 
 @contextmanager
-def monitors_in_a_thread(
-    monitors: list[ScriptedMonitor],
-) -> Iterator[Callable[[Callable[[], None]], None]]:
+def monitors_in_a_thread(monitors: Sequence[ScriptedMonitor]) -> Iterator[Call]:
     """Serves monitors from a thread's event loop, beside a test that is no coroutine.
 
     Yields:

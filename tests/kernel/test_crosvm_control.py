@@ -106,6 +106,7 @@ def test_size_of_unseen_memory_is_the_guests_own_total(path: Path) -> None:
         (b'{"Err": 22}', Fault.REFUSED),
         (b'{"ErrString": "no"}', Fault.REFUSED),
         (b'"Ok"', Fault.NONSENSE),
+        (b"null", Fault.NONSENSE),
         (b"\0garbage", Fault.NONSENSE),
         (b"[" * MAX_MESSAGE_BYTES, Fault.NONSENSE),
         (b" " * (MAX_MESSAGE_BYTES + 9), Fault.NONSENSE),

@@ -16,6 +16,7 @@ from balloon_daemon.handover.store import NoStore
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.units import MIB
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.whole_vm import attach, balloon_bytes, errors, facts
@@ -79,6 +80,7 @@ def test_vm_has_the_name_and_the_size_of_its_socket(
     assert errors(daemon) == []
 
 
+@fault("a second VMM connects")
 def test_second_connection_to_a_vms_socket_is_refused_with_a_line(
     start_daemon: StartDaemon, make_guest: MakeGuest, named: Named
 ) -> None:
@@ -98,6 +100,7 @@ def test_second_connection_to_a_vms_socket_is_refused_with_a_line(
     assert guest.disconnected == ""
 
 
+@fault("a second VMM connects")
 def test_vm_that_is_started_again_at_once_is_not_refused(
     start_daemon: StartDaemon, make_guest: MakeGuest, named: Named
 ) -> None:
@@ -116,6 +119,7 @@ def make_way(daemon: Daemon) -> None:
     daemon.wait_end()
 
 
+@fault("controller killed, with a store")
 @pytest.mark.parametrize("end", [make_way, Daemon.kill])
 def test_next_controller_goes_on_with_every_vm_by_its_name(
     end: Callable[[Daemon], None],
@@ -141,6 +145,7 @@ def test_next_controller_goes_on_with_every_vm_by_its_name(
     assert all(guest.ram.check().pages_corrupt == 0 for guest in guests)
 
 
+@fault("a named VM's socket is configured")
 def test_vm_whose_socket_is_configured_no_more_keeps_its_balloon(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest, named: Named
 ) -> None:
@@ -158,6 +163,7 @@ def test_vm_whose_socket_is_configured_no_more_keeps_its_balloon(
         Wire.connect(str(named.socket("web")))
 
 
+@fault("a named VM's socket is configured")
 def test_kept_socket_is_found_by_its_path_whatever_name_it_was_kept_under(tmp_path: Path) -> None:
     path, store = tmp_path / "web.sock", NoStore()
     with contextlib.closing(listen(path)) as first:
@@ -193,6 +199,7 @@ def test_kept_socket_that_is_none_or_whose_file_is_anothers_stays_in_the_store(
             os.close(fd)
 
 
+@fault("a named VM's socket cannot")
 def test_named_socket_that_cannot_be_opened_costs_that_vm_alone(
     start_daemon: StartDaemon, make_guest: MakeGuest, named: Named
 ) -> None:

@@ -407,18 +407,29 @@ def test_memory_in_huge_pages_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["completed", "cancelled", "failed"])
-def test_end_of_a_migration_is_told(tmp_path: Path, end: str) -> None:
+def test_end_of_a_migration_is_told_once(tmp_path: Path, end: str) -> None:
     async def scene(here: Scene) -> None:
         await here.control.open(here.notices.append)
-        here.vm.migration = "active"
+        here.vm.migration = {"status": "active"}
         await here.control.sample()
         during = list(here.notices)
-        here.vm.migration = end
+        here.vm.migration = {"status": end}
         await here.control.sample()
         await here.control.sample()
         assert (during, here.notices) == ([], [Notice.REFILLED])
 
     play(tmp_path, scene, booted())
+
+
+def test_second_snapshot_is_told_too(tmp_path: Path) -> None:
+    async def scene(here: Scene) -> list[Notice]:
+        await here.control.open(here.notices.append)
+        for transferred in (107330587, 107330317):
+            here.vm.migration = {"status": "completed", "ram": {"transferred": transferred}}
+            await here.control.sample()
+        return here.notices
+
+    assert play(tmp_path, scene, booted()) == [Notice.REFILLED] * 2
 
 
 def test_migration_from_before_is_no_news(tmp_path: Path) -> None:
@@ -427,25 +438,7 @@ def test_migration_from_before_is_no_news(tmp_path: Path) -> None:
         await here.control.sample()
         return here.notices
 
-    assert play(tmp_path, scene, booted(migration="completed")) == []
-
-
-@pytest.mark.parametrize("end", ["concluded", "aborting", "dismissed"])
-def test_snapshot_that_is_over_is_told_also_a_cancelled_one(tmp_path: Path, end: str) -> None:
-    async def scene(here: Scene) -> None:
-        await here.control.open(here.notices.append)
-        job = {"id": "save", "type": "snapshot-save", "status": "running"}
-        here.vm.jobs = [job, {"id": "other", "type": "backup", "status": "running"}]
-        here.monitor.send_event("JOB_STATUS_CHANGE", id="save", status="running")
-        while "query-jobs" not in here.vm.commands:
-            await asyncio.sleep(0.001)
-        during = list(here.notices)
-        here.vm.jobs = [] if end == "dismissed" else [job | {"status": end}]
-        here.monitor.send_event("JOB_STATUS_CHANGE", id="save", status=end)
-        await here.notice(Notice.REFILLED)
-        assert (during, here.notices) == ([], [Notice.REFILLED])
-
-    play(tmp_path, scene, booted())
+    assert play(tmp_path, scene, booted(migration={"status": "completed"})) == []
 
 
 # --- a VMM that cannot be reached ---------------------------------------------------------------

@@ -13,6 +13,7 @@ from balloon_daemon.config.vms import Discover, Kind, VmConfig
 from balloon_daemon.errors import ConfigFileError
 from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 from balloon_daemon.units import GIB, MIB
+from tests.harness.faults import fault
 from tests.harness.other_user import NOBODY
 
 FILE = "b.toml"
@@ -174,6 +175,7 @@ QMP = '[vm.web]\nqmp = "/run/web.qmp"\n'
          '"/run/balloond/web.sock"'),
     ],
 )  # fmt: skip
+@fault("mistake in the configuration file")
 def test_mistake_is_one_line_that_names_its_place_and_the_remedy(text: str, said: str) -> None:
     assert mistakes(text) == [said]
 
@@ -189,6 +191,7 @@ def test_mistake_is_one_line_that_names_its_place_and_the_remedy(text: str, said
         ("[host]\nmargin = '1G'\nmargin = '2G'", "; each table and key may be there once"),
     ],
 )
+@fault("mistake in the configuration file")
 def test_text_that_is_no_toml_is_one_line_with_the_place(text: str, said: str) -> None:
     (mistake,) = mistakes(text)
     assert mistake.startswith("is no TOML: ")
@@ -200,6 +203,7 @@ def test_value_of_a_mebibyte_is_shown_cut() -> None:
     assert len(said) < 200
 
 
+@fault("mistake in the configuration file")
 def test_all_mistakes_are_found_in_one_go() -> None:
     said = mistakes("[host]\nmargin = 1\n[vm.a]\nfloor = 1\n[vm.b]\nqmp = 'x'\n[discover]\nx = 1")
     places = [line.partition(":")[0] for line in said]
@@ -329,11 +333,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose fil
         (0o620, "others may write it (mode 620); chmod go-w it"),
     ],
 )
+@fault("configuration file that cannot be read or trusted")
 def test_file_of_roots_that_others_may_write_is_refused(file: Path, mode: int, said: str) -> None:
     file.chmod(mode)
     assert refused(file) == said
 
 
+@fault("configuration file that cannot be read or trusted")
 @needs_root
 def test_another_users_file_is_refused_by_root(file: Path) -> None:
     os.chown(file, NOBODY, NOBODY)
@@ -341,6 +347,7 @@ def test_another_users_file_is_refused_by_root(file: Path) -> None:
     assert refused(file) == said
 
 
+@fault("configuration file that cannot be read or trusted")
 @needs_root
 def test_file_in_a_directory_that_others_may_write_is_refused_by_root(file: Path) -> None:
     file.parent.chmod(0o777)

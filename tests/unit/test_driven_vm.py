@@ -12,6 +12,7 @@ from balloon_daemon.events import (
     BaseFound,
     Event,
     Fault,
+    GivenBackLater,
     GivingBack,
     NoDriverYet,
     VmmRefuses,
@@ -391,7 +392,9 @@ def test_vm_gives_back_what_was_taken_and_only_that(play: Play) -> None:
     async def scene(world: World) -> None:
         world.guest.set_target(256 * MIB)
         await world.sampled()
+        began_s = asyncio.get_running_loop().time()
         await world.guest.give_back()
+        assert asyncio.get_running_loop().time() - began_s < 0.5
         assert world.control.targets == [356 * MIB, 100 * MIB]
         assert world.of(Actual)[-1].balloon_bytes == 0
 
@@ -428,7 +431,9 @@ def test_guest_that_cannot_give_back_now_does_so_later(play: Play, state: GuestS
         await world.guest.give_back()
         assert world.control.targets == [256 * MIB, 0]
 
-    play(scene)
+    later = {GuestState.PAUSED: [GivenBackLater(VM, 256 * MIB)], GuestState.NO_DRIVER: []}
+    events = play(scene).events
+    assert [event for event in events if isinstance(event, GivenBackLater)] == later[state]
 
 
 def test_vm_that_ends_is_waited_for_no_longer(play: Play) -> None:

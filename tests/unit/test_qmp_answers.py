@@ -42,7 +42,8 @@ def test_machine_without_memory_devices_has_no_dimms() -> None:
 @pytest.mark.parametrize(
     ("answer", "can"),
     [
-        ({"size": GIB, "slots": 0, "max-size": GIB}, False),
+        ({"size": GIB}, False),
+        ({"size": GIB, "slots": 0, "max-size": 8 * GIB}, False),
         ({"size": GIB, "slots": 4, "max-size": 8 * GIB}, True),
         (Refusal("GenericError", "Property 'pc-q35-6.2-machine.memory' not found"), True),
     ],
@@ -118,16 +119,14 @@ def test_disk_reads_are_those_of_the_guests_own_devices() -> None:
     assert answers.disk_read_bytes(rows[2:]) is None
 
 
-def test_snapshot_jobs_are_told_from_other_jobs() -> None:
-    jobs = [
-        {"id": "a", "type": "snapshot-save", "status": "running"},
-        {"id": "b", "type": "snapshot-save", "status": "concluded"},
-        {"id": "c", "type": "snapshot-save", "status": "aborting"},
-        {"id": "d", "type": "backup", "status": "concluded"},
-    ]
-    assert answers.snapshot_jobs(jobs) == ({"a"}, {"b", "c"})
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+def test_memory_that_was_saved_is_told_from_the_time_before(status: str) -> None:
+    first = answers.last_saved({"status": status, "ram": {"transferred": 107330587}})
+    second = answers.last_saved({"status": status, "ram": {"transferred": 107330317}})
+    assert first is not None
+    assert first != second
 
 
-def test_migration_that_never_was_has_no_status() -> None:
-    assert answers.migration_status({}) == ""
-    assert answers.migration_status({"status": "completed", "ram": {}}) == "completed"
+@pytest.mark.parametrize("answer", [{}, {"status": "setup"}, {"status": "active", "ram": {}}])
+def test_memory_that_was_not_saved_yet_is_none(answer: object) -> None:
+    assert answers.last_saved(answer) is None

@@ -44,6 +44,7 @@ from balloon_daemon.events import (
     Fault,
     FinderFailed,
     Fruitless,
+    GivenBackLater,
     GivesHugePages,
     GivingBack,
     GuestFault,
@@ -749,6 +750,13 @@ DRIVEN: list[Row] = [
         "its VMM has read all of its memory (migration, snapshot): 1 GiB that its balloon had "
         "freed occupy memory again; giving the balloon back, to take it again in steps",
         {"refilled_bytes": GIB},
+    ),
+    (
+        GivenBackLater(VM, GIB),
+        INFO,
+        "given-back-later",
+        "stands still, and takes 1 GiB back when it goes on",
+        {"left_bytes": GIB},
     ),
     (
         BasesNotStored("No space left on device"),

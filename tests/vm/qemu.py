@@ -33,6 +33,7 @@ class QemuConfig:
         balloond_socket: the vhost-user socket that the balloon is served from.
         qemu_balloon: QEMU's own virtio-balloon-pci instead, as a peer to compare with.
         disk: a raw image for /dev/vda; None for a disk of zeros that swallows writes.
+        options: further ones, as they are typed.
     """
 
     suite: str
@@ -42,6 +43,7 @@ class QemuConfig:
     balloond_socket: Path | None = None
     qemu_balloon: bool = False
     disk: Path | None = None
+    options: tuple[str, ...] = ()
 
 
 class Qemu:
@@ -63,6 +65,8 @@ class Qemu:
         self.console_path = log_dir / "console.log"
         # In /tmp, because a socket's path has room for 107 bytes only.
         self._run_dir = Path(tempfile.mkdtemp(prefix="balloond-qemu-"))
+        self.monitor_path = self._run_dir / "monitor"
+        """Where a second monitor listens, for one client at a time."""
         self._connections: list[socket.socket] = []
         self._memfds: list[Path] = []
         # We listen and QEMU connects: nothing that it says can be lost.
@@ -170,6 +174,7 @@ class Qemu:
             *("-chardev", f"socket,id=commands,path={self._run_dir}/serial"),
             *("-serial", "chardev:commands"),
             *("-qmp", f"unix:{self._run_dir}/qmp"),
+            *("-qmp", f"unix:{self.monitor_path},server=on,wait=off"),
         ]
 
 
@@ -186,6 +191,7 @@ def _machine(config: QemuConfig, images: Images) -> list[str]:
         *("-m", f"{config.memory_mib}M"),
         *_memory(config),
         *_disk(config),
+        *config.options,
     ]
     if config.balloond_socket is not None:
         command += ["-chardev", f"socket,id=balloond,path={config.balloond_socket}"]

@@ -46,9 +46,10 @@ class Qmp:
             raise QmpError(f"{command}: {answer['error']['desc']}")
         return answer["return"]
 
-    def wait_event(self, name: str, deadline_s: float) -> None:
-        """Waits for an event, also one that came before, and forgets it."""
-        self._wait_message(lambda message: message.get("event") == name, name, deadline_s)
+    def wait_event(self, name: str, deadline_s: float) -> dict[str, Any]:
+        """Waits for an event, also one that came before, and forgets it; returns its data."""
+        event = self._wait_message(lambda message: message.get("event") == name, name, deadline_s)
+        return dict(event.get("data", {}))
 
     def _wait_message(
         self, wanted: Callable[[dict[str, Any]], bool], what: str, deadline_s: float

@@ -90,7 +90,9 @@ class PacketConnection:
             message, self._answer = self._answer.result(), None
             if len(message) > MAX_MESSAGE_BYTES:
                 raise nonsense("message", "over 64 KiB")
-            return parse(message)
+            if (answer := parse(message)) is None:
+                raise nonsense("message", "null")
+            return answer
         if self.lost.done():
             raise ControlError(Fault.GONE)
         return None

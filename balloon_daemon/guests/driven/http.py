@@ -15,6 +15,7 @@ from balloon_daemon.guests.driven.answers import member, nonsense, parse, shown
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fault
 from balloon_daemon.guests.driven.http_answer import HttpAnswer, HttpAnswerParser
 from balloon_daemon.guests.driven.unix_socket import connect
+from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import peer_of
 
 
@@ -84,10 +85,9 @@ class HttpConnection(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(_request(method, target, body))
         try:
-            async with asyncio.timeout(self._within_s):
-                answer = await self._answer
-        except TimeoutError:
-            raise ControlError(Fault.HANGS) from None
+            if not await is_done_within(self._answer, self._within_s):
+                raise ControlError(Fault.HANGS)
+            answer = self._answer.result()
         finally:
             self._parser = self._answer = None
         if answer.last:
@@ -121,7 +121,8 @@ class HttpConnection(asyncio.Protocol):
             self._answer.set_result(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(ControlError(Fault.GONE, shown(str(exc)) if exc is not None else ""))
+        why = exc.strerror if isinstance(exc, OSError) else None
+        self._fail(ControlError(Fault.GONE, why or ""))
         if not self._lost.done():
             self._lost.set_result(None)
 

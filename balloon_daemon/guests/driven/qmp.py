@@ -7,9 +7,7 @@ VFIO).
 """
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Awaitable, Callable
 
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven import qmp_answers as answers
@@ -47,9 +45,6 @@ _NEWS = {
 }  # fmt: skip
 """Events after which figures may be other ones."""
 
-_OVER = {"completed", "failed", "cancelled"}
-"""How a migration ends."""
-
 
 def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
     """What a guest is left in any case, whatever is asked for.
@@ -81,8 +76,7 @@ class QmpControl:
         self._plugs = True
         self._every_s = 0
         self._updated = (0, 0.0)
-        self._migration = ""
-        self._jobs = _SnapshotJobs(self._ask, lambda: self._noticed(Notice.REFILLED))
+        self._saved: object = None
 
     async def open(self, noticed: Noticed) -> Found:
         """As ``Control`` says."""
@@ -117,7 +111,7 @@ class QmpControl:
         asked = [_STATUS, _BALLOON, self._get("guest-stats"), _DISKS, _MIGRATION]
         asked += [_DIMMS] * self._plugs
         status, balloon, stats, disks, migration, *dimms = await self._ask(*asked)
-        self._look_at_migration(migration)
+        self._look_for_saved(migration)
         size = self._base_bytes + sum(map(answers.dimm_bytes, dimms))
         sent = self._take(balloon, stats, size)
         state = self._state(status)
@@ -143,7 +137,6 @@ class QmpControl:
 
     def close(self) -> None:
         """As ``Control`` says."""
-        self._jobs.close()
         self._noticed = lambda notice: None
         if self._monitor is not None:
             self._monitor.close()
@@ -163,7 +156,7 @@ class QmpControl:
             pid = None
         self._base_bytes = answers.base_bytes(base)
         self._plugs = answers.can_plug_dimms(memory)
-        self._migration = answers.migration_status(migration)
+        self._saved = answers.last_saved(migration)
         memory_file = await self._find_memory(answers.memory_backends(memdevs), pid)
         await self._find_device()
         (stats,) = await self._ask(self._get("guest-stats"))
@@ -285,11 +278,11 @@ class QmpControl:
         answers.accepted(answer)
         self._updated = (self._updated[0], time.monotonic())
 
-    def _look_at_migration(self, answer: object) -> None:
-        status = answers.migration_status(answer)
-        if status != self._migration and status in _OVER:
+    def _look_for_saved(self, migration: object) -> None:
+        saved = answers.last_saved(migration)
+        if saved not in (None, self._saved):
             self._noticed(Notice.REFILLED)
-        self._migration = status
+        self._saved = saved
 
     # --- the monitor -----------------------------------------------------------------------------
 
@@ -305,8 +298,6 @@ class QmpControl:
         if event.name == "RESET":
             if self._balloon.reset(event.at_us):
                 self._noticed(Notice.RESET)
-        elif event.name == "JOB_STATUS_CHANGE":
-            self._jobs.changed()
         elif event.name in _NEWS:
             if event.name == "BALLOON_CHANGE":
                 self._balloon.written(event.at_us)
@@ -315,41 +306,3 @@ class QmpControl:
 
 def _get(path: str, name: str) -> Command:
     return Command("qom-get", {"path": path, "property": name})
-
-
-class _SnapshotJobs:
-    """Notices when the VM's memory has been saved in a disk image (snapshot-save), which reads all
-    of it. Events about jobs give no kind, so the jobs are asked for."""
-
-    def __init__(
-        self, ask: Callable[[Command], Awaitable[list[object]]], saved: Callable[[], None]
-    ) -> None:
-        self._ask = ask
-        self._saved = saved
-        self._running: set[str] = set()
-        self._over: set[str] = set()
-        self._look: asyncio.Task[None] | None = None
-        self._again = False
-
-    def changed(self) -> None:
-        """A job's status is another one."""
-        self._again = True
-        if self._look is None or self._look.done():
-            self._look = asyncio.get_running_loop().create_task(self._look_until_calm())
-
-    def close(self) -> None:
-        """Looks no more."""
-        if self._look is not None:
-            self._look.cancel()
-
-    async def _look_until_calm(self) -> None:
-        # Whoever makes the next call finds out that the connection is lost.
-        with contextlib.suppress(ControlError):
-            while self._again:
-                self._again = False
-                (answer,) = await self._ask(Command("query-jobs"))
-                running, over = answers.snapshot_jobs(answer)
-                # One that its owner has dismissed is not listed any more.
-                if (self._running | over) - running - self._over:
-                    self._saved()
-                self._running, self._over = running, over

@@ -140,8 +140,11 @@ def dimm_bytes(answer: object) -> int:
 
 
 def can_plug_dimms(answer: object) -> bool:
-    """qom-get /machine memory: whether the machine has slots; older QEMUs do not say."""
-    return isinstance(answer, Refusal) or _member(answer, "slots") != 0
+    """qom-get /machine memory: whether the machine has slots. QEMU before 7.1 does not say."""
+    if isinstance(answer, Refusal):
+        return True
+    # A machine with no room for more memory has no such member.
+    return isinstance(answer, dict) and _member({"slots": 0} | answer, "slots") != 0
 
 
 def vm_bytes(answer: object, size_bytes: int) -> int:
@@ -196,23 +199,16 @@ def memory_backends(answer: object) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def migration_status(answer: object) -> str:
-    """query-migrate: such as ``active`` or ``completed``; "": there was none."""
+def last_saved(answer: object) -> object:
+    """query-migrate: the last time that all of the VM's memory was read, if that is over: a value
+    that is another one for the next time; None: never, or it is under way.
+
+    Snapshots count as migrations here, whether a job or the human monitor's savevm makes them, and
+    so do those that failed or were cancelled.
+    """
     if isinstance(answer, dict) and "status" not in answer:
-        return ""
-    return str(_member(answer, "status"))
-
-
-def snapshot_jobs(answer: object) -> tuple[set[str], set[str]]:
-    """query-jobs: the ids of the jobs that save the VM's memory in a disk image: those at work,
-    and those that are over, whether they were completed or cancelled."""
-    running: set[str] = set()
-    over: set[str] = set()
-    for row in _rows(answer):
-        if _member(row, "type") == "snapshot-save":
-            status = _member(row, "status")
-            (over if status in ("aborting", "concluded") else running).add(str(_member(row, "id")))
-    return running, over
+        return None
+    return answer if _member(answer, "status") in ("completed", "failed", "cancelled") else None
 
 
 def thread_id(answer: object) -> int:

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from balloon_daemon.events import GivingBack
+from balloon_daemon.events import GivenBackLater, GivingBack
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import (
     CALL_WITHIN_S,
@@ -27,6 +27,7 @@ from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.reporting import Reporter, Shared
 from balloon_daemon.guests.driven.waking import YOUNG_S, Bell, Notices, Schedule
 from balloon_daemon.guests.seam import Gone, GuestState, VmRow
+from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import VmId
 
@@ -121,12 +122,13 @@ class DrivenVm:
         balloon = self._reporter.balloon
         if balloon.changed:
             self._shared.publish(GivingBack(self.vm, balloon.taken_bytes))
-        self.watch(None)
-        self._schedule.giving_back = True
+        self._schedule.give_back(asyncio.get_running_loop().time())
         self.set_target(0)
         if not self.ended.done() and not self._has_given_back():
             self._given_back = asyncio.get_running_loop().create_future()
             await self._given_back
+        if self._reporter.state is GuestState.PAUSED and balloon.taken_bytes:
+            self._shared.publish(GivenBackLater(self.vm, balloon.taken_bytes))
 
     def leave(self) -> None:
         """Does nothing: the VM keeps the balloon that it has."""
@@ -222,8 +224,10 @@ class DrivenVm:
 
 async def bounded(call: Awaitable[T]) -> T:
     """A ``Control``'s answer. Raises ControlError: it fails, or does not come."""
+    task = asyncio.ensure_future(call)
     try:
-        async with asyncio.timeout(HANGS_AFTER_S):
-            return await call
-    except TimeoutError as err:
-        raise ControlError(Fault.HANGS) from err
+        if await is_done_within(task, HANGS_AFTER_S):
+            return task.result()
+    finally:
+        task.cancel()
+    raise ControlError(Fault.HANGS)

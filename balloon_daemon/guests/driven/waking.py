@@ -77,7 +77,6 @@ class Schedule:
         wanted_s: how often the VM is to be watched; None: it is not.
         told_s: how often its guest was told to send statistics.
         young_until_s: until when its driver is expected to begin to listen.
-        giving_back: whether it gives its balloon back at balloond's end.
     """
 
     def __init__(self, number: int, now_s: float) -> None:
@@ -86,7 +85,7 @@ class Schedule:
         self.wanted_s: float | None = None
         self.told_s: float | None = None
         self.young_until_s = now_s + YOUNG_S
-        self.giving_back = False
+        self._giving_back = False
         self.due_s = now_s + DRIVER_S * self._share
 
     def watch(self, every_s: float | None, now_s: float) -> None:
@@ -94,6 +93,12 @@ class Schedule:
         self.wanted_s = every_s
         if every_s is not None:
             self.due_s = min(self.due_s, now_s + every_s * self._share)
+
+    def give_back(self, now_s: float) -> None:
+        """Samples often from now on, as the VM gives its balloon back at balloond's end."""
+        self._giving_back = True
+        self.watch(None, now_s)
+        self.due_s = min(self.due_s, now_s + GIVING_BACK_S)
 
     def hurry(self, now_s: float) -> None:
         """Makes a sample due as soon as may be."""
@@ -108,7 +113,7 @@ class Schedule:
             retaking: whether the balloon is given back and taken again in steps.
         """
         every_s = IDLE_S if self.wanted_s is None else self.wanted_s
-        if self.giving_back:
+        if self._giving_back:
             every_s = GIVING_BACK_S
         elif not has_driver and now_s < self.young_until_s:
             every_s = min(every_s, DRIVER_S)

@@ -151,7 +151,7 @@ def decode_line(line: bytes) -> Answer | Happened | Died:
             return Answer(call, ControlError(_FAULTS[fault], shown(detail)))
         case {"event": str(event), "name": str(name), "uuid": str(uuid)} if event in _EVENTS:
             return Happened(_EVENTS[event], Domain(name[:MAX_NAME], uuid[:MAX_NAME]))
-        case {"error": str(), "detail": str(detail)}:
+        case {"error": str(), "detail": str(detail), **others} if not others:
             return Died(shown(detail))
         case _:
             _nonsense("an unknown message", said)

@@ -9,6 +9,7 @@ from balloon_daemon.events import (
     DrivenEvent,
     Fault,
     FinderFailed,
+    GivenBackLater,
     NoDriverYet,
     Refilled,
     SocketIgnored,
@@ -49,8 +50,7 @@ _NOT_DRIVEN = {
     Fault.REFUSED: (Level.ERROR, "the VMM refuses"),
     Fault.NO_LIBRARY: (
         Level.ERROR,
-        "libvirt's library for Python is not installed; install the package python3-libvirt, or "
-        "balloond[libvirt] by pip",
+        "libvirt's library for Python is not installed; install the package python3-libvirt",
     ),
 }
 """For each fault the level and the sentence about a VM that is not driven because of it."""
@@ -86,6 +86,9 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
                 "giving the balloon back, to take it again in steps"
             )
             return Level.WARNING, message
+        case GivenBackLater(_, left_bytes):
+            size = format_size(left_bytes)
+            return Level.INFO, f"stands still, and takes {size} back when it goes on"
         case BasesNotStored(error):
             message = (
                 f"cannot store which balloons were there before balloond: {error}; after a crash "

@@ -1,0 +1,261 @@
+"""A whole balloond that drives VMs by their QEMUs' monitors, which a script plays."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from balloon_daemon.units import GIB, MIB
+from tests.harness.daemon import Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import StartDaemon
+from tests.harness.scripted_monitor import (
+    Misdeed,
+    ScriptedMonitor,
+    ScriptedVm,
+    monitors_in_a_thread,
+)
+
+MOST = 512 * MIB
+"""The greatest balloon of a VM of 1 GiB."""
+
+BASE = 100 * MIB
+"""A balloon that was there before balloond."""
+
+
+class Host:
+    """VMs with monitors, and balloonds that drive them, one after the other."""
+
+    def __init__(self, path: Path, start_daemon: StartDaemon, low_mem: LowMemDir) -> None:
+        self.path = path
+        self.low_mem = low_mem
+        self.config = path / "balloond.toml"
+        self._start_daemon = start_daemon
+        self._started = 0
+
+    def monitor(self, name: str, **vm: Any) -> ScriptedMonitor:
+        """A monitor of a VM whose driver listens."""
+        made = ScriptedVm(**vm)
+        made.boot()
+        return ScriptedMonitor(self.path / f"{name}.qmp", made)
+
+    def name(self, *names: str) -> None:
+        """Has VMs named in the configuration file, without guest protection: no statistics come of
+        these guests."""
+        tables = [
+            f'[vm.{name}]\nqmp = "{self.path}/{name}.qmp"\nprofile = "seed"' for name in names
+        ]
+        self.config.write_text("\n".join(tables))
+
+    def start(self) -> Daemon:
+        """Starts a balloond at the same socket as the one before."""
+        self._started += 1
+        options = ("--config", str(self.config), "--socket", str(self.path / "balloond.sock"))
+        return self._start_daemon(*options, name=f"balloond-{self._started}", vm_mem_mib=None)
+
+
+@pytest.fixture
+def host(tmp_path: Path, start_daemon: StartDaemon, low_mem: LowMemDir) -> Host:
+    return Host(tmp_path, start_daemon, low_mem)
+
+
+def events(daemon: Daemon, word: str, **fields: object) -> list[dict[str, Any]]:
+    """The log's lines with this event word and these fields."""
+    return [
+        record
+        for record in daemon.records()
+        if record["event"] == word and fields.items() <= record.items()
+    ]
+
+
+def wait_for(daemon: Daemon, word: str, **fields: object) -> dict[str, Any]:
+    """Waits for a line of the log."""
+    what = f"{word} with {fields}"
+    return daemon.wait(lambda: events(daemon, word, **fields), what=what)[-1]
+
+
+def wait_for_balloon(daemon: Daemon, monitor: ScriptedMonitor, balloon_bytes: int) -> None:
+    """Waits until a VM's balloon has a size."""
+    actual = GIB - balloon_bytes
+    what = f"{monitor.path.name} has a balloon of {balloon_bytes}"
+    daemon.wait(lambda: monitor.vm.actual == actual, what=what)
+
+
+def test_vms_are_squeezed_and_get_their_memory_back(host: Host) -> None:
+    monitors = [host.monitor(name) for name in ("web", "db", "mail")]
+    host.name("web", "db", "mail")
+    with monitors_in_a_thread(monitors):
+        daemon = host.start()
+        host.low_mem.set_low()
+        for monitor in monitors:
+            wait_for_balloon(daemon, monitor, MOST)
+        host.low_mem.set_plenty()
+        for monitor in monitors:
+            wait_for_balloon(daemon, monitor, 0)
+            values = [value for value, _ in monitor.vm.targets]
+            assert values == sorted(values, reverse=True)[:16] + sorted(values[16:])
+        daemon.stop()
+
+
+def test_stop_gives_back_what_was_taken_and_only_that(host: Host) -> None:
+    monitor = host.monitor("web", actual=GIB - BASE)
+    host.name("web")
+    with monitors_in_a_thread([monitor]):
+        daemon = host.start()
+        assert wait_for(daemon, "base-found")["base_bytes"] == BASE
+        host.low_mem.set_low()
+        daemon.wait(lambda: monitor.vm.actual < GIB - 2 * BASE, what="some memory is taken")
+        daemon.stop()
+        assert monitor.vm.actual == GIB - BASE
+        assert not events(daemon, "not-given-back")
+
+
+def test_next_balloond_takes_vms_as_they_are(host: Host) -> None:
+    monitor = host.monitor("web", actual=GIB - BASE)
+    host.name("web")
+    with monitors_in_a_thread([monitor]):
+        first = host.start()
+        host.low_mem.set_low()
+        daemon_sees = "the balloon is at its greatest size"
+        first.wait(lambda: events(first, "decided", reason="at-maximum"), what=daemon_sees)
+        first.kill()
+        left_bytes, told = monitor.vm.actual, len(monitor.vm.targets)
+        host.low_mem.set_plenty()
+        second = host.start()
+        wait_for(second, "vm-attached")
+        second.wait(lambda: events(second, "decided", reason="adopted"), what="it is adopted")
+        second.stop()
+        assert left_bytes < GIB - BASE
+        assert all(value >= left_bytes for value, _ in monitor.vm.targets[told:])
+        assert monitor.vm.actual == GIB - BASE
+
+
+def test_sigusr1_leaves_vms_as_they_are(host: Host) -> None:
+    monitor = host.monitor("web")
+    host.name("web")
+    with monitors_in_a_thread([monitor]):
+        daemon = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(daemon, monitor, MOST)
+        os.kill(daemon.pid, signal.SIGUSR1)
+        daemon.wait_end()
+        assert monitor.vm.actual == GIB - MOST
+
+
+def test_vmm_that_misbehaves_is_the_only_one_affected(host: Host) -> None:
+    misdeeds = [
+        misdeed
+        for misdeed in Misdeed
+        if misdeed not in (Misdeed.NO_GREETING, Misdeed.NOT_ASKED, Misdeed.EVENT_FLOOD)
+    ]
+    bad = [host.monitor(misdeed.name.lower()) for misdeed in misdeeds]
+    good = [host.monitor(name) for name in ("web", "db")]
+    host.name(*(monitor.path.stem for monitor in [*bad, *good]))
+    with monitors_in_a_thread([*bad, *good]):
+        daemon = host.start()
+        for monitor in [*bad, *good]:
+            wait_for(daemon, "vm-attached", vm=monitor.path.stem)
+        for monitor, misdeed in zip(bad, misdeeds, strict=True):
+            monitor.misdeed = misdeed
+        host.low_mem.set_low()
+        for monitor in good:
+            wait_for_balloon(daemon, monitor, MOST)
+        for monitor in bad:
+            wait_for(daemon, "vm-lost", vm=monitor.path.stem)
+        # Each misbehaves once only: it is found again, and squeezed like the others.
+        for monitor in bad:
+            wait_for_balloon(daemon, monitor, MOST)
+        for monitor in good:
+            assert not events(daemon, "vm-lost", vm=monitor.path.stem)
+            assert monitor.clients == 1
+
+
+@pytest.mark.parametrize(
+    "lie", [1 << 63, -1, 2 * GIB, 1 << 100, "1", None, True, 1.5, float("nan"), []]
+)
+def test_vmm_that_lies_is_squeezed_no_more_and_takes_nobody_with_it(
+    host: Host, lie: object
+) -> None:
+    liar, good = host.monitor("liar"), host.monitor("web")
+    host.name("liar", "web")
+    with monitors_in_a_thread([liar, good]):
+        daemon = host.start()
+        for monitor in (liar, good):
+            wait_for(daemon, "vm-attached", vm=monitor.path.stem)
+        liar.vm.follows, liar.vm.actual = False, lie
+        host.low_mem.set_low()
+        assert wait_for(daemon, "vm-lost", vm="liar")["fault"] == "nonsense"
+        wait_for_balloon(daemon, good, MOST)
+        assert not events(daemon, "vm-failed")
+        assert not events(daemon, "finder-failed")
+
+
+VMM = """
+import asyncio, sys
+from pathlib import Path
+from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm
+
+async def serve():
+    vm = ScriptedVm(actual=int(sys.argv[2]))
+    vm.boot()
+    async with ScriptedMonitor(Path(sys.argv[1]), vm):
+        print(flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(serve())
+"""
+"""A VMM of its own process: arguments are its monitor's path and what query-balloon says."""
+
+
+@contextlib.contextmanager
+def vmm(path: Path, actual_bytes: int) -> Iterator[Callable[[], None]]:
+    """A VMM's process; gives what kills it."""
+    command = [sys.executable, "-c", VMM, str(path), str(actual_bytes)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.kill
+        finally:
+            process.kill()
+
+
+def test_vm_of_another_process_at_the_same_path_has_its_own_base(host: Host) -> None:
+    host.name("web")
+    with vmm(host.path / "web.qmp", GIB - BASE) as kill:
+        daemon = host.start()
+        assert wait_for(daemon, "base-found")["base_bytes"] == BASE
+        host.low_mem.set_low()
+        daemon.wait(lambda: events(daemon, "decided", reason="at-maximum"), what="a full balloon")
+        kill()
+        assert wait_for(daemon, "vm-lost")["fault"] == "gone"
+    with vmm(host.path / "web.qmp", GIB - 3 * BASE):
+        wait_for(daemon, "base-found", base_bytes=3 * BASE)
+        daemon.stop()
+
+
+def test_vms_that_cannot_be_driven_are_named_with_the_reason(host: Host) -> None:
+    (host.path / "notes.qmp").touch()
+    good = host.monitor("web")
+    host.name("notes", "away", "web")
+    with monitors_in_a_thread([good]):
+        daemon = host.start()
+        wait_for(daemon, "vm-attached", vm="web")
+        assert wait_for(daemon, "vm-not-driven", name="notes")["fault"] == "not-a-socket"
+        assert wait_for(daemon, "vm-not-driven", name="away")["fault"] == "not-there"
+        with monitors_in_a_thread([host.monitor("away")]):
+            wait_for(daemon, "vm-attached", vm="away")
+
+
+def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:
+    host.config.write_text(f'[discover]\nqmp = ["{host.path}/*.qmp"]')
+    daemon = host.start()
+    with monitors_in_a_thread([host.monitor("web"), host.monitor("db")]):
+        wait_for(daemon, "vm-attached", vm="web")
+        wait_for(daemon, "vm-attached", vm="db")

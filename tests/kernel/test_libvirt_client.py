@@ -1,0 +1,270 @@
+"""The process that makes libvirt's calls: what a hanging domain costs, and what ends the process.
+
+Played by a scripted client; nothing here needs libvirt.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.libvirt.client import MAX_HANGING, Client
+from balloon_daemon.guests.libvirt.connection import Connection
+from balloon_daemon.guests.libvirt.wire import Domain, Event, Happened
+from balloon_daemon.linux.apart import LOW, LowNumbers
+from tests.fakes.scripted_libvirt import COMMAND, FIGURES, TOGETHER
+from tests.harness.slow_close import MuteFile
+from tests.harness.waiting import HANG_S
+
+SHORT_S = 0.05
+"""After so long a call counts as hanging in these tests."""
+
+
+def ignore(happened: Happened) -> None:
+    """Takes an event."""
+
+
+@contextlib.asynccontextmanager
+async def started(
+    heard: Callable[[Happened], None] = ignore, low: LowNumbers | None = None
+) -> AsyncIterator[Client]:
+    low = low or LowNumbers()
+    client = await Client.start(COMMAND, low, heard)
+    try:
+        yield client
+    finally:
+        assert await client.close()
+        low.close()
+
+
+@contextlib.asynccontextmanager
+async def connected(uri: str = "scripted:") -> AsyncIterator[Connection]:
+    connection = Connection(uri, LowNumbers(), ignore, lambda: COMMAND)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def sample(client: Client, domain: str, within_s: float = HANG_S) -> object:
+    return await client.call("sample", {"uuid": domain}, domain, within_s)
+
+
+async def fault_of(client: Client, domain: str, within_s: float = HANG_S) -> Fault:
+    with pytest.raises(ControlError) as caught:
+        await sample(client, domain, within_s)
+    return caught.value.fault
+
+
+def test_call_is_answered() -> None:
+    async def scene() -> None:
+        async with started() as client:
+            assert await sample(client, "web") == {"uuid": "web", **FIGURES}
+
+    asyncio.run(scene())
+
+
+def test_domain_that_hangs_delays_no_other() -> None:
+    async def scene() -> None:
+        async with started() as client:
+            hanging = asyncio.ensure_future(fault_of(client, "hangs", SHORT_S))
+            for _ in range(100):
+                await sample(client, "web")
+            assert await hanging is Fault.HANGS
+            await sample(client, "web")
+
+    asyncio.run(scene())
+
+
+def test_domain_that_hangs_gets_no_second_call() -> None:
+    async def scene() -> None:
+        async with started() as client:
+            assert await fault_of(client, "hangs", SHORT_S) is Fault.HANGS
+            # At once, although this one could wait long: there is no call.
+            assert await fault_of(client, "hangs") is Fault.HANGS
+            assert client.why_ended is None
+
+    asyncio.run(scene())
+
+
+def test_no_more_than_four_calls_are_made_at_a_time() -> None:
+    async def scene() -> None:
+        async with started() as client:
+            # The client would say so if there were a fifth, and answers none before there are
+            # four.
+            calls = (sample(client, f"together-{n}") for n in range(5 * TOGETHER))
+            assert await asyncio.gather(*calls) == [FIGURES] * (5 * TOGETHER)
+
+    asyncio.run(scene())
+
+
+def test_client_with_too_many_calls_that_hang_is_killed() -> None:
+    async def scene() -> None:
+        async with started() as client:
+            calls = (fault_of(client, f"hangs-{n}", SHORT_S) for n in range(MAX_HANGING))
+            assert await asyncio.gather(*calls) == [Fault.HANGS] * MAX_HANGING
+            assert await client.ended(HANG_S)
+            assert client.why_ended is not None
+            assert client.why_ended.fault is Fault.HANGS
+            assert await fault_of(client, "web") is Fault.GONE
+
+    asyncio.run(scene())
+
+
+def test_calls_that_wait_for_a_place_fail_with_the_client() -> None:
+    async def scene() -> None:
+        async with started() as client:
+            calls = [asyncio.ensure_future(fault_of(client, f"hangs-{n}")) for n in range(9)]
+            os.kill(client.pid, signal.SIGKILL)
+            assert await asyncio.gather(*calls) == [Fault.GONE] * 9
+
+    asyncio.run(scene())
+
+
+def test_cancelled_call_keeps_its_domain_busy_until_it_is_answered() -> None:
+    async def scene() -> None:
+        async with started() as client:
+            call = asyncio.ensure_future(sample(client, "hangs"))
+            await sample(client, "web")
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert await fault_of(client, "hangs") is Fault.HANGS
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("domain", "fault"),
+    [
+        ("garbage", Fault.NONSENSE),
+        ("endless", Fault.NONSENSE),
+        ("twice", Fault.NONSENSE),
+        ("half", Fault.GONE),
+        ("bug", Fault.GONE),
+    ],
+)
+def test_client_that_talks_nonsense_or_ends_is_ended(domain: str, fault: Fault) -> None:
+    async def scene() -> None:
+        async with started() as client:
+            with contextlib.suppress(ControlError):  # One of them does answer, twice.
+                await sample(client, domain)
+            assert await client.ended(HANG_S)
+            assert client.why_ended is not None
+            assert client.why_ended.fault is fault
+
+    asyncio.run(scene())
+
+
+def test_event_is_heard() -> None:
+    async def scene() -> None:
+        heard: list[Happened] = []
+        async with started(heard.append) as client:
+            await sample(client, "event-reset")
+        assert heard == [Happened(Event.RESET, Domain("event-reset", "event-reset"))]
+
+    asyncio.run(scene())
+
+
+def test_client_that_was_killed_is_replaced_at_once() -> None:
+    async def scene() -> None:
+        async with connected() as connection:
+            first = await connection.client()
+            os.kill(first.pid, signal.SIGKILL)
+            assert await first.ended(HANG_S)
+            second = await connection.client()
+            assert second.pid != first.pid
+            await sample(second, "web")
+            # What is gone stays so for those who still have it.
+            assert await fault_of(first, "web") is Fault.GONE
+
+    asyncio.run(scene())
+
+
+def test_client_that_ends_again_and_again_is_waited_for() -> None:
+    starts: list[list[str]] = []
+
+    def command() -> list[str]:
+        starts.append(COMMAND)
+        return COMMAND
+
+    async def scene() -> None:
+        connection = Connection("dies:", LowNumbers(), ignore, command)
+        for _ in range(3):
+            with pytest.raises(ControlError) as caught:
+                await connection.client()
+            assert caught.value.fault is Fault.GONE
+        await connection.close()
+        # The third was no attempt: a second must go by before it.
+        assert len(starts) == 2
+
+    asyncio.run(scene())
+
+
+def test_connection_that_is_refused_says_why() -> None:
+    async def scene() -> None:
+        async with connected("refuses:no-permission") as connection:
+            with pytest.raises(ControlError, match="its own words") as caught:
+                await connection.client()
+            assert caught.value.fault is Fault.NO_PERMISSION
+
+    asyncio.run(scene())
+
+
+def test_missing_library_is_said() -> None:
+    async def scene() -> None:
+        def command() -> list[str]:
+            raise ControlError(Fault.NO_LIBRARY)
+
+        connection = Connection("qemu:///system", LowNumbers(), ignore, command)
+        with pytest.raises(ControlError) as caught:
+            await connection.client()
+        assert caught.value.fault is Fault.NO_LIBRARY
+        await connection.close()
+
+    asyncio.run(scene())
+
+
+def open_files(pid: int) -> set[str]:
+    found = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(fd))
+    return found
+
+
+def test_client_has_none_of_our_descriptors(tmp_path: Path) -> None:
+    async def scene() -> None:
+        low = LowNumbers()
+        with (tmp_path / "guest memory").open("w") as file:
+            async with started(low=low) as client:
+                await sample(client, "web")
+                assert file.name not in open_files(client.pid)
+
+    asyncio.run(scene())
+
+
+def test_client_starts_beside_a_file_whose_close_hangs(tmp_path: Path) -> None:
+    # A VMM may have sent it; exec would close it, and wait for its server for ever.
+    async def scene(low: LowNumbers) -> None:
+        async with started(low=low) as client:
+            await sample(client, "web")
+
+    low = LowNumbers()
+    try:
+        mute = MuteFile(tmp_path / "mute")
+    except PermissionError as err:
+        low.close()
+        pytest.skip(str(err))
+    try:
+        assert mute.fd >= LOW
+        asyncio.run(scene(low))
+        assert not mute.is_being_closed
+    finally:
+        mute.close()
