@@ -31,7 +31,7 @@ class HttpConnection(asyncio.Protocol):
         self._path, self._within_s = path, within_s
         self._transport: asyncio.Transport | None = None
         self._parser: HttpAnswerParser | None = None
-        self._answer: asyncio.Future[HttpAnswer] | None = None
+        self._answer: asyncio.Future[HttpAnswer | ControlError] | None = None
         self._lost = asyncio.get_running_loop().create_future()
         self.pid = 0
         """The server's process; 0 before ``open``."""
@@ -128,7 +128,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _fail(self, err: ControlError) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(err)
+            self._answer.set_result(err)
         self.close()
 
 
