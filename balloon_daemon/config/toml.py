@@ -39,6 +39,12 @@ LIMIT_BYTES = 1 << 20
 MOST_NAME = 64
 """Characters of a VM's name, as the store of VMs takes them (``handover/state.py``)."""
 
+HOST_KEYS = ("margin", "low_mem_dir", "socket")
+WAYS = tuple(kind.value for kind in Kind)
+"""The keys that say how a VM is reached."""
+VM_KEYS = (*WAYS, "memory", "floor", "ceiling", "priority", "profile")
+DISCOVER_KEYS = (Kind.LIBVIRT.value, Kind.QMP.value)
+
 _AGAIN = re.compile("twice|overwrite")
 """How tomllib says that a table or a key is there already."""
 
@@ -123,8 +129,8 @@ def parse_config(text: str, file: str) -> Config:
         profile=Profile.CAREFUL,
     )
     top.end(("host", "vm", "discover"))
-    host.end(("margin", "low_mem_dir", "socket"))
-    discover.end((Kind.LIBVIRT.value, Kind.QMP.value))
+    host.end(HOST_KEYS)
+    discover.end(DISCOVER_KEYS)
     mistakes += reached_twice(config)
     if mistakes:
         raise ConfigFileError([f"{file}: {mistake}" for mistake in mistakes])
@@ -224,15 +230,14 @@ def _vm(name: str, content: object, mistakes: list[str]) -> VmConfig:
     if floor_bytes is not None and vm_mem_bytes is not None and floor_bytes > vm_mem_bytes:
         memory = format_size(vm_mem_bytes)
         table.mistake("floor", f"{format_size(floor_bytes)} is more than its memory, {memory}")
-    ways = [kind.value for kind in Kind]
-    table.end((*ways, "memory", "floor", "ceiling", "priority", "profile"))
+    table.end(VM_KEYS)
     # A misspelt way to reach it is one mistake, not two.
     if (
         not named
         and isinstance(content, dict)
-        and not any(_nearest(key, ways) for key in table.left)
+        and not any(_nearest(key, WAYS) for key in table.left)
     ):
-        table.mistake("", f"nothing says how to reach it; add one of {', '.join(ways)}")
+        table.mistake("", f"nothing says how to reach it; add one of {', '.join(WAYS)}")
     return VmConfig(name, kind, address, settings, vm_mem_bytes)
 
 

@@ -18,6 +18,7 @@ Source:
     did not fit was in need within a second of its first refaults.
 """
 
+import math
 from collections import deque
 from typing import NamedTuple
 
@@ -59,6 +60,11 @@ BASE_S = 60.0
 """A base is a mean over the last one to two times this."""
 
 
+UNSAID_S = 60.0
+"""For so long after statistics that do not say what is available nobody relies on those that do: a
+guest that leaves the figure out now and then must not change its limits each second."""
+
+
 class Figures(NamedTuple):
     """A guest's statistics, as far as they show need; None for a figure that is unknown.
 
@@ -95,16 +101,16 @@ class NeedRule:
         # BASE_S old.
         self._calm: list[Figures] = []
         self._disk_base = self._faults_base = 0.0
+        self._unsaid_until_s = -math.inf
 
     @property
     def last_at_s(self) -> float | None:
         """When the guest sent its last statistics; None: never."""
         return self._recent[-1].at_s if self._recent else None
 
-    @property
-    def knows_available(self) -> bool:
-        """Whether the last statistics said how much memory is available."""
-        return bool(self._recent) and self._recent[-1].available_bytes is not None
+    def knows_available(self, now_s: float) -> bool:
+        """Whether all statistics of the last minute said how much memory is available."""
+        return now_s >= self._unsaid_until_s
 
     def take(self, figures: Figures, *, squeezed: bool) -> None:
         """Takes a guest's statistics, in the order in which it sent them.
@@ -122,6 +128,8 @@ class NeedRule:
                 self._calm.clear()
         self._killed = bool(recent) and _grown(recent[-1], figures, "oom_kills") > 0
         recent.append(figures)
+        if figures.available_bytes is None:
+            self._unsaid_until_s = figures.at_s + UNSAID_S
         # Half a second of tolerance: samples do not come to the second.
         while len(recent) > 2 and figures.at_s - recent[1].at_s > MEAN_S - 0.5:
             recent.popleft()

@@ -38,6 +38,7 @@ from balloon_daemon.guests.seam import (
 from balloon_daemon.units import GIB, MIB, VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import FOUND, ScriptedControl
+from tests.harness.faults import fault
 
 R = TypeVar("R")
 VM = VmId(7, "web")
@@ -141,6 +142,7 @@ def test_unknown_size_is_not_reported(play: Play) -> None:
     play(scene)
 
 
+@fault("the guest of a driven VM is reset")
 def test_reset_makes_the_size_unknown_until_a_driver_listens(play: Play) -> None:
     async def scene(world: World) -> None:
         world.guest.set_target(256 * MIB)
@@ -176,6 +178,7 @@ def test_statistics_are_reported_with_the_guests_time(play: Play) -> None:
     assert play(scene).of(Stats) == [stats]
 
 
+@fault("the VMM of a driven VM says a size")
 @pytest.mark.parametrize(
     "lie",
     [
@@ -253,6 +256,7 @@ def test_target_is_not_set_again(play: Play) -> None:
     play(scene)
 
 
+@fault("the VMM of a driven VM refuses a call")
 def test_refused_target_is_stuck_and_set_again_after_a_sample(play: Play) -> None:
     async def scene(world: World) -> None:
         world.control.fails["set_balloon"] = ControlError(Fault.REFUSED, "not now")
@@ -297,6 +301,7 @@ def test_fault_of_a_call_ends_the_vm(play: Play, call: str, fault: Fault) -> Non
     assert play(scene).reports[-1] == Gone(fault.value)
 
 
+@fault("the VMM of a driven VM hangs")
 @pytest.mark.parametrize("call", ["sample", "set_balloon", "watch"])
 def test_call_that_never_returns_ends_the_vm(play: Play, call: str) -> None:
     async def scene(world: World) -> None:
@@ -358,6 +363,7 @@ def test_guest_without_statistics_is_not_told_to_send_them(play: Play) -> None:
     play(scene, found(can=frozenset()))
 
 
+@fault("the VMM of a driven VM sends news")
 def test_vmm_without_end_of_news_is_sampled_ten_times_a_second(play: Play) -> None:
     async def scene(world: World) -> None:
         for _ in range(1000):
@@ -420,6 +426,7 @@ def test_guest_is_told_to_send_no_more_statistics_at_the_end(play: Play) -> None
     play(scene)
 
 
+@fault("balloond ends while a driven guest stands still")
 @pytest.mark.parametrize("state", [GuestState.PAUSED, GuestState.NO_DRIVER])
 def test_guest_that_cannot_give_back_now_does_so_later(play: Play, state: GuestState) -> None:
     async def scene(world: World) -> None:
@@ -451,6 +458,7 @@ def test_vm_that_ends_is_waited_for_no_longer(play: Play) -> None:
     play(scene)
 
 
+@fault("driven VMs' balloond is killed")
 def test_next_connection_gives_back_to_the_first_ones_base(play: Play, tmp_path: Path) -> None:
     async def first(world: World) -> None:
         world.guest.set_target(256 * MIB)

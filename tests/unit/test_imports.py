@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def run(program: str) -> str:
     """What a new interpreter prints."""
@@ -15,6 +17,36 @@ def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
     """libcrypto is for hosts with a store."""
     loaded = run("import sys, balloon_daemon.cli.run; print(*sys.modules)").split()
     assert {"_hashlib", "_ssl", "balloon_daemon.cli.trial"}.isdisjoint(loaded)
+
+
+def test_host_without_driven_vms_loads_none_of_their_modules() -> None:
+    program = """\
+import sys, balloon_daemon.cli.run
+from balloon_daemon.config.model import Config
+from balloon_daemon.guests.open_guest import open_drivers
+assert open_drivers(Config(), print) == []
+print(*sys.modules)
+"""
+    rooms = ("balloon_daemon.guests.driven", "balloon_daemon.guests.libvirt")
+    assert [name for name in run(program).split() if name.startswith(rooms)] == []
+
+
+@pytest.mark.parametrize("kind", ["qmp", "firecracker", "cloud_hypervisor", "crosvm", "libvirt"])
+def test_host_loads_the_modules_of_the_kinds_that_it_has(kind: str) -> None:
+    program = f"""\
+import sys, balloon_daemon.cli.run
+from balloon_daemon.config.model import Config
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.guests.open_guest import open_drivers
+from balloon_daemon.sizing.vm_settings import SEED
+assert len(open_drivers(Config(vms=(VmConfig("web", Kind("{kind}"), "/w", SEED),)), print)) == 1
+print(*sys.modules)
+"""
+    loaded = run(program).split()
+    names = {"driven.qmp", "driven.firecracker", "driven.cloud_hypervisor", "driven.crosvm"}
+    mine = f"driven.{kind}" if kind != "libvirt" else "libvirt.driver"
+    assert f"balloon_daemon.guests.{mine}" in loaded
+    assert not {f"balloon_daemon.guests.{name}" for name in names - {mine}} & {*loaded}
 
 
 def test_lean_asyncio_works_and_has_no_ssl() -> None:

@@ -102,6 +102,12 @@ class Firecracker:
 
         return wait_until(lines, what=f"the guest says {word}", seen=self.said)[-1]
 
+    def actual_mib(self) -> int:
+        """Its balloon's size, as its driver last said."""
+        sizes = self.ask("GET", "/balloon/statistics")
+        assert isinstance(sizes, dict)
+        return int(sizes["actual_mib"])
+
     def log(self) -> str:
         """Firecracker's own warnings and errors."""
         return self._log.read_text()

@@ -121,7 +121,8 @@ class HttpConnection(asyncio.Protocol):
             self._answer.set_result(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(ControlError(Fault.GONE, shown(str(exc)) if exc is not None else ""))
+        why = exc.strerror if isinstance(exc, OSError) else None
+        self._fail(ControlError(Fault.GONE, why or ""))
         if not self._lost.done():
             self._lost.set_result(None)
 
