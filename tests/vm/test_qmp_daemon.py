@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.vm.guest import Guest
 from tests.vm.images import Images
@@ -99,6 +100,7 @@ def test_guest_is_squeezed_while_the_host_is_low_and_gets_all_back(driven: Drive
     driven.daemon.check_log()
 
 
+@fault("driven VMs' balloond is killed")
 def test_balloon_outlives_balloond_and_the_next_one_gives_it_back(driven: Driven) -> None:
     driven.squeeze()
     driven.daemon.kill()
@@ -116,6 +118,7 @@ def test_stop_gives_back_what_balloond_took(driven: Driven) -> None:
     assert driven.guest.balloon_bytes() == 0
 
 
+@fault("the guest of a driven VM is reset")
 def test_guest_that_is_reset_is_squeezed_again_once_its_driver_listens(driven: Driven) -> None:
     driven.squeeze()
     driven.guest.qemu.monitor.execute("system_reset")
