@@ -77,3 +77,43 @@ from asyncio import sslproto
 print(sslproto.ssl is ssl)
 """
     assert run(program) == "True\n"
+
+
+DRIVERS = """\
+import sys
+import balloon_daemon.cli.run
+from balloon_daemon.config.model import Config
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.guests.open_guest import open_drivers
+from balloon_daemon.sizing.vm_settings import VmSettings
+before = set(sys.modules)
+vms = [VmConfig("web", Kind[name], "/run/web", VmSettings()) for name in sys.argv[1:]]
+open_drivers(Config(vms=tuple(vms)), print)
+print(*(name.removeprefix("balloon_daemon.guests.") for name in set(sys.modules) - before))
+"""
+
+
+def loaded_for(*kinds: str) -> set[str]:
+    """What the drivers of VMs of these kinds load."""
+    command = [sys.executable, "-c", DRIVERS, *kinds]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_daemon_without_driven_vms_loads_nothing_for_them() -> None:
+    assert loaded_for() == set()
+    assert loaded_for("VHOST_USER") == set()
+
+
+def test_daemon_that_drives_by_qmp_loads_no_other_vmms_language() -> None:
+    loaded = loaded_for("QMP")
+    assert "driven.qmp" in loaded
+    others = (
+        "driven.http",
+        "driven.fire",
+        "driven.cloud",
+        "driven.cros",
+        "libvirt",
+        "ssl",
+        "_ssl",
+    )
+    assert [name for name in loaded if name.startswith(others)] == []
