@@ -274,6 +274,9 @@ def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:
         wait_for(daemon, "vm-attached", vm="db")
 
 
+STATISTICS_S = 0.25
+
+
 @contextlib.contextmanager
 def statistics(
     run: Callable[[Callable[[], None]], None], vm: ScriptedVm
@@ -284,7 +287,7 @@ def statistics(
     over = threading.Event()
 
     def send() -> None:
-        while not over.wait(0.25):
+        while not over.wait(STATISTICS_S):
             run(lambda: vm.send_stats(**said))
 
     thread = threading.Thread(target=send)
