@@ -15,6 +15,7 @@ from rich.console import Console
 
 from benchmarks import (
     device_cost,
+    driven,
     fake_reclaim,
     footprint,
     huge_pages,
@@ -42,6 +43,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "reaction": reaction.figures,
     "recovery": recovery.figures,
     "footprint": footprint.figures,
+    "driven": driven.figures,
     "startup": startup.figures,
     "idle": idle.figures,
     "seccomp": seccomp_figures.figures,

@@ -50,7 +50,8 @@ def open_drivers(
 
         controls = {kind: control_of(kind) for kind in kinds}
         bases = main.with_name(f"{main.name}.bases")
-        wanted = Wanted(with_socket, config.discover.qmp, controls, bases)
+        names = frozenset(vm.name for vm in config.vms)
+        wanted = Wanted(with_socket, config.discover.qmp, controls, bases, names)
         drivers.append(DrivenVms(wanted, publish, is_own, claims))
     if domains or config.discover.libvirt:
         from balloon_daemon.guests.libvirt import driver as libvirt

@@ -126,7 +126,7 @@ class Guard:
         """Whether nobody would notice that it is in need: it sends no statistics at all, or none
         that say how much is available."""
         if self._need.last_at_s is not None:
-            return not self._need.knows_available
+            return not self._need.knows_available(now_s)
         return not self._sends_stats or self._is_late(now_s)
 
     def objection(self, now_s: float) -> Reason | None:

@@ -20,6 +20,7 @@ class VmSettings:
 
     Attributes:
         floor_bytes: never leave the guest less memory than this; None: what the profile leaves.
+            A careful VM in which nobody would notice need keeps more (``terms``).
         ceiling_bytes: the balloon's greatest size; None: what the policy's maximum allows.
         priority: VMs of a higher priority are squeezed later, and get their memory back first.
         profile: the rules.

@@ -51,5 +51,6 @@ TARGETS = {
         Target("low_memory_files", 1, 512),
         Target("settings", 1, 256),
         Target("handover_states", 1, 1024),
+        Target("vmm_answers", 1, 512),
     )
 }

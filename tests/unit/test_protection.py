@@ -150,6 +150,21 @@ def test_guest_that_is_in_need_each_time_is_left_alone_twice_as_long_each_time()
     assert waits == [60.0, 120.0, 240.0, 480.0]
 
 
+def test_stream_that_begins_in_a_squeezed_guest_is_let_go_once_and_is_in_the_next_base() -> None:
+    host = Host()
+    host.live(16)
+    began_s = host.now_s
+    for _ in range(150):
+        # It reads 10 MiB a second, and fills all free memory with page cache.
+        read = int(host.now_s - began_s) * 10 * MIB
+        host.figures = WELL._replace(free_bytes=60 * MIB, disk_read_bytes=read)
+        host.live(1)
+    (found,) = host.found
+    assert isinstance(found, InNeed)
+    assert found.signs == {Sign.READS_DISK}
+    assert host.target() == 512 * MIB
+
+
 def test_guest_that_is_in_need_by_itself_is_not_squeezed_and_nothing_is_said() -> None:
     host = Host(seen=PLENTY)
     host.figures = POOR
@@ -232,8 +247,17 @@ def test_guest_whose_statistics_never_say_what_is_available_keeps_the_floor(
     assert host.target() == 6 * GIB
     assert Reason.LIMITS_CHANGED in host.reasons
     host.figures = WELL._replace(available_bytes=4 * GIB)
-    host.live(20)
+    host.live(80)
     assert host.target() == 7 * GIB
+
+
+def test_guest_that_says_what_is_available_now_and_then_changes_its_limits_once() -> None:
+    host = Host(vm_mem_bytes=8 * GIB)
+    for second in range(100):
+        host.figures = WELL._replace(available_bytes=None if second % 2 else 4 * GIB)
+        host.live(1)
+    assert host.reasons.count(Reason.LIMITS_CHANGED) == 1
+    assert host.target() == 6 * GIB
 
 
 def test_floor_that_comes_later_gives_back_what_is_below_it() -> None:

@@ -11,6 +11,7 @@ from balloon_daemon.guests.driven import qmp_wire
 from balloon_daemon.guests.driven.control import ControlError, Found, Notice, Sample
 from balloon_daemon.guests.driven.qmp import QmpControl
 from balloon_daemon.guests.seam import Ability, GuestState
+from tests.harness.faults import fault
 from tests.harness.waiting import DeadlineError
 from tests.vm.guest import Guest
 from tests.vm.images import Images
@@ -123,6 +124,7 @@ def test_guest_is_squeezed_and_gets_its_memory_back(modern: Guest) -> None:
 
 
 # Before the guest was suspended: afterwards its kernel hears of no unplugging any more.
+@fault("a QEMU's balloon is unplugged")
 def test_balloon_that_is_unplugged_and_plugged_again_is_driven_again(modern: Guest) -> None:
     async def story(driven: Driven, found: Found) -> None:
         await driven.control.watch(1)
@@ -194,6 +196,7 @@ def test_paused_guest_follows_its_target_when_it_goes_on(modern: Guest) -> None:
     drive(modern, story)
 
 
+@fault("a QEMU's guest is paused")
 def test_suspended_guest_has_all_its_memory_and_inflates_when_it_wakes(modern: Guest) -> None:
     async def story(driven: Driven, found: Found) -> None:
         await driven.set_balloon(HALF)
@@ -208,6 +211,7 @@ def test_suspended_guest_has_all_its_memory_and_inflates_when_it_wakes(modern: G
     drive(modern, story)
 
 
+@fault("a QEMU's guest has DIMMs")
 def test_dimm_counts_at_once_and_leaves_the_balloon_as_it_is(modern: Guest) -> None:
     async def story(driven: Driven, found: Found) -> None:
         await driven.set_balloon(HALF)
@@ -225,6 +229,7 @@ def test_dimm_counts_at_once_and_leaves_the_balloon_as_it_is(modern: Guest) -> N
     drive(modern, story)
 
 
+@fault("a snapshot or a migration to a file")
 def test_saved_memory_is_told_once(
     modern: Guest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -246,6 +251,7 @@ def test_saved_memory_is_told_once(
     drive(modern, story)
 
 
+@fault("a QEMU monitor is held")
 def test_monitor_that_somebody_else_holds_is_said_to_be_held(
     modern: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +265,7 @@ def test_monitor_that_somebody_else_holds_is_said_to_be_held(
     drive(modern, story)
 
 
+@fault("a QEMU keeps")
 def test_size_is_unknown_from_a_reset_until_the_next_driver_listens(modern: Guest) -> None:
     async def story(driven: Driven, found: Found) -> None:
         size = found.vm_mem_bytes
@@ -278,6 +285,7 @@ def test_size_is_unknown_from_a_reset_until_the_next_driver_listens(modern: Gues
     drive(modern, story)
 
 
+@fault("a QEMU reports half-written")
 def test_sizes_that_legacy_virtio_writes_byte_by_byte_are_never_reported_half(
     legacy: Guest,
 ) -> None:
@@ -345,6 +353,7 @@ def test_vm_without_a_balloon_is_refused(images: Images) -> None:
     assert fault_of(images, "qmp-none") is Fault.NO_BALLOON
 
 
+@fault("a QEMU's VM has huge pages")
 def test_vm_with_memory_in_huge_pages_is_refused(images: Images) -> None:
     huge = "memory-backend-memfd,id=huge,size=64M,hugetlb=on,reserve=off"
     fault = fault_of(images, "qmp-huge", "-device", "virtio-balloon-pci", "-object", huge)

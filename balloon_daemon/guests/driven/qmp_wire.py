@@ -1,8 +1,8 @@
 """One connection to a QEMU monitor: QMP's lines, commands, answers and events, within limits.
 
-The controller runs it. Written by hand instead of with ``qemu.qmp``, which keeps each event until
-somebody takes it, has no limits in time, and imports ``ssl``: docs/performance.md has what both
-take.
+The controller runs it. Written by hand instead of with ``qemu.qmp`` (0.0.6), which keeps each
+event until somebody takes it, has no time limits, and imports ``ssl``: a daemon that loads it
+takes 4.4 MiB and 39 ms more, and 0.1 MiB and 2 ms more with this module and the others of QMP.
 
 Source: QEMU, docs/interop/qmp-spec.rst.
 """
@@ -20,6 +20,7 @@ from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.qmp_answers import MAX_DESC, Refusal
+from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import peer_of
 
 MAX_MESSAGE_BYTES = 256 * 1024
@@ -164,13 +165,11 @@ class Monitor(asyncio.BufferedProtocol):
         self._fail(ControlError(Fault.GONE))
 
     async def _answered(self, batch: _Batch, late: Fault) -> list[object]:
-        try:
-            async with asyncio.timeout(CALL_WITHIN_S):
-                return await batch.done
-        except TimeoutError as err:
+        if not await is_done_within(batch.done, CALL_WITHIN_S):
             failure = ControlError(late)
             self._fail(failure)
-            raise failure from err
+            raise failure
+        return batch.done.result()
 
     # --- asyncio's callbacks ---------------------------------------------------------------------
 
