@@ -51,10 +51,9 @@ from balloon_daemon.events import (
     SourceTrouble,
 )
 from balloon_daemon.guests.jailed.listener import VhostUserGuests
-from balloon_daemon.guests.open_guest import open_drivers
+from balloon_daemon.guests.open_guest import NEW_LOW, open_drivers
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
-from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import allow_all_fds
 from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.linux.systemd import has_stored_fds
@@ -133,7 +132,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         elif args.check:
             template.wait_until_ready()
     bus = Bus(Log(sys.stderr.fileno(), args.log, verbose=args.verbose))
-    low = LowNumbers if own is None else template.share_low_numbers
+    low = NEW_LOW if own is None else template.share_low_numbers
     if own is not None:
         own.prepare(template, bus.publish)
     try:

@@ -13,12 +13,18 @@ from balloon_daemon.events import Publish
 from balloon_daemon.guests.seam import GuestDriver
 from balloon_daemon.linux.apart import LowNumbers
 
+Low = Callable[[], LowNumbers]
+"""Gives descriptor numbers to start processes with."""
+
+NEW_LOW: Low = LowNumbers
+"""Gives them in a process that starts none yet."""
+
 
 def open_drivers(
     config: Config,
     publish: Publish,
     is_own: Callable[[int], bool] = lambda pid: False,
-    low: Callable[[], LowNumbers] = LowNumbers,
+    low: Low = NEW_LOW,
 ) -> list[GuestDriver]:
     """The drivers of all VMs of a configuration but those on our own device.
 

@@ -6,7 +6,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from balloon_daemon.errors import MemoryFileError
+from balloon_daemon.errors import MemoryFileError, printable
 from balloon_daemon.linux.libc import mount_of
 from balloon_daemon.units import format_size
 
@@ -44,6 +44,10 @@ LOCAL_FILE_SYSTEMS = frozenset(
 )
 """File systems whose pages this kernel reads by itself. A page of FUSE or NFS comes from a server
 that may never answer, and a process that waits for that page cannot be killed."""
+
+
+MAX_KIND = 32
+"""Characters of a file system's type that are kept."""
 
 
 def inspect_memory_file(fd: int) -> MemoryFile:
@@ -97,7 +101,10 @@ def _file_system(fd: int) -> str:
         with open("/proc/self/mountinfo", "rb") as mounts:
             for line in mounts:
                 if line.split(b" ", 1)[0] == b"%d" % mount:
-                    return line.rpartition(b" - ")[2].split()[0].decode("ascii", "replace")
+                    kind = line.rpartition(b" - ")[2].split()[0].decode("ascii", "replace")
+                    # Whoever mounts a file system of FUSE chooses a part of its type, of any
+                    # length and with any characters.
+                    return printable(kind[:MAX_KIND])
     except (OSError, IndexError):
         pass
     return ""

@@ -6,46 +6,54 @@ a transparent huge page after the kernel has split it, a page of hugetlbfs only 
 
 import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
-def pages_of(fd: int) -> tuple[int, str]:
-    """The kind of pages of a shared memory file.
+def pages_of(fds: Iterable[int]) -> set[tuple[int, str]]:
+    """The kinds of pages of shared memory files.
+
+    The list of mounts is read once for all of them: on a host with a thousand mounts that takes a
+    millisecond, and a VM may have hundreds of files.
 
     Source: Linux, admin-guide/mm/transhuge.rst, "Shmem / tmpfs".
 
     Returns:
-        The size of its pages in bytes (more than the machine's: hugetlbfs), and the kernel's word
-        for when it uses transparent huge pages: ``always``, ``within_size``, ``advise``,
-        ``never``.
+        The size of a file's pages in bytes (more than the machine's: hugetlbfs), and the kernel's
+        word for when it uses transparent huge pages: ``always``, ``within_size``, ``advise``,
+        ``never``; each pair once.
 
     Raises:
-        OSError: the descriptor has no file.
+        OSError: a descriptor has no file.
     """
-    page_bytes = os.fstatvfs(fd).f_bsize
-    if page_bytes > mmap.PAGESIZE:
-        return page_bytes, "never"
+    kinds, devices = set(), set()
+    for fd in fds:
+        page_bytes = os.fstatvfs(fd).f_bsize
+        if page_bytes > mmap.PAGESIZE:
+            kinds.add((page_bytes, "never"))
+        else:
+            device = os.fstat(fd).st_dev
+            devices.add((page_bytes, f"{os.major(device)}:{os.minor(device)}"))
     # Memfds are in the kernel's own tmpfs mount, whose setting is SHMEM_ENABLED. Its values deny
     # and force overrule the huge= option of every mount.
     overall = _chosen_word(SHMEM_ENABLED)
-    device = os.fstat(fd).st_dev
-    option = _mount_option(f"{os.major(device)}:{os.minor(device)}")
-    if overall in ("deny", "force"):
-        option = {"deny": "never", "force": "always"}[overall]
-    elif option is None:
-        option = overall
-    return page_bytes, option
+    forced = {"deny": "never", "force": "always"}.get(overall)
+    options = _mount_options() if devices and forced is None else {}
+    for page_bytes, number in devices:
+        kinds.add((page_bytes, forced or options.get(number, overall)))
+    return kinds
 
 
-def _mount_option(device: str) -> str | None:
-    """The ``huge=`` of a mounted tmpfs, else ``never``; None where it is not mounted."""
+def _mount_options() -> dict[str, str]:
+    """The ``huge=``, else ``never``, of each mounted file system, by its device's numbers."""
     try:
         content = MOUNTS.read_bytes().decode(errors="replace")
     except OSError:
-        return None
+        return {}
+    found: dict[str, str] = {}
     # Split lines at newlines and fields at blanks only: the kernel escapes blanks, tabs, newlines
     # and backslashes in a mount point's name (fs/proc_namespace.c, mangle), but no other white
     # space.
@@ -53,10 +61,10 @@ def _mount_option(device: str) -> str | None:
         # Fields as numbered in proc_pid_mountinfo(5): (3) is the device; (11), the last, has the
         # super block's options, among them huge=.
         fields = line.split(" ")
-        if len(fields) > 3 and fields[2] == device:
+        if len(fields) > 3 and fields[2] not in found:
             options = dict(word.partition("=")[::2] for word in fields[-1].split(","))
-            return options.get("huge", "never")
-    return None
+            found[fields[2]] = options.get("huge", "never")
+    return found
 
 
 def _chosen_word(path: Path) -> str:

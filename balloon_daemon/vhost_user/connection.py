@@ -143,7 +143,7 @@ class Connection:
                 return len(content) == waits and not flags & socket.MSG_CTRUNC
         return False
 
-    def receive(self) -> Received | None:
+    def receive(self, no_fds: str = "") -> Received | None:
         """Reads the next message.
 
         The kernel hands over descriptors with the first byte of the message with which they were
@@ -151,17 +151,21 @@ class Connection:
         message. A MSG_PEEK finds the message's end; if the message has not arrived as a whole, its
         header does.
 
+        Args:
+            no_fds: why the message may bring no descriptors, for the error; "": it may.
+
         Returns:
             A whole message with its descriptors; None where none is whole yet.
 
         Raises:
             EOFError: the front-end hung up between two messages.
-            FrontendError: the front-end hung up in mid-message, or a header is impossible.
+            FrontendError: the front-end hung up in mid-message, a header is impossible, or
+                descriptors wait although ``no_fds`` says why none may; these stay in the socket.
             OSError: the socket failed.
         """
         if not self._received and (self._waiting or self.peek()):
             self._wanted, self._waiting = self._waiting, 0
-        while self._receive_some():
+        while self._receive_some(no_fds):
             if len(self._received) < self._wanted:
                 continue
             request, flags, size = HEADER.unpack_from(self._received)
@@ -182,11 +186,14 @@ class Connection:
             return Received(message, fds, lost)
         return None
 
-    def _receive_some(self) -> bool:
+    def _receive_some(self, no_fds: str) -> bool:
         """Reads the missing rest of the present header or message; False where nothing waits."""
+        size = self._wanted - len(self._received)
         try:
+            if no_fds:
+                size = self._look_for_fds(size, no_fds)
             content, ancillary, flags, _ = self._socket.recvmsg(
-                self._wanted - len(self._received), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+                size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return False
@@ -198,6 +205,19 @@ class Connection:
             self._hung_up()
         self._received += content
         return True
+
+    def _look_for_fds(self, size: int, no_fds: str) -> int:
+        """How many of the next ``size`` bytes wait in the socket now, without descriptors.
+
+        The caller must read no more than these: the front-end may send further bytes, with
+        descriptors, before that read.
+        """
+        # As in ``_hang_up``: a MSG_PEEK without an ancillary buffer tells descriptors by
+        # MSG_CTRUNC.
+        content, _, flags, _ = self._socket.recvmsg(size, 0, socket.MSG_PEEK)
+        if flags & socket.MSG_CTRUNC:
+            raise FrontendError("message", no_fds)
+        return len(content)
 
     def _take_fds(self, ancillary: list[tuple[int, int, bytes]], *, truncated: bool) -> None:
         for level, kind, packed in ancillary:
@@ -242,15 +262,6 @@ class Connection:
         poll = select.poll()
         poll.register(self._socket, 0)
         return bool(poll.poll(0))
-
-    def brings_fds(self) -> bool:
-        """Whether descriptors come with the next bytes; both are left in the socket."""
-        # recvmsg() may fail with the socket's pending error (SO_ERROR) instead of peeking. No
-        # message comes then, and so no descriptor.
-        with contextlib.suppress(OSError):
-            _, _, flags, _ = self._socket.recvmsg(1, 0, socket.MSG_PEEK)
-            return bool(flags & socket.MSG_CTRUNC)
-        return False
 
     def peek(self) -> bytes | None:
         """A copy of the next message, which stays in the socket; None where no whole message

@@ -17,7 +17,8 @@ ReplayMessage = tuple[bytes, tuple[Fd, ...]]
 def replay(backend: Backend) -> list[ReplayMessage]:
     """The messages that bring a fresh back-end to this one's state, with their descriptors.
 
-    The descriptors stay this back-end's. The config space is not included.
+    The descriptors stay this back-end's, and are all that it holds. The config space is not
+    included.
     """
     memory = replay_memory(backend.memory.regions)
     return replay_features(backend) + memory + replay_vrings(backend)
@@ -68,6 +69,10 @@ def replay_vrings(backend: Backend) -> list[ReplayMessage]:
             # without its kick descriptor, so that the next controller does not serve the ring
             # either.
             (Request.SET_VRING_KICK, None if vring.unusable else vring.kick),
+            # Store that kick nevertheless, by a request that the next controller leaves alone.
+            # Otherwise this controller's close of it at the end might be the file's last, which
+            # may block for ever.
+            (Request.SET_INFLIGHT_FD, vring.kick if vring.unusable else None),
         ):
             if fd is not None:
                 add(request, wire.U64.pack(index), fd)

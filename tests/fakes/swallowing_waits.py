@@ -3,7 +3,7 @@
 import ast
 
 FORBIDDEN = {"wait_for", "timeout", "timeout_at"}
-"""See ``guests/jailed/waiting.py``. Strings count too: getattr() would evade the search."""
+"""See ``guests/waiting.py``. Strings count too: getattr() would evade the search."""
 
 _ALWAYS = {"wait_for", "timeout_at"}
 """These names mean asyncio's functions, whatever object they are taken from."""

@@ -43,6 +43,7 @@ from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
 from tests.harness.fd_keeper import file_of, keeper_pid, kept_files
 from tests.harness.fd_room import open_fds, room_for_fds
+from tests.harness.frozen import Frozen
 from tests.harness.jail_watch import is_alive
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
@@ -782,6 +783,36 @@ def test_vm_that_is_not_kept_does_not_hold_up_the_end_of_a_controller_that_makes
     start_daemon("--keep-fds")
     answer(first)
     first.close()
+    enemy.close()
+
+
+@fault("sends an eventfd or a pipe that somebody watches by epoll")
+def test_kick_of_a_ring_that_cannot_be_served_does_not_hold_up_a_controller_that_makes_way(
+    start_daemon: StartDaemon,
+) -> None:
+    try:
+        watch = WatchedFile("eventfd")
+    except PermissionError as err:
+        pytest.skip(str(err))
+    daemon = start_daemon("--keep-fds")
+    other, enemy = (Wire.connect(str(daemon.config.socket)) for _ in range(2))
+    answer(other)
+    answer(enemy)
+    with Frozen(daemon):
+        enemy.send(encode_request(Q.SET_VRING_KICK, U64.pack(0)), [watch.fd])
+        enemy.send(encode_request(Q.SET_VRING_BASE, VringState(0, 1 << 16).encode()))
+        watch.leave_the_last_close_to_others()
+    answer(enemy)
+
+    os.kill(daemon.pid, signal.SIGUSR1)
+    try:
+        wait_until(lambda: not is_alive(daemon.pid), what="it ends")
+        start_daemon("--keep-fds")
+        answer(enemy)
+        answer(other)
+    finally:
+        watch.end()
+    other.close()
     enemy.close()
 
 

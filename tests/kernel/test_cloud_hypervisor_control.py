@@ -129,7 +129,7 @@ def test_balloon_shows_a_driver_whose_statistics_are_not_to_be_had(path: Path) -
     with_vmm(vmm, talk)
 
 
-@fault("an API lies")
+@fault("the VMM of a driven VM says a size")
 @pytest.mark.parametrize(
     ("vmm", "fault"),
     [
@@ -161,7 +161,7 @@ def test_vm_that_cannot_be_driven_is_named_by_its_fault(
     with_vmm(FakeCloudHypervisor(path, **vmm), talk)  # type: ignore[arg-type]  # by name
 
 
-@fault("a VM with an API has huge pages")
+@fault("a VM that is named cannot be driven")
 def test_device_that_is_assigned_later_is_noticed(path: Path) -> None:
     async def talk(vmm: FakeCloudHypervisor, control: CloudHypervisorControl) -> None:
         await opened(control)
@@ -173,7 +173,7 @@ def test_device_that_is_assigned_later_is_noticed(path: Path) -> None:
     with_vmm(FakeCloudHypervisor(path), talk)
 
 
-@fault("a VM's API refuses")
+@fault("the VMM of a driven VM refuses")
 def test_refused_size_has_the_vmms_words(path: Path) -> None:
     async def talk(vmm: FakeCloudHypervisor, control: CloudHypervisorControl) -> None:
         await opened(control)

@@ -62,7 +62,7 @@ def test_running_vm_is_described_squeezed_and_released(path: Path) -> None:
     with_crosvm(FakeCrosvm(path), talk)
 
 
-@fault("no driver listens yet in a VM with an API")
+@fault("no driver listens yet in a VM that is driven by an API")
 def test_guest_without_driver_is_no_fault_and_its_order_waits(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         found = await opened(control)
@@ -91,6 +91,7 @@ def test_silent_version_without_driver_is_asked_once_and_answers_late(path: Path
     with_crosvm(FakeCrosvm(path, driver=False, enotconn=False), talk, SHORT_S)
 
 
+@fault("a guest of crosvm's stands still")
 def test_answer_that_comes_after_its_call_is_old_and_another_is_asked_for(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         await opened(control)
@@ -119,7 +120,7 @@ def test_size_of_unseen_memory_is_the_guests_own_total(path: Path) -> None:
     with_crosvm(vmm, talk)
 
 
-@fault("crosvm's answer is garbage")
+@fault("the VMM of a driven VM hangs, sends garbage")
 @pytest.mark.parametrize(
     ("raw", "fault"),
     [
@@ -152,7 +153,7 @@ def test_answer_without_sense_is_named_by_its_fault(path: Path, raw: bytes, faul
     with_crosvm(FakeCrosvm(path, raw=raw), talk)
 
 
-@fault("an API lies")
+@fault("the VMM of a driven VM says a size")
 def test_statistics_without_sense_are_unknown(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         await opened(control)
@@ -184,7 +185,7 @@ def test_end_of_the_vm_is_noticed_by_whoever_waits_or_asks(path: Path) -> None:
     with_crosvm(FakeCrosvm(path), talk)
 
 
-@fault("crosvm's answer is garbage")
+@fault("the VMM of a driven VM hangs, sends garbage")
 def test_packet_that_nobody_asked_for_ends_the_connection(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         await opened(control)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,49 @@ def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:
     with monitors_in_a_thread([host.monitor("web"), host.monitor("db")]):
         wait_for(daemon, "vm-attached", vm="web")
         wait_for(daemon, "vm-attached", vm="db")
+
+
+STATISTICS_S = 0.25
+
+
+@contextlib.contextmanager
+def statistics(
+    run: Callable[[Callable[[], None]], None], vm: ScriptedVm
+) -> Iterator[dict[str, int]]:
+    """A guest that sends statistics as QEMU has it do, each second; a test changes what they say
+    by the dictionary that it gets."""
+    said = {"available_memory": 400 * MIB, "free_memory": 300 * MIB, "swap_in": 0}
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.wait(STATISTICS_S):
+            run(lambda: vm.send_stats(**said))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield said
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_careful_guest_in_need_gets_all_back_down_to_its_base(host: Host) -> None:
+    web, db = host.monitor("web", actual=GIB - BASE), host.monitor("db")
+    host.config.write_text(
+        f'[vm.web]\nqmp = "{host.path}/web.qmp"\n[vm.db]\nqmp = "{host.path}/db.qmp"\n'
+    )
+    with (
+        monitors_in_a_thread([web, db]) as run,
+        statistics(run, web.vm) as said,
+        statistics(run, db.vm),
+    ):
+        daemon = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(daemon, db, MOST)
+        daemon.wait(lambda: web.vm.actual < GIB - 2 * BASE, what="web is squeezed, too")
+        said["available_memory"] = MIB
+        wait_for(daemon, "guest-in-need", vm="web")
+        wait_for_balloon(daemon, web, BASE)
+        assert db.vm.actual == GIB - MOST
+        assert not events(daemon, "guest-in-need", vm="db")

@@ -74,7 +74,7 @@ def test_statistics_are_new_only_where_they_differ_from_those_before(path: Path)
     with_firecracker(FakeFirecracker(path, stats=dict(LINUX)), talk)
 
 
-@fault("no driver listens yet in a VM with an API")
+@fault("no driver listens yet in a VM that is driven by an API")
 def test_vm_before_its_boot_has_no_driver_and_takes_its_size_with_it(path: Path) -> None:
     async def talk(vmm: FakeFirecracker, control: FirecrackerControl) -> None:
         found = await opened(control)
@@ -150,7 +150,7 @@ def test_period_of_statistics_waits_for_a_driver_and_is_given_back(path: Path) -
     with_firecracker(FakeFirecracker(path, balloon=balloon), talk)
 
 
-@fault("an API lies")
+@fault("the VMM of a driven VM says a size")
 @pytest.mark.parametrize(
     ("vmm", "fault"),
     [
@@ -179,7 +179,7 @@ def test_vm_that_cannot_be_driven_is_named_by_its_fault(
     with_firecracker(FakeFirecracker(path, **vmm), talk)  # type: ignore[arg-type]  # by name
 
 
-@fault("a VM's API refuses")
+@fault("the VMM of a driven VM refuses")
 def test_amount_that_is_refused_for_another_reason_is_a_fault(path: Path) -> None:
     async def talk(vmm: FakeFirecracker, control: FirecrackerControl) -> None:
         await opened(control)

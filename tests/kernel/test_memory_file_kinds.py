@@ -115,6 +115,28 @@ def test_descriptor_of_no_memory_is_never_freed_never_mapped_and_not_waited_for(
         os.close(fd)
 
 
+NAMED_BY_ITS_OWNER = """
+import ctypes, os, sys
+from balloon_daemon.linux.memory import inspect_memory_file
+
+device = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+kind = b"fuse.\\x1b[31m" + 100 * b"x"
+if ctypes.CDLL(None).mount(b"none", os.fsencode(sys.argv[1]), kind, 0, options):
+    sys.exit("mount(2) refuses it")
+print(inspect_memory_file(os.open(sys.argv[1], os.O_PATH)).never_freed)
+"""
+
+
+@fault("memory region that cannot be freed")
+def test_kind_of_file_that_its_owner_has_named_is_short_and_printable(tmp_path: Path) -> None:
+    command = ["unshare", "--mount", sys.executable, "-c", NAMED_BY_ITS_OWNER, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"FUSE cannot be mounted here: {done.stderr}")
+    assert done.stdout == f"is a file on fuse.\\x1b[31m{'x' * 22}\n"
+
+
 def test_descriptor_of_no_memory_takes_no_memory() -> None:
     reading, writing = os.pipe()
     for fd in (reading, writing, 1 << 20):

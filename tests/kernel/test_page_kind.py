@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.linux import page_kind
+from tests.harness.faults import fault
 
 
 @pytest.fixture
@@ -36,11 +37,11 @@ def test_memfd_goes_by_the_kernels_setting(
     memfd: int, enabled: Path, chosen: str, huge: str
 ) -> None:
     enabled.write_text(chosen + "\n")
-    assert page_kind.pages_of(memfd) == (4096, huge)
+    assert page_kind.pages_of([memfd]) == {(4096, huge)}
 
 
 def test_kernel_without_transparent_huge_pages_has_small_ones(memfd: int, enabled: Path) -> None:
-    assert page_kind.pages_of(memfd) == (4096, "never")
+    assert page_kind.pages_of([memfd]) == {(4096, "never")}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_file_of_a_mounted_tmpfs_goes_by_its_option(
     )
     enabled.write_text("always within_size advise [never] deny force\n")
     monkeypatch.setattr(page_kind, "MOUNTS", mounts)
-    assert page_kind.pages_of(memfd) == (4096, huge)
+    assert page_kind.pages_of([memfd]) == {(4096, huge)}
 
 
 def test_reserved_huge_pages_are_named_with_their_size() -> None:
@@ -78,6 +79,28 @@ def test_reserved_huge_pages_are_named_with_their_size() -> None:
     except OSError as err:
         pytest.skip(f"this kernel has no huge pages of 2 MiB: {err}")
     try:
-        assert page_kind.pages_of(fd) == (2 << 20, "never")
+        assert page_kind.pages_of([fd]) == {(2 << 20, "never")}
     finally:
         os.close(fd)
+
+
+@fault("one user has much to say, over however many connections")
+def test_mounts_are_read_once_however_many_files_there_are(
+    enabled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enabled.write_text("always within_size [advise] never deny force\n")
+    read = list[dict[str, str]]()
+    mount_options = page_kind._mount_options
+
+    def counted() -> dict[str, str]:
+        read.append(mount_options())
+        return read[-1]
+
+    monkeypatch.setattr(page_kind, "_mount_options", counted)
+    files = [os.memfd_create("guest") for _ in range(256)]
+    try:
+        assert page_kind.pages_of(files) == {(4096, "advise")}
+    finally:
+        for fd in files:
+            os.close(fd)
+    assert len(read) == 1

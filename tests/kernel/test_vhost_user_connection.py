@@ -1,9 +1,11 @@
 """The vhost-user socket: whole messages and their descriptors, however they arrive."""
 
 import array
+import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -284,3 +286,45 @@ def test_owned_fd_that_somebody_else_closed_is_let_go_all_the_same() -> None:
         fd.close()
     # Not tried again: by now the number may be another's.
     assert fd.fileno() == -1
+
+
+class FollowedUp(socket.socket):
+    """A socket whose peer sends more right after each look into it."""
+
+    more: list[Callable[[], None]]
+
+    def recvmsg(self, *args: Any) -> Any:
+        seen = super().recvmsg(*args)
+        if self.more and args[2] & socket.MSG_PEEK:
+            self.more.pop()()
+        return seen
+
+
+@pytest.mark.parametrize("cut", [1, HEADER.size, HEADER.size + 2])
+@fault("one user's VMMs take more than three quarters of the descriptors")
+def test_descriptors_that_may_not_come_stay_in_the_socket_whenever_they_are_sent(
+    files: list[int], cut: int
+) -> None:
+    plain, theirs = socket.socketpair()
+    ours = FollowedUp(fileno=plain.detach())
+    connection = Connection(ours, ForeignFds(closes_at_once()))
+    whole = FOUR_BYTES.encode()
+    before = open_fds()
+    with theirs, contextlib.closing(connection):
+        send(theirs, whole[:cut])
+        # In time for a second read, but too late for the first look.
+        ours.more = [lambda: send(theirs, whole[cut:], files[:1])]
+        with pytest.raises(FrontendError, match="as many as one user may"):
+            connection.receive(no_fds="as many as one user may")
+        assert open_fds() == before
+
+
+def test_message_without_descriptors_is_read_where_none_may_come(pair: Pair) -> None:
+    connection, theirs = pair
+    send(theirs, FOUR_BYTES.encode())
+    whole = connection.receive(no_fds="as many as one user may")
+    assert whole == (FOUR_BYTES, (), False)
+    assert connection.receive(no_fds="as many as one user may") is None
+    theirs.shutdown(socket.SHUT_WR)
+    with pytest.raises(EOFError):
+        connection.receive(no_fds="as many as one user may")

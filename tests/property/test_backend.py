@@ -266,6 +266,8 @@ class AnyFrontend(RuleBasedStateMachine):
             given = [doubles.setdefault(id(fd), fd.twin()) for fd in held]
             assert len(held) == len(fds)
             other.handle(Message(request, flags, encoded[HEADER.size :]), given)
+        # What is not told on is not in the store: our own close of it would be the last.
+        assert doubles.keys() == {id(fd) for fd in self.held()}
         places = [(region.description, region.fd) for region in other.memory.regions]
         assert places == [(region.description, doubles.get(id(region.fd))) for region in regions]
         # Of a file that was let go of it is not known any more why it cannot be freed.

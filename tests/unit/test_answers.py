@@ -27,7 +27,7 @@ def test_what_is_no_json_is_nonsense(text: bytes) -> None:
     assert len(caught.value.detail) < 1000
 
 
-@fault("an API lies")
+@fault("the VMM of a driven VM says a size")
 @pytest.mark.parametrize(
     "value", [None, -1, 2**63, 101, 1.0, math.nan, math.inf, "7", True, [7], {"a": 7}]
 )

@@ -46,7 +46,7 @@ def test_answer_is_parsed_whole_and_byte_by_byte(answer: bytes, expected: HttpAn
     assert parser.feed(pieces[-1]) == expected
 
 
-@fault("an API's answer is garbage")
+@fault("the VMM of a driven VM hangs, sends garbage")
 @pytest.mark.parametrize(
     "answer",
     [

@@ -22,7 +22,7 @@ FORKS_WITHOUT_EXEC = {
     "libc.clone_sibling": {"device.forker"},
     "libc.clone_sharing_fds": {"guests.jailed.closing_child", "linux.apart"},
     # The latter have it start libvirt's clients, by exec.
-    "apart.LowNumbers": {"device.template", "guests.libvirt", "guests.open_guest"},
+    "apart.LowNumbers": {"device.template", "guests.libvirt", "guests.open_guest", "guests.look"},
 }
 """Each wrapper that forks, and the modules or rooms that may name it."""
 

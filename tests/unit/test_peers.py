@@ -180,6 +180,21 @@ def test_another_user_may_be_sent_descriptors_whatever_one_takes() -> None:
 
 
 @fault("more than 1,024 descriptors of one user wait for their close")
+def test_descriptors_that_wait_without_a_number_refuse_no_other_user() -> None:
+    async def scene(room: Room) -> None:
+        # Each connection that is refused may bring another one.
+        room.peer(1, 1).account.parked = 2 * LIMIT
+        other = room.peer(2, 1)
+        assert not room.refuses(other)
+        other.account.waiting = other.account.held = 200
+        modest = ForeignFds(room.closer)
+        modest.waiting = MODEST
+        assert other.may_receive(modest)
+
+    assert play(scene) == []
+
+
+@fault("more than 1,024 descriptors of one user wait for their close")
 def test_descriptors_that_nobody_has_let_go_of_yet_count() -> None:
     async def scene(room: Room) -> None:
         connection = room.connection()

@@ -1,11 +1,12 @@
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
 
 from balloon_daemon.guests.jailed import turns
-from balloon_daemon.guests.jailed.turns import AT_ONCE, LOOK_AT, Allowances, Turns
+from balloon_daemon.guests.jailed.turns import AT_ONCE, LOOK_AT, Allowances, EachStep, Turns
 from tests.harness.faults import fault
 
 CONNECTIONS = AT_ONCE + 3 * LOOK_AT + 1
@@ -262,3 +263,84 @@ def test_established_connection_that_takes_most_is_put_back_and_the_others_are_n
     # Once each until it is put back, and then one of them in a turn of the loop.
     assert floods_heard <= AT_ONCE + 10 * AT_ONCE
     assert honest_heard >= 1
+
+
+@fault("one user has much to say, over however many connections")
+def test_only_a_tasks_own_steps_are_charged_to_it() -> None:
+    took: list[float] = []
+
+    async def step_for_long(turns_of_others: "asyncio.Future[None]") -> None:
+        end = time.monotonic() + 0.01
+        while time.monotonic() < end:
+            pass
+        await turns_of_others
+
+    async def scene() -> None:
+        loop = asyncio.get_running_loop()
+        others: asyncio.Future[None] = loop.create_future()
+
+        async def task() -> None:
+            await EachStep(step_for_long(others), took.append)
+
+        running = asyncio.ensure_future(task())
+        await asyncio.sleep(0)
+        time.sleep(0.05)
+        others.set_result(None)
+        await running
+
+    asyncio.run(scene())
+    first, last = took
+    # No upper bound: the test's own process may be kept from the processor at any time.
+    assert first >= 0.01
+    assert last < first
+
+
+def test_steps_end_with_the_coroutines_result_error_or_cancellation() -> None:
+    async def waits(seen: list[str]) -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise EOFError
+
+    async def scene() -> tuple[list[str], int]:
+        seen: list[str] = []
+        steps: list[float] = []
+
+        async def task() -> None:
+            await EachStep(waits(seen), steps.append)
+
+        running = asyncio.ensure_future(task())
+        await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        with pytest.raises(EOFError):
+            await EachStep(fails(), steps.append)
+        return seen, len(steps)
+
+    assert asyncio.run(scene()) == (["cancelled"], 4)
+
+
+@fault("one user has much to say, over however many connections")
+def test_tasks_time_counts_more_than_that_of_config_accesses() -> None:
+    async def scene() -> tuple[float, float]:
+        allowances = Allowances()
+        user = Turns(allowances)
+        user.charge_task(1000, 0.1)
+        user.establish(7)
+        user.charge_task(7, 0.05)
+        user.leave(7)
+        user.close()
+        now_s = asyncio.get_running_loop().time()
+        young_s = allowances.in_turns.charge(0.0, now_s)
+        return young_s, allowances.at_once.charge(0.0, now_s)
+
+    young_s, at_once_s = asyncio.run(scene())
+    # Both allowances were full before, and have earned something since.
+    assert turns.SAVED_S - 0.1 * turns.A_REQUEST_COUNTS <= young_s < turns.SAVED_S
+    assert turns.SAVED_S - 0.05 * turns.A_REQUEST_COUNTS <= at_once_s < turns.SAVED_S

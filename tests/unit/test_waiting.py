@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from balloon_daemon.guests.jailed.waiting import is_done_within
+from balloon_daemon.guests.waiting import is_done_within
 from tests.fakes.swallowing_waits import swallowing_waits
 from tests.harness.faults import fault
 

@@ -135,13 +135,14 @@ ROOMS = {
     "seccomp": {"linux"},
     "device": {"virtio", "tube", "seccomp", "linux"},
     "config": {"sizing", "linux"},
+    "guests.waiting": set[str](),
     "guests.seam": {"sizing.decision", "sizing.vm_settings"},
     "handover": {"guests.seam", "linux"},
     "guests.jailed": {
-        "events", "sizing.decision", "sizing.vm_settings", "config", "guests.seam", "handover",
-        "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
+        "events", "sizing.decision", "sizing.vm_settings", "config", "guests.seam",
+        "guests.waiting", "handover", "vhost_user", "virtio", "tube", "device", "seccomp", "linux",
     },
-    "guests.driven": {"events", "sizing", "config", "guests.seam", "linux"},
+    "guests.driven": {"events", "sizing", "config", "guests.seam", "guests.waiting", "linux"},
     "guests.libvirt": {"events", "sizing", "config", "guests.seam", "guests.driven", "linux"},
     "guests.look": {
         "events", "sizing", "config", "guests.seam", "guests.driven", "guests.libvirt", "linux",

@@ -129,9 +129,11 @@ class LibvirtHost:
 
     def balloon_mib(self, name: str) -> int:
         """The size of a domain's balloon, as libvirt reports it."""
-        lines = self.virsh("dommemstat", name).splitlines()
-        figures = dict(line.split() for line in lines)
-        return MEMORY_MIB - int(figures["actual"]) // 1024
+        return MEMORY_MIB - self._statistics(name)["actual"] // 1024
+
+    def has_driver(self, name: str) -> bool:
+        """Whether a driver listens in a domain's guest."""
+        return self._statistics(name)["last_update"] != 0
 
     def host_bytes(self, name: str) -> int:
         """What the host really holds for a domain: the blocks of its memfd."""
@@ -152,6 +154,10 @@ class LibvirtHost:
         self._holder.kill()
         self._holder.wait()
         self._work.rmdir()
+
+    def _statistics(self, name: str) -> dict[str, int]:
+        lines = self.virsh("dommemstat", name).splitlines()
+        return {word: int(value) for word, value in map(str.split, lines)}
 
     def _virsh(self, *words: str) -> "subprocess.CompletedProcess[str]":
         command = self._inside("/usr/bin/virsh", "--quiet", *words)

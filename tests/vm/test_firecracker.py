@@ -99,7 +99,7 @@ def test_guest_gives_memory_that_the_host_gets_and_has_it_back(make: MakeFirecra
     driven(vmm, talk)
 
 
-@fault("no driver listens yet in a VM with an API")
+@fault("no driver listens yet in a VM that is driven by an API")
 def test_order_given_before_the_driver_listens_is_carried_out(make: MakeFirecracker) -> None:
     vmm = make()
 
@@ -211,7 +211,7 @@ def test_end_of_the_vm_is_noticed_at_once(make: MakeFirecracker) -> None:
     driven(vmm, talk)
 
 
-@fault("a VM with an API has huge pages")
+@fault("a VM that is named cannot be driven")
 def test_vm_without_a_balloon_is_refused(make: MakeFirecracker) -> None:
     async def talk(control: FirecrackerControl) -> None:
         with pytest.raises(ControlError) as caught:

@@ -26,7 +26,7 @@ SPEED = 300
 MAX_MIB = MEMORY_MIB // 2
 """The balloon's maximum by the balloon policy's rule."""
 
-BALLOON_S = 180
+BALLOON_S = 60
 """Deadline for the balloon to reach a target, most of which takes a guest a second or two."""
 
 DOMAINS = ("web", "db")
@@ -66,18 +66,33 @@ class Balloond:
         self.daemon.kill()
         self.daemon = self._start()
 
-    def wait_driven(self, *names: str) -> None:
-        """Waits until a driver listens in each of these domains, and balloond knows it."""
+    def wait_event(self, event: str, *names: str, times: int = 1) -> None:
+        """Waits until there was such an event about each of these domains."""
 
-        def driven() -> set[str]:
-            events = self.daemon.records()
-            return {record["vm"] for record in events if record["event"] == "vm-attached"}
+        def seen(name: str) -> int:
+            records = self.daemon.records()
+            return sum(each["event"] == event and each["vm"] == name for each in records)
 
         self.daemon.wait(
-            lambda: driven() >= set(names),
-            what=f"{names} are driven",
+            lambda: all(seen(name) >= times for name in names),
+            what=f"{event} of {names}",
             deadline_s=BALLOON_S,
         )
+
+    def wait_driven(self, *names: str, times: int = 1) -> None:
+        """Waits until a driver listens in each of these domains, and balloond knows it."""
+        self.wait_event("vm-attached", *names, times=times)
+
+    def squeeze(self) -> None:
+        """Waits until all domains are driven, and takes as much as may be from all of them."""
+        self.wait_driven(*DOMAINS)
+        self.low_mem.set_low()
+        self.wait_balloons(MAX_MIB, *DOMAINS)
+
+    def release(self) -> None:
+        """Gives all back."""
+        self.low_mem.set_plenty()
+        self.wait_balloons(0, *DOMAINS)
 
     def wait_balloons(self, size_mib: int, *names: str) -> None:
         """Waits until the balloons of these domains have this size."""
@@ -98,9 +113,14 @@ class Balloond:
         return client
 
     def stop(self) -> None:
-        """Ends it, which gives back what it took."""
+        """Ends it as systemd does, and waits until it has given back what it took."""
         try:
-            self.daemon.stop()
+            os.kill(self.daemon.pid, signal.SIGTERM)
+            wait_until(
+                lambda: not any(self._libvirt.balloon_mib(name) for name in DOMAINS),
+                what="all domains have their memory",
+                deadline_s=BALLOON_S,
+            )
         finally:
             self.daemon.kill()
             self._run_dir.cleanup()
@@ -116,13 +136,10 @@ def balloond(libvirt: LibvirtHost, request: pytest.FixtureRequest) -> Iterator[B
 
 
 def test_domains_are_squeezed_and_released(libvirt: LibvirtHost, balloond: Balloond) -> None:
-    balloond.wait_driven(*DOMAINS)
     before_bytes = libvirt.host_bytes("web")
-    balloond.low_mem.set_low()
-    balloond.wait_balloons(MAX_MIB, *DOMAINS)
+    balloond.squeeze()
     assert libvirt.host_bytes("web") <= max(before_bytes, (MEMORY_MIB - MAX_MIB) * MIB)
-    balloond.low_mem.set_plenty()
-    balloond.wait_balloons(0, *DOMAINS)
+    balloond.release()
     balloond.daemon.check_log()
 
 
@@ -134,77 +151,58 @@ def test_domain_that_hangs_delays_no_other(libvirt: LibvirtHost, balloond: Ballo
         balloond.wait_balloons(MAX_MIB, "web")
         balloond.low_mem.set_plenty()
         balloond.wait_balloons(0, "web")
+        balloond.wait_event("vm-lost", "db")
     finally:
         os.kill(libvirt.pid("db"), signal.SIGCONT)
-    balloond.wait_driven(*DOMAINS)
-    balloond.low_mem.set_low()
-    balloond.wait_balloons(MAX_MIB, *DOMAINS)
-    balloond.daemon.stop()
-    # What balloond took is given back at its end.
-    wait_until(lambda: libvirt.balloon_mib("db") == 0, what="db has its memory", deadline_s=60)
+    balloond.wait_driven("db", times=2)
 
 
 def test_killed_client_costs_no_domain_anything(libvirt: LibvirtHost, balloond: Balloond) -> None:
-    balloond.wait_driven(*DOMAINS)
-    balloond.low_mem.set_low()
-    balloond.wait_balloons(MAX_MIB, *DOMAINS)
+    balloond.squeeze()
     os.kill(balloond.client(), signal.SIGKILL)
-    balloond.low_mem.set_plenty()
-    balloond.wait_balloons(0, *DOMAINS)
+    balloond.wait_driven(*DOMAINS, times=2)
+    assert {libvirt.balloon_mib(name) for name in DOMAINS} == {MAX_MIB}
+    balloond.release()
 
 
 def test_libvirt_that_is_started_anew_is_found_again(
     libvirt: LibvirtHost, balloond: Balloond
 ) -> None:
-    balloond.wait_driven(*DOMAINS)
-    balloond.low_mem.set_low()
-    balloond.wait_balloons(MAX_MIB, *DOMAINS)
+    balloond.squeeze()
     libvirt.kill_daemon()
     libvirt.start_daemon()
+    balloond.wait_driven(*DOMAINS, times=2)
     assert {libvirt.balloon_mib(name) for name in DOMAINS} == {MAX_MIB}
-    balloond.low_mem.set_plenty()
-    balloond.wait_balloons(0, *DOMAINS)
+    balloond.release()
 
 
 def test_next_balloond_takes_the_balloons_as_they_are(
     libvirt: LibvirtHost, balloond: Balloond
 ) -> None:
-    balloond.wait_driven(*DOMAINS)
-    balloond.low_mem.set_low()
-    balloond.wait_balloons(MAX_MIB, *DOMAINS)
+    balloond.squeeze()
     balloond.restart()
     balloond.wait_driven(*DOMAINS)
     assert {libvirt.balloon_mib(name) for name in DOMAINS} == {MAX_MIB}
-    balloond.low_mem.set_plenty()
-    balloond.wait_balloons(0, *DOMAINS)
+    balloond.release()
 
 
 def test_guest_that_is_reset_is_driven_on(libvirt: LibvirtHost, balloond: Balloond) -> None:
-    balloond.wait_driven(*DOMAINS)
-    balloond.low_mem.set_low()
-    balloond.wait_balloons(MAX_MIB, *DOMAINS)
+    balloond.squeeze()
     libvirt.virsh("reset", "web")
+    balloond.wait_event("no-driver-yet", "web")
+    # QEMU keeps the target, and the next kernel's driver obeys it; balloond takes that for what
+    # it took.
     balloond.daemon.wait(
-        lambda: any(record["event"] == "no-driver" for record in balloond.daemon.records()),
-        what="balloond knows that no driver listens",
+        lambda: libvirt.has_driver("web"), what="the next driver listens", deadline_s=BALLOON_S
     )
-    # QEMU keeps the target, and the next kernel's driver obeys it.
-    balloond.wait_balloons(MAX_MIB, "web")
-    balloond.low_mem.set_plenty()
-    balloond.wait_balloons(0, *DOMAINS)
+    balloond.release()
     balloond.daemon.check_log()
 
 
 def test_domains_come_and_go(libvirt: LibvirtHost, balloond: Balloond) -> None:
     balloond.wait_driven(*DOMAINS)
     libvirt.create("third")
-    balloond.wait_driven("third")
+    balloond.wait_event("vm-driven", "third")
     libvirt.virsh("destroy", "third")
-    balloond.daemon.wait(
-        lambda: any(
-            record["event"] == "vm-lost" and record["vm"] == "third"
-            for record in balloond.daemon.records()
-        ),
-        what="balloond knows that the domain is gone",
-    )
+    balloond.wait_event("vm-lost", "third")
     balloond.daemon.check_log()

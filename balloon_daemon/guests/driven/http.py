@@ -30,7 +30,7 @@ class HttpConnection(asyncio.Protocol):
         self._path, self._within_s = path, within_s
         self._transport: asyncio.Transport | None = None
         self._parser: HttpAnswerParser | None = None
-        self._answer: asyncio.Future[HttpAnswer] | None = None
+        self._answer: asyncio.Future[HttpAnswer | ControlError] | None = None
         self._lost = asyncio.get_running_loop().create_future()
         self.pid = 0
         """The server's process; 0 before ``open``."""
@@ -84,12 +84,13 @@ class HttpConnection(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(_request(method, target, body))
         try:
-            async with asyncio.timeout(self._within_s):
-                answer = await self._answer
-        except TimeoutError:
-            raise ControlError(Fault.HANGS) from None
+            # asyncio.timeout() would raise CancelledError in a task that was cancelled before.
+            await asyncio.wait([self._answer], timeout=self._within_s)
+            answer = self._answer.result() if self._answer.done() else ControlError(Fault.HANGS)
         finally:
             self._parser = self._answer = None
+        if isinstance(answer, ControlError):
+            raise answer
         if answer.last:
             self.close()
         # An error need not be JSON: Cloud Hypervisor has answered both.
@@ -128,7 +129,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _fail(self, err: ControlError) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(err)
+            self._answer.set_result(err)
         self.close()
 
 

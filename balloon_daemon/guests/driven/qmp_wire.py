@@ -20,6 +20,7 @@ from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
+from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import peer_of
 
 MAX_MESSAGE_BYTES = 256 * 1024
@@ -166,13 +167,11 @@ class Monitor(asyncio.BufferedProtocol):
         self._fail(ControlError(Fault.GONE))
 
     async def _answered(self, batch: _Batch, late: Fault) -> list[object]:
-        try:
-            async with asyncio.timeout(CALL_WITHIN_S):
-                return await batch.done
-        except TimeoutError as err:
+        if not await is_done_within(batch.done, CALL_WITHIN_S):
             failure = ControlError(late)
             self._fail(failure)
-            raise failure from err
+            raise failure
+        return batch.done.result()
 
     # --- asyncio's callbacks ---------------------------------------------------------------------
 

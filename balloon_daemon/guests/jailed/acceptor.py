@@ -12,6 +12,13 @@ from balloon_daemon.guests.jailed.session import Session, Shared
 from balloon_daemon.handover.keys import listener_key
 from balloon_daemon.rate_limit import RateLimit
 
+ACCEPT_PART = 1 / 32
+"""The part of the event loop's time that may go into accepting connections, some 100 a second:
+without a limit, a user who connects in a loop would occupy a core."""
+
+ACCEPT_AGAIN_S = 1.0
+"""How long the next connection waits after a failure, or when no descriptor is free."""
+
 
 class OwnSocket(NamedTuple):
     """A vhost-user socket that is open.
@@ -85,7 +92,12 @@ class Acceptor:
     def _ready(self) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self.listener.sock)
-        self._later = loop.call_later(self._accept(self), self._watch)
+        wait_s, began_s = ACCEPT_AGAIN_S, loop.time()
+        try:
+            wait_s = self._accept(self)
+        finally:
+            spent_s = loop.time() - began_s
+            self._later = loop.call_later(max(wait_s, spent_s / ACCEPT_PART), self._watch)
 
     def stop(self, closer: Closer, *, leaving: bool) -> None:
         """Accepts no more connections.

@@ -68,7 +68,9 @@ class Conversation:
         self._publish = publish
         self.inbox = Inbox(connection, peer, kept.journal, self._access_config)
         self._not_served = OnceEach(NOT_SERVED)
-        self._unsaved = False
+        self._changed = self._unsaved = False
+        """Whether the state has changed since it was last saved; and whether the store may not
+        have received it yet."""
 
     def close(self) -> None:
         """Answers nothing more."""
@@ -102,11 +104,12 @@ class Conversation:
             # Put the new descriptors into the store now, before the effects below: StopDevice
             # among them may take a second. If this process crashed during that second, descriptors
             # that only it has would be lost.
-            self._kept.save()
+            self._save()
+        self._changed = not fds
         self._unsaved = True
         for effect in effects:
             await self._perform(effect)
-        if self._unsaved:
+        if self._changed:
             self._save()
 
     async def _perform(self, effect: Effect) -> None:
@@ -114,15 +117,17 @@ class Conversation:
             case Send(reply):
                 await self._send(reply)
             case StopDevice():
+                self._changed = True
                 await self._device.stop()
             case AnswerVringBase(index):
                 await self._device.learn_indices()
                 # The answer tells the front-end that this vring has stopped, but the state in the
                 # store says that it runs. Have ``_send`` store the new state before it sends the
                 # answer.
-                self._unsaved = True
+                self._changed = self._unsaved = True
                 await self._send(self._backend.stop_vring(index))
             case RingsChanged():
+                self._changed |= self._unsaved
                 self._balloon.rings_changed()
                 self._device.settle()
             case ActualWritten():
@@ -152,13 +157,15 @@ class Conversation:
     # --- answers ------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self._unsaved = False
+        self._changed = False
         self._kept.save()
 
     async def _send(self, reply: bytes) -> None:
         if self._unsaved:
             # The front-end relies on this answer, even if another controller serves the VM later:
             # wait until the store has received the state that the answer confirms.
+            if self._changed:
+                self._save()
             self._unsaved = False
             await self._kept.stored()
         self._send_now(reply)
@@ -227,6 +234,6 @@ class Conversation:
         if self._backend.vring_is_to_stop(message):
             await self._device.learn_indices()
         for reply in self._backend.reply_again(message):
-            self._unsaved = True
+            self._changed = self._unsaved = True
             await self._send(reply)
         await self._perform(RingsChanged())

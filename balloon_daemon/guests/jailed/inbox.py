@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from balloon_daemon.errors import FrontendError
 from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.guests.jailed.turns import ESTABLISHED_S
 from balloon_daemon.handover.journal import RequestJournal
@@ -80,11 +79,11 @@ class Inbox:
         self._journal.begin_next(self.handled + 1, self._connection.peek)
         if self.handled % LOOK_EACH == LOOK_EACH - 1 and self._connection.is_hung_up():
             raise EOFError
-        foreign = self._connection.foreign
-        if not self._peer.may_receive(foreign) and self._connection.brings_fds():
-            what = f"user {self._peer.uid} has {self._peer.descriptors} descriptors open here"
-            raise FrontendError("message", f"{what}, as many as one user may")
-        return self._connection.receive()
+        peer = self._peer
+        if peer.may_receive(self._connection.foreign):
+            return self._connection.receive()
+        what = f"user {peer.uid} has {peer.descriptors} descriptors open here"
+        return self._connection.receive(no_fds=f"{what}, as many as one user may")
 
     async def next(self) -> Received:
         """Waits for a message other than a config access.

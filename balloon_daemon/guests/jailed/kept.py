@@ -95,8 +95,7 @@ class Kept:
         self.stays = self._saver.has_state
 
     async def stored(self) -> None:
-        """Stores the guest's present state, and waits until the store has received it."""
-        self.save()
+        """Waits until the store has received the state that was saved last."""
         try:
             await self._saver.drained()
         except TimeoutError as err:

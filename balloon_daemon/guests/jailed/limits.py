@@ -234,7 +234,7 @@ def _news(vm: VmId, regions: list[Region]) -> Iterator[MemoryEvent]:
     size = -(-sum(region.description.size_bytes for region in freed) // MIB) * MIB
     # Publish the kind of pages too, because it decides what can be freed: a huge page is freed
     # only as a whole, or after the kernel has split it.
-    kinds = frozenset(PageKind(*pages_of(file.fileno())) for file in files)
+    kinds = frozenset(PageKind(*kind) for kind in pages_of(file.fileno() for file in files))
     if kinds:
         yield MemoryKnown(vm, size, kinds)
     for region in regions:

@@ -15,7 +15,7 @@ from balloon_daemon.events import (
     StoreLost,
     TakenOver,
 )
-from balloon_daemon.guests.jailed.acceptor import Acceptor, OwnSocket, Place
+from balloon_daemon.guests.jailed.acceptor import ACCEPT_AGAIN_S, Acceptor, OwnSocket, Place
 from balloon_daemon.guests.jailed.closing import Closer
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
@@ -30,13 +30,6 @@ from balloon_daemon.sizing.vm_settings import VmSettings
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
-
-ACCEPT_AGAIN_S = 1.0
-"""How long the next connection waits when no descriptor is free."""
-
-ACCEPT_EACH_S = 0.001
-"""The pause between two connections: without it, a user who connects in a loop would occupy a
-core."""
 
 ENDS_SOON_S = 0.02
 """How long a VM's next connection waits for another look at the one before it, whose VMM has
@@ -172,7 +165,7 @@ class VhostUserGuests:
         except OSError as err:
             saver.close()
             if isinstance(err, (BlockingIOError, ConnectionAbortedError)):
-                return ACCEPT_EACH_S
+                return 0.0
             self._publish(NotAccepted(err.strerror or str(err)))
             return ACCEPT_AGAIN_S
         connection = Connection(sock, ForeignFds(self._closer))
@@ -182,14 +175,14 @@ class VhostUserGuests:
         if place is Place.TAKEN or self._peers.refuses(peer, self._publish):
             connection.close()
             saver.close()
-            return ACCEPT_EACH_S
+            return 0.0
         if self._store.keeps:
             capacity = self._store.room.capacity
             if self._peers.keeps_no_more_of(peer, capacity, vm, self._publish):
                 saver.close()
                 saver = NullSaver()
         self._registry.serve(self._make(vm, connection, saver))
-        return ACCEPT_EACH_S
+        return 0.0
 
     def _say_taken(self, refusals: RateLimit, vm: VmId, uid: int) -> None:
         suppressed = refusals.admit(asyncio.get_running_loop().time())

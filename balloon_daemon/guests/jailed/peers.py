@@ -70,10 +70,15 @@ class Peer:
     @property
     def descriptors(self) -> int:
         """How many descriptors the user's connections use or are granted, whichever is more."""
+        return self.numbers + self.account.parked
+
+    @property
+    def numbers(self) -> int:
+        """Those of ``descriptors`` that occupy numbers of this process, or may."""
         # ``account.held`` counts the VMMs' descriptors that are in use. They count twice here,
         # because ``KeptFds`` keeps a duplicate of each where there is a store.
         taken = OURS * self.connections + 2 * self.account.held
-        return max(EACH * self.connections, taken) + self.account.debt
+        return max(EACH * self.connections, taken) + self.account.waiting
 
     def join(self) -> None:
         """Adds a connection of this user."""
@@ -116,7 +121,7 @@ class Peer:
         # still wait some ms to be closed.
         may_wait = MODEST if debt < MAX_DEBT else 0
         modest = foreign.held <= MODEST and foreign.waiting <= may_wait and debt < 2 * MAX_DEBT
-        return modest and self._peers.descriptors < self._peers.of_all
+        return modest and self._peers.numbers < self._peers.of_all
 
 
 class Peers:
@@ -142,9 +147,13 @@ class Peers:
         return peer
 
     @property
-    def descriptors(self) -> int:
-        """How many descriptors all users use or are granted."""
-        return sum(peer.descriptors for peer in self._peers.values())
+    def numbers(self) -> int:
+        """How many numbers of this process all users' descriptors occupy, or may.
+
+        Parked descriptors occupy none. Were they counted here, one user could have all others
+        refused by connections of its own that are refused, as each of them may be parked.
+        """
+        return sum(peer.numbers for peer in self._peers.values())
 
     def refuses(self, peer: Peer, publish: Publish) -> bool:
         """Whether a new connection of this user must be refused; publishes why."""
@@ -186,6 +195,6 @@ class Peers:
         if (taken := peer.descriptors) + EACH > self.of_one_user:
             share = Share.USERS_DESCRIPTORS
             return ConnectionRefused(peer.uid, share, taken, self.of_one_user, debt)
-        if (taken := self.descriptors) + EACH > self.of_all:
+        if (taken := self.numbers) + EACH > self.of_all:
             return ConnectionRefused(peer.uid, Share.DESCRIPTORS, taken, self.of_all)
         return None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.errors import FrontendError, StateFileError
@@ -21,6 +22,7 @@ from balloon_daemon.guests.jailed.kept import Kept
 from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.guests.jailed.saver import Saver, Snapshot
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
+from balloon_daemon.guests.jailed.turns import EachStep
 from balloon_daemon.guests.seam import Gone, ReportTo, Stats, VmRow
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.tube.messages import Progress
@@ -124,8 +126,8 @@ class Session:
             # before it reported the VM as attached, or while it searched for the balloon's size:
             # report it now, or search anew.
             self._balloon.rings_changed()
-            while True:
-                await self._conversation.take_turn()
+            charge = partial(self._peer.turns.charge_task, self._connection.fileno())
+            await EachStep(self._converse(), charge)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             if self._conversation.inbox.handled:
                 self._publish_end(VmmHungUp(self.vm))
@@ -135,6 +137,10 @@ class Session:
             self._publish_end(ConnectionFailed(self.vm, err.strerror or str(err)))
         finally:
             await self._close()
+
+    async def _converse(self) -> None:
+        while True:
+            await self._conversation.take_turn()
 
     def _publish_end(self, ended: VmmHungUp | ConnectionClosed | ConnectionFailed) -> None:
         suppressed = self._peer.ends.admit(asyncio.get_running_loop().time())

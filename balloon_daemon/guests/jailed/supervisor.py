@@ -17,7 +17,7 @@ from balloon_daemon.guests.jailed.device_spec import EARNED_AFTER_S, device_spec
 from balloon_daemon.guests.jailed.life import WAIT_S, Action, Event, Life, State, Step
 from balloon_daemon.guests.jailed.reports import Hears, Reports
 from balloon_daemon.guests.jailed.running_device import Ended, Predecessor, RunningDevice
-from balloon_daemon.guests.jailed.waiting import is_done_within
+from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.jail import Identity
 from balloon_daemon.tube.messages import Command, Target

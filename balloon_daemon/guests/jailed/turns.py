@@ -4,11 +4,11 @@ import asyncio
 import select
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 
 from balloon_daemon.guests.jailed.two_lines import TwoLines
 
-TURN_S = 0.0005
+TURN_S = 0.0002
 """How long other users' virtual CPUs may wait, each time, for one user who sends much: once for
 the messages read and once for the task run in a turn. An access to the config space takes some 50
 µs."""
@@ -31,8 +31,14 @@ turns, and those watched by the loop itself. A quarter is 5,000 accesses a secon
 Without a limit a flooding user keeps the controller on a processor all the time, and the scheduler
 lets a process that never sleeps wait milliseconds before each wake-up."""
 
-SAVED_S, OWED_S = 0.5, 0.1
-"""How much of that time can be saved up (for some 70 VMs that start at the same moment), or
+A_REQUEST_COUNTS = 4
+"""How many times over the time of a task is charged, which handles requests. An access to the
+config space takes 50 µs. A request can take 1 ms, wakes the process that keeps descriptors and
+perhaps children that close some: with each of them a processor less is free for other users' VMs.
+"""
+
+SAVED_S, OWED_S = 1.0, 0.1
+"""How much of that time can be saved up (for some 35 VMs that start at the same moment), or
 owed."""
 
 DEMOTED_FOR_S = 10.0
@@ -68,6 +74,48 @@ class Allowances:
         self.at_once = Allowance(OF_THE_LOOP_AT_ONCE)
 
 
+class EachStep:
+    """Awaits a coroutine, and reports how long each of its steps has kept the event loop.
+
+    A step is what runs between two suspensions (PEP 492): other tasks run in between, and their
+    time is not counted.
+
+    Args:
+        coroutine: is awaited.
+        took: takes each step's seconds.
+    """
+
+    def __init__(
+        self, coroutine: Coroutine[object, None, None], took: Callable[[float], None]
+    ) -> None:
+        self._coroutine = coroutine
+        self._took = took
+
+    def __await__(self) -> Generator[object, None, None]:
+        error: BaseException | None = None
+        while True:
+            began = time.monotonic()
+            try:
+                if error is None:
+                    awaited = self._coroutine.send(None)
+                else:
+                    awaited = self._coroutine.throw(error)
+            except StopIteration:
+                return
+            finally:
+                # Break the reference cycle of a cancelled task: the error's traceback refers to
+                # this frame, and this variable to the error.
+                error = None
+                self._took(time.monotonic() - began)
+            try:
+                yield awaited
+            except BaseException as thrown:
+                error = thrown
+            # Break another cycle: the future may have an error as its result, whose traceback
+            # refers to this frame, too, once the coroutine has raised it.
+            del awaited
+
+
 class Turns:
     """Decides when the connections of one user are served.
 
@@ -94,8 +142,6 @@ class Turns:
         """Connections that epoll has reported and whose turn has not come."""
         self._given = self._closed = False
         self._waiting = TwoLines()
-        self._turn: tuple[int, float] | None = None
-        """The connection whose task runs in the present turn of the loop, and since when."""
         self._rest: asyncio.TimerHandle | None = None
         self._loop.add_reader(self._epoll.fileno(), self._take)
 
@@ -144,6 +190,14 @@ class Turns:
             rest_s = (TURN_S - left_s) / self._allowances.in_turns.share
             self._rest = self._loop.call_later(rest_s, self._rested)
 
+    def charge_task(self, fd: int, spent_s: float) -> None:
+        """Charges a connection for one step of its task (``EachStep``)."""
+        spent_s *= A_REQUEST_COUNTS
+        if fd in self._at_once:
+            self._charge_at_once(fd, spent_s)
+        else:
+            self.charge(spent_s)
+
     def _rested(self) -> None:
         self._rest = None
         self._loop.add_reader(self._epoll.fileno(), self._take)
@@ -172,7 +226,6 @@ class Turns:
         """
         if not self._given and (self._rest is None or fd in self._at_once):
             self._given = True
-            self._turn = fd, self._loop.time()
             self._loop.call_soon(self._give)
             return
         turn: asyncio.Future[None] = self._loop.create_future()
@@ -190,26 +243,9 @@ class Turns:
 
     def _give(self) -> None:
         """Gives the next turn of the loop to the task that has waited longest."""
-        self._end_turn()
-        fd = self._waiting.wake_next(young=self._rest is None)
-        self._given = fd is not None
-        if fd is not None:
-            self._turn = fd, self._loop.time()
+        self._given = self._waiting.wake_next(young=self._rest is None) is not None
+        if self._given:
             self._loop.call_soon(self._give)
-
-    def _end_turn(self) -> None:
-        """Charges a task for its turn, which has ended when the loop comes round again.
-
-        Other users' turns lie in between, so at most the time of a turn is charged.
-        """
-        if self._turn is not None:
-            fd, since_s = self._turn
-            self._turn = None
-            spent_s = min(self._loop.time() - since_s, 2 * TURN_S)
-            if fd in self._at_once:
-                self._charge_at_once(fd, spent_s)
-            else:
-                self.charge(spent_s)
 
     def _take_at_once(self, fd: int, ready: Ready) -> None:
         began = time.monotonic()

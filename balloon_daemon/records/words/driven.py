@@ -50,8 +50,7 @@ _NOT_DRIVEN = {
     Fault.REFUSED: (Level.ERROR, "the VMM refuses"),
     Fault.NO_LIBRARY: (
         Level.ERROR,
-        "libvirt's library for Python is not installed; install the package python3-libvirt, or "
-        "balloond[libvirt] by pip",
+        "libvirt's library for Python is not installed; install the package python3-libvirt",
     ),
 }
 """For each fault the level and the sentence about a VM that is not driven because of it."""
