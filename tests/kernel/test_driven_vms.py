@@ -128,8 +128,7 @@ def test_next_balloond_takes_vms_as_they_are(host: Host) -> None:
     with monitors_in_a_thread([monitor]):
         first = host.start()
         host.low_mem.set_low()
-        daemon_sees = "the balloon is at its greatest size"
-        first.wait(lambda: events(first, "decided", reason="at-maximum"), what=daemon_sees)
+        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
         first.kill()
         left_bytes, told = monitor.vm.actual, len(monitor.vm.targets)
         host.low_mem.set_plenty()
@@ -274,6 +273,9 @@ def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:
         wait_for(daemon, "vm-attached", vm="db")
 
 
+STATISTICS_S = 0.25
+
+
 @contextlib.contextmanager
 def statistics(
     run: Callable[[Callable[[], None]], None], vm: ScriptedVm
@@ -284,7 +286,7 @@ def statistics(
     over = threading.Event()
 
     def send() -> None:
-        while not over.wait(0.25):
+        while not over.wait(STATISTICS_S):
             run(lambda: vm.send_stats(**said))
 
     thread = threading.Thread(target=send)

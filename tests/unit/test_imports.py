@@ -14,9 +14,13 @@ def run(program: str) -> str:
 
 
 def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
-    """libcrypto is for hosts with a store."""
+    """libcrypto is for hosts with a store, each driver for those whose VMs need it."""
     loaded = run("import sys, balloon_daemon.cli.run; print(*sys.modules)").split()
-    assert {"_hashlib", "_ssl", "balloon_daemon.cli.trial"}.isdisjoint(loaded)
+    assert {"_hashlib", "_ssl", "tomllib", "balloon_daemon.cli.trial"}.isdisjoint(loaded)
+    drivers = ("guests.driven.", "guests.jailed.", "guests.libvirt.", "seccomp.compiler")
+    assert [
+        name for name in loaded if any(f"balloon_daemon.{each}" in name for each in drivers)
+    ] == []
 
 
 def test_host_without_driven_vms_loads_none_of_their_modules() -> None:
@@ -77,3 +81,43 @@ from asyncio import sslproto
 print(sslproto.ssl is ssl)
 """
     assert run(program) == "True\n"
+
+
+DRIVERS = """\
+import sys
+import balloon_daemon.cli.run
+from balloon_daemon.config.model import Config
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.guests.open_guest import open_drivers
+from balloon_daemon.sizing.vm_settings import VmSettings
+before = set(sys.modules)
+vms = [VmConfig("web", Kind[name], "/run/web", VmSettings()) for name in sys.argv[1:]]
+open_drivers(Config(vms=tuple(vms)), print)
+print(*(name.removeprefix("balloon_daemon.guests.") for name in set(sys.modules) - before))
+"""
+
+
+def loaded_for(*kinds: str) -> set[str]:
+    """What the drivers of VMs of these kinds load."""
+    command = [sys.executable, "-c", DRIVERS, *kinds]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_daemon_without_driven_vms_loads_nothing_for_them() -> None:
+    assert loaded_for() == set()
+    assert loaded_for("VHOST_USER") == set()
+
+
+def test_daemon_that_drives_by_qmp_loads_no_other_vmms_language() -> None:
+    loaded = loaded_for("QMP")
+    assert "driven.qmp" in loaded
+    others = (
+        "driven.http",
+        "driven.fire",
+        "driven.cloud",
+        "driven.cros",
+        "libvirt",
+        "ssl",
+        "_ssl",
+    )
+    assert [name for name in loaded if name.startswith(others)] == []
