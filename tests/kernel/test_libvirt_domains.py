@@ -36,6 +36,7 @@ from balloon_daemon.guests.seam import (
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import GIB, KIB, MIB, VmId
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
 
 
@@ -122,6 +123,7 @@ def test_balloon_that_leaves_the_guest_nothing_is_refused() -> None:
     asyncio.run(scene())
 
 
+@fault("a domain's memory was unplugged")
 @needs_libvirt
 def test_vm_that_has_shrunk_keeps_the_memory_that_was_decided() -> None:
     async def scene() -> None:
@@ -202,6 +204,7 @@ def test_libvirt_that_is_not_there_is_told() -> None:
     asyncio.run(scene())
 
 
+@fault("libvirt's library")
 def test_interpreter_without_the_library_is_told() -> None:
     async def scene() -> None:
         low = LowNumbers()
@@ -370,6 +373,7 @@ def test_only_named_domains_are_driven_where_nothing_is_discovered(tmp_path: Pat
     assert set(world.guests) == {"db"}
 
 
+@fault("libvirt's client is killed, talks")
 @needs_libvirt
 def test_domains_are_driven_again_after_their_client_was_killed(tmp_path: Path) -> None:
     world = World(tmp_path, [], [DEFAULT])
@@ -392,6 +396,7 @@ def test_domains_are_driven_again_after_their_client_was_killed(tmp_path: Path) 
     play(world, scene)
 
 
+@fault("libvirt's daemon is not there")
 @needs_libvirt
 def test_libvirt_that_is_not_there_is_said_once(tmp_path: Path) -> None:
     uri = "qemu:///system?socket=/nowhere/libvirt-sock"
