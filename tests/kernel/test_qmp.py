@@ -114,6 +114,13 @@ def test_memory_of_two_files_has_no_one_file(tmp_path: Path) -> None:
     assert play(tmp_path, scene, booted(memdevs=["mem0", "mem1"])) == ""
 
 
+def test_memory_of_no_object_has_no_file(tmp_path: Path) -> None:
+    async def scene(here: Scene) -> str:
+        return (await here.control.open(here.notices.append)).memory_file
+
+    assert play(tmp_path, scene, booted(memdevs=[])) == ""
+
+
 # --- targets ------------------------------------------------------------------------------------
 
 
@@ -330,7 +337,24 @@ def test_watch_sets_the_interval_in_whole_seconds(tmp_path: Path) -> None:
             set_to.append(here.vm.interval_s)
         return set_to
 
-    assert play(tmp_path, scene, booted()) == [1, 1, 4, 0]
+    assert play(tmp_path, scene, booted(interval_s=30)) == [1, 1, 4, 30]
+
+
+def test_device_whose_guest_has_no_driver_asks_for_statistics_now_and_then(tmp_path: Path) -> None:
+    """A migration brings a driver along that sends none of itself: no other sign tells of it."""
+
+    async def scene(here: Scene) -> None:
+        await here.control.open(here.notices.append)
+        without = here.vm.interval_s
+        here.vm.send_stats(free_memory=5 * MIB)
+        first = await here.control.sample()
+        assert (without, here.vm.interval_s) == (5, 0)
+        # A driver may have begun a moment ago, so a balloon from nowhere counts when confirmed.
+        assert (first.state, first.balloon_bytes) == (GuestState.RUNNING, None)
+        await here.notice(Notice.CHANGED)
+        assert (await here.control.sample()).balloon_bytes == 256 * MIB
+
+    play(tmp_path, scene, ScriptedVm(actual=768 * MIB))
 
 
 @fault("a QEMU's statistics stop")
@@ -407,11 +431,17 @@ def test_vm_whose_devices_leave_no_balloon_is_refused(
 
 @fault("a QEMU's VM has huge pages")
 def test_memory_in_huge_pages_is_refused(tmp_path: Path) -> None:
-    async def scene(here: Scene) -> Fault:
-        here.vm.properties["/objects/mem0", "hugetlb"] = True
-        return await here.fault_of(here.control.open(here.notices.append))
+    name = "\x1b[2J" + "m" * 10_000
 
-    assert play(tmp_path, scene, booted()) is Fault.HUGETLB
+    async def scene(here: Scene) -> None:
+        here.vm.properties[f"/objects/{name}", "hugetlb"] = True
+        with pytest.raises(ControlError) as caught:
+            await here.control.open(here.notices.append)
+        assert caught.value.fault is Fault.HUGETLB
+        assert caught.value.detail.startswith("\\x1b[2Jmmm")
+        assert len(caught.value.detail) < 300
+
+    play(tmp_path, scene, booted(memdevs=[name]))
 
 
 # --- memory that a VMM reads --------------------------------------------------------------------
