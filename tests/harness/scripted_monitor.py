@@ -373,6 +373,10 @@ def monitors_in_a_thread(monitors: Sequence[ScriptedMonitor]) -> Iterator[Call]:
                 await stack.enter_async_context(monitor)
             started.set()
             await stop.wait()
+        # The connections' tasks end a turn after their connections: a loop that closes before
+        # would leave their sockets to the garbage collector.
+        if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(rest)
 
     def run(function: Callable[[], None]) -> None:
         async def call() -> None:

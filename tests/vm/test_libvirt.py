@@ -1,0 +1,208 @@
+"""Real domains of a real libvirt: squeezed and released, whatever hangs or is killed.
+
+Two domains are booted once; each test has a balloond of its own, which finds them.
+"""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.guests.libvirt import process
+from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.waiting import wait_until
+from tests.vm.images import Images
+from tests.vm.libvirt_host import MEMORY_MIB, MIB, LibvirtHost
+from tests.vm.libvirt_root import ready_root
+from tests.vm.running import SESSION_LOGS
+
+pytestmark = pytest.mark.vm
+
+SPEED = 300
+MAX_MIB = MEMORY_MIB // 2
+"""The balloon's maximum by the balloon policy's rule."""
+
+BALLOON_S = 60
+"""Deadline for the balloon to reach a target, most of which takes a guest a second or two."""
+
+DOMAINS = ("web", "db")
+
+
+@pytest.fixture(scope="module")
+def libvirt(images: Images) -> Iterator[LibvirtHost]:
+    host = LibvirtHost(ready_root(), images, SESSION_LOGS / "libvirt")
+    try:
+        for name in DOMAINS:
+            host.create(name)
+        yield host
+    finally:
+        host.stop()
+
+
+class Balloond:
+    """A balloond that drives the domains of a libvirt."""
+
+    def __init__(self, libvirt: LibvirtHost, log_dir: Path) -> None:
+        self._libvirt = libvirt
+        self._log_dir = log_dir
+        self._run_dir = tempfile.TemporaryDirectory(prefix="balloond-vm-")
+        path = Path(self._run_dir.name)
+        self.low_mem = LowMemDir(path / "low_mem", margin_mib=400)
+        options = ("--discover", f"libvirt={libvirt.uri}")
+        self._config = DaemonConfig(path / "socket", None, self.low_mem, SPEED, options)
+        self._started = 0
+        self.daemon = self._start()
+
+    def _start(self) -> Daemon:
+        self._started += 1
+        return Daemon(self._config, self._log_dir / str(self._started))
+
+    def restart(self) -> None:
+        """Ends it without asking, and starts another."""
+        self.daemon.kill()
+        self.daemon = self._start()
+
+    def wait_event(self, event: str, *names: str, times: int = 1) -> None:
+        """Waits until there was such an event about each of these domains."""
+
+        def seen(name: str) -> int:
+            records = self.daemon.records()
+            return sum(each["event"] == event and each["vm"] == name for each in records)
+
+        self.daemon.wait(
+            lambda: all(seen(name) >= times for name in names),
+            what=f"{event} of {names}",
+            deadline_s=BALLOON_S,
+        )
+
+    def wait_driven(self, *names: str, times: int = 1) -> None:
+        """Waits until a driver listens in each of these domains, and balloond knows it."""
+        self.wait_event("vm-attached", *names, times=times)
+
+    def squeeze(self) -> None:
+        """Waits until all domains are driven, and takes as much as may be from all of them."""
+        self.wait_driven(*DOMAINS)
+        self.low_mem.set_low()
+        self.wait_balloons(MAX_MIB, *DOMAINS)
+
+    def release(self) -> None:
+        """Gives all back."""
+        self.low_mem.set_plenty()
+        self.wait_balloons(0, *DOMAINS)
+
+    def wait_balloons(self, size_mib: int, *names: str) -> None:
+        """Waits until the balloons of these domains have this size."""
+        self.daemon.wait(
+            lambda: all(self._libvirt.balloon_mib(name) == size_mib for name in names),
+            what=f"the balloons of {names} have {size_mib} MiB",
+            deadline_s=BALLOON_S,
+        )
+
+    def client(self) -> int:
+        """The process id of libvirt's client."""
+        children = Path(f"/proc/{self.daemon.pid}/task/{self.daemon.pid}/children")
+        (client,) = (
+            int(pid)
+            for pid in children.read_text().split()
+            if process.__file__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+        return client
+
+    def stop(self) -> None:
+        """Ends it as systemd does, and waits until it has given back what it took."""
+        try:
+            os.kill(self.daemon.pid, signal.SIGTERM)
+            wait_until(
+                lambda: not any(self._libvirt.balloon_mib(name) for name in DOMAINS),
+                what="all domains have their memory",
+                deadline_s=BALLOON_S,
+            )
+        finally:
+            self.daemon.kill()
+            self._run_dir.cleanup()
+
+
+@pytest.fixture
+def balloond(libvirt: LibvirtHost, request: pytest.FixtureRequest) -> Iterator[Balloond]:
+    started = Balloond(libvirt, SESSION_LOGS / request.node.name)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def test_domains_are_squeezed_and_released(libvirt: LibvirtHost, balloond: Balloond) -> None:
+    before_bytes = libvirt.host_bytes("web")
+    balloond.squeeze()
+    assert libvirt.host_bytes("web") <= max(before_bytes, (MEMORY_MIB - MAX_MIB) * MIB)
+    balloond.release()
+    balloond.daemon.check_log()
+
+
+def test_domain_that_hangs_delays_no_other(libvirt: LibvirtHost, balloond: Balloond) -> None:
+    balloond.wait_driven(*DOMAINS)
+    os.kill(libvirt.pid("db"), signal.SIGSTOP)
+    try:
+        balloond.low_mem.set_low()
+        balloond.wait_balloons(MAX_MIB, "web")
+        balloond.low_mem.set_plenty()
+        balloond.wait_balloons(0, "web")
+        balloond.wait_event("vm-lost", "db")
+    finally:
+        os.kill(libvirt.pid("db"), signal.SIGCONT)
+    balloond.wait_driven("db", times=2)
+
+
+def test_killed_client_costs_no_domain_anything(libvirt: LibvirtHost, balloond: Balloond) -> None:
+    balloond.squeeze()
+    os.kill(balloond.client(), signal.SIGKILL)
+    balloond.wait_driven(*DOMAINS, times=2)
+    assert {libvirt.balloon_mib(name) for name in DOMAINS} == {MAX_MIB}
+    balloond.release()
+
+
+def test_libvirt_that_is_started_anew_is_found_again(
+    libvirt: LibvirtHost, balloond: Balloond
+) -> None:
+    balloond.squeeze()
+    libvirt.kill_daemon()
+    libvirt.start_daemon()
+    balloond.wait_driven(*DOMAINS, times=2)
+    assert {libvirt.balloon_mib(name) for name in DOMAINS} == {MAX_MIB}
+    balloond.release()
+
+
+def test_next_balloond_takes_the_balloons_as_they_are(
+    libvirt: LibvirtHost, balloond: Balloond
+) -> None:
+    balloond.squeeze()
+    balloond.restart()
+    balloond.wait_driven(*DOMAINS)
+    assert {libvirt.balloon_mib(name) for name in DOMAINS} == {MAX_MIB}
+    balloond.release()
+
+
+def test_guest_that_is_reset_is_driven_on(libvirt: LibvirtHost, balloond: Balloond) -> None:
+    balloond.squeeze()
+    libvirt.virsh("reset", "web")
+    balloond.wait_event("no-driver-yet", "web")
+    # QEMU keeps the target, and the next kernel's driver obeys it; balloond takes that for what
+    # it took.
+    balloond.daemon.wait(
+        lambda: libvirt.has_driver("web"), what="the next driver listens", deadline_s=BALLOON_S
+    )
+    balloond.release()
+    balloond.daemon.check_log()
+
+
+def test_domains_come_and_go(libvirt: LibvirtHost, balloond: Balloond) -> None:
+    balloond.wait_driven(*DOMAINS)
+    libvirt.create("third")
+    balloond.wait_event("vm-driven", "third")
+    libvirt.virsh("destroy", "third")
+    balloond.wait_event("vm-lost", "third")
+    balloond.daemon.check_log()

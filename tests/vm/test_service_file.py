@@ -1,0 +1,105 @@
+"""The shipped unit under a real systemd, with the configuration file that it reads."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
+from balloon_daemon.fake_guest.pages import Population
+from balloon_daemon.units import MIB, PAGE_SIZE
+from tests.harness.faults import fault
+from tests.harness.waiting import HANG_S, wait_until
+from tests.vm.running import SESSION_LOGS
+from tests.vm.service_host import ServiceHost
+from tests.vm.service_root import ready_root
+
+pytestmark = pytest.mark.vm
+
+SETTINGS = GuestSettings(
+    512 * MIB, population=Population(touched_bytes=128 * MIB, pinned_bytes=32 * MIB)
+)
+MAXIMUM = 256 * MIB
+FILE = """\
+[vm.web]
+vhost_user = "/run/balloond/web.sock"
+[vm.db]
+vhost_user = "/run/balloond/db.sock"
+ceiling = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[ServiceHost]:
+    """The machine, booted, with a configuration file."""
+    host = ServiceHost(ready_root(), SESSION_LOGS / "service-file")
+    print(f"the service's machine keeps its logs in {host.log_dir}")
+    host.begin()
+    host.configure("--speed", "20", "--user", "balloond")
+    host.path("etc/balloond").mkdir()
+    host.path("etc/balloond/balloond.toml").write_text(FILE)
+    host.run("systemctl", "start", "balloond")
+    yield host
+    host.stop()
+
+
+def attached(host: ServiceHost, name: str) -> FakeGuest:
+    guest = FakeGuest(SETTINGS)
+    guest.connect(str(host.path(f"run/balloond/{name}.sock")))
+    guest.bind()
+    return guest
+
+
+def is_hung_up_on(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as vmm:
+        vmm.settimeout(HANG_S)
+        vmm.connect(str(path))
+        return vmm.recv(1) == b""
+
+
+@fault("`systemctl restart`, SIGUSR1")
+def test_named_vms_keep_names_limits_and_sockets_over_a_restart_of_the_service(
+    host: ServiceHost,
+) -> None:
+    guests = [attached(host, "web"), attached(host, "db")]
+    web, db = guests
+    sockets = [os.stat(host.path(f"run/balloond/{name}.sock")) for name in ("web", "db")]
+    assert not host.socket.exists()
+    host.low_mem.set_low()
+    run(guests, lambda: web.driver.actual > 0)
+    before = host.main_pid()
+
+    with host.running("systemctl", "restart", "balloond") as restart:
+        run(guests, lambda: restart.poll() is not None)
+    run(guests, lambda: web.driver.actual * PAGE_SIZE == MAXIMUM)
+
+    said = host.said_by(host.main_pid())
+    assert host.main_pid() != before
+    for name in ("web", "db"):
+        assert any(line.startswith(f"{name}: goes on where another") for line in said)
+    assert db.driver.actual == 0
+    for name, was in zip(("web", "db"), sockets, strict=True):
+        assert os.path.samestat(os.stat(host.path(f"run/balloond/{name}.sock")), was)
+    assert host.errors() == []
+    assert is_hung_up_on(host.path("run/balloond/web.sock"))
+    assert all(guest.disconnected == "" for guest in guests)
+    for guest in guests:
+        guest.close()
+
+
+@fault("mistake in the configuration file")
+def test_service_does_not_start_with_a_mistake_in_its_file_and_says_which(
+    host: ServiceHost,
+) -> None:
+    host.path("etc/balloond/balloond.toml").write_text("[vm.web]\nqpm = '/run/web.qmp'\n")
+
+    host.run("systemctl", "restart", "balloond", check=False)
+    wait_until(lambda: host.unit("ActiveState") == "failed", what="systemd has given up")
+
+    said = [line.text for line in host.journal() if "/etc/balloond/balloond.toml" in line.text]
+    assert set(said) == {
+        "balloond: /etc/balloond/balloond.toml: [vm.web] qpm: there is no such key; did you mean "
+        "qmp?"
+    }
