@@ -51,6 +51,17 @@ def test_balloon_that_reaches_each_target_is_never_stalled_however_small_the_ste
     assert progress.check_at_s == math.inf
 
 
+@pytest.mark.parametrize("late", [1, 2])
+def test_balloon_whose_sizes_come_late_is_not_stalled_by_small_steps(late: int) -> None:
+    # A VM of 512 MiB: 16 MiB each second, and no size is told before the next target is sent.
+    progress = Progress()
+    for second in range(1, 17):
+        progress.told(second * 16 * MIB, float(second))
+        if second > late:
+            progress.moved((second - late) * 16 * MIB, second + 0.5)
+        assert not progress.is_stalled(second + 0.5)
+
+
 def test_giving_back_is_never_a_stall() -> None:
     progress = asked(512)
     progress.moved(512 * MIB, 1.0)
