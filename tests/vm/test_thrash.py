@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
 from tests.vm.guest import Guest
@@ -154,6 +155,7 @@ def target_mib(daemon: Daemon, vm: str) -> int:
     return int(said(daemon, "decided", vm)[-1]["target_bytes"]) // MIB
 
 
+@fault("a guest is in need")
 def test_guest_whose_working_set_does_not_fit_is_let_go_by_careful_and_not_by_seed(
     guests: dict[str, LoadedGuest], low_mem: LowMemDir, daemon: Daemon
 ) -> None:
