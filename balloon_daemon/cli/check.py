@@ -1,7 +1,7 @@
 """``balloond --check``: finds out whether a daemon with these settings would run, without serving
 VMs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK
 from balloon_daemon.cli.opening import look, risks
@@ -11,8 +11,8 @@ from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import VmConfig
 from balloon_daemon.errors import JudgeError, printable
+from balloon_daemon.guests.open_guest import Low
 from balloon_daemon.host.low_memory import LowMemorySource
-from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.seccomp.filter import CompiledFilter
@@ -28,7 +28,7 @@ def check(
     source: LowMemorySource,
     own: OwnDevice | None,
     too_much: str,
-    low: Callable[[], LowNumbers],
+    low: Low,
     *,
     keep_fds: bool,
 ) -> int:

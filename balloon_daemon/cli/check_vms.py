@@ -4,18 +4,18 @@ others."""
 import os
 import pwd
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from balloon_daemon.cli.asyncio_lean import asyncio
 from balloon_daemon.cli.printing import limits_said, vm_said
 from balloon_daemon.config.model import Config
 from balloon_daemon.events import DomainsNotFound, Fault, VmNotDriven
 from balloon_daemon.guests.look import Looked, Seen, look_at_vms
-from balloon_daemon.linux.apart import LowNumbers
+from balloon_daemon.guests.open_guest import Low
 from balloon_daemon.records.words.driven import said_of_driven
 
 
-def check_vms(config: Config, low: Callable[[], LowNumbers]) -> Iterator[str]:
+def check_vms(config: Config, low: Low) -> Iterator[str]:
     """A line for each VM, in the order of their names.
 
     Args:

@@ -13,12 +13,18 @@ from balloon_daemon.events import Publish
 from balloon_daemon.guests.seam import GuestDriver
 from balloon_daemon.linux.apart import LowNumbers
 
+Low = Callable[[], LowNumbers]
+"""Gives descriptor numbers to start processes with."""
+
+NEW_LOW: Low = LowNumbers
+"""Gives them in a process that starts none yet."""
+
 
 def open_drivers(
     config: Config,
     publish: Publish,
     is_own: Callable[[int], bool] = lambda pid: False,
-    low: Callable[[], LowNumbers] = LowNumbers,
+    low: Low = NEW_LOW,
 ) -> list[GuestDriver]:
     """The drivers of all VMs of a configuration but those on our own device.
 
@@ -44,7 +50,8 @@ def open_drivers(
 
         controls = {kind: control_of(kind) for kind in kinds}
         bases = main.with_name(f"{main.name}.bases")
-        wanted = Wanted(with_socket, config.discover.qmp, controls, bases)
+        names = frozenset(vm.name for vm in config.vms)
+        wanted = Wanted(with_socket, config.discover.qmp, controls, bases, names)
         drivers.append(DrivenVms(wanted, publish, is_own, claims))
     if domains or config.discover.libvirt:
         from balloon_daemon.guests.libvirt import driver as libvirt

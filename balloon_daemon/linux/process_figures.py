@@ -20,7 +20,9 @@ def read_bytes_of(pid: int) -> int | None:
 
     ``rchar`` counts what read(2) and its kin have copied, from the page cache, too. It leaves out
     native AIO (QEMU's ``aio=native``), whose reads are in ``read_bytes``: what was fetched from
-    storage for it. The greater of the two is what a VMM has read for its guest either way.
+    storage for it. The greater of the two is what a VMM has read for its guest either way, and at
+    times more: ``rchar`` also counts packets that a VMM reads from a network tap itself (without
+    vhost-net).
     """
     found = {name: int(digits) for name, digits in _FIELD.findall(_read(pid, "io"))}
     return max(found.values(), default=None)

@@ -44,6 +44,7 @@ class Bearing:
         self._most_bytes = 0
         self._least_bytes: int | None = None
         self._gone_at_s: float | None = None
+        self._is_new = False
 
     def told(self, target_bytes: int, now_s: float) -> None:
         """Notes a target."""
@@ -55,10 +56,10 @@ class Bearing:
             self._most_bytes = self._balloon_bytes
 
     def begin_anew(self, now_s: float) -> None:
-        """Takes the balloon's size as it is: its guest was suspended, reset, or has just come."""
+        """Takes the balloon's next size as it is: its guest was suspended, reset, or has just
+        come."""
         self._told_at_s = now_s
-        self._most_bytes = self._balloon_bytes
-        self._shrinks = self._target_bytes < self._balloon_bytes
+        self._is_new = True
         self._gone_at_s = None
 
     @property
@@ -75,6 +76,11 @@ class Bearing:
 
     def moved(self, balloon_bytes: int, now_s: float) -> Drift | None:
         """Notes the balloon's size; answers where it has gone by itself."""
+        if self._is_new:
+            # A guest that was reset has nothing of its balloon any more.
+            self._is_new = False
+            self._balloon_bytes = self._most_bytes = balloon_bytes
+            self._shrinks = self._target_bytes < balloon_bytes
         before, self._balloon_bytes = self._balloon_bytes, balloon_bytes
         if self._shrinks and (balloon_bytes > before or balloon_bytes <= self._target_bytes):
             self._shrinks, self._most_bytes = False, balloon_bytes

@@ -6,10 +6,13 @@ Theory of operation
     shows that are its disk reads and its major faults, in the second in which they begin, provided
     that it has next to no free memory: with free memory it is only reading something new.
 
-    A guest that reads a lot anyway is told apart by its *base*: its mean rates while its balloon
-    was empty. The statistics are cumulative counters, so a sample each 30 s gives an exact mean. A
-    guest that was squeezed before its first two samples has no base, which counts as 0: where it
-    does read a lot it gets its memory back once without need, and has a base from then on.
+    A guest that reads a lot anyway is told apart by its *base*: its usual rates while its balloon
+    was empty. The statistics are cumulative counters, so samples each 30 s give exact means, and
+    the base is the median of several. The mean of all of them would not do: a guest that had read
+    300 MiB at its start, just before the squeeze, had a mean of 115 MiB a second, and nobody saw
+    it thrash. A guest that was squeezed before there were two means has no base, which counts as
+    0: where it does read a lot it gets its memory back once without need, and has one from then
+    on.
 
 Source:
     Guests of Linux 6.1 and 7.2 (1 GiB, one CPU), squeezed by 32 MiB a second under 14 loads. With
@@ -20,6 +23,7 @@ Source:
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from balloon_daemon.sizing.decision import Sign
@@ -46,6 +50,9 @@ guest that reads its files by read(2) has none."""
 MEAN_S = 3.0
 """Rates are means over so long: the shortest time in which a program that starts is no alarm."""
 
+SHORTEST_S = MEAN_S - 0.5
+"""A mean is over more than this: samples do not come to the second."""
+
 FRESH_S = 4.0
 """Statistics older than this show nothing."""
 
@@ -56,8 +63,13 @@ CALM_AFTER_S = 30.0
 """A base begins so long after a balloon was emptied: until then a guest reads back what the
 balloon has cost it (half a minute, from a disk of 10 MiB/s)."""
 
-BASE_S = 60.0
-"""A base is a mean over the last one to two times this."""
+BASE_S = 120.0
+"""A base is the median of the means of this time, each over ``MEAN_S`` or from one sample to the
+next."""
+
+BASE_MEANS = 2
+"""A base needs so many means. Of an even number of means the lower one in the middle counts, so
+that of two a single burst is not the base."""
 
 
 UNSAID_S = 60.0
@@ -87,6 +99,7 @@ class Figures(NamedTuple):
     disk_read_bytes: int | None = None
 
 
+_BASES = ("disk_read_bytes", "major_faults")
 _COUNTERS = ("swap_in_bytes", "major_faults", "oom_kills", "disk_read_bytes")
 
 
@@ -97,9 +110,10 @@ class NeedRule:
         self._recent = deque[Figures]()
         self._killed = False
         self._emptied_at_s: float | None = None
-        # The base's window begins at the first of these, and moves on to the second when that is
-        # BASE_S old.
-        self._calm: list[Figures] = []
+        self._calm: Figures | None = None
+        """Where the next mean for the base begins."""
+        # (time, disk reads, major faults), the rates by the second.
+        self._means = deque[tuple[float, float, float]]()
         self._disk_base = self._faults_base = 0.0
         self._unsaid_until_s = -math.inf
 
@@ -125,20 +139,19 @@ class NeedRule:
                 return
             if _began_anew(recent[-1], figures):
                 recent.clear()
-                self._calm.clear()
+                self._calm = None
         self._killed = bool(recent) and _grown(recent[-1], figures, "oom_kills") > 0
         recent.append(figures)
         if figures.available_bytes is None:
             self._unsaid_until_s = figures.at_s + UNSAID_S
-        # Half a second of tolerance: samples do not come to the second.
-        while len(recent) > 2 and figures.at_s - recent[1].at_s > MEAN_S - 0.5:
+        while len(recent) > 2 and figures.at_s - recent[1].at_s > SHORTEST_S:
             recent.popleft()
         self._take_base(figures, squeezed=squeezed)
 
     def forget(self) -> None:
         """Forgets all statistics, because the guest begins anew or was suspended."""
         self._recent.clear()
-        self._calm.clear()
+        self._calm = None
         self._killed = False
 
     def signs(self, now_s: float, vm_mem_bytes: int, *, stuck: bool) -> frozenset[Sign]:
@@ -171,25 +184,36 @@ class NeedRule:
         return frozenset(found)
 
     def _take_base(self, figures: Figures, *, squeezed: bool) -> None:
-        calm = self._calm
+        calm, self._calm, at_s = self._calm, figures, figures.at_s
+        means = self._means
         if squeezed:
-            self._emptied_at_s = figures.at_s
-            calm.clear()
-        elif self._emptied_at_s is None or figures.at_s - self._emptied_at_s >= CALM_AFTER_S:
-            if len(calm) < 2:
-                calm.append(figures)
-            elif figures.at_s - calm[1].at_s >= BASE_S:
-                calm[:] = [calm[1], figures]
-            seconds = figures.at_s - calm[0].at_s
-            if seconds > 0:
-                self._disk_base = _grown(calm[0], figures, "disk_read_bytes") / seconds
-                self._faults_base = _grown(calm[0], figures, "major_faults") / seconds
+            self._emptied_at_s, self._calm = at_s, None
+            means.clear()
+        elif self._emptied_at_s is not None and at_s - self._emptied_at_s < CALM_AFTER_S:
+            self._calm = None
+        elif calm is not None:
+            seconds = at_s - calm.at_s
+            if seconds <= SHORTEST_S:
+                self._calm = calm
+                return
+            disk, faults = (_grown(calm, figures, name) for name in _BASES)
+            means.append((at_s, disk / seconds, faults / seconds))
+            while at_s - means[0][0] > BASE_S:
+                means.popleft()
+            if len(means) >= BASE_MEANS:
+                _, disks, majors = zip(*means, strict=True)
+                self._disk_base, self._faults_base = _median(disks), _median(majors)
 
     def _rate(self, name: str) -> float:
         """A counter's growth in a second, by the mean of the last seconds; unknown is 0."""
         first, last = self._recent[0], self._recent[-1]
         seconds = last.at_s - first.at_s
         return _grown(first, last, name) / seconds if seconds > 0 else 0.0
+
+
+def _median(rates: Sequence[float]) -> float:
+    """The lower one in the middle. The module ``statistics`` would import ten others for this."""
+    return sorted(rates)[(len(rates) - 1) // 2]
 
 
 def _grown(before: Figures, after: Figures, name: str) -> int:

@@ -79,7 +79,7 @@ class ScriptedVm:
         stats: by name, without ``stat-``; the others are unknown.
         follows: whether ``actual`` follows each ``balloon`` command at once.
         reports: whether statistics come in the interval that was set.
-        interval_s: of the statistics, as set.
+        interval_s: of the statistics, as found and as set.
         devices: types of the devices in /machine/peripheral-anon.
         properties: what qom-get says, by path and name.
         answers: what to say to a command instead, by its name.
@@ -196,6 +196,7 @@ class ScriptedVm:
             return {
                 "guest-stats": self._guest_stats(),
                 "deflate-on-oom": self.deflate_on_oom,
+                "guest-stats-polling-interval": self.interval_s,
             }[property]
         if path.startswith("/machine/peripheral"):
             raise _RefusedError("DeviceNotFound", f"Device '{path}' not found")

@@ -11,6 +11,7 @@ from balloon_daemon.guests.driven.control import ControlError, Fault, Found
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.units import GIB, MIB
 from tests.fakes.cloud_hypervisor import FakeCloudHypervisor
+from tests.harness.faults import fault
 
 Talk = Callable[[FakeCloudHypervisor, CloudHypervisorControl], Awaitable[None]]
 BALLOON: dict[str, object] = {"balloon": {"size": 0}}
@@ -110,6 +111,7 @@ def test_statistics_are_taken_once_for_each_time_that_the_guest_sends_them(path:
     with_vmm(FakeCloudHypervisor(path, config=BALLOON, balloon_stats=500), talk)
 
 
+@fault("an API repeats")
 def test_first_statistics_may_be_old_and_are_not_taken(path: Path) -> None:
     async def talk(vmm: FakeCloudHypervisor, control: CloudHypervisorControl) -> None:
         await opened(control)
@@ -127,6 +129,7 @@ def test_balloon_shows_a_driver_whose_statistics_are_not_to_be_had(path: Path) -
     with_vmm(vmm, talk)
 
 
+@fault("the VMM of a driven VM says a size")
 @pytest.mark.parametrize(
     ("vmm", "fault"),
     [
@@ -158,6 +161,7 @@ def test_vm_that_cannot_be_driven_is_named_by_its_fault(
     with_vmm(FakeCloudHypervisor(path, **vmm), talk)  # type: ignore[arg-type]  # by name
 
 
+@fault("a VM that is named cannot be driven")
 def test_device_that_is_assigned_later_is_noticed(path: Path) -> None:
     async def talk(vmm: FakeCloudHypervisor, control: CloudHypervisorControl) -> None:
         await opened(control)
@@ -169,6 +173,7 @@ def test_device_that_is_assigned_later_is_noticed(path: Path) -> None:
     with_vmm(FakeCloudHypervisor(path), talk)
 
 
+@fault("the VMM of a driven VM refuses")
 def test_refused_size_has_the_vmms_words(path: Path) -> None:
     async def talk(vmm: FakeCloudHypervisor, control: CloudHypervisorControl) -> None:
         await opened(control)

@@ -14,6 +14,8 @@ import balloon_daemon
 from balloon_daemon.ctl.demo.processes import DemoDaemon
 from balloon_daemon.ctl.demo.story import plan
 from balloon_daemon.fake_guest.client import FakeGuestProcess
+from balloon_daemon.guests.libvirt import process
+from balloon_daemon.guests.libvirt.connection import client_command
 from balloon_daemon.handover import keeper_start
 from balloon_daemon.units import GIB
 from tests.harness.faults import fault
@@ -33,6 +35,12 @@ def interpreters_started() -> Iterator[tuple[str, list[str]]]:
                 if "sys.executable" in words:
                     after = words[words.index("sys.executable") + 1 :]
                     yield f"{path.relative_to(PACKAGE)}:{node.lineno}", after
+
+
+@fault("modules of balloond's")
+def test_libvirts_client_is_started_isolated() -> None:
+    # Its interpreter may be another than ours, so the test below does not see it.
+    assert client_command()[1:] == ["-I", process.__file__]
 
 
 @fault("modules of balloond's")

@@ -13,6 +13,7 @@ from balloon_daemon.guests.driven.crosvm import MAX_MESSAGE_BYTES, CrosvmControl
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.units import GIB, MIB
 from tests.fakes.crosvm import FakeCrosvm
+from tests.harness.faults import fault
 
 Talk = Callable[[FakeCrosvm, CrosvmControl], Awaitable[None]]
 SHORT_S = 0.05
@@ -61,6 +62,7 @@ def test_running_vm_is_described_squeezed_and_released(path: Path) -> None:
     with_crosvm(FakeCrosvm(path), talk)
 
 
+@fault("no driver listens yet in a VM that is driven by an API")
 def test_guest_without_driver_is_no_fault_and_its_order_waits(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         found = await opened(control)
@@ -74,6 +76,7 @@ def test_guest_without_driver_is_no_fault_and_its_order_waits(path: Path) -> Non
     with_crosvm(FakeCrosvm(path, driver=False), talk)
 
 
+@fault("a guest of crosvm's stands still")
 def test_silent_version_without_driver_is_asked_once_and_answers_late(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         assert (await opened(control)).state is GuestState.NO_DRIVER
@@ -88,6 +91,24 @@ def test_silent_version_without_driver_is_asked_once_and_answers_late(path: Path
     with_crosvm(FakeCrosvm(path, driver=False, enotconn=False), talk, SHORT_S)
 
 
+@fault("a guest of crosvm's stands still")
+def test_answer_that_comes_after_its_call_is_old_and_another_is_asked_for(path: Path) -> None:
+    async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
+        await opened(control)
+        vmm.driver = False
+        assert (await control.sample()).state is GuestState.PAUSED
+        vmm.driver_comes()
+        for _ in range(4):  # turns of the event loop, in which the answer arrives
+            await asyncio.sleep(0)
+        vmm.stats["free_memory"] = 7 * MIB
+        stats = (await control.sample()).stats
+        assert stats is not None
+        assert stats.free_bytes == 7 * MIB
+        assert vmm.asked == [STATS] * 3
+
+    with_crosvm(FakeCrosvm(path, enotconn=False), talk, SHORT_S)
+
+
 def test_size_of_unseen_memory_is_the_guests_own_total(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         found = await opened(control)
@@ -99,6 +120,7 @@ def test_size_of_unseen_memory_is_the_guests_own_total(path: Path) -> None:
     with_crosvm(vmm, talk)
 
 
+@fault("the VMM of a driven VM hangs, sends garbage")
 @pytest.mark.parametrize(
     ("raw", "fault"),
     [
@@ -131,6 +153,7 @@ def test_answer_without_sense_is_named_by_its_fault(path: Path, raw: bytes, faul
     with_crosvm(FakeCrosvm(path, raw=raw), talk)
 
 
+@fault("the VMM of a driven VM says a size")
 def test_statistics_without_sense_are_unknown(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         await opened(control)
@@ -162,6 +185,7 @@ def test_end_of_the_vm_is_noticed_by_whoever_waits_or_asks(path: Path) -> None:
     with_crosvm(FakeCrosvm(path), talk)
 
 
+@fault("the VMM of a driven VM hangs, sends garbage")
 def test_packet_that_nobody_asked_for_ends_the_connection(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         await opened(control)

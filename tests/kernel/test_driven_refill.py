@@ -18,6 +18,7 @@ from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB, VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import FOUND, ScriptedControl
+from tests.harness.faults import fault
 
 VM = VmId(1, "web")
 MADV_POPULATE_READ = 22
@@ -52,6 +53,7 @@ class Vmm(ScriptedControl):
         os.close(self.fd)
 
 
+@fault("a snapshot or a migration to a file fills")
 def test_memory_that_a_snapshot_filled_is_freed_again(tmp_path: Path) -> None:
     events: list[Event] = []
     states: list[GuestState] = []

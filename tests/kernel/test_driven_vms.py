@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from balloon_daemon.units import GIB, MIB
 from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import StartDaemon
 from tests.harness.scripted_monitor import (
@@ -119,6 +121,7 @@ def test_stop_gives_back_what_was_taken_and_only_that(host: Host) -> None:
         assert not events(daemon, "not-given-back")
 
 
+@fault("driven VMs' balloond is killed")
 def test_next_balloond_takes_vms_as_they_are(host: Host) -> None:
     monitor = host.monitor("web", actual=GIB - BASE)
     host.name("web")
@@ -151,6 +154,7 @@ def test_sigusr1_leaves_vms_as_they_are(host: Host) -> None:
         assert monitor.vm.actual == GIB - MOST
 
 
+@fault("the VMM of a driven VM hangs")
 def test_vmm_that_misbehaves_is_the_only_one_affected(host: Host) -> None:
     misdeeds = [
         misdeed
@@ -183,6 +187,7 @@ LIES: tuple[object, ...] = (1 << 63, -1, 2 * GIB, 1 << 100, "1", None, 1.5, floa
 """Sizes that query-balloon cannot say of a VM of 1 GiB."""
 
 
+@fault("the VMM of a driven VM says a size")
 def test_vmm_that_lies_is_the_only_one_affected(host: Host) -> None:
     liars = [host.monitor(f"liar{number}") for number in range(len(LIES))]
     good = host.monitor("web")
@@ -232,6 +237,7 @@ def vmm(path: Path, actual_bytes: int) -> Iterator[Callable[[], None]]:
             process.kill()
 
 
+@fault("a driven VM ends, and another process")
 def test_vm_of_another_process_at_the_same_path_has_its_own_base(host: Host) -> None:
     host.name("web")
     with vmm(host.path / "web.qmp", GIB - BASE) as kill:
@@ -246,6 +252,7 @@ def test_vm_of_another_process_at_the_same_path_has_its_own_base(host: Host) -> 
         daemon.stop()
 
 
+@fault("a VM that is named cannot be driven")
 def test_vms_that_cannot_be_driven_are_named_with_the_reason(host: Host) -> None:
     (host.path / "notes.qmp").touch()
     good = host.monitor("web")
@@ -265,3 +272,49 @@ def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:
     with monitors_in_a_thread([host.monitor("web"), host.monitor("db")]):
         wait_for(daemon, "vm-attached", vm="web")
         wait_for(daemon, "vm-attached", vm="db")
+
+
+STATISTICS_S = 0.25
+
+
+@contextlib.contextmanager
+def statistics(
+    run: Callable[[Callable[[], None]], None], vm: ScriptedVm
+) -> Iterator[dict[str, int]]:
+    """A guest that sends statistics as QEMU has it do, each second; a test changes what they say
+    by the dictionary that it gets."""
+    said = {"available_memory": 400 * MIB, "free_memory": 300 * MIB, "swap_in": 0}
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.wait(STATISTICS_S):
+            run(lambda: vm.send_stats(**said))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield said
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_careful_guest_in_need_gets_all_back_down_to_its_base(host: Host) -> None:
+    web, db = host.monitor("web", actual=GIB - BASE), host.monitor("db")
+    host.config.write_text(
+        f'[vm.web]\nqmp = "{host.path}/web.qmp"\n[vm.db]\nqmp = "{host.path}/db.qmp"\n'
+    )
+    with (
+        monitors_in_a_thread([web, db]) as run,
+        statistics(run, web.vm) as said,
+        statistics(run, db.vm),
+    ):
+        daemon = host.start()
+        host.low_mem.set_low()
+        wait_for_balloon(daemon, db, MOST)
+        daemon.wait(lambda: web.vm.actual < GIB - 2 * BASE, what="web is squeezed, too")
+        said["available_memory"] = MIB
+        wait_for(daemon, "guest-in-need", vm="web")
+        wait_for_balloon(daemon, web, BASE)
+        assert db.vm.actual == GIB - MOST
+        assert not events(daemon, "guest-in-need", vm="db")

@@ -11,6 +11,7 @@ from balloon_daemon.guests.driven.firecracker import FirecrackerControl
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.units import GIB, MIB
 from tests.fakes.firecracker import BALLOON, FakeFirecracker
+from tests.harness.faults import fault
 
 LINUX = {"free_memory": 500 * MIB, "available_memory": 700 * MIB, "minor_faults": 1}
 Talk = Callable[[FakeFirecracker, FirecrackerControl], Awaitable[None]]
@@ -58,6 +59,7 @@ def test_running_vm_is_described_squeezed_and_released(path: Path) -> None:
     with_firecracker(FakeFirecracker(path, stats=dict(LINUX)), talk)
 
 
+@fault("an API repeats")
 def test_statistics_are_new_only_where_they_differ_from_those_before(path: Path) -> None:
     async def talk(vmm: FakeFirecracker, control: FirecrackerControl) -> None:
         await opened(control)
@@ -72,6 +74,7 @@ def test_statistics_are_new_only_where_they_differ_from_those_before(path: Path)
     with_firecracker(FakeFirecracker(path, stats=dict(LINUX)), talk)
 
 
+@fault("no driver listens yet in a VM that is driven by an API")
 def test_vm_before_its_boot_has_no_driver_and_takes_its_size_with_it(path: Path) -> None:
     async def talk(vmm: FakeFirecracker, control: FirecrackerControl) -> None:
         found = await opened(control)
@@ -147,12 +150,14 @@ def test_period_of_statistics_waits_for_a_driver_and_is_given_back(path: Path) -
     with_firecracker(FakeFirecracker(path, balloon=balloon), talk)
 
 
+@fault("the VMM of a driven VM says a size")
 @pytest.mark.parametrize(
     ("vmm", "fault"),
     [
         ({"balloon": None}, Fault.NO_BALLOON),
         ({"huge_pages": "2M"}, Fault.HUGETLB),
         ({"state": "Gone fishing"}, Fault.NONSENSE),
+        ({"mem_size_mib": 0}, Fault.NONSENSE),
         ({"mem_size_mib": 2**63}, Fault.NONSENSE),
         ({"mem_size_mib": "1024"}, Fault.NONSENSE),
         ({"balloon": BALLOON | {"amount_mib": 1025}}, Fault.NONSENSE),
@@ -174,6 +179,7 @@ def test_vm_that_cannot_be_driven_is_named_by_its_fault(
     with_firecracker(FakeFirecracker(path, **vmm), talk)  # type: ignore[arg-type]  # by name
 
 
+@fault("the VMM of a driven VM refuses")
 def test_amount_that_is_refused_for_another_reason_is_a_fault(path: Path) -> None:
     async def talk(vmm: FakeFirecracker, control: FirecrackerControl) -> None:
         await opened(control)

@@ -12,6 +12,7 @@ from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.http import HttpConnection
 from balloon_daemon.guests.driven.http_answer import MAX_BODY_BYTES
 from tests.fakes.http_vmm import HANGS, HttpVmm, Misbehaviour, Reply
+from tests.harness.faults import fault
 
 SHORT_S = 0.2
 """The limit where a test waits for it."""
@@ -75,6 +76,7 @@ def test_refusal_has_the_servers_words_on_one_line(tmp_path: Path) -> None:
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: "
 
 
+@fault("the VMM of a driven VM hangs, sends garbage")
 @pytest.mark.parametrize(
     ("how", "fault"),
     [
@@ -118,6 +120,7 @@ def test_end_of_the_server_is_noticed_between_calls(tmp_path: Path) -> None:
     with_echo(tmp_path, talk)
 
 
+@fault("the VMM of a driven VM hangs, sends garbage")
 def test_answer_to_nobody_ends_the_connection(tmp_path: Path) -> None:
     async def run() -> None:
         with socket.socket(socket.AF_UNIX) as listener:
@@ -174,6 +177,7 @@ def test_socket_of_another_type_is_no_server(tmp_path: Path) -> None:
         assert opened(tmp_path / "packets") is Fault.NOT_A_SOCKET
 
 
+@fault("the VMM of a driven VM hangs, sends garbage")
 def test_server_that_accepts_nobody_hangs_and_nobody_waits_for_it(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "full"))

@@ -16,6 +16,7 @@ from balloon_daemon.guests.driven.control import ControlError, Notice
 from balloon_daemon.guests.driven.qmp import QmpControl, least_bytes
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.units import GIB, MIB
+from tests.harness.faults import fault
 from tests.harness.scripted_monitor import Misdeed, ScriptedMonitor, ScriptedVm
 from tests.harness.waiting import HANG_S
 
@@ -81,6 +82,7 @@ def test_vm_is_found_as_it_is(tmp_path: Path) -> None:
     play(tmp_path, scene, booted(actual=768 * MIB))
 
 
+@fault("a QEMU monitor's socket was made")
 def test_process_that_has_not_the_vms_threads_is_not_its_vmm(tmp_path: Path) -> None:
     """libvirt listens itself, and hands QEMU the socket."""
 
@@ -112,6 +114,13 @@ def test_memory_of_two_files_has_no_one_file(tmp_path: Path) -> None:
     assert play(tmp_path, scene, booted(memdevs=["mem0", "mem1"])) == ""
 
 
+def test_memory_of_no_object_has_no_file(tmp_path: Path) -> None:
+    async def scene(here: Scene) -> str:
+        return (await here.control.open(here.notices.append)).memory_file
+
+    assert play(tmp_path, scene, booted(memdevs=[])) == ""
+
+
 # --- targets ------------------------------------------------------------------------------------
 
 
@@ -139,6 +148,7 @@ def test_qemu_is_told_the_size_without_the_balloon(
     play(tmp_path, scene, booted())
 
 
+@fault("a QEMU's guest has DIMMs")
 def test_size_is_read_anew_before_each_command_where_dimms_can_be_plugged(
     tmp_path: Path,
 ) -> None:
@@ -203,6 +213,7 @@ def test_guest_without_a_driver_has_no_balloon_whatever_qemu_says(tmp_path: Path
     play(tmp_path, scene)
 
 
+@fault("a QEMU keeps")
 def test_reset_is_told_once_and_forgets_the_size_until_a_driver_listens(tmp_path: Path) -> None:
     async def scene(here: Scene) -> None:
         await here.control.open(here.notices.append)
@@ -220,6 +231,7 @@ def test_reset_is_told_once_and_forgets_the_size_until_a_driver_listens(tmp_path
     play(tmp_path, scene, booted())
 
 
+@fault("a QEMU keeps")
 def test_change_from_before_a_reset_that_comes_after_it_tells_of_no_driver(
     tmp_path: Path,
 ) -> None:
@@ -238,6 +250,7 @@ def test_change_from_before_a_reset_that_comes_after_it_tells_of_no_driver(
     play(tmp_path, scene, booted())
 
 
+@fault("a QEMU's guest is paused")
 def test_paused_guest_takes_targets_and_is_told_from_a_running_one(tmp_path: Path) -> None:
     async def scene(here: Scene) -> None:
         await here.control.open(here.notices.append)
@@ -265,6 +278,7 @@ def test_event_that_changes_figures_is_told(tmp_path: Path, event: str) -> None:
     play(tmp_path, scene, booted())
 
 
+@fault("a QEMU reports half-written")
 def test_half_written_size_is_read_again_soon(tmp_path: Path) -> None:
     async def scene(here: Scene) -> None:
         await here.control.open(here.notices.append)
@@ -323,9 +337,27 @@ def test_watch_sets_the_interval_in_whole_seconds(tmp_path: Path) -> None:
             set_to.append(here.vm.interval_s)
         return set_to
 
-    assert play(tmp_path, scene, booted()) == [1, 1, 4, 0]
+    assert play(tmp_path, scene, booted(interval_s=30)) == [1, 1, 4, 30]
 
 
+def test_device_whose_guest_has_no_driver_asks_for_statistics_now_and_then(tmp_path: Path) -> None:
+    """A migration brings a driver along that sends none of itself: no other sign tells of it."""
+
+    async def scene(here: Scene) -> None:
+        await here.control.open(here.notices.append)
+        without = here.vm.interval_s
+        here.vm.send_stats(free_memory=5 * MIB)
+        first = await here.control.sample()
+        assert (without, here.vm.interval_s) == (5, 0)
+        # A driver may have begun a moment ago, so a balloon from nowhere counts when confirmed.
+        assert (first.state, first.balloon_bytes) == (GuestState.RUNNING, None)
+        await here.notice(Notice.CHANGED)
+        assert (await here.control.sample()).balloon_bytes == 256 * MIB
+
+    play(tmp_path, scene, ScriptedVm(actual=768 * MIB))
+
+
+@fault("a QEMU's statistics stop")
 def test_interval_that_is_gone_is_set_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +390,7 @@ def test_balloon_of_every_transport_is_found(tmp_path: Path, kind: str) -> None:
     play(tmp_path, scene, booted(devices=[kind]))
 
 
+@fault("a QEMU's balloon is unplugged")
 def test_balloon_that_is_unplugged_and_plugged_again_is_driven_again(tmp_path: Path) -> None:
     async def scene(here: Scene) -> None:
         await here.control.open(here.notices.append)
@@ -377,6 +410,7 @@ def test_balloon_that_is_unplugged_and_plugged_again_is_driven_again(tmp_path: P
     play(tmp_path, scene, booted())
 
 
+@fault("a QEMU's VM has huge pages")
 @pytest.mark.parametrize(
     ("devices", "fault"),
     [
@@ -395,6 +429,7 @@ def test_vm_whose_devices_leave_no_balloon_is_refused(
     assert play(tmp_path, scene, booted(devices=devices)) is fault
 
 
+@fault("a QEMU's VM has huge pages")
 def test_memory_in_huge_pages_is_refused(tmp_path: Path) -> None:
     async def scene(here: Scene) -> Fault:
         here.vm.properties["/objects/mem0", "hugetlb"] = True
@@ -406,6 +441,7 @@ def test_memory_in_huge_pages_is_refused(tmp_path: Path) -> None:
 # --- memory that a VMM reads --------------------------------------------------------------------
 
 
+@fault("a snapshot or a migration to a file")
 @pytest.mark.parametrize("end", ["completed", "cancelled", "failed"])
 def test_end_of_a_migration_is_told_once(tmp_path: Path, end: str) -> None:
     async def scene(here: Scene) -> None:
@@ -421,6 +457,7 @@ def test_end_of_a_migration_is_told_once(tmp_path: Path, end: str) -> None:
     play(tmp_path, scene, booted())
 
 
+@fault("a snapshot or a migration to a file")
 def test_second_snapshot_is_told_too(tmp_path: Path) -> None:
     async def scene(here: Scene) -> list[Notice]:
         await here.control.open(here.notices.append)
@@ -469,6 +506,7 @@ def test_path_of_a_file_is_no_socket(tmp_path: Path) -> None:
     assert fault_at(tmp_path) is Fault.NOT_A_SOCKET
 
 
+@fault("a QEMU monitor is held")
 def test_monitor_whose_backlog_is_full_is_held(tmp_path: Path) -> None:
     path = tmp_path / "qmp"
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
@@ -478,6 +516,7 @@ def test_monitor_whose_backlog_is_full_is_held(tmp_path: Path) -> None:
         assert fault_at(path) is Fault.HELD
 
 
+@fault("a QEMU monitor is held")
 def test_monitor_that_serves_somebody_else_is_held_and_runs_nothing_of_ours_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -511,6 +550,7 @@ MISDEEDS = {
 }
 
 
+@fault("a QEMU monitor hangs")
 @pytest.mark.parametrize(("misdeed", "fault"), MISDEEDS.items())
 def test_monitor_that_misbehaves_fails_the_call_and_is_disconnected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misdeed: Misdeed, fault: Fault
@@ -550,6 +590,7 @@ LIES: list[tuple[str, Any]] = [
 ]
 
 
+@fault("a QEMU monitor lies")
 @pytest.mark.parametrize(("command", "answer"), LIES)
 def test_answer_that_cannot_be_fails_the_call(tmp_path: Path, command: str, answer: Any) -> None:
     async def scene(here: Scene) -> Fault:
@@ -560,6 +601,7 @@ def test_answer_that_cannot_be_fails_the_call(tmp_path: Path, command: str, answ
     assert play(tmp_path, scene, booted()) is Fault.NONSENSE
 
 
+@fault("a QEMU monitor lies")
 @pytest.mark.parametrize(
     ("command", "answer"),
     [
@@ -579,6 +621,7 @@ def test_vm_that_cannot_be_is_not_driven(tmp_path: Path, command: str, answer: A
     assert play(tmp_path, scene, booted()) is Fault.NONSENSE
 
 
+@fault("a driven VM ends, and another process")
 def test_another_process_at_the_path_is_met_anew(tmp_path: Path) -> None:
     async def scene(here: Scene) -> None:
         await here.control.open(here.notices.append)
@@ -592,6 +635,7 @@ def test_another_process_at_the_path_is_met_anew(tmp_path: Path) -> None:
     play(tmp_path, scene, booted())
 
 
+@fault("a QEMU monitor hangs")
 def test_end_of_the_vmm_is_told_to_whoever_waits_for_it(tmp_path: Path) -> None:
     async def scene(here: Scene) -> Fault:
         await here.control.open(here.notices.append)

@@ -10,6 +10,7 @@ import pytest
 
 from balloon_daemon.guests.driven import qmp_process
 from balloon_daemon.linux import mountinfo
+from tests.harness.faults import fault
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def test_thread_is_known_by_its_number() -> None:
     assert not qmp_process.has_thread(os.getppid(), thread)
 
 
+@fault("a QEMU monitor's socket was made")
 def test_thread_is_known_by_its_number_in_a_container(in_namespace: int) -> None:
     assert qmp_process.has_thread(in_namespace, 1)
     assert not qmp_process.has_thread(in_namespace, 2)

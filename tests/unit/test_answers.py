@@ -14,6 +14,7 @@ from balloon_daemon.guests.driven.answers import (
 )
 from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.seam import Stats
+from tests.harness.faults import fault
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,7 @@ def test_what_is_no_json_is_nonsense(text: bytes) -> None:
     assert len(caught.value.detail) < 1000
 
 
+@fault("the VMM of a driven VM says a size")
 @pytest.mark.parametrize(
     "value", [None, -1, 2**63, 101, 1.0, math.nan, math.inf, "7", True, [7], {"a": 7}]
 )

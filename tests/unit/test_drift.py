@@ -87,3 +87,12 @@ def test_balloon_of_a_guest_that_was_suspended_or_inflates_again_is_not_judged()
     for bearing in (suspended, back):
         assert bearing.gone(9.0) is None
         assert bearing.moved(512 * MIB, 20.0) is None
+
+
+def test_balloon_that_a_reset_guest_inflates_again_is_not_judged() -> None:
+    bearing = reached(512)
+    bearing.begin_anew(5.0)  # Firmware and boot, in which no size is known.
+    bearing.begin_anew(25.0)
+    for at_s, balloon_mib in ((25.1, 2), (26.0, 200), (29.5, 400), (31.0, 512)):
+        assert bearing.moved(balloon_mib * MIB, at_s) is None
+    assert bearing.moved(500 * MIB, 32.0) is Drift.SHRUNK

@@ -10,6 +10,7 @@ import pytest
 from balloon_daemon.events import BasesNotStored, Event
 from balloon_daemon.guests.driven.bases import BaseKey, Bases
 from balloon_daemon.units import GIB
+from tests.harness.faults import fault
 
 WEB = BaseKey("web", 100, 2000)
 
@@ -31,6 +32,7 @@ def test_base_is_there_for_the_next_balloond(tmp_path: Path, events: list[Event]
     assert events == []
 
 
+@fault("a driven VM ends, and another process")
 @pytest.mark.parametrize("other", [{"name": "db"}, {"pid": 101}, {"start_time": 2001}])
 def test_base_is_one_processs(
     tmp_path: Path, events: list[Event], other: dict[str, object]
@@ -46,12 +48,14 @@ def test_base_that_was_given_back_to_is_forgotten(tmp_path: Path, events: list[E
     bases.store()
     bases.forget(WEB)
     bases.store()
+    assert os.listdir(tmp_path) == []
     assert Bases(tmp_path / "bases", events.append).get(WEB) is None
 
 
 ROW = ["web", 100, 2000, GIB]
 
 
+@fault("the file of what was there before balloond")
 @pytest.mark.parametrize(
     "content",
     [
@@ -94,6 +98,7 @@ def test_path_that_is_no_file_has_no_entries(
     assert Bases(tmp_path / "bases", events.append).get(WEB) is None
 
 
+@fault("the file of what was there before balloond")
 def test_file_that_cannot_be_written_is_published_once(
     tmp_path: Path, events: list[Event]
 ) -> None:

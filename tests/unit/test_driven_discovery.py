@@ -118,11 +118,11 @@ class Host:
             control.fails["open"] = ControlError(Fault.NOT_THERE)
         return control
 
-    def driver(self, *named: VmConfig) -> DrivenVms:
+    def driver(self, *named: VmConfig, taken: frozenset[str] = frozenset()) -> DrivenVms:
         """A driver for the named VMs and for all that the directory has."""
         patterns = (f"{self.path}/vms/*.qmp",)
         bases = self.path / "bases"
-        wanted = Wanted(named, patterns, {Kind.QMP: self.connect}, bases)
+        wanted = Wanted(named, patterns, {Kind.QMP: self.connect}, bases, taken)
         return DrivenVms(wanted, self.events.append)
 
 
@@ -152,6 +152,23 @@ def test_vms_are_found_as_they_come_and_go(host: Host, listen: Listen) -> None:
         assert host.controls[f"{host.path}/vms/web.qmp"] is web
         driver.stop(leaving=False)
         await driver.close(leaving=False)
+        for task in host.registry.tasks:
+            task.cancel()
+
+    run_quickly(run())
+
+
+def test_discovered_vm_takes_no_name_that_another_vm_has(host: Host, listen: Listen) -> None:
+    (host.path / "vms").mkdir()
+    for name in ("web", "db"):
+        listen(host.path / f"vms/{name}.qmp")
+
+    async def run() -> None:
+        driver = host.driver(taken=frozenset(["web"]))
+        driver.start(host.registry)
+        await asyncio.sleep(60)
+        assert host.registry.names() == [f"{host.path}/vms/web.qmp", "db"]
+        driver.stop(leaving=False)
         for task in host.registry.tasks:
             task.cancel()
 

@@ -27,6 +27,7 @@ from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import GIB, VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import FOUND, ScriptedControl
+from tests.harness.faults import fault
 
 WEB = VmConfig("web", Kind.QMP, "/run/web.qmp", VmSettings(priority=3))
 
@@ -125,14 +126,15 @@ def test_vm_that_has_ended_is_found_again_as_another(play: Play) -> None:
     ]
 
 
-@pytest.mark.parametrize("fault", list(Fault))
+@fault("a VM that is named cannot be driven")
+@pytest.mark.parametrize("lasting", list(Fault))
 def test_lasting_fault_is_published_once_and_tried_twice_a_minute(
-    play: Play, fault: Fault
+    play: Play, lasting: Fault
 ) -> None:
     async def scene(world: World) -> None:
         world.finder.stop()
         world.events.clear()
-        world.next.fails["open"] = ControlError(fault, "so it says")
+        world.next.fails["open"] = ControlError(lasting, "so it says")
         world.finder.start()
         await asyncio.sleep(60)
         world.attempts.clear()
@@ -140,14 +142,14 @@ def test_lasting_fault_is_published_once_and_tried_twice_a_minute(
         assert 18 <= len(world.attempts) <= 30
 
     world = play(scene)
-    assert world.loud() == [VmNotDriven("web", "/run/web.qmp", fault, "so it says")]
+    assert world.loud() == [VmNotDriven("web", "/run/web.qmp", lasting, "so it says")]
     assert len(world.events) > 20
 
 
 def test_fault_that_changes_is_published(play: Play) -> None:
     async def scene(world: World) -> None:
-        for fault in (Fault.NOT_THERE, Fault.HANGS, Fault.NOT_THERE):
-            world.next.fails["open"] = ControlError(fault)
+        for lasting in (Fault.NOT_THERE, Fault.HANGS, Fault.NOT_THERE):
+            world.next.fails["open"] = ControlError(lasting)
             for control in world.controls:
                 control.end()
             await asyncio.sleep(120)
@@ -157,6 +159,7 @@ def test_fault_that_changes_is_published(play: Play) -> None:
     assert faults == [Fault.NOT_THERE, Fault.HANGS, Fault.NOT_THERE]
 
 
+@fault("the VMM of a driven VM hangs")
 def test_vmm_that_closes_again_and_again_is_published_twice_and_tried_ever_later(
     play: Play,
 ) -> None:
@@ -193,6 +196,7 @@ def test_vmm_that_lies_at_first_is_not_driven(play: Play, lie: dict[str, int]) -
     assert play(scene).vms == [VmId(1, "web")]
 
 
+@fault("one VM is named twice, by two kinds")
 def test_vm_on_our_own_device_is_not_driven_in_another_way(play: Play) -> None:
     async def scene(world: World) -> None:
         world.own.add(os.getpid())
@@ -204,6 +208,7 @@ def test_vm_on_our_own_device_is_not_driven_in_another_way(play: Play) -> None:
     assert VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE) in world.loud()
 
 
+@fault("one VM is named twice, by two kinds")
 def test_vm_that_another_kind_drives_is_not_driven_twice(play: Play) -> None:
     async def scene(world: World) -> None:
         world.next.found = replace(FOUND, pid=os.getpid())

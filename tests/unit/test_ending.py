@@ -11,6 +11,7 @@ from balloon_daemon.guests.seam import GuestState
 from balloon_daemon.units import MIB, VmId
 from tests.fakes.plain_guest import PlainGuest
 from tests.fakes.quick_loop import run_quickly
+from tests.harness.faults import fault
 
 VM = VmId(1, "vm1")
 LATE: list[Event] = [NotGivenBack(VM, MIB), MemoryNotGivenBack(1)]
@@ -23,6 +24,7 @@ class Waiting(PlainGuest):
         await asyncio.Event().wait()
 
 
+@fault("balloond ends while a driven guest stands still")
 @pytest.mark.parametrize(
     ("guest_type", "state", "published"),
     [

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 def run(program: str) -> str:
     """What a new interpreter prints."""
@@ -12,9 +14,43 @@ def run(program: str) -> str:
 
 
 def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
-    """libcrypto is for hosts with a store."""
+    """libcrypto is for hosts with a store, each driver for those whose VMs need it."""
     loaded = run("import sys, balloon_daemon.cli.run; print(*sys.modules)").split()
-    assert {"_hashlib", "_ssl", "balloon_daemon.cli.trial"}.isdisjoint(loaded)
+    assert {"_hashlib", "_ssl", "tomllib", "balloon_daemon.cli.trial"}.isdisjoint(loaded)
+    drivers = ("guests.driven.", "guests.jailed.", "guests.libvirt.", "seccomp.compiler")
+    assert [
+        name for name in loaded if any(f"balloon_daemon.{each}" in name for each in drivers)
+    ] == []
+
+
+def test_host_without_driven_vms_loads_none_of_their_modules() -> None:
+    program = """\
+import sys, balloon_daemon.cli.run
+from balloon_daemon.config.model import Config
+from balloon_daemon.guests.open_guest import open_drivers
+assert open_drivers(Config(), print) == []
+print(*sys.modules)
+"""
+    rooms = ("balloon_daemon.guests.driven", "balloon_daemon.guests.libvirt")
+    assert [name for name in run(program).split() if name.startswith(rooms)] == []
+
+
+@pytest.mark.parametrize("kind", ["qmp", "firecracker", "cloud_hypervisor", "crosvm", "libvirt"])
+def test_host_loads_the_modules_of_the_kinds_that_it_has(kind: str) -> None:
+    program = f"""\
+import sys, balloon_daemon.cli.run
+from balloon_daemon.config.model import Config
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.guests.open_guest import open_drivers
+from balloon_daemon.sizing.vm_settings import SEED
+assert len(open_drivers(Config(vms=(VmConfig("web", Kind("{kind}"), "/w", SEED),)), print)) == 1
+print(*sys.modules)
+"""
+    loaded = run(program).split()
+    names = {"driven.qmp", "driven.firecracker", "driven.cloud_hypervisor", "driven.crosvm"}
+    mine = f"driven.{kind}" if kind != "libvirt" else "libvirt.driver"
+    assert f"balloon_daemon.guests.{mine}" in loaded
+    assert not {f"balloon_daemon.guests.{name}" for name in names - {mine}} & {*loaded}
 
 
 def test_lean_asyncio_works_and_has_no_ssl() -> None:
@@ -45,3 +81,43 @@ from asyncio import sslproto
 print(sslproto.ssl is ssl)
 """
     assert run(program) == "True\n"
+
+
+DRIVERS = """\
+import sys
+import balloon_daemon.cli.run
+from balloon_daemon.config.model import Config
+from balloon_daemon.config.vms import Kind, VmConfig
+from balloon_daemon.guests.open_guest import open_drivers
+from balloon_daemon.sizing.vm_settings import VmSettings
+before = set(sys.modules)
+vms = [VmConfig("web", Kind[name], "/run/web", VmSettings()) for name in sys.argv[1:]]
+open_drivers(Config(vms=tuple(vms)), print)
+print(*(name.removeprefix("balloon_daemon.guests.") for name in set(sys.modules) - before))
+"""
+
+
+def loaded_for(*kinds: str) -> set[str]:
+    """What the drivers of VMs of these kinds load."""
+    command = [sys.executable, "-c", DRIVERS, *kinds]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_daemon_without_driven_vms_loads_nothing_for_them() -> None:
+    assert loaded_for() == set()
+    assert loaded_for("VHOST_USER") == set()
+
+
+def test_daemon_that_drives_by_qmp_loads_no_other_vmms_language() -> None:
+    loaded = loaded_for("QMP")
+    assert "driven.qmp" in loaded
+    others = (
+        "driven.http",
+        "driven.fire",
+        "driven.cloud",
+        "driven.cros",
+        "libvirt",
+        "ssl",
+        "_ssl",
+    )
+    assert [name for name in loaded if name.startswith(others)] == []

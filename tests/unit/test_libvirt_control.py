@@ -13,6 +13,7 @@ from balloon_daemon.guests.libvirt.qemu_process import find_memory_file, find_pi
 from balloon_daemon.guests.libvirt.wire import Figures
 from balloon_daemon.guests.seam import GuestState, Stats
 from balloon_daemon.units import GIB, MIB
+from tests.harness.waiting import wait_until
 
 UUID = "a1d764e9-c362-47d7-984d-ba62f1ebac71"
 
@@ -69,6 +70,10 @@ def qemu() -> Iterator["subprocess.Popen[bytes]"]:
     """A process with a domain's id among its arguments, as libvirt starts QEMU."""
     command = [sys.executable, "-c", "input()", "-name", "guest=web", "-uuid", UUID]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        # Popen returns when execve(2) has closed its pipe, a little before the kernel shows the
+        # new arguments.
+        arguments = Path(f"/proc/{process.pid}/cmdline")
+        wait_until(lambda: UUID.encode() in arguments.read_bytes(), what="its arguments")
         yield process
         process.kill()
 

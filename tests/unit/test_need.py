@@ -116,14 +116,38 @@ def test_disk_reads_and_faults_are_need_only_without_free_memory(
 
 
 def test_guest_that_read_before_the_squeeze_is_in_need_only_above_its_own_rate() -> None:
-    calm = [CALM, CALM._replace(at_s=30.0, disk_read_bytes=300 * MIB, major_faults=300)]
-    before = SQUEEZED._replace(at_s=31.0, disk_read_bytes=310 * MIB, major_faults=310)
-    usual = before._replace(at_s=34.0, disk_read_bytes=(310 + 50) * MIB, major_faults=310 + 86)
+    calm = [
+        CALM._replace(at_s=at_s, disk_read_bytes=int(at_s) * 10 * MIB, major_faults=int(at_s) * 10)
+        for at_s in (0.0, 30.0, 60.0)
+    ]
+    before = SQUEEZED._replace(at_s=61.0, disk_read_bytes=610 * MIB, major_faults=610)
+    usual = before._replace(at_s=64.0, disk_read_bytes=(610 + 50) * MIB, major_faults=610 + 86)
     assert grown([before, usual], calm=calm) == frozenset()
-    reads = usual._replace(disk_read_bytes=(310 + 52) * MIB)
+    reads = usual._replace(disk_read_bytes=(610 + 52) * MIB)
     assert grown([before, reads], calm=calm) == {Sign.READS_DISK}
-    faults = usual._replace(major_faults=310 + 88)
+    faults = usual._replace(major_faults=610 + 88)
     assert grown([before, faults], calm=calm) == {Sign.FAULTS}
+
+
+@pytest.mark.parametrize(
+    "calm",
+    [
+        # Squeezed from its first second, after one mean, and after a burst among a few means.
+        [],
+        [CALM, CALM._replace(at_s=2.0, disk_read_bytes=300 * MIB)],
+        [CALM, CALM._replace(at_s=30.0, disk_read_bytes=3000 * MIB)],
+        [
+            CALM._replace(at_s=30.0 * number, disk_read_bytes=read * MIB)
+            for number, read in enumerate((0, 0, 3000, 3000, 3000, 3000))
+        ],
+    ],
+)
+def test_burst_just_before_the_squeeze_is_not_the_usual_rate(calm: list[Figures]) -> None:
+    read = calm[-1].disk_read_bytes if calm else 0
+    assert read is not None
+    before = SQUEEZED._replace(at_s=200.0, disk_read_bytes=read)
+    reads = before._replace(at_s=203.0, disk_read_bytes=read + 6 * MIB)
+    assert grown([before, reads], calm=calm) == {Sign.READS_DISK}
 
 
 def test_base_is_not_measured_while_a_guest_reads_back_what_it_lost() -> None:

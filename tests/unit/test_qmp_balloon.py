@@ -2,6 +2,7 @@
 
 from balloon_daemon.guests.driven.qmp_balloon import QmpBalloon
 from balloon_daemon.units import MIB
+from tests.harness.faults import fault
 
 NOW = 1_795_822_655
 """In seconds of the host's clock, as guest-stats has it."""
@@ -61,6 +62,7 @@ def test_size_written_before_a_reset_and_told_after_it_tells_of_none() -> None:
     assert (balloon.listens, balloon.balloon_bytes) == (False, None)
 
 
+@fault("a QEMU keeps")
 def test_several_resets_before_a_driver_listens_are_one() -> None:
     balloon = inflated(256 * MIB, 256 * MIB)
     first, again = balloon.reset(1), balloon.reset(2)
@@ -76,6 +78,7 @@ def test_balloon_on_its_way_to_the_target_is_believed() -> None:
     assert (balloon.balloon_bytes, balloon.doubted) == (200 * MIB, False)
 
 
+@fault("a QEMU reports half-written")
 def test_half_written_size_is_no_fact() -> None:
     """A VM of 512 MiB at 256 MiB was reported at 1 MiB: a balloon of 511 MiB."""
     balloon = inflated(255 * MIB, 256 * MIB)
@@ -93,6 +96,7 @@ def test_half_written_sizes_on_either_side_are_no_facts() -> None:
     assert balloon.balloon_bytes == 255 * MIB
 
 
+@fault("a QEMU reports half-written")
 def test_guest_that_takes_memory_back_by_itself_is_believed_at_the_second_reading() -> None:
     balloon = inflated(256 * MIB, 256 * MIB)
     seen = []

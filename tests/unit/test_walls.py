@@ -77,6 +77,7 @@ PURE = {
     "guests.driven.control",
     "guests.driven.qmp_answers",
     "guests.driven.qmp_balloon",
+    "guests.driven.qmp_interval",
     "guests.driven.claims",
     "guests.driven.target",
     "guests.driven.refill",

@@ -37,6 +37,7 @@ class VmConfig:
             levels down 1.8 s, about as fast as a guest under TCG can follow.
         disk: a raw image for the guest's disk.
         keep_fds: balloond's VMs outlive it.
+        careful: the VM's profile is careful, and the seed's otherwise.
     """
 
     suite: str
@@ -46,6 +47,7 @@ class VmConfig:
     speed: float = 300
     disk: Path | None = None
     keep_fds: bool = False
+    careful: bool = False
 
 
 class BalloonedVm:
@@ -68,6 +70,8 @@ class BalloonedVm:
         self.host = host or LowMemDir(self._run_dir / "low_mem", margin_mib=400)
         socket = self._run_dir / "balloond.sock"
         options = ("--keep-fds",) if config.keep_fds else ()
+        if config.careful:
+            options = (*options, "--config", str(self._configure(socket.with_name("vm.sock"))))
         self._started_daemons = 0
         self._daemon_config = DaemonConfig(
             socket, config.memory_mib, self.host, config.speed, options
@@ -79,13 +83,20 @@ class BalloonedVm:
                 memory_mib=config.memory_mib,
                 memory_backends=config.memory_backends,
                 cpus=config.cpus,
-                balloond_socket=socket,
+                balloond_socket=socket.with_name("vm.sock") if config.careful else socket,
                 disk=config.disk,
             )
             self.guest = Guest(images, machine, log_dir)
         except BaseException:
             self.daemon.kill()
             raise
+
+    def _configure(self, socket: Path) -> Path:
+        """Writes a configuration file that names the VM, whose profile is careful then."""
+        file = self._run_dir / "balloond.toml"
+        size = f'memory = "{self.config.memory_mib}M"'
+        file.write_text(f'[vm.guest]\nvhost_user = "{socket}"\n{size}\nprofile = "careful"\n')
+        return file
 
     def kill_device(self) -> None:
         """Ends the jailed device without asking, and waits until balloond has forked another."""

@@ -14,6 +14,7 @@ from balloon_daemon.guests.driven.control import ControlError, Fault, Sample
 from balloon_daemon.guests.driven.firecracker import FirecrackerControl
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.units import MIB
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S, wait_until
 from tests.vm.firecracker import BALLOON, MEM_MIB, Firecracker
 from tests.vm.firecracker_images import FirecrackerImages, needs_kvm, ready_firecracker
@@ -98,6 +99,7 @@ def test_guest_gives_memory_that_the_host_gets_and_has_it_back(make: MakeFirecra
     driven(vmm, talk)
 
 
+@fault("no driver listens yet in a VM that is driven by an API")
 def test_order_given_before_the_driver_listens_is_carried_out(make: MakeFirecracker) -> None:
     vmm = make()
 
@@ -159,6 +161,7 @@ def test_guest_in_need_takes_back_what_nobody_gave_it(make: MakeFirecracker) -> 
     driven(vmm, talk)
 
 
+@fault("an API repeats")
 def test_guest_of_linux_6_12_never_has_new_statistics(make: MakeFirecracker) -> None:
     """1.12.1 stops at the first statistic that it does not know, and asks for no more."""
     vmm = make()
@@ -208,6 +211,7 @@ def test_end_of_the_vm_is_noticed_at_once(make: MakeFirecracker) -> None:
     driven(vmm, talk)
 
 
+@fault("a VM that is named cannot be driven")
 def test_vm_without_a_balloon_is_refused(make: MakeFirecracker) -> None:
     async def talk(control: FirecrackerControl) -> None:
         with pytest.raises(ControlError) as caught:

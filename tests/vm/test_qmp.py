@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from balloon_daemon.guests.driven import qmp_wire
 from balloon_daemon.guests.driven.control import ControlError, Found, Notice, Sample
 from balloon_daemon.guests.driven.qmp import QmpControl
 from balloon_daemon.guests.seam import Ability, GuestState
+from tests.harness.faults import fault
 from tests.harness.waiting import DeadlineError
 from tests.vm.guest import Guest
 from tests.vm.images import Images
@@ -41,14 +44,13 @@ LEGACY = QemuConfig(
 
 
 class Driven:
-    """A guest, and the control of its balloon."""
+    """A VM, and the control of its balloon."""
 
-    def __init__(self, guest: Guest) -> None:
-        self.guest = guest
-        self.qemu = guest.qemu
-        self.monitor = guest.qemu.monitor
+    def __init__(self, qemu: Qemu) -> None:
+        self.qemu = qemu
+        self.monitor = qemu.monitor
         self.notices: list[Notice] = []
-        self.control = QmpControl(str(guest.qemu.monitor_path))
+        self.control = QmpControl(str(qemu.monitor_path))
 
     async def until(self, is_so: Callable[[Sample], bool], what: str) -> Sample:
         """Samples until a condition holds; fails the test if it does not in time."""
@@ -74,7 +76,7 @@ def drive(guest: Guest, story: Callable[[Driven, Found], Awaitable[None]]) -> No
     """Plays a story with the guest's monitor connected; the balloon is empty before it."""
 
     async def run() -> None:
-        driven = Driven(guest)
+        driven = Driven(guest.qemu)
         try:
             found = await driven.control.open(driven.notices.append)
             await driven.set_balloon(0)
@@ -123,6 +125,7 @@ def test_guest_is_squeezed_and_gets_its_memory_back(modern: Guest) -> None:
 
 
 # Before the guest was suspended: afterwards its kernel hears of no unplugging any more.
+@fault("a QEMU's balloon is unplugged")
 def test_balloon_that_is_unplugged_and_plugged_again_is_driven_again(modern: Guest) -> None:
     async def story(driven: Driven, found: Found) -> None:
         await driven.control.watch(1)
@@ -194,20 +197,24 @@ def test_paused_guest_follows_its_target_when_it_goes_on(modern: Guest) -> None:
     drive(modern, story)
 
 
+@fault("a QEMU's guest is paused")
 def test_suspended_guest_has_all_its_memory_and_inflates_when_it_wakes(modern: Guest) -> None:
     async def story(driven: Driven, found: Found) -> None:
         await driven.set_balloon(HALF)
         suspend = modern.begin("echo mem > /sys/power/state")
-        suspended = await driven.until(lambda s: s.state is GuestState.PAUSED, "suspended")
+        await driven.until(
+            lambda s: (s.state, s.balloon_bytes) == (GuestState.PAUSED, 0),
+            "suspended, with an empty balloon",
+        )
         driven.monitor.execute("system_wakeup")
         await driven.until(lambda s: s.balloon_bytes == HALF, "squeezed again")
         modern.finish(suspend)
-        assert suspended.balloon_bytes == 0
         assert Notice.RESET not in driven.notices
 
     drive(modern, story)
 
 
+@fault("a QEMU's guest has DIMMs")
 def test_dimm_counts_at_once_and_leaves_the_balloon_as_it_is(modern: Guest) -> None:
     async def story(driven: Driven, found: Found) -> None:
         await driven.set_balloon(HALF)
@@ -225,6 +232,7 @@ def test_dimm_counts_at_once_and_leaves_the_balloon_as_it_is(modern: Guest) -> N
     drive(modern, story)
 
 
+@fault("a snapshot or a migration to a file")
 def test_saved_memory_is_told_once(
     modern: Guest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -246,6 +254,7 @@ def test_saved_memory_is_told_once(
     drive(modern, story)
 
 
+@fault("a QEMU monitor is held")
 def test_monitor_that_somebody_else_holds_is_said_to_be_held(
     modern: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +268,7 @@ def test_monitor_that_somebody_else_holds_is_said_to_be_held(
     drive(modern, story)
 
 
+@fault("a QEMU keeps")
 def test_size_is_unknown_from_a_reset_until_the_next_driver_listens(modern: Guest) -> None:
     async def story(driven: Driven, found: Found) -> None:
         size = found.vm_mem_bytes
@@ -278,6 +288,7 @@ def test_size_is_unknown_from_a_reset_until_the_next_driver_listens(modern: Gues
     drive(modern, story)
 
 
+@fault("a QEMU reports half-written")
 def test_sizes_that_legacy_virtio_writes_byte_by_byte_are_never_reported_half(
     legacy: Guest,
 ) -> None:
@@ -328,6 +339,37 @@ def test_kernel_that_does_not_count_oom_kills_leaves_them_unknown(legacy: Guest)
     drive(legacy, story)
 
 
+# Behind all others of this guest, which does not run any more afterwards.
+@fault("a QEMU's statistics stop")
+def test_guest_that_a_migration_has_brought_is_known_with_its_balloon(
+    images: Images, legacy: Guest, tmp_path: Path
+) -> None:
+    saved = tmp_path / "vm"
+
+    async def save(driven: Driven, found: Found) -> None:
+        await driven.set_balloon(HALF)
+        driven.monitor.execute("migrate", uri=f"file:{saved}")
+        await driven.until(lambda s: Notice.REFILLED in driven.notices, "the end of the migration")
+
+    async def meet() -> Sample:
+        arrived = Driven(qemu)
+        try:
+            await arrived.control.open(arrived.notices.append)
+            return await arrived.until(lambda s: s.balloon_bytes is not None, "a known balloon")
+        finally:
+            arrived.control.close()
+
+    drive(legacy, save)
+    (SESSION_LOGS / "qmp-arrived").mkdir(parents=True)
+    incoming = replace(LEGACY, options=(*LEGACY.options, "-incoming", f"file:{saved}"))
+    qemu = Qemu(images, incoming, SESSION_LOGS / "qmp-arrived")
+    try:
+        sample = asyncio.run(meet())
+    finally:
+        qemu.stop()
+    assert (sample.state, sample.balloon_bytes) == (GuestState.RUNNING, HALF)
+
+
 def fault_of(images: Images, name: str, *options: str) -> Fault:
     """Why a VM with these options, whose guest never runs, cannot be driven."""
     config = QemuConfig("forky", 64, options=("-S", *options))
@@ -345,6 +387,7 @@ def test_vm_without_a_balloon_is_refused(images: Images) -> None:
     assert fault_of(images, "qmp-none") is Fault.NO_BALLOON
 
 
+@fault("a QEMU's VM has huge pages")
 def test_vm_with_memory_in_huge_pages_is_refused(images: Images) -> None:
     huge = "memory-backend-memfd,id=huge,size=64M,hugetlb=on,reserve=off"
     fault = fault_of(images, "qmp-huge", "-device", "virtio-balloon-pci", "-object", huge)

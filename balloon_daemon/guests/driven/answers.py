@@ -81,15 +81,17 @@ def member(answer: object, name: str) -> object:
     return answer.get(name)
 
 
-def whole_number(answer: object, name: str, most: int = MOST_MEMORY_BYTES) -> int:
-    """A member that is a whole number from 0 to ``most``.
+def whole_number(
+    answer: object, name: str, most: int = MOST_MEMORY_BYTES, *, least: int = 0
+) -> int:
+    """A member that is a whole number from ``least`` to ``most``.
 
     Raises:
         ControlError: it is something else, or missing.
     """
     value = member(answer, name)
     # Not isinstance(): to Python, true is a number too.
-    if type(value) is not int or not 0 <= value <= most:
+    if type(value) is not int or not least <= value <= most:
         raise nonsense(name, value)
     return value
 

@@ -80,7 +80,10 @@ class Bases:
         rows = [[*key, base_bytes] for key, base_bytes in self._bases.items()]
         content = json.dumps({"version": _VERSION, "bases": rows}).encode()
         try:
-            _write(self._path, content)
+            if rows:
+                _write(self._path, content)
+            else:
+                self._path.unlink(missing_ok=True)
         except OSError as err:
             if not self._failed:
                 self._publish(BasesNotStored(err.strerror or str(err)))

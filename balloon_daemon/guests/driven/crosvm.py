@@ -74,13 +74,15 @@ class PacketConnection:
     async def ask(self, request: Mapping[str, object], within_s: float) -> object:
         """Sends a request, or goes on waiting for the answer to the last one.
 
+        An answer that came after its call had ended is dropped: it may be old by now.
+
         Returns:
             The answer; None where there is none in time.
 
         Raises:
             ControlError: the connection has ended, or the answer is no JSON.
         """
-        if self._answer is None:
+        if self._answer is None or self._answer.done():
             self._send(json.dumps(request).encode())
             self._answer = self._loop.create_future()
         await asyncio.wait(

@@ -39,12 +39,14 @@ class Wanted:
         qmp: patterns of QEMU's monitor sockets.
         controls: makes connections, for each kind that occurs.
         bases_path: the file for the balloons that VMs had before balloond.
+        taken: names that no discovered VM may have.
     """
 
     vms: Sequence[VmConfig]
     qmp: Sequence[str]
     controls: Mapping[Kind, NewControl]
     bases_path: Path
+    taken: frozenset[str] = frozenset()
 
 
 class DrivenVms:
@@ -132,7 +134,7 @@ class DrivenVms:
             if (finder := self._discovered.get(resolved)) is not None:
                 finder.wake()
                 continue
-            taken = {f.config.name for f in [*self._named, *self._discovered.values()]}
-            name = printable(name_of(path, taken))
+            taken = {finder.config.name for finder in self._discovered.values()}
+            name = printable(name_of(path, taken | self._wanted.taken))
             vm = VmConfig(name, Kind.QMP, path, VmSettings())
             self._discovered[resolved] = self._find(vm)

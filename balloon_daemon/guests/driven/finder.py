@@ -7,7 +7,7 @@ has been driven for a while begins anew at 1 s, and so does one whose socket has
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from random import random
 
 from balloon_daemon.config.vms import VmConfig
@@ -16,9 +16,10 @@ from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.reporting import Shared, check_process, check_sizes
-from balloon_daemon.guests.driven.vm import DrivenVm, bounded
+from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
 from balloon_daemon.guests.seam import VmRegistry
+from balloon_daemon.guests.waiting import is_done_within
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
 """The first and the longest pause before another attempt."""
@@ -75,7 +76,7 @@ async def opened(
         ControlError: it may not; the control is closed then.
     """
     try:
-        found = await bounded(control.open(noticed))
+        found = await _answer_of(control.open(noticed))
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)
         host = HostSide(found.pid, found.memory_file)
         check_process(host, shared)
@@ -178,3 +179,14 @@ class Finder:
     def _failed(self, err: Exception) -> None:
         error = f"{type(err).__name__}: {err}"
         self._shared.publish(FinderFailed(self.config.name, error))
+
+
+async def _answer_of(call: Coroutine[object, object, Found]) -> Found:
+    """A control's answer. Raises ControlError: it fails, or does not come."""
+    task = asyncio.get_running_loop().create_task(call)
+    try:
+        if await is_done_within(task, HANGS_AFTER_S):
+            return task.result()
+    finally:
+        task.cancel()
+    raise ControlError(Fault.HANGS)

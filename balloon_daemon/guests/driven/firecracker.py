@@ -119,7 +119,7 @@ class FirecrackerControl:
         if (huge_pages := member(machine, "huge_pages")) not in (None, "None"):
             raise ControlError(Fault.HUGETLB, shown(huge_pages))
         most_mib = MOST_MEMORY_BYTES // MIB
-        self._vm_mem_bytes = whole_number(machine, "mem_size_mib", most_mib) * MIB
+        self._vm_mem_bytes = whole_number(machine, "mem_size_mib", most_mib, least=1) * MIB
         self._target_mib = whole_number(balloon, "amount_mib", self._vm_mem_bytes // MIB)
         interval_s = whole_number(balloon, "stats_polling_interval_s", _MOST_INTERVAL_S)
         self._interval_s = self._found_interval_s = interval_s

@@ -15,7 +15,6 @@ from balloon_daemon.guests.driven.answers import member, nonsense, parse, shown
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fault
 from balloon_daemon.guests.driven.http_answer import HttpAnswer, HttpAnswerParser
 from balloon_daemon.guests.driven.unix_socket import connect
-from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import peer_of
 
 
@@ -31,7 +30,7 @@ class HttpConnection(asyncio.Protocol):
         self._path, self._within_s = path, within_s
         self._transport: asyncio.Transport | None = None
         self._parser: HttpAnswerParser | None = None
-        self._answer: asyncio.Future[HttpAnswer] | None = None
+        self._answer: asyncio.Future[HttpAnswer | ControlError] | None = None
         self._lost = asyncio.get_running_loop().create_future()
         self.pid = 0
         """The server's process; 0 before ``open``."""
@@ -85,11 +84,13 @@ class HttpConnection(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(_request(method, target, body))
         try:
-            if not await is_done_within(self._answer, self._within_s):
-                raise ControlError(Fault.HANGS)
-            answer = self._answer.result()
+            # asyncio.timeout() would raise CancelledError in a task that was cancelled before.
+            await asyncio.wait([self._answer], timeout=self._within_s)
+            answer = self._answer.result() if self._answer.done() else ControlError(Fault.HANGS)
         finally:
             self._parser = self._answer = None
+        if isinstance(answer, ControlError):
+            raise answer
         if answer.last:
             self.close()
         # An error need not be JSON: Cloud Hypervisor has answered both.
@@ -128,7 +129,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _fail(self, err: ControlError) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(err)
+            self._answer.set_result(err)
         self.close()
 
 

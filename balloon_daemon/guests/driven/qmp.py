@@ -20,6 +20,7 @@ from balloon_daemon.guests.driven.control import (
     Sample,
 )
 from balloon_daemon.guests.driven.qmp_balloon import QmpBalloon
+from balloon_daemon.guests.driven.qmp_interval import StatsInterval
 from balloon_daemon.guests.driven.qmp_wire import Command, Event, Monitor
 from balloon_daemon.guests.seam import Ability, GuestState, Stats
 from balloon_daemon.units import MIB, PAGE_SIZE
@@ -37,6 +38,7 @@ _DISKS = Command("query-blockstats")
 _BASE = Command("query-memory-size-summary")
 _DIMMS = Command("query-memory-devices")
 _MIGRATION = Command("query-migrate")
+_INTERVAL = "guest-stats-polling-interval"
 _LISTS = ("/machine/peripheral", "/machine/peripheral-anon")
 
 _NEWS = {
@@ -74,8 +76,8 @@ class QmpControl:
         self._deflate_on_oom = False
         self._base_bytes = 0
         self._plugs = True
-        self._every_s = 0
-        self._updated = (0, 0.0)
+        self._interval = StatsInterval()
+        self._last_update = 0
         self._saved: object = None
 
     async def open(self, noticed: Noticed) -> Found:
@@ -108,25 +110,22 @@ class QmpControl:
         """As ``Control`` says."""
         if not self._device:
             await self._find_device()
-        asked = [_STATUS, _BALLOON, self._get("guest-stats"), _DISKS, _MIGRATION]
+        # The statistics first: those of a guest that a migration brings at this moment must not
+        # make a fact of the size from before.
+        asked = [self._get("guest-stats"), _BALLOON, _STATUS, _DISKS, _MIGRATION]
         asked += [_DIMMS] * self._plugs
-        status, balloon, stats, disks, migration, *dimms = await self._ask(*asked)
+        stats, balloon, status, disks, migration, *dimms = await self._ask(*asked)
         self._look_for_saved(migration)
         size = self._base_bytes + sum(map(answers.dimm_bytes, dimms))
         sent = self._take(balloon, stats, size)
         state = self._state(status)
-        await self._keep_statistics_coming(state)
-        return Sample(
-            size,
-            self._balloon.balloon_bytes,
-            state,
-            self._stats(sent, disks),
-            time.monotonic(),
-        )
+        figures = self._stats(sent, disks)
+        await self._set_interval(runs=state is not GuestState.PAUSED)
+        return Sample(size, self._balloon.balloon_bytes, state, figures, time.monotonic())
 
     async def watch(self, every_s: float | None) -> None:
         """As ``Control`` says; QEMU counts in whole seconds."""
-        self._every_s = 0 if every_s is None else max(1, round(every_s))
+        self._interval.want(every_s)
         if self._device:
             await self._set_interval()
 
@@ -146,9 +145,8 @@ class QmpControl:
     async def _find(self) -> Found:
         """All that is asked once."""
         assert self._monitor is not None
-        status, balloon, base, dimms, disks, migration, memory, cpus, memdevs = await self._ask(
-            *(_STATUS, _BALLOON, _BASE, _DIMMS, _DISKS, _MIGRATION),
-            _get("/machine", "memory"),
+        base, disks, migration, memory, cpus, memdevs = await self._ask(
+            *(_BASE, _DISKS, _MIGRATION, _get("/machine", "memory")),
             *(Command("query-cpus-fast"), Command("query-memdev")),
         )
         pid = self._monitor.pid
@@ -159,9 +157,12 @@ class QmpControl:
         self._saved = answers.last_saved(migration)
         memory_file = await self._find_memory(answers.memory_backends(memdevs), pid)
         await self._find_device()
-        (stats,) = await self._ask(self._get("guest-stats"))
+        stats, balloon, status, dimms = await self._ask(
+            self._get("guest-stats"), _BALLOON, _STATUS, _DIMMS
+        )
         size = self._base_bytes + answers.dimm_bytes(dimms)
         self._take(balloon, stats, size)
+        await self._set_interval()
         can = {
             Ability.STATS: True,
             Ability.DEFLATE_ON_OOM: self._deflate_on_oom,
@@ -192,11 +193,10 @@ class QmpControl:
                     found = f"{path}/{name}"
         if not found:
             raise ControlError(Fault.NO_BALLOON)
-        (deflates,) = await self._ask(_get(found, "deflate-on-oom"))
+        deflates, interval = await self._ask(_get(found, "deflate-on-oom"), _get(found, _INTERVAL))
         self._deflate_on_oom = deflates is True
+        self._interval.found(answers.interval_s(interval))
         self._device = found
-        if self._every_s:
-            await self._set_interval()
 
     async def _find_memory(self, backends: list[str], pid: int | None) -> str:
         """The path in /proc of the file that the VM's memory is; "" where it is none or several.
@@ -253,30 +253,24 @@ class QmpControl:
 
     def _stats(self, sent: answers.GuestStats, disks: object) -> Stats | None:
         """The guest's statistics, unless they are those of the last sample."""
-        last_update, _ = self._updated
-        if sent.last_update in (0, last_update):
+        if sent.last_update in (0, self._last_update):
             return None
         now = time.monotonic()
-        self._updated = (sent.last_update, now)
+        self._last_update = sent.last_update
+        self._interval.came(now)
         # QEMU stamps them with whole seconds of the host's clock, cut off.
         age_s = max(0.0, time.time() - sent.last_update)
         return sent.at(now - age_s, answers.disk_read_bytes(disks))
 
-    async def _keep_statistics_coming(self, state: GuestState) -> None:
-        """Sets the interval again where statistics stay away.
-
-        It is 0 again at a migration's destination and in a device that was plugged in anew.
-        Setting it to what it is changes nothing.
-        """
-        since_s = time.monotonic() - self._updated[1]
-        if self._every_s and state is GuestState.RUNNING and since_s > 3 * self._every_s:
-            await self._set_interval()
-
-    async def _set_interval(self) -> None:
-        arguments = {"path": self._device, "property": "guest-stats-polling-interval"}
-        (answer,) = await self._ask(Command("qom-set", arguments | {"value": self._every_s}))
-        answers.accepted(answer)
-        self._updated = (self._updated[0], time.monotonic())
+    async def _set_interval(self, *, runs: bool = False) -> None:
+        """Sets the interval of the guest's statistics, where it is not as it should be."""
+        listens = self._balloon.listens
+        due_s = self._interval.due_s(time.monotonic(), runs=runs, listens=listens)
+        if due_s is not None:
+            arguments = {"path": self._device, "property": _INTERVAL, "value": due_s}
+            (answer,) = await self._ask(Command("qom-set", arguments))
+            answers.accepted(answer)
+            self._interval.was_set(due_s, time.monotonic())
 
     def _look_for_saved(self, migration: object) -> None:
         saved = answers.last_saved(migration)

@@ -174,6 +174,13 @@ def guest_stats(answer: object) -> GuestStats:
     return GuestStats(last_update, figures)
 
 
+def interval_s(answer: object) -> int:
+    """qom-get guest-stats-polling-interval: in seconds; 0: never."""
+    if type(answer) is not int or not 0 <= answer <= UNKNOWN:
+        raise refused(answer)
+    return answer
+
+
 def disk_read_bytes(answer: object) -> int | None:
     """query-blockstats: what the guest has read from all disks; None: it has none in QEMU."""
     # A row without "qdev" is no device's of the guest's.

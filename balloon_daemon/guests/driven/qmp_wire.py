@@ -142,6 +142,8 @@ class Monitor(asyncio.BufferedProtocol):
         """
         if self._failure is not None:
             raise self._failure
+        if not commands:
+            return []
         assert self._transport is not None
         batch = _Batch(len(commands))
         lines = bytearray()

@@ -11,6 +11,7 @@ next sample. Any other fault ends the task: the VM is reported as gone, and whoe
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -27,7 +28,6 @@ from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.reporting import Reporter, Shared
 from balloon_daemon.guests.driven.waking import YOUNG_S, Bell, Notices, Schedule
 from balloon_daemon.guests.seam import Gone, GuestState, VmRow
-from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import VmId
 
@@ -35,7 +35,10 @@ T = TypeVar("T")
 
 HANGS_AFTER_S = 4 * CALL_WITHIN_S
 """No call takes so long, as a ``Control`` bounds each of its waits by ``CALL_WITHIN_S``; should
-one do so nevertheless, the VM must not be lost for good."""
+one do so nevertheless, the VM must not be lost for good. It is looked for as often as this."""
+
+FAILS_WITHIN_S = 1.0
+"""How long a call may take to fail once the connection is closed, or its task to end."""
 
 
 class DrivenVm:
@@ -72,6 +75,7 @@ class DrivenVm:
         self._reporter = Reporter(vm, found, host, shared)
         self._bell = notices.bell = Bell()
         self._schedule = Schedule(vm.number, loop.time())
+        self._called_at_s = math.inf
         self._refused = False
         self._given_back: asyncio.Future[None] | None = None
 
@@ -86,8 +90,7 @@ class DrivenVm:
             why = err
         finally:
             self._control.close()
-            if self._given_back is not None and not self._given_back.done():
-                self._given_back.set_result(None)
+            self._wait_no_more()
             self._shared.report(self.vm, Gone(why.fault.value))
             self.ended.set_result(why)
 
@@ -136,21 +139,51 @@ class DrivenVm:
     # --- the VM's task ------------------------------------------------------------------------
 
     async def _serve(self) -> None:
+        """Waits until the VM is gone, a call has failed, or one has hung for too long.
+
+        The calls are made by a task of their own, and not each by one: it makes many.
+        """
         loop = asyncio.get_running_loop()
-        gone = loop.create_task(self._control.gone())
-        gone.add_done_callback(lambda _: self._bell.ring())
+        gone, driving = loop.create_task(self._control.gone()), loop.create_task(self._drive())
+        tasks = (gone, driving)
+        try:
+            await asyncio.wait(tasks, timeout=HANGS_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
+            while not gone.done() and not driving.done():
+                if self._called_at_s <= loop.time() - HANGS_AFTER_S:
+                    raise ControlError(Fault.HANGS)
+                await asyncio.wait(
+                    tasks, timeout=HANGS_AFTER_S, return_when=asyncio.FIRST_COMPLETED
+                )
+            if not driving.done() and self._called_at_s < math.inf:
+                # The call in hand fails, too, and its fault says more.
+                await asyncio.wait([driving], timeout=FAILS_WITHIN_S)
+            if driving.done():
+                driving.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=FAILS_WITHIN_S)
+        raise ControlError(Fault.GONE)
+
+    async def _drive(self) -> None:
+        """Makes all calls. Raises ControlError: one has failed."""
+        loop = asyncio.get_running_loop()
         try:
             self._reporter.found(self._found, loop.time())
-            while not gone.done():
+            while True:
                 if not await self._work(loop.time()):
                     await self._bell.wait_until(self._schedule.due_s)
         except ControlError as err:
             if err.fault in (Fault.PINNED, Fault.HUGETLB, Fault.OWN_DEVICE):
                 await self._let_go()
             raise
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        self._called_at_s = asyncio.get_running_loop().time()
+        try:
+            return await call
         finally:
-            gone.cancel()
-        raise ControlError(Fault.GONE)
+            self._called_at_s = math.inf
 
     async def _work(self, now_s: float) -> bool:
         """Makes the next call that is due; False where none is."""
@@ -162,7 +195,7 @@ class DrivenVm:
             elif schedule.wanted_s != schedule.told_s:
                 schedule.told_s = schedule.wanted_s
                 if self._reporter.sends_stats:
-                    await bounded(self._control.watch(schedule.wanted_s))
+                    await self._call(self._control.watch(schedule.wanted_s))
             elif schedule.due_s <= now_s:
                 await self._sample(now_s)
             else:
@@ -173,8 +206,7 @@ class DrivenVm:
             self._refused = True
             self._reporter.refused(err.detail)
         if self._given_back is not None and self._has_given_back():
-            self._given_back.set_result(None)
-            self._given_back = None
+            self._wait_no_more()
         return True
 
     def _take_notices(self, now_s: float) -> None:
@@ -191,7 +223,7 @@ class DrivenVm:
     async def _set_balloon(self, balloon_bytes: int) -> None:
         self._shared.bases.store()
         asked_bytes = self._reporter.balloon.asked_bytes  # It may change during the call.
-        await bounded(self._control.set_balloon(balloon_bytes))
+        await self._call(self._control.set_balloon(balloon_bytes))
         self._reporter.balloon.sent(asked_bytes)
 
     async def _sample(self, now_s: float) -> None:
@@ -201,7 +233,7 @@ class DrivenVm:
             has_driver=reporter.state is not GuestState.NO_DRIVER,
             retaking=reporter.balloon.most_bytes is not None,
         )
-        sample = await bounded(self._control.sample())
+        sample = await self._call(self._control.sample())
         self._refused = False
         self._reporter.take(sample, asyncio.get_running_loop().time())
 
@@ -213,21 +245,16 @@ class DrivenVm:
         done = not balloon.changed or (balloon.is_told and not moves)
         return done and schedule.told_s == schedule.wanted_s
 
+    def _wait_no_more(self) -> None:
+        """Ends a ``give_back``, unless whoever waits for it has given up."""
+        waits, self._given_back = self._given_back, None
+        if waits is not None and not waits.done():
+            waits.set_result(None)
+
     async def _let_go(self) -> None:
         """Gives all back to a VM that is not driven any more, without waiting for its guest."""
         balloon = self._reporter.balloon
         balloon.want(0)
         if (balloon_bytes := balloon.due()) is not None:
-            await bounded(self._control.set_balloon(balloon_bytes))
+            await self._call(self._control.set_balloon(balloon_bytes))
             self._shared.bases.forget(self._reporter.key)
-
-
-async def bounded(call: Awaitable[T]) -> T:
-    """A ``Control``'s answer. Raises ControlError: it fails, or does not come."""
-    task = asyncio.ensure_future(call)
-    try:
-        if await is_done_within(task, HANGS_AFTER_S):
-            return task.result()
-    finally:
-        task.cancel()
-    raise ControlError(Fault.HANGS)

@@ -1,0 +1,52 @@
+"""How often a QEMU's balloon device asks its guest for statistics. Pure.
+
+The interval belongs to the device. It is 0, which is never, in a new device, also at a migration's
+destination, and nothing tells. While no driver is known to listen the device asks now and then: it
+is statistics that tell of a driver, and one that a migration has brought along sends none of
+itself. A VM that nobody watches has the interval that it was found with, as another client of the
+VMM may have set it.
+"""
+
+PROBE_S = 5
+"""The interval while no driver is known to listen, in a device that was found with none."""
+
+MISSED = 3
+"""So many intervals without statistics, and the interval is set again: setting it to what it is
+changes nothing."""
+
+
+class StatsInterval:
+    """The interval of one device, in whole seconds; 0: never."""
+
+    def __init__(self) -> None:
+        self._found_s = self._set_s = 0
+        self._wanted_s = 0
+        self._fresh_s = 0.0
+
+    def found(self, interval_s: int) -> None:
+        """Notes a device's interval before it is changed."""
+        self._found_s = self._set_s = interval_s
+
+    def want(self, every_s: float | None) -> None:
+        """Sets how often the VM is watched; None: not at all."""
+        self._wanted_s = 0 if every_s is None else max(1, round(every_s))
+
+    def due_s(self, now_s: float, *, runs: bool, listens: bool) -> int | None:
+        """What the interval is to be set to now; None: it is as it should be.
+
+        Args:
+            now_s: the time.
+            runs: whether virtual CPUs run.
+            listens: whether a driver is known to listen.
+        """
+        interval_s = self._wanted_s or self._found_s or (0 if listens else PROBE_S)
+        late = interval_s and runs and listens and now_s - self._fresh_s > MISSED * interval_s
+        return interval_s if late or interval_s != self._set_s else None
+
+    def was_set(self, interval_s: int, now_s: float) -> None:
+        """Notes that the device has this interval."""
+        self._set_s, self._fresh_s = interval_s, now_s
+
+    def came(self, now_s: float) -> None:
+        """Notes that new statistics have come."""
+        self._fresh_s = now_s

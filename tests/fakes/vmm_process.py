@@ -1,0 +1,56 @@
+"""A fake VMM in a process of its own, as balloond tells VMs apart by their processes.
+
+``python -m tests.fakes.vmm_process KIND SOCKET`` prints its balloon's size, in bytes, at first and
+whenever it has changed. Its guest sends statistics all the time.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+from balloon_daemon.config.vms import Kind
+from balloon_daemon.units import MIB
+from tests.fakes.cloud_hypervisor import FakeCloudHypervisor
+from tests.fakes.crosvm import FakeCrosvm
+from tests.fakes.firecracker import FakeFirecracker
+
+EVERY_S = 0.02
+LINUX: dict[str, object] = {
+    "free_memory": 700 * MIB,
+    "available_memory": 800 * MIB,
+    "total_memory": 1000 * MIB,
+}
+
+
+async def serve(vmm: FakeFirecracker | FakeCloudHypervisor | FakeCrosvm) -> None:
+    """Serves until the process is killed."""
+    said, sent = -1, 0
+    async with vmm:
+        while True:
+            sent += 1
+            stats = LINUX | {"minor_faults": sent}
+            if isinstance(vmm, FakeCloudHypervisor):
+                vmm.balloon_stats = {"last_update": sent, "stats": stats}
+            else:
+                vmm.stats = stats
+            size = vmm.actual_pages if isinstance(vmm, FakeFirecracker) else vmm.actual_bytes
+            assert isinstance(size, int)
+            size *= 4096 if isinstance(vmm, FakeFirecracker) else 1
+            if size != said:
+                print(size, flush=True)
+            said = size
+            await asyncio.sleep(EVERY_S)
+
+
+def main() -> None:
+    kind, path = Kind(sys.argv[1]), Path(sys.argv[2])
+    fakes = {
+        Kind.FIRECRACKER: FakeFirecracker,
+        Kind.CLOUD_HYPERVISOR: FakeCloudHypervisor,
+        Kind.CROSVM: FakeCrosvm,
+    }
+    asyncio.run(serve(fakes[kind](path)))
+
+
+if __name__ == "__main__":
+    main()
