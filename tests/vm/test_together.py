@@ -24,7 +24,7 @@ from tests.vm.libvirt_host import MEMORY_MIB, LibvirtHost
 from tests.vm.libvirt_root import ready_root
 from tests.vm.qemu import MIB, QemuConfig
 from tests.vm.running import BUILD, SESSION_LOGS
-from tests.vm.together_chart import Sample, draw, write
+from tests.vm.together_chart import Sample, draw, read, write
 
 pytestmark = pytest.mark.vm
 
@@ -201,7 +201,7 @@ def test_vms_of_all_kinds_are_squeezed_by_priority_and_released_together(host: H
     finally:
         # Also of a run that failed: there it is wanted most.
         write(host.samples, RECORDING)
-        draw(host.samples, CHART)
+        draw(read(RECORDING), CHART)
 
     for (_, last), (first, _) in itertools.pairwise(orders):
         assert last < first
