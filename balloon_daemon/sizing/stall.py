@@ -3,7 +3,9 @@
 A guest that cannot give what it is asked for goes on trying, and its allocations go through all of
 its memory each time. So a balloon that is short of its target must grow: some every 4 s, and
 15 MiB a second by the mean of 4 s. A healthy guest gives some hundred MiB a second, one that has
-only a tenth of a CPU still gives 30.
+only a tenth of a CPU still gives 30. A balloon that was asked for less need not grow by more: the
+policy asks a VM of 512 MiB for 16 MiB a second, and its VMM may tell sizes a second late, so that
+the balloon is never seen to have reached its target on the way.
 """
 
 import math
@@ -31,6 +33,8 @@ class Progress:
         # The present window's beginning, and when the balloon was last larger than ever in it;
         # None: it is not short of its target.
         self._began: tuple[float, int] | None = None
+        self._asked_bytes = 0
+        """What the balloon can be expected to grow by in the window, however fast it is."""
         self._grew_at_s, self._most_bytes = -math.inf, 0
 
     def told(self, target_bytes: int, now_s: float) -> None:
@@ -74,14 +78,19 @@ class Progress:
         since_s, bytes_then = self._began
         if now_s - self._grew_at_s >= WINDOW_S:
             return True
-        if self._balloon_bytes - bytes_then < LEAST_BYTES * (now_s - since_s) / WINDOW_S:
+        least = min(LEAST_BYTES * (now_s - since_s) / WINDOW_S, self._asked_bytes)
+        if self._balloon_bytes - bytes_then < least:
             return True
-        self._began = (now_s, self._balloon_bytes)
+        self._begin(now_s)
         return False
 
     def _follow(self, now_s: float) -> None:
         if self._stopped or self._target_bytes - self._balloon_bytes < SHORT_BYTES:
             self._began = None
         elif self._began is None:
-            self._began = (now_s, self._balloon_bytes)
+            self._begin(now_s)
             self._grew_at_s, self._most_bytes = now_s, self._balloon_bytes
+
+    def _begin(self, now_s: float) -> None:
+        self._began = (now_s, self._balloon_bytes)
+        self._asked_bytes = self._target_bytes - self._balloon_bytes - SHORT_BYTES
