@@ -1,7 +1,9 @@
-"""What VMs on balloond's own device need before the first of them connects: jail and policy."""
+"""What VMs on balloond's own device need before the first connects: policy, jail, sockets."""
 
 import argparse
+import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +14,26 @@ from balloon_daemon.cli.device_user import (
     identity_of,
     warning_first,
 )
+from balloon_daemon.cli.opening import Opened, open_all, risks
+from balloon_daemon.cli.printing import how_to_attach, is_for_people, show
 from balloon_daemon.config.model import Config
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import ConfigError, PolicyFileError, printable
 from balloon_daemon.events import (
     DevicesShareUser,
+    KeeperUnreachable,
     PolicyFileWarning,
     Publish,
+    SocketNotPrivate,
     TemplateLost,
     TemplateStarted,
     UserIgnored,
 )
+from balloon_daemon.guests.jailed.listener import VhostUserGuests
 from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.linux.bounded_file import why_unreadable
+from balloon_daemon.linux.signals import Interruptible
+from balloon_daemon.records.bus import Bus
 from balloon_daemon.records.words.daemon import said_of_daemon
 from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
@@ -56,8 +65,42 @@ class OwnDevice:
             lambda what: publish(TemplateStarted(what)),
         )
 
-    def announced(self, publish: Publish) -> Jail:
-        """Publishes what the operator should know; returns the jail for devices."""
+    def open_vms(
+        self,
+        config: Config,
+        template: Template,
+        bus: Bus,
+        undo: contextlib.ExitStack,
+        *,
+        keep_fds: bool,
+    ) -> VhostUserGuests:
+        """Opens sockets and store, and says what an operator should know.
+
+        Args:
+            config: the settings.
+            template: forks the devices.
+            bus: takes events.
+            undo: gets the steps that undo the opening.
+            keep_fds: a keeper is wanted.
+
+        Raises:
+            ConfigError: the store or the socket for VMs of no name cannot be opened.
+        """
+        opened = open_all(config, undo, keep_fds=keep_fds)
+        template.reserve_low_numbers()
+        for risk in risks(config):
+            bus.publish(SocketNotPrivate(risk))
+        for failed in opened.failed:
+            bus.publish(failed)
+        if opened.lost:
+            bus.publish(KeeperUnreachable(opened.lost))
+        jail = self._announced(bus.publish)
+        bus.drain()
+        _show_how_to_attach(config, opened)
+        return VhostUserGuests(config, jail, opened.sockets, opened.store, bus.publish)
+
+    def _announced(self, publish: Publish) -> Jail:
+        """Publishes what the operator should know of the jail; returns it."""
         if self.ignored_user:
             publish(UserIgnored(self.ignored_user))
         for warning in self.compiled.warnings:
@@ -100,6 +143,16 @@ def prepare_device(config: Config, args: argparse.Namespace, template: Template)
     jail = Jail(identity_of(user), template.fork)
     shared = jail.identity is not None and args.user is None and user == SHARED_USER
     return OwnDevice(compiled, jail, user, ignored, shared)
+
+
+def _show_how_to_attach(config: Config, opened: Opened) -> None:
+    """Prints how to attach a VM, where a person may read it and no VM was taken over."""
+    taken_over = any("." in name for name in opened.store.kept)
+    if opened.sockets and not taken_over and is_for_people(sys.stdout.fileno()):
+        # Interruptible: a signal must end balloond even while the print blocks. A stopped terminal
+        # (Ctrl-S) or a full pipe can block it for ever.
+        with Interruptible():
+            show(how_to_attach(config))
 
 
 def _compile(path: Path, dialect: Dialect) -> CompiledFilter:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from balloon_daemon.cli.asyncio_lean import asyncio
+from balloon_daemon.cli.default_directory import make_default_directory, remove_directory
 from balloon_daemon.cli.flags import (
     EXIT_FAILURE,
     EXIT_OK,
@@ -16,22 +17,10 @@ from balloon_daemon.cli.flags import (
     config_of,
     read_named_config,
 )
-from balloon_daemon.cli.opening import (
-    Opened,
-    make_default_directory,
-    open_all,
-    remove_directory,
-    risks,
-)
-from balloon_daemon.cli.own_device import prepare_device
 from balloon_daemon.cli.printing import (
     complain,
-    how_to_attach,
-    is_for_people,
     print_no_more,
-    show,
 )
-from balloon_daemon.config.model import Config
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
@@ -45,12 +34,8 @@ from balloon_daemon.errors import (
     printable,
 )
 from balloon_daemon.events import (
-    KeeperUnreachable,
-    Publish,
-    SocketNotPrivate,
     SourceTrouble,
 )
-from balloon_daemon.guests.jailed.listener import VhostUserGuests
 from balloon_daemon.guests.open_guest import NEW_LOW, open_drivers
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
@@ -124,6 +109,9 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         # whatever the configuration says now.
         own = None
         if config.own_sockets or has_stored_fds():
+            # Imported here: a balloond that drives other VMMs' balloons alone does without.
+            from balloon_daemon.cli.own_device import prepare_device
+
             own = prepare_device(config, args, template)
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
         too_much = beyond_host(config.margin_bytes)
@@ -151,13 +139,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             if own is None:
                 drivers = open_drivers(config, bus.publish, low=low)
             else:
-                opened = open_all(config, undo, keep_fds=args.keep_fds)
-                template.reserve_low_numbers()
-                _say(opened, risks(config), bus.publish)
-                jail = own.announced(bus.publish)
-                bus.drain()
-                _show_how_to_attach(config, opened)
-                own_vms = VhostUserGuests(config, jail, opened.sockets, opened.store, bus.publish)
+                own_vms = own.open_vms(config, template, bus, undo, keep_fds=args.keep_fds)
                 others = open_drivers(config, bus.publish, own_vms.has_vm_of, low)
                 drivers = [own_vms, *others]
             controller = Controller(config, source, drivers, bus.publish, bus.drain)
@@ -169,26 +151,6 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         # Write all published events, whatever ends this process.
         bus.drain()
     return EXIT_OK
-
-
-def _say(opened: Opened, risks: list[str], publish: Publish) -> None:
-    """Publishes what the operator should know about the sockets and the store."""
-    for risk in risks:
-        publish(SocketNotPrivate(risk))
-    for failed in opened.failed:
-        publish(failed)
-    if opened.lost:
-        publish(KeeperUnreachable(opened.lost))
-
-
-def _show_how_to_attach(config: Config, opened: Opened) -> None:
-    """Prints how to attach a VM, where a person may read it and no VM was taken over."""
-    taken_over = any("." in name for name in opened.store.kept)
-    if opened.sockets and not taken_over and is_for_people(sys.stdout.fileno()):
-        # Interruptible: a signal must end balloond even while the print blocks. A stopped terminal
-        # (Ctrl-S) or a full pipe can block it for ever.
-        with Interruptible():
-            show(how_to_attach(config))
 
 
 def main(argv: Sequence[str] | None = None, template: Template | None = None) -> int:

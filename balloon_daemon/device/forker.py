@@ -1,15 +1,18 @@
 """The template's process: it waits for requests, and clones a device for each.
 
 The template clones with CLONE_PARENT (clone(2)): each device is the controller's own child, so the
-controller can wait for it, and the controller's death ends it. The template receives descriptors
-and a request's bytes, which only the device decodes, and keeps neither: a device therefore
-inherits nothing of another VM. The template is started without the controller's environment, and
-clears the few variables that it is given.
+controller can wait for it, and the controller's death ends it. The device itself receives the
+request with its descriptors; the template has only looked at the seccomp filter in it (MSG_PEEK).
+So a device inherits nothing of another VM, and the template closes no VMM's descriptor: such a
+close may take long, and the controller waits for the template's answer. The template is started
+without the controller's environment, and clears the few variables that it is given.
 """
 
+import contextlib
 import errno
 import gc
 import os
+import resource
 import socket
 from typing import NoReturn
 
@@ -17,18 +20,24 @@ from balloon_daemon.device.request import (
     ANSWER,
     HELLO,
     MAX_DATAGRAM_BYTES,
-    Request,
+    Head,
     decode_spec,
+    drop_request,
+    peek_request,
     receive_request,
 )
 from balloon_daemon.device.spec import STANDARD_ERROR
 from balloon_daemon.device.start import become_device
 from balloon_daemon.linux import cpython, jail, libc
-from balloon_daemon.linux.events import allow_all_fds
+from balloon_daemon.linux.events import OwnedFd, allow_all_fds
 from balloon_daemon.linux.seccomp import Program
 
 NAME = "balloond-forks"
 """The process's name in ``ps`` and ``top``."""
+
+OWN_FDS = 4
+"""Descriptors that a device has besides those of its request while it receives that: standard
+error, the template's socket and both ends of the pipe."""
 
 
 def run_template(sock: socket.socket, parent: int) -> NoReturn:
@@ -64,39 +73,51 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
 def _serve(sock: socket.socket, buffer: bytearray) -> NoReturn:
     """Forks what is asked for until the controller is gone."""
     program, bpf = None, b""
-    while request := receive_request(sock, buffer):
-        if program is None or bytes(request.bpf) != bpf:
-            bpf = bytes(request.bpf)
+    while head := peek_request(sock, buffer):
+        if program is None or bytes(head.bpf) != bpf:
+            bpf = bytes(head.bpf)
             program = Program(bpf)
-        answer = _clone(request, program)
-        # Close this process's copies of the device's descriptors before it answers. Otherwise, if
-        # it hung, its copy of the tube would stay open after the device's death, and the
-        # controller would take the device for alive.
-        for fd in request.fds:
-            os.close(fd)
+        try:
+            answer = _clone(head, sock, buffer, program), 0
+        except OSError as err:
+            drop_request(sock, head)
+            answer = 0, err.errno or errno.EAGAIN
         sock.send(ANSWER.pack(*answer))
-        # Overwrite the request: the next device that is forked would inherit its bytes, which say
-        # where this VM's VMM has mapped the guest's memory.
-        request.spec[:] = bytes(len(request.spec))
     os._exit(0)
 
 
-def _clone(request: Request, program: Program) -> tuple[int, int]:
-    """The new device's process id and 0, or 0 and an errno."""
-    if len(request.fds) != request.sent:
-        return 0, errno.EMFILE
-    try:
-        pid = libc.clone_sibling()
-    except OSError as err:
-        return 0, err.errno or errno.EAGAIN
-    if pid == 0:
-        _become(request, program)
-    return pid, 0
+def _clone(head: Head, sock: socket.socket, buffer: bytearray, program: Program) -> int:
+    """Clones a device, which receives the request; returns its process id.
+
+    Raises:
+        OSError: no process or descriptor is free; the request is still in the socket.
+    """
+    if head.sent + OWN_FDS > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    taken, take = map(OwnedFd, os.pipe2(os.O_CLOEXEC))
+    with contextlib.closing(taken):
+        with contextlib.closing(take):
+            pid = libc.clone_sibling()
+            if pid == 0:
+                _become(sock, buffer, take.fileno(), program)
+        # Wait until the device has received the request: what is in the socket then is the next
+        # one. The pipe's end without a byte means that the device has died before. End this
+        # process too, because nobody knows whether a part of the request is left; the controller
+        # starts another.
+        if not os.read(taken.fileno(), 1):
+            os._exit(1)
+    return pid
 
 
-def _become(request: Request, program: Program) -> NoReturn:
+def _become(sock: socket.socket, buffer: bytearray, take: int, program: Program) -> NoReturn:
     """Turns this process into the device that was asked for."""
     try:
+        request = receive_request(sock, buffer)
+        if request is None:
+            os._exit(0)
+        os.write(take, b".")
+        if len(request.fds) != request.sent:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         spec = decode_spec(request)
         become_device(spec, request.fds[0], request.fds[1], request.parent, program.load)
     except BaseException as err:

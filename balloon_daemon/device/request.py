@@ -1,8 +1,7 @@
 """The messages between controller and template: a device's spec with descriptors, and a pid.
 
-The template passes the spec's bytes on undecoded; only the device, which serves that guest,
-decodes them. The template keeps the seccomp filter, which all devices have in common, and nothing
-else.
+The template looks at a request's first bytes, up to the seccomp filter, which all devices have in
+common. Only the device that serves that guest receives the request.
 """
 
 import array
@@ -37,20 +36,30 @@ _HEAD = struct.Struct("<III")
 _ROOM = socket.CMSG_SPACE(FDS_A_DATAGRAM * array.array("i").itemsize)
 
 
+class Head(NamedTuple):
+    """The beginning of a request that is still in the socket.
+
+    Attributes:
+        sent: how many descriptors the controller sent.
+        bpf: the seccomp program.
+    """
+
+    sent: int
+    bpf: memoryview
+
+
 class Request(NamedTuple):
     """A request as it was received.
 
     Attributes:
         sent: how many descriptors the controller sent.
         parent: the process id of the controller.
-        bpf: the seccomp program.
-        spec: the rest of the bytes, for ``decode_spec``.
+        spec: the bytes behind the seccomp program, for ``decode_spec``.
         fds: the descriptors received; fewer than ``sent`` where this process could hold no more.
     """
 
     sent: int
     parent: int
-    bpf: memoryview
     spec: memoryview
     fds: list[int]
 
@@ -76,12 +85,37 @@ def send_request(
         socket.send_fds(sock, [b"+" if start else content], list(part))
 
 
+def peek_request(sock: socket.socket, buffer: bytearray) -> Head | None:
+    """Waits for a request, and leaves it in the socket; None once the controller has closed that.
+
+    Nothing behind the seccomp program is copied: every later device would inherit the bytes that
+    say where this VM's VMM has mapped the guest's memory.
+
+    Args:
+        sock: the socket to the controller.
+        buffer: of ``MAX_DATAGRAM_BYTES``; receives the bytes.
+    """
+    if not sock.recv_into(buffer, _HEAD.size, socket.MSG_PEEK):
+        return None
+    sent, _, bpf_bytes = _HEAD.unpack_from(buffer)
+    end = _HEAD.size + bpf_bytes
+    sock.recv_into(buffer, end, socket.MSG_PEEK)
+    return Head(sent, memoryview(buffer)[_HEAD.size : end])
+
+
+def drop_request(sock: socket.socket, head: Head) -> None:
+    """Removes a request from the socket. Its descriptors never get a number here, so none of them
+    is closed."""
+    for _ in range(0, head.sent, FDS_A_DATAGRAM):
+        sock.recv(1)
+
+
 def receive_request(sock: socket.socket, buffer: bytearray) -> Request | None:
     """The next request; None once the controller has closed the socket.
 
     Args:
         sock: the socket to the controller.
-        buffer: of ``MAX_DATAGRAM_BYTES``; receives the request's bytes, of which no copy is made.
+        buffer: of ``MAX_DATAGRAM_BYTES``; receives the request's bytes.
     """
     length, fds = _receive(sock, buffer)
     if not length:
@@ -95,13 +129,10 @@ def receive_request(sock: socket.socket, buffer: bytearray) -> Request | None:
         fds += further
         if not more:
             return None
-    view, behind = memoryview(buffer), _HEAD.size + bpf_bytes
-    return Request(count, parent, view[_HEAD.size : behind], view[behind:length], fds)
+    return Request(count, parent, memoryview(buffer)[_HEAD.size + bpf_bytes : length], fds)
 
 
 def _receive(sock: socket.socket, buffer: bytearray) -> tuple[int, list[int]]:
-    # Not socket.recv_fds(), which returns the request as a new bytes object: its memory could not
-    # be overwritten, and the next device would inherit it.
     length, ancillary, _, _ = sock.recvmsg_into([buffer], _ROOM)
     fds = array.array("i")
     for _, _, content in ancillary:

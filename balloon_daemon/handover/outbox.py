@@ -66,60 +66,73 @@ class Outbox:
         """How many messages of a guest are queued."""
         return self._of[guest]
 
-    def send(self, content: bytes, fds: tuple[OwnedFd, ...], guest: str) -> None:
+    def send(self, content: bytes, fds: tuple[int, ...], guest: str) -> None:
         """Sends a message, at once or a little later.
 
         Args:
             content: the message.
-            fds: descriptors sent with it, and then closed here.
+            fds: descriptors sent with it, which stay the caller's.
             guest: the guest that the message is about, as in ``waiting_of``; "": none.
+
+        Raises:
+            OSError: the message has to wait, and no descriptor is free for a duplicate.
         """
-        late = bool(self._waiting)
-        line = self._waiting.setdefault(self._users.get(guest), deque())
-        line.append(_Message(content, fds, guest))
+        if not self._waiting and self._transmit(content, fds):
+            return
+        # The caller may close its descriptors while the message waits. Duplicate them only here:
+        # any close of a duplicate may take long, as it looks at all locks of the file (fcntl(2)).
+        message = _Message(content, tuple(OwnedFd(os.dup(fd)) for fd in fds), guest)
+        self._waiting.setdefault(self._users.get(guest), deque()).append(message)
         self._of[guest] += 1
-        if not late:
-            self._work(late=False)
+        if self._retry is None:
+            self._retry_later()
 
     def flush(self) -> None:
         """Sends queued messages until the socket is full, and schedules no retry."""
-        self._work(late=True)
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        self._work()
+        self._retry_no_more()
 
-    def _work(self, *, late: bool) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+    def _work(self) -> None:
+        self._retry_no_more()
         while self._waiting:
             user, line = next(iter(self._waiting.items()))
             content, fds, guest = line[0]
-            rights = array.array("i", [fd.fileno() for fd in fds])
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
-            try:
-                self._sock.sendmsg([content], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except OSError as err:
-                if err.errno in _FULL:
-                    loop = asyncio.get_running_loop()
-                    self._retry = loop.call_later(RETRY_S, lambda: self._work(late=True))
-                    return
-                # The process that stores the descriptors has ended. balloond goes on without a
-                # store, so a balloond that starts later will find no VM in it.
-                self._drop_all()
-                self._lost()
+            if not self._transmit(content, [fd.fileno() for fd in fds]):
+                self._retry_later()
                 return
+            if not self._waiting:
+                return  # The store is gone, and so is what was queued.
             line.popleft()
             del self._waiting[user]
             if line:
                 self._waiting[user] = line
             self._count_out(guest)
-            self.stalled = False
-            if late:
-                self.close_late([fd.detach() for fd in fds])
-            else:
-                for fd in fds:
-                    fd.close()
+            self.close_late([fd.detach() for fd in fds])
+
+    def _transmit(self, content: bytes, fds: Sequence[int]) -> bool:
+        """Sends a message now; False where the socket is full."""
+        rights = array.array("i", fds)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if fds else []
+        try:
+            self._sock.sendmsg([content], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError as err:
+            if err.errno in _FULL:
+                return False
+            # The process that stores the descriptors has ended. balloond goes on without a store,
+            # so a balloond that starts later will find no VM in it.
+            self._drop_all()
+            self._lost()
+            return True
+        self.stalled = False
+        return True
+
+    def _retry_later(self) -> None:
+        self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._work)
+
+    def _retry_no_more(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     def _drop_all(self) -> None:
         for message in chain.from_iterable(self._waiting.values()):

@@ -97,7 +97,7 @@ class Store(Protocol):
                 balloond removes it.
 
         Raises:
-            OSError: this process has no free descriptor for the duplicate.
+            OSError: the message has to wait, and no descriptor is free for a duplicate.
         """
 
     def replace(
@@ -306,11 +306,8 @@ class SocketStore:
         self._put(name, words + ("\nFDVMM=1" if vmm and self._is_keeper else ""), fd)
 
     def _put(self, name: str, words: str, fd: HasFileno) -> None:
-        # Send a duplicate: the message may wait in a queue, and the caller may close its own
-        # descriptor meanwhile.
-        duplicate = OwnedFd(os.dup(fd.fileno()))
+        self._outbox.send(words.encode(), (fd.fileno(),), name.partition(".")[0])
         self.room.put(name)
-        self._outbox.send(words.encode(), (duplicate,), name.partition(".")[0])
 
     def replace(
         self,

@@ -71,7 +71,9 @@ class Protection:
                 pass
             case Sampled(_, figures):
                 squeezed = bool(row.told_bytes or row.actual_bytes)
-                guard.took(figures, squeezed=squeezed)
+                # A time to come would make them fresh for as long, and all later ones old.
+                at_s = min(figures.at_s, now_s)
+                guard.took(figures._replace(at_s=at_s), squeezed=squeezed)
             case Ran(_, runs):
                 guard.ran(now_s, runs=runs)
             case Measured(_, held_bytes):

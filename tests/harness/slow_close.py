@@ -49,6 +49,24 @@ def lingering_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
+F_OFD_SETLK = 37  # linux/fcntl.h
+
+
+def lock_many(fd: int, count: int) -> None:
+    """Puts so many locks on a file: each close(2) of it looks at all of them (fs/locks.c).
+
+    One lock of everything is split from its end on, so that the kernel finds each place at once.
+    With 100,000 locks, 20 MiB of the kernel's, a close took some 10 ms.
+    """
+
+    def lock(kind: int, start: int, length: int) -> None:
+        fcntl.fcntl(fd, F_OFD_SETLK, struct.pack("hhqqi4x", kind, 0, start, length, 0))
+
+    lock(fcntl.F_RDLCK, 0, 0)
+    for number in range(count, 0, -1):
+        lock(fcntl.F_UNLCK, 2 * number, 1)
+
+
 class MuteFile:
     """A file of FUSE whose every close waits for an answer, which comes only after ``answer``.
 

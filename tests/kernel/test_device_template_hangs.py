@@ -17,6 +17,7 @@ from tests.fakes.another_template import another_template
 from tests.harness.device_rig import DeviceRig, shipped_filter
 from tests.harness.faults import fault
 from tests.harness.short_host import fd_numbers, limited
+from tests.harness.slow_close import lock_many
 
 
 @pytest.fixture
@@ -35,18 +36,18 @@ def started() -> Template:
     return template
 
 
-STOPS_BEFORE_IT_CLOSES = """
+STOPS_BEFORE_IT_ANSWERS = """
 import os, signal, sys
 from balloon_daemon.device import forker
 
-close = os.close
+read = os.read
 
-def stop_and_close(fd):
-    if sys._getframe(1).f_code is forker._serve.__code__:
+def stop_and_read(fd, size):
+    if sys._getframe(1).f_code is forker._clone.__code__:
         os.kill(os.getpid(), signal.SIGSTOP)
-    close(fd)
+    return read(fd, size)
 
-os.close = stop_and_close
+os.read = stop_and_read
 """
 """Between the clone of a device and its answer."""
 
@@ -69,10 +70,10 @@ def with_many_regions(rig: DeviceRig) -> None:
 
 
 @fault("template hangs between fork and answer, and the device dies")
-def test_template_that_hangs_over_its_copies_has_not_answered_yet(
+def test_template_that_hangs_after_a_clone_has_not_answered_yet(
     rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template_module, "PROGRAM", another_template(STOPS_BEFORE_IT_CLOSES))
+    monkeypatch.setattr(template_module, "PROGRAM", another_template(STOPS_BEFORE_IT_ANSWERS))
     template = started()
     rig.fork, pid = template.fork, template.pid
     assert pid is not None
@@ -84,6 +85,22 @@ def test_template_that_hangs_over_its_copies_has_not_answered_yet(
     # The device that it had forked, and that nobody ever gave an order.
     (device,) = psutil.Process().children()
     assert os.waitpid(device.pid, 0)[1] == 0
+    template.close()
+
+
+@fault("sends a file with many locks")
+def test_descriptors_whose_close_takes_long_do_not_hold_up_the_template(
+    rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_module, "ANSWER_WITHIN_S", 1.0)
+    template = started()
+    rig.fork, pid = template.fork, template.pid
+    with_many_regions(rig)
+    lock_many(rig.fd, 100_000)
+    for _ in range(2):
+        rig.start()
+        rig.kill()
+    assert template.pid == pid
     template.close()
 
 

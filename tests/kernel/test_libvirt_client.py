@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.control import ControlError, Notice
 from balloon_daemon.guests.libvirt.client import MAX_HANGING, Client
 from balloon_daemon.guests.libvirt.connection import Connection
+from balloon_daemon.guests.libvirt.control import DomainControl
 from balloon_daemon.guests.libvirt.wire import Domain, Event, Happened
+from balloon_daemon.guests.seam import GuestState
 from balloon_daemon.linux.apart import LOW, LowNumbers
 from tests.fakes.scripted_libvirt import COMMAND, FIGURES, TOGETHER
 from tests.harness.slow_close import MuteFile
@@ -168,6 +170,70 @@ def test_event_is_heard() -> None:
         async with started(heard.append) as client:
             await sample(client, "event-reset")
         assert heard == [Happened(Event.RESET, Domain("event-reset", "event-reset"))]
+
+    asyncio.run(scene())
+
+
+def test_several_events_of_one_reset_are_one_notice() -> None:
+    async def scene() -> None:
+        notices: list[Notice] = []
+        async with connected() as connection:
+            # The client sends the event before each of its answers.
+            control = DomainControl(connection, "event-reset")
+            found = await control.open(notices.append)
+            assert (found.state, found.balloon_bytes) == (GuestState.RUNNING, 0)
+            for _ in range(3):
+                sample = await control.sample()
+                # Statistics are those from before the reset: no driver listens.
+                assert (sample.state, sample.balloon_bytes) == (GuestState.NO_DRIVER, None)
+            control.close()
+        assert notices == [Notice.RESET]
+
+    asyncio.run(scene())
+
+
+def test_domain_that_has_stopped_is_gone() -> None:
+    async def scene() -> None:
+        async with connected() as connection:
+            control = DomainControl(connection, "event-stopped")
+            await control.open(lambda notice: None)
+            gone = asyncio.ensure_future(control.gone())
+            await control.sample()
+            await asyncio.wait_for(gone, HANG_S)
+            control.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("event", "notice"),
+    [
+        ("balloon", Notice.CHANGED),
+        ("changed", Notice.CHANGED),
+        ("refilled", Notice.REFILLED),
+    ],
+)
+def test_event_is_noticed(event: str, notice: Notice) -> None:
+    async def scene() -> None:
+        notices: list[Notice] = []
+        async with connected() as connection:
+            control = DomainControl(connection, f"event-{event}")
+            await control.open(notices.append)
+            await control.sample()
+            control.close()
+        assert notices == [notice]
+
+    asyncio.run(scene())
+
+
+def test_size_that_is_no_size_of_a_balloon_needs_to_be_read_twice() -> None:
+    async def scene() -> None:
+        async with connected() as connection:
+            # Larger than the VM for one reading: half-written, with a driver of legacy virtio.
+            control = DomainControl(connection, "torn")
+            await control.open(lambda notice: None)
+            assert (await control.sample()).balloon_bytes == 0
+            control.close()
 
     asyncio.run(scene())
 

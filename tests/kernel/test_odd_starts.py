@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.cli.opening import make_directory
+from balloon_daemon.cli.default_directory import make_directory
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.handover.keeper_start import start_keeper

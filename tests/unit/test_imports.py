@@ -14,9 +14,13 @@ def run(program: str) -> str:
 
 
 def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
-    """libcrypto is for hosts with a store."""
+    """libcrypto is for hosts with a store, each driver for those whose VMs need it."""
     loaded = run("import sys, balloon_daemon.cli.run; print(*sys.modules)").split()
-    assert {"_hashlib", "_ssl", "balloon_daemon.cli.trial"}.isdisjoint(loaded)
+    assert {"_hashlib", "_ssl", "tomllib", "balloon_daemon.cli.trial"}.isdisjoint(loaded)
+    drivers = ("guests.driven.", "guests.jailed.", "guests.libvirt.", "seccomp.compiler")
+    assert [
+        name for name in loaded if any(f"balloon_daemon.{each}" in name for each in drivers)
+    ] == []
 
 
 def test_host_without_driven_vms_loads_none_of_their_modules() -> None:

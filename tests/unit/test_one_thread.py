@@ -21,8 +21,14 @@ FORKS_WITHOUT_EXEC = {
     "multiprocessing": set[str](),
     "libc.clone_sibling": {"device.forker"},
     "libc.clone_sharing_fds": {"guests.jailed.closing_child", "linux.apart"},
-    # The latter have it start libvirt's clients, by exec.
-    "apart.LowNumbers": {"device.template", "guests.libvirt", "guests.open_guest", "guests.look"},
+    # All but the first have it start libvirt's clients, by exec.
+    "apart.LowNumbers": {
+        "device.template",
+        "guests.libvirt",
+        "guests.open_guest",
+        "guests.look",
+        "cli",
+    },
 }
 """Each wrapper that forks, and the modules or rooms that may name it."""
 

@@ -4,13 +4,11 @@ import os
 import socket
 from collections.abc import Sequence
 
+import pytest
+
 from balloon_daemon.handover.outbox import Outbox
 from balloon_daemon.linux.events import OwnedFd
 from tests.harness.faults import fault
-
-
-def an_fd() -> tuple[OwnedFd, ...]:
-    return (OwnedFd(os.eventfd(0)),)
 
 
 def fill(outbox: Outbox, guest: str) -> None:
@@ -26,30 +24,48 @@ async def soon(condition: object) -> None:
 
 @fault("sends an eventfd or a pipe that somebody watches by epoll")
 def test_what_waited_is_closed_by_whoever_can_wait() -> None:
-    async def scene() -> tuple[int, list[int]]:
+    async def scene() -> tuple[int, list[str]]:
         there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        outbox, late = Outbox(here, lambda: None), list[int]()
+        outbox, late = Outbox(here, lambda: None), list[str]()
 
         def close(fds: Sequence[int]) -> None:
-            late.extend(fds)
             for fd in fds:
+                late.append(os.readlink(f"/proc/self/fd/{fd}"))
                 os.close(fd)
 
         outbox.close_late = close
-        outbox.send(b"at once", an_fd(), "vm1")
-        at_once = len(late)
+        at_once, waiting = (OwnedFd(os.eventfd(0)) for _ in range(2))
+        outbox.send(b"at once", (at_once.fileno(),), "vm1")
+        closed_at_once = len(late)
         fill(outbox, "vm1")
-        (waiting,) = an_fd()
-        number = waiting.fileno()
-        outbox.send(b"late", (waiting,), "vm2")
+        outbox.send(b"late", (waiting.fileno(),), "vm2")
+        waiting.close()
         while late == []:
             there.recv(2000)
             await asyncio.sleep(0.001)
         there.close()
         here.close()
-        return at_once, [fd - number for fd in late]
+        return closed_at_once, late
 
-    assert asyncio.run(scene()) == (0, [0])
+    assert asyncio.run(scene()) == (0, ["anon_inode:[eventfd]"])
+
+
+@fault("sends a file with many locks")
+def test_what_is_sent_at_once_has_no_duplicate_to_be_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with there, here, open(os.devnull) as file:
+        closed = list[int]()
+        monkeypatch.setattr("balloon_daemon.linux.events.os.close", closed.append)
+
+        Outbox(here, lambda: None).send(b"at once", (file.fileno(),), "vm1")
+
+        monkeypatch.undo()
+        assert closed == []
+        (fd,) = socket.recv_fds(there, 10, 1)[1]
+        assert os.readlink(f"/proc/self/fd/{fd}") == os.devnull
+        os.close(fd)
 
 
 def test_messages_of_each_guest_are_counted_while_they_wait() -> None:
@@ -102,17 +118,19 @@ def test_users_take_turns_where_the_store_is_slow() -> None:
 
 
 def test_store_that_is_gone_is_said_once_and_nothing_waits_for_it() -> None:
-    async def scene() -> tuple[list[str], int]:
+    async def scene() -> tuple[list[str], list[int]]:
         there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        said: list[str] = []
+        said, closed = list[str](), list[int]()
         outbox = Outbox(here, lambda: said.append("lost"))
         fill(outbox, "vm1")
-        fds = an_fd()
-        outbox.send(b"late", fds, "vm1")
+        outbox.close_late = lambda fds: closed.extend(fds)
+        outbox.send(b"late", (here.fileno(),), "vm1")
         there.close()
         while len(outbox):
             await asyncio.sleep(0.001)
         here.close()
-        return said, fds[0].fileno()
+        return said, closed
 
-    assert asyncio.run(scene()) == (["lost"], -1)
+    said, (closed,) = asyncio.run(scene())
+    assert said == ["lost"]
+    os.close(closed)

@@ -219,6 +219,16 @@ def test_statistics_that_stop_coming_hold_the_squeeze_and_give_nothing_back() ->
     assert host.target() > held
 
 
+def test_statistics_of_a_time_to_come_are_of_the_present() -> None:
+    host = Host()
+    host.live(2)
+    host.step(Sampled(A, WELL._replace(at_s=host.now_s + 1e9)))
+    host.live(3)
+    assert host.target() == 5 * STEP
+    host.step(Sampled(A, POOR._replace(at_s=host.now_s)))
+    assert host.target() == 0
+
+
 def test_old_statistics_hold_nothing_before_new_ones_were_asked_for() -> None:
     host = Host(seen=PLENTY)
     host.live(1)

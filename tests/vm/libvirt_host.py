@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from tests.harness.waiting import HANG_S, wait_until
@@ -117,9 +118,16 @@ class LibvirtHost:
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
 
-    def create(self, name: str) -> None:
-        """Starts a domain."""
+    def create(self, name: str, recipe: str = "") -> None:
+        """Starts a domain.
+
+        Args:
+            name: its name.
+            recipe: a description of which the balloon and QEMU's arguments are taken.
+        """
         xml = _DOMAIN.format(name=name, memory_mib=MEMORY_MIB, kernel=KERNEL)
+        if recipe:
+            xml = _with_recipe(xml, recipe)
         self.path("tmp", f"{name}.xml").write_text(xml)
         self.virsh("create", f"/tmp/{name}.xml")
 
@@ -168,6 +176,18 @@ class LibvirtHost:
     def _inside(self, *command: str) -> list[str]:
         spaces = ("--mount", "--root", "--wd")
         return ["nsenter", "--target", str(self._holder.pid), *spaces, *command]
+
+
+def _with_recipe(xml: str, recipe: str) -> str:
+    domain, wanted = ElementTree.fromstring(xml), ElementTree.fromstring(recipe)
+    devices, (backing,) = domain.find("devices"), domain.findall("memoryBacking")
+    assert devices is not None
+    (balloon,) = devices.findall("memballoon")
+    devices.remove(balloon)
+    devices.extend(wanted.findall("devices/memballoon"))
+    domain.remove(backing)
+    domain.extend(each for each in wanted if each.tag != "devices")
+    return ElementTree.tostring(domain, encoding="unicode")
 
 
 def _kill(pid: int) -> None:

@@ -4,6 +4,7 @@ Two domains are booted once; each test has a balloond of its own, which finds th
 """
 
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ BALLOON_S = 60
 """Deadline for the balloon to reach a target, most of which takes a guest a second or two."""
 
 DOMAINS = ("web", "db")
+
+ATTACH = Path(__file__).parents[2] / "docs/attach.md"
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +209,26 @@ def test_domains_come_and_go(libvirt: LibvirtHost, balloond: Balloond) -> None:
     libvirt.virsh("destroy", "third")
     balloond.wait_event("vm-lost", "third")
     balloond.daemon.check_log()
+
+
+def test_our_own_device_attaches_by_the_recipe_of_the_documentation(
+    libvirt: LibvirtHost, tmp_path: Path
+) -> None:
+    (recipe,) = re.findall(r"^```xml\n(<domain .*?)^```$", ATTACH.read_text(), re.DOTALL | re.M)
+    (socket,) = re.findall(r"path=(/run/[\w./]+\.sock)", recipe)
+    low_mem = LowMemDir(tmp_path / "low_mem", margin_mib=400)
+    path = libvirt.path(socket.removeprefix("/"))
+    path.parent.mkdir()
+    config = DaemonConfig(path, MEMORY_MIB, low_mem, SPEED)
+    daemon = Daemon(config, SESSION_LOGS / "own-device")
+    try:
+        libvirt.create("build", recipe)
+        daemon.wait(
+            lambda: any(record["event"] == "vm-attached" for record in daemon.records()),
+            what="the guest's driver runs",
+            deadline_s=BALLOON_S,
+        )
+        libvirt.virsh("destroy", "build")
+        daemon.check_log()
+    finally:
+        daemon.kill()

@@ -224,7 +224,7 @@ class Session:
             self._balloon.limits.take_progress(done)
 
     def stats_came(self, stats: Stats, *, first: bool) -> None:
-        if not self._closed:
+        if not self._closing:
             self._balloon.take_stats(stats, first=first)
 
     def _device_changed(self) -> None:

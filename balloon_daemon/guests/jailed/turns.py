@@ -93,6 +93,7 @@ class EachStep:
 
     def __await__(self) -> Generator[object, None, None]:
         error: BaseException | None = None
+        awaited: object
         while True:
             began = time.monotonic()
             try:
@@ -111,9 +112,10 @@ class EachStep:
                 yield awaited
             except BaseException as thrown:
                 error = thrown
-            # Break another cycle: the future may have an error as its result, whose traceback
-            # refers to this frame, too, once the coroutine has raised it.
-            del awaited
+            finally:
+                # Break another one: the future's result may be the error that the next step raises
+                # (``Inbox.next``).
+                awaited = None
 
 
 class Turns:

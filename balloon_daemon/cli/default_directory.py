@@ -1,0 +1,62 @@
+"""The default socket's directory, which balloond makes itself."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from balloon_daemon.config.model import Config, default_socket, fallback_directory
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.linux.directories import make_private
+
+
+def make_default_directory(config: Config) -> Path | None:
+    """Makes the default socket's directory where something of this balloond's belongs there.
+
+    Returns:
+        The directory; None where there was one before, or none is needed.
+
+    Raises:
+        ConfigError: the directory cannot be made, and a vhost-user socket belongs there. What else
+            balloond keeps there it can do without.
+    """
+    default = default_socket()
+    own = [Path(vm.address).parent for vm in config.own_sockets]
+    if default.parent not in (*own, config.main_socket.parent):
+        return None
+    try:
+        return default.parent if make_directory(default) else None
+    except ConfigError:
+        if default.parent in own:
+            raise
+        return None
+
+
+def make_directory(socket: Path) -> bool:
+    """Makes the default socket's directory, which is below /run and so is gone at each boot.
+
+    A user's directory in /tmp is also checked, because any user may have made it.
+
+    Returns:
+        Whether there was none before.
+
+    Raises:
+        ConfigError: the directory cannot be made, or belongs to another user.
+    """
+    was_there = os.path.lexists(socket.parent)
+    try:
+        if socket.parent == fallback_directory():
+            make_private(socket.parent)
+        elif os.geteuid() == 0:
+            socket.parent.mkdir(mode=0o755, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(
+            f"socket {socket}: {socket.parent} cannot be made a directory: {err.strerror}; name "
+            "another path (--socket)"
+        ) from err
+    return not was_there and socket.parent.is_dir()
+
+
+def remove_directory(directory: Path) -> None:
+    """Removes a directory that ``make_directory`` made, unless another process uses it."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
