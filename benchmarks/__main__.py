@@ -22,6 +22,7 @@ from benchmarks import (
     idle,
     page_reporting,
     reaction,
+    real_driven,
     real_guest,
     reclaim,
     recovery,
@@ -48,6 +49,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "idle": idle.figures,
     "seccomp": seccomp_figures.figures,
     "real-guest": real_guest.figures,
+    "real-driven": real_driven.figures,
 }
 
 

@@ -53,7 +53,8 @@ def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
 
     QEMU refuses a VM of 0 bytes and no other size, and keeps the target over a reset: the next
     kernel is squeezed to it while it boots. A driver that gives nothing back on OOM lets its guest
-    kill instead, so it is left more. Neither is more than what the balloon policy leaves.
+    kill instead, so it is left more: a quarter, as a careful VM is. That is more than the 1 GiB
+    that the profile seed would leave a VM of over 4 GiB: its balloon stays below such a target.
     """
     if deflate_on_oom:
         return min(64 * MIB, size_bytes // 2)
