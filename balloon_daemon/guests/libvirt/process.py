@@ -421,6 +421,8 @@ class Client:
         events = {
             self._libvirt.VIR_DOMAIN_EVENT_STARTED: "started",
             self._libvirt.VIR_DOMAIN_EVENT_STOPPED: "stopped",
+            # A save that was given up has read memory all the same, and is no completed job.
+            self._libvirt.VIR_DOMAIN_EVENT_RESUMED: "refilled",
         }
         self._tell(events.get(event, "changed"), domain)
 

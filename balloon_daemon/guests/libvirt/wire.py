@@ -56,6 +56,8 @@ class Event(Enum):
     """The guest's driver has changed its balloon's size."""
 
     REFILLED = "refilled"
+    """All of the guest's memory may have been read, by a save, a snapshot or a migration."""
+
     CHANGED = "changed"
 
 
