@@ -60,8 +60,8 @@ STACK_BYTES = 128 << 10
 MAX_FREEING = 16
 """Closes of memory files at a time. All of them end, and none waits for a close that hangs."""
 
-SMALL_BYTES = 1 << 20
-"""A memory file of this size, such as a guest's state, is freed at once."""
+STATE = ".state-"
+"""In the name of a guest's state, which is memory of a balloond's own (``keys``)."""
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -110,9 +110,6 @@ class Keeper:
         self._ends: set[str] = set()
         self._dropped, self._hanging = list[int](), set[object]()
         self._memory, self._freeing = list[int](), set[object]()
-        fd = os.memfd_create("balloond-keeper")
-        self._memfds_device = os.fstat(fd).st_dev
-        os.close(fd)
 
     def handle(self, message: bytes, fds: list[int]) -> bytes:
         """Handles one message. Returns the answer, empty where there is none.
@@ -176,28 +173,27 @@ class Keeper:
 
     def _drop(self, name: str) -> None:
         self._ends.discard(name)
-        if name in self.kept:
-            self.close([self.kept.pop(name)])
+        if name not in self.kept:
+            return
+        fd = self.kept.pop(name)
+        if STATE in name:
+            # No VMM has this file, so its close is soon done. A guest whose balloon grows has 20
+            # states a second, too many for a thread each.
+            os.close(fd)
+        else:
+            self.close([fd])
 
     def close(self, fds: list[int]) -> None:
-        """Closes descriptors, by a thread where a close may take long, or for ever.
+        """Closes descriptors that VMMs may have sent, by threads: any close may take long.
 
-        The last close of a file may block, and it is unknown whether another process still has the
-        file open. A thread shares this process's descriptors; threads are safe as this process
-        never forks. Memory files have threads of their own, so that closes that hang do not keep
-        any VM's memory.
+        The last close of a file may block, for ever, and it is unknown whether another process
+        still has the file open. Every close looks at all locks of its file, of which there may be
+        millions (fcntl(2)). A thread shares this process's descriptors; threads are safe as this
+        process never forks. Memory files have threads of their own, so that closes that hang do
+        not keep any VM's memory.
         """
         for fd in fds:
-            held = memory_bytes(fd)
-            if held is None:
-                self._dropped.append(fd)
-            elif held > SMALL_BYTES or os.fstat(fd).st_dev != self._memfds_device:
-                # Another device: a tmpfs that its owner has mounted. Where that is unmounted
-                # already (umount2(2), MNT_DETACH), the last close of any file of it, however
-                # small, frees all the others too.
-                self._memory.append(fd)
-            else:
-                os.close(fd)
+            (self._memory if is_memory(fd) else self._dropped).append(fd)
         _start_closing(self._memory, self._freeing, MAX_FREEING)
         _start_closing(self._dropped, self._hanging, MAX_HANGING)
 
@@ -232,23 +228,20 @@ def _close_waiting(waiting: list[int], threads: set[object], mark: object) -> No
         threads.discard(mark)
 
 
-def memory_bytes(fd: int) -> int | None:
-    """The memory that a memory file holds, in bytes; None where the descriptor is no memory file.
+def is_memory(fd: int) -> bool:
+    """Whether a descriptor is a memory file, which no process can watch by epoll.
 
-    Not the file's length: a VMM may keep that small and allocate GiB beyond it (fallocate(2),
-    FALLOC_FL_KEEP_SIZE).
-
-    Only memory files cannot be in another process's epoll instance. Any other file may be, even an
-    eventfd: its last close waits for that instance's lock, which its owner may hold for any time.
+    Any other file may be in an epoll instance, even an eventfd: its last close waits for that
+    instance's lock, which the instance's owner may hold for any time.
     """
     try:
-        # Ask for the seals before fstat(2). Only files of memory (shmem, hugetlbfs) have seals,
-        # and the kernel itself answers this question; fstat(2) of a file of FUSE would ask the
-        # file system's server, which may never answer.
+        # Only files of memory (shmem, hugetlbfs) have seals, and the kernel itself answers this
+        # question; fstat(2) of a file of FUSE would ask the file system's server, which may never
+        # answer.
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
-        return None
-    return os.fstat(fd).st_blocks * 512
+        return False
+    return True
 
 
 class Client:

@@ -15,8 +15,8 @@ from enum import Enum
 from balloon_daemon.units import MIB
 
 SETTLED_S = 4.0
-"""For so long after a new target a balloon may still follow the one before: a VMM reports its size
-up to a second late, and a driver finishes what it has begun."""
+"""For so long after a lower target a balloon may still follow the one before: a VMM reports its
+size up to a second late, and a driver finishes what it has begun."""
 
 SHRUNK_BYTES = MIB
 """The least that a driver takes back at once."""
@@ -37,7 +37,7 @@ class Bearing:
 
     def __init__(self) -> None:
         self._target_bytes = self._balloon_bytes = 0
-        self._told_at_s = -math.inf
+        self._lowered_at_s = -math.inf
         # Whether the balloon is on its way down to a target; until it has arrived, or has grown
         # again, its shrinking is what it was asked for.
         self._shrinks = False
@@ -48,8 +48,9 @@ class Bearing:
 
     def told(self, target_bytes: int, now_s: float) -> None:
         """Notes a target."""
-        self._target_bytes, self._told_at_s = target_bytes, now_s
-        self._gone_at_s = None
+        if target_bytes < self._target_bytes:
+            self._lowered_at_s = now_s
+        self._target_bytes, self._gone_at_s = target_bytes, None
         if target_bytes < self._balloon_bytes:
             self._shrinks = True
         elif not self._shrinks:
@@ -58,7 +59,7 @@ class Bearing:
     def begin_anew(self, now_s: float) -> None:
         """Takes the balloon's next size as it is: its guest was suspended, reset, or has just
         come."""
-        self._told_at_s = now_s
+        self._lowered_at_s = now_s
         self._is_new = True
         self._gone_at_s = None
 
@@ -85,7 +86,7 @@ class Bearing:
         if self._shrinks and (balloon_bytes > before or balloon_bytes <= self._target_bytes):
             self._shrinks, self._most_bytes = False, balloon_bytes
         self._most_bytes = max(self._most_bytes, balloon_bytes)
-        if self._least_bytes is None or now_s - self._told_at_s < SETTLED_S:
+        if self._least_bytes is None or now_s - self._lowered_at_s < SETTLED_S:
             self._least_bytes = balloon_bytes
         self._least_bytes = min(self._least_bytes, balloon_bytes)
         if balloon_bytes:

@@ -6,6 +6,7 @@ close(2) of a front-end's descriptor may take for ever, so the controller closes
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -15,6 +16,11 @@ MAX_DEBT = 1024
 """The most descriptors of one user that may wait for their close. Each may occupy some 200 KiB of
 the kernel's memory (a socket whose queue is full), beyond the memory that the user's own limits
 allow."""
+
+
+CLOSED_HERE_S = 0.1
+"""How long one user's closes in this process may take, in all its life: far more than its share of
+descriptors takes, at some 2 µs each."""
 
 
 class FdAccount:
@@ -27,6 +33,8 @@ class FdAccount:
         """An upper bound of this process's numbers that wait for their close."""
         self.parked = 0
         """Descriptors that wait for their close without occupying a number of this process."""
+        self.closed_here_s = 0.0
+        """How long this process itself has closed descriptors (``closed_here``)."""
 
     @property
     def debt(self) -> int:
@@ -88,8 +96,10 @@ class ForeignFds:
 
     def drop(self, fd: int) -> None:
         """Closes a descriptor with the next ``close_dropped``."""
-        if self._here:
+        if self._here and self.account.closed_here_s < CLOSED_HERE_S:
+            began_s = time.monotonic()
             os.close(fd)
+            self.account.closed_here_s += time.monotonic() - began_s
             return
         self._dropped.append(fd)
         self.wait(1)
@@ -100,7 +110,9 @@ class ForeignFds:
 
         Only for descriptors whose files a store holds too, and of the kinds with which devices are
         forked: then no close is a file's last one, and for files of these kinds only the last
-        close can block (``_PARKED`` in ``guests/jailed/closing.py``).
+        close can block (``_PARKED`` in ``guests/jailed/closing.py``). But any close looks at all
+        locks of its file, of which there may be millions (fcntl(2)). Once a user's closes have
+        taken ``CLOSED_HERE_S``, the rest is for ``close_dropped``.
         """
         self._here = True
         try:

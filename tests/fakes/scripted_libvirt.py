@@ -39,6 +39,7 @@ class Scripted:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._waiting: list[dict[str, Any]] = []
+        self._torn = False
 
     def run(self) -> None:
         """Answers until balloond closes the socket."""
@@ -95,6 +96,11 @@ class Scripted:
                 event = name.split("-")[1]
                 self._say({"event": event, "name": name, "uuid": name})
                 self._answer(call, {"uuid": name, **FIGURES})
+            case "torn":
+                self._torn = call["do"] == "sample" and not self._torn
+                actual = (2 if self._torn else 1) << 20
+                stats = {**FIGURES["stats"], "actual": actual}
+                self._answer(call, {"uuid": name, **FIGURES, "stats": stats})
             case _:
                 self._answer(call, {"uuid": name, **FIGURES})
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.fake_guest.machine import FakeGuest
-from balloon_daemon.units import MIB
+from balloon_daemon.units import GIB, MIB
 from balloon_daemon.virtio.balloon import StatTag
 from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
+from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
 from tests.harness.whole_vm import balloon_bytes, errors, facts, run_until, run_until_event, said
 
 
@@ -91,3 +92,38 @@ def test_guest_that_takes_pages_back_gets_the_rest_too(
     (need,) = said(careful, "guest-in-need", vm="web")
     assert need.startswith("in need (took-back): giving 200 MiB back")
     run_until([web], lambda: balloon_bytes(web) == 0)
+
+
+@fault("a guest is in need")
+def test_driven_guest_in_need_gets_all_back_and_one_that_somebody_else_drives_is_left_to_them(
+    start_daemon: StartDaemon, tmp_path: Path, low_mem: LowMemDir
+) -> None:
+    monitors = {name: ScriptedMonitor(tmp_path / f"{name}.qmp", well()) for name in ("web", "db")}
+    tables = [f'[vm.{name}]\nqmp = "{monitor.path}"\n' for name, monitor in monitors.items()]
+    (tmp_path / "balloond.toml").write_text("".join(tables))
+    options = ("--config", str(tmp_path / "balloond.toml"), "--socket", str(tmp_path / "d.sock"))
+    web, db = (monitor.vm for monitor in monitors.values())
+    with monitors_in_a_thread(list(monitors.values())) as run:
+        daemon = start_daemon(*options, vm_mem_mib=None)
+        low_mem.set_low()
+        daemon.wait(lambda: web.actual == db.actual == GIB // 2, what="both are squeezed")
+
+        run(lambda: web.stats.update({"available-memory": MIB}))
+        daemon.wait(lambda: web.actual == GIB, what="the guest in need has all back")
+        told = len(db.targets)
+        # Somebody else gives another VM a larger balloon, which shows in a later sample.
+        run(lambda: setattr(db, "actual", GIB // 4))
+        daemon.wait(lambda: facts(daemon, "balloon-contested") != [], what="that is said")
+
+    assert said(daemon, "guest-in-need", vm="db") == []
+    assert [line[:7] for line in said(daemon, "guest-in-need", vm="web")] == ["in need"]
+    assert said(daemon, "balloon-contested", vm="web") == []
+    assert (db.actual, len(db.targets) - told) == (GIB // 4, 0)
+
+
+def well() -> ScriptedVm:
+    """A VM of 1 GiB whose guest sends statistics, by which it lacks nothing."""
+    vm = ScriptedVm(reports=True)
+    vm.boot()
+    vm.send_stats(free_memory=300 * MIB, available_memory=400 * MIB)
+    return vm

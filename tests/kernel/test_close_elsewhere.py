@@ -27,7 +27,7 @@ from balloon_daemon.units import MIB, PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.connection import Connection, inspect_memory, right_kind
 from balloon_daemon.vhost_user.effects import NotServed
-from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
+from balloon_daemon.vhost_user.foreign_fds import CLOSED_HERE_S, FdAccount, ForeignFds
 from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.vhost_user.messages import (
     MAX_FDS,
@@ -49,7 +49,13 @@ from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import SPEED, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.other_user import OtherUserConfig, limit_processes
 from tests.harness.short_host import is_asleep
-from tests.harness.slow_close import HeldEpoll, MuteFile, WatchedFile, lingering_socket
+from tests.harness.slow_close import (
+    HeldEpoll,
+    MuteFile,
+    WatchedFile,
+    lingering_socket,
+    lock_many,
+)
 from tests.harness.waiting import HANG_S, wait_until
 from tests.harness.whole_vm import (
     OF_VMM,
@@ -313,6 +319,28 @@ def test_what_a_store_has_too_is_closed_here_at_once_and_its_copies_with_it(loop
     other.close()
     assert is_open(later)
     assert (account.held, account.waiting) == (0, 1)
+    foreign.close_dropped()
+
+
+@fault("sends a file with many locks")
+def test_closes_that_take_long_are_done_here_only_for_a_moment(loop: Loop) -> None:
+    file = os.memfd_create("guest")
+    lock_many(file, 50_000)
+    foreign = peer(Closer(loop), FdAccount())
+    fds = [os.dup(file) for _ in range(500)]
+    os.close(file)
+    began_s, spent_s = time.monotonic(), 0.0
+    while spent_s < CLOSED_HERE_S and fds:
+        with foreign.closed_here():
+            foreign.drop(fds.pop())
+        spent_s = time.monotonic() - began_s
+    left = foreign.own(fds[0])
+    with foreign.closed_here():
+        left.close()
+    assert is_open(fds[0])
+    foreign.close_dropped()
+    for fd in fds[1:]:
+        foreign.drop(fd)
     foreign.close_dropped()
 
 

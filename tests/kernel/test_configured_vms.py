@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 from balloon_daemon.fake_guest.machine import run
@@ -12,7 +13,7 @@ from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
 from tests.harness.waiting import HANG_S, wait_until
-from tests.harness.whole_vm import balloon_bytes, errors, facts
+from tests.harness.whole_vm import attach, balloon_bytes, errors, facts, run_until_event
 
 FILE = """
 [vm.web]
@@ -26,8 +27,14 @@ qmp = ["{folder}/*.qmp"]
 """
 
 
-def booted() -> ScriptedVm:
-    vm = ScriptedVm()
+def booted(thread_id: int = 0) -> ScriptedVm:
+    """A VM with a driver.
+
+    Args:
+        thread_id: a thread of its VMM's; 0: its process stays unknown, as in a container.
+            The guest on our own device has this test's process for its VMM, too.
+    """
+    vm = ScriptedVm(thread_id=thread_id)
     vm.boot()
     return vm
 
@@ -80,3 +87,19 @@ def test_balloond_without_a_vm_on_its_own_device_has_no_process_beside_it(
             assert (task / "children").read_text() == ""
             daemon.terminate()
             assert daemon.wait(HANG_S) == 0
+
+
+def test_vm_on_our_own_device_is_not_driven_by_its_monitor_too(
+    start_daemon: StartDaemon, make_guest: MakeGuest, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--discover", f"qmp={tmp_path}/*.qmp")
+    own = attach(make_guest(SETTINGS), daemon)
+    run([own], lambda: facts(daemon, "vm-attached") != [])
+
+    monitor = ScriptedMonitor(tmp_path / "web.qmp", booted(threading.get_native_id()))
+    with monitors_in_a_thread([monitor]):
+        run_until_event([own], daemon, "vm-not-driven")
+
+    assert [record["fault"] for record in facts(daemon, "vm-not-driven")] == ["own-device"]
+    assert facts(daemon, "vm-driven") == []
+    assert monitor.vm.targets == []

@@ -128,8 +128,7 @@ def test_next_balloond_takes_vms_as_they_are(host: Host) -> None:
     with monitors_in_a_thread([monitor]):
         first = host.start()
         host.low_mem.set_low()
-        daemon_sees = "the balloon is at its greatest size"
-        first.wait(lambda: events(first, "decided", reason="at-maximum"), what=daemon_sees)
+        wait_for_balloon(first, monitor, BASE + (GIB - BASE) // 2)
         first.kill()
         left_bytes, told = monitor.vm.actual, len(monitor.vm.targets)
         host.low_mem.set_plenty()

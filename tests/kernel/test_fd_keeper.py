@@ -2,14 +2,12 @@
 
 import _thread
 import contextlib
-import ctypes
 import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,19 +18,16 @@ from balloon_daemon.handover.fd_keeper import (
     END,
     FORGET,
     MAX_HANGING,
-    SMALL_BYTES,
     TAKE,
     Keeper,
-    memory_bytes,
 )
+from balloon_daemon.handover.keys import FdKey, StateKey
 from balloon_daemon.handover.store import SocketStore
 from balloon_daemon.linux.events import OwnedFd
 from tests.harness.faults import fault
 from tests.harness.fd_keeper import file_of, kept_files
 from tests.harness.slow_close import MuteFile, lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def start(path: Path) -> "subprocess.Popen[bytes]":
@@ -172,14 +167,6 @@ def test_socket_that_lingers_in_a_dropped_channel_does_not_hold_up_the_keeper(
         assert keeper.wait(HANG_S) == 0
 
 
-def a_memory(size_bytes: int, *, held_bytes: int = 0) -> int:
-    """A memory file, which may hold more than its length says (FALLOC_FL_KEEP_SIZE)."""
-    fd = os.memfd_create("guest")
-    os.ftruncate(fd, size_bytes)
-    assert _libc.fallocate(fd, 1, *map(ctypes.c_long, (0, held_bytes or size_bytes))) == 0
-    return fd
-
-
 @fault("sends a descriptor whose close lingers or never ends")
 def test_many_closes_that_hang_keep_no_other_descriptor_open(
     balloond: socket.socket, keeper: "subprocess.Popen[bytes]"
@@ -208,7 +195,7 @@ def test_closes_that_hang_keep_no_memory(
             sock = stack.enter_context(lingering_socket())
             store_a_channel_with(balloond, sock.detach())
             balloond.send(REMOVE)
-        memory = a_memory(2 * SMALL_BYTES)
+        memory = os.memfd_create("guest")
         file = file_of(os.fstat(memory))
         socket.send_fds(balloond, [STORE], [memory])
         os.close(memory)
@@ -218,34 +205,28 @@ def test_closes_that_hang_keep_no_memory(
         wait_until(lambda: file not in kept_files(keeper.pid), what="the memory is let go")
 
 
-def test_memory_that_holds_more_than_its_length_says_is_not_freed_on_the_way() -> None:
-    short, small = a_memory(4096, held_bytes=2 * SMALL_BYTES), a_memory(4096)
-    reading, writing = os.pipe()
-    assert [memory_bytes(fd) for fd in (short, small, reading)] == [2 * SMALL_BYTES, 4096, None]
-    for fd in (short, small, reading, writing):
-        os.close(fd)
-
-
+@fault("sends a file with many locks")
 @fault("sends a descriptor whose close lingers or never ends")
-def test_file_of_a_tmpfs_that_its_last_close_may_free_is_not_closed_on_the_way(
+def test_no_descriptor_but_a_state_is_closed_on_the_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> int:
         raise RuntimeError("can't start new thread")
 
-    keeper, of_ours = Keeper(), a_memory(4096)
-    with tempfile.TemporaryFile(dir="/dev/shm") as file:
-        of_a_vmm = os.dup(file.fileno())
+    keeper = Keeper()
+    memory, state = (os.memfd_create(name) for name in ("guest", "balloond-state"))
+    names = [str(key).encode() for key in (FdKey(1, 1), StateKey(1, 1))]
+    for name, fd in zip(names, (memory, state), strict=True):
+        keeper.handle(b"FDSTORE=1\nFDNAME=" + name, [fd])
     with monkeypatch.context() as full:
         full.setattr(_thread, "start_new_thread", refuse)
-        keeper.close([of_a_vmm, of_ours])
-    assert os.fstat(of_a_vmm).st_nlink == 0
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(of_ours)
+        for name in names:
+            keeper.handle(b"FDSTOREREMOVE=1\nFDNAME=" + name, [])
+    assert [is_open(fd) for fd in (memory, state)] == [True, False]
 
     keeper.close([])
 
-    wait_until(lambda: not is_open(of_a_vmm), what="a thread has closed it")
+    wait_until(lambda: not is_open(memory), what="a thread has closed it")
 
 
 @fault("sends a descriptor whose close lingers or never ends")

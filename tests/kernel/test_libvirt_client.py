@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.control import ControlError, Notice
 from balloon_daemon.guests.libvirt.client import MAX_HANGING, Client
 from balloon_daemon.guests.libvirt.connection import Connection
+from balloon_daemon.guests.libvirt.control import DomainControl
 from balloon_daemon.guests.libvirt.wire import Domain, Event, Happened
+from balloon_daemon.guests.seam import GuestState
 from balloon_daemon.linux.apart import LOW, LowNumbers
 from tests.fakes.scripted_libvirt import COMMAND, FIGURES, TOGETHER
+from tests.harness.faults import fault
 from tests.harness.slow_close import MuteFile
 from tests.harness.waiting import HANG_S
 
@@ -70,6 +73,7 @@ def test_call_is_answered() -> None:
     asyncio.run(scene())
 
 
+@fault("a domain's QEMU does not answer")
 def test_domain_that_hangs_delays_no_other() -> None:
     async def scene() -> None:
         async with started() as client:
@@ -82,6 +86,7 @@ def test_domain_that_hangs_delays_no_other() -> None:
     asyncio.run(scene())
 
 
+@fault("a domain's QEMU does not answer")
 def test_domain_that_hangs_gets_no_second_call() -> None:
     async def scene() -> None:
         async with started() as client:
@@ -104,6 +109,7 @@ def test_no_more_than_four_calls_are_made_at_a_time() -> None:
     asyncio.run(scene())
 
 
+@fault("three calls of libvirt")
 def test_client_with_too_many_calls_that_hang_is_killed() -> None:
     async def scene() -> None:
         async with started() as client:
@@ -140,6 +146,7 @@ def test_cancelled_call_keeps_its_domain_busy_until_it_is_answered() -> None:
     asyncio.run(scene())
 
 
+@fault("libvirt's client is killed, talks")
 @pytest.mark.parametrize(
     ("domain", "fault"),
     [
@@ -172,6 +179,72 @@ def test_event_is_heard() -> None:
     asyncio.run(scene())
 
 
+@fault("libvirt tells of one reset")
+def test_several_events_of_one_reset_are_one_notice() -> None:
+    async def scene() -> None:
+        notices: list[Notice] = []
+        async with connected() as connection:
+            # The client sends the event before each of its answers.
+            control = DomainControl(connection, "event-reset")
+            found = await control.open(notices.append)
+            assert (found.state, found.balloon_bytes) == (GuestState.RUNNING, 0)
+            for _ in range(3):
+                sample = await control.sample()
+                # Statistics are those from before the reset: no driver listens.
+                assert (sample.state, sample.balloon_bytes) == (GuestState.NO_DRIVER, None)
+            control.close()
+        assert notices == [Notice.RESET]
+
+    asyncio.run(scene())
+
+
+def test_domain_that_has_stopped_is_gone() -> None:
+    async def scene() -> None:
+        async with connected() as connection:
+            control = DomainControl(connection, "event-stopped")
+            await control.open(lambda notice: None)
+            gone = asyncio.ensure_future(control.gone())
+            await control.sample()
+            await asyncio.wait_for(gone, HANG_S)
+            control.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("event", "notice"),
+    [
+        ("balloon", Notice.CHANGED),
+        ("changed", Notice.CHANGED),
+        ("refilled", Notice.REFILLED),
+    ],
+)
+def test_event_is_noticed(event: str, notice: Notice) -> None:
+    async def scene() -> None:
+        notices: list[Notice] = []
+        async with connected() as connection:
+            control = DomainControl(connection, f"event-{event}")
+            await control.open(notices.append)
+            await control.sample()
+            control.close()
+        assert notices == [notice]
+
+    asyncio.run(scene())
+
+
+def test_size_that_is_no_size_of_a_balloon_needs_to_be_read_twice() -> None:
+    async def scene() -> None:
+        async with connected() as connection:
+            # Larger than the VM for one reading: half-written, with a driver of legacy virtio.
+            control = DomainControl(connection, "torn")
+            await control.open(lambda notice: None)
+            assert (await control.sample()).balloon_bytes == 0
+            control.close()
+
+    asyncio.run(scene())
+
+
+@fault("libvirt's client is killed, talks")
 def test_client_that_was_killed_is_replaced_at_once() -> None:
     async def scene() -> None:
         async with connected() as connection:
@@ -187,6 +260,7 @@ def test_client_that_was_killed_is_replaced_at_once() -> None:
     asyncio.run(scene())
 
 
+@fault("libvirt's client is killed, talks")
 def test_client_that_ends_again_and_again_is_waited_for() -> None:
     starts: list[list[str]] = []
 
@@ -217,6 +291,7 @@ def test_connection_that_is_refused_says_why() -> None:
     asyncio.run(scene())
 
 
+@fault("libvirt's library")
 def test_missing_library_is_said() -> None:
     async def scene() -> None:
         def command() -> list[str]:
@@ -250,6 +325,7 @@ def test_client_has_none_of_our_descriptors(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+@fault("libvirt's client is started while")
 def test_client_starts_beside_a_file_whose_close_hangs(tmp_path: Path) -> None:
     # A VMM may have sent it; exec would close it, and wait for its server for ever.
     async def scene(low: LowNumbers) -> None:

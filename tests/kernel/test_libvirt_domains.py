@@ -20,7 +20,7 @@ import pytest
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.events import DomainsNotFound, Event, Fault, VmDriven, VmNotDriven
 from balloon_daemon.guests.driven.control import ControlError, Found
-from balloon_daemon.guests.libvirt import process
+from balloon_daemon.guests.libvirt import process, wire
 from balloon_daemon.guests.libvirt.client import Client
 from balloon_daemon.guests.libvirt.connection import SYSTEM_PYTHON, Connection, client_command
 from balloon_daemon.guests.libvirt.control import DomainControl
@@ -35,7 +35,8 @@ from balloon_daemon.guests.seam import (
 )
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
-from balloon_daemon.units import GIB, MIB, VmId
+from balloon_daemon.units import GIB, KIB, MIB, VmId
+from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
 
 
@@ -122,6 +123,55 @@ def test_balloon_that_leaves_the_guest_nothing_is_refused() -> None:
     asyncio.run(scene())
 
 
+@fault("a domain's memory was unplugged")
+@needs_libvirt
+def test_vm_that_has_shrunk_keeps_the_memory_that_was_decided() -> None:
+    async def scene() -> None:
+        async with connected(DEFAULT) as connection:
+            control = DomainControl(connection, "test")
+            await control.open(lambda notice: None)
+            client = await connection.client()
+            uuid = (await connection.domains())[0].uuid
+
+            async def set_told(told: int, balloon: int) -> int | None:
+                arguments: dict[str, str | int] = {
+                    "uuid": uuid,
+                    "told_kib": told // KIB,
+                    "balloon_kib": balloon // KIB,
+                }
+                await client.call("set", arguments, "test")
+                return (await control.sample()).balloon_bytes
+
+            # It has 8 GiB. It had 9 when 2 were to be taken: 7 are left to it.
+            assert await set_told(9 * GIB, 2 * GIB) == 1 * GIB
+            assert await set_told(20 * GIB, 2 * GIB) == 0
+            # It had 7: one that has grown keeps its balloon.
+            assert await set_told(7 * GIB, 2 * GIB) == 2 * GIB
+
+    asyncio.run(scene())
+
+
+@needs_libvirt
+def test_period_of_statistics_is_set_and_put_back() -> None:
+    async def scene() -> None:
+        async with connected(DEFAULT) as connection:
+            control = DomainControl(connection, "test")
+            await control.open(lambda notice: None)
+            client = await connection.client()
+
+            async def period_s() -> int:
+                content = await client.call("open", {"name": "test"}, "test")
+                return wire.decode_figures(content).period_s
+
+            before_s = await period_s()
+            await control.watch(1.0)
+            assert (before_s, await period_s()) == (0, 1)
+            await control.watch(None)
+            assert await period_s() == before_s
+
+    asyncio.run(scene())
+
+
 @needs_libvirt
 def test_domain_that_cannot_be_driven_is_told(tmp_path: Path) -> None:
     async def scene() -> None:
@@ -154,6 +204,7 @@ def test_libvirt_that_is_not_there_is_told() -> None:
     asyncio.run(scene())
 
 
+@fault("libvirt's library")
 def test_interpreter_without_the_library_is_told() -> None:
     async def scene() -> None:
         low = LowNumbers()
@@ -322,6 +373,7 @@ def test_only_named_domains_are_driven_where_nothing_is_discovered(tmp_path: Pat
     assert set(world.guests) == {"db"}
 
 
+@fault("libvirt's client is killed, talks")
 @needs_libvirt
 def test_domains_are_driven_again_after_their_client_was_killed(tmp_path: Path) -> None:
     world = World(tmp_path, [], [DEFAULT])
@@ -344,6 +396,7 @@ def test_domains_are_driven_again_after_their_client_was_killed(tmp_path: Path) 
     play(world, scene)
 
 
+@fault("libvirt's daemon is not there")
 @needs_libvirt
 def test_libvirt_that_is_not_there_is_said_once(tmp_path: Path) -> None:
     uri = "qemu:///system?socket=/nowhere/libvirt-sock"

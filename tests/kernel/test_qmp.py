@@ -431,11 +431,17 @@ def test_vm_whose_devices_leave_no_balloon_is_refused(
 
 @fault("a QEMU's VM has huge pages")
 def test_memory_in_huge_pages_is_refused(tmp_path: Path) -> None:
-    async def scene(here: Scene) -> Fault:
-        here.vm.properties["/objects/mem0", "hugetlb"] = True
-        return await here.fault_of(here.control.open(here.notices.append))
+    name = "\x1b[2J" + "m" * 10_000
 
-    assert play(tmp_path, scene, booted()) is Fault.HUGETLB
+    async def scene(here: Scene) -> None:
+        here.vm.properties[f"/objects/{name}", "hugetlb"] = True
+        with pytest.raises(ControlError) as caught:
+            await here.control.open(here.notices.append)
+        assert caught.value.fault is Fault.HUGETLB
+        assert caught.value.detail.startswith("\\x1b[2Jmmm")
+        assert len(caught.value.detail) < 300
+
+    play(tmp_path, scene, booted(memdevs=[name]))
 
 
 # --- memory that a VMM reads --------------------------------------------------------------------

@@ -52,6 +52,14 @@ def test_balloon_that_grows_beyond_its_target_has_another_controller() -> None:
     assert bearing.moved(272 * MIB, 7.0) is Drift.GROWN
 
 
+def test_balloon_that_grows_beyond_a_target_that_rises_each_second_has_one_too() -> None:
+    bearing = reached(100)
+    for second in range(2, 10):
+        bearing.told(100 * MIB + second * MIB, float(second))
+        assert bearing.moved(100 * MIB + second * MIB, second + 0.5) is None
+    assert bearing.moved(200 * MIB, 9.9) is Drift.GROWN
+
+
 def test_driver_may_finish_what_it_was_asked_for_before() -> None:
     bearing = reached(100)
     bearing.told(512 * MIB, 2.0)

@@ -376,8 +376,9 @@ def test_state_that_is_reported_again_changes_nothing(host: Host) -> None:
     host.governor.report(A, replace(WELL, at_s=host.loop.now_s))
     # A guest that goes on has no statistics yet: nothing would show that it is in need.
     host.governor.report(A, StateChanged(GuestState.RUNNING))
-    host.governor.report(A, replace(WELL, at_s=host.loop.now_s + 1, oom_kills=1))
-    host.governor.report(A, replace(WELL, at_s=host.loop.now_s + 2, oom_kills=2))
+    for kills in (1, 2):
+        host.loop.advance(0.1)
+        host.governor.report(A, replace(WELL, at_s=host.loop.now_s, oom_kills=kills))
     assert guest.targets[-1] == 0
 
 

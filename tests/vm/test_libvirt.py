@@ -14,6 +14,7 @@ import pytest
 
 from balloon_daemon.guests.libvirt import process
 from tests.harness.daemon import Daemon, DaemonConfig
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
 from tests.vm.images import Images
@@ -146,6 +147,7 @@ def test_domains_are_squeezed_and_released(libvirt: LibvirtHost, balloond: Ballo
     balloond.daemon.check_log()
 
 
+@fault("a domain's QEMU does not answer")
 def test_domain_that_hangs_delays_no_other(libvirt: LibvirtHost, balloond: Balloond) -> None:
     balloond.wait_driven(*DOMAINS)
     os.kill(libvirt.pid("db"), signal.SIGSTOP)
@@ -160,35 +162,26 @@ def test_domain_that_hangs_delays_no_other(libvirt: LibvirtHost, balloond: Ballo
     balloond.wait_driven("db", times=2)
 
 
-def test_killed_client_costs_no_domain_anything(libvirt: LibvirtHost, balloond: Balloond) -> None:
+@fault("libvirt's client is killed, talks")
+@fault("libvirt's daemon is not there")
+def test_balloons_stay_as_they_are_whoever_is_killed(
+    libvirt: LibvirtHost, balloond: Balloond
+) -> None:
     balloond.squeeze()
     os.kill(balloond.client(), signal.SIGKILL)
     balloond.wait_driven(*DOMAINS, times=2)
     assert {libvirt.balloon_mib(name) for name in DOMAINS} == {MAX_MIB}
-    balloond.release()
-
-
-def test_libvirt_that_is_started_anew_is_found_again(
-    libvirt: LibvirtHost, balloond: Balloond
-) -> None:
-    balloond.squeeze()
     libvirt.kill_daemon()
     libvirt.start_daemon()
-    balloond.wait_driven(*DOMAINS, times=2)
+    balloond.wait_driven(*DOMAINS, times=3)
     assert {libvirt.balloon_mib(name) for name in DOMAINS} == {MAX_MIB}
-    balloond.release()
-
-
-def test_next_balloond_takes_the_balloons_as_they_are(
-    libvirt: LibvirtHost, balloond: Balloond
-) -> None:
-    balloond.squeeze()
     balloond.restart()
     balloond.wait_driven(*DOMAINS)
     assert {libvirt.balloon_mib(name) for name in DOMAINS} == {MAX_MIB}
     balloond.release()
 
 
+@fault("libvirt tells of one reset")
 def test_guest_that_is_reset_is_driven_on(libvirt: LibvirtHost, balloond: Balloond) -> None:
     balloond.squeeze()
     libvirt.virsh("reset", "web")

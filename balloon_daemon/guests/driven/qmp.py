@@ -188,7 +188,7 @@ class QmpControl:
         for path, listed in zip(_LISTS, lists, strict=True):
             for name, kind in answers.devices(listed):
                 if kind.startswith(answers.PINNING):
-                    raise ControlError(Fault.PINNED, name)
+                    raise ControlError(Fault.PINNED, answers.shown(name))
                 if kind.startswith(answers.BALLOON):
                     found = f"{path}/{name}"
         if not found:
@@ -214,7 +214,7 @@ class QmpControl:
         for name, kind, is_huge, file in zip(names, kinds, huge, files, strict=True):
             path = file if isinstance(file, str) else ""
             if is_huge is True or (path and qmp_process.lies_on_hugetlbfs(path)):
-                raise ControlError(Fault.HUGETLB, name)
+                raise ControlError(Fault.HUGETLB, answers.shown(name))
             if kind == "memory-backend-memfd":
                 # QEMU names a memfd by its object's type.
                 found.append(f"/memfd:{kind}")

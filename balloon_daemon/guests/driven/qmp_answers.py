@@ -11,6 +11,7 @@ docs/interop/virtio-balloon-stats.rst.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.seam import Stats
@@ -19,7 +20,7 @@ from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 UNKNOWN = (1 << 64) - 1
 """A figure that the guest's driver does not send."""
 
-MAX_DESC = 200
+MAX_SHOWN = 200
 """How many characters of QEMU's words are kept."""
 
 BALLOON = "child<virtio-balloon"
@@ -78,6 +79,11 @@ class GuestStats(NamedTuple):
         return Stats(at_s, **self.figures, disk_read_bytes=disk_read_bytes)
 
 
+def shown(words: str) -> str:
+    """QEMU's words as a log can have them."""
+    return printable(words[:MAX_SHOWN])
+
+
 def refused(answer: object) -> ControlError:
     """The error for a refusal, or for an answer that is none of those allowed."""
     match answer:
@@ -93,8 +99,9 @@ def _number(answer: object, name: str, most: int) -> int:
     """A member that is a whole number from 0 to ``most``."""
     value = _member(answer, name)
     if type(value) is not int or not 0 <= value <= most:
-        shown = value if isinstance(value, int | float) and abs(value) <= UNKNOWN else type(value)
-        raise ControlError(Fault.NONSENSE, f"{name}: {shown}")
+        figure = isinstance(value, int | float) and abs(value) <= UNKNOWN
+        found = value if figure else type(value).__name__
+        raise ControlError(Fault.NONSENSE, f"{name}: {found}")
     return value
 
 

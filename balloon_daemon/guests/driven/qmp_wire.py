@@ -19,7 +19,7 @@ from typing import NamedTuple
 from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
-from balloon_daemon.guests.driven.qmp_answers import MAX_DESC, Refusal
+from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import peer_of
 
@@ -234,7 +234,7 @@ class Monitor(asyncio.BufferedProtocol):
             case {"id": int(number), "error": {"class": str(kind), "desc": str(desc)}} if (
                 self._expects(number)
             ):
-                self._answer(self._asked.popleft()[1], Refusal(kind, printable(desc[:MAX_DESC])))
+                self._answer(self._asked.popleft()[1], Refusal(kind, shown(desc)))
             case _:
                 self._fail(ControlError(Fault.NONSENSE, "not an answer that was asked for"))
 

@@ -90,7 +90,8 @@ def _restore(
     named = jailed.fds()
     for number, fd in kept.fds.items():
         if number in named:
-            fd.close()
+            with foreign.closed_here():
+                foreign.drop(fd.detach())
         else:
             # The state does not name this descriptor: a controller put it into the store and died
             # before it stored a state that names it.

@@ -21,6 +21,9 @@ LATE_EVENT_US = 1_500_000
 """QEMU holds a changed balloon's event back for up to 1 s, and libvirt's do not say when QEMU's
 were made: one that comes so soon after a reset may be about the time before it."""
 
+READ_AGAIN_S = 0.1
+"""How soon to read a doubtful size once more: a driver of legacy virtio has written it by then."""
+
 _KIB = 1024
 
 
@@ -112,6 +115,7 @@ class DomainControl:
     async def _take(self, figures: Figures) -> Sample:
         self._read(figures)
         if self._balloon.doubted:
+            await asyncio.sleep(READ_AGAIN_S)
             figures = await self._figures()
             self._read(figures)
         now_s = asyncio.get_running_loop().time()

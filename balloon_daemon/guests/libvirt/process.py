@@ -166,9 +166,9 @@ class _Domain:
 class _Worker:
     """A thread that makes one call at a time, on a connection of its own.
 
-    Two threads must not share a connection: while a call hangs in one of them, calls of the other
-    may each take as long as the keepalive's interval (libvirt 9.0 to 12.8). The answer comes, but
-    the thread that reads the socket for both is not told that there is something to send.
+    Two threads must not share a connection: with libvirt 9.0's client (Debian 12), while a call
+    hangs in one of them, calls of the other may each wait for the keepalive's timer. See
+    findings/libvirt-calls-that-share-a-connection-wait.sh.
     """
 
     def __init__(self, client: "Client") -> None:
