@@ -67,7 +67,7 @@ class Progress:
         if self._began is None or self._target_bytes - self._balloon_bytes <= STUCK_BYTES:
             return False
         since_s, bytes_then = self._began
-        stands = now_s - self._grew_at_s >= WINDOW_S
+        stands = self._stands(now_s)
         slow = now_s - since_s >= WINDOW_S and self._balloon_bytes - bytes_then < STUCK_BYTES
         return stands or slow
 
@@ -76,13 +76,19 @@ class Progress:
         if self._began is None or now_s < self.check_at_s:
             return False
         since_s, bytes_then = self._began
-        if now_s - self._grew_at_s >= WINDOW_S:
+        if self._stands(now_s):
             return True
         least = min(LEAST_BYTES * (now_s - since_s) / WINDOW_S, self._asked_bytes)
         if self._balloon_bytes - bytes_then < least:
             return True
         self._begin(now_s)
         return False
+
+    def _stands(self, now_s: float) -> bool:
+        # The same sum as in ``check_at_s``. The difference now_s - _grew_at_s can be rounded to
+        # less than WINDOW_S at that very time: nothing would be found, nothing changed, and the
+        # same moment looked at again for ever.
+        return now_s >= self._grew_at_s + WINDOW_S
 
     def _follow(self, now_s: float) -> None:
         if self._stopped or self._target_bytes - self._balloon_bytes < SHORT_BYTES:

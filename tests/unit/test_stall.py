@@ -101,3 +101,15 @@ def test_balloon_is_stuck_where_it_grows_by_less_than_16_mib() -> None:
     assert progress.is_stuck(4.0)
     progress.moved(17 * MIB, 4.0)
     assert not progress.is_stuck(4.0)
+
+
+@fault("a guest gives no more")
+def test_moment_at_which_nothing_is_found_is_not_to_be_looked_at_again() -> None:
+    # Of this time and 4 s more the difference is rounded to less than 4 s.
+    grew_at_s = 8189.035009917622
+    now_s = grew_at_s + 4.0
+    assert now_s - grew_at_s < 4.0
+    progress = Progress()
+    progress.told(1024 * MIB, grew_at_s - 1)
+    progress.moved(200 * MIB, grew_at_s)
+    assert progress.is_stalled(now_s) or progress.check_at_s > now_s
