@@ -65,7 +65,6 @@ def start() -> Iterator[StartPlain]:
 
 def test_guests_get_their_first_target_and_then_their_memory_back(start: StartPlain) -> None:
     daemon = start(2, "plain")
-    daemon.wait_for("Listening")
     daemon.wait_for(f"vm2 target {STEP}")
 
     said = daemon.end_by(signal.SIGTERM)
