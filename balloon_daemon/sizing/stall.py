@@ -72,14 +72,17 @@ class Progress:
         return stands or slow
 
     def is_stalled(self, now_s: float) -> bool:
-        """Whether it has not grown fast enough; begins a new window where it has."""
+        """Whether it has not grown fast enough.
+
+        ``check_at_s`` lies in the future afterwards: a new window has begun where it has, and none
+        is under way where it has not, until the next ``told`` or ``moved``.
+        """
         if self._began is None or now_s < self.check_at_s:
             return False
         since_s, bytes_then = self._began
-        if self._stands(now_s):
-            return True
         least = min(LEAST_BYTES * (now_s - since_s) / WINDOW_S, self._asked_bytes)
-        if self._balloon_bytes - bytes_then < least:
+        if self._stands(now_s) or self._balloon_bytes - bytes_then < least:
+            self._began = None
             return True
         self._begin(now_s)
         return False

@@ -113,3 +113,12 @@ def test_moment_at_which_nothing_is_found_is_not_to_be_looked_at_again() -> None
     progress.told(1024 * MIB, grew_at_s - 1)
     progress.moved(200 * MIB, grew_at_s)
     assert progress.is_stalled(now_s) or progress.check_at_s > now_s
+
+
+def test_balloon_found_stalled_is_looked_at_again_only_after_news_of_it() -> None:
+    progress = Progress()
+    progress.told(1024 * MIB, 100.0)
+    assert progress.is_stalled(104.0)
+    assert progress.check_at_s == math.inf
+    progress.moved(10 * MIB, 105.0)
+    assert progress.check_at_s == 109.0
