@@ -55,8 +55,6 @@ def read_figures(path: str, most_bytes: int = MOST_BYTES) -> bytes:
 def _opened(path: str) -> int:
     kept, now = _kept.get(path), os.stat(path)
     if kept is None or kept.identity != (now.st_dev, now.st_ino):
-        kept = None
-        _kept.pop(path, None)  # Its number may be the only one that is free.
         # O_NONBLOCK: opening a FIFO put there by mistake must not block.
         fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         opened = os.fstat(fd.fileno())
