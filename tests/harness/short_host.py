@@ -4,8 +4,10 @@ import contextlib
 import os
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.harness.daemon import Daemon
+from tests.harness.waiting import wait_until
 
 
 @contextlib.contextmanager
@@ -23,6 +25,27 @@ def limited(pid: int, kind: int, limit: int) -> Iterator[None]:
 def fd_numbers(pid: int) -> set[int]:
     """The descriptors that a process has open."""
     return {int(number) for number in os.listdir(f"/proc/{pid}/fd")}
+
+
+def fds_at_rest(pid: int, passing: Path) -> set[int]:
+    """The descriptors that a process has open at a moment when it reads no file in a folder.
+
+    Args:
+        pid: the process.
+        passing: a folder whose files the process opens and closes now and then.
+    """
+
+    def look() -> set[int] | None:
+        numbers = fd_numbers(pid)
+        try:
+            files = [os.readlink(f"/proc/{pid}/fd/{number}") for number in numbers]
+        except FileNotFoundError:
+            return None  # one was closed after the listing
+        return None if any(f"{passing.resolve()}/" in file for file in files) else numbers
+
+    numbers = wait_until(look, what=f"process {pid} reads nothing in {passing}")
+    assert numbers is not None
+    return numbers
 
 
 def limit_for_room(taken: set[int], room: int) -> int:
@@ -57,5 +80,5 @@ def is_asleep(pid: int) -> bool:
 
 
 def at_rest(daemon: Daemon) -> set[int]:
-    """The descriptors that a controller has open; its files of figures stay open."""
-    return fd_numbers(daemon.pid)
+    """The descriptors that a controller has open while it reads none of the host's figures."""
+    return fds_at_rest(daemon.pid, daemon.config.low_mem.path)
