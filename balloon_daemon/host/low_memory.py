@@ -27,7 +27,6 @@ from balloon_daemon.host.notices import LowMemoryStatistics as LowMemoryStatisti
 from balloon_daemon.host.notices import SourceNotices, Unknown
 from balloon_daemon.host.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
-from balloon_daemon.linux.figures import read_figures
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 from balloon_daemon.units import MIB, format_size
@@ -434,10 +433,19 @@ def _whole_mib(margin_bytes: int) -> int:
 def _read_words(path: str) -> list[bytes]:
     """The words of a small file.
 
+    The file is opened at each reading (some µs), so that a file put in its place is noticed.
+
     Raises:
         OSError: the kernel's reason, with the file's name.
     """
-    return read_figures(path, 256).split()
+    # O_NONBLOCK: opening a FIFO put there by mistake must not block the daemon.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 256).split()
+    except OSError as err:
+        raise OSError(err.errno, err.strerror, path) from err
+    finally:
+        os.close(fd)
 
 
 def _whole_number(path: str, words: list[bytes], *, several: bool = False) -> int:

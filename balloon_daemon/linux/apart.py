@@ -14,7 +14,6 @@ import gc
 import os
 import resource
 import signal
-import socket
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -50,9 +49,7 @@ class LowNumbers:
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < _WORTH_IT:
             return
         with contextlib.suppress(OSError):
-            # A file of our own: any user may put locks on /dev/null, which make each close of it
-            # take long (``linux/figures.py``), and a device waits for this.
-            fd = socket.socket(socket.AF_UNIX).detach()
+            fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             while fd < LOW:
                 self._fds.append(fd)
                 fd = os.dup(fd)

@@ -20,7 +20,6 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from balloon_daemon.linux.figures import read_figures
 from balloon_daemon.linux.mountinfo import Mount, read_mounts
 from balloon_daemon.linux.systemd import is_process_of_unit
 
@@ -264,4 +263,10 @@ def _number(path: str) -> int | None:
 
 
 def _read(path: str) -> bytes:
-    return read_figures(path)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(fd, 1 << 16), b""))
+    except OSError as err:
+        raise OSError(err.errno, err.strerror, path) from err
+    finally:
+        os.close(fd)

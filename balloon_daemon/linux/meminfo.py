@@ -21,7 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from balloon_daemon.linux.figures import read_figures
 from balloon_daemon.linux.mountinfo import MOUNTINFO, read_mounts
 from balloon_daemon.units import KIB
 
@@ -75,7 +74,7 @@ def host_memory(
         OSError: the file cannot be read; the kernel's reason.
         ValueError: the file lacks MemTotal, or both MemAvailable and MemFree.
     """
-    figures = dict(_FIELD.findall(read_figures(os.fspath(path))))
+    figures = dict(_FIELD.findall(path.read_bytes()))
     total = _kib(figures, b"MemTotal") * KIB
     if not total:
         raise ValueError(f"{path} has no MemTotal")
@@ -140,7 +139,7 @@ def _others(default_kib: int, hugepages: Path) -> list[tuple[int, int]]:
 def _number(path: Path) -> int:
     """A file's whole number; 0 where it cannot be read."""
     try:
-        return int(read_figures(os.fspath(path)))
+        return int(path.read_bytes())
     except (OSError, ValueError):
         return 0
 
