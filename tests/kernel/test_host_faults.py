@@ -383,13 +383,20 @@ def test_memory_file_cut_short_kills_its_own_device_until_that_balloon_stops(
 def test_no_wall_clock_decides_anything_in_the_daemon() -> None:
     package = Path(balloon_daemon.__file__).parent
     readers = {
-        path.relative_to(package).parts[0]
+        path.relative_to(package)
         for path in package.rglob("*.py")
         if wall_clocks(path.read_text())
     }
-    # Of the daemon's own rooms only the one of events' readers: the bus stamps what was published,
+    # QEMU and libvirt stamp a guest's statistics with the wall clock, and the kernel changed
+    # directories: where it jumps, one sample counts as old, or one directory is read once more.
+    stamped = {
+        Path("guests/driven/qmp.py"),
+        Path("guests/driven/directories.py"),
+        Path("guests/libvirt/process.py"),
+    }
+    # Of the daemon's other rooms only that of events' readers: the bus stamps what was published,
     # for a log line's time, and nobody decides by it.
-    assert readers <= {"ctl", "records"}
+    assert {path.parts[0] for path in readers - stamped} <= {"ctl", "records"}
 
 
 def moments(daemon: Daemon, reason: str) -> list[float]:
