@@ -50,11 +50,20 @@ class Firecracker:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=console, stderr=subprocess.STDOUT, bufsize=0
             )
-        wait_until(self.socket.exists, what="Firecracker listens", seen=self.log)
-        self.ask("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": mem_mib})
-        self.ask("PUT", "/boot-source", {"kernel_image_path": str(images.guest)})
-        if balloon is not None:
-            self.ask("PUT", "/balloon", balloon)
+        try:
+            wait_until(self._listens, what="Firecracker listens", seen=self.log)
+            self.ask("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": mem_mib})
+            self.ask("PUT", "/boot-source", {"kernel_image_path": str(images.guest)})
+            if balloon is not None:
+                self.ask("PUT", "/balloon", balloon)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _listens(self) -> bool:
+        # Not whether its socket exists: that is so a moment before Firecracker listens there.
+        with socket.socket(socket.AF_UNIX) as sock:
+            return sock.connect_ex(str(self.socket)) == 0
 
     @property
     def pid(self) -> int:
