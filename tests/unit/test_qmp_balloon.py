@@ -1,6 +1,6 @@
 """What is known of a QEMU guest's balloon, from figures that are not always facts."""
 
-from balloon_daemon.guests.driven.qmp_balloon import QmpBalloon
+from balloon_daemon.guests.driven.qmp_balloon import SILENT_S, QmpBalloon
 from balloon_daemon.units import MIB
 from tests.harness.faults import fault
 
@@ -114,3 +114,41 @@ def test_half_written_first_size_of_a_new_guest_is_no_fact() -> None:
     torn = balloon.balloon_bytes
     balloon.read(30 * MIB, NOW + 9)
     assert (torn, balloon.balloon_bytes) == (None, 30 * MIB)
+
+
+def silent_for(seconds: float, balloon: QmpBalloon, balloon_bytes: int = 0) -> QmpBalloon:
+    """Reads a guest that sends nothing, twice."""
+    for now_s in (1000.0, 1000.0 + seconds):
+        balloon.passes(now_s)
+        balloon.read(balloon_bytes, 0)
+    return balloon
+
+
+@fault("the guest of a driven VM is reset, or has no driver")
+def test_guest_that_is_silent_for_long_is_taken_to_have_a_driver_without_statistics() -> None:
+    booting = silent_for(SILENT_S - 1, QmpBalloon())
+    assert (booting.listens, booting.balloon_bytes) == (False, None)
+    silent = silent_for(SILENT_S, QmpBalloon())
+    assert (silent.listens, silent.balloon_bytes) == (True, 0)
+    silent.told(64 * MIB)
+    silent.read(8 * MIB, 0)
+    assert (silent.listens, silent.balloon_bytes) == (True, 8 * MIB)
+
+
+@fault("the guest of a driven VM is reset, or has no driver")
+def test_silent_guest_with_a_size_of_before_its_reset_is_never_taken_to_have_a_driver() -> None:
+    balloon = inflated(256 * MIB, 256 * MIB)
+    balloon.reset(1)
+    silent_for(10 * SILENT_S, balloon, 256 * MIB)
+    assert (balloon.listens, balloon.balloon_bytes) == (False, None)
+    # Its time begins when QEMU has forgotten that size.
+    silent_for(SILENT_S - 1, balloon)
+    assert not balloon.listens
+    silent_for(SILENT_S, balloon)
+    assert balloon.listens
+
+
+def test_reset_of_a_silent_guest_begins_its_time_anew() -> None:
+    balloon = silent_for(SILENT_S, QmpBalloon())
+    balloon.reset(1)
+    assert not balloon.listens

@@ -241,6 +241,7 @@ class QmpControl:
                 self._device = ""
                 self._balloon = QmpBalloon()
             raise
+        self._balloon.passes(time.monotonic())
         self._balloon.read(size - vm_bytes, sent.last_update)
         if self._balloon.doubted:
             loop = asyncio.get_running_loop()

@@ -9,7 +9,13 @@ QEMU reports the size that the guest's driver wrote last. Three times that is no
 - With legacy virtio the driver writes the size byte by byte, and QEMU reports half-written sizes.
   A size that the balloon does not pass on its way from the last one to the target counts only
   when the next one lies on the same side.
+
+Some guests' drivers send no statistics, and write no size before they are asked for memory. So a
+guest that has had all of its memory for long, and was not heard of, is taken to have such a one.
 """
+
+SILENT_S = 300.0
+"""After this time: longer than firmware and boot take, even of a guest that checks its disks."""
 
 
 class QmpBalloon:
@@ -25,6 +31,8 @@ class QmpBalloon:
         self._update_at_reset = 0
         self._last_update = 0
         self._written = False
+        self._now_s = 0.0
+        self._silent_since_s: float | None = None
 
     @property
     def balloon_bytes(self) -> int | None:
@@ -33,7 +41,12 @@ class QmpBalloon:
 
     @property
     def listens(self) -> bool:
-        """Whether a driver listens."""
+        """Whether a driver listens, or must be taken to do so."""
+        since_s = self._silent_since_s
+        return self._is_heard or (since_s is not None and self._now_s - since_s >= SILENT_S)
+
+    @property
+    def _is_heard(self) -> bool:
         return self._written or self._last_update not in (0, self._update_at_reset)
 
     @property
@@ -61,6 +74,7 @@ class QmpBalloon:
             self._update_at_reset = self._last_update
         self._reset_us = at_us
         self._written = False
+        self._silent_since_s = None
         self._forget()
         return news
 
@@ -68,6 +82,10 @@ class QmpBalloon:
         """The guest's driver wrote a size at this time, by QEMU's clock (BALLOON_CHANGE)."""
         if self._reset_us is None or at_us > self._reset_us:
             self._written = True
+
+    def passes(self, now_s: float) -> None:
+        """Notes the time of the next reading."""
+        self._now_s = now_s
 
     def read(self, balloon_bytes: int, last_update: int) -> None:
         """Takes in what QEMU reports.
@@ -79,6 +97,13 @@ class QmpBalloon:
         self._last_update = last_update
         if not last_update:
             self._update_at_reset = 0
+        if balloon_bytes and self.listens and not self._is_heard:
+            self._written = True  # BALLOON_CHANGE says so, too, a moment later.
+        if self._is_heard or balloon_bytes:
+            # Also where QEMU still reports a size of before a reset.
+            self._silent_since_s = None
+        elif self._silent_since_s is None:
+            self._silent_since_s = self._now_s
         if not self.listens:
             self._forget()
         elif self._is_likely(balloon_bytes):
