@@ -13,7 +13,7 @@ from balloon_daemon.events import (
     StillToGiveBack,
     VmDoesNotEnd,
 )
-from balloon_daemon.guests.seam import GuestState
+from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.units import MIB, PAGE_SIZE, VmId, format_size
 
@@ -69,10 +69,11 @@ class _Return:
     def is_late(self) -> bool:
         """Whether the guest keeps a balloon that nobody empties any more.
 
-        A guest that stands still, or whose driver does not listen yet, has been told, and empties
-        its balloon by itself when it goes on.
+        A guest that stands still, or whose driver does not listen yet, empties its balloon by
+        itself when it goes on, where its VMM has been told and keeps the target.
         """
-        told = self.task.done() and self.vm.state is not GuestState.RUNNING
+        kept = Ability.KEPT_BY_VMM in self.vm.can
+        told = kept and self.task.done() and self.vm.state is not GuestState.RUNNING
         return self.vm.balloon_bytes > 0 and not told
 
 

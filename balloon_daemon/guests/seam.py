@@ -49,6 +49,9 @@ class Ability(Enum):
     DEFLATE_ON_OOM = "deflate-on-oom"
     """Its driver takes pages back by itself before the guest's kernel kills a process."""
 
+    KEPT_BY_VMM = "kept-by-vmm"
+    """Its VMM has the balloon and keeps the target, also when balloond has ended."""
+
 
 class GuestState(Enum):
     """The states in which a guest's balloon does or does not follow its target."""

@@ -116,7 +116,8 @@ async def nothing(world: World) -> None:
 
 def test_vm_is_reported_with_its_size_and_its_abilities(play: Play) -> None:
     world = play(nothing)
-    attached = Attached(GIB, frozenset([Ability.STATS]), 0)
+    abilities = frozenset([Ability.STATS, Ability.KEPT_BY_VMM])
+    attached = Attached(GIB, abilities, 0)
     assert world.reports == [Actual(0, 1000.0), attached, Gone("gone")]
     assert world.control.calls == []
 

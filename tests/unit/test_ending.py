@@ -7,13 +7,14 @@ import pytest
 from balloon_daemon.controller.ending import give_back
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import Event, MemoryNotGivenBack, NotGivenBack
-from balloon_daemon.guests.seam import GuestState
+from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.units import MIB, VmId
 from tests.fakes.plain_guest import PlainGuest
 from tests.fakes.quick_loop import run_quickly
 from tests.harness.faults import fault
 
 VM = VmId(1, "vm1")
+KEPT = frozenset({Ability.KEPT_BY_VMM})
 LATE: list[Event] = [NotGivenBack(VM, MIB), MemoryNotGivenBack(1)]
 
 
@@ -26,23 +27,27 @@ class Waiting(PlainGuest):
 
 @fault("balloond ends while a driven guest stands still")
 @pytest.mark.parametrize(
-    ("guest_type", "state", "published"),
+    ("guest_type", "can", "state", "published"),
     [
-        (PlainGuest, GuestState.RUNNING, LATE),
-        (PlainGuest, GuestState.PAUSED, []),
-        (PlainGuest, GuestState.NO_DRIVER, []),
-        (Waiting, GuestState.RUNNING, LATE),
-        (Waiting, GuestState.PAUSED, LATE),
+        (PlainGuest, KEPT, GuestState.RUNNING, LATE),
+        (PlainGuest, KEPT, GuestState.PAUSED, []),
+        (PlainGuest, KEPT, GuestState.NO_DRIVER, []),
+        (PlainGuest, frozenset(), GuestState.PAUSED, LATE),
+        (Waiting, KEPT, GuestState.RUNNING, LATE),
+        (Waiting, KEPT, GuestState.PAUSED, LATE),
     ],
 )
 def test_guest_is_late_unless_it_was_told_and_cannot_move(
-    guest_type: type[PlainGuest], state: GuestState, published: list[Event]
+    guest_type: type[PlainGuest],
+    can: frozenset[Ability],
+    state: GuestState,
+    published: list[Event],
 ) -> None:
     events: list[Event] = []
 
     async def run() -> None:
         guest = guest_type(VM, [], lambda vm, report: None)
-        vm = Vm(guest, balloon_bytes=MIB, state=state)
+        vm = Vm(guest, can=can, balloon_bytes=MIB, state=state)
         await give_back([vm], asyncio.get_running_loop().create_future(), events.append)
 
     run_quickly(run())

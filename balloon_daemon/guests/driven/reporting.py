@@ -85,7 +85,7 @@ class Reporter:
         self._vm = vm
         self._host = host
         self._shared = shared
-        self._can = found.can
+        self._can = found.can | {Ability.KEPT_BY_VMM}
         if host.disk_read_bytes() is not None:
             self._can |= {Ability.DISK_READS}
         self.state = GuestState.RUNNING
