@@ -39,6 +39,8 @@ from balloon_daemon.units import GIB, KIB, MIB, VmId
 from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
 
+ABILITIES = frozenset({Ability.STATS, Ability.KEPT_BY_VMM})
+
 
 def has_library() -> bool:
     asked = subprocess.run([*client_command()[:2], "-c", "import libvirt"], capture_output=True)
@@ -326,7 +328,7 @@ def test_all_domains_are_found_and_driven(tmp_path: Path) -> None:
         await world.until(lambda: any(isinstance(e, VmNotDriven) for e in world.events))
 
     play(world, scene)
-    assert ("web", Attached(2 * GIB, frozenset({Ability.STATS}), 0)) in world.reports
+    assert ("web", Attached(2 * GIB, ABILITIES, 0)) in world.reports
     refused = [event for event in world.events if isinstance(event, VmNotDriven)]
     assert refused[0] == VmNotDriven("bare", uri, Fault.NO_BALLOON)
 
@@ -344,7 +346,7 @@ def test_balloon_of_a_found_domain_is_moved_beyond_what_it_had(tmp_path: Path) -
 
     play(world, scene)
     assert world.sizes("test")[-1] == 0
-    assert ("test", Attached(2 * GIB, frozenset({Ability.STATS}), 0)) in world.reports
+    assert ("test", Attached(2 * GIB, ABILITIES, 0)) in world.reports
 
 
 @needs_libvirt
