@@ -1,7 +1,6 @@
 """glibc through ctypes: one handle for all callers, and calls that no Python module offers."""
 
 import ctypes
-import fcntl
 import os
 import posix
 import signal
@@ -184,22 +183,10 @@ _KCMP_FILE = 0
 
 
 def same_open_file(one: int, other: int) -> bool:
-    """Whether two descriptors refer to the same open file (kcmp(2)).
-
-    Two descriptors of the same memory file count as the same. Where kcmp is not allowed, only
-    memory files are compared.
-    """
+    """Whether two descriptors refer to the same open file (kcmp(2)); False where kcmp is not
+    allowed."""
     pid = os.getpid()
-    if LIBC.syscall(_SYS_KCMP, pid, pid, _KCMP_FILE, one, other) == 0:
-        return True
-    try:
-        # Use fstat(2) only if both are memory files, which alone answer F_GET_SEALS: for a file of
-        # FUSE, fstat(2) would wait for its server.
-        for fd in (one, other):
-            fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        return False
-    return os.path.sameopenfile(one, other)
+    return bool(LIBC.syscall(_SYS_KCMP, pid, pid, _KCMP_FILE, one, other) == 0)
 
 
 # arch/x86/entry/syscalls/syscall_64.tbl, linux/fcntl.h, linux/stat.h

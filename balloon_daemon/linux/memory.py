@@ -164,6 +164,19 @@ def create_memfd(name: str, *, size_bytes: int = 0, content: bytes | None = None
     return fd
 
 
+def memory_inode(fd: int) -> tuple[int, int] | None:
+    """The device and inode of a memory file (shmem, hugetlbfs); None for any other file.
+
+    Another file is not asked: for a file of FUSE, fstat(2) would wait for its server.
+    """
+    try:
+        fcntl.fcntl(fd, F_GET_SEALS)
+    except OSError:
+        return None
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
 def read_sealed(fd: int, limit_bytes: int) -> bytes:
     """Reads a memfd that is sealed, so that no process can change it.
 

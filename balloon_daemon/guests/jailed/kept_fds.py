@@ -5,6 +5,7 @@ import os
 from balloon_daemon.handover.store import HasFileno
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.libc import same_open_file
+from balloon_daemon.linux.memory import memory_inode
 
 
 class KeptFds:
@@ -21,13 +22,19 @@ class KeptFds:
         # not reused here, because this dictionary refers to the object.
         self._known: dict[int, tuple[HasFileno, int]] = {}
         self.kept: dict[int, OwnedFd] = {}
+        self._files: dict[int, tuple[int, int] | None] = {}
+        """The inode of each that is a memory file."""
+        self._memory_files: dict[tuple[int, int], int] = {}
+        """A number for each inode. A VM may have 256 memory files: comparing a new one with each
+        by kcmp(2) would take 1 ms."""
         self._next = 1
-        self._settled: tuple[set[int], int] = (set(), 0)
+        self._settled: tuple[set[int], int] | None = None
 
     def adopt(self, number: int, fd: HasFileno) -> None:
         """Notes a descriptor that is in the store already."""
+        if number not in self.kept:
+            self._keep(number, fd)
         self._known[id(fd)] = (fd, number)
-        self.kept.setdefault(number, _copy_of(fd))
         self._next = max(self._next, number + 1)
 
     def find(self, fd: HasFileno) -> int | None:
@@ -35,34 +42,50 @@ class KeptFds:
         known = self._known.get(id(fd))
         if known is not None:
             return known[1]
-        for number, kept in self.kept.items():
-            # A VMM sends several descriptors of one open file: one for each region of its memory,
-            # its call eventfds twice. systemd keeps only one of them, under its first name, so use
-            # the number of that one for all.
-            if same_open_file(fd.fileno(), kept.fileno()):
-                self._known[id(fd)] = (fd, number)
-                return number
-        return None
+        # A VMM sends several descriptors of one open file: one for each region of its memory, its
+        # call eventfds twice. systemd keeps only one of them, under its first name, so use the
+        # number of that one for all.
+        number = self._find_file(fd.fileno())
+        if number is not None:
+            self._known[id(fd)] = (fd, number)
+        return number
+
+    def _find_file(self, fd: int) -> int | None:
+        file = memory_inode(fd)
+        if file is not None:
+            return self._memory_files.get(file)
+        others = (number for number, inode in self._files.items() if inode is None)
+        same = (n for n in others if same_open_file(fd, self.kept[n].fileno()))
+        return next(same, None)
 
     def add(self, fd: HasFileno) -> int:
         """Gives a descriptor the next number. Raises OSError: none is free for a duplicate."""
-        number, kept = self._next, _copy_of(fd)
+        number = self._next
+        self._keep(number, fd)
         self._next += 1
-        self._known[id(fd)], self.kept[number] = (fd, number), kept
+        self._known[id(fd)] = (fd, number)
         return number
+
+    def _keep(self, number: int, fd: HasFileno) -> None:
+        copy = self.kept[number] = _copy_of(fd)
+        file = self._files[number] = memory_inode(copy.fileno())
+        if file is not None:
+            self._memory_files[file] = number
 
     def drop(self, number: int) -> None:
         """Closes the duplicate of a descriptor; its number is not used again."""
-        if number in self.kept:
-            self.kept.pop(number).close()
-        self._known = {key: each for key, each in self._known.items() if each[1] != number}
+        self._settled = None
+        self.keep_only(self.kept.keys() - {number})
 
     def keep_only(self, needed: set[int]) -> None:
         """Closes the duplicates of all but these numbers, which the newest state names."""
         if (needed, len(self._known)) == self._settled:
             return
-        for number in self.kept.keys() - needed:
-            self.kept.pop(number).close()
+        if gone := self.kept.keys() - needed:
+            for number in gone:
+                self.kept.pop(number).close()
+                del self._files[number]
+            self._memory_files = {file: number for number, file in self._files.items() if file}
         self._known = {
             key: (fd, number)
             for key, (fd, number) in self._known.items()
@@ -72,10 +95,8 @@ class KeptFds:
 
     def clear(self) -> None:
         """Closes all duplicates."""
-        for fd in self.kept.values():
-            fd.close()
-        self.kept.clear()
-        self._known.clear()
+        self._settled = None
+        self.keep_only(set())
 
 
 def _copy_of(fd: HasFileno) -> OwnedFd:

@@ -72,8 +72,10 @@ class _ReplayCache:
     """A back-end's encoded messages; only those that have changed are encoded anew."""
 
     def __init__(self) -> None:
-        self._memory_key: tuple[list[ReplayMessage], list[Region]] | None = None
+        self._features: list[ReplayMessage] | None = None
+        self._regions: list[Region] = []
         self._memory = EncodedMessages()
+        """The features and these regions."""
         self._vrings_key: list[object] | None = None
         self._all = EncodedMessages()
 
@@ -89,13 +91,18 @@ class _ReplayCache:
             numbered: numbers the messages' descriptors; may raise OSError, and then nothing is
                 cached.
         """
-        memory_key = replay_features(backend), backend.memory.regions[:]
-        vrings_key: list[object] = [_VRING(vring) for vring in backend.vrings]
-        if memory_key != self._memory_key:
-            features, regions = memory_key
-            self._vrings_key = None
+        features, regions = replay_features(backend), backend.memory.regions[:]
+        known = len(self._regions)
+        if features != self._features or regions[:known] != self._regions:
+            self._features = self._vrings_key = None
             self._memory = EncodedMessages(numbered(features + replay_memory(regions)))
-            self._memory_key = memory_key
+            self._features, self._regions = features, regions
+        elif len(regions) > known:
+            # A VMM adds its regions one by one (ADD_MEM_REG), and is saved with each.
+            self._vrings_key = None
+            added = EncodedMessages(numbered(replay_memory(regions[known:])), self._memory)
+            self._memory, self._regions = added, regions
+        vrings_key: list[object] = [_VRING(vring) for vring in backend.vrings]
         if vrings_key != self._vrings_key:
             self._all = EncodedMessages(numbered(replay_vrings(backend)), self._memory)
             self._vrings_key = vrings_key
