@@ -344,3 +344,39 @@ def test_tasks_time_counts_more_than_that_of_config_accesses() -> None:
     # Both allowances were full before, and have earned something since.
     assert turns.SAVED_S - 0.1 * turns.A_REQUEST_COUNTS <= young_s < turns.SAVED_S
     assert turns.SAVED_S - 0.05 * turns.A_REQUEST_COUNTS <= at_once_s < turns.SAVED_S
+
+
+@fault("one user has much to say, over however many connections")
+@pytest.mark.parametrize("spent_s", [0.0, 0.9 * turns.SAVED_S])
+def test_tasks_of_a_user_who_sent_much_leave_others_a_turn_in_between(spent_s: float) -> None:
+    async def scene() -> list[str]:
+        order, loop = list[str](), asyncio.get_running_loop()
+        user = Turns(Allowances())
+        for fd in (7, 8, 9):
+            user.establish(fd)
+        user.charge_task(7, spent_s / turns.A_REQUEST_COUNTS)
+        theirs, ours = socket.socketpair()
+
+        def answer() -> None:
+            ours.recv(1)
+            order.append("other user")
+
+        async def task(fd: int) -> None:
+            await user.mine(fd)
+            if len(order) == 1:
+                theirs.send(b"x")
+            order.append("task")
+
+        loop.add_reader(ours, answer)
+        await asyncio.wait([loop.create_task(task(fd)) for fd in (7, 8, 9)])
+        loop.remove_reader(ours)
+        for fd in (7, 8, 9):
+            user.leave(fd)
+        user.close()
+        theirs.close()
+        ours.close()
+        return order
+
+    order = asyncio.run(scene())
+    between = ["other user"] if spent_s else []
+    assert [*order, "other user"][:4] == ["task", "task", *between, "task", "other user"][:4]

@@ -28,7 +28,7 @@ class KeptFds:
         """A number for each inode. A VM may have 256 memory files: comparing a new one with each
         by kcmp(2) would take 1 ms."""
         self._next = 1
-        self._settled: tuple[set[int], int] | None = None
+        self._look_at = 16
 
     def adopt(self, number: int, fd: HasFileno) -> None:
         """Notes a descriptor that is in the store already."""
@@ -74,29 +74,30 @@ class KeptFds:
 
     def drop(self, number: int) -> None:
         """Closes the duplicate of a descriptor; its number is not used again."""
-        self._settled = None
         self.keep_only(self.kept.keys() - {number})
 
     def keep_only(self, needed: set[int]) -> None:
         """Closes the duplicates of all but these numbers, which the newest state names."""
-        if (needed, len(self._known)) == self._settled:
-            return
-        if gone := self.kept.keys() - needed:
-            for number in gone:
-                self.kept.pop(number).close()
-                del self._files[number]
+        gone = self.kept.keys() - needed
+        for number in gone:
+            self.kept.pop(number).close()
+            del self._files[number]
+        if gone:
             self._memory_files = {file: number for number, file in self._files.items() if file}
-        self._known = {
-            key: (fd, number)
-            for key, (fd, number) in self._known.items()
-            if fd.fileno() >= 0 and number in needed
-        }
-        self._settled = needed, len(self._known)
+        if gone or len(self._known) >= self._look_at:
+            self._known = {
+                key: known
+                for key, known in self._known.items()
+                if known[0].fileno() >= 0 and known[1] in needed
+            }
+            # Look for closed descriptors again once there are twice as many: a guest is saved with
+            # each of hundreds of regions.
+            self._look_at = 2 * len(self._known) + 16
 
     def clear(self) -> None:
         """Closes all duplicates."""
-        self._settled = None
         self.keep_only(set())
+        self._known.clear()
 
 
 def _copy_of(fd: HasFileno) -> OwnedFd:

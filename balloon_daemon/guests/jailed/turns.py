@@ -41,6 +41,11 @@ SAVED_S, OWED_S = 1.0, 0.1
 """How much of that time can be saved up (for some 35 VMs that start at the same moment), or
 owed."""
 
+LOW_S, APART_S = SAVED_S / 2, 0.001
+"""A user with less than ``LOW_S`` left has sent much for seconds. Its tasks then run ``APART_S``
+apart, the shortest sleep of the event loop: otherwise another user's access to the config space
+waits for two or three of them in a row, as a task that is woken runs before what epoll reports."""
+
 DEMOTED_FOR_S = 10.0
 """How long a connection that used too much time is served in turns, like a new one."""
 
@@ -58,6 +63,11 @@ class Allowance:
     def __init__(self, share: float) -> None:
         self.share = share
         self._saved_s, self._at_s = SAVED_S, 0.0
+
+    @property
+    def is_low(self) -> bool:
+        """Whether most of what can be saved up was used when it was last charged."""
+        return self._saved_s < LOW_S
 
     def charge(self, spent_s: float, now_s: float) -> float:
         """Deducts the time spent; returns the seconds left, 0 or less where none are."""
@@ -228,7 +238,7 @@ class Turns:
         """
         if not self._given and (self._rest is None or fd in self._at_once):
             self._given = True
-            self._loop.call_soon(self._give)
+            self._give_next()
             return
         turn: asyncio.Future[None] = self._loop.create_future()
         self._waiting.add(fd, turn, old=fd in self._at_once)
@@ -244,9 +254,16 @@ class Turns:
         self._epoll.close()
 
     def _give(self) -> None:
-        """Gives the next turn of the loop to the task that has waited longest."""
+        """Gives a turn of the loop to the task that has waited longest."""
         self._given = self._waiting.wake_next(young=self._rest is None) is not None
         if self._given:
+            self._give_next()
+
+    def _give_next(self) -> None:
+        allowances = self._allowances
+        if allowances.in_turns.is_low or allowances.at_once.is_low:
+            self._loop.call_later(APART_S, self._give)
+        else:
             self._loop.call_soon(self._give)
 
     def _take_at_once(self, fd: int, ready: Ready) -> None:
