@@ -3,8 +3,10 @@
 import array
 import asyncio
 import errno
+import math
 import os
 import socket
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -17,6 +19,9 @@ _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
 gone."""
 
 RETRY_S = 0.002
+WORK_S = 0.0005
+"""How long queued messages are sent in one turn of the event loop. While the store takes messages
+as fast as they are sent, its socket is never full, and thousands may be queued."""
 
 
 class _Message(NamedTuple):
@@ -89,10 +94,13 @@ class Outbox:
 
     def flush(self) -> None:
         """Sends queued messages until the socket is full, and schedules no retry."""
-        self._work()
+        self._send_until(math.inf)
         self._retry_no_more()
 
     def _work(self) -> None:
+        self._send_until(time.monotonic() + WORK_S)
+
+    def _send_until(self, ends_at_s: float) -> None:
         self._retry_no_more()
         while self._waiting:
             user, line = next(iter(self._waiting.items()))
@@ -108,6 +116,9 @@ class Outbox:
                 self._waiting[user] = line
             self._count_out(guest)
             self.close_late([fd.detach() for fd in fds])
+            if self._waiting and time.monotonic() >= ends_at_s:
+                self._retry_later()
+                return
 
     def _transmit(self, content: bytes, fds: Sequence[int]) -> bool:
         """Sends a message now; False where the socket is full."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from balloon_daemon.handover import outbox as outbox_module
 from balloon_daemon.handover.outbox import Outbox
 from balloon_daemon.linux.events import OwnedFd
 from tests.harness.faults import fault
@@ -134,3 +135,29 @@ def test_store_that_is_gone_is_said_once_and_nothing_waits_for_it() -> None:
     said, (closed,) = asyncio.run(scene())
     assert said == ["lost"]
     os.close(closed)
+
+
+@fault("one user has much to say, over however many connections")
+def test_queue_of_a_store_that_takes_everything_is_sent_over_many_turns_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Even of a turn without any time one message is sent.
+    monkeypatch.setattr(outbox_module, "WORK_S", 0.0)
+
+    async def scene() -> list[int]:
+        there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outbox, lengths = Outbox(here, lambda: None), list[int]()
+        with there, here:
+            fill(outbox, "vm1")
+            for _ in range(3):
+                outbox.send(b"late", (), "vm1")
+            with contextlib.suppress(BlockingIOError):
+                while there.recv(2000, socket.MSG_DONTWAIT):
+                    pass
+            while not lengths or lengths[-1]:
+                if [len(outbox)] != lengths[-1:]:
+                    lengths.append(len(outbox))
+                await asyncio.sleep(0)
+        return lengths
+
+    assert asyncio.run(scene()) == [4, 3, 2, 1, 0]
