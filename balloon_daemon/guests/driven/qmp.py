@@ -38,6 +38,11 @@ _DISKS = Command("query-blockstats")
 _BASE = Command("query-memory-size-summary")
 _DIMMS = Command("query-memory-devices")
 _MIGRATION = Command("query-migrate")
+_TELL_OF_MIGRATIONS = Command(
+    "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
+)
+"""Has QEMU send MIGRATION. A migration that is cancelled before it stops the VM does nothing else,
+and of two such ones query-migrate says the same."""
 _INTERVAL = "guest-stats-polling-interval"
 _LISTS = ("/machine/peripheral", "/machine/peripheral-anon")
 
@@ -46,6 +51,10 @@ _NEWS = {
     "ACPI_DEVICE_OST", "MEMORY_DEVICE_SIZE_CHANGE",
 }  # fmt: skip
 """Events after which figures may be other ones."""
+
+_READS_MEMORY = {"RESUME", "DUMP_COMPLETED"}
+"""Events behind which all of the guest's memory may have been read or written. Whoever loads a
+snapshot lets the VM run afterwards, and nothing else tells of it."""
 
 
 def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
@@ -77,6 +86,7 @@ class QmpControl:
         self._deflate_on_oom = False
         self._base_bytes = 0
         self._plugs = True
+        self._tells_of_migrations = False
         self._interval = StatsInterval()
         self._last_update = 0
         self._saved: object = None
@@ -111,6 +121,10 @@ class QmpControl:
         """As ``Control`` says."""
         if not self._device:
             await self._find_device()
+        if not self._tells_of_migrations:
+            (answer,) = await self._ask(_TELL_OF_MIGRATIONS)
+            # Refused while a migration is under way.
+            self._tells_of_migrations = not isinstance(answer, answers.Refusal)
         # The statistics first: those of a guest that a migration brings at this moment must not
         # make a fact of the size from before.
         asked = [self._get("guest-stats"), _BALLOON, _STATUS, _DISKS, _MIGRATION]
@@ -294,10 +308,15 @@ class QmpControl:
         if event.name == "RESET":
             if self._balloon.reset(event.at_us):
                 self._noticed(Notice.RESET)
+        elif event.name == "MIGRATION":
+            if answers.ends_migration(event.data):
+                self._noticed(Notice.REFILLED)
         elif event.name in _NEWS:
             if event.name == "BALLOON_CHANGE":
                 self._balloon.written(event.at_us)
             self._noticed(Notice.CHANGED)
+        if event.name in _READS_MEMORY:
+            self._noticed(Notice.REFILLED)
 
 
 def _get(path: str, name: str) -> Command:

@@ -213,6 +213,9 @@ def memory_backends(answer: object) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
+_MIGRATION_ENDS = ("completed", "failed", "cancelled")
+
+
 def last_saved(answer: object) -> object:
     """query-migrate: the last time that all of the VM's memory was read, if that is over: a value
     that is another one for the next time; None: never, or it is under way.
@@ -222,7 +225,12 @@ def last_saved(answer: object) -> object:
     """
     if isinstance(answer, dict) and "status" not in answer:
         return None
-    return answer if _member(answer, "status") in ("completed", "failed", "cancelled") else None
+    return answer if _member(answer, "status") in _MIGRATION_ENDS else None
+
+
+def ends_migration(data: object) -> bool:
+    """MIGRATION, an event's data: whether a migration has ended, in whichever way."""
+    return isinstance(data, dict) and data.get("status") in _MIGRATION_ENDS
 
 
 def thread_id(answer: object) -> int:

@@ -132,7 +132,11 @@ class Reporter:
         held_bytes = self._host.held_bytes()
         if held_bytes is not None:
             self._shared.report(self._vm, Held(held_bytes, now_s))
-        if self._host.has_memory_file and (over_bytes := self._refill.look(held_bytes)):
+        if (
+            self._host.has_memory_file
+            and self.state is GuestState.RUNNING
+            and (over_bytes := self._refill.look(held_bytes))
+        ):
             self._shared.publish(Refilled(self._vm, over_bytes))
         self._report_state(now_s)
 
