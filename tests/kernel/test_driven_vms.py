@@ -298,6 +298,25 @@ def test_vms_that_cannot_be_driven_are_named_with_the_reason(host: Host) -> None
             wait_for(daemon, "vm-attached", vm="away")
 
 
+@fault("one VM is named twice")
+def test_second_monitor_of_one_vm_is_refused_and_both_are_named(host: Host) -> None:
+    first = host.monitor("web")
+    second = ScriptedMonitor(host.path / "too.qmp", first.vm)
+    other = host.monitor("db")  # Served by the same process, and another VM.
+    host.name("web", "too", "db")
+    with monitors_in_a_thread([first, second, other]) as run:
+        daemon = host.start()
+        refused = wait_for(daemon, "vm-not-driven", fault="own-device")
+        wait_for(daemon, "vm-driven", vm="db")
+        (driven,) = [event["vm"] for event in events(daemon, "vm-driven") if event["vm"] != "db"]
+        left = {"web": first, "too": second}[driven]
+        assert {refused["name"], driven} == {"web", "too"}
+        assert refused["detail"] == f"{driven}: {left.path}"
+        left.misdeed = Misdeed.NO_GREETING  # Towards the next client.
+        run(left.disconnect)
+        wait_for(daemon, "vm-driven", vm=refused["name"])
+
+
 def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:
     host.config.write_text(f'[discover]\nqmp = ["{host.path}/*.qmp"]')
     daemon = host.start()

@@ -50,6 +50,7 @@ class Found:
         pid: its VMM's process, as the kernel knows it (SO_PEERCRED); None: unknown.
         memory_file: a descriptor's path of the file that its memory is (``/proc/PID/fd/N``), whose
             blocks count what the host holds; "" where its memory is not a file.
+        vm_uuid: its UUID, as its VMM says it; "": unknown.
     """
 
     vm_mem_bytes: int
@@ -58,6 +59,7 @@ class Found:
     can: frozenset[Ability]
     pid: int | None = None
     memory_file: str = ""
+    vm_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,9 +160,9 @@ class QmpControl:
     async def _find(self) -> Found:
         """All that is asked once."""
         assert self._monitor is not None
-        base, disks, migration, memory, cpus, memdevs = await self._ask(
+        base, disks, migration, memory, cpus, memdevs, uuid = await self._ask(
             *(_BASE, _DISKS, _MIGRATION, _get("/machine", "memory")),
-            *(Command("query-cpus-fast"), Command("query-memdev")),
+            *(Command("query-cpus-fast"), Command("query-memdev"), Command("query-uuid")),
         )
         pid = self._monitor.pid
         if pid is not None and not qmp_process.has_thread(pid, answers.thread_id(cpus)):
@@ -190,6 +190,7 @@ class QmpControl:
             frozenset(ability for ability, has in can.items() if has),
             pid,
             memory_file,
+            answers.uuid(uuid),
         )
 
     async def _find_device(self) -> None:

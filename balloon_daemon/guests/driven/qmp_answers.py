@@ -213,6 +213,7 @@ def memory_backends(answer: object) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
+UUID_LENGTH = 36
 _MIGRATION_ENDS = ("completed", "failed", "cancelled")
 
 
@@ -231,6 +232,12 @@ def last_saved(answer: object) -> object:
 def ends_migration(data: object) -> bool:
     """MIGRATION, an event's data: whether a migration has ended, in whichever way."""
     return isinstance(data, dict) and data.get("status") in _MIGRATION_ENDS
+
+
+def uuid(answer: object) -> str:
+    """query-uuid: the VM's UUID, all zeros where none was set; "" where the answer is none."""
+    value = answer.get("UUID") if isinstance(answer, dict) else None
+    return value if isinstance(value, str) and len(value) <= UUID_LENGTH else ""
 
 
 def thread_id(answer: object) -> int:

@@ -48,7 +48,7 @@ class Shared:
         report: takes reports to the controller.
         bases: the balloons that VMs had before balloond.
         is_own: whether the VM of this process is attached to a device of ours.
-        claims: which processes' VMs are driven.
+        claims: which VMs are driven.
     """
 
     publish: Publish

@@ -72,6 +72,7 @@ class DomainControl:
             frozenset(ability for ability, has in can.items() if has),
             pid,
             "" if pid is None else qemu_process.find_memory_file(pid),
+            self._uuid,
         )
 
     async def set_balloon(self, balloon_bytes: int) -> None:
