@@ -197,6 +197,23 @@ def test_plugged_memory_counts_without_an_event(tmp_path: Path) -> None:
     play(tmp_path, scene, booted(slots=4))
 
 
+def test_virtio_mem_is_no_part_of_the_size_and_known(tmp_path: Path) -> None:
+    async def scene(here: Scene) -> None:
+        rows = [
+            {"type": kind, "data": {"id": kind, "size": size}}
+            for kind, size in (("virtio-mem", GIB), ("nvdimm", MIB), ("dimm", 128 * MIB))
+        ]
+        # This kind has no size.
+        rows.append({"type": "hv-balloon", "data": {"max-size": GIB}})
+        here.vm.answers["query-memory-devices"] = rows
+        found = await here.control.open(here.notices.append)
+        sample = await here.control.sample()
+        assert found.vm_mem_bytes == sample.vm_mem_bytes == GIB + 128 * MIB
+        assert sample.apart_bytes == GIB + MIB
+
+    play(tmp_path, scene, booted())
+
+
 # --- the guest's states -------------------------------------------------------------------------
 
 

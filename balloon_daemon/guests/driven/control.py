@@ -73,6 +73,8 @@ class Sample:
         stats: its guest's statistics, with the time at which the *guest* sent them; None where it
             has sent none, or none since the last sample.
         at_s: when the rest was read, on CLOCK_MONOTONIC.
+        apart_bytes: memory that the guest has beside ``vm_mem_bytes``, of which the balloon's size
+            is not reckoned, such as virtio-mem's.
     """
 
     vm_mem_bytes: int
@@ -80,6 +82,7 @@ class Sample:
     state: GuestState
     stats: Stats | None
     at_s: float
+    apart_bytes: int = 0
 
 
 class Notice(Enum):

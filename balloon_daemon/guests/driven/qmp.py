@@ -136,7 +136,8 @@ class QmpControl:
         state = self._state(status)
         figures = self._stats(sent, disks)
         await self._set_interval(runs=state is not GuestState.PAUSED)
-        return Sample(size, self._balloon.balloon_bytes, state, figures, time.monotonic())
+        apart, known = sum(map(answers.apart_bytes, dimms)), self._balloon.balloon_bytes
+        return Sample(size, known, state, figures, time.monotonic(), apart)
 
     async def watch(self, every_s: float | None) -> None:
         """As ``Control`` says; QEMU counts in whole seconds."""
@@ -176,6 +177,7 @@ class QmpControl:
             self._get("guest-stats"), _BALLOON, _STATUS, _DIMMS
         )
         size = self._base_bytes + answers.dimm_bytes(dimms)
+        self._plugs |= answers.apart_bytes(dimms) > 0
         self._take(balloon, stats, size)
         await self._set_interval()
         can = {

@@ -146,6 +146,17 @@ def dimm_bytes(answer: object) -> int:
     return size
 
 
+def apart_bytes(answer: object) -> int:
+    """query-memory-devices: what ``balloon`` does not count as part of the VM."""
+    if isinstance(answer, Refusal):
+        return 0
+    return sum(
+        _number(_member(row, "data"), "size", MOST_MEMORY_BYTES)
+        for row in _rows(answer)
+        if _member(row, "type") in ("virtio-mem", "virtio-pmem", "nvdimm")
+    )
+
+
 def can_plug_dimms(answer: object) -> bool:
     """qom-get /machine memory: whether the machine has slots. QEMU before 7.1 does not say."""
     if isinstance(answer, Refusal):

@@ -130,6 +130,9 @@ class Reporter:
         if sample.stats is not None:
             self._report_stats(sample.stats)
         held_bytes = self._host.held_bytes()
+        if held_bytes is not None and not self._host.has_memory_file:
+            # All of the VMM's process: what the guest has beside its size is in it, too.
+            held_bytes = max(0, held_bytes - sample.apart_bytes)
         if held_bytes is not None:
             self._shared.report(self._vm, Held(held_bytes, now_s))
         if (

@@ -130,6 +130,7 @@ class DomainControl:
             state,
             self._updates.take(figures, now_s),
             now_s,
+            figures.apart_bytes,
         )
 
     def _read(self, figures: Figures) -> None:
