@@ -19,6 +19,7 @@ from balloon_daemon.guests.driven.control import (
     Noticed,
     Sample,
 )
+from balloon_daemon.guests.driven.qmp_answers import GuestStats
 from balloon_daemon.guests.driven.qmp_balloon import QmpBalloon
 from balloon_daemon.guests.driven.qmp_interval import StatsInterval
 from balloon_daemon.guests.driven.qmp_wire import Command, Event, Monitor
@@ -132,7 +133,7 @@ class QmpControl:
         stats, balloon, status, disks, migration, *dimms = await self._ask(*asked)
         self._look_for_saved(migration)
         size = self._base_bytes + sum(map(answers.dimm_bytes, dimms))
-        sent = self._take(balloon, stats, size)
+        sent = self._take(balloon, stats, status, size)
         state = self._state(status)
         figures = self._stats(sent, disks)
         await self._set_interval(runs=state is not GuestState.PAUSED)
@@ -178,7 +179,7 @@ class QmpControl:
         )
         size = self._base_bytes + answers.dimm_bytes(dimms)
         self._plugs |= answers.apart_bytes(dimms) > 0
-        self._take(balloon, stats, size)
+        self._take(balloon, stats, status, size)
         await self._set_interval()
         can = {
             Ability.STATS: True,
@@ -244,8 +245,8 @@ class QmpControl:
 
     # --- taking in -------------------------------------------------------------------------------
 
-    def _take(self, balloon: object, stats: object, size: int) -> answers.GuestStats:
-        """Takes in both answers, of which each needs the other to be understood.
+    def _take(self, balloon: object, stats: object, status: object, size: int) -> GuestStats:
+        """Takes in the answers, of which each needs the others to be understood.
 
         Raises:
             ControlError: ``NO_BALLOON``: the device is gone; the next sample looks for another.
@@ -258,7 +259,7 @@ class QmpControl:
                 self._device = ""
                 self._balloon = QmpBalloon()
             raise
-        self._balloon.passes(time.monotonic())
+        self._balloon.passes(time.monotonic(), runs=answers.is_running(status))
         self._balloon.read(size - vm_bytes, sent.last_update)
         if self._balloon.doubted:
             loop = asyncio.get_running_loop()
@@ -270,7 +271,7 @@ class QmpControl:
             return GuestState.PAUSED
         return GuestState.RUNNING if self._balloon.listens else GuestState.NO_DRIVER
 
-    def _stats(self, sent: answers.GuestStats, disks: object) -> Stats | None:
+    def _stats(self, sent: GuestStats, disks: object) -> Stats | None:
         """The guest's statistics, unless they are those of the last sample."""
         if sent.last_update in (0, self._last_update):
             return None

@@ -136,7 +136,8 @@ class DomainControl:
     def _read(self, figures: Figures) -> None:
         if figures.actual_bytes is not None:
             balloon_bytes = figures.vm_mem_bytes - figures.actual_bytes
-            self._balloon.passes(asyncio.get_running_loop().time())
+            runs = figures.state is GuestState.RUNNING
+            self._balloon.passes(asyncio.get_running_loop().time(), runs=runs)
             self._balloon.read(balloon_bytes, figures.updated_s)
 
     def _happened(self, happened: Happened) -> None:
