@@ -231,7 +231,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=_speed,
         default=1.0,
         metavar="N",
-        help="run the policy's timers N times faster, for demonstrations and tests",
+        help="run the balloon policy's timers N times faster, for demonstrations and tests; the "
+        "times of guest protection stay, as guests are no faster",
     )
     parser.add_argument(
         "--check",

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from balloon_daemon.controller.reported import event_of, protection_status, told_policy
 from balloon_daemon.controller.vm import Vm
+from balloon_daemon.errors import StateError
 from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
     Ability,
@@ -248,6 +249,8 @@ class Governor:
         for vm_id, every_s in step.watches:
             if (vm := self._vms.get(vm_id)) is not None:
                 self._tell(vm.guest.watch, every_s)
+        for vm_id in step.stuck:
+            self._failed(StateError(f"{vm_id}: its deadline stays in the past"))
         for vm_id, finding in step.findings:
             self._publish(event_of(vm_id, finding))
         for vm_id, decision, repeated in step.decisions:

@@ -74,12 +74,12 @@ class _Look:
         """Opens a VM's control, and closes it again."""
         async with self._places:
             try:
-                found, host = await opened(control, lambda notice: None, vm, self._shared)
+                found, _, claim = await opened(control, lambda notice: None, vm, self._shared)
             except ControlError as err:
                 self.seen.append(VmNotDriven(vm.name, vm.address, err.fault, err.detail))
                 return
             control.close()
-        self._shared.claims.claim(host.pid, vm.kind)
+        self._shared.claims.claim(claim)
         terms = Terms(vm.settings, Ability.STATS in found.can, Ability.DEFLATE_ON_OOM in found.can)
         most_bytes = terms.max_bytes(found.vm_mem_bytes)
         self.seen.append(Looked(vm, found.vm_mem_bytes, most_bytes))

@@ -49,6 +49,11 @@ class Deadlines:
         """The VM whose deadline is ``earliest_s``, which is not infinite."""
         return self._heap[0][2]
 
+    def drop_first(self) -> None:
+        """Forgets the deadline of ``first`` until that VM's is queued again."""
+        _, _, vm = heapq.heappop(self._heap)
+        self._rows[vm].queued_at_s = math.inf
+
     def clear(self) -> None:
         """Forgets all deadlines."""
         self._heap.clear()

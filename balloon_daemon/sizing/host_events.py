@@ -161,6 +161,8 @@ class HostStep(NamedTuple):
         listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
         findings: what was noticed, before the decisions that follow from it.
         watches: how often to read VMs' figures, where that changes.
+        stuck: VMs with a deadline that stays in the past however often it fires: a bug. It is
+            forgotten until something else happens to its VM.
     """
 
     targets: tuple[Target, ...]
@@ -169,3 +171,4 @@ class HostStep(NamedTuple):
     listen: bool
     findings: tuple[VmFinding, ...] = ()
     watches: tuple[Watch, ...] = ()
+    stuck: tuple[VmId, ...] = ()

@@ -32,6 +32,7 @@ Theory of operation
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import assert_never
 
@@ -69,6 +70,10 @@ from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.protection import Protection
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import PAGE_SIZE, VmId
+
+MOST_AT_ONCE = 8
+"""How often one VM's deadlines may fire in one ``Woke``: it has two in its policy and one in its
+guard, and each moves to a time to come when it fires."""
 
 
 def _priority_of(item: tuple[VmId, Row]) -> int:
@@ -267,6 +272,7 @@ class HostPolicy:
 
     def _wake(self, seen: Seen, outcome: Outcome) -> None:
         now_s = outcome.now_s
+        fired = Counter[VmId]()
         while True:
             earliest_s = self._deadlines.earliest_s()
             if self._look_at_s is not None and self._look_at_s <= min(now_s, earliest_s):
@@ -274,6 +280,12 @@ class HostPolicy:
             if self._deadlines.earliest_s() > now_s:
                 break
             vm = self._deadlines.first()
+            fired[vm] += 1
+            if fired[vm] > MOST_AT_ONCE:
+                # A bug: without this the step would never end, and no other VM be served.
+                self._deadlines.drop_first()
+                outcome.note_stuck(vm)
+                continue
             row = self._rows[vm]
             state = row.policy.state()
             deadline_s = row.deadline_s

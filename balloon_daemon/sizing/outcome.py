@@ -41,6 +41,7 @@ class Outcome:
         self._decisions: list[VmDecision] = []
         self._findings: list[VmFinding] = []
         self._watches: list[Watch] = []
+        self._stuck: list[VmId] = []
 
     @cached_property
     def lowest_that_can_give(self) -> int | None:
@@ -126,6 +127,10 @@ class Outcome:
         """Asks a VM for its figures so often."""
         self._watches.append(Watch(vm, every_s))
 
+    def note_stuck(self, vm: VmId) -> None:
+        """Notes that a VM's deadline stays in the past."""
+        self._stuck.append(vm)
+
     def queue(self, vm: VmId, row: Row) -> None:
         """Notes that a VM's deadline has moved."""
         self._deadlines.queue(vm, row)
@@ -139,4 +144,5 @@ class Outcome:
             listen,
             tuple(self._findings),
             tuple(self._watches),
+            tuple(self._stuck),
         )

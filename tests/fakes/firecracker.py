@@ -31,6 +31,7 @@ class FakeFirecracker(HttpVmm):
         driver: whether its driver listens.
         actual_pages: the balloon's size, as the driver says; anything, from a guest that lies.
         stats: the guest's last statistics.
+        plugged_size_mib: of virtio-mem; None: it has none, or is too old to have one.
     """
 
     state: str = "Running"
@@ -40,6 +41,7 @@ class FakeFirecracker(HttpVmm):
     driver: bool = True
     actual_pages: object = 0
     stats: dict[str, object] = field(default_factory=dict)
+    plugged_size_mib: object = None
 
     def reply(self, method: str, target: str, body: object) -> Reply:
         match method, target, body:
@@ -48,6 +50,8 @@ class FakeFirecracker(HttpVmm):
             case "GET", "/vm/config", None:
                 machine = {"mem_size_mib": self.mem_size_mib, "huge_pages": self.huge_pages}
                 return 200, {"balloon": self.balloon, "drives": [], "machine-config": machine}
+            case "GET", "/hotplug/memory", None if self.plugged_size_mib is not None:
+                return 200, {"plugged_size_mib": self.plugged_size_mib}
             case _, _, _ if self.balloon is None:
                 return _fault(NO_BALLOON)
             case _, _, _ if self.state == "Not started":

@@ -18,6 +18,7 @@ FIGURES: dict[str, Any] = {
     "age_ms": 100,
     "read_bytes": None,
     "balloon": True,
+    "apart_kib": 0,
     "deflate_on_oom": False,
     "disks": False,
     "period_s": 0,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from balloon_daemon.units import GIB
 
@@ -82,6 +83,8 @@ class ScriptedVm:
         interval_s: of the statistics, as found and as set.
         devices: types of the devices in /machine/peripheral-anon.
         properties: what qom-get says, by path and name.
+        uuid: the VM's.
+        capabilities: of migrations, those that were switched on.
         answers: what to say to a command instead, by its name.
         targets: what ``balloon`` was told, with the time on CLOCK_MONOTONIC.
         commands: all commands, in order.
@@ -100,6 +103,8 @@ class ScriptedVm:
     deflate_on_oom: bool = True
     disk_reads: list[Any] = field(default_factory=lambda: [0])
     migration: dict[str, Any] = field(default_factory=dict)
+    uuid: str = field(default_factory=lambda: str(uuid4()))
+    capabilities: list[str] = field(default_factory=list)
     memdevs: list[str] = field(default_factory=lambda: ["mem0"])
     thread_id: int = field(default_factory=threading.get_native_id)
     devices: list[str] = field(default_factory=lambda: ["virtio-blk-pci", "virtio-balloon-pci"])
@@ -167,6 +172,9 @@ class ScriptedVm:
     def _query_memdev(self) -> Any:
         return [{"id": name, "size": self.ram_bytes, "share": True} for name in self.memdevs]
 
+    def _query_uuid(self) -> Any:
+        return {"UUID": self.uuid}
+
     def _query_cpus_fast(self) -> Any:
         return [{"thread-id": self.thread_id, "cpu-index": 0}]
 
@@ -178,6 +186,12 @@ class ScriptedVm:
 
     def _query_migrate(self) -> Any:
         return self.migration
+
+    def _migrate_set_capabilities(self, capabilities: Any) -> Any:
+        if self.migration.get("status") == "active":
+            raise _RefusedError("GenericError", "There's a migration process in progress")
+        self.capabilities += [each["capability"] for each in capabilities if each["state"]]
+        return {}
 
     def _qom_list(self, path: str) -> Any:
         kinds = enumerate(self.devices) if path == "/machine/peripheral-anon" else ()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,38 @@ def test_stop_gives_back_what_was_taken_and_only_that(host: Host) -> None:
         daemon.stop()
         assert monitor.vm.actual == GIB - BASE
         assert not events(daemon, "not-given-back")
+
+
+@fault("stops at the first page that it cannot have")
+def test_driver_that_has_stopped_short_is_told_its_target_again(host: Host) -> None:
+    monitor = host.monitor("web", actual=GIB - BASE, follows=False)
+    host.name("web")
+    with monitors_in_a_thread([monitor]):
+        daemon = host.start("--speed", "20")
+        host.low_mem.set_low()
+        daemon.wait(lambda: is_repeated(monitor), what="it is told again")
+        daemon.stop()
+
+
+def test_driver_whose_guest_has_taken_pages_back_is_not_told_its_target_again(host: Host) -> None:
+    monitor = host.monitor("web", actual=GIB)
+    host.name("web")
+    with monitors_in_a_thread([monitor]) as run:
+        daemon = host.start("--speed", "20")
+        host.low_mem.set_low()
+        wait_for_balloon(daemon, monitor, MOST)
+        run(lambda: setattr(monitor.vm, "actual", GIB - BASE))
+        looks = len(monitor.vm.commands)
+        # Long after it would have been told, if its driver had stopped: at each look at low memory
+        # it is sampled, and those come each 50 ms.
+        daemon.wait(lambda: len(monitor.vm.commands) > looks + 6 * 60, what="time has gone by")
+        assert not is_repeated(monitor)
+        daemon.stop()
+
+
+def is_repeated(monitor: ScriptedMonitor) -> bool:
+    """Whether QEMU was told one target twice in a row."""
+    return any(one[0] == next[0] for one, next in pairwise(monitor.vm.targets))
 
 
 @fault("driven VMs' balloond is killed")
@@ -263,6 +296,25 @@ def test_vms_that_cannot_be_driven_are_named_with_the_reason(host: Host) -> None
         assert wait_for(daemon, "vm-not-driven", name="away")["fault"] == "not-there"
         with monitors_in_a_thread([host.monitor("away")]):
             wait_for(daemon, "vm-attached", vm="away")
+
+
+@fault("one VM is named twice")
+def test_second_monitor_of_one_vm_is_refused_and_both_are_named(host: Host) -> None:
+    first = host.monitor("web")
+    second = ScriptedMonitor(host.path / "too.qmp", first.vm)
+    other = host.monitor("db")  # Served by the same process, and another VM.
+    host.name("web", "too", "db")
+    with monitors_in_a_thread([first, second, other]) as run:
+        daemon = host.start()
+        refused = wait_for(daemon, "vm-not-driven", fault="own-device")
+        wait_for(daemon, "vm-driven", vm="db")
+        (driven,) = [event["vm"] for event in events(daemon, "vm-driven") if event["vm"] != "db"]
+        left = {"web": first, "too": second}[driven]
+        assert {refused["name"], driven} == {"web", "too"}
+        assert refused["detail"] == f"{driven}: {left.path}"
+        left.misdeed = Misdeed.NO_GREETING  # Towards the next client.
+        run(left.disconnect)
+        wait_for(daemon, "vm-driven", vm=refused["name"])
 
 
 def test_vms_are_found_by_a_pattern_as_they_come(host: Host) -> None:

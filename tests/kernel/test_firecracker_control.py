@@ -59,6 +59,17 @@ def test_running_vm_is_described_squeezed_and_released(path: Path) -> None:
     with_firecracker(FakeFirecracker(path, stats=dict(LINUX)), talk)
 
 
+def test_memory_that_is_plugged_in_is_no_part_of_the_size_and_known(path: Path) -> None:
+    async def talk(vmm: FakeFirecracker, control: FirecrackerControl) -> None:
+        found = await opened(control)
+        vmm.plugged_size_mib = 512
+        sample = await control.sample()
+        assert found.vm_mem_bytes == sample.vm_mem_bytes == GIB
+        assert sample.apart_bytes == 512 * MIB
+
+    with_firecracker(FakeFirecracker(path, stats=dict(LINUX), plugged_size_mib=0), talk)
+
+
 @fault("an API repeats")
 def test_statistics_are_new_only_where_they_differ_from_those_before(path: Path) -> None:
     async def talk(vmm: FakeFirecracker, control: FirecrackerControl) -> None:

@@ -197,6 +197,23 @@ def test_plugged_memory_counts_without_an_event(tmp_path: Path) -> None:
     play(tmp_path, scene, booted(slots=4))
 
 
+def test_virtio_mem_is_no_part_of_the_size_and_known(tmp_path: Path) -> None:
+    async def scene(here: Scene) -> None:
+        rows = [
+            {"type": kind, "data": {"id": kind, "size": size}}
+            for kind, size in (("virtio-mem", GIB), ("nvdimm", MIB), ("dimm", 128 * MIB))
+        ]
+        # This kind has no size.
+        rows.append({"type": "hv-balloon", "data": {"max-size": GIB}})
+        here.vm.answers["query-memory-devices"] = rows
+        found = await here.control.open(here.notices.append)
+        sample = await here.control.sample()
+        assert found.vm_mem_bytes == sample.vm_mem_bytes == GIB + 128 * MIB
+        assert sample.apart_bytes == GIB + MIB
+
+    play(tmp_path, scene, booted())
+
+
 # --- the guest's states -------------------------------------------------------------------------
 
 
@@ -473,6 +490,48 @@ def test_second_snapshot_is_told_too(tmp_path: Path) -> None:
         return here.notices
 
     assert play(tmp_path, scene, booted()) == [Notice.REFILLED] * 2
+
+
+@fault("a snapshot or a migration to a file")
+def test_migration_that_is_cancelled_between_two_samples_is_told(tmp_path: Path) -> None:
+    async def scene(here: Scene) -> None:
+        await here.control.open(here.notices.append)
+        assert here.vm.capabilities == []  # Who only looks changes nothing.
+        await here.control.sample()
+        await here.control.sample()
+        assert here.vm.capabilities == ["events"]
+        others: tuple[object, ...] = ("setup", "active", "cancelling", None, [], {})
+        for status in others:
+            here.monitor.send_event("MIGRATION", status=status)
+        await here.control.sample()
+        assert here.notices == []
+        here.monitor.send_event("MIGRATION", status="cancelled")
+        await here.notice(Notice.REFILLED)
+
+    play(tmp_path, scene, booted(migration={"status": "cancelled"}))
+
+
+def test_qemu_that_migrates_is_asked_for_events_afterwards(tmp_path: Path) -> None:
+    async def scene(here: Scene) -> None:
+        await here.control.open(here.notices.append)
+        await here.control.sample()
+        assert here.vm.capabilities == []
+        here.vm.migration = {"status": "cancelled"}
+        await here.control.sample()
+        assert here.vm.capabilities == ["events"]
+
+    play(tmp_path, scene, booted(migration={"status": "active"}))
+
+
+@fault("a snapshot or a migration to a file")
+@pytest.mark.parametrize("event", ["RESUME", "DUMP_COMPLETED"])
+def test_snapshot_that_is_loaded_and_a_dump_are_told(tmp_path: Path, event: str) -> None:
+    async def scene(here: Scene) -> None:
+        await here.control.open(here.notices.append)
+        here.monitor.send_event(event)
+        await here.notice(Notice.REFILLED)
+
+    play(tmp_path, scene, booted(migration={"status": "completed"}))
 
 
 def test_migration_from_before_is_no_news(tmp_path: Path) -> None:

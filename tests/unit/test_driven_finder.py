@@ -18,7 +18,7 @@ from balloon_daemon.events import (
     VmNotDriven,
 )
 from balloon_daemon.guests.driven.bases import Bases
-from balloon_daemon.guests.driven.claims import Claims
+from balloon_daemon.guests.driven.claims import Claim, Claims
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.finder import Finder
 from balloon_daemon.guests.driven.reporting import Shared
@@ -196,7 +196,7 @@ def test_vmm_that_lies_at_first_is_not_driven(play: Play, lie: dict[str, int]) -
     assert play(scene).vms == [VmId(1, "web")]
 
 
-@fault("one VM is named twice, by two kinds")
+@fault("one VM is named twice")
 def test_vm_on_our_own_device_is_not_driven_in_another_way(play: Play) -> None:
     async def scene(world: World) -> None:
         world.own.add(os.getpid())
@@ -208,25 +208,30 @@ def test_vm_on_our_own_device_is_not_driven_in_another_way(play: Play) -> None:
     assert VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE) in world.loud()
 
 
-@fault("one VM is named twice, by two kinds")
+@fault("one VM is named twice")
 def test_vm_that_another_kind_drives_is_not_driven_twice(play: Play) -> None:
+    domain = VmConfig("db", Kind.LIBVIRT, "qemu:///system", VmSettings())
+    of_libvirt = Claim(os.getpid(), "", domain)
+
     async def scene(world: World) -> None:
         world.next.found = replace(FOUND, pid=os.getpid())
-        world.claims.claim(os.getpid(), Kind.LIBVIRT)
+        world.claims.claim(of_libvirt)
         world.controls[0].end()
         await asyncio.sleep(60)
         assert world.vms == [VmId(1, "web")]
-        world.claims.release(os.getpid())
+        world.claims.release(of_libvirt)
         await asyncio.sleep(60)
         assert world.vms == [VmId(1, "web"), VmId(2, "web")]
-        assert world.claims.other(os.getpid(), Kind.LIBVIRT) is Kind.QMP
+        assert world.claims.other(of_libvirt) is WEB
         world.controls[-1].end()
         world.finder.retire()
         await asyncio.sleep(1)
-        assert world.claims.other(os.getpid(), Kind.LIBVIRT) is None
+        assert world.claims.other(of_libvirt) is None
 
     world = play(scene)
-    assert VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE, "libvirt") in world.loud()
+    assert (
+        VmNotDriven("web", "/run/web.qmp", Fault.OWN_DEVICE, "db: qemu:///system") in world.loud()
+    )
 
 
 def test_vm_that_comes_is_found_at_once_where_somebody_notices(play: Play) -> None:

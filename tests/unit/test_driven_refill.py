@@ -1,6 +1,6 @@
 """Memory that a snapshot has filled again: all is given back once, and taken again in steps."""
 
-from balloon_daemon.guests.driven.refill import SLACK_BYTES, Refill
+from balloon_daemon.guests.driven.refill import SLACK_BYTES, STANDS_SAMPLES, Refill
 from balloon_daemon.guests.driven.target import BalloonTarget
 from balloon_daemon.units import GIB, MIB
 
@@ -81,3 +81,30 @@ def test_guest_that_does_not_follow_gets_no_further_step() -> None:
     vm.balloon.sent(0)
     assert vm.refill.look(VM) == 0
     assert vm.balloon.most_bytes == 0
+
+
+def test_guest_that_gives_no_more_in_the_middle_is_told_the_whole_target() -> None:
+    vm = Vm()
+    vm.refill.notice()
+    for _ in range(5):
+        vm.sample(VM)
+    stopped_at = vm.balloon.taken_bytes
+    assert 0 < stopped_at < vm.balloon.asked_bytes
+    vm.balloon.sent(vm.balloon.asked_bytes)
+    for _ in range(STANDS_SAMPLES):
+        assert vm.balloon.most_bytes is not None
+        vm.refill.look(VM - stopped_at)
+    assert vm.balloon.most_bytes is None
+    assert vm.balloon.due() == WANTED
+
+
+def test_guest_that_gives_slowly_is_waited_for() -> None:
+    vm = Vm()
+    vm.refill.notice()
+    for _ in range(5):
+        vm.sample(VM)
+    vm.balloon.sent(vm.balloon.asked_bytes)
+    for step in range(1, 4 * STANDS_SAMPLES):
+        vm.balloon.take(VM, vm.balloon.taken_bytes + step % 2 * MIB)
+        vm.refill.look(VM)
+    assert vm.balloon.most_bytes is not None

@@ -2,19 +2,53 @@
 
 from balloon_daemon.guests.driven.target import LEAST_LEFT_BYTES, BalloonTarget
 from balloon_daemon.units import GIB, MIB
+from tests.harness.faults import fault
 
 
 def told(balloon: BalloonTarget, target_bytes: int) -> int | None:
     """What the VMM is told of a target, which it takes."""
     balloon.want(target_bytes)
     due_bytes = balloon.due()
-    balloon.sent(balloon.asked_bytes)
+    if due_bytes is not None:
+        balloon.sent(balloon.asked_bytes)
     return due_bytes
 
 
 def test_target_is_told_once() -> None:
     balloon = BalloonTarget(4 * GIB, 0, None)
     assert told(balloon, GIB) == GIB
+    assert told(balloon, GIB) is None
+
+
+@fault("stops at the first page that it cannot have")
+def test_driver_that_has_stopped_short_is_told_again_when_the_target_is_wanted_again() -> None:
+    balloon = BalloonTarget(4 * GIB, 0, None)
+    told(balloon, GIB)
+    for balloon_bytes in (100 * MIB, 300 * MIB):
+        balloon.take(4 * GIB, balloon_bytes)
+        assert told(balloon, GIB) is None  # It moves.
+        balloon.take(4 * GIB, balloon_bytes)
+        assert balloon.due() is None
+        assert told(balloon, GIB) == GIB
+    for _ in range(2):
+        balloon.take(4 * GIB, GIB)
+    assert told(balloon, GIB) is None
+
+
+def test_guest_that_has_taken_pages_back_is_not_told_again() -> None:
+    balloon = BalloonTarget(4 * GIB, 0, None)
+    told(balloon, GIB)
+    for balloon_bytes in (300 * MIB, 200 * MIB, 200 * MIB):
+        balloon.take(4 * GIB, balloon_bytes)
+    assert told(balloon, GIB) is None
+    assert told(balloon, GIB + MIB) == GIB + MIB
+
+
+def test_guest_whose_balloons_size_is_not_known_is_not_told_again() -> None:
+    balloon = BalloonTarget(4 * GIB, 0, None)
+    told(balloon, GIB)
+    for _ in range(2):
+        balloon.take(4 * GIB, None)
     assert told(balloon, GIB) is None
 
 

@@ -1,6 +1,7 @@
 """One driven VM: which calls its VMM gets, and what is reported of it."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from balloon_daemon.events import (
     VmmRefuses,
 )
 from balloon_daemon.guests.driven.bases import Bases
-from balloon_daemon.guests.driven.control import ControlError, Notice
+from balloon_daemon.guests.driven.control import ControlError, Notice, Sample
 from balloon_daemon.guests.driven.host_side import HostSide
-from balloon_daemon.guests.driven.reporting import Shared
+from balloon_daemon.guests.driven.reporting import Reporter, Shared
 from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Notices
 from balloon_daemon.guests.seam import (
@@ -29,6 +30,7 @@ from balloon_daemon.guests.seam import (
     Attached,
     Gone,
     GuestState,
+    Held,
     Report,
     Resized,
     StateChanged,
@@ -178,6 +180,19 @@ def test_statistics_are_reported_with_the_guests_time(play: Play) -> None:
         await world.sampled()
 
     assert play(scene).of(Stats) == [stats]
+
+
+@pytest.mark.parametrize(("apart_bytes", "held"), [(0, True), (1 << 50, False)])
+def test_memory_apart_from_the_balloon_is_not_what_the_vms_memory_occupies(
+    tmp_path: Path, apart_bytes: int, held: bool
+) -> None:
+    reports: list[Report] = []
+    bases = Bases(tmp_path / "bases", lambda event: None)
+    shared = Shared(lambda event: None, lambda vm, report: reports.append(report), bases)
+    reporter = Reporter(VM, FOUND, HostSide(os.getpid()), shared)
+    reporter.take(Sample(GIB, 0, GuestState.RUNNING, None, 1000.0, apart_bytes), 1000.0)
+    (report,) = (report for report in reports if isinstance(report, Held))
+    assert (report.held_bytes > 0) is held
 
 
 @fault("the VMM of a driven VM says a size")

@@ -43,6 +43,7 @@ from balloon_daemon.sizing.decision import (
     Reason,
     Sign,
 )
+from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.status import (
     HostStatus,
@@ -55,6 +56,7 @@ from balloon_daemon.units import GIB, MIB, VmId
 from tests.fakes.plain_guest import PlainGuest
 from tests.fakes.still_loop import StillLoop
 from tests.fakes.told_memory import ToldMemory
+from tests.harness.faults import fault
 
 A, B = VmId(1, "vm1"), VmId(2, "vm2")
 LOW = Reading(available_mib=10, margin_mib=400)
@@ -447,3 +449,17 @@ def test_status_is_what_source_policy_and_guests_say_at_this_moment(host: Host) 
             VmStatus(B, frozenset(), None, 0, None, Refused("no memory")),
         ),
     )
+
+
+@fault("a VM's deadline stays in the past")
+def test_deadline_that_stays_in_the_past_is_reported_and_holds_up_no_other_vm(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Guard, "check_at_s", 0.0)
+    host.careful(A)
+    guest = host.attached(B)
+    host.memory.seen = LOW
+    for _ in range(3):
+        host.loop.advance(1.0)
+    assert guest.targets == [0, STEP, 2 * STEP, 3 * STEP]
+    assert set(host.loop.failures) == {repr(StateError(f"{A}: its deadline stays in the past"))}

@@ -37,6 +37,11 @@ def fault_of(**changes: object) -> Fault:
     return caught.value.fault
 
 
+def test_memory_apart_from_the_balloon_is_passed_on() -> None:
+    assert decoded(apart_kib=1024).apart_bytes == MIB
+    assert fault_of(apart_kib=-1) is Fault.NONSENSE
+
+
 def test_figures_are_decoded() -> None:
     found = decoded()
     assert (found.vm_mem_bytes, found.actual_bytes) == (GIB, 768 * MIB)

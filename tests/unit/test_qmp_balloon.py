@@ -119,7 +119,7 @@ def test_half_written_first_size_of_a_new_guest_is_no_fact() -> None:
 def silent_for(seconds: float, balloon: QmpBalloon, balloon_bytes: int = 0) -> QmpBalloon:
     """Reads a guest that sends nothing, twice."""
     for now_s in (1000.0, 1000.0 + seconds):
-        balloon.passes(now_s)
+        balloon.passes(now_s, runs=True)
         balloon.read(balloon_bytes, 0)
     return balloon
 
@@ -146,6 +146,18 @@ def test_silent_guest_with_a_size_of_before_its_reset_is_never_taken_to_have_a_d
     assert not balloon.listens
     silent_for(SILENT_S, balloon)
     assert balloon.listens
+
+
+def test_time_in_which_a_guest_stands_still_is_no_silence() -> None:
+    balloon = QmpBalloon()
+    heard = []
+    for now_s, runs in ((0, True), (200, True), (2000, False), (2099, True), (2101, True)):
+        balloon.passes(1000.0 + now_s, runs=runs)
+        balloon.read(0, 0)
+        heard.append(balloon.listens)
+    assert heard == [False, False, False, False, True]
+    balloon.passes(9999.0, runs=False)
+    assert balloon.listens  # It was taken to have a driver before.
 
 
 def test_reset_of_a_silent_guest_begins_its_time_anew() -> None:

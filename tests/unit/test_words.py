@@ -974,6 +974,15 @@ def test_words_of_memory(event: Event, message: str) -> None:
         (GivingBack(VM, None), "giving all of a balloon of unknown size back to the guest"),
         (GivingBack(VM, 0), "the guest need not give anything"),
         (
+            GuestInNeed(VM, (Sign.TOOK_BACK,), 0, 60.0),
+            "in need (took-back): its balloon is empty; asking for nothing, and leaving it alone "
+            "for 60 s",
+        ),
+        (
+            SqueezeStalled(VM, 32 * MIB, 0, 60.0),
+            "gives nothing: stopping at 0 B of 32 MiB, and asking for no more for 60 s",
+        ),
+        (
             Stopping("SIGUSR1", vms_stay=True),
             "SIGUSR1: ending, the guests stay for the next balloond",
         ),

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,11 @@ from balloon_daemon.guests.driven.control import ControlError, Found, Notice, Sa
 from balloon_daemon.guests.driven.qmp import QmpControl
 from balloon_daemon.guests.seam import Ability, GuestState
 from tests.harness.faults import fault
-from tests.harness.waiting import DeadlineError
+from tests.harness.waiting import DeadlineError, wait_until
 from tests.vm.guest import Guest
 from tests.vm.images import Images
 from tests.vm.qemu import MIB, Qemu, QemuConfig
+from tests.vm.qmp import Qmp
 from tests.vm.running import SESSION_LOGS
 
 pytestmark = pytest.mark.vm
@@ -233,9 +235,7 @@ def test_dimm_counts_at_once_and_leaves_the_balloon_as_it_is(modern: Guest) -> N
 
 
 @fault("a snapshot or a migration to a file")
-def test_saved_memory_is_told_once(
-    modern: Guest, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_saved_memory_is_told(modern: Guest, tmp_path_factory: pytest.TempPathFactory) -> None:
     async def story(driven: Driven, found: Found) -> None:
         await driven.set_balloon(HALF)
         squeezed = driven.qemu.memory_blocks_bytes()
@@ -247,11 +247,88 @@ def test_saved_memory_is_told_once(
         filled = driven.qemu.memory_blocks_bytes()
         driven.monitor.execute("cont")
         await driven.until(lambda s: s.state is GuestState.RUNNING, "running again")
-        assert driven.notices.count(Notice.REFILLED) == 1
         assert sample.balloon_bytes == HALF
         assert squeezed <= HALF < filled
 
     drive(modern, story)
+
+
+@fault("a snapshot or a migration to a file")
+def test_snapshot_that_is_loaded_is_told_and_fills_memory(
+    modern: Guest, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    disk = tmp_path_factory.mktemp("disk") / "snapshots"
+
+    async def story(driven: Driven, found: Found) -> None:
+        add_disk(driven.monitor, disk)
+        snapshot = {"tag": "then", "vmstate": "snapshots", "devices": ["snapshots"]}
+        await driven.set_balloon(HALF)
+        run_job(driven.monitor, "snapshot-save", snapshot)
+        await driven.until(lambda s: s.state is GuestState.RUNNING, "running again")
+        await driven.set_balloon(0)
+        await driven.set_balloon(HALF)
+        squeezed = driven.qemu.memory_blocks_bytes()
+        driven.notices.clear()
+
+        run_job(driven.monitor, "snapshot-load", snapshot)
+        await driven.until(lambda s: Notice.REFILLED in driven.notices, "the load is told")
+
+        assert squeezed <= HALF < driven.qemu.memory_blocks_bytes()
+
+    drive(modern, story)
+
+
+def add_disk(monitor: Qmp, path: Path) -> None:
+    """Gives QEMU a disk of no device's, which can hold snapshots: the node ``snapshots``."""
+    path.touch()
+    monitor.execute("blockdev-add", **{"driver": "file", "filename": str(path), "node-name": "at"})
+    run_job(
+        monitor, "blockdev-create", {"options": {"driver": "qcow2", "file": "at", "size": MIB}}
+    )
+    monitor.execute("blockdev-add", **{"driver": "qcow2", "file": "at", "node-name": "snapshots"})
+
+
+def run_job(monitor: Qmp, command: str, arguments: Mapping[str, object]) -> None:
+    """Runs a job of QEMU's, and waits for its end."""
+
+    def concluded() -> dict[str, Any] | None:
+        (job,) = monitor.execute("query-jobs")
+        return dict(job) if job["status"] == "concluded" else None
+
+    monitor.execute(command, **{"job-id": "job", **arguments})
+    job = wait_until(concluded, deadline_s=DEADLINE_S, what=command)
+    assert job is not None
+    assert "error" not in job, job
+    monitor.execute("job-dismiss", id="job")
+
+
+@fault("a snapshot or a migration to a file")
+def test_migration_that_is_cancelled_between_two_samples_is_told_each_time(
+    modern: Guest,
+) -> None:
+    async def story(driven: Driven, found: Found) -> None:
+        for _ in range(2):
+            await driven.control.sample()
+            driven.notices.clear()
+            cancel_migration(driven.monitor)
+            await driven.until(lambda s: Notice.REFILLED in driven.notices, "it is told")
+
+    drive(modern, story)
+
+
+def cancel_migration(monitor: Qmp) -> None:
+    """Begins a migration and cancels it: the VM goes on all the while."""
+
+    def status_is(*wanted: str) -> bool:
+        return monitor.execute("query-migrate")["status"] in wanted
+
+    usual = monitor.execute("query-migrate-parameters")["max-bandwidth"]
+    monitor.execute("migrate-set-parameters", **{"max-bandwidth": MIB})
+    monitor.execute("migrate", uri="exec:cat > /dev/null")
+    wait_until(lambda: status_is("active"), deadline_s=DEADLINE_S, what="it is under way")
+    monitor.execute("migrate_cancel")
+    wait_until(lambda: status_is("cancelled", "failed"), deadline_s=DEADLINE_S, what="its end")
+    monitor.execute("migrate-set-parameters", **{"max-bandwidth": usual})
 
 
 @fault("a QEMU monitor is held")

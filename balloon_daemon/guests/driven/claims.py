@@ -1,34 +1,52 @@
-"""Which VMMs' processes are driven, and by which kind of control. Pure.
+"""Which VMs are driven, by the processes of their VMMs. Pure.
 
-One VM may be named twice, as libvirt's domain and by a monitor of its QEMU's: two drivers with two
-targets would fight over one balloon. The process tells, as it has one VM only. Two sockets of one
-kind are not told apart so, as one process may serve several VMs' sockets.
+One VM may be named twice, as libvirt's domain and by a monitor of its QEMU's, or by two monitors:
+two drivers with two targets would fight over one balloon. The process tells, as it has one VM
+only. Of two addresses of one kind the VM's UUID must be the same, too, as one process may serve
+several VMs' sockets.
 """
 
-from balloon_daemon.config.vms import Kind
+from typing import NamedTuple
+
+from balloon_daemon.config.vms import VmConfig
+
+
+class Claim(NamedTuple):
+    """A VM that is driven.
+
+    Attributes:
+        pid: its VMM's process; 0: unknown.
+        vm_uuid: its UUID, as its VMM says it; "": unknown.
+        config: its name, kind and address.
+    """
+
+    pid: int
+    vm_uuid: str
+    config: VmConfig
 
 
 class Claims:
-    """The processes whose VMs are driven."""
+    """The VMs that are driven."""
 
     def __init__(self) -> None:
-        self._kinds: dict[int, Kind] = {}
-        self._counts: dict[int, int] = {}
+        self._of: dict[int, list[Claim]] = {}
 
-    def other(self, pid: int, kind: Kind) -> Kind | None:
-        """The other kind by which this process's VM is driven already; None: by none."""
-        taken = self._kinds.get(pid)
-        return None if taken is kind else taken
+    def other(self, claim: Claim) -> VmConfig | None:
+        """What drives the same VM already; None: nothing does."""
+        for taken in self._of.get(claim.pid, ()):
+            same_uuid = claim.vm_uuid and claim.vm_uuid == taken.vm_uuid
+            if same_uuid or claim.config.kind is not taken.config.kind:
+                return taken.config
+        return None
 
-    def claim(self, pid: int, kind: Kind) -> None:
-        """Notes that a VM is driven; ``pid`` 0: nobody knows of which process."""
-        if pid:
-            self._kinds[pid] = kind
-            self._counts[pid] = self._counts.get(pid, 0) + 1
+    def claim(self, claim: Claim) -> None:
+        """Notes that a VM is driven."""
+        if claim.pid:
+            self._of.setdefault(claim.pid, []).append(claim)
 
-    def release(self, pid: int) -> None:
+    def release(self, claim: Claim) -> None:
         """Notes that a VM is driven no more."""
-        if pid:
-            self._counts[pid] -= 1
-            if not self._counts[pid]:
-                del self._counts[pid], self._kinds[pid]
+        if claim.pid:
+            self._of[claim.pid].remove(claim)
+            if not self._of[claim.pid]:
+                del self._of[claim.pid]

@@ -50,6 +50,7 @@ class Found:
         pid: its VMM's process, as the kernel knows it (SO_PEERCRED); None: unknown.
         memory_file: a descriptor's path of the file that its memory is (``/proc/PID/fd/N``), whose
             blocks count what the host holds; "" where its memory is not a file.
+        vm_uuid: its UUID, as its VMM says it; "": unknown.
     """
 
     vm_mem_bytes: int
@@ -58,6 +59,7 @@ class Found:
     can: frozenset[Ability]
     pid: int | None = None
     memory_file: str = ""
+    vm_uuid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class Sample:
         stats: its guest's statistics, with the time at which the *guest* sent them; None where it
             has sent none, or none since the last sample.
         at_s: when the rest was read, on CLOCK_MONOTONIC.
+        apart_bytes: memory that the guest has beside ``vm_mem_bytes``, of which the balloon's size
+            is not reckoned, such as virtio-mem's.
     """
 
     vm_mem_bytes: int
@@ -78,6 +82,7 @@ class Sample:
     state: GuestState
     stats: Stats | None
     at_s: float
+    apart_bytes: int = 0
 
 
 class Notice(Enum):

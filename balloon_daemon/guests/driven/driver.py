@@ -56,7 +56,7 @@ class DrivenVms:
         wanted: which VMs.
         publish: takes events.
         is_own: whether the VM of this process is attached to a device of ours.
-        claims: which processes' VMs are driven.
+        claims: which VMs are driven.
     """
 
     keeps = True

@@ -13,6 +13,7 @@ from random import random
 from balloon_daemon.config.vms import VmConfig
 from balloon_daemon.events import FinderFailed, VmDriven, VmLost, VmNotDriven
 from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.claims import Claim
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.reporting import Shared, check_process, check_sizes
@@ -69,8 +70,11 @@ class Pause:
 
 async def opened(
     control: Control, noticed: Noticed, config: VmConfig, shared: Shared
-) -> tuple[Found, HostSide]:
+) -> tuple[Found, HostSide, Claim]:
     """Opens a VM's control, and finds out whether the VM may be driven.
+
+    Returns:
+        What was found, its VMM's process, and the claim that is to be made if it is driven.
 
     Raises:
         ControlError: it may not; the control is closed then.
@@ -80,12 +84,13 @@ async def opened(
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)
         host = HostSide(found.pid, found.memory_file)
         check_process(host, shared)
-        if (other := shared.claims.other(host.pid, config.kind)) is not None:
-            raise ControlError(Fault.OWN_DEVICE, other.value)
+        claim = Claim(host.pid, found.vm_uuid, config)
+        if (other := shared.claims.other(claim)) is not None:
+            raise ControlError(Fault.OWN_DEVICE, f"{other.name}: {other.address}")
     except BaseException:
         control.close()
         raise
-    return found, host
+    return found, host, claim
 
 
 class Finder:
@@ -164,14 +169,14 @@ class Finder:
 
     async def _open(self) -> DrivenVm:
         control, notices = self._new_control(), Notices()
-        found, host = await opened(control, notices.put, self.config, self._shared)
+        found, host, claim = await opened(control, notices.put, self.config, self._shared)
         vm = self._registry.next_vm(self.config.name)
         guest = DrivenVm(vm, control, found, host, notices, self._shared)
         quiet = self._pause.short_lives > 1
-        address, size, pid = self.config.address, found.vm_mem_bytes, host.pid
-        self._shared.publish(VmDriven(vm, address, size, pid or None, quiet))
-        self._shared.claims.claim(pid, self.config.kind)
-        guest.ended.add_done_callback(lambda _: self._shared.claims.release(pid))
+        address, size = self.config.address, found.vm_mem_bytes
+        self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet))
+        self._shared.claims.claim(claim)
+        guest.ended.add_done_callback(lambda _: self._shared.claims.release(claim))
         self._registry.add(guest, self.config.settings)
         self._registry.serve(guest)
         return guest

@@ -11,6 +11,8 @@ What the API lacks, and what follows:
   it was asked for.
 - That **no driver** listens yet is an error, told from others by its words alone. The amount is
   set again with each sample, until a driver has taken it.
+- Memory that is **plugged in** (virtio-mem, 1.14 and newer) is no part of the VM's size here: no
+  more is asked for than a VM of the size that it was booted with can give.
 - **Free page hinting** (1.14 and newer) is never started: the guest may use a hinted page again
   before Firecracker removes it, and nothing tells, so that live memory would be lost. Free page
   reporting needs nobody to drive it.
@@ -61,6 +63,7 @@ class FirecrackerControl:
         self._target_mib = 0
         self._refused_mib: int | None = None
         """An amount that waits for a driver."""
+        self._plugs = False
         self._started = False
         self._listens = False
         """Whether a driver is known to listen: it has taken an amount or sent statistics."""
@@ -123,11 +126,22 @@ class FirecrackerControl:
         self._target_mib = whole_number(balloon, "amount_mib", self._vm_mem_bytes // MIB)
         interval_s = whole_number(balloon, "stats_polling_interval_s", _MOST_INTERVAL_S)
         self._interval_s = self._found_interval_s = interval_s
+        self._plugs = await self._read_plugged() is not None
         has = {
             Ability.STATS: interval_s > 0,
             Ability.DEFLATE_ON_OOM: flag(balloon, "deflate_on_oom"),
         }
         return frozenset(ability for ability in has if has[ability])
+
+    async def _read_plugged(self) -> int | None:
+        """How much memory is plugged in, in bytes; None: the VM has no virtio-mem."""
+        try:
+            answer = await self._http.get("/hotplug/memory")
+        except ControlError as err:
+            if err.fault is Fault.REFUSED:
+                return None
+            raise
+        return whole_number(answer, "plugged_size_mib", MOST_MEMORY_BYTES // MIB) * MIB
 
     async def _set_amount(self, amount_mib: int) -> None:
         try:
@@ -153,6 +167,7 @@ class FirecrackerControl:
 
     async def _sample_in(self, state: GuestState) -> Sample:
         actual_bytes, stats = self._target_mib * MIB, None
+        plugged_bytes = await self._read_plugged() if self._plugs else None
         listens = self._started and self._refused_mib is None
         if self._started and self._interval_s:
             answer = await self._http.get("/balloon/statistics")
@@ -170,4 +185,5 @@ class FirecrackerControl:
             state if listens else GuestState.NO_DRIVER,
             stats,
             time.monotonic(),
+            plugged_bytes or 0,
         )

@@ -19,6 +19,7 @@ from balloon_daemon.guests.driven.control import (
     Noticed,
     Sample,
 )
+from balloon_daemon.guests.driven.qmp_answers import GuestStats
 from balloon_daemon.guests.driven.qmp_balloon import QmpBalloon
 from balloon_daemon.guests.driven.qmp_interval import StatsInterval
 from balloon_daemon.guests.driven.qmp_wire import Command, Event, Monitor
@@ -38,6 +39,11 @@ _DISKS = Command("query-blockstats")
 _BASE = Command("query-memory-size-summary")
 _DIMMS = Command("query-memory-devices")
 _MIGRATION = Command("query-migrate")
+_TELL_OF_MIGRATIONS = Command(
+    "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
+)
+"""Has QEMU send MIGRATION. A migration that is cancelled before it stops the VM does nothing else,
+and of two such ones query-migrate says the same."""
 _INTERVAL = "guest-stats-polling-interval"
 _LISTS = ("/machine/peripheral", "/machine/peripheral-anon")
 
@@ -46,6 +52,10 @@ _NEWS = {
     "ACPI_DEVICE_OST", "MEMORY_DEVICE_SIZE_CHANGE",
 }  # fmt: skip
 """Events after which figures may be other ones."""
+
+_READS_MEMORY = {"RESUME", "DUMP_COMPLETED"}
+"""Events behind which all of the guest's memory may have been read or written. Whoever loads a
+snapshot lets the VM run afterwards, and nothing else tells of it."""
 
 
 def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
@@ -77,6 +87,7 @@ class QmpControl:
         self._deflate_on_oom = False
         self._base_bytes = 0
         self._plugs = True
+        self._tells_of_migrations = False
         self._interval = StatsInterval()
         self._last_update = 0
         self._saved: object = None
@@ -111,6 +122,10 @@ class QmpControl:
         """As ``Control`` says."""
         if not self._device:
             await self._find_device()
+        if not self._tells_of_migrations:
+            (answer,) = await self._ask(_TELL_OF_MIGRATIONS)
+            # Refused while a migration is under way.
+            self._tells_of_migrations = not isinstance(answer, answers.Refusal)
         # The statistics first: those of a guest that a migration brings at this moment must not
         # make a fact of the size from before.
         asked = [self._get("guest-stats"), _BALLOON, _STATUS, _DISKS, _MIGRATION]
@@ -118,11 +133,12 @@ class QmpControl:
         stats, balloon, status, disks, migration, *dimms = await self._ask(*asked)
         self._look_for_saved(migration)
         size = self._base_bytes + sum(map(answers.dimm_bytes, dimms))
-        sent = self._take(balloon, stats, size)
+        sent = self._take(balloon, stats, status, size)
         state = self._state(status)
         figures = self._stats(sent, disks)
         await self._set_interval(runs=state is not GuestState.PAUSED)
-        return Sample(size, self._balloon.balloon_bytes, state, figures, time.monotonic())
+        apart, known = sum(map(answers.apart_bytes, dimms)), self._balloon.balloon_bytes
+        return Sample(size, known, state, figures, time.monotonic(), apart)
 
     async def watch(self, every_s: float | None) -> None:
         """As ``Control`` says; QEMU counts in whole seconds."""
@@ -146,9 +162,9 @@ class QmpControl:
     async def _find(self) -> Found:
         """All that is asked once."""
         assert self._monitor is not None
-        base, disks, migration, memory, cpus, memdevs = await self._ask(
+        base, disks, migration, memory, cpus, memdevs, uuid = await self._ask(
             *(_BASE, _DISKS, _MIGRATION, _get("/machine", "memory")),
-            *(Command("query-cpus-fast"), Command("query-memdev")),
+            *(Command("query-cpus-fast"), Command("query-memdev"), Command("query-uuid")),
         )
         pid = self._monitor.pid
         if pid is not None and not qmp_process.has_thread(pid, answers.thread_id(cpus)):
@@ -162,7 +178,8 @@ class QmpControl:
             self._get("guest-stats"), _BALLOON, _STATUS, _DIMMS
         )
         size = self._base_bytes + answers.dimm_bytes(dimms)
-        self._take(balloon, stats, size)
+        self._plugs |= answers.apart_bytes(dimms) > 0
+        self._take(balloon, stats, status, size)
         await self._set_interval()
         can = {
             Ability.STATS: True,
@@ -176,6 +193,7 @@ class QmpControl:
             frozenset(ability for ability, has in can.items() if has),
             pid,
             memory_file,
+            answers.uuid(uuid),
         )
 
     async def _find_device(self) -> None:
@@ -227,8 +245,8 @@ class QmpControl:
 
     # --- taking in -------------------------------------------------------------------------------
 
-    def _take(self, balloon: object, stats: object, size: int) -> answers.GuestStats:
-        """Takes in both answers, of which each needs the other to be understood.
+    def _take(self, balloon: object, stats: object, status: object, size: int) -> GuestStats:
+        """Takes in the answers, of which each needs the others to be understood.
 
         Raises:
             ControlError: ``NO_BALLOON``: the device is gone; the next sample looks for another.
@@ -241,7 +259,7 @@ class QmpControl:
                 self._device = ""
                 self._balloon = QmpBalloon()
             raise
-        self._balloon.passes(time.monotonic())
+        self._balloon.passes(time.monotonic(), runs=answers.is_running(status))
         self._balloon.read(size - vm_bytes, sent.last_update)
         if self._balloon.doubted:
             loop = asyncio.get_running_loop()
@@ -253,7 +271,7 @@ class QmpControl:
             return GuestState.PAUSED
         return GuestState.RUNNING if self._balloon.listens else GuestState.NO_DRIVER
 
-    def _stats(self, sent: answers.GuestStats, disks: object) -> Stats | None:
+    def _stats(self, sent: GuestStats, disks: object) -> Stats | None:
         """The guest's statistics, unless they are those of the last sample."""
         if sent.last_update in (0, self._last_update):
             return None
@@ -294,10 +312,15 @@ class QmpControl:
         if event.name == "RESET":
             if self._balloon.reset(event.at_us):
                 self._noticed(Notice.RESET)
+        elif event.name == "MIGRATION":
+            if answers.ends_migration(event.data):
+                self._noticed(Notice.REFILLED)
         elif event.name in _NEWS:
             if event.name == "BALLOON_CHANGE":
                 self._balloon.written(event.at_us)
             self._noticed(Notice.CHANGED)
+        if event.name in _READS_MEMORY:
+            self._noticed(Notice.REFILLED)
 
 
 def _get(path: str, name: str) -> Command:

@@ -146,6 +146,17 @@ def dimm_bytes(answer: object) -> int:
     return size
 
 
+def apart_bytes(answer: object) -> int:
+    """query-memory-devices: what ``balloon`` does not count as part of the VM."""
+    if isinstance(answer, Refusal):
+        return 0
+    return sum(
+        _number(_member(row, "data"), "size", MOST_MEMORY_BYTES)
+        for row in _rows(answer)
+        if _member(row, "type") in ("virtio-mem", "virtio-pmem", "nvdimm")
+    )
+
+
 def can_plug_dimms(answer: object) -> bool:
     """qom-get /machine memory: whether the machine has slots. QEMU before 7.1 does not say."""
     if isinstance(answer, Refusal):
@@ -213,6 +224,10 @@ def memory_backends(answer: object) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
+UUID_LENGTH = 36
+_MIGRATION_ENDS = ("completed", "failed", "cancelled")
+
+
 def last_saved(answer: object) -> object:
     """query-migrate: the last time that all of the VM's memory was read, if that is over: a value
     that is another one for the next time; None: never, or it is under way.
@@ -222,7 +237,18 @@ def last_saved(answer: object) -> object:
     """
     if isinstance(answer, dict) and "status" not in answer:
         return None
-    return answer if _member(answer, "status") in ("completed", "failed", "cancelled") else None
+    return answer if _member(answer, "status") in _MIGRATION_ENDS else None
+
+
+def ends_migration(data: object) -> bool:
+    """MIGRATION, an event's data: whether a migration has ended, in whichever way."""
+    return isinstance(data, dict) and data.get("status") in _MIGRATION_ENDS
+
+
+def uuid(answer: object) -> str:
+    """query-uuid: the VM's UUID, all zeros where none was set; "" where the answer is none."""
+    value = answer.get("UUID") if isinstance(answer, dict) else None
+    return value if isinstance(value, str) and len(value) <= UUID_LENGTH else ""
 
 
 def thread_id(answer: object) -> int:

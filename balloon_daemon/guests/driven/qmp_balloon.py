@@ -11,7 +11,8 @@ QEMU reports the size that the guest's driver wrote last. Three times that is no
   when the next one lies on the same side.
 
 Some guests' drivers send no statistics, and write no size before they are asked for memory. So a
-guest that has had all of its memory for long, and was not heard of, is taken to have such a one.
+guest that has run with all of its memory for long, and was not heard of, is taken to have such a
+one.
 """
 
 SILENT_S = 300.0
@@ -83,8 +84,15 @@ class QmpBalloon:
         if self._reset_us is None or at_us > self._reset_us:
             self._written = True
 
-    def passes(self, now_s: float) -> None:
-        """Notes the time of the next reading."""
+    def passes(self, now_s: float, *, runs: bool) -> None:
+        """Notes the time of the next reading.
+
+        Args:
+            now_s: the time.
+            runs: whether the guest's virtual CPUs run: one that stands still cannot be heard.
+        """
+        if not runs and self._silent_since_s is not None and not self.listens:
+            self._silent_since_s += now_s - self._now_s
         self._now_s = now_s
 
     def read(self, balloon_bytes: int, last_update: int) -> None:

@@ -4,7 +4,9 @@ Pure. Either reads all of the guest's memory, and reading a hole of a shared mem
 it: the host holds the memory that the balloon had freed, while the guest goes without it. Neither
 the guest nor its VMM notices. Only pages that go into the balloon once more are freed once more:
 so all of what balloond took is given back, and taken again a sixteenth of the VM's memory at a
-time, the next one when the guest has given the one before.
+time, the next one when the guest has given the one before. A guest that stops in the middle of
+that is told the whole target: while the balloon moves in steps nobody judges its movements, and a
+balloon that gives no more is then seen as any other one that has stalled.
 """
 
 from balloon_daemon.guests.driven.target import BalloonTarget
@@ -21,6 +23,9 @@ STEPS = 16
 REACHED_BYTES = 16 * MIB
 """How near the balloon has to come to one step's size before the next step."""
 
+STANDS_SAMPLES = 8
+"""In so many samples in a row, a second apart, a balloon has to move that has not come there."""
+
 
 class Refill:
     """Watches for memory that was filled again, and limits the balloon's target meanwhile.
@@ -33,13 +38,15 @@ class Refill:
         self._balloon = balloon
         self._noticed = False
         self._over = 0
+        self._stood = 0
+        self._seen_bytes = 0
 
     def notice(self) -> None:
         """Notes that the VMM may have read all of the guest's memory."""
         self._noticed, self._over = True, 0
 
     def look(self, held_bytes: int | None) -> int:
-        """Looks at a new sample; called once for each.
+        """Looks at a new sample; called once for each, while the guest runs.
 
         Args:
             held_bytes: how many bytes the VM's memory file holds; None: unknown.
@@ -65,10 +72,19 @@ class Refill:
 
     def _take_again(self, most_bytes: int) -> None:
         balloon = self._balloon
-        taken_bytes = balloon.taken_bytes
-        if abs(taken_bytes - balloon.asked_bytes) > REACHED_BYTES or not balloon.is_told:
+        taken_bytes, was_bytes = balloon.taken_bytes, self._seen_bytes
+        self._seen_bytes = taken_bytes
+        if not balloon.is_told:
             return
-        if balloon.asked_bytes < most_bytes:
-            balloon.most_bytes = None  # No more is wanted.
+        if abs(taken_bytes - balloon.asked_bytes) > REACHED_BYTES:
+            self._stood = self._stood + 1 if taken_bytes == was_bytes else 0
+            if self._stood == STANDS_SAMPLES:
+                self._end()
+        elif balloon.asked_bytes < most_bytes:
+            self._end()  # No more is wanted.
         else:
+            self._stood = 0
             balloon.most_bytes = most_bytes + balloon.vm_mem_bytes // STEPS
+
+    def _end(self) -> None:
+        self._balloon.most_bytes, self._stood = None, 0

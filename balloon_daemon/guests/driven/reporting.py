@@ -48,7 +48,7 @@ class Shared:
         report: takes reports to the controller.
         bases: the balloons that VMs had before balloond.
         is_own: whether the VM of this process is attached to a device of ours.
-        claims: which processes' VMs are driven.
+        claims: which VMs are driven.
     """
 
     publish: Publish
@@ -130,9 +130,16 @@ class Reporter:
         if sample.stats is not None:
             self._report_stats(sample.stats)
         held_bytes = self._host.held_bytes()
+        if held_bytes is not None and not self._host.has_memory_file:
+            # All of the VMM's process: what the guest has beside its size is in it, too.
+            held_bytes = max(0, held_bytes - sample.apart_bytes)
         if held_bytes is not None:
             self._shared.report(self._vm, Held(held_bytes, now_s))
-        if self._host.has_memory_file and (over_bytes := self._refill.look(held_bytes)):
+        if (
+            self._host.has_memory_file
+            and self.state is GuestState.RUNNING
+            and (over_bytes := self._refill.look(held_bytes))
+        ):
             self._shared.publish(Refilled(self._vm, over_bytes))
         self._report_state(now_s)
 

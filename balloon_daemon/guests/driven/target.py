@@ -35,6 +35,10 @@ class BalloonTarget:
         self.base_bytes = (balloon_bytes or 0) if base_bytes is None else base_bytes
         self._wanted_bytes = 0
         self._sent_bytes: int | None = None
+        self._largest_bytes = 0
+        """The balloon's largest size since a target was sent."""
+        self._stands = False
+        """Whether its last two sizes since then are the same."""
         self.most_bytes: int | None = None
         """No more than this is sent, whatever is wanted; None: no such limit."""
 
@@ -55,14 +59,25 @@ class BalloonTarget:
         return self._wanted_bytes if most is None else min(self._wanted_bytes, most)
 
     def want(self, target_bytes: int) -> None:
-        """Sets the wanted size, beyond the base; a first one above 0 settles the base."""
+        """Sets the wanted size, beyond the base; a first one above 0 settles the base.
+
+        The same size again is due again where the guest's driver has stopped short of it: Windows'
+        and OpenBSD's drivers stop at the first page that they cannot get, and try again only when
+        they are told of a target. It is not where the balloon has shrunk since it was told: a
+        guest has taken pages back for lack of memory (deflate on OOM), does not inflate again by
+        itself, and would do so when it is told the same target once more.
+        """
+        if target_bytes == self._wanted_bytes and self._has_stopped_short:
+            self._sent_bytes = None
         self._wanted_bytes = max(0, target_bytes)
         self.changed |= target_bytes > 0
 
     def take(self, vm_mem_bytes: int, balloon_bytes: int | None) -> None:
         """Notes the VM's figures; None: the balloon's size is not known."""
         self.vm_mem_bytes = vm_mem_bytes
+        self._stands = balloon_bytes == self.balloon_bytes
         self.balloon_bytes = balloon_bytes
+        self._largest_bytes = max(self._largest_bytes, balloon_bytes or 0)
         if balloon_bytes is None:
             return
         given_back = self._wanted_bytes == self._sent_bytes == 0
@@ -72,14 +87,24 @@ class BalloonTarget:
             self.base_bytes, self._sent_bytes = balloon_bytes, None
 
     def due(self) -> int | None:
-        """The whole balloon's size that the VMM is to be told; None: it was told already.
-
-        The same target is not sent twice: a driver whose guest has taken pages back for lack of
-        memory (deflate on OOM) does not inflate again by itself, but it does when it is told the
-        same target once more.
-        """
+        """The whole balloon's size that the VMM is to be told; None: it was told already."""
         if not self.changed or self.asked_bytes == self._sent_bytes:
             return None
+        return self._told_bytes
+
+    def sent(self, asked_bytes: int) -> None:
+        """Notes that the VMM has taken the target for these ``asked_bytes``."""
+        self._sent_bytes = asked_bytes
+        self._largest_bytes, self._stands = self.balloon_bytes or 0, False
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the VMM has taken the latest target."""
+        return self.due() is None
+
+    @property
+    def _told_bytes(self) -> int:
+        """The whole balloon's size for ``asked_bytes``, in whole pages."""
         if self.asked_bytes:
             left_bytes = min(LEAST_LEFT_BYTES, self.vm_mem_bytes // 2)
             most_bytes = max(self.base_bytes, self.vm_mem_bytes - left_bytes)
@@ -91,11 +116,10 @@ class BalloonTarget:
             size_bytes = min(self.base_bytes, known)
         return size_bytes // PAGE_SIZE * PAGE_SIZE
 
-    def sent(self, asked_bytes: int) -> None:
-        """Notes that the VMM has taken the target for these ``asked_bytes``."""
-        self._sent_bytes = asked_bytes
-
     @property
-    def is_told(self) -> bool:
-        """Whether the VMM has taken the latest target."""
-        return self.due() is None
+    def _has_stopped_short(self) -> bool:
+        """Whether the balloon stands still below the target that its VMM was told, and was not
+        larger since then."""
+        if not self.is_told or not self._stands or self.balloon_bytes is None:
+            return False
+        return self._largest_bytes <= self.balloon_bytes < self._told_bytes

@@ -95,7 +95,8 @@ class DrivenVm:
             self.ended.set_result(why)
 
     def set_target(self, target_bytes: int) -> None:
-        """Sets the balloon's wanted size, beyond its base; the same value again does nothing."""
+        """Sets the wanted size, beyond its base; the same value again tells only a driver
+        that has stopped short of it (``target.py``)."""
         balloon = self._reporter.balloon
         was_changed = balloon.changed
         balloon.want(target_bytes)

@@ -72,6 +72,7 @@ class DomainControl:
             frozenset(ability for ability, has in can.items() if has),
             pid,
             "" if pid is None else qemu_process.find_memory_file(pid),
+            self._uuid,
         )
 
     async def set_balloon(self, balloon_bytes: int) -> None:
@@ -129,12 +130,14 @@ class DomainControl:
             state,
             self._updates.take(figures, now_s),
             now_s,
+            figures.apart_bytes,
         )
 
     def _read(self, figures: Figures) -> None:
         if figures.actual_bytes is not None:
             balloon_bytes = figures.vm_mem_bytes - figures.actual_bytes
-            self._balloon.passes(asyncio.get_running_loop().time())
+            runs = figures.state is GuestState.RUNNING
+            self._balloon.passes(asyncio.get_running_loop().time(), runs=runs)
             self._balloon.read(balloon_bytes, figures.updated_s)
 
     def _happened(self, happened: Happened) -> None:

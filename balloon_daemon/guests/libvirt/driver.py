@@ -55,7 +55,7 @@ class LibvirtVms:
         publish: takes events.
         is_own: whether the VM of this process is attached to a device of ours.
         low: gives descriptor numbers to start processes with.
-        claims: which processes' VMs are driven.
+        claims: which VMs are driven.
     """
 
     keeps = True

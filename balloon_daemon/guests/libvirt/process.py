@@ -286,6 +286,9 @@ class Client:
             ("DEVICE_ADDED", self._devices_changed),
             ("DEVICE_REMOVED", self._devices_changed),
             ("JOB_COMPLETED", self._job_completed),
+            # A migration that is cancelled before it stops the domain has read memory, too, and
+            # ends without an event.
+            ("MIGRATION_ITERATION", lambda _c, domain, _n, _o: self._tell("refilled", domain)),
         ):
             number = getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{name}")
             with contextlib.suppress(libvirt.libvirtError):  # Not every driver has all of them.

@@ -117,6 +117,7 @@ class Figures:
         period_s: how often the guest is asked for statistics; 0: never.
         deflate_on_oom: whether QEMU lets the guest take pages back by itself.
         against: why no balloon should be moved; None: it may be.
+        apart_bytes: as in ``Sample``.
     """
 
     vm_mem_bytes: int
@@ -129,6 +130,7 @@ class Figures:
     period_s: int
     deflate_on_oom: bool
     against: Fault | None
+    apart_bytes: int = 0
 
 
 def encode_call(call: int, do: str, arguments: Mapping[str, str | int]) -> bytes:
@@ -226,6 +228,7 @@ def decode_figures(content: object) -> Figures:
         _number(content, "period_s", MAX_BYTES),
         _flag(content, "deflate_on_oom"),
         _against(content),
+        _number(content, "apart_kib", MAX_BYTES // 1024) * 1024,
     )
 
 

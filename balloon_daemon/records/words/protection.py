@@ -30,12 +30,17 @@ def said_of_protection(event: ProtectionEvent) -> tuple[Level, str]:
     match event:
         case GuestInNeed(_, signs, balloon_bytes, left_alone_s):
             words = ", ".join(sign.value for sign in signs)
-            size, alone = format_size(balloon_bytes), f"leaving it alone for {left_alone_s:.0f} s"
-            return Level.WARNING, f"in need ({words}): giving {size} back, and {alone}"
+            what = f"giving {format_size(balloon_bytes)} back"
+            if not balloon_bytes:
+                # It was asked, and has given nothing yet or has taken all back by itself.
+                what = "its balloon is empty; asking for nothing"
+            alone = f"leaving it alone for {left_alone_s:.0f} s"
+            return Level.WARNING, f"in need ({words}): {what}, and {alone}"
         case SqueezeStalled(_, target_bytes, balloon_bytes, left_alone_s):
             size, wanted = format_size(balloon_bytes), format_size(target_bytes)
             how = f"asking for no more for {left_alone_s:.0f} s"
-            return Level.WARNING, f"gives no more: stopping at {size} of {wanted}, and {how}"
+            gives = "gives no more" if balloon_bytes else "gives nothing"
+            return Level.WARNING, f"{gives}: stopping at {size} of {wanted}, and {how}"
         case BalloonContested(_, target_bytes, balloon_bytes, left_alone_s):
             size, wanted = format_size(balloon_bytes), format_size(target_bytes)
             sizes = f"its balloon is {size}, {wanted} wanted here"
