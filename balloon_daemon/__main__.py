@@ -20,11 +20,12 @@ def main() -> int:
 
             template = Template()
             from balloon_daemon.cli import run as cli
+            from balloon_daemon.cli.failed_start import started
         except (OSError, ImportError) as err:
             remedy = "allow more open files (ulimit -n), or install balloond anew"
             print(f"balloond: cannot be loaded: {err}; {remedy}", file=sys.stderr)
             return 1
-        return cli.main(template=template)
+        return started(lambda: cli.main(template=template))
     finally:
         if template is not None:
             template.close()

@@ -50,6 +50,11 @@ class MarkedStart:
     def ended(self) -> bool:
         return self._process.poll() is not None
 
+    def next_lines(self, count: int) -> list[str]:
+        """Waits for as many lines on standard error."""
+        assert self._process.stderr is not None
+        return [self._process.stderr.readline().removesuffix("\n") for _ in range(count)]
+
     def end(self) -> int:
         """Reads both streams to their end of file, whichever process has them open. Returns the
         exit status."""

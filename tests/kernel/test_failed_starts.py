@@ -14,6 +14,7 @@ import pytest
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.fd_keeper import FORGET
 from balloon_daemon.handover.keeper_start import MAX_PATH_BYTES, keeper_path
+from tests.harness.daemon import BALLOOND
 from tests.harness.faults import fault
 from tests.harness.fd_keeper import end_keeper
 from tests.harness.makers import StartDaemon
@@ -330,3 +331,22 @@ def test_keeper_ignores_the_terminals_signals_and_ends_when_told(tmp_path: Path)
         sock.send(FORGET)
         assert keeper.wait(DEADLINE_S) == 0
     assert not path.exists()
+
+
+@fault("`systemctl restart` with a mistake")
+def test_start_that_fails_is_no_more_than_one_in_five_seconds_where_systemd_keeps_vms(
+    start: Start, tmp_path: Path
+) -> None:
+    file = tmp_path / "balloond.toml"
+    file.write_text("[vm.web]\nqpm = '/run/web.qmp'\n")
+    as_stored = ("sh", "-c", 'LISTEN_PID=$$ exec "$0" "$@"', str(BALLOOND))
+    one = start("--config", str(file), program=as_stored)
+
+    assert one.next_lines(2) == [
+        f"balloond: {file}: [vm.web] qpm: there is no such key; did you mean qmp?",
+        "balloond: systemd keeps the VMs of the balloond before; their balloons stay as they are "
+        "until one starts, which is tried each 5 s",
+    ]
+    assert not one.ended
+    os.kill(one.pid, signal.SIGTERM)
+    assert one.end() == 2

@@ -163,6 +163,20 @@ def test_reset_makes_the_size_unknown_until_a_driver_listens(play: Play) -> None
     play(scene)
 
 
+@fault("the guest of a driven VM is reset, or has no driver")
+def test_reset_is_reported_before_the_vmm_says_anything_more(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.guest.set_target(256 * MIB)
+        await world.sampled()
+        before = len(world.reports)
+        world.control.hangs.add("sample")
+        await world.sampled(Notice.RESET)
+        # What the guest had in its balloon is no size any more, and no target is short of it.
+        assert world.reports[before:] == [StateChanged(GuestState.NO_DRIVER)]
+
+    play(scene)
+
+
 def test_plugged_memory_is_reported(play: Play) -> None:
     async def scene(world: World) -> None:
         world.control.found = replace(FOUND, vm_mem_bytes=2 * GIB)
