@@ -4,7 +4,7 @@
 status need not know the controller.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from balloon_daemon.guests.seam import Ability, GuestState, Refused, Stats, Stuck
 from balloon_daemon.sizing.decision import PolicyStatistics, Reason, Sign
@@ -12,8 +12,7 @@ from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyStatus:
+class PolicyStatus(NamedTuple):
     """The balloon policy's state for one VM.
 
     Attributes:
@@ -33,8 +32,7 @@ class PolicyStatus:
     counters: PolicyStatistics
 
 
-@dataclass(frozen=True, slots=True)
-class ProtectionStatus:
+class ProtectionStatus(NamedTuple):
     """What speaks for a guest whose VM is careful.
 
     Attributes:
@@ -52,8 +50,7 @@ class ProtectionStatus:
     missing_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class VmStatus:
+class VmStatus(NamedTuple):
     """One VM.
 
     Attributes:
@@ -82,8 +79,7 @@ class VmStatus:
     protection: ProtectionStatus | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SourceStatus:
+class SourceStatus(NamedTuple):
     """The low-memory source.
 
     Attributes:
@@ -101,8 +97,7 @@ class SourceStatus:
     wakeups: int
 
 
-@dataclass(frozen=True, slots=True)
-class HostStatus:
+class HostStatus(NamedTuple):
     """The host and its VMs.
 
     Attributes:

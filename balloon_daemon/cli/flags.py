@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -133,7 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="balloond",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # argparse makes a formatter for each flag added, only to check the flag. One that is told
+        # no width asks the terminal, by way of shutil, which loads three compression libraries.
+        formatter_class=partial(argparse.HelpFormatter, width=80),
         allow_abbrev=False,
     )
     size = _checked(parse_memory_size)
@@ -241,6 +244,7 @@ def build_parser() -> argparse.ArgumentParser:
         "and libseccomp compile the policy too, say what was found, and end",
     )
     parser.add_argument("--version", action="version", version=f"balloond {__version__}")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
 
 

@@ -3,7 +3,7 @@
 from enum import Enum
 from typing import NamedTuple
 
-from balloon_daemon.events.fact import fact
+from balloon_daemon.fact import fact
 
 # --- start and end ------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from balloon_daemon.errors import Rule
-from balloon_daemon.events.fact import fact
+from balloon_daemon.fact import fact
 from balloon_daemon.units import VmId
 
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from balloon_daemon.events.fact import fact
+from balloon_daemon.fact import fact
 from balloon_daemon.sizing.decision import Decision
 from balloon_daemon.units import VmId
 

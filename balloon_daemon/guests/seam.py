@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from balloon_daemon.fact import fact
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
@@ -75,8 +76,8 @@ class GuestState(Enum):
 # --- guest to controller ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+@fact
+class Attached(NamedTuple):
     """The VM's size is known, and its balloon can be moved.
 
     Attributes:
@@ -93,8 +94,8 @@ class Attached:
     row: VmRow | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Resized:
+@fact
+class Resized(NamedTuple):
     """The VM's size has changed.
 
     Attributes:
@@ -104,16 +105,16 @@ class Resized:
     vm_mem_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class StateChanged:
+@fact
+class StateChanged(NamedTuple):
     """The guest is in another state, or in the same one still. Before the first of these it is
     ``RUNNING``."""
 
     state: GuestState
 
 
-@dataclass(frozen=True, slots=True)
-class Actual:
+@fact
+class Actual(NamedTuple):
     """The balloon's size, as the VM's driver reports it.
 
     Attributes:
@@ -125,8 +126,8 @@ class Actual:
     at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+@fact
+class Held(NamedTuple):
     """How much of the host's memory the VM's memory occupies, as the host's kernel counts it.
 
     Attributes:
@@ -183,22 +184,22 @@ class Stats:
     disk_read_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+@fact
+class Refused(NamedTuple):
     """This VM gets no balloon. ``why`` is a short technical reason."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stuck:
+@fact
+class Stuck(NamedTuple):
     """The balloon cannot be moved just now. ``why`` is a short technical reason."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+@fact
+class Gone(NamedTuple):
     """The VM is gone, or cannot be reached any more. ``why`` is a short technical reason."""
 
     why: str

@@ -4,7 +4,7 @@ import fcntl
 import mmap
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from balloon_daemon.errors import MemoryFileError, printable
 from balloon_daemon.linux.libc import mount_of
@@ -20,8 +20,7 @@ MAP_NORESERVE = 0x4000
 """asm-generic/mman-common.h; the mmap module has the constant from Python 3.13 on."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryFile:
+class MemoryFile(NamedTuple):
     """The size of a region's file, and how it gives memory back.
 
     Attributes:
@@ -192,8 +191,7 @@ def read_sealed(fd: int, limit_bytes: int) -> bytes:
     return os.pread(fd, size, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class FileUse:
+class FileUse(NamedTuple):
     """The memory that a file of shared memory uses at this moment.
 
     Attributes:

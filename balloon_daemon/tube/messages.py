@@ -7,11 +7,11 @@ goes on, the controller kills the device.
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, assert_never
 
 from balloon_daemon.errors import Rule, TubeError
+from balloon_daemon.fact import fact
 from balloon_daemon.virtio.balloon import MAX_QUEUES, MAX_STATS, STAT_ENTRY
 
 MAX_MESSAGE_BYTES = 1024
@@ -72,8 +72,8 @@ class FaultKind(IntEnum):
     """The host's kernel refused to take memory back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+@fact
+class Ready(NamedTuple):
     """The device is jailed and serves its rings."""
 
 
@@ -111,8 +111,8 @@ class Progress(NamedTuple):
         return Progress(*(ours + theirs for ours, theirs in zip(self, other, strict=True)))
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+@fact
+class Stats(NamedTuple):
     """The guest's own statistics, as (tag, value) pairs; at most 64."""
 
     entries: tuple[tuple[int, int], ...]
@@ -138,8 +138,8 @@ class Fault(NamedTuple):
     suppressed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stopped:
+@fact
+class Stopped(NamedTuple):
     """The device ends; (vring index, ``used.idx``) pairs, for GET_VRING_BASE."""
 
     used_indices: tuple[tuple[int, int], ...]

@@ -1,7 +1,9 @@
 """The effects that a back-end asks its caller for, and the vrings that it offers. Pure values."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from balloon_daemon.fact import fact
 from balloon_daemon.units import NumPages
 from balloon_daemon.vhost_user.memory_table import Fd
 from balloon_daemon.vhost_user.messages import Message, VringAddr
@@ -20,15 +22,15 @@ class ReadyVring:
     call: Fd | None
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+@fact
+class Send(NamedTuple):
     """Send these bytes to the front-end."""
 
     reply: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class StopDevice:
+@fact
+class StopDevice(NamedTuple):
     """End the device, if one runs, before performing any later effect."""
 
 
@@ -39,20 +41,20 @@ class AnswerVringBase:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class RingsChanged:
+@fact
+class RingsChanged(NamedTuple):
     """The set of ready vrings may have changed: fork a device once the front-end has finished."""
 
 
-@dataclass(frozen=True, slots=True)
-class ActualWritten:
+@fact
+class ActualWritten(NamedTuple):
     """The driver wrote ``actual``."""
 
     actual: NumPages
 
 
-@dataclass(frozen=True, slots=True)
-class NotServed:
+@fact
+class NotServed(NamedTuple):
     """A request was understood but cannot be served; the front-end was not told, so the user
     should be.
 

@@ -23,6 +23,13 @@ def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
     ] == []
 
 
+def test_command_line_loads_no_compression_library() -> None:
+    program = "import sys; from balloon_daemon.cli import flags; flags.build_parser(); "
+    loaded = run(program + "print(*sys.modules)").split()
+    assert "balloon_daemon.cli.flags" in loaded
+    assert {"shutil", "bz2", "lzma", "_bz2", "_lzma"}.isdisjoint(loaded)
+
+
 def test_host_without_driven_vms_loads_none_of_their_modules() -> None:
     program = """\
 import sys, balloon_daemon.cli.run

@@ -16,7 +16,7 @@ import resource
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from balloon_daemon.guests.jailed.closing_child import ClosingChild
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind
@@ -225,8 +225,7 @@ class Closer:
                 del self._queues[queue.account]
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
+class _Work(NamedTuple):
     """A child's descriptors: their owner, their number, and how many are parked behind them."""
 
     queue: "_Queue"
