@@ -86,7 +86,7 @@ def _own_said(vm: VmConfig) -> str:
 
 
 def _tried(config: Config, own: OwnDevice) -> Iterator[str]:
-    outcome = try_device(own.jail.identity, own.jail.fork)
+    outcome = try_device(own.identity, own.template.fork)
     yield f"policy file  {printable(str(config.policy_file))}: compiled"
     yield f"judge        {_second_opinion(own.compiled)}"
     if config.vm_mem_bytes is not None:
@@ -96,7 +96,7 @@ def _tried(config: Config, own: OwnDevice) -> Iterator[str]:
             f"balloon      at most {format_size(limit)} of {format_size(config.vm_mem_bytes)}, "
             f"in {config.policy.steps} steps of {step}"
         )
-    as_root = own.jail.identity is not None
+    as_root = own.identity is not None
     who = f"user {own.user}" if as_root else "the user who starts balloond (not root)"
     yield f"device       runs as {who}, under seccomp"
     yield (

@@ -3,10 +3,7 @@
 import os
 import pwd
 
-from balloon_daemon.device.process import Fork
-from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import ConfigError
-from balloon_daemon.events import DevicesShareUser, Publish
 from balloon_daemon.linux.jail import Identity
 
 OWN_USER, SHARED_USER = "balloond", "nobody"
@@ -19,18 +16,6 @@ def default_user() -> str:
         return pwd.getpwnam(OWN_USER).pw_name
     except KeyError:
         return SHARED_USER
-
-
-def warning_first(fork: Fork, publish: Publish) -> Fork:
-    """Publishes ``DevicesShareUser`` with the first device; until then it does not matter."""
-    unsaid = [DevicesShareUser(SHARED_USER)]
-
-    def warned(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
-        while unsaid:
-            publish(unsaid.pop())
-        return fork(spec, tube_fd, words_fd, parent)
-
-    return warned
 
 
 def identity_of(user: str) -> Identity | None:

@@ -5,14 +5,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from balloon_daemon.cli.device_user import (
     SHARED_USER,
     default_user,
     identity_of,
-    warning_first,
 )
 from balloon_daemon.cli.opening import Opened, open_all, risks
 from balloon_daemon.cli.printing import how_to_attach, is_for_people, show
@@ -29,9 +28,10 @@ from balloon_daemon.events import (
     TemplateStarted,
     UserIgnored,
 )
+from balloon_daemon.guests.jailed.forks import Forks
 from balloon_daemon.guests.jailed.listener import VhostUserGuests
-from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.linux.bounded_file import why_unreadable
+from balloon_daemon.linux.jail import Identity
 from balloon_daemon.linux.signals import Interruptible
 from balloon_daemon.records.bus import Bus
 from balloon_daemon.records.words.daemon import said_of_daemon
@@ -44,22 +44,25 @@ class OwnDevice:
     """The settings of every device, checked.
 
     Attributes:
+        template: forks the devices.
         compiled: the seccomp policy.
-        jail: the rest of the jail.
+        identity: the user that a device becomes; None where balloond is not root: devices keep
+            its user.
         user: the name of the user that a device becomes where balloond is root.
         ignored_user: ``--user`` where it has no effect, as balloond is not root; else "".
         shares_user: whether other programs run as the devices' user, and nobody has chosen that.
     """
 
+    template: Template
     compiled: CompiledFilter
-    jail: Jail
+    identity: Identity | None
     user: str
     ignored_user: str
     shares_user: bool
 
-    def prepare(self, template: Template, publish: Publish) -> None:
+    def prepare(self, publish: Publish) -> None:
         """Tells the template the policy; what becomes of the template is published."""
-        template.prepare(
+        self.template.prepare(
             self.compiled.bpf,
             lambda why: publish(TemplateLost(why)),
             lambda what: publish(TemplateStarted(what)),
@@ -68,7 +71,6 @@ class OwnDevice:
     def open_vms(
         self,
         config: Config,
-        template: Template,
         bus: Bus,
         undo: contextlib.ExitStack,
         *,
@@ -78,7 +80,6 @@ class OwnDevice:
 
         Args:
             config: the settings.
-            template: forks the devices.
             bus: takes events.
             undo: gets the steps that undo the opening.
             keep_fds: a keeper is wanted.
@@ -87,29 +88,34 @@ class OwnDevice:
             ConfigError: the store or the socket for VMs of no name cannot be opened.
         """
         opened = open_all(config, undo, keep_fds=keep_fds)
-        template.reserve_low_numbers()
+        self.template.reserve_low_numbers()
         for risk in risks(config):
             bus.publish(SocketNotPrivate(risk))
         for failed in opened.failed:
             bus.publish(failed)
         if opened.lost:
             bus.publish(KeeperUnreachable(opened.lost))
-        jail = self._announced(bus.publish)
+        self._announce(bus.publish)
         bus.drain()
         _show_how_to_attach(config, opened)
-        return VhostUserGuests(config, jail, opened.sockets, opened.store, bus.publish)
+        forks = Forks(self.template, lambda: self._say_shared(bus.publish))
+        return VhostUserGuests(
+            config, self.identity, forks, opened.sockets, opened.store, bus.publish
+        )
 
-    def _announced(self, publish: Publish) -> Jail:
-        """Publishes what the operator should know of the jail; returns it."""
+    def _announce(self, publish: Publish) -> None:
+        """Publishes what the operator should know of the jail from the start."""
         if self.ignored_user:
             publish(UserIgnored(self.ignored_user))
         for warning in self.compiled.warnings:
             # Log only the first line of a warning: it has the place and the problem, with
             # unprintable characters escaped. The other lines quote the policy file.
             publish(PolicyFileWarning(str(warning).splitlines()[0]))
+
+    def _say_shared(self, publish: Publish) -> None:
+        """Publishes it with the first device; until then it does not matter."""
         if self.shares_user:
-            return replace(self.jail, fork=warning_first(self.jail.fork, publish))
-        return self.jail
+            publish(DevicesShareUser(SHARED_USER))
 
     def warnings(self) -> Iterator[str]:
         """What ``--check`` warns of before it tries a device."""
@@ -140,9 +146,9 @@ def prepare_device(config: Config, args: argparse.Namespace, template: Template)
     user = default_user() if args.user is None else args.user
     # Devices of a balloond that is not root keep its user, whatever --user says.
     ignored = "" if args.user is None or os.geteuid() == 0 else args.user
-    jail = Jail(identity_of(user), template.fork)
-    shared = jail.identity is not None and args.user is None and user == SHARED_USER
-    return OwnDevice(compiled, jail, user, ignored, shared)
+    identity = identity_of(user)
+    shared = identity is not None and args.user is None and user == SHARED_USER
+    return OwnDevice(template, compiled, identity, user, ignored, shared)
 
 
 def _show_how_to_attach(config: Config, opened: Opened) -> None:

@@ -122,7 +122,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
     bus = Bus(Log(sys.stderr.fileno(), args.log, verbose=args.verbose))
     low = NEW_LOW if own is None else template.share_low_numbers
     if own is not None:
-        own.prepare(template, bus.publish)
+        own.prepare(bus.publish)
     try:
         with contextlib.ExitStack() as leftovers:
             made = make_default_directory(config)
@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             if own is None:
                 drivers = open_drivers(config, bus.publish, low=low)
             else:
-                own_vms = own.open_vms(config, template, bus, undo, keep_fds=args.keep_fds)
+                own_vms = own.open_vms(config, bus, undo, keep_fds=args.keep_fds)
                 others = open_drivers(config, bus.publish, own_vms.has_vm_of, low)
                 drivers = [own_vms, *others]
             controller = Controller(config, source, drivers, bus.publish, bus.drain)

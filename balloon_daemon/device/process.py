@@ -1,10 +1,15 @@
-"""A device as its controller sees it: ``spawn`` starts one."""
+"""A device as its controller sees it: ``spawn`` starts one.
+
+``spawn`` waits until the device is forked. Its two halves do not: ``ask_for`` sends the request,
+and ``AskedFor.device`` makes a ``DeviceProcess`` once the device's process id is known.
+"""
 
 import contextlib
 import errno
 import os
 import signal
 from collections.abc import Callable
+from typing import TypeVar
 
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.linux.events import OwnedFd
@@ -15,6 +20,9 @@ MAX_DEATH_RECORD_BYTES = 64 * 1024
 """A pipe's default capacity (pipe(7))."""
 MAX_DEATH_RECORD = 1500
 """Characters that are kept: enough for a traceback's end."""
+
+
+T = TypeVar("T")
 
 
 class NotYetError(OSError):
@@ -36,7 +44,7 @@ need only ask again."""
 
 
 class DeviceProcess:
-    """A forked device, as the controller sees it.
+    """A forked device, as the controller sees it. It does nothing before ``begin``.
 
     Args:
         pid: its process id.
@@ -52,6 +60,17 @@ class DeviceProcess:
         self.stderr_pipe = stderr_pipe
         self.pidfd = OwnedFd(os.pidfd_open(pid))
         """Readable once the device has ended."""
+
+    def begin(self, *, look: bool = False) -> None:
+        """Sends the first order, without which a device does not even map its guest's memory.
+
+        Args:
+            look: True: the order is STOP, so the device serves nothing and reports its rings'
+                ``used.idx``.
+        """
+        # REQUEST_STATS starts a device and has no other effect: a new device holds no statistics
+        # buffer that it could answer.
+        self.tube.send(Command.STOP if look else Command.REQUEST_STATS)
 
     def kill(self) -> None:
         """Sends SIGKILL; does nothing where the device has ended."""
@@ -83,18 +102,50 @@ class DeviceProcess:
         self.pidfd.close()
 
 
-def spawn(spec: DeviceSpec, fork: Fork, *, look: bool = False) -> DeviceProcess:
-    """Starts a device.
+class AskedFor:
+    """A device that was asked for: the controller's ends of its tube and of its standard error.
+
+    Args:
+        tube: the controller's end.
+        stderr_pipe: read end of the pipe that is the device's standard error.
+    """
+
+    def __init__(self, tube: ControllerEnd, stderr_pipe: OwnedFd) -> None:
+        self._tube = tube
+        self._stderr_pipe = stderr_pipe
+
+    def device(self, pid: int) -> DeviceProcess:
+        """The device, which has this process id and was given no order yet.
+
+        Raises:
+            OSError: no descriptor is free to watch it. ``close`` has it end, and the caller reaps
+                it: two devices must never serve one guest.
+        """
+        return DeviceProcess(pid, self._tube, self._stderr_pipe)
+
+    def close(self) -> None:
+        """Wants the device no longer: forked or not, it ends without having touched its guest.
+
+        A device waits for its first order before it maps guest memory, and ends where its tube is
+        closed instead.
+        """
+        self._tube.close()
+        self._stderr_pipe.close()
+
+
+def ask_for(spec: DeviceSpec, ask: Callable[[DeviceSpec, int, int, int], T]) -> tuple[T, AskedFor]:
+    """Asks for a device.
 
     Args:
         spec: the device's spec; the descriptors in it stay open and the caller's.
-        fork: forks the process.
-        look: True: the first order is STOP, so the device serves nothing and reports its rings'
-            ``used.idx``.
+        ask: called with the arguments of a ``Fork``.
+
+    Returns:
+        What ``ask`` has returned, and the device.
 
     Raises:
         NotYetError: the caller should ask again in a moment.
-        OSError: no process or no descriptor to be had.
+        OSError: no descriptor, or none of what ``ask`` needs is to be had.
     """
     with contextlib.ExitStack() as undo:
         upper, lower = open_tube()
@@ -103,17 +154,29 @@ def spawn(spec: DeviceSpec, fork: Fork, *, look: bool = False) -> DeviceProcess:
             stderr_out, stderr_in = map(OwnedFd, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
             undo.callback(stderr_out.close)
             with contextlib.closing(stderr_in):
-                pid = fork(spec, lower.fileno(), stderr_in.fileno(), os.getpid())
-        undo.callback(_end_child, pid)
-        device = DeviceProcess(pid, upper, stderr_out)
+                answer = ask(spec, lower.fileno(), stderr_in.fileno(), os.getpid())
         undo.pop_all()
-    # A new device does nothing before its first order. REQUEST_STATS starts it and has no other
-    # effect: a new device holds no statistics buffer that it could answer.
-    upper.send(Command.STOP if look else Command.REQUEST_STATS)
+    return answer, AskedFor(upper, stderr_out)
+
+
+def spawn(spec: DeviceSpec, fork: Fork) -> DeviceProcess:
+    """Starts a device, and waits until it is forked: not for a process with an event loop.
+
+    Args:
+        spec: the device's spec; the descriptors in it stay open and the caller's.
+        fork: forks the process.
+
+    Raises:
+        NotYetError: the caller should ask again in a moment.
+        OSError: no process or no descriptor to be had.
+    """
+    pid, asked = ask_for(spec, fork)
+    try:
+        device = asked.device(pid)
+    except BaseException:
+        asked.close()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    device.begin()
     return device
-
-
-def _end_child(pid: int) -> None:
-    """Kills and reaps a child that nothing watches: two devices must never serve one guest."""
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)

@@ -6,6 +6,9 @@ those pages. The template is a program of its own (``device/forker_start.py``) t
 two forks and loads only the modules of a device. It starts before the controller imports anything
 else, and loads while the controller does.
 
+A request and its answer are two calls, ``ask`` and ``answer``, so that an event loop need not wait
+in between; ``fork`` waits.
+
 If the template ends, another one is started, which takes some 0.1 s. The controller does not block
 on that: ``NotYetError`` tells the caller to ask for the device again.
 """
@@ -21,7 +24,7 @@ import time
 from collections.abc import Callable
 
 from balloon_daemon.device.process import NotYetError
-from balloon_daemon.device.request import ANSWER, HELLO, send_request
+from balloon_daemon.device.request import ANSWER, HELLO, MAX_DATAGRAM_BYTES, send_request
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import OwnedFd
@@ -38,7 +41,8 @@ STARTED_WITHIN_S = 10.0
 """
 
 KILLED_WITHIN_S = 0.1
-"""How long to wait for a killed template; after that it is reaped later."""
+"""How long a caller without an event loop waits for a killed template, before ``reap`` reaps it
+later."""
 
 STARTING_RETRY_S = 0.02
 """When to ask for a device again while a template is being started."""
@@ -71,12 +75,11 @@ class _Process:
         self.began_s = time.monotonic()
 
     def end(self) -> None:
-        """Kills the template, not the devices; does not wait where the kernel delays its death."""
+        """Kills the template, not the devices; does not wait for its death."""
         self.sock.close()
         if not self.is_gone():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd.fileno(), signal.SIGKILL)
-            self.is_gone(within_s=KILLED_WITHIN_S)
 
     def is_gone(self, within_s: float = 0.0) -> bool:
         """Whether the process has ended; reaps it then."""
@@ -121,7 +124,7 @@ class Template:
         self._running: _Process | None = None
         self._starting: _Process | None = None
         self._ended: list[_Process] = []
-        """Killed templates that the kernel has not ended yet, to be reaped later."""
+        """Killed templates that the kernel may not have ended yet, to be reaped."""
         self._low = LowNumbers()
         self._bpf = b""
         self._warn: Callable[[str], None] = lambda what: None
@@ -150,53 +153,82 @@ class Template:
         self._bpf, self._warn, self._tell = bpf, warn, tell
 
     def fork(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> int:
-        """Asks the template for a device. A ``Fork``.
+        """Asks the template for a device, and waits for its answer. A ``Fork``.
 
         Raises:
             NotYetError: no template is ready just now.
             OSError: no process or descriptor is free, or the template ended during the request.
         """
-        self._ended = [process for process in self._ended if not process.is_gone()]
+        try:
+            self.ask(spec, tube_fd, stderr_fd, parent)
+            _wait_readable([self.fileno()], ANSWER_WITHIN_S)
+            if (pid := self.answer()) is None:
+                raise self.give_up()
+            return pid
+        finally:
+            self.reap(within_s=KILLED_WITHIN_S)
+
+    def ask(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> None:
+        """Asks for a device as a ``Fork`` does; ``answer`` tells the outcome. One at a time.
+
+        Raises:
+            NotYetError: no template is ready just now.
+        """
+        self.reap()
         self.reserve_low_numbers()
-        running = self._current()
+        if self._running is None:
+            self._look_after_start()
+        if (running := self._running) is None:
+            raise self._not_yet()
         try:
             send_request(running.sock, spec, tube_fd, stderr_fd, parent, self._bpf)
         except OSError:
-            # The template forks no device before it has a whole request. This request was not sent
-            # as a whole, so no device was forked, and the caller may ask again.
+            # No device was forked, as the template forks none before it has a whole request.
             self._lose(running, "is gone")
             self._look_after_start()
             raise self._not_yet() from None
-        return self._answer(running)
 
-    def _current(self) -> _Process:
-        """The template; raises NotYetError where there is none."""
-        if self._running is None:
-            self._look_after_start()
-        if self._running is None:
-            raise self._not_yet()
-        return self._running
+    def fileno(self) -> int:
+        """Becomes readable when the template has answered or has ended; only after ``ask``."""
+        assert self._running is not None
+        return self._running.sock.fileno()
 
-    def _not_yet(self) -> NotYetError:
-        put_off_s = 0.0 if self._starting is not None else self._next_s - time.monotonic()
-        return NotYetError(max(STARTING_RETRY_S, put_off_s))
+    def answer(self) -> int | None:
+        """The process id of the device that was asked for; None: there is no answer yet.
 
-    def _answer(self, running: _Process) -> int:
-        try:
-            answer = running.sock.recv(ANSWER.size)
-        except OSError:
-            answer = b""
+        Raises:
+            OSError: no process or descriptor is free, or the template ended during the request.
+        """
+        assert self._running is not None
+        answer = _received(self._running.sock, ANSWER.size)
+        if answer is None:
+            return None
         if len(answer) != ANSWER.size:
-            # The template may have forked a device without telling its process id. That device
-            # ends by itself, because the caller closes the tube before it sends any order. So the
-            # caller must open a new tube for its next try.
-            self._lose(running, "does not answer")
-            raise OSError(errno.EAGAIN, "the process that forks devices does not answer")
+            raise self.give_up()
         pid: int
         pid, number = ANSWER.unpack(answer)
         if number:
             raise OSError(number, os.strerror(number))
         return pid
+
+    def give_up(self) -> OSError:
+        """Kills a template that does not answer; returns the error of its request.
+
+        The template may have forked a device without telling its process id. That device ends by
+        itself, as the caller closes its tube before it sends any order.
+        """
+        assert self._running is not None
+        self._lose(self._running, "does not answer")
+        return OSError(errno.EAGAIN, "the process that forks devices does not answer")
+
+    def reap(self, within_s: float = 0.0) -> bool:
+        """Reaps templates that were killed; False where one has not ended within this time."""
+        self._ended = [process for process in self._ended if not process.is_gone(within_s)]
+        return not self._ended
+
+    def _not_yet(self) -> NotYetError:
+        put_off_s = 0.0 if self._starting is not None else self._next_s - time.monotonic()
+        return NotYetError(max(STARTING_RETRY_S, put_off_s))
 
     def _lose(self, running: _Process, how: str) -> None:
         self._running = None
@@ -232,8 +264,7 @@ class Template:
     def _end(self, process: _Process) -> None:
         process.end()
         self.reserve_low_numbers()
-        if not process.is_gone():
-            self._ended.append(process)
+        self._ended.append(process)
 
     # --- starting it ----------------------------------------------------------------------------
 
@@ -270,6 +301,10 @@ class Template:
             if (file := getattr(sys.modules.get(name), "__file__", None))
         }
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        # Room for the longest request: the kernel doubles the number, up to twice
+        # net.core.wmem_max (socket(7)).
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_DATAGRAM_BYTES)
         try:
             with contextlib.closing(theirs):
                 fd = self._low.duplicate(theirs.fileno())
@@ -296,7 +331,6 @@ class Template:
         self._starting = None
         self._low.close_duplicate()
         if said == HELLO:
-            starting.sock.settimeout(ANSWER_WITHIN_S)
             self._running = starting
             if self._failure:
                 self._failure = ""
@@ -322,6 +356,7 @@ class Template:
         for process in (self._running, self._starting):
             if process is not None:
                 process.end()
+                process.is_gone(within_s=KILLED_WITHIN_S)
         self._running = self._starting = None
         self._low.close()
 

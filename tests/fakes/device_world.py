@@ -47,9 +47,9 @@ class DeviceWorld:
         """The events that the world can cause next. An event that no table may refuse is included
         even if the present state lacks it."""
         row = TABLE[self.life.state]
-        if self.forking:
-            return [self.fork_succeeds, *self._fork_fails()]
         acts: list[Callable[[], None]] = []
+        if self.forking:
+            acts += [self.fork_succeeds, *self._fork_fails()]
         if self.timer is not None:
             acts.append(self.timer_ends)
         if self.devices:
@@ -66,6 +66,7 @@ class DeviceWorld:
         acts += [act for event, act in asked.items() if event in row]
         if self.life.state is State.AT_REST and not self.life.gave_up:
             acts.append(self.controller_takes_over)
+        assert not (self.forking and self.closed), "a fork for a guest that is gone"
         if Event.CLOSE in row and not self.waits:
             acts.append(self.guest_is_let_go)
         return acts
@@ -84,6 +85,10 @@ class DeviceWorld:
                 assert not self.predecessor, "a device beside its predecessor"
                 assert not self.closed, "a device of a guest that is gone"
                 self.forking = True
+            elif action is Action.DROP_FORK:
+                # Whatever comes of it is no event of this guest's any more.
+                assert self.forking
+                self.forking = False
             elif action in ANSWERS:
                 assert self.waits
                 self.waits = False
@@ -119,7 +124,7 @@ class DeviceWorld:
 
             return fail
 
-        return [act(event) for event in (Event.NOT_READY, Event.NOT_YET, Event.NO_FORK)]
+        return [act(event) for event in (Event.NOT_READY, Event.NO_FORK)]
 
     def device_ends(self) -> None:
         self.devices -= 1

@@ -22,6 +22,7 @@ from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.tube.connection import ControllerEnd, DeviceEnd, open_tube
 from balloon_daemon.tube.messages import Target
 from balloon_daemon.units import VmId
+from tests.fakes.asked_template import asks
 from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import set_up
 from tests.harness import taken_over
@@ -171,7 +172,7 @@ def test_device_that_cannot_die_is_waited_for_only_so_long_and_no_other_is_forke
     async def stop() -> None:
         supervisor = DeviceSupervisor(
             set_up([0]),
-            Jail(None, fork),
+            Jail(None, asks(fork)),
             published.append,
             VM,
             lambda: None,

@@ -30,6 +30,7 @@ from balloon_daemon.tube.connection import DeviceEnd
 from balloon_daemon.tube.messages import Stopped
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
+from tests.fakes.asked_template import asks
 from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import fresh, set_up
 from tests.harness.faults import fault
@@ -96,7 +97,7 @@ def supervise(
     fork: Callable[[DeviceSpec, int, int, int], int],
     publish: Publish = lambda event: None,
 ) -> DeviceSupervisor:
-    jail = Jail(None, fork)
+    jail = Jail(None, asks(fork))
     return DeviceSupervisor(backend, jail, publish, VM, lambda: None, Hearing())
 
 
@@ -297,7 +298,6 @@ def test_device_that_only_looks_says_where_the_rings_stand(
 def test_process_that_forks_and_is_being_started_is_asked_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(WAIT_S, Wait.NOT_YET, 0.001)
     published: list[Event] = []
 
     async def ask(supervisor: DeviceSupervisor, forks: Forks) -> None:

@@ -32,7 +32,9 @@ WAYS: list[tuple[tuple[Event, ...], State]] = [
     (KILLED, State.KILLED),
     ((*KILLED, E.DUE), State.HANGS),
     ((*KILLED, E.DUE, E.GONE), State.AT_REST),
-    ((E.LOOK, E.NOT_YET), State.LOOK_DUE),
+    ((*ASKED, E.SETTLE), State.FORKING),
+    ((*ASKED, E.STOP), State.AT_REST),
+    ((*ASKED, E.CLOSE), State.CLOSED),
     ((E.LOOK,), State.FORKING_TO_LOOK),
     (LOOKS, State.LOOKING),
     ((*LOOKS, E.DUE), State.KILLED),
@@ -91,7 +93,6 @@ def test_front_end_that_goes_on_talking_is_waited_for_anew() -> None:
     ("outcome", "step"),
     [
         (E.NOT_READY, Step(State.AT_REST)),
-        (E.NOT_YET, Step(State.SETTLING, wait=Wait.NOT_YET)),
         (E.NO_FORK, Step(State.SETTLING, wait=Wait.NO_FORK)),
     ],
 )
@@ -99,6 +100,21 @@ def test_fork_that_comes_to_nothing_is_tried_again_where_a_device_could_serve(
     outcome: Event, step: Step
 ) -> None:
     assert after(*ASKED).take(outcome) == step
+
+
+@pytest.mark.parametrize("asked", [ASKED, (E.LOOK,)])
+def test_nobody_who_wants_the_end_waits_for_a_fork(asked: tuple[Event, ...]) -> None:
+    # A device that comes gets no order: it serves nobody, and the rings are as known as before.
+    life = after(*asked)
+    assert life.take(E.STOP) == Step(State.AT_REST, (A.DROP_FORK, A.ANSWER_ENDED))
+    assert life.rings_known
+    assert after(*asked).take(E.CLOSE) == Step(State.CLOSED, (A.DROP_FORK,))
+
+
+def test_dropped_fork_of_a_guest_whose_devices_died_too_often_forks_no_other() -> None:
+    life = after(*RUNS, E.DIED_TOO_OFTEN, E.LOOK)
+    assert life.take(E.STOP).state is State.GAVE_UP
+    assert life.take(E.SETTLE) == Step(State.GAVE_UP)
 
 
 def test_device_that_died_is_replaced_at_once() -> None:

@@ -26,11 +26,12 @@ from balloon_daemon.events import (
     VmAttached,
     VmNotServed,
 )
+from balloon_daemon.guests.jailed.forks import Forks
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
 from balloon_daemon.guests.jailed.saver import GuestSaver, Saver, Snapshot
 from balloon_daemon.guests.jailed.session import MakeSession, Session, Shared
-from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
+from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor
 from balloon_daemon.guests.seam import VmRow
 from balloon_daemon.handover.journal import MAX_REQUEST_BYTES, Journal, Phase
 from balloon_daemon.handover.room import Room
@@ -61,6 +62,7 @@ from balloon_daemon.vhost_user.messages import (
     encode_reply,
     encode_request,
 )
+from tests.fakes.asked_template import AskedTemplate
 from tests.fakes.closes_at_once import closes_at_once
 from tests.fakes.told_backend import ADDR, OFFERED, REGION, fresh
 from tests.harness.faults import fault
@@ -189,7 +191,7 @@ class Left:
         publish, loop = self.published.append, asyncio.get_running_loop()
         watch = MemoryWatch(ChromeosLowMemory(folder), 1.0, publish, loop)
         governor = Governor(Config().policy, watch, publish, loop)
-        shared = Shared(Config(), Jail(None, no_fork), publish, governor.report)
+        shared = Shared(Config(), None, Forks(AskedTemplate(no_fork)), publish, governor.report)
         peers = Peers()
 
         def make(vm: VmId, connection: Connection, saver: Saver) -> Session:

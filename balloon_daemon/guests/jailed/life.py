@@ -3,6 +3,8 @@
 Pure: ``supervisor.py`` forks, kills and waits, and passes the results in as events. The table
 ensures two rules, in whatever order events come: no two devices ever serve one guest, and no
 device is forked while its predecessor or a killed device may still touch the guest's memory.
+A device touches nothing before its first order, which it gets at FORKED; so whoever wants a device
+no longer while it is being forked waits for nothing: that device never gets an order.
 An event that a state does not have is a bug of ours: ``StateError``, and nothing changes.
 
 =========================== =====================================================================
@@ -11,14 +13,13 @@ state                       meaning
 AT_REST                     No device, and none is due.
 SETTLING                    No device; one is forked when the timer ends, which the VMM's messages
                             start anew.
-FORKING                     The process that forks devices has been asked for one.
+FORKING                     A device was asked for, and has not come.
 RUNNING                     A device serves the guest. When it ends unasked, the next is forked.
 STOPPING                    A device was told to stop, and is killed when the timer ends.
 KILLED                      A device was killed because it did not stop, and has not ended yet.
 HANGS                       A killed device has not ended in time. Only the kernel knows whether a
                             system call of it still touches the guest's memory, so none is forked.
-LOOK_DUE                    No device; one that only looks is forked when the timer ends.
-FORKING_TO_LOOK             The process that forks devices has been asked for one that only looks.
+FORKING_TO_LOOK             A device that only looks was asked for, and has not come.
 LOOKING                     A device says where the rings stand and ends: its first order is to
                             stop. It is killed when the timer ends.
 WAITING_FOR_PREDECESSOR     The device of another controller, which is gone, may still live.
@@ -49,7 +50,6 @@ class State(Enum):
     STOPPING = auto()
     KILLED = auto()
     HANGS = auto()
-    LOOK_DUE = auto()
     FORKING_TO_LOOK = auto()
     LOOKING = auto()
     WAITING_FOR_PREDECESSOR = auto()
@@ -68,8 +68,6 @@ class Event(Enum):
     FORKED = auto()
     NOT_READY = auto()
     """There is no vring that a device could serve or look at."""
-    NOT_YET = auto()
-    """The process that forks devices is being started."""
     NO_FORK = auto()
     """The kernel allows no process or no descriptor for it."""
     MISBEHAVED = auto()
@@ -93,9 +91,11 @@ class Action(Enum):
     """The actions of a step, performed in the row's order."""
 
     FORK = auto()
-    """Fork a device; FORKED, NOT_READY, NOT_YET or NO_FORK tells the result."""
+    """Ask for a device; later FORKED, NOT_READY or NO_FORK tells the result."""
     FORK_TO_LOOK = auto()
-    """Fork a device whose first order is to stop; the result as for FORK."""
+    """Ask for a device whose first order is to stop; the result as for FORK."""
+    DROP_FORK = auto()
+    """Want the device that was asked for no longer: it gets no order, and no event tells of it."""
     ORDER_STOP = auto()
     KILL = auto()
     PUBLISH_KILLING = auto()
@@ -110,7 +110,6 @@ class Wait(Enum):
     """The purposes of timers; ``WAIT_S`` has their seconds."""
 
     QUIET = auto()
-    NOT_YET = auto()
     NO_FORK = auto()
     STOPPED = auto()
     KILLED = auto()
@@ -121,7 +120,6 @@ class Wait(Enum):
 WAIT_S = {
     # A VMM sends its messages in bursts: fork a device once no message has come for so long.
     Wait.QUIET: 0.005,
-    Wait.NOT_YET: 0.05,
     Wait.NO_FORK: 1.0,
     Wait.STOPPED: 1.0,
     Wait.KILLED: 5.0,
@@ -165,8 +163,10 @@ TABLE: dict[State, dict[Event, Step]] = {
     _S.FORKING: {
         _E.FORKED: Step(_S.RUNNING),
         _E.NOT_READY: Step(_S.AT_REST),
-        _E.NOT_YET: Step(_S.SETTLING, wait=Wait.NOT_YET),
         _E.NO_FORK: Step(_S.SETTLING, wait=Wait.NO_FORK),
+        _E.SETTLE: Step(_S.FORKING),
+        _E.STOP: Step(_S.AT_REST, (_A.DROP_FORK, _A.ANSWER_ENDED)),
+        _E.CLOSE: Step(_S.CLOSED, (_A.DROP_FORK,)),
     },
     _S.RUNNING: {
         _E.SETTLE: Step(_S.RUNNING),
@@ -194,16 +194,12 @@ TABLE: dict[State, dict[Event, Step]] = {
         _E.GONE: Step(_S.AT_REST),
         _E.CLOSE: Step(_S.CLOSED),
     },
-    _S.LOOK_DUE: {
-        _E.DUE: Step(_S.FORKING_TO_LOOK, (_A.FORK_TO_LOOK,)),
-        _E.STOP: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
-        _E.CLOSE: Step(_S.CLOSED),
-    },
     _S.FORKING_TO_LOOK: {
         _E.FORKED: Step(_S.LOOKING, wait=Wait.STOPPED),
         _E.NOT_READY: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
-        _E.NOT_YET: Step(_S.LOOK_DUE, wait=Wait.NOT_YET),
         _E.NO_FORK: Step(_S.AT_REST, (_A.ANSWER_ENDED,)),
+        _E.STOP: Step(_S.AT_REST, (_A.DROP_FORK, _A.ANSWER_ENDED)),
+        _E.CLOSE: Step(_S.CLOSED, (_A.DROP_FORK,)),
     },
     _S.LOOKING: {
         _E.MISBEHAVED: Step(_S.LOOKING, (_A.KILL,)),

@@ -17,14 +17,15 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.guests.jailed.acceptor import ACCEPT_AGAIN_S, Acceptor, OwnSocket, Place
 from balloon_daemon.guests.jailed.closing import Closer
+from balloon_daemon.guests.jailed.forks import Forks
 from balloon_daemon.guests.jailed.peers import Peers
 from balloon_daemon.guests.jailed.recovery import recover
 from balloon_daemon.guests.jailed.saver import NullSaver, Saver, new_saver
 from balloon_daemon.guests.jailed.session import Session, Shared
-from balloon_daemon.guests.jailed.supervisor import Jail
 from balloon_daemon.guests.seam import VmRegistry
 from balloon_daemon.handover.keys import is_listener
 from balloon_daemon.handover.store import Store
+from balloon_daemon.linux.jail import Identity
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.sizing.vm_settings import VmSettings
 from balloon_daemon.units import VmId
@@ -41,7 +42,8 @@ class VhostUserGuests:
 
     Args:
         config: the settings.
-        jail: the jail for devices.
+        identity: the user that devices become; None: they keep balloond's user.
+        forks: forks the devices.
         sockets: the sockets.
         store: keeps VMs for another controller.
         publish: takes events.
@@ -50,13 +52,15 @@ class VhostUserGuests:
     def __init__(
         self,
         config: Config,
-        jail: Jail,
+        identity: Identity | None,
+        forks: Forks,
         sockets: Sequence[OwnSocket],
         store: Store,
         publish: Publish,
     ) -> None:
         self._config = config
-        self._jail = jail
+        self._identity = identity
+        self._forks = forks
         self._sockets = sockets
         self._store = store
         self._publish = publish
@@ -79,7 +83,9 @@ class VhostUserGuests:
     def start(self, registry: VmRegistry) -> None:
         """Restores the VMs that another controller left, and accepts new connections."""
         self._registry = registry
-        self._shared = Shared(self._config, self._jail, self._publish, registry.report)
+        self._shared = Shared(
+            self._config, self._identity, self._forks, self._publish, registry.report
+        )
         self._closer = Closer(asyncio.get_running_loop())
         for own in self._sockets:
             config = replace(self._config, vm_mem_bytes=own.vm.vm_mem_bytes)
@@ -90,11 +96,14 @@ class VhostUserGuests:
             self._publish(Listening(acceptor.vm.address))
 
     def stop(self, *, leaving: bool) -> None:
-        """Accepts no more connections.
+        """Accepts no more connections, and forks no more devices for VMs that another controller
+        goes on with.
 
         Args:
             leaving: True: another controller goes on with the sockets.
         """
+        if leaving:
+            self._forks.close()
         for acceptor in self._acceptors.values():
             acceptor.stop(self._closer, leaving=leaving)
 

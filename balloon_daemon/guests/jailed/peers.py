@@ -1,18 +1,16 @@
 """The users who run VMMs, and each one's share of what all VMs share.
 
 The kernel tells a VMM's user (SO_PEERCRED, unix(7)), once for each connection. Shared are
-descriptors, the event loop's time, and the log (``records/budget.py`` has its shares). One user
-gets three quarters of the descriptors at most, and new connections are refused before the existing
-ones run short.
+descriptors, the event loop's time, the template's, and the log (``records/budget.py`` has its
+shares). One user gets three quarters of the descriptors at most, and new connections are refused
+before the existing ones run short.
 """
 
 import resource
 from time import monotonic as now_s
 
-from balloon_daemon.device.process import Fork
-from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.events import ConnectionRefused, Publish, Share, StoreShareUsed
-from balloon_daemon.guests.jailed.turns import Allowances, Turns
+from balloon_daemon.guests.jailed.turns import Allowance, Allowances, Turns
 from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.rate_limit import RateLimit
 from balloon_daemon.units import VmId
@@ -39,6 +37,10 @@ OF_ALL = 7 / 8
 """The part of all descriptors and connections that one user may have, and that all users may have
 together; the rest is for existing connections, and for balloond itself."""
 
+OF_THE_TEMPLATE = 1 / 2
+"""The part of the template's time that one user's devices may take for long, some 200 forks a
+second. A second of it can be saved up (``SAVED_S``), for VMs that start at the same moment."""
+
 ENDS_A_SECOND = 10
 """Events of ended connections for each user; any user may connect thousands of times a second."""
 
@@ -59,6 +61,7 @@ class Peer:
         self.ends = RateLimit(ENDS_A_SECOND)
         self.refusals, self.store_refusals = RateLimit(1), RateLimit(1)
         self._allowances = Allowances()
+        self._forks = Allowance(OF_THE_TEMPLATE)
         self._turns: Turns | None = None
 
     @property
@@ -94,18 +97,22 @@ class Peer:
             self.turns.close()
             self._turns = None
 
-    def charged(self, fork: Fork) -> Fork:
-        """A ``Fork`` that charges its time to this user, because the event loop waits for it."""
+    def forks_again_in_s(self) -> float:
+        """Seconds until another device of this user may be forked; 0: now."""
+        return max(0.0, -self._forks.charge(0.0, now_s()) / OF_THE_TEMPLATE)
 
-        def timed(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
-            began_s = now_s()
-            try:
-                return fork(spec, tube_fd, words_fd, parent)
-            finally:
-                if self._turns is not None:
-                    self._turns.charge(now_s() - began_s)
+    def charge_fork(self, spent_s: float) -> None:
+        """Charges seconds that a fork has taken, the template's too.
 
-        return timed
+        They count as the event loop's time as well: a device that was forked takes a processor for
+        its start, and this process waits longer for one before each wake-up. A user without any
+        connection is charged too, as it may connect, have a device forked and leave in a loop.
+        """
+        self._forks.charge(spent_s, now_s())
+        if self._turns is None:
+            self._allowances.in_turns.charge(spent_s, now_s())
+        else:
+            self._turns.charge(spent_s)
 
     def may_receive(self, foreign: ForeignFds) -> bool:
         """Whether one of its connections may be sent descriptors now."""

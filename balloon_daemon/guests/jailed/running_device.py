@@ -55,8 +55,8 @@ class RunningDevice:
         self._ended = ended
         self._reader = ReportReader(process.tube, take, misbehaved)
         self._orders = OrderWatch(vm, process.pid, process.tube, publish)
-        # Forking a device (``spawn``) has also sent its first order: watch from now on whether it
-        # is read.
+        # The device has been sent its first order (``DeviceProcess.begin``): watch from now on
+        # whether it is read.
         self._orders.sent()
         asyncio.get_running_loop().add_reader(process.pidfd.fileno(), self._reap)
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from balloon_daemon.config.model import Config
@@ -18,12 +18,14 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.guests.jailed.balloon import Balloon, BalloonSettings
 from balloon_daemon.guests.jailed.conversation import Conversation
+from balloon_daemon.guests.jailed.forks import Forks
 from balloon_daemon.guests.jailed.kept import Kept
 from balloon_daemon.guests.jailed.peers import Peer
 from balloon_daemon.guests.jailed.saver import Saver, Snapshot
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.guests.jailed.turns import EachStep
 from balloon_daemon.guests.seam import Gone, ReportTo, Stats, VmRow
+from balloon_daemon.linux.jail import Identity
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.tube.messages import Progress
 from balloon_daemon.units import VmId
@@ -39,13 +41,15 @@ class Shared:
 
     Attributes:
         config: the settings.
-        jail: the jail for devices.
+        identity: the user that devices become; None: they keep balloond's user.
+        forks: forks the devices.
         publish: takes events.
         report: takes reports to the controller.
     """
 
     config: Config
-    jail: Jail
+    identity: Identity | None
+    forks: Forks
     publish: Publish
     report: ReportTo
 
@@ -76,7 +80,7 @@ class Session:
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
         self.device = DeviceSupervisor(
             self.backend,
-            replace(shared.jail, fork=peer.charged(shared.jail.fork)),
+            Jail(shared.identity, partial(shared.forks.ask, peer)),
             publish,
             vm,
             self._device_changed,

@@ -1,19 +1,21 @@
 """Runs one guest's device, according to the table of states in ``life.py``.
 
-Runs in the controller. It forks devices, waits for their end, kills those that do not stop, and
-passes the results to the table.
+Runs in the controller. It has devices forked, waits for their end, kills those that do not stop,
+and passes the results to the table.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from balloon_daemon.device.process import Fork, NotYetError, spawn
+from balloon_daemon.device.process import DeviceProcess
+from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.errors import DeviceHangsError, StateFileError
 from balloon_daemon.events import Publish
 from balloon_daemon.guests.jailed.device_notices import DeviceNotices
 from balloon_daemon.guests.jailed.device_spec import EARNED_AFTER_S, device_spec
+from balloon_daemon.guests.jailed.forks import Ask, PendingFork, Wanted
 from balloon_daemon.guests.jailed.life import WAIT_S, Action, Event, Life, State, Step
 from balloon_daemon.guests.jailed.reports import Hears, Reports
 from balloon_daemon.guests.jailed.running_device import Ended, Predecessor, RunningDevice
@@ -23,6 +25,7 @@ from balloon_daemon.linux.jail import Identity
 from balloon_daemon.tube.messages import Command, Target
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
+from balloon_daemon.vhost_user.effects import ReadyVring
 
 LOOKS_AFTER_S = (0.0, 0.3, 0.3)
 """Seconds to wait before each fork of a device that only looks where the rings stand."""
@@ -30,15 +33,15 @@ LOOKS_AFTER_S = (0.0, 0.3, 0.3)
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """The settings of every device's jail.
+    """What every device of a guest is forked with.
 
     Attributes:
         identity: the user that a device becomes; None: it keeps its user.
-        fork: forks a device.
+        ask: asks for a device.
     """
 
     identity: Identity | None
-    fork: Fork
+    ask: Ask
 
 
 class DeviceSupervisor:
@@ -70,7 +73,7 @@ class DeviceSupervisor:
         self._life = Life()
         self._notices = DeviceNotices(vm, publish)
         self._reports = Reports(vm, publish, hears, backend, self._life)
-        self._device: RunningDevice | Predecessor | None = None
+        self._device: PendingFork | RunningDevice | Predecessor | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._answer: asyncio.Future[Action] | None = None
         self._began_at = -EARNED_AFTER_S
@@ -89,7 +92,9 @@ class DeviceSupervisor:
     def stderr_pipe(self) -> OwnedFd | None:
         """The pipe that reaches its end when the device that may serve the guest now is gone;
         None: there is no such device."""
-        return None if self._device is None else self._device.stderr_pipe
+        if isinstance(self._device, RunningDevice | Predecessor):
+            return self._device.stderr_pipe
+        return None
 
     def settle(self) -> None:
         """Forks a device, if one can run, once the front-end has sent nothing for a moment."""
@@ -172,17 +177,16 @@ class DeviceSupervisor:
         if answer.result() is Action.ANSWER_PREDECESSOR_STAYS:
             raise StateFileError("the device of an earlier balloond does not end")
 
-    def _take(self, event: Event, wait_s: float | None = None) -> None:
+    def _take(self, event: Event) -> None:
         before = self._life.state
-        self._perform(before, self._life.take(event), wait_s)
+        self._perform(before, self._life.take(event))
 
-    def _perform(self, before: State, step: Step, wait_s: float | None = None) -> None:
+    def _perform(self, before: State, step: Step) -> None:
         if self._timer is not None and (step.state is not before or step.wait is not None):
             self._timer.cancel()
             self._timer = None
         if step.wait is not None:
-            wait_s = WAIT_S[step.wait] if wait_s is None else wait_s
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self._due)
+            self._timer = asyncio.get_running_loop().call_later(WAIT_S[step.wait], self._due)
         for action in step.actions:
             self._act(action)
 
@@ -198,6 +202,10 @@ class DeviceSupervisor:
                 self._fork(look=False)
             case Action.FORK_TO_LOOK:
                 self._fork(look=True)
+            case Action.DROP_FORK:
+                assert isinstance(self._device, PendingFork)
+                self._device.drop()
+                self._device = None
             case Action.ANSWER_ENDED | Action.ANSWER_HANGS | Action.ANSWER_PREDECESSOR_STAYS:
                 assert self._answer is not None
                 self._answer.set_result(action)
@@ -221,35 +229,44 @@ class DeviceSupervisor:
             self._notices.does_not_stop(device.pid)
 
     def _fork(self, *, look: bool) -> None:
-        # With ``look``, also take disabled vrings: a front-end disables its vrings before it asks
-        # where they stand (GET_VRING_BASE).
-        vrings = self._backend.ready_vrings(disabled=look)
-        if not vrings:
-            self._take(Event.NOT_READY)
-            return
-        now = asyncio.get_running_loop().time()
-        jail, since_s = self._jail, now - self._began_at
-        spec = device_spec(self._backend, vrings, self._vm.name, since_s, jail.identity)
-        try:
-            process = spawn(spec, jail.fork, look=look)
-        except NotYetError as err:
-            self._take(Event.NOT_YET, err.retry_s)
-            return
-        except OSError as err:
-            self._notices.not_forked(err)
-            self._take(Event.NO_FORK)
-            return
+        served: list[ReadyVring] = []
+
+        def spec() -> DeviceSpec | None:
+            # With ``look``, also take disabled vrings: a front-end disables its vrings before it
+            # asks where they stand (GET_VRING_BASE).
+            served[:] = self._backend.ready_vrings(disabled=look)
+            if not served:
+                self._device = None
+                self._take(Event.NOT_READY)
+                return None
+            since_s = asyncio.get_running_loop().time() - self._began_at
+            identity = self._jail.identity
+            return device_spec(self._backend, served, self._vm.name, since_s, identity)
+
+        def forked(process: DeviceProcess) -> None:
+            self._forked(process, served, look=look)
+
+        self._device = self._jail.ask(Wanted(spec, forked, self._not_forked))
+
+    def _forked(self, process: DeviceProcess, served: Sequence[ReadyVring], *, look: bool) -> None:
+        # This order is the first: a device that only looks must serve nothing before.
+        process.begin(look=look)
         if not look:
-            self._began_at = now
+            self._began_at = asyncio.get_running_loop().time()
         self._reports.begin()
         self._device = RunningDevice(
             process, self._vm, self._publish, self._reports.take, self._misbehaved, self._ended
         )
         self._take(Event.FORKED)
-        self._notices.forked(process.pid, vrings, look=look)
+        self._notices.forked(process.pid, served, look=look)
         if self._backend.config.num_pages != self._backend.config.actual:
             self.send_target()
         self._changed()
+
+    def _not_forked(self, err: OSError) -> None:
+        self._device = None
+        self._notices.not_forked(err)
+        self._take(Event.NO_FORK)
 
     def _misbehaved(self, found: str) -> None:
         if isinstance(self._device, RunningDevice):
