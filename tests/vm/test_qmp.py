@@ -168,6 +168,15 @@ def test_memory_file_is_the_one_whose_blocks_are_freed(modern: Guest) -> None:
     drive(modern, story)
 
 
+@fault("one VM is named twice")
+def test_another_monitor_of_the_same_vm_says_the_same_uuid(modern: Guest) -> None:
+    async def story(driven: Driven, found: Found) -> None:
+        assert driven.monitor.execute("query-uuid") == {"UUID": found.vm_uuid}
+        assert found.vm_uuid
+
+    drive(modern, story)
+
+
 def test_statistics_come_each_second_once_watched(modern: Guest) -> None:
     async def story(driven: Driven, found: Found) -> None:
         await driven.control.watch(1)
