@@ -81,7 +81,8 @@ class ScriptedVm:
         follows: whether ``actual`` follows each ``balloon`` command at once.
         reports: whether statistics come in the interval that was set.
         interval_s: of the statistics, as found and as set.
-        devices: types of the devices in /machine/peripheral-anon.
+        devices: types of the devices that were added.
+        place: where they are: those with an id in /machine/peripheral.
         properties: what qom-get says, by path and name.
         uuid: the VM's.
         capabilities: of migrations, those that were switched on.
@@ -108,6 +109,7 @@ class ScriptedVm:
     memdevs: list[str] = field(default_factory=lambda: ["mem0"])
     thread_id: int = field(default_factory=threading.get_native_id)
     devices: list[str] = field(default_factory=lambda: ["virtio-blk-pci", "virtio-balloon-pci"])
+    place: str = "/machine/peripheral-anon"
     properties: dict[tuple[str, str], Any] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)
     targets: list[tuple[int, float]] = field(default_factory=list)
@@ -194,7 +196,7 @@ class ScriptedVm:
         return {}
 
     def _qom_list(self, path: str) -> Any:
-        kinds = enumerate(self.devices) if path == "/machine/peripheral-anon" else ()
+        kinds = enumerate(self.devices) if path == self.place else ()
         children = [{"name": f"device[{n}]", "type": f"child<{kind}>"} for n, kind in kinds]
         return [{"name": "type", "type": "string"}, *children]
 
@@ -233,7 +235,7 @@ class ScriptedVm:
     def _device_path(self) -> str:
         for number, kind in enumerate(self.devices):
             if kind.startswith("virtio-balloon"):
-                return f"/machine/peripheral-anon/device[{number}]"
+                return f"{self.place}/device[{number}]"
         return ""
 
 

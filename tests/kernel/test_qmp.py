@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import pytest
 
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.guests.driven import qmp_wire
+from balloon_daemon.guests.driven import qmp_process, qmp_wire
 from balloon_daemon.guests.driven.control import ControlError, Notice
 from balloon_daemon.guests.driven.qmp import QmpControl, least_bytes
 from balloon_daemon.guests.seam import Ability, GuestState
+from balloon_daemon.linux import mountinfo
 from balloon_daemon.units import GIB, MIB
 from tests.harness.faults import fault
 from tests.harness.scripted_monitor import Misdeed, ScriptedMonitor, ScriptedVm
@@ -399,12 +400,15 @@ def test_interval_that_is_gone_is_set_again(
 # --- devices that come and go -------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("place", ["/machine/peripheral", "/machine/peripheral-anon"])
 @pytest.mark.parametrize("kind", ["virtio-balloon-device", "virtio-balloon-pci-non-transitional"])
-def test_balloon_of_every_transport_is_found(tmp_path: Path, kind: str) -> None:
+def test_balloon_of_every_transport_is_found_with_an_id_and_without(
+    tmp_path: Path, kind: str, place: str
+) -> None:
     async def scene(here: Scene) -> None:
         assert (await here.control.open(here.notices.append)).state is GuestState.RUNNING
 
-    play(tmp_path, scene, booted(devices=[kind]))
+    play(tmp_path, scene, booted(devices=[kind], place=place))
 
 
 @fault("a QEMU's balloon is unplugged")
@@ -459,6 +463,23 @@ def test_memory_in_huge_pages_is_refused(tmp_path: Path) -> None:
         assert len(caught.value.detail) < 300
 
     play(tmp_path, scene, booted(memdevs=[name]))
+
+
+@fault("a QEMU's VM has huge pages")
+def test_memory_in_a_file_on_hugetlbfs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``-mem-path /dev/hugepages`` says nothing of huge pages by itself."""
+    table = tmp_path / "mountinfo"
+    table.write_text("1 0 0:1 / /dev/hugepages rw - hugetlbfs none rw\n")
+    monkeypatch.setattr(qmp_process, "read_mounts", lambda: mountinfo.read_mounts(table))
+
+    async def scene(here: Scene) -> Fault:
+        here.vm.properties["/objects/mem0", "type"] = "memory-backend-file"
+        here.vm.properties["/objects/mem0", "mem-path"] = "/dev/hugepages/vm"
+        return await here.fault_of(here.control.open(here.notices.append))
+
+    assert play(tmp_path, scene, booted()) is Fault.HUGETLB
 
 
 # --- memory that a VMM reads --------------------------------------------------------------------

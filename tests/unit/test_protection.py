@@ -362,6 +362,36 @@ def test_guest_that_takes_all_back_just_before_it_is_known_to_be_suspended_is_no
     assert host.found == []
 
 
+def test_suspended_guest_that_takes_its_balloon_back_in_pieces_is_not_in_need() -> None:
+    host = Host()
+    host.live(8)
+    host.gives = False
+    host.step(Ran(A, runs=False))
+    for left in (4, 3, 1, 0):
+        host.step(Moved(A, left * STEP))
+    assert host.found == []
+
+
+def test_what_a_guest_reads_while_it_is_suspended_or_reset_is_no_need() -> None:
+    """A VMM's counter of disk reads goes on over both."""
+    host = Host()
+    host.figures = None
+    full = WELL._replace(free_bytes=50 * MIB)
+    host.live(4)
+    host.step(Sampled(A, full._replace(at_s=host.now_s)))
+    host.step(Ran(A, runs=False))
+    host.step(Ran(A, runs=True))
+    host.now_s += 3.0
+    read = 100 * MIB
+    host.step(Sampled(A, full._replace(at_s=host.now_s, disk_read_bytes=read)))
+    assert host.found == []
+    host.now_s += 3.0
+    host.step(Sampled(A, full._replace(at_s=host.now_s, disk_read_bytes=2 * read)))
+    (found,) = host.found
+    assert isinstance(found, InNeed)
+    assert found.signs == {Sign.READS_DISK}
+
+
 @fault("somebody else sets a VM's balloon")
 def test_balloon_that_somebody_else_makes_larger_is_left_to_them_and_that_is_said_once() -> None:
     host = Host()
