@@ -1,7 +1,7 @@
 """The VMs that a configuration names, as values."""
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from balloon_daemon.sizing.vm_settings import VmSettings
 
@@ -17,8 +17,7 @@ class Kind(Enum):
     CROSVM = "crosvm"
 
 
-@dataclass(frozen=True, slots=True)
-class VmConfig:
+class VmConfig(NamedTuple):
     """One ``[vm.NAME]``.
 
     Attributes:
@@ -36,8 +35,7 @@ class VmConfig:
     vm_mem_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Discover:
+class Discover(NamedTuple):
     """``[discover]``: where VMs are found that no ``[vm.NAME]`` names.
 
     Attributes:

@@ -1,8 +1,7 @@
 """The VMs that another controller has left in a store."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from balloon_daemon.errors import StateFileError
 from balloon_daemon.handover.keys import FdKey, StateKey, group_of, parse_key
@@ -13,8 +12,7 @@ from balloon_daemon.linux.memory import read_sealed
 from balloon_daemon.units import VmId
 
 
-@dataclass(frozen=True, slots=True)
-class KeptGuest:
+class KeptGuest(NamedTuple):
     """A VM that another controller left.
 
     Attributes:

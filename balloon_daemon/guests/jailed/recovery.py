@@ -1,7 +1,6 @@
 """Restores the guests that another controller left in the store."""
 
 import socket
-from dataclasses import replace
 
 from balloon_daemon.errors import FrontendError, StateError, StateFileError
 from balloon_daemon.events import Publish, StateRefused
@@ -42,7 +41,7 @@ def recover(store: Store, make: MakeSession, closer: Closes, publish: Publish) -
             # Most of the stored descriptors come from the guest's VMM, so their last close may
             # block: let the closer's child processes close all of them.
             owned = {number: foreign.own(fd.detach()) for number, fd in kept.fds.items()}
-            discard(store, replace(kept, fds=owned))
+            discard(store, kept._replace(fds=owned))
             foreign.close_dropped()
     strays = ForeignFds(closer)
     for name, fd in store.kept.items():
