@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -16,6 +18,7 @@ from tests.harness.faults import fault
 from tests.harness.jail_watch import DEVICE_NAME, is_alive, template_of
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, MakeGuest, StartDaemon
+from tests.harness.other_user import NOBODY, as_user
 from tests.harness.waiting import wait_until
 from tests.harness.whole_vm import attach, facts, run_until_event, wait_for_device
 
@@ -88,12 +91,27 @@ class Forking:
         wait_until(lambda: not is_alive(self.device), what="the device without an order has ended")
 
 
+@pytest.fixture
+def open_daemon(start_daemon: StartDaemon) -> Iterator[Daemon]:
+    """A balloond whose template stops, and whose socket is open to everybody."""
+    # Not below pytest's own directory, which each pytest of this user closes to others.
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o711)
+        daemon = start_daemon(name=f"{directory}/balloond", launcher=LAUNCHER)
+        os.chmod(daemon.config.socket, 0o666)
+        yield daemon
+
+
 @fault("template hangs (SIGSTOP)")
+@pytest.mark.parametrize("user", ["same user", "another user"])
 def test_while_the_template_hangs_no_vm_waits_for_its_config_space(
-    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+    user: str, open_daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
-    forking = Forking(start_daemon(launcher=LAUNCHER), make_guest(SETTINGS))
-    guests = [forking.guest, attach(make_guest(SETTINGS), forking.daemon)]
+    if user == "another user" and os.geteuid() != 0:
+        pytest.skip("only root can connect as another user")
+    forking = Forking(open_daemon, make_guest(SETTINGS))
+    with as_user(NOBODY) if user == "another user" else contextlib.nullcontext():
+        guests = [forking.guest, attach(make_guest(SETTINGS), forking.daemon)]
 
     for guest in guests * 10:
         assert guest.frontend is not None
