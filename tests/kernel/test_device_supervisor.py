@@ -7,8 +7,10 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from types import FrameType
 
+import psutil
 import pytest
 
 from balloon_daemon.device.process import NotYetError
@@ -18,19 +20,22 @@ from balloon_daemon.events import (
     DeviceDied,
     DeviceDoesNotStop,
     DeviceNotForked,
+    DeviceStarted,
     Event,
     Publish,
     RingsUnknown,
 )
 from balloon_daemon.guests.jailed import supervisor as supervisor_module
+from balloon_daemon.guests.jailed.forks import Forks
 from balloon_daemon.guests.jailed.life import MAX_DEATHS, WAIT_S, Wait
+from balloon_daemon.guests.jailed.peers import Peer, Peers
 from balloon_daemon.guests.jailed.supervisor import DeviceSupervisor, Jail
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.tube.connection import DeviceEnd
 from balloon_daemon.tube.messages import Stopped
 from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.backend import Backend
-from tests.fakes.asked_template import asks
+from tests.fakes.asked_template import AskedTemplate, asks
 from tests.fakes.hearing import Hearing
 from tests.fakes.told_backend import fresh, set_up
 from tests.harness.faults import fault
@@ -54,7 +59,7 @@ def in_time() -> Iterator[None]:
     signal.signal(signal.SIGALRM, previous)
 
 
-class Forks:
+class NoForks:
     """Counts forks, and has none succeed."""
 
     def __init__(self, error: OSError | None = None) -> None:
@@ -106,6 +111,10 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(HANG_S):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+def is_reaped(pid: int) -> bool:
+    return not psutil.pid_exists(pid)
 
 
 async def runs(supervisor: DeviceSupervisor) -> None:
@@ -160,7 +169,7 @@ def test_device_that_dies_over_and_over_is_forked_six_times_and_its_deaths_are_s
 @fault("an earlier controller's device speaks last words before it ends")
 def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None:
     async def watch() -> list[bool]:
-        forks = Forks()
+        forks = NoForks()
         supervisor = supervise(set_up([0]), forks)
         reading, writing = predecessor()
         supervisor.wait_out(reading)
@@ -180,7 +189,7 @@ def test_predecessor_that_says_something_is_not_gone_until_it_hangs_up() -> None
 @fault("an earlier controller's device speaks last words before it ends")
 def test_stopped_supervisor_forks_nothing_though_its_predecessor_went_while_it_was_to() -> None:
     async def forks() -> int:
-        asked = Forks()
+        asked = NoForks()
         supervisor = supervise(set_up([0]), asked)
         reading, writing = predecessor()
         supervisor.wait_out(reading)
@@ -201,7 +210,7 @@ def test_predecessor_that_does_not_end_is_waited_for_only_so_long(
     monkeypatch.setitem(WAIT_S, Wait.PREDECESSOR, 0.01)
 
     async def stop() -> int:
-        forks = Forks()
+        forks = NoForks()
         supervisor = supervise(set_up([0]), forks)
         reading, _writing = predecessor()
         supervisor.wait_out(reading)
@@ -300,7 +309,7 @@ def test_process_that_forks_and_is_being_started_is_asked_again(
 ) -> None:
     published: list[Event] = []
 
-    async def ask(supervisor: DeviceSupervisor, forks: Forks) -> None:
+    async def ask(supervisor: DeviceSupervisor, forks: NoForks) -> None:
         supervisor.take_over()
         await until(lambda: forks.asked == 3)
         await supervisor.stop()
@@ -312,11 +321,71 @@ def test_process_that_forks_and_is_being_started_is_asked_again(
         await supervisor.stop()
 
     async def play() -> None:
-        forks = Forks(NotYetError(0.001))
+        forks = NoForks(NotYetError(0.001))
         await ask(supervise(set_up([0]), forks, published.append), forks)
 
     asyncio.run(play())
     assert published == []
+
+
+def test_device_that_was_asked_for_again_serves_each_vring_once(programs: Programs) -> None:
+    published: list[Event] = []
+    not_yet = [NotYetError(0.001), NotYetError(0.001)]
+
+    def fork(spec: DeviceSpec, tube_fd: int, words_fd: int, parent: int) -> int:
+        if not_yet:
+            raise not_yet.pop()
+        return programs(spec, tube_fd, words_fd, parent)
+
+    async def ask() -> None:
+        supervisor = supervise(set_up([0]), fork, published.append)
+        await runs(supervisor)
+        os.kill(programs.pids[0], signal.SIGKILL)
+        await supervisor.stop()
+
+    asyncio.run(ask())
+    assert [event.queues for event in published if isinstance(event, DeviceStarted)] == [
+        ("inflateq",)
+    ]
+
+
+@fault("a VMM stops its rings or hangs up, or balloond is told to end")
+@pytest.mark.parametrize("look", [False, True])
+def test_stop_waits_for_no_fork_and_the_device_that_comes_gets_no_order(
+    look: bool, programs: Programs
+) -> None:
+    async def stop() -> None:
+        template = AskedTemplate(programs, at_once=False)
+        jail = Jail(None, partial(Forks(template).ask, Peer(1000, Peers())))
+        supervisor = DeviceSupervisor(
+            set_up([0]), jail, lambda event: None, VM, lambda: None, Hearing()
+        )
+        supervisor.take_over()
+        await until(lambda: len(programs.pids) == 1)
+        if look:
+            await supervisor.stop()
+            learning = asyncio.ensure_future(supervisor.learn_indices())
+            template.tell()
+            await until(lambda: len(programs.pids) == 2)
+            learning.cancel()
+            await asyncio.wait([learning])
+        await supervisor.stop()
+        assert not supervisor.running
+        # Its tube is at an end, and held no order before that.
+        assert not programs.tubes[-1].wait_for_order()
+        asked = len(programs.pids)
+        supervisor.settle()
+        template.tell()
+        await until(lambda: len(programs.pids) == asked + 1)
+        template.tell()
+        await until(lambda: supervisor.running)
+        assert programs.tubes[-1].receive() != []
+        for pid in programs.pids[:asked]:
+            await until(lambda pid=pid: not psutil.pid_exists(pid))  # type: ignore[misc]  # bound per turn
+        os.kill(programs.pids[-1], signal.SIGKILL)
+        await supervisor.stop()
+
+    asyncio.run(stop())
 
 
 @fault("no descriptor or no process left for a device")
@@ -327,7 +396,7 @@ def test_forks_that_fail_over_and_over_do_not_fill_the_log(
 
     async def fail() -> int:
         loop = asyncio.get_running_loop()
-        forks = Forks()
+        forks = NoForks()
         supervisor = supervise(set_up([0]), forks, published.append)
         began = int(loop.time())
         for number in range(200):
@@ -352,7 +421,7 @@ def test_forks_that_fail_over_and_over_do_not_fill_the_log(
 
 def test_nothing_to_serve_forks_nothing_and_is_answered() -> None:
     async def play() -> int:
-        forks = Forks()
+        forks = NoForks()
         supervisor = supervise(fresh(), forks)
         await runs_nothing(supervisor)
         return forks.asked
