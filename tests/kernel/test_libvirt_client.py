@@ -244,6 +244,31 @@ def test_size_that_is_no_size_of_a_balloon_needs_to_be_read_twice() -> None:
     asyncio.run(scene())
 
 
+def test_domain_whose_size_is_not_told_has_no_known_balloon() -> None:
+    async def scene() -> None:
+        async with connected() as connection:
+            control = DomainControl(connection, "unsized")
+            found = await control.open(lambda notice: None)
+            sample = await control.sample()
+            control.close()
+        assert (found.balloon_bytes, sample.balloon_bytes) == (0, None)
+
+    asyncio.run(scene())
+
+
+def test_period_of_statistics_ends_as_it_was_found() -> None:
+    async def scene() -> None:
+        async with connected() as connection:
+            # It was found with 7 s, and refuses all but that and 1 s.
+            control = DomainControl(connection, "seventh")
+            await control.open(lambda notice: None)
+            await control.watch(0.4)
+            await control.watch(None)
+            control.close()
+
+    asyncio.run(scene())
+
+
 @fault("libvirt's client is killed, talks")
 def test_client_that_was_killed_is_replaced_at_once() -> None:
     async def scene() -> None:

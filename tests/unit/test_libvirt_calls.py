@@ -1,0 +1,147 @@
+"""Which calls libvirt's client makes, of a domain that behaves as libvirt's documents allow."""
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from balloon_daemon.guests.libvirt.process import HANGS_AFTER_MS, CallError, Client
+from tests.fakes.libvirt_library import (
+    GIB_KIB,
+    LIBRARY,
+    NAME,
+    UUID,
+    LibvirtConnection,
+    LibvirtDomain,
+)
+from tests.harness.faults import fault
+
+OCCUPIED, ERROR = LIBRARY.VIR_DOMAIN_CONTROL_OCCUPIED, LIBRARY.VIR_DOMAIN_CONTROL_ERROR
+CALLS: list[tuple[str, dict[str, int]]] = [
+    ("sample", {}),
+    ("set", {"balloon_kib": 1024, "told_kib": GIB_KIB}),
+    ("period", {"period_s": 1}),
+]
+
+
+class Scene:
+    """A client, its domain, and what balloond is told."""
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair()
+        self._theirs = theirs
+        self.client = Client(theirs)
+        self.client._libvirt = LIBRARY
+        self.domain = LibvirtDomain()
+        self._connection = LibvirtConnection(self.domain)
+
+    def open(self) -> object:
+        return self.client.calls["open"](self._connection, name=NAME)
+
+    def call(self, do: str, **arguments: int) -> object:
+        return self.client.calls[do](self._connection, uuid=UUID, **arguments)
+
+    def fault_of(self, do: str, **arguments: int) -> str:
+        with pytest.raises(CallError) as caught:
+            self.call(do, **arguments)
+        return caught.value.fault
+
+    def told(self) -> str:
+        """The last event that balloond was told."""
+        event: str = json.loads(self._ours.recv(4096).splitlines()[-1])["event"]
+        return event
+
+    def close(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    scene = Scene()
+    yield scene
+    scene.close()
+
+
+def test_domain_without_a_balloon_is_not_opened(scene: Scene) -> None:
+    scene.domain.devices = "<memballoon model='none'/>"
+    with pytest.raises(CallError) as caught:
+        scene.open()
+    assert caught.value.fault == "no-balloon"
+
+
+def test_balloon_is_reckoned_without_virtio_mem(scene: Scene) -> None:
+    """libvirt's maximum counts it, the balloon's size does not."""
+    virtio_mem = f"<memory model='virtio-mem'><target><size>{2 * GIB_KIB}</size></target></memory>"
+    scene.domain.devices += virtio_mem
+    scene.domain.max_kib = 3 * GIB_KIB
+    opened = scene.open()
+    scene.call("set", balloon_kib=GIB_KIB // 4, told_kib=GIB_KIB)
+    assert isinstance(opened, dict)
+    assert (opened["size_kib"], opened["stats"]["actual"]) == (GIB_KIB, GIB_KIB)
+    assert scene.domain.asked[-1] == ("setMemoryFlags", GIB_KIB * 3 // 4)
+
+
+def test_statistics_of_a_domain_that_ends_have_no_size_and_no_resident_set(scene: Scene) -> None:
+    """libvirt then says ``{'rss': 0}`` as success; ``rss`` is QEMU's, never the guest's."""
+    scene.open()
+    scene.domain.stats = {"rss": 0}
+    sampled = scene.call("sample")
+    assert isinstance(sampled, dict)
+    assert sampled["stats"] == {}
+
+
+@fault("a domain's QEMU does not answer")
+@pytest.mark.parametrize("control", [(OCCUPIED, 0, HANGS_AFTER_MS + 1), (ERROR, 2, 0)])
+def test_nothing_is_asked_of_a_qemu_that_does_not_answer(
+    scene: Scene, control: tuple[int, int, int]
+) -> None:
+    """Those calls have no time limit, and an earlier one that hangs delays them all."""
+    scene.open()
+    asked = len(scene.domain.asked)
+    scene.domain.control = control
+    assert [scene.fault_of(do, **arguments) for do, arguments in CALLS] == ["hangs"] * 3
+    with pytest.raises(CallError) as caught:
+        scene.open()
+    assert caught.value.fault == "hangs"
+    assert scene.domain.asked[asked:] == []
+
+
+def test_qemu_that_has_been_busy_for_a_moment_is_asked(scene: Scene) -> None:
+    scene.domain.control = (OCCUPIED, 0, HANGS_AFTER_MS)
+    scene.open()
+    assert scene.domain.asked == [("memoryStats", 0)]
+
+
+@pytest.mark.parametrize("job", ["SAVE", "MIGRATION_OUT", "SNAPSHOT", "DUMP"])
+def test_nothing_is_changed_while_libvirt_saves_or_migrates_the_domain(
+    scene: Scene, job: str
+) -> None:
+    """libvirt would wait for the job's end, for 30 s."""
+    scene.open()
+    operation = getattr(LIBRARY, f"VIR_DOMAIN_JOB_OPERATION_{job}")
+    scene.domain.job = {"type": 2, "operation": operation}
+    changes = CALLS[1:]
+    assert [scene.fault_of(do, **arguments) for do, arguments in changes] == ["refused"] * 2
+    scene.call("sample")
+    assert scene.domain.asked == [("memoryStats", 0)] * 2
+
+
+def test_domain_that_was_started_anew_is_another_one(scene: Scene) -> None:
+    scene.open()
+    scene.domain.number = 2
+    assert [scene.fault_of(do, **arguments) for do, arguments in CALLS] == ["gone"] * 3
+
+
+@fault("a snapshot or a migration to a file")
+def test_memory_that_libvirt_has_read_is_told(scene: Scene) -> None:
+    client, domain = scene.client, scene.domain
+    saved = {"operation": LIBRARY.VIR_DOMAIN_JOB_OPERATION_SAVE}
+    client._job_completed(None, domain, saved, None)
+    completed = scene.told()
+    # A save that was given up is no completed job; the domain is resumed all the same.
+    client._lifecycle(None, domain, LIBRARY.VIR_DOMAIN_EVENT_RESUMED, 0, None)
+    given_up = scene.told()
+    client._lifecycle(None, domain, LIBRARY.VIR_DOMAIN_EVENT_SUSPENDED, 0, None)
+    assert (completed, given_up, scene.told()) == ("refilled", "refilled", "changed")
