@@ -9,6 +9,7 @@ import pytest
 
 from balloon_daemon.linux.process_figures import ProcessFigures
 from balloon_daemon.units import MIB
+from tests.harness.faults import fault
 
 
 @pytest.fixture
@@ -72,6 +73,30 @@ def test_process_that_is_gone_or_cannot_be_named_has_no_figures() -> None:
     for pid in (gone, 0, -1):
         figures = ProcessFigures(pid)
         assert (figures.read_bytes(), figures.resident_bytes()) == (None, None)
+
+
+@fault("VMM's process holds a lease on its files in /proc")
+def test_file_that_its_process_holds_a_lease_on_is_not_waited_for() -> None:
+    # A plain open(2) would wait until the kernel takes the lease away, and succeed then.
+    program = (
+        "import fcntl, os, signal, sys\n"
+        "signal.signal(signal.SIGIO, signal.SIG_IGN)\n"
+        "file = os.open('/proc/self/io', os.O_RDONLY)\n"
+        "try: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n"
+        "except OSError as err: print(err, flush=True)\n"
+        "else: print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline().decode().strip()
+        found = ProcessFigures(process.pid).read_bytes()
+        process.kill()
+    if said != "held":
+        pytest.skip(f"this kernel allows no lease on a file of /proc: {said}")
+    assert found is None
 
 
 def test_process_that_has_ended_and_was_not_waited_for_has_no_memory() -> None:

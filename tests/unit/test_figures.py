@@ -26,8 +26,6 @@ from tests.harness.faults import fault
 from tests.harness.fd_room import open_fds
 from tests.harness.waiting import wait_until
 
-LOCKED = "any user puts many locks on a file that balloond reads"
-
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, FigureFile]:
@@ -37,7 +35,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, FigureFile]:
     return files
 
 
-@fault(LOCKED)
+@fault("any user puts many locks on a file that balloond reads")
 @pytest.mark.usefixtures("kept")
 def test_no_source_of_figures_closes_a_file_between_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -109,7 +107,7 @@ def test_few_files_stay_open(tmp_path: Path, kept: dict[str, FigureFile]) -> Non
     assert len(open_fds() - before) == len(kept) == MOST_KEPT
 
 
-@fault(LOCKED)
+@fault("any user puts many locks on a file that balloond reads")
 def test_closes_that_have_taken_long_are_left_to_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "CLOSED_HERE_S", 0.0)
     closes, before = Closes(), open_fds()
@@ -129,7 +127,7 @@ def test_closes_that_have_taken_long_are_left_to_a_child(monkeypatch: pytest.Mon
     wait_until(is_idle, what="the child has ended")
 
 
-@fault(LOCKED)
+@fault("any user puts many locks on a file that balloond reads")
 def test_no_file_is_opened_while_too_many_wait_for_their_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
