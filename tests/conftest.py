@@ -1,8 +1,12 @@
 """How Hypothesis runs here and what signals do, whichever folder or file is run alone."""
 
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from tests.harness.kept_figures import close_figures
 
 # A deadline for each example measures how busy the machine is. The folders' budgets are a second
 # a test and less, and what would break them is the number of examples, which each test states.
@@ -15,3 +19,11 @@ settings.load_profile("balloond")
 for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _no_figures_kept() -> Iterator[None]:
+    """Closes files of figures after each test: each test has other ones, and all the numbers that
+    `LowNumbers` occupies would be taken by them."""
+    yield
+    close_figures()

@@ -2,8 +2,8 @@
 
 Runs in the controller. A source never blocks, and raises nothing because of the figures that it
 reads: if a figure cannot be read, the reading is *unknown* (``read`` gives None), and the next
-reading tries again; a source keeps nothing but the alarm's fd from one reading to the next. A
-source that the host has switched off gives a known answer: nothing is low (``NeverLow``).
+reading tries again; a source keeps nothing from one reading to the next but the alarm and its open
+files. A source that the host has switched off gives a known answer: nothing is low (``NeverLow``).
 
 How one loop uses a source:
 
@@ -27,6 +27,7 @@ from balloon_daemon.host.notices import LowMemoryStatistics as LowMemoryStatisti
 from balloon_daemon.host.notices import SourceNotices, Unknown
 from balloon_daemon.host.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.linux.cgroup import CgroupLimit, MemoryCgroups
+from balloon_daemon.linux.figures import FigureFile
 from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 from balloon_daemon.units import MIB, format_size
@@ -42,6 +43,7 @@ critical margin."""
 # A number of MiB in a file of a low-memory directory (``available``, ``margin``). 12 digits allow
 # almost an EiB, more than any host has.
 _NUMBER = re.compile(rb"[0-9]{1,12}")
+_MOST_BYTES = 256
 
 
 class LowMemorySource(Protocol):
@@ -117,8 +119,8 @@ class ChromeosLowMemory(SourceNotices):
     ) -> None:
         super().__init__()
         self.directory = directory
-        # Make both paths once, as strings: an idle daemon reads both files every second.
-        self._available, self._margin = f"{directory}/available", f"{directory}/margin"
+        self._available = FigureFile(f"{directory}/available")
+        self._margin = FigureFile(f"{directory}/margin")
         self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
         self._alarm = None if device is None else DeviceAlarm(device)
 
@@ -159,7 +161,7 @@ class ChromeosLowMemory(SourceNotices):
             self.note_wakeup()
 
     def describe(self) -> str:
-        margin = self._margin
+        margin = self._margin.path
         if self._margin_mib is not None:
             margin = f"a margin of {self._margin_mib:,} MiB"
         if self._alarm is None:
@@ -170,10 +172,12 @@ class ChromeosLowMemory(SourceNotices):
             woken = f"woken by {self._alarm.path}"
             if self.needs_poll:
                 woken = f"polled, and {woken} at the margin of its own"
-        return f"{self._available} against {margin}; {woken}; now {_now(self._measure())}"
+        return f"{self._available.path} against {margin}; {woken}; now {_now(self._measure())}"
 
     def close(self) -> None:
-        """Closes the alarm; ``wait_fd`` is None afterwards."""
+        """Closes the files and the alarm; ``wait_fd`` is None afterwards."""
+        self._available.close()
+        self._margin.close()
         if self._alarm is not None:
             self._alarm.close()
         self._alarm = None
@@ -183,7 +187,7 @@ class ChromeosLowMemory(SourceNotices):
         if isinstance(margin_mib, NeverLow):
             return margin_mib
         try:
-            available_mib = _whole_number(self._available, _read_words(self._available))
+            available_mib = _whole_number(self._available.path, _read_words(self._available))
         except (OSError, ValueError) as err:
             return Unknown("available memory", _in_words(err))
         if isinstance(margin_mib, Unknown):
@@ -194,8 +198,8 @@ class ChromeosLowMemory(SourceNotices):
         try:
             words = _read_words(self._margin)
             if words == [b"off"]:
-                return NeverLow(f"{self._margin} says off")
-            return _whole_number(self._margin, words, several=True)
+                return NeverLow(f"{self._margin.path} says off")
+            return _whole_number(self._margin.path, words, several=True)
         except (OSError, ValueError) as err:
             return Unknown("the margin", _in_words(err))
 
@@ -430,22 +434,9 @@ def _whole_mib(margin_bytes: int) -> int:
     return margin_bytes // MIB
 
 
-def _read_words(path: str) -> list[bytes]:
-    """The words of a small file.
-
-    The file is opened at each reading (some µs), so that a file put in its place is noticed.
-
-    Raises:
-        OSError: the kernel's reason, with the file's name.
-    """
-    # O_NONBLOCK: opening a FIFO put there by mistake must not block the daemon.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 256).split()
-    except OSError as err:
-        raise OSError(err.errno, err.strerror, path) from err
-    finally:
-        os.close(fd)
+def _read_words(file: FigureFile) -> list[bytes]:
+    """The words of a small file. Raises OSError: the kernel's reason, with the file's name."""
+    return file.read(_MOST_BYTES).split()
 
 
 def _whole_number(path: str, words: list[bytes], *, several: bool = False) -> int:

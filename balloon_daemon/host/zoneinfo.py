@@ -6,9 +6,12 @@ by some 8 MiB a second. Of 1 GiB freed on a CPU that had just used as much, MemA
 three quarters at first, and over half 20 s later.
 """
 
+import os
 import re
 from mmap import PAGESIZE
 from pathlib import Path
+
+from balloon_daemon.linux.figures import read_figures
 
 ZONEINFO = Path("/proc/zoneinfo")
 
@@ -30,7 +33,7 @@ def per_cpu_free_bytes(total_bytes: int, path: Path = ZONEINFO) -> int:
         Bytes; 0 also where the file cannot be read or has another format.
     """
     try:
-        content = path.read_bytes()
+        content = read_figures(os.fspath(path))
     except OSError:
         return 0
     # If the zones have more memory than MemTotal (``total_bytes``), the file describes a larger

@@ -14,6 +14,7 @@ import gc
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
@@ -49,7 +50,9 @@ class LowNumbers:
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < _WORTH_IT:
             return
         with contextlib.suppress(OSError):
-            fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            # A socket: nobody else can lock it. Any user may put so many locks on /dev/null that
+            # each close of it takes long (``linux/figures.py``), and a device's start waits here.
+            fd = socket.socket(socket.AF_UNIX).detach()
             while fd < LOW:
                 self._fds.append(fd)
                 fd = os.dup(fd)

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from balloon_daemon.linux.figures import read_figures, read_once
 from balloon_daemon.linux.mountinfo import Mount, read_mounts
 from balloon_daemon.linux.systemd import is_process_of_unit
 
@@ -109,7 +110,7 @@ class MemoryCgroups:
 
     def _read_membership(self) -> bytes:
         try:
-            return _read(f"{self._proc}/cgroup")
+            return read_figures(f"{self._proc}/cgroup")
         except OSError:
             return b""  # A kernel without cgroups has no /proc/self/cgroup.
 
@@ -124,7 +125,7 @@ class MemoryCgroups:
                 return None
             self._limited.add(directory)
             used = _number(f"{directory}/{self._files.usage}") or 0
-            stat = _read(f"{directory}/memory.stat")
+            stat = read_figures(f"{directory}/memory.stat")
         except OSError as err:
             if err.errno not in (errno.ENOENT, errno.ENODEV):
                 self.problem = f"{err.filename}: {err.strerror}"
@@ -210,7 +211,7 @@ def _search(top: str, hidden: int, names: Sequence[str]) -> tuple[str, ...]:
     us = str(os.getpid()).encode()
     for found in islice(glob.iglob(pattern, root_dir=top, include_hidden=True), MOST_SEARCHED):
         try:
-            if us in _read(f"{top}/{found}").split():
+            if us in read_once(f"{top}/{found}").split():
                 return PurePosixPath(found).parent.parts
         except OSError:
             continue  # The cgroup has gone, or is threaded and refuses the read.
@@ -254,19 +255,9 @@ def _number(path: str) -> int | None:
         OSError: the file cannot be read; the kernel's reason, with the file's name.
         ValueError: the file holds no number; says which file and what it holds.
     """
-    content = _read(path).strip()
+    content = read_figures(path).strip()
     if content == b"max":
         return None
     if not content.isdigit() or len(content) > 20:
         raise ValueError(f"{path} holds {content[:40]!r}, not a number of bytes")
     return int(content)
-
-
-def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return b"".join(iter(lambda: os.read(fd, 1 << 16), b""))
-    except OSError as err:
-        raise OSError(err.errno, err.strerror, path) from err
-    finally:
-        os.close(fd)

@@ -209,24 +209,25 @@ def mount_of(fd: int) -> int | None:
     return mount if said & _STATX_MNT_ID else None
 
 
-def blocks_of(fd: int) -> int | None:
-    """How many blocks of 512 bytes an open file occupies; waits for no file system's server.
+def blocks_of(path: str) -> int | None:
+    """How many blocks of 512 bytes a file occupies; waits for no file system's server.
 
     Args:
-        fd: the file, perhaps opened with O_PATH.
+        path: the file, by a link of the kernel's (``/proc/PID/fd/N``).
 
     Returns:
-        The number; None where the kernel does not say it.
+        The number; None where there is no such file, or the kernel does not say it.
     """
-    said, blocks, _ = _statx(fd, _STATX_BLOCKS)
+    said, blocks, _ = _statx(-1, _STATX_BLOCKS, os.fsencode(path))
     return blocks if said & _STATX_BLOCKS else None
 
 
-def _statx(fd: int, wanted: int) -> tuple[int, int, int]:
-    """What is known of (a mask), an open file's blocks, and its mount."""
+def _statx(fd: int, wanted: int, path: bytes = b"") -> tuple[int, int, int]:
+    """What is known of (a mask), a file's blocks, and its mount; the file is an open one, or is
+    at an absolute path."""
     answer = ctypes.create_string_buffer(_STATX.size)
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-    if LIBC.syscall(_SYS_STATX, fd, b"", flags, wanted, answer):
+    if LIBC.syscall(_SYS_STATX, fd, path, flags, wanted, answer):
         return 0, 0, 0
     said, blocks, mount = _STATX.unpack(answer.raw)
     return said, blocks, mount

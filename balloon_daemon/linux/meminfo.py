@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from balloon_daemon.linux.figures import read_figures
 from balloon_daemon.linux.mountinfo import MOUNTINFO, read_mounts
 from balloon_daemon.units import KIB
 
@@ -74,7 +75,7 @@ def host_memory(
         OSError: the file cannot be read; the kernel's reason.
         ValueError: the file lacks MemTotal, or both MemAvailable and MemFree.
     """
-    figures = dict(_FIELD.findall(path.read_bytes()))
+    figures = dict(_FIELD.findall(read_figures(os.fspath(path))))
     total = _kib(figures, b"MemTotal") * KIB
     if not total:
         raise ValueError(f"{path} has no MemTotal")
@@ -122,7 +123,7 @@ def _others(default_kib: int, hugepages: Path) -> list[tuple[int, int]]:
     """For each size but the default: KiB in huge pages, and how much of it is surplus."""
     found = []
     try:
-        names = os.listdir(hugepages)
+        names = _sizes(hugepages)
     except OSError:
         return []
     for name in names:
@@ -136,10 +137,17 @@ def _others(default_kib: int, hugepages: Path) -> list[tuple[int, int]]:
     return found
 
 
+# Cached: the kernel has all its sizes from boot on, and a listing closes the directory, which
+# takes long where somebody has locked it (``linux/figures.py``).
+@cache
+def _sizes(hugepages: Path) -> list[str]:
+    return os.listdir(hugepages)
+
+
 def _number(path: Path) -> int:
     """A file's whole number; 0 where it cannot be read."""
     try:
-        return int(path.read_bytes())
+        return int(read_figures(os.fspath(path)))
     except (OSError, ValueError):
         return 0
 

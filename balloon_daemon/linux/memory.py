@@ -7,6 +7,7 @@ import stat
 from typing import NamedTuple
 
 from balloon_daemon.errors import MemoryFileError, printable
+from balloon_daemon.linux.figures import read_figures
 from balloon_daemon.linux.libc import mount_of
 from balloon_daemon.units import format_size
 
@@ -97,13 +98,12 @@ def _file_system(fd: int) -> str:
     if mount is None:
         return ""
     try:
-        with open("/proc/self/mountinfo", "rb") as mounts:
-            for line in mounts:
-                if line.split(b" ", 1)[0] == b"%d" % mount:
-                    kind = line.rpartition(b" - ")[2].split()[0].decode("ascii", "replace")
-                    # Whoever mounts a file system of FUSE chooses a part of its type, of any
-                    # length and with any characters.
-                    return printable(kind[:MAX_KIND])
+        for line in read_figures("/proc/self/mountinfo").split(b"\n"):
+            if line.split(b" ", 1)[0] == b"%d" % mount:
+                kind = line.rpartition(b" - ")[2].split()[0].decode("ascii", "replace")
+                # Whoever mounts a file system of FUSE chooses a part of its type, of any length
+                # and with any characters.
+                return printable(kind[:MAX_KIND])
     except (OSError, IndexError):
         pass
     return ""

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from balloon_daemon.linux.figures import read_figures
+
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 _ESCAPED = re.compile(r"\\([0-7]{3})")
@@ -39,7 +41,7 @@ def read_mounts(path: Path = MOUNTINFO) -> list[Mount]:
     # Split lines at newlines and fields at blanks only: the kernel escapes blanks, tabs, newlines
     # and backslashes in a mount point's name (fs/proc_namespace.c, mangle), but no other white
     # space.
-    for line in os.fsdecode(path.read_bytes()).split("\n"):
+    for line in os.fsdecode(read_figures(os.fspath(path))).split("\n"):
         before, _, after = line.partition(" - ")
         fields, types = before.split(" "), after.split(" ")
         if len(fields) >= 6 and len(types) >= 3:

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from balloon_daemon.linux.figures import read_figures
+
 MOUNTS = Path("/proc/self/mountinfo")
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
@@ -50,7 +52,7 @@ def pages_of(fds: Iterable[int]) -> set[tuple[int, str]]:
 def _mount_options() -> dict[str, str]:
     """The ``huge=``, else ``never``, of each mounted file system, by its device's numbers."""
     try:
-        content = MOUNTS.read_bytes().decode(errors="replace")
+        content = read_figures(os.fspath(MOUNTS)).decode(errors="replace")
     except OSError:
         return {}
     found: dict[str, str] = {}
@@ -69,7 +71,7 @@ def _mount_options() -> dict[str, str]:
 
 def _chosen_word(path: Path) -> str:
     try:
-        words = path.read_text().split()
+        words = read_figures(os.fspath(path)).decode(errors="replace").split()
     except OSError:
         return "never"  # A kernel without transparent huge pages has no such file.
     return next((word.strip("[]") for word in words if word.startswith("[")), "never")

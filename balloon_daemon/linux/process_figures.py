@@ -9,34 +9,53 @@ import contextlib
 import os
 import re
 
+from balloon_daemon.linux.figures import FigureFile, read_once
+
+_MOST_BYTES = 4096
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _FIELD = re.compile(rb"^(rchar|read_bytes): ([0-9]{1,20})$", re.MULTILINE)
 _HUGE = re.compile(rb"^HugetlbPages:\s+([0-9]{1,15}) kB$", re.MULTILINE)
 _STATM = re.compile(rb"[0-9]{1,20} ([0-9]{1,15}) ")
 
 
-def read_bytes_of(pid: int) -> int | None:
-    """How many bytes a process has read since it began; None: unknown.
+class ProcessFigures:
+    """A process's figures that are read again and again; their files stay open from the first
+    reading on, for as long as it lives.
 
-    ``rchar`` counts what read(2) and its kin have copied, from the page cache, too. It leaves out
-    native AIO (QEMU's ``aio=native``), whose reads are in ``read_bytes``: what was fetched from
-    storage for it. The greater of the two is what a VMM has read for its guest either way, and at
-    times more: ``rchar`` also counts packets that a VMM reads from a network tap itself (without
-    vhost-net).
+    Args:
+        pid: its number. SO_PEERCRED names a process outside this PID namespace as 0: it has none.
     """
-    found = {name: int(digits) for name, digits in _FIELD.findall(_read(pid, "io"))}
-    return max(found.values(), default=None)
 
+    def __init__(self, pid: int) -> None:
+        self._io = FigureFile(f"/proc/{pid}/io")
+        self._statm = FigureFile(f"/proc/{pid}/statm")
 
-def resident_bytes_of(pid: int) -> int | None:
-    """How much of the host's memory a process occupies, shared memory included; None: unknown.
+    def read_bytes(self) -> int | None:
+        """How many bytes it has read since it began; None: unknown.
 
-    /proc/PID/statm has it from counters, while smaps_rollup would walk all page tables of a VM
-    under its lock.
-    """
-    match = _STATM.match(_read(pid, "statm"))
-    # All zero: it is ending, and has no memory any more.
-    return (int(match[1]) * _PAGE_BYTES or None) if match else None
+        ``rchar`` counts what read(2) and its kin have copied, from the page cache, too. It leaves
+        out native AIO (QEMU's ``aio=native``), whose reads are in ``read_bytes``: what was fetched
+        from storage for it. The greater of the two is what a VMM has read for its guest either
+        way, and at times more: ``rchar`` also counts packets that a VMM reads from a network tap
+        itself (without vhost-net).
+        """
+        found = {name: int(digits) for name, digits in _FIELD.findall(_again(self._io))}
+        return max(found.values(), default=None)
+
+    def resident_bytes(self) -> int | None:
+        """How much of the host's memory it occupies, shared memory included; None: unknown.
+
+        /proc/PID/statm has it from counters, while smaps_rollup would walk all page tables of a VM
+        under its lock.
+        """
+        match = _STATM.match(_again(self._statm))
+        # All zero: it is ending, and has no memory any more.
+        return (int(match[1]) * _PAGE_BYTES or None) if match else None
+
+    def close(self) -> None:
+        """Closes its files; the next reading opens them again."""
+        self._io.close()
+        self._statm.close()
 
 
 def huge_page_bytes_of(pid: int) -> int | None:
@@ -71,11 +90,14 @@ def files_of(pid: int) -> list[str]:
 
 def _read(pid: int, name: str) -> bytes:
     """A file of a process; empty where there is none, or it is not to be read."""
-    # SO_PEERCRED names a process outside this PID namespace as 0.
-    if pid <= 0:
-        return b""
     try:
-        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
-            return file.read(4096) or b""
+        return read_once(f"/proc/{pid}/{name}", _MOST_BYTES)
+    except OSError:
+        return b""
+
+
+def _again(file: FigureFile) -> bytes:
+    try:
+        return file.read(_MOST_BYTES)
     except OSError:
         return b""

@@ -2,7 +2,7 @@
 
 import psutil
 
-from balloon_daemon.guests.jailed.closing_child import NAME
+from balloon_daemon.linux.closing_child import NAME
 from tests.harness.daemon import Daemon
 
 

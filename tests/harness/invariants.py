@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+
+from tests.harness.kept_figures import close_figures
 
 
 class InvariantBrokenError(AssertionError):
@@ -16,14 +18,24 @@ def require(holds: object, what: str, *seen: object) -> None:
 
 
 def open_fds(pid: int | str = "self") -> int:
-    """How many file descriptors a process has open, without the one used for counting."""
-    return len(os.listdir(f"/proc/{pid}/fd")) - (pid == "self")
+    """How many file descriptors a process has open, without the one used for counting, and another
+    process's without its files of figures, which stay open once they have been read."""
+    numbers = os.listdir(f"/proc/{pid}/fd")
+    if pid == "self":
+        return len(numbers) - 1
+    figures = 0
+    for number in numbers:
+        with suppress(FileNotFoundError):  # closed after the listing
+            figures += os.readlink(f"/proc/{pid}/fd/{number}").startswith(("/proc/", "/sys/"))
+    return len(numbers) - figures
 
 
 @contextmanager
 def no_fd_left_open() -> Iterator[None]:
     """Checks that the block closes all descriptors that it opens or is given."""
+    close_figures()
     before = open_fds()
     yield
+    close_figures()
     after = open_fds()
     require(after == before, "file descriptors left open", after - before)

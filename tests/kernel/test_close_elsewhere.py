@@ -18,10 +18,11 @@ import pytest
 from balloon_daemon.errors import FrontendError
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run
 from balloon_daemon.fake_guest.wire import Wire
-from balloon_daemon.guests.jailed import closing, closing_child
+from balloon_daemon.guests.jailed import closing
 from balloon_daemon.guests.jailed.closing import MAX_HANGING, Closer
-from balloon_daemon.guests.jailed.closing_child import NAME, ClosingChild
 from balloon_daemon.handover.keeper_start import keeper_path
+from balloon_daemon.linux import closing_child
+from balloon_daemon.linux.closing_child import NAME, ClosingChild
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind
 from balloon_daemon.units import MIB, PAGE_SIZE, FrontendAddr, GuestAddr
 from balloon_daemon.vhost_user.backend import Backend

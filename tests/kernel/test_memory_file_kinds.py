@@ -16,6 +16,7 @@ from types import FrameType
 import pytest
 
 from balloon_daemon.linux import memory
+from balloon_daemon.linux.figures import read_figures
 from balloon_daemon.linux.memory import MemoryFile, inspect_memory_file, memory_file_use
 from balloon_daemon.units import MIB
 from tests.fakes import memory_files
@@ -104,6 +105,7 @@ def test_descriptor_of_no_memory_is_never_freed_never_mapped_and_not_waited_for(
     make: Callable[[], int],
 ) -> None:
     fd = make()
+    read_figures("/proc/self/mountinfo")  # It stays open.
     before = open_fds()
 
     found = inspect_memory_file(fd)
@@ -237,7 +239,7 @@ def test_list_of_mounts_that_cannot_be_read_leaves_a_file_of_no_kind(
         closed.set()
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(memory, "read_figures", refuse)
     found = inspect_memory_file(fd)
     monkeypatch.undo()
     os.close(fd)

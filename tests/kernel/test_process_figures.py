@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from balloon_daemon.linux.process_figures import read_bytes_of, resident_bytes_of
+from balloon_daemon.linux.process_figures import ProcessFigures
 from balloon_daemon.units import MIB
+from tests.harness.faults import fault
 
 
 @pytest.fixture
@@ -43,9 +44,10 @@ def tell(process: "subprocess.Popen[bytes]", what: str, size: int) -> None:
 
 def test_what_a_process_reads_is_counted(other: "subprocess.Popen[bytes]") -> None:
     tell(other, "read", 1)
-    before = read_bytes_of(other.pid)
+    figures = ProcessFigures(other.pid)
+    before = figures.read_bytes()
     tell(other, "read", 8 * MIB)
-    after = read_bytes_of(other.pid)
+    after = figures.read_bytes()
     assert before is not None
     assert after is not None
     assert 8 * MIB <= after - before < 9 * MIB
@@ -55,9 +57,10 @@ def test_shared_memory_that_a_process_touches_is_resident(
     other: "subprocess.Popen[bytes]",
 ) -> None:
     tell(other, "read", 1)
-    before = resident_bytes_of(other.pid)
+    figures = ProcessFigures(other.pid)
+    before = figures.resident_bytes()
     tell(other, "touch", 32 * MIB)
-    after = resident_bytes_of(other.pid)
+    after = figures.resident_bytes()
     assert before is not None
     assert after is not None
     assert after - before >= 31 * MIB
@@ -68,10 +71,35 @@ def test_process_that_is_gone_or_cannot_be_named_has_no_figures() -> None:
         process.wait()
         gone = process.pid
     for pid in (gone, 0, -1):
-        assert (read_bytes_of(pid), resident_bytes_of(pid)) == (None, None)
+        figures = ProcessFigures(pid)
+        assert (figures.read_bytes(), figures.resident_bytes()) == (None, None)
+
+
+@fault("VMM's process holds a lease on its files in /proc")
+def test_file_that_its_process_holds_a_lease_on_is_not_waited_for() -> None:
+    # A plain open(2) would wait until the kernel takes the lease away, and succeed then.
+    program = (
+        "import fcntl, os, signal, sys\n"
+        "signal.signal(signal.SIGIO, signal.SIG_IGN)\n"
+        "file = os.open('/proc/self/io', os.O_RDONLY)\n"
+        "try: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)\n"
+        "except OSError as err: print(err, flush=True)\n"
+        "else: print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline().decode().strip()
+        found = ProcessFigures(process.pid).read_bytes()
+        process.kill()
+    if said != "held":
+        pytest.skip(f"this kernel allows no lease on a file of /proc: {said}")
+    assert found is None
 
 
 def test_process_that_has_ended_and_was_not_waited_for_has_no_memory() -> None:
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert resident_bytes_of(process.pid) is None
+        assert ProcessFigures(process.pid).resident_bytes() is None

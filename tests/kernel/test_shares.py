@@ -26,7 +26,7 @@ from tests.harness.frozen import Frozen
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
 from tests.harness.other_user import NOBODY, as_user
-from tests.harness.short_host import at_rest, fd_numbers
+from tests.harness.short_host import fd_numbers, fds_but_figures
 from tests.harness.slow_close import lingering_socket
 from tests.harness.waiting import HANG_S, wait_until
 from tests.harness.whole_vm import OF_VMM, attach, events, facts, wait_for_device
@@ -130,7 +130,7 @@ def test_sockets_that_linger_and_many_descriptors_cost_no_neighbour_its_balloon(
 ) -> None:
     neighbour = attach(make_guest(), short_daemon)
     wait_for_device([neighbour], short_daemon, "vm1")
-    before = len(at_rest(short_daemon))
+    before = len(fds_but_figures(short_daemon))
     null = os.open(os.devnull, os.O_RDONLY)
     most = 0
     with contextlib.ExitStack() as stack:
@@ -150,7 +150,7 @@ def test_sockets_that_linger_and_many_descriptors_cost_no_neighbour_its_balloon(
         f"vm{number}" for number in range(2, 100)
     }
     low_mem.set_plenty()
-    run([neighbour], lambda: len(at_rest(short_daemon)) <= before)
+    run([neighbour], lambda: len(fds_but_figures(short_daemon)) <= before)
 
 
 def test_vm_of_a_user_whose_share_is_taken_is_reset_all_the_same(short_daemon: Daemon) -> None:
@@ -207,7 +207,7 @@ def test_connections_with_sockets_that_linger_in_them_take_up_no_numbers(
 ) -> None:
     neighbour = attach(make_guest(), short_daemon)
     wait_for_device([neighbour], short_daemon, "vm1")
-    before = len(at_rest(short_daemon))
+    before = len(fds_but_figures(short_daemon))
     with contextlib.ExitStack() as stack:
         lingering = stack.enter_context(lingering_socket())
         linger_in(short_daemon, enemy_uid, stack)
@@ -220,7 +220,7 @@ def test_connections_with_sockets_that_linger_in_them_take_up_no_numbers(
         assert len(fd_numbers(short_daemon.pid)) < before + 100
         rebind(neighbour, short_daemon, low_mem)
     low_mem.set_plenty()
-    run([neighbour], lambda: len(at_rest(short_daemon)) <= before)
+    run([neighbour], lambda: len(fds_but_figures(short_daemon)) <= before)
 
 
 @fault("one user's VMMs take more than three quarters of the descriptors")

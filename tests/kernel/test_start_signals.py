@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from balloon_daemon.fake_guest.machine import run
-from balloon_daemon.guests.jailed import closing_child
 from balloon_daemon.handover.keeper_start import keeper_path
+from balloon_daemon.linux import closing_child
 from balloon_daemon.linux.signals import END_SIGNALS, HANGS_AFTER_S
 from tests.harness.daemon import BALLOOND
 from tests.harness.faults import fault

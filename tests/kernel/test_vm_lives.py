@@ -34,7 +34,7 @@ from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.harness.short_host import at_rest, limit_for_room, limited
+from tests.harness.short_host import at_rest, fds_but_figures, limit_for_room, limited
 from tests.harness.whole_vm import (
     LOST,
     OF_VMM,
@@ -538,7 +538,7 @@ def test_requests_that_were_not_offered_are_refused_and_no_more(
     guest = start_vm(make_guest(SETTINGS), daemon)
     assert guest.frontend is not None
     wait_for_device([guest], daemon, "vm1")
-    before = len(at_rest(daemon))
+    before = len(fds_but_figures(daemon))
     requests = (
         Q.SET_LOG_FD,
         Q.SEND_RARP,
@@ -557,7 +557,7 @@ def test_requests_that_were_not_offered_are_refused_and_no_more(
     file.close()
 
     # A child closes what a VMM has sent, in its own time. Another one may have been idle before.
-    run_until([guest], lambda: len(at_rest(daemon)) <= before)
+    run_until([guest], lambda: len(fds_but_figures(daemon)) <= before)
     assert_served([guest], low_mem)
     assert said(daemon, *OF_VMM) == [
         f"{request.name}: is not offered; refused" for request in requests

@@ -24,7 +24,7 @@ from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.harness.short_host import at_rest, fd_numbers
+from tests.harness.short_host import fds_but_figures
 from tests.harness.waiting import HANG_S, wait_until
 from tests.harness.whole_vm import (
     OF_VMM,
@@ -71,9 +71,9 @@ def assert_served(guest: FakeGuest, low_mem: LowMemDir) -> None:
 
 def wait_for_descriptors(daemon: Daemon, count: int) -> None:
     wait_until(
-        lambda: len(fd_numbers(daemon.pid)) == count,
+        lambda: len(fds_but_figures(daemon)) == count,
         what=f"it has {count} descriptors open",
-        seen=lambda: len(fd_numbers(daemon.pid)),
+        seen=lambda: len(fds_but_figures(daemon)),
     )
 
 
@@ -82,7 +82,7 @@ def test_crowd_that_connects_and_says_nothing_costs_nothing_afterwards(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     neighbour = attached(daemon, make_guest)
-    before, lines = len(at_rest(daemon)), len(daemon.records())
+    before, lines = len(fds_but_figures(daemon)), len(daemon.records())
 
     with crowd(daemon, b""):
         wait_for_descriptors(daemon, before + CROWD)
@@ -124,7 +124,7 @@ def test_crowd_that_sends_garbage_is_closed_with_few_lines(
     daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     neighbour = attached(daemon, make_guest)
-    before = len(at_rest(daemon))
+    before = len(fds_but_figures(daemon))
 
     began = time.monotonic()
     with crowd(daemon, b"\xff" * 64) as visitors:
@@ -202,7 +202,7 @@ def test_half_a_message_held_open_holds_up_nobody(
     sent: int, said: str, daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:
     neighbour = attached(daemon, make_guest)
-    before = len(at_rest(daemon))
+    before = len(fds_but_figures(daemon))
     half = encode_request(FrontendRequest.SET_VRING_KICK, bytes(8))[:sent]
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as vmm:
@@ -217,7 +217,7 @@ def test_half_a_message_held_open_holds_up_nobody(
         low_mem.set_low()
         guests = [neighbour, late]
         run(guests, lambda: all(guest.driver.actual * 4096 == MAXIMUM for guest in guests))
-        held = len(at_rest(daemon))
+        held = len(fds_but_figures(daemon))
         assert [r for r in daemon.records() if r.get("vm") == "vm2"] == []
 
     wait_for_descriptors(daemon, held - 2)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from balloon_daemon.errors import ConfigError, SourceError
@@ -29,6 +28,7 @@ from balloon_daemon.linux.meminfo import HostMemory, host_memory
 from balloon_daemon.sizing.balloon_policy import NeverLow, Reading
 from balloon_daemon.units import GIB, MIB
 from tests.harness.faults import fault
+from tests.harness.fd_room import open_fds
 
 
 @pytest.fixture
@@ -330,17 +330,21 @@ def test_notices_nobody_takes_are_bounded(directory: Path) -> None:
     assert len(notices(source)) <= 8
 
 
-def test_reading_keeps_no_descriptor_open(directory: Path) -> None:
+def test_source_keeps_its_files_open_until_it_is_closed(directory: Path) -> None:
+    before = open_fds()
     source = ChromeosLowMemory(directory)
-    before = psutil.Process().num_fds()
 
     source.read()
+    kept = open_fds() - before
     (directory / "available").write_text("")
     source.read()
+    assert open_fds() - before == kept
+    assert len(kept) == 2
     turn_into_directory(directory / "available")
     source.read()
-
-    assert psutil.Process().num_fds() == before
+    assert len(open_fds() - before) == 1
+    source.close()
+    assert open_fds() == before
 
 
 def test_source_without_device_has_to_be_polled(directory: Path) -> None:

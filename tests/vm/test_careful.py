@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.linux.process_figures import read_bytes_of
+from balloon_daemon.linux.process_figures import ProcessFigures
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.whole_vm import facts
@@ -44,11 +44,12 @@ def start(vms: Running, suite: str, directory: Path, *, careful: bool) -> Balloo
 
 def seconds_in_need(vm: BalloonedVm, seconds: int) -> int:
     """In how many of the next seconds the guest reads from its disk what it had in memory."""
-    found, before = 0, read_bytes_of(vm.guest.qemu.pid)
+    qemu = ProcessFigures(vm.guest.qemu.pid)
+    found, before = 0, qemu.read_bytes()
     assert before is not None
     for _ in range(seconds):
         time.sleep(1.0)
-        now = read_bytes_of(vm.guest.qemu.pid)
+        now = qemu.read_bytes()
         assert now is not None
         found += now - before > 2 * MIB
         before = now

@@ -4,15 +4,12 @@ Runs in the controller. All figures are None, and all answers "no", for a proces
 may not be examined. Nothing here waits: the kernel answers by itself.
 """
 
-import os
-
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.linux.libc import blocks_of
 from balloon_daemon.linux.process_figures import (
+    ProcessFigures,
     files_of,
     huge_page_bytes_of,
-    read_bytes_of,
-    resident_bytes_of,
     start_time_of,
 )
 
@@ -35,6 +32,7 @@ class HostSide:
         started = None if pid is None or pid <= 1 else start_time_of(pid)
         self._pid = 0 if pid is None or started is None else pid
         self._started = started or 0
+        self._figures = ProcessFigures(self._pid)
         self._memory_file = memory_file
 
     @property
@@ -56,24 +54,16 @@ class HostSide:
         """How much of the host's memory the VM's memory occupies: the blocks of its memory file,
         else the resident set of the whole process."""
         if not self._memory_file:
-            return resident_bytes_of(self._pid)
-        try:
-            # O_PATH asks no file system's server, and whatever the file is it is not opened. Open
-            # it for this moment only: a descriptor that stays open would keep the memory of a VM
-            # that has ended, and its close would wait until the kernel has freed that.
-            file = os.open(self._memory_file, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            blocks = blocks_of(file)
-        finally:
-            os.close(file)
+            return self._figures.resident_bytes()
+        # Not opened, not even for a moment (O_PATH): its VMM may have put so many locks on it that
+        # the close would take long, or may end, and the close would free the memory.
+        blocks = blocks_of(self._memory_file)
         return None if blocks is None else blocks * 512
 
     def disk_read_bytes(self) -> int | None:
         """How much the process has read: of a VMM nearly all is what its guest has read from its
         disks."""
-        return read_bytes_of(self._pid)
+        return self._figures.read_bytes()
 
     def look(self) -> Fault | None:
         """Looks for a reason why this VM's balloon would free nothing; None: there is none.
@@ -81,12 +71,14 @@ class HostSide:
         Takes as long as the process has files, and so is for now and then.
         """
         if self._pid and start_time_of(self._pid) != self._started:
-            self._pid = 0  # The number may be another process's by now.
+            # The number may be another process's by now.
+            self._pid = 0
+            self._figures = ProcessFigures(0)
         if any(name.startswith(PINNING) for name in files_of(self._pid)):
             return Fault.PINNED
         # The resident set leaves pages of hugetlbfs out, so it is the VMM's own memory where the
         # guest's is in such pages.
         huge_bytes = huge_page_bytes_of(self._pid) or 0
-        if huge_bytes > (resident_bytes_of(self._pid) or 0):
+        if huge_bytes > (self._figures.resident_bytes() or 0):
             return Fault.HUGETLB
         return None

@@ -6,8 +6,8 @@ server of a file system (FUSE, NFS) might never answer.
 
 import contextlib
 import os
-from pathlib import Path
 
+from balloon_daemon.linux.figures import read_once
 from balloon_daemon.linux.mountinfo import read_mounts
 
 MAX_THREADS = 256
@@ -32,7 +32,7 @@ def has_thread(pid: int, thread: int) -> bool:
 
 def _inner_number(pid: int, task: str) -> int:
     try:
-        status = Path(f"/proc/{pid}/task/{task}/status").read_bytes()
+        status = read_once(f"/proc/{pid}/task/{task}/status")
     except OSError:
         return -1
     line = next((line for line in status.split(b"\n") if line.startswith(b"NSpid:")), b"NSpid: -1")

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from balloon_daemon.guests.jailed.closing_child import ClosingChild
+from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind
 from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
 

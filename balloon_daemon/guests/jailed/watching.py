@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from balloon_daemon.guests.seam import Stats
-from balloon_daemon.linux.process_figures import read_bytes_of
+from balloon_daemon.linux.process_figures import ProcessFigures
 
 
 class Watching:
@@ -21,7 +21,7 @@ class Watching:
     """
 
     def __init__(self, vmm_pid: int, look: Callable[[], None]) -> None:
-        self._vmm_pid = vmm_pid
+        self._vmm = ProcessFigures(vmm_pid)
         self._look = look
         self._every_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -29,19 +29,23 @@ class Watching:
     @property
     def knows_disk_reads(self) -> bool:
         """Whether the kernel tells what the VMM has read."""
-        return read_bytes_of(self._vmm_pid) is not None
+        return self._vmm.read_bytes() is not None
 
     def watch(self, every_s: float | None) -> None:
         """Looks now, and so often from now on; None: no more."""
         if every_s == self._every_s:
             return
         self._every_s = every_s
-        self.end()
+        self._stop()
         if every_s is not None:
             self._due(every_s)
 
     def end(self) -> None:
         """Looks no more."""
+        self._stop()
+        self._vmm.close()
+
+    def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -53,7 +57,7 @@ class Watching:
         """
         if self._every_s is None:
             return stats
-        return replace(stats, disk_read_bytes=read_bytes_of(self._vmm_pid))
+        return replace(stats, disk_read_bytes=self._vmm.read_bytes())
 
     def _due(self, every_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(every_s, self._due, every_s)

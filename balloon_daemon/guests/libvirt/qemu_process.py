@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from balloon_daemon.linux.figures import read_once
+
 _MAX_PID_BYTES = 32
 _MAX_COMMAND_BYTES = 1 << 20
 _MEMORY_FILES = ("/memfd:memory-backend-memfd",)
@@ -26,10 +28,8 @@ def find_pid(uri: str, name: str, uuid: str) -> int | None:
     if directory is None or "/" in name:
         return None
     try:
-        with (directory / f"{name}.pid").open("rb") as file:
-            pid = int(file.read(_MAX_PID_BYTES))
-        with Path(f"/proc/{pid}/cmdline").open("rb") as file:
-            words = file.read(_MAX_COMMAND_BYTES).split(b"\0")
+        pid = int(read_once(f"{directory}/{name}.pid", _MAX_PID_BYTES))
+        words = read_once(f"/proc/{pid}/cmdline", _MAX_COMMAND_BYTES).split(b"\0")
     except (OSError, ValueError):
         return None
     return pid if uuid.encode() in words else None

@@ -1,0 +1,194 @@
+"""Reads small files of the kernel's, such as /proc/meminfo, which other users may lock.
+
+Runs in the controller. Whoever may read a file may put locks on it, by the million (fcntl(2),
+F_RDLCK), and each close(2) of that file, by any process, looks at all of them (fs/locks.c,
+locks_remove_posix): 25 ms for 200,000. So a file that is read again and again stays open, and
+closes that take long are left to a child (``Closes``).
+
+A file's owner may also have a lease on it (fcntl(2), F_SETLEASE); a process's files in /proc are
+its user's. open(2) then waits until the owner gives the lease back, up to
+/proc/sys/fs/lease-break-time (45 s). With O_NONBLOCK, which also keeps a FIFO from blocking, it
+fails at once with EAGAIN.
+"""
+
+import errno
+import os
+import time
+
+from balloon_daemon.linux.closing_child import ClosingChild
+from balloon_daemon.linux.events import OwnedFd
+
+CLOSED_HERE_S = 0.1
+"""How long this process's own closes of such files may take, in all its life: one takes some 2 µs
+where nobody has locked the file."""
+
+TOGETHER = 16
+"""Descriptors that a child closes at a time."""
+
+MOST_LEFT = 256
+"""While so many descriptors wait for their close, no file is opened here."""
+
+MOST_KEPT = 256
+"""Files that ``read_figures`` keeps open; a host without deeply nested cgroups has some 20."""
+
+MOST_BYTES = 1 << 24
+"""More than any such file has: a list of 1,000 mounts has some 150 KiB."""
+
+_CHUNK_BYTES = 1 << 16
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+class Closes:
+    """Closes files that others may have locked: here, while such closes are quick, else in a
+    child."""
+
+    def __init__(self) -> None:
+        self._here_s = 0.0
+        self._left: list[int] = []
+        self._child: ClosingChild | None = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether too many descriptors wait for their close."""
+        return len(self._left) >= MOST_LEFT
+
+    def close(self, fd: int) -> None:
+        """Closes a descriptor, now or later."""
+        if self._here_s < CLOSED_HERE_S:
+            began_s = time.monotonic()
+            os.close(fd)
+            self._here_s += time.monotonic() - began_s
+            return
+        self._left.append(fd)
+        if len(self._left) >= TOGETHER:
+            self.close_left()
+
+    def close_left(self) -> None:
+        """Lets a child close all that wait, unless one is at work or the kernel allows none."""
+        if self._child is not None:
+            if not self._child.is_done():
+                return
+            self._child.end()
+            self._child = None
+        if self._left:
+            try:
+                self._child = ClosingChild(self._left)
+            except OSError:
+                return
+            self._left = []
+
+
+_CLOSES = Closes()
+
+
+class _FigureFd(OwnedFd):
+    """A descriptor of a file that others may have locked."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            _CLOSES.close(self.detach())
+
+
+class FigureFile:
+    """A file that is read again and again, and is open from the first reading on.
+
+    Args:
+        path: the file. One that is put in its place is noticed, by stat(2), at the next reading.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = _FigureFd(-1)
+        self._identity = (-1, -1)
+
+    def read(self, most_bytes: int = MOST_BYTES) -> bytes:
+        """The present content.
+
+        Args:
+            most_bytes: how much of it is read at most.
+
+        Raises:
+            OSError: the kernel's reason, with the file's name; the file is closed.
+        """
+        try:
+            found = os.stat(self.path)
+            if self._identity != (found.st_dev, found.st_ino):
+                self.close()  # Where no number is free, the next file needs this one's.
+                self._fd = _opened(self.path)
+                # A file that came after the stat(2) has another identity, and is opened anew next.
+                self._identity = (found.st_dev, found.st_ino)
+            return _content(self._fd.fileno(), most_bytes)
+        except OSError as err:
+            self.close()
+            raise OSError(err.errno, err.strerror, self.path) from err
+
+    def close(self) -> None:
+        """Closes the file; the next reading opens it again."""
+        self._fd.close()
+        self._identity = (-1, -1)
+
+
+_kept: dict[str, FigureFile] = {}
+
+
+def read_figures(path: str, most_bytes: int = MOST_BYTES) -> bytes:
+    """The present content of a file that this process reads again and again.
+
+    Args:
+        path: the file, which stays open; of more than ``MOST_KEPT``, the first one is closed.
+        most_bytes: how much of it is read at most.
+
+    Raises:
+        OSError: the kernel's reason, with the file's name.
+    """
+    file = _kept.get(path)
+    if file is None:
+        file = _kept[path] = FigureFile(path)
+        if len(_kept) > MOST_KEPT:
+            _kept.pop(next(iter(_kept))).close()
+    return file.read(most_bytes)
+
+
+def read_once(path: str, most_bytes: int = MOST_BYTES) -> bytes:
+    """The content of a file that is seldom read, which is closed afterwards.
+
+    Args:
+        path: the file.
+        most_bytes: how much of it is read at most.
+
+    Raises:
+        OSError: the kernel's reason, with the file's name.
+    """
+    try:
+        fd = _opened(path)
+        try:
+            return _content(fd.fileno(), most_bytes)
+        finally:
+            fd.close()
+    except OSError as err:
+        raise OSError(err.errno, err.strerror, path) from err
+
+
+def _opened(path: str) -> _FigureFd:
+    if _CLOSES.is_behind:
+        raise OSError(errno.EAGAIN, "closing files that somebody has locked takes too long", path)
+    try:
+        return _FigureFd(os.open(path, _FLAGS))
+    except OSError as err:
+        if err.errno == errno.EMFILE:
+            _CLOSES.close_left()
+        raise
+
+
+def _content(fd: int, most_bytes: int) -> bytes:
+    content = bytearray()
+    try:
+        while part := os.pread(fd, min(_CHUNK_BYTES, most_bytes - len(content)), len(content)):
+            content += part
+    except OSError as err:
+        if err.errno != errno.ESPIPE:
+            raise
+        return os.read(fd, most_bytes)  # A FIFO in the file's place.
+    return bytes(content)
