@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each folder and the folders that it may import from.
 FOLDERS = {
-    "tests": set[str](),  # tests/conftest.py
+    "tests": {"tests.harness"},  # tests/conftest.py
     "tests.fakes": set[str](),
     "tests.harness": {"tests.fakes"},
     "tests.soak": {"tests.harness", "tests.fakes"},
