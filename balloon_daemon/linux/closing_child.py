@@ -94,8 +94,20 @@ class ClosingChild:
                     return True
         return self._reap()
 
+    def kill(self) -> bool:
+        """Kills it, only while it has nothing to do; call ``end`` once it has ended.
+
+        Returns:
+            Whether ``fds`` tell that; otherwise call ``end`` now, which waits for it.
+        """
+        if self._has_ended or self._pidfd.fileno() < 0:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        return True
+
     def end(self) -> None:
-        """Kills it; only while it has nothing to do."""
+        """Kills and reaps it; only while it has nothing to do."""
         if not self._has_ended:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)

@@ -909,3 +909,24 @@ def test_memory_that_no_device_serves_is_freed_by_others(start_other: StartOther
     vmm.close()
 
     assert_closed_by_others(daemon, memory)
+
+
+def test_idle_children_that_end_are_not_waited_for(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "IDLE_S", 0.05)
+    closer, account = Closer(loop), FdAccount()
+    close_dropped(peer(closer, account), os.open("/dev/null", os.O_RDONLY))
+    turn_until(loop, lambda: account.waiting == 0, "it is closed")
+    (idle,) = children("")
+    waited = []
+    waitpid = os.waitpid
+
+    def waiting(pid: int, options: int) -> tuple[int, int]:
+        waited.append(options)
+        return waitpid(pid, options)
+
+    monkeypatch.setattr(os, "waitpid", waiting)
+    turn_until(loop, lambda: not psutil.pid_exists(idle.pid), "the child is reaped")
+    assert waited
+    assert set(waited) == {os.WNOHANG}

@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     path = enter(args.socket)
     become(args.uid)
-    # What an enemy computes for itself takes a processor for 3 to 6 ms at a time, and any process
-    # can do that: it is not for balloond to prevent. With SCHED_IDLE (sched(7)) the enemy gives way
-    # to whoever wakes up, so what is measured is what it makes balloond do.
+    # What an enemy computes for itself takes a processor for 3 to 6 ms at a time. Any process can
+    # do that, and balloond cannot prevent it. With SCHED_IDLE (sched(7)) the enemy gives way to
+    # whoever wakes up, so what is measured is what it makes balloond do.
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     enemy = Enemy(path, (str(args.socket), args.device), Random(args.seed))
     report_at, told = 0.0, False

@@ -15,11 +15,11 @@ import os
 import resource
 import socket
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from balloon_daemon.linux.closing_child import ClosingChild
-from balloon_daemon.linux.fd_kind import FdKind, fd_kind
+from balloon_daemon.linux.fd_kind import FdKind, fd_kind, is_memory
 from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
 
 MAX_HANGING = 16
@@ -37,9 +37,10 @@ PARKED_TOGETHER = 250
 MAX_TABLE = 65_536
 """Descriptors for which the table is allocated, half a MiB; the shipped unit allows as many."""
 
-IDLE_S = 1.0
-"""An idle child is kept for so long, because a fork costs 1 to 2 ms, and then ended, because it
-holds an old copy of each page that its parent writes."""
+IDLE_S = 10.0
+"""An idle child is kept for so long, because a fork costs 2 to 4 ms in which the event loop stands
+still, and a user may have 16 closes hang every few seconds. Then it is ended, because it keeps old
+copies of the controller's pages."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 1.0
 """When to try again where the kernel allows no process: soon at first, then ever later."""
@@ -67,6 +68,8 @@ class Closer:
         _make_table()
         self._working: dict[ClosingChild, _Work] = {}
         self._idle: list[ClosingChild] = []
+        self._ending = set[ClosingChild]()
+        """Killed, and not reaped yet."""
         self._idle_was_used = False
         """Whether an idle child was used since the last ``_end_idle``."""
         self._idle_look: asyncio.TimerHandle | None = None
@@ -87,9 +90,9 @@ class Closer:
         """
         if not fds:
             return
-        kinds = {fd: fd_kind(fd) for fd in fds}
-        memory = [fd for fd, kind in kinds.items() if kind is FdKind.MEMORY]
-        others = [fd for fd, kind in kinds.items() if kind is not FdKind.MEMORY]
+        memory, others = list[int](), list[int]()
+        for fd in fds:
+            (memory if is_memory(fd) else others).append(fd)
         owner = ForeignFds(self) if owner is None else owner
         queue = self._queues.setdefault(owner.account, _Queue(owner.account))
         if self._may_start(queue) and self._start(queue, [*memory, *others], owner):
@@ -99,7 +102,7 @@ class Closer:
             # child beyond that limit: the last close of a memory file always ends, so this child
             # cannot hang.
             memory = []
-        if left := [*memory, *queue.park(others, kinds)]:
+        if left := [*memory, *queue.park(others)]:
             owner.wait(len(left))
             queue.left.append((left, owner))
 
@@ -168,6 +171,9 @@ class Closer:
             # An idle child ends only if somebody has killed it: forget it.
             self._idle.remove(child)
             self._end(child)
+        elif child in self._ending:
+            self._ending.remove(child)
+            self._end(child)
 
     def _done(self, child: ClosingChild) -> None:
         self._finish(child)
@@ -196,9 +202,13 @@ class Closer:
             self._idle_was_used = False
             self._idle_look = self._loop.call_later(IDLE_S, self._end_idle)
             return
-        for child in self._idle:
-            self._end(child)
-        self._idle = []
+        # Do not wait for their ends, which come once they are scheduled: 16 took 24 ms.
+        idle, self._idle = self._idle, []
+        for child in idle:
+            if child.kill():
+                self._ending.add(child)
+            else:
+                self._end(child)
 
     # --- waiting descriptors ------------------------------------------------------------------
 
@@ -264,13 +274,13 @@ class _Queue:
             self._close_lot()
         return fds, owner
 
-    def park(self, fds: Sequence[int], kinds: Mapping[int, FdKind]) -> list[int]:
+    def park(self, fds: Sequence[int]) -> list[int]:
         """Puts descriptors of the ``_PARKED`` kinds into a lot, without numbers; returns the
         others."""
         left: list[int] = []
         sockets: list[int] = []
         for fd in fds:
-            (sockets if kinds[fd] in _PARKED else left).append(fd)
+            (sockets if fd_kind(fd) in _PARKED else left).append(fd)
         for start in range(0, len(sockets), PARKED_TOGETHER):
             together = sockets[start : start + PARKED_TOGETHER]
             # Try twice: a lot is a socket whose queue holds the parked descriptors, and the queue
