@@ -37,7 +37,7 @@ PARKED_TOGETHER = 250
 MAX_TABLE = 65_536
 """Descriptors for which the table is allocated, half a MiB; the shipped unit allows as many."""
 
-IDLE_S = 10.0
+IDLE_S = 3.0
 """An idle child is kept for so long, because a fork costs 2 to 4 ms in which the event loop stands
 still, and a user may have 16 closes hang every few seconds. Then it is ended, because it keeps old
 copies of the controller's pages."""

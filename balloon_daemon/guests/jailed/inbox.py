@@ -15,7 +15,7 @@ CONFIG_ACCESS = frozenset((FrontendRequest.GET_CONFIG, FrontendRequest.SET_CONFI
 
 
 LOOK_EACH = 8
-"""How many messages are read between two checks for a hang-up. A VMM that has filled its
+"""How many messages are read at once between two checks for a hang-up. A VMM that has filled its
 connection with requests and is gone needs no answers; reading them all could take a minute."""
 
 
@@ -99,6 +99,9 @@ class Inbox:
         finally:
             turns.unwatch(fd)
         await turns.mine(fd)
+        if self.taken is not None and self._connection.is_hung_up():
+            # The messages that still wait may be hundreds, and their user's turns be used up.
+            raise EOFError
         self.taken = None
         if isinstance(received, Exception):
             try:

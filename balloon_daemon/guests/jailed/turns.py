@@ -31,13 +31,13 @@ turns, and those watched by the loop itself. A quarter is 5,000 accesses a secon
 Without a limit a flooding user keeps the controller on a processor all the time, and the scheduler
 lets a process that never sleeps wait milliseconds before each wake-up."""
 
-A_REQUEST_COUNTS = 4
+A_REQUEST_COUNTS = 8
 """How many times over the time of a task is charged, which handles requests. An access to the
 config space takes 50 µs. A request can take 1 ms, wakes the process that keeps descriptors and
 perhaps children that close some: with each of them a processor less is free for other users' VMs.
 """
 
-SAVED_S, OWED_S = 1.0, 0.1
+SAVED_S, OWED_S = 2.0, 0.1
 """How much of that time can be saved up (for some 35 VMs that start at the same moment), or
 owed."""
 
