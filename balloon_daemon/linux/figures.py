@@ -18,9 +18,9 @@ import time
 from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.events import OwnedFd
 
-CLOSED_HERE_S = 0.1
-"""How long this process's own closes of such files may take, in all its life: one takes some 2 µs
-where nobody has locked the file."""
+CLOSED_HERE_S, REGAINED = 0.1, 1 / 100
+"""How long this process's own closes of such files may take, and the part of the time by which
+they may take longer again. A close takes some 2 µs where nobody has locked the file."""
 
 TOGETHER = 16
 """Descriptors that a child closes at a time."""
@@ -43,7 +43,7 @@ class Closes:
     child."""
 
     def __init__(self) -> None:
-        self._here_s = 0.0
+        self._here_s, self._at_s = 0.0, 0.0
         self._left: list[int] = []
         self._child: ClosingChild | None = None
 
@@ -54,8 +54,10 @@ class Closes:
 
     def close(self, fd: int) -> None:
         """Closes a descriptor, now or later."""
+        began_s = time.monotonic()
+        self._here_s = max(0.0, self._here_s - (began_s - self._at_s) * REGAINED)
+        self._at_s = began_s
         if self._here_s < CLOSED_HERE_S:
-            began_s = time.monotonic()
             os.close(fd)
             self._here_s += time.monotonic() - began_s
             return

@@ -11,8 +11,10 @@ from balloon_daemon.host.zoneinfo import per_cpu_free_bytes
 from balloon_daemon.linux import figures
 from balloon_daemon.linux.cgroup import MemoryCgroups
 from balloon_daemon.linux.figures import (
+    CLOSED_HERE_S,
     MOST_KEPT,
     MOST_LEFT,
+    REGAINED,
     TOGETHER,
     Closes,
     FigureFile,
@@ -125,6 +127,28 @@ def test_closes_that_have_taken_long_are_left_to_a_child(monkeypatch: pytest.Mon
         return open_fds() == before
 
     wait_until(is_idle, what="the child has ended")
+
+
+@fault("any user puts many locks on a file that balloond reads")
+def test_closes_are_made_here_again_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, closes, before = [1000.0], Closes(), open_fds()
+
+    def close(fd: int) -> None:
+        now_s[0] += 2 * CLOSED_HERE_S
+        os_close(fd)
+
+    os_close = os.close
+    monkeypatch.setattr("balloon_daemon.linux.figures.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("balloon_daemon.linux.figures.os.close", close)
+    closes.close(os.memfd_create("slow"))
+    closes.close(os.memfd_create("waits"))
+    now_s[0] += 2 * CLOSED_HERE_S / REGAINED
+    closes.close(os.memfd_create("slow again"))
+    left = open_fds() - before
+    assert len(left) == 1
+    assert "memfd:waits" in left.pop()
+    for fd in closes._left:
+        os_close(fd)
 
 
 @fault("any user puts many locks on a file that balloond reads")
