@@ -33,14 +33,15 @@ class PolicyStatus(NamedTuple):
 
 
 class ProtectionStatus(NamedTuple):
-    """What speaks for a guest whose VM is careful.
+    """How a careful VM's guest is protected from being asked for memory.
 
     Attributes:
-        objection: why it is asked for no more at this moment; None: it may be.
-        signs: what showed that it is in need, while it is left alone for that.
-        left_alone_s: for how many seconds more it is left alone; 0: it is not.
-        stats_age_s: how old its statistics are; None: it has sent none.
-        missing_bytes: how many bytes of its balloon the host has not got; 0: all is well.
+        objection: why the guest must not be asked for more at this moment; None: nothing is
+            against it.
+        signs: what showed that the guest needs memory, if it is left alone because of that.
+        left_alone_s: for how many seconds more the guest is left alone; 0: it is not.
+        stats_age_s: how old the guest's statistics are; None: it has sent none.
+        missing_bytes: how many bytes of the balloon the host has not got back; 0: all is well.
     """
 
     objection: Reason | None

@@ -28,7 +28,10 @@ def default_socket() -> Path:
 
 
 def fallback_directory() -> Path:
-    """The directory for a user without a runtime directory; in /tmp, so it has to be checked."""
+    """The directory for a user without a runtime directory.
+
+    It is in /tmp, where another user could have made it: so it has to be checked before use.
+    """
     return Path(f"/tmp/balloond-{os.geteuid()}")
 
 
@@ -48,12 +51,13 @@ class Config:
             to it is one VM. None: there is no such socket.
         vm_mem_bytes: size of a VM at that socket; None: the size of its memory table.
         policy_file: the device's seccomp policy.
-        low_mem_dir: directory of ``available`` and ``margin``; None: the host's own source.
+        low_mem_dir: directory of the files ``available`` and ``margin``; None: the host's own
+            source.
         margin_bytes: overrides the source's own margin.
         policy: the balloon policy's numbers.
         poll_s: how often to read the source where the kernel cannot wake us, in seconds.
         page_reporting: let guests report free memory (VIRTIO_BALLOON_F_REPORTING).
-        vms: the VMs that are named.
+        vms: the VMs that the configuration names.
         discover: where more VMs are found.
         profile: the rules for the VMs at ``socket``.
     """
@@ -90,6 +94,6 @@ class Config:
 
     @property
     def main_socket(self) -> Path:
-        """The path beside which this balloond's keeper and files are: the same whichever VMs are
-        named, and whether or not that socket is opened."""
+        """The path beside which this balloond's keeper and files are. The path does not depend on
+        the VMs that are named, nor on whether a socket is opened there."""
         return default_socket() if self.socket is None else self.socket

@@ -34,10 +34,10 @@ from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 from balloon_daemon.units import format_size
 
 LIMIT_BYTES = 1 << 20
-"""Bytes of the file; a VM takes some hundred."""
+"""The largest file that is read; a VM takes some hundred bytes."""
 
 MOST_NAME = 64
-"""Characters of a VM's name, as the store of VMs takes them (``handover/state.py``)."""
+"""The most characters of a VM's name, as in the store of VMs (``handover/state.py``)."""
 
 HOST_KEYS = ("margin", "low_mem_dir", "socket")
 WAYS = tuple(kind.value for kind in Kind)
@@ -56,8 +56,8 @@ def read_config(path: Path) -> Config:
     """The settings in a configuration file.
 
     Args:
-        path: the file. Where root reads it, nobody else may be able to write it: who can, decides
-            how much memory VMs keep, and where root makes sockets.
+        path: the file. Where root reads it, nobody else may be able to write it: whoever can write
+            it decides how much memory VMs keep, and where root makes sockets.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -97,7 +97,7 @@ def parse_config(text: str, file: str) -> Config:
 
     Args:
         text: TOML 1.0.
-        file: the file's name, for mistakes.
+        file: the file's name, for messages.
 
     Raises:
         ConfigFileError: it has mistakes.
@@ -141,7 +141,7 @@ def reached_twice(config: Config) -> Iterator[str]:
     """The sockets that are named by two VMs, or by a VM and as ``socket``; a line each."""
     whose = {} if config.socket is None else {str(config.socket): "[host] socket"}
     for vm in config.vms:
-        # A libvirt connection has many domains; a VM is the one of its name.
+        # Several VMs may have one libvirt connection: each is the domain of its name.
         if vm.kind is Kind.LIBVIRT or not vm.address:
             continue
         key = f"{table_of(vm.name)} {vm.kind.value}"
@@ -231,7 +231,7 @@ def _vm(name: str, content: object, mistakes: list[str]) -> VmConfig:
         memory = format_size(vm_mem_bytes)
         table.mistake("floor", f"{format_size(floor_bytes)} is more than its memory, {memory}")
     table.end(VM_KEYS)
-    # A misspelt way to reach it is one mistake, not two.
+    # A misspelt one of WAYS is an unknown key already: do not report it twice.
     if (
         not named
         and isinstance(content, dict)

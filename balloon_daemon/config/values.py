@@ -1,5 +1,4 @@
-"""Values as operators write them in the configuration file: what they must be, and what is said of
-others.
+"""Checks values as operators write them in the configuration file.
 
 Each parser takes a value of TOML, which may be of any type, and raises ConfigError, whose text
 shows the value and names the remedy.
@@ -65,7 +64,7 @@ def parse_profile(value: object) -> Profile:
 
 
 def parse_path(value: object) -> Path:
-    """An absolute path: the service's current directory is nobody's."""
+    """An absolute path: a relative one would depend on the directory where balloond starts."""
     path = _text(value, "path", "/run/balloond/web.sock")
     if not path.startswith("/"):
         raise ConfigError(f"{shown(path)} is a relative path; write it from / on")

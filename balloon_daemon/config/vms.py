@@ -25,7 +25,7 @@ class VmConfig(NamedTuple):
         kind: how it is reached.
         address: a socket's path; for libvirt a connection URI.
         settings: how much of its memory may be taken, and when.
-        vm_mem_bytes: its size, for ``VHOST_USER`` alone; None: what its memory table says.
+        vm_mem_bytes: its size, for ``VHOST_USER`` alone; None: the size of its memory table.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Discover(NamedTuple):
     """``[discover]``: where VMs are found that no ``[vm.NAME]`` names.
 
     Attributes:
-        libvirt: connection URIs; all of their domains.
+        libvirt: connection URIs of libvirts, all of whose domains are found.
         qmp: patterns of monitor sockets' paths, as of glob(7).
     """
 
@@ -48,5 +48,5 @@ class Discover(NamedTuple):
 
     @property
     def places(self) -> tuple[str, ...]:
-        """All of them."""
+        """All URIs and patterns."""
         return self.libvirt + self.qmp

@@ -67,10 +67,10 @@ class _Return:
 
     @property
     def is_late(self) -> bool:
-        """Whether the guest keeps a balloon that nobody empties any more.
+        """Whether the guest's balloon is not empty, and nobody will empty it after balloond's end.
 
-        A guest that stands still, or whose driver does not listen yet, empties its balloon by
-        itself when it goes on, where its VMM has been told and keeps the target.
+        A paused guest, or one whose driver does not listen yet, will empty its balloon on its own
+        if its VMM has taken the target and keeps it.
         """
         kept = Ability.KEPT_BY_VMM in self.vm.can
         told = kept and self.task.done() and self.vm.state is not GuestState.RUNNING

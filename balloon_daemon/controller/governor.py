@@ -86,7 +86,7 @@ class Governor:
         """Handles a guest's report.
 
         Raises:
-            StateError: ``Attached`` has a row that no policy can be in.
+            StateError: the row of ``Attached`` is no state of a policy.
         """
         vm = self._vms.get(vm_id)
         if vm is None:
@@ -184,8 +184,8 @@ class Governor:
     def _tell_policy(
         self, vm_id: VmId, vm: Vm, report: Actual | Stats | Held | StateChanged
     ) -> None:
-        """Tells the policy what a guest has reported. For a VM of the profile seed that is only
-        its balloon's size, of which nothing follows at once."""
+        """Tells the policy what a guest has reported. Of a VM of the profile seed the policy is
+        told only the balloon's size, and decides nothing at once."""
         if not self._policy.governs(vm_id):
             return
         if vm.settings.profile is not Profile.SEED:
@@ -199,7 +199,7 @@ class Governor:
         now_s = self._loop.time()
         step = self._policy.step(host_events.Resized(vm_id, vm_mem_bytes), now_s)
         if self._policy.vm_mem_bytes(vm_id) != vm_mem_bytes:
-            return  # Halted.
+            return  # HostPolicy is halted, because balloond ends.
         quiet = vm.sizes.admit(now_s) is None
         max_bytes = self._policy.policy(vm_id).max_bytes
         steps = self._settings.steps

@@ -48,7 +48,7 @@ class Registry:
         self._last = 0
         self.tasks: dict[VmId, asyncio.Task[None]] = {}
         self.drivers: dict[VmId, GuestDriver] = {}
-        """Who has found each VM that has not gone."""
+        """The driver that has found each VM; without the VMs that are gone."""
 
     def of(self, driver: GuestDriver) -> "DriversRegistry":
         """The registry for one driver."""
@@ -130,14 +130,14 @@ class Controller:
         self._registry: Registry
         self._hurry: asyncio.Future[None] | None = None
         self.listening = False
-        """Whether it has begun to serve; from then on even a failure leaves the VMs in the
-        store."""
+        """Whether the controller has begun to serve; from then on even a failure leaves the VMs in
+        the store."""
 
     async def run(self) -> None:
         """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
 
-        SIGUSR1 ends it too, but leaves the VMs to the next balloond, where their driver can. The
-        signals are blocked when it begins, and again when it ends.
+        SIGUSR1 ends balloond too, but leaves to the next balloond all VMs whose driver can do so.
+        The signals are blocked when this method begins, and again when it ends.
         """
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
@@ -165,7 +165,7 @@ class Controller:
             self._publish(DrivesOthers(len(others), places))
         self.listening = True
         # Read once even where no VM listens: the log then says at the start what is wrong with
-        # the figures. A callback, as an error in it is published and does not end the start.
+        # the figures. Read in a callback: an error there is published and does not end the start.
         loop.call_soon(watch.read)
         release_end_signals()
         leaving, ended = False, True

@@ -44,7 +44,7 @@ def told_policy(vm: VmId, report: Actual | Stats | Held | StateChanged) -> Repor
 
 
 def event_of(vm: VmId, finding: Finding) -> ProtectionEvent:
-    """What was noticed about a VM, as an event."""
+    """A finding about a VM, as an event."""
     match finding:
         case InNeed(signs, balloon_bytes, left_alone_s):
             in_order = tuple(sorted(signs, key=lambda sign: sign.value))
@@ -62,7 +62,7 @@ def event_of(vm: VmId, finding: Finding) -> ProtectionEvent:
 
 
 def protection_status(guard: Guard, now_s: float) -> ProtectionStatus:
-    """What speaks for a guest at this moment."""
+    """How a careful VM's guest is protected at this moment."""
     left_alone_s, at_s = guard.left_alone_s(now_s), guard.stats_at_s
     return ProtectionStatus(
         guard.objection(now_s),

@@ -49,7 +49,8 @@ async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[See
 
     Args:
         config: the configuration.
-        low: gives descriptor numbers to start processes with.
+        low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
+            descriptors.
     """
     look = _Look()
     uris = [vm.address for vm in config.others if vm.kind is Kind.LIBVIRT]
@@ -62,7 +63,7 @@ async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[See
 
 
 class _Look:
-    """Looks at VMs, at so many at a time."""
+    """Looks at VMs, at ``AT_ONCE`` of them at a time."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
@@ -86,7 +87,8 @@ class _Look:
 
 
 def _with_sockets(config: Config) -> Sequence[VmConfig]:
-    """The VMs with a socket of their own VMM's, those that a pattern finds now among them."""
+    """The VMs that are reached by their VMM's socket: those that the configuration names, and
+    those whose socket matches a pattern of ``[discover]`` now."""
     vms = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
     named = {os.path.realpath(vm.address) for vm in vms}
     for resolved, path in sockets(config.discover.qmp)[0].items():
@@ -97,9 +99,9 @@ def _with_sockets(config: Config) -> Sequence[VmConfig]:
 
 
 async def _domains(uri: str, config: Config, low: LowNumbers, look: _Look) -> None:
-    """Looks at the domains of one libvirt: those that are named, and where it is discovered all
-    that run."""
-    # Imported here: libvirt's client is a process of its own, which other hosts do without.
+    """Looks at the domains of one libvirt: those that the configuration names, and all that run
+    where ``[discover]`` has this libvirt."""
+    # Imported here: a host without libvirt's VMs does not load these modules.
     from balloon_daemon.guests.libvirt.connection import Connection
     from balloon_daemon.guests.libvirt.control import DomainControl
 

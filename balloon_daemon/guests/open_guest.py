@@ -1,8 +1,7 @@
 """Makes the drivers of all VMs whose balloon belongs to their own VMM.
 
-Runs in the controller. With ``look.py`` the only module that knows all kinds. Each kind's modules
-are imported when a configuration names the first VM of that kind: a host without such VMs loads
-none of them.
+Runs in the controller. Only this module and ``look.py`` import the modules of all kinds of VMs,
+each kind's where the configuration has VMs of that kind.
 """
 
 from collections.abc import Callable
@@ -14,10 +13,10 @@ from balloon_daemon.guests.seam import GuestDriver
 from balloon_daemon.linux.apart import LowNumbers
 
 Low = Callable[[], LowNumbers]
-"""Gives descriptor numbers to start processes with."""
+"""Makes a ``LowNumbers``, which starts a process without any VMM's descriptors."""
 
 NEW_LOW: Low = LowNumbers
-"""Gives them in a process that starts none yet."""
+"""For a balloond without own devices: with them, their template shares its ``LowNumbers``."""
 
 
 def open_drivers(
@@ -31,9 +30,10 @@ def open_drivers(
     Args:
         config: the configuration.
         publish: takes events.
-        is_own: whether the VM of this process is attached to a device of ours; such a VM is not
-            driven in another way, too.
-        low: gives descriptor numbers to start processes with.
+        is_own: tells by a VMM's pid whether its VM is attached to balloond's own device; such a VM
+            is not driven through its VMM as well.
+        low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
+            descriptors.
     """
     drivers: list[GuestDriver] = []
     with_socket = [vm for vm in config.vms if vm.kind not in (Kind.VHOST_USER, Kind.LIBVIRT)]

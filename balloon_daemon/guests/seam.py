@@ -2,8 +2,8 @@
 
 Pure. A *guest* is one VM whose balloon can be moved, in whatever way its driver does that. The
 controller sets the balloon's size and knows nothing of the way; the guest reports the results.
-There is one unit in both directions: bytes of balloon, absolute, and the last value counts, so
-that the next value makes up for a lost one.
+Both directions carry the balloon's absolute size in bytes, of which only the latest counts: the
+next report or target makes up for a lost one.
 
 Reports come in this order: any number of ``StateChanged``, ``Actual``, ``Stats``, ``Held``,
 ``Refused`` and ``Stuck``; one ``Attached`` once the VM's size is known; from then on ``Resized``
@@ -27,7 +27,8 @@ class VmRow(NamedTuple):
     Attributes:
         vm_mem_bytes: the VM's size that the policy uses.
         level: the policy's level.
-        recheck_at_s: when to listen to low memory again, on CLOCK_MONOTONIC; None: it listens.
+        recheck_at_s: when the policy reacts to low memory again, on CLOCK_MONOTONIC; None: it does
+            now.
         release_at_s: when to try a step down, on CLOCK_MONOTONIC; None: there is nothing to give
             back.
     """
@@ -42,16 +43,16 @@ class Ability(Enum):
     """Abilities that some guests have and others lack."""
 
     STATS = "stats"
-    """It reports statistics when asked for them."""
+    """The guest reports statistics when asked for them."""
 
     DISK_READS = "disk-reads"
-    """Its statistics say how much it has read from its disks."""
+    """The guest's statistics say how much it has read from its disks."""
 
     DEFLATE_ON_OOM = "deflate-on-oom"
-    """Its driver takes pages back by itself before the guest's kernel kills a process."""
+    """The guest's driver takes pages back by itself before the guest's kernel kills a process."""
 
     KEPT_BY_VMM = "kept-by-vmm"
-    """Its VMM has the balloon and keeps the target, also when balloond has ended."""
+    """The balloon device is the VMM's own, which keeps the target after balloond has ended."""
 
 
 class GuestState(Enum):
@@ -65,12 +66,14 @@ class GuestState(Enum):
     """A driver listens."""
 
     PAUSED = "paused"
-    """Its virtual CPUs stand still, or the guest is suspended: a target waits until it goes on,
-    and a balloon that does not move is neither a stall nor a sign of need."""
+    """The virtual CPUs do not run, or the guest is suspended. Its driver follows a target only
+    when the guest runs again, so a balloon that does not move is neither a stall nor a sign of
+    need."""
 
     RETAKING = "retaking"
-    """Its memory was filled again by its VMM (a migration, a snapshot): its driver here gives the
-    whole balloon back and takes it again up to the target. Its movements are no sign of need."""
+    """A migration or a snapshot has read all of the guest's memory, by which the host allocated
+    what the balloon had freed. So balloond empties the balloon and fills it again in steps; these
+    movements are no sign of need."""
 
 
 # --- guest to controller ------------------------------------------------------------------------
@@ -107,7 +110,7 @@ class Resized(NamedTuple):
 
 @fact
 class StateChanged(NamedTuple):
-    """The guest is in another state, or in the same one still. Before the first of these it is
+    """The guest's state, which may be the same as before; until the first such report the state is
     ``RUNNING``."""
 
     state: GuestState
@@ -131,7 +134,8 @@ class Held(NamedTuple):
     """How much of the host's memory the VM's memory occupies, as the host's kernel counts it.
 
     Attributes:
-        held_bytes: blocks of its memory file, else the resident set of its VMM's process.
+        held_bytes: the blocks of the VM's memory file; without such a file, the resident set of
+            its VMM's process.
         at_s: when it was read, on CLOCK_MONOTONIC.
     """
 
@@ -141,7 +145,7 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The guest's statistics: bytes, or counts since it began; None for a figure that it lacks.
+    """The guest's statistics: bytes, or counts since the guest booted; None: not reported.
 
     Attributes:
         at_s: when they came, on CLOCK_MONOTONIC.
@@ -207,7 +211,7 @@ class Gone(NamedTuple):
 
 Report = Attached | Resized | StateChanged | Actual | Stats | Held | Refused | Stuck | Gone
 ReportTo = Callable[[VmId, Report], None]
-"""Takes a VM's report. Raises StateError: ``Attached`` has a row that no policy can be in."""
+"""Takes a VM's report. Raises StateError: the row of ``Attached`` is no state of a policy."""
 
 
 # --- controller to guest ------------------------------------------------------------------------
@@ -243,9 +247,9 @@ class Guest(Protocol):
         """
 
     def against_more(self, level: int) -> Reason | None:
-        """Why the guest must not be asked for more just now; None: it may be.
+        """Why the guest must not be asked for more memory just now; None: nothing is against it.
 
-        Must be cheap: it is called at each look at low memory.
+        Must be cheap: the policy calls this method each time that the host's memory is low.
 
         Args:
             level: the policy's level; at 0 the balloon is empty.
@@ -258,7 +262,8 @@ class Guest(Protocol):
         """Lets the balloon shrink to nothing, and waits until the driver reports that."""
 
     def leave(self) -> None:
-        """Leaves the VM to another balloond: ``serve``, cancelled next, gives up nothing."""
+        """Leaves the VM to another balloond: ``serve`` is cancelled next, and must then keep the
+        balloon and all that is stored of the VM."""
 
 
 # --- where guests come from ---------------------------------------------------------------------
@@ -268,10 +273,10 @@ class VmRegistry(Protocol):
     """The controller's side for a driver that finds VMs."""
 
     def next_vm(self, name: str = "") -> VmId:
-        """The id for the next VM; ``add`` uses it up.
+        """The id for the next VM, which stays the same until a guest with this id is added.
 
         Args:
-            name: its name; "": one made of its number.
+            name: the VM's name; "": ``vm`` and its number.
         """
 
     def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
@@ -286,7 +291,7 @@ class VmRegistry(Protocol):
         """Handles a VM's report.
 
         Raises:
-            StateError: ``Attached`` has a row that no policy can be in.
+            StateError: the row of ``Attached`` is no state of a policy.
         """
 
     def serve(self, guest: Guest) -> None:

@@ -1,9 +1,9 @@
 """Waits for a future for a limited time, without losing a cancellation of the waiting task.
 
 A guest's task is cancelled when its controller ends, and may be waiting at that moment. asyncio's
-own functions do not suit: ``wait_for`` of Python 3.11 returns the result and forgets a
-cancellation of the same turn of the loop; ``timeout`` raises CancelledError instead of
-TimeoutError in a task that was cancelled once before, such as a task that is cleaning up.
+own functions do not suit: ``wait_for`` of Python 3.11 swallows a cancellation if the result comes
+in the same turn of the loop; ``timeout`` raises CancelledError instead of TimeoutError in a task
+that was cancelled once before, such as a task that is cleaning up.
 """
 
 import asyncio

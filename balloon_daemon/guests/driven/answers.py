@@ -1,7 +1,7 @@
-"""Reads what VMMs answer in JSON, and trusts it no further than a number in range. Pure.
+"""Reads the JSON that VMMs answer, and takes numbers only where they are in range. Pure.
 
-Sizes that the VMM answers for are checked: an impossible one is ``NONSENSE``. A guest's statistics
-are the guest's, and only passed on by its VMM: one that makes no sense is left out, as unknown.
+Sizes come from the VMM itself: an impossible size raises ``NONSENSE``. Statistics come from the
+guest, and the VMM only passes them on: a statistic that is out of range is left out, as unknown.
 """
 
 import json
@@ -41,10 +41,10 @@ _STATS = {
     "direct_reclaims": "direct_reclaims",
 }
 """Each statistic's name in the answers of Firecracker, Cloud Hypervisor and crosvm (which share
-the first ten), and in the seam."""
+the first ten), and its field of ``Stats``."""
 
 _MOST = (1 << 64) - 2
-"""The greatest figure: 2**64 − 1 is a driver's −1, for one that it does not have."""
+"""The greatest statistic: 2**64 − 1 is −1, which a driver sends for a statistic that it lacks."""
 
 
 def shown(value: object) -> str:
@@ -62,7 +62,7 @@ def parse(text: bytes) -> object:
     """Parses JSON.
 
     Raises:
-        ControlError: it is none, or nested too deeply.
+        ControlError: the text is no JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -87,10 +87,10 @@ def whole_number(
     """A member that is a whole number from ``least`` to ``most``.
 
     Raises:
-        ControlError: it is something else, or missing.
+        ControlError: the member is something else, or missing.
     """
     value = member(answer, name)
-    # Not isinstance(): to Python, true is a number too.
+    # Not isinstance(): bool is a subclass of int.
     if type(value) is not int or not least <= value <= most:
         raise nonsense(name, value)
     return value
@@ -100,7 +100,7 @@ def flag(answer: object, name: str) -> bool:
     """A member that is true or false; false where it is null or missing.
 
     Raises:
-        ControlError: it is something else.
+        ControlError: the member is something else.
     """
     value = member(answer, name)
     if value is not None and not isinstance(value, bool):
@@ -112,7 +112,7 @@ def elements(answer: object, name: str) -> list[object]:
     """A member that is an array; empty where it is null or missing.
 
     Raises:
-        ControlError: it is something else.
+        ControlError: the member is something else.
     """
     value = member(answer, name)
     if value is not None and not isinstance(value, list):
@@ -139,21 +139,22 @@ def named_stats(answer: object, at_s: float) -> Stats | None:
 
 
 class Renewal:
-    """Tells whether a guest has sent its statistics anew, where its VMM answers with the last ones
-    for as long as no others come, however old they are.
+    """Tells new statistics from old ones: a VMM repeats the guest's last statistics in each answer
+    until the guest sends others.
 
-    The first ones that are read may be of any age, so they count only as something to compare
-    with.
+    The first statistics that are read may be of any age: they do not count as new, and only serve
+    for comparison.
     """
 
     def __init__(self) -> None:
         self._last: Hashable = None
 
     def seen(self, mark: Hashable) -> bool:
-        """Whether these are not the statistics of the last call.
+        """Whether the statistics differ from those of the last call; False at the first call.
 
         Args:
-            mark: what tells one sending from the next; never None.
+            mark: their time, or another value that changes when the guest sends statistics; never
+                None.
         """
         renewed = self._last is not None and mark != self._last
         self._last = mark

@@ -1,13 +1,13 @@
 """The balloons that VMs had before balloond, kept in a file for the next balloond.
 
 Runs in the controller. A VM's *base* is the balloon that it had when balloond first changed it,
-such as the one that libvirt's ``currentMemory`` makes. balloond gives back what it took beyond the
-base and nothing else, also where it was killed meanwhile: so a base is in the file before the VM's
-first target is sent.
+such as the one that libvirt's ``currentMemory`` makes. balloond gives back only what it took
+beyond the base, even where a balloond was killed in between: so the base is written to the file
+before the VM's first target is sent.
 
-An entry is for one process (its id and its start time): a VM that was started anew has a balloon
-of its own. The file may be lost, cut short or full of anything: such a file has no entries, and a
-VM without an entry keeps the balloon that it has.
+An entry is valid for one process of a VMM (its id and its start time): a VM that was started anew
+has another balloon. A file that is missing, truncated or corrupt counts as empty, and a VM without
+an entry keeps the balloon that it has.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ _MOST_BYTES = MIB
 """A file with more is not ours: an entry has some 100 bytes, and there are 1,024 VMs at most."""
 
 _MOST_ENTRIES = 4096
-"""Entries of processes that are gone are dropped, the oldest first."""
+"""The oldest entries beyond this number are dropped: most of them are of ended processes."""
 
 
 class BaseKey(NamedTuple):
-    """Which VM, for as long as its process lives.
+    """Identifies a VM for as long as its VMM's process lives.
 
     Attributes:
         name: its name.
         pid: its VMM's process; 0: unknown.
-        start_time: when that started, in clock ticks since boot; 0: unknown.
+        start_time: when that process started, in clock ticks since boot; 0: unknown.
     """
 
     name: str
@@ -73,7 +73,10 @@ class Bases:
         self._changed |= self._bases.pop(key, None) is not None
 
     def store(self) -> None:
-        """Writes all changes at once; what cannot be written is published once, and kept."""
+        """Writes the file, if an entry has changed.
+
+        A failure is published once; the entries stay in memory, and the next change writes them.
+        """
         if not self._changed:
             return
         self._changed = False
@@ -95,7 +98,8 @@ class Bases:
 def _write(path: Path, content: bytes) -> None:
     """Replaces the file in one step, so that no balloond ever finds half of it."""
     new = path.with_name(path.name + ".new")
-    # Another user's file or link in a directory that others may write to must not be followed.
+    # Others may be able to write to the directory: remove a link of theirs instead of writing to
+    # the file that the link names. O_EXCL fails if they have made another link since.
     with contextlib.suppress(FileNotFoundError):
         new.unlink()
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -108,7 +112,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _read(path: Path) -> dict[BaseKey, int]:
-    """The file's entries; none where any of it is wrong."""
+    """The file's entries; no entries where any part of the file is wrong."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -129,7 +133,7 @@ def _read(path: Path) -> dict[BaseKey, int]:
 
 
 def _entry(row: object) -> tuple[BaseKey, int]:
-    """An entry of the file. Raises ValueError: it is none."""
+    """An entry of the file. Raises ValueError: the row is no entry."""
     match row:
         case [str(name), int(pid), int(start_time), int(base_bytes)] if (
             bool not in map(type, row)

@@ -1,9 +1,9 @@
 """Which VMs are driven, by the processes of their VMMs. Pure.
 
-One VM may be named twice, as libvirt's domain and by a monitor of its QEMU's, or by two monitors:
-two drivers with two targets would fight over one balloon. The process tells, as it has one VM
-only. Of two addresses of one kind the VM's UUID must be the same, too, as one process may serve
-several VMs' sockets.
+A configuration may name one VM twice, as libvirt's domain and by a monitor of its QEMU, or by two
+monitors: two drivers would then set one balloon to two targets. Two addresses of different kinds
+reach the same VM if they lead to the same VMM process. Two of the same kind must also report the
+same UUID, as one process may have opened the sockets of several VMs.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Claims:
         self._of: dict[int, list[Claim]] = {}
 
     def other(self, claim: Claim) -> VmConfig | None:
-        """What drives the same VM already; None: nothing does."""
+        """The configuration by which the same VM is driven already; None: it is not driven."""
         for taken in self._of.get(claim.pid, ()):
             same_uuid = claim.vm_uuid and claim.vm_uuid == taken.vm_uuid
             if same_uuid or claim.config.kind is not taken.config.kind:

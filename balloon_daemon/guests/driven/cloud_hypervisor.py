@@ -3,13 +3,14 @@
 What the API lacks, and what follows:
 
 - A balloon's size shows only in ``memory_actual_size``, which is all memory less the balloon.
-- **Statistics** come with ``vm.balloon-stats``, which no version up to 53.0 has. Without it nobody
-  can tell whether a driver listens; with it, a guest that has sent no statistics and given nothing
-  has none.
-- They carry the host's time of day at which they came. It may be set meanwhile, so that it only
-  tells one sending from the next.
+- **Statistics** come with ``vm.balloon-stats``, a call that no version up to 53.0 has. Without
+  this call nothing shows whether a driver listens; with it, a guest that has sent no statistics
+  and whose balloon is empty counts as a guest without driver.
+- Statistics carry the host's wall-clock time at which they came. That clock may be set at any
+  moment, so this time only serves to tell new statistics from old ones.
 
-A VM in huge pages is refused, and one with an assigned device (VFIO, vDPA), which pins its memory.
+A VM whose memory is in huge pages is refused, and so is a VM with an assigned device (VFIO, vDPA),
+which pins its memory.
 
 Source: vmm/src/api/openapi/cloud-hypervisor.yaml, API 0.3.0, of 2026-08 (after release 53.0).
 """
@@ -112,11 +113,11 @@ class CloudHypervisorControl:
         )
 
     async def _stats(self) -> tuple[bool, Stats | None]:
-        """Whether the guest has ever sent statistics, and new ones."""
+        """Whether the guest has ever sent statistics; and its statistics, if they are new."""
         status, answer = await self._http.ask("GET", f"{_API}vm.balloon-stats")
         if status == _NOT_FOUND:
             self._has_stats = False
-        if status != 200:  # The driver has not acknowledged statistics, or there is none.
+        if status != 200:  # The driver has not acknowledged statistics, or there is no driver.
             return False, None
         updated_ms = whole_number(answer, "last_update")
         stats = named_stats(member(answer, "stats"), time.monotonic())
@@ -132,7 +133,7 @@ def _balloon(info: object) -> object:
 
 
 def _memory_bytes(memory: object) -> int:
-    """All memory of a VM: its own or its zones', with what is plugged."""
+    """All memory of a VM: its boot memory or that of its zones, and all memory plugged in."""
     total_bytes = 0
     for part in (memory, *elements(memory, "zones")):
         if flag(part, "hugepages"):

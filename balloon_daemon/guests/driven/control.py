@@ -4,9 +4,8 @@ Pure values and one Protocol. A ``Control`` is one connection to one VMM about o
 the VMM's language and knows its quirks; ``guests/driven/vm.py`` has everything that all VMMs have
 in common: when to connect again, which target is next, what is reported over the seam.
 
-What a VMM says is trusted no further than a number in range: a ``Control`` checks types, signs
-and bounds, limits each message in size and each wait in time, and raises ``ControlError`` for all
-else.
+A ``Control`` does not trust its VMM: it checks the types, signs and bounds of all figures, limits
+each message in size and each wait in time, and raises ``ControlError`` where a check fails.
 """
 
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from enum import Enum
 from typing import Protocol
 
 from balloon_daemon.errors import BalloondError
-from balloon_daemon.events.driven import Fault as Fault  # Drivers take it from here, too.
+from balloon_daemon.events.driven import Fault as Fault  # Exported again, for drivers.
 from balloon_daemon.guests.seam import Ability, GuestState, Stats
 
 CALL_WITHIN_S = 5.0
@@ -48,8 +47,9 @@ class Found:
         state: its state.
         can: its abilities.
         pid: its VMM's process, as the kernel knows it (SO_PEERCRED); None: unknown.
-        memory_file: a descriptor's path of the file that its memory is (``/proc/PID/fd/N``), whose
-            blocks count what the host holds; "" where its memory is not a file.
+        memory_file: the path (``/proc/PID/fd/N``) of the VMM's descriptor for the file that the
+            VM's memory is; the file's blocks are what the memory occupies on the host. "": no
+            file.
         vm_uuid: its UUID, as its VMM says it; "": unknown.
     """
 
@@ -73,8 +73,8 @@ class Sample:
         stats: its guest's statistics, with the time at which the *guest* sent them; None where it
             has sent none, or none since the last sample.
         at_s: when the rest was read, on CLOCK_MONOTONIC.
-        apart_bytes: memory that the guest has beside ``vm_mem_bytes``, of which the balloon's size
-            is not reckoned, such as virtio-mem's.
+        apart_bytes: the guest's memory that ``vm_mem_bytes`` does not count, such as virtio-mem's,
+            as the VMM does not count it for the balloon's size.
     """
 
     vm_mem_bytes: int
@@ -86,14 +86,14 @@ class Sample:
 
 
 class Notice(Enum):
-    """News from a VMM that needs no figure."""
+    """News from a VMM, without figures."""
 
     RESET = "reset"
     """The guest was reset: it has all its memory back until its next kernel's driver listens."""
 
     REFILLED = "refilled"
-    """The VMM has read all of the guest's memory (migration, snapshot), which allocates anew what
-    the balloon had freed."""
+    """The VMM has read all of the guest's memory (migration, snapshot), by which the host has
+    allocated again what the balloon had freed."""
 
     CHANGED = "changed"
     """Anything else: read a sample."""
@@ -106,7 +106,8 @@ class Control(Protocol):
     """One VM's balloon, by way of its VMM. All calls but ``close`` raise ``ControlError``.
 
     The caller makes one call at a time, and none after ``close`` or after a ``ControlError`` whose
-    fault is ``GONE``, ``HANGS`` or ``NONSENSE``: it closes then, and opens a new ``Control``.
+    fault is ``GONE``, ``HANGS`` or ``NONSENSE``: the caller then closes this ``Control`` and opens
+    a new one.
     """
 
     async def open(self, noticed: Noticed) -> Found:
@@ -120,15 +121,16 @@ class Control(Protocol):
         """Sets the balloon's wanted size, in whole pages of 4 KiB; returns when the VMM has taken
         it.
 
-        A VMM that takes the VM's size instead gets the difference to the size as it is now, which
-        is read anew before each call where it can change.
+        Some VMMs take the VM's size without the balloon instead. For these the ``Control``
+        subtracts the balloon from the VM's size, which it reads anew before each call where memory
+        can be plugged.
         """
 
     async def sample(self) -> Sample:
         """Reads the VM's figures."""
 
     async def watch(self, every_s: float | None) -> None:
-        """Has the guest send statistics so often; None: never, or as seldom as the VMM allows."""
+        """Sets how often the guest sends statistics, in seconds; None: balloond needs none."""
 
     async def gone(self) -> None:
         """Waits until the VMM has closed the connection. Raises nothing."""

@@ -1,16 +1,17 @@
 """Drives the balloon of a crosvm VM through its control socket.
 
-Each message is one JSON value in one packet (SOCK_SEQPACKET), and has one answer. What the socket
+Each request is one JSON value in one packet (SOCK_SEQPACKET), and has one answer. What the socket
 lacks, and what follows:
 
-- **The VM's size** is not told. It is the size of the file that crosvm keeps its memory in, which
-  needs the right to look at crosvm's descriptors (/proc/PID/fd); else the guest's own total, which
-  is less: a smaller balloon, nothing worse.
+- **The VM's size** is not told. It is the size of the file that is the VM's memory, if balloond
+  may look at crosvm's descriptors (/proc/PID/fd). Otherwise the total that the guest reports
+  counts as the size; it is less, so the balloon stays smaller, but nothing breaks.
 - **Statistics**, and with them the balloon's size, are answered when the guest's driver has
-  answered. While there is none, versions before June 2026 do not answer at all; later ones answer
-  ENOTCONN. A second request is never sent before the first one is answered: crosvm keeps each, and
-  orders behind it wait. A guest that has answered before and does not now stands still.
-- They are read on a connection of their own, as an answer does not say what it answers.
+  answered. Without a driver, versions before June 2026 never answer; later ones answer ENOTCONN.
+  crosvm queues each request, and requests to set the size wait behind it: so no second request
+  for statistics is sent before the first has its answer. A guest that has answered before and does
+  not now counts as paused.
+- Statistics are read on a second connection, as an answer does not name its request.
 
 Source: crosvm's vm_control/src/lib.rs (VmRequest, VmResponse), balloon_tube.rs
 (BalloonControlCommand), base/src/sys/linux/tube.rs (messages), 2023-08 and 2026-08.
@@ -49,7 +50,7 @@ MAX_MESSAGE_BYTES = 64 * 1024
 """The longest answer; one with statistics is below 1 KiB."""
 
 STATS_WITHIN_S = 1.0
-"""How long a guest may take to answer before it counts as standing still, or without driver."""
+"""How long a guest may take to answer before it counts as paused, or as one without driver."""
 
 _STATS: Mapping[str, object] = {"BalloonCommand": "Stats"}
 _MEMORY_FILE = "/memfd:crosvm_guest"
@@ -74,10 +75,10 @@ class PacketConnection:
     async def ask(self, request: Mapping[str, object], within_s: float) -> object:
         """Sends a request, or goes on waiting for the answer to the last one.
 
-        An answer that came after its call had ended is dropped: it may be old by now.
+        An answer that came after its call had timed out is dropped: it may be old by now.
 
         Returns:
-            The answer; None where there is none in time.
+            The answer; None where no answer comes in time.
 
         Raises:
             ControlError: the connection has ended, or the answer is no JSON.
@@ -124,7 +125,7 @@ class PacketConnection:
         except OSError:
             message = b""
         if not message or self._answer is None or self._answer.done():
-            self.close()  # Its end, or what nobody asked for.
+            self.close()  # End of file, or an answer without a request.
         else:
             self._answer.set_result(message)
 
@@ -143,10 +144,10 @@ class CrosvmControl:
         self._stats: PacketConnection | None = None
         self._memory_file, self._memory_bytes = "", 0
         self._guest_bytes = 0
-        """The most that the guest has called its total."""
+        """The greatest total memory that the guest has reported."""
         self._answered = False
         self._refused_bytes: int | None = None
-        """A size that waits for a driver."""
+        """The size to send again once a driver listens; None: crosvm has taken the last one."""
 
     async def open(self, noticed: Noticed) -> Found:
         self._orders = PacketConnection(self._path)
@@ -201,7 +202,7 @@ class CrosvmControl:
         return Sample(vm_mem_bytes, balloon_bytes, state, stats, now_s)
 
     async def watch(self, every_s: float | None) -> None:
-        """Does nothing: the guest sends statistics with each sample."""
+        """Does nothing: each sample asks the guest for statistics."""
 
     async def gone(self) -> None:
         assert self._orders is not None
@@ -220,7 +221,7 @@ def _has_driver(answer: object) -> bool:
     """Whether an answer comes from a guest with a driver.
 
     Raises:
-        ControlError: it is another error than the one that says so.
+        ControlError: the answer is an error other than ENOTCONN, which means no driver.
     """
     match answer:
         case {"Err": errno.ENOTCONN}:
@@ -241,5 +242,5 @@ def _memory_of(pid: int) -> tuple[str, int]:
             if os.readlink(path).startswith(_MEMORY_FILE):
                 return path, os.stat(path).st_size
     except OSError:
-        pass  # Not ours to see, or the process ends.
+        pass  # No permission, or the process has ended.
     return "", 0

@@ -1,8 +1,7 @@
 """Notices when names appear in directories or vanish from them, at the cost of a stat a second.
 
-Runs in the controller. A directory's mtime changes with its names. inotify(7) would cost less
-still, but says nothing of a directory that does not exist yet, and would take a system call of its
-own where one of Python's does.
+Runs in the controller. A directory's mtime changes with its names. inotify(7) would cost less, but
+cannot watch a directory that does not exist yet, and Python has os.stat() but no inotify.
 """
 
 import asyncio
@@ -13,8 +12,8 @@ from collections.abc import Callable
 LOOK_S = 1.0
 
 _FRESH_S = 2.0
-"""A change this short ago may be followed by another one with the same mtime, whose clock ticks
-each 4 ms or so."""
+"""A directory whose mtime is younger than this counts as changed at each look: two changes within
+one tick of the kernel's clock, 4 ms or so, leave the same mtime, so the second would be missed."""
 
 
 class Directories:
@@ -43,7 +42,7 @@ class Directories:
             try:
                 mtime = os.stat(name).st_mtime_ns
             except (OSError, ValueError):
-                mtime = None  # It does not exist, or not yet.
+                mtime = None  # The directory does not exist (yet).
             if mtime != before or (mtime is not None and mtime >= fresh_ns):
                 self._mtimes[name] = mtime
                 changed.add(name)

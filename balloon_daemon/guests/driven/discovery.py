@@ -14,7 +14,7 @@ MOST_SOCKETS = 1024
 
 
 def sockets(patterns: Iterable[str]) -> tuple[dict[str, str], set[str]]:
-    """The sockets that match patterns, and what else matches.
+    """The sockets that match patterns, and the other files that match them.
 
     Args:
         patterns: absolute paths with wildcards, as of glob(7).
@@ -29,7 +29,7 @@ def sockets(patterns: Iterable[str]) -> tuple[dict[str, str], set[str]]:
             try:
                 is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
             except OSError:
-                continue  # Gone meanwhile, or out of reach.
+                continue  # Removed meanwhile, or no permission.
             if not is_socket:
                 others.add(path)
             elif len(found) < MOST_SOCKETS:

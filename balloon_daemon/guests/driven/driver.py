@@ -35,9 +35,9 @@ class Wanted:
     """Which VMs are to be driven.
 
     Attributes:
-        vms: those that are named.
+        vms: the VMs that the configuration names.
         qmp: patterns of QEMU's monitor sockets.
-        controls: makes connections, for each kind that occurs.
+        controls: for each kind of VMM that occurs, the function that makes a connection.
         bases_path: the file for the balloons that VMs had before balloond.
         taken: names that no discovered VM may have.
     """
@@ -55,12 +55,12 @@ class DrivenVms:
     Args:
         wanted: which VMs.
         publish: takes events.
-        is_own: whether the VM of this process is attached to a device of ours.
+        is_own: tells by a VMM's pid whether its VM is attached to balloond's own device.
         claims: which VMs are driven.
     """
 
     keeps = True
-    """They keep the balloon that they have, and the next balloond takes them as they are."""
+    """A VM that balloond leaves keeps its balloon, and the next balloond takes over from there."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class DrivenVms:
         for path in sorted(others):
             if self._ignored.admit(path):
                 self._publish(SocketIgnored(printable(path)))
-        # A VM that is named has its own settings, and is not found once more.
+        # Leave out the sockets of named VMs, which have settings of their own.
         named = {os.path.realpath(finder.config.address) for finder in self._named}
         for resolved in self._discovered.keys() - found.keys():
             self._discovered.pop(resolved).retire()

@@ -1,9 +1,10 @@
 """Finds one VM that a configuration names or a pattern has found, and drives it while it is there.
 
-Runs in the controller. A finder connects, makes a ``DrivenVm`` of what answers, waits until that
-has ended, and connects again: after 1 s, then after twice as long each time, up to 30 s. A VM that
-has been driven for a while begins anew at 1 s, and so does one whose socket has just appeared
-(``discovery.py``). A reason that lasts is published once, later ones like it are ``quiet``.
+Runs in the controller. A finder connects, makes a ``DrivenVm`` if a VMM answers, waits until the
+``DrivenVm`` has ended, and connects again: after 1 s, then after twice as long each time, up to
+30 s. The pause is 1 s again for a VM that has been driven for a while, and for a VM whose socket
+has just appeared (``discovery.py``). Of several failures in a row for the same reason, all but the
+first are ``quiet``.
 """
 
 import asyncio
@@ -26,10 +27,11 @@ AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
 """The first and the longest pause before another attempt."""
 
 JITTER = 0.25
-"""The part of a pause that is drawn: finders that failed together do not try together again."""
+"""Each pause is shortened by a random part of it, at most this one: finders that failed together
+do not all try again at the same moment."""
 
 STEADY_S = 60.0
-"""A VM that was driven for so long is no flapping one."""
+"""After a VM was driven for so long, its next pause is the shortest again."""
 
 
 class Pause:
@@ -39,15 +41,15 @@ class Pause:
         self._pause_s = AGAIN_S
         self._fault: Fault | None = None
         self.short_lives = 0
-        """How often in a row the VM was driven for a moment only."""
+        """How many times in a row the VM was driven for less than ``STEADY_S``."""
 
     def failed(self, fault: Fault) -> bool:
-        """Notes a failed attempt; whether the one before failed for the same reason."""
+        """Notes a failed attempt; True: the attempt before failed for the same reason."""
         same, self._fault = fault is self._fault, fault
         return same
 
     def ended(self, fault: Fault, lived_s: float) -> bool:
-        """Notes the end of a VM that was driven; whether that is nothing new."""
+        """Notes that a driven VM has ended; True: the last attempt failed for the same reason."""
         if lived_s >= STEADY_S:
             self.short_lives, self._pause_s, self._fault = 0, AGAIN_S, None
         else:
@@ -61,7 +63,7 @@ class Pause:
         return pause_s * (1 - JITTER * random())
 
     def start_anew(self) -> bool:
-        """Begins again with the shortest pause, where the VM was not there; whether it was not."""
+        """Returns to the shortest pause if the VM was not there; False: the VM was there."""
         absent = self._fault in (Fault.NOT_THERE, Fault.GONE)
         if absent:
             self._pause_s = AGAIN_S
@@ -74,10 +76,10 @@ async def opened(
     """Opens a VM's control, and finds out whether the VM may be driven.
 
     Returns:
-        What was found, its VMM's process, and the claim that is to be made if it is driven.
+        What was found, the VMM's process, and the claim to make if the VM is driven.
 
     Raises:
-        ControlError: it may not; the control is closed then.
+        ControlError: the VM may not be driven; the control is closed then.
     """
     try:
         found = await _answer_of(control.open(noticed))
@@ -124,17 +126,17 @@ class Finder:
         self._task = asyncio.get_running_loop().create_task(self._find())
 
     def wake(self) -> None:
-        """Tries at once where the VM was not there, as it may just have come."""
+        """Tries at once if the VM was not there: its socket or domain may just have appeared."""
         if self._pause.start_anew():
             self._bell.ring()
 
     def retire(self) -> None:
-        """Does not look for the VM once more when it has ended."""
+        """Ends the search: a VM that is driven now is not looked for again after its end."""
         self._retired = True
         self._bell.ring()
 
     def stop(self) -> None:
-        """Does not look for the VM any more; one that is driven stays so."""
+        """Ends the search at once; a VM that is driven now stays driven."""
         if self._task is not None:
             self._task.cancel()
 
@@ -157,12 +159,13 @@ class Finder:
         """Connects to the VM, and waits until it has ended.
 
         Raises:
-            ControlError: it cannot be driven.
+            ControlError: the VM cannot be driven.
         """
         loop, publish = asyncio.get_running_loop(), self._shared.publish
         guest = await self._open()
         began_s = loop.time()
-        await asyncio.wait([guest.ended])  # It must not be cancelled with this task.
+        # If this task is cancelled, wait() leaves guest.ended alone; "await" would cancel it, too.
+        await asyncio.wait([guest.ended])
         end = guest.ended.result()
         quiet = self._pause.ended(end.fault, loop.time() - began_s)
         publish(VmLost(guest.vm, end.fault, end.detail, quiet))
@@ -187,7 +190,7 @@ class Finder:
 
 
 async def _answer_of(call: Coroutine[object, object, Found]) -> Found:
-    """A control's answer. Raises ControlError: it fails, or does not come."""
+    """A control's answer. Raises ControlError: the call fails, or has no answer in time."""
     task = asyncio.get_running_loop().create_task(call)
     try:
         if await is_done_within(task, HANGS_AFTER_S):

@@ -4,18 +4,18 @@ What the API lacks, and what follows:
 
 - **Statistics** exist only where the balloon had a ``stats_polling_interval_s`` above 0 before
   boot; nobody can switch them on later. Without them the balloon's size cannot be read at all, and
-  its target stands for it here.
-- They carry no time: the last ones are answered for as long as no others come. So only those that
-  differ from the ones read before are new.
-- An **amount** is in MiB, of balloon. A target is rounded down, so that no guest gives more than
-  it was asked for.
-- That **no driver** listens yet is an error, told from others by its words alone. The amount is
-  set again with each sample, until a driver has taken it.
-- Memory that is **plugged in** (virtio-mem, 1.14 and newer) is no part of the VM's size here: no
-  more is asked for than a VM of the size that it was booted with can give.
+  its target counts as its size.
+- Statistics carry no time, and Firecracker repeats the last ones until the guest sends others. So
+  only statistics that differ from those read before count as new.
+- The balloon's size is set as an **amount** in whole MiB. A target is rounded down, so that no
+  guest gives more than it was asked for.
+- While **no driver** listens, setting the amount is refused, which only the text of the error
+  shows. The amount is then set again with each sample, until a driver has taken it.
+- Memory that is **plugged in** (virtio-mem, 1.14 and newer) does not count as part of the VM's
+  size: balloond takes no more than from a VM that has only the memory of its boot.
 - **Free page hinting** (1.14 and newer) is never started: the guest may use a hinted page again
-  before Firecracker removes it, and nothing tells, so that live memory would be lost. Free page
-  reporting needs nobody to drive it.
+  before Firecracker removes it. Firecracker would not notice, and the page's new content would be
+  lost. Free page reporting needs no calls from balloond.
 
 Source: src/firecracker/swagger/firecracker.yaml of 1.12.1 and of 1.17.0-dev (2026-08).
 """
@@ -45,7 +45,7 @@ _STATES = {
 }
 
 _NO_DRIVER_YET = ("not activated", "before starting")
-"""What its refusals say when no driver listens, or the VM has not been started."""
+"""Firecracker's error has one of these texts when no driver listens or the VM is not started."""
 
 _MOST_INTERVAL_S = 0xFFFF
 
@@ -62,16 +62,16 @@ class FirecrackerControl:
         self._vm_mem_bytes = 0
         self._target_mib = 0
         self._refused_mib: int | None = None
-        """An amount that waits for a driver."""
+        """The amount to set again once a driver listens; None: the last one was taken."""
         self._plugs = False
         self._started = False
         self._listens = False
         """Whether a driver is known to listen: it has taken an amount or sent statistics."""
         self._renewal = Renewal()
         self._interval_s = self._found_interval_s = 0
-        """The statistics' period now and before anybody asked; 0: there are none."""
+        """The statistics' period now, and as balloond has found it; 0: there are no statistics."""
         self._wanted_s: int | None = None
-        """A period that is still to be set."""
+        """A period that is still to be set; None: nothing is to be set."""
 
     async def open(self, noticed: Noticed) -> Found:
         await self._http.open()
@@ -87,7 +87,8 @@ class FirecrackerControl:
     async def sample(self) -> Sample:
         state = await self._state()
         if not self._started:
-            await self._read_config()  # It may change until the VM is started.
+            # The configuration may still change before the VM is started.
+            await self._read_config()
         elif self._refused_mib is not None:
             await self._set_amount(self._refused_mib)
         sample = await self._sample_in(state)
@@ -95,7 +96,7 @@ class FirecrackerControl:
         return sample
 
     async def watch(self, every_s: float | None) -> None:
-        # Statistics that somebody else wanted are never made rarer.
+        # Never set a longer period than the one found: somebody else may rely on it.
         self._wanted_s = self._found_interval_s
         if every_s is not None:
             self._wanted_s = min(self._wanted_s, max(1, math.floor(every_s)))
@@ -155,8 +156,8 @@ class FirecrackerControl:
         self._listens, self._refused_mib, self._target_mib = True, None, amount_mib
 
     async def _set_interval(self) -> None:
-        # Only for a driver that listens: the change hands the driver's buffer back to it, to be
-        # filled anew at once.
+        # Only while a driver listens: at this change Firecracker returns the driver's statistics
+        # buffer to it, and the driver fills the buffer anew at once.
         if self._wanted_s is None or not (self._interval_s and self._listens):
             return
         wanted_s, self._wanted_s = self._wanted_s, None

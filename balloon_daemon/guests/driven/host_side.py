@@ -1,7 +1,7 @@
 """What the host's kernel says of a VMM's process: the memory and the disk reads of its VM.
 
-Runs in the controller. All figures are None, and all answers "no", for a process that is gone or
-may not be examined. Nothing here waits: the kernel answers by itself.
+Runs in the controller. Of a process that has ended, or that balloond may not examine, all figures
+are None, and ``look`` finds nothing. Nothing here waits for the VMM: the kernel alone answers.
 """
 
 from balloon_daemon.events.driven import Fault
@@ -14,17 +14,19 @@ from balloon_daemon.linux.process_figures import (
 )
 
 PINNING = ("/dev/vfio/", "/dev/iommu", "/dev/vhost-vdpa")
-"""What a VMM has open for a device that reaches guest memory by DMA, past the VMM: all of its
-memory is pinned. Source: Linux, driver-api/vfio.rst, userspace-api/iommufd.rst."""
+"""Files that a VMM has open for an assigned device: the device reaches guest memory by DMA, so the
+kernel pins all of this memory, and a balloon frees nothing.
+
+Source: Linux, driver-api/vfio.rst, userspace-api/iommufd.rst."""
 
 
 class HostSide:
     """A VMM's process, as the host's kernel sees it.
 
     Args:
-        pid: its number; None: unknown. 0 is what SO_PEERCRED says of a process of another PID
-            namespace, 1 is the service manager, which listened in the VMM's place: both are
-            unknown, too.
+        pid: its number; None: unknown. 0 and 1 mean unknown, too: SO_PEERCRED gives 0 for a
+            process outside our PID namespace, and 1 where systemd made the listening socket for
+            the VMM.
         memory_file: the path of the file that the VM's memory is (``/proc/PID/fd/N``); "": none.
     """
 
@@ -55,29 +57,29 @@ class HostSide:
         else the resident set of the whole process."""
         if not self._memory_file:
             return self._figures.resident_bytes()
-        # Not opened, not even for a moment (O_PATH): its VMM may have put so many locks on it that
-        # the close would take long, or may end, and the close would free the memory.
+        # Do not open the file, not even with O_PATH. Closing it would take long if the VMM has put
+        # many locks on it, or if the VMM ends meanwhile: the last close frees all of the memory.
         blocks = blocks_of(self._memory_file)
         return None if blocks is None else blocks * 512
 
     def disk_read_bytes(self) -> int | None:
-        """How much the process has read: of a VMM nearly all is what its guest has read from its
-        disks."""
+        """How many bytes the process has read from storage: nearly all of a VMM's are its guest's
+        disk reads."""
         return self._figures.read_bytes()
 
     def look(self) -> Fault | None:
         """Looks for a reason why this VM's balloon would free nothing; None: there is none.
 
-        Takes as long as the process has files, and so is for now and then.
+        Reads the link of each of the process's descriptors: call this only now and then.
         """
         if self._pid and start_time_of(self._pid) != self._started:
-            # The number may be another process's by now.
+            # The process has ended, and its number may be another process's by now.
             self._pid = 0
             self._figures = ProcessFigures(0)
         if any(name.startswith(PINNING) for name in files_of(self._pid)):
             return Fault.PINNED
-        # The resident set leaves pages of hugetlbfs out, so it is the VMM's own memory where the
-        # guest's is in such pages.
+        # The resident set does not count pages of hugetlbfs. Where the guest's memory is in such
+        # pages, the resident set is only the VMM's own memory, which is less.
         huge_bytes = huge_page_bytes_of(self._pid) or 0
         if huge_bytes > (self._figures.resident_bytes() or 0):
             return Fault.HUGETLB

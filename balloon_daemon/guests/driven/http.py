@@ -39,7 +39,7 @@ class HttpConnection(asyncio.Protocol):
         """Connects.
 
         Raises:
-            ControlError: that is not possible.
+            ControlError: no connection can be made.
         """
         sock = connect(self._path, socket.SOCK_STREAM)
         self.pid = peer_of(sock).pid
@@ -47,7 +47,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=sock)
 
     async def get(self, target: str) -> object:
-        """GETs what is JSON.
+        """GETs a JSON value.
 
         Raises:
             ControlError: ``REFUSED`` where the server answers another status than 200.
@@ -61,7 +61,7 @@ class HttpConnection(asyncio.Protocol):
         """PUTs or PATCHes a JSON object.
 
         Raises:
-            ControlError: ``REFUSED`` where the server answers no success.
+            ControlError: ``REFUSED`` where the server answers a status of 300 or more.
         """
         status, value = await self.ask(method, target, body)
         if status >= 300:
@@ -84,7 +84,8 @@ class HttpConnection(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(_request(method, target, body))
         try:
-            # asyncio.timeout() would raise CancelledError in a task that was cancelled before.
+            # In a task that was cancelled before, asyncio.timeout() raises CancelledError instead
+            # of TimeoutError.
             await asyncio.wait([self._answer], timeout=self._within_s)
             answer = self._answer.result() if self._answer.done() else ControlError(Fault.HANGS)
         finally:
@@ -93,7 +94,7 @@ class HttpConnection(asyncio.Protocol):
             raise answer
         if answer.last:
             self.close()
-        # An error need not be JSON: Cloud Hypervisor has answered both.
+        # The body of an error may be JSON or plain text: Cloud Hypervisor has sent both.
         if answer.status >= 400:
             return answer.status, answer.body.decode(errors="replace")
         return answer.status, parse(answer.body) if answer.body else None
@@ -136,7 +137,7 @@ class HttpConnection(asyncio.Protocol):
 def refused(status: int, value: object) -> ControlError:
     """The error for an answer that is no success, with the server's words."""
     if isinstance(value, str):
-        # Firecracker's form; others' words are shown as they are.
+        # "fault_message" is Firecracker's. Other VMMs' texts are shown as they are.
         with contextlib.suppress(ControlError):
             value = member(parse(value.encode()), "fault_message") or value
     return ControlError(Fault.REFUSED, f"{status}: {shown(value)}")

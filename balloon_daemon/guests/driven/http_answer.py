@@ -21,7 +21,8 @@ MAX_BODY_BYTES = 256 * 1024
 _MAX_INTERIM = 4
 _MAX_CHUNKS = 1024
 _MAX_TRAILERS = 16
-"""How many a server may send of what costs time and makes no answer longer."""
+"""How many interim answers, chunks and trailer lines a server may send: each takes time to parse,
+and the limits in bytes allow far more of them."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?")
 _LENGTH = re.compile(rb"[0-9]{1,9}")
@@ -35,7 +36,7 @@ class HttpAnswer:
     Attributes:
         status: the status code, from 200 to 599.
         body: the body, without any coding.
-        last: whether the server closes the connection after it.
+        last: whether the server closes the connection after this answer.
     """
 
     status: int
@@ -58,7 +59,7 @@ class HttpAnswerParser:
             The answer, once it is complete.
 
         Raises:
-            ControlError: it breaks the protocol or a bound, or more follows than one answer.
+            ControlError: the answer breaks the protocol or a bound, or bytes follow it.
         """
         self._bytes += some
         try:
@@ -70,7 +71,7 @@ class HttpAnswerParser:
             return answer
         return None
 
-    # Each of these yields when it needs more bytes than there are.
+    # Each of these generators yields when it needs more bytes than have come.
 
     def _parse(self) -> Generator[None, None, HttpAnswer]:
         for _ in range(1 + _MAX_INTERIM):
@@ -87,8 +88,9 @@ class HttpAnswerParser:
                 raise nonsense("transfer-encoding", coding)
             body = yield from self._chunks()
         else:
-            # RFC 9112 has a body without a length end with the connection. micro_http, the server
-            # of Firecracker and Cloud Hypervisor, keeps the connection and sends no body.
+            # By RFC 9112 a body without Content-Length ends with the connection. But micro_http,
+            # the server of Firecracker and Cloud Hypervisor, leaves Content-Length out where there
+            # is no body, and keeps the connection open.
             length = headers.get(b"content-length", b"0")
             if not _LENGTH.fullmatch(length) or int(length) > MAX_BODY_BYTES:
                 raise nonsense("content-length", length)

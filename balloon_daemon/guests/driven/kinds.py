@@ -1,4 +1,4 @@
-"""Which ``Control`` each kind of VMM has; imports a kind's modules when it is asked for."""
+"""Which ``Control`` each kind of VMM has; a kind's modules are imported on first use."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ from balloon_daemon.guests.driven.control import Control
 
 
 def control_of(kind: Kind) -> Callable[[str], Control]:
-    """What connects to the VMM whose socket has a given path.
+    """The function that makes a ``Control`` for the VMM whose socket has a given path.
 
     Raises:
-        StateError: VMs of this kind have no socket of their own VMM's.
+        StateError: VMs of this kind are not reached through a socket of their VMM.
     """
     match kind:
         case Kind.QMP:

@@ -1,9 +1,9 @@
 """QEMU's own balloon, by its monitor (QMP): a ``Control``.
 
-The controller runs it. QEMU's quirks end here: ``balloon`` takes the VM's size without its
-balloon, 0 is refused and a size above the VM's means none, figures that a VM keeps over a reset
-are no facts (``qmp_balloon.py``), and memory that a balloon cannot free is named (hugetlbfs,
-VFIO).
+Runs in the controller. No other module needs to know QEMU's quirks: the command ``balloon`` takes
+the VM's size without its balloon, refuses 0, and takes a size above the VM's as an empty balloon;
+QEMU reports figures from before a reset (``qmp_balloon.py``); and it accepts a balloon where the
+balloon frees nothing, on hugetlbfs or beside VFIO.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from balloon_daemon.guests.seam import Ability, GuestState, Stats
 from balloon_daemon.units import MIB, PAGE_SIZE
 
 CONFIRM_AFTER_S = 0.1
-"""How soon a size that may be half written is read again: a driver writes four bytes in µs, unless
-its virtual CPU loses the host's CPU meanwhile."""
+"""How soon a size that may be half written is read again: a driver writes its four bytes within
+microseconds, unless the host preempts its virtual CPU."""
 
 MAX_BACKENDS = 64
-"""How many objects of memory are asked about."""
+"""How many of QEMU's memory backends are asked about at most."""
 
 _STATUS = Command("query-status")
 _BALLOON = Command("query-balloon")
@@ -42,8 +42,8 @@ _MIGRATION = Command("query-migrate")
 _TELL_OF_MIGRATIONS = Command(
     "migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]}
 )
-"""Has QEMU send MIGRATION. A migration that is cancelled before it stops the VM does nothing else,
-and of two such ones query-migrate says the same."""
+"""Makes QEMU send MIGRATION events. Of a migration that is cancelled before it stops the VM there
+is no other event, and after two of these query-migrate gives the same answer."""
 _INTERVAL = "guest-stats-polling-interval"
 _LISTS = ("/machine/peripheral", "/machine/peripheral-anon")
 
@@ -51,20 +51,21 @@ _NEWS = {
     "BALLOON_CHANGE", "STOP", "RESUME", "SUSPEND", "SUSPEND_DISK", "WAKEUP", "DEVICE_DELETED",
     "ACPI_DEVICE_OST", "MEMORY_DEVICE_SIZE_CHANGE",
 }  # fmt: skip
-"""Events after which figures may be other ones."""
+"""Events after which the figures may have changed."""
 
 _READS_MEMORY = {"RESUME", "DUMP_COMPLETED"}
-"""Events behind which all of the guest's memory may have been read or written. Whoever loads a
-snapshot lets the VM run afterwards, and nothing else tells of it."""
+"""Events before which all of the guest's memory may have been read or written. RESUME is the only
+event after a snapshot was loaded, when the VM is made to run again."""
 
 
 def least_bytes(size_bytes: int, *, deflate_on_oom: bool) -> int:
-    """What a guest is left in any case, whatever is asked for.
+    """The least memory that a guest keeps, whatever the target.
 
-    QEMU refuses a VM of 0 bytes and no other size, and keeps the target over a reset: the next
-    kernel is squeezed to it while it boots. A driver that gives nothing back on OOM lets its guest
-    kill instead, so it is left more: a quarter, as a careful VM is. That is more than the 1 GiB
-    that the profile seed would leave a VM of over 4 GiB: its balloon stays below such a target.
+    Of all sizes for the VM QEMU refuses only 0 bytes. It keeps the target over a reset, so the
+    next kernel has to give that memory while it boots. If its driver does not deflate on OOM, the
+    kernel then kills processes. Such a guest keeps more: a quarter of its size, as with the
+    profile careful. For a VM of over 4 GiB that is more than the 1 GiB that the profile seed
+    leaves, so the balloon stays smaller than seed's target.
     """
     if deflate_on_oom:
         return min(64 * MIB, size_bytes // 2)
@@ -103,16 +104,16 @@ class QmpControl:
             raise
 
     async def set_balloon(self, balloon_bytes: int) -> None:
-        """As ``Control`` says. The guest is left ``least_bytes`` in any case.
+        """As ``Control`` says; the guest keeps at least ``least_bytes``.
 
-        A machine without slots for DIMMs never changes its size; any other is asked for it first.
+        The size of a machine with slots for DIMMs may have changed, so it is read anew first.
         """
         size = self._base_bytes
         if self._plugs:
             (dimms,) = await self._ask(_DIMMS)
             size += answers.dimm_bytes(dimms)
         least = least_bytes(size, deflate_on_oom=self._deflate_on_oom)
-        # Up to whole pages, as QEMU rounds, too.
+        # Round up to whole pages, as QEMU does.
         value = -(-max(size - balloon_bytes, least) // PAGE_SIZE) * PAGE_SIZE
         (answer,) = await self._ask(Command("balloon", {"value": value}))
         answers.accepted(answer)
@@ -124,10 +125,11 @@ class QmpControl:
             await self._find_device()
         if not self._tells_of_migrations:
             (answer,) = await self._ask(_TELL_OF_MIGRATIONS)
-            # Refused while a migration is under way.
+            # QEMU refuses this command during a migration: repeat it with the next sample then.
             self._tells_of_migrations = not isinstance(answer, answers.Refusal)
-        # The statistics first: those of a guest that a migration brings at this moment must not
-        # make a fact of the size from before.
+        # Ask for the statistics before the size. If an incoming migration ended between the two,
+        # statistics read last would show that a driver listens, and the size from before the
+        # migration would count as its balloon's.
         asked = [self._get("guest-stats"), _BALLOON, _STATUS, _DISKS, _MIGRATION]
         asked += [_DIMMS] * self._plugs
         stats, balloon, status, disks, migration, *dimms = await self._ask(*asked)
@@ -160,7 +162,7 @@ class QmpControl:
     # --- finding out -----------------------------------------------------------------------------
 
     async def _find(self) -> Found:
-        """All that is asked once."""
+        """Asks what is asked once for each connection, and takes the first figures."""
         assert self._monitor is not None
         base, disks, migration, memory, cpus, memdevs, uuid = await self._ask(
             *(_BASE, _DISKS, _MIGRATION, _get("/machine", "memory")),
@@ -218,11 +220,11 @@ class QmpControl:
         self._device = found
 
     async def _find_memory(self, backends: list[str], pid: int | None) -> str:
-        """The path in /proc of the file that the VM's memory is; "" where it is none or several.
+        """The path in /proc of the file that the VM's memory is; "": it is no file, or several.
 
         Raises:
-            ControlError: the memory is in huge pages of hugetlbfs. Of those QEMU frees one only
-                when all of its 4 KiB pages come within 1 MiB of balloon pages in a row.
+            ControlError: the memory is in huge pages of hugetlbfs. QEMU frees a huge page only
+                when 1 MiB of balloon pages in a row has all of the huge page's 4 KiB pages.
         """
         names = backends[:MAX_BACKENDS]
         paths = [f"/objects/{name}" for name in names]
@@ -246,10 +248,10 @@ class QmpControl:
     # --- taking in -------------------------------------------------------------------------------
 
     def _take(self, balloon: object, stats: object, status: object, size: int) -> GuestStats:
-        """Takes in the answers, of which each needs the others to be understood.
+        """Takes in the answers together, as the meaning of each depends on the others.
 
         Raises:
-            ControlError: ``NO_BALLOON``: the device is gone; the next sample looks for another.
+            ControlError: ``NO_BALLOON``: the device is gone; the next sample looks for a new one.
         """
         try:
             vm_bytes = answers.vm_bytes(balloon, size)
@@ -278,12 +280,12 @@ class QmpControl:
         now = time.monotonic()
         self._last_update = sent.last_update
         self._interval.came(now)
-        # QEMU stamps them with whole seconds of the host's clock, cut off.
+        # last_update is the time of the host's wall clock in whole seconds, rounded down.
         age_s = max(0.0, time.time() - sent.last_update)
         return sent.at(now - age_s, answers.disk_read_bytes(disks))
 
     async def _set_interval(self, *, runs: bool = False) -> None:
-        """Sets the interval of the guest's statistics, where it is not as it should be."""
+        """Sets the interval of the guest's statistics, where ``StatsInterval`` has one due."""
         listens = self._balloon.listens
         due_s = self._interval.due_s(time.monotonic(), runs=runs, listens=listens)
         if due_s is not None:

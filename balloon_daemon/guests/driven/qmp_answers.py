@@ -1,6 +1,6 @@
 """What a QEMU monitor answers, made into checked values. Pure.
 
-Every number is a whole one in range, or the answer is ``NONSENSE``: a VMM is trusted no further.
+A VMM is not trusted: every number must be a whole number in range, or the answer is ``NONSENSE``.
 All functions raise ``ControlError`` for an answer that QEMU's schema does not allow, and for a
 refusal that they do not mention.
 
@@ -18,7 +18,7 @@ from balloon_daemon.guests.seam import Stats
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 UNKNOWN = (1 << 64) - 1
-"""A figure that the guest's driver does not send."""
+"""QEMU's value for a statistic that the guest's driver does not send."""
 
 MAX_SHOWN = 200
 """How many characters of QEMU's words are kept."""
@@ -68,27 +68,27 @@ class GuestStats(NamedTuple):
     Attributes:
         last_update: when the guest sent them, in seconds of the host's clock; 0: never, as no
             driver listens.
-        figures: by the names of ``Stats``.
+        figures: the statistics, by the field names of ``Stats``.
     """
 
     last_update: int
     figures: dict[str, int]
 
     def at(self, at_s: float, disk_read_bytes: int | None) -> Stats:
-        """As the seam has them; ``at_s``: when they were sent, on CLOCK_MONOTONIC."""
+        """The same as ``Stats``; ``at_s``: when the guest sent them, on CLOCK_MONOTONIC."""
         return Stats(at_s, **self.figures, disk_read_bytes=disk_read_bytes)
 
 
 def shown(words: str) -> str:
-    """QEMU's words as a log can have them."""
+    """QEMU's words, printable and short, for the log."""
     return printable(words[:MAX_SHOWN])
 
 
 def refused(answer: object) -> ControlError:
-    """The error for a refusal, or for an answer that is none of those allowed."""
+    """The error for a refusal, or for an answer that QEMU's schema does not allow."""
     match answer:
         case Refusal("DeviceNotActive" | "DeviceNotFound", desc):
-            # The first is query-balloon's and balloon's word, the second qom-get's.
+            # query-balloon and balloon answer DeviceNotActive, qom-get DeviceNotFound.
             return ControlError(Fault.NO_BALLOON, desc)
         case Refusal(_, desc):
             return ControlError(Fault.REFUSED, desc)
@@ -134,8 +134,8 @@ def base_bytes(answer: object) -> int:
 def dimm_bytes(answer: object) -> int:
     """query-memory-devices: all DIMMs together, which ``balloon`` counts as part of the VM.
 
-    virtio-mem and NVDIMMs, which it does not count, are left out. A machine that has no such
-    devices at all refuses the command.
+    virtio-mem and NVDIMMs, which ``balloon`` does not count, are left out. A machine type that
+    cannot have memory devices refuses the command.
     """
     if isinstance(answer, Refusal):
         return 0
@@ -147,7 +147,7 @@ def dimm_bytes(answer: object) -> int:
 
 
 def apart_bytes(answer: object) -> int:
-    """query-memory-devices: what ``balloon`` does not count as part of the VM."""
+    """query-memory-devices: the memory that ``balloon`` does not count as part of the VM."""
     if isinstance(answer, Refusal):
         return 0
     return sum(
@@ -158,10 +158,11 @@ def apart_bytes(answer: object) -> int:
 
 
 def can_plug_dimms(answer: object) -> bool:
-    """qom-get /machine memory: whether the machine has slots. QEMU before 7.1 does not say."""
+    """qom-get /machine memory: whether the machine has slots for DIMMs; True where QEMU, before
+    7.1, does not say."""
     if isinstance(answer, Refusal):
         return True
-    # A machine with no room for more memory has no such member.
+    # A machine with no room for more memory has no member "slots".
     return isinstance(answer, dict) and _member({"slots": 0} | answer, "slots") != 0
 
 
@@ -171,7 +172,7 @@ def vm_bytes(answer: object, size_bytes: int) -> int:
 
 
 def is_running(answer: object) -> bool:
-    """query-status: whether virtual CPUs run; they stand still in S3, too."""
+    """query-status: whether virtual CPUs run; False also in S3 (suspend to RAM)."""
     running = _member(answer, "running")
     if not isinstance(running, bool):
         raise ControlError(Fault.NONSENSE, "running: neither true nor false")
@@ -179,7 +180,7 @@ def is_running(answer: object) -> bool:
 
 
 def guest_stats(answer: object) -> GuestStats:
-    """qom-get guest-stats. Its figures are the guest's: any that 64 bits can hold is let pass."""
+    """qom-get guest-stats. The figures are the guest's: any that 64 bits can hold are accepted."""
     stats, last_update = _member(answer, "stats"), _number(answer, "last-update", UNKNOWN)
     figures = {}
     for name, field in _FIELDS.items():
@@ -200,8 +201,8 @@ def interval_s(answer: object) -> int:
 
 
 def disk_read_bytes(answer: object) -> int | None:
-    """query-blockstats: what the guest has read from all disks; None: it has none in QEMU."""
-    # A row without "qdev" is no device's of the guest's.
+    """query-blockstats: bytes that the guest has read from all disks; None: QEMU has no disks."""
+    # A row without "qdev" belongs to no device of the guest.
     read = [
         _number(_member(row, "stats"), "rd_bytes", UNKNOWN)
         for row in _rows(answer)
@@ -229,11 +230,11 @@ _MIGRATION_ENDS = ("completed", "failed", "cancelled")
 
 
 def last_saved(answer: object) -> object:
-    """query-migrate: the last time that all of the VM's memory was read, if that is over: a value
-    that is another one for the next time; None: never, or it is under way.
+    """query-migrate: the last migration that has ended, in whichever way, having read all of the
+    VM's memory; None: there was none, or one is under way.
 
-    Snapshots count as migrations here, whether a job or the human monitor's savevm makes them, and
-    so do those that failed or were cancelled.
+    The value only serves for comparison: the next migration has a different one. QEMU counts
+    snapshots as migrations, whether a job or the human monitor's savevm makes them.
     """
     if isinstance(answer, dict) and "status" not in answer:
         return None
@@ -241,18 +242,18 @@ def last_saved(answer: object) -> object:
 
 
 def ends_migration(data: object) -> bool:
-    """MIGRATION, an event's data: whether a migration has ended, in whichever way."""
+    """Data of the event MIGRATION: whether a migration has ended, in whichever way."""
     return isinstance(data, dict) and data.get("status") in _MIGRATION_ENDS
 
 
 def uuid(answer: object) -> str:
-    """query-uuid: the VM's UUID, all zeros where none was set; "" where the answer is none."""
+    """query-uuid: the VM's UUID, all zeros where none was set; "": the answer has no UUID."""
     value = answer.get("UUID") if isinstance(answer, dict) else None
     return value if isinstance(value, str) and len(value) <= UUID_LENGTH else ""
 
 
 def thread_id(answer: object) -> int:
-    """query-cpus-fast: the first virtual CPU's thread, as QEMU's own PID namespace counts."""
+    """query-cpus-fast: the first virtual CPU's thread id, in QEMU's own PID namespace."""
     for row in _rows(answer):
         return _number(row, "thread-id", 1 << 22)
     raise ControlError(Fault.NONSENSE, "no CPUs")

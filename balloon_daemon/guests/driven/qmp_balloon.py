@@ -1,22 +1,24 @@
-"""What is known of the balloon of a QEMU guest, from figures that are not always facts. Pure.
+"""Which size a QEMU guest's balloon has, where QEMU's figures are not always true. Pure.
 
-QEMU reports the size that the guest's driver wrote last. Three times that is not the balloon's:
+QEMU reports the size that the guest's driver wrote last. In three cases that is not the balloon's
+size:
 
 - Before a driver listens, and after a reset, through firmware and boot, the guest has all of its
   memory, whatever QEMU reports. The first statistics, or the first size written, tell that a
   driver listens; the time of statistics is 0 again after a reset.
-- BALLOON_CHANGE is held back for up to a second, so one can come after a RESET and be older.
+- QEMU delays the event BALLOON_CHANGE by up to a second: one that comes after a RESET may tell of
+  a size that was written before it.
 - With legacy virtio the driver writes the size byte by byte, and QEMU reports half-written sizes.
-  A size that the balloon does not pass on its way from the last one to the target counts only
-  when the next one lies on the same side.
+  So a size that is not between the last known size and the target counts only if the next reading
+  lies on the same side of the last known size.
 
 Some guests' drivers send no statistics, and write no size before they are asked for memory. So a
-guest that has run with all of its memory for long, and was not heard of, is taken to have such a
-one.
+guest that has run for ``SILENT_S`` with an empty balloon and without statistics is taken to have
+such a driver.
 """
 
 SILENT_S = 300.0
-"""After this time: longer than firmware and boot take, even of a guest that checks its disks."""
+"""Longer than firmware and boot take, even in a guest that checks its disks."""
 
 
 class QmpBalloon:
@@ -25,7 +27,8 @@ class QmpBalloon:
     def __init__(self) -> None:
         self._target: int | None = None
         self._size: int | None = None
-        # From where the balloon moves to its target: the last size, or 0 in a new guest.
+        # The size from which the balloon moves to its target: the last known one, or 0 after a
+        # reset.
         self._last: int | None = None
         self._doubted: int | None = None
         self._reset_us: int | None = None
@@ -37,12 +40,12 @@ class QmpBalloon:
 
     @property
     def balloon_bytes(self) -> int | None:
-        """Its size; None: not known."""
+        """The balloon's size; None: not known."""
         return self._size
 
     @property
     def listens(self) -> bool:
-        """Whether a driver listens, or must be taken to do so."""
+        """Whether a driver listens, or is taken to listen after ``SILENT_S``."""
         since_s = self._silent_since_s
         return self._is_heard or (since_s is not None and self._now_s - since_s >= SILENT_S)
 
@@ -56,22 +59,23 @@ class QmpBalloon:
         return self._doubted is not None
 
     def told(self, target_bytes: int) -> None:
-        """QEMU has taken this target."""
+        """Notes that QEMU has taken this target."""
         self._target = target_bytes
 
     def reset(self, at_us: int) -> bool:
-        """The guest was reset.
+        """Notes that the guest was reset.
 
         Args:
             at_us: when, by QEMU's clock.
 
         Returns:
-            False: no driver has listened since the last reset. QEMU may speak several times of
-            one.
+            False: no driver has listened since the last reset. QEMU may send several RESET events
+            for one reset.
         """
         news = self._reset_us is None or self.listens
         if news:
-            # QEMU 11 forgets the time of statistics at a reset; nothing says that all do.
+            # QEMU 11 sets the time of the last statistics to 0 at a reset. Other versions might
+            # keep it: a time that is still the same does not show that a driver listens.
             self._update_at_reset = self._last_update
         self._reset_us = at_us
         self._written = False
@@ -80,7 +84,7 @@ class QmpBalloon:
         return news
 
     def written(self, at_us: int) -> None:
-        """The guest's driver wrote a size at this time, by QEMU's clock (BALLOON_CHANGE)."""
+        """Notes that the driver wrote a size at this time, by QEMU's clock (BALLOON_CHANGE)."""
         if self._reset_us is None or at_us > self._reset_us:
             self._written = True
 
@@ -89,14 +93,15 @@ class QmpBalloon:
 
         Args:
             now_s: the time.
-            runs: whether the guest's virtual CPUs run: one that stands still cannot be heard.
+            runs: whether the guest's virtual CPUs run. Time in which they do not run is left out
+                of ``SILENT_S``, as the guest can send nothing meanwhile.
         """
         if not runs and self._silent_since_s is not None and not self.listens:
             self._silent_since_s += now_s - self._now_s
         self._now_s = now_s
 
     def read(self, balloon_bytes: int, last_update: int) -> None:
-        """Takes in what QEMU reports.
+        """Takes in the figures that QEMU reports.
 
         Args:
             balloon_bytes: the VM's size less what query-balloon said.
@@ -106,9 +111,9 @@ class QmpBalloon:
         if not last_update:
             self._update_at_reset = 0
         if balloon_bytes and self.listens and not self._is_heard:
-            self._written = True  # BALLOON_CHANGE says so, too, a moment later.
+            self._written = True  # Only a driver writes a size; BALLOON_CHANGE comes later.
         if self._is_heard or balloon_bytes:
-            # Also where QEMU still reports a size of before a reset.
+            # A size that QEMU reports may be from before a reset: measure no silence meanwhile.
             self._silent_since_s = None
         elif self._silent_since_s is None:
             self._silent_since_s = self._now_s
@@ -130,6 +135,6 @@ class QmpBalloon:
         return doubted is not None and (doubted > last) == (balloon_bytes > last)
 
     def _forget(self) -> None:
-        """The guest has all of its memory."""
+        """Notes that the guest has all of its memory."""
         self._size = self._doubted = None
         self._last = 0

@@ -1,18 +1,18 @@
 """How often a QEMU's balloon device asks its guest for statistics. Pure.
 
-The interval belongs to the device. It is 0, which is never, in a new device, also at a migration's
-destination, and nothing tells. While no driver is known to listen the device asks now and then: it
-is statistics that tell of a driver, and one that a migration has brought along sends none of
-itself. A VM that nobody watches has the interval that it was found with, as another client of the
-VMM may have set it.
+The interval is a property of the device. In a new device it is 0 (never), also at a migration's
+destination, and no event tells of that. While no driver is known to listen the device asks every
+``PROBE_S``: only statistics show that a driver listens, and a driver that came with a migration
+sends none unasked. When nobody watches a VM, its device gets back the interval that was found,
+which another client of the VMM may have set.
 """
 
 PROBE_S = 5
-"""The interval while no driver is known to listen, in a device that was found with none."""
+"""The interval while no driver is known to listen, if it was found to be 0."""
 
 MISSED = 3
-"""So many intervals without statistics, and the interval is set again: setting it to what it is
-changes nothing."""
+"""After so many intervals without statistics the interval is set again, as it may have become 0
+unnoticed. Setting the interval that the device has already changes nothing."""
 
 
 class StatsInterval:
@@ -32,7 +32,7 @@ class StatsInterval:
         self._wanted_s = 0 if every_s is None else max(1, round(every_s))
 
     def due_s(self, now_s: float, *, runs: bool, listens: bool) -> int | None:
-        """What the interval is to be set to now; None: it is as it should be.
+        """The interval to set now; None: the device has the right interval already.
 
         Args:
             now_s: the time.

@@ -1,7 +1,7 @@
 """What the host's kernel says of a QEMU process that its monitor does not say.
 
-All of it is read from /proc alone: no file of QEMU's is opened or asked for its size, as the
-server of a file system (FUSE, NFS) might never answer.
+Everything is read from /proc: opening a file of QEMU's, or even stat(2), could hang for good where
+the server of its file system (FUSE, NFS) does not answer.
 """
 
 import contextlib
@@ -17,8 +17,9 @@ MAX_THREADS = 256
 def has_thread(pid: int, thread: int) -> bool:
     """Whether a process has this thread, by the number that its own PID namespace gives it.
 
-    Whoever hands QEMU the listening socket of its monitor (libvirt does) is whom SO_PEERCRED
-    names, and QEMU may be in a container.
+    SO_PEERCRED gives the process that made the listening socket of the monitor, which is not QEMU
+    where another process (libvirt does) has handed the socket to QEMU. And QEMU may be in a
+    container, where its threads have other numbers.
 
     Source: proc_pid_status(5), NSpid.
     """
@@ -44,7 +45,7 @@ def descriptor_of(pid: int, target: str) -> str:
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
-        return ""  # Not ours to look at, or gone.
+        return ""  # No permission, or the process has ended.
     for name in names:
         path = f"/proc/{pid}/fd/{name}"
         with contextlib.suppress(FileNotFoundError):
@@ -54,7 +55,7 @@ def descriptor_of(pid: int, target: str) -> str:
 
 
 def lies_on_hugetlbfs(path: str) -> bool:
-    """Whether a path lies on a mounted hugetlbfs, by our own list of mounts."""
+    """Whether a path lies on a hugetlbfs, by the mounts that balloond itself sees."""
     try:
         mounts = read_mounts()
     except OSError:

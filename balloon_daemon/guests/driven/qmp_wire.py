@@ -1,8 +1,8 @@
 """One connection to a QEMU monitor: QMP's lines, commands, answers and events, within limits.
 
-The controller runs it. Written by hand instead of with ``qemu.qmp`` (0.0.6), which keeps each
-event until somebody takes it, has no time limits, and imports ``ssl``: a daemon that loads it
-takes 4.4 MiB and 39 ms more, and 0.1 MiB and 2 ms more with this module and the others of QMP.
+Runs in the controller. Written by hand instead of with ``qemu.qmp`` (0.0.6), which keeps each
+event until somebody takes it, has no time limits, and imports ``ssl``: loading ``qemu.qmp`` costs
+4.4 MiB and 39 ms, loading this module and the others of QMP 0.1 MiB and 2 ms.
 
 Source: QEMU, docs/interop/qmp-spec.rst.
 """
@@ -28,12 +28,13 @@ MAX_MESSAGE_BYTES = 256 * 1024
 each node of a VM's disks."""
 
 MAX_BYTES_PER_S = 512 * 1024
-"""More is left unread until the second is over: short messages cost 60 ns a byte, and all VMs
-share one thread."""
+"""How many bytes of one monitor are read in a second; more are left unread until the second is
+over. Short messages take 60 ns a byte of the thread that serves all VMs."""
 
 _READ_BYTES = 16 * 1024
 _BUFFER = memoryview(bytearray(_READ_BYTES))
-"""Shared by all connections: asyncio fills it and hands it over in one go."""
+"""Shared by all connections: asyncio fills this buffer and calls ``buffer_updated`` before it
+reads from another connection."""
 
 
 def _refuse(word: str) -> object:
@@ -100,16 +101,16 @@ class Monitor(asyncio.BufferedProtocol):
     async def connect(cls, path: str, heard: Callable[[Event], None]) -> "Monitor":
         """Connects, waits for the greeting and leaves negotiation mode.
 
-        A monitor serves one client. It lets others connect, greets none of them before that one
-        has left, and then runs what they have sent meanwhile: so nothing is sent before the
-        greeting.
+        A monitor serves one client at a time. Others can connect, but are greeted only after the
+        first has left; the monitor then runs all that they have sent meanwhile. So nothing is sent
+        before the greeting.
 
         Args:
             path: the monitor's socket.
             heard: takes events, in the event loop.
 
         Raises:
-            ControlError: it cannot be reached, is held by somebody else, or is no monitor.
+            ControlError: the monitor cannot be reached, serves another client, or is no monitor.
         """
         sock = _connected(path)
         try:
@@ -119,7 +120,7 @@ class Monitor(asyncio.BufferedProtocol):
         except BaseException:
             sock.close()
             raise
-        # A process outside our PID namespace is 0.
+        # SO_PEERCRED gives 0 for a process outside our PID namespace.
         monitor.pid = pid or None
         try:
             await monitor._answered(monitor._greeting, Fault.HELD)
@@ -138,7 +139,7 @@ class Monitor(asyncio.BufferedProtocol):
             For each command, in order, the value of "return", or a ``Refusal``.
 
         Raises:
-            ControlError: the connection is of no more use.
+            ControlError: the connection cannot be used any more.
         """
         if self._failure is not None:
             raise self._failure
@@ -150,8 +151,8 @@ class Monitor(asyncio.BufferedProtocol):
         for command in commands:
             self._last_id += 1
             self._asked.append((self._last_id, batch))
-            # QEMU reads a monitor's socket byte by byte: no blanks, and no arguments where there
-            # are none.
+            # QEMU reads a monitor's socket byte by byte, so lines are short: without blanks, and
+            # without "arguments" where a command has none.
             arguments = f',"arguments":{_encode(command.arguments)}' if command.arguments else ""
             line = f'{{"execute":"{command.name}"{arguments},"id":{self._last_id}}}\n'
             lines += line.encode()
@@ -201,7 +202,7 @@ class Monitor(asyncio.BufferedProtocol):
             self._fail(ControlError(Fault.NONSENSE, f"a line of over {MAX_MESSAGE_BYTES} bytes"))
 
     def _limit_rate(self, nbytes: int) -> None:
-        """Reads no more for the rest of this second once a second's bytes have come."""
+        """Stops reading for the rest of this second once ``MAX_BYTES_PER_S`` have come."""
         assert self._transport is not None
         if self._unread_since is None:
             self._unread_since = asyncio.get_running_loop().call_later(1, self._read_on)
@@ -247,14 +248,14 @@ class Monitor(asyncio.BufferedProtocol):
             batch.done.set_result(batch.answers)
 
     def _fail(self, failure: ControlError) -> None:
-        """Ends the connection; whoever waits for an answer, and who asks next, gets the error."""
+        """Ends the connection; calls that wait for answers, and later calls, raise the error."""
         if self._failure is not None:
             return
         self._failure = failure
         for batch in (self._greeting, *(batch for _, batch in self._asked)):
             if not batch.done.done():
                 batch.done.set_exception(failure)
-                # Nobody may be waiting for it any more.
+                # Reads the exception, as nobody else may: asyncio logs exceptions never read.
                 batch.done.exception()
         self._asked.clear()
         assert self._transport is not None
@@ -262,16 +263,16 @@ class Monitor(asyncio.BufferedProtocol):
 
 
 def _connected(path: str) -> socket.socket:
-    """A socket connected to a path; connect(2) waits for nobody.
+    """A socket connected to a path; connect(2) does not block.
 
     Raises:
-        ControlError: nobody is there who lets us connect.
+        ControlError: nobody listens there, or the connection is refused.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)
     except BlockingIOError as err:
-        # The listener has not accepted those before us: its backlog (QEMU's: 1) is full.
+        # The listener's backlog (QEMU's: 1) is full of connections that it has not accepted.
         sock.close()
         raise ControlError(Fault.HELD) from err
     except OSError as err:
@@ -284,7 +285,7 @@ def _why_not(path: str, err: OSError) -> Fault:
     if isinstance(err, PermissionError):
         return Fault.NO_PERMISSION
     try:
-        # connect(2) says ECONNREFUSED for a file that is no socket, too.
+        # connect(2) fails with ECONNREFUSED also where the file is no socket.
         is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
         return Fault.NOT_THERE

@@ -1,30 +1,34 @@
-"""Mends what a migration to a file or a snapshot does to a balloon: it fills memory again.
+"""Frees the balloon's memory anew after a migration to a file or a snapshot has allocated it.
 
-Pure. Either reads all of the guest's memory, and reading a hole of a shared memory file allocates
-it: the host holds the memory that the balloon had freed, while the guest goes without it. Neither
-the guest nor its VMM notices. Only pages that go into the balloon once more are freed once more:
-so all of what balloond took is given back, and taken again a sixteenth of the VM's memory at a
-time, the next one when the guest has given the one before. A guest that stops in the middle of
-that is told the whole target: while the balloon moves in steps nobody judges its movements, and a
-balloon that gives no more is then seen as any other one that has stalled.
+Pure. A migration or snapshot reads all of the guest's memory, and reading a hole of a shared
+memory file allocates the page: the host then holds the memory that the balloon had freed, while
+the guest still does without it. Neither the guest nor its VMM notices. The VMM frees a page only
+when the guest's driver puts the page into the balloon. So all that balloond took is given back,
+and taken again in steps of a sixteenth of the VM's memory, each when the guest has given the one
+before.
+
+If the balloon stops moving before a step is reached, the steps end and the VMM is told the whole
+target. During the steps (``GuestState.RETAKING``) the policy does not judge the balloon's
+movements; after them it treats a balloon that stands still as stalled, as it does any other.
 """
 
 from balloon_daemon.guests.driven.target import BalloonTarget
 from balloon_daemon.units import MIB
 
 SLACK_BYTES = 64 * MIB
-"""What a memory file may hold beyond the VM's size less its balloon: both are not read at the same
-moment."""
+"""How much more than the VM's size less its balloon a memory file may hold without counting as
+filled again: the two figures are not read at the same moment."""
 
 SAMPLES = 3
-"""How many samples in a row have to say so."""
+"""How many samples in a row have to show a memory file that holds more."""
 
 STEPS = 16
 REACHED_BYTES = 16 * MIB
 """How near the balloon has to come to one step's size before the next step."""
 
 STANDS_SAMPLES = 8
-"""In so many samples in a row, a second apart, a balloon has to move that has not come there."""
+"""The steps end when a balloon below its step's size has not moved in so many samples in a row, a
+second apart."""
 
 
 class Refill:
@@ -52,7 +56,7 @@ class Refill:
             held_bytes: how many bytes the VM's memory file holds; None: unknown.
 
         Returns:
-            What was found to be filled again, in bytes, when it begins to be given back; else 0.
+            How many bytes too many the file holds, if the balloon is now to be given back; else 0.
         """
         balloon = self._balloon
         if balloon.balloon_bytes is None:
@@ -81,7 +85,7 @@ class Refill:
             if self._stood == STANDS_SAMPLES:
                 self._end()
         elif balloon.asked_bytes < most_bytes:
-            self._end()  # No more is wanted.
+            self._end()  # The whole target is reached.
         else:
             self._stood = 0
             balloon.most_bytes = most_bytes + balloon.vm_mem_bytes // STEPS

@@ -1,6 +1,6 @@
-"""What a driven VM's samples say, as reports over the seam.
+"""Turns a driven VM's samples into reports to the controller.
 
-Runs in the controller. Figures that are out of range never pass: they are the VMM's fault.
+Runs in the controller. A size that is out of range is not reported but raised as the VMM's fault.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,11 @@ LOOK_S = 30.0
 """How often to look for a reason not to drive a VM any more, such as a device assigned to it."""
 
 REFUSALS = 32
-"""Different words with which a VMM refuses that are published for one VM, each once."""
+"""How many different refusals are published for one VM, each once."""
 
 STATE_LINES, STATE_LINES_A_SECOND = 8, 1 / 30
-"""Changes of a guest's state that are published: a guest may reset itself without end."""
+"""How often ``NoDriverYet`` is published for one VM: so often at first, then so often a second. A
+guest may reset itself without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Shared:
         publish: takes events.
         report: takes reports to the controller.
         bases: the balloons that VMs had before balloond.
-        is_own: whether the VM of this process is attached to a device of ours.
+        is_own: tells by a VMM's pid whether its VM is attached to balloond's own device.
         claims: which VMs are driven.
     """
 
@@ -131,7 +132,8 @@ class Reporter:
             self._report_stats(sample.stats)
         held_bytes = self._host.held_bytes()
         if held_bytes is not None and not self._host.has_memory_file:
-            # All of the VMM's process: what the guest has beside its size is in it, too.
+            # This is the resident set of the VMM's process, in which memory beside the VM's size,
+            # such as virtio-mem's, counts too.
             held_bytes = max(0, held_bytes - sample.apart_bytes)
         if held_bytes is not None:
             self._shared.report(self._vm, Held(held_bytes, now_s))
@@ -176,7 +178,8 @@ class Reporter:
             self._shared.report(self._vm, Actual(taken_bytes, at_s))
         if self._said.size_bytes is None:
             if known is None:
-                return  # Its balloon cannot be moved yet.
+                # Without a driver the balloon cannot be moved: do not report ``Attached`` yet.
+                return
             if self.balloon.base_bytes:
                 self._shared.publish(BaseFound(self._vm, self.balloon.base_bytes))
             attached = Attached(size_bytes, self._can, taken_bytes)
@@ -201,7 +204,7 @@ def check_sizes(vm_mem_bytes: int, balloon_bytes: int | None) -> None:
 
 
 def check_process(host: HostSide, shared: Shared) -> None:
-    """Raises ControlError: this process's VM must not be driven."""
+    """Raises ControlError: the VM of this VMM's process must not be driven."""
     if host.pid and shared.is_own(host.pid):
         raise ControlError(Fault.OWN_DEVICE)
     if (fault := host.look()) is not None:

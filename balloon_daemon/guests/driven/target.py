@@ -1,18 +1,18 @@
 """Which balloon size a driven VM's VMM is told, and which part of its balloon is balloond's.
 
-Pure. A VM may have a balloon before balloond changes it: its *base*. What the controller calls the
-VM's size is all of its memory less the base, and what it calls the balloon is what the balloon has
-beyond the base: so everything that it decides is about memory that balloond may take and must give
-back. Until balloond sends a first target the base is whatever balloon the VM has, as somebody else
-may move it; from then on it stays, until all that balloond took is given back.
+Pure. A VM may have a balloon before balloond changes it: its *base*. The controller does not see
+the base: for the controller the VM's size is all of its memory less the base, and the balloon's
+size is what exceeds the base. So the controller decides only about memory that balloond may take
+and must give back. Until balloond sends a first target, the base is the size of the VM's balloon,
+which somebody else may change; then the base is fixed until all that balloond took is given back.
 """
 
 from balloon_daemon.units import MIB, PAGE_SIZE
 
 LEAST_LEFT_BYTES = 256 * MIB
-"""What a driver leaves each guest, or half of a smaller one's memory, whatever it is told. VMMs
-protect nothing: QEMU accepts a target that leaves the guest a single page. No balloon policy goes
-so far; a VM whose memory was unplugged since its last sample could."""
+"""Each guest keeps so much, or half of its memory if that is less, whatever the target. VMMs do
+not check: QEMU accepts a target that leaves the guest a single page. No balloon policy asks for so
+much, but its target may be too large for a VM whose memory was unplugged since the last sample."""
 
 
 class BalloonTarget:
@@ -38,9 +38,9 @@ class BalloonTarget:
         self._largest_bytes = 0
         """The balloon's largest size since a target was sent."""
         self._stands = False
-        """Whether its last two sizes since then are the same."""
+        """Whether the balloon's last two sizes since a target was sent are the same."""
         self.most_bytes: int | None = None
-        """No more than this is sent, whatever is wanted; None: no such limit."""
+        """The largest size, beyond the base, that the VMM is told for now; None: no limit."""
 
     @property
     def size_bytes(self) -> int:
@@ -49,23 +49,23 @@ class BalloonTarget:
 
     @property
     def taken_bytes(self) -> int:
-        """What the balloon has beyond its base; 0 where its size is not known."""
+        """The balloon's size beyond its base; 0 where the balloon's size is not known."""
         return max(0, (self.balloon_bytes or 0) - self.base_bytes)
 
     @property
     def asked_bytes(self) -> int:
-        """What the VMM is to be told now, beyond the base."""
+        """The size, beyond the base, that the VMM is to be told now."""
         most = self.most_bytes
         return self._wanted_bytes if most is None else min(self._wanted_bytes, most)
 
     def want(self, target_bytes: int) -> None:
-        """Sets the wanted size, beyond the base; a first one above 0 settles the base.
+        """Sets the wanted size, beyond the base; the first size above 0 fixes the base.
 
-        The same size again is due again where the guest's driver has stopped short of it: Windows'
-        and OpenBSD's drivers stop at the first page that they cannot get, and try again only when
-        they are told of a target. It is not where the balloon has shrunk since it was told: a
-        guest has taken pages back for lack of memory (deflate on OOM), does not inflate again by
-        itself, and would do so when it is told the same target once more.
+        The same size is sent again if the guest's driver has stopped short of it: Windows' and
+        OpenBSD's drivers stop at the first page that they cannot get, and try again only at the
+        next target. The same size is not sent again if the balloon has shrunk since it was sent:
+        the guest has taken pages back for lack of memory (deflate on OOM), and the same target
+        would make its driver inflate the balloon again.
         """
         if target_bytes == self._wanted_bytes and self._has_stopped_short:
             self._sent_bytes = None
@@ -110,16 +110,16 @@ class BalloonTarget:
             most_bytes = max(self.base_bytes, self.vm_mem_bytes - left_bytes)
             size_bytes = min(self.base_bytes + self.asked_bytes, most_bytes)
         else:
-            # Give all back, and ask for nothing: a guest that has less in its balloon than its
-            # base has been given the rest by somebody else, or needed it.
+            # Give all back, but never grow the balloon to its base: if it is smaller than the
+            # base, somebody else has shrunk it, or the guest needed the memory.
             known = self.base_bytes if self.balloon_bytes is None else self.balloon_bytes
             size_bytes = min(self.base_bytes, known)
         return size_bytes // PAGE_SIZE * PAGE_SIZE
 
     @property
     def _has_stopped_short(self) -> bool:
-        """Whether the balloon stands still below the target that its VMM was told, and was not
-        larger since then."""
+        """Whether the balloon stands still below the target that its VMM was told, and has not
+        shrunk since then."""
         if not self.is_told or not self._stands or self.balloon_bytes is None:
             return False
         return self._largest_bytes <= self.balloon_bytes < self._told_bytes

@@ -19,8 +19,8 @@ _FAULTS = {
 def connect(path: str, kind: socket.SocketKind) -> socket.socket:
     """Connects to a Unix socket; never waits.
 
-    connect(2) of a non-blocking Unix socket is never left under way: where the listener's backlog
-    is full it fails with EAGAIN. asyncio would take that for a connection that is under way.
+    connect(2) of a non-blocking Unix socket never goes on in the background: where the listener's
+    backlog is full it fails with EAGAIN. asyncio would treat EAGAIN like EINPROGRESS.
 
     Args:
         path: the socket's path.
@@ -30,7 +30,7 @@ def connect(path: str, kind: socket.SocketKind) -> socket.socket:
         The connected socket, non-blocking.
 
     Raises:
-        ControlError: that is not possible.
+        ControlError: the socket cannot be connected.
     """
     sock = socket.socket(socket.AF_UNIX, kind)
     try:
@@ -46,7 +46,7 @@ def _refusal(path: str, err: OSError | ValueError) -> ControlError:
     why = err.strerror or str(err) if isinstance(err, OSError) else str(err)
     number = err.errno if isinstance(err, OSError) else None
     fault = _FAULTS.get(number or 0, Fault.NOT_THERE)
-    # The kernel answers ECONNREFUSED both for a socket without a listener and for another file.
+    # The kernel answers ECONNREFUSED also where the file is no socket.
     if number == errno.ECONNREFUSED and not _is_socket(path):
         fault = Fault.NOT_A_SOCKET
     return ControlError(fault, printable(why))
@@ -56,4 +56,4 @@ def _is_socket(path: str) -> bool:
     try:
         return stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
-        return True  # It has gone meanwhile, and was one as far as anybody knows.
+        return True  # The file has been removed meanwhile; assume that it was a socket.

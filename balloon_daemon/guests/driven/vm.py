@@ -6,7 +6,7 @@ until the next sample is due. ``set_target`` only notes the target and wakes the
 targets the VMM gets the last, and 256 VMs get theirs in the loop's next turn.
 
 A VMM that refuses a call keeps its VM, which is reported as stuck, and is asked again after the
-next sample. Any other fault ends the task: the VM is reported as gone, and whoever made it
+next sample. Any other fault ends the task: the VM is reported as gone, and its finder
 (``finder.py``) connects anew. The VM keeps the balloon that it has.
 """
 
@@ -34,8 +34,9 @@ from balloon_daemon.units import VmId
 T = TypeVar("T")
 
 HANGS_AFTER_S = 4 * CALL_WITHIN_S
-"""No call takes so long, as a ``Control`` bounds each of its waits by ``CALL_WITHIN_S``; should
-one do so nevertheless, the VM must not be lost for good. It is looked for as often as this."""
+"""After this time a call counts as hanging for good: the connection is closed, and a new one is
+made. A ``Control`` bounds each of its waits by ``CALL_WITHIN_S``, so only a bug lets a call take
+so long. Each VM is checked for such a call once in this time."""
 
 FAILS_WITHIN_S = 1.0
 """How long a call may take to fail once the connection is closed, or its task to end."""
@@ -53,7 +54,7 @@ class DrivenVm:
         shared: what all driven VMs share.
 
     Attributes:
-        ended: done when the VM's task has ended: why.
+        ended: done when the VM's task has ended; its result is the reason.
     """
 
     def __init__(
@@ -95,19 +96,19 @@ class DrivenVm:
             self.ended.set_result(why)
 
     def set_target(self, target_bytes: int) -> None:
-        """Sets the wanted size, beyond its base; the same value again tells only a driver
-        that has stopped short of it (``target.py``)."""
+        """Sets the balloon's wanted size, beyond its base; the same value again is sent only to a
+        driver that has stopped short of it (``target.py``)."""
         balloon = self._reporter.balloon
         was_changed = balloon.changed
         balloon.want(target_bytes)
         if balloon.changed and not was_changed:
-            # Note the base now, and store it before the target is sent: this way the first of many
-            # VMs to send a target stores the bases of all.
+            # Note the base now, although ``_set_balloon`` writes the file: then, of many VMs that
+            # get targets together, the first to send one writes the bases of all.
             self._shared.bases.note(self._reporter.key, balloon.base_bytes)
         self._bell.ring()
 
     def request_stats(self) -> None:
-        if self._schedule.wanted_s is None:  # Else the next sample comes anyway.
+        if self._schedule.wanted_s is None:  # A watched VM is sampled soon anyway.
             self._schedule.hurry(asyncio.get_running_loop().time())
             self._bell.ring()
 
@@ -140,9 +141,9 @@ class DrivenVm:
     # --- the VM's task ------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        """Waits until the VM is gone, a call has failed, or one has hung for too long.
+        """Waits until the VM is gone, a call has failed, or a call has hung for too long.
 
-        The calls are made by a task of their own, and not each by one: it makes many.
+        One task makes all of the calls: a new task for each call would cost more.
         """
         loop = asyncio.get_running_loop()
         gone, driving = loop.create_task(self._control.gone()), loop.create_task(self._drive())
@@ -156,7 +157,8 @@ class DrivenVm:
                     tasks, timeout=HANGS_AFTER_S, return_when=asyncio.FIRST_COMPLETED
                 )
             if not driving.done() and self._called_at_s < math.inf:
-                # The call in hand fails, too, and its fault says more.
+                # The connection has ended during a call. Wait for this call to fail, too: its
+                # error says more than ``GONE``.
                 await asyncio.wait([driving], timeout=FAILS_WITHIN_S)
             if driving.done():
                 driving.result()
@@ -167,7 +169,7 @@ class DrivenVm:
         raise ControlError(Fault.GONE)
 
     async def _drive(self) -> None:
-        """Makes all calls. Raises ControlError: one has failed."""
+        """Makes all calls. Raises ControlError: a call has failed."""
         loop = asyncio.get_running_loop()
         try:
             self._reporter.found(self._found, loop.time())
@@ -223,7 +225,7 @@ class DrivenVm:
 
     async def _set_balloon(self, balloon_bytes: int) -> None:
         self._shared.bases.store()
-        asked_bytes = self._reporter.balloon.asked_bytes  # It may change during the call.
+        asked_bytes = self._reporter.balloon.asked_bytes  # May change during the call.
         await self._call(self._control.set_balloon(balloon_bytes))
         self._reporter.balloon.sent(asked_bytes)
 
@@ -239,8 +241,8 @@ class DrivenVm:
         self._reporter.take(sample, asyncio.get_running_loop().time())
 
     def _has_given_back(self) -> bool:
-        """Whether the guest has all that balloond took, or gets it by itself later on: a paused
-        guest when it goes on, one without a driver when its next driver listens."""
+        """Whether the guest has all that balloond took, or will take it later on its own: a paused
+        guest when it goes on, a guest without driver when its next driver listens."""
         balloon, schedule = self._reporter.balloon, self._schedule
         moves = self._reporter.state is GuestState.RUNNING
         done = not balloon.changed or (balloon.is_told and not moves)
@@ -253,7 +255,7 @@ class DrivenVm:
             waits.set_result(None)
 
     async def _let_go(self) -> None:
-        """Gives all back to a VM that is not driven any more, without waiting for its guest."""
+        """Gives all back to a VM that will no longer be driven, without waiting for its guest."""
         balloon = self._reporter.balloon
         balloon.want(0)
         if (balloon_bytes := balloon.due()) is not None:

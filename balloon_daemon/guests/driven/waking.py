@@ -1,4 +1,4 @@
-"""When a driven VM's task wakes: the schedule of its samples, its VMM's news, and its bell.
+"""Wakes a driven VM's task: for the next sample, for its VMM's news, or for a call to be made.
 
 Runs in the controller.
 """
@@ -11,8 +11,8 @@ IDLE_S = 30.0
 """How often a VM is sampled that nobody watches."""
 
 DRIVER_S, YOUNG_S = 5.0, 120.0
-"""How often to look whether a guest's driver listens, and how long after it was found or reset: a
-guest boots in that time, or has no driver."""
+"""How often a VM is sampled until its guest's driver listens, and for how long after the VM was
+found or reset: a guest whose driver does not listen by then probably has none."""
 
 STEP_S = 1.0
 """How often a VM is sampled whose balloon is taken again in steps."""
@@ -101,7 +101,7 @@ class Schedule:
         self.due_s = min(self.due_s, now_s + GIVING_BACK_S)
 
     def hurry(self, now_s: float) -> None:
-        """Makes a sample due as soon as may be."""
+        """Makes a sample due at once, or ``LEAST_GAP_S`` after the last one."""
         self.due_s = min(self.due_s, max(now_s, self._sampled_s + LEAST_GAP_S))
 
     def sampled(self, now_s: float, *, has_driver: bool, retaking: bool) -> None:
@@ -120,6 +120,6 @@ class Schedule:
         elif retaking:
             every_s = min(every_s, STEP_S)
         self._sampled_s = now_s
-        # Count from when this sample was due: counted from now, all samples of a loop that was
-        # busy for a moment would stay together for good.
+        # Count from when this sample was due, not from now: samples of several VMs that a busy
+        # event loop has delayed to the same moment would stay together from then on.
         self.due_s = max(self.due_s + every_s, now_s + every_s / 2)

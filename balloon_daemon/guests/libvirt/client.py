@@ -1,8 +1,8 @@
-"""One process that makes libvirt's calls, from its start to its end: balloond's side of it.
+"""balloond's side of one process that makes libvirt's calls (``process.py``).
 
-A call that gets no answer in time goes on in that process, as libvirt has no way to give one up:
-it keeps its place among the calls that may be made at a time, and its domain gets no other. When
-too many hang, the process is killed.
+libvirt cannot give a call up. A call that gets no answer in time goes on in that process: it still
+counts as one of the ``MAX_CALLS`` calls at a time, and its domain gets no further call. When
+``MAX_HANGING`` calls hang, the process is killed.
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import OwnedFd
 
 MAX_HANGING = MAX_CALLS - 1
-"""With so many calls that hang the process is killed, while one place is left for the others."""
+"""The process is killed when so many calls hang. Until then one further call is possible."""
 
 ENDS_WITHIN_S = 5.0
-"""How long to wait for a killed process."""
+"""How long to wait for a killed process to end."""
 
 _PASSED_ON = ("HOME", "LD_LIBRARY_PATH", "XDG_RUNTIME_DIR")
-"""What libvirt needs of the environment: keys for SSH, libraries, a user's own sockets."""
+"""Environment variables that libvirt needs: for SSH keys, libraries and a user's own sockets."""
 
 _GONE = "libvirt's client has ended"
 
@@ -37,7 +37,7 @@ class Client:
     """A client's process and the calls that it makes; ``start`` makes one.
 
     Args:
-        process: what ``_Process`` has started.
+        process: the process, which has been started.
         heard: takes events, in the event loop.
         streams: to and from the process.
     """
@@ -66,7 +66,7 @@ class Client:
 
         Args:
             command: its program and arguments; the number of its socket is added.
-            low: gives the process none of the descriptors that VMMs have sent.
+            low: starts the process without any descriptor that a VMM has sent.
             heard: takes events, in the event loop.
 
         Raises:
@@ -83,7 +83,7 @@ class Client:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process's id."""
         return self._process.pid
 
     @property
@@ -106,16 +106,16 @@ class Client:
         """Makes a call.
 
         Args:
-            do: its name, of those in ``process.py``.
-            arguments: the call's.
-            domain: what may have one call at a time; "": the connection.
-            within_s: how long it may take.
+            do: the call's name in ``process.py``.
+            arguments: the call's arguments.
+            domain: the domain, which may have one call at a time; "": the whole connection.
+            within_s: how long the call may take.
 
         Returns:
-            JSON's values, whatever the process says.
+            The JSON value that the process answers, unchecked.
 
         Raises:
-            ControlError: it has failed.
+            ControlError: the call has failed.
         """
         if domain in self._busy:
             raise ControlError(Fault.HANGS, "an earlier call has not returned")
@@ -139,7 +139,7 @@ class Client:
             raise ControlError(Fault.HANGS, f"no answer within {within_s:.0f} s")
         content = answer.result()
         if isinstance(content, ControlError):
-            # Not the same error twice: each raise adds to its traceback.
+            # Raise a new error: raising one error object again would extend its traceback.
             raise ControlError(content.fault, content.detail)
         return content
 
@@ -180,7 +180,7 @@ class Client:
                 self._take(wire.decode_line(line))
         except ControlError as err:
             why = err
-        except (OSError, ValueError) as err:  # ValueError: a line without an end
+        except (OSError, ValueError) as err:  # ValueError: too long a line
             why = ControlError(Fault.NONSENSE, wire.shown(str(err)))
         finally:
             self._writer.close()
@@ -204,7 +204,7 @@ class _Process:
 
     Args:
         pid: its process id.
-        low: what it was started by.
+        low: started the process.
     """
 
     def __init__(self, pid: int, low: LowNumbers) -> None:
@@ -216,7 +216,7 @@ class _Process:
 
     @classmethod
     def start(cls, command: Sequence[str], low: LowNumbers) -> "tuple[_Process, socket.socket]":
-        """Starts it; returns it with the socket to it."""
+        """Starts the process; returns it with the socket to it."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -231,19 +231,23 @@ class _Process:
             raise
 
     def began(self) -> None:
-        """Closes the process's end of the socket here, where it no longer shares descriptors."""
+        """Closes balloond's copy of the process's end of the socket.
+
+        Called once the process has said something, or has ended: before that it may still share
+        balloond's descriptor table (CLONE_FILES), and the close would take the socket from it.
+        """
         if self._low is not None:
             self._low.close_duplicate()
             self._low = None
 
     def kill(self) -> None:
-        """Sends SIGKILL; does nothing where it has ended."""
+        """Sends SIGKILL; does nothing where the process has ended."""
         if self._pidfd.fileno() >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd.fileno(), signal.SIGKILL)
 
     async def wait(self, within_s: float) -> bool:
-        """Whether it ends within so many seconds."""
+        """Whether the process ends within so many seconds."""
         await asyncio.wait([self._reaped], timeout=within_s)
         return self._reaped.done()
 

@@ -1,4 +1,4 @@
-"""A connection to one libvirt, by way of a process that is started again when it has ended."""
+"""A connection to one libvirt, through a process that is started again when it has ended."""
 
 import asyncio
 import importlib.util
@@ -19,16 +19,16 @@ CONNECTS_WITHIN_S = 10.0
 """How long a connection to libvirt's daemon may take; one over SSH takes a second or two."""
 
 LONG_LIFE_S = 60.0
-"""A process that ended sooner is not replaced at once, but after 1, 2, 4 … 30 s."""
+"""Processes that end sooner are replaced at once the first time, then after 1, 2, 4 … 30 s."""
 
 MAX_WAIT_S = 30.0
 
 
 def client_command() -> list[str]:
-    """Starts a client, in an interpreter that has libvirt's library.
+    """The command that starts a client, in an interpreter that has libvirt's library.
 
     Raises:
-        ControlError: none has it (``NO_LIBRARY``).
+        ControlError: no interpreter has the library (``NO_LIBRARY``).
     """
     if importlib.util.find_spec("libvirt") is not None:
         interpreter = sys.executable
@@ -36,18 +36,19 @@ def client_command() -> list[str]:
         interpreter = SYSTEM_PYTHON
     else:
         raise ControlError(Fault.NO_LIBRARY)
-    # Isolated (-I): it imports nothing out of the current directory, or out of that of its file.
+    # -I (isolated): no import from the current directory, nor from the directory of the file.
     return [interpreter, "-I", process.__file__]
 
 
 class Connection:
-    """What all domains of one libvirt share.
+    """The connection that all domains of one libvirt share.
 
     Args:
-        uri: libvirt's name for it, such as ``qemu:///system``.
-        low: starts its processes.
-        heard: takes events of all domains, in the event loop; those who ``listen`` get them first.
-        command: starts a client.
+        uri: libvirt's name for the connection, such as ``qemu:///system``.
+        low: starts the client's processes.
+        heard: takes events of all domains, in the event loop, after the functions that ``listen``
+            was given.
+        command: makes the command that starts a client.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Connection:
         """The process, connected to libvirt's daemon; started where there is none.
 
         Raises:
-            ControlError: there is none, nor can there be one just now.
+            ControlError: no process runs, and none can be started just now.
         """
         async with self._connecting:
             if self._client is not None:
@@ -95,7 +96,7 @@ class Connection:
             return wire.decode_domains(await client.call("domains", {}))
         except ControlError as err:
             if err.fault in (Fault.HANGS, Fault.NONSENSE):
-                # It is about no domain: the daemon does not answer, or the client is broken.
+                # No domain is the cause: the daemon does not answer, or the client is broken.
                 client.kill(err)
             raise
 
@@ -104,11 +105,11 @@ class Connection:
         return self._client is None or await self._client.ended(within_s)
 
     def listen(self, uuid: str, heard: Callable[[wire.Happened], None]) -> None:
-        """Has a domain's events given to a function, too."""
+        """Passes a domain's events to a function, too, from now on."""
         self._listeners.setdefault(uuid, []).append(heard)
 
     def unlisten(self, uuid: str, heard: Callable[[wire.Happened], None]) -> None:
-        """Ends that; does nothing where it has not begun."""
+        """Passes no more of a domain's events to a function; does nothing if it got none."""
         those = self._listeners.get(uuid, [])
         if heard in those:
             those.remove(heard)

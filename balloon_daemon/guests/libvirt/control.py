@@ -18,11 +18,11 @@ from balloon_daemon.guests.libvirt.wire import Event, Figures, Happened
 from balloon_daemon.guests.seam import Ability, GuestState, Stats
 
 LATE_EVENT_US = 1_500_000
-"""QEMU holds a changed balloon's event back for up to 1 s, and libvirt's do not say when QEMU's
-were made: one that comes so soon after a reset may be about the time before it."""
+"""QEMU delays BALLOON_CHANGE by up to 1 s, and libvirt's event does not carry QEMU's time: an
+event that comes so soon after a reset may tell of a change before the reset."""
 
 READ_AGAIN_S = 0.1
-"""How soon to read a doubtful size once more: a driver of legacy virtio has written it by then."""
+"""How soon to read a doubtful size again: a legacy virtio driver has written all of it by then."""
 
 _KIB = 1024
 
@@ -48,7 +48,7 @@ class DomainControl:
         self._found_period_s = 0
 
     async def open(self, noticed: Noticed) -> Found:
-        """Finds the domain, which must run."""
+        """Finds the domain. Raises ControlError also where the domain does not run."""
         self._noticed = noticed
         client = self._client = await self._connection.client()
         content = await client.call("open", {"name": self._name}, self._name)
@@ -76,7 +76,7 @@ class DomainControl:
         )
 
     async def set_balloon(self, balloon_bytes: int) -> None:
-        """Sets the balloon's wanted size; libvirt returns before anything has happened."""
+        """Sets the balloon's wanted size; libvirt returns before the guest has done anything."""
         await self._call("set", balloon_kib=balloon_bytes // _KIB, told_kib=self._told_kib)
         self._balloon.told(balloon_bytes)
 
@@ -85,7 +85,7 @@ class DomainControl:
         return await self._take(await self._figures())
 
     async def watch(self, every_s: float | None) -> None:
-        """Sets the period of the guest's statistics; None: as it was found."""
+        """Sets the period of the guest's statistics; None: the period that was found."""
         period_s = self._found_period_s if every_s is None else max(1, round(every_s))
         await self._call("period", period_s=period_s)
 
@@ -104,7 +104,8 @@ class DomainControl:
         self._connection.unlisten(self._uuid, self._happened)
 
     async def _call(self, do: str, **arguments: str | int) -> object:
-        # By its name: a domain has one call at a time, also when it has only just been found.
+        # The client allows one call at a time for each domain. Give it the domain's name, as
+        # ``open`` does, which does not know the UUID yet: then ``open`` counts, too.
         return await self._client.call(do, {"uuid": self._uuid, **arguments}, self._name)
 
     async def _figures(self) -> Figures:
@@ -163,10 +164,10 @@ class Updates:
     def __init__(self) -> None:
         self._last: int | None = None
         self._after_s = float("-inf")
-        """When the last ones were read."""
+        """When the figures were last read."""
 
     def take(self, figures: Figures, now_s: float) -> Stats | None:
-        """The statistics; None: there are none, or they are those of the last time.
+        """The statistics; None: there are none, or they are the last ones again.
 
         Args:
             figures: the domain's.
@@ -175,8 +176,8 @@ class Updates:
         if figures.stats is None or figures.updated_s == self._last:
             self._after_s = now_s
             return None
-        # Their time is the wall clock's, which may be set meanwhile, and in whole seconds: they
-        # came between the last reading and this one, whatever it says.
+        # The statistics' own time is the wall clock's, in whole seconds, and that clock may have
+        # been set. They came after the last reading and before this one: limit the time to that.
         at_s = min(now_s, max(self._after_s, now_s - figures.age_s))
         known = self._last is not None or figures.age_s >= 0
         self._last, self._after_s = figures.updated_s, now_s

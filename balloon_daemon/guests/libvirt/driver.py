@@ -1,8 +1,8 @@
 """All VMs that are driven through libvirt.
 
 Runs in the controller. For each libvirt there is one ``Connection``, and a task that keeps it up
-and knows which domains run: events tell at once, and a list every 30 s tells what no event told,
-and whether libvirt's daemon still answers.
+and knows which domains run: from events at once, and from a list every 30 s, which finds changes
+without an event and shows whether libvirt's daemon still answers.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class Wanted:
     """Which domains are to be driven.
 
     Attributes:
-        vms: those that are named.
+        vms: the domains that the configuration names.
         discover: connection URIs whose domains are all driven.
         bases_path: the file for the balloons that domains had before balloond.
     """
@@ -53,13 +53,14 @@ class LibvirtVms:
     Args:
         wanted: which domains.
         publish: takes events.
-        is_own: whether the VM of this process is attached to a device of ours.
-        low: gives descriptor numbers to start processes with.
+        is_own: tells by a VMM's pid whether its VM is attached to balloond's own device.
+        low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
+            descriptors.
         claims: which VMs are driven.
     """
 
     keeps = True
-    """They keep the balloon that they have, and the next balloond takes them as they are."""
+    """A VM that balloond leaves keeps its balloon, and the next balloond takes over from there."""
 
     def __init__(
         self,
@@ -104,8 +105,8 @@ class Host:
     """The domains of one libvirt.
 
     Args:
-        uri: libvirt's name for it.
-        low: starts its clients.
+        uri: libvirt's name for the connection.
+        low: starts libvirt's clients.
         registry: gets the VMs.
         shared: what all driven VMs share.
     """
@@ -124,8 +125,8 @@ class Host:
         """Finds domains from now on.
 
         Args:
-            named: those that have settings of their own.
-            discover: all others, too.
+            named: the domains that the configuration names.
+            discover: True: find all other domains, too.
         """
         self._discovers = discover
         self._named = {vm.name: self._find(vm, vm.name) for vm in named}
@@ -155,7 +156,7 @@ class Host:
                 continue
             self._bring_up_to_date(running)
             if not await self._connection.ended(within_s=LIST_EVERY_S):
-                self._pause = Pause()  # The next failure is news.
+                self._pause = Pause()  # Publish the next failure in full.
 
     def _bring_up_to_date(self, running: Sequence[wire.Domain]) -> None:
         names = {domain.name for domain in running}

@@ -1,10 +1,10 @@
-"""libvirt's client: a program of its own that makes libvirt's calls, and does nothing else.
+"""libvirt's client: a separate program that makes libvirt's calls, and does nothing else.
 
 Runs by its file (``python -I process.py FD``), started by ``guests/libvirt/connection.py``, which
 talks to it through the socket FD, in lines of JSON (``guests/libvirt/wire.py``). libvirt's library
 starts threads, and most of its calls have no time limit: while a domain's QEMU does not answer,
-neither do they. So this process is killed when too many of them hang. That costs no VM anything:
-libvirt's daemon and QEMU go on, and this process keeps nothing that cannot be asked for again.
+calls about this domain hang. So balloond kills this process when too many calls hang. No VM is
+harmed: libvirt's daemon and QEMU go on, and a new client can ask again for all that is lost.
 
 It ends when balloond closes the socket, and when libvirt's daemon ends the connection.
 """
@@ -45,14 +45,15 @@ STATISTICS = (
     "actual", "swap_in", "swap_out", "major_fault", "minor_fault", "unused", "available", "usable",
     "last_update", "disk_caches", "hugetlb_pgalloc", "hugetlb_pgfail",
 )  # fmt: skip
-"""Those of libvirt's statistics of memory that are passed on, by libvirt's names; sizes in KiB."""
+"""The statistics of memory that are passed on to balloond, by libvirt's names; sizes in KiB."""
 
 _PINNING = (
     ("hostdev", {"pci", "mdev", "ap", "ccw"}),
     ("interface", {"hostdev", "vdpa"}),
     ("disk", {"nvme"}),
 )
-"""Devices of the host's that are assigned by VFIO or vDPA, which pins the guest's memory."""
+"""Elements of a domain's description, and types of them, that assign a device of the host by VFIO
+or vDPA, which pins the guest's memory."""
 
 _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -67,11 +68,11 @@ _FAULTS = (
     ("ACCESS_DENIED", "no-permission"),
     ("OPERATION_DENIED", "no-permission"),
 )
-"""libvirt's errors (VIR_ERR_…): the word of a ``Fault``; any other one is a refusal."""
+"""libvirt's errors (VIR_ERR_…), each with the value of a ``Fault``; all others are "refused"."""
 
 
 class CallError(Exception):
-    """A call cannot be made, or has failed: the word of a ``Fault``, and one line."""
+    """A call cannot be made, or has failed: the value of a ``Fault``, and a line of detail."""
 
     def __init__(self, fault: str, detail: str = "") -> None:
         super().__init__(fault, detail)
@@ -83,7 +84,7 @@ def describe(xml: str) -> dict[str, Any]:
     """What a driver needs to know of a domain's description.
 
     Args:
-        xml: the domain's, as it runs.
+        xml: the running domain's description.
 
     Returns:
         JSON's values: ``apart_kib``, memory that libvirt's maximum counts and the balloon's size
@@ -92,7 +93,7 @@ def describe(xml: str) -> dict[str, Any]:
         ``hugetlb`` or ``pinned``.
 
     Raises:
-        CallError: it is too long, or no such description.
+        CallError: the description is too long, or is none of a domain.
     """
     if len(xml) > MAX_XML_CHARACTERS:
         raise CallError("nonsense", f"a description of {len(xml)} characters")
@@ -104,12 +105,12 @@ def describe(xml: str) -> dict[str, Any]:
             "apart_kib": sum(
                 _kib(memory.find("target/size"))
                 for memory in root.findall("devices/memory")
-                # QEMU's balloon counts DIMMs; virtio-mem, NVDIMMs and the like it does not.
+                # QEMU's balloon counts DIMMs, but not virtio-mem, NVDIMMs and the like.
                 if memory.get("model") != "dimm"
             ),
             "balloon": balloon is not None and balloon.get("model") != "none",
             "deflate_on_oom": balloon is not None and balloon.get("autodeflate") == "on",
-            # QEMU counts what it reads from a disk itself, and not what another process reads.
+            # QEMU does not count the reads of a vhost-user disk: another process makes them.
             "disks": any(disk.get("type") != "vhostuser" for disk in root.findall("devices/disk")),
             "period_s": 0 if stats is None else int(stats.get("period", 0)),
             "hugetlb": root.find("memoryBacking/hugepages") is not None,
@@ -136,7 +137,7 @@ class _Domain:
     """What is known of a domain that was opened.
 
     Args:
-        number: libvirt's, which it has until it ends.
+        number: libvirt's id for the domain, which stays the same until the domain ends.
     """
 
     def __init__(self, number: int) -> None:
@@ -146,14 +147,14 @@ class _Domain:
         self.changed = True
         """Whether devices have come or gone since the description was read."""
         self.adds_up_disks = True
-        """Whether its driver adds up what its disks have read."""
+        """Whether libvirt's driver answers the sum of all disks (``blockStats("")``)."""
 
     def size_kib(self, handle: Any, *, anew: bool) -> int:
         """The VM's size as its balloon counts it: without virtio-mem.
 
         Args:
-            handle: libvirt's for the domain.
-            anew: read the description in any case.
+            handle: libvirt's object for the domain.
+            anew: read the description even if nothing seems to have changed.
         """
         max_kib = handle.maxMemory()
         if anew or self.changed or max_kib != self.max_kib:
@@ -182,7 +183,7 @@ class _Worker:
             request = self.requests.get()
             number = request.pop("id")
             answer = self._make(request.pop("do"), request)
-            # Free again before the answer is sent, which may bring the next request.
+            # First count as idle, then answer: the next request may follow at once.
             self._client.idle.append(self)
             self._client.send({"id": number, **answer})
 
@@ -221,8 +222,8 @@ class Client:
         self._events: Any = None
         self._domains: dict[str, _Domain] = {}
         self.idle: list[_Worker] = []
-        """Workers that wait for a request. The one that was free last is taken first: a calm host
-        needs one or two connections."""
+        """Workers that wait for a request. The worker that became idle last is used first, so that
+        a calm host needs only one or two workers, each with a connection."""
         self.calls: dict[str, Callable[..., Any]] = {
             "domains": self._list,
             "open": self._open,
@@ -248,8 +249,8 @@ class Client:
                 os._exit(0)
 
     def fault(self, err: Exception) -> str | None:
-        """The word of a ``Fault`` for an error of libvirt's; None: it is another error."""
-        # libvirt's errors have a class that is known once libvirt is imported only.
+        """The value of a ``Fault`` for an error of libvirt's; None: the error is not libvirt's."""
+        # The class of libvirt's errors exists only once libvirt is imported.
         if self._libvirt is None or not isinstance(err, self._libvirt.libvirtError):
             return None
         code = err.get_error_code()
@@ -272,12 +273,12 @@ class Client:
             raise CallError("no-library", str(err)) from err
         self._libvirt = libvirt
         self._uri = uri
-        # It would print each error on standard error, beside raising it.
+        # Otherwise libvirt prints each error on standard error, besides raising it.
         libvirt.registerErrorHandler(lambda *_: None, None)
         libvirt.virEventRegisterDefaultImpl()
         threading.Thread(target=self._run_events, daemon=True).start()
         events = self._events = self.open_connection()
-        with contextlib.suppress(libvirt.libvirtError):  # A driver without a daemon has none.
+        with contextlib.suppress(libvirt.libvirtError):  # Fails for drivers without a daemon.
             events.registerCloseCallback(lambda *_: os._exit(0), None)
         for name, callback in (
             ("LIFECYCLE", self._lifecycle),
@@ -286,19 +287,19 @@ class Client:
             ("DEVICE_ADDED", self._devices_changed),
             ("DEVICE_REMOVED", self._devices_changed),
             ("JOB_COMPLETED", self._job_completed),
-            # A migration that is cancelled before it stops the domain has read memory, too, and
-            # ends without an event.
+            # A migration that is cancelled before it stops the domain ends without an event, but
+            # has read memory: so each of its iterations counts.
             ("MIGRATION_ITERATION", lambda _c, domain, _n, _o: self._tell("refilled", domain)),
         ):
             number = getattr(libvirt, f"VIR_DOMAIN_EVENT_ID_{name}")
-            with contextlib.suppress(libvirt.libvirtError):  # Not every driver has all of them.
+            with contextlib.suppress(libvirt.libvirtError):  # Not every driver has all events.
                 events.domainEventRegisterAny(None, number, callback, None)
         return {"version": libvirt.getVersion()}
 
     def open_connection(self) -> Any:
         """Another connection to libvirt's daemon."""
         connection = self._libvirt.open(self._uri)
-        with contextlib.suppress(self._libvirt.libvirtError):  # As above.
+        with contextlib.suppress(self._libvirt.libvirtError):  # Fails without a daemon.
             connection.setKeepAlive(KEEPALIVE_S, KEEPALIVES)
         return connection
 
@@ -326,7 +327,7 @@ class Client:
         stats = handle.memoryStats()
         size_kib = domain.size_kib(handle, anew=False)
         if stats.get("actual", 0) > size_kib:
-            # Memory was plugged or unplugged between the two.
+            # Memory was plugged or unplugged between the two calls.
             stats = handle.memoryStats()
             size_kib = domain.size_kib(handle, anew=True)
         age_ms = int((time.time() - stats.get("last_update", 0)) * 1000)
@@ -355,14 +356,15 @@ class Client:
         Args:
             connection: to make the call with.
             uuid: the domain's.
-            balloon_kib: the size.
-            told_kib: the VM's size when that was decided.
+            balloon_kib: the balloon's size.
+            told_kib: the VM's size when the balloon's size was decided.
         """
         domain, handle = self._find(connection, uuid)
         self._check_no_job(handle)
         size_kib = domain.size_kib(handle, anew=True)
-        # A VM that has grown keeps the balloon that was decided; one that has shrunk keeps the
-        # memory that was decided, so that it is not squeezed below its floor.
+        # If the VM has grown since then, its balloon gets the size that was decided. If the VM has
+        # shrunk, the guest keeps the memory that was decided, so that it never has less than its
+        # floor.
         left_kib = max(size_kib, told_kib) - balloon_kib
         if left_kib <= 0:
             raise CallError("refused", f"{balloon_kib} KiB of {size_kib} KiB")
@@ -375,7 +377,7 @@ class Client:
         handle.setMemoryStatsPeriod(period_s, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def _find(self, connection: Any, uuid: str) -> tuple[_Domain, Any]:
-        """A domain that was opened, and answers."""
+        """An opened domain whose QEMU answers, and libvirt's object for it."""
         domain = self._domains.get(uuid)
         try:
             handle = connection.lookupByUUIDString(uuid)
@@ -389,7 +391,7 @@ class Client:
         return domain, handle
 
     def _check_answers(self, handle: Any) -> None:
-        """Begins no call that would hang: ``controlInfo`` answers at once, whatever QEMU does."""
+        """Raises CallError where a call would hang. ``controlInfo`` does not wait for QEMU."""
         state, _, busy_ms = handle.controlInfo()
         if state == self._libvirt.VIR_DOMAIN_CONTROL_ERROR:
             raise CallError("hangs", "libvirt has lost its monitor")
@@ -398,11 +400,12 @@ class Client:
             raise CallError("hangs", f"its QEMU has not answered for {busy_ms // 1000} s")
 
     def _check_no_job(self, handle: Any) -> None:
-        """Changes nothing during a migration or a save: libvirt would wait for its end, 30 s."""
+        """Raises CallError during a migration or a save, for whose end libvirt would let a change
+        wait up to 30 s."""
         try:
             job = handle.jobStats()
         except self._libvirt.libvirtError:
-            return  # A driver without jobs.
+            return  # This driver has no jobs.
         if job.get("type", 0) and job.get("operation") in self._reading_jobs():
             raise CallError("refused", "libvirt saves or migrates the domain")
 
@@ -424,7 +427,7 @@ class Client:
         events = {
             self._libvirt.VIR_DOMAIN_EVENT_STARTED: "started",
             self._libvirt.VIR_DOMAIN_EVENT_STOPPED: "stopped",
-            # A save that was given up has read memory all the same, and is no completed job.
+            # A save that was cancelled has read memory, too, but sends no JOB_COMPLETED.
             self._libvirt.VIR_DOMAIN_EVENT_RESUMED: "refilled",
         }
         self._tell(events.get(event, "changed"), domain)
@@ -445,13 +448,13 @@ def main(fd: int) -> None:
     Args:
         fd: the socket's number.
     """
-    # These reach a whole service or terminal. balloond gives memory back through this process
-    # before it ends itself.
+    # systemd and terminals send these signals to all processes of balloond at once. Ignore them:
+    # balloond needs this process to give memory back before it ends.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # libvirt's library prints warnings, and whoever waits for the end of balloond's output must
-    # not wait for this process.
+    # Detach from balloond's output: libvirt's library prints warnings, and a reader of the output
+    # sees the end of file only when no process has the output open.
     null = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(null, stream)

@@ -16,13 +16,13 @@ _MEMORY_FILES = ("/memfd:memory-backend-memfd",)
 def find_pid(uri: str, name: str, uuid: str) -> int | None:
     """The domain's process id; None where it is not known.
 
-    libvirt keeps it in a file beside its socket, which may be an old one: the process must have
-    been started for this very domain.
+    libvirt writes the process id to a file beside its socket. The file may be out of date: so the
+    process's command line must have the domain's UUID.
 
     Args:
         uri: the connection's.
         name: the domain's name.
-        uuid: its id.
+        uuid: the domain's UUID.
     """
     directory = _run_directory(uri)
     if directory is None or "/" in name:
@@ -36,7 +36,8 @@ def find_pid(uri: str, name: str, uuid: str) -> int | None:
 
 
 def _run_directory(uri: str) -> Path | None:
-    """Where libvirt's QEMU driver keeps its process ids; None where they are not this host's."""
+    """The directory of the process id files of libvirt's QEMU driver; None: unknown, or on another
+    host."""
     parts = urlsplit(uri)
     if parts.scheme not in ("qemu", "qemu+unix") or parts.netloc:
         return None
@@ -52,10 +53,10 @@ def find_memory_file(pid: int) -> str:
     """The path of the descriptor of the memfd that the guest's memory is.
 
     Args:
-        pid: its QEMU's.
+        pid: the QEMU process of the guest.
 
     Returns:
-        "": its memory is no memfd, or several, or must not be seen.
+        The path; "": the memory is no memfd, or several, or balloond may not look.
     """
     found: dict[int, str] = {}
     with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """What libvirt's client says, as typed values. Pure.
 
-Lines of JSON, each an answer to a call or an event. The client runs other people's code, and what
-it says comes from libvirt and from guests: a line is bounded (``process.MAX_LINE_BYTES``), and of
-its content only what has the right type and is in range gets any further.
+Lines of JSON, each an answer to a call or an event. The client runs libvirt's code, and passes on
+figures from guests, so its lines are not trusted: a line is bounded (``process.MAX_LINE_BYTES``),
+and its values must have the right type and be in range.
 """
 
 import json
@@ -17,7 +17,8 @@ from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.seam import GuestState, Stats
 
 MAX_BYTES = 1 << 53
-"""No VM has more memory; no disk has read more than JSON's numbers can carry everywhere."""
+"""Larger numbers are refused: no VM has so much memory, and not every JSON parser keeps a larger
+number exact."""
 
 MAX_NAME = 256
 MAX_DETAIL = 300
@@ -86,7 +87,7 @@ class Answer:
 
     Attributes:
         call: the call's number.
-        content: what was asked for, JSON's values that nobody has looked at; or why not.
+        content: the result, a JSON value that is not checked yet; or the call's ControlError.
     """
 
     call: int
@@ -95,7 +96,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """The client ends because of a bug; its last word."""
+    """The client ends because of a bug: its last message."""
 
     detail: str
 
@@ -111,12 +112,12 @@ class Figures:
         state: ``RUNNING`` or ``PAUSED``.
         updated_s: when the guest sent statistics last, by the clock of the VM's host, in whole
             seconds; 0: its driver has sent none since the guest's last reset.
-        age_s: how long ago that was.
+        age_s: how long ago the guest sent them, by the same clock.
         stats: the statistics, with a time of 0; None: there are none.
         counts_disk_reads: whether the statistics say what the guest has read from its disks.
         period_s: how often the guest is asked for statistics; 0: never.
         deflate_on_oom: whether QEMU lets the guest take pages back by itself.
-        against: why no balloon should be moved; None: it may be.
+        against: why the balloon must not be moved; None: it may be moved.
         apart_bytes: as in ``Sample``.
     """
 
@@ -139,10 +140,10 @@ def encode_call(call: int, do: str, arguments: Mapping[str, str | int]) -> bytes
 
 
 def decode_line(line: bytes) -> Answer | Happened | Died:
-    """What the client says.
+    """Decodes a line that the client has sent.
 
     Raises:
-        ControlError: nothing that it may say (``NONSENSE``).
+        ControlError: the line is no message that a client sends (``NONSENSE``).
     """
     try:
         said = json.loads(line)
@@ -165,7 +166,7 @@ def decode_domains(content: object) -> list[Domain]:
     """The domains that run. One whose name is too long to be shown is left out.
 
     Raises:
-        ControlError: there is something else in it (``NONSENSE``).
+        ControlError: the answer is no list of domains (``NONSENSE``).
     """
     if not isinstance(content, list):
         _nonsense("no list of domains", content)
@@ -184,7 +185,7 @@ def decode_uuid(content: object) -> str:
     """The id of a domain that was opened.
 
     Raises:
-        ControlError: there is none (``NONSENSE``).
+        ControlError: the answer has no id (``NONSENSE``).
     """
     match content:
         case {"uuid": str(uuid)} if 0 < len(uuid) <= MAX_NAME:
@@ -197,8 +198,8 @@ def decode_figures(content: object) -> Figures:
     """A domain's figures.
 
     Raises:
-        ControlError: one has a wrong type or is out of range (``NONSENSE``); the domain has ended
-            (``GONE``).
+        ControlError: a figure has a wrong type or is out of range (``NONSENSE``); the domain has
+            ended (``GONE``).
     """
     if not isinstance(content, dict):
         _nonsense("no figures", content)
@@ -253,7 +254,7 @@ def _stats(content: dict[str, Any], stats: dict[str, Any]) -> Stats:
 
 def _number(content: dict[str, Any], name: str, most: int) -> int:
     value = content.get(name)
-    # bool is an int, too.
+    # Not isinstance(): bool is a subclass of int.
     if type(value) is not int or not 0 <= value <= most:
         _nonsense(name, value)
     return value
@@ -271,7 +272,7 @@ def _nonsense(what: str, found: object) -> NoReturn:
 
 
 def shown(text: str | bytes) -> str:
-    """Somebody else's words, printable and short."""
+    """A text from libvirt or its client, made printable and short."""
     if isinstance(text, bytes):
         text = text.decode(errors="replace")
     return printable(text[:MAX_DETAIL])
