@@ -43,25 +43,28 @@ wrong arguments."""
 
 RETRY_S = 0.1
 MAX_KEPT = 65536
-"""The most descriptors that it keeps, if its limit of open files allows; balloond counts them
-(``room``)."""
+"""The most descriptors that a keeper holds, if its limit of open files allows; balloond counts
+them (``room``)."""
 
 MESSAGE_BYTES = 1 << 16
 """Longer than the names of all descriptors of one guest."""
 
 MAX_HANGING = 512
-"""Closes that may hang at a time. Further descriptors, of whichever VM, stay open until one close
-ends, and occupy numbers meanwhile. The last close of what a VMM sends is nearly always balloond's
-(61 of 64 were), and balloond lets a user have 1024 descriptors wait for their close."""
+"""How many threads close descriptors other than memory files at a time; each may hang. Further
+descriptors, of any VM, stay open until a close ends, and occupy numbers meanwhile. Few closes hang
+here: a VMM's file is nearly always closed last by balloond (61 of 64 were), which lets a user have
+1024 descriptors wait for their close."""
 
 STACK_BYTES = 128 << 10
-"""Of a thread, which only closes; the default is 8 MiB of address space for each."""
+"""The stack of a thread, which only calls close(2); the default is 8 MiB of address space."""
 
 MAX_FREEING = 16
-"""Closes of memory files at a time. All of them end, and none waits for a close that hangs."""
+"""How many threads close memory files at a time. These closes always end, and none waits behind a
+close that hangs."""
 
 STATE = ".state-"
-"""In the name of a guest's state, which is memory of a balloond's own (``keys``)."""
+"""A part of every state's name (``keys``). A guest's state is a memfd that a balloond has made and
+no VMM has."""
 
 _CREDENTIALS = struct.Struct("3i")
 
@@ -177,20 +180,20 @@ class Keeper:
             return
         fd = self.kept.pop(name)
         if STATE in name:
-            # No VMM has this file, so its close is soon done. A guest whose balloon grows has 20
-            # states a second, too many for a thread each.
+            # No VMM has this file, so this close does not block. A guest whose balloon grows
+            # replaces its state 20 times a second, too often to start a thread each time.
             os.close(fd)
         else:
             self.close([fd])
 
     def close(self, fds: list[int]) -> None:
-        """Closes descriptors that VMMs may have sent, by threads: any close may take long.
+        """Closes descriptors that VMMs may have sent, in threads: any close may take long.
 
         The last close of a file may block, for ever, and it is unknown whether another process
         still has the file open. Every close looks at all locks of its file, of which there may be
         millions (fcntl(2)). A thread shares this process's descriptors; threads are safe as this
-        process never forks. Memory files have threads of their own, so that closes that hang do
-        not keep any VM's memory.
+        process never forks. Memory files are closed by threads of their own, so that no VM's
+        memory stays allocated because the closes of other files hang.
         """
         for fd in fds:
             (self._memory if is_memory(fd) else self._dropped).append(fd)
@@ -318,8 +321,8 @@ class Server:
             if not ready:
                 return
             # Handle hang-ups first and new connections last. A new balloond may connect just when
-            # the earlier one or a VMM hangs up, and must neither be refused for the one nor be
-            # handed descriptors of the other.
+            # the earlier balloond or a VMM hangs up. Then it must neither be refused because of
+            # the earlier balloond, nor be handed descriptors of the VM that has ended.
             for fd, _ in sorted(ready, key=lambda event: event[0] == self._listener.fileno()):
                 if fd in ends:
                     self._keeper.end(fd)
@@ -393,12 +396,12 @@ class Server:
         return True
 
     def _answer(self, client: Client, answer: bytes) -> None:
-        """Sends the answer, which reports a lost descriptor; a kept one has an empty answer."""
+        """Sends the answer to a message; the answer is empty unless a descriptor was lost."""
         try:
             if answer:
                 client.sock.send(answer, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            pass  # It does not read. The next answer has the count of all losses.
+            pass  # balloond does not read its socket. The next answer has the count of all losses.
 
 
 def main() -> int:
@@ -409,12 +412,12 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     # Unblock all signals: balloond blocks some while it starts, and this process inherits that.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Each message of a controller's wakes this process. As a batch process it does not take the
-    # processor from the controller then (sched(7)), which is in the middle of serving VMs.
-    try:  # noqa: SIM105 - contextlib is a module more in a process that keeps small.
+    # Each message of a controller wakes this process. With SCHED_BATCH (sched(7)) the woken
+    # process does not preempt the controller, which is in the middle of serving VMs.
+    try:  # noqa: SIM105 - importing contextlib would make this process larger.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError:
-        pass  # A seccomp filter forbids it.
+        pass  # A seccomp filter forbids this system call.
     _thread.stack_size(STACK_BYTES)
     try:
         path = sys.argv[1]

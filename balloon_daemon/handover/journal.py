@@ -124,8 +124,8 @@ class Journal:
             self.begin(number, request)
 
     def begin(self, number: int, request: bytes) -> None:
-        """Records a request, its phase last: a store of four aligned bytes is never seen in
-        part."""
+        """Records a request. The phase is stored last, as four aligned bytes at once: a controller
+        killed before that leaves phase NONE, and never half a phase."""
         self._map[_HEAD.size : _HEAD.size + len(request)] = request
         _HEAD.pack_into(self._map, 0, Phase.NONE, len(request), number)
         self._words[0] = Phase.HANDLING
@@ -154,9 +154,9 @@ class Journal:
         """Makes states before this serial number invalid, after the VMM has changed memory or
         vrings.
 
-        A guest restored from an invalid state would have pages removed by a memory table that its
-        VMM has replaced since. Whether a later state has reached the store is not known here. An
-        invalid state never becomes valid again.
+        A guest restored from an invalid state would get a device with a memory table that its VMM
+        has replaced since, and that device would remove the wrong pages. The journal does not know
+        whether the store has received a later state. An invalid state never becomes valid again.
         """
         _REQUIRED.pack_into(self._map, _REQUIRED_AT, max(serial, self.required))
 

@@ -11,7 +11,8 @@ STATE = ".state-"
 """The part between the VM and the serial number in a state's name."""
 
 LISTENER = "listener"
-"""The name of the listening socket for VMs of no name, and the beginning of all others'."""
+"""The name of the listening socket at which any VM may connect. The names of all other listening
+sockets begin with it and a hyphen."""
 
 _KEY = re.compile(r"vm([0-9]{1,18})\.(state-)?([0-9]{1,18})")
 
@@ -41,9 +42,9 @@ def listener_key(vm_name: str, path: str) -> str:
 
     Args:
         vm_name: the VM that may connect to it; "": any VM.
-        path: where it listens. The name is made of it, because a VM's name may have characters
-            that systemd does not take; in hexadecimal the longest path gives 223 characters, and
-            systemd takes 255.
+        path: the path of the socket, from which the name is made: a VM's name may have characters
+            that systemd does not allow in a name. In hexadecimal the longest path gives 223
+            characters; systemd allows 255.
     """
     return f"{LISTENER}-{path.encode(errors='surrogateescape').hex()}" if vm_name else LISTENER
 

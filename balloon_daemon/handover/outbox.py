@@ -20,8 +20,9 @@ gone."""
 
 RETRY_S = 0.002
 WORK_S = 0.0005
-"""How long queued messages are sent in one turn of the event loop. While the store takes messages
-as fast as they are sent, its socket is never full, and thousands may be queued."""
+"""How long queued messages are sent in one turn of the event loop. A full socket ends a turn
+earlier; but the socket of a store that reads fast is never full, and thousands of messages may be
+queued."""
 
 
 class _Message(NamedTuple):
@@ -43,15 +44,17 @@ class Outbox:
     Attributes:
         stalled: a wait for the store has timed out; until the store accepts a message again nobody
             waits for it.
-        close_late: closes descriptors that were queued here. All others of the same file may have
-            been closed meanwhile, and the last close of a VMM's file may block for ever.
+        close_late: closes descriptors that were queued here. All other descriptors of the same
+            file may have been closed meanwhile, and the last close of a VMM's file may block for
+            ever.
     """
 
     def __init__(self, sock: socket.socket, lost: Callable[[], None]) -> None:
         self._sock = sock
         self._lost = lost
         self._waiting: dict[int | None, deque[_Message]] = {}
-        """Queues by user, the user whose turn it is first. None: messages of no user's guest."""
+        """Queues by user; the first user's turn is next. Under None: messages about no guest, or
+        about a guest whose user is not set."""
         self._users: dict[str, int] = {}
         self._of = Counter[str]()
         self._retry: asyncio.TimerHandle | None = None
@@ -84,8 +87,9 @@ class Outbox:
         """
         if not self._waiting and self._transmit(content, fds):
             return
-        # The caller may close its descriptors while the message waits. Duplicate them only here:
-        # any close of a duplicate may take long, as it looks at all locks of the file (fcntl(2)).
+        # The caller may close its descriptors while the message waits, so queue duplicates. A
+        # message that is sent at once needs none: closing a duplicate may take long, because any
+        # close looks at all locks of the file (fcntl(2)).
         message = _Message(content, tuple(OwnedFd(os.dup(fd)) for fd in fds), guest)
         self._waiting.setdefault(self._users.get(guest), deque()).append(message)
         self._of[guest] += 1
@@ -109,7 +113,7 @@ class Outbox:
                 self._retry_later()
                 return
             if not self._waiting:
-                return  # The store is gone, and so is what was queued.
+                return  # The store is gone, and ``_transmit`` has dropped all queued messages.
             line.popleft()
             del self._waiting[user]
             if line:

@@ -1,7 +1,7 @@
 """Counts a store's free room for descriptors, and how many each guest may have there.
 
-Pure. A full store drops further descriptors without an error; so its room is counted here, by the
-names in it, and nothing is put into a store without room.
+Pure. A full store drops further descriptors without an error. So ``Room`` counts the names in the
+store, and the caller asks it (``admits``) before storing descriptors.
 
 Each present guest has a *share*, whether it uses the share or not, and room for its states. The
 room beyond the shares goes to the guests that ask first, up to half of the store: the other half
@@ -15,11 +15,11 @@ SHARE = 64
 while its guest restarts."""
 
 STATES = 2
-"""The newest state, and the state before it until that is removed."""
+"""Room for states of each guest: the newest state, and the state before until it is removed."""
 
 _OWN = 16
-"""Kept free for the listening socket, and for descriptors whose removal the store has not
-performed yet."""
+"""Room that no guest gets: for the listening sockets, and for descriptors whose removal the store
+has not performed yet."""
 
 
 class Room:
@@ -27,7 +27,7 @@ class Room:
 
     Args:
         capacity: how many descriptors the store holds at most.
-        names: the names in it.
+        names: the names of the descriptors that it holds now.
     """
 
     def __init__(self, capacity: int, names: "list[str] | tuple[str, ...]" = ()) -> None:
@@ -38,8 +38,8 @@ class Room:
             self.put(name)
 
     def put(self, name: str) -> None:
-        """Counts a name (``keys``), but not a state's or one of no guest: these always have
-        room."""
+        """Counts a name (``keys``) of a guest's descriptor. A state's name and a name of no guest
+        are not counted: ``STATES`` and ``_OWN`` are their room."""
         guest, _, what = name.partition(".")
         if what and STATE not in name:
             names = self._guests.setdefault(guest, set())

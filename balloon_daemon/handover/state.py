@@ -83,8 +83,8 @@ class GuestState(NamedTuple):
 
 
 class EncodedMessages:
-    """Messages that many states of a guest have in common, encoded and summed once for all of
-    them.
+    """Messages that many states of a guest have in common: encoded once, and their CRC-32 computed
+    once, for all of these states.
 
     Memory tables have up to 256 regions and seldom change, vrings change only while a driver is
     bound; but a state is encoded for each decision, and up to 20 times a second while a balloon

@@ -42,8 +42,8 @@ class HasFileno(Protocol):
 class Store(Protocol):
     """Holds descriptors for another controller, by name.
 
-    A name is ``<group>.<what>``, where a group is all of one VM (``keys``); a name without a dot
-    belongs to no VM.
+    A name is ``<group>.<what>``, where the group stands for one VM (``keys``); a name without a
+    dot belongs to no VM.
 
     Attributes:
         kept: the descriptors that it held when this controller started; whoever removes one from
@@ -60,7 +60,7 @@ class Store(Protocol):
 
     @property
     def is_behind(self) -> bool:
-        """Whether it receives messages slowly, so that states that can wait should wait."""
+        """Whether so many messages are queued that states that can wait should wait."""
 
     def is_behind_with(self, group: str) -> bool:
         """Whether many messages of this VM are queued."""
@@ -78,13 +78,14 @@ class Store(Protocol):
         """Calls ``lost`` for each name of a VM that could not be kept.
 
         Args:
-            group: the VM's.
+            group: the VM's (``keys.group_of``).
             lost: called with the name, and with how many names of the VM were lost so far; None:
-                stops that.
+                nothing is called any more.
         """
 
     def close_late_by(self, close: Callable[[Sequence[int]], None]) -> None:
-        """Uses ``close`` for descriptors that were queued: it may be a VMM's file's last close."""
+        """Closes queued descriptors by ``close`` once they are sent: the close may be the last of
+        a VMM's file, and block."""
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
         """Stores a duplicate of the descriptor under a name.
@@ -115,9 +116,9 @@ class Store(Protocol):
             name: the state's.
             fd: the state's memory.
             gone: the names that it replaces.
-            losses: how often ``lost`` was called for this VM.
-            stay: all names that are to stay, where it is unknown which of them the store has; else
-                None.
+            losses: how many names of this VM were lost so far, as ``lost`` was told (``on_loss``).
+            stay: after a loss, when it is unknown which names the store has: all names of the VM
+                that are to stay. Else None.
 
         Raises:
             OSError: as for ``put``.
@@ -299,9 +300,9 @@ class SocketStore:
         self._outbox.close_late = close
 
     def put(self, name: str, fd: HasFileno, *, vmm: bool = False) -> None:
-        # FDPOLL=0 tells systemd to keep a descriptor that hangs up (sd_notify(3)); it would be
-        # dropped otherwise. The pipe of a device's standard error hangs up when the device has
-        # ended.
+        # FDPOLL=0 tells systemd to keep a descriptor after EPOLLHUP or EPOLLERR (sd_notify(3)).
+        # Otherwise systemd would drop the pipe of a device's standard error, which hangs up when
+        # the device has ended.
         words = f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}"
         self._put(name, words + ("\nFDVMM=1" if vmm and self._is_keeper else ""), fd)
 
@@ -329,8 +330,8 @@ class SocketStore:
         else:
             # systemd never says that it has kept a descriptor, but handles datagrams in order. So
             # put the new state first and remove the old descriptors after it: a usable state is
-            # there at any time. The new state is lost only if PID 1 lacks memory or descriptors,
-            # as ``room`` ensures a place.
+            # there at any time. ``room`` ensures that the store has room for the new state, so it
+            # is lost only if PID 1 lacks memory or descriptors.
             self.put(name, fd)
             for each in gone:
                 self.remove(each)

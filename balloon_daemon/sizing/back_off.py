@@ -1,14 +1,14 @@
-"""How long to leave alone what went wrong: twice as long each time it does so again. Pure."""
+"""How long to wait after a failure: twice as long after each further failure. Pure."""
 
 import math
 
 FIRST_S = 60.0
 MOST_S = 1800.0
-"""From one minute to half an hour."""
+"""The shortest and the longest wait: one minute and half an hour."""
 
 
 class BackOff:
-    """Waits that double while what they wait for goes wrong again soon after each of them."""
+    """Waits that double as long as the next failure comes soon after the end of each wait."""
 
     def __init__(self) -> None:
         self.until_s = -math.inf
@@ -18,7 +18,8 @@ class BackOff:
     def begin(self, now_s: float) -> float:
         """Begins a wait, and returns its length.
 
-        It is twice the last one, unless all went well for as long as that after its end.
+        The wait is twice as long as the last wait. It is ``FIRST_S`` again if at least the last
+        wait's length has passed without a failure since the last wait's end.
         """
         again = now_s - self.until_s < self._length_s
         self._length_s = min(2 * self._length_s, MOST_S) if again else FIRST_S

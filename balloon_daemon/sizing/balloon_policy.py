@@ -14,9 +14,9 @@ Theory of operation
                                          the recheck; arm the release from the start
     not listening  LowMemoryTimer        listen again and look at once: still low is a new event
     release armed  AvailableMemoryTimer  level 0: disarm. Else re-arm, and one level down if
-                                         there is room for it or nothing is ever low
-    any            ``resize``            another maximum: the level whose target is not above the
-                                         one before
+                                         there is room for it or the source is switched off
+    any            ``resize``            another maximum: a level whose target is not above the
+                                         target before
     =============  ====================  ======================================================
 
     While ``held`` gives a reason, LowMemory causes no step up; everything else stays the same.
@@ -27,9 +27,9 @@ Theory of operation
     absolute, so the controller repeats the target to a new device.
 
 Source:
-    crosvm, "balloon: Implement device policy" (2018). Its jitter is replaced by a smaller one
-    where it would break either of its promises: the maximum within 16 s of the first event while
-    memory stays low, zero within 9 minutes of the last event once memory is back.
+    crosvm, "balloon: Implement device policy" (2018), with two promises: the maximum within 16 s
+    of the first event while memory stays low, and zero within 9 minutes of the last event once
+    memory is back. Where crosvm's jitter would break a promise, a smaller jitter replaces it.
 """
 
 import math
@@ -40,8 +40,8 @@ from typing import NamedTuple, Self, assert_never
 
 from balloon_daemon.errors import ConfigError, StateError
 
-# ``X as X`` exports these names from this module again: its events carry readings and its steps
-# carry decisions, so that a caller needs one import only.
+# ``X as X`` exports these names from this module too, so that a caller needs only one import: the
+# events of this module contain readings, and the steps contain decisions.
 from balloon_daemon.sizing.decision import Decision as Decision
 from balloon_daemon.sizing.decision import NeverLow as NeverLow
 from balloon_daemon.sizing.decision import PolicyStatistics as PolicyStatistics
@@ -178,7 +178,8 @@ class PauseLowMemory:
 
 @dataclass(frozen=True, slots=True)
 class ResumeLowMemory:
-    """Listen again, and read the source at once: the next poll could break the promised 16 s."""
+    """Listen again, and read the source at once: a step up that waits for the next poll could make
+    the balloon reach its maximum later than the promised 16 s."""
 
 
 Action = SetTarget | ArmTimer | DisarmTimer | PauseLowMemory | ResumeLowMemory
@@ -310,8 +311,9 @@ class BalloonPolicy:
     def resume(self, now_s: float) -> Step:
         """The actions that make a controller match a restored state: target, listening, timers.
 
-        Deadlines that have passed fire at once. A deadline is never later than a newly armed one
-        would be, so that a clock that has started anew cannot keep the balloon for ever.
+        Deadlines that have passed fire at once. A deadline that is later than that of a newly
+        armed timer is moved to the newly armed timer's: otherwise, if the clock has started anew,
+        the balloon might be kept for ever.
         """
         s, recheck_at_s, release_at_s = self.settings, None, None
         actions: list[Action] = [SetTarget(self.target_bytes, self.level)]
@@ -336,8 +338,9 @@ class BalloonPolicy:
     def resize(self, max_bytes: int) -> Step:
         """Changes the maximum.
 
-        A changed maximum alone never asks for more: under a larger one the level becomes the
-        highest whose target is not above the present target. Under a smaller one the level stays.
+        A change of the maximum alone never asks the guest for more memory. With a larger maximum
+        the level becomes the highest level whose target is not above the present target. With a
+        smaller maximum the level stays.
 
         Raises:
             ConfigError: as for the constructor.

@@ -70,24 +70,28 @@ class Sign(Enum):
     READS_DISK = "reads-disk"
     """It has no free memory, and reads far more from its disks than before the squeeze."""
     FAULTS = "major-faults"
-    """The same, seen by page faults that had to read a file or swap."""
+    """It has no free memory, and has far more page faults that read a file or swap (major faults)
+    than before the squeeze."""
     STUCK = "stuck"
     """It has no free memory, and cannot give what it is asked for."""
     KILLED = "killed"
     """Its kernel has killed a process for lack of memory."""
     TOOK_BACK = "took-back"
-    """Its balloon has shrunk, which nobody had asked for."""
+    """Its balloon has shrunk although balloond has sent no lower target."""
 
 
 class Missing(Enum):
-    """Why the host has not got what a guest gave; the value is the word for a metric's label."""
+    """Why the host has not got the memory that a guest gave; the value is the word for a metric's
+    label."""
 
     NOTHING = "nothing"
-    """It has got it."""
+    """No memory is missing any more."""
     NEVER_FREED = "never-freed"
-    """It never had: memory that is not shared, of huge pages, or pinned for a device."""
+    """The memory was not freed: it is not shared, consists of huge pages, or is pinned for a
+    device."""
     REFILLED = "refilled"
-    """It had: something has read all of the VM's memory since, as migrations and snapshots do."""
+    """The memory was freed, and allocated again when something read all of the VM's memory, as
+    migrations and snapshots do."""
 
 
 class InNeed(NamedTuple):
@@ -133,10 +137,10 @@ class Contested(NamedTuple):
 
 
 class Balance(NamedTuple):
-    """What the host has got of a balloon has changed.
+    """Memory of a balloon that the host has not got: some is missing now, or none any more.
 
     Attributes:
-        missing: the likely cause.
+        missing: the likely cause; NOTHING: none is missing any more.
         missing_bytes: how many bytes the host has not got.
         balloon_bytes: the balloon's size.
     """

@@ -1,12 +1,12 @@
-"""When a balloon moves although nobody here has asked for it. Pure.
+"""Detects that a balloon changes its size although balloond has not asked for that. Pure.
 
 A balloon that *shrinks* below its target is a guest in need: its driver takes pages back before
 its kernel kills a process (VIRTIO_BALLOON_F_DEFLATE_ON_OOM), 1 MiB at a time. A balloon that
 *grows* beyond its target has another controller, which sets targets of its own.
 
-A balloon that is all gone from one report to the next is no sign of need by itself: a guest that
-is suspended or unloads its driver takes all of it back, and is known to stand still only a moment
-later.
+A balloon that becomes empty from one report to the next is no sign of need by itself: a guest that
+is suspended or unloads its driver takes its whole balloon back, and balloond learns only a moment
+later that the guest does not run.
 """
 
 import math
@@ -15,18 +15,19 @@ from enum import Enum
 from balloon_daemon.units import MIB
 
 SETTLED_S = 4.0
-"""For so long after a lower target a balloon may still follow the one before: a VMM reports its
-size up to a second late, and a driver finishes what it has begun."""
+"""How long after a lower target a balloon may still follow the target before: a VMM reports the
+balloon's size up to a second late, and a driver finishes the work that it has begun."""
 
 SHRUNK_BYTES = MIB
 """The least that a driver takes back at once."""
 
 GROWN_BYTES = 16 * MIB
-"""So much more than its target: a driver that gives huge pages overshoots by less."""
+"""A balloon that exceeds its target by so much has grown by itself: a driver that gives huge pages
+overshoots its target by less."""
 
 
 class Drift(Enum):
-    """Where a balloon has gone by itself."""
+    """How a balloon has changed by itself."""
 
     SHRUNK = "shrunk"
     GROWN = "grown"
@@ -38,8 +39,8 @@ class Bearing:
     def __init__(self) -> None:
         self._target_bytes = self._balloon_bytes = 0
         self._lowered_at_s = -math.inf
-        # Whether the balloon is on its way down to a target; until it has arrived, or has grown
-        # again, its shrinking is what it was asked for.
+        # Whether the balloon is shrinking to a lower target, which is no drift. False once the
+        # balloon has reached the target or has grown again.
         self._shrinks = False
         self._most_bytes = 0
         self._least_bytes: int | None = None
@@ -57,8 +58,8 @@ class Bearing:
             self._most_bytes = self._balloon_bytes
 
     def begin_anew(self, now_s: float) -> None:
-        """Takes the balloon's next size as it is: its guest was suspended, reset, or has just
-        come."""
+        """Takes the balloon's next size for no drift, whatever it is: the guest was suspended or
+        reset, or has just come."""
         self._lowered_at_s = now_s
         self._is_new = True
         self._gone_at_s = None
@@ -69,16 +70,17 @@ class Bearing:
         return math.inf if self._gone_at_s is None else self._gone_at_s + SETTLED_S
 
     def gone(self, now_s: float) -> Drift | None:
-        """Whether a balloon that went all at once has stayed away while its guest ran."""
+        """SHRUNK if a balloon that became empty at once has stayed empty for ``SETTLED_S`` while
+        its guest ran; else None."""
         if now_s < self.check_at_s:
             return None
         self._gone_at_s = None
         return Drift.SHRUNK
 
     def moved(self, balloon_bytes: int, now_s: float) -> Drift | None:
-        """Notes the balloon's size; answers where it has gone by itself."""
+        """Notes the balloon's size; returns how the balloon has changed by itself, or None."""
         if self._is_new:
-            # A guest that was reset has nothing of its balloon any more.
+            # A reset empties a guest's balloon, so do not compare this size with earlier sizes.
             self._is_new = False
             self._balloon_bytes = self._most_bytes = balloon_bytes
             self._shrinks = self._target_bytes < balloon_bytes

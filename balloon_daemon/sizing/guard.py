@@ -7,16 +7,16 @@ Theory of operation
     in need      statistics (``need``), a         all of its balloon back at once; left alone for
                  balloon that shrinks by itself   a time that doubles, and until it has not been
                                                   in need for 30 s
-    stalled      no progress (``stall``)          the target becomes what was reached; no more is
-                                                  asked for for a time that doubles
+    stalled      no progress (``stall``)          the balloon's size becomes the target; no further
+                                                  step up for a time that doubles
     contested    a balloon that grows by itself,  no targets are sent for a time that doubles;
-                 or keeps shrinking without need  then its size is taken as it is
-    not freed    the host's figures (``proof``)   no more is asked for while that lasts
+                 or keeps shrinking without need  then the balloon's size becomes the target
+    not freed    the host's figures (``proof``)   no step up while memory is missing
     ===========  ===============================  ==============================================
 
-    A guest that stands still, or in which no driver listens, is in none of these states. One whose
-    statistics have stopped coming is squeezed no further. One that never sent any is squeezed at
-    the policy's pace, under the floor for VMs that nobody sees (``terms``).
+    A guest that is paused, or has no driver that listens, is in none of these states. A guest
+    whose statistics have stopped coming is squeezed no further. A guest that never sent statistics
+    is squeezed at the policy's pace, down to the floor for guests without statistics (``terms``).
 """
 
 import math
@@ -37,11 +37,11 @@ from balloon_daemon.sizing.proof import Proof
 from balloon_daemon.sizing.stall import Progress
 
 HOLD_S = 30.0
-"""A guest is squeezed again only when it has not been in need for so long."""
+"""A guest is squeezed again only after so many seconds without need."""
 
 RETURNS = 2
-"""A balloon that shrinks by itself so often in a row, while fresh statistics show no need, has
-another controller."""
+"""A balloon that shrinks by itself so many times in a row, while fresh statistics show no need, is
+taken for contested: another controller sets its targets."""
 
 
 class Guard:
@@ -60,17 +60,18 @@ class Guard:
             reason: BackOff() for reason in (Reason.CONTESTED, Reason.IN_NEED, Reason.STALLED)
         }
         self.signs = frozenset[Sign]()
-        """What showed at the last look that it is in need."""
+        """The signs of need that the last ``judge`` found; empty: the guest was not in need."""
         self._need_seen_s = -math.inf
         self._runs = True
         self._sends_stats = sends_stats
         self._watched_since_s: float | None = None
         self._returns = 0
         self.left: Reason | None = None
-        """Why its balloon was left to it, or to somebody else: when it is squeezed again, it goes
-        on from the size that the balloon has by then."""
+        """Why balloond does not set the balloon's size: IN_NEED (the guest takes its memory back)
+        or CONTESTED (somebody else sets the size); None: balloond sets it. The next squeeze begins
+        with the size that the balloon has by then."""
 
-    # --- what happens to it -------------------------------------------------------------------
+    # --- reports about the guest --------------------------------------------------------------
 
     def told(self, target_bytes: int, now_s: float) -> None:
         """Notes a target that was sent."""
@@ -78,10 +79,11 @@ class Guard:
         self._bearing.told(target_bytes, now_s)
 
     def moved(self, balloon_bytes: int, now_s: float) -> Drift | None:
-        """Notes the balloon's size; answers where it has gone by itself."""
+        """Notes the balloon's size; returns how the balloon has changed by itself, or None."""
         self._progress.moved(balloon_bytes, now_s)
         drift = self._bearing.moved(balloon_bytes, now_s)
-        # While no targets are sent the balloon goes where somebody else wants it.
+        # While the balloon is contested no targets are sent, and a change of its size is not the
+        # guest's doing.
         return drift if self._runs and self.left is not Reason.CONTESTED else None
 
     def took(self, figures: Figures, *, squeezed: bool) -> None:
@@ -99,38 +101,38 @@ class Guard:
             self._watched_since_s = now_s
 
     def watched(self, now_s: float, *, closely: bool) -> None:
-        """Notes whether it is asked for statistics each second."""
+        """Notes whether the guest is asked for statistics each second."""
         if not closely:
             self._watched_since_s = None
         elif self._watched_since_s is None:
             self._watched_since_s = now_s
 
-    # --- what follows -------------------------------------------------------------------------
+    # --- conclusions --------------------------------------------------------------------------
 
     @property
     def check_at_s(self) -> float:
-        """When to ``judge`` if nothing happens before; infinity: never."""
+        """When to call ``judge`` if no report comes before; infinity: never."""
         return min(self._progress.check_at_s, self._bearing.check_at_s) if self._runs else math.inf
 
     def left_alone_s(self, now_s: float) -> float:
-        """For how many seconds more it is asked for no more, whatever else happens."""
+        """For how many more seconds the guest is surely not asked for more memory."""
         until_s = max(wait.until_s for wait in self.waits.values())
         return max(0.0, until_s - now_s, self._need_seen_s + HOLD_S - now_s)
 
     @property
     def stats_at_s(self) -> float | None:
-        """When it sent its last statistics; None: never."""
+        """When the guest sent its last statistics; None: never."""
         return self._need.last_at_s
 
     def is_blind(self, now_s: float) -> bool:
-        """Whether nobody would notice that it is in need: it sends no statistics at all, or none
-        that say how much is available."""
+        """Whether need of the guest would not be noticed: it sends no statistics, or statistics
+        without the available memory."""
         if self._need.last_at_s is not None:
             return not self._need.knows_available(now_s)
         return not self._sends_stats or self._is_late(now_s)
 
     def objection(self, now_s: float) -> Reason | None:
-        """Why it must not be asked for more just now; None: it may be."""
+        """Why the guest must not be asked for more memory now; None: it may be asked."""
         if not self._runs:
             return Reason.NOT_RUNNING
         if now_s - self._need_seen_s < HOLD_S:
@@ -151,14 +153,17 @@ class Guard:
         now_s: float,
         drift: Drift | None = None,
     ) -> list[Finding]:
-        """What is to be done about the guest.
+        """Judges the guest by its statistics and by its balloon's size.
 
         Args:
             vm_mem_bytes: the VM's size.
             target_bytes: the target that it was sent last.
             balloon_bytes: its balloon's size.
             now_s: the clock.
-            drift: where its balloon has just gone by itself.
+            drift: how its balloon has just changed by itself; None: it has not.
+
+        Returns:
+            The findings, each of which the caller has to act on.
         """
         drift = drift or self._bearing.gone(now_s)
         stuck = self._progress.is_stuck(now_s)
@@ -188,7 +193,8 @@ class Guard:
     def measured(
         self, held_bytes: int, vm_mem_bytes: int, balloon_bytes: int, now_s: float
     ) -> Balance | None:
-        """Notes what the VM's memory occupies; answers a change of what the host has got."""
+        """Notes how much host memory the VM occupies. Returns whether the balloon's memory is
+        missing on the host, if that has changed; else None."""
         missing = self.proof.take(held_bytes, vm_mem_bytes, balloon_bytes, now_s)
         if missing is None:
             return None
@@ -199,7 +205,8 @@ class Guard:
         return last_at_s is not None and now_s - last_at_s <= FRESH_S
 
     def _is_late(self, now_s: float) -> bool:
-        """Whether statistics are missing that it was asked for long enough ago."""
+        """Whether the guest has sent no statistics for ``STALE_S`` although it was asked each
+        second."""
         if self._watched_since_s is None:
             return False
         last_at_s = self._need.last_at_s

@@ -1,4 +1,4 @@
-"""What ``HostPolicy`` is told, and what it answers: values only. Pure."""
+"""The events that ``HostPolicy`` handles, and the results of its steps: values only. Pure."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Added(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """A VM has come whose policy another balloond has left in this state.
+    """A VM has come that another balloond served; its policy goes on from this state.
 
     Attributes:
         vm: which VM.
@@ -87,10 +87,10 @@ class Sampled(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """A careful VM's guest runs and its driver listens from now on, or that has ended.
+    """A careful VM's guest begins to run with a driver that listens, or no longer does.
 
     Attributes:
-        runs: True: it does.
+        runs: True: the guest begins to run.
     """
 
     vm: VmId
@@ -161,8 +161,8 @@ class HostStep(NamedTuple):
         listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
         findings: what was noticed, before the decisions that follow from it.
         watches: how often to read VMs' figures, where that changes.
-        stuck: VMs with a deadline that stays in the past however often it fires: a bug. It is
-            forgotten until something else happens to its VM.
+        stuck: VMs with a deadline that stays in the past however often it fires, which is a bug.
+            The deadline is dropped until another event queues it again.
     """
 
     targets: tuple[Target, ...]

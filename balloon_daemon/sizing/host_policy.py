@@ -18,7 +18,8 @@ Theory of operation
     ``Looked``    the source was read: low memory is told to every policy that listens
     ``Woke``      ``wake_at_s`` has come: every deadline that is due fires, the earliest first;
                   where a VM listens again the reading counts as ``Looked``, too
-    ``Moved`` …   what a careful VM's guest reports: ``protection`` gives memory back, or holds
+    ``Moved`` …   a careful VM's guest reports: ``protection`` may give its memory back, or ask it
+                  for no more
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -72,8 +73,8 @@ from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import PAGE_SIZE, VmId
 
 MOST_AT_ONCE = 8
-"""How often one VM's deadlines may fire in one ``Woke``: it has two in its policy and one in its
-guard, and each moves to a time to come when it fires."""
+"""How many times one VM's deadlines may fire in one ``Woke``. A VM has two deadlines in its policy
+and one in its guard, and each deadline moves into the future when it fires."""
 
 
 def _priority_of(item: tuple[VmId, Row]) -> int:
@@ -169,7 +170,7 @@ class HostPolicy:
         return self._row(vm).told_bytes
 
     def guard(self, vm: VmId) -> Guard | None:
-        """What protects the VM's guest, for reading; None: its profile is the seed's.
+        """The protection of the VM's guest, for reading; None: the profile is ``Profile.SEED``.
 
         Raises:
             StateError: the VM has no policy.
@@ -192,7 +193,8 @@ class HostPolicy:
         policy = BalloonPolicy(max_bytes, self._settings, self._draw)
         row = self._new_row(event, policy, outcome)
         if event.balloon_bytes and row.guard is not None:
-            # As it is, to the byte: a balloond that starts again makes no VM's balloon jump.
+            # Adopt the balloon's size to the byte, not the next lower level: a restart of balloond
+            # should not change any VM's balloon.
             found = min(event.balloon_bytes // PAGE_SIZE * PAGE_SIZE, max_bytes)
             outcome.settle(event.vm, row, found, Reason.ADOPTED)
         elif event.balloon_bytes:
@@ -204,8 +206,9 @@ class HostPolicy:
     def _restore(self, event: Restored, outcome: Outcome) -> None:
         self._require_new(event.vm)
         max_bytes = event.terms.max_bytes(event.vm_mem_bytes)
-        # The row may come from a balloond that was told of no floor, or of a lower one: where the
-        # floor leaves nothing, the policy goes on at level 0.
+        # The earlier balloond may have had no floor for this VM, or a lower floor. If the present
+        # floor leaves no balloon (``max_bytes`` is 0), ``restore`` would refuse a level above 0.
+        # So restore with the maximum without a floor; ``resize`` then goes to level 0.
         most = max_bytes or max_balloon_bytes(event.vm_mem_bytes)
         policy = BalloonPolicy.restore(event.state, most, self._settings, self._draw)
         if max_bytes != most:
@@ -282,7 +285,8 @@ class HostPolicy:
             vm = self._deadlines.first()
             fired[vm] += 1
             if fired[vm] > MOST_AT_ONCE:
-                # A bug: without this the step would never end, and no other VM be served.
+                # This is a bug. Without the limit this loop would never end, and no other VM would
+                # be served.
                 self._deadlines.drop_first()
                 outcome.note_stuck(vm)
                 continue
@@ -294,16 +298,16 @@ class HostPolicy:
             elif state.recheck_at_s == deadline_s:
                 outcome.take(vm, row, row.policy.step(LowMemoryTimer(), now_s))
                 self._listening[vm] = row
-                # This VM listens to low memory again, so look now if memory is low: that would
-                # postpone the next shrinking of every listening VM's balloon, and so comes before
-                # any shrinking that is due.
+                # This VM listens to low memory again, so check now whether memory is low. Low
+                # memory postpones the release of every listening VM's balloon, so this check comes
+                # before all releases that are due.
                 self._look(seen, outcome)
             else:
                 outcome.take(vm, row, self._release(row, seen, now_s))
 
     def _release(self, row: Row, seen: Seen, now_s: float) -> Step:
-        """Steps a VM whose release is due. Memory goes back to VMs of a higher priority first: the
-        VM gets only what is left beyond all that those have in their balloons."""
+        """Steps a VM whose release is due. VMs of a higher priority get memory back first: for
+        this VM the memory in their balloons does not count as available."""
         first_mib = self._priorities.mib_above(row.priority)
         if not first_mib or not isinstance(seen, Reading):
             return row.policy.step(AvailableMemoryTimer(seen), now_s)

@@ -2,17 +2,18 @@
 
 Theory of operation
     Available memory shows that programs need memory, and never that the page cache does: a guest
-    that reads the same files from its disk again and again has plenty of available memory. What
-    shows that are its disk reads and its major faults, in the second in which they begin, provided
-    that it has next to no free memory: with free memory it is only reading something new.
+    that reads the same files from its disk again and again has plenty of available memory. A page
+    cache that is too small shows in disk reads and major faults, in the second in which they
+    begin, but only if the guest has next to no free memory: while memory is free, Linux drops no
+    page cache, so the guest is reading data for the first time.
 
     A guest that reads a lot anyway is told apart by its *base*: its usual rates while its balloon
     was empty. The statistics are cumulative counters, so samples each 30 s give exact means, and
     the base is the median of several. The mean of all of them would not do: a guest that had read
-    300 MiB at its start, just before the squeeze, had a mean of 115 MiB a second, and nobody saw
-    it thrash. A guest that was squeezed before there were two means has no base, which counts as
-    0: where it does read a lot it gets its memory back once without need, and has one from then
-    on.
+    300 MiB at its start, just before the squeeze, had a mean of 115 MiB a second, and its
+    thrashing was not noticed. A guest that was squeezed before there were two means has no base,
+    which counts as 0: if that guest reads a lot anyway, it gets its memory back once without need,
+    and then has a base.
 
 Source:
     Guests of Linux 6.1 and 7.2 (1 GiB, one CPU), squeezed by 32 MiB a second under 14 loads. With
@@ -31,11 +32,12 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 
 AVAILABLE_SHARE = 0.08
 AVAILABLE_BYTES = 128 * MIB
-"""Need: less available than 8 % of the VM or 128 MiB. Stalled allocations, direct reclaim and OOM
-kills begin below that, so that it comes before any of them."""
+"""A guest is in need if its available memory is less than 8 % of the VM, or less than 128 MiB.
+Stalled allocations, direct reclaim and OOM kills begin only with less, so need is seen earlier."""
 
 SWAP_IN_BYTES = 16 * PAGE_SIZE
-"""Need: so much read from swap in a second. Writing to swap is none: idle memory goes there."""
+"""A guest is in need if it reads so much from swap in a second. Writing to swap is no need: a
+guest writes idle memory there."""
 
 FREE_SHARE = 0.12
 """Only a guest with less free memory than 12 % of the VM can be in need of page cache: Linux fills
@@ -43,15 +45,17 @@ free memory with page cache first, and reclaims none before that."""
 
 DISK_BYTES, DISK_FACTOR = 2 * MIB, 1.5
 FAULTS, FAULTS_FACTOR = 4, 2.5
-"""Need, with little free memory: more disk reads in a second than 2 MiB and 1.5 times the base, or
-more major faults than 4 and 2.5 times the base. Faults vary more than reads, hence their factor; a
-guest that reads its files by read(2) has none."""
+"""A guest with little free memory is in need if its disk reads in a second exceed 2 MiB plus 1.5
+times the base, or its major faults exceed 4 plus 2.5 times the base. The factor for faults is
+larger because they vary more; a guest that reads its files by read(2) has no major faults."""
 
 MEAN_S = 3.0
-"""Rates are means over so long: the shortest time in which a program that starts is no alarm."""
+"""Rates are means over so many seconds: over a shorter time the start of a program looks like
+need."""
 
 SHORTEST_S = MEAN_S - 0.5
-"""A mean is over more than this: samples do not come to the second."""
+"""A mean is over more seconds than this. It may be over less than ``MEAN_S``, because samples do
+not come exactly each second."""
 
 FRESH_S = 4.0
 """Statistics older than this show nothing."""
@@ -60,21 +64,22 @@ STALE_S = 5.0
 """A guest whose statistics are older than this is squeezed no further."""
 
 CALM_AFTER_S = 30.0
-"""A base begins so long after a balloon was emptied: until then a guest reads back what the
-balloon has cost it (half a minute, from a disk of 10 MiB/s)."""
+"""Means for the base begin so many seconds after a balloon was emptied: until then a guest reads
+back the page cache that the balloon has cost it (half a minute, from a disk of 10 MiB/s)."""
 
 BASE_S = 120.0
-"""A base is the median of the means of this time, each over ``MEAN_S`` or from one sample to the
-next."""
+"""The base is the median of the means of the last so many seconds. Each mean is over about
+``MEAN_S``, or from one sample to the next if samples are rarer."""
 
 BASE_MEANS = 2
-"""A base needs so many means. Of an even number of means the lower one in the middle counts, so
-that of two a single burst is not the base."""
+"""The base needs so many means. The median of an even number is the lower of the two means in the
+middle, so that a burst in one of two means does not become the base."""
 
 
 UNSAID_S = 60.0
-"""For so long after statistics that do not say what is available nobody relies on those that do: a
-guest that leaves the figure out now and then must not change its limits each second."""
+"""After statistics without the available memory, a guest counts for so many seconds as a guest
+that does not send it: otherwise a guest that omits it now and then would change its limits each
+second."""
 
 
 class Figures(NamedTuple):
@@ -104,15 +109,15 @@ _COUNTERS = ("swap_in_bytes", "major_faults", "oom_kills", "disk_read_bytes")
 
 
 class NeedRule:
-    """The rule, for one guest."""
+    """Judges by one guest's statistics whether the guest is in need."""
 
     def __init__(self) -> None:
         self._recent = deque[Figures]()
         self._killed = False
         self._emptied_at_s: float | None = None
         self._calm: Figures | None = None
-        """Where the next mean for the base begins."""
-        # (time, disk reads, major faults), the rates by the second.
+        """The statistics with which the next mean for the base begins; None: no mean may begin."""
+        # (time, disk reads a second, major faults a second).
         self._means = deque[tuple[float, float, float]]()
         self._disk_base = self._faults_base = 0.0
         self._unsaid_until_s = -math.inf
@@ -131,7 +136,7 @@ class NeedRule:
 
         Args:
             figures: the statistics; the same ones again change nothing.
-            squeezed: whether its balloon is to be larger than nothing.
+            squeezed: whether its balloon holds memory, or is to hold some.
         """
         recent = self._recent
         if recent:
@@ -212,7 +217,8 @@ class NeedRule:
 
 
 def _median(rates: Sequence[float]) -> float:
-    """The lower one in the middle. The module ``statistics`` would import ten others for this."""
+    """The median; of an even number of rates, the lower of the two in the middle. Python's module
+    ``statistics`` has it (median_low), but imports ten other modules."""
     return sorted(rates)[(len(rates) - 1) // 2]
 
 

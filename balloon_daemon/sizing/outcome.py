@@ -1,4 +1,4 @@
-"""What one step of ``HostPolicy`` has come to so far. Pure."""
+"""Collects the results of one step of ``HostPolicy``. Pure."""
 
 from functools import cached_property
 
@@ -45,10 +45,12 @@ class Outcome:
 
     @cached_property
     def lowest_that_can_give(self) -> int | None:
-        """The lowest priority of a VM that could step up; None: none could, or they are equal.
+        """The lowest priority of a VM that could step up; None: no VM could, or all priorities are
+        equal.
 
-        Computed once, before the first VM is stepped: one of a higher priority waits until what
-        was asked of the others in this step did not help.
+        Computed once, before the first VM is stepped: a VM of a higher priority steps up in a
+        later step at the earliest, if memory is still low after VMs of the lowest priority have
+        stepped up.
         """
         return self._priorities.lowest_that_can_give()
 
@@ -60,13 +62,14 @@ class Outcome:
         self._targets.append(Target(vm, target_bytes))
 
     def take(self, vm: VmId, row: Row, step: Step, target_bytes: int | None = None) -> None:
-        """Collects a policy's targets and decision; its state has its timers and listening.
+        """Collects the targets and the decision of a policy's step. Its actions for timers and for
+        listening are ignored, because the policy's state contains both.
 
         Args:
             vm: the VM.
             row: its row.
-            step: what its policy has answered.
-            target_bytes: what to send in place of the level's target; None: that.
+            step: the step of its policy.
+            target_bytes: the target to send in place of the level's; None: send the level's.
         """
         for action in step.actions:
             if isinstance(action, SetTarget):
@@ -76,7 +79,8 @@ class Outcome:
         decision = step.decision
         reason = decision.reason
         if reason is Reason.ALL_RETURNED and row.told_bytes:
-            # A squeeze that ended at less than the first level left a target at level 0.
+            # At level 0 the target may still be above 0: ``settle`` has made a balloon's size the
+            # target that was below the target of level 1.
             self.tell(vm, row, 0)
         changed = decision.level != decision.level_before
         repeated = reason in _CHANGES_NOTHING and reason is row.last_reason and not changed
@@ -87,7 +91,8 @@ class Outcome:
         self._deadlines.queue(vm, row)
 
     def tell_again_if_stopped(self, vm: VmId, row: Row) -> None:
-        """Sends a target once more to a driver that is short of it and has not moved for long.
+        """Sends a target once more to a driver whose balloon is smaller, and has not changed for
+        long.
 
         Windows' and OpenBSD's drivers stop at the first page that they cannot get, and try again
         only when they are told of a target. A guest that has taken pages back since its target was
@@ -104,8 +109,8 @@ class Outcome:
             self.tell(vm, row, row.policy.target_bytes)
 
     def settle(self, vm: VmId, row: Row, balloon_bytes: int, reason: Reason) -> None:
-        """Makes a size the target: to the byte, not the level below it, whose sixteenth of a large
-        VM would be gigabytes."""
+        """Makes a balloon's size the target, to the byte. The target of the level below may be
+        gigabytes less: a level of a large VM is a sixteenth of its maximum."""
         step = row.policy.adopt(balloon_bytes, self.now_s)
         step = step._replace(decision=step.decision._replace(reason=reason))
         self.take(vm, row, step, balloon_bytes)
@@ -136,7 +141,7 @@ class Outcome:
         self._deadlines.queue(vm, row)
 
     def step(self, wake_at_s: float | None, *, listen: bool) -> HostStep:
-        """The whole of it."""
+        """The collected results."""
         return HostStep(
             tuple(self._targets),
             tuple(self._decisions),

@@ -35,11 +35,12 @@ class Priorities:
 
     @property
     def differ(self) -> bool:
-        """Whether there are several."""
+        """Whether not all VMs have the same priority."""
         return len(self._numbers) > 1
 
     def lowest_that_can_give(self) -> int | None:
-        """The lowest priority of a VM that could step up; None: none could, or they are equal."""
+        """The lowest priority of a VM that could step up; None: no VM could, or all priorities are
+        equal."""
         if not self.differ:
             return None
         return min((row.priority for row in self._rows.values() if row.can_give), default=None)

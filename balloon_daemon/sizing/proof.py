@@ -1,8 +1,8 @@
 """Compares what a guest says it gave with what the host got. Pure.
 
-A VM can use no more than its size less its balloon, so what its memory occupies beyond that was
-taken from the guest and not freed for the host. Less is no sign of anything: memory that the guest
-has never touched occupies none.
+A VM can use no more than its size less its balloon. Host memory that it occupies beyond that was
+taken from the guest and not freed for the host. A VM that occupies less proves nothing: memory
+that the guest has never touched occupies no host memory.
 """
 
 import math
@@ -11,35 +11,38 @@ from balloon_daemon.sizing.decision import Missing
 from balloon_daemon.units import MIB
 
 OWN_BYTES, OWN_SHARE = 256 * MIB, 64
-"""What may be occupied besides: a VMM's own memory, where its resident set is all that is known
-(heap, threads, video memory), and its tables for each page of the guest. 256 MiB and a 64th."""
+"""How much more a VM may occupy without a finding, 256 MiB and a 64th: the VMM's tables for each
+guest page, and the VMM's own memory (heap, threads, video memory), which is counted too if only
+the size of the VMM's resident set is known."""
 
 LONG_S = 30.0
-"""For so long it must be too much: the figures are not of one moment, and of a huge page nothing
-is freed before the guest has given all of it."""
+"""How long a VM must occupy too much before memory counts as missing: the figures are not read at
+the same moment, and a huge page is freed only when the guest has given all of it."""
 
 
 class Proof:
-    """One VM's balance."""
+    """Compares the size of one VM's balloon with the host memory that the VM occupies."""
 
     def __init__(self) -> None:
         self.missing_bytes = 0
-        """What the host has not got; 0 where all is well."""
+        """How many bytes of the balloon the host has not got; 0: none are missing."""
         self._over_since_s = math.inf
         self._was_freed = False
 
     def take(
         self, held_bytes: int, vm_mem_bytes: int, balloon_bytes: int, now_s: float
     ) -> Missing | None:
-        """Takes what the VM's memory occupies.
+        """Takes how much host memory the VM occupies.
 
         Returns:
-            A change: what is likely the cause, or that the host has got it after all.
+            If memory is missing from now on: the likely cause. NOTHING: it is not missing any
+            more. None: no change.
         """
         own_bytes = OWN_BYTES + vm_mem_bytes // OWN_SHARE
         over_bytes = held_bytes - (vm_mem_bytes - balloon_bytes)
         if over_bytes <= own_bytes:
-            # Part of a small balloon may be missing without a sign, so it proves nothing.
+            # A balloon of at most ``own_bytes`` could be missing entirely without exceeding the
+            # limit, so only a larger balloon proves that memory was freed.
             self._was_freed = balloon_bytes > own_bytes
             self._over_since_s = math.inf
             was_missing, self.missing_bytes = self.missing_bytes, 0

@@ -1,8 +1,8 @@
-"""Protects the guests of careful VMs: what they report goes in, and what follows comes out. Pure.
+"""Protects the guests of careful VMs: takes their reports, and changes their targets. Pure.
 
-``guard`` says what is to be done about one guest; this class does it to its policy, and has each
-guest watched closely while that matters: while it is squeezed, and while the host is about to be
-low on memory. A host with seed VMs only has nothing to do here.
+``guard`` makes findings about one guest; ``Protection`` applies them to the guest's policy. It
+also has each guest's figures read each second while the guest is squeezed, and while the host is
+about to be low on memory. VMs of ``Profile.SEED`` are not protected.
 """
 
 from dataclasses import replace
@@ -27,10 +27,12 @@ CLOSE_S = 1.0
 """How often a guest's figures are read while it is squeezed, or soon may be."""
 
 SELDOM_S = 30.0
-"""How often otherwise: the statistics are cumulative, and give an exact mean all the same."""
+"""How often a guest's figures are read otherwise. The statistics are cumulative counters, so rare
+readings give exact means too."""
 
 NEAR, FAR = 1.5, 2.0
-"""Memory is about to be low from 1.5 margins down, until there are two again."""
+"""Memory is about to be low when less than 1.5 times the margin is available, and from then on
+until twice the margin is available."""
 
 
 class Protection:
@@ -71,7 +73,8 @@ class Protection:
                 pass
             case Sampled(_, figures):
                 squeezed = bool(row.told_bytes or row.actual_bytes)
-                # A time to come would make them fresh for as long, and all later ones old.
+                # With a time in the future these statistics would count as fresh until then, and
+                # all statistics that come before then would be ignored as older.
                 at_s = min(figures.at_s, now_s)
                 guard.took(figures._replace(at_s=at_s), squeezed=squeezed)
             case Ran(_, runs):
@@ -93,7 +96,7 @@ class Protection:
         self._answer(vm, row, guard.judge(size, told, actual, outcome.now_s), outcome)
 
     def objection(self, vm: VmId, row: Row, guard: Guard, outcome: Outcome) -> Reason | None:
-        """Why a guest must not be asked for more now that memory is low; None: it may be."""
+        """Why a guest must not be asked for more now that memory is low; None: it may be asked."""
         self._see(vm, row, guard, outcome)
         reason = guard.objection(outcome.now_s)
         if reason is None and guard.left is not None:
@@ -114,7 +117,7 @@ class Protection:
                 if row.guard is not None:
                     self._pace(vm, row, row.guard, outcome)
 
-    # --- what follows -------------------------------------------------------------------------
+    # --- acting on findings -------------------------------------------------------------------
 
     def _answer(self, vm: VmId, row: Row, findings: list[Finding], outcome: Outcome) -> None:
         guard = row.guard

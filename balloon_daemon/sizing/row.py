@@ -21,10 +21,10 @@ class Row:
         told_bytes: the target that it was sent last.
         last_reason: the reason of its last decision, rechecks left out.
         moved_at_s: when the balloon's size last changed or a target was last sent.
-        moved_to_bytes: the balloon's size then.
+        moved_to_bytes: the balloon's size after it last changed.
         most_bytes: the balloon's largest size since a target was sent.
         queued_at_s: the time of its entry among the deadlines; infinity: it has no entry.
-        guard: protects its guest; None: its profile is the seed's.
+        guard: protects its guest; None: its profile is ``Profile.SEED``.
         watched_s: how often its figures are read; infinity: never.
     """
 
@@ -54,12 +54,13 @@ class Row:
 
     @property
     def priority(self) -> int:
-        """VMs of a higher one are squeezed later."""
+        """The VM's priority: VMs of a higher priority are squeezed later."""
         return self.terms.settings.priority
 
     @property
     def can_give(self) -> bool:
-        """Whether a step up was possible at the last look, other VMs left aside."""
+        """Whether the VM could step up at the last low-memory event, if other VMs' priorities did
+        not matter."""
         policy = self.policy
         free = policy.held is None or policy.held is Reason.LOWER_FIRST
         return free and policy.max_bytes > 0 and policy.level < policy.settings.steps

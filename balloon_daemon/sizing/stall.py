@@ -1,11 +1,11 @@
 """How fast a balloon grows towards its target, and when to ask for no more. Pure.
 
-A guest that cannot give what it is asked for goes on trying, and its allocations go through all of
-its memory each time. So a balloon that is short of its target must grow: some every 4 s, and
-15 MiB a second by the mean of 4 s. A healthy guest gives some hundred MiB a second, one that has
-only a tenth of a CPU still gives 30. A balloon that was asked for less need not grow by more: the
-policy asks a VM of 512 MiB for 16 MiB a second, and its VMM may tell sizes a second late, so that
-the balloon is never seen to have reached its target on the way.
+A guest that cannot give what it is asked for goes on trying, and each time its allocations search
+all of its memory. So a balloon that is short of its target must grow: at least a little every 4 s,
+and by 15 MiB a second on average over 4 s. A healthy guest gives some hundred MiB a second; a
+guest that has only a tenth of a CPU still gives 30 MiB. A balloon that was asked for less need not
+grow by more than it was asked for: the policy asks a VM of 512 MiB for 16 MiB a second, and a VMM
+may report sizes a second late. Then no report shows the balloon at its target while targets rise.
 """
 
 import math
@@ -30,15 +30,16 @@ class Progress:
     def __init__(self) -> None:
         self._target_bytes = self._balloon_bytes = 0
         self._stopped = False
-        # The present window's beginning, and when the balloon was last larger than ever in it;
-        # None: it is not short of its target.
+        # When the present window began, and the balloon's size then; None: the balloon is not
+        # short of its target.
         self._began: tuple[float, int] | None = None
         self._asked_bytes = 0
-        """What the balloon can be expected to grow by in the window, however fast it is."""
+        """How much the balloon lacked when the window began: it need not grow by more in the
+        window."""
         self._grew_at_s, self._most_bytes = -math.inf, 0
 
     def told(self, target_bytes: int, now_s: float) -> None:
-        """Notes a target. One that rises further does not begin the window anew."""
+        """Notes a target. A target that rises further does not begin a new window."""
         self._target_bytes = target_bytes
         self._follow(now_s)
 
@@ -50,20 +51,21 @@ class Progress:
         self._follow(now_s)
 
     def stop(self, now_s: float, *, stopped: bool) -> None:
-        """Notes whether the guest stands still, or nobody listens in it."""
+        """Notes whether the guest is paused, or has no driver that listens."""
         self._stopped = stopped
         self._began = None
         self._follow(now_s)
 
     @property
     def check_at_s(self) -> float:
-        """When to look whether it is stalled; infinity: it is not short of its target."""
+        """When to call ``is_stalled``; infinity: the balloon is not short of its target."""
         if self._began is None:
             return math.inf
         return min(self._began[0], self._grew_at_s) + WINDOW_S
 
     def is_stuck(self, now_s: float) -> bool:
-        """Whether it lacks much and has grown by next to nothing in a window."""
+        """Whether the balloon lacks more than ``STUCK_BYTES``, and has grown by less in a whole
+        window or has not grown for ``WINDOW_S``."""
         if self._began is None or self._target_bytes - self._balloon_bytes <= STUCK_BYTES:
             return False
         since_s, bytes_then = self._began
@@ -72,10 +74,10 @@ class Progress:
         return stands or slow
 
     def is_stalled(self, now_s: float) -> bool:
-        """Whether it has not grown fast enough.
+        """Whether the balloon has not grown fast enough.
 
-        ``check_at_s`` lies in the future afterwards: a new window has begun where it has, and none
-        is under way where it has not, until the next ``told`` or ``moved``.
+        Afterwards ``check_at_s`` lies in the future. If the balloon has grown enough, a new window
+        has begun; if not, no window begins until the next ``told`` or ``moved``.
         """
         if self._began is None or now_s < self.check_at_s:
             return False
@@ -88,9 +90,9 @@ class Progress:
         return False
 
     def _stands(self, now_s: float) -> bool:
-        # The same sum as in ``check_at_s``. The difference now_s - _grew_at_s can be rounded to
-        # less than WINDOW_S at that very time: nothing would be found, nothing changed, and the
-        # same moment looked at again for ever.
+        # Compute the same sum as ``check_at_s``. At exactly that time the difference now_s -
+        # _grew_at_s may be rounded to less than WINDOW_S. Then no stall would be found here,
+        # ``check_at_s`` would stay in the past, and the deadline would fire again for ever.
         return now_s >= self._grew_at_s + WINDOW_S
 
     def _follow(self, now_s: float) -> None:

@@ -13,9 +13,9 @@ from balloon_daemon.units import MIB, PAGE_SIZE
 
 BLIND_SHARE = 4
 BLIND_BYTES = 256 * MIB
-"""A careful VM keeps a quarter of its memory, and at least 256 MiB, where nobody would notice that
-it needs more: other projects' balloon loops keep 15 to 25 % free, and a Linux guest of 256 MiB
-still starts its services."""
+"""A careful VM keeps a quarter of its memory, and at least 256 MiB, if its need would not be
+noticed (no statistics) or its driver cannot take pages back by itself. Other projects' balloon
+loops keep 15 to 25 % free, and a Linux guest of 256 MiB still starts its services."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class VmSettings:
 
     Attributes:
         floor_bytes: never leave the guest less memory than this; None: what the profile leaves.
-            A careful VM in which nobody would notice need keeps more (``terms``).
+            A careful VM without statistics, for example, keeps more (``terms``).
         ceiling_bytes: the balloon's greatest size; None: what the policy's maximum allows.
         priority: VMs of a higher priority are squeezed later, and get their memory back first.
         profile: the rules.
@@ -33,4 +33,4 @@ class VmSettings:
 
 
 SEED = VmSettings(profile=Profile.SEED)
-"""A VM of a balloond that was started without a configuration file."""
+"""The settings of each VM if balloond was started without a configuration file."""

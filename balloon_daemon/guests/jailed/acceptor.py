@@ -1,4 +1,4 @@
-"""One vhost-user socket: whose VMs may connect there, and whether one may just now."""
+"""Accepts connections to one vhost-user socket, and tells whether a VM may connect there now."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,14 +17,16 @@ ACCEPT_PART = 1 / 32
 without a limit, a user who connects in a loop would occupy a core."""
 
 ACCEPT_AGAIN_S = 1.0
-"""How long the next connection waits after a failure, or when no descriptor is free."""
+"""Seconds until the next attempt to accept a connection after an attempt has failed, for example
+because no descriptor is free."""
 
 
 class OwnSocket(NamedTuple):
     """A vhost-user socket that is open.
 
     Attributes:
-        vm: the VM that may connect, with its settings; its name is "" where any number of VMs may.
+        vm: the only VM that may connect, with its settings; a VM named "" stands for any number of
+            VMs.
         listener: the socket.
     """
 
@@ -37,7 +39,7 @@ class Place(Enum):
 
     FREE = auto()
     TAKEN = auto()
-    """The one VM that may connect is there."""
+    """The only VM that may connect is connected already."""
     ENDING = auto()
     """Its VMM has hung up, and its session is about to end."""
 
@@ -72,7 +74,8 @@ class Acceptor:
         return Place.ENDING if session.is_ending else Place.TAKEN
 
     def take(self, session: Session) -> None:
-        """Notes the session of a VM that has connected here, now or to another controller."""
+        """Notes the session of a VM that has connected to this socket: just now, or while an
+        earlier controller served the socket."""
         if self.vm.name:
             self._session = session
 
@@ -80,8 +83,8 @@ class Acceptor:
         """Watches for connections.
 
         Args:
-            accept: is called while a connection waits; returns how many seconds the next one has
-                to wait at least.
+            accept: is called while a connection waits; returns how many seconds the next
+                connection has to wait at least.
         """
         self._accept = accept
         self._watch()
@@ -103,7 +106,7 @@ class Acceptor:
         """Accepts no more connections.
 
         Args:
-            closer: closes what was sent to the socket.
+            closer: closes the socket, and with it the descriptors in its queue.
             leaving: True: another controller goes on with this socket.
         """
         asyncio.get_running_loop().remove_reader(self.listener.sock)

@@ -35,7 +35,7 @@ from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.virtio.balloon import BalloonFeature
 
 REFUSALS = 32
-"""Different reasons why a VM gets no balloon, of which each is published once."""
+"""How many different reasons why a VM gets no balloon are published, each of them once."""
 
 SHARED_WITHIN_POLLS = 60
 """How long a VMM may take to send its guest's memory table before a warning, in polls of the
@@ -112,8 +112,8 @@ class Balloon:
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver reports that."""
         self._sounding.end()
-        self._attached = True  # Ends the search for the balloon's size.
-        # Tell target 0 not only to a guest that has given pages. One that has given none yet
+        self._attached = True  # ``rings_changed`` begins no search for the balloon's size now.
+        # Tell target 0 not only to a guest that has given pages. A guest that has given none yet
         # (``actual`` is 0), but was told a target above 0, would otherwise inflate its balloon
         # later.
         unknown = self._backend.driver.balloon_unknown
@@ -161,8 +161,9 @@ class Balloon:
     def take_stats(self, stats: Stats, *, first: bool) -> None:
         """Handles the guest's statistics.
 
-        A device also uses the buffer that the device before it held, so its first statistics may
-        be older than the present memory table. So new ones are requested.
+        The first statistics of a new device may be older than the present memory table: the driver
+        wrote them into the statsq buffer that the earlier device held. So new statistics are
+        requested, and the first are used only if the guest's total is not known yet.
         """
         if first:
             self._device.request_stats()
@@ -172,17 +173,17 @@ class Balloon:
             self._report_size()
 
     def _look(self) -> None:
-        """Asks for the guest's statistics, and reports what its memory occupies."""
+        """Asks for the guest's statistics, and reports how much host memory the VM occupies."""
         self._device.request_stats()
         if self._attached and self.limits.size_bytes:
             now_s = asyncio.get_running_loop().time()
             self._report(self._vm, Held(self.limits.held_bytes(), now_s))
 
-    # --- its size -----------------------------------------------------------------------------
+    # --- the VM's size and state --------------------------------------------------------------
 
     def rings_changed(self) -> None:
-        """Reports the VM as attached once its size is known and its rings run, and then whether
-        they do: a VMM stops them for a pause and for a reset."""
+        """Reports the VM as attached once its rings run and its balloon's size is known. From then
+        on reports whether its rings run: a VMM stops the rings for a pause and for a reset."""
         refusal = self._backend.refusal
         if refusal and self._refusals.admit(refusal):
             self._publish(VmNotServed(self._vm, refusal))
@@ -201,7 +202,8 @@ class Balloon:
             self._sounding.begin()
 
     def device_changed(self) -> None:
-        """Checks the VM's size: another device runs, so the memory table is complete."""
+        """Checks the VM's size again. Another device was forked, which is done only after the VMM
+        has sent its whole memory table."""
         if self._attached:
             self.limits.look_at_memory()
             self._report_size()
@@ -210,7 +212,7 @@ class Balloon:
         """Restores another controller's balloon, after the back-end was restored.
 
         Raises:
-            StateError: no policy can be in that row.
+            StateError: the row holds a state that no policy can be in.
         """
         self._report_actual()
         if row is not None:
@@ -219,7 +221,8 @@ class Balloon:
             self._report(self._vm, Attached(row.vm_mem_bytes, self._can, row=row))
 
     def _attach(self, balloon_bytes: int) -> None:
-        """Reports the VM as attached; it holds ``balloon_bytes`` without a target of ours."""
+        """Reports the VM as attached. Its balloon already holds ``balloon_bytes``, although this
+        controller has sent no target for them."""
         self._sounding.end()
         self._attached = True
         size_bytes = self.limits.size_bytes

@@ -2,10 +2,10 @@
 
 The last close of a TCP socket may linger for any time (socket(7), SO_LINGER), any close of a file
 of FUSE waits for its server (FUSE_FLUSH), the last close of a memory file frees the memory, which
-takes a second for some 5 GiB, and the last close of a Unix socket does all of this to the
-descriptors in its queue. A process that serves others must not block there. A child that shares
-the descriptor table (clone(2), CLONE_FILES) may: the number is free as soon as the close has
-begun, and only the child waits for its end.
+takes a second for some 5 GiB, and the last close of a Unix socket also closes the descriptors in
+its queue. The controller serves all VMs and must not block there. So child processes that share
+its descriptor table (clone(2), CLONE_FILES) call close(2): a descriptor's number becomes free as
+soon as the close has begun, and only the child waits for the end of the close.
 """
 
 import asyncio
@@ -23,27 +23,30 @@ from balloon_daemon.linux.fd_kind import FdKind, fd_kind, is_memory
 from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
 
 MAX_HANGING = 16
-"""Children at a time that may hang in closes for one user. An enemy can make one child hang with
-each of its connections; further descriptors of that user wait: sockets and similar ones without a
-number of this process (see ``_Queue.park``), all others with one, counted in
-``ForeignFds.waiting``."""
+"""How many children may close descriptors of one user at a time; a hostile user can make a child
+hang with each connection. Further descriptors of that user wait for a child: those of the
+``_PARKED`` kinds in a socket's queue, without a number of this process (``_Queue.park``); all
+others keep their numbers, which ``ForeignFds.waiting`` counts."""
 
 MAX_HANGING_IN_ALL = 128
-"""Children at a time for all users together: each costs a process."""
+"""How many children may close descriptors at a time, for all users together: each child is a
+process."""
 
 PARKED_TOGETHER = 250
 """Descriptors in one message; the kernel's limit, SCM_MAX_FD, is 253."""
 
 MAX_TABLE = 65_536
-"""Descriptors for which the table is allocated, half a MiB; the shipped unit allows as many."""
+"""For how many descriptors ``_make_table`` has the kernel allocate the table, which then takes
+half a MiB. The shipped systemd unit allows as many (LimitNOFILE)."""
 
 IDLE_S = 3.0
-"""An idle child is kept for so long, because a fork costs 2 to 4 ms in which the event loop stands
-still, and a user may have 16 closes hang every few seconds. Then it is ended, because it keeps old
-copies of the controller's pages."""
+"""How long idle children are kept if none of them is used. A fork stops the event loop for 2 to 4
+ms, and a user may have 16 closes hang every few seconds. But while a child lives, each page that
+the controller has written since the fork exists twice (copy-on-write)."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.01, 1.0
-"""When to try again where the kernel allows no process: soon at first, then ever later."""
+"""Seconds until the next try after a failed fork: the first number, doubled with each further
+failure up to the second."""
 
 BLIND_LOOK_S = 0.1
 """How often to check whether a child has ended, if there was no descriptor to watch the child
@@ -52,12 +55,12 @@ by."""
 _PARKED = (FdKind.UNIX_SOCKET, FdKind.INET_SOCKET, FdKind.EVENTFD, FdKind.PIPE)
 """Kinds of files for which only the last close can block, because they have no flush operation.
 The last close of any file may block, even an eventfd's: it takes the lock of each epoll instance
-that watches the eventfd. That lock is held while events are written to memory, whose page the
-instance's owner may keep from being loaded."""
+that watches the eventfd. epoll_wait(2) holds that lock while it writes events to user memory, and
+the instance's owner may delay the page fault of that write for ever."""
 
 
 class Closer:
-    """Closes descriptors that VMMs sent, in children. A ``Closes``.
+    """Closes descriptors that VMMs sent, in child processes. Implements ``Closes``.
 
     Args:
         loop: watches the children.
@@ -69,12 +72,12 @@ class Closer:
         self._working: dict[ClosingChild, _Work] = {}
         self._idle: list[ClosingChild] = []
         self._ending = set[ClosingChild]()
-        """Killed, and not reaped yet."""
+        """Children that were killed and are not reaped yet."""
         self._idle_was_used = False
         """Whether an idle child was used since the last ``_end_idle``."""
         self._idle_look: asyncio.TimerHandle | None = None
         self._queues: dict[FdAccount, _Queue] = {}
-        """The users for whom a child closes descriptors, or descriptors wait."""
+        """By user: queues with descriptors that a child closes now, or that wait for a child."""
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = FIRST_RETRY_S
 
@@ -86,7 +89,7 @@ class Closer:
 
         Args:
             fds: the descriptors.
-            owner: the peer that sent them; None: a peer of its own.
+            owner: the peer that sent them; None: they count as those of a new peer.
         """
         if not fds:
             return
@@ -112,7 +115,7 @@ class Closer:
     def _start(
         self, queue: "_Queue", fds: list[int], owner: ForeignFds | None, parked: int = 0
     ) -> bool:
-        """Lets a child close them; False where the kernel allows no process."""
+        """Lets a child close ``fds``; False where the kernel allows no process."""
         child = self._close_by_idle(fds)
         if child is None:
             try:
@@ -168,7 +171,7 @@ class Closer:
         if child in self._working:
             self._done(child)
         elif not child.takes_more and child in self._idle:
-            # An idle child ends only if somebody has killed it: forget it.
+            # This idle child has ended, which happens only if somebody has killed it.
             self._idle.remove(child)
             self._end(child)
         elif child in self._ending:
@@ -202,7 +205,8 @@ class Closer:
             self._idle_was_used = False
             self._idle_look = self._loop.call_later(IDLE_S, self._end_idle)
             return
-        # Do not wait for their ends, which come once they are scheduled: 16 took 24 ms.
+        # Do not wait here for the killed children (``_told`` reaps them): each ends only when the
+        # scheduler runs it, which took 24 ms for 16 children.
         idle, self._idle = self._idle, []
         for child in idle:
             if child.kill():
@@ -236,7 +240,14 @@ class Closer:
 
 
 class _Work(NamedTuple):
-    """A child's descriptors: their owner, their number, and how many are parked behind them."""
+    """The descriptors that a child closes.
+
+    Attributes:
+        queue: the queue of their user.
+        owner: the peer that sent them; None: they are a lot's outlet.
+        numbers: how many numbers of this process they occupied.
+        parked: how many parked descriptors the lot holds.
+    """
 
     queue: "_Queue"
     owner: ForeignFds | None
@@ -256,16 +267,17 @@ class _Queue:
         self.children = 0
         """Children that close descriptors of this user now."""
         self.left: deque[tuple[list[int], ForeignFds | None]] = deque()
-        """Descriptors that no child closes yet, and the peer that sent them; None: a lot. They are
-        numbers, because the finalizer of an object left here at our end would close its descriptor
-        after all."""
+        """Descriptors that no child closes yet, with the peer that sent them; None in place of the
+        peer: the descriptor is a lot's outlet (``_Lot``). They are kept as integers: objects would
+        close their descriptors in this process when it ends, in their finalizers."""
         self.lots: dict[int, int] = {}
-        """How many descriptors are in each lot that no child closes yet, by the lot's number."""
+        """How many descriptors are in each lot that no child closes yet, by the number of the
+        lot's outlet."""
         self._lot: _Lot | None = None
-        """The lot that receives waiting sockets, until a child closes the lot."""
+        """The lot into which ``park`` puts descriptors, until a child is to close the lot."""
 
     def take(self) -> tuple[list[int], ForeignFds | None]:
-        """The descriptors that have waited longest."""
+        """Removes and returns the descriptors that have waited longest, and their peer."""
         fds, owner = self.left.popleft()
         if owner is None and self._lot is not None:
             # ``owner`` None: ``fds`` is a lot, a socket in whose queue descriptors wait. It may be
@@ -326,7 +338,8 @@ def _make_table() -> None:
 
 
 def _charge(account: FdAccount, owner: ForeignFds | None, numbers: int) -> None:
-    """Counts so many more numbers that wait for their close."""
+    """Adds to the count of descriptor numbers that wait for their close: the peer's, or that of a
+    user's lots."""
     if owner is None:
         account.waiting += numbers
     else:
@@ -336,8 +349,9 @@ def _charge(account: FdAccount, owner: ForeignFds | None, numbers: int) -> None:
 class _Lot:
     """Descriptors in the queue of a Unix socket, where they wait for their close without a number.
 
-    Only for the kinds in ``_PARKED``: freeing the number of any other file is a close that may
-    block, as a file of FUSE asks its server (FUSE_FLUSH).
+    Only for the kinds in ``_PARKED``. ``put`` frees the numbers by close(2) in this process, and
+    for other kinds of files even a close that is not the last may block: a file of FUSE asks its
+    server (FUSE_FLUSH).
 
     Raises:
         OSError: no descriptor is free.

@@ -30,8 +30,8 @@ from balloon_daemon.vhost_user.messages import Message, decode_message
 from balloon_daemon.vhost_user.requests import lacks_fds
 
 NOT_SERVED = 32
-"""Different reasons why a request cannot be served, of which each is published once: a driver may
-choose ever new sizes."""
+"""How many different reasons why a request cannot be served are published, each of them once. A
+reason may contain a number that the driver chooses, such as a ring's size."""
 
 
 class Conversation:
@@ -102,8 +102,8 @@ class Conversation:
         effects = self._backend.handle(message, fds, lost=lost)
         if fds:
             # Put the new descriptors into the store now, before the effects below: StopDevice
-            # among them may take a second. If this process crashed during that second, descriptors
-            # that only it has would be lost.
+            # among them may take a second. If this process crashed during that second, the new
+            # descriptors, which only this process has received, would be lost.
             self._save()
         self._changed = not fds
         self._unsaved = True
@@ -180,7 +180,7 @@ class Conversation:
         try:
             done = self._connection.flush()
         except OSError:
-            done = True  # Reading fails too, and ends the connection.
+            done = True  # The next read fails too, and that ends the session.
         if done:
             asyncio.get_running_loop().remove_writer(self._connection.fileno())
 
@@ -208,10 +208,10 @@ class Conversation:
         entry = self._kept.journal.pending()
         if entry is None:
             return
-        # Phase SENDING: take the answer for sent. That is wrong only if the controller died just
-        # before its sendmsg(2), while the VMM would take a second answer for that of its next
-        # request. Phase HANDLING: a request still in the socket (``peek``) is read later, like any
-        # other.
+        # Phase SENDING: assume that the answer was sent, which is wrong only if the controller
+        # died just before its sendmsg(2). A second answer would be worse: the VMM would take it
+        # for the answer to its next request. Phase HANDLING: if the request is still in the socket
+        # (``peek``), it is read later, like any other request.
         if entry.phase is Phase.HANDLING and self._connection.peek() != entry.request:
             message = decode_message(entry.request)
             if entry.number > self.inbox.handled:
@@ -228,8 +228,8 @@ class Conversation:
         self._kept.journal.done()
 
     async def _answer_again(self, message: Message) -> None:
-        """Answers a request that the stored state includes, and performs what may be missing of
-        it."""
+        """Answers a request that the stored state includes, and performs those of its effects that
+        the earlier controller may not have performed."""
         await self._device.stop()
         if self._backend.vring_is_to_stop(message):
             await self._device.learn_indices()

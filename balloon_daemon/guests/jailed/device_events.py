@@ -16,7 +16,8 @@ def cause_of_death(code: int, number: int | None) -> tuple[Death, str]:
 
     Args:
         code: the exit status, or a negative signal number.
-        number: the number of the system call for which the filter killed it; None: unknown.
+        number: the number of the system call for which the seccomp filter killed the device; None:
+            unknown.
     """
     if code == -signal.SIGSYS:
         return Death.FILTER, "" if number is None else syscall_name(number)

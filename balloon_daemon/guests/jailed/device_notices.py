@@ -27,14 +27,15 @@ from balloon_daemon.units import VmId
 from balloon_daemon.vhost_user.effects import ReadyVring
 
 STARTS_A_SECOND = 2
-"""Starts whose events are not ``quiet``: a guest may reset its device in a loop."""
+"""How many events of started devices a second are not ``quiet``: a guest may reset its device in a
+loop."""
 
 NAME_WITHIN_S = 0.2
-"""How long to wait for the kernel's record of a seccomp kill, which a thread of the kernel writes
+"""How long to wait for the kernel's log record of a seccomp kill, which a kernel thread writes
 later."""
 
 NAME_LOOKS = 10
-"""How often to look for that record in this time."""
+"""How many times to look for the record of a seccomp kill within ``NAME_WITHIN_S``."""
 
 
 class DeviceNotices:
@@ -53,7 +54,8 @@ class DeviceNotices:
         self._not_forked, self._rings_unknown = RateLimit(1), RateLimit(1)
 
     def forked(self, pid: int, vrings: Sequence[ReadyVring], *, look: bool) -> None:
-        """A device was forked, to serve these vrings or to look at them."""
+        """A device was forked, to serve these vrings or (``look``) only to report their
+        ``used.idx``."""
         queues = tuple(vring.queue.value for vring in vrings)
         quiet = self._starts.admit(self._loop.time()) is None
         began = DeviceLooks if look else DeviceStarted
@@ -66,7 +68,7 @@ class DeviceNotices:
             self._publish(DeviceNotForked(self._vm, err.strerror or str(err), suppressed))
 
     def rings_unknown(self) -> None:
-        """No device could be forked to look where the rings stand."""
+        """No device could be forked to report each ring's ``used.idx``."""
         suppressed = self._rings_unknown.admit(self._loop.time())
         if suppressed is not None:
             self._publish(RingsUnknown(self._vm, suppressed))
@@ -84,13 +86,14 @@ class DeviceNotices:
         self._publish(DeviceHangs(self._vm, pid))
 
     def died(self, ended: Ended, deaths: int, looks: int = NAME_LOOKS) -> None:
-        """Publishes an untimely end, once the kernel's log names the call for which the filter
-        killed the device, or when it is too late for that.
+        """Publishes that a device has died. If the seccomp filter killed the device, waits at most
+        ``NAME_WITHIN_S`` until the kernel's log names the system call.
 
         Args:
             ended: how the device ended.
-            deaths: how many devices died if too many did; 0: another device is forked.
-            looks: how often the kernel's log is still searched.
+            deaths: how many devices died, if that is too many and no other device is forked; 0:
+                another device is forked.
+            looks: how many more times the kernel's log is searched.
         """
         by_filter = ended.exit_code == -signal.SIGSYS
         number = find_seccomp_kill(ended.pid) if by_filter else None

@@ -10,12 +10,13 @@ from balloon_daemon.vhost_user.messages import CONFIG_CHANGE_MSG
 from balloon_daemon.virtio.balloon import BalloonFeature
 
 EARNED_AFTER_S = 60.0
-"""A guest whose last device began so long ago gets full CPU allowances for its next device, else a
-part of them: it can have its device started anew as often as it likes."""
+"""If a guest's last device began at least so long ago, the next device begins with full CPU
+allowances (``device.pace``), else with a proportional part of them: a guest can have its device
+restarted as often as it likes, and must not get new allowances by that."""
 
 
 def earned(since_s: float) -> float:
-    """The part of its CPU allowances that a guest has, from 0 to 1.
+    """The part of its CPU allowances with which a guest's next device begins, from 0 to 1.
 
     Args:
         since_s: seconds since its last device began to serve it.
@@ -33,7 +34,7 @@ def device_spec(
     """The next device's spec. The descriptors in it stay the back-end's.
 
     Args:
-        backend: has the guest's memory, the channel and the features.
+        backend: has the guest's memory, the back-end channel and the features.
         served: the vrings for the device.
         name: the VM's name, for ``ps``.
         since_s: seconds since the guest's last device began to serve it.

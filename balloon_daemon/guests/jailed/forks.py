@@ -1,16 +1,17 @@
-"""Has all VMs' devices forked, one after another, while the event loop goes on.
+"""Asks the template process to fork the devices of all VMs, without blocking the event loop.
 
-Runs in the controller. A fork takes two wake-ups of other processes, the template's and the
-device's: milliseconds where all processors are busy, seconds where the template hangs. Nobody
-waits for it: the request is sent, and the answer is read when it has come.
+Runs in the controller. For a fork the scheduler has to run two other processes, the template and
+the new device: that takes milliseconds if all processors are busy, and seconds if the template
+hangs. So the controller sends a request and does not wait; it reads the answer when the template's
+socket becomes readable. The template gets one request at a time.
 
-A device touches nothing of its guest before its first order, so one that is wanted no longer is
-simply never given one: its tube is closed, and whatever comes of the request ends by itself. Hence
-nobody waits for a fork that is under way, neither a VMM that stops its rings nor a controller that
-leaves.
+A device touches nothing of its guest before its first order. If a device is no longer wanted while
+it is being forked, the controller closes its tube and sends no order, and the device ends by
+itself. So nobody waits for the end of a fork, neither a VMM that stops its rings nor a controller
+that hands over its VMs.
 
-Users take turns, and each has a share of the template's time (``peers.py``): neither a user's many
-VMs nor a VMM that attaches and leaves in a loop holds up another user's device for long.
+Users take turns, and each user has a share of the template's time (``peers.py``): neither a user's
+many VMs nor a VMM that connects and hangs up in a loop delays another user's device for long.
 """
 
 import asyncio
@@ -28,11 +29,12 @@ from balloon_daemon.device.template import ANSWER_WITHIN_S
 from balloon_daemon.guests.jailed.peers import Peer
 
 REAP_EACH_S = 0.02
-"""How often to look whether a process that was killed has ended, while there is one."""
+"""Seconds between two checks (waitpid(2)) whether killed processes have ended, while there are
+any."""
 
 
 class Forker(Protocol):
-    """What ``Forks`` needs of a ``Template``."""
+    """The methods of ``Template`` that ``Forks`` uses."""
 
     def ask(self, spec: DeviceSpec, tube_fd: int, stderr_fd: int, parent: int) -> None: ...
 
@@ -47,13 +49,13 @@ class Forker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A device that a guest wants. One of ``forked`` and ``failed`` is called, unless it is
-    dropped or has no spec.
+    """A guest's request for a device. Either ``forked`` or ``failed`` is called, unless the
+    request is dropped or ``spec`` returns None.
 
     Attributes:
-        spec: called when its turn has come; None: there is nothing to serve.
+        spec: called when the request's turn has come; returns None if no vring is ready.
         forked: called with the device, which waits for its first order.
-        failed: called with the error where none is forked.
+        failed: called with the error if no device was forked.
     """
 
     spec: Callable[[], DeviceSpec | None]
@@ -62,23 +64,25 @@ class Wanted:
 
 
 class PendingFork:
-    """A wanted device that has not come yet.
+    """A request for a device that is not forked yet.
 
     Args:
-        wanted: whose it is.
-        line: the waiting requests of its user, which it joins.
+        wanted: the request.
+        line: the waiting requests of the same user; this request is added.
     """
 
     def __init__(self, wanted: Wanted, line: "OrderedDict[PendingFork, None]") -> None:
         self.wanted: Wanted | None = wanted
-        """None once it is dropped or has come."""
+        """The request; None once it is dropped or the device is forked."""
         self.asked: AskedFor | None = None
-        """The device, once the template was asked for it."""
+        """The controller's ends of the device's tube and stderr pipe; None until the request is
+        sent to the template."""
         self._line = line
         line[self] = None
 
     def drop(self) -> None:
-        """Wants the device no longer; a device that comes nevertheless touches nothing."""
+        """Drops the request. If the device is forked nevertheless, it gets no order, and touches
+        nothing of its guest."""
         self.wanted = None
         self._line.pop(self, None)
         if self.asked is not None:
@@ -90,19 +94,19 @@ Ask = Callable[[Wanted], PendingFork]
 
 
 class _Line(NamedTuple):
-    """The requests of one user that wait."""
+    """One user's requests that were not sent to the template yet."""
 
     peer: Peer
     waiting: "OrderedDict[PendingFork, None]"
 
 
 class _Sent(NamedTuple):
-    """The request that the template has.
+    """The request that was sent to the template, which has not answered yet.
 
     Attributes:
         fd: the descriptor that becomes readable with the answer.
-        began_s: when it was sent, in the event loop's time.
-        late: ends the template where it does not answer.
+        began_s: when the request was sent, in the event loop's time.
+        late: kills the template if it does not answer in time.
     """
 
     pending: PendingFork
@@ -113,36 +117,37 @@ class _Sent(NamedTuple):
 
 
 class Forks:
-    """The template, as all VMs of an event loop share it.
+    """All VMs' requests to the template process.
 
     Args:
-        template: forks; nobody else asks it for anything meanwhile.
-        before_first: called once, before the first device is asked for.
+        template: forks the devices; only this object sends it requests.
+        before_first: called once, before the first request.
     """
 
     def __init__(self, template: Forker, before_first: Callable[[], None] = lambda: None) -> None:
         self._template = template
         self._before_first: Callable[[], None] | None = before_first
         self._lines: dict[int, _Line] = {}
-        """By user; the user at the beginning is next."""
+        """Waiting requests by user id; the first user's turn is next."""
         self._sent: _Sent | None = None
         self._next: asyncio.TimerHandle | None = None
         self._no_template_until_s = 0.0
         self._strays: list[int] = []
-        """Devices that were dropped while they were forked, to be reaped."""
+        """Process ids of devices that nobody wants or can watch, to be killed and reaped."""
         self._reaping: asyncio.TimerHandle | None = None
         self._closed = False
 
     def ask(self, peer: Peer, wanted: Wanted) -> PendingFork:
-        """Asks for a device of one user; never calls back before it has returned."""
+        """Asks for a device for a VM of this user. Calls the functions in ``wanted`` only after
+        ``ask`` has returned."""
         line = self._lines.setdefault(peer.uid, _Line(peer, OrderedDict()))
         pending = PendingFork(wanted, line.waiting)
         self._go_on()
         return pending
 
     def close(self) -> None:
-        """Forks nothing more, and drops all requests: this controller leaves its VMs to another,
-        so it must give no device an order that the stored state knows nothing of."""
+        """Sends no further request to the template, and drops all requests. Another controller
+        takes over the VMs and their stored states, so no device may begin that is in no state."""
         self._closed = True
         for line in self._lines.values():
             for pending in list(line.waiting):
@@ -153,7 +158,7 @@ class Forks:
     # --- whose turn it is -----------------------------------------------------------------------
 
     def _go_on(self, after_s: float = 0.0) -> None:
-        """Looks whose turn it is, unless the template has a request already."""
+        """Schedules the next request, unless the template has not answered the last one yet."""
         if self._sent is not None or self._closed or not self._lines:
             return
         if self._next is not None:
@@ -171,7 +176,7 @@ class Forks:
             elif rest_s := line.peer.forks_again_in_s():
                 rests_s.append(rest_s)
             else:
-                # Its next request comes after those of all other users.
+                # Move this user to the end: all other users' turns come before its next one.
                 self._lines[uid] = self._lines.pop(uid)
                 self._serve(line)
                 return
@@ -179,7 +184,7 @@ class Forks:
             self._go_on(min(rests_s))
 
     def _serve(self, line: _Line) -> None:
-        """Asks for the first device of a line."""
+        """Sends the first request of a user to the template."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         pending, _ = line.waiting.popitem(last=False)
@@ -202,7 +207,7 @@ class Forks:
                 self._go_on()
 
     def _send(self, pending: PendingFork) -> bool:
-        """Sends a request; False where its guest has nothing to serve."""
+        """Sends a request; False where its guest has no vring to serve."""
         assert pending.wanted is not None
         spec = pending.wanted.spec()
         if spec is None:
@@ -222,11 +227,15 @@ class Forks:
         self._done(self._template.answer)
 
     def _done(self, outcome: Callable[[], int | OSError | None]) -> None:
-        """Ends the request that the template has."""
+        """Handles the template's answer, or the lack of an answer.
+
+        Args:
+            outcome: returns the device's process id, an error, or None: no answer has come yet.
+        """
         assert self._sent is not None
         sent, loop = self._sent, asyncio.get_running_loop()
-        # Before anything else: the template's socket may be closed next, and its number another
-        # file's.
+        # Stop watching the descriptor before anything else: ``outcome`` may close the template's
+        # socket, and the kernel may then use the number for another file.
         loop.remove_reader(sent.fd)
         try:
             answer = outcome()
@@ -269,14 +278,14 @@ class Forks:
             wanted.forked(device)
 
     def _look_after_ended(self) -> None:
-        """Ends and reaps devices that were dropped, and reaps templates that were killed."""
+        """Kills and reaps devices that nobody wants, and reaps templates that were killed."""
         if self._reaping is None:
             self._reap()
 
     def _reap(self) -> None:
         self._reaping = None
         for pid in self._strays:
-            # Not reaped yet, so the number is still that of this child.
+            # The child is not reaped yet, so no other process can have its process id.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._strays = [pid for pid in self._strays if os.waitpid(pid, os.WNOHANG) == (0, 0)]

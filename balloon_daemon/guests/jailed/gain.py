@@ -1,7 +1,8 @@
 """Compares the pages that a guest gave with those that were freed for the host.
 
-Pure. A device counts its work (``Progress``); this class finds the pages that were given but not
-freed, by cause, and tells when giving more would only cost the guest.
+Pure. A device counts its work (``Progress``). ``Gain`` computes from these counters how many pages
+were given but not freed, by cause, and notices when giving more would take memory from the guest
+and free next to none for the host.
 """
 
 from typing import NamedTuple
@@ -10,9 +11,10 @@ from balloon_daemon.events import LossCause
 from balloon_daemon.tube.messages import Progress
 
 WINDOW_PAGES = 4096
-"""Pages (16 MiB) that the guest has to give before they can count as not freed. A run of pages
-begins and ends inside a huge page of 2 MiB, which is freed only as a whole: up to 1022 pages of a
-run may rightly not be freed yet, and these must stay far below half."""
+"""How many pages (16 MiB) a guest must give before the freed part of them is judged. A contiguous
+run of pages may begin and end in the middle of a 2 MiB huge page, which is freed only as a whole.
+So 511 pages at each end may not be freed yet although nothing is wrong; these 1022 pages must be
+far less than half of the judged pages."""
 
 
 class Loss(NamedTuple):
@@ -37,7 +39,7 @@ class Gain:
         """Takes the sums of all devices of this guest so far.
 
         Returns:
-            The causes seen for the first time.
+            The losses of which the cause is seen for the first time.
         """
         self._done = done
         given = done.inflated_pages + done.foreign_pages

@@ -14,14 +14,15 @@ from balloon_daemon.tube.messages import Up
 from balloon_daemon.units import VmId
 
 REPORTS_A_SECOND = 200
-"""Reports of one device that are read in a second, or at once after a pause. A device sends some
-40 when its guest does all that it can."""
+"""How many reports of one device are read in a second, or at once after a second without reports.
+A device sends some 40 a second when its guest does all that it can."""
 
 PAUSE_S = 0.1
 """How long a tube with more reports is not read."""
 
 LAST_READS = 512
-"""Reads of a dead device's tube, 64 reports each: more than the socket's buffer holds."""
+"""How many times a dead device's tube is read at most, 64 reports each time: more than the
+socket's buffer holds."""
 
 STALLED_S = 5.0
 """A device that has read no order for so long is published as stalled. It is not killed: on a

@@ -1,4 +1,4 @@
-"""Receives a VMM's messages in its user's turns, recording each in the journal first."""
+"""Receives a VMM's messages, in the turns of the VMM's user; records each in the journal first."""
 
 import asyncio
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Inbox:
         self._access_config = access_config
         self._loop = asyncio.get_running_loop()
         self.handled = 0
-        """Messages that were received and not left to another controller."""
+        """How many messages of the VMM were handled so far, also by earlier controllers."""
         self.taken: Received | None = None
         """A message that was received, but that the waiting task has not seen yet."""
         self._established: asyncio.TimerHandle | None = None
@@ -51,7 +51,7 @@ class Inbox:
         """Adds the connection to those of its user.
 
         Raises:
-            OSError: no descriptor is free for that user's turns.
+            OSError: no descriptor is free for the epoll instance of that user's ``Turns``.
         """
         self._peer.join()
         fd, turns = self._connection.fileno(), self._peer.turns
@@ -70,7 +70,8 @@ class Inbox:
 
         Raises:
             EOFError: the VMM has hung up.
-            FrontendError: the message is malformed, or its user may send no descriptors now.
+            FrontendError: the message is malformed, or brings descriptors although its user has as
+                many as it may have.
             OSError: the connection failed.
         """
         # Record the message in the journal before removing it from the socket: if this controller
@@ -100,7 +101,8 @@ class Inbox:
             turns.unwatch(fd)
         await turns.mine(fd)
         if self.taken is not None and self._connection.is_hung_up():
-            # The messages that still wait may be hundreds, and their user's turns be used up.
+            # End the session now. Hundreds of messages may still be unread, and reading them all
+            # first could take long: each needs a turn, and the user may have used up its turns.
             raise EOFError
         self.taken = None
         if isinstance(received, Exception):
@@ -116,8 +118,9 @@ class Inbox:
         """Receives one message; answers a config access itself, passes any other message on.
 
         A guest reads and writes its config space once for each MiB that it gives up, and a virtual
-        CPU waits for the answer. So no task is switched and no watched descriptor changed for it;
-        those two together took twice the time of everything else.
+        CPU waits for the answer. So a config access is answered without waking the guest's task
+        and without changing the watched descriptors: these two took twice the time of all the
+        rest.
         """
         if waiter.done():
             return
@@ -140,7 +143,8 @@ class Inbox:
             waiter.set_result(err.with_traceback(None))
 
     def _charge(self, began_s: float) -> None:
-        """Charges the receipt of a request like its task: one with 250 descriptors takes 1 ms."""
+        """Charges the time of receiving a request to its connection, like the time of handling
+        it: receiving a request with 250 descriptors takes 1 ms."""
         spent_s = self._loop.time() - began_s
         self._peer.turns.charge_task(self._connection.fileno(), spent_s)
 

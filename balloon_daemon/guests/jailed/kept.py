@@ -100,7 +100,7 @@ class Kept:
             await self._saver.drained()
         except TimeoutError as err:
             # Answer the VMM although the store has not received the state. A VMM that gets no
-            # answer has surely lost its balloon. One that gets the answer loses its balloon only
+            # answer has surely lost its balloon. A VMM that gets the answer loses its balloon only
             # if this controller dies before the store receives the state.
             self._publish(StoreStalled(self._vm, str(err)))
 

@@ -12,8 +12,8 @@ class KeptFds:
     """The descriptors of a guest that are in the store, each open file under one number.
 
     Attributes:
-        kept: a duplicate of each by its number, so that a file sent again is recognized after the
-            descriptor by which it first came was closed.
+        kept: a duplicate of each descriptor, by its number in the store. With it a file that the
+            VMM sends again is recognized, although the descriptor that was sent first is closed.
     """
 
     def __init__(self) -> None:
@@ -23,10 +23,10 @@ class KeptFds:
         self._known: dict[int, tuple[HasFileno, int]] = {}
         self.kept: dict[int, OwnedFd] = {}
         self._files: dict[int, tuple[int, int] | None] = {}
-        """The inode of each that is a memory file."""
+        """By number: the device and inode of a memory file; None for a file of another kind."""
         self._memory_files: dict[tuple[int, int], int] = {}
-        """A number for each inode. A VM may have 256 memory files: comparing a new one with each
-        by kcmp(2) would take 1 ms."""
+        """The number of each memory file, by device and inode. A VM may have 256 memory files:
+        comparing a new file with each of them by kcmp(2) would take 1 ms."""
         self._next = 1
         self._look_at = 16
 
@@ -38,13 +38,13 @@ class KeptFds:
         self._next = max(self._next, number + 1)
 
     def find(self, fd: HasFileno) -> int | None:
-        """The number of a descriptor; None where its file has none yet."""
+        """The number of a descriptor; None where its file has no number yet."""
         known = self._known.get(id(fd))
         if known is not None:
             return known[1]
-        # A VMM sends several descriptors of one open file: one for each region of its memory, its
-        # call eventfds twice. systemd keeps only one of them, under its first name, so use the
-        # number of that one for all.
+        # A VMM sends several descriptors of the same open file: of a memory file one for each
+        # region, of each call eventfd two. systemd keeps an open file only once, under the first
+        # name. So all descriptors of an open file get the number of the first descriptor.
         number = self._find_file(fd.fileno())
         if number is not None:
             self._known[id(fd)] = (fd, number)
@@ -90,8 +90,9 @@ class KeptFds:
                 for key, known in self._known.items()
                 if known[0].fileno() >= 0 and known[1] in needed
             }
-            # Look for closed descriptors again once there are twice as many: a guest is saved with
-            # each of hundreds of regions.
+            # Search ``_known`` for closed descriptors again only when it has twice as many
+            # entries: a guest is saved after each region that its VMM adds, of hundreds perhaps,
+            # and a search after each would be slow.
             self._look_at = 2 * len(self._known) + 16
 
     def clear(self) -> None:
@@ -101,10 +102,10 @@ class KeptFds:
 
 
 def _copy_of(fd: HasFileno) -> OwnedFd:
-    """A duplicate. That of a VMM's descriptor is closed by way of ``ForeignFds``.
+    """A duplicate. A duplicate of a VMM's descriptor is closed by way of ``ForeignFds``, that is
+    by a child process, because its close may be the file's last close, which may block.
 
-    If the guest could not be saved for a while, closing the duplicate may be the file's last
-    close: the guest has closed its own descriptor by then, and the store may have dropped its copy
-    at any time.
+    That happens if the guest could not be saved for a while: the back-end has closed its own
+    descriptor by then, and the store may have dropped its copy at any time.
     """
     return fd.duplicate() if isinstance(fd, OwnedFd) else OwnedFd(os.dup(fd.fileno()))

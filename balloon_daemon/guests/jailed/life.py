@@ -3,30 +3,30 @@
 Pure: ``supervisor.py`` forks, kills and waits, and passes the results in as events. The table
 ensures two rules, in whatever order events come: no two devices ever serve one guest, and no
 device is forked while its predecessor or a killed device may still touch the guest's memory.
-A device touches nothing before its first order, which it gets at FORKED; so whoever wants a device
-no longer while it is being forked waits for nothing: that device never gets an order.
-An event that a state does not have is a bug of ours: ``StateError``, and nothing changes.
+A device touches nothing before its first order, which it gets at FORKED. So a device that is no
+longer wanted while it is being forked needs no waiting: it never gets an order.
+An event for which the state has no row is a bug in balloond: ``StateError``, nothing changes.
 
 =========================== =====================================================================
 state                       meaning
 =========================== =====================================================================
 AT_REST                     No device, and none is due.
-SETTLING                    No device; one is forked when the timer ends, which the VMM's messages
-                            start anew.
-FORKING                     A device was asked for, and has not come.
-RUNNING                     A device serves the guest. When it ends unasked, the next is forked.
+SETTLING                    No device. A device is forked when the timer ends; each change of
+                            memory or vrings by the VMM restarts the timer.
+FORKING                     The template was asked for a device, and has not answered.
+RUNNING                     A device serves the guest. When it ends unasked, another is forked.
 STOPPING                    A device was told to stop, and is killed when the timer ends.
 KILLED                      A device was killed because it did not stop, and has not ended yet.
-HANGS                       A killed device has not ended in time. Only the kernel knows whether a
-                            system call of it still touches the guest's memory, so none is forked.
-FORKING_TO_LOOK             A device that only looks was asked for, and has not come.
-LOOKING                     A device says where the rings stand and ends: its first order is to
-                            stop. It is killed when the timer ends.
+HANGS                       A killed device has not ended in time. A system call of it may still
+                            touch the guest's memory, so no other device is forked.
+FORKING_TO_LOOK             The template was asked for a device for LOOKING, and has not answered.
+LOOKING                     A device reports each ring's ``used.idx`` and ends, because its first
+                            order is to stop. It is killed when the timer ends.
 WAITING_FOR_PREDECESSOR     The device of another controller, which is gone, may still live.
-STOPPING_PREDECESSOR        The same, and somebody waits until it has ended or the timer ends.
-GAVE_UP                     Devices of this guest have died too often: none is forked any more, but
-                            to look.
-CLOSED                      The guest is let go: nothing is forked any more.
+STOPPING_PREDECESSOR        The same, and a task waits until that device or the timer has ended.
+GAVE_UP                     Devices of this guest have died too often: no device is forked any
+                            more, except for LOOKING.
+CLOSED                      The guest's session ends: no device is forked any more.
 =========================== =====================================================================
 
 A timer belongs to the state that started it: a change to another state ends it; a step that stays
@@ -69,9 +69,10 @@ class Event(Enum):
     NOT_READY = auto()
     """There is no vring that a device could serve or look at."""
     NO_FORK = auto()
-    """The kernel allows no process or no descriptor for it."""
+    """The kernel allows no process or no descriptor for a device."""
     MISBEHAVED = auto()
-    """The device has sent an impossible message: its guest has taken it over, or a bug of ours."""
+    """The device has sent a message that no device sends: its guest has taken it over, or balloond
+    has a bug."""
     GONE = auto()
     """The device has ended as it was told to, and is reaped."""
     DIED = auto()
@@ -80,7 +81,7 @@ class Event(Enum):
     STOP = auto()
     """A task waits until no device touches the guest's memory any more."""
     LOOK = auto()
-    """A task waits until a device has reported where the rings stand."""
+    """A task waits until a device has reported each ring's ``used.idx``."""
     WAIT_OUT = auto()
     """Another controller, which is gone, has left a device that may still run."""
     PREDECESSOR_GONE = auto()
@@ -91,11 +92,11 @@ class Action(Enum):
     """The actions of a step, performed in the row's order."""
 
     FORK = auto()
-    """Ask for a device; later FORKED, NOT_READY or NO_FORK tells the result."""
+    """Ask for a device; the event FORKED, NOT_READY or NO_FORK follows."""
     FORK_TO_LOOK = auto()
-    """Ask for a device whose first order is to stop; the result as for FORK."""
+    """Ask for a device whose first order is to stop; the same events follow as after FORK."""
     DROP_FORK = auto()
-    """Want the device that was asked for no longer: it gets no order, and no event tells of it."""
+    """Drop the request for a device: the device gets no order, and no event follows."""
     ORDER_STOP = auto()
     KILL = auto()
     PUBLISH_KILLING = auto()
@@ -123,11 +124,11 @@ WAIT_S = {
     Wait.NO_FORK: 1.0,
     Wait.STOPPED: 1.0,
     Wait.KILLED: 5.0,
-    # For a killed device that has already reported where its rings stand. Its end may free guest
-    # memory, of which the kernel frees some 5 GiB a second.
+    # For a killed device that has already reported each ring's ``used.idx``. Its end may free
+    # guest memory, of which the kernel frees some 5 GiB a second.
     Wait.FREED: 120.0,
-    # For the device of an earlier controller. It ends by itself, because its controller is gone,
-    # and no work that it may have to finish before takes long.
+    # For the device of an earlier controller. Because that controller is gone, the device ends by
+    # itself once it has finished the work that it has begun, which does not take long.
     Wait.PREDECESSOR: 5.0,
 }
 
@@ -234,7 +235,8 @@ TABLE: dict[State, dict[Event, Step]] = {
 
 
 class Life:
-    """The present state of one guest's device, and the facts on which rows of the table depend."""
+    """The present state of one guest's device, and facts by which ``take`` changes a row of the
+    table: deaths of devices, and whether each ring's ``used.idx`` is known."""
 
     def __init__(self) -> None:
         self._state = State.AT_REST
@@ -248,7 +250,7 @@ class Life:
 
     @property
     def rings_known(self) -> bool:
-        """Whether every vring's ``base`` is the ``used.idx`` at which the ring stands."""
+        """Whether every vring's ``base`` equals the present ``used.idx`` of its ring."""
         return self._rings_known
 
     @property
@@ -258,11 +260,11 @@ class Life:
 
     @property
     def deaths(self) -> int:
-        """How many of the last deaths are counted: ``MAX_DEATHS`` + 1 at most."""
+        """How many deaths of devices are remembered: ``MAX_DEATHS`` + 1 at most."""
         return len(self._deaths)
 
     def know_rings(self, *, known: bool) -> None:
-        """Notes whether it is known where the rings stand."""
+        """Notes whether each ring's ``used.idx`` is known."""
         self._rings_known = known
 
     def take(self, event: Event) -> Step:
@@ -282,8 +284,8 @@ class Life:
             step = step._replace(wait=Wait.FREED)
         if step.state is State.AT_REST and self._gave_up:
             # A guest whose devices have died too often stays in GAVE_UP: no device serves it any
-            # more. The device that ends here was forked only to report where the rings stand. In
-            # AT_REST the next SETTLE would fork a device that serves.
+            # more. The device that ends here was forked only to report each ring's ``used.idx``.
+            # In AT_REST the next SETTLE would fork a device that serves.
             step = step._replace(state=State.GAVE_UP)
         self._state = step.state
         return step

@@ -1,8 +1,9 @@
 """Limits one VM's balloon: by the VM's size, and by reasons against asking for more.
 
-Runs in the controller. It uses the kernel's figures of the VM's memory files (shared memory, so
-the kernel answers by itself), the counters of the guest's device, and the guest's own figures; the
-latter two are untrusted numbers, of which only those in range are used.
+Runs in the controller. It uses the kernel's figures of the VM's memory files (files of shared
+memory, for which no file system's server is asked), the counters of the guest's device, and the
+guest's own figures. The device's and the guest's numbers are untrusted: only those in range are
+used.
 """
 
 from collections.abc import Iterator
@@ -38,18 +39,19 @@ from balloon_daemon.virtio.balloon import BalloonFeature
 
 SLACK_BYTES = 16 * MIB
 SLACK_SHARE = 64
-"""Memory that a VM's files may hold beyond its size less its balloon without a warning: ``actual``
-and the files are not read at the same moment."""
+"""How much more than the VM's size minus its balloon the VM's files may hold without a warning, 16
+MiB or a 64th of the size: ``actual`` and the files are not read at the same moment."""
 
 _Once = BalloonNotFreed | Fruitless | NoBackendChannel
 """Events that are published once, the first two again after a change of the memory table."""
 
 JUDGED_A_SECOND = 4
-"""How often a reached target is looked into; a guest may write ``actual`` at any rate."""
+"""How many times a second a reached target is compared with the memory that was freed; a guest may
+write ``actual`` at any rate."""
 
 NEWS = 32
-"""Different memory tables, and different contradictions of sizes, that are published for one VM,
-each once: a guest may report another total each time."""
+"""How many different memory tables, and how many different contradictions between sizes, are
+published for one VM, each of them once: a guest may report another total each time."""
 
 
 class BalloonLimits:
@@ -92,7 +94,7 @@ class BalloonLimits:
     # --- size ---------------------------------------------------------------------------------
 
     def look_at_memory(self) -> None:
-        """Reads the present memory table, and publishes its kind and troubles."""
+        """Reads the present memory table, and publishes its kinds of pages and its problems."""
         memory = self._backend.memory
         if self._backend.acknowledged != self._features:
             self._features = self._backend.acknowledged
@@ -123,10 +125,10 @@ class BalloonLimits:
             self._say_size()
 
     def assume(self, size_bytes: int) -> None:
-        """Uses another controller's size for this VM, which may come from the guest.
+        """Uses the VM's size that another controller knew, perhaps from the guest's statistics.
 
-        Only for a guest with statistics, until the next ones: without statistics the size would
-        never be corrected.
+        Only for a guest that sends statistics, and until its next statistics come: without them a
+        wrong size would never be corrected.
         """
         if size_bytes and self._backend.acknowledged & BalloonFeature.STATS_VQ:
             self._size.guest_bytes = size_bytes
@@ -166,8 +168,9 @@ class BalloonLimits:
         return over if over > max(SLACK_BYTES, size // SLACK_SHARE) else 0
 
     def held_bytes(self) -> int:
-        """How much of the host's memory the VM's memory occupies: its size less what is free of
-        its files, which may hold more than its memory (NVDIMMs, shared-memory devices)."""
+        """How much of the host's memory the VM's memory occupies: the VM's size less the holes in
+        its files. The files' allocated bytes alone would be too many, because some files are no
+        RAM (NVDIMMs, shared-memory devices)."""
         free = sum(file.size_bytes - file.held_bytes for file in self._files())
         return max(0, self.size_bytes - free)
 
@@ -186,14 +189,14 @@ class BalloonLimits:
             self._publish_once(BalloonNotFreed(self._vm, over))
         return over
 
-    # --- reasons against more -----------------------------------------------------------------
+    # --- reasons against a larger balloon -----------------------------------------------------
 
     def against_more(self, level: int) -> Reason | None:
         """Why the guest should not be asked for more just now; None: it may be.
 
         Args:
-            level: its balloon's level; at 0 the limits start anew, as an empty balloon is worth
-                another try.
+            level: its balloon's level; at 0 the balloon is empty, and earlier findings against
+                the guest are dropped.
         """
         if level == 0:
             self._gain.start_anew()

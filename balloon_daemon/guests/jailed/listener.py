@@ -1,4 +1,4 @@
-"""Accepts the VMs that connect to the vhost-user sockets, and restores another controller's."""
+"""Accepts VMs at the vhost-user sockets, and restores VMs that another controller left."""
 
 import asyncio
 import contextlib
@@ -33,12 +33,13 @@ from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 
 ENDS_SOON_S = 0.02
-"""How long a VM's next connection waits for another look at the one before it, whose VMM has
-hung up."""
+"""Seconds until the next check whether a VM's earlier session, whose VMM has hung up, has ended; a
+new connection of the VM waits for that."""
 
 
 class VhostUserGuests:
-    """All VMs on our own device, at however many vhost-user sockets: a ``GuestDriver``.
+    """All VMs with balloond's own device, at any number of vhost-user sockets. Implements
+    ``GuestDriver``.
 
     Args:
         config: the settings.
@@ -125,8 +126,8 @@ class VhostUserGuests:
         """Restores the VMs that another controller left, and stores the listening sockets too."""
         self._store.watch(lambda: self._publish(StoreLost()))
         self._store.close_late_by(self._closer.close)
-        # First remove the listening sockets that are not served any more: a name among them may be
-        # put in again below.
+        # First remove the listening sockets that are not served any more. The loop below may store
+        # another socket under one of their names.
         for name in filter(is_listener, list(self._store.kept)):
             self._store.remove(name)
             self._closer.close([self._store.kept.pop(name).detach()])
@@ -144,8 +145,8 @@ class VhostUserGuests:
     def _make(self, vm: VmId, connection: Connection, saver: Saver) -> Session:
         peer = self._peers.of(connection)
         saver.set_user(peer.uid)
-        # The kernel knows at which socket a connection was accepted, also after a handover. There
-        # may be no such socket any more: the configuration has changed since.
+        # The kernel knows at which socket a connection was accepted, also after a handover. If the
+        # configuration has changed since, that socket may not be served any more.
         acceptor = self._acceptors.get(connection.local_path)
         shared = self._shared if acceptor is None else acceptor.shared
         session = Session(vm, connection, peer, shared, saver)
@@ -158,10 +159,11 @@ class VhostUserGuests:
         return session
 
     def _accept(self, acceptor: Acceptor) -> float:
-        """Accepts the connection that waits there; returns how long the next one has to wait."""
+        """Accepts the connection that waits at a socket; returns how many seconds the next
+        connection has to wait at least."""
         place = acceptor.place
         if place is Place.ENDING:
-            # The VM was started again, sooner than this process has closed its last session.
+            # The VM was started again before this process has closed the VM's earlier session.
             return ENDS_SOON_S
         saver: Saver = NullSaver()
         vm = self._registry.next_vm(acceptor.vm.name)

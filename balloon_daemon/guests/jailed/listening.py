@@ -114,8 +114,8 @@ def kept_listener(store: Store, path: Path) -> Listener | None:
     """The listening socket that another controller left, if it belongs to this path.
 
     The socket comes from a trusted store: systemd, or a keeper of our own user. The file at the
-    path is checked too, because a socket does not tell to which file it is bound. A socket that
-    does not belong to this path stays in ``store.kept``.
+    path is checked too, because getsockname(2) gives only the path to which the socket was bound,
+    not the file. A socket that does not belong to this path stays in ``store.kept``.
     """
     for name in filter(is_listener, list(store.kept)):
         duplicate = store.kept[name].duplicate()
@@ -128,16 +128,16 @@ def kept_listener(store: Store, path: Path) -> Listener | None:
         try:
             if sock.getsockname() == os.fspath(path) and _is_our_socket(path, os.lstat(path)):
                 # Call listen() again in this process: the kernel tells each client, by
-                # SO_PEERCRED, which process called it last. If that were an earlier balloond,
-                # which is dead, a balloond started later would take the socket for abandoned and
-                # replace its file.
+                # SO_PEERCRED, which process called listen() last. If that were an earlier
+                # balloond, which is dead, a balloond started later would take the socket for
+                # abandoned and replace its file.
                 sock.listen(BACKLOG)
                 sock.setblocking(False)
                 listener = Listener(sock, path, name)
                 store.kept.pop(name).close()
                 return listener
         except OSError:
-            pass  # Its file has just gone: make another one.
+            pass  # The socket's file has just gone: the caller binds a new socket.
         sock.close()
     return None
 
@@ -192,8 +192,8 @@ def _holder(path: Path) -> str:
                 raise
         else:
             # SO_PEERCRED names the process that called listen(2). If that process has ended,
-            # nobody serves the socket: only a child of it that hangs in close(2) still keeps the
-            # socket open.
+            # nobody serves the socket: only a child of that process, which hangs in close(2),
+            # still keeps the socket open.
             peer = peer_of(probe)
             if peer.uid == os.geteuid() and _has_ended(peer.pid):
                 return ""

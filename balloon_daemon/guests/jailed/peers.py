@@ -1,9 +1,9 @@
-"""The users who run VMMs, and each one's share of what all VMs share.
+"""The users who run VMMs, and each user's share of the controller's resources.
 
-The kernel tells a VMM's user (SO_PEERCRED, unix(7)), once for each connection. Shared are
-descriptors, the event loop's time, the template's, and the log (``records/budget.py`` has its
-shares). One user gets three quarters of the descriptors at most, and new connections are refused
-before the existing ones run short.
+The kernel tells a VMM's user (SO_PEERCRED, unix(7)), once for each connection. The users share
+descriptors, the event loop's time, the template process's time, and the log (whose shares are in
+``records/budget.py``). One user gets at most three quarters of the descriptors, and new
+connections are refused before existing connections run out of descriptors.
 """
 
 import resource
@@ -26,8 +26,8 @@ OURS = 12
 by which the device is watched."""
 
 MODEST = 64
-"""A VMM with at most so many descriptors in use may always send more, whatever its user's total:
-two for each of five queues, and QEMU's memory regions, of which there are some 25 at most."""
+"""A VMM with at most so many descriptors in use may send more even if its user's total is reached.
+QEMU has fewer: two for each of five queues, and one for each of some 25 memory regions at most."""
 
 MAX_CONNECTIONS = 1024
 """The most connections of all users. Each costs some 10 KiB, and with running rings a process."""
@@ -39,10 +39,11 @@ together; the rest is for existing connections, and for balloond itself."""
 
 OF_THE_TEMPLATE = 1 / 2
 """The part of the template's time that one user's devices may take for long, some 200 forks a
-second. A second of it can be saved up (``SAVED_S``), for VMs that start at the same moment."""
+second. Unused time is saved up, ``SAVED_S`` at most, for VMs that start at the same moment."""
 
 ENDS_A_SECOND = 10
-"""Events of ended connections for each user; any user may connect thousands of times a second."""
+"""How many ends of one user's connections are published in a second; any user may connect
+thousands of times a second."""
 
 
 class Peer:
@@ -77,7 +78,7 @@ class Peer:
 
     @property
     def numbers(self) -> int:
-        """Those of ``descriptors`` that occupy numbers of this process, or may."""
+        """How many of ``descriptors`` occupy descriptor numbers of this process, or may do so."""
         # ``account.held`` counts the VMMs' descriptors that are in use. They count twice here,
         # because ``KeptFds`` keeps a duplicate of each where there is a store.
         taken = OURS * self.connections + 2 * self.account.held
@@ -102,11 +103,13 @@ class Peer:
         return max(0.0, -self._forks.charge(0.0, now_s()) / OF_THE_TEMPLATE)
 
     def charge_fork(self, spent_s: float) -> None:
-        """Charges seconds that a fork has taken, the template's too.
+        """Charges the seconds that a fork has taken to the user's shares of the template's and of
+        the event loop's time.
 
-        They count as the event loop's time as well: a device that was forked takes a processor for
-        its start, and this process waits longer for one before each wake-up. A user without any
-        connection is charged too, as it may connect, have a device forked and leave in a loop.
+        The event loop's share is charged because a new device occupies a processor while it
+        starts, so that this process waits longer for a processor at each wake-up. A user whose
+        connections have all ended is charged too: its VMM may connect, have a device forked and
+        hang up, in a loop.
         """
         self._forks.charge(spent_s, now_s())
         if self._turns is None:
@@ -115,7 +118,7 @@ class Peer:
             self._turns.charge(spent_s)
 
     def may_receive(self, foreign: ForeignFds) -> bool:
-        """Whether one of its connections may be sent descriptors now."""
+        """Whether one of the user's connections may bring descriptors now."""
         sent, debt = self.account.held + self.account.debt, self.account.debt
         # Test the usual case first, by two comparisons: this method runs for each message, and
         # most messages are a guest's accesses to its config space, which are to be answered fast.
@@ -155,10 +158,11 @@ class Peers:
 
     @property
     def numbers(self) -> int:
-        """How many numbers of this process all users' descriptors occupy, or may.
+        """How many descriptor numbers of this process all users' descriptors occupy, or may.
 
-        Parked descriptors occupy none. Were they counted here, one user could have all others
-        refused by connections of its own that are refused, as each of them may be parked.
+        Parked descriptors occupy no number and are not counted. A refused connection may be
+        parked too: if it counted, one user could connect and be refused so often that all other
+        users' connections would be refused.
         """
         return sum(peer.numbers for peer in self._peers.values())
 

@@ -28,7 +28,7 @@ class Hears(Protocol):
         """Takes the sums of all devices of this guest."""
 
     def stats_came(self, stats: seam.Stats, *, first: bool) -> None:
-        """Takes the guest's statistics; the first ones of a device may be old."""
+        """Takes the guest's statistics; the first statistics of each device may be old."""
 
 
 class Reports:
@@ -38,8 +38,8 @@ class Reports:
         vm: the guest's VM.
         publish: takes events.
         hears: takes progress and statistics.
-        backend: takes where the rings stood.
-        life: is told that this is known.
+        backend: takes each ring's last ``used.idx``.
+        life: is told that each ring's ``used.idx`` is known.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Reports:
 
     def _take_stats(self, stats: Stats) -> None:
         # Drop statistics beyond the rate limit before anything uses them. A device that its guest
-        # has taken over could send contradicting ones, each of which would change the VM's size
-        # and have its state stored anew.
+        # has taken over could send contradicting statistics, each of which would change the VM's
+        # size and cause its state to be stored again.
         now_s = self._loop.time()
         if self._stats.admit(now_s) is None:
             return

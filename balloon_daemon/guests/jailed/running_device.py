@@ -70,7 +70,8 @@ class RunningDevice:
         return self._process.stderr_pipe
 
     def order(self, order: Down) -> None:
-        """Sends an order. A full tube drops it, and the next order makes up for it."""
+        """Sends an order. If the tube is full the order is dropped, which does no harm: the next
+        order of its kind replaces it."""
         if self._process.tube.send(order):
             self._orders.sent()
 
@@ -120,7 +121,7 @@ class Predecessor:
         self._gone()
 
     def close(self) -> None:
-        """Stops watching it."""
+        """Stops watching the pipe, and closes it."""
         if self.stderr_pipe.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self.stderr_pipe.fileno())
             self.stderr_pipe.close()

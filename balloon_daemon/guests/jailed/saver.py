@@ -48,10 +48,11 @@ NO_ROOM_S, LOST_S, BEHIND_S = 5.0, 1.0, 0.1
 lost one of its descriptors, and when many of its messages are still queued."""
 
 SAVE_SOON_S = 0.05
-"""How long a change that the next one overwrites may wait: ``actual`` changes with each buffer."""
+"""How long a new value of ``actual`` may wait before it is stored: the driver writes a new value
+with each buffer, and only the newest counts."""
 
 COMPLAIN_AGAIN_S = 60.0
-"""How long a guest has to be kept before an event reports anew that it is not."""
+"""How long a guest must have been kept before another event may report that it is not kept."""
 
 _VRING = attrgetter("size", "base", "addr", "kick", "call", "err", "enabled", "unusable")
 """All fields of a vring that ``replay_vrings`` encodes."""
@@ -75,7 +76,7 @@ class _ReplayCache:
         self._features: list[ReplayMessage] | None = None
         self._regions: list[Region] = []
         self._memory = EncodedMessages()
-        """The features and these regions."""
+        """The encoded messages of ``_features`` and ``_regions``."""
         self._vrings_key: list[object] | None = None
         self._all = EncodedMessages()
 
@@ -84,7 +85,7 @@ class _ReplayCache:
         backend: Backend,
         numbered: Callable[[list[ReplayMessage]], tuple[SavedMessage, ...]],
     ) -> EncodedMessages:
-        """The messages that bring a fresh back-end to this one's state.
+        """The messages that bring a fresh back-end to the state of ``backend``.
 
         Args:
             backend: the back-end.
@@ -98,7 +99,8 @@ class _ReplayCache:
             self._memory = EncodedMessages(numbered(features + replay_memory(regions)))
             self._features, self._regions = features, regions
         elif len(regions) > known:
-            # A VMM adds its regions one by one (ADD_MEM_REG), and is saved with each.
+            # A VMM adds its regions one by one (ADD_MEM_REG), and the guest is saved after each
+            # region: encode only the added regions.
             self._vrings_key = None
             added = EncodedMessages(numbered(replay_memory(regions[known:])), self._memory)
             self._memory, self._regions = added, regions
@@ -110,7 +112,8 @@ class _ReplayCache:
 
 
 class _Schedule:
-    """When a guest is saved without a new cause, and when an event reports that it is not kept.
+    """When a guest is saved again although its state has not changed, and when an event reports
+    that the guest is not kept.
 
     Attributes:
         save: saves the guest.
@@ -126,7 +129,7 @@ class _Schedule:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether nothing is to be saved before the retry."""
+        """Whether a retry is pending, before which nothing is saved."""
         return self._retry is not None
 
     def retry(self, seconds: float) -> None:
@@ -135,7 +138,8 @@ class _Schedule:
             self._retry = asyncio.get_running_loop().call_later(seconds, self._try_again)
 
     def retry_and_complain(self, seconds: float) -> bool:
-        """Like ``retry``. Returns whether an event is to report it, which is not repeated."""
+        """Like ``retry``. Returns whether an event is to report that the guest is not kept: not
+        again while an earlier report counts (``COMPLAIN_AGAIN_S``)."""
         first = self._complained_at is None
         self._complained_at = asyncio.get_running_loop().time()
         self.retry(seconds)
@@ -201,15 +205,15 @@ class Saver(Protocol):
         """Sets the guest's user."""
 
     def when_not_kept(self, save: Callable[[], None]) -> None:
-        """Calls ``save`` whenever the guest has to be saved again without a new cause."""
+        """Calls ``save`` whenever the guest has to be saved again although it has not changed."""
 
     def save(self, snapshot: Snapshot) -> None:
         """Puts the guest's present state into the store.
 
         Raises:
             OSError: the guest is not kept. Raised once for a store without room, and each time for
-                a host without memory or descriptors. The state before stays, while it is valid for
-                the guest.
+                a host without memory or descriptors. The state before stays in the store, while it
+                is valid for the guest.
         """
 
     def save_soon(self) -> None:
@@ -286,12 +290,13 @@ class GuestSaver:
         self._serial = 0
         """The serial number of the newest state in the store."""
         self._contents: tuple[EncodedMessages, int | None] | None = None
-        """The newest state's messages and device pipe, that is everything but mere numbers."""
+        """The newest state's messages and stderr pipe. The rest of a state is only numbers, and an
+        earlier state is still usable after a change of those."""
         self._valid_from = journal.required
-        """The serial number of the oldest state with these contents."""
+        """The serial number of the oldest state with the same ``_contents``."""
         self._losses, self._is_store_known = 0, True
         """How many descriptors of this guest the keeper has lost; and whether it is known which
-        ones the keeper has, which is not so from a loss until the next state."""
+        descriptors the keeper has: after a loss not until the next state is stored."""
         store.on_loss(self._group, self._lost)
 
     @property
@@ -324,8 +329,8 @@ class GuestSaver:
             raise OSError(errno.ENOSPC, complaint)
         if self._schedule.is_waiting:
             # An earlier save has failed, and a timer will try again. Until then the guest's memory
-            # or vrings may change without a state in the store that says so. Have the journal
-            # declare all states up to the stored one invalid.
+            # or vrings may change without a state in the store that includes the change. Have the
+            # journal declare the stored state and all earlier states invalid.
             self.journal.require(self._serial + 1)
             return
         if self._store.is_behind_with(self._group):
@@ -406,7 +411,8 @@ class GuestSaver:
         return messages, GuestState(self._vm, snapshot.row, jailed)
 
     def _take_out_unused(self, snapshot: Snapshot) -> None:
-        """Makes room by removing descriptors that only the stored state names, by now invalid."""
+        """Makes room: removes from the store the descriptors that the guest no longer uses. Only
+        the stored state, by now invalid, names them."""
         replayed = [fd for _, fds in replay(snapshot.backend) for fd in fds]
         used = [snapshot.connection, self.journal.fd, *replayed]
         used += [] if snapshot.stderr_pipe is None else [snapshot.stderr_pipe]

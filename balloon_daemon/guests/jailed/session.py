@@ -55,7 +55,8 @@ class Shared:
 
 
 class Session:
-    """One VM, from its VMM's connection to its hang-up: a ``Guest`` that ``Hears`` its devices.
+    """One VM, from the moment when its VMM connects until the VMM hangs up. Implements ``Guest``
+    and ``Hears``.
 
     Args:
         vm: the VM.
@@ -105,17 +106,17 @@ class Session:
 
     @property
     def vmm_pid(self) -> int | None:
-        """Its VMM's process; None once it ends."""
+        """The process id of the VM's VMM; None once this session ends."""
         return None if self._closing else self._connection.peer_pid()
 
     @property
     def has_ended(self) -> bool:
-        """Whether everything of it is closed."""
+        """Whether all parts of this session are closed."""
         return self._closed
 
     @property
     def is_ending(self) -> bool:
-        """Whether its VMM has hung up, or it closes the connection itself."""
+        """Whether the VMM has hung up, or this session is closing the connection."""
         return self._closing or self._connection.is_hung_up()
 
     # --- the controller's calls ---------------------------------------------------------------
@@ -180,9 +181,9 @@ class Session:
             return
         try:
             self._conversation.hand_over()
-            # ``begin`` allows saving. A VM that was just taken over may lack it, because its task
-            # has not run yet (``serve``). Its state may be saved nevertheless: it was restored
-            # completely.
+            # ``begin`` allows saving. The task of a VM that was just taken over may not have
+            # called ``begin`` yet (``serve``). The VM's state may be saved nevertheless: it was
+            # restored completely.
             self._kept.begin()
             self._kept.save()
         finally:
@@ -196,7 +197,7 @@ class Session:
         """Restores the state that another controller stored beside the back-end's.
 
         Raises:
-            StateError: no policy can be in that row.
+            StateError: the row holds a state that no policy can be in.
         """
         self._conversation.inbox.handled = handled
         self.backend.restore_config(num_pages, actual, balloon_known=row is not None)
@@ -212,7 +213,7 @@ class Session:
         self.backend.close()
         self.device.close()
         self._connection.close()
-        self._kept.stays = True  # The caller, which restores guests, removes it from the store.
+        self._kept.stays = True  # The caller, ``recovery``, removes the guest from the store.
         self._kept.close()
         self._publish(Disconnected(self.vm))
         self._forget_parts()
@@ -243,10 +244,10 @@ class Session:
         self._report(self.vm, Gone("its connection is closed"))
         self._balloon.close()
         stays = self._kept.stays
-        # A closer that hangs outlives this process and shares its table of descriptors: a memory
-        # file left in that table would stay allocated. So close all of the VM's descriptors now.
-        # If the store has them too (``here``), none of the closes is a file's last, so none blocks
-        # and this process does them; else a closer does.
+        # A child process that hangs in close(2) (``Closer``) outlives this process, and has the
+        # same descriptor table: a memory file left open in that table would stay allocated. So
+        # close all of the VM's descriptors now. If the store has them too (``here``), no close is
+        # a file's last close and none blocks, so this process closes them; else a child does.
         here = stays and self._kept.is_kept
         # Close the memory files while the device still maps them, so that the device is the last
         # user of their memory. The last user's end frees all of the memory: that takes long, and

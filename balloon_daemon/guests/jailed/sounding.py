@@ -1,8 +1,9 @@
 """Finds out the size of a balloon that another balloond has left behind.
 
-A driver in mid-life reports its balloon's size only when the size changes. A target of one page
-changes every balloon but one of one page, and a target of 0 changes that one. So the driver is
-told these two targets in turn until it writes ``actual``; before that the policy decides nothing.
+A driver that has run since before this balloond writes ``actual`` only when its balloon's size
+changes. A target of one page changes the size of every balloon except a balloon of one page, which
+a target of 0 changes. So the driver is told these two targets in turn until it writes ``actual``;
+before that the policy decides nothing.
 """
 
 import asyncio

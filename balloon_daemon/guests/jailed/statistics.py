@@ -25,7 +25,7 @@ _FIELD = {
 }
 
 UNKNOWN = (1 << 64) - 1
-"""The value that a driver sends for a figure that it does not have (Windows' does): −1."""
+"""The value (−1) that a driver sends for a figure that it does not have; Windows' driver does."""
 
 
 def named_stats(entries: Iterable[tuple[int, int]], at_s: float) -> Stats:

@@ -28,12 +28,12 @@ from balloon_daemon.vhost_user.backend import Backend
 from balloon_daemon.vhost_user.effects import ReadyVring
 
 LOOKS_AFTER_S = (0.0, 0.3, 0.3)
-"""Seconds to wait before each fork of a device that only looks where the rings stand."""
+"""Seconds to wait before each fork of a device that only reports each ring's ``used.idx``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """What every device of a guest is forked with.
+    """The settings with which every device of a guest is forked.
 
     Attributes:
         identity: the user that a device becomes; None: it keeps its user.
@@ -85,13 +85,13 @@ class DeviceSupervisor:
 
     @property
     def to_run(self) -> bool:
-        """Whether a device runs, or will, as its vrings are ready."""
+        """Whether a device runs, or will be forked because the vrings are ready."""
         return self.running or (not self._life.gave_up and bool(self._backend.ready_vrings()))
 
     @property
     def stderr_pipe(self) -> OwnedFd | None:
-        """The pipe that reaches its end when the device that may serve the guest now is gone;
-        None: there is no such device."""
+        """Read end of the standard error of the device that may serve the guest now, which reaches
+        its end of file when that device is gone; None: there is no device."""
         if isinstance(self._device, RunningDevice | Predecessor):
             return self._device.stderr_pipe
         return None
@@ -101,7 +101,7 @@ class DeviceSupervisor:
         self._take(Event.SETTLE)
 
     def send_target(self) -> None:
-        """Sends the present target to the device that runs; one forked later gets it then."""
+        """Sends the present target to the running device; a device forked later gets it then."""
         if isinstance(self._device, RunningDevice):
             self._device.order(Target(self._backend.target_bytes))
 
@@ -111,7 +111,8 @@ class DeviceSupervisor:
             self._device.order(Command.REQUEST_STATS)
 
     def wait_out(self, stderr_pipe: OwnedFd) -> None:
-        """Forks nothing until another controller's device is gone: two devices would answer twice.
+        """Forks no device until another controller's device is gone: two devices would both answer
+        the guest's buffers.
 
         Args:
             stderr_pipe: read end of that device's standard error.
@@ -121,9 +122,9 @@ class DeviceSupervisor:
 
     def take_over(self) -> None:
         """Takes over vrings that another controller's device may have served."""
-        # A device may have served some vrings. Then it is unknown where they stand: if that device
-        # ended after the earlier controller died and before this one began, neither controller has
-        # got its report.
+        # A device may have served some vrings. Then their ``used.idx`` is unknown: if that device
+        # ended after the earlier controller died and before this controller began, neither
+        # controller has got its report.
         self._life.know_rings(known=not self._backend.ready_vrings(disabled=True))
         self.settle()
 
@@ -133,16 +134,17 @@ class DeviceSupervisor:
         Raises:
             StateFileError: the device of an earlier balloond does not end.
             DeviceHangsError: this controller's device was killed and does not end. A system call
-                of it may still touch the guest's memory, so the VMM must not be told where the
-                rings stand, and no other device is forked.
+                of it may still touch the guest's memory, so the VMM must not be told the rings'
+                ``used.idx``, and no other device is forked.
         """
         await self._ask(Event.STOP)
 
     async def learn_indices(self) -> None:
         """Makes every vring's ``base`` its ``used.idx``, after ``stop``.
 
-        A device that stopped in order has reported them. After a device that was killed, another
-        device is forked only to read them from the rings, as the controller maps no guest memory.
+        A device that stopped in order has reported each ``used.idx``. If the device was killed,
+        another device is forked only to read ``used.idx`` from the rings, because the controller
+        maps no guest memory.
 
         Raises:
             DeviceHangsError: as for ``stop``.
@@ -162,7 +164,7 @@ class DeviceSupervisor:
             self._device.close()
             self._device = None
 
-    # --- the table, performed -----------------------------------------------------------------
+    # --- performing the steps of the table ----------------------------------------------------
 
     async def _ask(self, event: Event) -> None:
         """Steps with STOP or LOOK, and waits for the answer, together with other waiting tasks."""
@@ -223,9 +225,9 @@ class DeviceSupervisor:
         elif action is Action.PUBLISH_HANGS:
             self._notices.hangs(device.pid)
         elif not self._life.rings_known:
-            # Warn only about a device that has not reported where its rings stand (``Stopped``). A
-            # device that has reported it only has to end. That may take long, because its end may
-            # free the guest's memory.
+            # Warn only about a device that has not reported each ring's ``used.idx``
+            # (``Stopped``). After that report a device only has to end. That may take long,
+            # because its end may free the guest's memory.
             self._notices.does_not_stop(device.pid)
 
     def _fork(self, *, look: bool) -> None:
@@ -233,7 +235,7 @@ class DeviceSupervisor:
 
         def spec() -> DeviceSpec | None:
             # With ``look``, also take disabled vrings: a front-end disables its vrings before it
-            # asks where they stand (GET_VRING_BASE).
+            # asks for their ``used.idx`` (GET_VRING_BASE).
             served[:] = self._backend.ready_vrings(disabled=look)
             if not served:
                 self._device = None
@@ -249,7 +251,8 @@ class DeviceSupervisor:
         self._device = self._jail.ask(Wanted(spec, forked, self._not_forked))
 
     def _forked(self, process: DeviceProcess, served: Sequence[ReadyVring], *, look: bool) -> None:
-        # This order is the first: a device that only looks must serve nothing before.
+        # ``begin`` sends the device's first order. With ``look`` that order is STOP, so that the
+        # device serves nothing before it reports each ring's ``used.idx``.
         process.begin(look=look)
         if not look:
             self._began_at = asyncio.get_running_loop().time()

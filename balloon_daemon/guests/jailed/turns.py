@@ -9,42 +9,45 @@ from collections.abc import Callable, Coroutine, Generator
 from balloon_daemon.guests.jailed.two_lines import TwoLines
 
 TURN_S = 0.0002
-"""How long other users' virtual CPUs may wait, each time, for one user who sends much: once for
-the messages read and once for the task run in a turn. An access to the config space takes some 50
-µs."""
+"""How long one user's messages are read in one turn of the event loop, and how long a task of that
+user then handles requests: other users' virtual CPUs may have to wait for both. An access to the
+config space takes some 50 µs."""
 
 AT_ONCE = 16
-"""How many connections of a user the event loop watches itself: one message of each takes no
-longer than a turn, and costs a sixth less than by way of ``_take``."""
+"""How many connections of a user the event loop watches directly, not by way of the user's epoll
+instance. It handles one message of a connection at a time, which takes no longer than a turn, and
+a sixth less time than by way of ``_take``."""
 
 ESTABLISHED_S = 2.0
-"""How old a connection must be to be among these. Otherwise a user could connect, send a message
-that takes a millisecond to refuse, and connect again, for a millisecond in each turn sixteen
-times."""
+"""How old a connection must be before the event loop watches it directly (``AT_ONCE``). Otherwise
+a user could take 16 ms of each turn of the loop: by 16 connections, each with a message that takes
+a millisecond to refuse, and by connecting again after each refusal."""
 
 LOOK_AT = 32
 """How many readable connections are taken from the epoll instance at a time."""
 
 OF_THE_LOOP, OF_THE_LOOP_AT_ONCE = 1 / 4, 1 / 2
-"""The parts of the event loop's time that one user's connections may use for long: those served in
-turns, and those watched by the loop itself. A quarter is 5,000 accesses a second, for 5 GiB.
-Without a limit a flooding user keeps the controller on a processor all the time, and the scheduler
-lets a process that never sleeps wait milliseconds before each wake-up."""
+"""The parts of the event loop's time that one user's connections may use for long: connections
+served in turns, and connections that the loop watches directly. A quarter is 5,000 config accesses
+a second, enough for a balloon that grows by 5 GiB a second. Without a limit a user who floods
+would never let the controller sleep, and the scheduler makes a process that never sleeps wait
+milliseconds for its next time on a processor."""
 
 A_REQUEST_COUNTS = 8
-"""How many times over the time of a task is charged, which handles requests. An access to the
-config space takes 50 µs. A request can take 1 ms, wakes the process that keeps descriptors and
-perhaps children that close some: with each of them a processor less is free for other users' VMs.
-"""
+"""The factor by which a task's time is charged. A task handles the requests other than config
+accesses. A config access takes 50 µs; another request can take 1 ms, and wakes other processes
+(the keeper of descriptors, perhaps children that close descriptors). Each of these occupies a
+processor that other users' VMs could use."""
 
 SAVED_S, OWED_S = 2.0, 0.1
-"""How much of that time can be saved up (for some 35 VMs that start at the same moment), or
-owed."""
+"""How many seconds of the event loop a user can save up (for some 35 VMs that start at the same
+moment), or owe."""
 
 LOW_S, APART_S = SAVED_S / 2, 0.001
-"""A user with less than ``LOW_S`` left has sent much for seconds. Its tasks then run ``APART_S``
-apart, the shortest sleep of the event loop: otherwise another user's access to the config space
-waits for two or three of them in a row, as a task that is woken runs before what epoll reports."""
+"""A user with less than ``LOW_S`` left has sent much for seconds. That user's tasks then run
+``APART_S`` apart, the shortest sleep of the event loop. asyncio runs a woken task before it
+handles events of epoll, so without a pause another user's config access would wait for two or
+three of these tasks."""
 
 DEMOTED_FOR_S = 10.0
 """How long a connection that used too much time is served in turns, like a new one."""
@@ -57,7 +60,7 @@ class Allowance:
     """One user's remaining share of the event loop's time; it outlives the user's connections.
 
     Args:
-        share: the part of the loop's time that is earned.
+        share: how many seconds each second adds to the allowance.
     """
 
     def __init__(self, share: float) -> None:
@@ -66,7 +69,7 @@ class Allowance:
 
     @property
     def is_low(self) -> bool:
-        """Whether most of what can be saved up was used when it was last charged."""
+        """Whether less than ``LOW_S`` was left after the last charge."""
         return self._saved_s < LOW_S
 
     def charge(self, spent_s: float, now_s: float) -> float:
@@ -87,8 +90,8 @@ class Allowances:
 class EachStep:
     """Awaits a coroutine, and reports how long each of its steps has kept the event loop.
 
-    A step is what runs between two suspensions (PEP 492): other tasks run in between, and their
-    time is not counted.
+    A step is the code that runs between two suspensions of the coroutine (PEP 492). Other tasks
+    run while it is suspended, and their time is not counted.
 
     Args:
         coroutine: is awaited.
@@ -115,7 +118,7 @@ class EachStep:
                 return
             finally:
                 # Break the reference cycle of a cancelled task: the error's traceback refers to
-                # this frame, and this variable to the error.
+                # this frame, and the frame's variable ``error`` to the error.
                 error = None
                 self._took(time.monotonic() - began)
             try:
@@ -123,23 +126,23 @@ class EachStep:
             except BaseException as thrown:
                 error = thrown
             finally:
-                # Break another one: the future's result may be the error that the next step raises
-                # (``Inbox.next``).
+                # Break another reference cycle: the future's result may be the error that the next
+                # step raises (``Inbox.next``).
                 awaited = None
 
 
 class Turns:
     """Decides when the connections of one user are served.
 
-    All connections but the oldest are registered with one epoll instance, which the event loop
-    watches like any descriptor (epoll(7)). However many of them are readable, the loop gets one
-    event, and messages not read in this turn of the loop cost nothing until the next turn. These
-    connections are not served while their allowance is used up. When the allowance of the oldest
-    ones is used up, the one that has used most is moved to the others: so a user's honest VM is
-    still served at once beside one that floods.
+    All connections but the ``AT_ONCE`` oldest are registered with one epoll instance, which the
+    event loop watches like any descriptor (epoll(7)). However many of them are readable, the loop
+    gets one event, and messages not read in this turn of the loop cost nothing until the next
+    turn. These connections are not served while their allowance is used up. When the allowance of
+    the oldest connections is used up, the oldest connection that has used most is moved to the
+    epoll instance: so a VM that floods does not delay the same user's honest VMs.
 
     Args:
-        allowances: the user's.
+        allowances: the user's shares of the loop's time.
     """
 
     def __init__(self, allowances: Allowances) -> None:
@@ -147,7 +150,8 @@ class Turns:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._at_once: dict[int, float] = {}
-        """The seconds that each has used since one of them was last moved to the others."""
+        """The connections that the event loop watches directly, each with the seconds used since
+        a connection was last moved from here to the epoll instance."""
         self._demoted: dict[int, asyncio.TimerHandle] = {}
         self._watched: dict[int, Ready] = {}
         self._line: deque[int] = deque()
@@ -166,7 +170,7 @@ class Turns:
         self._watched[fd] = ready
 
     def unwatch(self, fd: int) -> None:
-        """Stops calling it for now."""
+        """Stops calling ``ready`` for a connection, until ``watch`` is called again."""
         if self._watched.pop(fd, None) is None:
             return
         if fd in self._at_once:
@@ -175,7 +179,8 @@ class Turns:
             self._epoll.unregister(fd)
 
     def establish(self, fd: int) -> None:
-        """Lets the loop watch a connection that is ``ESTABLISHED_S`` old, if there is room for it.
+        """Lets the loop directly watch a connection that is ``ESTABLISHED_S`` old, if it watches
+        fewer than ``AT_ONCE``.
 
         The caller must call ``leave`` when the connection ends.
         """
@@ -278,8 +283,8 @@ class Turns:
             self._line.extend(fd for fd, _ in self._epoll.poll(0, LOOK_AT))
         while self._line:
             # The connection was readable some ms ago, and may have been closed since. If so, its
-            # number is not watched any more, or belongs to a new connection: ``ready`` of that one
-            # finds no message and does nothing.
+            # number is not watched any more, or belongs to a new connection, whose ``ready`` finds
+            # no message and does nothing.
             ready = self._watched.get(self._line.popleft())
             if ready is not None:
                 ready()

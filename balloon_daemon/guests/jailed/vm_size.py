@@ -3,8 +3,8 @@
 Pure. A memory table lists the VM's shared mappings, which need not be its RAM: a shared-memory
 device or virtio-mem's unplugged part looks like RAM there, and a DIMM that is not shared is
 missing. The guest reports its memory (VIRTIO_BALLOON_S_MEMTOT), but that number may or may not
-include the balloon: Linux's falls as the balloon grows, unless DEFLATE_ON_OOM was acknowledged.
-Which of the two holds is learnt by comparing reports.
+include the balloon: Linux's number falls as the balloon grows, unless DEFLATE_ON_OOM was
+acknowledged. Whether a guest's number includes the balloon is learnt by comparing its reports.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from balloon_daemon.units import MIB, VmId
 
 LEAST_TOTAL_BYTES = 32 * MIB
 MOST_TOTAL_BYTES = 1 << 50
-"""A guest's total outside this range is ignored: 0, all ones, or another unit than bytes."""
+"""A guest's total outside this range is ignored: it is 0, all ones, or not in bytes."""
 
 KERNEL_BYTES, KERNEL_SHARE, KERNEL_MOST_BYTES = 128 * MIB, 64, 512 * MIB
-"""A guest whose total is less than its RAM by at most this (128 MiB and a 64th, 512 MiB at most)
-has all of its RAM: its kernel keeps some memory for itself (struct page alone is a 64th) and
-leaves it out of the total. 512 MiB is half of the GiB that a large VM keeps: more than that may be
-missing because it is no RAM."""
+"""A guest's kernel keeps some memory for itself (struct page alone is a 64th) and leaves it out of
+the total. So if the total is less than the size of the regions by at most this (128 MiB and a
+64th, 512 MiB at most), all regions count as RAM. 512 MiB is half of the GiB that the policy leaves
+to a large VM. If more is missing, a region may be no RAM."""
 
 NOISE_SHARE = 16
 """A guest's total that differs by less than this part changes nothing: ``actual`` and the
@@ -36,12 +36,12 @@ class VmSize:
 
     Attributes:
         flag_bytes: the size given by ``--vm-mem``; None: not given.
-        keeps_total: whether the guest's total stays the same as its balloon grows; by its features
-            until learnt.
+        keeps_total: whether the guest's total stays the same as its balloon grows; assumed from
+            the guest's features until its reports show it.
         ram_bytes: the memory regions that may be RAM, in whole MiB.
-        has_unnameable: True: part of it has no page frame number of 32 bits, so it can have no
-            balloon.
-        guest_bytes: the guest's own total with the balloon; None: no plausible one.
+        has_unnameable: True: part of the VM's memory has no page frame number of 32 bits, so the
+            VM can have no balloon.
+        guest_bytes: the guest's own total with the balloon; None: it reported no plausible total.
     """
 
     flag_bytes: int | None

@@ -1,7 +1,7 @@
 """Reads one VM's figures again and again, for the controller.
 
-Runs in the controller. The guest's statistics come through its device, as numbers; what its VMM
-has read, and what its memory files occupy, the kernel tells by itself.
+Runs in the controller. The guest's statistics come from its device. The kernel tells how much the
+VMM has read, and how much memory the VM's memory files occupy.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ class Watching:
 
     Args:
         vmm_pid: its VMM's process; 0: unknown.
-        look: asks the guest for statistics, and reports what its memory occupies.
+        look: asks the guest for statistics, and reports how much host memory the VM occupies.
     """
 
     def __init__(self, vmm_pid: int, look: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class Watching:
         return self._vmm.read_bytes() is not None
 
     def watch(self, every_s: float | None) -> None:
-        """Looks now, and so often from now on; None: no more."""
+        """Calls ``look`` now, and from now on every so many seconds; None: no more."""
         if every_s == self._every_s:
             return
         self._every_s = every_s
@@ -41,7 +41,7 @@ class Watching:
             self._due(every_s)
 
     def end(self) -> None:
-        """Looks no more."""
+        """Calls ``look`` no more."""
         self._stop()
         self._vmm.close()
 
@@ -53,7 +53,8 @@ class Watching:
     def completed(self, stats: Stats) -> Stats:
         """The guest's statistics with what its VMM has read from its disks.
 
-        Only while it is watched: nobody else uses that figure, and it costs a file's opening.
+        Only while the VM is watched: otherwise nobody uses that figure, and the first reading
+        opens a file.
         """
         if self._every_s is None:
             return stats
