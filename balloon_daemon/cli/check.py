@@ -39,14 +39,14 @@ def check(
         source: the low-memory source.
         own: the own device's settings; None: no VM needs it.
         too_much: a warning about the margin; "" where there is none.
-        low: gives descriptor numbers to start processes with.
+        low: gives the low descriptor numbers that are needed to start processes (``LowNumbers``).
         keep_fds: a keeper is wanted.
 
     Returns:
         The exit status.
 
     Raises:
-        ConfigError: the socket for VMs of no name cannot be opened.
+        ConfigError: the socket for VMs without a name (``--socket``) cannot be opened.
         SourceError: low memory cannot be seen here.
         TrialError: no device can run here.
         JudgeError: libseccomp compiles the policy to a filter that answers a call differently.
@@ -78,7 +78,8 @@ def check(
 
 
 def _own_said(vm: VmConfig) -> str:
-    """Whose socket it is, and how much may be taken of a VM whose size is set."""
+    """The VM that a vhost-user socket is for, else the socket's path; with the limits of the VM's
+    balloon where the VM's size is set."""
     if not vm.name or vm.vm_mem_bytes is None:
         return vm_said(vm) if vm.name else vm.address
     most_bytes = Terms(vm.settings).max_bytes(vm.vm_mem_bytes)

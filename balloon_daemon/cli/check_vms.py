@@ -1,5 +1,5 @@
-"""``balloond --check``: which VMs with a balloon of their VMM's it would drive, and why not the
-others."""
+"""``balloond --check``: of the VMs whose balloon is served by their own VMM, which balloond would
+drive, and why not the others."""
 
 import os
 import pwd
@@ -20,7 +20,7 @@ def check_vms(config: Config, low: Low) -> Iterator[str]:
 
     Args:
         config: the settings.
-        low: gives descriptor numbers to start processes with.
+        low: gives the low descriptor numbers that are needed to start processes (``LowNumbers``).
     """
     seen = asyncio.run(look_at_vms(config, low))
     for each in sorted(seen, key=_order):
@@ -36,7 +36,7 @@ def check_vms(config: Config, low: Low) -> Iterator[str]:
 
 
 def _owner(seen: VmNotDriven | DomainsNotFound) -> str:
-    """Whose the socket is to which balloond may not connect; "" where that is not the trouble."""
+    """The owner and mode of a socket to which balloond may not connect; "" for another fault."""
     if not isinstance(seen, VmNotDriven) or seen.fault is not Fault.NO_PERMISSION:
         return ""
     try:

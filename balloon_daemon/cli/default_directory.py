@@ -10,14 +10,14 @@ from balloon_daemon.linux.directories import make_private
 
 
 def make_default_directory(config: Config) -> Path | None:
-    """Makes the default socket's directory where something of this balloond's belongs there.
+    """Makes the default socket's directory where this balloond's sockets or files belong there.
 
     Returns:
         The directory; None where there was one before, or none is needed.
 
     Raises:
-        ConfigError: the directory cannot be made, and a vhost-user socket belongs there. What else
-            balloond keeps there it can do without.
+        ConfigError: the directory cannot be made, and a vhost-user socket belongs there. Without
+            the other files there balloond can run.
     """
     default = default_socket()
     own = [Path(vm.address).parent for vm in config.own_sockets]

@@ -1,5 +1,5 @@
-"""What becomes of VMs in systemd's store when balloond does not start: they wait there for one
-that does."""
+"""Delays the end of a balloond that cannot start, so that systemd's file descriptor store keeps
+the VMs in it until a balloond starts."""
 
 import signal
 from collections.abc import Callable
@@ -10,14 +10,16 @@ from balloon_daemon.linux.systemd import has_stored_fds
 
 AGAIN_AFTER_S = 5.0
 """The shipped unit allows 30 starts in 60 s. A balloond with a mistake in its configuration file
-ends after 0.2 s: without this wait systemd gave up on the unit after 6 s and closed the store, and
-all VMs on our own device lost their balloons for good, with their memory in them."""
+ends after 0.2 s. Without this wait systemd would give up on the unit after 6 s and close the
+store. All VMs on balloond's own device would then lose their balloons for good, with the memory in
+them."""
 
 
 def started(start: Callable[[], int]) -> int:
-    """Starts balloond, and ends a start that failed slowly where VMs are in systemd's store.
+    """Starts balloond. If that fails while VMs are in systemd's store, waits ``AGAIN_AFTER_S``
+    before returning.
 
-    The wait is over at once when balloond is to end (``systemctl stop``, ``systemctl restart``).
+    A signal that is to end balloond (``systemctl stop``, ``systemctl restart``) ends the wait.
 
     Args:
         start: runs balloond, and returns its exit status.
@@ -28,7 +30,7 @@ def started(start: Callable[[], int]) -> int:
     has_stored = has_stored_fds()  # Before ``start`` takes them.
     try:
         status = start()
-    except SystemExit as err:  # Of argparse, for a wrong flag.
+    except SystemExit as err:  # argparse raises it for a wrong flag.
         status = err.code if isinstance(err.code, int) else 1
     if status and has_stored:
         complain(

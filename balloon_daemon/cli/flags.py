@@ -24,7 +24,7 @@ from balloon_daemon.units import parse_memory_size
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
 LIBVIRT_SYSTEM = "qemu:///system"
-"""Where libvirt's VMs of the whole host are."""
+"""The libvirt connection URI for the VMs of the whole host, not of one user."""
 
 _DESCRIPTION = """\
 Keeps a host that runs virtual machines out of memory trouble: when it runs low, takes memory back
@@ -68,8 +68,8 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        # argparse takes the "-1G" of "--vm-mem -1G" for a flag, and would say only that an
-        # argument is missing: joined to its flag it is refused as a size.
+        # argparse takes the "-1G" of "--vm-mem -1G" for a flag, and would only report a missing
+        # argument. Join the two to "--vm-mem=-1G", which is refused as a wrong size.
         joined: list[str] = []
         for argument in sys.argv[1:] if args is None else args:
             if joined and joined[-1] in _SIZES and _NEGATIVE.match(argument):
@@ -134,8 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="balloond",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        # argparse makes a formatter for each flag added, only to check the flag. One that is told
-        # no width asks the terminal, by way of shutil, which loads three compression libraries.
+        # argparse makes a formatter for each flag added, only to check the flag. A formatter
+        # without a width asks shutil for the terminal's, and importing shutil loads three
+        # compression libraries.
         formatter_class=partial(argparse.HelpFormatter, width=80),
         allow_abbrev=False,
     )
@@ -249,7 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_named_config(named: str | None) -> Config | None:
-    """The settings in the file that ``--config`` names; None where it names none.
+    """The settings in the file that ``--config`` names; None where there is no such file to read.
 
     Args:
         named: the flag's value. After "-" the file may be absent, as in a unit's
@@ -274,7 +275,7 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
     """The settings of parsed flags, and of a configuration file.
 
     Args:
-        args: the flags; those that were given count more than the file.
+        args: the flags; a flag that was given overrides the file.
         file: the settings of the configuration file; None: there is none.
 
     Raises:
@@ -287,7 +288,7 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
     )
     socket = base.socket if args.socket is None else args.socket
     if socket is None and not base.vms and discover == Discover():
-        # Nothing says which VMs there are: wait for those that connect.
+        # Neither flags nor file name any VM: listen for VMs that connect.
         socket = default_socket()
     if socket is None and args.vm_mem is not None:
         raise ConfigError(

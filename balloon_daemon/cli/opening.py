@@ -35,9 +35,9 @@ class Opened(NamedTuple):
 def open_all(config: Config, undo: contextlib.ExitStack, *, keep_fds: bool) -> Opened:
     """Opens the vhost-user sockets and the store that keeps VMs for another balloond.
 
-    The store is systemd's, else a keeper's if one is wanted. With a keeper that does not answer
-    balloond runs all the same: the VMs in it are lost, but new VMs can be served. So it does where
-    a named VM's socket cannot be opened: that VM alone has no balloon.
+    The store is systemd's, else a keeper's if one is wanted. If an earlier keeper does not answer,
+    balloond runs all the same: the VMs in that keeper are lost, but new VMs can be served. If a
+    named VM's socket cannot be opened, balloond also runs: only that VM has no balloon.
 
     Args:
         config: the settings.
@@ -46,7 +46,7 @@ def open_all(config: Config, undo: contextlib.ExitStack, *, keep_fds: bool) -> O
         keep_fds: a keeper is wanted.
 
     Raises:
-        ConfigError: the store or the socket for VMs of no name cannot be opened.
+        ConfigError: the store or the socket for VMs without a name cannot be opened.
     """
     store, lost = systemd_store(), ""
     wants_keeper = keep_fds and not store.keeps
@@ -106,7 +106,7 @@ def look(config: Config, *, keep_fds: bool) -> list[SocketNotOpened]:
         The named VMs whose sockets could not be opened.
 
     Raises:
-        ConfigError: the store or the socket for VMs of no name could not be opened.
+        ConfigError: the store or the socket for VMs without a name could not be opened.
     """
     if keep_fds:
         check_keepers_place(config.main_socket)

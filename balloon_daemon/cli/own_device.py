@@ -1,4 +1,4 @@
-"""What VMs on balloond's own device need before the first connects: policy, jail, sockets."""
+"""Prepares balloond's own device before the first VM connects: seccomp policy, user, sockets."""
 
 import argparse
 import contextlib
@@ -50,7 +50,8 @@ class OwnDevice:
             its user.
         user: the name of the user that a device becomes where balloond is root.
         ignored_user: ``--user`` where it has no effect, as balloond is not root; else "".
-        shares_user: whether other programs run as the devices' user, and nobody has chosen that.
+        shares_user: True: devices run as the user ``nobody``, as other programs do, only because
+            there is no user ``balloond`` and ``--user`` was not given.
     """
 
     template: Template
@@ -61,7 +62,7 @@ class OwnDevice:
     shares_user: bool
 
     def prepare(self, publish: Publish) -> None:
-        """Tells the template the policy; what becomes of the template is published."""
+        """Gives the template the compiled policy; the template's end and restart are published."""
         self.template.prepare(
             self.compiled.bpf,
             lambda why: publish(TemplateLost(why)),
@@ -76,7 +77,7 @@ class OwnDevice:
         *,
         keep_fds: bool,
     ) -> VhostUserGuests:
-        """Opens sockets and store, and says what an operator should know.
+        """Opens sockets and store, and publishes what an operator should know.
 
         Args:
             config: the settings.
@@ -85,7 +86,7 @@ class OwnDevice:
             keep_fds: a keeper is wanted.
 
         Raises:
-            ConfigError: the store or the socket for VMs of no name cannot be opened.
+            ConfigError: the store or the socket for VMs without a name cannot be opened.
         """
         opened = open_all(config, undo, keep_fds=keep_fds)
         self.template.reserve_low_numbers()
@@ -113,7 +114,8 @@ class OwnDevice:
             publish(PolicyFileWarning(str(warning).splitlines()[0]))
 
     def _say_shared(self, publish: Publish) -> None:
-        """Publishes it with the first device; until then it does not matter."""
+        """Publishes that devices share their user with other programs; called at the first device,
+        as before that no device can be harmed."""
         if self.shares_user:
             publish(DevicesShareUser(SHARED_USER))
 

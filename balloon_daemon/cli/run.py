@@ -64,7 +64,7 @@ def _check_platform() -> None:
 
 
 def _first_mistakes(err: PolicyFileError, args: argparse.Namespace) -> str:
-    """The first mistakes of a policy file: a file that is none has one in each line."""
+    """The first mistakes of a policy file; a file of another kind has a mistake in each line."""
     shown = [str(problem) for problem in err.problems[:MISTAKES_SHOWN]]
     if (more := len(err.problems) - len(shown)) > 0:
         python = args.policy_dialect == Dialect.PYTHON.value
@@ -109,7 +109,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         # whatever the configuration says now.
         own = None
         if config.own_sockets or has_stored_fds():
-            # Imported here: a balloond that drives other VMMs' balloons alone does without.
+            # Imported here: a balloond that only drives the balloons of VMMs does not need it.
             from balloon_daemon.cli.own_device import prepare_device
 
             own = prepare_device(config, args, template)

@@ -105,7 +105,8 @@ def try_device(identity: Identity | None, fork: Fork) -> Outcome:
 
 
 class _Trial:
-    """A trial's guest, whose memory is the pages that it gives and two pages more, and its device.
+    """A trial's guest and its device. The guest's memory is the pages that it gives, a page for
+    its ring and a page for its PFNs.
 
     Args:
         stack: closes all descriptors opened here, and ends the device.
@@ -251,7 +252,7 @@ class _Trial:
         """Checks in the ring and with the kernel that the pages were freed.
 
         Raises:
-            TrialError: they were not.
+            TrialError: the pages were not freed.
         """
         (used_idx,) = struct.unpack("<H", os.pread(self._memory, 2, _USED + 2))
         head, _ = USED_ELEMENT.unpack(os.pread(self._memory, USED_ELEMENT.size, _USED + 4))
@@ -320,9 +321,9 @@ def _remedy(name: str | None) -> str:
     if name not in _CLOCK_CALLS:
         return "; allow it in the policy file"
     if clock in _VDSO_CLOCKS:
-        # The vDSO can serve this clock source, and the device would then need no system call. That
-        # it made one shows that the vDSO is switched off (vdso=0), or does not serve the source
-        # here.
+        # The vDSO can serve this clock source, and the device would then need no system call to
+        # read the clock. As the device made that system call, the vDSO is switched off (vdso=0),
+        # or does not serve the source here.
         no_vdso = f"the vDSO does not serve the clock, though its source is {clock}"
     return f": {no_vdso}, or allow the call in the policy file"
 

@@ -16,19 +16,20 @@ from balloon_daemon.virtio.guest_memory import GuestMemory
 from balloon_daemon.virtio.split_queue import DescriptorChain, SplitQueue
 
 MAX_PFN_BYTES = 64 * 1024
-"""PFN bytes in one chain: Linux sends 1 KiB, other drivers 4 KiB; the device refuses more."""
+"""The most bytes of PFNs in one chain: Linux sends 1 KiB, other drivers 4 KiB."""
 
 MAX_STATS_BYTES = MAX_STATS * STAT_ENTRY.size
 
 MAX_PARTS = 256
-"""Descriptors of one chain: Linux uses 1 for PFNs and 32 for free page reports."""
+"""The most descriptors of one chain: Linux uses 1 for PFNs and 32 for free page reports."""
 
 MAX_REPORT_BYTES = 1 << 30
-"""Bytes reported in one chain (Linux: 32 blocks of 4 MiB); limited because a chain is never
-interrupted."""
+"""The most bytes reported in one chain (Linux: 32 blocks of 4 MiB). Without a limit the pages of
+one chain could keep the device busy for long, as the device finishes each chain that it begins."""
 
 MAX_CHAINS_A_TURN = 256
-"""Chains taken from one queue before the other queues and the controller get their turn."""
+"""The most chains taken from one queue before the other queues and the controller get their turn.
+"""
 
 # Looked up once: for each "BalloonQueue.REPORTING_VQ" Python 3.11 runs Python code of the enum
 # module, which would cost time in every turn.
@@ -188,7 +189,11 @@ class BalloonDevice:
         return _turn((chains, pages, faults, running.queue is _REPORTING_VQ, over, broken))
 
     def _dropped(self, running: RunningQueue, err: GuestError) -> None:
-        """Answers a chain that broke a virtio rule, without acting on its pages."""
+        """Reports a chain that broke a virtio rule and none of whose pages was removed.
+
+        ``process`` answers the chain afterwards. The statistics buffer that is held back came
+        earlier, so it is answered here.
+        """
         self._fault(running, err)
         if running.queue is BalloonQueue.STATSQ:
             self._answer_held(running.ring)
@@ -198,8 +203,8 @@ class BalloonDevice:
     def take_stats(self) -> tuple[tuple[int, int], ...] | None:
         """Returns the guest's latest statistics once; None where none came since the last call.
 
-        Older statistics are dropped, so a guest that sends them unasked cannot be heard more often
-        than the caller asks.
+        Only the latest are kept: a guest that sends statistics unasked causes no more reports than
+        the caller asks for.
         """
         latest, self._latest_stats = self._latest_stats, None
         return latest

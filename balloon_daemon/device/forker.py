@@ -71,7 +71,7 @@ def run_template(sock: socket.socket, parent: int) -> NoReturn:
 
 
 def _serve(sock: socket.socket, buffer: bytearray) -> NoReturn:
-    """Forks what is asked for until the controller is gone."""
+    """Forks a device for each request, until the controller is gone."""
     program, bpf = None, b""
     while head := peek_request(sock, buffer):
         if program is None or bytes(head.bpf) != bpf:
@@ -100,10 +100,10 @@ def _clone(head: Head, sock: socket.socket, buffer: bytearray, program: Program)
             pid = libc.clone_sibling()
             if pid == 0:
                 _become(sock, buffer, take.fileno(), program)
-        # Wait until the device has received the request: what is in the socket then is the next
-        # one. The pipe's end without a byte means that the device has died before. End this
-        # process too, because nobody knows whether a part of the request is left; the controller
-        # starts another.
+        # Wait until the device has received its request; only then is the next request at the
+        # socket's head. If the pipe reaches its end of file without a byte, the device died before
+        # that. Then end this process too, because a part of the request may be left in the socket;
+        # the controller starts another template.
         if not os.read(taken.fileno(), 1):
             os._exit(1)
     return pid

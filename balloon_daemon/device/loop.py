@@ -1,6 +1,7 @@
-"""The device's loop: one bare epoll over the tube, the kicks and the back-end channel.
+"""The device's loop: one epoll instance for the tube, the kicks and the back-end channel.
 
-Runs in the jail, and never returns to the controller's code. Nothing in it opens, forks or sleeps.
+Runs in the jail, and never returns to the controller's code. The loop opens no file, forks no
+process, and waits in epoll_wait(2) alone.
 """
 
 import os
@@ -27,14 +28,16 @@ from balloon_daemon.tube.messages import (
 from balloon_daemon.units import PAGE_SIZE
 
 REPORT_EVERY_S = 0.1
-"""Progress goes up at most this often, and once more when work ends."""
+"""``Progress`` is sent to the controller at most once in this time, and once more when work ends.
+"""
 
 FAULTS_A_SECOND = 4
-"""Faults of one queue that are reported one by one; the others are counted."""
+"""Faults of one device that are reported in a second; further faults are only counted."""
 
 
 class Reporter:
-    """Sends faults up at a limited rate; each sent fault counts those left out before it."""
+    """Sends faults to the controller at a limited rate; each sent fault has the number of those
+    that were left out before it."""
 
     def __init__(self, tube: DeviceEnd, clock: Callable[[], float] = monotonic) -> None:
         self._tube = tube
@@ -55,7 +58,7 @@ class Reporter:
 
 
 class BackendChannel:
-    """The back-end channel to the VMM, through which it hears that the config space changed.
+    """The back-end channel, which tells the VMM that the config space changed.
 
     Args:
         fd: the channel's socket, non-blocking; None where the VMM gave none.
@@ -116,7 +119,7 @@ class DeviceLoop:
     Args:
         device: serves the queues.
         tube: the device's end.
-        reporter: sends faults up.
+        reporter: sends faults to the controller.
         channel_fd: the back-end channel to the VMM, non-blocking; None where there is none.
         config_change: CONFIG_CHANGE_MSG, encoded.
         earned: how much of its CPU allowances the guest has at the beginning, from 0 to 1.

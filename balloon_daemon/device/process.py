@@ -118,16 +118,17 @@ class AskedFor:
         """The device, which has this process id and was given no order yet.
 
         Raises:
-            OSError: no descriptor is free to watch it. ``close`` has it end, and the caller reaps
-                it: two devices must never serve one guest.
+            OSError: no descriptor is free for its pidfd. The caller then calls ``close``, which
+                makes the device end, and reaps it: two devices must never serve one guest.
         """
         return DeviceProcess(pid, self._tube, self._stderr_pipe)
 
     def close(self) -> None:
-        """Wants the device no longer: forked or not, it ends without having touched its guest.
+        """Gives the device up, whether it is forked yet or not; it ends without having touched its
+        guest.
 
-        A device waits for its first order before it maps guest memory, and ends where its tube is
-        closed instead.
+        A device waits for its first order before it maps guest memory. If its tube is closed
+        before any order came, the device ends.
         """
         self._tube.close()
         self._stderr_pipe.close()
@@ -141,11 +142,11 @@ def ask_for(spec: DeviceSpec, ask: Callable[[DeviceSpec, int, int, int], T]) -> 
         ask: called with the arguments of a ``Fork``.
 
     Returns:
-        What ``ask`` has returned, and the device.
+        The value that ``ask`` returned, and the device.
 
     Raises:
         NotYetError: the caller should ask again in a moment.
-        OSError: no descriptor, or none of what ``ask`` needs is to be had.
+        OSError: no descriptor is free, or ``ask`` failed.
     """
     with contextlib.ExitStack() as undo:
         upper, lower = open_tube()
@@ -168,7 +169,7 @@ def spawn(spec: DeviceSpec, fork: Fork) -> DeviceProcess:
 
     Raises:
         NotYetError: the caller should ask again in a moment.
-        OSError: no process or no descriptor to be had.
+        OSError: no process or descriptor is free.
     """
     pid, asked = ask_for(spec, fork)
     try:

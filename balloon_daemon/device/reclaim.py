@@ -174,11 +174,10 @@ class Reclaimer:
                 self._huge_pages.take_out(index, offset, length)
 
     def forget(self) -> None:
-        """Forgets every part of huge pages, because the guest uses some of them again, and not
-        known which.
+        """Forgets all parts of huge pages that the guest put into the balloon.
 
-        A chain of the deflateq that breaks a rule is answered all the same, and the guest then
-        uses its pages.
+        Called for a chain of the deflateq that breaks a rule. The chain is answered all the same,
+        and the guest then uses its pages again; which pages these are is unknown.
         """
         self._huge_pages.forget()
 
@@ -222,7 +221,7 @@ class Reclaimer:
         return places
 
     def _pieces(self, addr: int, rest: int) -> tuple[list[tuple[int, int, int]], int | None]:
-        """The place of a range of guest-physical addresses, in pieces, as two regions may touch.
+        """Finds a range of guest-physical addresses, which may reach from a region into the next.
 
         Returns:
             (region, offset, length) of each piece, and the first address outside guest memory,

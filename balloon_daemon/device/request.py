@@ -86,7 +86,7 @@ def send_request(
 
 
 def peek_request(sock: socket.socket, buffer: bytearray) -> Head | None:
-    """Waits for a request, and leaves it in the socket; None once the controller has closed that.
+    """Waits for a request, and leaves it in the socket; None once the controller has hung up.
 
     Nothing behind the seccomp program is copied: every later device would inherit the bytes that
     say where this VM's VMM has mapped the guest's memory.
@@ -104,8 +104,8 @@ def peek_request(sock: socket.socket, buffer: bytearray) -> Head | None:
 
 
 def drop_request(sock: socket.socket, head: Head) -> None:
-    """Removes a request from the socket. Its descriptors never get a number here, so none of them
-    is closed."""
+    """Removes a request from the socket. The kernel drops its descriptors before they get numbers
+    here, so this process calls close(2) for none of them."""
     for _ in range(0, head.sent, FDS_A_DATAGRAM):
         sock.recv(1)
 

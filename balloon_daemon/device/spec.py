@@ -77,7 +77,7 @@ class DeviceSpec:
     pfns_name_pages: bool = True
 
     def fds(self) -> Iterator[int]:
-        """Every descriptor in it, in a fixed order."""
+        """Every descriptor in this spec, in a fixed order."""
         yield from (region.fd for region in self.regions if region.fd is not None)
         for vring in self.vrings:
             yield vring.kick_fd

@@ -48,7 +48,8 @@ STARTING_RETRY_S = 0.02
 """When to ask for a device again while a template is being started."""
 
 LONG_LIFE_S = 60.0
-"""A template that ended sooner is not replaced at once, but after 1, 2, 4, 5 s."""
+"""After a template that lived so long, the next is started at once. After templates that ended
+sooner, one after the other, the next starts wait 0, 1, 2, 4, 5 s."""
 
 MAX_WAIT_S = 5.0
 """The longest wait before another start: no device can be forked meanwhile."""
@@ -116,8 +117,8 @@ def _received(sock: socket.socket, most: int) -> bytes | None:
 class Template:
     """Forks devices by way of the template process, of which at most one runs at a time.
 
-    The template is started at once; if the kernel allows no process just now, with the first
-    device.
+    The template is started at once; if the kernel allows no process just now, the template is
+    started when the first device is asked for.
     """
 
     def __init__(self) -> None:
@@ -143,7 +144,7 @@ class Template:
     def prepare(
         self, bpf: bytes, warn: Callable[[str], None], tell: Callable[[str], None]
     ) -> None:
-        """Sets what is not known when the template is started.
+        """Sets the filter and the callbacks, which are not known yet when the template starts.
 
         Args:
             bpf: the seccomp program that the devices load, an array of struct sock_filter.
@@ -189,7 +190,8 @@ class Template:
             raise self._not_yet() from None
 
     def fileno(self) -> int:
-        """Becomes readable when the template has answered or has ended; only after ``ask``."""
+        """The descriptor that becomes readable when the template has answered or has ended; only
+        after ``ask``."""
         assert self._running is not None
         return self._running.sock.fileno()
 
@@ -258,7 +260,7 @@ class Template:
         self._low.fill()
 
     def share_low_numbers(self) -> LowNumbers:
-        """Gives some of the low numbers to another starter of programs."""
+        """Gives two of the low numbers to another object that starts programs."""
         return self._low.share()
 
     def _end(self, process: _Process) -> None:
@@ -308,9 +310,9 @@ class Template:
         try:
             with contextlib.closing(theirs):
                 fd = self._low.duplicate(theirs.fileno())
-                # Start Python isolated (-I) and without site-packages (-S). It would otherwise
-                # import other code at its start, as that in .pth files, and this process is not
-                # jailed.
+                # Start Python isolated (-I) and without site-packages (-S). Otherwise it would
+                # import other code at its start, such as that in .pth files, and the template is
+                # not jailed.
                 command = [sys.executable, "-I", "-S", *_bytecode_options(), *PROGRAM]
                 pid = self._low.exec(
                     [*command, str(fd), str(os.getpid()), *sorted(directories)],

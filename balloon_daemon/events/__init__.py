@@ -6,8 +6,8 @@ errno, the name of a system call, an error's own text), never a sentence of the 
 
 ``vm`` is the VM that an event is about. Two fields protect readers from floods. ``suppressed``
 counts the events of the same kind that were left out since the last one published. ``quiet`` marks
-an event whose rate its subject can choose: it is published for readers that count, and most
-readers should skip it.
+an event that a guest or VMM can cause as often as it likes: the event is published for readers
+that count events, and other readers should skip it.
 """
 
 from collections.abc import Callable

@@ -56,11 +56,11 @@ class MemoryNotGivenBack(NamedTuple):
 
 @fact
 class DrivesOthers(NamedTuple):
-    """balloond looks for VMs whose balloon is their own VMM's.
+    """balloond looks for VMs whose balloon is served by their own VMM.
 
     Attributes:
-        named: how many are named.
-        places: where others are found: libvirt's connection URIs, patterns of monitors' paths.
+        named: how many such VMs the configuration names.
+        places: where other VMs are found: libvirt's connection URIs, patterns of monitors' paths.
     """
 
     named: int

@@ -25,7 +25,7 @@ class DeviceStarted(NamedTuple):
 
 @fact
 class DeviceLooks(NamedTuple):
-    """A device was forked only to look where the VM's rings stand.
+    """A device was forked only to read the ``used.idx`` of the VM's rings.
 
     Attributes:
         pid: the device's process id.
@@ -62,13 +62,13 @@ class Death(Enum):
     """How a device's process ended."""
 
     FILTER = "filter"
-    """Its seccomp filter killed it."""
+    """Its seccomp filter killed the device."""
     SIGNAL = "signal"
-    """Another signal killed it."""
+    """Another signal killed the device."""
     FAILED = "failed"
-    """It met an error of its own and gave up."""
+    """The device met an error, described it on its standard error, and ended."""
     STATUS = "status"
-    """It ended with an exit status that no device has."""
+    """The device ended with an exit status that no device uses."""
 
 
 @fact
@@ -145,7 +145,7 @@ class DeviceTakesOrders(NamedTuple):
 
 @fact
 class RingsUnknown(NamedTuple):
-    """No device could be forked to look where the VM's rings stand."""
+    """No device could be forked to read the ``used.idx`` of the VM's rings."""
 
     vm: VmId
     suppressed: int = 0

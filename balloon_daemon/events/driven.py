@@ -14,13 +14,13 @@ class Fault(Enum):
     """Why a VM's balloon cannot be driven; the value is the word for a metric's label."""
 
     NOT_THERE = "not-there"
-    """Nobody listens at its address: the VM does not run, or the address is wrong."""
+    """Nobody listens at the VM's address: the VM does not run, or the address is wrong."""
 
     NO_PERMISSION = "no-permission"
     """The kernel does not let balloond connect."""
 
     NOT_A_SOCKET = "not-a-socket"
-    """There is something else at its address."""
+    """The VM's address is a file that is no socket of a VMM."""
 
     HELD = "held"
     """Somebody else holds the only connection that the VMM serves."""
@@ -38,13 +38,13 @@ class Fault(Enum):
     """The VM has no balloon device."""
 
     HUGETLB = "hugetlb"
-    """Its memory is in huge pages (hugetlbfs), of which a balloon frees nothing."""
+    """The VM's memory is in huge pages (hugetlbfs), of which a balloon frees nothing."""
 
     PINNED = "pinned"
-    """A host device is assigned to it (VFIO), which pins its memory."""
+    """A host device is assigned to the VM (VFIO), which pins the VM's memory."""
 
     OWN_DEVICE = "own-device"
-    """It is attached to a device of this balloond already."""
+    """The VM is attached to a device of this balloond already."""
 
     REFUSED = "refused"
     """The VMM refuses the call."""
@@ -80,7 +80,7 @@ class VmDriven(NamedTuple):
         address: its socket's path, or its connection URI.
         vm_mem_bytes: all memory that it could have.
         pid: its VMM's process; None: unknown.
-        quiet: it was driven just before.
+        quiet: the VM was driven until just before.
     """
 
     vm: VmId
@@ -129,10 +129,10 @@ class NoDriverYet(NamedTuple):
 
 @fact
 class BaseFound(NamedTuple):
-    """A VM has a balloon that balloond has not made, and leaves as it is.
+    """A VM has a balloon that was there before balloond; balloond leaves it as it is.
 
     Attributes:
-        base_bytes: its size.
+        base_bytes: that balloon's size.
     """
 
     vm: VmId
@@ -145,7 +145,7 @@ class Refilled(NamedTuple):
     the balloon had freed: the balloon is given back, and taken again in steps.
 
     Attributes:
-        refilled_bytes: what the VM's memory occupies beyond its size less its balloon.
+        refilled_bytes: how much more than its size without its balloon the VM's memory occupies.
     """
 
     vm: VmId
@@ -154,7 +154,7 @@ class Refilled(NamedTuple):
 
 @fact
 class GivenBackLater(NamedTuple):
-    """A guest that stands still takes its memory back when it goes on: its VMM has been told.
+    """A paused guest takes its memory back when it runs again: its VMM has been told the target.
 
     Attributes:
         left_bytes: what is left in its balloon until then.
@@ -189,10 +189,10 @@ class SocketIgnored(NamedTuple):
 
 @fact
 class DomainsNotFound(NamedTuple):
-    """Which domains a libvirt has cannot be found out just now; balloond tries again.
+    """The domains of a libvirt connection cannot be listed just now; balloond tries again.
 
     Attributes:
-        uri: the connection's.
+        uri: the connection's URI.
         fault: why.
         detail: libvirt's own words; "" where it has none.
         quiet: the last attempt failed for the same reason.

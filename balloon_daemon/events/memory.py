@@ -90,7 +90,7 @@ class MemoryNotShared(NamedTuple):
     driver_runs: bool
 
 
-# --- its size -----------------------------------------------------------------------------------
+# --- a VM's size --------------------------------------------------------------------------------
 
 
 @fact
@@ -132,13 +132,13 @@ class LossCause(Enum):
     """Why pages that a guest gave were not freed."""
 
     NEVER_FREED = "never-freed"
-    """They lie in a memory region whose file cannot be freed."""
+    """The pages lie in a memory region whose file cannot be freed."""
     NOT_SHARED = "not-shared"
-    """They lie in no memory region that the VMM shares."""
+    """The pages lie in no memory region that the VMM shares."""
     REFUSED = "refused"
-    """The kernel refused to free them."""
+    """The kernel refused to free the pages."""
     IN_PIECES = "in-pieces"
-    """They are parts of huge pages of which the guest still uses other parts."""
+    """The pages are parts of huge pages of which the guest still uses other parts."""
 
 
 @fact

@@ -12,7 +12,7 @@ class GuestInNeed(NamedTuple):
     """A guest needs the memory that its balloon holds: all of it is given back at once.
 
     Attributes:
-        signs: what shows it, in the order of their words.
+        signs: the signs that show the need, in the order of their words.
         balloon_bytes: its balloon's size.
         left_alone_s: for how long it is asked for nothing.
     """
@@ -25,11 +25,11 @@ class GuestInNeed(NamedTuple):
 
 @fact
 class SqueezeStalled(NamedTuple):
-    """A balloon does not grow towards its target: the target becomes what was reached.
+    """A balloon does not grow towards its target: its present size becomes the target.
 
     Attributes:
         target_bytes: the target until then.
-        balloon_bytes: what was reached.
+        balloon_bytes: the balloon's present size.
         left_alone_s: for how long the guest is asked for no more.
     """
 
@@ -46,7 +46,7 @@ class BalloonContested(NamedTuple):
     Attributes:
         target_bytes: our target.
         balloon_bytes: the balloon's size.
-        left_alone_s: for how long none is sent.
+        left_alone_s: for how long no target is sent.
     """
 
     vm: VmId
@@ -57,7 +57,7 @@ class BalloonContested(NamedTuple):
 
 @fact
 class BalloonMissing(NamedTuple):
-    """The host has not got what a guest gave, for long and by much.
+    """Much of the memory that a guest gave is still not free on the host after a long time.
 
     Attributes:
         cause: why, as far as that can be told.
@@ -73,7 +73,7 @@ class BalloonMissing(NamedTuple):
 
 @fact
 class BalloonFreed(NamedTuple):
-    """The host has got what was missing of a balloon, or the balloon was given back."""
+    """The part of a balloon that the host lacked is free now, or the balloon was given back."""
 
     vm: VmId
 

@@ -6,7 +6,7 @@ from balloon_daemon.fact import fact
 from balloon_daemon.sizing.decision import Decision
 from balloon_daemon.units import VmId
 
-# --- its VMM's connection -----------------------------------------------------------------------
+# --- a VMM's connection -------------------------------------------------------------------------
 
 
 @fact
@@ -106,7 +106,7 @@ class NoBackendChannel(NamedTuple):
     vm: VmId
 
 
-# --- its size and its balloon --------------------------------------------------------------------
+# --- a VM's size and its balloon -----------------------------------------------------------------
 
 
 @fact

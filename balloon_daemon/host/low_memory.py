@@ -65,7 +65,7 @@ class LowMemorySource(Protocol):
         """The available memory and the margin; None: unknown, and counted."""
 
     def check(self) -> None:
-        """Checks that low memory can be seen now; counts nothing.
+        """Checks that low memory can be seen now; leaves the counters as they are.
 
         Raises:
             SourceError: low memory cannot be seen; says why, and the remedy.
@@ -156,7 +156,8 @@ class ChromeosLowMemory(SourceNotices):
         return None if self._alarm is None else self._alarm.fileno()
 
     def acknowledge(self) -> None:
-        """Consumes a wake-up, and mutes the device until ``read`` finds it quiet."""
+        """Consumes a wake-up. The next one comes only after ``read`` has found that the device is
+        not readable any more."""
         if self._alarm is not None and self._alarm.acknowledge():
             self.note_wakeup()
 
@@ -215,16 +216,16 @@ class MeminfoLowMemory(SourceNotices):
     may begin long after memory has fallen below a margin, so this source always has to be polled
     too.
 
-    Where MemAvailable is below the margin, the free pages in the per-CPU lists are added, up to
-    the margin and no further: enough to take no more memory from guests, but not to give memory
-    back.
+    Where MemAvailable is below the margin, the free pages in the kernel's per-CPU lists are added,
+    up to the margin and no further. So they can keep balloond from taking more memory from guests,
+    but never make it give memory back.
 
     Args:
         margin_bytes: The margin in bytes. None: 5.2 % of the memory that can be available (or of a
             cgroup's limit), computed at each reading.
         pressure: The file to register the PSI trigger with. None: no trigger.
         memory: Gives the host's memory; raises OSError or ValueError where there are no figures.
-        per_cpu_free: Gives the bytes in the per-CPU lists, for the RAM in bytes.
+        per_cpu_free: (MemTotal in bytes) -> the free bytes in the per-CPU lists.
         cgroups: The cgroups with limits. None: none.
 
     Raises:
@@ -351,7 +352,7 @@ class MeminfoLowMemory(SourceNotices):
         ]
 
     def _margin_of(self, whole_bytes: int) -> int:
-        """The margin for a whole of so many bytes, in MiB."""
+        """The margin in MiB, where at most ``whole_bytes`` of memory can be available."""
         if self._margin_mib is not None:
             return self._margin_mib
         return whole_bytes * MARGIN_PER_MILLE // 1000 // MIB

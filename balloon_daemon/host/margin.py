@@ -9,8 +9,8 @@ from balloon_daemon.units import MIB, format_size
 def beyond_host(margin_bytes: int | None, memory: Callable[[], HostMemory] = host_memory) -> str:
     """Why memory is always low at this margin; "" where it is not, or the host has no figures.
 
-    ``MeminfoLowMemory`` refuses such a margin. The figures of another directory may be about
-    another machine, so there it is only worth a warning.
+    ``MeminfoLowMemory`` refuses such a margin. The figures in a directory (``--low-mem-dir``) may
+    be another machine's, so for these the margin only causes a warning.
 
     Args:
         margin_bytes: the margin that was given; None: there is none.

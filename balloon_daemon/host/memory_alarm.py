@@ -14,8 +14,8 @@ from pathlib import Path
 from time import monotonic
 
 TRIGGER_AGAIN_S = 60.0
-"""How long after a PSI trigger failed to ask for another: a trigger that the kernel withdraws at
-once costs one wake-up in this time."""
+"""Seconds from a PSI trigger's failure to the next attempt to register one. If the kernel
+withdraws every trigger at once, that costs one wake-up in this time."""
 
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -89,7 +89,8 @@ class DeviceAlarm(_Alarm):
         return True
 
     def refresh(self) -> str:
-        """Opens a device that has come, closes one that has gone, arms a muted one that is quiet.
+        """Opens a device file that has appeared, closes the device where its file has gone, and
+        arms the alarm again where the device is not readable any more.
 
         Returns:
             One line if ``problem`` has changed, else "".
@@ -157,7 +158,7 @@ def _poll_now(file: FileIO) -> int:
 PSI_TRIGGERS = (
     b"some 50000 500000\0",  # 50 ms in 0.5 s, the shortest window; needs CAP_SYS_RESOURCE
     # Since Linux 6.4 a process without CAP_SYS_RESOURCE may have a trigger, if its window is a
-    # multiple of 2 s; an older kernel refuses both of these.
+    # multiple of 2 s; an older kernel refuses such a process both triggers.
     b"some 150000 2000000\0",
 )
 """The PSI triggers to ask for, best first: µs for which some task stalled on memory, within a
@@ -193,8 +194,8 @@ class PressureAlarm(_Alarm):
         """Consumes a wake-up.
 
         Returns:
-            Whether an event was left. False says nothing: waiting for our fd has polled the
-            trigger inside it, which consumes the event.
+            Whether an event was left. False does not mean that there was none: the event loop's
+            wait for the epoll fd has polled the trigger in it, and that poll consumes the event.
         """
         events = self._epoll.poll(0)
         if any(happened & (select.EPOLLERR | select.EPOLLHUP) for _fd, happened in events):

@@ -2,8 +2,9 @@
 
 Events report that the figures have become unknown, and why, or known again, and that the source
 was switched off or on. Whoever writes the source's files can cause a change each second, so events
-are limited: the same event is not repeated within a minute of one trouble, and there are at most
-``LINES`` in a minute. An event held back is published later if it is then still true.
+are limited: while the figures stay unknown, the same event is published once a minute at most, and
+there are at most ``LINES`` in a minute. An event held back is published later if it is then still
+true.
 """
 
 from collections import deque

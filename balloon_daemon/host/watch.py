@@ -67,7 +67,7 @@ class MemoryWatch:
                 self._watched_fd = fd
 
     def rest(self) -> None:
-        """Stops reading by itself; does nothing where it has stopped already."""
+        """Ends the reading that ``listen`` began; does nothing where it has ended already."""
         self._take = None
         self._stop_polling()
         self._unwatch()

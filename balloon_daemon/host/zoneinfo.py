@@ -2,8 +2,8 @@
 
 Freed pages wait in such a list for the next allocation on their CPU. Since Linux 6.7 a list grows
 with its CPU's recent allocations, up to an eighth of the host's memory for all lists, and shrinks
-by some 8 MiB a second. Of 1 GiB freed on a CPU that had just used as much, MemAvailable missed
-three quarters at first, and over half 20 s later.
+by some 8 MiB a second. Measured after 1 GiB was freed on a CPU that had just used as much:
+MemAvailable missed three quarters of it at first, and over half 20 s later.
 """
 
 import os

@@ -21,10 +21,12 @@ from typing import NoReturn
 from balloon_daemon.linux.libc import LIBC, clone_sharing_fds
 
 LOW = 64
-"""BITS_PER_LONG and NR_OPEN_DEFAULT: what close_range(2) copies at the least (fs/file.c)."""
+"""close_range(2) with CLOSE_RANGE_UNSHARE copies at least so many numbers (fs/file.c:
+NR_OPEN_DEFAULT, which is BITS_PER_LONG)."""
 
 _WORTH_IT = 4 * LOW
-"""With a lower limit of open files than this, the low numbers are not reserved."""
+"""With a lower limit of open files (RLIMIT_NOFILE) than this, the low numbers are not reserved:
+they would be more than a quarter of all."""
 
 _SYS_CLOSE_RANGE = 436
 _CLOSE_RANGE_UNSHARE = 1 << 1  # linux/close_range.h
@@ -37,7 +39,8 @@ _CLOSE_ALL_HIGH = tuple(
 class LowNumbers:
     """Occupies all free descriptor numbers below ``LOW``, so that no later descriptor gets one.
 
-    Must be made before any descriptor of a VMM arrives. All of them refer to one open file.
+    Must be made before any descriptor of a VMM arrives. All occupied numbers refer to one open
+    file.
     """
 
     def __init__(self) -> None:
@@ -50,8 +53,9 @@ class LowNumbers:
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < _WORTH_IT:
             return
         with contextlib.suppress(OSError):
-            # A socket: nobody else can lock it. Any user may put so many locks on /dev/null that
-            # each close of it takes long (``linux/figures.py``), and a device's start waits here.
+            # Occupy the numbers with a socket, because no other process can lock it. Any user
+            # could put so many locks on /dev/null that each close of it takes long
+            # (``linux/figures.py``), and a device's start would wait for these closes.
             fd = socket.socket(socket.AF_UNIX).detach()
             while fd < LOW:
                 self._fds.append(fd)
@@ -59,7 +63,8 @@ class LowNumbers:
             os.close(fd)
 
     def share(self) -> "LowNumbers":
-        """Gives some of the numbers away, for another starter of programs with a duplicate."""
+        """Moves two of the numbers into another object, which can then start programs with a
+        ``duplicate`` of its own."""
         shared = LowNumbers.__new__(LowNumbers)
         shared._fds, self._fds = self._fds[:2], self._fds[2:]
         shared._duplicate = -1
@@ -85,7 +90,7 @@ class LowNumbers:
             self._duplicate = -1
 
     def close(self) -> None:
-        """Closes all of them."""
+        """Frees all occupied numbers."""
         self.close_duplicate()
         for fd in self._fds:
             os.close(fd)
@@ -125,7 +130,7 @@ class LowNumbers:
             keep: a descriptor that the program gets besides the standard streams.
 
         Returns:
-            The process id. A program that cannot be run shows only by the process's end.
+            The process id. If the program cannot be run, the process ends; nothing else tells it.
 
         Raises:
             OSError: the kernel allows no further process.
@@ -146,8 +151,8 @@ def _leave_the_table(child: Callable[[], NoReturn], *, low_alone: bool) -> NoRet
         # parent too.
         gc.disable()
         alone = low_alone and LIBC.syscall(*_CLOSE_ALL_HIGH) == 0
-        # unshare(2) copies the whole table: the child then has all of the parent's descriptors. It
-        # is used where the kernel lacks close_range(2), or where no low numbers are occupied.
+        # Use unshare(2) where the kernel lacks close_range(2), or where no low numbers are
+        # occupied. It copies the whole table: the child then has all of the parent's descriptors.
         if not alone and LIBC.unshare(_CLONE_FILES) != 0:
             os._exit(1)
         child()

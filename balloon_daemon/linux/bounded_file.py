@@ -1,7 +1,8 @@
 """Reads a regular file of bounded size, never a device.
 
-A path may lead anywhere, and root reads it: opening a FIFO could block without end, a device could
-deliver bytes until memory is full, and the mere opening of some devices has effects.
+A path may lead to a file of any kind, and root may open it: opening a FIFO could block without
+end, a device could deliver bytes until memory is full, and the mere opening of some devices has
+effects.
 """
 
 import errno
@@ -72,7 +73,7 @@ def why_unreadable(err: OSError) -> str:
 
 
 def _checked(path: str, found: os.stat_result, limit_bytes: int, *, pipes_too: bool) -> int:
-    """The file's kind, if it may be read."""
+    """Returns the file's type (S_IFMT); raises OSError where it may not be read."""
     kind = stat.S_IFMT(found.st_mode)
     if kind == stat.S_IFREG:
         if found.st_size > limit_bytes:
@@ -91,7 +92,7 @@ def _is_null(kind: int, found: os.stat_result) -> bool:
 
 
 def _read_all(path: str, fd: int, limit_bytes: int) -> bytes:
-    """Reads all of it. Its size is no limit: that is 0 in /proc, and other files may grow."""
+    """Reads up to the end of file, whatever st_size says: it is 0 in /proc, and files grow."""
     parts = []
     left = limit_bytes
     while part := os.read(fd, min(left + 1, _CHUNK)):

@@ -6,7 +6,8 @@ cgroups, from its own up to the root, matters as much as the host's.
 
 The memory left is the limit, less the usage, plus what the kernel would reclaim inside before it
 kills: file pages (active_file, inactive_file; shared memory is not among them) and, where the
-kernel reports them (cgroup v2), reclaimable slabs. MemAvailable is made of the same on a host.
+kernel reports them (cgroup v2), reclaimable slabs. The kernel computes a host's MemAvailable from
+the same parts.
 
 Source: admin-guide/cgroup-v2.rst, "Memory Interface Files"; admin-guide/cgroup-v1/memory.rst, 5.2.
 """
@@ -27,7 +28,8 @@ from balloon_daemon.linux.systemd import is_process_of_unit
 PROC_SELF = Path("/proc/self")
 
 MOST_SEARCHED = 4096
-"""The most cgroups searched for this process's own where its name is hidden, some 10 µs each."""
+"""How many cgroups are searched at most for this process's own, where the mount hides its path;
+each takes some 10 µs."""
 
 
 class CgroupLimit(NamedTuple):
@@ -74,8 +76,8 @@ class MemoryCgroups:
 
     Args:
         proc: The directory with this process's ``cgroup`` and ``mountinfo``.
-        has_unit: Whether a service manager made the innermost cgroup for this process alone; by
-            default as the environment says.
+        has_unit: Whether a service manager made the innermost cgroup for this process alone; None:
+            this process's environment tells.
     """
 
     def __init__(self, proc: Path = PROC_SELF, *, has_unit: bool | None = None) -> None:
@@ -233,9 +235,10 @@ def _of_unit(path: str) -> int:
 
 
 def _hierarchical(chain: Sequence[str]) -> list[str]:
-    """The part of a chain of cgroups (v1) that counts its descendants' usage too.
+    """The innermost cgroup (v1) of a chain, and its ancestors that count descendants' usage too.
 
-    Before Linux 5.11 memory.use_hierarchy could switch that off.
+    Before Linux 5.11 memory.use_hierarchy could switch this counting off. An ancestor without it,
+    and all further ones, are left out.
     """
     counting = list(chain[:1])
     for directory in chain[1:]:

@@ -17,15 +17,15 @@ NAME = "balloond-closes"
 """The process's name in ``ps`` and ``top``."""
 
 MAX_ORDER_BYTES = 1 << 20
-"""The longest order; longer than all numbers that a process may have."""
+"""The longest order, in bytes: each descriptor to close takes four."""
 
 
 class ClosingChild:
     """A child that shares this process's descriptor table, and closes descriptors, one order at a
     time.
 
-    A number stays taken until its close has begun, so it cannot mean another file by then. Only
-    for a process with one thread.
+    As both processes use one table, a descriptor's number cannot be given to another file before
+    the child's close(2) of it begins. Only for a process with one thread.
 
     Args:
         fds: the first descriptors to close, in this order.
@@ -63,30 +63,30 @@ class ClosingChild:
 
     @property
     def takes_more(self) -> bool:
-        """Whether it can get another order once it is done."""
+        """Whether the child can get another order once its present one is done."""
         return self._ours.fileno() >= 0 and not self._has_ended
 
     def fds(self) -> list[int]:
-        """Descriptors that become readable when it is done or has ended; without a pidfd perhaps
-        none."""
+        """Descriptors that become readable when the child has done its order or has ended; empty
+        where no descriptor was free for them."""
         return [end.fileno() for end in (self._ours, self._pidfd) if end.fileno() >= 0]
 
     def close(self, fds: Sequence[int]) -> None:
-        """Lets it close more descriptors; it must be done with its last order.
+        """Orders the child to close more descriptors; its last order must be done.
 
         Raises:
-            OSError: it is gone, or the kernel has no memory for the order; the descriptors are
-                still open.
+            OSError: the child is gone, or the kernel has no memory for the order; the descriptors
+                are still open.
         """
         if self._reap():
             raise ProcessLookupError("a child that closes was killed")
         os.write(self._ours.fileno(), array.array("i", fds))
 
     def is_done(self) -> bool:
-        """Whether its last order is done; true once for each order. Reaps the child if it has
-        ended.
+        """Whether the child's last order is done, or the child has ended; True once for each
+        order, as the child's answer is read from the socket. Reaps a child that has ended.
 
-        Its descriptors stay open until ``end``.
+        The descriptors in ``fds()`` stay open until ``end``.
         """
         if self._ours.fileno() >= 0:
             with contextlib.suppress(OSError):
@@ -95,10 +95,11 @@ class ClosingChild:
         return self._reap()
 
     def kill(self) -> bool:
-        """Kills it, only while it has nothing to do; call ``end`` once it has ended.
+        """Kills the child; only while it has no order.
 
         Returns:
-            Whether ``fds`` tell that; otherwise call ``end`` now, which waits for it.
+            True: ``fds()`` become readable at the child's end; call ``end`` then. False: call
+            ``end`` at once, which waits for the child's end.
         """
         if self._has_ended or self._pidfd.fileno() < 0:
             return False
@@ -107,7 +108,7 @@ class ClosingChild:
         return True
 
     def end(self) -> None:
-        """Kills and reaps it; only while it has nothing to do."""
+        """Kills and reaps the child; only while it has no order."""
         if not self._has_ended:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -131,7 +132,8 @@ class ClosingChild:
 
 
 def _close_all(fds: Sequence[int], parent: int, orders: int) -> NoReturn:
-    """Runs in the child. No other code of ours may: it would act on the parent's descriptors.
+    """The only code of this program that may run in the child: it shares the parent's table, so
+    any other descriptor that it opened or closed would be opened or closed in the parent.
 
     Args:
         fds: the first descriptors to close.
@@ -143,8 +145,8 @@ def _close_all(fds: Sequence[int], parent: int, orders: int) -> NoReturn:
         # Have the kernel kill this child when its parent dies. This child has the parent's table
         # of descriptors: if it outlived the parent, all descriptors in that table would stay open.
         jail.die_with(parent, NAME)
-        # An order wakes this child. As a batch process it does not take the processor from its
-        # parent then (sched(7)), which is in the middle of serving VMs.
+        # Set SCHED_BATCH (sched(7)): when an order wakes this child, it then does not preempt its
+        # parent, which is in the middle of serving VMs.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         while True:

@@ -18,8 +18,8 @@ def others_may_write(directory: Path) -> str:
     The check covers the directory, all directories above it and every symbolic link on the way,
     since the owner of any of them can replace it. A sticky directory (mode 1777, as /tmp) forbids
     that to its users, so it may be above; it may not be the directory itself, where any user can
-    take a free name. What lstat(2) cannot examine is left to the caller's own use of it, whose
-    errors say more.
+    take a free name. A path that lstat(2) cannot examine passes this check: when the caller uses
+    that path, the error says more.
     """
     trusted = {0, os.geteuid()}
     named = directory.absolute()
@@ -38,7 +38,7 @@ def others_may_write(directory: Path) -> str:
 
 
 def is_private(directory: Path) -> bool:
-    """Whether it is a directory (no link to one) for this process's user alone (mode 0700)."""
+    """Whether the path is a directory of this process's user with mode 0700, not a link to it."""
     try:
         status = os.lstat(directory)
     except OSError:
@@ -51,8 +51,8 @@ def make_private(directory: Path) -> None:
     """Makes a directory for this process's user alone, where it does not exist.
 
     Raises:
-        FileExistsError: there is something else, or a directory that others may enter.
-        OSError: it cannot be made.
+        FileExistsError: the path exists and is not ``is_private``.
+        OSError: the directory cannot be made.
     """
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)

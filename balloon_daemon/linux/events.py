@@ -42,8 +42,8 @@ class OwnedFd:
 def drain_event(fd: int) -> bool:
     """Resets a non-blocking eventfd, whether or not it was signalled.
 
-    A front-end may send any kind of descriptor as a kick: of any kind, this reads at most eight
-    bytes and never waits.
+    A front-end may send any kind of descriptor as a kick. Whatever its kind, this function reads
+    at most eight bytes and never waits.
 
     Returns:
         False where the descriptor will never have an event: it is at its end of file, or cannot be
@@ -61,7 +61,7 @@ _ONE = (1).to_bytes(8, "little")
 
 
 def signal_event(fd: int) -> None:
-    """Adds one to an eventfd; a full one is signalled already.
+    """Adds one to an eventfd; if its counter is full, it is signalled already.
 
     A front-end may send any kind of descriptor as a call: if the descriptor takes no bytes, its
     guest gets no interrupts, and no other guest is affected.

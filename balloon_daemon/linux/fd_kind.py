@@ -1,4 +1,4 @@
-"""Tells the kind of a descriptor by asking the kernel only: its file's server may never answer."""
+"""Tells the kind of a descriptor by asking the kernel only: a FUSE server may never answer."""
 
 import fcntl
 import os
@@ -21,7 +21,7 @@ class FdKind(Enum):
 
 
 def fd_kind(fd: int) -> FdKind:
-    """Tells a descriptor's kind without asking its file, whose server may never answer.
+    """Tells a descriptor's kind without a call that would ask the server of a FUSE file.
 
     The kernel itself makes the descriptor's name (proc(5), /proc/PID/fd), and a name without a
     slash is never that of a file in a file system.
@@ -40,7 +40,7 @@ def fd_kind(fd: int) -> FdKind:
 
 
 def is_memory(fd: int) -> bool:
-    """Whether a descriptor is a memory file's; a seventh of the cost of ``fd_kind``."""
+    """Whether a descriptor is a memory file's; takes a seventh of the time of ``fd_kind``."""
     try:
         # Only files of shmem and hugetlbfs answer F_GET_SEALS. For all others the kernel itself
         # refuses it, so no file system's server is asked.

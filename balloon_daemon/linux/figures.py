@@ -5,10 +5,10 @@ F_RDLCK), and each close(2) of that file, by any process, looks at all of them (
 locks_remove_posix): 25 ms for 200,000. So a file that is read again and again stays open, and
 closes that take long are left to a child (``Closes``).
 
-A file's owner may also have a lease on it (fcntl(2), F_SETLEASE); a process's files in /proc are
-its user's. open(2) then waits until the owner gives the lease back, up to
-/proc/sys/fs/lease-break-time (45 s). With O_NONBLOCK, which also keeps a FIFO from blocking, it
-fails at once with EAGAIN.
+A file's owner may also have a lease on it (fcntl(2), F_SETLEASE); the files in /proc/PID belong to
+that process's user. open(2) then waits until the owner gives the lease back, up to
+/proc/sys/fs/lease-break-time (45 s). With O_NONBLOCK, open(2) fails at once with EAGAIN instead,
+and does not block on a FIFO either.
 """
 
 import errno
@@ -19,14 +19,15 @@ from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.events import OwnedFd
 
 CLOSED_HERE_S, REGAINED = 0.1, 1 / 100
-"""How long this process's own closes of such files may take, and the part of the time by which
-they may take longer again. A close takes some 2 µs where nobody has locked the file."""
+"""Seconds that this process itself spends on closing such files, after which a child closes them;
+and the part of the time that has passed since by which that limit is regained. A close takes some
+2 µs where nobody has locked the file."""
 
 TOGETHER = 16
 """Descriptors that a child closes at a time."""
 
 MOST_LEFT = 256
-"""While so many descriptors wait for their close, no file is opened here."""
+"""While so many descriptors wait for their close, this module opens no further file."""
 
 MOST_KEPT = 256
 """Files that ``read_figures`` keeps open; a host without deeply nested cgroups has some 20."""
@@ -66,7 +67,8 @@ class Closes:
             self.close_left()
 
     def close_left(self) -> None:
-        """Lets a child close all that wait, unless one is at work or the kernel allows none."""
+        """Forks a child that closes all waiting descriptors, unless an earlier child is still at
+        work or the kernel allows no process."""
         if self._child is not None:
             if not self._child.is_done():
                 return
@@ -97,7 +99,7 @@ class FigureFile:
     """A file that is read again and again, and is open from the first reading on.
 
     Args:
-        path: the file. One that is put in its place is noticed, by stat(2), at the next reading.
+        path: the file. If another file replaces it, the next reading notices that by stat(2).
     """
 
     def __init__(self, path: str) -> None:
@@ -117,9 +119,12 @@ class FigureFile:
         try:
             found = os.stat(self.path)
             if self._identity != (found.st_dev, found.st_ino):
-                self.close()  # Where no number is free, the next file needs this one's.
+                # Close the old file first: where no descriptor is free, the new file needs its
+                # number.
+                self.close()
                 self._fd = _opened(self.path)
-                # A file that came after the stat(2) has another identity, and is opened anew next.
+                # If the file was replaced between stat(2) and open(2), the next reading finds
+                # another identity and opens the path again.
                 self._identity = (found.st_dev, found.st_ino)
             return _content(self._fd.fileno(), most_bytes)
         except OSError as err:
@@ -139,7 +144,8 @@ def read_figures(path: str, most_bytes: int = MOST_BYTES) -> bytes:
     """The present content of a file that this process reads again and again.
 
     Args:
-        path: the file, which stays open; of more than ``MOST_KEPT``, the first one is closed.
+        path: the file, which stays open. Where more than ``MOST_KEPT`` are open, the file that was
+            opened first is closed.
         most_bytes: how much of it is read at most.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The jail's outer walls, entered by a forked child before it touches a guest's byte.
+"""Limits, namespaces and privileges that a forked child gives up before it reads a guest's byte.
 
-The only user of python-prctl. The caller loads the last wall, the seccomp filter.
+The only user of python-prctl. The seccomp filter comes last, and is loaded by the caller.
 """
 
 import contextlib
@@ -64,7 +64,10 @@ def close_fds_except(keep: Iterable[int]) -> None:
 
 
 def die_with(parent_pid: int, name: str) -> None:
-    """Ends this process with its parent, and names it for ``ps``; for one not jailed."""
+    """Has the kernel kill this process when its parent dies, and names it for ``ps``.
+
+    For processes that are not jailed; ``enter`` does the same for a device.
+    """
     _set_name(name)
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
@@ -141,9 +144,9 @@ def _set_name(name: str) -> None:
 def _drop_privileges(identity: Identity | None) -> None:
     with contextlib.suppress(PermissionError):
         # Securebits and the bounding set cannot be changed without CAP_SETPCAP (capabilities(7)).
-        # Root may lack it, and others have it only in a user namespace. Unchanged they do no harm:
-        # they matter only at an execve(2), which gives no capabilities once `enter` has set
-        # no_new_privs.
+        # Root may lack CAP_SETPCAP, and other users have it only in a user namespace. Then leave
+        # securebits and bounding set as they are: they matter only at an execve(2), which gives no
+        # capabilities once `enter` has set no_new_privs.
         prctl.securebits.noroot = True
         prctl.securebits.noroot_locked = True
         prctl.capbset.limit()
@@ -157,8 +160,9 @@ def _drop_privileges(identity: Identity | None) -> None:
 
 
 def _limit_resources() -> None:
-    """Limits address space and descriptors to the present ones, for a device that is taken over.
+    """Limits address space and descriptors to little more than the present ones.
 
+    A device taken over by its guest could otherwise use up the host's memory and descriptors:
     crosvm's seccomp policy for this device allows eventfd2, dup, epoll_create1, mmap, write and
     clone of threads.
     """

@@ -1,5 +1,5 @@
-"""Reads the kernel's log for the one fact found only there: the system call that a filter
-killed."""
+"""Reads the kernel's log for the one fact found only there: for which system call a seccomp filter
+killed a process."""
 
 import os
 import re

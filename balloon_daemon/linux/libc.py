@@ -111,7 +111,7 @@ def forget_environment() -> None:
 
 
 # clone(2)'s number is from arch/x86/entry/syscalls/syscall_64.tbl, its flags are from
-# linux/sched.h. It is called by number, because glibc's clone() requires a new stack.
+# linux/sched.h. clone(2) is called by number, because glibc's clone() requires a new stack.
 _SYS_CLONE = 56
 _CLONE_FILES = 0x400
 _CLONE_PARENT = 0x8000
@@ -199,8 +199,9 @@ _STATX = struct.Struct("I44xQ88xQ104x")  # stx_mask, stx_blocks and stx_mnt_id
 def mount_of(fd: int) -> int | None:
     """The number of the mount that an open file lies on, as in /proc/self/mountinfo (proc(5)).
 
-    The kernel keeps it with the open file, and statx(2) says it in any case. Asked for nothing
-    else and told not to synchronize (AT_STATX_DONT_SYNC), it waits for no file system's server.
+    The kernel keeps this number with the open file, and statx(2) returns it whatever fields are
+    asked for. With an empty mask and AT_STATX_DONT_SYNC, statx(2) waits for no file system's
+    server.
 
     Returns:
         The number; None where the kernel does not say it, as before Linux 5.8.
@@ -223,8 +224,8 @@ def blocks_of(path: str) -> int | None:
 
 
 def _statx(fd: int, wanted: int, path: bytes = b"") -> tuple[int, int, int]:
-    """What is known of (a mask), a file's blocks, and its mount; the file is an open one, or is
-    at an absolute path."""
+    """Returns stx_mask (the fields that the kernel filled in), stx_blocks and stx_mnt_id; all 0
+    where statx(2) fails. The file is the open ``fd``, or is at an absolute ``path``."""
     answer = ctypes.create_string_buffer(_STATX.size)
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
     if LIBC.syscall(_SYS_STATX, fd, path, flags, wanted, answer):

@@ -31,8 +31,8 @@ HUGEPAGES = Path("/sys/kernel/mm/hugepages")
 # Longer numbers than 15 digits are not read: a PiB, in KiB, has 13 digits.
 _FIELD = re.compile(rb"^([A-Za-z_()]+): +([0-9]{1,15})(?: kB)?$", re.MULTILINE)
 # The kernel computes MemAvailable from these fields, less its watermarks (mm/show_mem.c,
-# si_mem_available). Where MemAvailable is missing or 0, the sum of these fields is used. The
-# kernels that balloond supports have it; a file mounted over /proc/meminfo may not.
+# si_mem_available). Where MemAvailable is missing or 0, the sum of these fields is used. All
+# kernels that balloond supports have MemAvailable; a file mounted over /proc/meminfo may lack it.
 _ESTIMATE = (b"MemFree", b"Active(file)", b"Inactive(file)", b"SReclaimable")
 _SIZE = re.compile(r"hugepages-([0-9]+)kB")
 

@@ -89,10 +89,10 @@ def _other_file(fd: int) -> MemoryFile:
 
 
 def _file_system(fd: int) -> str:
-    """The type of the file system of an open file, by the kernel's list of mounts; "" for none.
+    """The type of an open file's file system, from the kernel's list of mounts; "" if unknown.
 
-    /proc/PID/fdinfo has the mount's number too, and is not read: for some files (epoll instances,
-    tun devices) the kernel writes it under a lock that another process may hold for long.
+    /proc/PID/fdinfo has the mount's number too, but is not read: for some files (epoll instances,
+    tun devices) a read of it takes a lock that another process may hold for long.
     """
     mount = mount_of(fd)
     if mount is None:

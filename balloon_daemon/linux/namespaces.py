@@ -30,9 +30,9 @@ def enter_empty_namespaces() -> bool:
     mappings stay as they are.
 
     Returns:
-        False where the host or the service's own limits forbid it. Then at most the namespaces
-        have changed; the seccomp policy, which allows neither ``open`` nor ``socket``, protects in
-        any case.
+        False where the host or the service's own limits forbid it. Then this process may be in new
+        namespaces, but with the old root; the seccomp policy, which allows neither ``open`` nor
+        ``socket``, protects in any case.
     """
     wanted = _CLONE_NEWNS | _CLONE_NEWIPC | _CLONE_NEWNET
     if os.geteuid() != 0:

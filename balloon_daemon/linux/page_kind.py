@@ -50,7 +50,8 @@ def pages_of(fds: Iterable[int]) -> set[tuple[int, str]]:
 
 
 def _mount_options() -> dict[str, str]:
-    """The ``huge=``, else ``never``, of each mounted file system, by its device's numbers."""
+    """For each mounted file system's device (``major:minor``): its ``huge=`` option, or
+    ``never``."""
     try:
         content = read_figures(os.fspath(MOUNTS)).decode(errors="replace")
     except OSError:

@@ -1,8 +1,8 @@
 """Reads another process's figures: how much it has read, and how much memory it occupies.
 
-For a VM's process the first is what its guest reads from its disks. A process that is gone or not
-readable has no figures, which is no error: VMs end at any time, and /proc/PID/io of another user
-needs CAP_SYS_PTRACE.
+The bytes that a VMM has read are those that its guest reads from its disks. A process that is gone
+or not readable has no figures, which is no error: VMs end at any time, and reading /proc/PID/io of
+another user's process needs CAP_SYS_PTRACE.
 """
 
 import contextlib
@@ -20,10 +20,11 @@ _STATM = re.compile(rb"[0-9]{1,20} ([0-9]{1,15}) ")
 
 class ProcessFigures:
     """A process's figures that are read again and again; their files stay open from the first
-    reading on, for as long as it lives.
+    reading on, for as long as the process lives.
 
     Args:
-        pid: its number. SO_PEERCRED names a process outside this PID namespace as 0: it has none.
+        pid: the process id. SO_PEERCRED gives 0 for a process outside this PID namespace: its
+            figures are unknown.
     """
 
     def __init__(self, pid: int) -> None:
@@ -31,25 +32,26 @@ class ProcessFigures:
         self._statm = FigureFile(f"/proc/{pid}/statm")
 
     def read_bytes(self) -> int | None:
-        """How many bytes it has read since it began; None: unknown.
+        """How many bytes the process has read since it began; None: unknown.
 
-        ``rchar`` counts what read(2) and its kin have copied, from the page cache, too. It leaves
-        out native AIO (QEMU's ``aio=native``), whose reads are in ``read_bytes``: what was fetched
-        from storage for it. The greater of the two is what a VMM has read for its guest either
-        way, and at times more: ``rchar`` also counts packets that a VMM reads from a network tap
-        itself (without vhost-net).
+        ``rchar`` counts the bytes that read(2) and its kin have copied, also from the page cache.
+        It leaves out native AIO (QEMU's ``aio=native``). ``read_bytes`` counts the bytes that were
+        fetched from storage for the process, also by native AIO. The greater of the two is what a
+        VMM has read for its guest either way. It may be too much: ``rchar`` also counts packets
+        that a VMM reads from a network tap itself (without vhost-net).
         """
         found = {name: int(digits) for name, digits in _FIELD.findall(_again(self._io))}
         return max(found.values(), default=None)
 
     def resident_bytes(self) -> int | None:
-        """How much of the host's memory it occupies, shared memory included; None: unknown.
+        """How much of the host's memory the process occupies, shared memory included; None:
+        unknown.
 
-        /proc/PID/statm has it from counters, while smaps_rollup would walk all page tables of a VM
-        under its lock.
+        The kernel makes /proc/PID/statm from counters. For smaps_rollup it would walk all page
+        tables of the VMM, and hold the lock of its address space meanwhile.
         """
         match = _STATM.match(_again(self._statm))
-        # All zero: it is ending, and has no memory any more.
+        # 0: the process is ending, and has no memory any more.
         return (int(match[1]) * _PAGE_BYTES or None) if match else None
 
     def close(self) -> None:
@@ -68,7 +70,8 @@ def huge_page_bytes_of(pid: int) -> int | None:
 def start_time_of(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None: unknown.
 
-    With its number it names one process for good, where the number alone may be another's later.
+    Process id and start time together name one process for good. The process id alone may later be
+    another process's.
     """
     # The second field, the program's name in parentheses, may have blanks and parentheses in it.
     fields = _read(pid, "stat").rpartition(b")")[2].split()
@@ -76,8 +79,8 @@ def start_time_of(pid: int) -> int | None:
 
 
 def files_of(pid: int) -> list[str]:
-    """What a process has open, as the links in /proc/PID/fd name it; empty where that may not be
-    read."""
+    """The files that a process has open, as the links in /proc/PID/fd name them; empty where that
+    directory may not be read."""
     links = []
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -89,7 +92,7 @@ def files_of(pid: int) -> list[str]:
 
 
 def _read(pid: int, name: str) -> bytes:
-    """A file of a process; empty where there is none, or it is not to be read."""
+    """The content of a file in /proc/PID; empty where it is missing or may not be read."""
     try:
         return read_once(f"/proc/{pid}/{name}", _MOST_BYTES)
     except OSError:

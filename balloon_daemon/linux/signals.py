@@ -1,8 +1,8 @@
 """The signals that end balloond: blocked from its first line on, until its event loop takes them.
 
-Unblocked, the default action would end a start half-way and leave a socket, a keeper or another
-process behind; SIGUSR1 would kill a daemon that should only hand over. A blocked signal stays
-pending in the kernel.
+If they were not blocked, their default action would end a start half-way and leave a socket, a
+keeper or another process behind; SIGUSR1 would kill a daemon that should only hand over. A blocked
+signal stays pending in the kernel.
 """
 
 import os
@@ -16,12 +16,13 @@ HANGS_AFTER_S = 2.0
 
 
 def hold_end_signals() -> None:
-    """Blocks them. Forked children inherit that; ``linux/jail.py`` undoes it for devices."""
+    """Blocks END_SIGNALS. Forked children inherit that mask; a device clears it
+    (``linux/jail.py``)."""
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
 
 
 def release_end_signals() -> None:
-    """Unblocks them; pending signals are delivered at once."""
+    """Unblocks END_SIGNALS; pending signals are delivered at once."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
 
 

@@ -20,8 +20,8 @@ STORE_TRIED_WITHIN_S = 5.0
 """How long the service manager may take to show whether it stores descriptors."""
 
 CLOSED_WITHIN_S = 0.1
-"""How long systemd may take to close a descriptor that it does not store; a thread of it does
-that."""
+"""How long systemd may take to close a descriptor that it does not store; a thread of systemd's
+does the closing."""
 
 FDSTORE_MAX = 65536
 """The value in the shipped unit (``FileDescriptorStoreMax=``)."""
@@ -74,7 +74,7 @@ def notify(*assignments: str, within_s: float = MANAGER_WITHIN_S) -> bool:
 
 
 def has_stored_fds() -> bool:
-    """Whether systemd has passed this process descriptors, as it does those that it stored."""
+    """Whether systemd has passed descriptors to this process: those that it had stored."""
     return os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
@@ -119,8 +119,8 @@ def store_capacity(manager: socket.socket, *, has_stored: bool) -> int:
 def _stores(manager: socket.socket) -> bool:
     """Tries whether the manager keeps a descriptor that it is asked to store.
 
-    The manager closes a descriptor that it does not store; a pipe shows when its last writer is
-    closed.
+    The manager closes a descriptor that it does not store. The trial's descriptor is the writing
+    end of a pipe, so the pipe's reading end shows whether the manager has closed it.
 
     Source: sd_notify(3), ``FDSTORE=1`` and ``BARRIER=1``.
     """

@@ -1,1 +1,1 @@
-"""Readers of events that write them down."""
+"""Writes the log: takes events, words them and writes the lines."""

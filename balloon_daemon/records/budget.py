@@ -11,11 +11,13 @@ from balloon_daemon.rate_limit import LineBudget
 from balloon_daemon.units import VmId
 
 LINES, LINES_A_SECOND = 10_000, 200
-"""For one user's VMs: lines at once, and lines a second for long. systemd-journald accepts 10,000
-in 30 s from a whole service by default. Sixteen decisions for each of 200 VMs fit."""
+"""For all VMs of one user: the lines allowed at once, and a second in the long run.
+systemd-journald accepts 10,000 in 30 s from a whole service by default. Sixteen decisions for each
+of 200 VMs fit."""
 
 FIRST_LINES, FIRST_LINES_A_SECOND = 1_000, 20
-"""The part of these for connections younger than ``YOUNG_S``, which cost nothing to make."""
+"""How many of these lines may be about connections younger than ``YOUNG_S``: a user can make any
+number of new connections at no cost."""
 
 YOUNG_S = 10.0
 

@@ -12,7 +12,7 @@ from time import monotonic, time
 from balloon_daemon.events import Event, EventsLost, ReaderFailed
 
 MOST = 16_384
-"""Events that may be queued, some 3 MiB: sixteen for each of the 1024 VMs at most."""
+"""The most events that may be queued, some 3 MiB: sixteen for each of 1024 VMs, the most VMs."""
 
 TURN_S = 0.001
 """How long readers may take in one turn of the event loop."""
@@ -27,7 +27,7 @@ CallSoon = Callable[[Callable[[], None]], object]
 class Bus:
     """The one queue of events.
 
-    Outside of an event loop (``drain_by``) only ``drain`` empties it.
+    While no event loop delivers the events (``drain_by``), only ``drain`` empties the queue.
 
     Args:
         readers: each gets every event, in the order of publishing.
@@ -57,7 +57,7 @@ class Bus:
         """Lets an event loop deliver published events, a few in each turn.
 
         Args:
-            call_soon: the loop's; None: the loop ends, and only ``drain`` empties the queue.
+            call_soon: the loop's own; None: the loop ends, and only ``drain`` empties the queue.
         """
         self._call_soon = call_soon
         self._scheduled = bool(self._queue) and call_soon is not None

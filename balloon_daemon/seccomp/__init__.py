@@ -24,13 +24,13 @@ For tools (``balloonctl seccomp``), besides those::
     libseccomp.second_opinion(policy, bpf) -> Opinion    for --check and ``seccomp check``
 
 Modules: ``tokens`` → ``words`` → ``rules`` or ``c_rules`` → ``parser`` make a
-``policy.ParsedPolicy`` of the text; ``evaluator`` says what that means for one call; ``compiler``
-makes a graph of tests of it and ``bpf`` lays that out. All of these are pure; ``policy_file``
-reads files for ``filter``. ``judge`` compares that program with libseccomp's: ``span`` and
-``flat_rules`` say the policy as rules that libseccomp takes, ``libseccomp`` has it compile them
-in a process of its own, ``machine`` runs both programs for the calls of ``probes``.
-``constants`` holds what an architecture is, ``tables/`` the names of x86-64's calls and
-constants, made by ``policies/make_constants.py``.
+``policy.ParsedPolicy`` of the text; ``evaluator`` tells the policy's answer to one call;
+``compiler`` turns the policy into a graph of tests, and ``bpf`` turns the graph into a program.
+All of these are pure; ``policy_file`` reads files for ``filter``. ``judge`` compares the program
+with libseccomp's: ``span`` and ``flat_rules`` turn the policy into rules for libseccomp,
+``libseccomp`` has the library compile the rules in a process of its own, and ``machine`` runs both
+programs for the calls of ``probes``. ``constants`` describes an architecture; ``tables/`` has the
+names of x86-64's calls and constants, made by ``policies/make_constants.py``.
 
 The language and its surprises are in docs/policy-files.md.
 """

@@ -23,8 +23,8 @@ MAX_JUMP = 255
 """How far a conditional jump reaches: jt and jf are one byte."""
 
 STEPS_LIMIT = 10_000_000
-"""Tests made and visited for one program, some seconds' worth. One call's conditions need at most
-half the square of their instructions, of which a program has at most 4,096."""
+"""The most tests made and visited for one program, which takes some seconds. The conditions of one
+call that compile to n instructions need at most n²/2, and a program has at most 4,096."""
 
 SOCK_FILTER = struct.Struct("<HBBI")
 """struct sock_filter: code, jt, jf, k."""
@@ -146,8 +146,8 @@ class Graph:
         needed, loads = self._reachable(root)
         code: list[tuple[int, int, int, int]] = []  # the instructions, the last one first
         at_load: dict[int, int] = {}  # a node's first instruction, counted from the end
-        at_test: dict[int, int] = {}  # where to enter it with its word already loaded
-        nearest: dict[int, int] = {}  # index -> its latest copy, or jump to it
+        at_test: dict[int, int] = {}  # where to enter a node whose word is loaded already
+        nearest: dict[int, int] = {}  # instruction -> its latest copy, or the latest jump to it
 
         def jump_to(node: Node, loaded: int, ahead: int) -> int:
             """The index to which a jump goes that is written after ``ahead`` more instructions."""

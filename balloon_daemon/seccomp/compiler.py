@@ -87,7 +87,7 @@ def _ranges(graph: Graph, policy: ParsedPolicy) -> list[_Range]:
     unlisted = graph.ret(policy.unlisted.value)
     most = max((call.frequency for call in policy.calls), default=1)
     cuts: list[_Range] = []
-    made: dict[tuple[int, ...], Node] = {}  # by the filters, which calls of a group share
+    made: dict[tuple[int, ...], Node] = {}  # key: ids of the filters, shared by a group's calls
     free = 0  # the first number that no range covers yet
 
     def cover(start: int, end: int, node: Node, weight: int) -> None:
@@ -179,7 +179,8 @@ def _equal(graph: Graph, argument: int, value: int, yes: Node, no: Node) -> Node
 
 
 def _greater(graph: Graph, argument: int, jump: Jump, value: int, yes: Node, no: Node) -> Node:
-    """arg > value or >= value: the high half is greater, or equal and the low half is."""
+    """arg > value or arg >= value: true if the high half is greater; if the high halves are equal,
+    the low halves decide."""
     high, half = argument_offset(argument, high=True), value >> 32
     low = _low(graph, argument, jump, value, yes, no)
     # Where the value's high half is 0, no test of equality is needed: the argument's high half,

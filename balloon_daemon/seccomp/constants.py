@@ -14,10 +14,12 @@ from typing import NamedTuple
 from balloon_daemon.errors import StateError
 
 X32_SYSCALL_BIT = 0x40000000
-"""Set in the number of every call of the x32 ABI, under x86_64's own AUDIT_ARCH. asm/unistd.h"""
+"""The bit that marks the number of every call of the x32 ABI, whose AUDIT_ARCH is x86_64's.
+asm/unistd.h"""
 
 NO_SYSCALL = 0xFFFFFFFF
-"""Call number −1: no call at all, and not x32's, though the bit is set. kernel/seccomp.c"""
+"""Call number −1, which is no call. It is not x32's either, though X32_SYSCALL_BIT is set in it.
+kernel/seccomp.c"""
 
 # Names that minijail and Debian give these architectures, each with our name for it.
 _ALIASES = {"arm64": "aarch64", "amd64": "x86_64", "x64": "x86_64"}

@@ -23,18 +23,20 @@ from balloon_daemon.seccomp.policy import (
 from balloon_daemon.seccomp.span import ANYTHING, Comparator, Comparison, Span, spans_of
 
 RULES_LIMIT = 2000
-"""Most rules of one policy; for one call with so many rules libseccomp takes a second."""
+"""The most rules of one policy; for one call with so many rules libseccomp takes a second."""
 
 STEPS_LIMIT = 100_000
-"""Most comparisons visited for one policy: less than a second's worth."""
+"""The most comparisons visited for one policy, which takes less than a second."""
 
 _ALONE = frozenset(Comparator)
 _ONE_ARGUMENT = frozenset([Comparator.NE])
-"""Without LE and GE: with them in two rules of a call, libseccomp's program is wrong."""
+"""The comparators, besides EQ and MASKED_EQ, for several rules of a call that compare the same
+argument. LE and GE are not among them: with LE or GE in two rules of a call, libseccomp's program
+is wrong."""
 
 _SEVERAL_ARGUMENTS = frozenset[Comparator]()
-"""Without NE: with it in one of several rules that compare several arguments, libseccomp's program
-is wrong or is never finished."""
+"""The same for several rules of a call that compare several arguments. NE is not among them
+either: with NE in one of these rules, libseccomp's program is wrong or is never finished."""
 
 Path = tuple[Span, ...]
 """For each argument, the values that it can have on this path."""

@@ -91,7 +91,7 @@ def judge(policy: ParsedPolicy, bpf: bytes, compile_rules: OtherCompiler, draw: 
         policy: the policy.
         bpf: our program of it.
         compile_rules: the other compiler.
-        draw: draws calls; equal numbers give equal calls.
+        draw: gives the random numbers from which further calls are made.
     """
     try:
         rules = flat_rules(policy)

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 MASKED_EQ = 7
-"""SCMP_CMP_MASKED_EQ of libseccomp's seccomp.h: the datum is the mask, then the value."""
+"""SCMP_CMP_MASKED_EQ of libseccomp's seccomp.h: takes two data, first the mask, then the value."""
 
 
 def main() -> int:

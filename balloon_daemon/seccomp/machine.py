@@ -3,8 +3,6 @@
 Written from the kernel's description of classic BPF alone; it shares no table and no code with
 ``seccomp.bpf``, so that a wrong opcode in one of the two shows.
 Source: Documentation/networking/filter.rst, kernel/seccomp.c (seccomp_check_filter).
-
-
 """
 
 import struct

@@ -8,7 +8,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     import difflib  # imported here: needed only after a mistake, and the daemon starts without it
 
     # Compare the name only with constants of the same first letter and of nearly the same length,
-    # not with all fifteen thousand: typing errors seldom change either by much.
+    # not with all fifteen thousand: typing errors seldom change the first letter, or the length by
+    # much.
     by_folded = {
         candidate.lower(): candidate
         for candidate in known

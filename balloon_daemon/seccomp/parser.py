@@ -41,7 +41,7 @@ from balloon_daemon.seccomp.tokens import Kind, Token, statements
 from balloon_daemon.seccomp.words import StatementError, Words
 
 FILTERS_LIMIT = 100_000
-"""Filters of all calls together: each call of a group has its own copy."""
+"""The most filters of all calls together; a group's filters count once for each of its calls."""
 
 _DIRECTIVES = ("@include", "@frequency", "@default", "@denylist")
 _ALL_DIRECTIVES = ", ".join(_DIRECTIVES)
@@ -171,7 +171,7 @@ class _Parser:
             if directive.text != "@frequency":
                 message = f"minijail's C compiler has no {directive.text}"
                 raise StatementError(directive.place, message)
-            words.drop()  # the C compiler skips it, and it does not change the policy
+            words.drop()  # the C compiler skips @frequency, which changes no call's answer
             return
         match directive.text:
             case "@include":

@@ -18,7 +18,7 @@ def read_text(path: str, *, named_by_user: bool = False) -> str:
     parser reports them with their place.
 
     Args:
-        path: the file. From a policy: its bytes, decoded as the file's are.
+        path: the file. A path that stands in a policy was decoded like the policy's other text.
         named_by_user: True: the path is from the command line, so a pipe is read to its end (a
             FIFO, a shell's ``<(…)``, /dev/stdin), and /dev/null is an empty file.
 

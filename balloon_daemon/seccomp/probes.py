@@ -1,8 +1,9 @@
 """Calls that show a difference between two programs of one policy, if there is any. Pure.
 
-First each comparison's boundary, in a call that satisfies the rest of its clause: the constant,
-its neighbours, the same values in the other 32 bits, single bits of masks. Then all call numbers,
-and those of other architectures and ABIs. Then calls drawn from all of these values.
+First come calls with values at each comparison's boundary: the constant, its neighbours, the same
+values in the other 32 bits, single bits of masks. Their other arguments satisfy the rest of the
+comparison's clause. Then come all call numbers, and those of other architectures and ABIs. Last
+come calls with arguments drawn at random, from all of these values and others.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ BOUNDARIES_LIMIT = 20_000
 """The most boundary calls of one policy; the rest is left out."""
 
 AUDIT_ARCHES = (0xC000003E, 0x40000003, 0xC00000B7, 0x40000028, 0xC00000F3, 0x0, 0xFFFFFFFF)
-"""linux/audit.h: x86_64, i386, aarch64, arm, riscv64; and two that are none."""
+"""linux/audit.h: x86_64, i386, aarch64, arm, riscv64; and two values that no architecture has."""
 
 _NUMBERS = 1024
 """Higher than any of the kernel's call numbers; x86-64's newest is number 471."""

@@ -30,7 +30,7 @@ class Mistakes:
         """Notes a mistake.
 
         Raises:
-            TooManyMistakesError: it is the last mistake that is reported.
+            TooManyMistakesError: MISTAKES_LIMIT is reached: no further mistake is looked for.
         """
         self._problems.append(problem)
         if len(self._problems) == MISTAKES_LIMIT:
@@ -66,7 +66,8 @@ class Warnings:
         self._places: dict[str, list[tuple[Place, str]]] = {}
 
     def add(self, kind: str, place: Place, message: str) -> None:
-        """Notes a warning; of each kind, only the first one's text is used."""
+        """Notes a warning. The first warning's text stands for its kind; of later ones of that
+        kind only the places are shown."""
         self._places.setdefault(kind, []).append((place, message))
 
     def problems(self) -> Iterable[PolicyProblem]:

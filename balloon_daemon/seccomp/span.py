@@ -83,7 +83,7 @@ class Span(NamedTuple):
         return inside and value not in self.never
 
     def meet(self, other: "Span") -> "Span | None":
-        """The values in both spans; None where that is easily seen to be none."""
+        """The values in both spans; None where it is easily seen that no value is in both."""
         if self.mask & other.mask & (self.bits ^ other.bits):
             return None
         low, high = max(self.low, other.low), min(self.high, other.high)
@@ -105,13 +105,13 @@ class Span(NamedTuple):
         return Span(low, high, mask, bits, never)
 
     def comparisons(self, argument: int, allowed: Set[Comparator]) -> list[Comparison]:
-        """Comparisons of which exactly one holds for each value of the span, none for others.
+        """Comparisons of which exactly one holds for each value of the span, and none for another.
 
         Args:
             argument: the argument's index.
-            allowed: the comparators that may be used besides EQ and MASKED_EQ. Where no single one
-                expresses the span, it is cut into blocks of values that share their upper bits, up
-                to 63 for each bound.
+            allowed: the comparators that may be used besides EQ and MASKED_EQ. Where no single
+                comparison expresses the span, the span is cut into blocks of values that share
+                their upper bits, up to 63 blocks for each bound.
 
         Returns:
             At least one comparison; for the span of all values one that always holds.
@@ -192,7 +192,8 @@ _OPPOSITE = {
 
 
 def _any_bit(mask: int) -> Iterator[Span]:
-    """At least one bit of the mask is set: a span for each bit, where it is the lowest set."""
+    """The values in which at least one bit of the mask is set: for each bit of the mask the span
+    in which that bit is set and the mask's lower bits are not."""
     seen = 0
     while seen != mask:
         rest = mask & ~seen

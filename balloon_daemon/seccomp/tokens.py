@@ -9,10 +9,11 @@ from balloon_daemon.errors import PolicyProblem
 from balloon_daemon.seccomp.policy import Dialect, Place
 
 LINE_LIMIT = 131_072
-"""Characters of a line that is no comment; a longer line would be shown with each mistake."""
+"""The most characters of a line that is no comment: the message for each mistake shows its whole
+line."""
 
 WORDS_LIMIT = 50_000
-"""Words of a statement: far more than fit into a program of 4,096 instructions."""
+"""The most words of a statement: far more than fit into a program of 4,096 instructions."""
 
 Report = Callable[[PolicyProblem], None]
 Warn = Callable[[str, Place, str], None]
@@ -113,9 +114,9 @@ def statements(
     """Cuts a file into statements: one line each, or several that end in a backslash.
 
     As in minijail's Python compiler, a comment ends with its own line, but a backslash at that
-    line's end still joins the next line. In its C compiler the comment continues there, and a
-    carriage return alone ends no line. A statement with an invalid word is reported and left out,
-    and the next one is read.
+    line's end still joins the next line. In minijail's C compiler such a comment continues on the
+    next line, and a carriage return alone ends no line. A statement with an invalid word is
+    reported and left out, and the next statement is read.
     """
     tokens: list[Token] = []
     sound = True

@@ -80,7 +80,7 @@ class ValueReader:
         return constant
 
     def number(self, token: Token) -> int:
-        """A decimal, hexadecimal (0x) or octal (0 or 0o) number, read as in C where C has it.
+        """A decimal, hexadecimal (0x) or octal (0, as in C, or 0o) number.
 
         Raises:
             StatementError: the word is none of these, or too long.

@@ -24,7 +24,7 @@ class Words:
         return self._tokens[self._next] if self._next < len(self._tokens) else None
 
     def take(self, wanted: str = "more") -> Token:
-        """The next word. Args: the name of what is missing, if there is no further word."""
+        """The next word. Args: ``wanted``, the error's text for a word that is missing."""
         token = self.peek()
         if token is None:
             raise StatementError(self._tokens[-1].place_after, f"expected {wanted} here")
@@ -56,7 +56,8 @@ class Words:
         return token
 
     def expect(self, text: str, *, opened: Token | None = None) -> Token:
-        """Takes the next word, which must be this text. Args: the bracket that it closes."""
+        """Takes the next word, which must be this text. Args: ``opened``, the bracket that this
+        text closes, for the error."""
         token = self.take_if(text)
         if token is not None:
             return token

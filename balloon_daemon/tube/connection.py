@@ -74,7 +74,7 @@ class ControllerEnd(_End):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self.garbage: str | None = None
-        """A message that no device sends, in words; after that nothing more is read."""
+        """Describes the received message that no device sends; None: there was none so far."""
         self.at_end = False
         """The device is gone, and all of its reports have been read."""
 

@@ -2,8 +2,8 @@
 
 Pure. Down (controller to device) go the target, 8 bytes, and commands of 4 bytes. Up go typed
 reports. Every number is absolute, never a difference, so the next message makes up for a lost or
-repeated one. A message that neither side would send raises TubeError; the device counts it and
-goes on, the controller kills the device.
+repeated one. Decoding a message that the other side would never send raises TubeError: the device
+then ignores that message, the controller kills the device.
 """
 
 import struct

@@ -110,7 +110,7 @@ class Backend:
         self.config.num_pages = pages_of(target_bytes)
 
     def rings_stood_at(self, indices: Iterable[tuple[int, int]]) -> None:
-        """Stores where the rings of an ended device stand.
+        """Stores the ``used.idx`` at which an ended device left each ring.
 
         Args:
             indices: (vring, ``used.idx``) pairs, below MAX_QUEUES and 65536.
@@ -122,7 +122,8 @@ class Backend:
 
         Args:
             num_pages, actual: 4 KiB pages, limited to a u32.
-            balloon_known: that controller knew the balloon behind rings set up in mid-life.
+            balloon_known: True: that controller knew the balloon's size, although the restored
+                bases of the vrings look like those of a driver in mid-life.
         """
         stopped = not self.vrings[0].started
         self.driver.restore(num_pages, actual, known=balloon_known, stopped=stopped)
@@ -143,8 +144,8 @@ class Backend:
         """The vrings that a device can serve now; none unless the inflateq is among them.
 
         Args:
-            disabled: True: also disabled vrings, which a device may look at but not serve, even
-                without an inflateq.
+            disabled: True: also disabled vrings, even without an inflateq. A device may read the
+                ``used.idx`` of a disabled vring, but not serve it.
         """
         ready = self.vrings.ready(queue_numbers(self.acknowledged), disabled=disabled)
         serves = disabled or any(vring.queue is BalloonQueue.INFLATEQ for vring in ready)
@@ -219,7 +220,7 @@ class Backend:
         )
 
     def stop_vring(self, index: int) -> bytes:
-        """Stops a vring whose ``base`` is right; returns GET_VRING_BASE's reply."""
+        """Stops a vring, whose ``base`` must be right; returns GET_VRING_BASE's reply."""
         return self.vrings.stop(index)
 
     # --- features -----------------------------------------------------------------------------

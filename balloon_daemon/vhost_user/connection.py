@@ -28,8 +28,8 @@ from balloon_daemon.vhost_user.messages import (
 )
 
 SCM_MAX_FD = 253
-"""include/net/scm.h. Of more descriptors than the buffer holds, the kernel itself closes the rest,
-within recvmsg()."""
+"""The most descriptors in one message (include/net/scm.h). The ancillary buffer has room for all:
+descriptors beyond the buffer's end would be closed by the kernel within recvmsg()."""
 
 _ANCILLARY_BYTES = socket.CMSG_SPACE(SCM_MAX_FD * array.array("i").itemsize)
 MAX_UNSENT_BYTES = 64 * 1024

@@ -1,9 +1,9 @@
 """Tells from vhost-user messages whether a driver begins anew, and what its balloon holds.
 
 Pure. A reset and a pause begin alike: the front-end stops the rings. ``reset_signed`` is set at
-the first sign that a driver may begin anew, and while it is set the driver reads 0 as ``actual``:
-OpenBSD's and NetBSD's drivers start counting from the value that they read when they attach, and
-would hand over no pages while it is the value of the driver before. The base with which the
+the first sign that a driver may begin anew, and while it is set the driver reads 0 as ``actual``.
+OpenBSD's and NetBSD's drivers start counting from the value that they read when they attach: if
+they read the earlier driver's value, they would hand over no pages. The base with which the
 inflateq is then set up decides: 0 means that a driver begins anew; the base where the queue was
 stopped means the end of a pause; any other base means a driver in mid-life of whose balloon
 nothing is known (a VMM that has connected anew).
@@ -22,7 +22,7 @@ DATA_QUEUES = (0, 1)
 """The inflateq and the deflateq, which have the same index with every set of features."""
 
 _BASE = -1
-"""Stands for a base, in place of a request number, in ``set_up_so_far``."""
+"""Stands in ``set_up_so_far`` for SET_VRING_BASE, in place of its request number."""
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class DriverState:
         self.config.actual = pages_of(actual * PAGE_SIZE)
 
     def begin_anew(self) -> bool:
-        """Empties the counted balloon, as a driver begins anew; True where it held pages."""
+        """Sets ``actual`` to 0, as a driver begins anew; True where ``actual`` was more."""
         self.reset_signed = self.balloon_unknown = False
         held, self.config.actual = self.config.actual, NumPages(0)
         return held > 0
@@ -112,8 +112,8 @@ class DriverState:
         return written
 
     def set_base(self, index: int, base: int, before: int) -> bool:
-        """Notes that a vring is set up at ``base``, having stood at ``before``; True where the
-        balloon turns out to be empty, as a driver has begun anew, and was not before."""
+        """Notes that a vring is set up at ``base`` and stood at ``before``. True where this shows
+        that a driver has begun anew, so that a balloon that held pages is empty now."""
         if index not in DATA_QUEUES:
             return False
         if index == 0:

@@ -19,8 +19,8 @@ allow."""
 
 
 CLOSED_HERE_S = 0.1
-"""How long one user's closes in this process may take, in all its life: far more than its share of
-descriptors takes, at some 2 µs each."""
+"""Seconds that this process itself spends on closing one user's descriptors, in all its life. All
+descriptors that a user may send take far less, at some 2 µs each."""
 
 
 class FdAccount:
@@ -30,11 +30,12 @@ class FdAccount:
         self.held = 0
         """Descriptors in use."""
         self.waiting = 0
-        """An upper bound of this process's numbers that wait for their close."""
+        """An upper bound of this process's descriptor numbers that wait for their close."""
         self.parked = 0
-        """Descriptors that wait for their close without occupying a number of this process."""
+        """Descriptors that wait for their close in the queue of a socket (SCM_RIGHTS), and so
+        occupy no number of this process."""
         self.closed_here_s = 0.0
-        """How long this process itself has closed descriptors (``closed_here``)."""
+        """Seconds that this process itself has spent on closing descriptors (``closed_here``)."""
 
     @property
     def debt(self) -> int:
@@ -50,7 +51,7 @@ class Closes(Protocol):
 
         Args:
             fds: the descriptors, which the caller owns no more.
-            owner: the peer that sent them; None: a peer of its own.
+            owner: the peer that sent them; None: they are counted as a new peer's.
         """
 
 
@@ -69,10 +70,10 @@ class ForeignFds:
         self.held = 0
         """Descriptors that are in use."""
         self.waiting = 0
-        """An upper bound of the numbers that wait for their close."""
+        """An upper bound of the descriptor numbers that wait for their close."""
 
     def charge_to(self, account: FdAccount) -> None:
-        """Counts all its descriptors, now and later, as this user's."""
+        """Counts all descriptors of this peer, now and later, as that user's."""
         self.account.held -= self.held
         self.account.waiting -= self.waiting
         account.held += self.held
@@ -80,22 +81,22 @@ class ForeignFds:
         self.account = account
 
     def own(self, fd: int) -> OwnedFd:
-        """An owner for one of the peer's descriptors."""
+        """Makes an object that owns one of the peer's descriptors."""
         self.hold(1)
         return _ForeignFd(fd, self)
 
     def hold(self, change: int) -> None:
-        """Counts so many more descriptors in use."""
+        """Adds ``change`` to the number of descriptors in use."""
         self.held += change
         self.account.held += change
 
     def wait(self, change: int) -> None:
-        """Counts so many more numbers that wait for their close."""
+        """Adds ``change`` to the count of descriptor numbers that wait for their close."""
         self.waiting += change
         self.account.waiting += change
 
     def drop(self, fd: int) -> None:
-        """Closes a descriptor with the next ``close_dropped``."""
+        """Has a descriptor closed: at once inside ``closed_here``, else by ``close_dropped``."""
         if self._here and self.account.closed_here_s < CLOSED_HERE_S:
             began_s = time.monotonic()
             os.close(fd)
@@ -129,7 +130,7 @@ class ForeignFds:
 
 
 class _ForeignFd(OwnedFd):
-    """A descriptor that a peer sent; closing its owner drops it."""
+    """A descriptor that a peer sent; ``close`` passes it to ``ForeignFds.drop``."""
 
     __slots__ = ("_peer",)
 
@@ -147,7 +148,8 @@ class _ForeignFd(OwnedFd):
 
 
 class _ForeignCopy(OwnedFd):
-    """A duplicate of a peer's descriptor, dropped too: its close may be the file's last."""
+    """A duplicate of a peer's descriptor. ``close`` passes it to ``ForeignFds.drop`` too, as its
+    close may be the file's last; it is not counted as held."""
 
     __slots__ = ("_peer",)
 

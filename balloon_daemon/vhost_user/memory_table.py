@@ -164,7 +164,7 @@ class MemoryTable:
         return False
 
     def lose(self, why: str) -> None:
-        """Forgets the whole table, after a message about it was lost."""
+        """Forgets the whole table, after descriptors of a message about it were lost."""
         self.unsound = why
         self._drop()
 

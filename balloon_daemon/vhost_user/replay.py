@@ -17,8 +17,8 @@ ReplayMessage = tuple[bytes, tuple[Fd, ...]]
 def replay(backend: Backend) -> list[ReplayMessage]:
     """The messages that bring a fresh back-end to this one's state, with their descriptors.
 
-    The descriptors stay this back-end's, and are all that it holds. The config space is not
-    included.
+    The messages carry all descriptors that this back-end holds, and this back-end goes on owning
+    them. The config space is not included.
     """
     memory = replay_memory(backend.memory.regions)
     return replay_features(backend) + memory + replay_vrings(backend)

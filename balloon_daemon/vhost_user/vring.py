@@ -36,17 +36,18 @@ class Vring:
 
     @property
     def unusable(self) -> bool:
-        """It cannot be served, whatever else the front-end sends."""
+        """Whether the ring cannot be served because of its base or its call descriptor."""
         return self.no_base or self.no_call
 
     @property
     def ready(self) -> bool:
-        """A device can serve it."""
+        """Whether a device can serve the ring."""
         return self.started and self.enabled and self.described
 
     @property
     def described(self) -> bool:
-        """A device can at least look at it: size, addresses, kick, and a call if one is wanted."""
+        """Whether a device can at least read the ring's ``used.idx``: the ring has a size,
+        addresses and a kick, and a call where the driver wants calls."""
         has_all = bool(self.size) and self.addr is not None and self.kick is not None
         return has_all and not self.unusable
 
@@ -71,7 +72,8 @@ class Vring:
         self.kick, self.started = kick, kick is not None
 
     def set_call(self, call: Fd | None, *, usable: bool = True) -> None:
-        """Sets the call eventfd; None where the driver polls, or where it is not ``usable``."""
+        """Sets the call eventfd; None where the driver polls, or where the descriptor sent for it
+        is not ``usable``."""
         if self.call is not None:
             self.call.close()
         self.call, self.no_call = call, not usable

@@ -1,6 +1,6 @@
 """All vrings of a balloon, and the requests that describe them.
 
-Pure. Part of the back-end, whose theory of operation says for which changes a device has to end.
+Pure. Part of the back-end; ``vhost_user/backend.py`` says which changes end a device.
 
 Source: QEMU's "Vhost-user Protocol", "Ring states" and "Front-end message types".
 """
@@ -30,7 +30,7 @@ class Vrings:
 
     Args:
         driver: notes bases and descriptions, which show whether a driver begins anew.
-        right_kind: the same as the back-end's.
+        right_kind: as for ``Backend``.
     """
 
     def __init__(self, driver: DriverState, right_kind: Callable[[int, Fd], bool]) -> None:
@@ -54,7 +54,8 @@ class Vrings:
 
         Args:
             queues: which virtqueue stands behind an index.
-            disabled: True: also disabled vrings, which a device may look at but not serve.
+            disabled: True: also disabled vrings, whose ``used.idx`` a device may read, but which
+                it must not serve.
         """
         ready = []
         for index, queue in queues.items():
@@ -77,18 +78,18 @@ class Vrings:
         return base_reply(index, self._vrings[index].base)
 
     def disable(self) -> None:
-        """Disables all of them."""
+        """Disables all vrings."""
         for vring in self._vrings:
             vring.enabled = False
 
     def reset(self) -> None:
-        """Stops and disables all of them, and sets their bases to 0."""
+        """Stops and disables all vrings, and sets their bases to 0."""
         for vring in self._vrings:
             vring.set_kick(None)
             vring.enabled, vring.base = False, 0
 
     def close(self) -> None:
-        """Closes their descriptors and forgets them."""
+        """Closes the vrings' descriptors and forgets all that was set up."""
         for vring in self._vrings:
             vring.close()
         self._vrings = [Vring() for _ in range(MAX_QUEUES)]
@@ -96,7 +97,7 @@ class Vrings:
     # --- requests -----------------------------------------------------------------------------
 
     def _vring(self, index: int) -> Vring:
-        """The vring of this index; beyond the last one an object that is not kept."""
+        """The vring of this index; for an index beyond the last a ``Vring`` that nobody keeps."""
         return self._vrings[index] if index < MAX_QUEUES else Vring()
 
     def set_num(self, message: Message, fds: Sequence[Fd]) -> list[Effect]:

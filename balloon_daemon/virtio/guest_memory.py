@@ -2,8 +2,6 @@
 
 Pure: the bytes arrive as memoryviews, mapped by the caller.
 Source: vhost-user, "Memory region description"; virtio 1.3, 2.7.
-
-
 """
 
 from bisect import bisect_right
@@ -65,7 +63,8 @@ class GuestMemory:
         return None if view is None else view[offset : offset + length]
 
     def view_of_frontend(self, addr: FrontendAddr, length: int) -> memoryview | None:
-        """The bytes at a front-end address, which only rings have; None as for ``view``."""
+        """The bytes at a front-end address (SET_VRING_ADDR gives rings' areas so); None where they
+        are not inside one mapped region."""
         for region in self.regions:
             offset = addr - region.frontend_addr
             if offset >= 0 and offset + length <= region.size_bytes:

@@ -161,7 +161,7 @@ class SplitQueue:
         return self._follow(head, descriptor)
 
     def _follow(self, head: int, descriptor: tuple[int, int, int, int]) -> DescriptorChain:
-        """Follows a chain from its first descriptor, of which there is a copy, to its last."""
+        """Follows a chain to its last descriptor; ``descriptor`` is a copy of its first."""
         readable: list[tuple[int, int]] = []
         writable: list[tuple[int, int]] = []
         # A chain has at most as many descriptors as the queue. A longer chain visits some

@@ -32,7 +32,7 @@ def said_of_protection(event: ProtectionEvent) -> tuple[Level, str]:
             words = ", ".join(sign.value for sign in signs)
             what = f"giving {format_size(balloon_bytes)} back"
             if not balloon_bytes:
-                # It was asked, and has given nothing yet or has taken all back by itself.
+                # The guest was asked for memory, but has given none yet or has taken all back.
                 what = "its balloon is empty; asking for nothing"
             alone = f"leaving it alone for {left_alone_s:.0f} s"
             return Level.WARNING, f"in need ({words}): {what}, and {alone}"
