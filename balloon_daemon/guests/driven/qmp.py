@@ -127,9 +127,8 @@ class QmpControl:
             (answer,) = await self._ask(_TELL_OF_MIGRATIONS)
             # QEMU refuses this command during a migration: repeat it with the next sample then.
             self._tells_of_migrations = not isinstance(answer, answers.Refusal)
-        # Ask for the statistics before the size. If an incoming migration ended between the two,
-        # statistics read last would show that a driver listens, and the size from before the
-        # migration would count as its balloon's.
+        # Ask for the statistics first: if an incoming migration ended between the two, they would
+        # show a driver, and the size from before the migration would count as its balloon's.
         asked = [self._get("guest-stats"), _BALLOON, _STATUS, _DISKS, _MIGRATION]
         asked += [_DIMMS] * self._plugs
         stats, balloon, status, disks, migration, *dimms = await self._ask(*asked)
