@@ -72,9 +72,9 @@ class SourceNotices:
         # Events that ``take_notice`` returns. The queue is bounded: a caller who never takes the
         # events would otherwise let it grow without end.
         self._notices: deque[SourceEvent] = deque(maxlen=8)
-        # What the last event reported, as only a change causes another event. ``_told``: the
-        # figure that is unknown, and why; None: no figure is. ``_told_off``: the source is
-        # switched off.
+        # The content of the last event, as only a change causes another event. ``_told``: which
+        # figure could not be read, and why; None: all were read. ``_told_off``: whether the event
+        # said that the source is switched off.
         self._told: Unknown | None = None
         self._told_off = False
         self._troubles: dict[str, str] = {}

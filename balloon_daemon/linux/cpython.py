@@ -7,8 +7,8 @@ from typing import NoReturn
 from balloon_daemon.linux.libc import LIBC
 
 RESERVED_SLOTS = 1 << 16
-"""Stack slots for 1,000 nested calls, Python's own limit, 65 slots for each. Few functions that a
-device runs need more than 20 slots; the largest needs 67."""
+"""Slots of the interpreter's stack of frames: enough for 1,000 nested calls, which is Python's
+limit, of 65 slots each. Few functions that a device runs need more than 20 slots."""
 
 
 class _ArenaAllocator(ctypes.Structure):

@@ -16,7 +16,7 @@ from balloon_daemon.seccomp.judge import CannotSayError, Opinion, OtherProgram, 
 from balloon_daemon.seccomp.policy import ParsedPolicy
 
 WITHIN_S = 5.0
-"""How long libseccomp may take; for as many rules as RULES_LIMIT allows it takes a second."""
+"""How long libseccomp may take. It takes a second for ``RULES_LIMIT`` rules."""
 
 
 SEED = 0

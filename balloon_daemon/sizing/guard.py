@@ -4,17 +4,19 @@ Theory of operation
     ===========  ===============================  ==============================================
     finding      seen by                          answer
     ===========  ===============================  ==============================================
-    in need      statistics (``need``), a         all of its balloon back at once; left alone for
+    in need      statistics (``need``), or a      all of its balloon back at once; left alone for
                  balloon that shrinks by itself   a time that doubles, and until it has not been
                                                   in need for 30 s
     stalled      no progress (``stall``)          the balloon's size becomes the target; no further
                                                   step up for a time that doubles
     contested    a balloon that grows by itself,  no targets are sent for a time that doubles;
-                 or keeps shrinking without need  then the balloon's size becomes the target
+                 or shrinks again and again       then the balloon's size becomes the target
+                 without need: somebody else
+                 drives it
     not freed    the host's figures (``proof``)   no step up while memory is missing
     ===========  ===============================  ==============================================
 
-    A guest that is paused, or has no driver that listens, is in none of these states. A guest
+    None of this is found of a guest that is paused, or has no driver that listens. A guest
     whose statistics have stopped coming is squeezed no further. A guest that never sent statistics
     is squeezed at the policy's pace, down to the floor for guests without statistics (``terms``).
 """

@@ -9,9 +9,9 @@ Theory of operation
 
     A guest that reads a lot anyway is told apart by its *base*: its usual rates while its balloon
     was empty. The statistics are cumulative counters, so samples each 30 s give exact means, and
-    the base is the median of several. The mean of all of them would not do: a guest that had read
-    300 MiB at its start, just before the squeeze, had a mean of 115 MiB a second, and its
-    thrashing was not noticed. A guest that was squeezed before there were two means has no base,
+    the base is the median of several. One mean over all of that time would not do: a guest that
+    had just read 300 MiB when it was squeezed had a base of 115 MiB a second, and its thrashing
+    was not noticed. A guest that was squeezed before there were two means has no base,
     which counts as 0: if that guest reads a lot anyway, it gets its memory back once without need,
     and then has a base.
 

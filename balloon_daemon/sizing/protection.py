@@ -157,7 +157,8 @@ class Protection:
             outcome.take(vm, row, step._replace(decision=decision), min(max_bytes, row.told_bytes))
 
     def _pace(self, vm: VmId, row: Row, guard: Guard, outcome: Outcome) -> None:
-        """Has a guest's figures read as often as is needed."""
+        """Sets how often the driver reads a guest's size and statistics: each second while memory
+        is taken from the guest or soon will be, else seldom."""
         close = self._near or row.told_bytes > 0
         every_s = CLOSE_S if close else SELDOM_S
         if every_s != row.watched_s:

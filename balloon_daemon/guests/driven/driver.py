@@ -38,7 +38,7 @@ class Wanted:
         vms: the VMs that the configuration names.
         qmp: patterns of QEMU's monitor sockets.
         controls: for each kind of VMM that occurs, the function that makes a connection.
-        bases_path: the file for the balloons that VMs had before balloond.
+        bases_path: the file that has the size of each VM's balloon from before balloond drove it.
         taken: names that no discovered VM may have.
     """
 

@@ -27,8 +27,8 @@ AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
 """The first and the longest pause before another attempt."""
 
 JITTER = 0.25
-"""Each pause is shortened by a random part of it, at most this one: finders that failed together
-do not all try again at the same moment."""
+"""Each pause is shortened by a random fraction of itself, between 0 and this number, so that
+finders that failed together do not all try again at the same moment."""
 
 STEADY_S = 60.0
 """After a VM was driven for so long, its next pause is the shortest again."""

@@ -1,4 +1,8 @@
-"""Receives a VMM's messages, in the turns of the VMM's user; records each in the journal first."""
+"""Receives a VMM's messages, and records each in the journal first.
+
+The user who runs the VMM has a share of the event loop's time (``turns.py``), in which its VMMs'
+messages are received one after another.
+"""
 
 import asyncio
 from collections.abc import Callable

@@ -33,8 +33,8 @@ from balloon_daemon.vhost_user.connection import Connection
 from balloon_daemon.vhost_user.foreign_fds import ForeignFds
 
 ENDS_SOON_S = 0.02
-"""Seconds until the next check whether a VM's earlier session, whose VMM has hung up, has ended; a
-new connection of the VM waits for that."""
+"""A VM has connected again, but the session of its last VMM, which has hung up, is still being
+closed: the new connection is looked at again after so many seconds."""
 
 
 class VhostUserGuests:
@@ -97,11 +97,11 @@ class VhostUserGuests:
             self._publish(Listening(acceptor.vm.address))
 
     def stop(self, *, leaving: bool) -> None:
-        """Accepts no more connections, and forks no more devices for VMs that another controller
-        goes on with.
+        """Accepts no more connections.
 
         Args:
-            leaving: True: another controller goes on with the sockets.
+            leaving: True: another controller goes on with the sockets and VMs, so no more devices
+                are forked here.
         """
         if leaving:
             self._forks.close()
@@ -109,10 +109,10 @@ class VhostUserGuests:
             acceptor.stop(self._closer, leaving=leaving)
 
     async def close(self, *, leaving: bool) -> None:
-        """Disconnects from the store, once all sessions have ended.
+        """Disconnects from the store; call it after all sessions have ended.
 
         Args:
-            leaving: True: the VMs in the store stay there.
+            leaving: True: the VMs in the store stay there; False: everything in it is removed.
         """
         if not leaving:
             for acceptor in self._acceptors.values():
