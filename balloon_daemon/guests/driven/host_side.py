@@ -74,7 +74,7 @@ class HostSide:
             # The number may be another process's by now.
             self._pid = 0
             self._figures = ProcessFigures(0)
-        if any(name.startswith(PINNING) for name in files_of(self._pid)):
+        if any(link.startswith(PINNING) for _, link in files_of(self._pid)):
             return Fault.PINNED
         # The resident set leaves pages of hugetlbfs out, so it is the VMM's own memory where the
         # guest's is in such pages.

@@ -4,11 +4,11 @@ All of it is read from /proc alone: no file of QEMU's is opened or asked for its
 server of a file system (FUSE, NFS) might never answer.
 """
 
-import contextlib
 import os
 
 from balloon_daemon.linux.figures import read_once
 from balloon_daemon.linux.mountinfo import read_mounts
+from balloon_daemon.linux.process_figures import files_of
 
 MAX_THREADS = 256
 """How many threads are looked at, oldest first: the first virtual CPU's is among the oldest."""
@@ -41,16 +41,7 @@ def _inner_number(pid: int, task: str) -> int:
 
 def descriptor_of(pid: int, target: str) -> str:
     """The path in /proc of a descriptor whose link begins with ``target``; "" for none."""
-    try:
-        names = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return ""  # Not ours to look at, or gone.
-    for name in names:
-        path = f"/proc/{pid}/fd/{name}"
-        with contextlib.suppress(FileNotFoundError):
-            if os.readlink(path).startswith(target):
-                return path
-    return ""
+    return next((path for path, link in files_of(pid) if link.startswith(target)), "")
 
 
 def lies_on_hugetlbfs(path: str) -> bool:
