@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ def _with_sockets(config: Config) -> Sequence[VmConfig]:
     those whose socket matches a pattern of ``[discover]`` now."""
     vms = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
     named = {os.path.realpath(vm.address) for vm in vms}
-    for resolved, path in sockets(config.discover.qmp)[0].items():
+    for resolved, path in sorted(sockets(config.discover.qmp).items(), key=itemgetter(1)):
         if resolved not in named:
             name = printable(name_of(path, {vm.name for vm in vms}))
             vms.append(VmConfig(name, Kind.QMP, path, VmSettings()))

@@ -1,10 +1,17 @@
 """Tells which process and user are at the other end of a Unix socket."""
 
+import errno
+import select
 import socket
 import struct
 from typing import NamedTuple
 
+from balloon_daemon.linux.figures import closes_are_behind, lockable
+
 _CREDENTIALS = struct.Struct("3i")
+_SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
+_HAS_ENDED = (errno.ESRCH, errno.EINVAL, errno.ENODATA)
+"""The kernel's answers where it has no pidfd of a process that was reaped; newer ones have it."""
 
 
 class Credentials(NamedTuple):
@@ -18,3 +25,26 @@ def peer_of(sock: socket.socket) -> Credentials:
     """The process and user at the other end of a connected Unix socket."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return Credentials(*_CREDENTIALS.unpack(credentials)[:2])
+
+
+def living_peer_of(sock: socket.socket) -> int:
+    """The process that SO_PEERCRED names; 0 where it has ended, or is in another PID namespace.
+
+    The kernel goes on naming a process that has ended, by a number that may be another process's
+    by now: whoever forks often enough has a connection of his in the name of somebody else's VMM.
+    Before Linux 6.5 the number is all that is known.
+    """
+    pid = peer_of(sock).pid
+    if closes_are_behind():
+        return pid
+    try:
+        # Any user may lock a pidfd (fcntl(2)), so its close may take long.
+        process = lockable(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
+    except OSError as err:
+        return 0 if err.errno in _HAS_ENDED else pid
+    try:
+        poller = select.poll()
+        poller.register(process.fileno(), select.POLLIN)
+        return 0 if poller.poll(0) else pid
+    finally:
+        process.close()

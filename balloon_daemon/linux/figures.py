@@ -95,6 +95,16 @@ class _FigureFd(OwnedFd):
             _CLOSES.close(self.detach())
 
 
+def lockable(fd: int) -> OwnedFd:
+    """A descriptor, now the result's, of a file that others may have locked."""
+    return _FigureFd(fd)
+
+
+def closes_are_behind() -> bool:
+    """Whether so many such descriptors wait for their close that none is to be opened."""
+    return _CLOSES.is_behind
+
+
 class FigureFile:
     """A file that is read again and again, and is open from the first reading on.
 

@@ -192,8 +192,8 @@ def same_open_file(one: int, other: int) -> bool:
 # arch/x86/entry/syscalls/syscall_64.tbl, linux/fcntl.h, linux/stat.h
 _SYS_STATX = 332
 _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000
-_STATX_BLOCKS, _STATX_MNT_ID = 0x400, 0x1000
-_STATX = struct.Struct("I44xQ88xQ104x")  # stx_mask, stx_blocks and stx_mnt_id
+_STATX_INO, _STATX_BLOCKS, _STATX_MNT_ID = 0x100, 0x400, 0x1000
+_STATX = struct.Struct("I28xQ8xQ88xQ104x")  # stx_mask, stx_ino, stx_blocks and stx_mnt_id
 
 
 def mount_of(fd: int) -> int | None:
@@ -206,7 +206,7 @@ def mount_of(fd: int) -> int | None:
     Returns:
         The number; None where the kernel does not say it, as before Linux 5.8.
     """
-    said, _, mount = _statx(fd, 0)
+    said, *_, mount = _statx(fd, 0)
     return mount if said & _STATX_MNT_ID else None
 
 
@@ -219,16 +219,22 @@ def blocks_of(path: str) -> int | None:
     Returns:
         The number; None where there is no such file, or the kernel does not say it.
     """
-    said, blocks, _ = _statx(-1, _STATX_BLOCKS, os.fsencode(path))
+    said, _, blocks, _ = _statx(-1, _STATX_BLOCKS, os.fsencode(path))
     return blocks if said & _STATX_BLOCKS else None
 
 
-def _statx(fd: int, wanted: int, path: bytes = b"") -> tuple[int, int, int]:
-    """Returns stx_mask (the fields that the kernel filled in), stx_blocks and stx_mnt_id; all 0
-    where statx(2) fails. The file is the open ``fd``, or is at an absolute ``path``."""
+def inode_of(path: str) -> int | None:
+    """A file's inode, as ``blocks_of`` its blocks."""
+    said, inode, _, _ = _statx(-1, _STATX_INO, os.fsencode(path))
+    return inode if said & _STATX_INO else None
+
+
+def _statx(fd: int, wanted: int, path: bytes = b"") -> tuple[int, int, int, int]:
+    """What is known of (a mask), a file's inode and blocks, and its mount; the file is an open
+    one, or is at an absolute path."""
     answer = ctypes.create_string_buffer(_STATX.size)
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
     if LIBC.syscall(_SYS_STATX, fd, path, flags, wanted, answer):
-        return 0, 0, 0
-    said, blocks, mount = _STATX.unpack(answer.raw)
-    return said, blocks, mount
+        return 0, 0, 0, 0
+    said, inode, blocks, mount = _STATX.unpack(answer.raw)
+    return said, inode, blocks, mount

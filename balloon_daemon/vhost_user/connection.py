@@ -13,7 +13,7 @@ import termios
 from typing import NamedTuple, NoReturn
 
 from balloon_daemon.errors import FrontendError
-from balloon_daemon.linux.credentials import peer_of
+from balloon_daemon.linux.credentials import living_peer_of, peer_of
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind
 from balloon_daemon.linux.memory import inspect_memory_file
@@ -256,6 +256,10 @@ class Connection:
         """The process that has made the connection (unix(7), SO_PEERCRED); 0 where it is in
         another PID namespace."""
         return peer_of(self._socket).pid
+
+    def is_of(self, pid: int) -> bool:
+        """Whether a process that lives has made the connection."""
+        return self.peer_pid() == pid and living_peer_of(self._socket) == pid
 
     def is_hung_up(self) -> bool:
         """Whether the front-end has hung up, even if unread bytes are left."""

@@ -1,5 +1,6 @@
 """A process's figures, asked of the real kernel."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from balloon_daemon.linux import process_figures
 from balloon_daemon.linux.process_figures import ProcessFigures
 from balloon_daemon.units import MIB
 from tests.harness.faults import fault
@@ -103,3 +105,13 @@ def test_process_that_has_ended_and_was_not_waited_for_has_no_memory() -> None:
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert ProcessFigures(process.pid).resident_bytes() is None
+
+
+def test_few_of_many_descriptors_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_figures, "MOST_FILES", 8)
+    with contextlib.ExitStack() as files:
+        for _ in range(16):
+            files.enter_context(open(os.devnull, "rb"))
+        found = dict(process_figures.files_of(os.getpid()))
+    assert len(found) == 8
+    assert found[f"/proc/{os.getpid()}/fd/0"] == os.readlink("/proc/self/fd/0")

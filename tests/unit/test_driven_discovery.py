@@ -1,6 +1,8 @@
 """VMs that are found by patterns of their monitors' sockets."""
 
 import asyncio
+import glob
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -10,8 +12,15 @@ import pytest
 
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.events import Event, Fault, SocketIgnored, VmDriven, VmNotDriven
+from balloon_daemon.guests.driven import discovery
 from balloon_daemon.guests.driven.control import ControlError
-from balloon_daemon.guests.driven.discovery import directories, name_of, sockets
+from balloon_daemon.guests.driven.discovery import (
+    MOST_OTHERS,
+    Search,
+    directories,
+    name_of,
+    sockets,
+)
 from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
 from balloon_daemon.guests.seam import Guest, Report
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
@@ -36,11 +45,53 @@ def listen() -> Iterator[Listen]:
         sock.close()
 
 
-def test_socket_with_two_names_is_found_once(tmp_path: Path, listen: Listen) -> None:
+def test_socket_with_two_names_is_found_once_and_by_its_own(
+    tmp_path: Path, listen: Listen
+) -> None:
     listen(tmp_path / "b.qmp")
-    (tmp_path / "a.qmp").symlink_to(tmp_path / "b.qmp")
-    patterns = [f"{tmp_path}/*.qmp", f"{tmp_path}/b*"]
-    assert sockets(patterns) == ({f"{tmp_path}/b.qmp": f"{tmp_path}/a.qmp"}, set())
+    for name in "ac":
+        (tmp_path / f"{name}.qmp").symlink_to(tmp_path / "b.qmp")
+    patterns = [f"{tmp_path}/a.*", f"{tmp_path}/*.qmp", f"{tmp_path}/b*"]
+    assert sockets(patterns) == {f"{tmp_path}/b.qmp": f"{tmp_path}/b.qmp"}
+    assert sockets(patterns[:1]) == {f"{tmp_path}/b.qmp": f"{tmp_path}/a.qmp"}
+
+
+def test_patterns_match_as_globs_do(tmp_path: Path, listen: Listen) -> None:
+    for name in ("a/x.qmp", "a/.y.qmp", "b/x.qmp", ".c/x.qmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        listen(tmp_path / name)
+    tails = ("*/x.qmp", "[ab]/?.qmp", "*/*", "a/.*", ".*/*", "a/x.qmp", "nowhere/*", "a/none")
+    for pattern in (f"{tmp_path}/{tail}" for tail in tails):
+        assert sorted(sockets([pattern])) == sorted(glob.glob(pattern))
+
+
+def test_search_among_many_names_is_made_a_little_at_a_time(
+    tmp_path: Path, listen: Listen
+) -> None:
+    for number in range(2 * MOST_OTHERS):
+        (tmp_path / f"{number}.qmp").touch()
+    listen(tmp_path / "web.qmp")
+    search = Search([f"{tmp_path}/*.qmp"])
+    turns = 1
+    while not search.go_on(0):
+        turns += 1
+    assert turns > 2 * MOST_OTHERS
+    assert list(search.found) == [f"{tmp_path}/web.qmp"]
+    assert len(search.others) == MOST_OTHERS
+
+
+def test_one_user_has_a_share_of_the_sockets_that_are_found(
+    tmp_path: Path, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "MOST_OF_ONE_USER", 2)
+    for number in range(4):
+        listen(tmp_path / f"{number}.qmp")
+    found = sockets([f"{tmp_path}/*.qmp"])
+    assert len(found) == 2
+    last = next(path for path in map(str, tmp_path.iterdir()) if path not in found)
+    search = Search([f"{tmp_path}/*.qmp"], [last])
+    search.go_on(math.inf)
+    assert last in search.found
 
 
 def test_file_that_is_no_socket_is_told_apart(tmp_path: Path, listen: Listen) -> None:
@@ -49,9 +100,10 @@ def test_file_that_is_no_socket_is_told_apart(tmp_path: Path, listen: Listen) ->
     os.mkfifo(tmp_path / "fifo.qmp")
     (tmp_path / "dangling.qmp").symlink_to("nowhere")
     listen(tmp_path / "web.qmp")
-    found, others = sockets([f"{tmp_path}/*.qmp"])
-    assert list(found.values()) == [f"{tmp_path}/web.qmp"]
-    assert others == {f"{tmp_path}/{name}.qmp" for name in ("file", "directory", "fifo")}
+    search = Search([f"{tmp_path}/*.qmp"])
+    search.go_on(math.inf)
+    assert list(search.found.values()) == [f"{tmp_path}/web.qmp"]
+    assert search.others == {f"{tmp_path}/{name}.qmp" for name in ("file", "directory", "fifo")}
 
 
 def test_directories_of_a_pattern_are_all_that_a_new_match_may_be_made_in(tmp_path: Path) -> None:

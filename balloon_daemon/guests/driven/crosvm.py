@@ -43,7 +43,7 @@ from balloon_daemon.guests.driven.control import (
 )
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.seam import Ability, GuestState
-from balloon_daemon.linux.credentials import peer_of
+from balloon_daemon.linux.credentials import living_peer_of
 from balloon_daemon.units import MOST_MEMORY_BYTES
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -66,7 +66,7 @@ class PacketConnection:
     def __init__(self, path: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = connect(path, socket.SOCK_SEQPACKET)
-        self.pid = peer_of(self._socket).pid
+        self.pid = living_peer_of(self._socket)
         self._answer: asyncio.Future[bytes] | None = None
         self.lost = self._loop.create_future()
         """Done once the connection has ended."""

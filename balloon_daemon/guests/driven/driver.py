@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 from balloon_daemon.config.vms import Kind, VmConfig
@@ -16,7 +17,7 @@ from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import Control
 from balloon_daemon.guests.driven.directories import Directories
-from balloon_daemon.guests.driven.discovery import directories, name_of, sockets
+from balloon_daemon.guests.driven.discovery import Search, Searches, directories, name_of
 from balloon_daemon.guests.driven.finder import Finder
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import VmRegistry
@@ -75,6 +76,7 @@ class DrivenVms:
         self._claims = Claims() if claims is None else claims
         self._bases = Bases(wanted.bases_path, publish)
         self._directories = Directories(self._changed)
+        self._searches = Searches(wanted.qmp, self._searched)
         self._named: list[Finder] = []
         self._discovered: dict[str, Finder] = {}
         self._ignored = OnceEach(IGNORED)
@@ -93,6 +95,7 @@ class DrivenVms:
     def stop(self, *, leaving: bool) -> None:
         """Finds no more VMs; those that were found are driven on."""
         self._directories.stop()
+        self._searches.stop()
         for finder in [*self._named, *self._discovered.values()]:
             finder.stop()
 
@@ -116,25 +119,26 @@ class DrivenVms:
             if os.path.dirname(finder.config.address) in changed:
                 finder.wake()
         if self._wanted.qmp and changed & directories(self._wanted.qmp):
-            self._discover()
-            self._watch()
+            self._searches.begin(self._discovered.keys())
 
-    def _discover(self) -> None:
-        found, others = sockets(self._wanted.qmp)
-        for path in sorted(others):
+    def _searched(self, search: Search) -> None:
+        self._watch()
+        found = search.found
+        for path in sorted(search.others):
             if self._ignored.admit(path):
                 self._publish(SocketIgnored(printable(path)))
         # Leave out the sockets of named VMs, which have settings of their own.
         named = {os.path.realpath(finder.config.address) for finder in self._named}
         for resolved in self._discovered.keys() - found.keys():
             self._discovered.pop(resolved).retire()
-        for resolved, path in found.items():
+        taken = {finder.config.name for finder in self._discovered.values()} | self._wanted.taken
+        for resolved, path in sorted(found.items(), key=itemgetter(1)):
             if resolved in named:
                 continue
             if (finder := self._discovered.get(resolved)) is not None:
                 finder.wake()
                 continue
-            taken = {finder.config.name for finder in self._discovered.values()}
-            name = printable(name_of(path, taken | self._wanted.taken))
+            name = printable(name_of(path, taken))
+            taken |= {name}
             vm = VmConfig(name, Kind.QMP, path, VmSettings())
             self._discovered[resolved] = self._find(vm)

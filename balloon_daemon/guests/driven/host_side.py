@@ -76,7 +76,7 @@ class HostSide:
             # The process has ended, and its number may be another process's by now.
             self._pid = 0
             self._figures = ProcessFigures(0)
-        if any(name.startswith(PINNING) for name in files_of(self._pid)):
+        if any(link.startswith(PINNING) for _, link in files_of(self._pid)):
             return Fault.PINNED
         # The resident set does not count pages of hugetlbfs. Where the guest's memory is in such
         # pages, the resident set is only the VMM's own memory, which is less.

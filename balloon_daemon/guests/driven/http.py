@@ -15,7 +15,7 @@ from balloon_daemon.guests.driven.answers import member, nonsense, parse, shown
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fault
 from balloon_daemon.guests.driven.http_answer import HttpAnswer, HttpAnswerParser
 from balloon_daemon.guests.driven.unix_socket import connect
-from balloon_daemon.linux.credentials import peer_of
+from balloon_daemon.linux.credentials import living_peer_of
 
 
 class HttpConnection(asyncio.Protocol):
@@ -42,7 +42,7 @@ class HttpConnection(asyncio.Protocol):
             ControlError: no connection can be made.
         """
         sock = connect(self._path, socket.SOCK_STREAM)
-        self.pid = peer_of(sock).pid
+        self.pid = living_peer_of(sock)
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=sock)
 

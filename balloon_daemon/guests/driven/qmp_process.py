@@ -4,11 +4,11 @@ Everything is read from /proc: opening a file of QEMU's, or even stat(2), could 
 the server of its file system (FUSE, NFS) does not answer.
 """
 
-import contextlib
 import os
 
 from balloon_daemon.linux.figures import read_once
 from balloon_daemon.linux.mountinfo import read_mounts
+from balloon_daemon.linux.process_figures import files_of
 
 MAX_THREADS = 256
 """How many threads are looked at, oldest first: the first virtual CPU's is among the oldest."""
@@ -42,16 +42,7 @@ def _inner_number(pid: int, task: str) -> int:
 
 def descriptor_of(pid: int, target: str) -> str:
     """The path in /proc of a descriptor whose link begins with ``target``; "" for none."""
-    try:
-        names = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return ""  # No permission, or the process has ended.
-    for name in names:
-        path = f"/proc/{pid}/fd/{name}"
-        with contextlib.suppress(FileNotFoundError):
-            if os.readlink(path).startswith(target):
-                return path
-    return ""
+    return next((path for path, link in files_of(pid) if link.startswith(target)), "")
 
 
 def lies_on_hugetlbfs(path: str) -> bool:

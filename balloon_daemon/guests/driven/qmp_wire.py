@@ -21,7 +21,7 @@ from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
 from balloon_daemon.guests.waiting import is_done_within
-from balloon_daemon.linux.credentials import peer_of
+from balloon_daemon.linux.credentials import living_peer_of
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """The longest line taken. The longest answer that is asked for, query-blockstats, has 1 KiB for
@@ -114,13 +114,13 @@ class Monitor(asyncio.BufferedProtocol):
         """
         sock = _connected(path)
         try:
-            pid = peer_of(sock).pid
+            pid = living_peer_of(sock)
             monitor = cls(heard)
             await asyncio.get_running_loop().create_unix_connection(lambda: monitor, sock=sock)
         except BaseException:
             sock.close()
             raise
-        # SO_PEERCRED gives 0 for a process outside our PID namespace.
+        # One that has ended, or is outside our PID namespace, is 0.
         monitor.pid = pid or None
         try:
             await monitor._answered(monitor._greeting, Fault.HELD)

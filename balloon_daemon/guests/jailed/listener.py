@@ -74,7 +74,7 @@ class VhostUserGuests:
 
     def has_vm_of(self, pid: int) -> bool:
         """Whether the VM of this VMM's process is attached here."""
-        return any(session.vmm_pid == pid for session in self._sessions)
+        return any(session.is_of(pid) for session in self._sessions)
 
     @property
     def keeps(self) -> bool:

@@ -104,10 +104,9 @@ class Session:
         )
         publish(Connected(vm, peer.uid))
 
-    @property
-    def vmm_pid(self) -> int | None:
-        """The process id of the VM's VMM; None once this session ends."""
-        return None if self._closing else self._connection.peer_pid()
+    def is_of(self, pid: int) -> bool:
+        """Whether this process is its VMM, and it does not end."""
+        return not self._closing and self._connection.is_of(pid)
 
     @property
     def has_ended(self) -> bool:

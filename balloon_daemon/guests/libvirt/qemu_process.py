@@ -1,11 +1,12 @@
 """Finds the QEMU process of one of libvirt's domains on this host."""
 
-import contextlib
 import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from balloon_daemon.linux.figures import read_once
+from balloon_daemon.linux.libc import inode_of
+from balloon_daemon.linux.process_figures import files_of
 
 _MAX_PID_BYTES = 32
 _MAX_COMMAND_BYTES = 1 << 20
@@ -58,10 +59,7 @@ def find_memory_file(pid: int) -> str:
     Returns:
         The path; "": the memory is no memfd, or several, or balloond may not look.
     """
-    found: dict[int, str] = {}
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                if os.readlink(entry.path).startswith(_MEMORY_FILES):
-                    found[os.stat(entry.path).st_ino] = entry.path
+    paths = (path for path, link in files_of(pid) if link.startswith(_MEMORY_FILES))
+    # Not os.stat(): QEMU may have a file of FUSE of that name, whose server may never answer.
+    found = {inode: path for path in paths if (inode := inode_of(path)) is not None}
     return next(iter(found.values())) if len(found) == 1 else ""
