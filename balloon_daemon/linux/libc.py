@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 """The C library of this process; its calls release the interpreter's lock."""
@@ -192,8 +193,18 @@ def same_open_file(one: int, other: int) -> bool:
 # arch/x86/entry/syscalls/syscall_64.tbl, linux/fcntl.h, linux/stat.h
 _SYS_STATX = 332
 _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000
-_STATX_INO, _STATX_BLOCKS, _STATX_MNT_ID = 0x100, 0x400, 0x1000
-_STATX = struct.Struct("I28xQ8xQ88xQ104x")  # stx_mask, stx_ino, stx_blocks and stx_mnt_id
+_STATX_INO, _STATX_SIZE, _STATX_BLOCKS, _STATX_MNT_ID = 0x100, 0x200, 0x400, 0x1000
+_STATX = struct.Struct("I28xQQQ88xQ104x")  # stx_mask, _ino, _size, _blocks and _mnt_id
+
+
+class _Statx(NamedTuple):
+    """What statx(2) says of a file; ``said`` is the mask of what is known."""
+
+    said: int = 0
+    inode: int = 0
+    size_bytes: int = 0
+    blocks: int = 0
+    mount: int = 0
 
 
 def mount_of(fd: int) -> int | None:
@@ -206,8 +217,8 @@ def mount_of(fd: int) -> int | None:
     Returns:
         The number; None where the kernel does not say it, as before Linux 5.8.
     """
-    said, *_, mount = _statx(fd, 0)
-    return mount if said & _STATX_MNT_ID else None
+    found = _statx(fd, 0)
+    return found.mount if found.said & _STATX_MNT_ID else None
 
 
 def blocks_of(path: str) -> int | None:
@@ -219,22 +230,26 @@ def blocks_of(path: str) -> int | None:
     Returns:
         The number; None where there is no such file, or the kernel does not say it.
     """
-    said, _, blocks, _ = _statx(-1, _STATX_BLOCKS, os.fsencode(path))
-    return blocks if said & _STATX_BLOCKS else None
+    found = _statx(-1, _STATX_BLOCKS, os.fsencode(path))
+    return found.blocks if found.said & _STATX_BLOCKS else None
 
 
 def inode_of(path: str) -> int | None:
     """A file's inode, as ``blocks_of`` its blocks."""
-    said, inode, _, _ = _statx(-1, _STATX_INO, os.fsencode(path))
-    return inode if said & _STATX_INO else None
+    found = _statx(-1, _STATX_INO, os.fsencode(path))
+    return found.inode if found.said & _STATX_INO else None
 
 
-def _statx(fd: int, wanted: int, path: bytes = b"") -> tuple[int, int, int, int]:
-    """What is known of (a mask), a file's inode and blocks, and its mount; the file is an open
-    one, or is at an absolute path."""
+def size_of(path: str) -> int | None:
+    """A file's length in bytes, as ``blocks_of`` its blocks."""
+    found = _statx(-1, _STATX_SIZE, os.fsencode(path))
+    return found.size_bytes if found.said & _STATX_SIZE else None
+
+
+def _statx(fd: int, wanted: int, path: bytes = b"") -> _Statx:
+    """Asks for these figures of a file, which is an open one, or is at an absolute path."""
     answer = ctypes.create_string_buffer(_STATX.size)
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
     if LIBC.syscall(_SYS_STATX, fd, path, flags, wanted, answer):
-        return 0, 0, 0, 0
-    said, inode, blocks, mount = _STATX.unpack(answer.raw)
-    return said, inode, blocks, mount
+        return _Statx()
+    return _Statx(*_STATX.unpack(answer.raw))

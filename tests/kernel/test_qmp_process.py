@@ -87,4 +87,4 @@ def test_path_on_hugetlbfs_is_told_by_the_mounts(
         "".join(f"1 0 0:1 / {point} rw - {fstype} none rw\n" for point, fstype in mounts)
     )
     monkeypatch.setattr(qmp_process, "read_mounts", lambda: mountinfo.read_mounts(table))
-    assert qmp_process.lies_on_hugetlbfs(path) is lies
+    assert qmp_process.on_hugetlbfs([path, "/"]) == ({path} if lies else set())

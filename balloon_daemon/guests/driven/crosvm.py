@@ -20,7 +20,6 @@ Source: crosvm's vm_control/src/lib.rs (VmRequest, VmResponse), balloon_tube.rs
 import asyncio
 import errno
 import json
-import os
 import socket
 import time
 from collections.abc import Mapping
@@ -44,6 +43,8 @@ from balloon_daemon.guests.driven.control import (
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.credentials import living_peer_of
+from balloon_daemon.linux.libc import size_of
+from balloon_daemon.linux.process_figures import files_of
 from balloon_daemon.units import MOST_MEMORY_BYTES
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -235,12 +236,8 @@ def _has_driver(answer: object) -> bool:
 
 def _memory_of(pid: int) -> tuple[str, int]:
     """The file that a crosvm keeps its VM's memory in, and its size; "" and 0 where not seen."""
-    folder = f"/proc/{pid}/fd"
-    try:
-        for name in os.listdir(folder):
-            path = f"{folder}/{name}"
-            if os.readlink(path).startswith(_MEMORY_FILE):
-                return path, os.stat(path).st_size
-    except OSError:
-        pass  # No permission, or the process has ended.
+    for path, link in files_of(pid):
+        # Not os.stat(): it may have a file of FUSE of that name, whose server may never answer.
+        if link.startswith(_MEMORY_FILE) and (size_bytes := size_of(path)):
+            return path, size_bytes
     return "", 0

@@ -231,13 +231,13 @@ class QmpControl:
         huge = await self._ask(*(_get(path, "hugetlb") for path in paths))
         files = await self._ask(*(_get(path, "mem-path") for path in paths))
         found = []
-        for name, kind, is_huge, file in zip(names, kinds, huge, files, strict=True):
-            path = file if isinstance(file, str) else ""
-            if is_huge is True or (path and qmp_process.lies_on_hugetlbfs(path)):
+        in_files = [file if isinstance(file, str) else "" for file in files]
+        pooled = qmp_process.on_hugetlbfs(filter(None, in_files))
+        for name, kind, is_huge, path in zip(names, kinds, huge, in_files, strict=True):
+            if is_huge is True or path in pooled:
                 raise ControlError(Fault.HUGETLB, answers.shown(name))
             if kind == "memory-backend-memfd":
-                # QEMU names a memfd by its object's type.
-                found.append(f"/memfd:{kind}")
+                found.append(f"/memfd:{kind}")  # QEMU names a memfd by its object's type.
             elif path:
                 found.append(path)
         if pid is None or len(found) != 1:

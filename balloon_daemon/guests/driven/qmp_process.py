@@ -5,9 +5,10 @@ the server of its file system (FUSE, NFS) does not answer.
 """
 
 import os
+from collections.abc import Iterable
 
 from balloon_daemon.linux.figures import read_once
-from balloon_daemon.linux.mountinfo import read_mounts
+from balloon_daemon.linux.mountinfo import Mount, read_mounts
 from balloon_daemon.linux.process_figures import files_of
 
 MAX_THREADS = 256
@@ -45,16 +46,20 @@ def descriptor_of(pid: int, target: str) -> str:
     return next((path for path, link in files_of(pid) if link.startswith(target)), "")
 
 
-def lies_on_hugetlbfs(path: str) -> bool:
-    """Whether a path lies on a hugetlbfs, by the mounts that balloond itself sees."""
+def on_hugetlbfs(paths: Iterable[str]) -> set[str]:
+    """Those paths that lie on a mounted hugetlbfs, by our own list of mounts."""
     try:
-        mounts = read_mounts()
+        mounts = read_mounts()  # Once for all: a host may have thousands.
     except OSError:
-        return False
+        return set()
+    return {path for path in paths if _file_system(path, mounts) == "hugetlbfs"}
+
+
+def _file_system(path: str, mounts: Iterable[Mount]) -> str:
     fstype, longest = "", 0
     for mount in mounts:
         point = mount.point.rstrip("/")
         # Of two mounts at one place the later one hides the other.
         if len(point) >= longest and f"{path}/".startswith(f"{point}/"):
             fstype, longest = mount.fstype, len(point)
-    return fstype == "hugetlbfs"
+    return fstype
