@@ -363,6 +363,7 @@ def _measure(ground: Ground, seconds: float) -> Delays:
 
 def _under_attack(ground: Ground, seconds: float, outcome: Outcome) -> None:
     with ground.enemy() as enemy:
+        enemy.give_way()
         cpu_s, lines, began = ground.cpu_s(), ground.log_lines(), time.monotonic()
         outcome.attacked = _measure(ground, seconds)
         took = time.monotonic() - began

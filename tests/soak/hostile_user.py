@@ -43,10 +43,6 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     path = enter(args.socket)
     become(args.uid)
-    # What an enemy computes for itself takes a processor for 3 to 6 ms at a time. Any process can
-    # do that, and balloond cannot prevent it. With SCHED_IDLE (sched(7)) the enemy gives way to
-    # whoever wakes up, so what is measured is what it makes balloond do.
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     enemy = Enemy(path, (str(args.socket), args.device), Random(args.seed))
     report_at, told = 0.0, False
     for _ in ACTS[args.attack](enemy):
@@ -98,6 +94,15 @@ class HostileUser:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+    def give_way(self) -> None:
+        """Lets it run only where nobody else does (sched(7), SCHED_IDLE).
+
+        What an enemy computes for itself takes a processor for 3 to 6 ms at a time. Any process
+        can do that, and balloond cannot prevent it. An enemy that gives way to whoever wakes up
+        shows what it makes balloond do.
+        """
+        os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
 
     def wait_at_work(self, within_s: float) -> None:
         """Waits until it has done all of its attack once."""
