@@ -17,7 +17,6 @@ import time
 
 from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.reading_child import APART
 
 CLOSED_HERE_S, REGAINED = 0.1, 1 / 100
 """Seconds that this process itself spends on closing such files, after which a child closes them;
@@ -118,13 +117,11 @@ class FigureFile:
         self._fd = _FigureFd(-1)
         self._identity = (-1, -1)
 
-    def read(self, most_bytes: int = MOST_BYTES, user: int | None = None) -> bytes:
+    def read(self, most_bytes: int = MOST_BYTES) -> bytes:
         """The present content.
 
         Args:
             most_bytes: how much of it is read at most.
-            user: whose process the file is about, if its reading may wait for that (``APART``);
-                64 KiB are read at most then.
 
         Raises:
             OSError: the kernel's reason, with the file's name; the file is closed.
@@ -139,7 +136,7 @@ class FigureFile:
                 # If the file was replaced between stat(2) and open(2), the next reading finds
                 # another identity and opens the path again.
                 self._identity = (found.st_dev, found.st_ino)
-            return _content(self._fd.fileno(), most_bytes, user)
+            return _content(self._fd.fileno(), most_bytes)
         except OSError as err:
             self.close()
             raise OSError(err.errno, err.strerror, self.path) from err
@@ -172,13 +169,12 @@ def read_figures(path: str, most_bytes: int = MOST_BYTES) -> bytes:
     return file.read(most_bytes)
 
 
-def read_once(path: str, most_bytes: int = MOST_BYTES, user: int | None = None) -> bytes:
+def read_once(path: str, most_bytes: int = MOST_BYTES) -> bytes:
     """The content of a file that is seldom read, which is closed afterwards.
 
     Args:
         path: the file.
         most_bytes: how much of it is read at most.
-        user: as for ``FigureFile.read``.
 
     Raises:
         OSError: the kernel's reason, with the file's name.
@@ -186,7 +182,7 @@ def read_once(path: str, most_bytes: int = MOST_BYTES, user: int | None = None) 
     try:
         fd = _opened(path)
         try:
-            return _content(fd.fileno(), most_bytes, user)
+            return _content(fd.fileno(), most_bytes)
         finally:
             fd.close()
     except OSError as err:
@@ -204,9 +200,7 @@ def _opened(path: str) -> _FigureFd:
         raise
 
 
-def _content(fd: int, most_bytes: int, user: int | None = None) -> bytes:
-    if user is not None:
-        return APART.read(fd, most_bytes, user)
+def _content(fd: int, most_bytes: int) -> bytes:
     content = bytearray()
     try:
         while part := os.pread(fd, min(_CHUNK_BYTES, most_bytes - len(content)), len(content)):

@@ -21,7 +21,6 @@ _MOST_BYTES = 4096
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _FIELD = re.compile(rb"^(rchar|read_bytes): ([0-9]{1,20})$", re.MULTILINE)
 _HUGE = re.compile(rb"^HugetlbPages:\s+([0-9]{1,15}) kB$", re.MULTILINE)
-_UID = re.compile(rb"^Uid:\s+([0-9]{1,10})", re.MULTILINE)
 _STATM = re.compile(rb"[0-9]{1,20} ([0-9]{1,15}) ")
 
 
@@ -35,8 +34,6 @@ class ProcessFigures:
     """
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._user: int | None = None
         self._io = FigureFile(f"/proc/{pid}/io")
         self._statm = FigureFile(f"/proc/{pid}/statm")
 
@@ -49,10 +46,7 @@ class ProcessFigures:
         VMM has read for its guest either way. It may be too much: ``rchar`` also counts packets
         that a VMM reads from a network tap itself (without vhost-net).
         """
-        if self._user is None:
-            self._user = user_of(self._pid)
-        content = _again(self._io, self._user)
-        found = {name: int(digits) for name, digits in _FIELD.findall(content)}
+        found = {name: int(digits) for name, digits in _FIELD.findall(_again(self._io))}
         return max(found.values(), default=None)
 
     def resident_bytes(self) -> int | None:
@@ -86,7 +80,7 @@ def start_time_of(pid: int) -> int | None:
     another process's.
     """
     # The second field, the program's name in parentheses, may have blanks and parentheses in it.
-    fields = _read(pid, "stat", user_of(pid)).rpartition(b")")[2].split()
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
     return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
 
 
@@ -102,22 +96,16 @@ def files_of(pid: int) -> Iterator[tuple[str, str]]:
                 yield entry.path, os.readlink(entry.path)
 
 
-def user_of(pid: int) -> int:
-    """The user of a process; -1: it is gone. Its directory in /proc may be root's."""
-    match = _UID.search(_read(pid, "status"))
-    return int(match[1]) if match else -1
-
-
-def _read(pid: int, name: str, user: int | None = None) -> bytes:
+def _read(pid: int, name: str) -> bytes:
     """A file of a process; empty where there is none, or it is not to be read."""
     try:
-        return read_once(f"/proc/{pid}/{name}", _MOST_BYTES, user)
+        return read_once(f"/proc/{pid}/{name}", _MOST_BYTES)
     except OSError:
         return b""
 
 
-def _again(file: FigureFile, user: int | None = None) -> bytes:
+def _again(file: FigureFile) -> bytes:
     try:
-        return file.read(_MOST_BYTES, user)
+        return file.read(_MOST_BYTES)
     except OSError:
         return b""

@@ -85,9 +85,6 @@ async def opened(
         found = await _answer_of(control.open(noticed))
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)
         host = HostSide(found.pid, found.memory_file)
-        if host.is_stuck:
-            # Unknown, it would have another entry in the file of bases.
-            raise ControlError(Fault.HANGS, f"/proc/{found.pid}/stat")
         check_process(host, shared)
         claim = Claim(host.pid, found.vm_uuid, config)
         if (other := shared.claims.other(claim)) is not None:

@@ -1,11 +1,8 @@
 """What the host's kernel says of a VMM's process: the memory and the disk reads of its VM.
 
 Runs in the controller. All figures are None, and all answers "no", for a process that is gone or
-may not be examined, and for one that keeps its readers waiting: that is for a moment only
-(``reading_child.py``), all else the kernel answers by itself.
+may not be examined. Nothing here waits: the kernel answers by itself.
 """
-
-import os
 
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.linux.libc import blocks_of
@@ -37,10 +34,6 @@ class HostSide:
         started = None if pid is None or pid <= 1 else start_time_of(pid)
         self._pid = 0 if pid is None or started is None else pid
         self._started = started or 0
-        self.is_stuck = bool(
-            pid and pid > 1 and started is None and os.path.exists(f"/proc/{pid}")
-        )
-        """Whether the process is there, and could not be looked at in time."""
         self._figures = ProcessFigures(self._pid)
         self._memory_file = memory_file
 
@@ -79,7 +72,7 @@ class HostSide:
 
         Reads the link of each of the process's descriptors: call this only now and then.
         """
-        if self._pid and start_time_of(self._pid) not in (None, self._started):
+        if self._pid and start_time_of(self._pid) != self._started:
             # The number may be another process's by now.
             self._pid = 0
             self._figures = ProcessFigures(0)
