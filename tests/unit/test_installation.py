@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.faults import fault
+from tests.harness.needs import needs_root
 
 ROOT = Path(__file__).parents[2]
 PLACES = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / ".ci").iterdir()]
@@ -57,7 +58,7 @@ def make(target: str, checkout: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @fault("`make setup`")
-@pytest.mark.root
+@needs_root
 @pytest.mark.parametrize("target", ["setup", "wheels", "demo"])
 def test_root_runs_nothing_of_a_checkout_that_is_anothers(target: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)

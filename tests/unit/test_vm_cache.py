@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.faults import fault
+from tests.harness.needs import needs_root
 from tests.vm.cache import UNKNOWN_FOR_S, Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -184,7 +185,7 @@ def test_cache_below_a_directory_that_others_may_write_is_refused_unless_it_is_s
 
 
 @fault("`make test-vm` with a cache that others may write")
-@pytest.mark.root
+@needs_root
 @pytest.mark.parametrize("part", ["", "version"])
 def test_cache_of_another_user_is_refused_by_root(part: str, cache: Path) -> None:
     version = cache / use(cache, 0)
