@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from balloon_daemon.linux.reading_child import APART
 from tests.harness.kept_figures import close_figures
+from tests.harness.waiting import wait_until
 
 # A deadline for each example measures how busy the machine is. The folders' budgets are a second
 # a test and less, and what would break them is the number of examples, which each test states.
@@ -27,3 +29,10 @@ def _no_figures_kept() -> Iterator[None]:
     `LowNumbers` occupies would be taken by them."""
     yield
     close_figures()
+
+
+@pytest.fixture(autouse=True)
+def _nobody_reads() -> Iterator[None]:
+    """Ends the child that reads files in /proc after each test."""
+    yield
+    wait_until(APART.close, what="children that read files in /proc end")

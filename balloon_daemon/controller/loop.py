@@ -22,6 +22,7 @@ from balloon_daemon.events import (
 from balloon_daemon.guests.seam import Gone, Guest, GuestDriver, Report
 from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.linux.reading_child import APART
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
@@ -144,6 +145,7 @@ class Controller:
         self._governor = Governor(self._config.policy, watch, self._publish, loop)
         self._registry = Registry(self._governor, self._publish)
         loop.set_exception_handler(self._failed)
+        APART.later = loop.call_later
         stopping = loop.create_future()
         for number in END_SIGNALS:
             # Handle SIGHUP and SIGINT only where they are not ignored: nohup(1), or a script's
@@ -177,6 +179,7 @@ class Controller:
             watch.close()
             for driver in self._drivers:
                 await driver.close(leaving=leaving and driver.keeps)
+            APART.close()
             # Block the end signals, as the event loop's handlers are removed next: the default
             # action of a second signal would then kill this process before it has cleaned up.
             hold_end_signals()

@@ -14,6 +14,7 @@ and does not block on a FIFO either.
 import errno
 import os
 import time
+from collections.abc import Callable
 
 from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.events import OwnedFd
@@ -34,6 +35,9 @@ MOST_KEPT = 256
 
 MOST_BYTES = 1 << 24
 """More than any such file has: a list of 1,000 mounts has some 150 KiB."""
+
+Content = Callable[[int, int], bytes]
+"""Reads a descriptor's file from its beginning, so many bytes at most."""
 
 _CHUNK_BYTES = 1 << 16
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -105,6 +109,19 @@ def closes_are_behind() -> bool:
     return _CLOSES.is_behind
 
 
+def content_of(fd: int, most_bytes: int) -> bytes:
+    """Reads in this process, as ``Content``."""
+    content = bytearray()
+    try:
+        while part := os.pread(fd, min(_CHUNK_BYTES, most_bytes - len(content)), len(content)):
+            content += part
+    except OSError as err:
+        if err.errno != errno.ESPIPE:
+            raise
+        return os.read(fd, most_bytes)  # A FIFO in the file's place.
+    return bytes(content)
+
+
 class FigureFile:
     """A file that is read again and again, and is open from the first reading on.
 
@@ -117,11 +134,12 @@ class FigureFile:
         self._fd = _FigureFd(-1)
         self._identity = (-1, -1)
 
-    def read(self, most_bytes: int = MOST_BYTES) -> bytes:
+    def read(self, most_bytes: int = MOST_BYTES, content: Content = content_of) -> bytes:
         """The present content.
 
         Args:
             most_bytes: how much of it is read at most.
+            content: reads the open file.
 
         Raises:
             OSError: the kernel's reason, with the file's name; the file is closed.
@@ -136,7 +154,7 @@ class FigureFile:
                 # If the file was replaced between stat(2) and open(2), the next reading finds
                 # another identity and opens the path again.
                 self._identity = (found.st_dev, found.st_ino)
-            return _content(self._fd.fileno(), most_bytes)
+            return content(self._fd.fileno(), most_bytes)
         except OSError as err:
             self.close()
             raise OSError(err.errno, err.strerror, self.path) from err
@@ -169,12 +187,13 @@ def read_figures(path: str, most_bytes: int = MOST_BYTES) -> bytes:
     return file.read(most_bytes)
 
 
-def read_once(path: str, most_bytes: int = MOST_BYTES) -> bytes:
+def read_once(path: str, most_bytes: int = MOST_BYTES, content: Content = content_of) -> bytes:
     """The content of a file that is seldom read, which is closed afterwards.
 
     Args:
         path: the file.
         most_bytes: how much of it is read at most.
+        content: reads the open file.
 
     Raises:
         OSError: the kernel's reason, with the file's name.
@@ -182,7 +201,7 @@ def read_once(path: str, most_bytes: int = MOST_BYTES) -> bytes:
     try:
         fd = _opened(path)
         try:
-            return _content(fd.fileno(), most_bytes)
+            return content(fd.fileno(), most_bytes)
         finally:
             fd.close()
     except OSError as err:
@@ -198,15 +217,3 @@ def _opened(path: str) -> _FigureFd:
         if err.errno == errno.EMFILE:
             _CLOSES.close_left()
         raise
-
-
-def _content(fd: int, most_bytes: int) -> bytes:
-    content = bytearray()
-    try:
-        while part := os.pread(fd, min(_CHUNK_BYTES, most_bytes - len(content)), len(content)):
-            content += part
-    except OSError as err:
-        if err.errno != errno.ESPIPE:
-            raise
-        return os.read(fd, most_bytes)  # A FIFO in the file's place.
-    return bytes(content)

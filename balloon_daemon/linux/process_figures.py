@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
-from balloon_daemon.linux.figures import FigureFile, read_once
+from balloon_daemon.linux.figures import Content, FigureFile, read_once
+from balloon_daemon.linux.reading_child import APART
 
 MOST_FILES = 4096
 """Descriptors of a process that are looked at, which takes some 10 µs each: a VMM may have half a
@@ -21,6 +22,7 @@ _MOST_BYTES = 4096
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 _FIELD = re.compile(rb"^(rchar|read_bytes): ([0-9]{1,20})$", re.MULTILINE)
 _HUGE = re.compile(rb"^HugetlbPages:\s+([0-9]{1,15}) kB$", re.MULTILINE)
+_UID = re.compile(rb"^Uid:\s+([0-9]{1,10})", re.MULTILINE)
 _STATM = re.compile(rb"[0-9]{1,20} ([0-9]{1,15}) ")
 
 
@@ -34,6 +36,8 @@ class ProcessFigures:
     """
 
     def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._apart: Content | None = None
         self._io = FigureFile(f"/proc/{pid}/io")
         self._statm = FigureFile(f"/proc/{pid}/statm")
 
@@ -46,8 +50,20 @@ class ProcessFigures:
         VMM has read for its guest either way. It may be too much: ``rchar`` also counts packets
         that a VMM reads from a network tap itself (without vhost-net).
         """
-        found = {name: int(digits) for name, digits in _FIELD.findall(_again(self._io))}
+        try:
+            content = self._read_io()
+        except OSError:
+            return None
+        found = {name: int(digits) for name, digits in _FIELD.findall(content)}
         return max(found.values(), default=None)
+
+    @property
+    def tells_reads(self) -> bool:
+        """Whether ``read_bytes`` can be known, be it not now."""
+        try:
+            return bool(self._read_io())
+        except OSError as err:
+            return isinstance(err, TimeoutError)
 
     def resident_bytes(self) -> int | None:
         """How much of the host's memory the process occupies, shared memory included; None:
@@ -56,7 +72,10 @@ class ProcessFigures:
         The kernel makes /proc/PID/statm from counters. For smaps_rollup it would walk all page
         tables of the VMM, and hold the lock of its address space meanwhile.
         """
-        match = _STATM.match(_again(self._statm))
+        try:
+            match = _STATM.match(self._statm.read(_MOST_BYTES))
+        except OSError:
+            return None
         # 0: the process is ending, and has no memory any more.
         return (int(match[1]) * _PAGE_BYTES or None) if match else None
 
@@ -64,6 +83,11 @@ class ProcessFigures:
         """Closes its files; the next reading opens them again."""
         self._io.close()
         self._statm.close()
+
+    def _read_io(self) -> bytes:
+        if self._apart is None:
+            self._apart = apart(self._pid)
+        return self._io.read(_MOST_BYTES, self._apart)
 
 
 def huge_page_bytes_of(pid: int) -> int | None:
@@ -74,13 +98,21 @@ def huge_page_bytes_of(pid: int) -> int | None:
 
 
 def start_time_of(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None: unknown.
+    """When a process started, in clock ticks since boot; None: it is gone, or may not be read.
 
     Process id and start time together name one process for good. The process id alone may later be
     another process's.
+
+    Raises:
+        OSError: it cannot be found out now; as an unknown process, this one would be taken for
+            another.
     """
-    # The second field, the program's name in parentheses, may have blanks and parentheses in it.
-    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    try:
+        # The second field, the program's name in parentheses, may have blanks and parentheses.
+        stat = read_once(f"/proc/{pid}/stat", _MOST_BYTES, apart(pid))
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    fields = stat.rpartition(b")")[2].split()
     return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
 
 
@@ -96,16 +128,25 @@ def files_of(pid: int) -> Iterator[tuple[str, str]]:
                 yield entry.path, os.readlink(entry.path)
 
 
+def apart(pid: int) -> Content:
+    """Reads files of a process whose reading may wait for that process (``reading_child.py``)."""
+    user = user_of(pid)
+
+    def content(fd: int, most_bytes: int) -> bytes:
+        return APART.read(fd, most_bytes, pid, user)
+
+    return content
+
+
+def user_of(pid: int) -> int:
+    """The user of a process; -1: it is gone. Its directory in /proc may be root's."""
+    match = _UID.search(_read(pid, "status"))
+    return int(match[1]) if match else -1
+
+
 def _read(pid: int, name: str) -> bytes:
     """A file of a process; empty where there is none, or it is not to be read."""
     try:
         return read_once(f"/proc/{pid}/{name}", _MOST_BYTES)
-    except OSError:
-        return b""
-
-
-def _again(file: FigureFile) -> bytes:
-    try:
-        return file.read(_MOST_BYTES)
     except OSError:
         return b""

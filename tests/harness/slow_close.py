@@ -68,7 +68,8 @@ def lock_many(fd: int, count: int) -> None:
 
 
 class MuteFile:
-    """A file of FUSE whose every close waits for an answer, which comes only after ``answer``.
+    """A file of FUSE whose every close and every reading wait for an answer, which comes only
+    after ``answer``.
 
     Raises:
         PermissionError: only root may mount one.
@@ -113,13 +114,14 @@ class MuteFile:
 
 # include/uapi/linux/fuse.h
 _IN, _OUT = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
-_LOOKUP, _GETATTR, _OPEN, _FLUSH, _INIT = 1, 3, 14, 25, 26
-_MUTE = {_FLUSH, 2, 36, 42}  # FORGET, INTERRUPT and BATCH_FORGET take no answer.
+_LOOKUP, _GETATTR, _OPEN, _READ, _FLUSH, _INIT = 1, 3, 14, 15, 25, 26
+_MUTE = {_READ, _FLUSH, 2, 36, 42}  # FORGET, INTERRUPT and BATCH_FORGET take no answer.
 _ENOSYS = -38
+_SIZE = 4096
 
 
 def _attributes(node: int, mode: int) -> bytes:
-    return struct.pack("<QQQQQQIIIIIIIIII", node, *[0] * 8, mode, 1, 0, 0, 0, 4096, 0)
+    return struct.pack("<QQQQQQIIIIIIIIII", node, _SIZE, *[0] * 7, mode, 1, 0, 0, 0, 4096, 0)
 
 
 def _answers(operation: int, node: int) -> bytes | None:
@@ -175,7 +177,6 @@ class WatchedFile:
     The watcher hangs in epoll_wait(2), which writes to a page that is never provided.
 
     Args:
-        kind: ``eventfd`` or ``pipe``.
         kind: ``eventfd`` or ``pipe``.
 
     Raises:

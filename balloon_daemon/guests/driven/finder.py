@@ -84,7 +84,10 @@ async def opened(
     try:
         found = await _answer_of(control.open(noticed))
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)
-        host = HostSide(found.pid, found.memory_file)
+        try:
+            host = HostSide(found.pid, found.memory_file)
+        except OSError as err:
+            raise ControlError(Fault.HANGS, f"{err.filename}: {err.strerror}") from err
         check_process(host, shared)
         claim = Claim(host.pid, found.vm_uuid, config)
         if (other := shared.claims.other(claim)) is not None:

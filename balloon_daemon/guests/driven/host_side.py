@@ -1,7 +1,8 @@
 """What the host's kernel says of a VMM's process: the memory and the disk reads of its VM.
 
 Runs in the controller. All figures are None, and all answers "no", for a process that is gone or
-may not be examined. Nothing here waits: the kernel answers by itself.
+may not be examined, and for one that keeps its readers waiting: that is for a moment only
+(``reading_child.py``), all else the kernel answers by itself.
 """
 
 from balloon_daemon.events.driven import Fault
@@ -28,6 +29,9 @@ class HostSide:
             process outside our PID namespace, and 1 where systemd made the listening socket for
             the VMM.
         memory_file: the path of the file that the VM's memory is (``/proc/PID/fd/N``); "": none.
+
+    Raises:
+        OSError: the process is there, and cannot be looked at now.
     """
 
     def __init__(self, pid: int | None, memory_file: str = "") -> None:
@@ -46,6 +50,11 @@ class HostSide:
     def started(self) -> int:
         """When the process started, in clock ticks since boot; 0: unknown."""
         return self._started
+
+    @property
+    def tells_disk_reads(self) -> bool:
+        """Whether ``disk_read_bytes`` can be known, be it not now."""
+        return self._figures.tells_reads
 
     @property
     def has_memory_file(self) -> bool:
@@ -72,7 +81,7 @@ class HostSide:
 
         Reads the link of each of the process's descriptors: call this only now and then.
         """
-        if self._pid and start_time_of(self._pid) != self._started:
+        if self._pid and not self._is_there():
             # The number may be another process's by now.
             self._pid = 0
             self._figures = ProcessFigures(0)
@@ -84,3 +93,9 @@ class HostSide:
         if huge_bytes > (self._figures.resident_bytes() or 0):
             return Fault.HUGETLB
         return None
+
+    def _is_there(self) -> bool:
+        try:
+            return start_time_of(self._pid) == self._started
+        except OSError:
+            return True  # It is, and cannot be looked at now.

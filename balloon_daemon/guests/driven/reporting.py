@@ -87,7 +87,7 @@ class Reporter:
         self._host = host
         self._shared = shared
         self._can = found.can | {Ability.KEPT_BY_VMM}
-        if host.disk_read_bytes() is not None:
+        if host.tells_disk_reads:
             self._can |= {Ability.DISK_READS}
         self.state = GuestState.RUNNING
         self._said = _Said()

@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.linux.figures import read_once
 from balloon_daemon.linux.libc import inode_of
-from balloon_daemon.linux.process_figures import files_of
+from balloon_daemon.linux.process_figures import apart, files_of
+from balloon_daemon.linux.reading_child import MOST_BYTES
 
 _MAX_PID_BYTES = 32
-_MAX_COMMAND_BYTES = 1 << 20
 _MEMORY_FILES = ("/memfd:memory-backend-memfd",)
 """How QEMU names the memfd of a memory backend."""
 
@@ -24,13 +26,18 @@ def find_pid(uri: str, name: str, uuid: str) -> int | None:
         uri: the connection's.
         name: the domain's name.
         uuid: its id.
+
+    Raises:
+        ControlError: it cannot be looked at in time.
     """
     directory = _run_directory(uri)
     if directory is None or "/" in name:
         return None
     try:
         pid = int(read_once(f"{directory}/{name}.pid", _MAX_PID_BYTES))
-        words = read_once(f"/proc/{pid}/cmdline", _MAX_COMMAND_BYTES).split(b"\0")
+        words = read_once(f"/proc/{pid}/cmdline", MOST_BYTES, apart(pid)).split(b"\0")
+    except TimeoutError as err:
+        raise ControlError(Fault.HANGS, err.strerror or "") from err
     except (OSError, ValueError):
         return None
     return pid if uuid.encode() in words else None

@@ -1,0 +1,254 @@
+"""A child process that reads files in /proc whose reading may wait for the process they are about.
+
+The kernel reads some files in /proc/PID under a lock of that process, or from its memory: io, on
+later kernels stat, and cmdline. Whoever controls the process can keep their readers waiting; only
+SIGKILL ends the wait. So a child reads them, the controller waits for the child for a moment, and
+kills a child that is late.
+"""
+
+import contextlib
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from balloon_daemon.linux import jail
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.libc import clone_sharing_fds
+
+NAME = "balloond-reads"
+"""The process's name in ``ps`` and ``top``."""
+
+WITHIN_S = 0.05
+"""How long a reading may take; it takes some 0.1 ms where the processors are not busy."""
+
+AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
+"""How long no file of a process is read after a late reading: twice as long after each further
+one."""
+
+LATE_S, REGAINED = 0.25, 1 / 500
+"""Seconds that the controller waits in vain for one user's processes, after which it reads none of
+that user's; and the part of the time that has passed since by which that limit is regained."""
+
+IDLE_S = 3.0
+"""A child that has read nothing for so long is ended: it keeps old copies of its parent's
+pages."""
+
+MOST_BYTES = 1 << 16
+"""The longest reading, in bytes."""
+
+_MOST_NOTED = 1024
+_ORDER, _ERROR = struct.Struct("2i"), struct.Struct("i")
+"""An order: descriptor and most bytes. An answer: an errno, then what was read."""
+
+
+class _Child:
+    """The child, which shares this process's table of descriptors.
+
+    Raises:
+        OSError: the kernel allows no process or no descriptor.
+    """
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pidfd = OwnedFd(-1)
+        parent = os.getpid()
+        # No signal handler may run in the child, as in ``closing_child``.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._pid = clone_sharing_fds()
+            if self._pid == 0:
+                _serve(self._theirs.fileno(), parent)
+        except OSError:
+            self._ours.close()
+            self._theirs.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        try:
+            self._pidfd = OwnedFd(os.pidfd_open(self._pid))
+        except OSError:
+            self.end()
+            self.is_gone()
+            raise
+
+    def read(self, fd: int, most_bytes: int) -> bytes | None:
+        """The beginning of a file; None: the child has ended, and the file was not read.
+
+        Raises:
+            OSError: the reading failed.
+            TimeoutError: the reading is late; the child still waits.
+        """
+        poller = select.poll()
+        poller.register(self._ours, select.POLLIN)
+        poller.register(self._pidfd.fileno(), select.POLLIN)
+        self._ours.send(_ORDER.pack(fd, most_bytes))
+        ready = [number for number, _ in poller.poll(WITHIN_S * 1000)]
+        if not ready:
+            raise _late("it is read too slowly")
+        if self._ours.fileno() not in ready:
+            return None
+        answer = self._ours.recv(_ERROR.size + most_bytes)
+        (number,) = _ERROR.unpack_from(answer)
+        if number:
+            raise OSError(number, os.strerror(number))
+        return answer[_ERROR.size :]
+
+    def end(self) -> None:
+        """Kills the child; ``is_gone`` reaps it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        for end in (self._ours, self._theirs, self._pidfd):
+            end.close()
+
+    def is_gone(self) -> bool:
+        """Reaps the child; False: it has not ended yet."""
+        try:
+            return os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
+        except ChildProcessError:
+            return True
+
+
+class ReadsApart:
+    """Reads files of VMMs' processes in a child, and waits for it for a moment only.
+
+    Attributes:
+        later: calls a function after so many seconds, to end an idle child; None: an idle child
+            stays until ``close``.
+    """
+
+    def __init__(self) -> None:
+        self.later: Callable[[float, Callable[[], None]], object] | None = None
+        self._child: _Child | None = None
+        self._ended: list[_Child] = []
+        self._is_due = False
+        self._read_at_s = 0.0
+        self._pauses: dict[int, tuple[float, float]] = {}
+        """By process, of which a reading was late: until when none of its files is read, and for
+        how long that is."""
+        self._waited: dict[int, tuple[float, float]] = {}
+        """By user: for how many seconds its processes were waited for in vain, and up to when that
+        is reckoned."""
+
+    def read(self, fd: int, most_bytes: int, pid: int, user: int) -> bytes:
+        """The beginning of a file.
+
+        Args:
+            fd: the file.
+            most_bytes: how much is read at most, up to ``MOST_BYTES``.
+            pid: the process that the file is about.
+            user: that process's user.
+
+        Raises:
+            TimeoutError: the reading took too long, or such readings did lately.
+            OSError: the kernel's reason, or the kernel allows no child.
+        """
+        now_s = time.monotonic()
+        until_s, for_s = self._pauses.get(pid, (0.0, AGAIN_S / 2))
+        if now_s < until_s:
+            raise _late("it was read too slowly lately")
+        waited_s = self._waited_s(user, now_s)
+        if waited_s >= LATE_S:
+            raise _late("files of its user's processes are read too slowly")
+        self._read_at_s = now_s
+        try:
+            content = self._read(fd, min(most_bytes, MOST_BYTES))
+        except TimeoutError:
+            self._end()
+            for_s = min(2 * for_s, AGAIN_MOST_S)
+            _note(self._pauses, pid, (now_s + for_s, for_s))
+            _note(self._waited, user, (waited_s + WITHIN_S, now_s))
+            raise
+        self._pauses.pop(pid, None)
+        return content
+
+    def close(self) -> bool:
+        """Ends the child, for good or until the next reading; waits for nothing.
+
+        Returns:
+            Whether all children are reaped; else call it again.
+        """
+        self.later = None
+        self._end()
+        self._reap()
+        return not self._ended
+
+    def _read(self, fd: int, most_bytes: int) -> bytes:
+        for _ in range(2):
+            if self._child is None:
+                self._child = _Child()
+                self._look_later()
+            content = self._child.read(fd, most_bytes)
+            if content is not None:
+                return content
+            self._end()  # Somebody has killed it.
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def _waited_s(self, user: int, now_s: float) -> float:
+        waited_s, at_s = self._waited.get(user, (0.0, now_s))
+        waited_s -= (now_s - at_s) * REGAINED
+        if waited_s <= 0:
+            self._waited.pop(user, None)
+        return max(0.0, waited_s)
+
+    def _look_later(self) -> None:
+        if self.later is not None and not self._is_due:
+            self._is_due = True
+            self.later(IDLE_S, self._look)
+
+    def _look(self) -> None:
+        self._is_due = False
+        if time.monotonic() - self._read_at_s >= IDLE_S:
+            self._end()
+        self._reap()
+        if self._child is not None or self._ended:
+            self._look_later()
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.end()
+            self._ended.append(self._child)
+            self._child = None
+            self._look_later()
+
+    def _reap(self) -> None:
+        self._ended = [child for child in self._ended if not child.is_gone()]
+
+
+APART = ReadsApart()
+"""This process's."""
+
+
+def _late(why: str) -> TimeoutError:
+    return TimeoutError(errno.ETIMEDOUT, why)
+
+
+def _note(notes: dict[int, tuple[float, float]], number: int, note: tuple[float, float]) -> None:
+    notes[number] = note
+    if len(notes) > _MOST_NOTED:
+        notes.pop(next(iter(notes)))
+
+
+def _serve(orders: int, parent: int) -> NoReturn:
+    """The only code of this program that may run in the child: it shares the parent's table, so
+    any descriptor that it opened or closed would be opened or closed in the parent."""
+    try:
+        gc.disable()
+        # Have the kernel kill this child when its parent dies. This child has the parent's table
+        # of descriptors: if it outlived the parent, all descriptors in that table would stay open.
+        jail.die_with(parent, NAME)
+        while order := os.read(orders, _ORDER.size):
+            fd, most_bytes = _ORDER.unpack(order)
+            try:
+                answer = _ERROR.pack(0) + os.pread(fd, most_bytes, 0)
+            except OSError as err:
+                answer = _ERROR.pack(err.errno or errno.EIO)
+            os.write(orders, answer)
+    finally:
+        os._exit(0)

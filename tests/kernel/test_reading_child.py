@@ -1,0 +1,158 @@
+"""Files whose reading may wait for ever."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from balloon_daemon.linux import process_figures, reading_child
+from balloon_daemon.linux.figures import FigureFile
+from balloon_daemon.linux.process_figures import ProcessFigures, start_time_of, user_of
+from balloon_daemon.linux.reading_child import ReadsApart
+from tests.harness.faults import fault
+from tests.harness.slow_close import MuteFile
+from tests.harness.waiting import wait_until
+
+VMM, OTHER_VMM, USER, OTHER_USER = 1, 2, 1001, 1002
+
+
+@pytest.fixture
+def apart() -> Iterator[ReadsApart]:
+    apart = ReadsApart()
+    yield apart
+    wait_until(apart.close, what="its children end")
+
+
+@pytest.fixture
+def mute(tmp_path: Path) -> Iterator[int]:
+    """A file whose reading waits for ever."""
+    try:
+        file = MuteFile(tmp_path / "mount")
+    except OSError as err:
+        pytest.skip(f"needs root, to mount a file system of FUSE: {err}")
+    yield file.fd
+    file.close()
+
+
+@pytest.fixture
+def quick() -> Iterator[int]:
+    fd = os.open("/proc/self/io", os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if child.name() == reading_child.NAME]
+
+
+@fault("VMM's process keeps whoever reads its files in /proc waiting")
+def test_late_reading_is_waited_for_a_moment_and_costs_no_other_process_a_figure(
+    apart: ReadsApart, mute: int, quick: int
+) -> None:
+    assert b"rchar: " in apart.read(quick, 4096, OTHER_VMM, USER)
+    with pytest.raises(TimeoutError):
+        apart.read(mute, 4096, VMM, USER)
+    assert b"rchar: " in apart.read(quick, 4096, OTHER_VMM, USER)
+    with pytest.raises(TimeoutError):
+        apart.read(quick, 4096, VMM, USER)
+
+
+@fault("VMM's process keeps whoever reads its files in /proc waiting")
+def test_user_of_many_late_processes_has_no_figures_and_others_have(
+    apart: ReadsApart, mute: int, quick: int
+) -> None:
+    late = 0
+    # One more, as a part of the limit is regained meanwhile.
+    while late * reading_child.WITHIN_S <= reading_child.LATE_S:
+        late += 1
+        with pytest.raises(TimeoutError):
+            apart.read(mute, 4096, late, USER)
+    with pytest.raises(TimeoutError):
+        apart.read(quick, 4096, late + 1, USER)
+    assert b"rchar: " in apart.read(quick, 4096, late + 1, OTHER_USER)
+
+
+def test_late_process_is_read_again_after_a_pause_that_doubles(
+    apart: ReadsApart, mute: int, quick: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for pause_s in (reading_child.AGAIN_S, 2 * reading_child.AGAIN_S):
+        with pytest.raises(TimeoutError):
+            apart.read(mute, 4096, VMM, USER)
+        now_s += pause_s - 0.01
+        with pytest.raises(TimeoutError):
+            apart.read(quick, 4096, VMM, USER)
+        now_s += 0.02
+    assert b"rchar: " in apart.read(quick, 4096, VMM, USER)
+
+
+def test_idle_child_ends_and_is_reaped(apart: ReadsApart, quick: int) -> None:
+    calls: list[Callable[[], None]] = []
+    apart.later = lambda _seconds, call: calls.append(call)
+    before = set(os.listdir("/proc/self/fd"))
+    apart.read(quick, 4096, VMM, USER)
+    (child,) = children()
+
+    calls.pop()()  # It has just been read: the child stays.
+    assert child.is_running()
+    with later(reading_child.IDLE_S):
+        calls.pop()()
+    wait_until(lambda: not child.is_running() or child.status() == "zombie", what="it ends")
+    while calls:
+        calls.pop()()
+    assert not psutil.pid_exists(child.pid)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@contextmanager
+def later(seconds: float) -> Iterator[None]:
+    real = time.monotonic
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: real() + seconds)
+        yield
+
+
+def test_killed_child_is_replaced(apart: ReadsApart, quick: int) -> None:
+    apart.read(quick, 4096, VMM, USER)
+    (child,) = children()
+    child.kill()
+    assert b"rchar: " in apart.read(quick, 4096, VMM, USER)
+
+
+def test_file_that_cannot_be_read_has_the_kernels_reason(apart: ReadsApart) -> None:
+    directory = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
+    with pytest.raises(IsADirectoryError):
+        apart.read(directory, 1, VMM, USER)
+    os.close(directory)
+
+
+@fault("VMM's process keeps whoever reads its files in /proc waiting")
+def test_process_whose_files_are_read_too_slowly_is_not_taken_for_one_that_has_ended(
+    apart: ReadsApart, mute: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = os.getppid()
+    figures = ProcessFigures(pid)
+    with pytest.raises(TimeoutError):
+        apart.read(mute, 4096, pid, USER)
+    monkeypatch.setattr(process_figures, "APART", apart)
+    assert (figures.read_bytes(), figures.tells_reads) == (None, True)
+    with pytest.raises(TimeoutError):
+        start_time_of(pid)
+
+
+def test_figures_are_those_that_this_process_would_read(apart: ReadsApart) -> None:
+    file = FigureFile("/proc/cmdline")
+    try:
+        assert file.read(4096, lambda fd, most: apart.read(fd, most, VMM, USER)) == file.read()
+    finally:
+        file.close()
+
+
+def test_process_has_the_user_who_runs_it() -> None:
+    assert user_of(os.getpid()) == os.getuid()
+    assert user_of(-1) == -1
