@@ -13,6 +13,7 @@ from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.linux.memory import create_memfd
 from balloon_daemon.units import MIB
 from tests.harness.host_setting import NR_HUGEPAGES, changed
+from tests.harness.processes import counts_its_reads
 
 VMM = "import sys; memory = bytearray(64 << 20); print(flush=True); sys.stdin.read()"
 """A process with 64 MiB of memory that it has written."""
@@ -60,20 +61,10 @@ def test_blocks_of_the_memory_file_are_what_a_vm_holds() -> None:
     assert host.held_bytes() is None
 
 
-def counter(name: str) -> int:
-    """A figure of this process's /proc/PID/io."""
-    (line,) = (
-        line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith(name)
-    )
-    return int(line.split()[1])
-
-
 def test_what_a_process_has_read_is_counted(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"1" * MIB)
-    # The greater of two counters is told. rchar counts this file, which is in the page cache; with
-    # a cold cache read_bytes, which counts the interpreter's own files, may be ahead of it.
-    while counter("rchar") < counter("read_bytes"):
+    while not counts_its_reads(os.getpid()):
         disk.read_bytes()
     host = HostSide(os.getpid())
     before = host.disk_read_bytes()

@@ -12,6 +12,7 @@ from balloon_daemon.linux import process_figures
 from balloon_daemon.linux.process_figures import ProcessFigures
 from balloon_daemon.units import MIB
 from tests.harness.faults import fault
+from tests.harness.processes import counts_its_reads
 
 
 @pytest.fixture
@@ -46,6 +47,8 @@ def tell(process: "subprocess.Popen[bytes]", what: str, size: int) -> None:
 
 def test_what_a_process_reads_is_counted(other: "subprocess.Popen[bytes]") -> None:
     tell(other, "read", 1)
+    while not counts_its_reads(other.pid):
+        tell(other, "read", MIB)
     figures = ProcessFigures(other.pid)
     before = figures.read_bytes()
     tell(other, "read", 8 * MIB)
@@ -59,6 +62,8 @@ def test_shared_memory_that_a_process_touches_is_resident(
     other: "subprocess.Popen[bytes]",
 ) -> None:
     tell(other, "read", 1)
+    while not counts_its_reads(other.pid):
+        tell(other, "read", MIB)
     figures = ProcessFigures(other.pid)
     before = figures.resident_bytes()
     tell(other, "touch", 32 * MIB)
