@@ -1,17 +1,17 @@
 """Reads another process's figures: how much it has read, and how much memory it occupies.
 
 The bytes that a VMM has read are those that its guest reads from its disks. A process that is gone
-or not readable has no figures, which is no error: VMs end at any time, and reading /proc/PID/io of
-another user's process needs CAP_SYS_PTRACE.
+or not readable has no figures, which is no error: VMs end at any time, and the files of another
+user's process may be closed to us (``file_access.py``).
 """
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
 from itertools import islice
 
 from balloon_daemon.linux.figures import FigureFile, read_once
+from balloon_daemon.linux.file_access import as_user_of
 
 MOST_FILES = 4096
 """Descriptors of a process that are looked at, which takes some 10 µs each: a VMM may have half a
@@ -34,6 +34,7 @@ class ProcessFigures:
     """
 
     def __init__(self, pid: int) -> None:
+        self._pid = pid
         self._io = FigureFile(f"/proc/{pid}/io")
         self._statm = FigureFile(f"/proc/{pid}/statm")
 
@@ -46,7 +47,10 @@ class ProcessFigures:
         VMM has read for its guest either way. It may be too much: ``rchar`` also counts packets
         that a VMM reads from a network tap itself (without vhost-net).
         """
-        found = {name: int(digits) for name, digits in _FIELD.findall(_again(self._io))}
+        # The kernel asks at each reading whether we may, not only as the file is opened.
+        with as_user_of(self._pid):
+            content = _again(self._io)
+        found = {name: int(digits) for name, digits in _FIELD.findall(content)}
         return max(found.values(), default=None)
 
     def resident_bytes(self) -> int | None:
@@ -84,16 +88,18 @@ def start_time_of(pid: int) -> int | None:
     return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
 
 
-def files_of(pid: int) -> Iterator[tuple[str, str]]:
+def files_of(pid: int) -> list[tuple[str, str]]:
     """What a process has open: paths in /proc/PID/fd, and the links that are there.
 
     The lowest ``MOST_FILES`` numbers only; none where they may not be read.
     """
-    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+    found = []
+    with contextlib.suppress(OSError), as_user_of(pid), os.scandir(f"/proc/{pid}/fd") as entries:
         # The kernel lists them some 1,000 at a time, as they are asked for.
         for entry in islice(entries, MOST_FILES):
             with contextlib.suppress(OSError):  # Closed meanwhile.
-                yield entry.path, os.readlink(entry.path)
+                found.append((entry.path, os.readlink(entry.path)))
+    return found
 
 
 def _read(pid: int, name: str) -> bytes:
