@@ -69,6 +69,12 @@ def die_with(parent_pid: int, name: str) -> None:
     For processes that are not jailed; ``enter`` does the same for a device.
     """
     _set_name(name)
+    end_with(parent_pid)
+
+
+def end_with(parent_pid: int) -> None:
+    """Has the kernel kill this process when its parent dies. Linux forgets that whenever the
+    process changes its user, also the one for files (prctl(2))."""
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent_pid:
         # The parent died before prctl(2) asked for a signal at its death, so that signal will

@@ -1,17 +1,17 @@
 """Reads another process's figures: how much it has read, and how much memory it occupies.
 
 The bytes that a VMM has read are those that its guest reads from its disks. A process that is gone
-or not readable has no figures, which is no error: VMs end at any time, and reading /proc/PID/io of
-another user's process needs CAP_SYS_PTRACE.
+or not readable has no figures, which is no error: VMs end at any time, and the files of another
+user's process may be closed to us (``file_access.py``).
 """
 
 import contextlib
 import os
 import re
-from collections.abc import Iterator
 from itertools import islice
 
 from balloon_daemon.linux.figures import Content, FigureFile, read_once
+from balloon_daemon.linux.file_access import as_user_of, identity_of
 from balloon_daemon.linux.reading_child import APART
 
 MOST_FILES = 4096
@@ -87,7 +87,8 @@ class ProcessFigures:
     def _read_io(self) -> bytes:
         if self._apart is None:
             self._apart = apart(self._pid)
-        return self._io.read(_MOST_BYTES, self._apart)
+        with as_user_of(self._pid):
+            return self._io.read(_MOST_BYTES, self._apart)
 
 
 def huge_page_bytes_of(pid: int) -> int | None:
@@ -116,16 +117,18 @@ def start_time_of(pid: int) -> int | None:
     return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else None
 
 
-def files_of(pid: int) -> Iterator[tuple[str, str]]:
+def files_of(pid: int) -> list[tuple[str, str]]:
     """What a process has open: paths in /proc/PID/fd, and the links that are there.
 
     The lowest ``MOST_FILES`` numbers only; none where they may not be read.
     """
-    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+    found = []
+    with contextlib.suppress(OSError), as_user_of(pid), os.scandir(f"/proc/{pid}/fd") as entries:
         # The kernel lists them some 1,000 at a time, as they are asked for.
         for entry in islice(entries, MOST_FILES):
             with contextlib.suppress(OSError):  # Closed meanwhile.
-                yield entry.path, os.readlink(entry.path)
+                found.append((entry.path, os.readlink(entry.path)))
+    return found
 
 
 def apart(pid: int) -> Content:
@@ -133,7 +136,8 @@ def apart(pid: int) -> Content:
     user = user_of(pid)
 
     def content(fd: int, most_bytes: int) -> bytes:
-        return APART.read(fd, most_bytes, pid, user)
+        # The kernel asks at each reading whether its reader may, not only as the file is opened.
+        return APART.read(fd, most_bytes, pid, user, identity_of(pid))
 
     return content
 

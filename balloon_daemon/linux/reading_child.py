@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.file_access import Identity, as_oneself, as_user
 from balloon_daemon.linux.libc import clone_sharing_fds
 
 NAME = "balloond-reads"
@@ -44,8 +45,10 @@ MOST_BYTES = 1 << 16
 """The longest reading, in bytes."""
 
 _MOST_NOTED = 1024
-_ORDER, _ERROR = struct.Struct("2i"), struct.Struct("i")
-"""An order: descriptor and most bytes. An answer: an errno, then what was read."""
+_ORDER, _ERROR = struct.Struct("2i2q"), struct.Struct("i")
+"""An order: descriptor, most bytes, and for which user and group to read, -1 for root's own. An
+answer: an errno, then what was read."""
+_OWN = -1, -1
 
 
 class _Child:
@@ -78,7 +81,7 @@ class _Child:
             self.is_gone()
             raise
 
-    def read(self, fd: int, most_bytes: int) -> bytes | None:
+    def read(self, fd: int, most_bytes: int, identity: Identity | None) -> bytes | None:
         """The beginning of a file; None: the child has ended, and the file was not read.
 
         Raises:
@@ -88,7 +91,7 @@ class _Child:
         poller = select.poll()
         poller.register(self._ours, select.POLLIN)
         poller.register(self._pidfd.fileno(), select.POLLIN)
-        self._ours.send(_ORDER.pack(fd, most_bytes))
+        self._ours.send(_ORDER.pack(fd, most_bytes, *(identity or _OWN)))
         ready = [number for number, _ in poller.poll(WITHIN_S * 1000)]
         if not ready:
             raise _late("it is read too slowly")
@@ -136,7 +139,9 @@ class ReadsApart:
         """By user: for how many seconds its processes were waited for in vain, and up to when that
         is reckoned."""
 
-    def read(self, fd: int, most_bytes: int, pid: int, user: int) -> bytes:
+    def read(
+        self, fd: int, most_bytes: int, pid: int, user: int, identity: Identity | None = None
+    ) -> bytes:
         """The beginning of a file.
 
         Args:
@@ -144,6 +149,7 @@ class ReadsApart:
             most_bytes: how much is read at most, up to ``MOST_BYTES``.
             pid: the process that the file is about.
             user: that process's user.
+            identity: for whom the file is read; None: for this process's own user.
 
         Raises:
             TimeoutError: the reading took too long, or such readings did lately.
@@ -158,7 +164,7 @@ class ReadsApart:
             raise _late("files of its user's processes are read too slowly")
         self._read_at_s = now_s
         try:
-            content = self._read(fd, min(most_bytes, MOST_BYTES))
+            content = self._read(fd, min(most_bytes, MOST_BYTES), identity)
         except TimeoutError:
             self._end()
             for_s = min(2 * for_s, AGAIN_MOST_S)
@@ -179,12 +185,12 @@ class ReadsApart:
         self._reap()
         return not self._ended
 
-    def _read(self, fd: int, most_bytes: int) -> bytes:
+    def _read(self, fd: int, most_bytes: int, identity: Identity | None) -> bytes:
         for _ in range(2):
             if self._child is None:
                 self._child = _Child()
                 self._look_later()
-            content = self._child.read(fd, most_bytes)
+            content = self._child.read(fd, most_bytes, identity)
             if content is not None:
                 return content
             self._end()  # Somebody has killed it.
@@ -242,13 +248,18 @@ def _serve(orders: int, parent: int) -> NoReturn:
         gc.disable()
         # Have the kernel kill this child when its parent dies. This child has the parent's table
         # of descriptors: if it outlived the parent, all descriptors in that table would stay open.
+        as_oneself()  # The parent may have forked while it opened files for another user.
         jail.die_with(parent, NAME)
         while order := os.read(orders, _ORDER.size):
-            fd, most_bytes = _ORDER.unpack(order)
+            fd, most_bytes, uid, gid = _ORDER.unpack(order)
+            identity = None if (uid, gid) == _OWN else (uid, gid)
             try:
-                answer = _ERROR.pack(0) + os.pread(fd, most_bytes, 0)
+                with as_user(identity):
+                    jail.end_with(parent)
+                    answer = _ERROR.pack(0) + os.pread(fd, most_bytes, 0)
             except OSError as err:
                 answer = _ERROR.pack(err.errno or errno.EIO)
+            jail.end_with(parent)
             os.write(orders, answer)
     finally:
         os._exit(0)

@@ -43,6 +43,7 @@ from balloon_daemon.guests.driven.control import (
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.credentials import living_peer_of
+from balloon_daemon.linux.file_access import as_user_of
 from balloon_daemon.linux.libc import size_of
 from balloon_daemon.linux.process_figures import files_of
 from balloon_daemon.units import MOST_MEMORY_BYTES
@@ -236,8 +237,8 @@ def _has_driver(answer: object) -> bool:
 
 def _memory_of(pid: int) -> tuple[str, int]:
     """The file that a crosvm keeps its VM's memory in, and its size; "" and 0 where not seen."""
-    for path, link in files_of(pid):
+    found = [path for path, link in files_of(pid) if link.startswith(_MEMORY_FILE)]
+    with as_user_of(pid):
         # Not os.stat(): it may have a file of FUSE of that name, whose server may never answer.
-        if link.startswith(_MEMORY_FILE) and (size_bytes := size_of(path)):
-            return path, size_bytes
-    return "", 0
+        sizes = [(path, size_of(path) or 0) for path in found]
+    return next(((path, size_bytes) for path, size_bytes in sizes if size_bytes), ("", 0))

@@ -6,6 +6,7 @@ may not be examined, and for one that keeps its readers waiting: that is for a m
 """
 
 from balloon_daemon.events.driven import Fault
+from balloon_daemon.linux.file_access import as_user_of
 from balloon_daemon.linux.libc import blocks_of
 from balloon_daemon.linux.process_figures import (
     ProcessFigures,
@@ -68,7 +69,8 @@ class HostSide:
             return self._figures.resident_bytes()
         # Do not open the file, not even with O_PATH. Closing it would take long if the VMM has put
         # many locks on it, or if the VMM ends meanwhile: the last close frees all of the memory.
-        blocks = blocks_of(self._memory_file)
+        with as_user_of(self._pid):
+            blocks = blocks_of(self._memory_file)
         return None if blocks is None else blocks * 512
 
     def disk_read_bytes(self) -> int | None:

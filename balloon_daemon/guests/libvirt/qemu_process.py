@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.linux.figures import read_once
+from balloon_daemon.linux.file_access import as_user_of
 from balloon_daemon.linux.libc import inode_of
 from balloon_daemon.linux.process_figures import apart, files_of
 from balloon_daemon.linux.reading_child import MOST_BYTES
@@ -68,5 +69,6 @@ def find_memory_file(pid: int) -> str:
     """
     paths = (path for path, link in files_of(pid) if link.startswith(_MEMORY_FILES))
     # Not os.stat(): QEMU may have a file of FUSE of that name, whose server may never answer.
-    found = {inode: path for path in paths if (inode := inode_of(path)) is not None}
+    with as_user_of(pid):
+        found = {inode: path for path in paths if (inode := inode_of(path)) is not None}
     return next(iter(found.values())) if len(found) == 1 else ""

@@ -1,0 +1,95 @@
+"""Reads another user's files as that user, for a root without all of root's rights.
+
+Runs in the controller. The shipped unit leaves balloond root without CAP_DAC_READ_SEARCH and
+CAP_SYS_PTRACE. The files in /proc/PID that say what a process has open and has read (fd, io) may
+then be read by that process's user alone: for others the kernel asks for the first right at
+open(2) and for the second in ptrace_may_access(), at each reading. Neither right is to be had for
+less than the host: with CAP_SYS_PTRACE, root may write to /proc/1/mem.
+
+So balloond becomes that user for the moment of the reading, which takes CAP_SETUID and CAP_SETGID
+alone: setfsuid(2) changes for whom the kernel opens files in this thread, and nothing else. A
+process that has capabilities, that is not dumpable or that is in a user namespace of its own stays
+closed all the same (kernel/ptrace.c, security/commoncap.c).
+"""
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator
+
+from balloon_daemon.linux.figures import read_once
+from balloon_daemon.linux.libc import LIBC
+
+_CAP_DAC_READ_SEARCH, _CAP_SYS_PTRACE = 2, 19  # linux/capability.h
+_ALL = 1 << _CAP_DAC_READ_SEARCH | 1 << _CAP_SYS_PTRACE
+_EFFECTIVE = re.compile(rb"^CapEff:\s+([0-9a-f]{16})$", re.MULTILINE)
+
+
+Identity = tuple[int, int]
+"""A user and a group."""
+
+
+def as_user_of(pid: int) -> contextlib.AbstractContextManager[None]:
+    """Opens files for a process's user during the block, where that is needed and possible.
+
+    Args:
+        pid: the process; without one of this number the block is run as it is.
+    """
+    return as_user(identity_of(pid))
+
+
+@contextlib.contextmanager
+def as_user(identity: Identity | None) -> Iterator[None]:
+    """Opens files for a user during the block; None: for this process's own.
+
+    Keep the block short: all that this thread opens, is opened for that user. Linux makes a
+    process that has done this not dumpable (prctl(2)), and clears its parent-death signal at the
+    beginning of the block and at its end.
+    """
+    if identity is None:
+        yield
+        return
+    uid, gid = identity
+    try:
+        # The capabilities for files go and come back with the user, CAP_SETGID stays.
+        LIBC.setfsgid(gid)
+        LIBC.setfsuid(uid)
+        yield
+    finally:
+        as_oneself()
+
+
+def as_oneself() -> None:
+    """Opens files for this process's own user from now on."""
+    LIBC.setfsuid(os.geteuid())
+    LIBC.setfsgid(os.getegid())
+
+
+def identity_of(pid: int) -> Identity | None:
+    """For whom a process's files in /proc are to be opened; None: for this process's own user."""
+    return _user_of(pid) if _has_to() else None
+
+
+@functools.cache
+def _has_to() -> bool:
+    """Whether this process is root that may not read every process's files."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        found = _EFFECTIVE.search(read_once("/proc/self/status"))
+    except OSError:
+        return False
+    return found is not None and int(found[1], 16) & _ALL != _ALL
+
+
+def _user_of(pid: int) -> Identity | None:
+    """Whose a process's files in /proc are; None: ours, or there are none."""
+    try:
+        # The directory of a process is its user's; what is in it is root's where the process is
+        # not dumpable.
+        found = os.stat(f"/proc/{pid}/fd")
+    except OSError:
+        return None
+    user = found.st_uid, found.st_gid
+    return None if user == (os.geteuid(), os.getegid()) else user

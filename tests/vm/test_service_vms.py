@@ -1,0 +1,165 @@
+"""The shipped unit under a real systemd, with its drop-in for VMs that have a balloon already.
+
+Each VMM is a unit of its own on the service's machine, set up as docs/attach.md says: a process of
+another user, whose socket is in that user's own directory and open to its group.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.units import MIB
+from tests.fakes.service_vmm import VFIO, VM_MEM
+from tests.harness.faults import fault
+from tests.harness.waiting import wait_until
+from tests.vm.running import SESSION_LOGS
+from tests.vm.service_host import ROOT, ServiceHost
+from tests.vm.service_root import ready_root
+
+pytestmark = pytest.mark.vm
+
+MAXIMUM = VM_MEM // 2
+VMS = {
+    "web": ("qmp", "qmp"),
+    "liar": ("qmp", "gives-nothing"),
+    "gpu": ("qmp", "assigned"),
+    "fn": ("firecracker", "firecracker"),
+}
+"""By name: the key in the configuration file, and what ``service_vmm`` is told."""
+
+USERS = """\
+g kvm -
+u vms-web - "A VM's user"
+m vms-web kvm
+"""
+
+UNIT = """\
+[Service]
+User=vms-web
+Group=kvm
+UMask=0007
+RuntimeDirectory=vms/{name}
+RuntimeDirectoryMode=0750
+WorkingDirectory=/srv
+ExecStart=/usr/bin/python3 -m tests.fakes.service_vmm {kind} /run/vms/{name}/sock
+"""
+
+PROGRAM = (
+    *("__init__.py", "harness/__init__.py", "harness/scripted_monitor.py"),
+    *("fakes/firecracker.py", "fakes/http_vmm.py", "fakes/service_vmm.py"),
+)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[ServiceHost]:
+    """The machine, booted, with balloond and its VMs."""
+    host = ServiceHost(ready_root(), SESSION_LOGS / "service-vms")
+    print(f"the service's machine keeps its logs in {host.log_dir}")
+    try:
+        set_up(host)
+        yield host
+    finally:
+        host.stop()
+
+
+def set_up(host: ServiceHost) -> None:
+    """Starts balloond, and the VMs behind it."""
+    host.begin()
+    host.configure("--speed", "20", "--user", "balloond")
+    host.path("etc/sysusers.d/vms.conf").write_text(USERS)
+    host.run("systemd-sysusers")
+    host.path("etc/tmpfiles.d/vms.conf").write_text("d /run/vms\n")
+    host.run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/vms.conf")
+    for name in PROGRAM:
+        path = host.path(f"srv/tests/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / "tests" / name, path)
+    vfio = host.path(VFIO.removeprefix("/"))
+    vfio.parent.mkdir()
+    vfio.touch()
+    units = host.path("etc/systemd/system")
+    (units / "balloond.service.d").mkdir()
+    shutil.copyfile(ROOT / "systemd/balloond-vms.conf", units / "balloond.service.d/vms.conf")
+    tables = []
+    for name, (key, kind) in VMS.items():
+        (units / f"{name}.service").write_text(UNIT.format(name=name, kind=kind))
+        tables.append(f'[vm.{name}]\n{key} = "/run/vms/{name}/sock"\n')
+    host.path("etc/balloond").mkdir()
+    host.path("etc/balloond/balloond.toml").write_text("".join(tables))
+    host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", "balloond")
+    host.run("systemctl", "start", *VMS)
+
+
+def said(host: ServiceHost, name: str, what: str) -> list[str]:
+    """The lines that balloond as it runs now has said of a VM, with these words in them."""
+    lines = host.said_by(host.main_pid())
+    return [line for line in lines if line.startswith(f"{name}: ") and what in line]
+
+
+def wait_said(host: ServiceHost, name: str, what: str) -> None:
+    wait_until(
+        lambda: said(host, name, what) != [],
+        what=f"balloond says of {name}: {what}",
+        seen=lambda: host.said_by(host.main_pid())[-20:],
+    )
+
+
+def vmm(host: ServiceHost, name: str) -> Path:
+    """A VMM's process, as seen from here."""
+    pid = host.run("systemctl", "show", "--value", "--property", "MainPID", name)
+    return host.path(f"proc/{pid}")
+
+
+def memory_bytes(host: ServiceHost, name: str) -> int:
+    """What a VM's memory file occupies."""
+    for link in (vmm(host, name) / "fd").iterdir():
+        if os.readlink(link).startswith("/memfd:memory-backend-memfd"):
+            return os.stat(link).st_blocks * 512
+    raise AssertionError(f"{name} has no memory file")
+
+
+def wait_memory(host: ServiceHost, name: str, size_bytes: int) -> None:
+    wait_until(
+        lambda: memory_bytes(host, name) == size_bytes,
+        what=f"{name}'s memory occupies {size_bytes // MIB} MiB",
+        seen=lambda: (memory_bytes(host, name), host.said_by(host.main_pid())[-20:]),
+    )
+
+
+@fault("driven VMs under the shipped unit")
+def test_vms_of_another_user_are_driven_and_seen_restarted_and_given_back(
+    host: ServiceHost,
+) -> None:
+    for name in ("web", "liar", "fn"):
+        wait_said(host, name, f"driven by way of /run/vms/{name}/sock")
+    # Only a link in /proc/PID/fd tells of the device.
+    wait_said(host, "gpu", "(VFIO)")
+
+    host.low_mem.set_low()
+    wait_memory(host, "web", MAXIMUM)
+    wait_said(host, "fn", "level 16/16")
+    # Its disk reads are those in /proc/PID/io.
+    host.run("systemctl", "kill", "--signal=USR1", "fn")
+    wait_said(host, "fn", "in need (reads-disk)")
+    # Its process is small, as its memory is in its file alone: the blocks of this are known.
+    wait_said(host, "liar", "gave 320 MiB, of which the host has not got 320 MiB")
+    assert said(host, "web", "gave ") == []
+
+    before = host.main_pid()
+    host.run("systemctl", "restart", "balloond")
+    wait_said(host, "web", "driven by way of")
+    assert host.main_pid() != before
+    assert memory_bytes(host, "web") == MAXIMUM
+    host.low_mem.set_plenty()
+    wait_until(lambda: memory_bytes(host, "web") > MAXIMUM, what="web has some of it back")
+    host.low_mem.set_low()
+    wait_memory(host, "web", MAXIMUM)
+
+    host.run("systemctl", "stop", "balloond")
+    assert (host.unit("ActiveState"), host.unit("Result")) == ("inactive", "success")
+    wait_memory(host, "web", VM_MEM)
+    assert [line for line in host.errors() if not line.startswith("gpu: ")] == []
