@@ -1,4 +1,4 @@
-"""Log lines: text for people and the journal, or one JSON object a line for machines.
+"""Log lines: text for people, with fields for systemd-journald, or one JSON object a line.
 
 Each line words one event. A log that cannot be written (a full disk, a closed pipe, a pipe that is
 not read) neither stops balloond nor blocks it: lines that are not written are counted.
@@ -7,13 +7,17 @@ not read) neither stops balloond nor blocks it: lines that are not written are c
 import json
 import os
 import select
+from collections.abc import Iterator
 from time import gmtime, localtime, monotonic, strftime, time
 
 from balloon_daemon.events import Connected, Disconnected, Event, LinesLost
+from balloon_daemon.linux.journald import send_line
 from balloon_daemon.linux.systemd import logs_to_journal
 from balloon_daemon.records.budget import UserBudgets
 from balloon_daemon.records.line import Level, Line
 from balloon_daemon.records.words import is_debug, worded
+
+_OWN_FIELDS = {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "EVENT"}
 
 
 class Log:
@@ -23,7 +27,9 @@ class Log:
     processes share; so poll(2) is asked before each write whether the file takes more.
 
     Args:
-        fd: the descriptor to write to, standard error for example; it stays the caller's.
+        fd: the descriptor to write to, standard error for example; it stays the caller's. Where
+            it is the systemd journal's stream and ``style`` is ``text``, lines go to journald with
+            their fields, and to ``fd`` only where journald does not take them.
         style: ``text`` or ``json``.
         verbose: True: write lines for debugging too.
     """
@@ -31,7 +37,7 @@ class Log:
     def __init__(self, fd: int, style: str, *, verbose: bool) -> None:
         self._fd = fd
         self._json = style == "json"
-        self._journal = logs_to_journal(fd)
+        self._is_stream = logs_to_journal(fd)
         self._verbose = verbose
         self._budgets = UserBudgets()
         self._poll = select.poll()
@@ -65,6 +71,9 @@ class Log:
         self._emit(line, at_s)
 
     def _emit(self, line: Line, at_s: float) -> None:
+        has_fields = self._is_stream and not self._json and not self._lost
+        if has_fields and send_line(_fields(line)):
+            return
         lines = f"{self._format(line, at_s)}\n"
         if self._lost and (loss := worded(LinesLost(self._lost))) is not None:
             lines = f"{self._format(loss, time())}\n{lines}"
@@ -92,15 +101,32 @@ class Log:
     def _format(self, line: Line, at_s: float) -> str:
         if self._json:
             return _as_json(line, at_s)
-        # Keep a message on one line, even where it quotes a text of several lines.
-        message = line.message.replace("\n", " | ")
-        vm = line.fields.get("vm")
-        text = f"{vm}: {message}" if vm else message
-        if self._journal:
+        text = _text(line)
+        if self._is_stream:
             return f"<{line.level.value}>{text}"  # sd-daemon(3)
         when = f"{strftime('%H:%M:%S', localtime(at_s))}.{_milliseconds(at_s):03}"
         mark = f"{line.level.name.lower()}: " if line.level <= Level.WARNING else ""
         return f"{when} balloond: {mark}{text}"
+
+
+def _text(line: Line) -> str:
+    # Keep a message on one line, even where it quotes a text of several lines.
+    message = line.message.replace("\n", " | ")
+    vm = line.fields.get("vm")
+    return f"{vm}: {message}" if vm else message
+
+
+def _fields(line: Line) -> Iterator[tuple[str, str]]:
+    """A line's fields for journald; one with several values comes several times."""
+    yield "MESSAGE", _text(line)
+    yield "PRIORITY", str(line.level.value)
+    yield "SYSLOG_IDENTIFIER", "balloond"
+    yield "EVENT", line.word
+    for name, value in line.fields.items():
+        if name.upper() not in _OWN_FIELDS:
+            several = value if isinstance(value, list | tuple) else (value,)
+            for one in several:
+                yield name.upper(), str(one)
 
 
 def _milliseconds(at_s: float) -> int:

@@ -3,8 +3,11 @@
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,7 @@ from balloon_daemon.events import (
     TemplateStarted,
     VmFailed,
 )
+from balloon_daemon.linux.journald import send_line
 from balloon_daemon.records.budget import FIRST_LINES
 from balloon_daemon.records.log import Log
 from balloon_daemon.units import VmId
@@ -137,6 +141,65 @@ def test_json_line_has_the_events_own_fields_between_its_word_and_the_lines(
         ("level", "info"),
         ("message", "device 12 serves statsq"),
     ]
+
+
+@pytest.fixture
+def journald(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The socket of a systemd-journald, for logs to the journal's stream."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.setblocking(False)
+        send = partial(send_line, path=str(tmp_path / "socket"))
+        monkeypatch.setattr("balloon_daemon.records.log.send_line", send)
+        yield listener
+
+
+def stream_log(pipe: SmallPipe, monkeypatch: pytest.MonkeyPatch, style: str = "text") -> Log:
+    """A log whose standard error systemd has connected to the journal."""
+    status = os.fstat(pipe.writer)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    return Log(pipe.writer, style, verbose=False)
+
+
+def test_journald_gets_lines_with_their_fields(
+    pipe: SmallPipe, journald: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = stream_log(pipe, monkeypatch)
+    log(DeviceStarted(VM, 12, ("statsq", "reporting")), AT_S)
+    log(VmFailed(VM, "one\ntwo"), AT_S)
+
+    assert journald.recv(4096).decode().splitlines() == [
+        "MESSAGE=vm7: device 12 serves statsq, reporting",
+        "PRIORITY=6",
+        "SYSLOG_IDENTIFIER=balloond",
+        "EVENT=device-started",
+        "VM=vm7",
+        "PID=12",
+        "QUEUES=statsq",
+        "QUEUES=reporting",
+    ]
+    # A value of several lines comes with its length, which journald needs there.
+    assert journald.recv(4096).endswith(b"\x07\0\0\0\0\0\0\0one\ntwo\n")
+    assert read_one(pipe) == ""
+
+
+def test_lines_that_journald_does_not_take_go_to_its_stream(
+    pipe: SmallPipe, journald: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = stream_log(pipe, monkeypatch)
+    journald.close()
+    say(log, "first")
+    assert pipe.read() == ["<6>first"]
+
+
+def test_lines_of_json_go_to_the_stream_alone(
+    pipe: SmallPipe, journald: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = stream_log(pipe, monkeypatch, "json")
+    say(log, "first")
+    assert json.loads(pipe.read()[0])["event"] == "template-started"
+    with pytest.raises(BlockingIOError):
+        journald.recv(4096)
 
 
 @pytest.mark.parametrize(("verbose", "lines"), [(False, 1), (True, 4)])

@@ -39,11 +39,16 @@ sys.exit(main())
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the unit's journal."""
+    """A line of the unit's journal.
+
+    Attributes:
+        fields: all that the journal has of it, by name.
+    """
 
     priority: int
     pid: int
     text: str
+    fields: dict[str, str]
 
 
 class ServiceHost:
@@ -155,7 +160,8 @@ class ServiceHost:
         output = self.run("journalctl", "--unit", "balloond", "--output", "json", "--no-pager")
         entries = [json.loads(line) for line in output.splitlines()]
         return [
-            Line(int(entry["PRIORITY"]), int(entry["_PID"]), entry["MESSAGE"]) for entry in entries
+            Line(int(entry["PRIORITY"]), int(entry["_PID"]), entry["MESSAGE"], entry)
+            for entry in entries
         ][self._lines_before :]
 
     def errors(self) -> list[str]:

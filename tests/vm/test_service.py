@@ -179,10 +179,30 @@ def test_service_finds_nothing_of_the_host_that_it_does_not_need(host: ServiceHo
     # Root's word is enough for systemd and D-Bus, whose sockets lie beside ours.
     assert {path.name for path in (root / "run").iterdir()} == {"balloond", "systemd"}
     # "incoming" is systemd's own way into a service's mounts, and empty.
-    assert {path.name for path in (root / "run/systemd").iterdir()} <= {"notify", "incoming"}
+    assert {path.name for path in (root / "run/systemd").iterdir()} <= {
+        "notify",
+        "incoming",
+        "journal",
+    }
+    assert [path.name for path in (root / "run/systemd/journal").iterdir()] == ["socket"]
     assert list((root / "var/lib").iterdir()) == []
     assert host.path("run/systemd/private").exists()
     assert list(host.path("var/lib").iterdir()) != []
+
+
+def test_lines_in_the_journal_have_their_events_fields(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes == MAXIMUM)
+
+    decided = [line.fields for line in host.journal() if line.fields.get("EVENT") == "decided"]
+    assert {(fields["VM"], fields["SYSLOG_IDENTIFIER"]) for fields in decided} == {
+        (decided[0]["VM"], "balloond")
+    }
+    assert int(decided[-1]["TARGET_BYTES"]) == MAXIMUM
+    assert decided[0]["MESSAGE"].startswith(f"{decided[0]['VM']}: ")
 
 
 def test_service_has_its_bounds_and_so_has_each_device(
