@@ -9,9 +9,7 @@ Source: QEMU, docs/interop/qmp-spec.rst.
 
 import asyncio
 import json
-import os
 import socket
-import stat
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +18,7 @@ from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
+from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of
 
@@ -268,25 +267,10 @@ def _connected(path: str) -> socket.socket:
     Raises:
         ControlError: nobody listens there, or the connection is refused.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        sock.connect(path)
-    except BlockingIOError as err:
-        # The listener's backlog (QEMU's: 1) is full of connections that it has not accepted.
-        sock.close()
-        raise ControlError(Fault.HELD) from err
-    except OSError as err:
-        sock.close()
-        raise ControlError(_why_not(path, err), err.strerror or str(err)) from err
-    return sock
-
-
-def _why_not(path: str, err: OSError) -> Fault:
-    if isinstance(err, PermissionError):
-        return Fault.NO_PERMISSION
-    try:
-        # connect(2) fails with ECONNREFUSED also where the file is no socket.
-        is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:
-        return Fault.NOT_THERE
-    return Fault.NOT_THERE if is_socket else Fault.NOT_A_SOCKET
+        return connect(path, socket.SOCK_STREAM)
+    except ControlError as err:
+        if err.fault is Fault.HANGS:
+            # The listener's backlog (QEMU's: 1) is full of connections that it has not accepted.
+            raise ControlError(Fault.HELD) from err
+        raise
