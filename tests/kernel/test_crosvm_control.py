@@ -191,6 +191,6 @@ def test_packet_that_nobody_asked_for_ends_the_connection(path: Path) -> None:
         await opened(control)
         for client in vmm._clients:
             client.send(json.dumps("Ok").encode())
-        await control.gone()
+        assert (await control.gone()).fault is Fault.NONSENSE
 
     with_crosvm(FakeCrosvm(path), talk)

@@ -655,7 +655,9 @@ def test_monitor_that_misbehaves_fails_the_call_and_is_disconnected(
         await here.control.open(here.notices.append)
         here.monitor.misdeed = misdeed
         failed = await here.fault_of(here.control.sample())
-        await here.control.gone()
+        why = await here.control.gone()
+        assert why is not None
+        assert why.fault is fault
         afterwards = await here.fault_of(here.control.set_balloon(0))
         another = QmpControl(str(here.monitor.path))
         await another.open(here.notices.append)

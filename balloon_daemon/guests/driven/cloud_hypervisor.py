@@ -75,8 +75,8 @@ class CloudHypervisorControl:
     async def watch(self, every_s: float | None) -> None:
         """Does nothing: the API has no period to set."""
 
-    async def gone(self) -> None:
-        await self._http.gone()
+    async def gone(self) -> ControlError:
+        return await self._http.gone()
 
     def close(self) -> None:
         self._http.close()

@@ -158,9 +158,10 @@ class Monitor(asyncio.BufferedProtocol):
         self._transport.write(lines)
         return await self._answered(batch, Fault.HANGS)
 
-    async def ended(self) -> None:
-        """Waits until the connection is closed, by whichever side."""
+    async def ended(self) -> ControlError | None:
+        """Waits until the connection is closed, by whichever side; returns why."""
         await self._ended.wait()
+        return self._failure
 
     def close(self) -> None:
         """Disconnects at once. Commands without an answer raise ``GONE``."""
