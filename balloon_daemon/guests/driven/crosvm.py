@@ -197,13 +197,14 @@ class CrosvmControl:
                 sent, "balloon_actual", self._memory_bytes or MOST_MEMORY_BYTES
             )
             stats = named_stats(member(sent, "stats"), now_s)
-            if stats is not None:
+            if stats is not None and (stats.total_bytes or 0) <= MOST_MEMORY_BYTES:
                 self._guest_bytes = max(self._guest_bytes, stats.total_bytes or 0)
             if self._refused_bytes is not None:
                 await self.set_balloon(self._refused_bytes)
         vm_mem_bytes = self._memory_bytes or self._guest_bytes
-        if not 0 < vm_mem_bytes <= MOST_MEMORY_BYTES:
-            raise ControlError(Fault.NO_PERMISSION, f"/proc/{self._stats.pid}/fd")
+        if not vm_mem_bytes:
+            seen = f"no {_MEMORY_FILE} in /proc/{self._stats.pid}/fd"
+            raise ControlError(Fault.NO_SIZE, seen)
         return Sample(vm_mem_bytes, balloon_bytes, state, stats, now_s)
 
     async def watch(self, every_s: float | None) -> None:

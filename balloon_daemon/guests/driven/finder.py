@@ -65,7 +65,7 @@ class Pause:
 
     def start_anew(self) -> bool:
         """Returns to the shortest pause if the VM was not there; False: the VM was there."""
-        absent = self._fault in (Fault.NOT_THERE, Fault.GONE)
+        absent = self._fault in (Fault.NOT_THERE, Fault.NO_VM, Fault.GONE)
         if absent:
             self._pause_s = AGAIN_S
         return absent

@@ -36,6 +36,9 @@ _BUFFER = memoryview(bytearray(_READ_BYTES))
 reads from another connection."""
 
 
+_NOT_GREETED = "it does not greet; nor does a socket that is not QMP's"
+
+
 def _refuse(word: str) -> object:
     raise ValueError(f"{word} is no JSON")
 
@@ -122,7 +125,7 @@ class Monitor(asyncio.BufferedProtocol):
         # One that has ended, or is outside our PID namespace, is 0.
         monitor.pid = pid or None
         try:
-            await monitor._answered(monitor._greeting, Fault.HELD)
+            await monitor._answered(monitor._greeting, ControlError(Fault.HELD, _NOT_GREETED))
             (answer,) = await monitor.ask(Command("qmp_capabilities"))
             if isinstance(answer, Refusal):
                 raise ControlError(Fault.NONSENSE, f"qmp_capabilities: {answer.desc}")
@@ -156,7 +159,7 @@ class Monitor(asyncio.BufferedProtocol):
             line = f'{{"execute":"{command.name}"{arguments},"id":{self._last_id}}}\n'
             lines += line.encode()
         self._transport.write(lines)
-        return await self._answered(batch, Fault.HANGS)
+        return await self._answered(batch, ControlError(Fault.HANGS))
 
     async def ended(self) -> ControlError | None:
         """Waits until the connection is closed, by whichever side; returns why."""
@@ -167,11 +170,11 @@ class Monitor(asyncio.BufferedProtocol):
         """Disconnects at once. Commands without an answer raise ``GONE``."""
         self._fail(ControlError(Fault.GONE))
 
-    async def _answered(self, batch: _Batch, late: Fault) -> list[object]:
+    async def _answered(self, batch: _Batch, late: ControlError) -> list[object]:
+        """A batch's answers; ``late`` is the error where they do not come in time."""
         if not await is_done_within(batch.done, CALL_WITHIN_S):
-            failure = ControlError(late)
-            self._fail(failure)
-            raise failure
+            self._fail(late)
+            raise late
         return batch.done.result()
 
     # --- asyncio's callbacks ---------------------------------------------------------------------
