@@ -12,7 +12,17 @@ from balloon_daemon.config.model import Config
 from balloon_daemon.events import DomainsNotFound, Fault, VmNotDriven
 from balloon_daemon.guests.look import Looked, Seen, look_at_vms
 from balloon_daemon.guests.open_guest import Low
+from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.records.words.driven import said_of_driven
+from balloon_daemon.sizing.vm_settings import Profile
+from balloon_daemon.units import format_size
+
+_LACKS = {
+    Ability.STATS: "its guest's statistics are not to be had",
+    Ability.DEFLATE_ON_OOM: "has no deflate-on-oom",
+    Ability.DISK_READS: "its disk reads are not to be seen",
+}
+"""What is said of a careful VM that lacks an ability."""
 
 
 def check_vms(config: Config, low: Low) -> Iterator[str]:
@@ -26,13 +36,29 @@ def check_vms(config: Config, low: Low) -> Iterator[str]:
     for each in sorted(seen, key=_order):
         match each:
             case Looked(vm, vm_mem_bytes, most_bytes):
-                yield f"vm           {vm_said(vm)}: {limits_said(vm_mem_bytes, most_bytes)}"
+                limits = limits_said(vm_mem_bytes, most_bytes)
+                yield f"vm           {vm_said(vm)}: {limits}{_remarks(each)}"
             case VmNotDriven() | DomainsNotFound():
                 said = said_of_driven(each)
                 assert said is not None
                 yield f"not driven   {said[1]}{_owner(each)}"
     if not seen:
         yield f"vm           none is at {' or '.join(config.discover.places)} now"
+
+
+def _remarks(vm: Looked) -> str:
+    """What else the limits of a VM depend on, and what its VMM cannot do for the guest's
+    protection; "" where there is nothing to say."""
+    said = []
+    if vm.base_bytes:
+        said.append(f"a balloon of {format_size(vm.base_bytes)} is there already, and stays")
+    if vm.state is GuestState.NO_DRIVER:
+        said.append("no balloon driver listens in its guest now")
+    if vm.state is GuestState.PAUSED:
+        said.append("stands still now")
+    if vm.vm.settings.profile is not Profile.SEED:
+        said += [words for ability, words in _LACKS.items() if ability not in vm.can]
+    return f"; {', '.join(said)}" if said else ""
 
 
 def _owner(seen: VmNotDriven | DomainsNotFound) -> str:

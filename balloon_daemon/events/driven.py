@@ -16,6 +16,13 @@ class Fault(Enum):
     NOT_THERE = "not-there"
     """Nobody listens at the VM's address: the VM does not run, or the address is wrong."""
 
+    NO_VM = "no-vm"
+    """Whoever listens at the address answers, and has no such VM: it does not run yet, or any
+    more, or its name is wrong."""
+
+    NO_SIZE = "no-size"
+    """How much memory the VM has cannot be found out yet."""
+
     NO_PERMISSION = "no-permission"
     """The kernel does not let balloond connect."""
 

@@ -11,13 +11,13 @@ from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.errors import printable
 from balloon_daemon.events import DomainsNotFound, VmNotDriven
-from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.bases import BaseKey, Bases, bases_path
 from balloon_daemon.guests.driven.control import Control, ControlError
 from balloon_daemon.guests.driven.discovery import name_of, sockets
 from balloon_daemon.guests.driven.finder import opened
 from balloon_daemon.guests.driven.kinds import control_of
 from balloon_daemon.guests.driven.reporting import Shared
-from balloon_daemon.guests.seam import Ability
+from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import VmSettings
@@ -32,13 +32,19 @@ class Looked(NamedTuple):
 
     Attributes:
         vm: its configuration.
-        vm_mem_bytes: its size.
-        max_balloon_bytes: the most that its balloon may take.
+        vm_mem_bytes: its size, without the base.
+        max_balloon_bytes: the most that its balloon may take, beyond the base.
+        base_bytes: the balloon that was there before balloond, and stays.
+        state: its guest's state.
+        can: its abilities.
     """
 
     vm: VmConfig
     vm_mem_bytes: int
     max_balloon_bytes: int
+    base_bytes: int
+    state: GuestState
+    can: frozenset[Ability]
 
 
 Seen = Looked | VmNotDriven | DomainsNotFound
@@ -53,7 +59,7 @@ async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[See
         low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
             descriptors.
     """
-    look = _Look()
+    look = _Look(config.main_socket)
     uris = [vm.address for vm in config.others if vm.kind is Kind.LIBVIRT]
     async with asyncio.TaskGroup() as looks:
         for vm in _with_sockets(config):
@@ -64,11 +70,16 @@ async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[See
 
 
 class _Look:
-    """Looks at VMs, at ``AT_ONCE`` of them at a time."""
+    """Looks at VMs, at ``AT_ONCE`` of them at a time.
 
-    def __init__(self) -> None:
+    Args:
+        main_socket: the path beside which the files of the VMs' bases are.
+    """
+
+    def __init__(self, main_socket: Path) -> None:
         self.seen: list[Seen] = []
-        nowhere = Bases(Path(os.devnull), lambda event: None)
+        self._bases = {kind: _bases(bases_path(main_socket, kind)) for kind in Kind}
+        nowhere = _bases(Path(os.devnull))
         self._shared = Shared(lambda event: None, lambda vm, report: None, nowhere)
         self._places = asyncio.Semaphore(AT_ONCE)
 
@@ -76,15 +87,28 @@ class _Look:
         """Opens a VM's control, and closes it again."""
         async with self._places:
             try:
-                found, _, claim = await opened(control, lambda notice: None, vm, self._shared)
+                found, host, claim = await opened(control, lambda notice: None, vm, self._shared)
             except ControlError as err:
                 self.seen.append(VmNotDriven(vm.name, vm.address, err.fault, err.detail))
                 return
             control.close()
         self._shared.claims.claim(claim)
-        terms = Terms(vm.settings, Ability.STATS in found.can, Ability.DEFLATE_ON_OOM in found.can)
-        most_bytes = terms.max_bytes(found.vm_mem_bytes)
-        self.seen.append(Looked(vm, found.vm_mem_bytes, most_bytes))
+        base_bytes = self._bases[vm.kind].get(BaseKey(vm.name, host.pid, host.started))
+        if base_bytes is None:
+            no_driver = found.state is GuestState.NO_DRIVER
+            base_bytes = 0 if no_driver else found.balloon_bytes or 0
+        size_bytes = max(0, found.vm_mem_bytes - base_bytes)
+        can = found.can
+        if host.disk_read_bytes() is not None:
+            can |= {Ability.DISK_READS}
+        terms = Terms(vm.settings, Ability.STATS in can, Ability.DEFLATE_ON_OOM in can)
+        most_bytes = terms.max_bytes(size_bytes)
+        self.seen.append(Looked(vm, size_bytes, most_bytes, base_bytes, found.state, can))
+
+
+def _bases(path: Path) -> Bases:
+    """The bases that a file has, to be read only."""
+    return Bases(path, lambda event: None)
 
 
 def _with_sockets(config: Config) -> Sequence[VmConfig]:

@@ -41,6 +41,7 @@ def open_drivers(
     domains = [vm for vm in config.vms if vm.kind is Kind.LIBVIRT]
     if not kinds and not domains and not config.discover.libvirt:
         return drivers
+    from balloon_daemon.guests.driven.bases import bases_path
     from balloon_daemon.guests.driven.claims import Claims
 
     claims, main = Claims(), config.main_socket
@@ -49,14 +50,14 @@ def open_drivers(
         from balloon_daemon.guests.driven.kinds import control_of
 
         controls = {kind: control_of(kind) for kind in kinds}
-        bases = main.with_name(f"{main.name}.bases")
+        bases = bases_path(main, Kind.QMP)
         names = frozenset(vm.name for vm in config.vms)
         wanted = Wanted(with_socket, config.discover.qmp, controls, bases, names)
         drivers.append(DrivenVms(wanted, publish, is_own, claims))
     if domains or config.discover.libvirt:
         from balloon_daemon.guests.libvirt import driver as libvirt
 
-        bases = main.with_name(f"{main.name}.libvirt-bases")
+        bases = bases_path(main, Kind.LIBVIRT)
         of_libvirt = libvirt.Wanted(domains, config.discover.libvirt, bases)
         drivers.append(libvirt.LibvirtVms(of_libvirt, publish, is_own, low, claims))
     return drivers

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 
-from balloon_daemon.guests.driven.control import Found, Noticed, Sample
+from balloon_daemon.guests.driven.control import ControlError, Found, Noticed, Sample
 from balloon_daemon.guests.seam import Ability, GuestState, Stats
 from balloon_daemon.units import GIB
 
@@ -36,14 +36,16 @@ class ScriptedControl:
         self.closed = False
         self.noticed: Noticed = lambda notice: None
         self._gone = asyncio.Event()
+        self._why_gone: ControlError | None = None
 
     @property
     def targets(self) -> list[object]:
         """All targets that were set."""
         return [argument for name, argument in self.calls if name == "set_balloon"]
 
-    def end(self) -> None:
-        """Closes the connection as a VMM does that ends."""
+    def end(self, why: ControlError | None = None) -> None:
+        """Closes the connection as a VMM does that ends, or for another reason."""
+        self._why_gone = why
         self._gone.set()
 
     async def open(self, noticed: Noticed) -> Found:
@@ -68,8 +70,9 @@ class ScriptedControl:
         self.calls.append(("watch", every_s))
         await self._answer("watch")
 
-    async def gone(self) -> None:
+    async def gone(self) -> ControlError | None:
         await self._gone.wait()
+        return self._why_gone
 
     def close(self) -> None:
         self.closed = True

@@ -374,8 +374,11 @@ async def _send_for_ever(writer: asyncio.StreamWriter, content: bytes) -> None:
 
 
 @contextmanager
-def monitors_in_a_thread(monitors: Sequence[ScriptedMonitor]) -> Iterator[Call]:
-    """Serves monitors from a thread's event loop, beside a test that is no coroutine.
+def monitors_in_a_thread(
+    monitors: Sequence[contextlib.AbstractAsyncContextManager[object]],
+) -> Iterator[Call]:
+    """Serves monitors, or other VMMs' servers, from a thread's event loop, beside a test that is
+    no coroutine.
 
     Yields:
         Runs a function in that loop, which alone may touch the monitors, and waits for it.

@@ -7,10 +7,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from balloon_daemon.config.vms import Kind
+from balloon_daemon.guests.driven.bases import BaseKey, Bases, bases_path
+from balloon_daemon.linux.process_figures import start_time_of
+from balloon_daemon.units import GIB
+from tests.fakes.cloud_hypervisor import FakeCloudHypervisor
+from tests.fakes.crosvm import FakeCrosvm
+from tests.fakes.firecracker import BALLOON, FakeFirecracker
 from tests.harness.daemon import BALLOOND
 from tests.harness.faults import fault
 from tests.harness.other_user import NOBODY
@@ -21,6 +30,8 @@ from tests.harness.scripted_monitor import (
     monitors_in_a_thread,
 )
 from tests.harness.waiting import HANG_S
+
+Serve = Callable[[Path], AbstractAsyncContextManager[object]]
 
 FILE = """
 [host]
@@ -53,8 +64,8 @@ def lines(run: subprocess.CompletedProcess[str], *kinds: str) -> list[str]:
     return [line for line in run.stdout.splitlines() if line.split("  ")[0] in kinds]
 
 
-def booted() -> ScriptedVm:
-    vm = ScriptedVm()
+def booted(**vm_fields: Any) -> ScriptedVm:
+    vm = ScriptedVm(**vm_fields)
     vm.boot()
     return vm
 
@@ -87,7 +98,8 @@ def test_check_lists_every_vm_with_its_way_and_limits_and_why_not_the_others(
         f"not driven   file: {tmp_path}/file: this is no socket of a VMM; correct the address "
         "(Connection refused)",
         f"not driven   held: {tmp_path}/held.qmp: another program holds the VMM's only "
-        "connection; give balloond a monitor of its own, or drive the VM by way of that program",
+        "connection; give balloond a monitor of its own, or drive the VM by way of that program "
+        "(it does not greet; nor does a socket that is not QMP's)",
     ]
     assert lines(run, "socket") == [
         f"socket       own: by vhost_user at {tmp_path}/own.sock, careful, balloon of at most "
@@ -95,6 +107,89 @@ def test_check_lists_every_vm_with_its_way_and_limits_and_why_not_the_others(
     ]
     assert not any(vm.targets or vm.interval_s for vm in vms.values())
     assert not (tmp_path / "own.sock").exists()
+
+
+def checked_vm(tmp_path: Path, kind: Kind, more: str = "") -> str:
+    """What ``--check`` says of one VM behind its way, and its limits."""
+    file = tmp_path / "balloond.toml"
+    file.write_text(f'[vm.web]\n{kind.value} = "{tmp_path}/web"\n{more}\n')
+    socket = ("--socket", str(tmp_path / "balloond.sock"))
+    (line,) = lines(checked("--config", str(file), *socket), "vm")
+    return line.removeprefix(f"vm           web: by {kind.value} at {tmp_path}/web, ")
+
+
+HALF = "careful: balloon of at most 512 MiB, so it keeps 512 MiB"
+SILENT = "its guest's statistics are not to be had"
+UNHEARD = "no balloon driver listens in its guest now"
+
+
+@pytest.mark.parametrize(
+    ("kind", "serve", "said"),
+    [
+        (Kind.QMP, lambda path: ScriptedMonitor(path, booted()), HALF),
+        (Kind.QMP, lambda path: ScriptedMonitor(path, ScriptedVm()), f"{HALF}; {UNHEARD}"),
+        (
+            Kind.QMP,
+            lambda path: ScriptedMonitor(path, booted(running=False, deflate_on_oom=False)),
+            f"{HALF}; stands still now, has no deflate-on-oom",
+        ),
+        (
+            Kind.QMP,  # Its process is not known, nor are its disks QEMU's.
+            lambda path: ScriptedMonitor(path, booted(thread_id=1, disk_reads=[])),
+            f"{HALF}; its disk reads are not to be seen",
+        ),
+        (
+            Kind.FIRECRACKER,
+            lambda path: FakeFirecracker(path, state="Not started"),
+            f"{HALF}; {UNHEARD}",
+        ),
+        (
+            Kind.FIRECRACKER,
+            lambda path: FakeFirecracker(path, balloon=BALLOON | {"stats_polling_interval_s": 0}),
+            f"{HALF}; {SILENT}",
+        ),
+        (Kind.CLOUD_HYPERVISOR, FakeCloudHypervisor, f"{HALF}; {SILENT}"),
+        (Kind.CROSVM, FakeCrosvm, f"{HALF}; has no deflate-on-oom"),
+        (
+            Kind.CROSVM,
+            lambda path: FakeCrosvm(path, driver=False),
+            f"{HALF}; {UNHEARD}, has no deflate-on-oom",
+        ),
+    ],
+)
+def test_check_says_what_stands_in_the_way_and_what_a_vmm_cannot_do(
+    kind: Kind, serve: Serve, said: str, tmp_path: Path
+) -> None:
+    with monitors_in_a_thread([serve(tmp_path / "web")]):
+        assert checked_vm(tmp_path, kind) == said
+
+
+def test_check_of_a_vm_by_the_seed_speaks_of_no_protection(tmp_path: Path) -> None:
+    with monitors_in_a_thread([FakeCloudHypervisor(tmp_path / "web")]):
+        said = checked_vm(tmp_path, Kind.CLOUD_HYPERVISOR, 'profile = "seed"')
+    assert said == "seed: balloon of at most 512 MiB, so it keeps 512 MiB"
+
+
+def test_check_leaves_a_balloon_that_was_there_and_reckons_with_the_rest(tmp_path: Path) -> None:
+    vm = booted(ram_bytes=4 * GIB, actual=2 * GIB)
+    with monitors_in_a_thread([ScriptedMonitor(tmp_path / "web", vm)]):
+        assert checked_vm(tmp_path, Kind.QMP) == (
+            "careful: balloon of at most 1 GiB, so it keeps 1 GiB; "
+            "a balloon of 2 GiB is there already, and stays"
+        )
+
+
+def test_check_takes_no_balloon_of_an_earlier_balloonds_for_one_that_was_there(
+    tmp_path: Path,
+) -> None:
+    pid = os.getpid()
+    bases = Bases(bases_path(tmp_path / "balloond.sock", Kind.QMP), lambda event: None)
+    bases.note(BaseKey("web", pid, start_time_of(pid) or 0), 0)
+    bases.store()
+    vm = booted(ram_bytes=4 * GIB, actual=2 * GIB)
+    with monitors_in_a_thread([ScriptedMonitor(tmp_path / "web", vm)]):
+        said = checked_vm(tmp_path, Kind.QMP)
+    assert said == "careful: balloon of at most 3 GiB, so it keeps 1 GiB"
 
 
 def test_check_of_nothing_but_what_is_discovered_tries_no_device(tmp_path: Path) -> None:

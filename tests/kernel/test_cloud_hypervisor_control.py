@@ -133,7 +133,7 @@ def test_balloon_shows_a_driver_whose_statistics_are_not_to_be_had(path: Path) -
 @pytest.mark.parametrize(
     ("vmm", "fault"),
     [
-        ({"state": ""}, Fault.NOT_THERE),
+        ({"state": ""}, Fault.NO_VM),
         ({"config": {}}, Fault.NO_BALLOON),
         ({"config": {"balloon": None}}, Fault.NO_BALLOON),
         ({"config": BALLOON | {"devices": [{"path": "/sys/x"}]}}, Fault.PINNED),

@@ -120,6 +120,21 @@ def test_size_of_unseen_memory_is_the_guests_own_total(path: Path) -> None:
     with_crosvm(vmm, talk)
 
 
+@pytest.mark.parametrize("stats", [{}, {"total_memory": 1 << 63}, {"total_memory": -1}])
+@pytest.mark.parametrize("driver", [True, False])
+def test_unseen_memory_of_a_guest_that_says_no_size_waits_for_one(
+    path: Path, stats: dict[str, object], driver: bool
+) -> None:
+    async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
+        with pytest.raises(ControlError, match="no /memfd:crosvm_guest in /proc/") as caught:
+            await opened(control)
+        assert caught.value.fault is Fault.NO_SIZE
+        vmm.driver, vmm.stats = True, {"total_memory": GIB}
+        assert (await control.sample()).vm_mem_bytes == GIB
+
+    with_crosvm(FakeCrosvm(path, memory_name="elsewhere", driver=driver, stats=stats), talk)
+
+
 @fault("the VMM of a driven VM hangs, sends garbage")
 @pytest.mark.parametrize(
     ("raw", "fault"),
@@ -191,6 +206,6 @@ def test_packet_that_nobody_asked_for_ends_the_connection(path: Path) -> None:
         await opened(control)
         for client in vmm._clients:
             client.send(json.dumps("Ok").encode())
-        await control.gone()
+        assert (await control.gone()).fault is Fault.NONSENSE
 
     with_crosvm(FakeCrosvm(path), talk)

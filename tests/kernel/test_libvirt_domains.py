@@ -192,7 +192,7 @@ def test_domain_that_cannot_be_driven_is_told(tmp_path: Path) -> None:
             assert await fault_of(connection, "bare") is Fault.NO_BALLOON
             assert await fault_of(connection, "huge") is Fault.HUGETLB
             assert await fault_of(connection, "pinned") is Fault.PINNED
-            assert await fault_of(connection, "nobody") is Fault.NOT_THERE
+            assert await fault_of(connection, "nobody") is Fault.NO_VM
 
     asyncio.run(scene())
 

@@ -592,6 +592,14 @@ def test_path_of_a_file_is_no_socket(tmp_path: Path) -> None:
     assert fault_at(tmp_path) is Fault.NOT_A_SOCKET
 
 
+@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
+def test_socket_of_another_type_is_no_monitor(tmp_path: Path, kind: socket.SocketKind) -> None:
+    """crosvm's control socket is one of packets."""
+    with socket.socket(socket.AF_UNIX, kind) as packets:
+        packets.bind(str(tmp_path / "packets"))
+        assert fault_at(tmp_path / "packets") is Fault.NOT_A_SOCKET
+
+
 @fault("a QEMU monitor is held")
 def test_monitor_whose_backlog_is_full_is_held(tmp_path: Path) -> None:
     path = tmp_path / "qmp"
@@ -647,7 +655,9 @@ def test_monitor_that_misbehaves_fails_the_call_and_is_disconnected(
         await here.control.open(here.notices.append)
         here.monitor.misdeed = misdeed
         failed = await here.fault_of(here.control.sample())
-        await here.control.gone()
+        why = await here.control.gone()
+        assert why is not None
+        assert why.fault is fault
         afterwards = await here.fault_of(here.control.set_balloon(0))
         another = QmpControl(str(here.monitor.path))
         await another.open(here.notices.append)

@@ -234,9 +234,10 @@ def test_vm_that_another_kind_drives_is_not_driven_twice(play: Play) -> None:
     )
 
 
-def test_vm_that_comes_is_found_at_once_where_somebody_notices(play: Play) -> None:
+@pytest.mark.parametrize("absent", [Fault.NOT_THERE, Fault.NO_VM])
+def test_vm_that_comes_is_found_at_once_where_somebody_notices(play: Play, absent: Fault) -> None:
     async def scene(world: World) -> None:
-        world.next.fails["open"] = ControlError(Fault.NOT_THERE)
+        world.next.fails["open"] = ControlError(absent)
         world.controls[0].end()
         await asyncio.sleep(600)
         world.next.fails.clear()

@@ -319,6 +319,17 @@ def test_vmm_that_closes_ends_its_vm(play: Play) -> None:
     assert play(scene).reports[-1] == Gone("gone")
 
 
+@fault("the VMM of a driven VM hangs")
+def test_vmm_that_breaks_its_protocol_between_two_calls_ends_its_vm_for_that(play: Play) -> None:
+    why = ControlError(Fault.NONSENSE, "bytes without a call")
+
+    async def scene(world: World) -> None:
+        world.control.end(why)
+        assert await world.guest.ended is why
+
+    assert play(scene).reports[-1] == Gone("nonsense")
+
+
 @pytest.mark.parametrize("fault", [Fault.HANGS, Fault.NONSENSE, Fault.GONE, Fault.NO_BALLOON])
 @pytest.mark.parametrize("call", ["sample", "set_balloon", "watch"])
 def test_fault_of_a_call_ends_the_vm(play: Play, call: str, fault: Fault) -> None:

@@ -79,6 +79,15 @@ def test_answer_that_breaks_the_protocol_or_a_bound_is_refused(answer: bytes) ->
     assert len(caught.value.detail) < 300
 
 
+@fault("the VMM of a driven VM hangs, sends garbage")
+@pytest.mark.parametrize("greeting", [b"S", b"HTTPS", b'{"QMP": {}}', b"\r\n", b"HTTP/2"])
+def test_other_protocol_is_refused_before_it_says_more(greeting: bytes) -> None:
+    """A monitor of QEMU's greets, and waits; its client would, too."""
+    with pytest.raises(ControlError) as caught:
+        HttpAnswerParser().feed(greeting)
+    assert caught.value.fault is Fault.NONSENSE
+
+
 def test_answer_at_the_bounds_is_parsed() -> None:
     body = b"x" * MAX_BODY_BYTES
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)

@@ -156,9 +156,9 @@ ROOMS = {
     # No protocol: a VM is whatever stands behind the seam.
     "controller": {"events", "status", "sizing", "host", "config", "guests.seam", "linux"},
     "cli": {
-        "config", "controller", "guests.jailed", "guests.look", "guests.open_guest", "device",
-        "host", "seccomp", "linux", "sizing", "events", "records", "handover", "vhost_user",
-        "tube", "virtio",
+        "config", "controller", "guests.seam", "guests.jailed", "guests.look",
+        "guests.open_guest", "device", "host", "seccomp", "linux", "sizing", "events", "records",
+        "handover", "vhost_user", "tube", "virtio",
     },
     "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},

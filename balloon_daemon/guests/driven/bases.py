@@ -17,6 +17,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from balloon_daemon.config.vms import Kind
 from balloon_daemon.events import BasesNotStored, Publish
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
@@ -26,6 +27,13 @@ _MOST_BYTES = MIB
 
 _MOST_ENTRIES = 4096
 """The oldest entries beyond this number are dropped: most of them are of ended processes."""
+
+
+def bases_path(main_socket: Path, kind: Kind) -> Path:
+    """The file of the VMs of this kind, beside balloond's socket: libvirt's domains have one of
+    their own, as each file has one writer."""
+    of_libvirt = "libvirt-" if kind is Kind.LIBVIRT else ""
+    return main_socket.with_name(f"{main_socket.name}.{of_libvirt}bases")
 
 
 class BaseKey(NamedTuple):

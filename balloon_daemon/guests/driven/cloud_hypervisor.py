@@ -75,8 +75,8 @@ class CloudHypervisorControl:
     async def watch(self, every_s: float | None) -> None:
         """Does nothing: the API has no period to set."""
 
-    async def gone(self) -> None:
-        await self._http.gone()
+    async def gone(self) -> ControlError:
+        return await self._http.gone()
 
     def close(self) -> None:
         self._http.close()
@@ -84,7 +84,7 @@ class CloudHypervisorControl:
     async def _info(self) -> object:
         status, info = await self._http.ask("GET", f"{_API}vm.info")
         if status == _NOT_FOUND:  # The VMM runs, but its VM has not been created yet.
-            raise ControlError(Fault.NOT_THERE, refused(status, info).detail)
+            raise ControlError(Fault.NO_VM, refused(status, info).detail)
         if status != 200:
             raise refused(status, info)
         return info

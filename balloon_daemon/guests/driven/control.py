@@ -132,8 +132,13 @@ class Control(Protocol):
     async def watch(self, every_s: float | None) -> None:
         """Sets how often the guest sends statistics, in seconds; None: balloond needs none."""
 
-    async def gone(self) -> None:
-        """Waits until the VMM has closed the connection. Raises nothing."""
+    async def gone(self) -> ControlError | None:
+        """Waits until the connection has ended; raises nothing.
+
+        Returns:
+            Why it has ended, where that is another reason than ``GONE``: a VMM that breaks its
+            protocol between two calls is disconnected.
+        """
 
     def close(self) -> None:
         """Disconnects at once; never blocks. The VM keeps the balloon that it has."""

@@ -70,8 +70,8 @@ class PacketConnection:
         self._socket = connect(path, socket.SOCK_SEQPACKET)
         self.pid = living_peer_of(self._socket)
         self._answer: asyncio.Future[bytes] | None = None
-        self.lost = self._loop.create_future()
-        """Done once the connection has ended."""
+        self.lost: asyncio.Future[ControlError] = self._loop.create_future()
+        """Done once the connection has ended; its result is the reason."""
         self._loop.add_reader(self._socket, self._read)
 
     async def ask(self, request: Mapping[str, object], within_s: float) -> object:
@@ -88,9 +88,11 @@ class PacketConnection:
         if self._answer is None or self._answer.done():
             self._send(json.dumps(request).encode())
             self._answer = self._loop.create_future()
-        await asyncio.wait(
-            [self._answer, self.lost], timeout=within_s, return_when=asyncio.FIRST_COMPLETED
-        )
+        either: list[asyncio.Future[bytes] | asyncio.Future[ControlError]] = [
+            self._answer,
+            self.lost,
+        ]
+        await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         if self._answer.done():
             message, self._answer = self._answer.result(), None
             if len(message) > MAX_MESSAGE_BYTES:
@@ -99,19 +101,19 @@ class PacketConnection:
                 raise nonsense("message", "null")
             return answer
         if self.lost.done():
-            raise ControlError(Fault.GONE)
+            raise self.lost.result()
         return None
 
-    def close(self) -> None:
-        """Disconnects at once."""
+    def close(self, why: ControlError | None = None) -> None:
+        """Disconnects at once; ``why``: None where crosvm has ended, or nobody needs it more."""
         if not self.lost.done():
             self._loop.remove_reader(self._socket)
             self._socket.close()
-            self.lost.set_result(None)
+            self.lost.set_result(why or ControlError(Fault.GONE))
 
     def _send(self, message: bytes) -> None:
         if self.lost.done():
-            raise ControlError(Fault.GONE)
+            raise self.lost.result()
         try:
             self._socket.send(message, socket.MSG_NOSIGNAL)
         except BlockingIOError:
@@ -126,8 +128,10 @@ class PacketConnection:
             return
         except OSError:
             message = b""
-        if not message or self._answer is None or self._answer.done():
-            self.close()  # End of file, or an answer without a request.
+        if not message:
+            self.close()
+        elif self._answer is None or self._answer.done():
+            self.close(nonsense("message without a request", message[:64]))
         else:
             self._answer.set_result(message)
 
@@ -194,24 +198,26 @@ class CrosvmControl:
                 sent, "balloon_actual", self._memory_bytes or MOST_MEMORY_BYTES
             )
             stats = named_stats(member(sent, "stats"), now_s)
-            if stats is not None:
+            if stats is not None and (stats.total_bytes or 0) <= MOST_MEMORY_BYTES:
                 self._guest_bytes = max(self._guest_bytes, stats.total_bytes or 0)
             if self._refused_bytes is not None:
                 await self.set_balloon(self._refused_bytes)
         vm_mem_bytes = self._memory_bytes or self._guest_bytes
-        if not 0 < vm_mem_bytes <= MOST_MEMORY_BYTES:
-            raise ControlError(Fault.NO_PERMISSION, f"/proc/{self._stats.pid}/fd")
+        if not vm_mem_bytes:
+            seen = f"no {_MEMORY_FILE} in /proc/{self._stats.pid}/fd"
+            raise ControlError(Fault.NO_SIZE, seen)
         return Sample(vm_mem_bytes, balloon_bytes, state, stats, now_s)
 
     async def watch(self, every_s: float | None) -> None:
         """Does nothing: each sample asks the guest for statistics."""
 
-    async def gone(self) -> None:
+    async def gone(self) -> ControlError:
         assert self._orders is not None
         assert self._stats is not None
-        await asyncio.wait(
+        ended, _ = await asyncio.wait(
             [self._orders.lost, self._stats.lost], return_when=asyncio.FIRST_COMPLETED
         )
+        return ended.pop().result()
 
     def close(self) -> None:
         for connection in (self._orders, self._stats):

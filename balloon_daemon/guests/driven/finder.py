@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from random import random
 
-from balloon_daemon.config.vms import VmConfig
+from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.events import FinderFailed, VmDriven, VmLost, VmNotDriven
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.claims import Claim
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.reporting import Shared, check_process, check_sizes
+from balloon_daemon.guests.driven.unix_socket import socket_at
 from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
 from balloon_daemon.guests.seam import VmRegistry
@@ -64,7 +65,7 @@ class Pause:
 
     def start_anew(self) -> bool:
         """Returns to the shortest pause if the VM was not there; False: the VM was there."""
-        absent = self._fault in (Fault.NOT_THERE, Fault.GONE)
+        absent = self._fault in (Fault.NOT_THERE, Fault.NO_VM, Fault.GONE)
         if absent:
             self._pause_s = AGAIN_S
         return absent
@@ -81,17 +82,24 @@ async def opened(
     Raises:
         ControlError: the VM may not be driven; the control is closed then.
     """
+    socket = None if config.kind is Kind.LIBVIRT else socket_at(config.address)
+    claim = Claim(0, "", config, socket)
     try:
-        found = await _answer_of(control.open(noticed))
+        _check_claim(claim, shared)
+        try:
+            found = await _answer_of(control.open(noticed))
+        except ControlError:
+            # A monitor serves one client: here it may serve the VM's other name meanwhile.
+            _check_claim(claim, shared)
+            raise
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)
         try:
             host = HostSide(found.pid, found.memory_file)
         except OSError as err:
             raise ControlError(Fault.HANGS, f"{err.filename}: {err.strerror}") from err
         check_process(host, shared)
-        claim = Claim(host.pid, found.vm_uuid, config)
-        if (other := shared.claims.other(claim)) is not None:
-            raise ControlError(Fault.OWN_DEVICE, f"{other.name}: {other.address}")
+        claim = claim._replace(pid=host.pid, vm_uuid=found.vm_uuid)
+        _check_claim(claim, shared)
     except BaseException:
         control.close()
         raise
@@ -190,6 +198,12 @@ class Finder:
     def _failed(self, err: Exception) -> None:
         error = f"{type(err).__name__}: {err}"
         self._shared.publish(FinderFailed(self.config.name, error))
+
+
+def _check_claim(claim: Claim, shared: Shared) -> None:
+    """Raises ControlError: the VM is driven by another name already."""
+    if (other := shared.claims.other(claim)) is not None:
+        raise ControlError(Fault.OWN_DEVICE, f"{other.name}: {other.address}")
 
 
 async def _answer_of(call: Coroutine[object, object, Found]) -> Found:

@@ -102,8 +102,8 @@ class FirecrackerControl:
             self._wanted_s = min(self._wanted_s, max(1, math.floor(every_s)))
         await self._set_interval()
 
-    async def gone(self) -> None:
-        await self._http.gone()
+    async def gone(self) -> ControlError:
+        return await self._http.gone()
 
     def close(self) -> None:
         self._http.close()

@@ -31,7 +31,9 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: HttpAnswerParser | None = None
         self._answer: asyncio.Future[HttpAnswer | ControlError] | None = None
-        self._lost = asyncio.get_running_loop().create_future()
+        self._lost: asyncio.Future[ControlError] = asyncio.get_running_loop().create_future()
+        self._why: ControlError | None = None
+        """Why the connection has ended, or is about to end; None: it is open."""
         self.pid = 0
         """The server's process; 0 before ``open``."""
 
@@ -79,7 +81,7 @@ class HttpConnection(asyncio.Protocol):
             ControlError: there is no answer, or none that makes sense.
         """
         if self._transport is None or self._lost.done():
-            raise ControlError(Fault.GONE)
+            raise self._why or ControlError(Fault.GONE)
         self._parser = HttpAnswerParser()
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(_request(method, target, body))
@@ -99,9 +101,10 @@ class HttpConnection(asyncio.Protocol):
             return answer.status, answer.body.decode(errors="replace")
         return answer.status, parse(answer.body) if answer.body else None
 
-    async def gone(self) -> None:
-        """Waits until the server has closed the connection."""
+    async def gone(self) -> ControlError:
+        """Waits until the connection has ended; returns why."""
         await asyncio.wait([self._lost])
+        return self._lost.result()
 
     def close(self) -> None:
         """Disconnects at once."""
@@ -124,14 +127,18 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         why = exc.strerror if isinstance(exc, OSError) else None
-        self._fail(ControlError(Fault.GONE, why or ""))
+        first = self._fail(ControlError(Fault.GONE, why or ""))
         if not self._lost.done():
-            self._lost.set_result(None)
+            self._lost.set_result(first)
 
-    def _fail(self, err: ControlError) -> None:
+    def _fail(self, err: ControlError) -> ControlError:
+        """Ends the connection; returns why it has ended, which may be an error before this one."""
+        if self._why is None:
+            self._why = err
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(err)
         self.close()
+        return self._why
 
 
 def refused(status: int, value: object) -> ControlError:

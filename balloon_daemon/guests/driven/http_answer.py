@@ -24,6 +24,7 @@ _MAX_TRAILERS = 16
 """How many interim answers, chunks and trailer lines a server may send: each takes time to parse,
 and the limits in bytes allow far more of them."""
 
+_BEGINNING = b"HTTP/1."
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?")
 _LENGTH = re.compile(rb"[0-9]{1,9}")
 _CHUNK_LINE = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?")
@@ -75,6 +76,11 @@ class HttpAnswerParser:
 
     def _parse(self) -> Generator[None, None, HttpAnswer]:
         for _ in range(1 + _MAX_INTERIM):
+            # Another protocol's server may greet, and then wait for us: do not wait for it.
+            while not self._bytes.startswith(_BEGINNING):
+                if not _BEGINNING.startswith(self._bytes):
+                    raise nonsense("status line", bytes(self._bytes[:64]))
+                yield
             status, headers = yield from self._head()
             if status >= 200:
                 break

@@ -147,10 +147,9 @@ class QmpControl:
         if self._device:
             await self._set_interval()
 
-    async def gone(self) -> None:
+    async def gone(self) -> ControlError | None:
         """As ``Control`` says."""
-        if self._monitor is not None:
-            await self._monitor.ended()
+        return None if self._monitor is None else await self._monitor.ended()
 
     def close(self) -> None:
         """As ``Control`` says."""

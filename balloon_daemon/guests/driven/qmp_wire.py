@@ -9,9 +9,7 @@ Source: QEMU, docs/interop/qmp-spec.rst.
 
 import asyncio
 import json
-import os
 import socket
-import stat
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +18,7 @@ from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
+from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of
 
@@ -35,6 +34,9 @@ _READ_BYTES = 16 * 1024
 _BUFFER = memoryview(bytearray(_READ_BYTES))
 """Shared by all connections: asyncio fills this buffer and calls ``buffer_updated`` before it
 reads from another connection."""
+
+
+_NOT_GREETED = "it does not greet; nor does a socket that is not QMP's"
 
 
 def _refuse(word: str) -> object:
@@ -123,7 +125,7 @@ class Monitor(asyncio.BufferedProtocol):
         # One that has ended, or is outside our PID namespace, is 0.
         monitor.pid = pid or None
         try:
-            await monitor._answered(monitor._greeting, Fault.HELD)
+            await monitor._answered(monitor._greeting, ControlError(Fault.HELD, _NOT_GREETED))
             (answer,) = await monitor.ask(Command("qmp_capabilities"))
             if isinstance(answer, Refusal):
                 raise ControlError(Fault.NONSENSE, f"qmp_capabilities: {answer.desc}")
@@ -157,21 +159,22 @@ class Monitor(asyncio.BufferedProtocol):
             line = f'{{"execute":"{command.name}"{arguments},"id":{self._last_id}}}\n'
             lines += line.encode()
         self._transport.write(lines)
-        return await self._answered(batch, Fault.HANGS)
+        return await self._answered(batch, ControlError(Fault.HANGS))
 
-    async def ended(self) -> None:
-        """Waits until the connection is closed, by whichever side."""
+    async def ended(self) -> ControlError | None:
+        """Waits until the connection is closed, by whichever side; returns why."""
         await self._ended.wait()
+        return self._failure
 
     def close(self) -> None:
         """Disconnects at once. Commands without an answer raise ``GONE``."""
         self._fail(ControlError(Fault.GONE))
 
-    async def _answered(self, batch: _Batch, late: Fault) -> list[object]:
+    async def _answered(self, batch: _Batch, late: ControlError) -> list[object]:
+        """A batch's answers; ``late`` is the error where they do not come in time."""
         if not await is_done_within(batch.done, CALL_WITHIN_S):
-            failure = ControlError(late)
-            self._fail(failure)
-            raise failure
+            self._fail(late)
+            raise late
         return batch.done.result()
 
     # --- asyncio's callbacks ---------------------------------------------------------------------
@@ -268,25 +271,10 @@ def _connected(path: str) -> socket.socket:
     Raises:
         ControlError: nobody listens there, or the connection is refused.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        sock.connect(path)
-    except BlockingIOError as err:
-        # The listener's backlog (QEMU's: 1) is full of connections that it has not accepted.
-        sock.close()
-        raise ControlError(Fault.HELD) from err
-    except OSError as err:
-        sock.close()
-        raise ControlError(_why_not(path, err), err.strerror or str(err)) from err
-    return sock
-
-
-def _why_not(path: str, err: OSError) -> Fault:
-    if isinstance(err, PermissionError):
-        return Fault.NO_PERMISSION
-    try:
-        # connect(2) fails with ECONNREFUSED also where the file is no socket.
-        is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
-    except OSError:
-        return Fault.NOT_THERE
-    return Fault.NOT_THERE if is_socket else Fault.NOT_A_SOCKET
+        return connect(path, socket.SOCK_STREAM)
+    except ControlError as err:
+        if err.fault is Fault.HANGS:
+            # The listener's backlog (QEMU's: 1) is full of connections that it has not accepted.
+            raise ControlError(Fault.HELD) from err
+        raise

@@ -1,4 +1,4 @@
-"""Connects to a VMM's Unix socket, and says why where that is not possible."""
+"""Connects to a VMM's Unix socket or says why it cannot, and tells one socket from another."""
 
 import errno
 import os
@@ -40,6 +40,16 @@ def connect(path: str, kind: socket.SocketKind) -> socket.socket:
         sock.close()
         raise _refusal(path, err) from err
     return sock
+
+
+def socket_at(path: str) -> tuple[int, int] | None:
+    """The device and inode numbers of the socket at a path, whether the path is its own, a link or
+    a bind mount; None: no socket is there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISSOCK(status.st_mode) else None
 
 
 def _refusal(path: str, err: OSError | ValueError) -> ControlError:

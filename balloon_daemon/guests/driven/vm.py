@@ -162,11 +162,12 @@ class DrivenVm:
                 await asyncio.wait([driving], timeout=FAILS_WITHIN_S)
             if driving.done():
                 driving.result()
+            why = gone.result()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=FAILS_WITHIN_S)
-        raise ControlError(Fault.GONE)
+        raise why or ControlError(Fault.GONE)
 
     async def _drive(self) -> None:
         """Makes all calls. Raises ControlError: a call has failed."""

@@ -59,7 +59,7 @@ _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "T
 
 
 _FAULTS = (
-    ("NO_DOMAIN", "not-there"),
+    ("NO_DOMAIN", "no-vm"),
     ("NO_CONNECT", "not-there"),
     ("OPERATION_TIMEOUT", "hangs"),
     ("AUTH_FAILED", "no-permission"),
@@ -312,7 +312,7 @@ class Client:
     def _open(self, connection: Any, name: str) -> dict[str, Any]:
         handle = connection.lookupByName(name)
         if handle.ID() < 0:
-            raise CallError("not-there", "the domain does not run")
+            raise CallError("no-vm", "the domain does not run")
         domain = self._domains[handle.UUIDString()] = _Domain(handle.ID())
         self._check_answers(handle)
         domain.size_kib(handle, anew=True)
@@ -382,7 +382,7 @@ class Client:
         try:
             handle = connection.lookupByUUIDString(uuid)
         except self._libvirt.libvirtError as err:
-            if self.fault(err) == "not-there" and connection.isAlive():
+            if self.fault(err) == "no-vm" and connection.isAlive():
                 raise CallError("gone", "the domain has ended") from err
             raise
         if domain is None or domain.number != handle.ID():

@@ -23,6 +23,12 @@ from balloon_daemon.units import format_size
 
 _NOT_DRIVEN = {
     Fault.NOT_THERE: (Level.INFO, "nobody listens there; waiting for the VM"),
+    Fault.NO_VM: (Level.INFO, "no such VM runs there; waiting for it"),
+    Fault.NO_SIZE: (
+        Level.WARNING,
+        "how much memory the VM has cannot be seen, and its guest has not said it yet; run "
+        "balloond as root or as the VM's user",
+    ),
     Fault.NO_PERMISSION: (
         Level.ERROR,
         "balloond may not connect; run it as root or as the VM's user",
