@@ -307,6 +307,25 @@ def test_refused_target_is_stuck_and_set_again_after_a_sample(play: Play) -> Non
     assert events == [VmmRefuses(VM, "not now"), VmmRefuses(VM, "not now", quiet=True)]
 
 
+@fault("the VMM of a driven VM refuses a call")
+def test_refused_watch_is_wanted_again_after_a_sample(play: Play) -> None:
+    """libvirt refuses it while it saves, dumps or migrates the domain. A guest that is never asked
+    for statistics again would not be squeezed any more, as they stay away."""
+
+    async def scene(world: World) -> None:
+        world.control.fails["watch"] = ControlError(Fault.REFUSED, "libvirt saves the domain")
+        world.guest.watch(1.0)
+        await asyncio.sleep(2.5)
+        assert 2 <= len(world.control.calls) <= 4
+        del world.control.fails["watch"]
+        await world.sampled()
+        watched = len(world.control.calls)
+        await world.sampled()
+        assert world.control.calls == [("watch", 1.0)] * watched
+
+    play(scene)
+
+
 # --- the end ------------------------------------------------------------------------------------
 
 
