@@ -236,6 +236,19 @@ def test_guest_that_is_reset_is_driven_on(libvirt: LibvirtHost, balloond: Balloo
     balloond.daemon.check_log()
 
 
+@fault("a domain is saved and restored")
+def test_restored_domain_gets_back_what_was_taken_before_it_was_saved(
+    libvirt: LibvirtHost, balloond: Balloond
+) -> None:
+    balloond.squeeze()
+    libvirt.virsh("save", "web", "/tmp/web.save")
+    balloond.wait_event("vm-lost", "web")
+    libvirt.virsh("restore", "/tmp/web.save")
+    balloond.wait_driven("web", times=2)
+    assert libvirt.balloon_mib("web") == MAX_MIB
+    balloond.release()
+
+
 def test_domains_come_and_go(libvirt: LibvirtHost, balloond: Balloond) -> None:
     balloond.wait_driven(*DOMAINS)
     libvirt.create("third")
