@@ -33,6 +33,11 @@ LIBRARY: Any = SimpleNamespace(
     VIR_DOMAIN_CONTROL_OK=0,
     VIR_DOMAIN_CONTROL_OCCUPIED=2,
     VIR_DOMAIN_CONTROL_ERROR=3,
+    VIR_DOMAIN_RUNNING=1,
+    VIR_DOMAIN_PAUSED=3,
+    VIR_DOMAIN_RUNNING_BOOTED=1,
+    VIR_DOMAIN_RUNNING_RESTORED=3,
+    VIR_DOMAIN_RUNNING_FROM_SNAPSHOT=4,
     VIR_DOMAIN_EVENT_STARTED=2,
     VIR_DOMAIN_EVENT_SUSPENDED=3,
     VIR_DOMAIN_EVENT_RESUMED=4,
@@ -52,6 +57,7 @@ class LibvirtDomain:
         number: libvirt's, another one after each start.
         max_kib: libvirt's maximum.
         devices: in its description.
+        running: what `state` says: the state, and the reason for it.
         control: what ``controlInfo`` says: state, details, milliseconds.
         stats: what ``memoryStats`` says.
         job: what ``jobStats`` says.
@@ -62,6 +68,7 @@ class LibvirtDomain:
         self.number = 1
         self.max_kib = GIB_KIB
         self.devices = "<memballoon model='virtio'/>"
+        self.running = [LIBRARY.VIR_DOMAIN_RUNNING, LIBRARY.VIR_DOMAIN_RUNNING_BOOTED]
         self.control = (LIBRARY.VIR_DOMAIN_CONTROL_OK, 0, 0)
         self.stats = {"actual": GIB_KIB, "last_update": 7, "rss": 99}
         self.job: dict[str, int] = {"type": 0}
@@ -83,7 +90,7 @@ class LibvirtDomain:
         return f"<domain><devices>{self.devices}</devices></domain>"
 
     def state(self) -> list[int]:
-        return [1, 0]
+        return self.running
 
     def controlInfo(self) -> tuple[int, int, int]:
         return self.control

@@ -24,6 +24,7 @@ FIGURES: dict[str, Any] = {
     "period_s": 0,
     "hugetlb": False,
     "pinned": False,
+    "restored": False,
 }
 
 TOGETHER = 4
@@ -104,6 +105,8 @@ class Scripted:
                     self._answer(call, {"uuid": name, **FIGURES, "period_s": 7})
                 else:
                     self._say({"id": call["id"], "error": "refused", "detail": "no such period"})
+            case "restored":
+                self._answer(call, {"uuid": name, **FIGURES, "restored": True})
             case "torn":
                 self._torn = call["do"] == "sample" and not self._torn
                 actual = (2 if self._torn else 1) << 20

@@ -1,7 +1,8 @@
 """A fake VMM in a process of its own, as balloond tells VMs apart by their processes.
 
-``python -m tests.fakes.vmm_process KIND SOCKET`` prints its balloon's size, in bytes, at first and
-whenever it has changed. Its guest sends statistics all the time.
+``python -m tests.fakes.vmm_process KIND SOCKET MIB`` prints its balloon's size, in bytes, at first
+and whenever it has changed. MIB is the size that the balloon begins with. Its guest sends
+statistics all the time.
 """
 
 import asyncio
@@ -22,9 +23,13 @@ LINUX: dict[str, object] = {
 }
 
 
-async def serve(vmm: FakeFirecracker | FakeCloudHypervisor | FakeCrosvm) -> None:
+async def serve(vmm: FakeFirecracker | FakeCloudHypervisor | FakeCrosvm, balloon_mib: int) -> None:
     """Serves until the process is killed."""
     said, sent = -1, 0
+    if isinstance(vmm, FakeFirecracker):
+        vmm.actual_pages = balloon_mib * MIB // 4096
+    else:
+        vmm.actual_bytes = balloon_mib * MIB
     async with vmm:
         while True:
             sent += 1
@@ -49,7 +54,7 @@ def main() -> None:
         Kind.CLOUD_HYPERVISOR: FakeCloudHypervisor,
         Kind.CROSVM: FakeCrosvm,
     }
-    asyncio.run(serve(fakes[kind](path)))
+    asyncio.run(serve(fakes[kind](path), int(sys.argv[3])))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """A whole balloond that drives VMs of Firecracker, Cloud Hypervisor and crosvm by their APIs, on
 servers made from published descriptions."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.config.vms import Kind
-from balloon_daemon.units import MIB
+from balloon_daemon.units import GIB, MIB
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
@@ -17,8 +19,11 @@ from tests.harness.makers import StartDaemon
 from tests.harness.waiting import wait_until
 
 KINDS = (Kind.FIRECRACKER, Kind.CLOUD_HYPERVISOR, Kind.CROSVM)
-MOST = 512 * MIB
-"""The greatest balloon of a VM of 1 GiB."""
+BASE = 64 * MIB
+"""A balloon that was there before balloond."""
+
+MOST = BASE + (GIB - BASE) // 2
+"""The greatest balloon of a VM of 1 GiB with that base."""
 
 
 class Vmms:
@@ -33,15 +38,19 @@ class Vmms:
             socket = path / f"{kind.value}.sock"
             tables.append(f'[vm.{kind.value}]\n{kind.value} = "{socket}"\n')
             command = [sys.executable, "-m", "tests.fakes.vmm_process", kind.value, str(socket)]
+            command.append(str(BASE // MIB))
             with self._said[kind].open("wb") as said:
                 self._processes.append(subprocess.Popen(command, stdout=said, cwd=ROOT))
         self.config.write_text("\n".join(tables))
         wait_until(lambda: None not in self.balloons().values(), what="the VMMs listen")
 
+    def sizes(self) -> dict[Kind, list[int]]:
+        """All sizes that the balloons have had, in bytes; none where a VMM does not listen yet."""
+        return {kind: [*map(int, path.read_text().split())] for kind, path in self._said.items()}
+
     def balloons(self) -> dict[Kind, int | None]:
-        """The balloons' sizes, in bytes; None where a VMM does not listen yet."""
-        lines = {kind: path.read_text().split() for kind, path in self._said.items()}
-        return {kind: int(sizes[-1]) if sizes else None for kind, sizes in lines.items()}
+        """The balloons' sizes now, in bytes; None where a VMM does not listen yet."""
+        return {kind: sizes[-1] if sizes else None for kind, sizes in self.sizes().items()}
 
     def stop(self) -> None:
         for process in self._processes:
@@ -69,20 +78,38 @@ def test_vms_of_each_kind_are_squeezed_together_left_as_they_are_and_given_back(
 ) -> None:
     # The balloons that were there before balloond are stored beside its socket.
     own = ("--socket", str(tmp_path / "balloond.sock"), "--speed", "100")
-    options = ("--config", str(vmms.config), *own)
-    first = start_daemon(*options, name="first", vm_mem_mib=None)
+
+    def start(name: str) -> Daemon:
+        return start_daemon("--config", str(vmms.config), *own, name=name, vm_mem_mib=None)
+
+    first = start("first")
     low_mem.set_low()
     wait_all(first, vmms, MOST)
     first.check_log()
     first.kill()
-    low_mem.set_plenty()
-    assert set(vmms.balloons().values()) == {MOST}
+    left = vmms.sizes()
 
-    second = start_daemon(*options, name="second", vm_mem_mib=None)
+    second = start("second")
+    second.wait(lambda: adopted(second) == len(KINDS), what="all are taken over as they are")
+    os.kill(second.pid, signal.SIGUSR1)  # As "systemctl restart" does.
+    second.wait_end()
+    assert vmms.sizes() == left
+
+    low_mem.set_plenty()
+    third = start("third")
 
     def some_shrink() -> bool:
         return all((size or 0) < MOST for size in vmms.balloons().values())
 
-    second.wait(some_shrink, what="all balloons shrink")
-    second.stop()
-    wait_until(lambda: set(vmms.balloons().values()) == {0}, what="all is given back")
+    third.wait(some_shrink, what="all balloons shrink")
+    third.stop()
+    wait_until(lambda: set(vmms.balloons().values()) == {BASE}, what="what was taken is back")
+    for kind, sizes in vmms.sizes().items():
+        given_back = sizes[len(left[kind]) - 1 :]
+        assert given_back == sorted(given_back, reverse=True)
+
+
+def adopted(daemon: Daemon) -> int:
+    """How many VMs a balloond has taken over with the balloons that they had."""
+    reasons = [record["reason"] for record in daemon.records() if record["event"] == "decided"]
+    return reasons.count("adopted")

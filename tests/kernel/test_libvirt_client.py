@@ -256,6 +256,18 @@ def test_domain_whose_size_is_not_told_has_no_known_balloon() -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize(("name", "restored"), [("restored", True), ("booted", False)])
+def test_domain_that_was_restored_is_known(name: str, restored: bool) -> None:
+    async def scene() -> None:
+        async with connected() as connection:
+            control = DomainControl(connection, name)
+            found = await control.open(lambda notice: None)
+            control.close()
+        assert (found.vm_uuid, found.restored) == (name, restored)
+
+    asyncio.run(scene())
+
+
 def test_period_of_statistics_ends_as_it_was_found() -> None:
     async def scene() -> None:
         async with connected() as connection:

@@ -42,6 +42,43 @@ def test_base_is_one_processs(
     assert bases.get(BaseKey(**{**WEB._asdict(), **other})) is None
 
 
+NEXT = WEB._replace(pid=200, start_time=3000)
+"""The same VM in the VMM's next process."""
+
+
+@pytest.mark.parametrize(("restored", "base_bytes"), [(True, GIB), (False, None)])
+def test_base_is_the_next_processs_only_of_a_vm_that_was_restored(
+    tmp_path: Path, events: list[Event], restored: bool, base_bytes: int | None
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.note(WEB, GIB)
+    bases.note(WEB._replace(name="db"), 0)
+    bases.move(NEXT, restored=restored)
+    bases.move(NEXT, restored=restored)  # By another connection to the same process.
+    bases.store()
+    again = Bases(tmp_path / "bases", events.append)
+    assert (again.get(NEXT), again.get(WEB)) == (base_bytes, None)
+    assert again.get(WEB._replace(name="db")) == 0
+
+
+def test_base_of_a_restored_vm_is_the_last_of_its_processes(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.note(WEB, GIB)
+    bases.note(WEB._replace(pid=101), 2 * GIB)
+    bases.move(NEXT, restored=True)
+    assert bases.get(NEXT) == 2 * GIB
+
+
+def test_restored_vm_of_which_nothing_was_taken_has_no_base(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    bases.move(NEXT, restored=True)
+    assert bases.get(NEXT) is None
+
+
 def test_base_that_was_given_back_to_is_forgotten(tmp_path: Path, events: list[Event]) -> None:
     bases = Bases(tmp_path / "bases", events.append)
     bases.note(WEB, GIB)

@@ -1,6 +1,7 @@
 """Which target a VMM is told, and which part of a balloon is balloond's."""
 
 from balloon_daemon.guests.driven.target import LEAST_LEFT_BYTES, BalloonTarget
+from balloon_daemon.sizing.balloon_policy import max_balloon_bytes
 from balloon_daemon.units import GIB, MIB
 from tests.harness.faults import fault
 
@@ -102,6 +103,11 @@ def test_base_follows_a_balloon_that_somebody_else_moves_until_it_is_changed() -
 def test_guest_keeps_some_memory_whatever_is_wanted() -> None:
     assert told(BalloonTarget(4 * GIB, 0, None), 1 << 63) == 4 * GIB - LEAST_LEFT_BYTES
     assert told(BalloonTarget(256 * MIB, 0, None), GIB) == 128 * MIB
+
+
+def test_guest_with_a_balloon_of_its_own_gives_all_that_the_policy_may_ask_for() -> None:
+    balloon = BalloonTarget(512 * MIB, 8 * MIB, None)
+    assert told(balloon, max_balloon_bytes(balloon.size_bytes)) == (8 + 252) * MIB
 
 
 def test_target_below_zero_gives_all_back() -> None:

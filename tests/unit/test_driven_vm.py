@@ -57,7 +57,7 @@ class World:
         shared = Shared(self.events.append, self._report, self.bases)
         self.notices = Notices()
         self.control.noticed = self.notices.put
-        host = HostSide(None)
+        host = HostSide(control.found.pid)
         self.guest = DrivenVm(VM, control, control.found, host, self.notices, shared)
         self.task = asyncio.create_task(self.guest.serve())
 
@@ -307,6 +307,25 @@ def test_refused_target_is_stuck_and_set_again_after_a_sample(play: Play) -> Non
     assert events == [VmmRefuses(VM, "not now"), VmmRefuses(VM, "not now", quiet=True)]
 
 
+@fault("the VMM of a driven VM refuses a call")
+def test_refused_watch_is_wanted_again_after_a_sample(play: Play) -> None:
+    """libvirt refuses it while it saves, dumps or migrates the domain. A guest that is never asked
+    for statistics again would not be squeezed any more, as they stay away."""
+
+    async def scene(world: World) -> None:
+        world.control.fails["watch"] = ControlError(Fault.REFUSED, "libvirt saves the domain")
+        world.guest.watch(1.0)
+        await asyncio.sleep(2.5)
+        assert 2 <= len(world.control.calls) <= 4
+        del world.control.fails["watch"]
+        await world.sampled()
+        watched = len(world.control.calls)
+        await world.sampled()
+        assert world.control.calls == [("watch", 1.0)] * watched
+
+    play(scene)
+
+
 # --- the end ------------------------------------------------------------------------------------
 
 
@@ -530,6 +549,23 @@ def test_next_connection_gives_back_to_the_first_ones_base(play: Play, tmp_path:
 
     play(first, found(balloon_bytes=100 * MIB))
     play(second, found(balloon_bytes=356 * MIB))
+
+
+@pytest.mark.parametrize(("restored", "targets"), [(True, [100 * MIB]), (False, []), (None, [])])
+def test_vm_that_was_saved_and_restored_gets_back_what_was_taken_before(
+    play: Play, restored: bool | None, targets: list[object]
+) -> None:
+    async def first(world: World) -> None:
+        world.guest.set_target(256 * MIB)
+        await asyncio.sleep(1)
+
+    async def second(world: World) -> None:
+        await world.guest.give_back()
+        assert world.control.targets == targets
+
+    told = None if restored is None else False
+    play(first, found(balloon_bytes=100 * MIB, vm_uuid="5a3d", restored=told, pid=os.getpid()))
+    play(second, found(balloon_bytes=356 * MIB, vm_uuid="5a3d", restored=restored))
 
 
 def test_base_is_stored_before_the_first_target_is_set(play: Play, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ FIGURES: dict[str, object] = {
     "period_s": 0,
     "hugetlb": False,
     "pinned": False,
+    "restored": False,
 }
 
 
@@ -48,6 +49,7 @@ def test_figures_are_decoded() -> None:
     assert (found.state, found.age_s, found.against) == (GuestState.RUNNING, 0.25, None)
     assert found.stats == Stats(0.0, available_bytes=MIB)
     assert not found.counts_disk_reads
+    assert (found.restored, decoded(restored=True).restored) == (False, True)
 
 
 def test_statistics_are_in_bytes_where_libvirt_has_kib() -> None:
@@ -140,6 +142,7 @@ def test_domain_with_a_useless_balloon_is_told(flag: str, fault: Fault) -> None:
         {"balloon": 1},
         {"pinned": None},
         {"period_s": -1},
+        {"restored": 1},
     ],
 )
 def test_figure_of_a_wrong_type_or_out_of_range_is_nonsense(changes: dict[str, object]) -> None:

@@ -36,6 +36,7 @@ _DOMAIN = """\
 <domain type='qemu'>
   <name>{name}</name>
   <memory unit='MiB'>{memory_mib}</memory>
+  <currentMemory unit='MiB'>{now_mib}</currentMemory>
   <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
@@ -118,14 +119,17 @@ class LibvirtHost:
         assert done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
 
-    def create(self, name: str, recipe: str = "") -> None:
+    def create(self, name: str, recipe: str = "", balloon_mib: int = 0) -> None:
         """Starts a domain.
 
         Args:
             name: its name.
             recipe: a description of which the balloon and QEMU's arguments are taken.
+            balloon_mib: the balloon that it begins with (`currentMemory`).
         """
-        xml = _DOMAIN.format(name=name, memory_mib=MEMORY_MIB, kernel=KERNEL)
+        xml = _DOMAIN.format(
+            name=name, memory_mib=MEMORY_MIB, now_mib=MEMORY_MIB - balloon_mib, kernel=KERNEL
+        )
         if recipe:
             xml = _with_recipe(xml, recipe)
         self.path("tmp", f"{name}.xml").write_text(xml)

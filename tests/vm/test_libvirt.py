@@ -3,21 +3,30 @@
 Two domains are booted once; each test has a balloond of its own, which finds them.
 """
 
+import asyncio
+import contextlib
 import os
 import re
 import signal
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from balloon_daemon.guests.driven.control import Notice, Sample
 from balloon_daemon.guests.libvirt import process
+from balloon_daemon.guests.libvirt.connection import Connection
+from balloon_daemon.guests.libvirt.control import DomainControl
+from balloon_daemon.guests.seam import GuestState
+from balloon_daemon.linux.apart import LowNumbers
 from tests.harness.daemon import Daemon, DaemonConfig
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.waiting import wait_until
 from tests.vm.images import Images
+from tests.vm.libvirt_clients import MAJOR_VERSIONS, ready_interpreter
 from tests.vm.libvirt_host import MEMORY_MIB, MIB, LibvirtHost
 from tests.vm.libvirt_root import ready_root
 from tests.vm.running import SESSION_LOGS
@@ -27,6 +36,9 @@ pytestmark = pytest.mark.vm
 SPEED = 300
 MAX_MIB = MEMORY_MIB // 2
 """The balloon's maximum by the balloon policy's rule."""
+
+BASE_MIB = 8
+"""A balloon that a domain has before balloond; the rest is over 500 MiB, or nothing is taken."""
 
 BALLOON_S = 60
 """Deadline for the balloon to reach a target, most of which takes a guest a second or two."""
@@ -106,6 +118,12 @@ class Balloond:
             deadline_s=BALLOON_S,
         )
 
+    def make_way(self) -> None:
+        """Has it leave the domains to another, as "systemctl restart" does, and starts that."""
+        os.kill(self.daemon.pid, signal.SIGUSR1)
+        self.daemon.wait_end()
+        self.restart()
+
     def client(self) -> int:
         """The process id of libvirt's client."""
         children = Path(f"/proc/{self.daemon.pid}/task/{self.daemon.pid}/children")
@@ -119,7 +137,8 @@ class Balloond:
     def stop(self) -> None:
         """Ends it as systemd does, and waits until it has given back what it took."""
         try:
-            os.kill(self.daemon.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # The test may have ended it.
+                os.kill(self.daemon.pid, signal.SIGTERM)
             wait_until(
                 lambda: not any(self._libvirt.balloon_mib(name) for name in DOMAINS),
                 what="all domains have their memory",
@@ -181,6 +200,28 @@ def test_balloons_stay_as_they_are_whoever_is_killed(
     balloond.release()
 
 
+@fault("driven VMs' balloond is killed")
+def test_stop_gives_back_what_was_taken_and_only_that_whatever_was_before(
+    libvirt: LibvirtHost, balloond: Balloond
+) -> None:
+    libvirt.create("third", balloon_mib=BASE_MIB)
+    try:
+        balloond.wait_driven("third")
+        balloond.low_mem.set_low()
+        most_mib = BASE_MIB + (MEMORY_MIB - BASE_MIB) // 2
+        balloond.wait_balloons(most_mib, "third")
+        balloond.restart()
+        balloond.wait_driven("third")
+        assert libvirt.balloon_mib("third") == most_mib
+        balloond.make_way()
+        balloond.wait_driven("third")
+        assert libvirt.balloon_mib("third") == most_mib
+        balloond.daemon.stop()
+        assert libvirt.balloon_mib("third") == BASE_MIB
+    finally:
+        libvirt.virsh("destroy", "third")
+
+
 @fault("libvirt tells of one reset")
 def test_guest_that_is_reset_is_driven_on(libvirt: LibvirtHost, balloond: Balloond) -> None:
     balloond.squeeze()
@@ -195,6 +236,19 @@ def test_guest_that_is_reset_is_driven_on(libvirt: LibvirtHost, balloond: Balloo
     balloond.daemon.check_log()
 
 
+@fault("a domain is saved and restored")
+def test_restored_domain_gets_back_what_was_taken_before_it_was_saved(
+    libvirt: LibvirtHost, balloond: Balloond
+) -> None:
+    balloond.squeeze()
+    libvirt.virsh("save", "web", "/tmp/web.save")
+    balloond.wait_event("vm-lost", "web")
+    libvirt.virsh("restore", "/tmp/web.save")
+    balloond.wait_driven("web", times=2)
+    assert libvirt.balloon_mib("web") == MAX_MIB
+    balloond.release()
+
+
 def test_domains_come_and_go(libvirt: LibvirtHost, balloond: Balloond) -> None:
     balloond.wait_driven(*DOMAINS)
     libvirt.create("third")
@@ -202,6 +256,53 @@ def test_domains_come_and_go(libvirt: LibvirtHost, balloond: Balloond) -> None:
     libvirt.virsh("destroy", "third")
     balloond.wait_event("vm-lost", "third")
     balloond.daemon.check_log()
+
+
+@pytest.mark.parametrize("suite", MAJOR_VERSIONS)
+def test_domain_is_driven_through_the_library_of_each_debian(
+    libvirt: LibvirtHost, suite: str
+) -> None:
+    interpreter = ready_interpreter(suite)
+    asked = [*interpreter, "-I", "-c", "import libvirt; print(libvirt.getVersion())"]
+    version = int(subprocess.run(asked, capture_output=True, check=True).stdout)
+    notices: list[Notice] = []
+
+    async def scene() -> None:
+        command = [*interpreter, "-I", process.__file__]
+        connection = Connection(libvirt.uri, LowNumbers(), lambda happened: None, lambda: command)
+        control = DomainControl(connection, "web")
+
+        async def until(condition: Callable[[Sample], object]) -> None:
+            async with asyncio.timeout(BALLOON_S):
+                while not condition(await control.sample()):
+                    await asyncio.sleep(0.1)
+
+        try:
+            libvirt.virsh("dommemstat", "web", "--period", "7", "--live")
+            found = await control.open(notices.append)
+            assert (found.vm_mem_bytes, found.pid) == (MEMORY_MIB * MIB, libvirt.pid("web"))
+            assert {domain.name for domain in await connection.domains()} == set(DOMAINS)
+            await control.watch(1.0)
+            await until(lambda sample: sample.stats and sample.stats.available_bytes)
+            assert "<stats period='1'/>" in libvirt.virsh("dumpxml", "web")
+            notices.clear()
+            await control.set_balloon(64 * MIB)
+            await until(lambda sample: sample.balloon_bytes == 64 * MIB and notices)
+            assert libvirt.balloon_mib("web") == 64
+            libvirt.virsh("suspend", "web")
+            await until(lambda sample: sample.state is GuestState.PAUSED)
+            libvirt.virsh("resume", "web")
+            await until(lambda sample: Notice.REFILLED in notices)
+            await control.set_balloon(0)
+            await until(lambda sample: sample.balloon_bytes == 0)
+            await control.watch(None)
+            assert "<stats period='7'/>" in libvirt.virsh("dumpxml", "web")
+        finally:
+            control.close()
+            await connection.close()
+
+    asyncio.run(scene())
+    assert version // 1_000_000 == MAJOR_VERSIONS[suite]
 
 
 def test_our_own_device_attaches_by_the_recipe_of_the_documentation(

@@ -6,8 +6,9 @@ beyond the base, even where a balloond was killed in between: so the base is wri
 before the VM's first target is sent.
 
 An entry is valid for one process of a VMM (its id and its start time): a VM that was started anew
-has another balloon. A file that is missing, truncated or corrupt counts as empty, and a VM without
-an entry keeps the balloon that it has.
+has another balloon. Only a VM that was saved and restored has the same balloon in the next
+process; its entry moves to that process, where the VMM tells of it. A file that is missing,
+truncated or corrupt counts as empty, and a VM without an entry keeps the balloon that it has.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ class BaseKey(NamedTuple):
     """Identifies a VM for as long as its VMM's process lives.
 
     Attributes:
-        name: its name.
+        name: its name; its UUID where its VMM tells of restored VMs.
         pid: its VMM's process; 0: unknown.
         start_time: when that process started, in clock ticks since boot; 0: unknown.
     """
@@ -79,6 +80,19 @@ class Bases:
     def forget(self, key: BaseKey) -> None:
         """Forgets a VM's base, because balloond has given back all that it took."""
         self._changed |= self._bases.pop(key, None) is not None
+
+    def move(self, key: BaseKey, *, restored: bool) -> None:
+        """Takes the entry that a VM has of its VMM's earlier process.
+
+        Args:
+            key: the VM and its present process, which gets the entry if the VM was restored.
+            restored: False: the VM was started anew, and the entry is forgotten.
+        """
+        earlier = [each for each in self._bases if each.name == key.name and each != key]
+        moved = [self._bases.pop(each) for each in earlier]
+        self._changed |= bool(moved)
+        if restored and moved and key not in self._bases:
+            self.note(key, moved[-1])
 
     def store(self) -> None:
         """Writes the file, if an entry has changed.

@@ -51,6 +51,9 @@ class Found:
             VM's memory is; the file's blocks are what the memory occupies on the host. "": no
             file.
         vm_uuid: its UUID, as its VMM says it; "": unknown.
+        restored: whether its VMM's process goes on with a saved VM, and with the balloon that the
+            VM was saved with; None: its VMM does not tell. Where it is told, no other VM of the
+            host has the UUID.
     """
 
     vm_mem_bytes: int
@@ -60,6 +63,7 @@ class Found:
     pid: int | None = None
     memory_file: str = ""
     vm_uuid: str = ""
+    restored: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,9 @@ class Reporter:
         self._said = _Said()
         known = None if found.state is GuestState.NO_DRIVER else found.balloon_bytes
         self.key = BaseKey(vm.name, host.pid, host.started)
+        if found.restored is not None:
+            self.key = self.key._replace(name=found.vm_uuid)
+            shared.bases.move(self.key, restored=found.restored)
         self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
         self._refill = Refill(self.balloon)
         self._refusals = OnceEach(REFUSALS)

@@ -10,9 +10,11 @@ which somebody else may change; then the base is fixed until all that balloond t
 from balloon_daemon.units import MIB, PAGE_SIZE
 
 LEAST_LEFT_BYTES = 256 * MIB
-"""Each guest keeps so much, or half of its memory if that is less, whatever the target. VMMs do
-not check: QEMU accepts a target that leaves the guest a single page. No balloon policy asks for so
-much, but its target may be too large for a VM whose memory was unplugged since the last sample."""
+"""Each guest keeps so much, or half of its memory without its base if that is less, whatever the
+target. VMMs do not check: QEMU accepts a target that leaves the guest a single page. No balloon
+policy asks for so much, but its target may be too large for a VM whose memory was unplugged since
+the last sample. Without its base: the policy may ask for half of what the controller takes for the
+VM's memory, and a balloon that is stopped short of its target counts as stalled."""
 
 
 class BalloonTarget:
@@ -106,7 +108,7 @@ class BalloonTarget:
     def _told_bytes(self) -> int:
         """The whole balloon's size for ``asked_bytes``, in whole pages."""
         if self.asked_bytes:
-            left_bytes = min(LEAST_LEFT_BYTES, self.vm_mem_bytes // 2)
+            left_bytes = min(LEAST_LEFT_BYTES, self.size_bytes // 2)
             most_bytes = max(self.base_bytes, self.vm_mem_bytes - left_bytes)
             size_bytes = min(self.base_bytes + self.asked_bytes, most_bytes)
         else:

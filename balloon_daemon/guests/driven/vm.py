@@ -196,10 +196,10 @@ class DrivenVm:
         try:
             if not self._refused and (balloon_bytes := balloon.due()) is not None:
                 await self._set_balloon(balloon_bytes)
-            elif schedule.wanted_s != schedule.told_s:
-                schedule.told_s = schedule.wanted_s
+            elif not self._refused and (wanted_s := schedule.wanted_s) != schedule.told_s:
                 if self._reporter.sends_stats:
-                    await self._call(self._control.watch(schedule.wanted_s))
+                    await self._call(self._control.watch(wanted_s))
+                schedule.told_s = wanted_s
             elif schedule.due_s <= now_s:
                 await self._sample(now_s)
             else:

@@ -73,6 +73,7 @@ class DomainControl:
             pid,
             "" if pid is None else qemu_process.find_memory_file(pid),
             self._uuid,
+            figures.restored,
         )
 
     async def set_balloon(self, balloon_bytes: int) -> None:

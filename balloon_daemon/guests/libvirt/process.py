@@ -330,15 +330,24 @@ class Client:
             # Memory was plugged or unplugged between the two calls.
             stats = handle.memoryStats()
             size_kib = domain.size_kib(handle, anew=True)
+        state, reason = handle.state()[:2]
         age_ms = int((time.time() - stats.get("last_update", 0)) * 1000)
         return {
             "size_kib": size_kib,
-            "state": handle.state()[0],
+            "state": state,
+            "restored": self._is_restored(state, reason),
             "stats": {name: stats[name] for name in STATISTICS if name in stats},
             "age_ms": age_ms,
             "read_bytes": self._read_bytes(domain, handle),
             **domain.described,
         }
+
+    def _is_restored(self, state: int, reason: int) -> bool:
+        """Whether a domain that was saved goes on, by ``virsh restore`` or a snapshot. libvirt
+        says so until it pauses the domain."""
+        libvirt = self._libvirt
+        reasons = libvirt.VIR_DOMAIN_RUNNING_RESTORED, libvirt.VIR_DOMAIN_RUNNING_FROM_SNAPSHOT
+        return state == libvirt.VIR_DOMAIN_RUNNING and reason in reasons
 
     def _read_bytes(self, domain: _Domain, handle: Any) -> int | None:
         if not domain.described["disks"] or not domain.adds_up_disks:

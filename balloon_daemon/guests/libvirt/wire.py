@@ -119,6 +119,7 @@ class Figures:
         deflate_on_oom: whether QEMU lets the guest take pages back by itself.
         against: why the balloon must not be moved; None: it may be moved.
         apart_bytes: as in ``Sample``.
+        restored: as in ``Found``.
     """
 
     vm_mem_bytes: int
@@ -132,6 +133,7 @@ class Figures:
     deflate_on_oom: bool
     against: Fault | None
     apart_bytes: int = 0
+    restored: bool = False
 
 
 def encode_call(call: int, do: str, arguments: Mapping[str, str | int]) -> bytes:
@@ -230,6 +232,7 @@ def decode_figures(content: object) -> Figures:
         _flag(content, "deflate_on_oom"),
         _against(content),
         _number(content, "apart_kib", MAX_BYTES // 1024) * 1024,
+        _flag(content, "restored"),
     )
 
 
