@@ -41,7 +41,9 @@ KINDS: dict[Kind, Serve] = {
     Kind.CLOUD_HYPERVISOR: FakeCloudHypervisor,
     Kind.CROSVM: FakeCrosvm,
 }
-each_kind = pytest.mark.parametrize(("kind", "serve"), KINDS.items(), ids=lambda each: str(each))
+each_kind = pytest.mark.parametrize(
+    ("kind", "serve"), KINDS.items(), ids=[kind.value for kind in KINDS]
+)
 
 
 def named_twice(kind: Kind, tmp_path: Path) -> tuple[Path, dict[str, Path]]:
