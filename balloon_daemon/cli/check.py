@@ -4,9 +4,10 @@ VMs."""
 from collections.abc import Iterator
 
 from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK
-from balloon_daemon.cli.opening import look, risks
+from balloon_daemon.cli.opening import look
 from balloon_daemon.cli.own_device import OwnDevice
 from balloon_daemon.cli.printing import answer, complain, limits_said, vm_said
+from balloon_daemon.cli.risks import risks
 from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import VmConfig

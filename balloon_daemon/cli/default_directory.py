@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 from balloon_daemon.config.model import Config, default_socket, fallback_directory
@@ -47,13 +48,26 @@ def make_directory(socket: Path) -> bool:
         if socket.parent == fallback_directory():
             make_private(socket.parent)
         elif os.geteuid() == 0:
-            socket.parent.mkdir(mode=0o755, exist_ok=True)
+            # Others may reach the socket, if they may connect to it, and not list the directory
+            # (``others_may_list``).
+            socket.parent.mkdir(mode=0o711, exist_ok=True)
     except OSError as err:
         raise ConfigError(
             f"socket {socket}: {socket.parent} cannot be made a directory: {err.strerror}; name "
             "another path (--socket)"
         ) from err
     return not was_there and socket.parent.is_dir()
+
+
+def close_default_directory() -> None:
+    """Keeps others from listing root's default directory: until this version balloond made it with
+    mode 0755, and it may be there since then."""
+    directory = default_socket().parent
+    with contextlib.suppress(OSError):
+        status = os.lstat(directory)
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() == 0
+        if ours and stat.S_IMODE(status.st_mode) == 0o755:
+            directory.chmod(0o711)
 
 
 def remove_directory(directory: Path) -> None:

@@ -13,7 +13,6 @@ from balloon_daemon.guests.jailed.listening import kept_listener, listen
 from balloon_daemon.handover.keeper_start import check_keepers_place, reach_keeper, start_keeper
 from balloon_daemon.handover.store import Store
 from balloon_daemon.handover.systemd_store import systemd_store
-from balloon_daemon.linux.directories import others_may_write
 
 
 class Opened(NamedTuple):
@@ -86,17 +85,6 @@ def _open(
         listener = listen(path, looked_for_keeper=looked_for_keeper)
         undo.callback(listener.close)
     return OwnSocket(vm, listener)
-
-
-def risks(config: Config) -> list[str]:
-    """How other users could harm VMs at the vhost-user sockets' paths, and the remedy."""
-    places = {Path(vm.address).parent: vm.address for vm in reversed(config.own_sockets)}
-    return [
-        f"socket {path}: {why}: whoever puts a socket there gets the memory of the VMs that "
-        "connect to it; use a directory of your own"
-        for directory, path in reversed(places.items())
-        if (why := others_may_write(directory))
-    ]
 
 
 def look(config: Config, *, keep_fds: bool) -> list[SocketNotOpened]:

@@ -13,8 +13,9 @@ from balloon_daemon.cli.device_user import (
     default_user,
     identity_of,
 )
-from balloon_daemon.cli.opening import Opened, open_all, risks
+from balloon_daemon.cli.opening import Opened, open_all
 from balloon_daemon.cli.printing import how_to_attach, is_for_people, show
+from balloon_daemon.cli.risks import risks
 from balloon_daemon.config.model import Config
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import ConfigError, PolicyFileError, printable

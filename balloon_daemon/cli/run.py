@@ -8,7 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from balloon_daemon.cli.asyncio_lean import asyncio
-from balloon_daemon.cli.default_directory import make_default_directory, remove_directory
+from balloon_daemon.cli.default_directory import (
+    close_default_directory,
+    make_default_directory,
+    remove_directory,
+)
 from balloon_daemon.cli.flags import (
     EXIT_FAILURE,
     EXIT_OK,
@@ -21,6 +25,7 @@ from balloon_daemon.cli.printing import (
     complain,
     print_no_more,
 )
+from balloon_daemon.cli.risks import risks
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
 from balloon_daemon.errors import (
@@ -33,9 +38,7 @@ from balloon_daemon.errors import (
     TrialError,
     printable,
 )
-from balloon_daemon.events import (
-    SourceTrouble,
-)
+from balloon_daemon.events import SocketNotPrivate, SourceTrouble
 from balloon_daemon.guests.open_guest import NEW_LOW, open_drivers
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
@@ -133,10 +136,13 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 from balloon_daemon.cli.check import check
 
                 return check(config, source, own, too_much, low, keep_fds=args.keep_fds)
+        close_default_directory()
         with contextlib.ExitStack() as undo:
             if too_much:
                 bus.publish(SourceTrouble(too_much))
             if own is None:
+                for risk in risks(config):
+                    bus.publish(SocketNotPrivate(risk))
                 drivers = open_drivers(config, bus.publish, low=low)
             else:
                 own_vms = own.open_vms(config, bus, undo, keep_fds=args.keep_fds)

@@ -69,7 +69,7 @@ class DrivesOthers(NamedTuple):
 
 @fact
 class SocketNotPrivate(NamedTuple):
-    """Other users could put a socket of theirs where balloond listens.
+    """Other users could put a socket of theirs where balloond listens, or keep it waiting there.
 
     Attributes:
         risk: the harm that they could do, and the remedy.

@@ -1,4 +1,6 @@
-"""Tells who could replace a socket of ours: every user who may write to a directory above it.
+"""Tells who could replace a socket of ours, or keep us waiting in its directory.
+
+Every user who may write to a directory above a socket can replace it.
 
 A VMM hands its guest's memory to whichever process listens at a path, and a balloond hands all
 guests' memory to its keeper. Both trust the path alone, so no other user may be able to change it.
@@ -10,6 +12,8 @@ import stat
 from pathlib import Path
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_OTHERS_LIST = stat.S_IRGRP | stat.S_IROTH
+_OTHERS_ENTER = stat.S_IXGRP | stat.S_IXOTH
 
 
 def others_may_write(directory: Path) -> str:
@@ -35,6 +39,22 @@ def others_may_write(directory: Path) -> str:
             if status.st_mode & _OTHERS and (each == place or not status.st_mode & stat.S_ISVTX):
                 return f"others may write to {each} (mode {stat.S_IMODE(status.st_mode):o})"
     return ""
+
+
+def others_may_list(directory: Path) -> str:
+    """Why other users than root and this process's may list a directory; "" if none may.
+
+    Whoever lists a directory (getdents64(2)) has its lock meanwhile. Whoever makes, renames or
+    removes a file there waits for the lock, and no signal ends that wait.
+    """
+    try:
+        place = Path(os.path.realpath(directory))
+        mode = stat.S_IMODE(place.stat().st_mode)
+        above = [each.stat() for each in place.parents]
+    except OSError:
+        return ""
+    closed = any(not each.st_mode & _OTHERS_ENTER for each in above)
+    return f"others may list {place} (mode {mode:o})" if mode & _OTHERS_LIST and not closed else ""
 
 
 def is_private(directory: Path) -> bool:

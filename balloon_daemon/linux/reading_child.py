@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.events import OwnedFd
@@ -43,6 +43,8 @@ pages."""
 
 MOST_BYTES = 1 << 16
 """The longest reading, in bytes."""
+
+Key = TypeVar("Key")
 
 _MOST_NOTED = 1024
 _ORDER, _ERROR = struct.Struct("2i2q"), struct.Struct("i")
@@ -77,8 +79,9 @@ class _Child:
         try:
             self._pidfd = OwnedFd(os.pidfd_open(self._pid))
         except OSError:
-            self.end()
-            self.is_gone()
+            self.end()  # It has no order, and so ends at once.
+            os.waitpid(self._pid, 0)
+            self._close()
             raise
 
     def read(self, fd: int, most_bytes: int, identity: Identity | None) -> bytes | None:
@@ -107,15 +110,22 @@ class _Child:
         """Kills the child; ``is_gone`` reaps it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
-        for end in (self._ours, self._theirs, self._pidfd):
-            end.close()
 
     def is_gone(self) -> bool:
         """Reaps the child; False: it has not ended yet."""
         try:
-            return os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
+            if os.waitpid(self._pid, os.WNOHANG)[0] != self._pid:
+                return False
         except ChildProcessError:
-            return True
+            pass
+        # Not before the child's end: it may be about to answer, into whatever has the descriptor's
+        # number by then.
+        self._close()
+        return True
+
+    def _close(self) -> None:
+        for end in (self._ours, self._theirs, self._pidfd):
+            end.close()
 
 
 class ReadsApart:
@@ -132,9 +142,9 @@ class ReadsApart:
         self._ended: list[_Child] = []
         self._is_due = False
         self._read_at_s = 0.0
-        self._pauses: dict[int, tuple[float, float]] = {}
-        """By process, of which a reading was late: until when none of its files is read, and for
-        how long that is."""
+        self._pauses: dict[tuple[int, int], tuple[float, float]] = {}
+        """By process and user, where a reading was late: until when none of its files is read, and
+        for how long that is."""
         self._waited: dict[int, tuple[float, float]] = {}
         """By user: for how many seconds its processes were waited for in vain, and up to when that
         is reckoned."""
@@ -156,7 +166,7 @@ class ReadsApart:
             OSError: the kernel's reason, or the kernel allows no child.
         """
         now_s = time.monotonic()
-        until_s, for_s = self._pauses.get(pid, (0.0, AGAIN_S / 2))
+        until_s, for_s = self._pauses.get((pid, user), (0.0, AGAIN_S / 2))
         if now_s < until_s:
             raise _late("it was read too slowly lately")
         waited_s = self._waited_s(user, now_s)
@@ -168,10 +178,10 @@ class ReadsApart:
         except TimeoutError:
             self._end()
             for_s = min(2 * for_s, AGAIN_MOST_S)
-            _note(self._pauses, pid, (now_s + for_s, for_s))
+            _note(self._pauses, (pid, user), (now_s + for_s, for_s))
             _note(self._waited, user, (waited_s + WITHIN_S, now_s))
             raise
-        self._pauses.pop(pid, None)
+        self._pauses.pop((pid, user), None)
         return content
 
     def close(self) -> bool:
@@ -235,8 +245,8 @@ def _late(why: str) -> TimeoutError:
     return TimeoutError(errno.ETIMEDOUT, why)
 
 
-def _note(notes: dict[int, tuple[float, float]], number: int, note: tuple[float, float]) -> None:
-    notes[number] = note
+def _note(notes: dict[Key, tuple[float, float]], key: Key, note: tuple[float, float]) -> None:
+    notes[key] = note
     if len(notes) > _MOST_NOTED:
         notes.pop(next(iter(notes)))
 

@@ -138,7 +138,7 @@ def test_process_whose_files_are_read_too_slowly_is_not_taken_for_one_that_has_e
     pid = os.getppid()
     figures = ProcessFigures(pid)
     with pytest.raises(TimeoutError):
-        apart.read(mute, 4096, pid, USER)
+        apart.read(mute, 4096, pid, user_of(pid))
     monkeypatch.setattr(process_figures, "APART", apart)
     assert (figures.read_bytes(), figures.tells_reads) == (None, True)
     with pytest.raises(TimeoutError):

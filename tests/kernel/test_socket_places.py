@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from balloon_daemon.cli import default_directory
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.fake_guest.wire import Wire
 from balloon_daemon.handover import fd_keeper
 from balloon_daemon.handover.keeper_start import keeper_at, keeper_path, start_keeper
-from balloon_daemon.linux.directories import is_private, make_private, others_may_write
+from balloon_daemon.linux.directories import (
+    is_private,
+    make_private,
+    others_may_list,
+    others_may_write,
+)
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
 from tests.harness.daemon import BALLOOND, Daemon
 from tests.harness.faults import fault
@@ -107,6 +113,54 @@ def test_directory_below_one_of_another_user_is_somebody_elses(tmp_path: Path) -
     os.chown(home, NOBODY, NOBODY)
 
     assert others_may_write(home / "vms") == f"{home} belongs to user {NOBODY}"
+
+
+@fault("others may list the directory of balloond's sockets")
+def test_directory_that_others_may_list_is_warned_of(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    for each in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        each.chmod(0o711)
+    listed = tmp_path / "listed"
+    listed.mkdir(mode=0o755)
+
+    daemon = start_daemon(name="listed/s")
+
+    (warning,) = said(daemon, "warning")
+    assert f"others may list {listed} (mode 755): whoever lists it" in warning
+    assert warning.endswith("use a directory of mode 711")
+
+
+@fault("others may list the directory of balloond's sockets")
+def test_directory_is_listed_by_others_only_where_they_can_enter_it(tmp_path: Path) -> None:
+    for each in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        each.chmod(0o711)
+    directory = tmp_path / "run"
+    directory.mkdir(mode=0o755)
+    assert others_may_list(directory) == f"others may list {directory} (mode 755)"
+    directory.chmod(0o711)
+    assert others_may_list(directory) == ""
+    directory.chmod(0o755)
+    tmp_path.chmod(0o700)
+    assert others_may_list(directory) == ""
+    assert others_may_list(tmp_path / "missing") == ""
+
+
+@fault("others may list the directory of balloond's sockets")
+@root_only
+@pytest.mark.parametrize(("mode", "closed"), [(0o755, 0o711), (0o775, 0o775), (0o711, 0o711)])
+def test_default_directory_of_an_earlier_version_is_closed(
+    mode: int, closed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another mode is somebody's wish."""
+    directory = tmp_path / "balloond"
+    directory.mkdir()
+    directory.chmod(mode)
+    monkeypatch.setattr(default_directory, "default_socket", lambda: directory / "balloond.sock")
+
+    default_directory.close_default_directory()
+
+    assert directory.stat().st_mode & 0o7777 == closed
 
 
 @fault("somebody else has made the directory of a user's default socket")
