@@ -25,6 +25,7 @@ class LibvirtError(Exception):
 _CODES = (
     "SYSTEM_ERROR", "NO_DOMAIN", "NO_CONNECT", "OPERATION_TIMEOUT", "AUTH_FAILED",
     "AUTH_CANCELLED", "AUTH_UNAVAILABLE", "ACCESS_DENIED", "OPERATION_DENIED", "INVALID_ARG",
+    "OPERATION_INVALID",
 )  # fmt: skip
 
 LIBRARY: Any = SimpleNamespace(
@@ -33,6 +34,8 @@ LIBRARY: Any = SimpleNamespace(
     VIR_DOMAIN_CONTROL_OK=0,
     VIR_DOMAIN_CONTROL_OCCUPIED=2,
     VIR_DOMAIN_CONTROL_ERROR=3,
+    VIR_DOMAIN_CONTROL_ERROR_REASON_MONITOR=2,
+    VIR_DOMAIN_CONTROL_ERROR_REASON_INTERNAL=3,
     VIR_DOMAIN_EVENT_STARTED=2,
     VIR_DOMAIN_EVENT_SUSPENDED=3,
     VIR_DOMAIN_EVENT_RESUMED=4,
@@ -53,6 +56,9 @@ class LibvirtDomain:
         max_kib: libvirt's maximum.
         devices: in its description.
         control: what ``controlInfo`` says: state, details, milliseconds.
+        control_looks: how often it says that; 0: for ever.
+        control_then: what it says afterwards; None: the domain has ended.
+        ended: whether libvirt knows no such domain any more.
         stats: what ``memoryStats`` says.
         job: what ``jobStats`` says.
         asked: the calls, in order, with their first argument.
@@ -63,6 +69,9 @@ class LibvirtDomain:
         self.max_kib = GIB_KIB
         self.devices = "<memballoon model='virtio'/>"
         self.control = (LIBRARY.VIR_DOMAIN_CONTROL_OK, 0, 0)
+        self.control_looks = 0
+        self.control_then: tuple[int, int, int] | None = None
+        self.ended = False
         self.stats = {"actual": GIB_KIB, "last_update": 7, "rss": 99}
         self.job: dict[str, int] = {"type": 0}
         self.asked: list[tuple[str, int]] = []
@@ -85,21 +94,36 @@ class LibvirtDomain:
     def state(self) -> list[int]:
         return [1, 0]
 
+    def check_runs(self) -> None:
+        """Raises libvirt's error where the domain has ended."""
+        if self.ended:
+            raise LibvirtError(LIBRARY.VIR_ERR_NO_DOMAIN)
+
     def controlInfo(self) -> tuple[int, int, int]:
-        return self.control
+        self.check_runs()
+        control = self.control
+        if self.control_looks:
+            self.control_looks -= 1
+            if not self.control_looks:
+                self.ended = self.control_then is None
+                self.control = self.control_then or control
+        return control
 
     def jobStats(self) -> dict[str, int]:
         return self.job
 
     def memoryStats(self) -> dict[str, int]:
         self.asked.append(("memoryStats", 0))
+        self.check_runs()
         return self.stats
 
     def setMemoryFlags(self, size_kib: int, flags: int) -> None:
         self.asked.append(("setMemoryFlags", size_kib))
+        self.check_runs()
 
     def setMemoryStatsPeriod(self, period_s: int, flags: int) -> None:
         self.asked.append(("setMemoryStatsPeriod", period_s))
+        self.check_runs()
 
 
 class LibvirtConnection:
@@ -115,4 +139,5 @@ class LibvirtConnection:
         return self._domain
 
     def lookupByUUIDString(self, uuid: str) -> LibvirtDomain:
+        self._domain.check_runs()
         return self._domain
