@@ -46,8 +46,8 @@ class Limit:
 
 
 WASTE = Limit(share=0.05, allowance_s=0.05)
-"""Turns without useful work: 5,000 kicks at once, far more than the needless ones of an honest
-driver."""
+"""Turns without useful work: 2,500 kicks at once (``allowance_s`` / ``WAKE_UP_S``)
+at most, far more than the needless ones of an honest driver."""
 
 UNASKED = Limit(share=0.25, allowance_s=1.0)
 """Work beyond the targets. An honest guest needs this too: it reports free memory (some 3 GiB at

@@ -25,6 +25,7 @@ class LibvirtError(Exception):
 _CODES = (
     "SYSTEM_ERROR", "NO_DOMAIN", "NO_CONNECT", "OPERATION_TIMEOUT", "AUTH_FAILED",
     "AUTH_CANCELLED", "AUTH_UNAVAILABLE", "ACCESS_DENIED", "OPERATION_DENIED", "INVALID_ARG",
+    "OPERATION_INVALID",
 )  # fmt: skip
 
 LIBRARY: Any = SimpleNamespace(
@@ -38,6 +39,8 @@ LIBRARY: Any = SimpleNamespace(
     VIR_DOMAIN_RUNNING_BOOTED=1,
     VIR_DOMAIN_RUNNING_RESTORED=3,
     VIR_DOMAIN_RUNNING_FROM_SNAPSHOT=4,
+    VIR_DOMAIN_CONTROL_ERROR_REASON_MONITOR=2,
+    VIR_DOMAIN_CONTROL_ERROR_REASON_INTERNAL=3,
     VIR_DOMAIN_EVENT_STARTED=2,
     VIR_DOMAIN_EVENT_SUSPENDED=3,
     VIR_DOMAIN_EVENT_RESUMED=4,
@@ -59,6 +62,9 @@ class LibvirtDomain:
         devices: in its description.
         running: what `state` says: the state, and the reason for it.
         control: what ``controlInfo`` says: state, details, milliseconds.
+        control_looks: how often it says that; 0: for ever.
+        control_then: what it says afterwards; None: the domain has ended.
+        ended: whether libvirt knows no such domain any more.
         stats: what ``memoryStats`` says.
         job: what ``jobStats`` says.
         asked: the calls, in order, with their first argument.
@@ -70,6 +76,9 @@ class LibvirtDomain:
         self.devices = "<memballoon model='virtio'/>"
         self.running = [LIBRARY.VIR_DOMAIN_RUNNING, LIBRARY.VIR_DOMAIN_RUNNING_BOOTED]
         self.control = (LIBRARY.VIR_DOMAIN_CONTROL_OK, 0, 0)
+        self.control_looks = 0
+        self.control_then: tuple[int, int, int] | None = None
+        self.ended = False
         self.stats = {"actual": GIB_KIB, "last_update": 7, "rss": 99}
         self.job: dict[str, int] = {"type": 0}
         self.asked: list[tuple[str, int]] = []
@@ -92,21 +101,36 @@ class LibvirtDomain:
     def state(self) -> list[int]:
         return self.running
 
+    def check_runs(self) -> None:
+        """Raises libvirt's error where the domain has ended."""
+        if self.ended:
+            raise LibvirtError(LIBRARY.VIR_ERR_NO_DOMAIN)
+
     def controlInfo(self) -> tuple[int, int, int]:
-        return self.control
+        self.check_runs()
+        control = self.control
+        if self.control_looks:
+            self.control_looks -= 1
+            if not self.control_looks:
+                self.ended = self.control_then is None
+                self.control = self.control_then or control
+        return control
 
     def jobStats(self) -> dict[str, int]:
         return self.job
 
     def memoryStats(self) -> dict[str, int]:
         self.asked.append(("memoryStats", 0))
+        self.check_runs()
         return self.stats
 
     def setMemoryFlags(self, size_kib: int, flags: int) -> None:
         self.asked.append(("setMemoryFlags", size_kib))
+        self.check_runs()
 
     def setMemoryStatsPeriod(self, period_s: int, flags: int) -> None:
         self.asked.append(("setMemoryStatsPeriod", period_s))
+        self.check_runs()
 
 
 class LibvirtConnection:
@@ -122,4 +146,5 @@ class LibvirtConnection:
         return self._domain
 
     def lookupByUUIDString(self, uuid: str) -> LibvirtDomain:
+        self._domain.check_runs()
         return self._domain

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from balloon_daemon.guests.libvirt import process
 from balloon_daemon.guests.libvirt.process import HANGS_AFTER_MS, CallError, Client
 from tests.fakes.libvirt_library import (
     GIB_KIB,
@@ -18,6 +19,8 @@ from tests.fakes.libvirt_library import (
 from tests.harness.faults import fault
 
 OCCUPIED, ERROR = LIBRARY.VIR_DOMAIN_CONTROL_OCCUPIED, LIBRARY.VIR_DOMAIN_CONTROL_ERROR
+MONITOR = LIBRARY.VIR_DOMAIN_CONTROL_ERROR_REASON_MONITOR
+INTERNAL = LIBRARY.VIR_DOMAIN_CONTROL_ERROR_REASON_INTERNAL
 CALLS: list[tuple[str, dict[str, int]]] = [
     ("sample", {}),
     ("set", {"balloon_kib": 1024, "told_kib": GIB_KIB}),
@@ -42,6 +45,11 @@ class Scene:
     def call(self, do: str, **arguments: int) -> object:
         return self.client.calls[do](self._connection, uuid=UUID, **arguments)
 
+    def fault_of_open(self) -> str:
+        with pytest.raises(CallError) as caught:
+            self.open()
+        return caught.value.fault
+
     def fault_of(self, do: str, **arguments: int) -> str:
         with pytest.raises(CallError) as caught:
             self.call(do, **arguments)
@@ -58,7 +66,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene() -> Iterator[Scene]:
+def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    monkeypatch.setattr(process, "ENDING_LOOK_S", 0.0)
     scene = Scene()
     yield scene
     scene.close()
@@ -66,9 +75,7 @@ def scene() -> Iterator[Scene]:
 
 def test_domain_without_a_balloon_is_not_opened(scene: Scene) -> None:
     scene.domain.devices = "<memballoon model='none'/>"
-    with pytest.raises(CallError) as caught:
-        scene.open()
-    assert caught.value.fault == "no-balloon"
+    assert scene.fault_of_open() == "no-balloon"
 
 
 def test_balloon_is_reckoned_without_virtio_mem(scene: Scene) -> None:
@@ -93,7 +100,7 @@ def test_statistics_of_a_domain_that_ends_have_no_size_and_no_resident_set(scene
 
 
 @fault("a domain's QEMU does not answer")
-@pytest.mark.parametrize("control", [(OCCUPIED, 0, HANGS_AFTER_MS + 1), (ERROR, 2, 0)])
+@pytest.mark.parametrize("control", [(OCCUPIED, 0, HANGS_AFTER_MS + 1), (ERROR, MONITOR, 0)])
 def test_nothing_is_asked_of_a_qemu_that_does_not_answer(
     scene: Scene, control: tuple[int, int, int]
 ) -> None:
@@ -102,10 +109,47 @@ def test_nothing_is_asked_of_a_qemu_that_does_not_answer(
     asked = len(scene.domain.asked)
     scene.domain.control = control
     assert [scene.fault_of(do, **arguments) for do, arguments in CALLS] == ["hangs"] * 3
-    with pytest.raises(CallError) as caught:
-        scene.open()
-    assert caught.value.fault == "hangs"
+    assert scene.fault_of_open() == "hangs"
     assert scene.domain.asked[asked:] == []
+
+
+@fault("a domain ends while")
+@pytest.mark.parametrize("reason", [MONITOR, INTERNAL])
+@pytest.mark.parametrize(("do", "arguments"), CALLS)
+def test_domain_that_libvirt_cannot_control_because_it_ends_does_not_hang(
+    scene: Scene, do: str, arguments: dict[str, int], reason: int
+) -> None:
+    """``controlInfo`` says VIR_DOMAIN_CONTROL_ERROR until libvirt has removed the domain."""
+    scene.open()
+    asked = len(scene.domain.asked)
+    scene.domain.control, scene.domain.control_looks = (ERROR, reason, 0), 2
+    assert scene.fault_of(do, **arguments) == "gone"
+    assert scene.domain.asked[asked:] == []
+
+
+@fault("a domain ends while")
+def test_domain_that_ends_while_it_is_opened_does_not_hang(scene: Scene) -> None:
+    scene.domain.control, scene.domain.control_looks = (ERROR, INTERNAL, 0), 2
+    assert scene.fault_of_open() == "gone"
+
+
+@fault("a domain ends while")
+@pytest.mark.parametrize(("do", "arguments"), CALLS)
+def test_domain_that_ends_in_the_middle_of_a_call_is_gone(
+    scene: Scene, do: str, arguments: dict[str, int]
+) -> None:
+    """The call's own error is "no such domain", as of a domain that never was."""
+    scene.open()
+    scene.domain.control_looks = 1
+    assert scene.fault_of(do, **arguments) == "gone"
+
+
+def test_domain_that_libvirt_can_control_again_is_asked(scene: Scene) -> None:
+    """A job between two commands to QEMU looks like a lost monitor for a moment, too."""
+    scene.domain.control_then = scene.domain.control
+    scene.domain.control, scene.domain.control_looks = (ERROR, INTERNAL, 0), 1
+    scene.open()
+    assert scene.domain.asked == [("memoryStats", 0)]
 
 
 def test_qemu_that_has_been_busy_for_a_moment_is_asked(scene: Scene) -> None:

@@ -1,6 +1,6 @@
 """What is known of a QEMU guest's balloon, from figures that are not always facts."""
 
-from balloon_daemon.guests.driven.qmp_balloon import SILENT_S, QmpBalloon
+from balloon_daemon.guests.driven.qmp_balloon import SETTLED_S, SILENT_S, QmpBalloon
 from balloon_daemon.units import MIB
 from tests.harness.faults import fault
 
@@ -29,14 +29,51 @@ def test_first_size_with_a_driver_is_taken_as_found() -> None:
     assert (balloon.listens, balloon.balloon_bytes) == (True, 300 * MIB)
 
 
-def test_size_after_a_reset_is_unknown_until_statistics_come() -> None:
+@fault("a QEMU keeps")
+def test_size_after_a_reset_is_unknown_until_the_next_driver_writes_one() -> None:
+    """A driver sends its first statistics before it takes its first page."""
     balloon = inflated(256 * MIB, 256 * MIB)
     balloon.reset(1)
     seen = []
-    for last_update in (0, 0, NOW + 9):
-        balloon.read(256 * MIB, last_update)
+    for size_mib, last_update in ((256, 0), (256, NOW + 9), (256, NOW + 9), (1, NOW + 9)):
+        balloon.read(size_mib * MIB, last_update)
+        seen.append((balloon.listens, balloon.balloon_bytes))
+    assert seen == [(False, None), (True, None), (True, None), (True, 1 * MIB)]
+
+
+@fault("a QEMU keeps")
+def test_size_of_before_a_reset_is_no_fact_beside_a_change_that_is_told_meanwhile() -> None:
+    """QEMU tells of a size that is written after it has answered with the one from before."""
+    balloon = inflated(256 * MIB, 256 * MIB)
+    balloon.reset(1)
+    balloon.read(256 * MIB, 0)
+    balloon.written(2)
+    balloon.read(256 * MIB, NOW + 9)
+    answered_before = balloon.balloon_bytes
+    balloon.read(256 * MIB, NOW + 9)
+    assert (answered_before, balloon.balloon_bytes) == (None, 256 * MIB)
+
+
+def test_driver_whose_target_is_an_empty_balloon_writes_no_size() -> None:
+    balloon = inflated(256 * MIB, 256 * MIB)
+    balloon.told(0)
+    balloon.reset(1)
+    balloon.read(100 * MIB, 0)
+    balloon.read(100 * MIB, NOW + 9)
+    assert (balloon.listens, balloon.balloon_bytes) == (True, 0)
+
+
+def test_size_of_before_a_reset_counts_again_once_a_driver_leaves_it_for_long() -> None:
+    """A driver that writes only the size of its target writes what QEMU has already."""
+    balloon = inflated(256 * MIB, 256 * MIB)
+    balloon.reset(1)
+    balloon.read(256 * MIB, 0)
+    seen = []
+    for after_s, runs in ((0, True), (SETTLED_S - 1, True), (999, False), (1000, True)):
+        balloon.passes(1000.0 + after_s, runs=runs)
+        balloon.read(256 * MIB, NOW + 9)
         seen.append(balloon.balloon_bytes)
-    assert seen == [None, None, 256 * MIB]
+    assert seen == [None, None, None, 256 * MIB]
 
 
 def test_time_of_statistics_that_outlives_a_reset_tells_of_no_driver() -> None:

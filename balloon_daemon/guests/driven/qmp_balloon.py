@@ -1,11 +1,14 @@
 """Which size a QEMU guest's balloon has, where QEMU's figures are not always true. Pure.
 
-QEMU reports the size that the guest's driver wrote last. In three cases that is not the balloon's
+QEMU reports the size that the guest's driver wrote last. In four cases that is not the balloon's
 size:
 
 - Before a driver listens, and after a reset, through firmware and boot, the guest has all of its
   memory, whatever QEMU reports. The first statistics, or the first size written, tell that a
   driver listens; the time of statistics is 0 again after a reset.
+- After a reset the next driver sends its first statistics some milliseconds before it writes its
+  first size. Until then QEMU still reports the size from before the reset. That size counts again
+  only if the driver writes it, or if it has not changed for ``SETTLED_S``.
 - QEMU delays the event BALLOON_CHANGE by up to a second: one that comes after a RESET may tell of
   a size that was written before it.
 - With legacy virtio the driver writes the size byte by byte, and QEMU reports half-written sizes.
@@ -19,6 +22,11 @@ such a driver.
 
 SILENT_S = 300.0
 """Longer than firmware and boot take, even in a guest that checks its disks."""
+
+SETTLED_S = 10.0
+"""Longer than a driver takes from its first statistics to its first size. QEMU sends no event
+where a driver writes the size that QEMU has already, as one may that writes only its target's.
+"""
 
 
 class QmpBalloon:
@@ -37,6 +45,9 @@ class QmpBalloon:
         self._written = False
         self._now_s = 0.0
         self._silent_since_s: float | None = None
+        # The size from before a reset that QEMU may still report; None: it does not.
+        self._before: int | None = None
+        self._unchanged_s = 0.0
 
     @property
     def balloon_bytes(self) -> int | None:
@@ -77,9 +88,12 @@ class QmpBalloon:
             # QEMU 11 sets the time of the last statistics to 0 at a reset. Other versions might
             # keep it: a time that is still the same does not show that a driver listens.
             self._update_at_reset = self._last_update
+        if self._size is not None:
+            self._before = self._size
         self._reset_us = at_us
         self._written = False
         self._silent_since_s = None
+        self._unchanged_s = 0.0
         self._forget()
         return news
 
@@ -94,8 +108,10 @@ class QmpBalloon:
         Args:
             now_s: the time.
             runs: whether the guest's virtual CPUs run. Time in which they do not run is left out
-                of ``SILENT_S``, as the guest can send nothing meanwhile.
+                of ``SILENT_S`` and ``SETTLED_S``, as the guest can send nothing meanwhile.
         """
+        if runs and self._before is not None and self.listens:
+            self._unchanged_s += now_s - self._now_s
         if not runs and self._silent_since_s is not None and not self.listens:
             self._silent_since_s += now_s - self._now_s
         self._now_s = now_s
@@ -119,11 +135,26 @@ class QmpBalloon:
             self._silent_since_s = self._now_s
         if not self.listens:
             self._forget()
+            if self._reset_us is not None:
+                self._before, self._unchanged_s = balloon_bytes, 0.0
+        elif self._is_from_before(balloon_bytes):
+            self._forget()
+            if self._target == 0:
+                self._size = 0  # The driver has nothing to do, and so writes no size.
         elif self._is_likely(balloon_bytes):
             self._size = self._last = balloon_bytes
             self._doubted = None
         else:
             self._doubted = balloon_bytes
+        if self._written:
+            # The next figures are asked for later than QEMU told of the size that was written.
+            # These ones may have been answered before.
+            self._before = None
+
+    def _is_from_before(self, balloon_bytes: int) -> bool:
+        if balloon_bytes != self._before:
+            self._before = None
+        return bool(self._before) and self._unchanged_s < SETTLED_S
 
     def _is_likely(self, balloon_bytes: int) -> bool:
         last, doubted = self._last, self._doubted

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # This file imports nothing of balloon_daemon: its interpreter may be another than balloond's, in
@@ -37,6 +37,11 @@ MAX_XML_CHARACTERS = 1 << 20
 HANGS_AFTER_MS = 2000
 """How long a domain's QEMU may have been busy with another command before no further call is
 begun."""
+
+ENDING_LOOKS, ENDING_LOOK_S = 20, 0.05
+"""How often, and after how many seconds each, to look again at a domain of which ``controlInfo``
+says VIR_DOMAIN_CONTROL_ERROR. While libvirt 12.8 destroyed a domain, it said so for 1 to 10 ms; of
+a domain whose monitor libvirt has lost it says so for as long as the domain runs."""
 
 KEEPALIVE_S, KEEPALIVES = 5, 3
 """libvirt's daemon counts as gone when it has not answered for 5 × (3 + 1) seconds."""
@@ -57,18 +62,15 @@ or vDPA, which pins the guest's memory."""
 
 _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
-
-_FAULTS = (
-    ("NO_DOMAIN", "no-vm"),
-    ("NO_CONNECT", "not-there"),
-    ("OPERATION_TIMEOUT", "hangs"),
-    ("AUTH_FAILED", "no-permission"),
-    ("AUTH_CANCELLED", "no-permission"),
-    ("AUTH_UNAVAILABLE", "no-permission"),
-    ("ACCESS_DENIED", "no-permission"),
-    ("OPERATION_DENIED", "no-permission"),
-)
-"""libvirt's errors (VIR_ERR_…), each with the value of a ``Fault``; all others are "refused"."""
+_FAULTS = {
+    "no-vm": ("NO_DOMAIN",),
+    "not-there": ("NO_CONNECT",),
+    "hangs": ("OPERATION_TIMEOUT",),
+    "no-permission": (
+        "AUTH_FAILED", "AUTH_CANCELLED", "AUTH_UNAVAILABLE", "ACCESS_DENIED", "OPERATION_DENIED",
+    ),
+}  # fmt: skip
+"""Values of a ``Fault``, each with libvirt's errors (VIR_ERR_…); all others are "refused"."""
 
 
 class CallError(Exception):
@@ -137,10 +139,12 @@ class _Domain:
     """What is known of a domain that was opened.
 
     Args:
+        uuid: the domain's.
         number: libvirt's id for the domain, which stays the same until the domain ends.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, uuid: str, number: int) -> None:
+        self._uuid = uuid
         self.number = number
         self.described: dict[str, Any] = {}
         self.max_kib = 0
@@ -162,6 +166,29 @@ class _Domain:
             self.described = describe(handle.XMLDesc())
             self.max_kib = max_kib
         return int(max_kib - self.described["apart_kib"])
+
+    def has_ended(self, connection: Any, libvirt: Any) -> bool:
+        """Whether the domain has ended, or ends now; it may have been started anew since."""
+        try:
+            handle = connection.lookupByUUIDString(self._uuid)
+            if handle.ID() == self.number:
+                _control_of(handle, libvirt)
+                return False
+        except libvirt.libvirtError as err:
+            # The second is controlInfo's error for a domain that does not run.
+            codes = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+            return err.get_error_code() in codes
+        return True
+
+
+def _control_of(handle: Any, libvirt: Any) -> tuple[int, int, int]:
+    """What ``controlInfo`` says: a state, details, milliseconds. It does not wait for QEMU."""
+    for _ in range(ENDING_LOOKS):
+        control: tuple[int, int, int] = handle.controlInfo()
+        if control[0] != libvirt.VIR_DOMAIN_CONTROL_ERROR:
+            break
+        time.sleep(ENDING_LOOK_S)
+    return control
 
 
 class _Worker:
@@ -256,14 +283,10 @@ class Client:
         code = err.get_error_code()
         if code == self._libvirt.VIR_ERR_SYSTEM_ERROR:
             return "no-permission" if "ermission denied" in str(err) else "not-there"
-        return next(
-            (
-                fault
-                for name, fault in _FAULTS
-                if code == getattr(self._libvirt, f"VIR_ERR_{name}")
-            ),
-            "refused",
-        )
+        for fault, names in _FAULTS.items():
+            if code in (getattr(self._libvirt, f"VIR_ERR_{name}") for name in names):
+                return fault
+        return "refused"
 
     def connect(self, uri: str) -> dict[str, Any]:
         """Loads libvirt and connects to it; events come from then on."""
@@ -310,18 +333,20 @@ class Client:
         return [[each.name(), each.UUIDString()] for each in connection.listAllDomains(running)]
 
     def _open(self, connection: Any, name: str) -> dict[str, Any]:
-        handle = connection.lookupByName(name)
-        if handle.ID() < 0:
+        named = connection.lookupByName(name)
+        if named.ID() < 0:
             raise CallError("no-vm", "the domain does not run")
-        domain = self._domains[handle.UUIDString()] = _Domain(handle.ID())
-        self._check_answers(handle)
-        domain.size_kib(handle, anew=True)
-        if not domain.described["balloon"]:
-            raise CallError("no-balloon")
-        return {"uuid": handle.UUIDString(), **self._figures(domain, handle)}
+        uuid = named.UUIDString()
+        self._domains[uuid] = _Domain(uuid, named.ID())
+        with self._opened(connection, uuid) as (domain, handle):
+            domain.size_kib(handle, anew=True)
+            if not domain.described["balloon"]:
+                raise CallError("no-balloon")
+            return {"uuid": uuid, **self._figures(domain, handle)}
 
     def _sample(self, connection: Any, uuid: str) -> dict[str, Any]:
-        return self._figures(*self._find(connection, uuid))
+        with self._opened(connection, uuid) as (domain, handle):
+            return self._figures(domain, handle)
 
     def _figures(self, domain: _Domain, handle: Any) -> dict[str, Any]:
         stats = handle.memoryStats()
@@ -368,42 +393,47 @@ class Client:
             balloon_kib: the balloon's size.
             told_kib: the VM's size when the balloon's size was decided.
         """
-        domain, handle = self._find(connection, uuid)
-        self._check_no_job(handle)
-        size_kib = domain.size_kib(handle, anew=True)
-        # If the VM has grown since then, its balloon gets the size that was decided. If the VM has
-        # shrunk, the guest keeps the memory that was decided, so that it never has less than its
-        # floor.
-        left_kib = max(size_kib, told_kib) - balloon_kib
-        if left_kib <= 0:
-            raise CallError("refused", f"{balloon_kib} KiB of {size_kib} KiB")
-        live = self._libvirt.VIR_DOMAIN_AFFECT_LIVE
-        handle.setMemoryFlags(min(left_kib, size_kib), live)
+        with self._opened(connection, uuid) as (domain, handle):
+            self._check_no_job(handle)
+            size_kib = domain.size_kib(handle, anew=True)
+            # If the VM has grown since then, its balloon gets the size that was decided. If the VM
+            # has shrunk, the guest keeps the memory that was decided, so that it never has less
+            # than its floor.
+            left_kib = max(size_kib, told_kib) - balloon_kib
+            if left_kib <= 0:
+                raise CallError("refused", f"{balloon_kib} KiB of {size_kib} KiB")
+            live = self._libvirt.VIR_DOMAIN_AFFECT_LIVE
+            handle.setMemoryFlags(min(left_kib, size_kib), live)
 
     def _set_period(self, connection: Any, uuid: str, period_s: int) -> None:
-        _, handle = self._find(connection, uuid)
-        self._check_no_job(handle)
-        handle.setMemoryStatsPeriod(period_s, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        with self._opened(connection, uuid) as (_, handle):
+            self._check_no_job(handle)
+            handle.setMemoryStatsPeriod(period_s, self._libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
-    def _find(self, connection: Any, uuid: str) -> tuple[_Domain, Any]:
-        """An opened domain whose QEMU answers, and libvirt's object for it."""
-        domain = self._domains.get(uuid)
+    @contextlib.contextmanager
+    def _opened(self, connection: Any, uuid: str) -> Iterator[tuple[_Domain, Any]]:
+        """An opened domain whose QEMU answers, and libvirt's object for it.
+
+        Calls about a domain that ends meanwhile fail with several errors of libvirt's; all of them
+        become "gone".
+        """
+        domain = self._domains[uuid]
         try:
             handle = connection.lookupByUUIDString(uuid)
+            if domain.number != handle.ID():
+                raise CallError("gone", "the domain has ended")
+            self._check_answers(handle)
+            yield domain, handle
         except self._libvirt.libvirtError as err:
-            if self.fault(err) == "no-vm" and connection.isAlive():
+            if domain.has_ended(connection, self._libvirt):
                 raise CallError("gone", "the domain has ended") from err
             raise
-        if domain is None or domain.number != handle.ID():
-            raise CallError("gone", "the domain has ended")
-        self._check_answers(handle)
-        return domain, handle
 
     def _check_answers(self, handle: Any) -> None:
-        """Raises CallError where a call would hang. ``controlInfo`` does not wait for QEMU."""
-        state, _, busy_ms = handle.controlInfo()
+        """Raises CallError where a call would hang."""
+        state, _, busy_ms = _control_of(handle, self._libvirt)
         if state == self._libvirt.VIR_DOMAIN_CONTROL_ERROR:
-            raise CallError("hangs", "libvirt has lost its monitor")
+            raise CallError("hangs", "libvirt has lost control of it")
         occupied = state == self._libvirt.VIR_DOMAIN_CONTROL_OCCUPIED
         if occupied and busy_ms > HANGS_AFTER_MS:
             raise CallError("hangs", f"its QEMU has not answered for {busy_ms // 1000} s")
