@@ -27,7 +27,8 @@ class Proof:
         self.missing_bytes = 0
         """How many bytes of the balloon the host has not got; 0: none are missing."""
         self._over_since_s = math.inf
-        self._was_freed = False
+        self._proved_bytes = 0
+        """The balloon's size when the VM last did not occupy too much."""
 
     def take(
         self, held_bytes: int, vm_mem_bytes: int, balloon_bytes: int, now_s: float
@@ -41,9 +42,7 @@ class Proof:
         own_bytes = OWN_BYTES + vm_mem_bytes // OWN_SHARE
         over_bytes = held_bytes - (vm_mem_bytes - balloon_bytes)
         if over_bytes <= own_bytes:
-            # A balloon of at most ``own_bytes`` could be missing entirely without exceeding the
-            # limit, so only a larger balloon proves that memory was freed.
-            self._was_freed = balloon_bytes > own_bytes
+            self._proved_bytes = balloon_bytes
             self._over_since_s = math.inf
             was_missing, self.missing_bytes = self.missing_bytes, 0
             return Missing.NOTHING if was_missing else None
@@ -54,4 +53,8 @@ class Proof:
         if now_s - self._over_since_s < LONG_S:
             return None
         self.missing_bytes = over_bytes
-        return Missing.REFILLED if self._was_freed else Missing.NEVER_FREED
+        # Where nothing is ever freed, a VM that has not touched all of its memory occupies too
+        # much only once its balloon has grown, and occupies no more than before. Only what has
+        # come to it since then can have been read in again.
+        grew = held_bytes - (vm_mem_bytes - self._proved_bytes) > own_bytes
+        return Missing.REFILLED if grew else Missing.NEVER_FREED

@@ -42,6 +42,7 @@ class Scripted:
         self._sock = sock
         self._waiting: list[dict[str, Any]] = []
         self._torn = False
+        self._periods = 0
 
     def run(self) -> None:
         """Answers until balloond closes the socket."""
@@ -107,6 +108,14 @@ class Scripted:
                     self._say({"id": call["id"], "error": "refused", "detail": "no such period"})
             case "restored":
                 self._answer(call, {"uuid": name, **FIGURES, "restored": True})
+            case "silent":
+                # Sends statistics once it was told thrice how often, which it refuses once.
+                self._periods += call["do"] == "period"
+                stats = {**FIGURES["stats"], "last_update": 7 + self._periods // 3}
+                if call["do"] == "period" and self._periods == 2:
+                    self._say({"id": call["id"], "error": "refused", "detail": "a save"})
+                else:
+                    self._answer(call, {"uuid": name, **FIGURES, "stats": stats})
             case "torn":
                 self._torn = call["do"] == "sample" and not self._torn
                 actual = (2 if self._torn else 1) << 20

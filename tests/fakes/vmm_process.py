@@ -2,7 +2,8 @@
 
 ``python -m tests.fakes.vmm_process KIND SOCKET MIB`` prints its balloon's size, in bytes, at first
 and whenever it has changed. MIB is the size that the balloon begins with. Its guest sends
-statistics all the time.
+statistics all the time. With SILENT for KIND it is a Cloud Hypervisor whose version has none, with
+a VM of 8 GiB.
 """
 
 import asyncio
@@ -10,12 +11,14 @@ import sys
 from pathlib import Path
 
 from balloon_daemon.config.vms import Kind
-from balloon_daemon.units import MIB
+from balloon_daemon.units import GIB, MIB
 from tests.fakes.cloud_hypervisor import FakeCloudHypervisor
 from tests.fakes.crosvm import FakeCrosvm
 from tests.fakes.firecracker import FakeFirecracker
 
 EVERY_S = 0.02
+SILENT = "silent"
+SILENT_GIB = 8
 LINUX: dict[str, object] = {
     "free_memory": 700 * MIB,
     "available_memory": 800 * MIB,
@@ -23,7 +26,9 @@ LINUX: dict[str, object] = {
 }
 
 
-async def serve(vmm: FakeFirecracker | FakeCloudHypervisor | FakeCrosvm, balloon_mib: int) -> None:
+async def serve(
+    vmm: FakeFirecracker | FakeCloudHypervisor | FakeCrosvm, balloon_mib: int, *, silent: bool
+) -> None:
     """Serves until the process is killed."""
     said, sent = -1, 0
     if isinstance(vmm, FakeFirecracker):
@@ -34,7 +39,9 @@ async def serve(vmm: FakeFirecracker | FakeCloudHypervisor | FakeCrosvm, balloon
         while True:
             sent += 1
             stats = LINUX | {"minor_faults": sent}
-            if isinstance(vmm, FakeCloudHypervisor):
+            if silent:
+                pass
+            elif isinstance(vmm, FakeCloudHypervisor):
                 vmm.balloon_stats = {"last_update": sent, "stats": stats}
             else:
                 vmm.stats = stats
@@ -48,13 +55,16 @@ async def serve(vmm: FakeFirecracker | FakeCloudHypervisor | FakeCrosvm, balloon
 
 
 def main() -> None:
-    kind, path = Kind(sys.argv[1]), Path(sys.argv[2])
+    kind, path, balloon_mib = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    if kind == SILENT:
+        vmm = FakeCloudHypervisor(path, memory={"size": SILENT_GIB * GIB})
+        asyncio.run(serve(vmm, balloon_mib, silent=True))
     fakes = {
         Kind.FIRECRACKER: FakeFirecracker,
         Kind.CLOUD_HYPERVISOR: FakeCloudHypervisor,
         Kind.CROSVM: FakeCrosvm,
     }
-    asyncio.run(serve(fakes[kind](path), int(sys.argv[3])))
+    asyncio.run(serve(fakes[Kind(kind)](path), balloon_mib, silent=False))
 
 
 if __name__ == "__main__":

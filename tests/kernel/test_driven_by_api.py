@@ -12,6 +12,7 @@ import pytest
 
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.units import GIB, MIB
+from tests.fakes.vmm_process import SILENT, SILENT_GIB
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
@@ -107,6 +108,44 @@ def test_vms_of_each_kind_are_squeezed_together_left_as_they_are_and_given_back(
     for kind, sizes in vmms.sizes().items():
         given_back = sizes[len(left[kind]) - 1 :]
         assert given_back == sorted(given_back, reverse=True)
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a VM of 8 GiB whose VMM has no statistics."""
+    socket = tmp_path / "silent.sock"
+    command = [sys.executable, "-m", "tests.fakes.vmm_process", SILENT, str(socket), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield socket
+        process.kill()
+
+
+@pytest.mark.parametrize(("profile", "left_bytes"), [("careful", 2 * GIB), ("seed", GIB)])
+def test_vm_without_statistics_is_squeezed_at_the_policys_pace_to_its_floor(
+    silent: Path,
+    low_mem: LowMemDir,
+    start_daemon: StartDaemon,
+    tmp_path: Path,
+    profile: str,
+    left_bytes: int,
+) -> None:
+    config = tmp_path / "balloond.toml"
+    config.write_text(f'[vm.ch]\ncloud_hypervisor = "{silent}"\nprofile = "{profile}"\n')
+    own = ("--socket", str(tmp_path / "balloond.sock"), "--speed", "20")
+    daemon = start_daemon("--config", str(config), *own, vm_mem_mib=None)
+
+    def targets() -> list[int]:
+        return [r["target_bytes"] for r in daemon.records() if r["event"] == "decided"]
+
+    low_mem.set_low()
+    most_bytes = SILENT_GIB * GIB - left_bytes
+    daemon.wait(lambda: most_bytes in targets(), what="all is taken that may be")
+    steps = sorted({target // (most_bytes // 16) for target in targets()})
+    assert steps == list(range(steps[0], 17))
+    assert max(targets()) == most_bytes
+    daemon.stop()
 
 
 def adopted(daemon: Daemon) -> int:

@@ -281,6 +281,25 @@ def test_period_of_statistics_ends_as_it_was_found() -> None:
     asyncio.run(scene())
 
 
+@fault("another program sets how often a domain")
+def test_period_is_set_again_where_statistics_stay_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async with connected() as connection:
+            control = DomainControl(connection, "silent")
+            await control.open(lambda notice: None)
+            assert (await control.sample()).stats is None  # Nobody watches it.
+            await control.watch(1.0)
+            assert (await control.sample()).stats is None
+            assert (await control.sample()).stats is None
+            monkeypatch.setattr("balloon_daemon.guests.libvirt.control.MISSED", 0)
+            assert (await control.sample()).stats is None  # It refuses.
+            assert (await control.sample()).stats is None
+            assert (await control.sample()).stats is not None
+            control.close()
+
+    asyncio.run(scene())
+
+
 @fault("libvirt's client is killed, talks")
 def test_client_that_was_killed_is_replaced_at_once() -> None:
     async def scene() -> None:

@@ -106,6 +106,26 @@ def test_memory_of_one_memfd_is_found_among_the_vmms_descriptors(tmp_path: Path)
         os.close(fd)
 
 
+@pytest.mark.parametrize("machine", ["/objects/pc.ram", "/objects/mem0", "", None])
+def test_memfd_that_is_not_the_machines_memory_is_not_taken_for_it(
+    tmp_path: Path, machine: str | None
+) -> None:
+    """The machine's memory is of no file, and a shared memory device (ivshmem) has a memfd."""
+
+    async def scene(here: Scene) -> str:
+        here.vm.properties["/objects/mem0", "type"] = "memory-backend-memfd"
+        if machine is not None:  # Before QEMU 5.0 the machine has no such property.
+            here.vm.properties["/machine", "memory-backend"] = machine
+        return (await here.control.open(here.notices.append)).memory_file
+
+    fd = os.memfd_create("memory-backend-memfd")
+    try:
+        found = play(tmp_path, scene, booted(memdevs=["mem0", "pc.ram"]))
+    finally:
+        os.close(fd)
+    assert found == ("" if machine == "/objects/pc.ram" else f"/proc/{os.getpid()}/fd/{fd}")
+
+
 def test_memory_of_two_files_has_no_one_file(tmp_path: Path) -> None:
     async def scene(here: Scene) -> str:
         for name in here.vm.memdevs:

@@ -1,8 +1,10 @@
 """What the documentation has a user type: each command, file and description is one that works."""
 
+import json
 import re
 import shlex
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,13 @@ import pytest
 from balloon_daemon.cli.flags import build_parser, config_of
 from balloon_daemon.config.toml import DISCOVER_KEYS, HOST_KEYS, VM_KEYS, parse_config
 from balloon_daemon.config.values import PRIORITIES
+from tests.vm.firecracker import BALLOON as FIRECRACKERS_BALLOON
+from tests.vm.libvirt_host import DOMAIN
+from tests.vm.qemu import BALLOOND_DEVICE, QEMU_BALLOON
 
 ROOT = Path(__file__).parents[2]
 ATTACH, CONFIG, README = ROOT / "docs/attach.md", ROOT / "docs/config.md", ROOT / "README.md"
+VMMS = ROOT / "docs/vmms.md"
 PAGES = [ATTACH, CONFIG, README]
 
 
@@ -70,6 +76,31 @@ def test_libvirts_description_has_the_devices_address() -> None:
     namespace = "{http://libvirt.org/schemas/domain/qemu/1.0}"
     arguments = [arg.get("value", "") for arg in domain.iter(f"{namespace}arg")]
     assert arguments[-1].endswith(",bus=pcie.0,addr=0x1e")
+
+
+def test_qemus_options_are_those_of_the_tests_with_real_guests() -> None:
+    by_monitor, own = (
+        shlex.split(command)
+        for command in blocks(ATTACH, "sh")
+        if command.startswith("qemu-system-x86_64")
+    )
+    assert by_monitor[by_monitor.index("-device") + 1] == QEMU_BALLOON
+    device = own[own.index("-device") + 1].split(",")
+    assert [word for word in BALLOOND_DEVICE.split(",") if word != "id=balloon"] == device
+
+
+def test_firecrackers_balloon_is_that_of_the_tests_with_a_real_microvm() -> None:
+    (config,) = blocks(ATTACH, "json")
+    (body,) = re.findall(r"-X PUT http://localhost/balloon \\\n\s+-d '(.*)'", VMMS.read_text())
+    assert json.loads(config) == {"balloon": FIRECRACKERS_BALLOON}
+    assert json.loads(body) == FIRECRACKERS_BALLOON
+
+
+def test_libvirts_balloon_is_that_of_the_tests_with_real_domains() -> None:
+    devices = ElementTree.fromstring(blocks(ATTACH, "xml")[0])
+    tested = ElementTree.fromstring(DOMAIN.format_map(defaultdict(str)))
+    (balloon,), (real,) = devices.iter("memballoon"), tested.iter("memballoon")
+    assert balloon.attrib == real.attrib
 
 
 def test_tests_that_show_a_way_are_there() -> None:

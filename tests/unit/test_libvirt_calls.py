@@ -15,6 +15,7 @@ from tests.fakes.libvirt_library import (
     UUID,
     LibvirtConnection,
     LibvirtDomain,
+    LibvirtError,
 )
 from tests.harness.faults import fault
 
@@ -150,6 +151,26 @@ def test_domain_that_libvirt_can_control_again_is_asked(scene: Scene) -> None:
     scene.domain.control, scene.domain.control_looks = (ERROR, INTERNAL, 0), 1
     scene.open()
     assert scene.domain.asked == [("memoryStats", 0)]
+
+
+@fault("a domain's QEMU does not answer")
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        # Another program's call about the domain hangs: libvirt lets ours wait for 30 s.
+        ("OPERATION_TIMEOUT", "hangs"),
+        ("AUTH_FAILED", "no-permission"),
+        ("AUTH_CANCELLED", "no-permission"),
+        ("AUTH_UNAVAILABLE", "no-permission"),
+        ("ACCESS_DENIED", "no-permission"),
+        ("OPERATION_DENIED", "no-permission"),
+        ("SYSTEM_ERROR", "not-there"),
+        ("INVALID_ARG", "refused"),
+    ],
+)
+def test_error_of_libvirts_is_one_of_our_faults(scene: Scene, name: str, fault: str) -> None:
+    assert scene.client.fault(LibvirtError(getattr(LIBRARY, f"VIR_ERR_{name}"))) == fault
+    assert scene.client.fault(ValueError(name)) is None
 
 
 def test_qemu_that_has_been_busy_for_a_moment_is_asked(scene: Scene) -> None:

@@ -39,6 +39,12 @@ def test_memory_that_came_back_was_read_by_something() -> None:
     assert play(held, [0] + [2 * GIB] * 7) == [(6, Missing.REFILLED)]
 
 
+def test_memory_that_was_not_touched_and_is_never_freed_was_not_read_again() -> None:
+    # 3 of its 4 GiB are touched, so a balloon of 1 GiB is still no more than what it has not.
+    held, balloons = [3 * GIB] * 9, [GIB] * 3 + [3 * GIB] * 6
+    assert play(held, balloons) == [(6, Missing.NEVER_FREED)]
+
+
 def test_host_that_gets_it_after_all_is_said_and_a_short_excess_is_not() -> None:
     held = [4 * GIB] * 4 + [2 * GIB] * 2 + [4 * GIB] * 3 + [2 * GIB]
     found = play(held, [2 * GIB] * 10)

@@ -983,6 +983,12 @@ def test_words_of_memory(event: Event, message: str) -> None:
             "gives nothing: stopping at 0 B of 32 MiB, and asking for no more for 60 s",
         ),
         (
+            BalloonMissing(VM, Missing.NEVER_FREED, GIB, GIB),
+            "gave 1 GiB, of which the host has not got 1 GiB: its memory is locked (mem-lock=on, "
+            "<locked/>), not shared with its VMM's file, of huge pages, or pinned for a device; "
+            "not asking it for more",
+        ),
+        (
             Stopping("SIGUSR1", vms_stay=True),
             "SIGUSR1: ending, the guests stay for the next balloond",
         ),

@@ -34,7 +34,8 @@ def ready_interpreter(suite: str) -> list[str]:
     return [
         str(root / "lib64/ld-linux-x86-64.so.2"),
         *("--library-path", ":".join(map(str, libraries))),
-        str(root / "usr/bin/python3"),
+        # It must not add compiled modules to the root, which is checked against its manifest.
+        *(str(root / "usr/bin/python3"), "-B"),
     ]
 
 

@@ -32,7 +32,7 @@ mount --bind "$3" images
 exec chroot . sleep infinity
 """
 
-_DOMAIN = """\
+DOMAIN = """\
 <domain type='qemu'>
   <name>{name}</name>
   <memory unit='MiB'>{memory_mib}</memory>
@@ -127,7 +127,7 @@ class LibvirtHost:
             recipe: a description of which the balloon and QEMU's arguments are taken.
             balloon_mib: the balloon that it begins with (`currentMemory`).
         """
-        xml = _DOMAIN.format(
+        xml = DOMAIN.format(
             name=name, memory_mib=MEMORY_MIB, now_mib=MEMORY_MIB - balloon_mib, kernel=KERNEL
         )
         if recipe:

@@ -197,9 +197,11 @@ def _machine(config: QemuConfig, images: Images) -> list[str]:
         command += ["-chardev", f"socket,id=balloond,path={config.balloond_socket}"]
         command += ["-device", BALLOOND_DEVICE]
     if config.qemu_balloon:
-        command += ["-device", "virtio-balloon-pci,deflate-on-oom=on"]
+        command += ["-device", QEMU_BALLOON]
     return command
 
+
+QEMU_BALLOON = "virtio-balloon-pci,deflate-on-oom=on"
 
 BALLOOND_DEVICE = (
     "vhost-user-test-device-pci,id=balloon,chardev=balloond,virtio-id=5,num_vqs=5,config_size=16"

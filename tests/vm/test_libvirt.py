@@ -285,6 +285,8 @@ def test_domain_is_driven_through_the_library_of_each_debian(
             await control.watch(1.0)
             await until(lambda sample: sample.stats and sample.stats.available_bytes)
             assert "<stats period='1'/>" in libvirt.virsh("dumpxml", "web")
+            libvirt.virsh("dommemstat", "web", "--period", "0", "--live")
+            await until(lambda sample: "<stats period='1'/>" in libvirt.virsh("dumpxml", "web"))
             notices.clear()
             await control.set_balloon(64 * MIB)
             await until(lambda sample: sample.balloon_bytes == 64 * MIB and notices)

@@ -27,14 +27,14 @@ DEADLINE_S = 120.0
 class Driven:
     """A guest that a balloond drives by its monitor; balloonds may follow one another."""
 
-    def __init__(self, guest: Guest, directory: Path) -> None:
+    def __init__(self, guest: Guest, directory: Path, floor_mib: int = FLOOR_MIB) -> None:
         self.guest = guest
         self.host = LowMemDir(directory / "low_mem", margin_mib=400)
         self._directory = directory
         self._started = 0
         config = directory / "balloond.toml"
         path = guest.qemu.monitor_path
-        config.write_text(f'[vm.web]\nqmp = "{path}"\nfloor = "{FLOOR_MIB}M"\n')
+        config.write_text(f'[vm.web]\nqmp = "{path}"\nfloor = "{floor_mib}M"\n')
         self._config = DaemonConfig(
             directory / "sock", None, self.host, SPEED, ("--config", str(config))
         )
@@ -135,3 +135,37 @@ def test_vm_that_ends_is_lost_and_leaves_balloond_running(driven: Driven) -> Non
     driven.guest.qemu.monitor.execute("quit")
     driven.wait_event("vm-lost")
     driven.daemon.stop()
+
+
+LOCKED_MIB = 1024
+LOCKED = (
+    *("-object", f"memory-backend-ram,id=locked,size={LOCKED_MIB}M"),
+    *("-machine", "memory-backend=locked", "-overcommit", "mem-lock=on-fault"),
+)
+"""Memory of no file, whose pages the kernel keeps once they were touched (mlock2): it refuses the
+madvise(MADV_DONTNEED) by which QEMU frees what is in the balloon."""
+
+
+@pytest.fixture
+def locked(images: Images, tmp_path: Path) -> Iterator[Driven]:
+    """A guest whose memory is locked, all of it touched, under a balloond of its own."""
+    config = QemuConfig("forky", LOCKED_MIB, qemu_balloon=True, options=LOCKED)
+    guest = Guest(images, config, SESSION_LOGS / "qmp-locked")
+    try:
+        guest.run("dd if=/dev/zero of=/tmp/file bs=1M count=700; rm /tmp/file")
+        locked = Driven(guest, tmp_path, LOCKED_MIB // 2)
+        yield locked
+        locked.daemon.kill()
+    finally:
+        guest.stop()
+
+
+@fault("the host does not get what a guest gives")
+def test_balloon_of_locked_memory_frees_nothing_and_that_is_said(locked: Driven) -> None:
+    locked.host.set_low()
+    locked.wait_event("balloon-missing")
+    (said,) = (r for r in locked.daemon.records() if r["event"] == "balloon-missing")
+    locked.daemon.stop()
+    assert said["cause"] == "never-freed"
+    assert said["missing_bytes"] > said["balloon_bytes"] // 2 > 0
+    assert locked.guest.balloon_bytes() == 0

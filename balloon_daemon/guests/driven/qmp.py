@@ -7,6 +7,7 @@ balloon frees nothing, on hugetlbfs or beside VFIO.
 """
 
 import asyncio
+import os
 import time
 
 from balloon_daemon.events.driven import Fault
@@ -44,6 +45,7 @@ _TELL_OF_MIGRATIONS = Command(
 )
 """Makes QEMU send MIGRATION events. Of a migration that is cancelled before it stops the VM there
 is no other event, and after two of these query-migrate gives the same answer."""
+_MAIN_MEMORY = Command("qom-get", {"path": "/machine", "property": "memory-backend"})
 _INTERVAL = "guest-stats-polling-interval"
 _LISTS = ("/machine/peripheral", "/machine/peripheral-anon")
 
@@ -224,24 +226,23 @@ class QmpControl:
             ControlError: the memory is in huge pages of hugetlbfs. QEMU frees a huge page only
                 when 1 MiB of balloon pages in a row has all of the huge page's 4 KiB pages.
         """
-        names = backends[:MAX_BACKENDS]
-        paths = [f"/objects/{name}" for name in names]
-        kinds = await self._ask(*(_get(path, "type") for path in paths))
+        paths = [f"/objects/{name}" for name in backends[:MAX_BACKENDS]]
+        main, *kinds = await self._ask(_MAIN_MEMORY, *(_get(path, "type") for path in paths))
         huge = await self._ask(*(_get(path, "hugetlb") for path in paths))
         files = await self._ask(*(_get(path, "mem-path") for path in paths))
-        found = []
+        found = {}
         in_files = [file if isinstance(file, str) else "" for file in files]
         pooled = qmp_process.on_hugetlbfs(filter(None, in_files))
-        for name, kind, is_huge, path in zip(names, kinds, huge, in_files, strict=True):
-            if is_huge is True or path in pooled:
-                raise ControlError(Fault.HUGETLB, answers.shown(name))
-            if kind == "memory-backend-memfd":
-                found.append(f"/memfd:{kind}")  # QEMU names a memfd by its object's type.
-            elif path:
-                found.append(path)
-        if pid is None or len(found) != 1:
+        for each, kind, is_huge, file in zip(paths, kinds, huge, in_files, strict=True):
+            if is_huge is True or file in pooled:
+                raise ControlError(Fault.HUGETLB, answers.shown(os.path.basename(each)))
+            if file or kind == "memory-backend-memfd":  # QEMU names a memfd by its object's type.
+                found[each] = file or f"/memfd:{kind}"
+        # "" where the memory is of several NUMA nodes, each with a backend of its own.
+        is_other = isinstance(main, str) and main and main not in found
+        if pid is None or len(found) != 1 or is_other:
             return ""
-        return qmp_process.descriptor_of(pid, found[0])
+        return qmp_process.descriptor_of(pid, *found.values())
 
     # --- taking in -------------------------------------------------------------------------------
 

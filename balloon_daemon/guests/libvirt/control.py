@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from balloon_daemon.guests.driven.control import (
     ControlError,
+    Fault,
     Found,
     Notice,
     Noticed,
@@ -23,6 +24,10 @@ event that comes so soon after a reset may tell of a change before the reset."""
 
 READ_AGAIN_S = 0.1
 """How soon to read a doubtful size again: a legacy virtio driver has written all of it by then."""
+
+MISSED = 3
+"""After so many periods without new statistics the period is set again: virt-manager sets one of
+its own when it connects, and an administrator may (``virsh dommemstat --period``)."""
 
 _KIB = 1024
 
@@ -45,7 +50,9 @@ class DomainControl:
         self._balloon = QmpBalloon()
         self._updates = Updates()
         self._told_kib = 0
-        self._found_period_s = 0
+        self._found_period_s = self._period_s = 0
+        self._fresh_s = 0.0
+        """When statistics came last, or their period was set."""
 
     async def open(self, noticed: Noticed) -> Found:
         """Finds the domain. Raises ControlError also where the domain does not run."""
@@ -83,12 +90,30 @@ class DomainControl:
 
     async def sample(self) -> Sample:
         """Reads the domain's figures."""
-        return await self._take(await self._figures())
+        sample = await self._take(await self._figures())
+        if sample.stats is not None:
+            self._fresh_s = sample.at_s
+        elif (
+            self._period_s
+            and sample.state is GuestState.RUNNING
+            and sample.at_s - self._fresh_s > MISSED * self._period_s
+        ):
+            try:
+                await self._set_period(self._period_s)
+            except ControlError as err:
+                # libvirt saves, dumps or migrates the domain: set it after a later sample.
+                if err.fault is not Fault.REFUSED:
+                    raise
+        return sample
 
     async def watch(self, every_s: float | None) -> None:
         """Sets the period of the guest's statistics; None: the period that was found."""
-        period_s = self._found_period_s if every_s is None else max(1, round(every_s))
+        self._period_s = 0 if every_s is None else max(1, round(every_s))
+        await self._set_period(self._period_s or self._found_period_s)
+
+    async def _set_period(self, period_s: int) -> None:
         await self._call("period", period_s=period_s)
+        self._fresh_s = asyncio.get_running_loop().time()
 
     async def gone(self) -> None:
         """Waits until the domain has ended, or libvirt's client has."""

@@ -17,7 +17,8 @@ from balloon_daemon.units import format_size
 _MISSING = {
     Missing.NOTHING: "the cause is not known",
     Missing.NEVER_FREED: (
-        "its memory is not shared with its VMM's file, is of huge pages, or is pinned for a device"
+        "its memory is locked (mem-lock=on, <locked/>), not shared with its VMM's file, of huge "
+        "pages, or pinned for a device"
     ),
     Missing.REFILLED: (
         "something has read all of its memory in again, as a migration or a snapshot does"
