@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from balloon_daemon.cli.asyncio_lean import asyncio
 from balloon_daemon.cli.printing import limits_said, vm_said
 from balloon_daemon.config.model import Config
-from balloon_daemon.events import DomainsNotFound, Fault, VmNotDriven
+from balloon_daemon.events import DomainsNotFound, Fault, SocketIgnored, VmNotDriven
 from balloon_daemon.guests.look import Looked, Seen, look_at_vms
 from balloon_daemon.guests.open_guest import Low
 from balloon_daemon.guests.seam import Ability, GuestState
@@ -38,7 +38,7 @@ def check_vms(config: Config, low: Low) -> Iterator[str]:
             case Looked(vm, vm_mem_bytes, most_bytes):
                 limits = limits_said(vm_mem_bytes, most_bytes)
                 yield f"vm           {vm_said(vm)}: {limits}{_remarks(each)}"
-            case VmNotDriven() | DomainsNotFound():
+            case VmNotDriven() | DomainsNotFound() | SocketIgnored():
                 said = said_of_driven(each)
                 assert said is not None
                 yield f"not driven   {said[1]}{_owner(each)}"
@@ -61,7 +61,7 @@ def _remarks(vm: Looked) -> str:
     return f"; {', '.join(said)}" if said else ""
 
 
-def _owner(seen: VmNotDriven | DomainsNotFound) -> str:
+def _owner(seen: Seen) -> str:
     """The owner and mode of a socket to which balloond may not connect; "" for another fault."""
     if not isinstance(seen, VmNotDriven) or seen.fault is not Fault.NO_PERMISSION:
         return ""
@@ -81,3 +81,5 @@ def _order(seen: Seen) -> str:
             return name
         case DomainsNotFound(uri):
             return uri
+        case SocketIgnored(path):
+            return path

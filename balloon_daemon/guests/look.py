@@ -10,10 +10,10 @@ from typing import NamedTuple
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.errors import printable
-from balloon_daemon.events import DomainsNotFound, VmNotDriven
+from balloon_daemon.events import DomainsNotFound, SocketIgnored, VmNotDriven
 from balloon_daemon.guests.driven.bases import BaseKey, Bases, bases_path
 from balloon_daemon.guests.driven.control import Control, ControlError
-from balloon_daemon.guests.driven.discovery import name_of, sockets
+from balloon_daemon.guests.driven.discovery import Search, name_of, search_all
 from balloon_daemon.guests.driven.finder import opened
 from balloon_daemon.guests.driven.kinds import control_of
 from balloon_daemon.guests.driven.reporting import Shared
@@ -47,8 +47,9 @@ class Looked(NamedTuple):
     can: frozenset[Ability]
 
 
-Seen = Looked | VmNotDriven | DomainsNotFound
-"""A VM that would be driven, one that would not, or a libvirt whose domains cannot be listed."""
+Seen = Looked | VmNotDriven | DomainsNotFound | SocketIgnored
+"""A VM that would be driven, one that would not, a libvirt whose domains cannot be listed, or a
+file that matches a pattern and is no socket."""
 
 
 async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[Seen]:
@@ -59,10 +60,12 @@ async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[See
         low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
             descriptors.
     """
+    search = search_all(config.discover.qmp)
     look = _Look(config.main_socket)
+    look.seen += [SocketIgnored(printable(path)) for path in search.others]
     uris = [vm.address for vm in config.others if vm.kind is Kind.LIBVIRT]
     async with asyncio.TaskGroup() as looks:
-        for vm in _with_sockets(config):
+        for vm in _with_sockets(config, search):
             looks.create_task(look.at(vm, control_of(vm.kind)(vm.address)))
         for uri in dict.fromkeys((*uris, *config.discover.libvirt)):
             looks.create_task(_domains(uri, config, low(), look))
@@ -111,12 +114,12 @@ def _bases(path: Path) -> Bases:
     return Bases(path, lambda event: None)
 
 
-def _with_sockets(config: Config) -> Sequence[VmConfig]:
+def _with_sockets(config: Config, search: Search) -> Sequence[VmConfig]:
     """The VMs that are reached by their VMM's socket: those that the configuration names, and
-    those whose socket matches a pattern of ``[discover]`` now."""
+    those whose socket the search has found."""
     vms = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
     named = {os.path.realpath(vm.address) for vm in vms}
-    for resolved, path in sorted(sockets(config.discover.qmp).items(), key=itemgetter(1)):
+    for resolved, path in sorted(search.found.items(), key=itemgetter(1)):
         if resolved not in named:
             name = printable(name_of(path, {vm.name for vm in vms}))
             vms.append(VmConfig(name, Kind.QMP, path, VmSettings()))

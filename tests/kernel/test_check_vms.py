@@ -202,6 +202,17 @@ def test_check_of_nothing_but_what_is_discovered_tries_no_device(tmp_path: Path)
     ]
 
 
+def test_check_names_files_that_match_a_pattern_and_are_no_sockets(tmp_path: Path) -> None:
+    (tmp_path / "notes.qmp").touch()
+
+    run = checked("--discover", f"qmp={tmp_path}/*.qmp")
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert lines(run, "vm", "not driven") == [
+        f"not driven   {tmp_path}/notes.qmp is no socket; ignored"
+    ]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 def test_check_names_the_owner_of_a_socket_that_it_may_not_use() -> None:
     with (

@@ -51,6 +51,14 @@ def test_answer_that_is_no_object_is_nonsense(answer: object) -> None:
         named_stats(answer, 0.0)
 
 
+@pytest.mark.parametrize(("value", "words"), [([], "an array"), ({}, "an object")])
+def test_answer_of_any_depth_has_words(value: object, words: str) -> None:
+    for _ in range(100_000):
+        value = [value] if isinstance(value, list) else {"x": value}
+    with pytest.raises(ControlError, match=f"^nonsense: state: {words}$"):
+        whole_number({"state": value}, "state")
+
+
 def test_flags_and_arrays_may_be_missing_but_not_something_else() -> None:
     assert (flag({}, "a"), flag({"a": None}, "a"), flag({"a": True}, "a")) == (False, False, True)
     assert (elements({}, "a"), elements({"a": None}, "a"), elements({"a": [1]}, "a")) == (

@@ -19,7 +19,7 @@ from balloon_daemon.guests.driven.discovery import (
     Search,
     directories,
     name_of,
-    sockets,
+    search_all,
 )
 from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
 from balloon_daemon.guests.seam import Guest, Report
@@ -52,8 +52,8 @@ def test_socket_with_two_names_is_found_once_and_by_its_own(
     for name in "ac":
         (tmp_path / f"{name}.qmp").symlink_to(tmp_path / "b.qmp")
     patterns = [f"{tmp_path}/a.*", f"{tmp_path}/*.qmp", f"{tmp_path}/b*"]
-    assert sockets(patterns) == {f"{tmp_path}/b.qmp": f"{tmp_path}/b.qmp"}
-    assert sockets(patterns[:1]) == {f"{tmp_path}/b.qmp": f"{tmp_path}/a.qmp"}
+    assert search_all(patterns).found == {f"{tmp_path}/b.qmp": f"{tmp_path}/b.qmp"}
+    assert search_all(patterns[:1]).found == {f"{tmp_path}/b.qmp": f"{tmp_path}/a.qmp"}
 
 
 def test_patterns_match_as_globs_do(tmp_path: Path, listen: Listen) -> None:
@@ -62,7 +62,7 @@ def test_patterns_match_as_globs_do(tmp_path: Path, listen: Listen) -> None:
         listen(tmp_path / name)
     tails = ("*/x.qmp", "[ab]/?.qmp", "*/*", "a/.*", ".*/*", "a/x.qmp", "nowhere/*", "a/none")
     for pattern in (f"{tmp_path}/{tail}" for tail in tails):
-        assert sorted(sockets([pattern])) == sorted(glob.glob(pattern))
+        assert sorted(search_all([pattern]).found) == sorted(glob.glob(pattern))
 
 
 def test_search_among_many_names_is_made_a_little_at_a_time(
@@ -86,7 +86,7 @@ def test_one_user_has_a_share_of_the_sockets_that_are_found(
     monkeypatch.setattr(discovery, "MOST_OF_ONE_USER", 2)
     for number in range(4):
         listen(tmp_path / f"{number}.qmp")
-    found = sockets([f"{tmp_path}/*.qmp"])
+    found = search_all([f"{tmp_path}/*.qmp"]).found
     assert len(found) == 2
     last = next(path for path in map(str, tmp_path.iterdir()) if path not in found)
     search = Search([f"{tmp_path}/*.qmp"], [last])

@@ -49,7 +49,15 @@ _MOST = (1 << 64) - 2
 
 def shown(value: object) -> str:
     """A VMM's words for an error: printable, on one line, of bounded length."""
-    text = value if isinstance(value, str) else repr(value)
+    match value:
+        case str():
+            text = value
+        case list() | dict():
+            # No repr(): a value that json has parsed may be nested too deeply for it, as CPython
+            # 3.14 and newer bound both by the C stack, of which each takes what it needs.
+            text = "an array" if isinstance(value, list) else "an object"
+        case _:
+            text = repr(value)
     return printable(text[:_SHOWN])
 
 

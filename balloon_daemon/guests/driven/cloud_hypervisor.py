@@ -96,9 +96,10 @@ class CloudHypervisorControl:
         if elements(config, "devices") or elements(config, "vdpa"):
             raise ControlError(Fault.PINNED)
         left_bytes = whole_number(info, "memory_actual_size", vm_mem_bytes)
-        state = _STATES.get(str(member(info, "state")))
-        if state is None:
-            raise nonsense("state", member(info, "state"))
+        said = member(info, "state")
+        if not isinstance(said, str) or said not in _STATES:
+            raise nonsense("state", said)
+        state = _STATES[said]
         balloon_bytes, stats = vm_mem_bytes - left_bytes, None
         if state is not GuestState.NO_DRIVER and self._has_stats:
             sent, stats = await self._stats()

@@ -120,11 +120,11 @@ class Searches:
             self.begin(known)
 
 
-def sockets(patterns: Iterable[str]) -> dict[str, str]:
-    """The sockets that match patterns, as ``Search.found``; for a process that serves no VMs."""
+def search_all(patterns: Iterable[str]) -> Search:
+    """A search that is over; for a process that serves no VMs."""
     search = Search(patterns)
     search.go_on(math.inf)
-    return search.found
+    return search
 
 
 def _matches(pattern: str) -> Iterator[str]:
