@@ -24,12 +24,13 @@ pytestmark = pytest.mark.vm
 
 MAXIMUM = VM_MEM // 2
 VMS = {
-    "web": ("qmp", "qmp"),
-    "liar": ("qmp", "gives-nothing"),
-    "gpu": ("qmp", "assigned"),
-    "fn": ("firecracker", "firecracker"),
+    "web": ("qmp", "qmp", "vms-web"),
+    "liar": ("qmp", "gives-nothing", "vms-web"),
+    "gpu": ("qmp", "assigned", "vms-web"),
+    "roots": ("qmp", "no-memory", "root"),
+    "fn": ("firecracker", "firecracker", "vms-web"),
 }
-"""By name: the key in the configuration file, and what ``service_vmm`` is told."""
+"""By name: the key in the configuration file, what ``service_vmm`` is told, and its user."""
 
 USERS = """\
 g kvm -
@@ -40,7 +41,7 @@ u libvirt-qemu - "libvirt's QEMUs"
 
 UNIT = """\
 [Service]
-User=vms-web
+User={user}
 Group=kvm
 UMask=0007
 RuntimeDirectory=vms/{name}
@@ -103,8 +104,8 @@ def set_up(host: ServiceHost) -> None:
     (units / "balloond.service.d").mkdir()
     shutil.copyfile(ROOT / "systemd/balloond-vms.conf", units / "balloond.service.d/vms.conf")
     tables = []
-    for name, (key, kind) in VMS.items():
-        (units / f"{name}.service").write_text(UNIT.format(name=name, kind=kind))
+    for name, (key, kind, user) in VMS.items():
+        (units / f"{name}.service").write_text(UNIT.format(name=name, kind=kind, user=user))
         tables.append(f'[vm.{name}]\n{key} = "/run/vms/{name}/sock"\n')
     for unit, text in LIBVIRT.items():
         (units / unit).write_text(text)
@@ -162,6 +163,9 @@ def test_vms_of_another_user_are_driven_and_seen_restarted_and_given_back(
         wait_said(host, name, f"driven by way of /run/vms/{name}/sock")
     # Only a link in /proc/PID/fd tells of the device.
     wait_said(host, "gpu", "(VFIO)")
+    # It has all of root's rights, and so shows itself to nobody who has not.
+    wait_said(host, "roots", "may not be looked at")
+    assert not any("may not be looked at" in line for line in said(host, "web", ""))
     wait_said(host, "db", f"driven by way of {URI}")
 
     host.low_mem.set_low()
