@@ -233,6 +233,29 @@ def test_check_names_the_owner_of_a_socket_that_it_may_not_use() -> None:
     ]
 
 
+def test_check_names_the_directory_that_is_missing_on_the_way_to_a_socket(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "balloond.toml"
+    places = {
+        "a": tmp_path / "none/deeper/sock",
+        "b": tmp_path / "there/sock",
+        "c": tmp_path / "none/sock",
+    }
+    keys = {"a": "crosvm", "b": "crosvm", "c": "qmp"}
+    file.write_text(
+        "".join(f'[vm.{name}]\n{keys[name]} = "{at}"\n' for name, at in places.items())
+    )
+
+    run = checked("--config", str(file))
+
+    waiting = "nobody listens there; waiting for the VM"
+    assert lines(run, "not driven") == [
+        f"not driven   a: {places['a']}: {waiting} (there is no directory {tmp_path}/none)",
+        f"not driven   b: {places['b']}: {waiting} (No such file or directory)",
+        f"not driven   c: {places['c']}: {waiting} (there is no directory {tmp_path}/none)",
+    ]
+
+
 @fault("a VMM's process may not be looked at")
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 def test_check_warns_of_a_vm_whose_process_it_may_not_look_at() -> None:
