@@ -9,13 +9,19 @@ from collections.abc import Iterator
 from balloon_daemon.cli.asyncio_lean import asyncio
 from balloon_daemon.cli.printing import limits_said, vm_said
 from balloon_daemon.config.model import Config
-from balloon_daemon.events import DomainsNotFound, Fault, SocketIgnored, VmNotDriven
+from balloon_daemon.events import (
+    DomainsNotFound,
+    Fault,
+    ProcessNotSeen,
+    SocketIgnored,
+    VmNotDriven,
+)
 from balloon_daemon.guests.look import Looked, Seen, look_at_vms
 from balloon_daemon.guests.open_guest import Low
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.records.words.driven import said_of_driven
 from balloon_daemon.sizing.vm_settings import Profile
-from balloon_daemon.units import format_size
+from balloon_daemon.units import VmId, format_size
 
 _LACKS = {
     Ability.STATS: "its guest's statistics are not to be had",
@@ -38,6 +44,10 @@ def check_vms(config: Config, low: Low) -> Iterator[str]:
             case Looked(vm, vm_mem_bytes, most_bytes):
                 limits = limits_said(vm_mem_bytes, most_bytes)
                 yield f"vm           {vm_said(vm)}: {limits}{_remarks(each)}"
+                if each.closed_pid:
+                    said = said_of_driven(ProcessNotSeen(VmId(0, vm.name), each.closed_pid))
+                    assert said is not None
+                    yield f"warning      {vm.name}: {said[1]}"
             case VmNotDriven() | DomainsNotFound() | SocketIgnored():
                 said = said_of_driven(each)
                 assert said is not None

@@ -98,6 +98,21 @@ class VmDriven(NamedTuple):
 
 
 @fact
+class ProcessNotSeen(NamedTuple):
+    """balloond may not look at what the process of a VM's VMM has open and has read: a device that
+    is assigned to the VM (VFIO), the file that is its memory, and its disk reads are not seen.
+
+    Attributes:
+        pid: the process.
+        quiet: the VM was driven until just before.
+    """
+
+    vm: VmId
+    pid: int
+    quiet: bool = False
+
+
+@fact
 class VmLost(NamedTuple):
     """A driven VM is gone, or its VMM cannot be used any more.
 
@@ -227,6 +242,7 @@ class FinderFailed(NamedTuple):
 DrivenEvent = (
     VmNotDriven
     | VmDriven
+    | ProcessNotSeen
     | VmLost
     | VmmRefuses
     | NoDriverYet

@@ -37,6 +37,7 @@ class Looked(NamedTuple):
         base_bytes: the balloon that was there before balloond, and stays.
         state: its guest's state.
         can: its abilities.
+        closed_pid: its VMM's process, if balloond may not look at what that has open; else 0.
     """
 
     vm: VmConfig
@@ -45,6 +46,7 @@ class Looked(NamedTuple):
     base_bytes: int
     state: GuestState
     can: frozenset[Ability]
+    closed_pid: int = 0
 
 
 Seen = Looked | VmNotDriven | DomainsNotFound | SocketIgnored
@@ -106,7 +108,10 @@ class _Look:
             can |= {Ability.DISK_READS}
         terms = Terms(vm.settings, Ability.STATS in can, Ability.DEFLATE_ON_OOM in can)
         most_bytes = terms.max_bytes(size_bytes)
-        self.seen.append(Looked(vm, size_bytes, most_bytes, base_bytes, found.state, can))
+        closed_pid = host.pid if host.is_closed else 0
+        self.seen.append(
+            Looked(vm, size_bytes, most_bytes, base_bytes, found.state, can, closed_pid)
+        )
 
 
 def _bases(path: Path) -> Bases:

@@ -5,6 +5,7 @@
 - ``qmp``: QEMU's monitor, the VM's memory in a memfd, as QEMU's memory-backend-memfd has it.
 - ``gives-nothing``: the same, whose balloon frees nothing.
 - ``assigned``: the same, which has a device of VFIO open.
+- ``no-memory``: the same, without memory.
 - ``firecracker``: Firecracker's API, the VM's memory in anonymous pages. From SIGUSR1 on its guest
   has no free memory and reads its disk all the time.
 """
@@ -78,15 +79,14 @@ async def follow(size: Callable[[], int], memory: MemoryFile | AnonymousMemory |
         await asyncio.sleep(EVERY_S)
 
 
-async def serve_qmp(path: Path, *, frees: bool) -> None:
+async def serve_qmp(path: Path, memory: MemoryFile | None = None) -> None:
     """Serves a monitor until the process is killed."""
     vm = ScriptedVm(ram_bytes=VM_MEM, actual=VM_MEM, reports=True)
     vm.properties["/objects/mem0", "type"] = "memory-backend-memfd"
     vm.boot()
     vm.send_stats(free_memory=300 * MIB, available_memory=400 * MIB)
-    memory = MemoryFile()
     async with ScriptedMonitor(path, vm):
-        await follow(lambda: VM_MEM - int(vm.actual), memory if frees else None)
+        await follow(lambda: VM_MEM - int(vm.actual), memory)
 
 
 async def serve_firecracker(path: Path) -> None:
@@ -115,13 +115,19 @@ async def serve_firecracker(path: Path) -> None:
 
 def main() -> None:
     kind, path = sys.argv[1], Path(sys.argv[2])
-    if kind == "firecracker":
-        asyncio.run(serve_firecracker(path))
-    elif kind == "assigned":
-        with open(VFIO, "rb"):
-            asyncio.run(serve_qmp(path, frees=True))
-    else:
-        asyncio.run(serve_qmp(path, frees=kind == "qmp"))
+    match kind:
+        case "qmp":
+            asyncio.run(serve_qmp(path, MemoryFile()))
+        case "gives-nothing":
+            MemoryFile()  # Nothing closes its descriptor.
+            asyncio.run(serve_qmp(path))
+        case "assigned":
+            with open(VFIO, "rb"):
+                asyncio.run(serve_qmp(path))
+        case "no-memory":
+            asyncio.run(serve_qmp(path))
+        case "firecracker":
+            asyncio.run(serve_firecracker(path))
 
 
 if __name__ == "__main__":

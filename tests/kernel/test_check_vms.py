@@ -59,6 +59,18 @@ def checked(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def checked_as_nobody(*args: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        f"import os; os.setgroups([]); os.setresgid({NOBODY}, {NOBODY}, {NOBODY}); "
+        f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY}); "
+        "from balloon_daemon.cli.run import main; "
+        f"main(['--check', *{args}])"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S
+    )
+
+
 def lines(run: subprocess.CompletedProcess[str], *kinds: str) -> list[str]:
     """What was found, of these kinds."""
     return [line for line in run.stdout.splitlines() if line.split("  ")[0] in kinds]
@@ -225,19 +237,51 @@ def test_check_names_the_owner_of_a_socket_that_it_may_not_use() -> None:
         monitor.bind(str(path))
         monitor.listen()
         path.chmod(0o700)
-        program = (
-            f"import os; os.setgroups([]); os.setresgid({NOBODY}, {NOBODY}, {NOBODY}); "
-            f"os.setresuid({NOBODY}, {NOBODY}, {NOBODY}); "
-            "from balloon_daemon.cli.run import main; "
-            f"main(['--check', '--discover', 'qmp={path}'])"
-        )
-        run = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG_S
-        )
+        run = checked_as_nobody("--discover", f"qmp={path}")
     assert lines(run, "not driven") == [
         f"not driven   web: {path}: balloond may not connect; run it as root or as the VM's user "
         "(Permission denied); the socket is root's, mode 700"
     ]
+
+
+def test_check_names_the_directory_that_is_missing_on_the_way_to_a_socket(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "balloond.toml"
+    places = {
+        "a": tmp_path / "none/deeper/sock",
+        "b": tmp_path / "there/sock",
+        "c": tmp_path / "none/sock",
+    }
+    keys = {"a": "crosvm", "b": "crosvm", "c": "qmp"}
+    file.write_text(
+        "".join(f'[vm.{name}]\n{keys[name]} = "{at}"\n' for name, at in places.items())
+    )
+
+    run = checked("--config", str(file))
+
+    waiting = "nobody listens there; waiting for the VM"
+    assert lines(run, "not driven") == [
+        f"not driven   a: {places['a']}: {waiting} (there is no directory {tmp_path}/none)",
+        f"not driven   b: {places['b']}: {waiting} (No such file or directory)",
+        f"not driven   c: {places['c']}: {waiting} (there is no directory {tmp_path}/none)",
+    ]
+
+
+@fault("a VMM's process may not be looked at")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_check_warns_of_a_vm_whose_process_it_may_not_look_at() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o711)
+        monitor = ScriptedMonitor(Path(folder) / "web.qmp", booted())
+        with monitors_in_a_thread([monitor]):
+            monitor.path.chmod(0o777)
+            run = checked_as_nobody("--discover", f"qmp={monitor.path}")
+            all_seen = checked("--discover", f"qmp={monitor.path}")
+
+    assert run.returncode == 0
+    (warning,) = [line for line in lines(run, "warning") if " web: " in line]
+    assert f" its VMM's process {os.getpid()} may not be looked at: " in warning
+    assert [line for line in lines(all_seen, "warning") if " web: " in line] == []
 
 
 @fault("mistake in the configuration file")

@@ -70,6 +70,7 @@ from balloon_daemon.events import (
     PageKind,
     PagesLost,
     PolicyFileWarning,
+    ProcessNotSeen,
     ReaderFailed,
     Refilled,
     RequestNotServed,
@@ -721,6 +722,15 @@ DRIVEN: list[Row] = [
         "vm-lost",
         "the VMM does not answer; not driven for now",
         {"fault": "hangs"},
+    ),
+    (
+        ProcessNotSeen(VM, 4711),
+        WARNING,
+        "process-not-seen",
+        "its VMM's process 4711 may not be looked at: an assigned device (VFIO), for which a "
+        "balloon frees nothing, would not be seen, nor are disk reads; run balloond as root or as "
+        "the VM's user, or give its service CAP_SYS_PTRACE",
+        {"pid": 4711},
     ),
     (
         VmmRefuses(VM, "no such command"),

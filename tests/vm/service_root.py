@@ -20,6 +20,7 @@ from tests.vm.cache import ImagesError
 _SUITE = "bookworm"
 _PACKAGES = (
     *("base-files", "base-passwd", "coreutils", "libseccomp2"),
+    *("libvirt-daemon", "python3-libvirt"),
     *("python3", "python3-prctl"),
     *("systemd", "systemd-container", "systemd-sysv"),
 )
@@ -62,6 +63,8 @@ def _make_root(work: Path, made: Path) -> dict[str, list[str]]:
     # What the packages' scripts would do, as far as anything here needs it.
     for name in ("passwd", "group"):
         shutil.copyfile(root / f"usr/share/base-passwd/{name}.master", root / "etc" / name)
+    (root / "var/run").rmdir()
+    (root / "var/run").symlink_to("../run")
     # There and empty: the machine is not at its first boot, and enables nothing.
     (root / "etc/machine-id").touch()
     compiling = ["chroot", str(root), "python3", "-m", "compileall", "-q", "/usr/lib/python3.11"]

@@ -1,7 +1,8 @@
 """The shipped unit under a real systemd, with its drop-in for VMs that have a balloon already.
 
-Each VMM is a unit of its own on the service's machine, set up as docs/attach.md says: a process of
-another user, whose socket is in that user's own directory and open to its group.
+Each VMM but libvirt's is a unit of its own on the service's machine, set up as docs/attach.md
+says: a process of another user, whose socket is in that user's own directory and open to its
+group.
 """
 
 import os
@@ -23,22 +24,24 @@ pytestmark = pytest.mark.vm
 
 MAXIMUM = VM_MEM // 2
 VMS = {
-    "web": ("qmp", "qmp"),
-    "liar": ("qmp", "gives-nothing"),
-    "gpu": ("qmp", "assigned"),
-    "fn": ("firecracker", "firecracker"),
+    "web": ("qmp", "qmp", "vms-web"),
+    "liar": ("qmp", "gives-nothing", "vms-web"),
+    "gpu": ("qmp", "assigned", "vms-web"),
+    "roots": ("qmp", "no-memory", "root"),
+    "fn": ("firecracker", "firecracker", "vms-web"),
 }
-"""By name: the key in the configuration file, and what ``service_vmm`` is told."""
+"""By name: the key in the configuration file, what ``service_vmm`` is told, and its user."""
 
 USERS = """\
 g kvm -
 u vms-web - "A VM's user"
 m vms-web kvm
+u libvirt-qemu - "libvirt's QEMUs"
 """
 
 UNIT = """\
 [Service]
-User=vms-web
+User={user}
 Group=kvm
 UMask=0007
 RuntimeDirectory=vms/{name}
@@ -46,6 +49,23 @@ RuntimeDirectoryMode=0750
 WorkingDirectory=/srv
 ExecStart=/usr/bin/python3 -m tests.fakes.service_vmm {kind} /run/vms/{name}/sock
 """
+
+LIBVIRT = {
+    "libvirtd.socket": "[Socket]\nListenStream=/run/libvirt/libvirt-sock\nSocketMode=0666\n",
+    "libvirtd.service": "[Service]\nType=notify\nExecStart=/usr/sbin/libvirtd\n",
+}
+"""libvirt's units, as distributions have them: the socket is there before anybody asks."""
+
+NODE = """\
+<node><domain type='test'>
+  <name>db</name><memory unit='MiB'>1024</memory><os><type>hvm</type></os>
+  <devices><memballoon model='virtio' autodeflate='on'/></devices>
+</domain></node>
+"""
+"""A host of libvirt's test driver, which libvirt's daemon plays: a QEMU would be many times the
+rest of the machine. balloond's way there is that of any driver."""
+
+URI = "test+unix:///srv/node.xml"
 
 PROGRAM = (
     *("__init__.py", "harness/__init__.py", "harness/scripted_monitor.py"),
@@ -84,12 +104,17 @@ def set_up(host: ServiceHost) -> None:
     (units / "balloond.service.d").mkdir()
     shutil.copyfile(ROOT / "systemd/balloond-vms.conf", units / "balloond.service.d/vms.conf")
     tables = []
-    for name, (key, kind) in VMS.items():
-        (units / f"{name}.service").write_text(UNIT.format(name=name, kind=kind))
+    for name, (key, kind, user) in VMS.items():
+        (units / f"{name}.service").write_text(UNIT.format(name=name, kind=kind, user=user))
         tables.append(f'[vm.{name}]\n{key} = "/run/vms/{name}/sock"\n')
+    for unit, text in LIBVIRT.items():
+        (units / unit).write_text(text)
+    host.path("srv/node.xml").write_text(NODE)
+    tables.append(f'[vm.db]\nlibvirt = "{URI}"\n[discover]\nlibvirt = ["qemu:///system"]\n')
     host.path("etc/balloond").mkdir()
     host.path("etc/balloond/balloond.toml").write_text("".join(tables))
     host.run("systemctl", "daemon-reload")
+    host.run("systemctl", "start", "libvirtd.socket")
     host.run("systemctl", "start", "balloond")
     host.run("systemctl", "start", *VMS)
 
@@ -138,9 +163,14 @@ def test_vms_of_another_user_are_driven_and_seen_restarted_and_given_back(
         wait_said(host, name, f"driven by way of /run/vms/{name}/sock")
     # Only a link in /proc/PID/fd tells of the device.
     wait_said(host, "gpu", "(VFIO)")
+    # It has all of root's rights, and so shows itself to nobody who has not.
+    wait_said(host, "roots", "may not be looked at")
+    assert not any("may not be looked at" in line for line in said(host, "web", ""))
+    wait_said(host, "db", f"driven by way of {URI}")
 
     host.low_mem.set_low()
     wait_memory(host, "web", MAXIMUM)
+    wait_said(host, "db", "level 16/16")
     wait_said(host, "fn", "level 16/16")
     # Its disk reads are those in /proc/PID/io.
     host.run("systemctl", "kill", "--signal=USR1", "fn")
@@ -158,8 +188,11 @@ def test_vms_of_another_user_are_driven_and_seen_restarted_and_given_back(
     wait_until(lambda: memory_bytes(host, "web") > MAXIMUM, what="web has some of it back")
     host.low_mem.set_low()
     wait_memory(host, "web", MAXIMUM)
+    wait_said(host, "db", "level 16/16")
 
+    last = host.main_pid()
     host.run("systemctl", "stop", "balloond")
     assert (host.unit("ActiveState"), host.unit("Result")) == ("inactive", "success")
     wait_memory(host, "web", VM_MEM)
+    assert any(line.startswith("db: giving ") for line in host.said_by(last))
     assert [line for line in host.errors() if not line.startswith("gpu: ")] == []

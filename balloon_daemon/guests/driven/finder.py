@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from random import random
 
 from balloon_daemon.config.vms import Kind, VmConfig
-from balloon_daemon.events import FinderFailed, VmDriven, VmLost, VmNotDriven
+from balloon_daemon.events import FinderFailed, ProcessNotSeen, VmDriven, VmLost, VmNotDriven
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.claims import Claim
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
@@ -189,6 +189,8 @@ class Finder:
         quiet = self._pause.short_lives > 1
         address, size = self.config.address, found.vm_mem_bytes
         self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet))
+        if host.is_closed:
+            self._shared.publish(ProcessNotSeen(vm, host.pid, quiet))
         self._shared.claims.claim(claim)
         guest.ended.add_done_callback(lambda _: self._shared.claims.release(claim))
         self._registry.add(guest, self.config.settings)

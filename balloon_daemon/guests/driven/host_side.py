@@ -41,6 +41,8 @@ class HostSide:
         self._started = started or 0
         self._figures = ProcessFigures(self._pid)
         self._memory_file = memory_file
+        self.is_closed = False
+        """Whether ``look`` was not allowed to see what the process has open."""
 
     @property
     def pid(self) -> int:
@@ -87,7 +89,10 @@ class HostSide:
             # The number may be another process's by now.
             self._pid = 0
             self._figures = ProcessFigures(0)
-        if any(link.startswith(PINNING) for _, link in files_of(self._pid)):
+        files = files_of(self._pid)
+        # A VMM has its socket open at least; a process that is ending has no memory any more.
+        self.is_closed = not files and self._figures.resident_bytes() is not None
+        if any(link.startswith(PINNING) for _, link in files):
             return Fault.PINNED
         # The resident set does not count pages of hugetlbfs. Where the guest's memory is in such
         # pages, the resident set is only the VMM's own memory, which is less.

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import stat
+from pathlib import Path
 
 from balloon_daemon.errors import printable
 from balloon_daemon.guests.driven.control import ControlError, Fault
@@ -59,7 +60,16 @@ def _refusal(path: str, err: OSError | ValueError) -> ControlError:
     # The kernel answers ECONNREFUSED also where the file is no socket.
     if number == errno.ECONNREFUSED and not _is_socket(path):
         fault = Fault.NOT_A_SOCKET
+    if number == errno.ENOENT and (missing := _missing_directory(path)):
+        why = f"there is no directory {missing}"
     return ControlError(fault, printable(why))
+
+
+def _missing_directory(path: str) -> str:
+    """The topmost directory of a path that is not there; "" where all are. A service that is shown
+    a part of /run alone finds none where the administrator sees one."""
+    parents = map(str, reversed(Path(path).parents))
+    return next((parent for parent in parents if not os.path.exists(parent)), "")
 
 
 def _is_socket(path: str) -> bool:

@@ -35,13 +35,12 @@ MAX_XML_CHARACTERS = 1 << 20
 """The longest description of a domain; 10,000 to 20,000 characters are usual."""
 
 HANGS_AFTER_MS = 2000
-"""How long a domain's QEMU may have been busy with another command before no further call is
-begun."""
+"""No call is begun to a domain whose QEMU has been busy with another command for so long."""
 
 ENDING_LOOKS, ENDING_LOOK_S = 20, 0.05
-"""How often, and after how many seconds each, to look again at a domain of which ``controlInfo``
-says VIR_DOMAIN_CONTROL_ERROR. While libvirt 12.8 destroyed a domain, it said so for 1 to 10 ms; of
-a domain whose monitor libvirt has lost it says so for as long as the domain runs."""
+"""How often, and after how many seconds each, a domain is looked at again of which ``controlInfo``
+says VIR_DOMAIN_CONTROL_ERROR: 1 to 10 ms long while it is destroyed (libvirt 12.8), for good where
+libvirt has lost its monitor."""
 
 KEEPALIVE_S, KEEPALIVES = 5, 3
 """libvirt's daemon counts as gone when it has not answered for 5 × (3 + 1) seconds."""
@@ -53,10 +52,9 @@ STATISTICS = (
 """The statistics of memory that are passed on to balloond, by libvirt's names; sizes in KiB."""
 
 _PINNING = (
-    ("hostdev", {"pci", "mdev", "ap", "ccw"}),
-    ("interface", {"hostdev", "vdpa"}),
+    ("hostdev", {"pci", "mdev", "ap", "ccw"}), ("interface", {"hostdev", "vdpa"}),
     ("disk", {"nvme"}),
-)
+)  # fmt: skip
 """Elements of a domain's description, and types of them, that assign a device of the host by VFIO
 or vDPA, which pins the guest's memory."""
 
@@ -66,9 +64,8 @@ _FAULTS = {
     "no-vm": ("NO_DOMAIN",),
     "not-there": ("NO_CONNECT",),
     "hangs": ("OPERATION_TIMEOUT",),
-    "no-permission": (
-        "AUTH_FAILED", "AUTH_CANCELLED", "AUTH_UNAVAILABLE", "ACCESS_DENIED", "OPERATION_DENIED",
-    ),
+    "no-permission": ("AUTH_FAILED", "AUTH_CANCELLED", "AUTH_UNAVAILABLE", "ACCESS_DENIED",
+                      "OPERATION_DENIED"),
 }  # fmt: skip
 """Values of a ``Fault``, each with libvirt's errors (VIR_ERR_…); all others are "refused"."""
 
@@ -412,11 +409,8 @@ class Client:
 
     @contextlib.contextmanager
     def _opened(self, connection: Any, uuid: str) -> Iterator[tuple[_Domain, Any]]:
-        """An opened domain whose QEMU answers, and libvirt's object for it.
-
-        Calls about a domain that ends meanwhile fail with several errors of libvirt's; all of them
-        become "gone".
-        """
+        """An opened domain whose QEMU answers, and libvirt's object for it. Any error of libvirt's
+        about a domain that ends meanwhile becomes "gone"."""
         domain = self._domains[uuid]
         try:
             handle = connection.lookupByUUIDString(uuid)
@@ -439,8 +433,7 @@ class Client:
             raise CallError("hangs", f"its QEMU has not answered for {busy_ms // 1000} s")
 
     def _check_no_job(self, handle: Any) -> None:
-        """Raises CallError during a migration or a save, for whose end libvirt would let a change
-        wait up to 30 s."""
+        """Raises CallError during a job for whose end libvirt lets a change wait up to 30 s."""
         try:
             job = handle.jobStats()
         except self._libvirt.libvirtError:

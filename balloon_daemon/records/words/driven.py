@@ -11,6 +11,7 @@ from balloon_daemon.events import (
     FinderFailed,
     GivenBackLater,
     NoDriverYet,
+    ProcessNotSeen,
     Refilled,
     SocketIgnored,
     VmDriven,
@@ -71,6 +72,13 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
         case VmDriven(_, address, vm_mem_bytes, _, quiet):
             size = format_size(vm_mem_bytes)
             return unless(quiet), f"VM of {size}, driven by way of {address}"
+        case ProcessNotSeen(_, pid, quiet):
+            message = (
+                f"its VMM's process {pid} may not be looked at: an assigned device (VFIO), for "
+                "which a balloon frees nothing, would not be seen, nor are disk reads; run "
+                "balloond as root or as the VM's user, or give its service CAP_SYS_PTRACE"
+            )
+            return Level.DEBUG if quiet else Level.WARNING, message
         case VmLost(_, fault, detail, quiet):
             if fault is Fault.GONE:
                 message = "the VMM has closed the connection, or the VM has ended"
