@@ -127,6 +127,6 @@ def test_service_does_not_start_with_a_mistake_in_its_file_and_says_which(
 
     said = [line.text for line in host.journal() if line.text.startswith("balloond: ")]
     assert set(said) == {
-        "balloond: /etc/balloond/balloond.toml: [vm.web] qpm: there is no such key; did you mean "
-        "qmp?"
+        'balloond: /etc/balloond/balloond.toml:2: [vm.web] qpm = "/run/web.qmp": there is no such '
+        "key; did you mean qmp?"
     }
