@@ -3,6 +3,7 @@ VMs."""
 
 from collections.abc import Iterator
 
+from balloon_daemon.cli.check_settings import settings_said
 from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK, Settings
 from balloon_daemon.cli.opening import look, risks
 from balloon_daemon.cli.own_device import OwnDevice
@@ -56,7 +57,8 @@ def check(
         if too_much:
             complain(f"warning: {too_much}")
         source.check()
-        found = [f"low memory   {source.describe()}"]
+        found = [f"setting      {said}" for said in settings_said(settings)]
+        found.append(f"low memory   {source.describe()}")
         found += ["device       none, as no VM needs one"] if own is None else _tried(config, own)
         if config.others or config.discover.places:
             from balloon_daemon.cli.check_vms import check_vms

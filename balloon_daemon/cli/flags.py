@@ -241,8 +241,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check flags, policy file, permissions and source, let a trial device do its work "
-        "and libseccomp compile the policy too, say what was found, and end",
+        help="check flags, files, permissions and source, let a trial device do its work and "
+        "libseccomp compile the policy too, say what was found and where each setting comes from, "
+        "and end",
     )
     parser.add_argument("--version", action="version", version=f"balloond {__version__}")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

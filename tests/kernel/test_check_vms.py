@@ -76,6 +76,12 @@ def test_check_lists_every_vm_with_its_way_and_limits_and_why_not_the_others(
 
     where = f"by qmp at {tmp_path}"
     assert (run.returncode, run.stderr) == (0, "")
+    settings = lines(run, "setting")
+    assert run.stdout.splitlines()[: len(settings)] == settings
+    assert f'setting      [vm.web] floor = "768M", from {file}:6' in settings
+    assert "setting      [vm.web] ceiling = what the balloon policy takes at most, by default" in (
+        settings
+    )
     assert lines(run, "vm") == [
         f"vm           db: {where}/db.qmp, careful, ceiling 0 B: keeps all of its 1 GiB",
         f"vm           found: {where}/found.qmp, careful: balloon of at most 512 MiB, so it keeps "
