@@ -10,6 +10,7 @@ from balloon_daemon.config.entries import Key, Origin, key_said
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.errors import printable
 from balloon_daemon.host.low_memory import MARGIN_PER_MILLE
+from balloon_daemon.sizing.vm_settings import Profile
 from balloon_daemon.units import format_size
 
 MARGIN_DEFAULT = f"the margin file's, else {MARGIN_PER_MILLE / 10} % of what can be available"
@@ -47,6 +48,10 @@ def settings_said(settings: Settings) -> Iterator[str]:
     yield _host_said(settings, "margin", margin, MARGIN_DEFAULT)
     yield _host_said(settings, "low_mem_dir", args.low_mem_dir, LOW_MEM_DIR_DEFAULT)
     yield _host_said(settings, "socket", args.socket, socket)
+    if config.socket is not None:
+        file = "a" if config.profile is Profile.CAREFUL else "no"
+        why = f"as there is {file} configuration file, by default"
+        yield f'profile of VMs there = "{config.profile.value}" {why}'
     for key, places in config.discover._asdict().items():
         yield from _discover_said(settings, ("discover", key), places)
     for vm in config.vms:

@@ -31,6 +31,7 @@ def test_without_file_and_flags_every_setting_is_said_with_its_default() -> None
         "[host] margin = the margin file's, else 5.2 % of what can be available, by default",
         "[host] low_mem_dir = ChromeOS's, where there is one, by default",
         f'[host] socket = "{default_socket()}", by default',
+        'profile of VMs there = "seed" as there is no configuration file, by default',
         "[discover] libvirt = [], by default",
         "[discover] qmp = [], by default",
         "--vm-mem = what its VMM and its guest say, by default",
@@ -78,6 +79,12 @@ def file(tmp_path: Path) -> Path:
     )
     (tmp_path / "balloond.d").mkdir()
     return path
+
+
+def test_profile_at_the_common_socket_is_said_where_there_is_one(file: Path) -> None:
+    (line,) = (each for each in said(f"--config {file} --check") if "VMs there" in each)
+    assert line == 'profile of VMs there = "careful" as there is a configuration file, by default'
+    assert not any("VMs there" in each for each in said("--discover libvirt --check"))
 
 
 def test_each_key_of_a_file_is_said_with_its_line(file: Path) -> None:
