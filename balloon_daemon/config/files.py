@@ -106,7 +106,8 @@ def _read(path: Path, mistakes: list[str], why: Callable[[OSError], str]) -> Con
         mistakes.append(f"{file}: {untrusted}")
         return None
     try:
-        return ConfigText(file, content.decode())
+        # "-sig": a byte order mark, with which some editors begin a file, is left out.
+        return ConfigText(file, content.decode("utf-8-sig"))
     except UnicodeDecodeError as err:
         line = content.count(b"\n", 0, err.start) + 1
         mistakes.append(f"{file}:{line}: this line is not UTF-8; save the file as UTF-8")

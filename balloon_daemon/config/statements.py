@@ -26,6 +26,7 @@ MOST_FAULTS = 100
 """Reading ends after so many faults of the language: the file is of another kind then."""
 
 _SHOWN = 60
+"""How many characters of a line a message shows at most."""
 
 _TOKEN = re.compile(
     r"""
@@ -41,7 +42,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NEXT = re.compile(
-    r"""\n(?=[ \t]*(?:\[\[?[^\[\],]+\]\]?[ \t]*(?:\#[^\n]*)?(?:\n|\Z)
+    r"""\n(?=[ \t]*(?:\[\[?[^\[\],\n]+\]\]?[ \t]*(?:\#[^\n]*)?(?:\n|\Z)
                      |(?:[\w.-]|"[^"\n]*"|'[^'\n]*')+[ \t]*=))""",
     re.VERBOSE,
 )
@@ -165,10 +166,8 @@ class _Reader:
     def _add(self, entry: Entry) -> None:
         line = self._lines.setdefault(entry.path, self._line)
         if entry.path in self._in_table and not isinstance(entry.value, dict):
-            self._fault(
-                0,
-                f"{key_said(entry.path)}: it is there already, in line {line}; set each key once",
-            )
+            said = f"it is there already, in line {line}; set each key once"
+            self._fault(0, f"{key_said(entry.path)}: {said}")
         self._in_table.add(entry.path)
         self.entries.append(entry)
 

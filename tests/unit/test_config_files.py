@@ -58,6 +58,11 @@ def test_hidden_files_and_those_of_other_kinds_are_no_drop_ins(file: Path) -> No
     assert read(file) == [ConfigText(str(file), "main")]
 
 
+def test_byte_order_mark_is_not_part_of_the_text(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbfmain")
+    assert read(file) == [ConfigText(str(file), "main")]
+
+
 def test_file_without_a_directory_of_drop_ins_is_read_alone(tmp_path: Path) -> None:
     path = tmp_path / "b.toml"
     path.write_text("main")

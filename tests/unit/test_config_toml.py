@@ -378,9 +378,13 @@ def test_value_that_is_overridden_by_a_wrong_one_does_not_count() -> None:
 def parsed(text: str) -> Config | None:
     """The settings; None where the text has mistakes, which then are lines fit for a terminal."""
     try:
-        return parse_config(text, FILE)
+        config = parse_config(text, FILE)
     except ConfigFileError as err:
         lines = err.mistakes
+    else:
+        # Read by statements, for the lines, it is the same.
+        assert parse_texts([ConfigText(FILE, text)], with_origins=True).config == config
+        return config
     assert lines
     assert all(line.isprintable() for line in lines)
     return None
