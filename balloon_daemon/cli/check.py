@@ -3,7 +3,8 @@ VMs."""
 
 from collections.abc import Iterator
 
-from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK
+from balloon_daemon.cli.check_settings import settings_said
+from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK, Settings
 from balloon_daemon.cli.opening import look
 from balloon_daemon.cli.own_device import OwnDevice
 from balloon_daemon.cli.printing import answer, complain, limits_said, vm_said
@@ -25,23 +26,16 @@ from balloon_daemon.units import format_size
 
 
 def check(
-    config: Config,
-    source: LowMemorySource,
-    own: OwnDevice | None,
-    too_much: str,
-    low: Low,
-    *,
-    keep_fds: bool,
+    settings: Settings, source: LowMemorySource, own: OwnDevice | None, too_much: str, low: Low
 ) -> int:
     """Runs the checks of ``--check``, and prints what was found.
 
     Args:
-        config: the settings.
+        settings: the settings.
         source: the low-memory source.
         own: the own device's settings; None: no VM needs it.
         too_much: a warning about the margin; "" where there is none.
         low: gives the low descriptor numbers that are needed to start processes (``LowNumbers``).
-        keep_fds: a keeper is wanted.
 
     Returns:
         The exit status.
@@ -52,7 +46,8 @@ def check(
         TrialError: no device can run here.
         JudgeError: libseccomp compiles the policy to a filter that answers a call differently.
     """
-    failed = look(config, keep_fds=keep_fds)
+    config = settings.config
+    failed = look(config, keep_fds=settings.args.keep_fds)
     with Interruptible():
         for warning in () if own is None else own.warnings():
             complain(warning)
@@ -63,7 +58,8 @@ def check(
         if too_much:
             complain(f"warning: {too_much}")
         source.check()
-        found = [f"low memory   {source.describe()}"]
+        found = [f"setting      {said}" for said in settings_said(settings)]
+        found.append(f"low memory   {source.describe()}")
         found += ["device       none, as no VM needs one"] if own is None else _tried(config, own)
         if config.others or config.discover.places:
             from balloon_daemon.cli.check_vms import check_vms

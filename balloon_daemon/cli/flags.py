@@ -3,20 +3,20 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from balloon_daemon import __version__
 from balloon_daemon.cli.device_user import OWN_USER, SHARED_USER
 from balloon_daemon.cli.printing import complain, show
-from balloon_daemon.config.model import Config, default_policy_file, default_socket
+from balloon_daemon.config.entries import Key, Origin
+from balloon_daemon.config.model import Config, FromFiles, default_policy_file, default_socket
 from balloon_daemon.config.values import parse_libvirt_uri, parse_pattern
 from balloon_daemon.config.vms import Discover, Kind
-from balloon_daemon.errors import ConfigError, ConfigFileError, printable
-from balloon_daemon.linux.bounded_file import why_unreadable
+from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.seccomp.policy import Dialect
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.units import parse_memory_size
@@ -159,8 +159,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--config",
         type=_named,
         metavar="FILE",
-        help="file that names VMs and their limits, and a margin (docs/config.md); with - before "
-        "it (--config=-FILE) it may be absent",
+        help="file that names VMs and their limits, and a margin, and after it balloond.d/*.toml "
+        "beside it (docs/config.md); with - before it (--config=-FILE) it may be absent",
     )
     named.add_argument(
         "--discover",
@@ -241,34 +241,61 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check flags, policy file, permissions and source, let a trial device do its work "
-        "and libseccomp compile the policy too, say what was found, and end",
+        help="check flags, files, permissions and source, let a trial device do its work and "
+        "libseccomp compile the policy too, say what was found and where each setting comes from, "
+        "and end",
     )
     parser.add_argument("--version", action="version", version=f"balloond {__version__}")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
 
 
-def read_named_config(named: str | None) -> Config | None:
-    """The settings in the file that ``--config`` names; None where there is no such file to read.
+class Settings(NamedTuple):
+    """All settings, and where they come from.
+
+    Attributes:
+        config: the settings of the controller.
+        args: the flags.
+        origins: where the configuration file and its drop-ins set each key; empty without
+            ``--check``.
+    """
+
+    config: Config
+    args: argparse.Namespace
+    origins: Mapping[Key, tuple[Origin, ...]]
+
+
+def read_settings(args: argparse.Namespace) -> Settings:
+    """The settings of parsed flags and of the files that they name. Changes nothing.
+
+    Raises:
+        ConfigFileError: a file cannot be read, or has mistakes: all of them.
+        ConfigError: flags and file cannot both be obeyed.
+    """
+    file = read_named_config(args.config, with_origins=args.check)
+    if file is None:
+        return Settings(config_of(args), args, {})
+    return Settings(config_of(args, file.config), args, file.origins)
+
+
+def read_named_config(named: str | None, *, with_origins: bool = False) -> FromFiles | None:
+    """The settings in the file that ``--config`` names, and its drop-ins; None where there are no
+    such files to read.
 
     Args:
         named: the flag's value. After "-" the file may be absent, as in a unit's
             ``EnvironmentFile=``.
+        with_origins: True: finds where each key is set, too.
 
     Raises:
-        ConfigFileError: the file cannot be read, or has mistakes.
+        ConfigFileError: a file cannot be read, or has mistakes.
     """
     if named is None:
         return None
     from balloon_daemon.config.toml import read_config
 
-    try:
-        return read_config(Path(named.removeprefix("-")))
-    except FileNotFoundError as err:
-        if named.startswith("-"):
-            return None
-        raise ConfigFileError([f"{printable(named)}: {why_unreadable(err)}"]) from err
+    path = Path(named.removeprefix("-"))
+    return read_config(path, optional=named.startswith("-"), with_origins=with_origins)
 
 
 def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:

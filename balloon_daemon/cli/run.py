@@ -18,8 +18,7 @@ from balloon_daemon.cli.flags import (
     EXIT_OK,
     EXIT_USAGE,
     build_parser,
-    config_of,
-    read_named_config,
+    read_settings,
 )
 from balloon_daemon.cli.printing import (
     complain,
@@ -53,8 +52,11 @@ LEAST_FDS = 64
 """With fewer open files allowed, balloond does not start."""
 
 MISTAKES_SHOWN = 5
-"""How many mistakes of a file balloond shows; ``balloonctl seccomp check`` shows all of a policy
-file's."""
+"""How many mistakes of a policy file balloond shows; ``balloonctl seccomp check`` shows all."""
+
+CONFIG_MISTAKES_SHOWN = 1000
+"""How many mistakes of configuration files balloond shows: all, unless something else than a
+person wrote them."""
 
 
 def _check_platform() -> None:
@@ -107,7 +109,8 @@ def _run(args: argparse.Namespace, template: Template) -> int:
     # Interruptible: a signal must end balloond even while it waits for the files and the user
     # database. They may be on a server that does not answer.
     with Interruptible():
-        config = config_of(args, read_named_config(args.config))
+        settings = read_settings(args)
+        config = settings.config
         # Descriptors that systemd stored are VMs of an earlier balloond. They are served on,
         # whatever the configuration says now.
         own = None
@@ -135,7 +138,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 # Imported here, so that the daemon does not load modules that only --check needs.
                 from balloon_daemon.cli.check import check
 
-                return check(config, source, own, too_much, low, keep_fds=args.keep_fds)
+                return check(settings, source, own, too_much, low)
         close_default_directory()
         with contextlib.ExitStack() as undo:
             if too_much:
@@ -179,7 +182,7 @@ def main(argv: Sequence[str] | None = None, template: Template | None = None) ->
         complain(_first_mistakes(err, args))
         return EXIT_USAGE
     except ConfigFileError as err:
-        shown = [f"balloond: {mistake}" for mistake in err.mistakes[:MISTAKES_SHOWN]]
+        shown = [f"balloond: {mistake}" for mistake in err.mistakes[:CONFIG_MISTAKES_SHOWN]]
         if (more := len(err.mistakes) - len(shown)) > 0:
             shown.append(f"balloond: and {more} more")
         complain("\n".join(shown))

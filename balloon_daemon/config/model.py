@@ -1,9 +1,12 @@
 """The daemon's settings, as values; the configuration file and the command line fill them in."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from balloon_daemon.config.entries import Key, Origin
 from balloon_daemon.config.vms import Discover, Kind, VmConfig
 from balloon_daemon.linux.directories import is_private
 from balloon_daemon.sizing.balloon_policy import PolicySettings
@@ -97,3 +100,16 @@ class Config:
         """The path beside which this balloond's keeper and files are. The path does not depend on
         the VMs that are named, nor on whether a socket is opened there."""
         return default_socket() if self.socket is None else self.socket
+
+
+class FromFiles(NamedTuple):
+    """What files set.
+
+    Attributes:
+        config: the settings.
+        origins: where each key was set; the last place of several counts. Empty unless they were
+            asked for.
+    """
+
+    config: Config
+    origins: Mapping[Key, tuple[Origin, ...]]

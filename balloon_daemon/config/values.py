@@ -21,11 +21,22 @@ _SHOWN = 60
 
 
 def shown(value: object) -> str:
-    """A value for a message: a text in double quotes, as the file has it; cut where it is long."""
-    try:
-        text = f'"{printable(value)}"' if isinstance(value, str) else printable(str(value))
-    except ValueError:  # a hexadecimal number with more digits than Python prints in decimal
-        text = "that number"
+    """A value for a message, as the file has it; cut where it is long."""
+    match value:
+        case str():
+            text = f'"{printable(value)}"'
+        case bool():
+            text = str(value).lower()
+        case dict():
+            text = "a table"
+        case list():
+            # The first items alone: a list may have a hundred thousand.
+            text = f"[{', '.join(map(shown, value[:_SHOWN]))}]"
+        case _:
+            try:
+                text = printable(str(value))
+            except ValueError:  # a hexadecimal number with more digits than Python prints
+                text = "that number"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
@@ -75,7 +86,10 @@ def parse_socket_path(value: object) -> Path:
     """An absolute path that can be a Unix socket's."""
     path = parse_path(value)
     if len(os.fsencode(path)) > MOST_PATH_BYTES:
-        raise ConfigError(f"a socket's path has at most {MOST_PATH_BYTES} bytes; name a shorter")
+        raise ConfigError(
+            f"{shown(str(path))} is too long: a socket's path has at most "
+            f"{MOST_PATH_BYTES} bytes; name a shorter"
+        )
     return path
 
 
@@ -97,14 +111,24 @@ def parse_libvirt_uri(value: object) -> str:
 
 
 def parse_list(parse: Callable[[object], str]) -> Callable[[object], tuple[str, ...]]:
-    """Parses a list by its items' parser."""
+    """Parses a list by its items' parser; its ConfigError has a line for each wrong item."""
 
     def parse_items(value: object) -> tuple[str, ...]:
         if not isinstance(value, list):
             raise ConfigError(f"{shown(value)} is no list; write it in brackets, [{shown(value)}]")
-        items = tuple(parse(each) for each in value)
-        if twice := next((item for item in items if items.count(item) > 1), None):
-            raise ConfigError(f"{shown(twice)} is there twice; name it once")
-        return items
+        items: dict[str, None] = {}
+        mistakes = []
+        for each in value:
+            try:
+                item = parse(each)
+            except ConfigError as err:
+                mistakes.append(str(err))
+                continue
+            if item in items:
+                mistakes.append(f"{shown(item)} is there twice; name it once")
+            items[item] = None
+        if mistakes:
+            raise ConfigError("\n".join(mistakes))
+        return tuple(items)
 
     return parse_items

@@ -99,6 +99,12 @@ def test_check_lists_every_vm_with_its_way_and_limits_and_why_not_the_others(
 
     where = f"by qmp at {tmp_path}"
     assert (run.returncode, run.stderr) == (0, "")
+    settings = lines(run, "setting")
+    assert run.stdout.splitlines()[: len(settings)] == settings
+    assert f'setting      [vm.web] floor = "768M", from {file}:6' in settings
+    assert "setting      [vm.web] ceiling = what the balloon policy takes at most, by default" in (
+        settings
+    )
     assert lines(run, "vm") == [
         f"vm           db: {where}/db.qmp, careful, ceiling 0 B: keeps all of its 1 GiB",
         f"vm           found: {where}/found.qmp, careful: balloon of at most 512 MiB, so it keeps "
@@ -284,23 +290,45 @@ def test_check_warns_of_a_vm_whose_process_it_may_not_look_at() -> None:
     assert [line for line in lines(all_seen, "warning") if " web: " in line] == []
 
 
-@fault("mistake in the configuration file")
-def test_of_many_mistakes_the_first_are_told_and_nothing_is_opened(tmp_path: Path) -> None:
-    file = tmp_path / "balloond.toml"
-    tables = [f'[vm.v{n}]\nvhost_user = "{tmp_path}/{n}.sock"\nflor = 1\n' for n in range(7)]
-    file.write_text("".join(tables))
+def started(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(BALLOOND), *args], capture_output=True, text=True, timeout=HANG_S)
 
-    run = subprocess.run(
-        [str(BALLOOND), "--config", str(file)], capture_output=True, text=True, timeout=HANG_S
-    )
+
+@fault("mistake in the configuration file")
+def test_all_mistakes_of_file_and_drop_ins_are_told_and_nothing_is_opened(tmp_path: Path) -> None:
+    file, directory = tmp_path / "balloond.toml", tmp_path / "balloond.d"
+    tables = [f'[vm.v{n}]\nvhost_user = "{tmp_path}/{n}.sock"\nflor = 1\n' for n in range(9)]
+    file.write_text("".join(tables))
+    directory.mkdir()
+    (directory / "10.toml").write_text("[vm.v0]\nfloor = 1G\n")
+    (directory / "20.toml").write_text("[vm.v0]\nqmp = '/run/0.qmp'\n")
+
+    run = started("--config", str(file))
 
     hint = "there is no such key; did you mean floor?"
     assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr.splitlines() == [
-        *(f"balloond: {file}: [vm.v{n}] flor: {hint}" for n in range(5)),
-        "balloond: and 2 more",
+    *of_file, no_toml, two_ways = run.stderr.splitlines()
+    assert of_file == [
+        f"balloond: {file}:{3 * n + 3}: [vm.v{n}] flor = 1: {hint}" for n in range(9)
     ]
-    assert list(tmp_path.iterdir()) == [file]
+    assert no_toml.startswith(f"balloond: {directory}/10.toml:2:10: [vm.v0] floor = 1G: is no ")
+    assert two_ways == (
+        f'balloond: {directory}/20.toml:2: [vm.v0] qmp = "/run/0.qmp": it has vhost_user too, in '
+        f"{file}:2; name one way to reach a VM"
+    )
+    assert {*tmp_path.iterdir()} == {file, directory}
+
+
+@fault("mistake in the configuration file")
+def test_mistakes_in_a_file_that_no_person_wrote_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "balloond.toml"
+    file.write_text("".join(f"[vm.v{n}]\nqmp = 'v'\n" for n in range(1007)))
+
+    run = started("--config", str(file))
+
+    assert run.returncode == 2
+    lines = run.stderr.splitlines()
+    assert (len(lines), lines[-1]) == (1001, "balloond: and 7 more")
 
 
 def large(path: Path) -> None:
@@ -312,11 +340,14 @@ def large(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda path: None, "No such file or directory; name a file that there is"),
-        (Path.mkdir, "Is a directory; name a file in it"),
-        (os.mkfifo, "is a pipe, not a file"),
-        (lambda path: path.write_bytes(b"\xff"), "line 1 is not UTF-8; save it as UTF-8"),
-        (large, "is larger than 1 MiB"),
+        (lambda path: None, ": No such file or directory; name a file that there is"),
+        (Path.mkdir, ": Is a directory; name a file in it"),
+        (os.mkfifo, ": is a pipe, not a file"),
+        (
+            lambda path: path.write_bytes(b"\xff"),
+            ":1: this line is not UTF-8; save the file as UTF-8",
+        ),
+        (large, ": is larger than 1 MiB"),
     ],
     ids=["none", "directory", "fifo", "bytes", "gibibyte"],
 )
@@ -329,4 +360,4 @@ def test_file_that_cannot_be_read_is_one_line_and_status_2(
     run = checked("--config", str(path))
 
     assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr == f"balloond: {path}: {said}\n"
+    assert run.stderr == f"balloond: {path}{said}\n"

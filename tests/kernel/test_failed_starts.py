@@ -343,7 +343,8 @@ def test_start_that_fails_is_no_more_than_one_in_five_seconds_where_systemd_keep
     one = start("--config", str(file), program=as_stored)
 
     assert one.next_lines(2) == [
-        f"balloond: {file}: [vm.web] qpm: there is no such key; did you mean qmp?",
+        f'balloond: {file}:2: [vm.web] qpm = "/run/web.qmp": there is no such key; did you mean '
+        "qmp?",
         "balloond: systemd keeps the VMs of the balloond before; their balloons stay as they are "
         "until one starts, which is tried each 5 s",
     ]

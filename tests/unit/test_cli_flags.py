@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon import __version__
-from balloon_daemon.cli.flags import EXIT_USAGE, build_parser, config_of, read_named_config
+from balloon_daemon.cli.flags import (
+    EXIT_USAGE,
+    build_parser,
+    config_of,
+    read_named_config,
+    read_settings,
+)
 from balloon_daemon.config.model import Config, default_socket
 from balloon_daemon.config.vms import Discover, Kind, VmConfig
 from balloon_daemon.errors import ConfigError, ConfigFileError
@@ -153,9 +159,26 @@ def test_file_after_a_minus_may_be_absent(tmp_path: Path) -> None:
         read_named_config(str(path))
     path.write_text("[host]\nmargin = '2G'\n")
     for named in (str(path), f"-{path}"):
-        config = read_named_config(named)
-        assert config is not None
-        assert config.margin_bytes == 2 * GIB
+        found = read_named_config(named)
+        assert found is not None
+        assert found.config.margin_bytes == 2 * GIB
+
+
+def test_settings_are_those_of_flags_file_and_drop_ins_and_the_flags_count_most(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "b.toml"
+    path.write_text("[host]\nmargin = '2G'\nlow_mem_dir = '/a'\n")
+    (tmp_path / "balloond.d").mkdir()
+    (tmp_path / "balloond.d" / "a.toml").write_text("[host]\nmargin = '3G'\nlow_mem_dir = '/b'\n")
+
+    config, _, origins = read_settings(parsed(f"--config {path} --margin 4G"))
+
+    assert (config.margin_bytes, config.low_mem_dir) == (4 * GIB, Path("/b"))
+    # Kept for --check alone: a file may name hundreds of VMs.
+    assert origins == {}
+    assert read_settings(parsed(f"--config {path} --check")).origins != {}
+    assert read_settings(parsed("--check")).config == Config()
 
 
 @pytest.mark.parametrize("speed", ["0.1", "1", "1000"])

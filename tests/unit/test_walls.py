@@ -83,6 +83,8 @@ PURE = {
     "guests.driven.refill",
     "guests.driven.http_answer",
     "guests.libvirt.wire",
+    "config.entries",
+    "config.statements",
     "config.vms",
     "status",
     "guests.jailed.gain",

@@ -27,6 +27,9 @@ FILE = """\
 vhost_user = "/run/balloond/web.sock"
 [vm.db]
 vhost_user = "/run/balloond/db.sock"
+"""
+DROP_IN = """\
+[vm.db]
 ceiling = 0
 """
 
@@ -38,7 +41,8 @@ def host() -> Iterator[ServiceHost]:
     print(f"the service's machine keeps its logs in {host.log_dir}")
     host.begin()
     host.configure("--speed", "20", "--user", "balloond")
-    host.path("etc/balloond").mkdir()
+    host.path("etc/balloond/balloond.d").mkdir(parents=True)
+    host.path("etc/balloond/balloond.d/10-db.toml").write_text(DROP_IN)
     host.path("etc/balloond/balloond.toml").write_text(FILE)
     host.run("systemctl", "start", "balloond")
     yield host
@@ -127,6 +131,9 @@ def test_service_does_not_start_with_a_mistake_in_its_file_and_says_which(
 
     said = [line.text for line in host.journal() if line.text.startswith("balloond: ")]
     assert set(said) == {
-        "balloond: /etc/balloond/balloond.toml: [vm.web] qpm: there is no such key; did you mean "
-        "qmp?"
+        'balloond: /etc/balloond/balloond.toml:2: [vm.web] qpm = "/run/web.qmp": there is no such '
+        "key; did you mean qmp?",
+        # The VM that the drop-in gives a limit was named by the file before.
+        "balloond: /etc/balloond/balloond.d/10-db.toml:1: [vm.db]: nothing says how to reach it; "
+        "add one of vhost_user, qmp, libvirt, cloud_hypervisor, firecracker, crosvm",
     }
