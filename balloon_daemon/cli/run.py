@@ -133,7 +133,12 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 from balloon_daemon.cli.check import check
 
                 return check(config, source, own, too_much, low, keep_fds=args.keep_fds)
-        with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as records:
+            if config.record is not None:
+                # Imported here: a balloond that records nothing does without it.
+                from balloon_daemon.cli.recording import record
+
+                records.enter_context(record(config.record, config.policy, bus, low()))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
             if own is None:

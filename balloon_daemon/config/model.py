@@ -60,6 +60,7 @@ class Config:
         vms: the VMs that the configuration names.
         discover: where more VMs are found.
         profile: the rules for the VMs at ``socket``.
+        record: where to write a trace of what the policy sees and decides; None: nowhere.
     """
 
     socket: Path | None = field(default_factory=default_socket)
@@ -73,6 +74,7 @@ class Config:
     vms: tuple[VmConfig, ...] = ()
     discover: Discover = field(default_factory=Discover)
     profile: Profile = Profile.SEED
+    record: Path | None = None
 
     @property
     def own_sockets(self) -> tuple[VmConfig, ...]:

@@ -10,6 +10,8 @@ from typing import Any
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.controller.survey import POLLS, Survey
+from balloon_daemon.controller.traced import traced
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import (
     CallbackFailed,
@@ -24,6 +26,7 @@ from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
+from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
 
@@ -141,7 +144,9 @@ class Controller:
         """
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
-        self._governor = Governor(self._config.policy, watch, self._publish, loop)
+        recorded = self._config.record is not None
+        make = traced(self._publish, loop.time) if recorded else HostPolicy
+        self._governor = Governor(self._config.policy, watch, self._publish, loop, make)
         self._registry = Registry(self._governor, self._publish)
         loop.set_exception_handler(self._failed)
         stopping = loop.create_future()
@@ -167,6 +172,9 @@ class Controller:
         # Read once even where no VM listens: the log then says at the start what is wrong with
         # the figures. Read in a callback: an error there is published and does not end the start.
         loop.call_soon(watch.read)
+        survey = Survey(watch, POLLS * self._config.poll_s, self._publish, loop)
+        if recorded:
+            survey.begin()
         release_end_signals()
         leaving, ended = False, True
         try:
@@ -174,6 +182,7 @@ class Controller:
         finally:
             notify("STOPPING=1")
             ended = await self._end(leaving=leaving)
+            survey.close()
             watch.close()
             for driver in self._drivers:
                 await driver.close(leaving=leaving and driver.keeps)

@@ -324,6 +324,17 @@ class LinesLost(NamedTuple):
     lost: int
 
 
+@fact
+class RecordingEnded(NamedTuple):
+    """The trace that ``--record`` writes ends here; what was written until now stays.
+
+    Attributes:
+        why: the kernel's text, or that the largest size is reached.
+    """
+
+    why: str
+
+
 DaemonEvent = (
     Listening
     | Stopping
@@ -350,5 +361,6 @@ DaemonEvent = (
     | ReaderFailed
     | EventsLost
     | LinesLost
+    | RecordingEnded
 )
 """The union of all events about balloond as a whole."""

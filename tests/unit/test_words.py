@@ -71,6 +71,7 @@ from balloon_daemon.events import (
     PagesLost,
     PolicyFileWarning,
     ReaderFailed,
+    RecordingEnded,
     Refilled,
     RequestNotServed,
     RingsUnknown,
@@ -86,12 +87,14 @@ from balloon_daemon.events import (
     SourceUnknown,
     SqueezeStalled,
     StateRefused,
+    Stepped,
     StillToGiveBack,
     Stopping,
     StoppingAtOnce,
     StoreLost,
     StoreShareUsed,
     StoreStalled,
+    Surveyed,
     TakenOver,
     TargetReached,
     TemplateLost,
@@ -112,6 +115,7 @@ from balloon_daemon.events import (
 from balloon_daemon.records.line import Level
 from balloon_daemon.records.words import is_debug, worded
 from balloon_daemon.sizing.decision import Decision, Missing, Reading, Reason, Sign
+from balloon_daemon.sizing.host_events import Removed
 from balloon_daemon.units import GIB, MIB, VmId
 
 DEBUG, INFO, WARNING, ERROR = Level.DEBUG, Level.INFO, Level.WARNING, Level.ERROR
@@ -692,6 +696,13 @@ DAEMON: list[Row] = [
         "2 lines could not be written here: lost",
         {"lost": 2},
     ),
+    (
+        RecordingEnded("No space left on device"),
+        WARNING,
+        "recording-ended",
+        "the trace of --record ends here: No space left on device",
+        {"why": "No space left on device"},
+    ),
 ]
 
 DRIVEN: list[Row] = [
@@ -789,7 +800,12 @@ DRIVEN: list[Row] = [
     ),
 ]
 
-SILENT: list[Event] = [Connected(VM, 1000), Disconnected(VM)]
+SILENT: list[Event] = [
+    Connected(VM, 1000),
+    Disconnected(VM),
+    Stepped(1.0, Removed(VM)),
+    Surveyed(1.0, None),
+]
 
 PROTECTION: list[Row] = [
     (

@@ -16,6 +16,7 @@ from balloon_daemon.events import (
     NotAccepted,
     PolicyFileWarning,
     ReaderFailed,
+    RecordingEnded,
     Share,
     SocketNotOpened,
     SocketNotPrivate,
@@ -111,6 +112,11 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case LinesLost(lost):
             lines = "1 line" if lost == 1 else f"{lost} lines"
             return Level.WARNING, f"{lines} could not be written here: lost"
+        case RecordingEnded(why):
+            return (
+                Level.WARNING,
+                f"the trace of --record ends here: {why or 'its writer has ended'}",
+            )
         case _:
             assert_never(event)
 
