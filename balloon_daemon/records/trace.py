@@ -244,9 +244,9 @@ def decode_header(line: bytes) -> Header:
     Raises:
         TraceError: it is none, or of another version.
     """
-    content = _Content(line)
-    if "balloond_trace" not in content.left:
+    if not line.startswith(BEGINNING):
         raise TraceError("is no trace of balloond's; record one with balloond --record FILE")
+    content = _Content(line)
     version = content.take("balloond_trace", _integer)
     if version != VERSION:
         raise TraceError(

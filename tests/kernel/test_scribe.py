@@ -21,7 +21,8 @@ from tests.harness.faults import fault
 from tests.harness.waiting import wait_until
 
 SURVEYS = MOST_BYTES // 50
-"""More than fit into what is kept for a writer: a line has more than 50 bytes, and a socket takes some 200 KiB."""
+"""More than what is kept for a writer and what its socket takes, some 200 KiB: a line has more
+than 55 bytes."""
 
 
 class Recorded:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from balloon_daemon.controller.traced import TracedPolicy
 from balloon_daemon.ctl.simulate.replay import replay
+from balloon_daemon.ctl.simulate.world import Changes, World
 from balloon_daemon.events import Event, Stepped
 from balloon_daemon.records.recorder import entry_of
 from balloon_daemon.records.trace import (
@@ -214,6 +215,10 @@ def test_trace_of_any_host_is_decided_the_same_again(
     assert replayed.recorded == sum(
         len(event.decisions) for event in host.published if isinstance(event, Stepped)
     )
+    # The model goes through the same time, and takes no more than may be taken.
+    modelled = World(host.trace(), Changes(PolicySettings(recheck_s=3.0)), lambda: 0.5).run()
+    assert abs(modelled.seconds - replayed.sums.seconds) < 0.001
+    assert modelled.peak_bytes <= len(vms) * 4 * GIB
 
 
 def test_other_decision_is_found_with_its_line() -> None:
