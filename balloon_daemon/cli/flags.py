@@ -230,6 +230,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="how to write the log to standard error (default: %(default)s)",
     )
     parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="decide and log, and change no VM's balloon; guests are asked for statistics alone",
+    )
+    parser.add_argument(
         "--record",
         type=_path,
         metavar="FILE",
@@ -318,6 +323,7 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
         policy=PolicySettings().faster(args.speed),
         poll_s=1.0 / args.speed,
         page_reporting=args.page_reporting,
+        dry_run=args.dry_run,
         record=args.record,
     )
 

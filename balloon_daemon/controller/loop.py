@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from balloon_daemon.config.model import Config
+from balloon_daemon.controller.dry_run import DryRun
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
 from balloon_daemon.controller.survey import POLLS, Survey
@@ -16,6 +17,7 @@ from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import (
     CallbackFailed,
     DrivesOthers,
+    DryRunBegins,
     Publish,
     Stopping,
     StoppingAtOnce,
@@ -43,11 +45,13 @@ class Registry:
     Args:
         governor: decides for the VMs.
         publish: takes events.
+        dry_run: pass no target on to any guest.
     """
 
-    def __init__(self, governor: Governor, publish: Publish) -> None:
+    def __init__(self, governor: Governor, publish: Publish, *, dry_run: bool = False) -> None:
         self._governor = governor
         self._publish = publish
+        self._dry_run = DryRun(governor.report, publish) if dry_run else None
         self._last = 0
         self.tasks: dict[VmId, asyncio.Task[None]] = {}
         self.drivers: dict[VmId, GuestDriver] = {}
@@ -64,10 +68,10 @@ class Registry:
         # A VM taken over from another balloond brings its number along. Note the highest number so
         # far, so that no new VM gets a number that was used before.
         self._last = max(self._last, guest.vm.number)
-        self._governor.add(guest, settings)
+        self._governor.add(self._dry_run.guest(guest) if self._dry_run else guest, settings)
 
     def report(self, vm: VmId, report: Report) -> None:
-        self._governor.report(vm, report)
+        (self._dry_run or self._governor).report(vm, report)
 
     def serve(self, guest: Guest) -> None:
         task = asyncio.get_running_loop().create_task(guest.serve())
@@ -147,7 +151,8 @@ class Controller:
         recorded = self._config.record is not None
         make = traced(self._publish, loop.time) if recorded else HostPolicy
         self._governor = Governor(self._config.policy, watch, self._publish, loop, make)
-        self._registry = Registry(self._governor, self._publish)
+        dry_run = self._config.dry_run
+        self._registry = Registry(self._governor, self._publish, dry_run=dry_run)
         loop.set_exception_handler(self._failed)
         stopping = loop.create_future()
         for number in END_SIGNALS:
@@ -161,6 +166,8 @@ class Controller:
         gc.freeze()
         if sys.version_info < (3, 14):  # Later versions collect the old objects in increments.
             gc.set_threshold(*GC_THRESHOLDS)
+        if dry_run:
+            self._publish(DryRunBegins())
         for driver in self._drivers:
             driver.start(self._registry.of(driver))
         socket, others = self._config.socket, self._config.others

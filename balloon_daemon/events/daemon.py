@@ -325,6 +325,11 @@ class LinesLost(NamedTuple):
 
 
 @fact
+class DryRunBegins(NamedTuple):
+    """No VM's balloon is changed until this balloond ends."""
+
+
+@fact
 class RecordingEnded(NamedTuple):
     """The trace that ``--record`` writes ends here; what was written until now stays.
 
@@ -362,5 +367,6 @@ DaemonEvent = (
     | EventsLost
     | LinesLost
     | RecordingEnded
+    | DryRunBegins
 )
 """The union of all events about balloond as a whole."""

@@ -39,6 +39,7 @@ from balloon_daemon.events import (
     Disconnected,
     DomainsNotFound,
     DrivesOthers,
+    DryRunBegins,
     Event,
     EventsLost,
     Fault,
@@ -97,6 +98,7 @@ from balloon_daemon.events import (
     Surveyed,
     TakenOver,
     TargetReached,
+    TargetWithheld,
     TemplateLost,
     TemplateStarted,
     TmpfsLimited,
@@ -462,6 +464,13 @@ VMS: list[Row] = [
         },
     ),
     (
+        TargetWithheld(VM, 192 * MIB),
+        INFO,
+        "target-withheld",
+        "dry run: a target of 192 MiB is not sent",
+        {"target_bytes": 192 * MIB},
+    ),
+    (
         TargetReached(VM, 8 * MIB, 0),
         INFO,
         "target-reached",
@@ -695,6 +704,13 @@ DAEMON: list[Row] = [
         "lines-lost",
         "2 lines could not be written here: lost",
         {"lost": 2},
+    ),
+    (
+        DryRunBegins(),
+        WARNING,
+        "dry-run-begins",
+        "dry run: decides and logs, and changes no VM's balloon",
+        {},
     ),
     (
         RecordingEnded("No space left on device"),
