@@ -229,6 +229,18 @@ def build_parser() -> argparse.ArgumentParser:
         default="text",
         help="how to write the log to standard error (default: %(default)s)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="decide and log, and change no VM's balloon; guests are asked for statistics alone",
+    )
+    parser.add_argument(
+        "--record",
+        type=_path,
+        metavar="FILE",
+        help="write a trace of what the balloon policy sees and decides, for balloonctl simulate; "
+        "at most 64 MiB; a trace that is there is renamed to FILE.old",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     parser.add_argument(
         "--speed",
@@ -338,6 +350,8 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
         policy=PolicySettings().faster(args.speed),
         poll_s=1.0 / args.speed,
         page_reporting=args.page_reporting,
+        dry_run=args.dry_run,
+        record=args.record,
     )
 
 

@@ -140,7 +140,12 @@ def _run(args: argparse.Namespace, template: Template) -> int:
 
                 return check(settings, source, own, too_much, low)
         close_default_directory()
-        with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as records:
+            if config.record is not None:
+                # Imported here: a balloond that records nothing does without it.
+                from balloon_daemon.cli.recording import record
+
+                records.enter_context(record(config.record, config.policy, bus, low()))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
             if own is None:

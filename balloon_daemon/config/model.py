@@ -63,6 +63,8 @@ class Config:
         vms: the VMs that the configuration names.
         discover: where more VMs are found.
         profile: the rules for the VMs at ``socket``.
+        dry_run: decide, and change no VM's balloon.
+        record: where to write a trace of what the policy sees and decides; None: nowhere.
     """
 
     socket: Path | None = field(default_factory=default_socket)
@@ -76,6 +78,8 @@ class Config:
     vms: tuple[VmConfig, ...] = ()
     discover: Discover = field(default_factory=Discover)
     profile: Profile = Profile.SEED
+    dry_run: bool = False
+    record: Path | None = None
 
     @property
     def own_sockets(self) -> tuple[VmConfig, ...]:

@@ -40,6 +40,11 @@ from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
 from balloon_daemon.units import VmId
 
+MakePolicy = Callable[
+    [PolicySettings, Callable[[], float], Callable[[VmId, int], Reason | None]], HostPolicy
+]
+"""Makes a policy of ``HostPolicy``'s arguments."""
+
 READ_AGAIN_S = 1.0
 """When to wake again if reading the source raised, perhaps for lack of memory."""
 
@@ -52,6 +57,7 @@ class Governor:
         watch: reads the low-memory source.
         publish: takes events.
         loop: the controller's.
+        make: makes the policy.
     """
 
     def __init__(
@@ -60,12 +66,13 @@ class Governor:
         watch: MemoryWatch,
         publish: Publish,
         loop: asyncio.AbstractEventLoop,
+        make: MakePolicy = HostPolicy,
     ) -> None:
         self._settings = settings
         self._watch = watch
         self._publish = publish
         self._loop = loop
-        self._policy = HostPolicy(settings, random, self._against_more)
+        self._policy = make(settings, random, self._against_more)
         self._vms: dict[VmId, Vm] = {}
         self._timer: asyncio.TimerHandle | None = None
 

@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from balloon_daemon.config.model import Config
+from balloon_daemon.controller.dry_run import DryRun
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.controller.survey import POLLS, Survey
+from balloon_daemon.controller.traced import traced
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import (
     CallbackFailed,
     DrivesOthers,
+    DryRunBegins,
     Publish,
     Stopping,
     StoppingAtOnce,
@@ -25,6 +29,7 @@ from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.reading_child import APART
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
+from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
 
@@ -41,11 +46,13 @@ class Registry:
     Args:
         governor: decides for the VMs.
         publish: takes events.
+        dry_run: pass no target on to any guest.
     """
 
-    def __init__(self, governor: Governor, publish: Publish) -> None:
+    def __init__(self, governor: Governor, publish: Publish, *, dry_run: bool = False) -> None:
         self._governor = governor
         self._publish = publish
+        self._dry_run = DryRun(governor.report, publish) if dry_run else None
         self._last = 0
         self.tasks: dict[VmId, asyncio.Task[None]] = {}
         self.drivers: dict[VmId, GuestDriver] = {}
@@ -62,10 +69,10 @@ class Registry:
         # A VM taken over from another balloond brings its number along. Note the highest number so
         # far, so that no new VM gets a number that was used before.
         self._last = max(self._last, guest.vm.number)
-        self._governor.add(guest, settings)
+        self._governor.add(self._dry_run.guest(guest) if self._dry_run else guest, settings)
 
     def report(self, vm: VmId, report: Report) -> None:
-        self._governor.report(vm, report)
+        (self._dry_run or self._governor).report(vm, report)
 
     def serve(self, guest: Guest) -> None:
         task = asyncio.get_running_loop().create_task(guest.serve())
@@ -142,8 +149,11 @@ class Controller:
         """
         loop = asyncio.get_running_loop()
         watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
-        self._governor = Governor(self._config.policy, watch, self._publish, loop)
-        self._registry = Registry(self._governor, self._publish)
+        recorded = self._config.record is not None
+        make = traced(self._publish, loop.time) if recorded else HostPolicy
+        self._governor = Governor(self._config.policy, watch, self._publish, loop, make)
+        dry_run = self._config.dry_run
+        self._registry = Registry(self._governor, self._publish, dry_run=dry_run)
         loop.set_exception_handler(self._failed)
         APART.later = loop.call_later
         stopping = loop.create_future()
@@ -158,6 +168,8 @@ class Controller:
         gc.freeze()
         if sys.version_info < (3, 14):  # Later versions collect the old objects in increments.
             gc.set_threshold(*GC_THRESHOLDS)
+        if dry_run:
+            self._publish(DryRunBegins())
         for driver in self._drivers:
             driver.start(self._registry.of(driver))
         socket, others = self._config.socket, self._config.others
@@ -169,6 +181,9 @@ class Controller:
         # Read once even where no VM listens: the log then says at the start what is wrong with
         # the figures. Read in a callback: an error there is published and does not end the start.
         loop.call_soon(watch.read)
+        survey = Survey(watch, POLLS * self._config.poll_s, self._publish, loop)
+        if recorded:
+            survey.begin()
         release_end_signals()
         leaving, ended = False, True
         try:
@@ -176,6 +191,7 @@ class Controller:
         finally:
             notify("STOPPING=1")
             ended = await self._end(leaving=leaving)
+            survey.close()
             watch.close()
             for driver in self._drivers:
                 await driver.close(leaving=leaving and driver.keeps)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TextIO
 from balloon_daemon import __version__
 from balloon_daemon.ctl.demo.main import add_parser as add_demo_parser
 from balloon_daemon.ctl.seccomp.main import add_parser as add_seccomp_parser
+from balloon_daemon.ctl.simulate.main import add_parser as add_simulate_parser
 from balloon_daemon.errors import printable
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     add_demo_parser(subparsers)
     add_seccomp_parser(subparsers)
+    add_simulate_parser(subparsers)
     return parser
 
 

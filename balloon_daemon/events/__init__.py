@@ -21,12 +21,16 @@ from balloon_daemon.events.driven import *  # noqa: F403
 from balloon_daemon.events.driven import DrivenEvent
 from balloon_daemon.events.memory import *  # noqa: F403
 from balloon_daemon.events.memory import MemoryEvent
+from balloon_daemon.events.policy import *  # noqa: F403
+from balloon_daemon.events.policy import PolicyEvent
 from balloon_daemon.events.protection import *  # noqa: F403
 from balloon_daemon.events.protection import ProtectionEvent
 from balloon_daemon.events.vms import *  # noqa: F403
 from balloon_daemon.events.vms import VmEvent
 
-Event = DaemonEvent | DeviceEvent | DrivenEvent | MemoryEvent | ProtectionEvent | VmEvent
+Event = (
+    DaemonEvent | DeviceEvent | DrivenEvent | MemoryEvent | PolicyEvent | ProtectionEvent | VmEvent
+)
 """The union of all events."""
 
 Publish = Callable[[Event], None]

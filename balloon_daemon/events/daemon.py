@@ -324,6 +324,22 @@ class LinesLost(NamedTuple):
     lost: int
 
 
+@fact
+class DryRunBegins(NamedTuple):
+    """No VM's balloon is changed until this balloond ends."""
+
+
+@fact
+class RecordingEnded(NamedTuple):
+    """The trace that ``--record`` writes ends here; what was written until now stays.
+
+    Attributes:
+        why: the kernel's text, or that the largest size is reached.
+    """
+
+    why: str
+
+
 DaemonEvent = (
     Listening
     | Stopping
@@ -350,5 +366,7 @@ DaemonEvent = (
     | ReaderFailed
     | EventsLost
     | LinesLost
+    | RecordingEnded
+    | DryRunBegins
 )
 """The union of all events about balloond as a whole."""

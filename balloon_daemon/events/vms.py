@@ -175,6 +175,18 @@ class Decided(NamedTuple):
 
 
 @fact
+class TargetWithheld(NamedTuple):
+    """A dry run has decided on a target, and not sent it.
+
+    Attributes:
+        target_bytes: the target.
+    """
+
+    vm: VmId
+    target_bytes: int
+
+
+@fact
 class TargetReached(NamedTuple):
     """A balloon has reached its target.
 
@@ -325,6 +337,7 @@ VmEvent = (
     | BalloonFound
     | Decided
     | TargetReached
+    | TargetWithheld
     | TakenOver
     | StateRefused
     | NotStored

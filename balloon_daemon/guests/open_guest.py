@@ -45,6 +45,10 @@ def open_drivers(
     from balloon_daemon.guests.driven.claims import Claims
 
     claims, main = Claims(), config.main_socket
+    if config.dry_run:
+        # What an earlier balloond has taken is given back first of all, by the file of bases. A
+        # dry run has a file of its own, which nobody writes: every balloon that it finds stays.
+        main = main.with_name(f"{main.name}.dry-run")
     if kinds:
         from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
         from balloon_daemon.guests.driven.kinds import control_of

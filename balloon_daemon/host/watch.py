@@ -47,6 +47,16 @@ class MemoryWatch:
             self._publish(notice)
         return reading
 
+    def look(self) -> Reading | NeverLow | None:
+        """Reads the source for somebody who decides nothing: ``listen`` stays in effect as it
+        is."""
+        take = self._take
+        try:
+            return self.read()
+        finally:
+            if take is not None:
+                self.listen(take)
+
     def listen(self, take: Take) -> None:
         """Gives ``take`` each reading that a poll or the kernel's wake-up causes, from now on.
 

@@ -53,6 +53,10 @@ class Bus:
             self._scheduled = True
             self._call_soon(self._take_turn)
 
+    def add(self, reader: Reader) -> None:
+        """Adds a reader, which gets every event that is not delivered yet."""
+        self._readers += (reader,)
+
     def drain_by(self, call_soon: CallSoon | None) -> None:
         """Lets an event loop deliver published events, a few in each turn.
 

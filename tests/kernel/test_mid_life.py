@@ -298,3 +298,23 @@ def test_driver_that_begins_at_base_0_is_not_sounded(
     low_mem.set_low()
     run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
     assert said(daemon, "balloon-sought") == []
+
+
+def test_dry_run_does_not_ask_a_driver_in_mid_life_for_its_balloon(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+) -> None:
+    guest, other = make_guest(SETTINGS), make_guest()
+    with_balloon(guest, start_daemon, low_mem, HALF)
+    before = balloon_bytes(guest)
+    dry = start_daemon("--dry-run", name="dry")
+    connect_again(guest, dry)
+    other.connect(str(dry.config.socket))
+    other.bind()
+    low_mem.set_low()
+    # As long as it takes to decide on the other guest's maximum, the first is asked three times
+    # by a balloond that is no dry run.
+    run_until([guest, other], lambda: decisions(dry, "vm2")[-1:] == [("at-maximum", MAXIMUM)])
+
+    assert said(dry, "balloon-sought") == [FINDING_OUT]
+    assert (balloon_bytes(guest), decisions(dry), found(dry)) == (before, [], [])
+    assert errors(dry) == []

@@ -17,7 +17,7 @@ Output = pytest.CaptureFixture[str]
 
 COMMANDS = [
     "", "demo", "seccomp", "seccomp check", "seccomp explain", "seccomp test", "seccomp compile",
-    "seccomp run", "seccomp trace",
+    "seccomp run", "seccomp trace", "simulate",
 ]  # fmt: skip
 
 

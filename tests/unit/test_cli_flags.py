@@ -28,6 +28,8 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "--margin": ("400M", "margin_bytes", 400 * MIB),
     "--policy": ("other.policy", "policy_file", Path("other.policy")),
     "--no-page-reporting": ("", "page_reporting", False),
+    "--dry-run": ("", "dry_run", True),
+    "--record": ("/var/tmp/a.trace", "record", Path("/var/tmp/a.trace")),
     "--speed": ("20", "policy", PolicySettings().faster(20)),
 }
 """Flags that end up in Config: a value as it is typed, the field, and what it is there."""

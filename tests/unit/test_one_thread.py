@@ -21,9 +21,10 @@ FORKS_WITHOUT_EXEC = {
     "multiprocessing": set[str](),
     "libc.clone_sibling": {"device.forker"},
     "libc.clone_sharing_fds": {"linux.apart", "linux.closing_child", "linux.reading_child"},
-    # All but the first have it start libvirt's clients, by exec.
+    # The template and the writer of a trace; all others have it start libvirt's clients, by exec.
     "apart.LowNumbers": {
         "device.template",
+        "records.scribe",
         "guests.libvirt",
         "guests.open_guest",
         "guests.look",

@@ -32,6 +32,30 @@ def watched() -> Watched:
     return Watched()
 
 
+def test_look_of_somebody_else_tells_the_listener_nothing_and_keeps_its_poll(
+    watched: Watched,
+) -> None:
+    watched.watch.listen(watched.take)
+    watched.loop.advance(0.75)
+    assert watched.watch.look() == Reading(1000, 100)
+    assert watched.taken == []
+    watched.loop.advance(0.25)
+    assert watched.taken == [(1.0, Reading(1000, 100))]
+
+
+def test_look_without_a_listener_begins_no_polls(watched: Watched) -> None:
+    watched.watch.look()
+    watched.loop.advance(60.0)
+    assert watched.memory.reads == 1
+
+
+def test_listener_waits_for_the_sources_new_descriptor_after_a_look(watched: Watched) -> None:
+    watched.watch.listen(watched.take)
+    watched.memory.fd = 7
+    watched.watch.look()
+    assert list(watched.loop.readers) == [7]
+
+
 def test_source_is_polled_while_somebody_listens(watched: Watched) -> None:
     watched.watch.listen(watched.take)
     watched.loop.advance(3.0)

@@ -39,6 +39,7 @@ from balloon_daemon.events import (
     Disconnected,
     DomainsNotFound,
     DrivesOthers,
+    DryRunBegins,
     Event,
     EventsLost,
     Fault,
@@ -72,6 +73,7 @@ from balloon_daemon.events import (
     PolicyFileWarning,
     ProcessNotSeen,
     ReaderFailed,
+    RecordingEnded,
     Refilled,
     RequestNotServed,
     RingsUnknown,
@@ -87,14 +89,17 @@ from balloon_daemon.events import (
     SourceUnknown,
     SqueezeStalled,
     StateRefused,
+    Stepped,
     StillToGiveBack,
     Stopping,
     StoppingAtOnce,
     StoreLost,
     StoreShareUsed,
     StoreStalled,
+    Surveyed,
     TakenOver,
     TargetReached,
+    TargetWithheld,
     TemplateLost,
     TemplateStarted,
     TmpfsLimited,
@@ -113,6 +118,7 @@ from balloon_daemon.events import (
 from balloon_daemon.records.line import Level
 from balloon_daemon.records.words import is_debug, worded
 from balloon_daemon.sizing.decision import Decision, Missing, Reading, Reason, Sign
+from balloon_daemon.sizing.host_events import Removed
 from balloon_daemon.units import GIB, MIB, VmId
 
 DEBUG, INFO, WARNING, ERROR = Level.DEBUG, Level.INFO, Level.WARNING, Level.ERROR
@@ -459,6 +465,13 @@ VMS: list[Row] = [
         },
     ),
     (
+        TargetWithheld(VM, 192 * MIB),
+        INFO,
+        "target-withheld",
+        "dry run: a target of 192 MiB is not sent",
+        {"target_bytes": 192 * MIB},
+    ),
+    (
         TargetReached(VM, 8 * MIB, 0),
         INFO,
         "target-reached",
@@ -693,6 +706,20 @@ DAEMON: list[Row] = [
         "2 lines could not be written here: lost",
         {"lost": 2},
     ),
+    (
+        DryRunBegins(),
+        WARNING,
+        "dry-run-begins",
+        "dry run: decides and logs, and changes no VM's balloon",
+        {},
+    ),
+    (
+        RecordingEnded("No space left on device"),
+        WARNING,
+        "recording-ended",
+        "the trace of --record ends here: No space left on device",
+        {"why": "No space left on device"},
+    ),
 ]
 
 DRIVEN: list[Row] = [
@@ -799,7 +826,12 @@ DRIVEN: list[Row] = [
     ),
 ]
 
-SILENT: list[Event] = [Connected(VM, 1000), Disconnected(VM)]
+SILENT: list[Event] = [
+    Connected(VM, 1000),
+    Disconnected(VM),
+    Stepped(1.0, Removed(VM)),
+    Surveyed(1.0, None),
+]
 
 PROTECTION: list[Row] = [
     (

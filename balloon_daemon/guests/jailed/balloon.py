@@ -50,11 +50,17 @@ class BalloonSettings:
         vm_mem_bytes: the VM's size; None: the size of its memory table.
         poll_s: the policy's poll interval, in seconds.
         vmm_pid: its VMM's process; 0: unknown.
+        dry_run: never ask the driver for the balloon's size, as that changes the size.
     """
 
     vm_mem_bytes: int | None
     poll_s: float
     vmm_pid: int = 0
+    dry_run: bool = False
+
+
+def _ask_nobody(_target_bytes: int) -> None:
+    """Takes the targets of a dry run's ``Sounding``."""
 
 
 class Balloon:
@@ -84,7 +90,8 @@ class Balloon:
         self._publish = publish
         self._report = report
         self.limits = BalloonLimits(vm, backend, settings.vm_mem_bytes, publish)
-        self._sounding = Sounding(self.set_target, settings.poll_s)
+        ask = _ask_nobody if settings.dry_run else self.set_target
+        self._sounding = Sounding(ask, settings.poll_s)
         self._empty = asyncio.Event()
         self._attached = False
         self.watching = Watching(settings.vmm_pid, self._look)

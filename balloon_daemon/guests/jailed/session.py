@@ -87,8 +87,9 @@ class Session:
             self._device_changed,
             self,
         )
+        config = shared.config
         settings = BalloonSettings(
-            shared.config.vm_mem_bytes, shared.config.poll_s, connection.peer_pid()
+            config.vm_mem_bytes, config.poll_s, connection.peer_pid(), config.dry_run
         )
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
         self._kept = Kept(vm, saver, self._snapshot, connection.close_dropped, publish)

@@ -18,7 +18,10 @@ from balloon_daemon.events import (
     GuestStats,
     MemoryEvent,
     MemoryKnown,
+    PolicyEvent,
     ProtectionEvent,
+    Stepped,
+    Surveyed,
 )
 from balloon_daemon.records.line import Level, Line
 from balloon_daemon.records.words.daemon import said_of_daemon
@@ -43,7 +46,7 @@ def is_debug(event: Event) -> bool:
     return isinstance(event, _DEBUG) or getattr(event, "quiet", False)
 
 
-_DEBUG = (DeviceReady, GuestStats)
+_DEBUG = (DeviceReady, GuestStats, Stepped, Surveyed)
 
 
 def _said(event: Event) -> tuple[Level, str] | None:
@@ -53,6 +56,8 @@ def _said(event: Event) -> tuple[Level, str] | None:
         return said_of_daemon(event)
     if isinstance(event, DrivenEvent):
         return said_of_driven(event)
+    if isinstance(event, PolicyEvent):
+        return None  # for the trace alone
     if isinstance(event, ProtectionEvent):
         return said_of_protection(event)
     return said_of_memory(event) if isinstance(event, MemoryEvent) else said_of_vm(event)

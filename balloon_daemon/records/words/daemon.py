@@ -8,6 +8,7 @@ from balloon_daemon.events import (
     DaemonEvent,
     DevicesShareUser,
     DrivesOthers,
+    DryRunBegins,
     EventsLost,
     KeeperUnreachable,
     LinesLost,
@@ -16,6 +17,7 @@ from balloon_daemon.events import (
     NotAccepted,
     PolicyFileWarning,
     ReaderFailed,
+    RecordingEnded,
     Share,
     SocketNotOpened,
     SocketNotPrivate,
@@ -111,6 +113,13 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case LinesLost(lost):
             lines = "1 line" if lost == 1 else f"{lost} lines"
             return Level.WARNING, f"{lines} could not be written here: lost"
+        case DryRunBegins():
+            return Level.WARNING, "dry run: decides and logs, and changes no VM's balloon"
+        case RecordingEnded(why):
+            return (
+                Level.WARNING,
+                f"the trace of --record ends here: {why or 'its writer has ended'}",
+            )
         case _:
             assert_never(event)
 

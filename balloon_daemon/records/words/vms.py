@@ -22,6 +22,7 @@ from balloon_daemon.events import (
     StoreStalled,
     TakenOver,
     TargetReached,
+    TargetWithheld,
     VmAttached,
     VmDoesNotEnd,
     VmEvent,
@@ -68,6 +69,8 @@ def said_of_vm(event: VmEvent) -> tuple[Level, str] | None:
             got = format_size(max(0, actual_bytes - missing_bytes))
             host = f", of which the host has {got}" if missing_bytes else ""
             return unless(quiet), f"balloon is {format_size(actual_bytes)}{host}"
+        case TargetWithheld(_, target_bytes):
+            return Level.INFO, f"dry run: a target of {format_size(target_bytes)} is not sent"
         case Connected() | Disconnected():
             return None
         case VmmHungUp(_, suppressed):

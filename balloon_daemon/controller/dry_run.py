@@ -1,0 +1,99 @@
+"""``--dry-run``: the policy decides about guests that only seem to obey; no balloon is changed.
+
+Runs in the controller, between the registry and the guests. A guest of a dry run gets no target.
+To the policy its balloon seems to have reached each target at once: with the balloon's true size
+the policy would find every guest stalled, and decide nothing after its first step. Memory of such
+a balloon does not come back to the host; so what a dry run decides is the most that would be asked
+for, and the host's figures in its log are the true ones.
+"""
+
+import asyncio
+
+from balloon_daemon.events import Publish, TargetWithheld
+from balloon_daemon.guests.seam import (
+    Ability,
+    Actual,
+    Attached,
+    Gone,
+    Guest,
+    Held,
+    Report,
+    ReportTo,
+    VmRow,
+)
+from balloon_daemon.units import VmId
+
+
+class DryRun:
+    """The guests of a dry run.
+
+    Args:
+        report: takes reports to the governor.
+        publish: takes events.
+    """
+
+    def __init__(self, report: ReportTo, publish: Publish) -> None:
+        self._report = report
+        self._publish = publish
+        self._guests: dict[VmId, DryGuest] = {}
+
+    def guest(self, guest: Guest) -> Guest:
+        """A guest that stands for another one and passes no target on."""
+        dry = DryGuest(guest, self._report, self._publish)
+        self._guests[guest.vm] = dry
+        return dry
+
+    def report(self, vm: VmId, report: Report) -> None:
+        """Passes a guest's report on, but for its balloon's true size."""
+        match report:
+            case Actual() | Held():
+                return
+            case Attached() if vm in self._guests:
+                self._guests[vm].attached = report
+            case Gone():
+                self._guests.pop(vm, None)
+        self._report(vm, report)
+
+
+class DryGuest:
+    """A guest that passes no target on: a ``Guest``.
+
+    Args:
+        guest: the guest that it stands for.
+        report: takes reports to the governor.
+        publish: takes events.
+    """
+
+    def __init__(self, guest: Guest, report: ReportTo, publish: Publish) -> None:
+        self.vm = guest.vm
+        self.attached = Attached(0)
+        """The guest's own report."""
+        self.serve, self.leave = guest.serve, guest.leave
+        self.request_stats, self.watch = guest.request_stats, guest.watch
+        self.against_more = guest.against_more
+        self._guest = guest
+        self._report = report
+        self._publish = publish
+        self._target_bytes: int | None = None
+
+    def set_target(self, target_bytes: int) -> None:
+        """Publishes a target that would have been sent."""
+        if target_bytes != (self._target_bytes or 0):
+            self._publish(TargetWithheld(self.vm, target_bytes))
+        self._target_bytes = target_bytes
+        # Not now: the governor is in the middle of carrying out a step.
+        asyncio.get_running_loop().call_soon(self._seem_to_have, target_bytes)
+
+    def keep(self, row: VmRow) -> None:
+        """Stores what the guest's balloon really is, for another balloond."""
+        true = VmRow(row.vm_mem_bytes, 0, None, None)
+        self._guest.keep(self.attached.row or true)
+
+    async def give_back(self) -> None:
+        """Gives nothing back, as nothing was taken; sets a VMM's own settings back."""
+        self._seem_to_have(0)
+        if Ability.KEPT_BY_VMM in self.attached.can:
+            await self._guest.give_back()
+
+    def _seem_to_have(self, balloon_bytes: int) -> None:
+        self._report(self.vm, Actual(balloon_bytes, asyncio.get_running_loop().time()))

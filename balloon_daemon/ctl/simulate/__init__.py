@@ -1,0 +1,1 @@
+"""``balloonctl simulate``: what other settings would have done on a recorded host."""

@@ -1,0 +1,167 @@
+"""``balloonctl simulate``: replays a trace, as it was recorded and under other settings."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from random import Random
+from time import gmtime, strftime
+
+from balloon_daemon.ctl.simulate.overrides import NAMES, changes_of
+from balloon_daemon.ctl.simulate.replay import Replayed, replay
+from balloon_daemon.ctl.simulate.tally import Sums
+from balloon_daemon.ctl.simulate.trace_file import read_trace
+from balloon_daemon.ctl.simulate.world import Changes, World
+from balloon_daemon.errors import ConfigError, printable
+from balloon_daemon.records.trace import Trace, encode_header
+from balloon_daemon.sizing.host_events import Added, Restored
+from balloon_daemon.sizing.vm_settings import Profile
+from balloon_daemon.units import MIB, format_size
+
+EXIT_OK, EXIT_USAGE = 0, 2
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds ``simulate``; its ``run`` returns an exit status."""
+    parser = subparsers.add_parser(
+        "simulate",
+        help="what other settings would have done on a recorded host",
+        description="Replays a trace, which balloond --record FILE wrote, through the daemon's "
+        "own policy: as it was recorded, and, with --set or --profile, as it might have been. "
+        "What it assumes of host and guests then is in docs/simulate.md.",
+        epilog=f"NAME is one of {', '.join(NAMES)}; a time is written like 500ms, 2s or 1m, a "
+        "size like 512M. Exit status: 0 replayed; 2 an option that makes no sense, or a file that "
+        "is no trace.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("trace", metavar="TRACE", help="the file that balloond --record wrote")
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value of a setting, for all VMs; may be repeated",
+    )
+    parser.add_argument(
+        "--profile",
+        choices=[profile.value for profile in Profile],
+        help="another profile, for all VMs",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the random jitter, where settings are changed (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replays a trace and prints what came of it.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        trace = read_trace(args.trace)
+        profile = None if args.profile is None else Profile(args.profile)
+        changes = changes_of(trace.header.settings, args.assignments, profile)
+        replayed = replay(trace)
+        columns = {"recorded": replayed.sums}
+        if args.assignments or profile is not None:
+            same = Changes(trace.header.settings)
+            columns["modelled"] = World(trace, same, Random(args.seed).random).run()
+            columns["changed"] = World(trace, changes, Random(args.seed).random).run()
+    except ConfigError as err:
+        print(f"balloonctl simulate: {err}", file=sys.stderr, flush=True)
+        return EXIT_USAGE
+    if args.json:
+        _print_json(trace, replayed, columns)
+    else:
+        named = [*args.assignments, *([] if profile is None else [f"profile={profile.value}"])]
+        _print_text(trace, replayed, columns, named)
+    return EXIT_OK
+
+
+def _print_json(trace: Trace, replayed: Replayed, columns: dict[str, Sums]) -> None:
+    content: dict[str, object] = {
+        "trace": trace.name,
+        "vms": _vms(trace),
+        **json.loads(encode_header(trace.header)),
+        "entries": len(trace.entries),
+        "is_cut": trace.is_cut,
+        "lost": replayed.lost,
+        "decisions": replayed.recorded,
+        "first_other_line": replayed.first_other,
+        **{name: asdict(sums) for name, sums in columns.items()},
+    }
+    print(json.dumps(content))
+
+
+def _print_text(
+    trace: Trace, replayed: Replayed, columns: dict[str, Sums], named: list[str]
+) -> None:
+    vms = _vms(trace)
+    began = strftime("%Y-%m-%d %H:%M:%S", gmtime(trace.header.began_s))
+    length = _time(replayed.sums.seconds)
+    print(f"{trace.name}: {length} from {began} UTC on, {_count(len(vms), 'VM')}")
+    print(f"replayed: {_agreement(replayed)}")
+    if trace.is_cut:
+        print("its last line is incomplete, and was left out")
+    for name in named:
+        print(f"changed: {printable(name)}")
+    print()
+    if len(columns) > 1:
+        print(" " * _LABEL + "".join(f"{name:>{_WIDTH}}" for name in columns))
+    for label, said in _ROWS.items():
+        cells = "".join(f"{said(sums):>{_WIDTH}}" for sums in columns.values())
+        print(f"{label:{_LABEL}}{cells}")
+
+
+def _agreement(replayed: Replayed) -> str:
+    decisions = _count(replayed.recorded, "recorded decision")
+    if replayed.lost:
+        return f"{decisions}; {_count(replayed.lost, 'entry', 'entries')} could not be recorded"
+    if replayed.first_other is None:
+        return f"{decisions}, and this version decides the same"
+    return f"{decisions}, and this version decides otherwise from line {replayed.first_other} on"
+
+
+def _vms(trace: Trace) -> list[str]:
+    added = (e.event.vm for e in trace.entries if isinstance(e.event, Added | Restored))
+    return [printable(vm.name) for vm in dict.fromkeys(added)]
+
+
+_LABEL, _WIDTH = 32, 14
+
+_ROWS: dict[str, Callable[[Sums], str]] = {
+    "time below the margin": lambda sums: _time(sums.low_s),
+    "most below the margin": lambda sums: format_size(sums.most_missing_mib * MIB),
+    "time without figures": lambda sums: _time(sums.unknown_s),
+    "memory taken x time": lambda sums: f"{format_size(int(sums.byte_seconds / 3600))} h",
+    "most taken at once": lambda sums: format_size(sums.peak_bytes),
+    "steps up": lambda sums: f"{sums.steps_up}",
+    "steps down": lambda sums: f"{sums.steps_down}",
+    "reversals": lambda sums: f"{sums.reversals}",
+    "guests found in need": lambda sums: f"{sums.in_need}",
+    "balloons found stalled": lambda sums: f"{sums.stalled}",
+}
+
+
+def _count(number: int, what: str, more: str = "") -> str:
+    return f"{number:,} {what if number == 1 else more or f'{what}s'}"
+
+
+def _time(seconds: float) -> str:
+    """A time for people: ``12.3 s``, ``4 min 5 s``, ``3 h 20 min``, ``6 d 2 h``."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    for unit_s, unit, below_s, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if whole >= unit_s:
+            return f"{whole // unit_s} {unit} {whole % unit_s // below_s} {below}"
+    return f"{whole // 60} min {whole % 60} s"

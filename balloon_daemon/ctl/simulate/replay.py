@@ -1,0 +1,114 @@
+"""Replays a trace as it was: the same events, the same draws, the same class. Pure.
+
+So it shows whether this version decides as the version did that recorded the trace.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from balloon_daemon.ctl.simulate.tally import Sums, Tally
+from balloon_daemon.errors import StateError
+from balloon_daemon.records.trace import Decided, Entry, Lost, Read, Trace
+from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.sizing.host_events import (
+    Added,
+    Event,
+    HostStep,
+    Looked,
+    Moved,
+    Removed,
+    Restored,
+    Woke,
+)
+from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.units import VmId
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What came of a replay.
+
+    Attributes:
+        sums: what was added up.
+        recorded: how many decisions were recorded.
+        first_other: the line of the first step whose decisions were others; None: all were the
+            same.
+        lost: how many entries are missing; after the first of these nothing is compared.
+    """
+
+    sums: Sums
+    recorded: int
+    first_other: int | None
+    lost: int
+
+
+class _Player:
+    """A policy that draws what was recorded, and hears the objections that were recorded."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._draws = deque[float]()
+        self._objections: Mapping[VmId, Reason] = {}
+        self.policy = HostPolicy(trace.header.settings, self._draw, self._objection)
+
+    def play(self, entry: Entry, event: Event) -> HostStep | None:
+        self._draws = deque(entry.draws)
+        self._objections = entry.objections
+        if isinstance(event, Moved) and self.policy.guard(event.vm) is None:
+            self.policy.note_actual(event.vm, event.balloon_bytes)
+            return None
+        return self.policy.step(event, entry.at_s)
+
+    def _draw(self) -> float:
+        # A draw that was not recorded: this version draws more often than the recording one did.
+        return self._draws.popleft() if self._draws else 0.5
+
+    def _objection(self, vm: VmId, _level: int) -> Reason | None:
+        return self._objections.get(vm)
+
+
+def replay(trace: Trace) -> Replayed:
+    """Replays a trace.
+
+    Raises:
+        ConfigError: it has an event that makes no sense after those before it.
+    """
+    player, tally = _Player(trace), Tally()
+    recorded = lost = 0
+    first_other = None
+    for index, entry in enumerate(trace.entries):
+        tally.advance(entry.at_s)
+        event = entry.event
+        match event:
+            case Lost(entries):
+                lost += entries
+                continue
+            case Read(seen):
+                tally.saw(seen)
+                continue
+            case Looked(seen) | Woke(seen):
+                tally.saw(seen)
+            case Moved() | Added() | Restored():
+                tally.moved(event.vm, event.balloon_bytes)
+            case Removed(vm):
+                tally.moved(vm, 0)
+        try:
+            step = player.play(entry, event)
+        except StateError as err:
+            if lost:
+                continue  # what led to it is missing
+            raise trace.mistake(index, str(err)) from err
+        recorded += len(entry.decided)
+        if step is None:
+            continue
+        tally.stepped(step)
+        if first_other is None and not lost and _decided(step) != entry.decided:
+            first_other = index + 2
+    return Replayed(tally.sums, recorded, first_other, lost)
+
+
+def _decided(step: HostStep) -> tuple[Decided, ...]:
+    return tuple(
+        Decided(vm, decision.reason, decision.level, decision.target_bytes)
+        for vm, decision, _ in step.decisions
+    )

@@ -1,0 +1,47 @@
+"""Reads a trace file whole."""
+
+from balloon_daemon.errors import ConfigError, printable
+from balloon_daemon.linux.bounded_file import read_bounded, why_unreadable
+from balloon_daemon.records.trace import Decoder, Trace, TraceError, decode_header
+
+LIMIT_BYTES = 256 << 20
+"""The largest trace that is read; a daemon's recording ends at a quarter of this."""
+
+BACK_S = 1.0
+"""How much earlier than the line above a line may be: a timer's step is given the time for which
+the timer was set, which may be a little after the clock's."""
+
+
+def read_trace(path: str) -> Trace:
+    """Reads a trace.
+
+    Raises:
+        ConfigError: it cannot be read, or is no trace; the message names the file and the line.
+    """
+    name = printable(path)
+    try:
+        content = read_bounded(path, path, LIMIT_BYTES, pipes_too=True).content
+    except OSError as err:
+        raise ConfigError(f"{name}: {why_unreadable(err)}") from err
+    except ValueError as err:  # a NUL byte in the path
+        raise ConfigError(f"{name}: {err}") from err
+    first, *lines = content.split(b"\n")
+    # A daemon that was killed may have written a part of its last line.
+    cut = lines.pop() if lines else b""
+    try:
+        trace = Trace(name, decode_header(first), is_cut=bool(cut))
+    except TraceError as err:
+        raise ConfigError(f"{name}:1: {err}") from err
+    decoder, last_s = Decoder(), 0.0
+    for index, line in enumerate(lines):
+        try:
+            entry = decoder.entry(line)
+        except TraceError as err:
+            raise trace.mistake(index, str(err)) from err
+        if entry.at_s < last_s - BACK_S:
+            raise trace.mistake(index, "t: is earlier than on the line above")
+        last_s = entry.at_s
+        trace.entries.append(entry)
+    if not trace.entries:
+        raise ConfigError(f"{name}: has no entries: nothing was recorded")
+    return trace

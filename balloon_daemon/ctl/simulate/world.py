@@ -1,0 +1,216 @@
+"""A recorded host under other settings: a model of it, and the daemon's own ``HostPolicy``. Pure.
+
+The model is simple, so that a few sentences say what it assumes:
+
+    - What programs on the host and in the guests want is as it was recorded. A MiB more in the
+      balloons than was recorded is a MiB more that the host has available, and a MiB less that the
+      guest has.
+    - A balloon follows its target at ``guest.RATE_BYTES_S``, as long as its guest has memory
+      available.
+    - The host is read whenever it was read when the trace was recorded, whenever a balloon moves,
+      and at the policy's own deadlines. Statistics come as often as the policy asks for them.
+
+What a guest would read from its disks or its swap for lack of the memory that only the model
+takes, the model does not know: those counters are the recorded ones.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from balloon_daemon.ctl.simulate.guest import Guest
+from balloon_daemon.ctl.simulate.samples import Samples
+from balloon_daemon.ctl.simulate.tally import Sums, Tally
+from balloon_daemon.errors import StateError
+from balloon_daemon.records.trace import Lost, Read, Recorded, Trace
+from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.sizing.decision import Reading
+from balloon_daemon.sizing.host_events import (
+    Added,
+    Event,
+    Halted,
+    Looked,
+    Measured,
+    Moved,
+    Ran,
+    Removed,
+    Resized,
+    Restored,
+    Sampled,
+    Seen,
+    Woke,
+)
+from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.terms import Terms
+from balloon_daemon.sizing.vm_settings import VmSettings
+from balloon_daemon.units import MIB, VmId
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is otherwise than it was recorded.
+
+    Attributes:
+        settings: the policies' numbers.
+        margin_mib: the margin; None: the recorded one.
+        of_vm: gives a VM's settings by its recorded ones.
+    """
+
+    settings: PolicySettings
+    margin_mib: int | None = None
+    of_vm: Callable[[VmSettings], VmSettings] = lambda settings: settings
+
+
+class World:
+    """The model of a trace's host, and a policy that governs it.
+
+    Args:
+        trace: what was recorded.
+        changes: what is otherwise.
+        draw: gives the policy's random draws, uniform numbers of [0, 1).
+    """
+
+    def __init__(self, trace: Trace, changes: Changes, draw: Callable[[], float]) -> None:
+        self._trace = trace
+        self._changes = changes
+        self._policy = HostPolicy(changes.settings, draw, lambda vm, level: None)
+        self._guests: dict[VmId, Guest] = {}
+        self._samples = defaultdict[VmId, Samples](Samples)
+        self._seen: Seen = None
+        self._wake_at_s = math.inf
+        self._listens = False
+        self._tally = Tally()
+
+    def run(self) -> Sums:
+        """Lets the recorded time pass.
+
+        Raises:
+            ConfigError: the trace has an event that makes no sense after those before it.
+        """
+        entries = self._trace.entries
+        for entry in entries:
+            if isinstance(entry.event, Sampled):
+                self._samples[entry.event.vm].add(entry.event.figures)
+        for index, entry in enumerate(entries):
+            self._pass_time_until(entry.at_s)
+            self._tally.advance(entry.at_s)
+            try:
+                self._take(entry.event, entry.at_s)
+            except StateError as err:
+                raise self._trace.mistake(index, str(err)) from err
+            if isinstance(entry.event, Halted):
+                break
+        return self._tally.sums
+
+    # --- what was recorded --------------------------------------------------------------------
+
+    def _take(self, event: Recorded, at_s: float) -> None:
+        match event:
+            case Looked(seen) | Woke(seen) | Read(seen):
+                self._seen = seen
+                self._look(at_s)
+            case Added() | Restored():
+                self._add(event, at_s)
+            case Halted() | Resized():
+                self._step(event, at_s)
+            case Sampled() | Lost():
+                pass
+            case Moved() | Measured() | Ran() | Removed():
+                guest = self._guests.get(event.vm)
+                if guest is None:
+                    raise StateError(f"{event.vm} has not been added")
+                self._take_of_guest(event, guest, at_s)
+
+    def _take_of_guest(
+        self, event: Moved | Measured | Ran | Removed, guest: Guest, at_s: float
+    ) -> None:
+        match event:
+            case Moved(_, balloon_bytes):
+                guest.recorded_bytes = balloon_bytes
+            case Measured(vm, held_bytes):
+                if guest.careful:
+                    held_bytes = max(0, held_bytes - guest.more_bytes(at_s))
+                    self._step(Measured(vm, held_bytes), at_s)
+            case Ran():
+                if guest.careful:
+                    self._step(event, at_s)
+            case Removed(vm):
+                del self._guests[vm]
+                self._tally.moved(vm, 0)
+                self._step(event, at_s)
+
+    def _add(self, event: Added | Restored, at_s: float) -> None:
+        vm, balloon_bytes, samples = event.vm, event.balloon_bytes, self._samples[event.vm]
+        terms = Terms(
+            self._changes.of_vm(event.terms.settings),
+            # Of a VM that the recording daemon did not protect, no statistics are recorded.
+            event.terms.sends_stats and bool(samples),
+            event.terms.deflates_on_oom,
+        )
+        self._guests[vm] = Guest(
+            careful=terms.is_careful, balloon_bytes=balloon_bytes, at_s=at_s, samples=samples
+        )
+        self._tally.moved(vm, balloon_bytes)
+        # Also where it was restored: the stored level and deadlines were those of other settings.
+        self._step(Added(vm, event.vm_mem_bytes, balloon_bytes, terms), at_s)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def _pass_time_until(self, until_s: float) -> None:
+        while True:
+            guests = self._guests.values()
+            times = [min(guest.report_at_s, guest.sample_at_s) for guest in guests]
+            at_s = min([self._wake_at_s, *times])
+            if at_s > until_s:
+                return
+            self._tally.advance(at_s)
+            for vm, guest in list(self._guests.items()):
+                self._hear(vm, guest, at_s)
+            if self._wake_at_s <= at_s:
+                now = self._now(at_s)
+                self._tally.saw(now)
+                self._step(Woke(now), at_s)
+
+    def _hear(self, vm: VmId, guest: Guest, at_s: float) -> None:
+        """Takes what a guest has to report at this time."""
+        if guest.report_at_s <= at_s:
+            balloon_bytes = guest.report(at_s)
+            self._tally.moved(vm, balloon_bytes)
+            if guest.careful:
+                self._step(Moved(vm, balloon_bytes), at_s)
+            else:
+                self._policy.note_actual(vm, balloon_bytes)
+            self._look(at_s)
+        if guest.sample_at_s <= at_s:
+            figures = guest.sample(at_s)
+            if figures is not None:
+                self._step(Sampled(vm, figures), at_s)
+
+    def _look(self, at_s: float) -> None:
+        now = self._now(at_s)
+        self._tally.saw(now)
+        if self._listens:
+            self._step(Looked(now), at_s)
+
+    def _now(self, at_s: float) -> Seen:
+        """The host's reading in the model."""
+        seen = self._seen
+        if not isinstance(seen, Reading):
+            return seen
+        more = sum(guest.more_bytes(at_s) for guest in self._guests.values())
+        margin_mib = self._changes.margin_mib
+        return seen._replace(
+            available_mib=max(0, seen.available_mib + more // MIB),
+            margin_mib=seen.margin_mib if margin_mib is None else margin_mib,
+        )
+
+    def _step(self, event: Event, at_s: float) -> None:
+        step = self._policy.step(event, at_s)
+        self._tally.stepped(step)
+        self._wake_at_s = math.inf if step.wake_at_s is None else step.wake_at_s
+        self._listens = step.listen
+        for vm, target_bytes in step.targets:
+            self._guests[vm].set_target(target_bytes, at_s)
+        for vm, every_s in step.watches:
+            self._guests[vm].watch(every_s, at_s)

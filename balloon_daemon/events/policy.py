@@ -1,0 +1,48 @@
+"""Events about what the host's policy is told, for readers that record it. Pure.
+
+They are published only if somebody records them, and the log has no lines for them.
+"""
+
+from typing import NamedTuple
+
+from balloon_daemon.fact import fact
+from balloon_daemon.sizing import host_events
+from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.sizing.host_events import Seen, VmDecision
+from balloon_daemon.units import VmId
+
+
+@fact
+class Stepped(NamedTuple):
+    """The host's policy has handled an event.
+
+    Attributes:
+        at_s: the time that it was given, on CLOCK_MONOTONIC.
+        event: the event.
+        draws: the random numbers that it drew, in this order.
+        objections: the VMs of which a driver said that they must not be asked for more, and why.
+        decisions: what it decided.
+    """
+
+    at_s: float
+    event: host_events.Event
+    draws: tuple[float, ...] = ()
+    objections: tuple[tuple[VmId, Reason], ...] = ()
+    decisions: tuple[VmDecision, ...] = ()
+
+
+@fact
+class Surveyed(NamedTuple):
+    """The source was read for the record; the policy was not told.
+
+    Attributes:
+        at_s: when, on CLOCK_MONOTONIC.
+        seen: the reading.
+    """
+
+    at_s: float
+    seen: Seen
+
+
+PolicyEvent = Stepped | Surveyed
+"""The union of all events about what the host's policy is told."""

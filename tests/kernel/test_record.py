@@ -1,0 +1,173 @@
+"""``balloond --record``: a trace of real steps, by which the same class decides the same again."""
+
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from balloon_daemon.ctl.simulate.replay import replay
+from balloon_daemon.ctl.simulate.trace_file import read_trace
+from balloon_daemon.fake_guest.machine import FakeGuest
+from balloon_daemon.records.trace import Trace
+from balloon_daemon.sizing.host_events import Added, Moved, Sampled, Woke
+from tests.harness.daemon import Daemon
+from tests.harness.faults import fault
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
+from tests.harness.scripted_monitor import ScriptedMonitor, monitors_in_a_thread
+from tests.harness.waiting import wait_until
+from tests.harness.whole_vm import balloon_bytes, run_until
+from tests.kernel.test_careful_vms import well
+
+
+def decided(daemon: Daemon) -> list[tuple[str, str, int, int]]:
+    """VM, reason, level and target of each decision in the log."""
+    return [
+        (record["vm"], record["reason"], record["balloon_level"], record["target_bytes"])
+        for record in daemon.records()
+        if record["event"] == "decided"
+    ]
+
+
+def traced(trace: Trace) -> list[tuple[str, str, int, int]]:
+    """The same of a trace."""
+    return [
+        (each.vm.name, each.reason.value, each.level, each.target_bytes)
+        for entry in trace.entries
+        for each in entry.decided
+    ]
+
+
+def writer_of(daemon: Daemon) -> int:
+    """The process that writes the trace."""
+    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+    (pid,) = [
+        int(child)
+        for child in children
+        if b"file_writer.py" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+    return pid
+
+
+def squeezed(daemon: Daemon, low_mem: LowMemDir, make_guest: MakeGuest) -> FakeGuest:
+    """A guest that has given all that may be taken."""
+    guest = make_guest()
+    guest.connect(str(daemon.config.socket))
+    guest.bind()
+    low_mem.set_low()
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+    return guest
+
+
+def test_trace_of_a_squeezed_guest_is_decided_the_same_again(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--record", str(tmp_path / "a.trace"), "--speed", "200")
+    guest = squeezed(daemon, low_mem, make_guest)
+    low_mem.set_plenty()
+    run_until([guest], lambda: balloon_bytes(guest) == 0)
+    daemon.stop()
+
+    trace = read_trace(str(tmp_path / "a.trace"))
+    replayed = replay(trace)
+    assert traced(trace) == decided(daemon)
+    assert (replayed.first_other, replayed.lost) == (None, 0)
+    assert replayed.recorded == len(decided(daemon)) >= 48  # up, rechecks, down
+    assert (replayed.sums.steps_up, replayed.sums.steps_down) == (16, 16)
+    assert replayed.sums.peak_bytes == MAXIMUM
+    assert 0 < replayed.sums.low_s < replayed.sums.seconds
+    assert os.stat(tmp_path / "a.trace").st_mode & 0o777 == 0o600
+
+
+def test_trace_of_a_careful_vm_has_what_its_guest_said(
+    start_daemon: StartDaemon, low_mem: LowMemDir, tmp_path: Path
+) -> None:
+    monitor = ScriptedMonitor(tmp_path / "web.qmp", well())
+    (tmp_path / "balloond.toml").write_text(f'[vm.web]\nqmp = "{monitor.path}"\nfloor = "600M"\n')
+    options = ("--config", str(tmp_path / "balloond.toml"), "--socket", str(tmp_path / "d.sock"))
+    with monitors_in_a_thread([monitor]):
+        daemon = start_daemon(*options, "--record", str(tmp_path / "a.trace"), vm_mem_mib=None)
+        low_mem.set_low()
+        daemon.wait(lambda: monitor.vm.actual == 600 << 20, what="it is squeezed to its floor")
+        daemon.stop()
+
+    trace = read_trace(str(tmp_path / "a.trace"))
+    events = [entry.event for entry in trace.entries]
+    (added,) = [event for event in events if isinstance(event, Added)]
+    assert (added.vm.name, added.terms.settings.floor_bytes) == ("web", 600 << 20)
+    assert all(any(isinstance(e, kind) for e in events) for kind in (Woke, Moved, Sampled))
+    assert traced(trace) == decided(daemon)
+    assert replay(trace).first_other is None
+
+
+def test_trace_outlives_a_daemon_that_is_killed(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--record", str(tmp_path / "a.trace"))
+    writer = writer_of(daemon)
+    squeezed(daemon, low_mem, make_guest)
+    daemon.kill()
+    wait_until(lambda: not Path(f"/proc/{writer}").exists(), what="its writer ends")
+
+    trace = read_trace(str(tmp_path / "a.trace"))
+    assert not trace.is_cut
+    assert replay(trace).first_other is None
+    assert len(traced(trace)) >= 16
+
+
+def test_trace_of_before_is_renamed_and_another_file_is_left_alone(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.trace"
+    for _ in range(2):
+        start_daemon("--record", str(path)).stop()
+    assert read_trace(f"{path}.old").entries
+    path.write_text("a letter\n")
+    with pytest.raises(AssertionError, match="is there and no trace; name another file"):
+        start_daemon("--record", str(path))
+    assert path.read_text() == "a letter\n"
+
+
+def ended(daemon: Daemon) -> list[dict[str, Any]]:
+    return [record for record in daemon.records() if record["event"] == "recording-ended"]
+
+
+@fault("the trace of --record cannot be written")
+def test_full_disk_ends_the_trace_and_nothing_else(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--record", str(tmp_path / "a.trace"))
+    # To its writer the disk is full at 4 KiB.
+    resource.prlimit(writer_of(daemon), resource.RLIMIT_FSIZE, (4096, 4096))
+    guest = squeezed(daemon, low_mem, make_guest)
+    ends = daemon.wait(lambda: ended(daemon), what="the log names the end of the trace")
+    low_mem.set_plenty()
+    run_until([guest], lambda: balloon_bytes(guest) < MAXIMUM)
+    daemon.stop()
+
+    assert [record["message"] for record in ends] == [
+        "the trace of --record ends here: File too large"
+    ]
+    assert ended(daemon) == ends
+    trace = read_trace(str(tmp_path / "a.trace"))
+    assert (replay(trace).first_other, trace.is_cut) == (None, False)
+    assert 3000 < (tmp_path / "a.trace").stat().st_size <= 4096
+
+
+@fault("the trace of --record cannot be written")
+def test_writer_that_hangs_keeps_nobody_waiting(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest, tmp_path: Path
+) -> None:
+    daemon = start_daemon("--record", str(tmp_path / "a.trace"))
+    writer = writer_of(daemon)
+    os.kill(writer, signal.SIGSTOP)
+    try:
+        squeezed(daemon, low_mem, make_guest)
+        daemon.stop()
+    finally:
+        os.kill(writer, signal.SIGCONT)
+    wait_until(lambda: not Path(f"/proc/{writer}").exists(), what="its writer ends")
+    assert traced(read_trace(str(tmp_path / "a.trace"))) == decided(daemon)
