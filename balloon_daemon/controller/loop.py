@@ -57,11 +57,11 @@ class Registry:
     def next_vm(self, name: str = "") -> VmId:
         return VmId(self._last + 1, name or f"vm{self._last + 1}")
 
-    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         # A VM taken over from another balloond brings its number along. Note the highest number so
         # far, so that no new VM gets a number that was used before.
         self._last = max(self._last, guest.vm.number)
-        self._governor.add(guest, settings)
+        self._governor.add(guest, settings, kind)
 
     def report(self, vm: VmId, report: Report) -> None:
         self._governor.report(vm, report)
@@ -96,9 +96,9 @@ class DriversRegistry:
         self.report = registry.report
         self.serve = registry.serve
 
-    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         self._registry.drivers[guest.vm] = self._driver
-        self._registry.add(guest, settings)
+        self._registry.add(guest, settings, kind)
 
 
 class Controller:

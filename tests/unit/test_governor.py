@@ -36,6 +36,7 @@ from balloon_daemon.guests.seam import (
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import (
+    Decision,
     Missing,
     NeverLow,
     PolicyStatistics,
@@ -47,6 +48,7 @@ from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.status import (
     HostStatus,
+    LastDecision,
     PolicyStatus,
     ProtectionStatus,
     SourceStatus,
@@ -89,7 +91,7 @@ class Host:
         """A guest that is known and has not reported anything."""
         guest = PlainGuest(vm, self.heard, self.governor.report)
         known: Guest = guest
-        self.governor.add(known, settings)
+        self.governor.add(known, settings, "qmp")
         return guest
 
     def careful(self, vm: VmId) -> PlainGuest:
@@ -341,7 +343,8 @@ def test_careful_vm_is_watched_and_let_go_as_soon_as_its_statistics_show_need(
     assert guest.targets[-1] == 0
     (need,) = (event for event in host.events if isinstance(event, GuestInNeed))
     assert need == GuestInNeed(A, (Sign.LITTLE_AVAILABLE,), 5 * STEP, 60.0)
-    (vm,) = host.governor.status().vms
+    vm = host.governor.vm_status(A)
+    assert vm is not None
     assert vm.protection == ProtectionStatus(
         Reason.IN_NEED, frozenset({Sign.LITTLE_AVAILABLE}), 60.0, 0.0, 0
     )
@@ -356,7 +359,9 @@ def test_seed_vm_is_asked_for_statistics_after_decisions_and_never_watched(host:
     assert guest.watched_s is None
     assert (A, "stats") in host.heard
     assert guest.targets[-1] == 3 * STEP
-    assert host.governor.status().vms[0].protection is None
+    vm = host.governor.vm_status(A)
+    assert vm is not None
+    assert vm.protection is None
 
 
 def test_careful_guest_that_is_paused_when_it_attaches_is_asked_for_nothing(host: Host) -> None:
@@ -401,7 +406,8 @@ def test_trouble_with_a_careful_vms_balloon_is_published(host: Host) -> None:
         BalloonFreed(A),
         BalloonContested(A, 2 * GIB, 3 * GIB, 60.0),
     ]
-    (vm,) = host.governor.status().vms
+    vm = host.governor.vm_status(A)
+    assert vm is not None
     assert (vm.settings, vm.held_bytes) == (CAREFUL, 2 * GIB)
 
 
@@ -440,15 +446,43 @@ def test_status_is_what_source_policy_and_guests_say_at_this_moment(host: Host) 
     host.governor.report(A, Actual(STEP, 6.0))
     host.governor.report(A, Stats(5.0, free_bytes=7))
 
+    source = SourceStatus("told", "", host.memory.reads, 0, 0, LOW, 0.0)
     counters = PolicyStatistics(low_memory_events=2, steps_up=2)
-    wanted = PolicyStatus(GIB, 512 * MIB, 2, 16, 2 * STEP, counters)
-    assert host.governor.status() == HostStatus(
-        SourceStatus("told", "", host.memory.reads, 0, 0),
-        (
-            VmStatus(A, frozenset({Ability.STATS}), wanted, STEP, Stats(5.0, free_bytes=7), None),
-            VmStatus(B, frozenset(), None, 0, None, Refused("no memory")),
-        ),
+    # A step down needs the margin and two steps: 400 MiB and 2 × 32 MiB.
+    wanted = PolicyStatus(GIB, 512 * MIB, 2, 16, 2 * STEP, counters, 1.0, 60.0, 464)
+    decision = Decision(Reason.LOW_MEMORY, 1, 2, 16, 2 * STEP, LOW)
+    last = LastDecision(A, decision, 0.0)
+    assert host.governor.host_status() == HostStatus(source, last, 1.0, listens=False)
+    assert host.governor.vm_status(A) == VmStatus(
+        A,
+        frozenset({Ability.STATS}),
+        wanted,
+        STEP,
+        Stats(5.0, free_bytes=7),
+        None,
+        kind="qmp",
+        decided=last,
     )
+    assert host.governor.vm_status(B) == VmStatus(
+        B, frozenset(), None, 0, None, Refused("no memory"), kind="qmp"
+    )
+    host.governor.report(B, Gone("over"))
+    assert host.governor.vm_status(B) is None
+
+
+def test_status_reads_the_source_anew_where_the_last_reading_is_old(host: Host) -> None:
+    host.attached(A)
+    reads = host.memory.reads
+    assert host.governor.host_status().source.seen == PLENTY
+    host.governor.halt()
+    host.memory.seen = LOW
+    host.loop.advance(0.5)
+    assert host.governor.host_status().source.seen == PLENTY
+    host.loop.advance(0.6)
+    status = host.governor.host_status()
+    assert (status.source.seen, status.source.age_s) == (LOW, 0.0)
+    assert host.memory.reads == reads + 1
+    assert (status.wake_in_s, status.listens) == (None, False)
 
 
 @fault("a VM's deadline stays in the past")

@@ -180,7 +180,7 @@ class Finder:
         self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet))
         self._shared.claims.claim(claim)
         guest.ended.add_done_callback(lambda _: self._shared.claims.release(claim))
-        self._registry.add(guest, self.config.settings)
+        self._registry.add(guest, self.config.settings, self.config.kind.value)
         self._registry.serve(guest)
         return guest
 
