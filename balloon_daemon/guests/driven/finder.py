@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from random import random
 
 from balloon_daemon.config.vms import VmConfig
-from balloon_daemon.events import FinderFailed, VmDriven, VmLost, VmNotDriven
+from balloon_daemon.events import FinderFailed, VmDriven, VmLost, VmNotDriven, VmNotSought
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.claims import Claim
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
@@ -133,6 +133,7 @@ class Finder:
     def retire(self) -> None:
         """Ends the search: a VM that is driven now is not looked for again after its end."""
         self._retired = True
+        self._shared.publish(VmNotSought(self.config.name))
         self._bell.ring()
 
     def stop(self) -> None:
