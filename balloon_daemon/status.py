@@ -149,3 +149,19 @@ class HostStatus(NamedTuple):
     decided: LastDecision | None = None
     wake_in_s: float | None = None
     listens: bool = False
+
+
+class Undriven(NamedTuple):
+    """A VM that balloond knows of and does not drive.
+
+    Attributes:
+        name: its name.
+        address: its socket's path, or its connection URI.
+        fault: why; the value of a ``Fault``.
+        why: the same in a sentence.
+    """
+
+    name: str
+    address: str
+    fault: str
+    why: str

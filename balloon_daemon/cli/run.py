@@ -17,6 +17,7 @@ from balloon_daemon.cli.flags import (
     config_of,
     read_named_config,
 )
+from balloon_daemon.cli.own_api import open_api
 from balloon_daemon.cli.printing import (
     complain,
     print_no_more,
@@ -136,13 +137,14 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         with contextlib.ExitStack() as undo:
             if too_much:
                 bus.publish(SourceTrouble(too_much))
+            api = open_api(args.api, bus, undo)
             if own is None:
                 drivers = open_drivers(config, bus.publish, low=low)
             else:
                 own_vms = own.open_vms(config, bus, undo, keep_fds=args.keep_fds)
                 others = open_drivers(config, bus.publish, own_vms.has_vm_of, low)
                 drivers = [own_vms, *others]
-            controller = Controller(config, source, drivers, bus.publish, bus.drain)
+            controller = Controller(config, source, drivers, bus.publish, bus.drain, api)
             _serve(controller, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")

@@ -133,6 +133,10 @@ class Governor:
         decided = None if last is None else LastDecision(*last[:2], now_s - last[2])
         return HostStatus(self._watch.status(FRESH_S), decided, wake_in_s, self._watch.listens)
 
+    def vm_ids(self) -> tuple[VmId, ...]:
+        """The VMs, in the order in which they came."""
+        return tuple(self._vms)
+
     def vm_status(self, vm_id: VmId) -> VmStatus | None:
         """The present state of a VM; None: there is no such VM any more."""
         vm = self._vms.get(vm_id)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from balloon_daemon.commands import Service
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
@@ -111,6 +112,7 @@ class Controller:
         publish: takes events.
         drain: delivers all published events, before this process ends without the interpreter's
             exit.
+        service: runs beside the guests, from their start to their end; None: nothing does.
     """
 
     def __init__(
@@ -120,12 +122,14 @@ class Controller:
         drivers: Sequence[GuestDriver],
         publish: Publish,
         drain: Callable[[], None],
+        service: Service | None = None,
     ) -> None:
         self._config = config
         self._source = source
         self._drivers = drivers
         self._publish = publish
         self._drain = drain
+        self._service = service
         self._governor: Governor
         self._registry: Registry
         self._hurry: asyncio.Future[None] | None = None
@@ -158,6 +162,8 @@ class Controller:
             gc.set_threshold(*GC_THRESHOLDS)
         for driver in self._drivers:
             driver.start(self._registry.of(driver))
+        if self._service is not None:
+            self._service.start(self._governor)
         socket, others = self._config.socket, self._config.others
         notify("READY=1", f"STATUS={'driving' if socket is None else f'listening on {socket}'}")
         places = self._config.discover.places
@@ -177,6 +183,8 @@ class Controller:
             watch.close()
             for driver in self._drivers:
                 await driver.close(leaving=leaving and driver.keeps)
+            if self._service is not None:
+                self._service.close()
             # Block the end signals, as the event loop's handlers are removed next: the default
             # action of a second signal would then kill this process before it has cleaned up.
             hold_end_signals()

@@ -6,7 +6,6 @@ append. All bounds are counts, because an event holds a few hundred bytes.
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from balloon_daemon.events import (
     Connected,
@@ -18,6 +17,7 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.records.log import as_json
 from balloon_daemon.records.words import is_debug, worded
+from balloon_daemon.status import Undriven
 from balloon_daemon.units import VmId
 
 KEPT_IN_ALL = 256
@@ -33,27 +33,13 @@ Follower = Callable[[str, str], None]
 """Called with a VM's name ("" for the host's events) and the event as a line of JSON."""
 
 
-class Undriven(NamedTuple):
-    """A VM that balloond knows of and does not drive.
-
-    Attributes:
-        name: its name.
-        address: its socket's path, or its connection URI.
-        fault: why; the value of a ``Fault``.
-        why: the same in a sentence.
-    """
-
-    name: str
-    address: str
-    fault: str
-    why: str
-
-
 class Recent:
     """Keeps the last events. A ``Reader``."""
 
     def __init__(self) -> None:
         self._all = deque[tuple[Event, float]](maxlen=KEPT_IN_ALL)
+        self._count = 0
+        """How many events ``_all`` has had."""
         self._of_vms: dict[VmId, deque[tuple[Event, float]]] = {}
         self._undriven: dict[str, VmNotDriven] = {}
         self._followers = set[Follower]()
@@ -79,6 +65,7 @@ class Recent:
         if is_debug(event):
             return
         self._all.append((event, at_s))
+        self._count += 1
         if (about := _vm_of(event)) is not None:
             ring = self._of_vms.pop(about, None) or deque(maxlen=KEPT_EACH)
             self._of_vms[about] = ring
@@ -90,9 +77,16 @@ class Recent:
                     follower(name, line)
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """The last events, each with its VM's name ("" for the host's), as lines of JSON."""
-        for kept in tuple(self._all):
-            yield from _lines(kept)
+        """The last events, each with its VM's name ("" for the host's), as lines of JSON.
+
+        Events that come before the iterator has ended are among them.
+        """
+        done = self._count - len(self._all)
+        while done < self._count:
+            later = min(self._count - done, len(self._all))
+            done = self._count
+            for kept in list(self._all)[-later:]:
+                yield from _lines(kept)
 
     def lines_of(self, vm: VmId) -> Iterator[str]:
         """The last events about a VM, as lines of JSON."""
@@ -100,14 +94,17 @@ class Recent:
             for _, line in _lines(kept):
                 yield line
 
-    def undriven(self) -> list[Undriven]:
-        """The VMs that could not be driven when that was last tried."""
-        found = []
-        for event in self._undriven.values():
-            line = worded(event)
-            assert line is not None
-            found.append(Undriven(event.name, event.address, event.fault.value, line.message))
-        return found
+    def undriven(self, name: str = "") -> Iterator[Undriven]:
+        """The VMs that could not be driven when that was last tried.
+
+        Args:
+            name: only the VM of this name; "": all.
+        """
+        for event in tuple(self._undriven.values()):
+            if name in ("", event.name):
+                line = worded(event)
+                assert line is not None
+                yield Undriven(event.name, event.address, event.fault.value, line.message)
 
     def follow(self, follower: Follower) -> None:
         """Tells all later events to a follower."""

@@ -14,8 +14,9 @@ from balloon_daemon.events import (
     VmNotSought,
 )
 from balloon_daemon.events.driven import Fault
-from balloon_daemon.records.recent import KEPT_EACH, KEPT_IN_ALL, MOST_VMS, Recent, Undriven
+from balloon_daemon.records.recent import KEPT_EACH, KEPT_IN_ALL, MOST_VMS, Recent
 from balloon_daemon.sizing.decision import Decision, Reading, Reason
+from balloon_daemon.status import Undriven
 from balloon_daemon.units import GIB, MIB, VmId
 
 WEB, DB = VmId(1, "web"), VmId(2, "db")
@@ -102,6 +103,19 @@ def test_vms_that_are_not_driven_are_known_with_the_last_reason_until_they_are()
         ("web", "pinned"),
     ]
     recent(VmDriven(WEB, "/run/web", GIB, None), 3.0)
+    assert list(recent.undriven("web")) == []
     (left,) = recent.undriven()
     assert left == Undriven("db", "/run/db", "no-balloon", left.why)
     assert left.why.startswith("db: /run/db: ")
+
+
+def test_events_that_come_while_the_last_ones_are_read_are_read_too() -> None:
+    recent = kept(VmAttached(WEB, GIB, 0, 16))
+    lines = recent.lines()
+    next(lines)
+    recent(TargetReached(DB, 0, 0), 1.0)
+    assert next(lines)[0] == "db"
+    for number in range(KEPT_IN_ALL + 5):
+        recent(TargetReached(WEB, number, 0), 1.0)
+    last = [json.loads(line)["actual_bytes"] for _, line in lines]
+    assert last == list(range(5, KEPT_IN_ALL + 5))

@@ -85,6 +85,9 @@ PURE = {
     "guests.libvirt.wire",
     "config.vms",
     "status",
+    "commands",
+    "api.routes",
+    "api.shown",
     "guests.jailed.gain",
     "guests.jailed.statistics",
     "guests.jailed.life",
@@ -129,7 +132,7 @@ ROOMS = {
     "virtio": set[str](),
     "linux": set[str](),
     "events": {"sizing.decision"},
-    "records": {"events", "sizing.decision", "linux"},
+    "records": {"events", "status", "sizing.decision", "linux"},
     "host": {"events", "status", "sizing", "linux"},
     "vhost_user": {"virtio", "linux"},
     "tube": {"virtio", "linux"},
@@ -153,12 +156,17 @@ ROOMS = {
     },
     # The seam's values, too: what a guest reports is shown as it is.
     "status": {"sizing.decision", "sizing.vm_settings", "guests.seam"},
+    "commands": {"status"},
+    # What is, what may be asked, what happened; never the controller nor a guest.
+    "api": {"events", "status", "commands", "records", "sizing.decision", "linux"},
     # No protocol: a VM is whatever stands behind the seam.
-    "controller": {"events", "status", "sizing", "host", "config", "guests.seam", "linux"},
+    "controller": {
+        "events", "status", "commands", "sizing", "host", "config", "guests.seam", "linux",
+    },
     "cli": {
         "config", "controller", "guests.jailed", "guests.look", "guests.open_guest", "device",
         "host", "seccomp", "linux", "sizing", "events", "records", "handover", "vhost_user",
-        "tube", "virtio",
+        "tube", "virtio", "commands", "api",
     },
     "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},
@@ -173,7 +181,16 @@ DOORS = {
     # In a process of its own: not even --check loads it.
     "pyseccomp": {"seccomp.libseccomp_process"},
     "prctl": {"linux.jail"},
-    "asyncio": {"controller", "guests", "host.watch", "handover.outbox", "handover.store", "cli"},
+    "h11": {"api.client"},
+    "asyncio": {
+        "controller",
+        "guests",
+        "host.watch",
+        "handover.outbox",
+        "handover.store",
+        "cli",
+        "api.server",
+    },
     # Whoever has something to say publishes an event; records/log.py writes the lines itself.
     "logging": set[str](),
     "threading": {"guests.libvirt.process"},

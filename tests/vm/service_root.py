@@ -20,7 +20,7 @@ from tests.vm.cache import ImagesError
 _SUITE = "bookworm"
 _PACKAGES = (
     *("base-files", "base-passwd", "coreutils", "libseccomp2"),
-    *("python3", "python3-prctl"),
+    *("python3", "python3-h11", "python3-prctl"),
     *("systemd", "systemd-container", "systemd-sysv"),
 )
 _MERGED = ("bin", "lib", "lib64", "sbin")

@@ -1,0 +1,239 @@
+"""What each request of the API is answered: from a request as a value to an answer as a value.
+
+Pure. ``openapi.yaml`` describes requests and answers; a test holds the two together.
+"""
+
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+from urllib.parse import parse_qsl, unquote
+
+from balloon_daemon.api.shown import as_json, host_shown, undriven_shown, vm_shown
+from balloon_daemon.commands import Desk
+from balloon_daemon.errors import printable
+from balloon_daemon.status import Undriven
+from balloon_daemon.units import VmId
+
+MAX_BODY_BYTES = 4096
+"""The longest body of a request; the longest that means something has some 60 bytes."""
+
+NAME_SHOWN = 80
+"""How many characters of a name that a client sent an error repeats."""
+
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
+"""All statuses that the API answers with (RFC 9110, section 15)."""
+
+
+class Rights(IntEnum):
+    """What a client may do."""
+
+    NOTHING = 0
+    READ = 1
+    CHANGE = 2
+
+
+class Request(NamedTuple):
+    """A request.
+
+    Attributes:
+        method: ``GET``, for example.
+        target: the path, with its query.
+        body: the body.
+        rights: what the client may do.
+    """
+
+    method: str
+    target: str
+    body: bytes
+    rights: Rights
+
+
+class Answer(NamedTuple):
+    """An answer that is complete.
+
+    Attributes:
+        status: the status code.
+        body: JSON.
+        allow: the methods that the path has; "" where that is not the question.
+    """
+
+    status: int
+    body: bytes
+    allow: str = ""
+
+
+class WholeStatus(NamedTuple):
+    """The answer is ``Routes.status_parts``, joined: made in parts, as it takes long with many
+    VMs."""
+
+
+class Stream(NamedTuple):
+    """The answer is the last events, a line of JSON for each.
+
+    Attributes:
+        vm: only events of the VM of this name; None: all.
+        follow: later events too, as they come.
+    """
+
+    vm: str | None
+    follow: bool
+
+
+class RecentEvents(Protocol):
+    """What the routes ask of the last events (``records/recent.py``)."""
+
+    def lines_of(self, vm: VmId) -> Iterator[str]:
+        """The last events about a VM, as lines of JSON."""
+
+    def undriven(self, name: str = "") -> Iterator[Undriven]:
+        """The VMs that are not driven, or the one of that name."""
+
+
+class RefusedError(Exception):
+    """A request is refused.
+
+    Args:
+        status: the status code.
+        sentence: what is wrong, and the remedy.
+        allow: the methods that the path has; "" where that is not the question.
+    """
+
+    def __init__(self, status: int, sentence: str, allow: str = "") -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.allow = allow
+
+
+def refusal(status: int, sentence: str, allow: str = "") -> Answer:
+    """The answer to a request that is refused: the sentence, as JSON."""
+    return Answer(status, as_json({"error": sentence}) + b"\n", allow)
+
+
+class Routes:
+    """All paths of the API.
+
+    Args:
+        desk: the controller.
+        recent: the last events.
+    """
+
+    def __init__(self, desk: Desk, recent: RecentEvents) -> None:
+        self._desk = desk
+        self._recent = recent
+
+    def answer(self, request: Request) -> Answer | WholeStatus | Stream:
+        """Answers a request; every mistake of the client's has a status and a sentence."""
+        try:
+            return self._answer(request)
+        except RefusedError as err:
+            return refusal(err.status, str(err), err.allow)
+
+    def status_parts(self) -> Iterator[bytes]:
+        """The parts of ``GET /v1/status``, each of which is made when it is asked for."""
+        yield b'{"host":' + as_json(host_shown(self._desk.host_status())) + b',"vms":['
+        comma = b""
+        for vm_id in tuple(self._desk.vm_ids()):
+            # The VM may have gone since the first part was made.
+            if (status := self._desk.vm_status(vm_id)) is not None:
+                yield comma + as_json(vm_shown(status))
+                comma = b","
+        yield b'],"not_driven":['
+        comma = b""
+        for undriven in self._recent.undriven():
+            yield comma + as_json(undriven_shown(undriven))
+            comma = b","
+        yield b"]}\n"
+
+    def _answer(self, request: Request) -> Answer | WholeStatus | Stream:
+        if request.rights < Rights.READ:
+            raise RefusedError(
+                403,
+                "you may not ask: only root, the user that balloond runs as, and members of the "
+                "group of its socket may; have yourself added to that group (balloond)",
+            )
+        path, _, query = request.target.partition("?")
+        asked = _query(query)
+        match path.split("/"):
+            case ["", "v1", "status"]:
+                _expect(request, "GET", asked)
+                return WholeStatus()
+            case ["", "v1", "events"]:
+                _expect(request, "GET", asked, "vm", "follow")
+                return Stream(asked.get("vm"), _is_true(asked.get("follow", "true")))
+            case ["", "v1", "vms", name]:
+                _expect(request, "GET", asked)
+                return self._explain(unquote(name))
+            case _:
+                raise RefusedError(
+                    404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
+                )
+
+    def _explain(self, name: str) -> Answer:
+        vm_id = self._vm_named(name)
+        status = self._desk.vm_status(vm_id)
+        if status is None:
+            raise _unknown(name)
+        host = as_json(host_shown(self._desk.host_status()))
+        events = ",".join(self._recent.lines_of(vm_id)).encode(errors="replace")
+        vm = as_json(vm_shown(status))
+        return Answer(200, b'{"host":%b,"vm":%b,"events":[%b]}\n' % (host, vm, events))
+
+    def _vm_named(self, name: str) -> VmId:
+        # The last one of that name: an earlier one may be about to end.
+        for vm_id in reversed(self._desk.vm_ids()):
+            if vm_id.name == name:
+                return vm_id
+        for undriven in self._recent.undriven(name):
+            raise RefusedError(404, f"a VM that is not driven: {undriven.why}")
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> RefusedError:
+    return RefusedError(404, f"there is no VM {_shown(name)}; GET /v1/status lists all")
+
+
+def _expect(request: Request, method: str, asked: Mapping[str, str], *known: str) -> None:
+    """Refuses another method, and what is asked beyond what is known."""
+    if request.method != method:
+        raise RefusedError(405, f"this path has {method} alone", method)
+    if unknown := sorted(asked.keys() - set(known)):
+        allowed = f"only {', '.join(known)} may be" if known else "nothing can be"
+        raise RefusedError(400, f"{_shown(unknown[0])} is not known here; {allowed} asked")
+    if method == "GET" and request.body:
+        raise RefusedError(400, "a GET has no body; send it without")
+
+
+def _query(text: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(
+            text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=8
+        )
+    except ValueError:
+        raise RefusedError(400, "the query is not NAME=VALUE, joined by &") from None
+    asked = dict(pairs)
+    if len(asked) < len(pairs):
+        raise RefusedError(400, "the query names something twice")
+    return asked
+
+
+def _is_true(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise RefusedError(400, f"follow is {_shown(text)}; it must be true or false")
+    return text == "true"
+
+
+def _shown(text: str) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= NAME_SHOWN else f"{shown[:NAME_SHOWN]}…"
