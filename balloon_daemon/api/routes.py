@@ -201,7 +201,7 @@ class Routes:
 
 
 def _unknown(name: str) -> RefusedError:
-    return RefusedError(404, f"there is no VM {_shown(name)}; GET /v1/status lists all")
+    return RefusedError(404, f"there is no VM {_shown(name)}; the status names all")
 
 
 def _expect(request: Request, method: str, asked: Mapping[str, str], *known: str) -> None:

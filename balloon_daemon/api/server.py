@@ -2,8 +2,9 @@
 
 The event loop belongs to the VMs. All the API's descriptors are in one epoll instance, which the
 loop watches as one descriptor (epoll(7)): however many clients come at once, they get ``TURN_S``
-of a turn of the loop, and then rest three times as long. asyncio's own streams would handle every
-readable connection in the same turn, and 200 clients would keep a VM waiting for 60 ms.
+of a turn of the loop, and then rest seven times as long. asyncio's own streams would handle every
+readable connection in the same turn, and 200 clients would keep a VM waiting for 20 ms. A process
+that is busy for long is also made to wait by the scheduler, where the processors have much to do.
 
 What a client may cost is bounded: its request in bytes and in time, what waits for it in bytes,
 and the number of clients.
@@ -26,7 +27,7 @@ from balloon_daemon.commands import Desk
 from balloon_daemon.events import ApiListening, ApiMisused, CallbackFailed, Publish
 from balloon_daemon.records.recent import Recent
 
-TURN_S, SHARE = 0.001, 1 / 4
+TURN_S, SHARE = 0.0005, 1 / 8
 """How long clients are served in one turn of the event loop, and the part of its time that they
 may use for long."""
 

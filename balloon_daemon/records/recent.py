@@ -23,8 +23,9 @@ from balloon_daemon.units import VmId
 KEPT_IN_ALL = 256
 """How many of the last events are kept, whatever VM each is about."""
 
-KEPT_EACH = 20
-"""How many of the last events about one VM are kept: a squeeze to the maximum has sixteen."""
+KEPT_EACH = 32
+"""How many of the last events about one VM are kept: a squeeze to the maximum has sixteen steps,
+and its balloon gets there as often."""
 
 MOST_VMS = 1024
 """How many VMs have events kept of their own; the VM whose last event is oldest is forgotten."""

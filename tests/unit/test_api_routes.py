@@ -200,7 +200,7 @@ def test_events_are_asked_for_all_or_of_one_vm(query: str, stream: Stream, route
         ("/", "GET", b"", 404, "there is no /; docs/api.md lists all that there is"),
         ("http://x/v1/status", "GET", b"", 404, "there is no http://x/v1/status; docs/api.md"),
         ("/v2/status", "GET", b"", 404, "there is no /v2/status; docs/api.md lists all"),
-        ("/v1/vms/none", "GET", b"", 404, "there is no VM none; GET /v1/status lists all"),
+        ("/v1/vms/none", "GET", b"", 404, "there is no VM none; the status names all"),
         ("/v1/vms/old", "GET", b"", 404, "a VM that is not driven: old: somebody holds it"),
         ("/v1/vms/%1b%5B2J", "GET", b"", 404, "there is no VM \\x1b[2J;"),
         ("/v1/vms/" + 200 * "y", "GET", b"", 404, f"there is no VM {80 * 'y'}…;"),
