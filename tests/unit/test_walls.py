@@ -181,7 +181,7 @@ DOORS = {
     # In a process of its own: not even --check loads it.
     "pyseccomp": {"seccomp.libseccomp_process"},
     "prctl": {"linux.jail"},
-    "h11": {"api.client"},
+    "h11": {"api.client", "ctl.ask.client"},
     "asyncio": {
         "controller",
         "guests",
