@@ -1,13 +1,20 @@
 """The state of the host's memory source and of every VM's balloon at one moment. Pure values.
 
-``controller/governor.py`` makes them on demand, from counters that exist anyway. Readers of a
+``controller/statuses.py`` makes them on demand, from counters that exist anyway. Readers of a
 status need not know the controller.
 """
 
 from typing import NamedTuple
 
 from balloon_daemon.guests.seam import Ability, GuestState, Refused, Stats, Stuck
-from balloon_daemon.sizing.decision import PolicyStatistics, Reason, Sign
+from balloon_daemon.sizing.decision import (
+    Decision,
+    NeverLow,
+    PolicyStatistics,
+    Reading,
+    Reason,
+    Sign,
+)
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
 
@@ -22,6 +29,10 @@ class PolicyStatus(NamedTuple):
         steps: the number of steps.
         target_bytes: the balloon's wanted size.
         counters: counted since this balloond began to serve the VM.
+        recheck_in_s: in how many seconds the policy reacts to low memory again; None: it does now.
+        release_in_s: in how many seconds a step down is tried; None: there is nothing to release.
+        needed_mib: what has to be available for a step down, in MiB, where no VM of a higher
+            priority has a balloon; None: the margin is not known.
     """
 
     vm_mem_bytes: int
@@ -30,6 +41,23 @@ class PolicyStatus(NamedTuple):
     steps: int
     target_bytes: int
     counters: PolicyStatistics
+    recheck_in_s: float | None = None
+    release_in_s: float | None = None
+    needed_mib: int | None = None
+
+
+class LastDecision(NamedTuple):
+    """A decision, and its age.
+
+    Attributes:
+        vm: the VM.
+        decision: the decision.
+        age_s: how many seconds ago it was made.
+    """
+
+    vm: VmId
+    decision: Decision
+    age_s: float
 
 
 class ProtectionStatus(NamedTuple):
@@ -66,6 +94,8 @@ class VmStatus(NamedTuple):
         held_bytes: how much of the host's memory it occupies; None where that is not known.
         protection: its guest's protection; None where its profile has none, or its size is not
             known yet.
+        kind: how the VM's balloon is reached, as the configuration file calls it.
+        decided: its last decision, rechecks left out; None: there was none.
     """
 
     vm: VmId
@@ -78,6 +108,8 @@ class VmStatus(NamedTuple):
     state: GuestState = GuestState.RUNNING
     held_bytes: int | None = None
     protection: ProtectionStatus | None = None
+    kind: str = ""
+    decided: LastDecision | None = None
 
 
 class SourceStatus(NamedTuple):
@@ -89,6 +121,8 @@ class SourceStatus(NamedTuple):
         reads: how many readings there were.
         unknown: how many readings were unknown.
         wakeups: how often the kernel woke balloond.
+        seen: the last reading; None: its figures are unknown.
+        age_s: how many seconds ago that was read; None: nothing was read yet.
     """
 
     name: str
@@ -96,15 +130,38 @@ class SourceStatus(NamedTuple):
     reads: int
     unknown: int
     wakeups: int
+    seen: Reading | NeverLow | None = None
+    age_s: float | None = None
 
 
 class HostStatus(NamedTuple):
-    """The host and its VMs.
+    """The host, without its VMs: a reader asks for those one by one, so that nobody else waits for
+    the status of a thousand of them.
 
     Attributes:
         source: the low-memory source.
-        vms: the VMs, in the order in which they came.
+        decided: the last decision of all, rechecks left out; None: there was none.
+        wake_in_s: in how many seconds the policy's earliest deadline comes; None: there is none.
+        listens: whether the policy reacts to low memory now.
     """
 
     source: SourceStatus
-    vms: tuple[VmStatus, ...]
+    decided: LastDecision | None = None
+    wake_in_s: float | None = None
+    listens: bool = False
+
+
+class Undriven(NamedTuple):
+    """A VM that balloond knows of and does not drive.
+
+    Attributes:
+        name: its name.
+        address: its socket's path, or its connection URI.
+        fault: why; the value of a ``Fault``.
+        why: the same in a sentence.
+    """
+
+    name: str
+    address: str
+    fault: str
+    why: str

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 
 from benchmarks import (
+    api,
     device_cost,
     driven,
     fake_reclaim,
@@ -46,6 +47,7 @@ GROUPS: dict[str, Callable[[], Iterator[Figure]]] = {
     "footprint": footprint.figures,
     "driven": driven.figures,
     "startup": startup.figures,
+    "api": api.figures,
     "idle": idle.figures,
     "seccomp": seccomp_figures.figures,
     "real-guest": real_guest.figures,

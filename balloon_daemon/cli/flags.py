@@ -224,6 +224,14 @@ def build_parser() -> argparse.ArgumentParser:
         "else may write to the socket's directory then",
     )
     parser.add_argument(
+        "--api",
+        type=_path,
+        metavar="PATH",
+        help="where balloonctl and other clients ask (docs/api.md), in a directory that nobody "
+        "else may write; none: nowhere (default: api.sock in a service's runtime directory, else "
+        "nowhere)",
+    )
+    parser.add_argument(
         "--log",
         choices=("text", "json"),
         default="text",

@@ -20,6 +20,7 @@ from balloon_daemon.cli.flags import (
     build_parser,
     read_settings,
 )
+from balloon_daemon.cli.own_api import open_api
 from balloon_daemon.cli.printing import (
     complain,
     print_no_more,
@@ -148,6 +149,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 records.enter_context(record(config.record, config.policy, bus, low()))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
+            api = open_api(args.api, bus, undo)
             if own is None:
                 for risk in risks(config):
                     bus.publish(SocketNotPrivate(risk))
@@ -156,7 +158,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 own_vms = own.open_vms(config, bus, undo, keep_fds=args.keep_fds)
                 others = open_drivers(config, bus.publish, own_vms.has_vm_of, low)
                 drivers = [own_vms, *others]
-            controller = Controller(config, source, drivers, bus.publish, bus.drain)
+            controller = Controller(config, source, drivers, bus.publish, bus.drain, api)
             _serve(controller, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")

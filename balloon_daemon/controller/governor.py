@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable
 from random import random
 from typing import assert_never
 
-from balloon_daemon.controller.reported import event_of, protection_status, told_policy
+from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
+from balloon_daemon.controller.asking import checked
+from balloon_daemon.controller.reported import event_of, told_policy
+from balloon_daemon.controller.statuses import vm_status
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.errors import StateError
-from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
+from balloon_daemon.events import Decided, Publish, SizeAsked, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
     Ability,
     Actual,
@@ -32,18 +35,21 @@ from balloon_daemon.guests.seam import (
 )
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing import host_events
-from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState, Reason
+from balloon_daemon.sizing.balloon_policy import Decision, PolicySettings, PolicyState, Reason
 from balloon_daemon.sizing.host_events import Halted, HostStep, Looked, Seen, Woke
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
-from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
+from balloon_daemon.status import HostStatus, LastDecision, VmStatus
 from balloon_daemon.units import VmId
 
 MakePolicy = Callable[
     [PolicySettings, Callable[[], float], Callable[[VmId, int], Reason | None]], HostPolicy
 ]
 """Makes a policy of ``HostPolicy``'s arguments."""
+
+FRESH_S = 1.0
+"""A reading of the source that is shown is no older; an older one is read anew."""
 
 READ_AGAIN_S = 1.0
 """When to wake again if reading the source raised, perhaps for lack of memory."""
@@ -75,15 +81,17 @@ class Governor:
         self._policy = make(settings, random, self._against_more)
         self._vms: dict[VmId, Vm] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._last: tuple[VmId, Decision, float] | None = None
+        """The last decision of all, and when it was made; rechecks left out."""
 
     @property
     def vms(self) -> Iterable[Vm]:
         """The VMs that were added and have not gone."""
         return self._vms.values()
 
-    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         """Adds a guest, which is asked for nothing before it has reported ``Attached``."""
-        self._vms[guest.vm] = Vm(guest, settings)
+        self._vms[guest.vm] = Vm(guest, settings, kind)
 
     def halt(self) -> None:
         """Stops all decisions, because balloond ends."""
@@ -127,40 +135,36 @@ class Governor:
             case _:
                 assert_never(report)
 
-    def status(self) -> HostStatus:
-        """The present state of the source and of every VM."""
-        return HostStatus(
-            self._watch.status(),
-            tuple(self._vm_status(vm_id, vm) for vm_id, vm in self._vms.items()),
-        )
+    def host_status(self) -> HostStatus:
+        """The present state of the source and of the policy."""
+        now_s, last = self._loop.time(), self._last
+        wake_in_s = None if self._timer is None else max(0.0, self._timer.when() - now_s)
+        decided = None if last is None else LastDecision(*last[:2], now_s - last[2])
+        return HostStatus(self._watch.status(FRESH_S), decided, wake_in_s, self._watch.listens)
 
-    def _vm_status(self, vm_id: VmId, vm: Vm) -> VmStatus:
-        guard = self._policy.guard(vm_id) if self._policy.governs(vm_id) else None
-        return VmStatus(
-            vm_id,
-            vm.can,
-            self._wanted(vm_id),
-            vm.balloon_bytes,
-            vm.stats,
-            vm.trouble,
-            vm.settings,
-            vm.state,
-            None if vm.held is None else vm.held.held_bytes,
-            None if guard is None else protection_status(guard, self._loop.time()),
-        )
+    def vm_ids(self) -> tuple[VmId, ...]:
+        """The VMs, in the order in which they came."""
+        return tuple(self._vms)
 
-    def _wanted(self, vm_id: VmId) -> PolicyStatus | None:
-        if not self._policy.governs(vm_id):
+    def vm_status(self, vm_id: VmId) -> VmStatus | None:
+        """The present state of a VM; None: there is no such VM any more."""
+        vm = self._vms.get(vm_id)
+        if vm is None:
             return None
-        policy = self._policy.policy(vm_id)
-        return PolicyStatus(
-            self._policy.vm_mem_bytes(vm_id),
-            policy.max_bytes,
-            policy.level,
-            self._settings.steps,
-            self._policy.target_bytes(vm_id),
-            policy.statistics(),
-        )
+        return vm_status(self._policy, self._watch.status(), vm_id, vm, self._loop.time())
+
+    def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
+        """Does what an operator asks of a VM's balloon."""
+        vm = self._vms.get(command.vm)
+        if vm is None:
+            return NotDone(Refusal.NO_SIZE)
+        asked = checked(command, self._policy, vm, self._against_more, self._loop.time())
+        if isinstance(asked, NotDone):
+            return asked
+        before_bytes = vm.balloon_bytes
+        self._step(asked)
+        self._publish(SizeAsked(vm.guest.vm, uid, asked.balloon_bytes, asked.hold_s or 0.0))
+        return Done(before_bytes, asked.balloon_bytes)
 
     # --- guests' reports ----------------------------------------------------------------------
 
@@ -261,8 +265,10 @@ class Governor:
         for vm_id, finding in step.findings:
             self._publish(event_of(vm_id, finding))
         for vm_id, decision, repeated in step.decisions:
-            usual = repeated or decision.reason is Reason.RECHECK
-            self._publish(Decided(vm_id, decision, quiet=quiet or usual))
+            recheck = decision.reason is Reason.RECHECK
+            if not recheck:
+                self._note(vm_id, decision)
+            self._publish(Decided(vm_id, decision, quiet=quiet or repeated or recheck))
         for vm_id in dict.fromkeys(decided.vm for decided in step.decisions):
             if (vm := self._vms.get(vm_id)) is not None:
                 self._keep(vm_id, vm)
@@ -270,6 +276,11 @@ class Governor:
                     # Ask for statistics, so that the log shows this decision's effect on the guest
                     # beside the next decision. A careful VM is watched anyway.
                     self._tell(vm.guest.request_stats)
+
+    def _note(self, vm_id: VmId, decision: Decision) -> None:
+        self._last = (vm_id, decision, self._loop.time())
+        if (vm := self._vms.get(vm_id)) is not None:
+            vm.decided = self._last[1:]
 
     def _keep(self, vm_id: VmId, vm: Vm) -> None:
         state = self._policy.policy(vm_id).state()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from balloon_daemon.commands import Service
 from balloon_daemon.config.model import Config
 from balloon_daemon.controller.dry_run import DryRun
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
@@ -65,11 +66,11 @@ class Registry:
     def next_vm(self, name: str = "") -> VmId:
         return VmId(self._last + 1, name or f"vm{self._last + 1}")
 
-    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         # A VM taken over from another balloond brings its number along. Note the highest number so
         # far, so that no new VM gets a number that was used before.
         self._last = max(self._last, guest.vm.number)
-        self._governor.add(self._dry_run.guest(guest) if self._dry_run else guest, settings)
+        self._governor.add(self._dry_run.guest(guest) if self._dry_run else guest, settings, kind)
 
     def report(self, vm: VmId, report: Report) -> None:
         (self._dry_run or self._governor).report(vm, report)
@@ -104,9 +105,9 @@ class DriversRegistry:
         self.report = registry.report
         self.serve = registry.serve
 
-    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         self._registry.drivers[guest.vm] = self._driver
-        self._registry.add(guest, settings)
+        self._registry.add(guest, settings, kind)
 
 
 class Controller:
@@ -119,6 +120,7 @@ class Controller:
         publish: takes events.
         drain: delivers all published events, before this process ends without the interpreter's
             exit.
+        service: runs beside the guests, from their start to their end; None: nothing does.
     """
 
     def __init__(
@@ -128,12 +130,14 @@ class Controller:
         drivers: Sequence[GuestDriver],
         publish: Publish,
         drain: Callable[[], None],
+        service: Service | None = None,
     ) -> None:
         self._config = config
         self._source = source
         self._drivers = drivers
         self._publish = publish
         self._drain = drain
+        self._service = service
         self._governor: Governor
         self._registry: Registry
         self._hurry: asyncio.Future[None] | None = None
@@ -172,6 +176,8 @@ class Controller:
             self._publish(DryRunBegins())
         for driver in self._drivers:
             driver.start(self._registry.of(driver))
+        if self._service is not None:
+            self._service.start(self._governor)
         socket, others = self._config.socket, self._config.others
         notify("READY=1", f"STATUS={'driving' if socket is None else f'listening on {socket}'}")
         places = self._config.discover.places
@@ -196,6 +202,8 @@ class Controller:
             for driver in self._drivers:
                 await driver.close(leaving=leaving and driver.keeps)
             APART.close()
+            if self._service is not None:
+                self._service.close()
             # Block the end signals, as the event loop's handlers are removed next: the default
             # action of a second signal would then kill this process before it has cleaned up.
             hold_end_signals()

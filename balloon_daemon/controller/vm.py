@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from balloon_daemon.guests.seam import Ability, Guest, GuestState, Held, Refused, Stats, Stuck
 from balloon_daemon.rate_limit import RateLimit
+from balloon_daemon.sizing.decision import Decision
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 
 SIZES_A_SECOND = 2
@@ -17,21 +18,25 @@ class Vm:
     Attributes:
         guest: its guest.
         settings: its operator's settings.
+        kind: how its balloon is reached, as the configuration file calls it.
         can: its abilities when it attached.
         balloon_bytes: its balloon's size, as the driver reports it.
         stats: its guest's last statistics; None where it has sent none.
         held: the host's memory that it occupies; None where that is not known.
         state: the guest's state.
         trouble: the last report of trouble with its balloon; None where there is none.
+        decided: its last decision and when it was made, rechecks left out; None: there was none.
         sizes: limits the events about its size.
     """
 
     guest: Guest
     settings: VmSettings = SEED
+    kind: str = ""
     can: frozenset[Ability] = frozenset()
     balloon_bytes: int = 0
     stats: Stats | None = None
     held: Held | None = None
     state: GuestState = GuestState.RUNNING
     trouble: Refused | Stuck | None = None
+    decided: tuple[Decision, float] | None = None
     sizes: RateLimit = field(default_factory=lambda: RateLimit(SIZES_A_SECOND))

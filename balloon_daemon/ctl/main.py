@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from balloon_daemon import __version__
+from balloon_daemon.ctl.ask.main import add_parsers as add_ask_parsers
 from balloon_daemon.ctl.demo.main import add_parser as add_demo_parser
 from balloon_daemon.ctl.seccomp.main import add_parser as add_seccomp_parser
 from balloon_daemon.ctl.simulate.main import add_parser as add_simulate_parser
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"balloonctl {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_ask_parsers(subparsers)
     add_demo_parser(subparsers)
     add_seccomp_parser(subparsers)
     add_simulate_parser(subparsers)

@@ -20,6 +20,43 @@ class Listening(NamedTuple):
 
 
 @fact
+class ApiListening(NamedTuple):
+    """Clients of the API can connect.
+
+    Attributes:
+        socket: the path of the API's socket.
+        group: the group whose members may read; "": none may.
+    """
+
+    socket: str
+    group: str
+
+
+@fact
+class ApiNotOpened(NamedTuple):
+    """balloond runs without its API, which nobody asked for by a flag.
+
+    Attributes:
+        why: the error's text.
+    """
+
+    why: str
+
+
+@fact
+class ApiMisused(NamedTuple):
+    """A client of the API has sent file descriptors, which no request has.
+
+    Attributes:
+        uid: the client's user.
+        closed: the group may not read any more, because its members have done so often.
+    """
+
+    uid: int
+    closed: bool
+
+
+@fact
 class Stopping(NamedTuple):
     """A signal ends balloond.
 
@@ -342,6 +379,9 @@ class RecordingEnded(NamedTuple):
 
 DaemonEvent = (
     Listening
+    | ApiListening
+    | ApiNotOpened
+    | ApiMisused
     | Stopping
     | StoppingAtOnce
     | MemoryNotGivenBack

@@ -80,6 +80,18 @@ class VmNotDriven(NamedTuple):
 
 
 @fact
+class VmNotSought(NamedTuple):
+    """A VM that was discovered is not looked for any more: its socket or its domain is gone.
+
+    Attributes:
+        name: the VM's name.
+    """
+
+    name: str
+    quiet: bool = True
+
+
+@fact
 class VmDriven(NamedTuple):
     """A VM's balloon is driven from now on.
 
@@ -241,6 +253,7 @@ class FinderFailed(NamedTuple):
 
 DrivenEvent = (
     VmNotDriven
+    | VmNotSought
     | VmDriven
     | ProcessNotSeen
     | VmLost

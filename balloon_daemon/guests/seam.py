@@ -279,12 +279,13 @@ class VmRegistry(Protocol):
             name: the VM's name; "": ``vm`` and its number.
         """
 
-    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         """Adds a guest, whose reports are accepted from now on.
 
         Args:
             guest: the guest.
             settings: how much of its memory may be taken, and when.
+            kind: how its balloon is reached, as the configuration file calls it.
         """
 
     def report(self, vm: VmId, report: Report) -> None:

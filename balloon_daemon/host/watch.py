@@ -1,6 +1,7 @@
 """Watches the low-memory source for all VMs: at the kernel's wake-ups, and by polling."""
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from balloon_daemon.events import Publish
@@ -39,12 +40,20 @@ class MemoryWatch:
         self._take: Take | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watched_fd: int | None = None
+        self._seen: Reading | NeverLow | None = None
+        self._seen_at_s: float | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether ``listen`` is in effect."""
+        return self._take is not None
 
     def read(self) -> Reading | NeverLow | None:
         """Reads the source now, and publishes the source's own events."""
         reading = self._source.read()
         while notice := self._source.take_notice():
             self._publish(notice)
+        self._seen, self._seen_at_s = reading, self._loop.time()
         return reading
 
     def look(self) -> Reading | NeverLow | None:
@@ -82,9 +91,21 @@ class MemoryWatch:
         self._stop_polling()
         self._unwatch()
 
-    def status(self) -> SourceStatus:
-        """The source's name, last error and counters."""
-        return SourceStatus(self._source.name, self._source.last_error, *self._source.statistics())
+    def status(self, within_s: float = math.inf) -> SourceStatus:
+        """The source's name, last error, counters and last reading.
+
+        Args:
+            within_s: reads the source anew where the last reading is older than this.
+        """
+        age_s = self._age_s()
+        if within_s < math.inf and (age_s is None or age_s > within_s):
+            self.read()
+        source = self._source
+        counts = source.statistics()
+        return SourceStatus(source.name, source.last_error, *counts, self._seen, self._age_s())
+
+    def _age_s(self) -> float | None:
+        return None if self._seen_at_s is None else self._loop.time() - self._seen_at_s
 
     def close(self) -> None:
         """Stops watching and closes the source."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from balloon_daemon.linux.figures import closes_are_behind, lockable
 
 _CREDENTIALS = struct.Struct("3i")
+_SO_PEERGROUPS = 59  # asm-generic/socket.h, Linux 4.13
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, Linux 6.5
 _HAS_ENDED = (errno.ESRCH, errno.EINVAL, errno.ENODATA)
 """The kernel's answers where it has no pidfd of a process that was reaped; newer ones have it."""
@@ -25,6 +26,24 @@ def peer_of(sock: socket.socket) -> Credentials:
     """The process and user at the other end of a connected Unix socket."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return Credentials(*_CREDENTIALS.unpack(credentials)[:2])
+
+
+def groups_of(sock: socket.socket) -> frozenset[int]:
+    """The groups of the process at the other end of a connected Unix socket.
+
+    Of a process in more than 256 groups only its effective group: Python's getsockopt(2) has no
+    room for more.
+    """
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    groups = {_CREDENTIALS.unpack(credentials)[2]}
+    try:
+        more = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+    except OSError as err:
+        if err.errno != errno.ERANGE:
+            raise
+    else:
+        groups.update(struct.unpack(f"{len(more) // 4}I", more))
+    return frozenset(groups)
 
 
 def living_peer_of(sock: socket.socket) -> int:

@@ -40,6 +40,10 @@ class Bus:
         self._call_soon: CallSoon | None = None
         self._scheduled = False
 
+    def read_by(self, reader: Reader) -> None:
+        """Gives a reader every event that was not delivered yet, and all later ones."""
+        self._readers = (*self._readers, reader)
+
     def publish(self, event: Event) -> None:
         """Queues an event, or counts it as lost where too many are queued. A ``Publish``."""
         if len(self._queue) >= MOST:

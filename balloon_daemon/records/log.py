@@ -100,7 +100,7 @@ class Log:
 
     def _format(self, line: Line, at_s: float) -> str:
         if self._json:
-            return _as_json(line, at_s)
+            return as_json(line, at_s)
         text = _text(line)
         if self._is_stream:
             return f"<{line.level.value}>{text}"  # sd-daemon(3)
@@ -133,7 +133,13 @@ def _milliseconds(at_s: float) -> int:
     return int(at_s * 1000) % 1000
 
 
-def _as_json(line: Line, at_s: float) -> str:
+def as_json(line: Line, at_s: float) -> str:
+    """A line as one JSON object, as ``--log json`` writes it.
+
+    Args:
+        line: the line.
+        at_s: when its event was published, in seconds since the epoch.
+    """
     # Do not use the module datetime here: loading it would take 0.3 MiB of memory.
     second = strftime("%Y-%m-%dT%H:%M:%S", gmtime(at_s))
     entry = {

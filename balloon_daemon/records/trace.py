@@ -18,6 +18,7 @@ from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import (
     Added,
+    Asked,
     Event,
     Halted,
     Looked,
@@ -182,7 +183,7 @@ def _encoded(event: Recorded) -> dict[str, object]:
 
 
 def _encoded_of_vm(
-    event: Added | Restored | Resized | Removed | Moved | Sampled | Ran | Measured,
+    event: Added | Restored | Resized | Removed | Moved | Sampled | Ran | Measured | Asked,
 ) -> dict[str, object]:
     vm = event.vm.number
     match event:
@@ -206,6 +207,8 @@ def _encoded_of_vm(
             return {"event": "ran", "vm": vm, "runs": event.runs}
         case Measured():
             return {"event": "measured", "vm": vm, "held": event.held_bytes}
+        case Asked(_, balloon_bytes, hold_s):
+            return {"event": "asked", "vm": vm, "balloon": balloon_bytes, "hold_s": hold_s}
         case _:
             assert_never(event)
 
@@ -328,6 +331,9 @@ class Decoder:
                 )
             case "ran":
                 return Ran(vm, content.take("runs", _truth))
+            case "asked":
+                hold_s = content.take("hold_s", _or_none(_number))
+                return Asked(vm, content.take("balloon", _integer), hold_s)
             case "measured":
                 return Measured(vm, content.take("held", _integer))
             case _:

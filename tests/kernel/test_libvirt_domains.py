@@ -279,7 +279,7 @@ class World:
     def next_vm(self, name: str = "") -> VmId:
         return VmId(len(self.guests) + 1, name)
 
-    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         self.guests[guest.vm.name] = guest
         self.settings[guest.vm.name] = settings
 

@@ -28,6 +28,7 @@ from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import (
     Added,
+    Asked,
     Halted,
     Looked,
     Measured,
@@ -74,6 +75,7 @@ events = st.one_of(
     st.builds(Sampled, st.just(VM), figures),
     st.builds(Ran, st.just(VM), st.booleans()),
     st.builds(Measured, st.just(VM), counts),
+    st.builds(Asked, st.just(VM), counts, st.none() | times),
     st.builds(Removed, st.just(VM)),
 )
 entries = st.builds(

@@ -16,8 +16,8 @@ POLICY = ROOT / "policies" / "balloon_device.policy"
 Output = pytest.CaptureFixture[str]
 
 COMMANDS = [
-    "", "demo", "seccomp", "seccomp check", "seccomp explain", "seccomp test", "seccomp compile",
-    "seccomp run", "seccomp trace", "simulate",
+    "", "status", "explain", "events", "demo", "seccomp", "seccomp check", "seccomp explain",
+    "seccomp test", "seccomp compile", "seccomp run", "seccomp trace", "simulate",
 ]  # fmt: skip
 
 

@@ -140,3 +140,17 @@ def test_event_published_by_a_reader_is_read_too() -> None:
     bus.publish(numbered(1))
     bus.drain()
     assert read == [numbered(1), numbered(2)]
+
+
+def test_reader_that_comes_later_gets_what_was_not_delivered_yet_and_all_later_events() -> None:
+    first: list[Event] = []
+    later: list[Event] = []
+    bus = Bus(lambda event, at_s: first.append(event))
+    bus.publish(numbered(1))
+    bus.drain()
+    bus.publish(numbered(2))
+    bus.read_by(lambda event, at_s: later.append(event))
+    bus.publish(numbered(3))
+    bus.drain()
+    assert first == [numbered(1), numbered(2), numbered(3)]
+    assert later == [numbered(2), numbered(3)]

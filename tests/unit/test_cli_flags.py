@@ -35,6 +35,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
 """Flags that end up in Config: a value as it is typed, the field, and what it is there."""
 
 OTHERS: dict[str, tuple[str, str, object]] = {
+    "--api": ("/run/a b.sock", "api", Path("/run/a b.sock")),
     "--config": ("-/etc/b.toml", "config", "-/etc/b.toml"),
     "--discover": ("qmp=/run/*.qmp", "discover", [Discover(qmp=("/run/*.qmp",))]),
     "--policy-dialect": ("c", "policy_dialect", "c"),

@@ -16,6 +16,7 @@ from balloon_daemon.events import (
     VmDriven,
     VmLost,
     VmNotDriven,
+    VmNotSought,
 )
 from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claim, Claims
@@ -60,7 +61,7 @@ class World:
     def next_vm(self, name: str = "") -> VmId:
         return VmId(len(self.vms) + 1, name)
 
-    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         self.vms.append(guest.vm)
         self.settings.append(settings)
 
@@ -265,6 +266,7 @@ def test_vmm_that_hangs_is_not_tried_at_once_because_another_came(play: Play) ->
 def test_vm_whose_socket_is_gone_is_driven_to_its_end_and_no_further(play: Play) -> None:
     async def scene(world: World) -> None:
         world.finder.retire()
+        assert world.events[-1] == VmNotSought("web")
         await asyncio.sleep(600)
         assert len(world.attempts) == 1
         world.controls[0].end()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
 from balloon_daemon.controller.governor import Governor
 from balloon_daemon.errors import StateError
 from balloon_daemon.events import (
@@ -14,6 +15,7 @@ from balloon_daemon.events import (
     Event,
     GuestInNeed,
     ProtectionEvent,
+    SizeAsked,
     SqueezeStalled,
     VmAttached,
     VmResized,
@@ -36,6 +38,7 @@ from balloon_daemon.guests.seam import (
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import (
+    Decision,
     Missing,
     NeverLow,
     PolicyStatistics,
@@ -47,6 +50,7 @@ from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.status import (
     HostStatus,
+    LastDecision,
     PolicyStatus,
     ProtectionStatus,
     SourceStatus,
@@ -89,7 +93,7 @@ class Host:
         """A guest that is known and has not reported anything."""
         guest = PlainGuest(vm, self.heard, self.governor.report)
         known: Guest = guest
-        self.governor.add(known, settings)
+        self.governor.add(known, settings, "qmp")
         return guest
 
     def careful(self, vm: VmId) -> PlainGuest:
@@ -341,7 +345,8 @@ def test_careful_vm_is_watched_and_let_go_as_soon_as_its_statistics_show_need(
     assert guest.targets[-1] == 0
     (need,) = (event for event in host.events if isinstance(event, GuestInNeed))
     assert need == GuestInNeed(A, (Sign.LITTLE_AVAILABLE,), 5 * STEP, 60.0)
-    (vm,) = host.governor.status().vms
+    vm = host.governor.vm_status(A)
+    assert vm is not None
     assert vm.protection == ProtectionStatus(
         Reason.IN_NEED, frozenset({Sign.LITTLE_AVAILABLE}), 60.0, 0.0, 0
     )
@@ -356,7 +361,9 @@ def test_seed_vm_is_asked_for_statistics_after_decisions_and_never_watched(host:
     assert guest.watched_s is None
     assert (A, "stats") in host.heard
     assert guest.targets[-1] == 3 * STEP
-    assert host.governor.status().vms[0].protection is None
+    vm = host.governor.vm_status(A)
+    assert vm is not None
+    assert vm.protection is None
 
 
 def test_careful_guest_that_is_paused_when_it_attaches_is_asked_for_nothing(host: Host) -> None:
@@ -401,7 +408,8 @@ def test_trouble_with_a_careful_vms_balloon_is_published(host: Host) -> None:
         BalloonFreed(A),
         BalloonContested(A, 2 * GIB, 3 * GIB, 60.0),
     ]
-    (vm,) = host.governor.status().vms
+    vm = host.governor.vm_status(A)
+    assert vm is not None
     assert (vm.settings, vm.held_bytes) == (CAREFUL, 2 * GIB)
 
 
@@ -440,15 +448,43 @@ def test_status_is_what_source_policy_and_guests_say_at_this_moment(host: Host) 
     host.governor.report(A, Actual(STEP, 6.0))
     host.governor.report(A, Stats(5.0, free_bytes=7))
 
+    source = SourceStatus("told", "", host.memory.reads, 0, 0, LOW, 0.0)
     counters = PolicyStatistics(low_memory_events=2, steps_up=2)
-    wanted = PolicyStatus(GIB, 512 * MIB, 2, 16, 2 * STEP, counters)
-    assert host.governor.status() == HostStatus(
-        SourceStatus("told", "", host.memory.reads, 0, 0),
-        (
-            VmStatus(A, frozenset({Ability.STATS}), wanted, STEP, Stats(5.0, free_bytes=7), None),
-            VmStatus(B, frozenset(), None, 0, None, Refused("no memory")),
-        ),
+    # A step down needs the margin and two steps: 400 MiB and 2 × 32 MiB.
+    wanted = PolicyStatus(GIB, 512 * MIB, 2, 16, 2 * STEP, counters, 1.0, 60.0, 464)
+    decision = Decision(Reason.LOW_MEMORY, 1, 2, 16, 2 * STEP, LOW)
+    last = LastDecision(A, decision, 0.0)
+    assert host.governor.host_status() == HostStatus(source, last, 1.0, listens=False)
+    assert host.governor.vm_status(A) == VmStatus(
+        A,
+        frozenset({Ability.STATS}),
+        wanted,
+        STEP,
+        Stats(5.0, free_bytes=7),
+        None,
+        kind="qmp",
+        decided=last,
     )
+    assert host.governor.vm_status(B) == VmStatus(
+        B, frozenset(), None, 0, None, Refused("no memory"), kind="qmp"
+    )
+    host.governor.report(B, Gone("over"))
+    assert host.governor.vm_status(B) is None
+
+
+def test_status_reads_the_source_anew_where_the_last_reading_is_old(host: Host) -> None:
+    host.attached(A)
+    reads = host.memory.reads
+    assert host.governor.host_status().source.seen == PLENTY
+    host.governor.halt()
+    host.memory.seen = LOW
+    host.loop.advance(0.5)
+    assert host.governor.host_status().source.seen == PLENTY
+    host.loop.advance(0.6)
+    status = host.governor.host_status()
+    assert (status.source.seen, status.source.age_s) == (LOW, 0.0)
+    assert host.memory.reads == reads + 1
+    assert (status.wake_in_s, status.listens) == (None, False)
 
 
 @fault("a VM's deadline stays in the past")
@@ -463,3 +499,91 @@ def test_deadline_that_stays_in_the_past_is_reported_and_holds_up_no_other_vm(
         host.loop.advance(1.0)
     assert guest.targets == [0, STEP, 2 * STEP, 3 * STEP]
     assert set(host.loop.failures) == {repr(StateError(f"{A}: its deadline stays in the past"))}
+
+
+def test_balloon_that_is_set_stays_for_its_time_and_is_given_back_after_it(host: Host) -> None:
+    guest = host.attached(A)
+    size = 5 * STEP + 12 * 4096
+    assert host.governor.obey(SetBalloon(A, size + 7, 600.0), 1000) == Done(0, size)
+    assert guest.targets[-1] == size
+    assert SizeAsked(A, 1000, size, 600.0) in host.events
+    host.loop.advance(599.0)
+    assert guest.targets[-1] == size
+    host.loop.advance(2.0)
+    assert guest.targets[-1] == 4 * STEP
+    host.loop.advance(300.0)
+    assert guest.targets[-1] == 0
+
+
+def test_low_memory_takes_more_than_was_set_and_then_gives_back_as_ever(host: Host) -> None:
+    guest = host.attached(A)
+    host.governor.obey(SetBalloon(A, 2 * STEP, 86_400.0), 0)
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    assert guest.targets[-1] == 3 * STEP
+    host.memory.seen = PLENTY
+    host.loop.advance(60.0 + 2 * 30.0 + 1.0)
+    assert guest.targets[-1] == 0
+
+
+def test_guest_in_need_gets_all_back_although_a_size_was_set(host: Host) -> None:
+    guest = host.careful(A)
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s))
+    assert host.governor.obey(SetBalloon(A, 5 * STEP, 600.0), 0) == Done(0, 5 * STEP)
+    host.loop.advance(1.0)
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s, available_bytes=MIB))
+    assert guest.targets[-1] == 0
+    refused = NotDone(Refusal.OBJECTION, objection=Reason.IN_NEED)
+    assert host.governor.obey(SetBalloon(A, STEP, 600.0), 0) == refused
+    assert guest.targets[-1] == 0
+
+
+def test_release_gives_all_back_at_once_and_the_policy_goes_on_from_there(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(3.0)
+    assert guest.targets[-1] == 3 * STEP
+    assert host.governor.obey(Release(A), 0) == Done(3 * STEP, 0)
+    assert guest.targets[-1] == 0
+    host.loop.advance(1.0)
+    assert guest.targets[-1] == STEP
+
+
+@pytest.mark.parametrize("floor_mib", [None, 900])
+def test_more_than_the_maximum_is_refused_and_floors_hold(floor_mib: int | None) -> None:
+    host = Host()
+    floor = None if floor_mib is None else floor_mib * MIB
+    guest = host.guest(A, VmSettings(floor_bytes=floor, profile=SEED.profile))
+    host.governor.report(A, Attached(GIB))
+    most = 512 * MIB if floor is None else 124 * MIB
+    assert host.governor.obey(SetBalloon(A, most + 4096, 60.0), 0) == NotDone(
+        Refusal.TOO_LARGE, most
+    )
+    assert guest.targets == [0]
+    assert host.governor.obey(SetBalloon(A, most, 60.0), 0) == Done(0, most)
+    assert guest.targets == [0, most]
+
+
+def test_guest_that_must_not_be_asked_for_more_may_be_asked_for_less(host: Host) -> None:
+    guest = host.attached(A)
+    host.governor.obey(SetBalloon(A, 4 * STEP, 60.0), 0)
+    guest.objection = Reason.NO_ROOM
+    refused = NotDone(Refusal.OBJECTION, objection=Reason.NO_ROOM)
+    assert host.governor.obey(SetBalloon(A, 5 * STEP, 60.0), 0) == refused
+    assert host.governor.obey(SetBalloon(A, 3 * STEP, 60.0), 0) == Done(4 * STEP, 3 * STEP)
+    guest.objection = None
+    host.governor.report(A, StateChanged(GuestState.PAUSED))
+    stands = NotDone(Refusal.OBJECTION, objection=Reason.NOT_RUNNING)
+    assert host.governor.obey(SetBalloon(A, 5 * STEP, 60.0), 0) == stands
+    assert guest.targets[-1] == 3 * STEP
+
+
+def test_vm_without_a_size_and_a_balloond_that_ends_set_nothing(host: Host) -> None:
+    host.guest(A)
+    no_size = NotDone(Refusal.NO_SIZE)
+    assert host.governor.obey(Release(A), 0) == no_size
+    assert host.governor.obey(Release(B), 0) == no_size
+    guest = host.attached(B)
+    host.governor.halt()
+    assert host.governor.obey(SetBalloon(B, STEP, 60.0), 0) == NotDone(Refusal.ENDING)
+    assert guest.targets == [0]

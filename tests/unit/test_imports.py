@@ -128,3 +128,24 @@ def test_daemon_that_drives_by_qmp_loads_no_other_vmms_language() -> None:
         "_ssl",
     )
     assert [name for name in loaded if name.startswith(others)] == []
+
+
+def test_daemon_without_an_api_loads_nothing_for_it() -> None:
+    loaded = run("import sys, balloon_daemon.cli.run; print(*sys.modules)").split()
+    assert [name for name in loaded if name.startswith(("balloon_daemon.api", "h11"))] == []
+    assert {"balloon_daemon.records.recent", "grp"}.isdisjoint(loaded)
+
+
+def test_api_loads_no_other_http_and_no_ssl() -> None:
+    program = """\
+import sys
+from balloon_daemon.cli.asyncio_lean import asyncio
+import balloon_daemon.cli.run
+before = set(sys.modules)
+import balloon_daemon.api.server
+print(*(set(sys.modules) - before))
+"""
+    loaded = run(program).split()
+    assert "h11" in loaded
+    others = ("http", "ssl", "_ssl", "email", "balloon_daemon.guests", "balloon_daemon.controller")
+    assert [name for name in loaded if name.startswith(others)] == []

@@ -93,7 +93,7 @@ def test_what_the_project_asks_for_is_in_the_files(extra: str | None, files: lis
 
 def test_daemon_needs_nothing_but_what_it_and_its_check_import() -> None:
     needed = [one.name for one, _ in entries(REQUIREMENTS / "balloond.txt")]
-    assert needed == ["python-prctl", "pyseccomp"]
+    assert needed == ["h11", "python-prctl", "pyseccomp"]
 
 
 def test_file_that_is_written_anew_says_the_same_but_for_its_hashes() -> None:

@@ -94,6 +94,9 @@ PURE = {
     "ctl.simulate.samples",
     "ctl.simulate.tally",
     "ctl.simulate.world",
+    "commands",
+    "api.routes",
+    "api.shown",
     "guests.jailed.gain",
     "guests.jailed.statistics",
     "guests.jailed.life",
@@ -139,7 +142,7 @@ ROOMS = {
     "linux": set[str](),
     # What the policy is told is an event, too, where it is recorded.
     "events": {"sizing.decision", "sizing.host_events"},
-    "records": {"events", "sizing", "linux"},
+    "records": {"events", "status", "sizing", "linux"},
     "host": {"events", "status", "sizing", "linux"},
     "vhost_user": {"virtio", "linux"},
     "tube": {"virtio", "linux"},
@@ -163,12 +166,17 @@ ROOMS = {
     },
     # The seam's values, too: what a guest reports is shown as it is.
     "status": {"sizing.decision", "sizing.vm_settings", "guests.seam"},
+    "commands": {"status", "sizing.decision"},
+    # What is, what may be asked, what happened; never the controller nor a guest.
+    "api": {"events", "status", "commands", "records", "sizing.decision", "linux"},
     # No protocol: a VM is whatever stands behind the seam.
-    "controller": {"events", "status", "sizing", "host", "config", "guests.seam", "linux"},
+    "controller": {
+        "events", "status", "commands", "sizing", "host", "config", "guests.seam", "linux",
+    },
     "cli": {
         "config", "controller", "guests.seam", "guests.jailed", "guests.look",
         "guests.open_guest", "device", "host", "seccomp", "linux", "sizing", "events", "records",
-        "handover", "vhost_user", "tube", "virtio",
+        "handover", "vhost_user", "tube", "virtio", "commands", "api",
     },
     "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},
@@ -183,7 +191,16 @@ DOORS = {
     # In a process of its own: not even --check loads it.
     "pyseccomp": {"seccomp.libseccomp_process"},
     "prctl": {"linux.jail"},
-    "asyncio": {"controller", "guests", "host.watch", "handover.outbox", "handover.store", "cli"},
+    "h11": {"api.client", "ctl.ask.client"},
+    "asyncio": {
+        "controller",
+        "guests",
+        "host.watch",
+        "handover.outbox",
+        "handover.store",
+        "cli",
+        "api.server",
+    },
     # Whoever has something to say publishes an event; records/log.py writes the lines itself.
     "logging": set[str](),
     "threading": {"guests.libvirt.process"},

@@ -10,6 +10,9 @@ import pytest
 from balloon_daemon.errors import NO_HEAD, Rule
 from balloon_daemon.events import (
     AlreadyConnected,
+    ApiListening,
+    ApiMisused,
+    ApiNotOpened,
     BalloonContested,
     BalloonFound,
     BalloonFreed,
@@ -78,6 +81,7 @@ from balloon_daemon.events import (
     RequestNotServed,
     RingsUnknown,
     Share,
+    SizeAsked,
     SizesDiffer,
     SocketIgnored,
     SocketNotOpened,
@@ -113,6 +117,7 @@ from balloon_daemon.events import (
     VmmRefuses,
     VmNotDriven,
     VmNotServed,
+    VmNotSought,
     VmResized,
 )
 from balloon_daemon.records.line import Level
@@ -528,6 +533,13 @@ VMS: list[Row] = [
         "1 MiB were not taken back, and stay in a balloon that nobody serves now",
         {"left_bytes": MIB},
     ),
+    (
+        SizeAsked(VM, 1000, 512 * MIB, 600.0),
+        INFO,
+        "size-asked",
+        "user 1000 asks for a balloon of 512 MiB for 600 s",
+        {"uid": 1000, "balloon_bytes": 512 * MIB, "for_s": 600.0},
+    ),
     (VmDoesNotEnd(VM), ERROR, "vm-does-not-end", "does not end; left behind", {}),
     (VmFailed(VM, "KeyError: 1"), ERROR, "vm-failed", "KeyError: 1", {"error": "KeyError: 1"}),
 ]
@@ -539,6 +551,28 @@ DAEMON: list[Row] = [
         "listening",
         "listening on /run/balloond.sock",
         {"socket": "/run/balloond.sock"},
+    ),
+    (
+        ApiListening("/run/api.sock", "balloond"),
+        INFO,
+        "api-listening",
+        "the API listens on /run/api.sock; members of the group balloond may read",
+        {"socket": "/run/api.sock", "group": "balloond"},
+    ),
+    (
+        ApiNotOpened("h11 is not installed"),
+        WARNING,
+        "api-not-opened",
+        "there is no API: h11 is not installed",
+        {"why": "h11 is not installed"},
+    ),
+    (
+        ApiMisused(1000, closed=True),
+        WARNING,
+        "api-misused",
+        "the API: user 1000 has sent file descriptors; its connection is dropped, and from now on "
+        "the socket is root's and balloond's own user's alone",
+        {"uid": 1000, "closed": True},
     ),
     (
         Stopping("SIGTERM", vms_stay=False),
@@ -723,6 +757,13 @@ DAEMON: list[Row] = [
 ]
 
 DRIVEN: list[Row] = [
+    (
+        VmNotSought("web"),
+        DEBUG,
+        "vm-not-sought",
+        "web: it is gone, and not looked for any more",
+        {"name": "web"},
+    ),
     (
         VmNotDriven("web", "/run/web.qmp", Fault.HELD, "no greeting"),
         ERROR,
@@ -1146,3 +1187,21 @@ def test_quiet_event_has_a_line_for_debugging(event: Event) -> None:
     assert line.level is DEBUG
     assert "quiet" not in line.fields
     assert is_debug(event)
+
+
+def test_api_that_no_group_may_read_names_none() -> None:
+    line = worded(ApiListening("/run/api.sock", ""))
+    assert line is not None
+    assert line.message == "the API listens on /run/api.sock"
+
+
+def test_first_clients_that_send_descriptors_cost_the_group_nothing() -> None:
+    line = worded(ApiMisused(1000, closed=False))
+    assert line is not None
+    assert line.message.endswith("its connection is dropped")
+
+
+def test_user_who_asks_for_an_empty_balloon_asks_for_all_memory_back() -> None:
+    line = worded(SizeAsked(VM, 0, 0, 0.0))
+    assert line is not None
+    assert line.message == "user 0 asks for all of its memory back"

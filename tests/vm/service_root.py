@@ -21,7 +21,7 @@ _SUITE = "bookworm"
 _PACKAGES = (
     *("base-files", "base-passwd", "coreutils", "libseccomp2"),
     *("libvirt-daemon", "python3-libvirt"),
-    *("python3", "python3-prctl"),
+    *("python3", "python3-h11", "python3-prctl"),
     *("systemd", "systemd-container", "systemd-sysv"),
 )
 _MERGED = ("bin", "lib", "lib64", "sbin")

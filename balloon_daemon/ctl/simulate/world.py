@@ -28,6 +28,7 @@ from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reading
 from balloon_daemon.sizing.host_events import (
     Added,
+    Asked,
     Event,
     Halted,
     Looked,
@@ -112,7 +113,7 @@ class World:
                 self._look(at_s)
             case Added() | Restored():
                 self._add(event, at_s)
-            case Halted() | Resized():
+            case Halted() | Resized() | Asked():
                 self._step(event, at_s)
             case Sampled() | Lost():
                 pass

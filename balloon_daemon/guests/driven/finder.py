@@ -12,7 +12,14 @@ from collections.abc import Callable, Coroutine
 from random import random
 
 from balloon_daemon.config.vms import Kind, VmConfig
-from balloon_daemon.events import FinderFailed, ProcessNotSeen, VmDriven, VmLost, VmNotDriven
+from balloon_daemon.events import (
+    FinderFailed,
+    ProcessNotSeen,
+    VmDriven,
+    VmLost,
+    VmNotDriven,
+    VmNotSought,
+)
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.claims import Claim
 from balloon_daemon.guests.driven.control import Control, ControlError, Found, Noticed
@@ -144,6 +151,7 @@ class Finder:
     def retire(self) -> None:
         """Ends the search: a VM that is driven now is not looked for again after its end."""
         self._retired = True
+        self._shared.publish(VmNotSought(self.config.name))
         self._bell.ring()
 
     def stop(self) -> None:
@@ -193,7 +201,7 @@ class Finder:
             self._shared.publish(ProcessNotSeen(vm, host.pid, quiet))
         self._shared.claims.claim(claim)
         guest.ended.add_done_callback(lambda _: self._shared.claims.release(claim))
-        self._registry.add(guest, self.config.settings)
+        self._registry.add(guest, self.config.settings, self.config.kind.value)
         self._registry.serve(guest)
         return guest
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from weakref import WeakSet
 
 from balloon_daemon.config.model import Config
+from balloon_daemon.config.vms import Kind
 from balloon_daemon.events import (
     AlreadyConnected,
     Listening,
@@ -152,10 +153,11 @@ class VhostUserGuests:
         session = Session(vm, connection, peer, shared, saver)
         self._sessions.add(session)
         if acceptor is None:
-            self._registry.add(session, VmSettings(profile=self._config.profile))
+            settings = VmSettings(profile=self._config.profile)
         else:
             acceptor.take(session)
-            self._registry.add(session, acceptor.vm.settings)
+            settings = acceptor.vm.settings
+        self._registry.add(session, settings, Kind.VHOST_USER.value)
         return session
 
     def _accept(self, acceptor: Acceptor) -> float:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import select
 import socket
 import stat
 from pathlib import Path
@@ -11,8 +10,8 @@ from balloon_daemon.errors import ConfigError
 from balloon_daemon.handover.keeper_start import keeper_at
 from balloon_daemon.handover.keys import is_listener
 from balloon_daemon.handover.store import Store
-from balloon_daemon.linux.credentials import peer_of
 from balloon_daemon.linux.directories import others_may_write
+from balloon_daemon.linux.socket_holder import holder_of
 
 BACKLOG = 64
 
@@ -162,7 +161,7 @@ def _clear(path: Path, *, looked_for_keeper: bool) -> None:
         raise ConfigError(
             f"socket {path}: there is something else; name another path or remove it"
         )
-    holder = _holder(path)
+    holder = holder_of(path)
     if holder:
         raise ConfigError(f"socket {path}: {holder}")
     if not looked_for_keeper and (keeper := keeper_at(path)) is not None:
@@ -175,44 +174,3 @@ def _clear(path: Path, *, looked_for_keeper: bool) -> None:
             f"socket {path}: there is one of user {status.st_uid}; name another path or remove it"
         )
     os.unlink(path)
-
-
-def _holder(path: Path) -> str:
-    """The process that serves a socket, and the remedy; "" where no process does any more."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            return ""
-        except OSError as err:
-            # EAGAIN: the socket's backlog is full. EPROTOTYPE: it is a socket of another type.
-            # Either error means that a running process serves the socket.
-            if err.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
-                raise
-        else:
-            # SO_PEERCRED names the process that called listen(2). If that process has ended,
-            # nobody serves the socket: only a child of that process, which hangs in close(2),
-            # still keeps the socket open.
-            peer = peer_of(probe)
-            if peer.uid == os.geteuid() and _has_ended(peer.pid):
-                return ""
-    return "a running process listens there; stop it or name another path"
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits to be reaped; False where that is unknown."""
-    if pid == 0:  # The process is in another PID namespace.
-        return False
-    try:
-        life = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    try:
-        poller = select.poll()
-        poller.register(life, select.POLLIN)
-        return bool(poller.poll(0))
-    finally:
-        os.close(life)

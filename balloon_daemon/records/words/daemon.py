@@ -3,6 +3,9 @@
 from typing import assert_never
 
 from balloon_daemon.events import (
+    ApiListening,
+    ApiMisused,
+    ApiNotOpened,
     CallbackFailed,
     ConnectionRefused,
     DaemonEvent,
@@ -41,6 +44,15 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
     match event:
         case Listening(socket):
             return Level.INFO, f"listening on {socket}"
+        case ApiListening(socket, group):
+            readers = f"; members of the group {group} may read" if group else ""
+            return Level.INFO, f"the API listens on {socket}{readers}"
+        case ApiNotOpened(why):
+            return Level.WARNING, f"there is no API: {why}"
+        case ApiMisused(uid, closed):
+            message = f"the API: user {uid} has sent file descriptors; its connection is dropped"
+            alone = ", and from now on the socket is root's and balloond's own user's alone"
+            return Level.WARNING, message + (alone if closed else "")
         case DrivesOthers(named, places):
             words = [f"{named} named VM{'' if named == 1 else 's'}"] if named else []
             words += [f"all VMs at {place}" for place in places]

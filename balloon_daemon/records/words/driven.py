@@ -18,6 +18,7 @@ from balloon_daemon.events import (
     VmLost,
     VmmRefuses,
     VmNotDriven,
+    VmNotSought,
 )
 from balloon_daemon.records.line import Level, unless
 from balloon_daemon.units import format_size
@@ -69,6 +70,8 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
         case VmNotDriven(name, address, fault, detail, quiet):
             level, why = _NOT_DRIVEN[fault]
             return Level.DEBUG if quiet else level, f"{name}: {address}: {why}{_quoted(detail)}"
+        case VmNotSought(name, quiet):
+            return unless(quiet), f"{name}: it is gone, and not looked for any more"
         case VmDriven(_, address, vm_mem_bytes, _, quiet):
             size = format_size(vm_mem_bytes)
             return unless(quiet), f"VM of {size}, driven by way of {address}"

@@ -1,0 +1,213 @@
+"""One client of the API: its one request, parsed by h11, and its answer.
+
+Each connection has one request. Another one needs another connection, which costs a Unix socket
+next to nothing, and nobody has to be told apart from a client that has nothing to ask any more.
+
+All buffers are bounded: h11 refuses a longer head, a longer body is refused here, and a client
+that leaves ``MOST_WAITING_BYTES`` of a stream unread is dropped.
+"""
+
+import socket
+from collections import deque
+from enum import Enum, auto
+
+import h11
+
+from balloon_daemon.api.routes import (
+    MAX_BODY_BYTES,
+    REASONS,
+    RefusedError,
+    Request,
+    Rights,
+)
+
+MAX_HEAD_BYTES = 8192
+"""The longest request line with all headers; curl's own are some 80 bytes."""
+
+RECEIVED_AT_ONCE = 16 * 1024
+
+MOST_WAITING_BYTES = 1 << 20
+"""How much of a stream may wait for its client: some 3,000 events, one for each of 1,024 VMs in
+each of three steps. The lines themselves are shared by all streams."""
+
+_MOST_FDS = 253
+"""The most descriptors in one message (SCM_MAX_FD); with room for fewer, the kernel would close
+the others in this process, which may block."""
+
+
+class Phase(Enum):
+    """How far a client is."""
+
+    ASKING = auto()
+    """Its request is not complete."""
+    WAITING = auto()
+    """Its answer is being made."""
+    ANSWERED = auto()
+    """Its answer waits to be sent."""
+    STREAMING = auto()
+    """It gets events as they come."""
+
+
+class FdsSentError(Exception):
+    """The client has sent descriptors; they stay open, as ``Client.kept_fds``."""
+
+
+class Client:
+    """One client.
+
+    Args:
+        sock: the connection, non-blocking.
+        uid: the client's user.
+        rights: what it may do.
+        deadline_s: until when its request has to be complete.
+
+    Attributes:
+        phase: how far it is.
+        deadline_s: until when it has to make progress; infinity: it may take its time.
+        wanted: the VM whose events alone it gets; None: all events.
+        kept_fds: descriptors that it has sent.
+    """
+
+    def __init__(self, sock: socket.socket, uid: int, rights: Rights, deadline_s: float) -> None:
+        self.sock = sock
+        self.uid = uid
+        self.rights = rights
+        self.deadline_s = deadline_s
+        self.phase = Phase.ASKING
+        self.wanted: str | None = None
+        self.kept_fds: list[int] = []
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._head: h11.Request | None = None
+        self._body = bytearray()
+        self._out = deque[bytes | memoryview]()
+        self._waiting_bytes = 0
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether anything of a request has come."""
+        return self._head is not None or bool(self._http.trailing_data[0])
+
+    def receive(self) -> Request | None:
+        """Receives more of the request.
+
+        Returns:
+            The request, once it is complete.
+
+        Raises:
+            RefusedError: the request is malformed or too large.
+            EOFError: the client has hung up.
+            FdsSentError: the client has sent descriptors.
+            OSError: the connection has failed.
+        """
+        some = self.receive_bytes()
+        if self.phase is not Phase.ASKING:
+            return None  # It has asked already: the rest is of no interest.
+        try:
+            self._http.receive_data(some)
+            while True:
+                event = self._http.next_event()
+                if event is h11.NEED_DATA:
+                    return None
+                if isinstance(event, h11.Request):
+                    self._head = event
+                elif isinstance(event, h11.Data):
+                    self._body += event.data
+                    if len(self._body) > MAX_BODY_BYTES:
+                        sentence = f"the body is longer than {MAX_BODY_BYTES} bytes"
+                        raise RefusedError(413, sentence)
+                elif isinstance(event, h11.EndOfMessage):
+                    return self._request()
+                else:
+                    raise EOFError
+        except h11.RemoteProtocolError as err:
+            status = err.error_status_hint
+            if status not in REASONS:
+                status = 400
+            raise RefusedError(status, f"this is no HTTP request that can be read: {err}") from err
+
+    def receive_bytes(self) -> bytes:
+        """Receives some bytes. Raises what ``receive`` does, but no ``RefusedError``."""
+        try:
+            some, ancillary, _, _ = self.sock.recvmsg(
+                RECEIVED_AT_ONCE, socket.CMSG_SPACE(4 * _MOST_FDS), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return b""
+        for _, _, fds in ancillary:
+            self.kept_fds += memoryview(fds[: len(fds) // 4 * 4]).cast("i")
+        if self.kept_fds:
+            raise FdsSentError
+        if not some:
+            raise EOFError
+        return some
+
+    def begin_answer(self, status: int, length: int | None, allow: str = "") -> None:
+        """Queues the head of the answer.
+
+        Args:
+            status: the status code.
+            length: the body's length in bytes; None: the body is a stream of lines, in chunks.
+            allow: the value of the header ``Allow``; "": none.
+
+        Raises:
+            RefusedError: the client's version of HTTP knows no chunks.
+        """
+        self.phase = Phase.ANSWERED
+        # HTTP/1.0 has no chunks, and without them a stream that was cut short looks complete.
+        if length is None and self._http.their_http_version == b"1.0":
+            raise RefusedError(505, "the stream of events needs HTTP/1.1")
+        kind = "application/json" if length is not None else "application/x-ndjson"
+        headers = [("Content-Type", kind), ("Connection", "close"), ("Cache-Control", "no-store")]
+        if length is None:
+            headers.append(("Transfer-Encoding", "chunked"))
+        else:
+            headers.append(("Content-Length", str(length)))
+        if allow:
+            headers.append(("Allow", allow))
+        head = h11.Response(status_code=status, headers=headers, reason=REASONS[status])
+        # h11 gets nothing of the body: each connection has one answer, and a body that many
+        # clients share is queued as it is.
+        self.queue(self._http.send(head) or b"")
+
+    def queue(self, some: bytes) -> None:
+        """Queues a part of the answer."""
+        self._out.append(some)
+        self._waiting_bytes += len(some)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more of a stream waits than may."""
+        return self.phase is Phase.STREAMING and self._waiting_bytes > MOST_WAITING_BYTES
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a part of the answer waits to be sent."""
+        return bool(self._out)
+
+    def send(self) -> bool:
+        """Sends one part of the answer, as much of it as the kernel takes.
+
+        Returns:
+            Whether the kernel took anything.
+
+        Raises:
+            OSError: the connection has failed.
+        """
+        part = self._out[0]
+        try:
+            sent = self.sock.send(part)
+        except BlockingIOError:
+            return False
+        self._waiting_bytes -= sent
+        if sent == len(part):
+            self._out.popleft()
+        else:
+            # A view, not a copy: the rest of a status may be a megabyte.
+            self._out[0] = memoryview(part)[sent:]
+        return True
+
+    def _request(self) -> Request:
+        head = self._head
+        assert head is not None
+        target = head.target.decode("ascii", errors="replace")
+        return Request(head.method.decode(), target, bytes(self._body), self.rights, self.uid)

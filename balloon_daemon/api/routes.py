@@ -1,0 +1,354 @@
+"""What each request of the API is answered: from a request as a value to an answer as a value.
+
+Pure. ``openapi.yaml`` describes requests and answers; a test holds the two together.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol, assert_never
+from urllib.parse import parse_qsl, unquote
+
+from balloon_daemon.api.shown import as_json, host_shown, undriven_shown, vm_shown
+from balloon_daemon.commands import (
+    MOST_HOLD_S,
+    Desk,
+    Done,
+    NotDone,
+    Refusal,
+    Release,
+    SetBalloon,
+)
+from balloon_daemon.errors import printable
+from balloon_daemon.status import Undriven
+from balloon_daemon.units import MOST_MEMORY_BYTES, VmId, format_size
+
+MAX_BODY_BYTES = 4096
+"""The longest body of a request; the longest that means something has some 60 bytes."""
+
+HOLD_S = 600.0
+"""For how long a balloon's size is set where nobody says how long."""
+
+NAME_SHOWN = 80
+"""How many characters of a name that a client sent an error repeats."""
+
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
+"""All statuses that the API answers with (RFC 9110, section 15)."""
+
+
+class Rights(IntEnum):
+    """What a client may do."""
+
+    NOTHING = 0
+    READ = 1
+    CHANGE = 2
+
+
+class Request(NamedTuple):
+    """A request.
+
+    Attributes:
+        method: ``GET``, for example.
+        target: the path, with its query.
+        body: the body.
+        rights: what the client may do.
+        uid: the client's user.
+    """
+
+    method: str
+    target: str
+    body: bytes
+    rights: Rights
+    uid: int = 0
+
+
+class Answer(NamedTuple):
+    """An answer that is complete.
+
+    Attributes:
+        status: the status code.
+        body: JSON.
+        allow: the methods that the path has; "" where that is not the question.
+    """
+
+    status: int
+    body: bytes
+    allow: str = ""
+
+
+class WholeStatus(NamedTuple):
+    """The answer is ``Routes.status_parts``, joined: made in parts, as it takes long with many
+    VMs."""
+
+
+class Parts(NamedTuple):
+    """The answer is what these parts are, joined; each does something for one VM when it is made.
+
+    Attributes:
+        parts: makes the parts.
+    """
+
+    parts: Iterator[bytes]
+
+
+class Stream(NamedTuple):
+    """The answer is the last events, a line of JSON for each.
+
+    Attributes:
+        vm: only events of the VM of this name; None: all.
+        follow: later events too, as they come.
+    """
+
+    vm: str | None
+    follow: bool
+
+
+class RecentEvents(Protocol):
+    """What the routes ask of the last events (``records/recent.py``)."""
+
+    def lines_of(self, vm: VmId) -> Iterator[str]:
+        """The last events about a VM, as lines of JSON."""
+
+    def undriven(self, name: str = "") -> Iterator[Undriven]:
+        """The VMs that are not driven, or the one of that name."""
+
+
+class RefusedError(Exception):
+    """A request is refused.
+
+    Args:
+        status: the status code.
+        sentence: what is wrong, and the remedy.
+        allow: the methods that the path has; "" where that is not the question.
+    """
+
+    def __init__(self, status: int, sentence: str, allow: str = "") -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.allow = allow
+
+
+def refusal(status: int, sentence: str, allow: str = "") -> Answer:
+    """The answer to a request that is refused: the sentence, as JSON."""
+    return Answer(status, as_json({"error": sentence}) + b"\n", allow)
+
+
+class Routes:
+    """All paths of the API.
+
+    Args:
+        desk: the controller.
+        recent: the last events.
+    """
+
+    def __init__(self, desk: Desk, recent: RecentEvents) -> None:
+        self._desk = desk
+        self._recent = recent
+
+    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
+        """Answers a request; every mistake of the client's has a status and a sentence."""
+        try:
+            return self._answer(request)
+        except RefusedError as err:
+            return refusal(err.status, str(err), err.allow)
+
+    def status_parts(self) -> Iterator[bytes]:
+        """The parts of ``GET /v1/status``, each of which is made when it is asked for."""
+        yield b'{"host":' + as_json(host_shown(self._desk.host_status())) + b',"vms":['
+        comma = b""
+        for vm_id in tuple(self._desk.vm_ids()):
+            # The VM may have gone since the first part was made.
+            if (status := self._desk.vm_status(vm_id)) is not None:
+                yield comma + as_json(vm_shown(status))
+                comma = b","
+        yield b'],"not_driven":['
+        comma = b""
+        for undriven in self._recent.undriven():
+            yield comma + as_json(undriven_shown(undriven))
+            comma = b","
+        yield b"]}\n"
+
+    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
+        if request.rights < Rights.READ:
+            raise RefusedError(
+                403,
+                "you may not ask: only root, the user that balloond runs as, and members of the "
+                "group of its socket may; have yourself added to that group (balloond)",
+            )
+        path, _, query = request.target.partition("?")
+        asked = _query(query)
+        match path.split("/"):
+            case ["", "v1", "status"]:
+                _expect(request, "GET", asked)
+                return WholeStatus()
+            case ["", "v1", "events"]:
+                _expect(request, "GET", asked, "vm", "follow")
+                return Stream(asked.get("vm"), _is_true(asked.get("follow", "true")))
+            case ["", "v1", "vms", name]:
+                _expect(request, "GET", asked)
+                return self._explain(unquote(name))
+            case ["", "v1", "vms", name, "balloon"]:
+                _expect(request, "PUT", asked)
+                return self._set(request, unquote(name))
+            case ["", "v1", "release"]:
+                _expect(request, "POST", asked)
+                return self._release(request)
+            case _:
+                raise RefusedError(
+                    404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
+                )
+
+    def _explain(self, name: str) -> Answer:
+        vm_id = self._vm_named(name)
+        status = self._desk.vm_status(vm_id)
+        if status is None:
+            raise _unknown(name)
+        host = as_json(host_shown(self._desk.host_status()))
+        events = ",".join(self._recent.lines_of(vm_id)).encode(errors="replace")
+        vm = as_json(vm_shown(status))
+        return Answer(200, b'{"host":%b,"vm":%b,"events":[%b]}\n' % (host, vm, events))
+
+    def _set(self, request: Request, name: str) -> Answer:
+        body = _body(request, "size_bytes", "for_s")
+        size, for_s = body.get("size_bytes"), body.get("for_s", HOLD_S)
+        if (
+            not isinstance(size, int)
+            or isinstance(size, bool)
+            or not 0 <= size <= MOST_MEMORY_BYTES
+        ):
+            raise RefusedError(400, "size_bytes must be a whole number of bytes, 0 or more")
+        if type(for_s) not in (int, float) or not 1 <= for_s <= MOST_HOLD_S:
+            raise RefusedError(400, f"for_s must be from 1 to {MOST_HOLD_S:.0f} seconds")
+        vm = self._vm_named(name)
+        done = self._desk.obey(SetBalloon(vm, size, float(for_s)), request.uid)
+        if isinstance(done, NotDone):
+            raise _not_done(vm, done)
+        return Answer(200, as_json(_done(vm, done)) + b"\n")
+
+    def _release(self, request: Request) -> Parts:
+        name = _body(request, "vm").get("vm")
+        if name is None:
+            return Parts(self._released(tuple(self._desk.vm_ids()), request.uid))
+        if not isinstance(name, str):
+            raise RefusedError(400, "vm must be a VM's name")
+        return Parts(self._released((self._vm_named(name),), request.uid))
+
+    def _released(self, vm_ids: Sequence[VmId], uid: int) -> Iterator[bytes]:
+        """Gives each VM its balloon back; a VM that has none, or has gone, is left out."""
+        yield b'{"vms":['
+        comma = b""
+        for vm_id in vm_ids:
+            status = self._desk.vm_status(vm_id)
+            policy = None if status is None else status.policy
+            if status is None or policy is None:
+                continue
+            if status.balloon_bytes or policy.target_bytes:
+                done = self._desk.obey(Release(vm_id), uid)
+                if isinstance(done, Done):
+                    yield comma + as_json(_done(vm_id, done))
+                    comma = b","
+        yield b"]}\n"
+
+    def _vm_named(self, name: str) -> VmId:
+        # The last one of that name: an earlier one may be about to end.
+        for vm_id in reversed(self._desk.vm_ids()):
+            if vm_id.name == name:
+                return vm_id
+        for undriven in self._recent.undriven(name):
+            raise RefusedError(404, f"a VM that is not driven: {undriven.why}")
+        raise _unknown(name)
+
+
+def _done(vm: VmId, done: Done) -> dict[str, object]:
+    return {"vm": vm.name, **done._asdict()}
+
+
+def _not_done(vm: VmId, not_done: NotDone) -> RefusedError:
+    name = _shown(vm.name)
+    match not_done.why:
+        case Refusal.ENDING:
+            return RefusedError(503, "balloond is ending, and gives all memory back")
+        case Refusal.NO_SIZE:
+            return RefusedError(409, f"the size of {name} is not known yet; ask again later")
+        case Refusal.TOO_LARGE:
+            most = format_size(not_done.most_bytes)
+            return RefusedError(409, f"the balloon of {name} may be {most} at most")
+        case Refusal.OBJECTION:
+            objection = not_done.objection
+            why = "unknown" if objection is None else objection.value
+            return RefusedError(409, f"{name} must not be asked for more now: {why}")
+        case _:
+            assert_never(not_done.why)
+
+
+def _body(request: Request, *known: str) -> dict[str, Any]:
+    """The body of a request that changes something; empty where it has none."""
+    if request.rights < Rights.CHANGE:
+        raise RefusedError(
+            403,
+            "you may read, but change nothing; only root and the user that balloond runs as may",
+        )
+    try:
+        body = json.loads(request.body) if request.body else {}
+    except (ValueError, RecursionError):
+        raise RefusedError(400, "the body is no JSON") from None
+    if not isinstance(body, dict):
+        raise RefusedError(400, "the body is no JSON object")
+    if unknown := sorted(body.keys() - set(known)):
+        allowed = ", ".join(known)
+        raise RefusedError(
+            400, f"{_shown(unknown[0])} is not known here; only {allowed} may be set"
+        )
+    return body
+
+
+def _unknown(name: str) -> RefusedError:
+    return RefusedError(404, f"there is no VM {_shown(name)}; the status names all")
+
+
+def _expect(request: Request, method: str, asked: Mapping[str, str], *known: str) -> None:
+    """Refuses another method, and what is asked beyond what is known."""
+    if request.method != method:
+        raise RefusedError(405, f"this path has {method} alone", method)
+    if unknown := sorted(asked.keys() - set(known)):
+        allowed = f"only {', '.join(known)} may be" if known else "nothing can be"
+        raise RefusedError(400, f"{_shown(unknown[0])} is not known here; {allowed} asked")
+    if method == "GET" and request.body:
+        raise RefusedError(400, "a GET has no body; send it without")
+
+
+def _query(text: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(
+            text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=8
+        )
+    except ValueError:
+        raise RefusedError(400, "the query is not NAME=VALUE, joined by &") from None
+    asked = dict(pairs)
+    if len(asked) < len(pairs):
+        raise RefusedError(400, "the query names something twice")
+    return asked
+
+
+def _is_true(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise RefusedError(400, f"follow is {_shown(text)}; it must be true or false")
+    return text == "true"
+
+
+def _shown(text: str) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= NAME_SHOWN else f"{shown[:NAME_SHOWN]}…"

@@ -1,0 +1,278 @@
+"""Serves the API's clients in the controller's event loop, a moment at a time.
+
+The event loop belongs to the VMs. All the API's descriptors are in one epoll instance, which the
+loop watches as one descriptor (epoll(7)): however many clients come at once, they get ``TURN_S``
+of a turn of the loop, and then rest seven times as long. asyncio's own streams would handle every
+readable connection in the same turn, and 200 clients would keep a VM waiting for 20 ms. A process
+that is busy for long is also made to wait by the scheduler, where the processors have much to do.
+
+What a client may cost is bounded: its request in bytes and in time, what waits for it in bytes,
+and the number of clients.
+"""
+
+import asyncio
+import math
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+
+from balloon_daemon.api.answering import Answering
+from balloon_daemon.api.client import Client, FdsSentError, Phase
+from balloon_daemon.api.routes import RefusedError, Rights, Routes, refusal
+from balloon_daemon.api.socket_file import ApiSocket
+from balloon_daemon.commands import Desk
+from balloon_daemon.events import ApiListening, ApiMisused, CallbackFailed, Publish
+from balloon_daemon.records.recent import Recent
+
+TURN_S, SHARE = 0.0005, 1 / 8
+"""How long clients are served in one turn of the event loop, and the part of its time that they
+may use for long."""
+
+LOOK_AT = 32
+"""How many ready descriptors are taken from the epoll instance at a time."""
+
+MOST, MOST_READERS = 256, 192
+"""How many clients are served at a time, and how many of them may be such as may only read; the
+others wait to be accepted, and these are refused."""
+
+ASK_WITHIN_S, TAKE_WITHIN_S = 10.0, 10.0
+"""How long a client may take for its whole request, and for taking any of its answer."""
+
+LOOK_S = 1.0
+"""How often it is looked who is late."""
+
+MOST_MISUSES = 16
+"""After so many connections with descriptors the group may not read any more: each costs at least
+two descriptors, which cannot be closed here."""
+
+
+class Server:
+    """The API's server: a ``Service``.
+
+    Args:
+        api_socket: where clients connect.
+        recent: the last events.
+        publish: takes events.
+    """
+
+    def __init__(self, api_socket: ApiSocket, recent: Recent, publish: Publish) -> None:
+        self._socket = api_socket
+        self._recent = recent
+        self._publish = publish
+        self._answering: Answering
+        self._epoll = select.epoll()
+        self._clients: dict[int, Client] = {}
+        self._ready = deque[int]()
+        self._timers: dict[Callable[[], None], asyncio.Handle] = {}
+        self._misuses = 0
+        """How many readers' connections had descriptors in them."""
+
+    def start(self, desk: Desk) -> None:
+        self._answering = Answering(Routes(desk, self._recent), self._recent, self)
+        self._epoll.register(self._socket.sock, select.EPOLLIN)
+        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._turn)
+        self._recent.follow(self._answering.told)
+        self._publish(ApiListening(str(self._socket.path), self._socket.group))
+
+    def close(self) -> None:
+        self._recent.leave(self._answering.told)
+        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+        for timer in self._timers.values():
+            timer.cancel()
+        for client in list(self._clients.values()):
+            self.drop(client)
+        self._socket.close()
+        self._epoll.close()
+
+    # --- turns --------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Serves clients for a moment, then rests."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._epoll.fileno())
+        if (timer := self._timers.pop(self._turn, None)) is not None:
+            timer.cancel()
+        began_s = time.monotonic()
+        try:
+            if not self._ready:
+                self._ready.extend(fd for fd, _ in self._epoll.poll(0, LOOK_AT))
+            while self._ready or self._answering.has_work:
+                if self._ready:
+                    self._serve(self._ready.popleft())
+                if self._answering.has_work:
+                    self._answering.work()
+                if time.monotonic() - began_s >= TURN_S:
+                    break
+        except Exception as err:
+            # A bug in the API must not end the service of the API, let alone that of VMs.
+            self._publish(CallbackFailed(f"{type(err).__name__}: {err}"))
+        finally:
+            rest_s = (time.monotonic() - began_s) * (1 / SHARE - 1)
+            self._later(rest_s, self._rested)
+
+    def _rested(self) -> None:
+        del self._timers[self._rested]
+        if self._ready or self._answering.has_work:
+            self._turn()
+        else:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._epoll.fileno(), self._turn)
+
+    def _turn_soon(self) -> None:
+        if self._rested not in self._timers:
+            self._later(0, self._turn)
+
+    def _later(self, after_s: float, call: Callable[[], None]) -> None:
+        if call not in self._timers:
+            self._timers[call] = asyncio.get_running_loop().call_later(after_s, call)
+
+    def _serve(self, fd: int) -> None:
+        if fd == self._socket.sock.fileno():
+            if len(self._clients) < MOST:
+                self._accept()
+            return
+        client = self._clients.get(fd)
+        if client is None:
+            return  # It has gone since it was ready.
+        try:
+            if time.monotonic() >= client.deadline_s:
+                self._end_late(client)
+            elif client.phase is not Phase.WAITING and client.has_more:
+                self.send(client)
+            elif (request := client.receive()) is not None:
+                self._answering.answer(client, request)
+        except RefusedError as err:
+            self._answering.finish(client, refusal(err.status, str(err)))
+        except (FdsSentError, EOFError, OSError):
+            self.drop(client)
+        except Exception as err:
+            self._publish(CallbackFailed(f"{type(err).__name__}: {err}"))
+            self.drop(client)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._socket.sock.accept()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._accept_later()  # No descriptor is free, perhaps.
+            return
+        sock.setblocking(False)
+        uid, rights = self._socket.rights_of(sock)
+        client = Client(sock, uid, rights, time.monotonic() + ASK_WITHIN_S)
+        self._clients[sock.fileno()] = client
+        self._epoll.register(sock, select.EPOLLIN)
+        self._later(LOOK_S, self._look)
+        if len(self._clients) < MOST:
+            self._ready.append(self._socket.sock.fileno())  # Another one may wait.
+        else:
+            self._accept_later()
+        readers = sum(one.rights < Rights.CHANGE for one in self._clients.values())
+        if rights < Rights.CHANGE and readers > MOST_READERS:
+            sentence = f"{MOST_READERS} clients are served already; ask again later"
+            self._answering.finish(client, refusal(503, sentence))
+
+    # --- the answering's calls ----------------------------------------------------------------
+
+    def serves(self, client: Client) -> bool:
+        """Whether a client's connection is open."""
+        return self._clients.get(client.sock.fileno()) is client
+
+    def clients(self) -> list[Client]:
+        """All clients whose connections are open."""
+        return list(self._clients.values())
+
+    def wait(self, client: Client) -> None:
+        """Reads no more from a client whose answer is being made."""
+        client.phase, client.deadline_s = Phase.WAITING, math.inf
+        # Only its end is of interest, which epoll reports whatever it was asked for (EPOLLHUP).
+        self._epoll.modify(client.sock, 0)
+
+    def send_soon(self, client: Client) -> None:
+        """Sends what waits for a client, in the client's turn."""
+        client.deadline_s = time.monotonic() + TAKE_WITHIN_S
+        self._ready.append(client.sock.fileno())
+        self._turn_soon()
+
+    def send(self, client: Client) -> None:
+        """Sends what the kernel takes now, and waits for the rest to be taken."""
+        try:
+            while client.has_more:
+                if not client.send():
+                    self._epoll.modify(client.sock, select.EPOLLOUT)
+                    client.deadline_s = time.monotonic() + TAKE_WITHIN_S
+                    return
+        except OSError:
+            self.drop(client)  # It has hung up.
+            return
+        if client.phase is Phase.STREAMING:
+            self._epoll.modify(client.sock, select.EPOLLIN)
+            client.deadline_s = math.inf
+        else:
+            self.drop(client)
+
+    # --- ends ---------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Looks who is late; each is told so when its turn comes."""
+        del self._timers[self._look]
+        now_s = time.monotonic()
+        late = [fd for fd, client in self._clients.items() if now_s >= client.deadline_s]
+        if late:
+            self._ready.extend(late)
+            self._turn_soon()
+        if self._clients:
+            self._later(LOOK_S, self._look)
+
+    def _end_late(self, client: Client) -> None:
+        if client.phase is Phase.ASKING and client.has_asked:
+            sentence = f"the request was not complete within {ASK_WITHIN_S:g} seconds"
+            self._answering.finish(client, refusal(408, sentence))
+        else:
+            self.drop(client)
+
+    def _accept_later(self) -> None:
+        """Lets clients wait in the socket's queue for a moment."""
+        self._epoll.modify(self._socket.sock, 0)
+        self._later(LOOK_S, self._accept_again)
+
+    def _accept_again(self) -> None:
+        del self._timers[self._accept_again]
+        if len(self._clients) < MOST:
+            self._epoll.modify(self._socket.sock, select.EPOLLIN)
+        else:
+            self._accept_later()
+
+    def drop(self, client: Client) -> None:
+        """Ends a client's connection, once it is known that no descriptor waits in it."""
+        if not self.serves(client):
+            return
+        self._epoll.unregister(client.sock)
+        del self._clients[client.sock.fileno()]
+        try:
+            client.sock.shutdown(socket.SHUT_RDWR)
+            # Nothing more can come, and the queue is as long as a socket's buffer at most.
+            while client.receive_bytes():
+                pass
+        except FdsSentError:
+            if client.rights < Rights.CHANGE:
+                self._keep(client)
+                return
+        except (EOFError, OSError):
+            pass  # The client has hung up.
+        for fd in client.kept_fds:
+            os.close(fd)
+        client.sock.close()
+
+    def _keep(self, client: Client) -> None:
+        """Leaves a connection with descriptors in it, and what came of them, open for good: to
+        close one may block for ever, if its file is of FUSE or a TCP socket that lingers."""
+        client.sock.detach()
+        self._misuses += 1
+        closed = self._misuses == MOST_MISUSES
+        if closed:
+            self._socket.close_to_group()
+        self._publish(ApiMisused(client.uid, closed))

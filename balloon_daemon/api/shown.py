@@ -1,0 +1,116 @@
+"""The status of the host and of VMs as the API shows it: values of JSON. Pure.
+
+``openapi.yaml`` describes them. A figure that is not known is ``null``, never 0.
+"""
+
+import json
+
+from balloon_daemon.events import Decided
+from balloon_daemon.records.words import worded
+from balloon_daemon.sizing.decision import NeverLow, Reading
+from balloon_daemon.status import (
+    HostStatus,
+    LastDecision,
+    PolicyStatus,
+    ProtectionStatus,
+    Undriven,
+    VmStatus,
+)
+
+Shown = dict[str, object]
+
+
+def as_json(shown: object) -> bytes:
+    """A value as one line of JSON, in UTF-8."""
+    return json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+
+
+def host_shown(status: HostStatus) -> Shown:
+    """The host's status."""
+    source, seen = status.source, status.source.seen
+    reading = seen if isinstance(seen, Reading) else None
+    return {
+        "available_mib": None if reading is None else reading.available_mib,
+        "margin_mib": None if reading is None else reading.margin_mib,
+        "within": None if reading is None else reading.within or None,
+        "low": None if seen is None else reading is not None and reading.is_low,
+        "source": source.name,
+        "switched_off": seen.why if isinstance(seen, NeverLow) else None,
+        "source_error": source.last_error or None,
+        "age_s": _seconds(source.age_s),
+        "last_decision": _decision(status.decided),
+        "next_timer_s": _seconds(status.wake_in_s),
+        "listens": status.listens,
+    }
+
+
+def vm_shown(status: VmStatus) -> Shown:
+    """A VM's status."""
+    policy, stats, trouble = status.policy, status.stats, status.trouble
+    return {
+        "name": status.vm.name,
+        "kind": status.kind,
+        "profile": status.settings.profile.value,
+        "priority": status.settings.priority,
+        "floor_bytes": status.settings.floor_bytes,
+        "ceiling_bytes": status.settings.ceiling_bytes,
+        "state": status.state.value,
+        "memory_bytes": None if policy is None else policy.vm_mem_bytes,
+        "balloon_bytes": status.balloon_bytes,
+        "target_bytes": None if policy is None else policy.target_bytes,
+        "max_balloon_bytes": None if policy is None else policy.max_balloon_bytes,
+        "level": None if policy is None else policy.level,
+        "steps": None if policy is None else policy.steps,
+        "guest_available_bytes": None if stats is None else stats.available_bytes,
+        "occupied_bytes": status.held_bytes,
+        "returned_bytes": _returned_bytes(status),
+        "trouble": None if trouble is None else trouble.why,
+        "protection": None if status.protection is None else _protection(status.protection),
+        "last_decision": _decision(status.decided),
+        "next": None if policy is None else _next(policy),
+    }
+
+
+def undriven_shown(vm: Undriven) -> Shown:
+    """A VM that is not driven."""
+    return vm._asdict()
+
+
+def _returned_bytes(status: VmStatus) -> int | None:
+    """How much of the balloon the host has: what the VM's memory does not occupy, at most all of
+    the balloon; None where nobody knows what it occupies."""
+    if status.policy is None or status.held_bytes is None:
+        return None
+    left_bytes = status.policy.vm_mem_bytes - status.held_bytes
+    return max(0, min(status.balloon_bytes, left_bytes))
+
+
+def _protection(protection: ProtectionStatus) -> Shown:
+    objection = protection.objection
+    return {
+        "objection": None if objection is None else objection.value,
+        "signs": sorted(sign.value for sign in protection.signs),
+        "left_alone_s": _seconds(protection.left_alone_s),
+        "stats_age_s": _seconds(protection.stats_age_s),
+        "missing_bytes": protection.missing_bytes,
+    }
+
+
+def _next(policy: PolicyStatus) -> Shown:
+    return {
+        "recheck_in_s": _seconds(policy.recheck_in_s),
+        "release_in_s": _seconds(policy.release_in_s),
+        "needed_mib": policy.needed_mib,
+    }
+
+
+def _decision(last: LastDecision | None) -> Shown | None:
+    if last is None:
+        return None
+    line = worded(Decided(last.vm, last.decision))
+    assert line is not None
+    return {**line.fields, "message": line.message, "age_s": _seconds(last.age_s)}
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

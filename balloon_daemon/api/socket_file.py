@@ -1,0 +1,125 @@
+"""The API's socket: bound in a directory that nobody else may write, and who may use it."""
+
+import contextlib
+import grp
+import os
+import socket
+import stat
+from pathlib import Path
+
+from balloon_daemon.api.routes import Rights
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.linux.credentials import groups_of, peer_of
+from balloon_daemon.linux.directories import others_may_write
+from balloon_daemon.linux.socket_holder import holder_of
+
+GROUP = "balloond"
+"""The group whose members may read, where there is such a group."""
+
+BACKLOG = 256
+"""How many clients may wait to be accepted."""
+
+
+class ApiSocket:
+    """The API's socket, listening and non-blocking.
+
+    Args:
+        path: where to bind it. A socket that an ended process has left there is replaced.
+
+    Attributes:
+        sock: the socket.
+        path: its path.
+        group: the group whose members may connect; "": only this process's user and root may.
+
+    Raises:
+        ConfigError: that is not possible; names the path and the remedy.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if why := others_may_write(path.parent):
+            raise ConfigError(
+                f"API socket {path}: {why}, and could put a socket of theirs there; name a path "
+                "in a directory of your own"
+            )
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _clear(path)
+            # Root's may be given to a group later, as the shipped unit does; until then it has
+            # root's group. A user's own group may be the group of all users.
+            umask = os.umask(0o177 if os.geteuid() else 0o117)
+            try:
+                self.sock.bind(os.fspath(path))
+            finally:
+                os.umask(umask)
+            self.group = _give_to_group(path)
+            self._file = os.lstat(path)
+            self.sock.listen(BACKLOG)
+            self.sock.setblocking(False)
+        except OSError as err:
+            self.sock.close()
+            why = err.strerror or str(err)
+            raise ConfigError(f"API socket {path}: {why}; name another path (--api)") from err
+        except ConfigError:
+            self.sock.close()
+            raise
+
+    def rights_of(self, client: socket.socket) -> tuple[int, Rights]:
+        """A connected client's user, and what it may do.
+
+        Root and this process's user may change something. Members of the file's group may read,
+        whoever gave the file to that group; but a file that was given to nobody has the group of
+        the process that made it, which says nothing.
+        """
+        uid = peer_of(client).uid
+        if uid in (0, os.geteuid()):
+            return uid, Rights.CHANGE
+        try:
+            group = os.lstat(self.path).st_gid
+        except OSError:
+            return uid, Rights.NOTHING
+        is_member = group != os.getegid() and group in groups_of(client)
+        return uid, Rights.READ if is_member else Rights.NOTHING
+
+    def close_to_group(self) -> None:
+        """From now on nobody connects but this process's user, and root."""
+        with contextlib.suppress(OSError):  # The file is gone, and nobody connects to it.
+            os.chmod(self.path, 0o600)
+
+    def close(self) -> None:
+        """Closes the socket and removes its file, unless another socket has replaced it."""
+        try:
+            if os.path.samestat(os.lstat(self.path), self._file):
+                os.unlink(self.path)
+        except OSError:
+            pass  # The file is gone already, or this process may not remove it.
+        self.sock.close()
+
+
+def _clear(path: Path) -> None:
+    """Removes the socket of an ended process."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise ConfigError(f"API socket {path}: there is something else; name another path")
+    if holder := holder_of(path):
+        raise ConfigError(f"API socket {path}: {holder}")
+    os.unlink(path)
+
+
+def _give_to_group(path: Path) -> str:
+    """Lets the members of the group ``GROUP`` connect.
+
+    Returns:
+        The group's name; "" where there is no such group, or the kernel refuses. Under the shipped
+        unit it does: there the unit gives the socket to the group, as balloond may give away
+        nothing (no CAP_CHOWN).
+    """
+    try:
+        os.chown(path, -1, grp.getgrnam(GROUP).gr_gid)
+    except (KeyError, OSError):
+        return ""
+    os.chmod(path, 0o660)
+    return GROUP

@@ -1,0 +1,72 @@
+"""Makes the status of the host and of a VM on demand, from what the controller knows anyway."""
+
+from balloon_daemon.controller.reported import protection_status
+from balloon_daemon.controller.vm import Vm
+from balloon_daemon.sizing.decision import Reading
+from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.status import LastDecision, PolicyStatus, SourceStatus, VmStatus
+from balloon_daemon.units import MIB, VmId
+
+
+def vm_status(
+    policy: HostPolicy, source: SourceStatus, vm_id: VmId, vm: Vm, now_s: float
+) -> VmStatus:
+    """One VM's status.
+
+    Args:
+        policy: decides for the VM, once the VM's size is known.
+        source: the low-memory source, for its margin.
+        vm_id: the VM.
+        vm: what is known of it.
+        now_s: the clock of the policy.
+    """
+    governed = policy.governs(vm_id)
+    guard = policy.guard(vm_id) if governed else None
+    return VmStatus(
+        vm_id,
+        vm.can,
+        _policy_status(policy, source, vm_id, now_s) if governed else None,
+        vm.balloon_bytes,
+        vm.stats,
+        vm.trouble,
+        vm.settings,
+        vm.state,
+        None if vm.held is None else vm.held.held_bytes,
+        None if guard is None else protection_status(guard, now_s),
+        vm.kind,
+        last_decision(vm_id, vm, now_s),
+    )
+
+
+def last_decision(vm_id: VmId, vm: Vm, now_s: float) -> LastDecision | None:
+    """A VM's last decision, rechecks left out; None where there was none."""
+    if vm.decided is None:
+        return None
+    decision, at_s = vm.decided
+    return LastDecision(vm_id, decision, now_s - at_s)
+
+
+def _policy_status(
+    host: HostPolicy, source: SourceStatus, vm_id: VmId, now_s: float
+) -> PolicyStatus:
+    policy = host.policy(vm_id)
+    state, steps = policy.state(), policy.settings.steps
+    needed_mib = None
+    if isinstance(source.seen, Reading):
+        # As BalloonPolicy reckons it: the increment is rounded down to MiB before it is doubled.
+        needed_mib = source.seen.margin_mib + 2 * (policy.max_bytes // steps // MIB)
+    return PolicyStatus(
+        host.vm_mem_bytes(vm_id),
+        policy.max_bytes,
+        policy.level,
+        steps,
+        host.target_bytes(vm_id),
+        policy.statistics(),
+        _left_s(state.recheck_at_s, now_s),
+        _left_s(state.release_at_s, now_s),
+        needed_mib,
+    )
+
+
+def _left_s(at_s: float | None, now_s: float) -> float | None:
+    return None if at_s is None else max(0.0, at_s - now_s)

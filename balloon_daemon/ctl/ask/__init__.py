@@ -1,0 +1,1 @@
+"""The commands that ask a balloond that runs, over its API."""

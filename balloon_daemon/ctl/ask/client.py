@@ -1,0 +1,156 @@
+"""Asks balloond over its API, and says plainly why that is not possible."""
+
+import errno
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h11
+
+from balloon_daemon.errors import printable
+
+ANSWER_WITHIN_S = 10.0
+"""How long balloond may take: it answers within milliseconds, unless 200 others ask."""
+
+MOST_BYTES = 64 << 20
+"""The longest answer: the status of 1,024 VMs has less than a megabyte."""
+
+
+class NoAnswerError(Exception):
+    """balloond cannot be asked: says why, and the remedy."""
+
+
+class NotAllowedError(Exception):
+    """This user may not ask: says who may."""
+
+
+class RefusedError(Exception):
+    """balloond refuses the request: its own sentence."""
+
+
+class Client:
+    """A balloond's API.
+
+    Args:
+        path: the path of its socket.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def ask(self, target: str, method: str = "GET", content: object = None) -> bytes:
+        """Sends one request.
+
+        Args:
+            target: the path, with its query.
+            method: the method.
+            content: the body, which is sent as JSON; None: there is none.
+
+        Returns:
+            The answer's body.
+
+        Raises:
+            NoAnswerError: there is no balloond, or it does not answer.
+            NotAllowedError: this user may not ask.
+            RefusedError: balloond refuses the request.
+        """
+        body = bytearray()
+        for some in self._answer(target, method, content, ANSWER_WITHIN_S):
+            body += some
+            if len(body) > MOST_BYTES:
+                raise NoAnswerError(f"{self._name} answers without end")
+        return bytes(body)
+
+    def lines(self, target: str, *, follow: bool) -> Iterator[bytes]:
+        """The lines of a stream, as they come; raises what ``ask`` does.
+
+        Args:
+            target: the path, with its query.
+            follow: the stream goes on for as long as balloond runs.
+        """
+        rest = b""
+        within_s = None if follow else ANSWER_WITHIN_S
+        for some in self._answer(target, "GET", None, within_s):
+            *lines, rest = (rest + some).split(b"\n")
+            yield from lines
+
+    def _answer(
+        self, target: str, method: str, content: object, within_s: float | None
+    ) -> Iterator[bytes]:
+        http = h11.Connection(h11.CLIENT)
+        body = b"" if content is None else json.dumps(content).encode()
+        headers = [("Host", "localhost"), ("Content-Length", str(len(body)))]
+        try:
+            with self._connect() as sock:
+                head = http.send(h11.Request(method=method, target=target, headers=headers)) or b""
+                # All at once: balloond may refuse a request by its head alone, and read no more.
+                sock.sendall(head + (http.send(h11.Data(data=body)) or b""))
+                http.send(h11.EndOfMessage())
+                yield from self._body(http, sock, within_s)
+        except (h11.RemoteProtocolError, ConnectionError) as err:
+            raise NoAnswerError(
+                f"{self._name} has ended the connection; perhaps it has ended, or something else "
+                "listens there"
+            ) from err
+        except TimeoutError as err:
+            raise NoAnswerError(f"{self._name} does not answer; look at its log") from err
+
+    def _body(
+        self, http: h11.Connection, sock: socket.socket, within_s: float | None
+    ) -> Iterator[bytes]:
+        refused = None
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(sock.recv(1 << 16))
+            elif isinstance(event, h11.Response):
+                refused = None if event.status_code == 200 else event.status_code
+                sock.settimeout(within_s if refused is None else ANSWER_WITHIN_S)
+            elif isinstance(event, h11.Data):
+                if refused is not None:
+                    raise self._refusal(refused, bytes(event.data))
+                yield bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                return
+            else:
+                raise ConnectionResetError
+
+    def _refusal(self, status: int, body: bytes) -> Exception:
+        try:
+            answer: Any = json.loads(body)
+            sentence = printable(answer["error"])
+        except (ValueError, TypeError, KeyError):
+            return NoAnswerError(f"{self._name} answers with status {status} and no sentence")
+        return NotAllowedError(sentence) if status == 403 else RefusedError(sentence)
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(ANSWER_WITHIN_S)
+        try:
+            sock.connect(str(self._path))
+        except OSError as err:
+            sock.close()
+            raise self._not_connected(err) from err
+        return sock
+
+    def _not_connected(self, err: OSError) -> Exception:
+        path = printable(str(self._path))
+        match err.errno:
+            case errno.EACCES | errno.EPERM:
+                return NotAllowedError(
+                    f"you may not connect to {path}: root may, and members of the socket's group; "
+                    "use sudo, or have yourself added to that group (balloond)"
+                )
+            case errno.ENOENT | errno.ECONNREFUSED | errno.ENOTDIR | errno.ENOTSOCK:
+                return NoAnswerError(
+                    f"no balloond listens at {path}; start it (as a service it does, by hand with "
+                    f"--api {path}), or name another socket (--api)"
+                )
+            case _:
+                return NoAnswerError(f"{path}: {err.strerror or err}; name another socket (--api)")
+
+    @property
+    def _name(self) -> str:
+        return f"balloond at {printable(str(self._path))}"

@@ -1,0 +1,129 @@
+"""``balloonctl status``, ``explain`` and ``events``: flags, and the exit statuses. What they need
+is imported when one of them runs."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+if TYPE_CHECKING:
+    from balloon_daemon.ctl.ask.client import Client
+
+DEFAULT_API = Path("/run/balloond/api.sock")
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3, 4
+
+_EPILOG = """\
+exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or a VM that there is not,
+3 no balloond answers, 4 you may not ask
+"""
+
+Subparsers = Any  # argparse has no public name for it.
+
+
+def add_parsers(subparsers: Subparsers) -> None:
+    """Adds the commands."""
+    status = _command(subparsers, "status", "the host and all VMs at a glance", _status)
+    status.description = (
+        "Shows each VM: its memory, its balloon now, as it is to be and at most, what its guest "
+        "has available, and how much of the balloon the host has; below that the host."
+    )
+    explain = _command(subparsers, "explain", "why a VM has its size", _explain)
+    explain.description = (
+        "Says why a VM's balloon has its size, when it grows or shrinks next, and which events "
+        "led there."
+    )
+    explain.add_argument("vm", metavar="VM", help="the VM's name, as balloonctl status has it")
+    events = _command(subparsers, "events", "the last events, and those to come", _events)
+    events.description = "Prints the last events, as balloond logs them."
+    events.add_argument("vm", metavar="VM", nargs="?", help="only events about this VM")
+    events.add_argument(
+        "-f", "--follow", action="store_true", help="go on with each event as it comes"
+    )
+
+
+def _command(
+    subparsers: Subparsers, name: str, summary: str, run: "Callable[[Client, Any], None]"
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--api",
+        type=Path,
+        default=DEFAULT_API,
+        metavar="PATH",
+        help="the socket of balloond's API (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="as balloond answers: docs/api.md")
+    parser.set_defaults(run=lambda options: _asked(run, options))
+    return parser
+
+
+def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) -> int:
+    from balloon_daemon.ctl.ask.client import (
+        Client,
+        NoAnswerError,
+        NotAllowedError,
+        RefusedError,
+    )
+
+    try:
+        run(Client(options.api), options)
+    except NoAnswerError as err:
+        return _complain(err, EXIT_NO_DAEMON)
+    except NotAllowedError as err:
+        return _complain(err, EXIT_NOT_ALLOWED)
+    except RefusedError as err:
+        return _complain(err, EXIT_USAGE)
+    return EXIT_OK
+
+
+def _complain(err: Exception, status: int) -> int:
+    sys.stdout.flush()
+    print(f"balloonctl: {err}", file=sys.stderr)
+    return status
+
+
+def _status(client: "Client", options: argparse.Namespace) -> None:
+    answer = client.ask("/v1/status")
+    if options.json:
+        print(answer.decode(), end="")
+        return
+    from balloon_daemon.ctl.ask.tables import status_table
+
+    print("\n".join(status_table(json.loads(answer), _columns())))
+
+
+def _explain(client: "Client", options: argparse.Namespace) -> None:
+    answer = client.ask(f"/v1/vms/{quote(options.vm, safe='')}")
+    if options.json:
+        print(answer.decode(), end="")
+        return
+    from balloon_daemon.ctl.ask.explanation import explained
+
+    print("\n".join(explained(json.loads(answer), _columns())))
+
+
+def _events(client: "Client", options: argparse.Namespace) -> None:
+    from balloon_daemon.ctl.ask.explanation import event_line
+
+    asked = {"follow": "true" if options.follow else "false"}
+    if options.vm is not None:
+        asked["vm"] = options.vm
+    for line in client.lines(f"/v1/events?{urlencode(asked)}", follow=options.follow):
+        # Flushed: whoever follows through a pipe wants each event when it comes.
+        print(line.decode() if options.json else event_line(json.loads(line)), flush=True)
+
+
+def _columns() -> int | None:
+    """The terminal's width; None where the output is no terminal, and lines may be any length."""
+    if not os.isatty(sys.stdout.fileno()):
+        return None
+    return max(os.get_terminal_size(sys.stdout.fileno()).columns, 40)

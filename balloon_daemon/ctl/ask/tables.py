@@ -1,0 +1,72 @@
+"""``balloonctl status``: a table that fits 80 columns, and the host below it. Pure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from balloon_daemon.ctl.ask.wording import age, brief_size, host_line, vm_notes, wrapped
+from balloon_daemon.errors import printable
+
+HEADS = ("VM", "KIND", "MEMORY", "BALLOON", "TARGET", "MOST", "GUEST HAS", "RETURNED")
+"""The last two: what the guest has available, and what the host has got of the balloon."""
+
+LEAST_NAME = 8
+"""A name is cut to no fewer characters, however narrow the terminal is."""
+
+_KINDS = {"vhost_user": "vhost-user", "cloud_hypervisor": "cloud-hyp."}
+_LEFT = 2
+"""How many columns are aligned at their left; the others are numbers."""
+
+
+def status_table(status: dict[str, Any], columns: int | None) -> list[str]:
+    """The lines of the table.
+
+    Args:
+        status: the answer to ``GET /v1/status``.
+        columns: the terminal's width; None: lines may be any length.
+    """
+    vms, host = status["vms"], status["host"]
+    lines = _table([HEADS, *(_row(vm) for vm in vms)], columns) if vms else ["no VM is driven"]
+    notes = [f"{printable(vm['name'])}: {note}" for vm in vms for note in vm_notes(vm)]
+    below = [f"Host: {host_line(host)}"]
+    if (last := host["last_decision"]) is not None:
+        name, message = printable(last["vm"]), printable(last["message"])
+        below.append(f"Last decision: {age(last['age_s'])} ago, {name}: {message}")
+    if host["next_timer_s"] is not None:
+        below.append(f"Next: in {age(host['next_timer_s'])}")
+    if notes:
+        lines += ["", *wrapped(notes, columns)]
+    lines += ["", *wrapped(below, columns)]
+    if undriven := [printable(vm["why"]) for vm in status["not_driven"]]:
+        lines += ["", "Not driven:", *wrapped(undriven, columns)]
+    return lines
+
+
+def _row(vm: dict[str, Any]) -> tuple[str, ...]:
+    sizes = (
+        "memory_bytes",
+        "balloon_bytes",
+        "target_bytes",
+        "max_balloon_bytes",
+        "guest_available_bytes",
+        "returned_bytes",
+    )
+    kind = _KINDS.get(vm["kind"], vm["kind"])
+    return (printable(vm["name"]), printable(kind), *(brief_size(vm[size]) for size in sizes))
+
+
+def _table(rows: Sequence[tuple[str, ...]], columns: int | None) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if columns is not None:
+        others = sum(widths[1:]) + 2 * (len(widths) - 1)
+        widths[0] = min(widths[0], max(columns - others, LEAST_NAME))
+    lines = []
+    for row in rows:
+        name = row[0] if len(row[0]) <= widths[0] else f"{row[0][: widths[0] - 1]}…"
+        cells = [name, *row[1:]]
+        lines.append(
+            "  ".join(
+                cell.ljust(width) if number < _LEFT else cell.rjust(width)
+                for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ).rstrip()
+        )
+    return lines

@@ -1,0 +1,99 @@
+"""Figures of the API in words, for people. Pure."""
+
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from balloon_daemon.errors import printable
+from balloon_daemon.units import GIB, KIB, MIB, format_size
+
+_STATES = {
+    "no-driver": "no balloon driver listens in its guest: it boots, or has none",
+    "paused": "its guest stands still",
+    "retaking": "its balloon is filled again, after a snapshot or a migration has read its memory",
+}
+_OBJECTIONS = {
+    "in-need": "the guest needs its memory",
+    "stalled": "the guest gives no more",
+    "contested": "somebody else sets its balloon",
+    "fruitless": "the host does not get what it gives",
+    "no-fresh-stats": "its statistics have stopped coming",
+    "not-running": "it stands still, or has no driver",
+}
+
+
+def brief_size(size_bytes: int | None) -> str:
+    """A size for a table: ``1.5G``, ``160M``, ``0``; ``-`` where it is not known."""
+    if size_bytes is None:
+        return "-"
+    for factor, unit in ((GIB, "G"), (MIB, "M"), (KIB, "K")):
+        if size_bytes >= factor:
+            number = size_bytes / factor
+            shown = f"{number:.2f}" if number < 10 else f"{number:.1f}" if number < 100 else ""
+            return f"{shown.rstrip('0').rstrip('.') if shown else round(number)}{unit}"
+    return str(size_bytes)
+
+
+def age(seconds: float) -> str:
+    """A time for people: ``0.4 s``, ``12 s``, ``3 min``, ``2 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+
+
+def host_line(host: dict[str, Any]) -> str:
+    """The host's memory, and where its figures come from."""
+    source = printable(host["source"])
+    if host["switched_off"] is not None:
+        return f"low memory is switched off ({printable(host['switched_off'])})"
+    if host["available_mib"] is None:
+        why = host["source_error"] or "nothing was read yet"
+        return f"what is available is not known ({source}: {printable(why)})"
+    available, margin = (format_size(host[key] * MIB) for key in ("available_mib", "margin_mib"))
+    within = f" within {printable(host['within'])}" if host["within"] else ""
+    low = "; memory is LOW" if host["low"] else ""
+    return f"{available} available{within}, margin {margin} ({source}){low}"
+
+
+def vm_notes(vm: dict[str, Any]) -> list[str]:
+    """What is out of the ordinary about a VM."""
+    notes = []
+    if vm["trouble"]:
+        notes.append(f"its balloon cannot be moved: {printable(vm['trouble'])}")
+    if vm["memory_bytes"] is None:
+        notes.append("its size is not known yet")
+    if vm["state"] in _STATES:
+        notes.append(_STATES[vm["state"]])
+    protection = vm["protection"]
+    if protection is None:
+        return notes
+    if (objection := objection_said(protection)) and vm["state"] == "running":
+        notes.append(objection)
+    if protection["missing_bytes"]:
+        missing = format_size(protection["missing_bytes"])
+        notes.append(f"the host has not got {missing} of its balloon")
+    return notes
+
+
+def objection_said(protection: dict[str, Any]) -> str:
+    """Why a guest is not asked for more, and for how long; "" where nothing is against it."""
+    objection = protection["objection"]
+    if objection is None:
+        return ""
+    why = _OBJECTIONS.get(objection, printable(objection))
+    if protection["signs"]:
+        why += f" ({', '.join(map(printable, protection['signs']))})"
+    if protection["left_alone_s"]:
+        why += f": not asked for more for {age(protection['left_alone_s'])}"
+    return why
+
+
+def wrapped(lines: Iterable[str], columns: int | None) -> list[str]:
+    """Lines that fit a terminal, with what goes on indented; None: as they are."""
+    if columns is None:
+        return list(lines)
+    return [
+        part for line in lines for part in textwrap.wrap(line, columns, subsequent_indent="  ")
+    ]

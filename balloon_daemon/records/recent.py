@@ -1,0 +1,134 @@
+"""The last events, kept in memory for whoever asks, and told to whoever follows.
+
+Only events are kept, and worded when somebody asks: a balloond that nobody asks pays for a queue's
+append. All bounds are counts, because an event holds a few hundred bytes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from balloon_daemon.events import (
+    Connected,
+    Disconnected,
+    Event,
+    VmDriven,
+    VmNotDriven,
+    VmNotSought,
+)
+from balloon_daemon.records.log import as_json
+from balloon_daemon.records.words import is_debug, worded
+from balloon_daemon.status import Undriven
+from balloon_daemon.units import VmId
+
+KEPT_IN_ALL = 256
+"""How many of the last events are kept, whatever VM each is about."""
+
+KEPT_EACH = 32
+"""How many of the last events about one VM are kept: a squeeze to the maximum has sixteen steps,
+and its balloon gets there as often."""
+
+MOST_VMS = 1024
+"""How many VMs have events kept of their own; the VM whose last event is oldest is forgotten."""
+
+Follower = Callable[[str, str], None]
+"""Called with a VM's name ("" for the host's events) and the event as a line of JSON."""
+
+
+class Recent:
+    """Keeps the last events. A ``Reader``."""
+
+    def __init__(self) -> None:
+        self._all = deque[tuple[Event, float]](maxlen=KEPT_IN_ALL)
+        self._count = 0
+        """How many events ``_all`` has had."""
+        self._of_vms: dict[VmId, deque[tuple[Event, float]]] = {}
+        self._undriven: dict[str, VmNotDriven] = {}
+        self._followers = set[Follower]()
+
+    def __call__(self, event: Event, at_s: float) -> None:
+        """Keeps an event, and tells it to all followers; events for debugging are left out.
+
+        Args:
+            event: the event.
+            at_s: when it was published, in seconds since the epoch.
+        """
+        match event:
+            case VmNotDriven(name):
+                self._undriven.pop(name, None)
+                self._undriven[name] = event
+                _drop_oldest(self._undriven)
+            case VmDriven(vm):
+                self._undriven.pop(vm.name, None)
+            case VmNotSought(name):
+                self._undriven.pop(name, None)
+            case Connected() | Disconnected():
+                return  # The log has no line for them either.
+        if is_debug(event):
+            return
+        self._all.append((event, at_s))
+        self._count += 1
+        if (about := _vm_of(event)) is not None:
+            ring = self._of_vms.pop(about, None) or deque(maxlen=KEPT_EACH)
+            self._of_vms[about] = ring
+            ring.append((event, at_s))
+            _drop_oldest(self._of_vms)
+        if self._followers:
+            for name, line in _lines((event, at_s)):
+                for follower in tuple(self._followers):
+                    follower(name, line)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """The last events, each with its VM's name ("" for the host's), as lines of JSON.
+
+        Events that come before the iterator has ended are among them.
+        """
+        done = self._count - len(self._all)
+        while done < self._count:
+            later = min(self._count - done, len(self._all))
+            done = self._count
+            for kept in list(self._all)[-later:]:
+                yield from _lines(kept)
+
+    def lines_of(self, vm: VmId) -> Iterator[str]:
+        """The last events about a VM, as lines of JSON."""
+        for kept in tuple(self._of_vms.get(vm, ())):
+            for _, line in _lines(kept):
+                yield line
+
+    def undriven(self, name: str = "") -> Iterator[Undriven]:
+        """The VMs that could not be driven when that was last tried.
+
+        Args:
+            name: only the VM of this name; "": all.
+        """
+        for event in tuple(self._undriven.values()):
+            if name in ("", event.name):
+                line = worded(event)
+                assert line is not None
+                yield Undriven(event.name, event.address, event.fault.value, line.message)
+
+    def follow(self, follower: Follower) -> None:
+        """Tells all later events to a follower."""
+        self._followers.add(follower)
+
+    def leave(self, follower: Follower) -> None:
+        """Tells no more events to a follower."""
+        self._followers.discard(follower)
+
+
+def _vm_of(event: Event) -> VmId | None:
+    vm = getattr(event, "vm", None)
+    return vm if isinstance(vm, VmId) else None
+
+
+def _lines(kept: tuple[Event, float]) -> Iterator[tuple[str, str]]:
+    event, at_s = kept
+    if (line := worded(event)) is not None:
+        vm = _vm_of(event)
+        name = getattr(event, "name", "") if vm is None else vm.name
+        yield name, as_json(line, at_s)
+
+
+def _drop_oldest(kept: dict[VmId, deque[tuple[Event, float]]] | dict[str, VmNotDriven]) -> None:
+    if len(kept) > MOST_VMS:
+        del kept[next(iter(kept))]  # type: ignore[arg-type]  # Any key of either mapping.

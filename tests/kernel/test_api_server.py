@@ -1,0 +1,397 @@
+"""The API's server over real sockets, in an event loop of the test's: clients of any kind."""
+
+import array
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from balloon_daemon.api import client as api_client
+from balloon_daemon.api import server as api_server
+from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES
+from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
+from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
+from balloon_daemon.api.socket_file import ApiSocket
+from balloon_daemon.commands import Done, NotDone, Release, SetBalloon
+from balloon_daemon.events import ApiMisused, CallbackFailed, Event, TargetReached
+from balloon_daemon.records.recent import Recent
+from balloon_daemon.status import HostStatus, SourceStatus, VmStatus
+from balloon_daemon.units import MIB, VmId
+from tests.harness.api_schemas import check
+from tests.harness.faults import fault
+from tests.harness.waiting import HANG_S
+
+VM = VmId(1, "web")
+GET_STATUS = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
+GET_EVENTS = b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n"
+Play = Callable[[Callable[["World"], Awaitable[None]]], None]
+
+
+class Desk:
+    """A host with some VMs, which counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.vms = 3
+        self.asked = 0
+        self.obeyed: list[tuple[Release | SetBalloon, int]] = []
+        self.answer: Done | NotDone = Done(2 * MIB, 0)
+        self.fails = False
+
+    def host_status(self) -> HostStatus:
+        self.asked += 1
+        if self.fails:
+            raise KeyError("a bug")
+        return HostStatus(SourceStatus("meminfo", "", 0, 0, 0))
+
+    def vm_ids(self) -> tuple[VmId, ...]:
+        return tuple(VmId(number + 1, f"vm{number + 1}") for number in range(self.vms))
+
+    def vm_status(self, vm_id: VmId) -> VmStatus | None:
+        return VmStatus(vm_id, frozenset(), None, 0, None, None, kind="qmp")
+
+    def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
+        self.obeyed.append((command, uid))
+        return self.answer
+
+
+class World:
+    """A server, its clients, and what it publishes."""
+
+    def __init__(self, path: Path) -> None:
+        self.desk = Desk()
+        self.recent = Recent()
+        self.events: list[Event] = []
+        self.socket = ApiSocket(path)
+        self.server = Server(self.socket, self.recent, self.events.append)
+
+    async def connect(self) -> socket.socket:
+        """A client's end of a new connection."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, str(self.socket.path))
+        return sock
+
+    async def ask(self, text: bytes = GET_STATUS) -> tuple[int, Any]:
+        """An answer's status and its content."""
+        sock = await self.connect()
+        with sock:
+            with contextlib.suppress(BrokenPipeError):  # It has answered, and reads no more.
+                await asyncio.get_running_loop().sock_sendall(sock, text)
+            return parsed(await received(sock))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def received(sock: socket.socket) -> bytes:
+    """All that the server sends until it closes the connection."""
+    got = b""
+    while some := await asyncio.get_running_loop().sock_recv(sock, 1 << 16):
+        got += some
+    return got
+
+
+def parsed(answer: bytes) -> tuple[int, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    """Plays a scene with a server, which must end in time and without a bug."""
+
+    def played(scene: Callable[[World], Awaitable[None]]) -> None:
+        async def whole() -> None:
+            world = World(tmp_path / "api.sock")
+            world.server.start(world.desk)
+            try:
+                async with asyncio.timeout(HANG_S):
+                    await scene(world)
+            finally:
+                world.server.close()
+            bugs = [event for event in world.events if isinstance(event, CallbackFailed)]
+            assert (bugs != []) is world.desk.fails
+
+        asyncio.run(whole())
+
+    return played
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "sentence"),
+    [
+        (b"\0\0\0\0\r\n\r\n", 400, "this is no HTTP request that can be read"),
+        (b"GET /v1/status\r\n\r\n", 400, "this is no HTTP request that can be read"),
+        (b"GET /v1/status HTTP/1.1\r\n\r\n", 400, "this is no HTTP request that can be read"),
+        (b"GET /v1/events HTTP/1.0\r\n\r\n", 505, "the stream of events needs HTTP/1.1"),
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\nX: " + (MAX_HEAD_BYTES + 1) * b"x",
+            431,
+            "this is no HTTP request that can be read",
+        ),
+        (
+            b"POST /v1/status HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n"
+            + (MAX_BODY_BYTES + 1) * b"x",
+            413,
+            "the body is longer than 4096 bytes",
+        ),
+        (
+            b"POST /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            400,
+            "this is no HTTP request that can be read",
+        ),
+        (
+            b"POST /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+            501,
+            "this is no HTTP request that can be read",
+        ),
+    ],
+)
+@fault("bytes that are no request")
+def test_bytes_that_are_no_request_have_a_status_and_a_sentence(
+    text: bytes, status: int, sentence: str, play: Play
+) -> None:
+    async def scene(world: World) -> None:
+        said = await world.ask(text)
+        assert said[0] == status
+        check("Error")(said[1])
+        assert said[1]["error"].startswith(sentence)
+        assert (await world.ask())[0] == 200
+
+    play(scene)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(parts=st.lists(st.sampled_from(GET_STATUS.split(b" ")) | st.binary(max_size=40)))
+@fault("bytes that are no request")
+def test_any_bytes_are_answered_or_let_go_and_the_next_client_is_served(
+    parts: list[bytes], play: Play
+) -> None:
+    async def scene(world: World) -> None:
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, b" ".join(parts))
+            sock.shutdown(socket.SHUT_WR)
+            got = await received(sock)
+            assert got == b"" or parsed(got)[0] in (200, 400, 404, 405, 501, 505)
+        assert (await world.ask())[0] == 200
+
+    play(scene)
+
+
+@fault("a client that is slow")
+def test_request_that_is_not_complete_in_time_has_a_status_and_silence_has_none(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_server, "ASK_WITHIN_S", 0.05)
+    monkeypatch.setattr(api_server, "LOOK_S", 0.01)
+
+    async def scene(world: World) -> None:
+        assert await world.ask(GET_STATUS[:-2]) == (
+            408,
+            {"error": "the request was not complete within 0.05 seconds"},
+        )
+        with await world.connect() as silent:
+            assert await received(silent) == b""
+
+    play(scene)
+
+
+@fault("a client that never reads")
+def test_client_that_does_not_take_its_answer_is_dropped(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_server, "TAKE_WITHIN_S", 0.05)
+    monkeypatch.setattr(api_server, "LOOK_S", 0.01)
+
+    async def scene(world: World) -> None:
+        world.desk.vms = 2000  # More than a socket's queue holds.
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, GET_STATUS)
+            await world.until(lambda: world.server.clients() != [])
+            await world.until(lambda: world.server.clients() == [])
+            with pytest.raises(json.JSONDecodeError):
+                parsed(await received(sock))
+
+    play(scene)
+
+
+@fault("a client that never reads")
+def test_follower_that_never_reads_is_dropped_and_others_get_every_event(play: Play) -> None:
+    async def scene(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        with await world.connect() as silent, await world.connect() as reader:
+            await loop.sock_sendall(silent, GET_EVENTS)
+            await loop.sock_sendall(reader, GET_EVENTS)
+            await world.until(
+                lambda: [one.phase.name for one in world.server.clients()] == 2 * ["STREAMING"]
+            )
+            reading = asyncio.create_task(received(reader))
+            sent = 0
+            while len(world.server.clients()) == 2:
+                for _ in range(100):
+                    world.recent(TargetReached(VM, sent, 0), 0.0)
+                    sent += 1
+                await asyncio.sleep(0)
+                await world.until(lambda: not world.server.clients()[-1].has_more)
+            # What was queued, and what the kernel took: no more than both bounds.
+            assert sent * 100 < 2 * MOST_WAITING_BYTES + (1 << 20)
+            world.server.close()
+            lines = (await reading).split(b"\r\n\r\n", 1)[1].split(b"\r\n")
+            assert [json.loads(line)["actual_bytes"] for line in lines[1::2]] == list(range(sent))
+            world.server = Server(ApiSocket(world.socket.path), world.recent, world.events.append)
+            world.server.start(world.desk)
+
+    play(scene)
+
+
+@fault("200 clients at once")
+def test_clients_at_once_are_all_served_by_few_statuses_while_the_loop_goes_on(play: Play) -> None:
+    async def scene(world: World) -> None:
+        loop, turns = asyncio.get_running_loop(), 0
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            loop.call_soon(turn)
+
+        turn()
+        answers = await asyncio.gather(*(world.ask() for _ in range(200)))
+        assert {status for status, _ in answers} == {200}
+        assert all(len(content["vms"]) == 3 for _, content in answers)
+        assert world.desk.asked < 200
+        # Each turn of the loop serves a few of them, and then lets everybody else go on.
+        assert turns > 200 / 10
+
+    play(scene)
+
+
+@fault("200 clients at once")
+def test_status_is_never_from_before_its_request(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.desk.vms = 500
+        first = asyncio.create_task(world.ask())
+        await world.until(lambda: world.desk.asked == 1)
+        world.desk.vms = 1
+        second = asyncio.create_task(world.ask())
+        assert len((await first)[1]["vms"]) == 500
+        assert len((await second)[1]["vms"]) == 1
+
+    play(scene)
+
+
+@fault("more clients than are served at a time")
+def test_clients_beyond_the_most_wait_for_their_turn(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_server, "LOOK_S", 0.01)
+
+    async def scene(world: World) -> None:
+        idle = [await world.connect() for _ in range(MOST)]
+        await world.until(lambda: len(world.server.clients()) == MOST)
+        waiting = asyncio.create_task(world.ask())
+        await asyncio.sleep(0.02)
+        assert len(world.server.clients()) == MOST
+        for sock in idle:
+            sock.close()
+        assert (await waiting)[0] == 200
+
+    play(scene)
+
+
+@fault("more clients than are served at a time")
+def test_those_who_may_only_read_leave_room_for_root(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: World) -> None:
+        monkeypatch.setattr(world.socket, "rights_of", lambda _: (1000, Rights.READ))
+        idle = [await world.connect() for _ in range(MOST_READERS)]
+        await world.until(lambda: len(world.server.clients()) == MOST_READERS)
+        with await world.connect() as sock:
+            status, content = parsed(await received(sock))
+        assert status == 503
+        assert content["error"].startswith(f"{MOST_READERS} clients are served already")
+        monkeypatch.setattr(world.socket, "rights_of", lambda _: (0, Rights.CHANGE))
+        assert (await world.ask())[0] == 200
+        for sock in idle:
+            sock.close()
+
+    play(scene)
+
+
+def send_fds(sock: socket.socket, fds: list[int]) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    sock.sendmsg([b"GET"], rights)
+
+
+@fault("a client that sends file descriptors")
+def test_descriptors_of_readers_are_never_closed_and_cost_the_group_its_access(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+
+    async def scene(world: World) -> None:
+        monkeypatch.setattr(world.socket, "rights_of", lambda _: (1000, Rights.READ))
+        for number in range(MOST_MISUSES):
+            reading, writing = os.pipe()
+            with await world.connect() as sock:
+                if number % 2:  # They lie in the queue when the connection ends otherwise.
+                    await asyncio.get_running_loop().sock_sendall(sock, b"\0\r\n\r\n")
+                send_fds(sock, [writing])
+                await received(sock)
+            os.close(writing)
+            os.set_blocking(reading, False)
+            await world.until(lambda: world.server.clients() == [])
+            with pytest.raises(BlockingIOError):
+                os.read(reading, 1)  # Its writing end is still open: it was not closed here.
+            os.close(reading)
+        misused = [event for event in world.events if isinstance(event, ApiMisused)]
+        assert misused == [ApiMisused(1000, closed=n == MOST_MISUSES - 1) for n in range(16)]
+        assert world.socket.path.stat().st_mode & 0o777 == 0o600
+
+    play(scene)
+    for fd in set(os.listdir("/proc/self/fd")) - before:
+        with contextlib.suppress(OSError):  # The directory's own.
+            os.close(int(fd))
+
+
+@fault("a bug in what the API shows")
+def test_bug_in_an_answer_costs_its_client_alone(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.desk.fails = True
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, GET_STATUS)
+            assert await received(sock) == b""
+        status, _ = await world.ask(b"GET /v1/vms/none HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status == 404
+        world.desk.fails = False
+        assert (await world.ask())[0] == 200
+        world.desk.fails = True
+
+    play(scene)
+
+
+def test_client_that_hangs_up_while_its_answer_is_made_is_let_go(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.desk.vms = 500
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, GET_STATUS)
+            await world.until(lambda: world.desk.asked == 1)
+        await world.until(lambda: world.server.clients() == [])
+        world.desk.vms = 1
+        assert (await world.ask())[0] == 200
+
+    play(scene)
+
+
+def test_bounds_are_what_the_documents_say() -> None:
+    assert (api_client.MAX_HEAD_BYTES, MAX_BODY_BYTES) == (8192, 4096)
+    assert (api_server.ASK_WITHIN_S, api_server.TAKE_WITHIN_S) == (10, 10)

@@ -1,0 +1,192 @@
+"""``balloonctl`` and a balloond that runs, or does not: what it prints, and its exit statuses."""
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import tempfile
+import termios
+from pathlib import Path
+
+import pytest
+
+from balloon_daemon.fake_guest.machine import run
+from tests.harness.api_schemas import check
+from tests.harness.daemon import ROOT, Daemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import SETTINGS, STEP, MakeGuest, StartDaemon
+from tests.harness.needs import needs_root
+from tests.harness.other_user import AS_NOBODY
+from tests.harness.waiting import HANG_S
+from tests.harness.whole_vm import attach, balloon_bytes, facts
+
+BALLOONCTL = str(ROOT / ".venv/bin/balloonctl")
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Path:
+    return tmp_path / "api.sock"
+
+
+@pytest.fixture
+def squeezed(
+    start_daemon: StartDaemon, make_guest: MakeGuest, low_mem: LowMemDir, api: Path
+) -> Daemon:
+    """A balloond that has taken two steps or more from its VM."""
+    daemon = start_daemon("--api", str(api))
+    guest = attach(make_guest(SETTINGS), daemon)
+    run([guest], lambda: facts(daemon, "vm-attached") != [])
+    low_mem.set_low()
+    run([guest], lambda: balloon_bytes(guest) >= 2 * STEP)
+    return daemon
+
+
+def balloonctl(*arguments: str, before: tuple[str, ...] = ()) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*before, BALLOONCTL, *arguments], capture_output=True, text=True, timeout=HANG_S
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_status_is_a_table_of_the_vms_with_the_host_below(squeezed: Daemon, api: Path) -> None:
+    status, out, err = balloonctl("status", "--api", str(api))
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split("  ")[0].split() == ["VM"]
+    assert lines[1].split()[:3] == ["vm1", "vhost-user", "512M"]
+    assert "\nHost: 0 B available, margin 100 MiB (chromeos); memory is LOW\n" in out
+    assert " ago, vm1: low memory" in out
+
+
+def test_status_in_a_terminal_of_80_columns_has_no_longer_line(
+    squeezed: Daemon, api: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    done = subprocess.run([BALLOONCTL, "status", "--api", str(api)], stdout=theirs, check=True)
+    os.close(theirs)
+    text = b""
+    try:
+        while some := os.read(ours, 1 << 16):
+            text += some
+    except OSError:
+        pass  # EIO: the other end is closed, and everything was read (pty(7)).
+    os.close(ours)
+    lines = text.decode().splitlines()
+    assert done.returncode == 0
+    assert lines[1].startswith("vm1 ")
+    assert max(map(len, lines)) <= 80
+
+
+def test_explain_tells_the_events_that_led_there(squeezed: Daemon, api: Path) -> None:
+    status, out, err = balloonctl("explain", "vm1", "--api", str(api))
+    assert (status, err) == (0, "")
+    size, events = out.split("\n\nwhat led there:\n")
+    assert size.startswith("vm1: VM of 512 MiB, balloon ")
+    assert "\ngrows: " in size
+    assert "\nshrinks: by a step in " in size
+    assert "balloon grows to level 2/16, 32 MiB" in events
+
+
+def test_json_is_what_balloond_answers(squeezed: Daemon, api: Path) -> None:
+    for command, schema in (("status", "Status"), ("explain vm1", "Explanation")):
+        status, out, _ = balloonctl(*command.split(), "--json", "--api", str(api))
+        assert status == 0
+        check(schema)(json.loads(out))
+    status, out, _ = balloonctl("events", "vm1", "--json", "--api", str(api))
+    for line in out.splitlines():
+        check("Event")(json.loads(line))
+        assert json.loads(line)["vm"] == "vm1"
+
+
+def test_events_that_are_followed_come_one_by_one_until_balloond_ends(
+    squeezed: Daemon, api: Path
+) -> None:
+    command = [BALLOONCTL, "events", "-f", "--api", str(api)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as follower:
+        assert follower.stdout is not None
+        assert follower.stderr is not None
+        assert follower.stdout.readline().endswith(f"listening on {squeezed.config.socket}\n")
+        os.kill(squeezed.pid, signal.SIGUSR1)
+        lines = follower.stdout.readlines()
+        assert any(line.endswith(" SIGUSR1: ending\n") for line in lines)
+        assert follower.stderr.read().startswith(f"balloonctl: balloond at {api} has ended the")
+    assert follower.returncode == 3
+
+
+def test_vm_that_there_is_not_is_a_mistake_of_the_users(squeezed: Daemon, api: Path) -> None:
+    assert balloonctl("explain", "none", "--api", str(api)) == (
+        2,
+        "",
+        "balloonctl: there is no VM none; the status names all\n",
+    )
+
+
+@pytest.mark.parametrize("command", ["status", "explain web", "events", "events -f"])
+def test_no_balloond_is_said_with_what_to_do(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert balloonctl(*command.split(), "--api", str(path)) == (
+        3,
+        "",
+        f"balloonctl: no balloond listens at {path}; start it (as a service it does, by hand with "
+        f"--api {path}), or name another socket (--api)\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b"", "has ended the connection; perhaps it has ended, or something else listens there"),
+        (b"220 mail\r\n", "has ended the connection; perhaps it has ended, or something else"),
+        (b"HTTP/1.1 500 x\r\nContent-Length: 3\r\n\r\nbad", "answers with status 500 and no sent"),
+        (b"HTTP/1.1 200 x\r\nContent-Length: 9\r\n\r\n{", "has ended the connection; perhaps"),
+    ],
+)
+def test_something_else_that_listens_there_is_no_traceback(
+    answer: bytes, complaint: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with subprocess.Popen(
+            [BALLOONCTL, "status", "--api", str(path)], stderr=subprocess.PIPE, text=True
+        ) as client:
+            assert client.stderr is not None
+            theirs, _ = listener.accept()
+            with theirs:
+                theirs.recv(1 << 16)
+                theirs.sendall(answer)
+            told = client.stderr.read()
+    assert client.returncode == 3
+    assert told.startswith(f"balloonctl: balloond at {path} {complaint}")
+    assert told.count("\n") == 1
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("mode", "complaint"),
+    [
+        (
+            0o660,
+            "you may not connect to {path}: root may, and members of the socket's group; use ",
+        ),
+        (0o666, "you may not ask: only root, the user that balloond runs as, and members of the "),
+    ],
+)
+def test_who_may_not_ask_is_told_so(mode: int, complaint: str, start_daemon: StartDaemon) -> None:
+    with tempfile.TemporaryDirectory(prefix="balloond-test-") as name:
+        os.chmod(name, 0o711)
+        path = Path(name, "api.sock")
+        start_daemon("--api", str(path))
+        os.chmod(path, mode)
+        # It must still be able to read this checkout, wherever that is.
+        search = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
+        told = balloonctl("status", "--api", str(path), before=("setpriv", *AS_NOBODY, *search))
+        assert told[:2] == (4, "")
+        assert told[2].startswith("balloonctl: " + complaint.format(path=path))
+        assert told[2].count("\n") == 1

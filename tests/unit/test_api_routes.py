@@ -1,0 +1,366 @@
+"""What each request of the API is answered, as values; and that openapi.yaml says the same."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from balloon_daemon.api.routes import (
+    REASONS,
+    Answer,
+    Parts,
+    Request,
+    Rights,
+    Routes,
+    Stream,
+    WholeStatus,
+)
+from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
+from balloon_daemon.guests.seam import Ability, GuestState, Stats, Stuck
+from balloon_daemon.sizing.decision import (
+    Decision,
+    NeverLow,
+    PolicyStatistics,
+    Reading,
+    Reason,
+    Sign,
+)
+from balloon_daemon.sizing.vm_settings import VmSettings
+from balloon_daemon.status import (
+    HostStatus,
+    LastDecision,
+    PolicyStatus,
+    ProtectionStatus,
+    SourceStatus,
+    Undriven,
+    VmStatus,
+)
+from balloon_daemon.units import GIB, MIB, VmId
+from tests.harness.api_schemas import check, description
+from tests.harness.faults import fault
+
+WEB, DB = VmId(1, "web"), VmId(2, "d\u00e9b/1")
+LOW = Reading(10, 400, "/sys/fs/cgroup/vms/memory.max")
+UP = LastDecision(WEB, Decision(Reason.LOW_MEMORY, 0, 1, 16, 32 * MIB, LOW), 1.23456)
+
+
+def host(seen: Reading | NeverLow | None = LOW) -> HostStatus:
+    return HostStatus(SourceStatus("meminfo", "", 1, 0, 0, seen, 0.5), UP, 0.25, listens=True)
+
+
+FULL = VmStatus(
+    WEB,
+    frozenset(Ability),
+    PolicyStatus(GIB, 512 * MIB, 1, 16, 32 * MIB, PolicyStatistics(), None, 59.9994, 464),
+    16 * MIB,
+    Stats(1.0, available_bytes=600 * MIB),
+    Stuck("no answer"),
+    VmSettings(floor_bytes=GIB // 2, ceiling_bytes=GIB, priority=-1),
+    GuestState.PAUSED,
+    GIB - 8 * MIB,
+    ProtectionStatus(Reason.IN_NEED, frozenset({Sign.STUCK, Sign.FAULTS}), 60.0, 2.0, 8 * MIB),
+    "qmp",
+    UP,
+)
+BARE = VmStatus(DB, frozenset(), None, 0, None, None, kind="vhost_user")
+
+
+class Desk:
+    """Knows two VMs, and more that go while the status is made."""
+
+    def __init__(self) -> None:
+        self.vms = {WEB: FULL, DB: BARE}
+        self.gone: list[VmId] = []
+        self.obeyed: list[tuple[Release | SetBalloon, int]] = []
+        self.answer: Done | NotDone = Done(2 * MIB, 0)
+        self.seen: Reading | NeverLow | None = LOW
+
+    def host_status(self) -> HostStatus:
+        return host(self.seen)
+
+    def vm_ids(self) -> tuple[VmId, ...]:
+        return (*self.gone, *self.vms)
+
+    def vm_status(self, vm_id: VmId) -> VmStatus | None:
+        return self.vms.get(vm_id)
+
+    def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
+        self.obeyed.append((command, uid))
+        return self.answer
+
+
+class Events:
+    """The last events of every VM are the same two."""
+
+    def lines_of(self, vm: VmId) -> Iterator[str]:
+        common = {"time": "2026-01-01", "level": "info", "message": vm.name}
+        yield json.dumps({"event": "decided", "vm": vm.name, **common})
+        yield json.dumps({"event": "target-reached", "vm": vm.name, **common})
+
+    def undriven(self, name: str = "") -> Iterator[Undriven]:
+        for one in ("old", "x" * 100):
+            if name in ("", one):
+                yield Undriven(one, "/run/old", "held", f"{one}: somebody holds it")
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+@pytest.fixture
+def routes(desk: Desk) -> Routes:
+    return Routes(desk, Events())
+
+
+def get(target: str, method: str = "GET", body: bytes = b"") -> Request:
+    return Request(method, target, body, Rights.CHANGE)
+
+
+def test_status_has_the_host_each_vm_and_those_that_are_not_driven(routes: Routes) -> None:
+    assert routes.answer(get("/v1/status")) == WholeStatus()
+    status = json.loads(b"".join(routes.status_parts()))
+
+    check("Status")(status)
+    assert [vm["name"] for vm in status["vms"]] == ["web", "d\u00e9b/1"]
+    assert [vm["name"] for vm in status["not_driven"]] == ["old", "x" * 100]
+    assert status["host"] == {
+        "available_mib": 10,
+        "margin_mib": 400,
+        "within": "/sys/fs/cgroup/vms/memory.max",
+        "low": True,
+        "source": "meminfo",
+        "switched_off": None,
+        "source_error": None,
+        "age_s": 0.5,
+        "last_decision": status["vms"][0]["last_decision"],
+        "next_timer_s": 0.25,
+        "listens": True,
+    }
+    web = status["vms"][0]
+    assert web["last_decision"]["age_s"] == 1.235
+    assert web["last_decision"]["message"].startswith("low memory (10 MiB available within /sys")
+    assert web["protection"]["signs"] == ["major-faults", "stuck"]
+    assert web["next"] == {"recheck_in_s": None, "release_in_s": 59.999, "needed_mib": 464}
+    assert web["trouble"] == "no answer"
+
+
+def test_memory_that_the_host_has_of_a_balloon_is_what_the_vm_does_not_occupy(
+    routes: Routes, desk: Desk
+) -> None:
+    returned = []
+    for held_bytes in (None, GIB + MIB, GIB, GIB - 8 * MIB, GIB // 2):
+        desk.vms = {WEB: FULL._replace(held_bytes=held_bytes)}
+        (vm,) = json.loads(b"".join(routes.status_parts()))["vms"]
+        returned.append(vm["returned_bytes"])
+    assert returned == [None, 0, 0, 8 * MIB, 16 * MIB]
+
+
+@pytest.mark.parametrize("seen", [None, NeverLow("margin reads off")])
+def test_figures_that_are_not_known_are_null(
+    seen: NeverLow | None, routes: Routes, desk: Desk
+) -> None:
+    desk.seen = seen
+    status = json.loads(b"".join(routes.status_parts()))
+    check("Status")(status)
+    assert status["host"]["available_mib"] is None
+    assert status["host"]["low"] is (None if seen is None else False)
+    assert status["host"]["switched_off"] == (None if seen is None else "margin reads off")
+
+
+def test_vm_that_goes_while_the_status_is_made_is_left_out(routes: Routes, desk: Desk) -> None:
+    desk.gone = [VmId(7, "gone")]
+    parts = routes.status_parts()
+    made = [next(parts)]
+    del desk.vms[WEB]
+    status = json.loads(b"".join([*made, *parts]))
+    assert [vm["name"] for vm in status["vms"]] == ["d\u00e9b/1"]
+
+
+@pytest.mark.parametrize("name", ["web", "d%C3%A9b%2F1"])
+def test_vm_is_explained_by_its_status_and_its_last_events(name: str, routes: Routes) -> None:
+    answer = routes.answer(get(f"/v1/vms/{name}"))
+    assert isinstance(answer, Answer)
+    assert answer.status == 200
+    told = json.loads(answer.body)
+    check("Explanation")(told)
+    assert [event["event"] for event in told["events"]] == ["decided", "target-reached"]
+    assert {event["vm"] for event in told["events"]} == {told["vm"]["name"]}
+
+
+@pytest.mark.parametrize(
+    ("query", "stream"),
+    [
+        ("", Stream(None, follow=True)),
+        ("?follow=false", Stream(None, follow=False)),
+        ("?vm=web&follow=true", Stream("web", follow=True)),
+        ("?vm=d%C3%A9b%2F1", Stream("d\u00e9b/1", follow=True)),
+    ],
+)
+def test_events_are_asked_for_all_or_of_one_vm(query: str, stream: Stream, routes: Routes) -> None:
+    assert routes.answer(get(f"/v1/events{query}")) == stream
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "body", "status", "sentence"),
+    [
+        ("", "GET", b"", 404, "there is no ; docs/api.md lists all that there is"),
+        ("/", "GET", b"", 404, "there is no /; docs/api.md lists all that there is"),
+        ("http://x/v1/status", "GET", b"", 404, "there is no http://x/v1/status; docs/api.md"),
+        ("/v2/status", "GET", b"", 404, "there is no /v2/status; docs/api.md lists all"),
+        ("/v1/vms/none", "GET", b"", 404, "there is no VM none; the status names all"),
+        ("/v1/vms/old", "GET", b"", 404, "a VM that is not driven: old: somebody holds it"),
+        ("/v1/vms/%1b%5B2J", "GET", b"", 404, "there is no VM \\x1b[2J;"),
+        ("/v1/vms/" + 200 * "y", "GET", b"", 404, f"there is no VM {80 * 'y'}…;"),
+        ("/v1/status", "DELETE", b"", 405, "this path has GET alone"),
+        ("/v1/status", "GET", b"{}", 400, "a GET has no body"),
+        ("/v1/status?vm=x", "GET", b"", 400, "vm is not known here; nothing can be asked"),
+        ("/v1/events?who=x", "GET", b"", 400, "who is not known here; only vm, follow may be"),
+        ("/v1/events?follow=yes", "GET", b"", 400, "follow is yes; it must be true or false"),
+        ("/v1/events?vm=a&vm=b", "GET", b"", 400, "the query names something twice"),
+        ("/v1/events?vm", "GET", b"", 400, "the query is not NAME=VALUE"),
+        ("/v1/events?" + "a=1&" * 9, "GET", b"", 400, "the query is not NAME=VALUE"),
+    ],
+)
+@fault("a request that asks for what there is not")
+def test_mistake_in_a_request_is_a_status_and_a_sentence(
+    target: str, method: str, body: bytes, status: int, sentence: str, routes: Routes
+) -> None:
+    answer = routes.answer(get(target, method, body))
+    assert isinstance(answer, Answer)
+    assert answer.status == status
+    assert status in REASONS
+    said = json.loads(answer.body)
+    check("Error")(said)
+    assert said["error"].startswith(sentence)
+    assert answer.allow == ("GET" if status == 405 else "")
+
+
+@pytest.mark.parametrize("target", ["/v1/status", "/v1/events", "/v1/vms/web", "/v1/nothing"])
+def test_whoever_may_not_read_learns_nothing(target: str, routes: Routes) -> None:
+    answer = routes.answer(Request("GET", target, b"", Rights.NOTHING))
+    assert isinstance(answer, Answer)
+    assert answer.status == 403
+    assert "you may not ask" in json.loads(answer.body)["error"]
+
+
+def test_every_path_of_the_description_is_there_and_no_other_method(routes: Routes) -> None:
+    methods = {"get", "put", "post", "delete", "patch", "head"}
+    for path, operations in description()["paths"].items():
+        for method in methods:
+            request = get(path.replace("{name}", "web"), method.upper(), b"")
+            answer = routes.answer(request)
+            refused = isinstance(answer, Answer) and answer.status == 405
+            assert refused is (method not in operations), (path, method)
+
+
+def put(body: object, name: str = "web", rights: Rights = Rights.CHANGE) -> Request:
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Request("PUT", f"/v1/vms/{name}/balloon", text, rights, uid=7)
+
+
+def test_balloon_is_set_for_a_time_as_the_client_says(routes: Routes, desk: Desk) -> None:
+    desk.answer = Done(MIB, 5 * MIB)
+    for body, for_s in (({"size_bytes": 5 * MIB}, 600.0), ({"size_bytes": 5, "for_s": 1}, 1.0)):
+        check("Setting")(body)
+        answer = routes.answer(put(body))
+        assert isinstance(answer, Answer)
+        assert answer.status == 200
+        told = json.loads(answer.body)
+        check("Told")(told)
+        assert told == {"vm": "web", "balloon_bytes": MIB, "target_bytes": 5 * MIB}
+        assert desk.obeyed[-1] == (SetBalloon(WEB, body["size_bytes"], for_s), 7)
+
+
+@pytest.mark.parametrize(
+    ("not_done", "status", "sentence"),
+    [
+        (NotDone(Refusal.ENDING), 503, "balloond is ending"),
+        (NotDone(Refusal.NO_SIZE), 409, "the size of web is not known yet"),
+        (NotDone(Refusal.TOO_LARGE, 512 * MIB), 409, "the balloon of web may be 512 MiB at most"),
+        (
+            NotDone(Refusal.OBJECTION, objection=Reason.IN_NEED),
+            409,
+            "web must not be asked for more now: in-need",
+        ),
+    ],
+)
+def test_what_is_not_done_is_said(
+    not_done: NotDone, status: int, sentence: str, routes: Routes, desk: Desk
+) -> None:
+    desk.answer = not_done
+    answer = routes.answer(put({"size_bytes": 0}))
+    assert isinstance(answer, Answer)
+    assert answer.status == status
+    assert json.loads(answer.body)["error"].startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        (b"", 400, "size_bytes must be a whole number of bytes"),
+        (b"{", 400, "the body is no JSON"),
+        (b"\xff", 400, "the body is no JSON"),
+        (b"[" * 4000, 400, "the body is no JSON"),
+        ([], 400, "the body is no JSON object"),
+        ({"size": 1}, 400, "size is not known here; only size_bytes, for_s may be set"),
+        ({"size_bytes": True}, 400, "size_bytes must be a whole number of bytes"),
+        ({"size_bytes": 1.5}, 400, "size_bytes must be a whole number of bytes"),
+        ({"size_bytes": -1}, 400, "size_bytes must be a whole number of bytes"),
+        ({"size_bytes": 1 << 60}, 400, "size_bytes must be a whole number of bytes"),
+        ({"size_bytes": 1, "for_s": 0}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"size_bytes": 1, "for_s": "1"}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"size_bytes": 1, "for_s": None}, 400, "for_s must be from 1 to 86400 seconds"),
+        (b'{"size_bytes": 1, "for_s": NaN}', 400, "for_s must be from 1 to 86400 seconds"),
+        (b'{"size_bytes": 1, "for_s": 1e999}', 400, "for_s must be from 1 to 86400 seconds"),
+    ],
+)
+@fault("a request that asks for what there is not")
+def test_mistake_in_a_body_is_a_status_and_a_sentence_and_changes_nothing(
+    body: object, status: int, sentence: str, routes: Routes, desk: Desk
+) -> None:
+    answer = routes.answer(put(body))
+    assert isinstance(answer, Answer)
+    assert answer.status == status
+    assert json.loads(answer.body)["error"].startswith(sentence)
+    assert desk.obeyed == []
+
+
+def test_release_is_of_all_vms_that_have_a_balloon_one_at_a_time(
+    routes: Routes, desk: Desk
+) -> None:
+    answer = routes.answer(Request("POST", "/v1/release", b"", Rights.CHANGE, uid=7))
+    assert isinstance(answer, Parts)
+    assert desk.obeyed == []
+    released = json.loads(b"".join(answer.parts))
+    check("Released")(released)
+    assert released == {"vms": [{"vm": "web", "balloon_bytes": 2 * MIB, "target_bytes": 0}]}
+    assert desk.obeyed == [(Release(WEB), 7)]
+
+
+def test_release_is_of_one_vm_where_it_is_named(routes: Routes, desk: Desk) -> None:
+    desk.vms[DB] = FULL._replace(vm=DB)
+    body = json.dumps({"vm": DB.name}).encode()
+    answer = routes.answer(Request("POST", "/v1/release", body, Rights.CHANGE))
+    assert isinstance(answer, Parts)
+    list(answer.parts)
+    assert [command for command, _ in desk.obeyed] == [Release(DB)]
+
+    wrong = routes.answer(Request("POST", "/v1/release", b'{"vm": 1}', Rights.CHANGE))
+    assert isinstance(wrong, Answer)
+    assert wrong.status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body"),
+    [("PUT", "/v1/vms/web/balloon", b'{"size_bytes": 0}'), ("POST", "/v1/release", b"")],
+)
+@fault("a client that may not ask")
+def test_whoever_may_only_read_changes_nothing(
+    method: str, target: str, body: bytes, routes: Routes, desk: Desk
+) -> None:
+    answer = routes.answer(Request(method, target, body, Rights.READ))
+    assert isinstance(answer, Answer)
+    assert answer.status == 403
+    assert json.loads(answer.body)["error"].startswith("you may read, but change nothing")
+    assert desk.obeyed == []

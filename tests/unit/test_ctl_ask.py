@@ -1,0 +1,248 @@
+"""What ``balloonctl status``, ``explain`` and ``events`` make of the API's answers."""
+
+from typing import Any
+
+import pytest
+
+from balloon_daemon.ctl.ask.explanation import event_line, explained
+from balloon_daemon.ctl.ask.tables import status_table
+from balloon_daemon.ctl.ask.wording import age, brief_size
+from balloon_daemon.units import GIB, KIB, MIB
+from tests.harness.api_schemas import check
+
+DECISION = {
+    "vm": "web",
+    "reason": "low-memory",
+    "balloon_level": 5,
+    "target_bytes": 160 * MIB,
+    "message": "low memory (10 MiB available, margin 400 MiB): balloon grows to level 5/16, "
+    "160 MiB",
+    "age_s": 2.5,
+}
+HOST: dict[str, Any] = {
+    "available_mib": 12 * 1024,
+    "margin_mib": 400,
+    "within": None,
+    "low": False,
+    "source": "meminfo",
+    "switched_off": None,
+    "source_error": None,
+    "age_s": 0.1,
+    "last_decision": DECISION,
+    "next_timer_s": 13.2,
+    "listens": True,
+}
+PROTECTION: dict[str, Any] = {
+    "objection": None,
+    "signs": [],
+    "left_alone_s": 0.0,
+    "stats_age_s": 0.5,
+    "missing_bytes": 0,
+}
+WEB: dict[str, Any] = {
+    "name": "web",
+    "kind": "cloud_hypervisor",
+    "profile": "careful",
+    "priority": 0,
+    "floor_bytes": None,
+    "ceiling_bytes": None,
+    "state": "running",
+    "memory_bytes": 4 * GIB,
+    "balloon_bytes": 128 * MIB,
+    "target_bytes": 160 * MIB,
+    "max_balloon_bytes": 3 * GIB,
+    "level": 5,
+    "steps": 16,
+    "guest_available_bytes": 1536 * MIB,
+    "occupied_bytes": 4 * GIB - 100 * MIB,
+    "returned_bytes": 100 * MIB,
+    "trouble": None,
+    "protection": PROTECTION,
+    "last_decision": DECISION,
+    "next": {"recheck_in_s": None, "release_in_s": 42.0, "needed_mib": 784},
+}
+BARE = WEB | {
+    "name": "db",
+    "kind": "qmp",
+    "memory_bytes": None,
+    "balloon_bytes": 0,
+    "target_bytes": None,
+    "max_balloon_bytes": None,
+    "level": None,
+    "steps": None,
+    "guest_available_bytes": None,
+    "occupied_bytes": None,
+    "returned_bytes": None,
+    "protection": None,
+    "last_decision": None,
+    "next": None,
+}
+OLD = {"name": "old", "address": "/run/old", "fault": "held", "why": "old: /run/old: it is held"}
+
+
+def status(*vms: dict[str, Any], host: dict[str, Any] = HOST) -> dict[str, Any]:
+    made = {"host": host, "vms": list(vms), "not_driven": [OLD]}
+    check("Status")(made)
+    return made
+
+
+def test_table_has_a_line_for_each_vm_and_the_host_below() -> None:
+    assert status_table(status(WEB, BARE), None) == [
+        "VM   KIND        MEMORY  BALLOON  TARGET  MOST  GUEST HAS  RETURNED",
+        "web  cloud-hyp.      4G     128M    160M    3G       1.5G      100M",
+        "db   qmp              -        0       -     -          -         -",
+        "",
+        "db: its size is not known yet",
+        "",
+        "Host: 12 GiB available, margin 400 MiB (meminfo)",
+        "Last decision: 2.5 s ago, web: low memory (10 MiB available, margin 400 MiB): balloon "
+        "grows to level 5/16, 160 MiB",
+        "Next: in 13 s",
+        "",
+        "Not driven:",
+        "old: /run/old: it is held",
+    ]
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_table_fits_the_terminal_whatever_a_vm_is_called(columns: int) -> None:
+    long = WEB | {
+        "name": "a" * 60,
+        "memory_bytes": 1234 * GIB + 567 * MIB,
+        "max_balloon_bytes": 1023 * GIB + 1023 * MIB,
+        "guest_available_bytes": 1023 * MIB,
+        "returned_bytes": 1023 * KIB,
+        "trouble": "no answer " * 20,
+    }
+    lines = status_table(status(long, WEB), columns)
+    assert max(map(len, lines)) <= columns
+    assert lines[1].startswith("a" * 8)
+    assert "…" in lines[1]
+    assert ("a" * 60) in status_table(status(long), None)[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"state": "paused"}, "web: its guest stands still"),
+        ({"trouble": "x\x1b[2J"}, "web: its balloon cannot be moved: x\\x1b[2J"),
+        (
+            {
+                "protection": PROTECTION
+                | {"objection": "in-need", "signs": ["swaps-in"], "left_alone_s": 59.7}
+            },
+            "web: the guest needs its memory (swaps-in): not asked for more for 60 s",
+        ),
+        (
+            {"protection": PROTECTION | {"missing_bytes": 300 * MIB}},
+            "web: the host has not got 300 MiB of its balloon",
+        ),
+    ],
+)
+def test_what_is_out_of_the_ordinary_is_said_below_the_table(
+    change: dict[str, Any], note: str
+) -> None:
+    assert note in status_table(status(WEB | change), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"low": True, "available_mib": 10}, "Host: 10 MiB available, margin 400 MiB (meminfo); "
+         "memory is LOW"),
+        ({"within": "/sys/x/memory.max"}, "Host: 12 GiB available within /sys/x/memory.max, "
+         "margin 400 MiB (meminfo)"),
+        ({"available_mib": None, "source_error": "no MemAvailable"},
+         "Host: what is available is not known (meminfo: no MemAvailable)"),
+        ({"switched_off": "margin reads off"},
+         "Host: low memory is switched off (margin reads off)"),
+    ],
+)  # fmt: skip
+def test_host_is_said_as_it_is(change: dict[str, Any], line: str) -> None:
+    assert line in status_table(status(WEB, host=HOST | change), None)
+
+
+def test_host_without_a_vm_says_so() -> None:
+    quiet = HOST | {"last_decision": None, "next_timer_s": None}
+    assert status_table(status(host=quiet), None)[:3] == [
+        "no VM is driven",
+        "",
+        "Host: 12 GiB available, margin 400 MiB (meminfo)",
+    ]
+
+
+def explanation(**changes: object) -> list[str]:
+    event = {"event": "decided", "time": "2026-01-01T12:00:00.000+00:00", "level": "warning"}
+    told = {"host": HOST, "vm": WEB | changes, "events": [event | {"message": "low", "vm": "web"}]}
+    check("Explanation")(told)
+    return explained(told, None)
+
+
+def test_explanation_says_the_size_why_what_comes_next_and_what_led_there() -> None:
+    lines = explanation()
+    assert lines[:5] == [
+        "web: VM of 4 GiB, balloon 128 MiB of at most 3 GiB, level 5 of 16; 160 MiB are wanted; "
+        "the host has 100 MiB of it; the guest has 1.5 GiB available",
+        "host: 12 GiB available, margin 400 MiB (meminfo)",
+        "last decision, 2.5 s ago: low memory (10 MiB available, margin 400 MiB): balloon grows "
+        "to level 5/16, 160 MiB",
+        "grows: at once, if less than 400 MiB is available",
+        "shrinks: by a step in 42 s, if 784 MiB is available",
+    ]
+    assert lines[5:7] == ["", "what led there:"]
+    assert lines[7].endswith(":00 warning: low")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"level": 16}, "grows: no more, it is at its maximum"),
+        ({"max_balloon_bytes": 0}, "grows: never, as this VM can have no balloon"),
+        (
+            {"next": WEB["next"] | {"recheck_in_s": 0.42}},
+            "grows: in 0.4 s at the earliest, if less than 400 MiB is available",
+        ),
+        (
+            {"protection": PROTECTION | {"objection": "stalled", "left_alone_s": 90.0}},
+            "grows: not now, as the guest gives no more: not asked for more for 90 s",
+        ),
+        ({"target_bytes": 0}, "shrinks: it is empty, or asked to be"),
+        ({"next": WEB["next"] | {"release_in_s": None}}, "shrinks: it is empty, or asked to be"),
+        (
+            {"next": WEB["next"] | {"needed_mib": None}},
+            "shrinks: by a step in 42 s",
+        ),
+    ],
+)
+def test_explanation_says_what_stands_against_a_change(changes: dict[str, Any], line: str) -> None:
+    assert line in explanation(**changes)
+
+
+def test_event_of_a_vm_names_it_and_one_of_the_host_none() -> None:
+    event = {"time": "2026-01-01T12:34:56.789+00:00", "level": "info", "message": "a\nb"}
+    assert event_line(event).endswith(":56 a\\x0ab")
+    assert event_line(event | {"vm": "web"}).endswith(":56 web: a\\x0ab")
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (1023, "1023"),
+        (KIB, "1K"),
+        (160 * MIB, "160M"),
+        (1536 * MIB, "1.5G"),
+        (10 * GIB + 100 * MIB, "10.1G"),
+        (1023 * GIB + 1023 * MIB, "1024G"),
+    ],
+)
+def test_size_for_a_table_is_brief(size: int | None, shown: str) -> None:
+    assert brief_size(size) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.42, "0.4 s"), (59.7, "60 s"), (200, "3 min"), (7201, "2 h")]
+)
+def test_time_is_as_exact_as_it_needs_be(seconds: float, shown: str) -> None:
+    assert age(seconds) == shown
