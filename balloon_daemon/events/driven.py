@@ -56,6 +56,9 @@ class Fault(Enum):
     REFUSED = "refused"
     """The VMM refuses the call."""
 
+    NO_FDS = "no-fds"
+    """No descriptor is left for a connection to the VMM."""
+
     NO_LIBRARY = "no-library"
     """A library that this kind of VM needs is not installed."""
 

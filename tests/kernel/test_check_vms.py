@@ -231,6 +231,24 @@ def test_check_names_files_that_match_a_pattern_and_are_no_sockets(tmp_path: Pat
     ]
 
 
+@fault("no descriptor left to reach a driven VM")
+def test_check_with_too_few_descriptors_for_its_vms_says_so_of_each(tmp_path: Path) -> None:
+    names = [f"v{number}" for number in range(40)]  # Two connections to each, of 64 descriptors.
+    file = tmp_path / "balloond.toml"
+    file.write_text("".join(f'[vm.{name}]\ncrosvm = "{tmp_path}/{name}"\n' for name in names))
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            silent = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            silent.bind(str(tmp_path / name))
+            silent.listen()
+        few = ["prlimit", "--nofile=64:64", str(BALLOOND), "--check", "--config", str(file)]
+        run = subprocess.run(few, capture_output=True, text=True, timeout=HANG_S)
+
+    refused = lines(run, "not driven")
+    assert (run.returncode, run.stderr, len(refused)) == (0, "", len(names))
+    assert any("may open no more files; allow more (ulimit -n" in line for line in refused)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 def test_check_names_the_owner_of_a_socket_that_it_may_not_use() -> None:
     with (

@@ -14,6 +14,8 @@ _FAULTS = {
     errno.EPERM: Fault.NO_PERMISSION,
     errno.EPROTOTYPE: Fault.NOT_A_SOCKET,
     errno.EAGAIN: Fault.HANGS,
+    errno.EMFILE: Fault.NO_FDS,
+    errno.ENFILE: Fault.NO_FDS,
 }
 
 
@@ -33,12 +35,14 @@ def connect(path: str, kind: socket.SocketKind) -> socket.socket:
     Raises:
         ControlError: the socket cannot be connected.
     """
-    sock = socket.socket(socket.AF_UNIX, kind)
+    sock = None
     try:
+        sock = socket.socket(socket.AF_UNIX, kind)
         sock.setblocking(False)
         sock.connect(path)
     except (OSError, ValueError) as err:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise _refusal(path, err) from err
     return sock
 

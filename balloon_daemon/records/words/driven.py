@@ -56,6 +56,10 @@ _NOT_DRIVEN = {
     ),
     Fault.OWN_DEVICE: (Level.ERROR, "the VM's balloon is driven in another way already"),
     Fault.REFUSED: (Level.ERROR, "the VMM refuses"),
+    Fault.NO_FDS: (
+        Level.ERROR,
+        "balloond may open no more files; allow more (ulimit -n, LimitNOFILE=)",
+    ),
     Fault.NO_LIBRARY: (
         Level.ERROR,
         "libvirt's library for Python is not installed; install the package python3-libvirt",
