@@ -25,7 +25,7 @@ from balloon_daemon.units import VmId, format_size
 
 _LACKS = {
     Ability.STATS: "its guest's statistics are not to be had",
-    Ability.DEFLATE_ON_OOM: "has no deflate-on-oom",
+    Ability.DEFLATE_ON_OOM: "not known to deflate on OOM",
     Ability.DISK_READS: "its disk reads are not to be seen",
 }
 """What is said of a careful VM that lacks an ability."""

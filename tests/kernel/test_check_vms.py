@@ -149,7 +149,7 @@ UNHEARD = "no balloon driver listens in its guest now"
         (
             Kind.QMP,
             lambda path: ScriptedMonitor(path, booted(running=False, deflate_on_oom=False)),
-            f"{HALF}; stands still now, has no deflate-on-oom",
+            f"{HALF}; stands still now, not known to deflate on OOM",
         ),
         (
             Kind.QMP,  # Its process is not known, nor are its disks QEMU's.
@@ -167,11 +167,11 @@ UNHEARD = "no balloon driver listens in its guest now"
             f"{HALF}; {SILENT}",
         ),
         (Kind.CLOUD_HYPERVISOR, FakeCloudHypervisor, f"{HALF}; {SILENT}"),
-        (Kind.CROSVM, FakeCrosvm, f"{HALF}; has no deflate-on-oom"),
+        (Kind.CROSVM, FakeCrosvm, f"{HALF}; not known to deflate on OOM"),
         (
             Kind.CROSVM,
             lambda path: FakeCrosvm(path, driver=False),
-            f"{HALF}; {UNHEARD}, has no deflate-on-oom",
+            f"{HALF}; {UNHEARD}, not known to deflate on OOM",
         ),
     ],
 )

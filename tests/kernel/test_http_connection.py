@@ -29,6 +29,8 @@ class Echo(HttpVmm):
                 return 400, {"fault_message": "No\x1b[2J\nballoon."}
             case "/empty":
                 return 204, None
+            case "/nothing":
+                return 404, None
         return 200, {"method": method, "target": target, "body": body}
 
 
@@ -67,6 +69,8 @@ def test_refusal_has_the_servers_words_on_one_line(tmp_path: Path) -> None:
             await http.get("/refused")
         assert caught.value.fault is Fault.REFUSED
         assert caught.value.detail == "400: No\\x1b[2J\\x0aballoon."
+        with pytest.raises(ControlError, match=r"^refused: 404$"):
+            await http.get("/nothing")
         # The connection is as good as before.
         assert await http.ask("GET", "/") == (200, {"method": "GET", "target": "/", "body": None})
 

@@ -147,7 +147,7 @@ def refused(status: int, value: object) -> ControlError:
         # "fault_message" is Firecracker's. Other VMMs' texts are shown as they are.
         with contextlib.suppress(ControlError):
             value = member(parse(value.encode()), "fault_message") or value
-    return ControlError(Fault.REFUSED, f"{status}: {shown(value)}")
+    return ControlError(Fault.REFUSED, f"{status}: {shown(value)}" if value else str(status))
 
 
 def _request(method: str, target: str, body: Mapping[str, object] | None) -> bytes:
