@@ -34,11 +34,6 @@ LIBRARY: Any = SimpleNamespace(
     VIR_DOMAIN_CONTROL_OK=0,
     VIR_DOMAIN_CONTROL_OCCUPIED=2,
     VIR_DOMAIN_CONTROL_ERROR=3,
-    VIR_DOMAIN_RUNNING=1,
-    VIR_DOMAIN_PAUSED=3,
-    VIR_DOMAIN_RUNNING_BOOTED=1,
-    VIR_DOMAIN_RUNNING_RESTORED=3,
-    VIR_DOMAIN_RUNNING_FROM_SNAPSHOT=4,
     VIR_DOMAIN_CONTROL_ERROR_REASON_MONITOR=2,
     VIR_DOMAIN_CONTROL_ERROR_REASON_INTERNAL=3,
     VIR_DOMAIN_EVENT_STARTED=2,
@@ -74,7 +69,7 @@ class LibvirtDomain:
         self.number = 1
         self.max_kib = GIB_KIB
         self.devices = "<memballoon model='virtio'/>"
-        self.running = [LIBRARY.VIR_DOMAIN_RUNNING, LIBRARY.VIR_DOMAIN_RUNNING_BOOTED]
+        self.running = [1, 1]
         self.control = (LIBRARY.VIR_DOMAIN_CONTROL_OK, 0, 0)
         self.control_looks = 0
         self.control_then: tuple[int, int, int] | None = None

@@ -24,7 +24,7 @@ FIGURES: dict[str, Any] = {
     "period_s": 0,
     "hugetlb": False,
     "pinned": False,
-    "restored": False,
+    "reason": 1,
 }
 
 TOGETHER = 4
@@ -107,7 +107,7 @@ class Scripted:
                 else:
                     self._say({"id": call["id"], "error": "refused", "detail": "no such period"})
             case "restored":
-                self._answer(call, {"uuid": name, **FIGURES, "restored": True})
+                self._answer(call, {"uuid": name, **FIGURES, "reason": 3})
             case "silent":
                 # Sends statistics once it was told thrice how often, which it refuses once.
                 self._periods += call["do"] == "period"

@@ -199,23 +199,11 @@ def test_domain_that_was_started_anew_is_another_one(scene: Scene) -> None:
     assert [scene.fault_of(do, **arguments) for do, arguments in CALLS] == ["gone"] * 3
 
 
-@pytest.mark.parametrize(
-    ("state", "reason", "restored"),
-    [
-        (LIBRARY.VIR_DOMAIN_RUNNING, LIBRARY.VIR_DOMAIN_RUNNING_BOOTED, False),
-        (LIBRARY.VIR_DOMAIN_RUNNING, LIBRARY.VIR_DOMAIN_RUNNING_RESTORED, True),
-        (LIBRARY.VIR_DOMAIN_RUNNING, LIBRARY.VIR_DOMAIN_RUNNING_FROM_SNAPSHOT, True),
-        # Paused, for a migration: the same number is another reason.
-        (LIBRARY.VIR_DOMAIN_PAUSED, LIBRARY.VIR_DOMAIN_RUNNING_RESTORED, False),
-    ],
-)
-def test_domain_that_was_restored_is_told(
-    scene: Scene, state: int, reason: int, restored: bool
-) -> None:
-    scene.domain.running = [state, reason]
+def test_reason_for_which_a_domain_runs_is_passed_on(scene: Scene) -> None:
+    scene.domain.running = [1, 3]
     opened = scene.open()
     assert isinstance(opened, dict)
-    assert (opened["state"], opened["restored"]) == (state, restored)
+    assert (opened["state"], opened["reason"]) == (1, 3)
 
 
 @fault("a snapshot or a migration to a file")

@@ -24,7 +24,7 @@ FIGURES: dict[str, object] = {
     "period_s": 0,
     "hugetlb": False,
     "pinned": False,
-    "restored": False,
+    "reason": 1,
 }
 
 
@@ -49,7 +49,20 @@ def test_figures_are_decoded() -> None:
     assert (found.state, found.age_s, found.against) == (GuestState.RUNNING, 0.25, None)
     assert found.stats == Stats(0.0, available_bytes=MIB)
     assert not found.counts_disk_reads
-    assert (found.restored, decoded(restored=True).restored) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "restored"),
+    [
+        (1, 1, False),
+        (1, 3, True),
+        (1, 4, True),
+        # Paused: the same numbers are other reasons.
+        (3, 3, False),
+    ],
+)
+def test_domain_that_was_restored_is_told(state: int, reason: int, restored: bool) -> None:
+    assert decoded(state=state, reason=reason).restored is restored
 
 
 def test_statistics_are_in_bytes_where_libvirt_has_kib() -> None:
@@ -142,7 +155,7 @@ def test_domain_with_a_useless_balloon_is_told(flag: str, fault: Fault) -> None:
         {"balloon": 1},
         {"pinned": None},
         {"period_s": -1},
-        {"restored": 1},
+        {"reason": True},
     ],
 )
 def test_figure_of_a_wrong_type_or_out_of_range_is_nonsense(changes: dict[str, object]) -> None:

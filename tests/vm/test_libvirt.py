@@ -40,6 +40,9 @@ MAX_MIB = MEMORY_MIB // 2
 BASE_MIB = 8
 """A balloon that a domain has before balloond; the rest is over 500 MiB, or nothing is taken."""
 
+SLACK_MIB = 16
+"""What the host may hold beyond a guest's memory less its balloon, such as ROMs' pages."""
+
 BALLOON_S = 60
 """Deadline for the balloon to reach a target, most of which takes a guest a second or two."""
 
@@ -234,6 +237,25 @@ def test_guest_that_is_reset_is_driven_on(libvirt: LibvirtHost, balloond: Balloo
     )
     balloond.release()
     balloond.daemon.check_log()
+
+
+@fault("a snapshot or a migration to a file fills")
+def test_memory_that_a_dump_has_filled_is_freed_again(
+    libvirt: LibvirtHost, balloond: Balloond
+) -> None:
+    balloond.squeeze()
+    libvirt.virsh("dump", "web", "/tmp/web.core", "--memory-only")
+    libvirt.path("tmp", "web.core").unlink()
+    filled_bytes = libvirt.host_bytes("web")
+    balloond.wait_event("refilled", "web")
+    left_bytes = (MEMORY_MIB - MAX_MIB + SLACK_MIB) * MIB
+    balloond.daemon.wait(
+        lambda: libvirt.balloon_mib("web") == MAX_MIB and libvirt.host_bytes("web") < left_bytes,
+        what="the balloon is there again, and its memory is free",
+        deadline_s=BALLOON_S,
+    )
+    assert filled_bytes == MEMORY_MIB * MIB
+    balloond.release()
 
 
 @fault("a domain is saved and restored")

@@ -357,19 +357,12 @@ class Client:
         return {
             "size_kib": size_kib,
             "state": state,
-            "restored": self._is_restored(state, reason),
+            "reason": reason,
             "stats": {name: stats[name] for name in STATISTICS if name in stats},
             "age_ms": age_ms,
             "read_bytes": self._read_bytes(domain, handle),
             **domain.described,
         }
-
-    def _is_restored(self, state: int, reason: int) -> bool:
-        """Whether a domain that was saved goes on, by ``virsh restore`` or a snapshot. libvirt
-        says so until it pauses the domain."""
-        libvirt = self._libvirt
-        reasons = libvirt.VIR_DOMAIN_RUNNING_RESTORED, libvirt.VIR_DOMAIN_RUNNING_FROM_SNAPSHOT
-        return state == libvirt.VIR_DOMAIN_RUNNING and reason in reasons
 
     def _read_bytes(self, domain: _Domain, handle: Any) -> int | None:
         if not domain.described["disks"] or not domain.adds_up_disks:

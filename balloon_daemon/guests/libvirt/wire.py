@@ -31,6 +31,9 @@ _ENDED = {0, 5}
 _STANDS_STILL = {3, 6, 7}
 _MAX_STATE = 64
 
+# virDomainRunningReason: restored, from a snapshot. libvirt says so until it pauses the domain.
+_RUNNING, _RESTORED = 1, {3, 4}
+
 _KIB, _COUNT = 1024, 1
 _STATS = {
     "available": ("total_bytes", _KIB),
@@ -232,7 +235,7 @@ def decode_figures(content: object) -> Figures:
         _flag(content, "deflate_on_oom"),
         _against(content),
         _number(content, "apart_kib", MAX_BYTES // 1024) * 1024,
-        _flag(content, "restored"),
+        state == _RUNNING and _number(content, "reason", _MAX_STATE) in _RESTORED,
     )
 
 
