@@ -168,6 +168,12 @@ def test_vms_of_another_user_are_driven_and_seen_restarted_and_given_back(
     assert not any("may not be looked at" in line for line in said(host, "web", ""))
     wait_said(host, "db", f"driven by way of {URI}")
 
+    # Its directory goes with it and is made anew, in sight of the service.
+    host.run("systemctl", "restart", "web")
+    wait_until(
+        lambda: len(said(host, "web", "driven by way of")) == 2, what="web is driven once more"
+    )
+
     host.low_mem.set_low()
     wait_memory(host, "web", MAXIMUM)
     wait_said(host, "db", "level 16/16")
