@@ -14,10 +14,14 @@ ends after 0.2 s. Without this wait systemd would give up on the unit after 6 s 
 store. All VMs on balloond's own device would then lose their balloons for good, with the memory in
 them."""
 
+STATUS = 1
+"""With this exit status systemd starts the shipped unit again. It does not with 2, the status of a
+wrong setting (RestartPreventExitStatus=)."""
+
 
 def started(start: Callable[[], int]) -> int:
     """Starts balloond. If that fails while VMs are in systemd's store, waits ``AGAIN_AFTER_S``
-    before returning.
+    before returning ``STATUS``.
 
     A signal that is to end balloond (``systemctl stop``, ``systemctl restart``) ends the wait.
 
@@ -38,4 +42,5 @@ def started(start: Callable[[], int]) -> int:
             f"are until one starts, which is tried each {AGAIN_AFTER_S:.0f} s"
         )
         signal.sigtimedwait(END_SIGNALS, AGAIN_AFTER_S)
+        return STATUS
     return status

@@ -168,6 +168,12 @@ def test_vms_of_another_user_are_driven_and_seen_restarted_and_given_back(
     assert not any("may not be looked at" in line for line in said(host, "web", ""))
     wait_said(host, "db", f"driven by way of {URI}")
 
+    # Its directory goes with it and is made anew, in sight of the service.
+    host.run("systemctl", "restart", "web")
+    wait_until(
+        lambda: len(said(host, "web", "driven by way of")) == 2, what="web is driven once more"
+    )
+
     host.low_mem.set_low()
     wait_memory(host, "web", MAXIMUM)
     wait_said(host, "db", "level 16/16")
@@ -196,3 +202,26 @@ def test_vms_of_another_user_are_driven_and_seen_restarted_and_given_back(
     wait_memory(host, "web", VM_MEM)
     assert any(line.startswith("db: giving ") for line in host.said_by(last))
     assert [line for line in host.errors() if not line.startswith("gpu: ")] == []
+
+
+@fault("`systemctl restart` with a mistake")
+def test_driven_vms_keep_their_balloons_until_a_mistake_in_the_file_is_mended(
+    host: ServiceHost,
+) -> None:
+    file = host.path("etc/balloond/balloond.toml")
+    right = file.read_text()
+    host.low_mem.set_low()
+    host.run("systemctl", "start", "balloond")
+    wait_memory(host, "web", MAXIMUM)
+
+    file.write_text("[vm.web]\nqpm = '/run/vms/web/sock'\n")
+    host.run("systemctl", "restart", "balloond", check=False)
+    wait_until(lambda: host.unit("ActiveState") == "failed", what="systemd has given up")
+    assert memory_bytes(host, "web") == MAXIMUM
+
+    file.write_text(right)
+    host.run("systemctl", "start", "balloond")
+    wait_said(host, "web", "driven by way of")
+    assert memory_bytes(host, "web") == MAXIMUM
+    host.run("systemctl", "stop", "balloond")
+    wait_memory(host, "web", VM_MEM)
