@@ -239,19 +239,23 @@ class Controller:
         keeping = [driver for driver in self._drivers if leaving and driver.keeps]
         for driver in self._drivers:
             driver.stop(leaving=driver in keeping)
+        left: list[Vm] = []
         given_back: list[Vm] = []
         for vm in list(self._governor.vms):
-            if self._registry.drivers.get(vm.guest.vm) not in keeping:
-                given_back.append(vm)
-                continue
+            is_kept = self._registry.drivers.get(vm.guest.vm) in keeping
+            stays = is_kept and vm.guest.stays
+            (left if stays else given_back).append(vm)
+        if given_back or not leaving:
+            self._governor.halt()
+            self._hurry = asyncio.get_running_loop().create_future()
+            await give_back(given_back, self._hurry, self._publish)
+        # Only now, as giving back may take seconds: a guest that has been left is saved no more,
+        # and its VMM would go on changing its memory and its vrings.
+        for vm in left:
             try:
                 vm.guest.leave()
             except Exception as err:
                 # Go on after a bug in one guest: the other VMs must still be left in the store
                 # for the next balloond.
                 self._publish(VmFailed(vm.guest.vm, f"{type(err).__name__}: {err}"))
-        if given_back or not leaving:
-            self._governor.halt()
-            self._hurry = asyncio.get_running_loop().create_future()
-            await give_back(given_back, self._hurry, self._publish)
         return await end_tasks(dict(self._registry.tasks), self._publish)

@@ -261,6 +261,10 @@ class Guest(Protocol):
     async def give_back(self) -> None:
         """Lets the balloon shrink to nothing, and waits until the driver reports that."""
 
+    @property
+    def stays(self) -> bool:
+        """Whether another balloond goes on with the VM if this one leaves it now."""
+
     def leave(self) -> None:
         """Leaves the VM to another balloond: ``serve`` is cancelled next, and must then keep the
         balloon and all that is stored of the VM."""

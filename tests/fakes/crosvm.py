@@ -10,17 +10,16 @@ import json
 import os
 import socket
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
 from typing import Self
+
+from tests.fakes.listening_vmm import ListeningVmm
 
 
 @dataclass
-class FakeCrosvm:
+class FakeCrosvm(ListeningVmm):
     """A VM whose balloon follows at once; its orders and requests are served one after the other.
 
     Attributes:
-        path: the socket's path.
         mem_bytes: the size of the file that its memory is in.
         memory_name: that file's name.
         asked: all requests so far.
@@ -31,7 +30,7 @@ class FakeCrosvm:
         raw: what it sends instead of any answer.
     """
 
-    path: Path
+    socket_type = socket.SOCK_SEQPACKET
     mem_bytes: int = 1 << 30
     memory_name: str = "crosvm_guest"
     asked: list[object] = field(default_factory=list)
@@ -40,64 +39,32 @@ class FakeCrosvm:
     actual_bytes: object = 0
     stats: dict[str, object] = field(default_factory=lambda: {"free_memory": 1 << 29})
     raw: bytes | None = None
-    _listener: socket.socket | None = None
     _memory_fd: int = -1
-    _clients: list[socket.socket] = field(default_factory=list)
     _waiting: list[tuple[object, socket.socket]] = field(default_factory=list)
 
     async def __aenter__(self) -> Self:
         self._memory_fd = os.memfd_create(self.memory_name)
         os.truncate(self._memory_fd, self.mem_bytes)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(str(self.path))
-        self._listener.listen()
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
-        return self
+        return await super().__aenter__()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._listener is not None
-        asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
-        self.hang_up()
+    async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
         os.close(self._memory_fd)
-
-    def hang_up(self) -> None:
-        """Closes all connections."""
-        for client in self._clients:
-            asyncio.get_running_loop().remove_reader(client)
-            client.close()
-        self._clients.clear()
 
     def driver_comes(self) -> None:
         """The guest's driver listens from now on, and answers for what waits."""
         self.driver = True
         waiting, self._waiting = self._waiting, []
         for request, client in waiting:
-            self._serve(request, client)
+            self._take(request, client)
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        client, _ = self._listener.accept()
-        self._clients.append(client)
-        asyncio.get_running_loop().add_reader(client, self._read, client)
+    async def serve(self, client: socket.socket) -> None:
+        while message := await asyncio.get_running_loop().sock_recv(client, 1 << 16):
+            request = json.loads(message)
+            self.asked.append(request)
+            self._take(request, client)
 
-    def _read(self, client: socket.socket) -> None:
-        message = client.recv(1 << 16)
-        if not message:
-            asyncio.get_running_loop().remove_reader(client)
-            self._clients.remove(client)
-            client.close()
-            return
-        request = json.loads(message)
-        self.asked.append(request)
-        self._serve(request, client)
-
-    def _serve(self, request: object, client: socket.socket) -> None:
+    def _take(self, request: object, client: socket.socket) -> None:
         if self.raw is not None:
             client.send(self.raw)
             return

@@ -1,11 +1,11 @@
-"""A VMM's HTTP server for tests: a real Unix socket, and any misbehaviour on it."""
+"""A VMM's HTTP server for tests, and any misbehaviour on it."""
 
 import asyncio
 import json
+import socket
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from tests.fakes.listening_vmm import ListeningVmm
 
 Reply = tuple[int, object]
 """A status and what the body is as JSON; None: no body."""
@@ -30,57 +30,28 @@ HANGS = Misbehaviour()
 
 
 @dataclass
-class HttpVmm:
-    """Answers ``reply()`` of a subclass; use with ``async with``.
+class HttpVmm(ListeningVmm):
+    """Answers ``reply()`` of a subclass.
 
     Attributes:
-        path: the socket's path.
         asked: every call so far: method, target, body.
         misbehaviour: what it does instead of its next answers.
         chunked: whether its bodies come in chunks.
     """
 
-    path: Path
     asked: list[tuple[str, str, object]] = field(default_factory=list)
     misbehaviour: Misbehaviour | None = None
     chunked: bool = False
-    _server: asyncio.Server | None = None
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def reply(self, method: str, target: str, body: object) -> Reply:
         raise NotImplementedError
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_unix_server(self._serve, self.path)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        await self.hang_up()
-
-    async def hang_up(self) -> None:
-        """Closes all connections."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def serve(self, client: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=client)
         try:
             while head := await _head(reader):
                 await self._answer(head, reader, writer)
-        except (asyncio.CancelledError, ConnectionError):
-            pass
         finally:
-            self._tasks.discard(task)
             writer.transport.abort()
 
     async def _answer(

@@ -54,5 +54,7 @@ class PlainGuest:
     async def give_back(self) -> None:
         self.set_target(0)
 
+    stays = True
+
     def leave(self) -> None:
         self.heard.append((self.vm, "leave"))

@@ -21,6 +21,12 @@ PRINTK_RATELIMIT = Path("/proc/sys/kernel/printk_ratelimit")
 
 
 @pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a VMM that a test plays listens."""
+    return tmp_path / "vmm.sock"
+
+
+@pytest.fixture
 def low_mem(tmp_path: Path) -> LowMemDir:
     return LowMemDir(tmp_path / "low-mem", margin_mib=MARGIN_MIB)
 

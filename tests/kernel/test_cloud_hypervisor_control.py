@@ -1,41 +1,24 @@
 """Cloud Hypervisor's balloon by its API, on a server made from the published description."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from balloon_daemon.guests.driven.cloud_hypervisor import CloudHypervisorControl
-from balloon_daemon.guests.driven.control import ControlError, Fault, Found
+from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.units import GIB, MIB
 from tests.fakes.cloud_hypervisor import FakeCloudHypervisor
 from tests.harness.faults import fault
+from tests.harness.vmm_talks import opened, talk_with
 
 Talk = Callable[[FakeCloudHypervisor, CloudHypervisorControl], Awaitable[None]]
 BALLOON: dict[str, object] = {"balloon": {"size": 0}}
 
 
 def with_vmm(vmm: FakeCloudHypervisor, talk: Talk) -> None:
-    async def run() -> None:
-        async with vmm:
-            control = CloudHypervisorControl(str(vmm.path))
-            try:
-                await talk(vmm, control)
-            finally:
-                control.close()
-
-    asyncio.run(run())
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "ch.sock"
-
-
-async def opened(control: CloudHypervisorControl) -> Found:
-    return await control.open(lambda notice: None)
+    talk_with(vmm, CloudHypervisorControl, talk)
 
 
 def balloon_stats(updated_ms: int, **stats: object) -> object:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.guests.driven.control import ControlError, Fault, Found
+from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.crosvm import MAX_MESSAGE_BYTES, CrosvmControl
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.units import GIB, MIB
 from tests.fakes.crosvm import FakeCrosvm
 from tests.harness.faults import fault
+from tests.harness.vmm_talks import opened, talk_with
 
 Talk = Callable[[FakeCrosvm, CrosvmControl], Awaitable[None]]
 SHORT_S = 0.05
@@ -21,24 +22,7 @@ STATS: object = {"BalloonCommand": "Stats"}
 
 
 def with_crosvm(vmm: FakeCrosvm, talk: Talk, stats_within_s: float = 60.0) -> None:
-    async def run() -> None:
-        async with vmm:
-            control = CrosvmControl(str(vmm.path), stats_within_s)
-            try:
-                await talk(vmm, control)
-            finally:
-                control.close()
-
-    asyncio.run(run())
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "crosvm.sock"
-
-
-async def opened(control: CrosvmControl) -> Found:
-    return await control.open(lambda notice: None)
+    talk_with(vmm, lambda path: CrosvmControl(path, stats_within_s), talk)
 
 
 def test_running_vm_is_described_squeezed_and_released(path: Path) -> None:
@@ -188,7 +172,7 @@ def test_end_of_the_vm_is_noticed_by_whoever_waits_or_asks(path: Path) -> None:
         sample = asyncio.ensure_future(control.sample())
         while len(vmm.asked) < 2:
             await asyncio.sleep(0)
-        vmm.hang_up()
+        await vmm.hang_up()
         await gone
         with pytest.raises(ControlError) as caught:
             await sample
@@ -204,7 +188,7 @@ def test_end_of_the_vm_is_noticed_by_whoever_waits_or_asks(path: Path) -> None:
 def test_packet_that_nobody_asked_for_ends_the_connection(path: Path) -> None:
     async def talk(vmm: FakeCrosvm, control: CrosvmControl) -> None:
         await opened(control)
-        for client in vmm._clients:
+        for client in vmm.clients.values():
             client.send(json.dumps("Ok").encode())
         assert (await control.gone()).fault is Fault.NONSENSE
 

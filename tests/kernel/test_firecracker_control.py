@@ -1,41 +1,24 @@
 """Firecracker's balloon by its API, on a server made from the published description."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from balloon_daemon.guests.driven.control import ControlError, Fault, Found
+from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.firecracker import FirecrackerControl
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.units import GIB, MIB
 from tests.fakes.firecracker import BALLOON, FakeFirecracker
 from tests.harness.faults import fault
+from tests.harness.vmm_talks import opened, talk_with
 
 LINUX = {"free_memory": 500 * MIB, "available_memory": 700 * MIB, "minor_faults": 1}
 Talk = Callable[[FakeFirecracker, FirecrackerControl], Awaitable[None]]
 
 
 def with_firecracker(vmm: FakeFirecracker, talk: Talk) -> None:
-    async def run() -> None:
-        async with vmm:
-            control = FirecrackerControl(str(vmm.path))
-            try:
-                await talk(vmm, control)
-            finally:
-                control.close()
-
-    asyncio.run(run())
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "firecracker.sock"
-
-
-async def opened(control: FirecrackerControl) -> Found:
-    return await control.open(lambda notice: None)
+    talk_with(vmm, FirecrackerControl, talk)
 
 
 def changes(vmm: FakeFirecracker) -> list[object]:

@@ -10,11 +10,13 @@ import pytest
 
 from balloon_daemon.fake_guest.machine import run
 from balloon_daemon.handover.keeper_start import keeper_path
-from balloon_daemon.handover.room import STATES
+from balloon_daemon.handover.room import SHARE, STATES
 from balloon_daemon.handover.store import NoStore, SocketStore
 from balloon_daemon.handover.systemd_store import systemd_store
 from balloon_daemon.linux import systemd
 from balloon_daemon.linux.systemd import FDSTORE_MAX, connect_manager, store_capacity
+from tests.harness.daemon import DaemonError
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import SETTINGS, MakeGuest, StartDaemon
 from tests.harness.service_manager import ServiceManager
@@ -129,6 +131,37 @@ def test_service_without_a_store_gives_all_back_on_sigusr1(
 
     assert guest.driver.actual == 0
     assert [record["vms_stay"] for record in facts(daemon, "stopping")] == [False]
+
+
+@fault("`systemctl restart`, SIGUSR1")
+def test_vm_for_which_the_store_has_no_room_gets_its_memory_back_on_sigusr1(
+    make_manager: MakeManager,
+    start_daemon: StartDaemon,
+    low_mem: LowMemDir,
+    make_guest: MakeGuest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its connection ends with this balloond: nobody could give the memory back later."""
+    capacity = 2 * SHARE  # Less than two VMs are promised, and the listening socket.
+    manager = make_manager(capacity)
+    monkeypatch.setenv("FDSTORE", str(capacity))
+    daemon = start_daemon()
+    kept, other = guests = [make_guest(SETTINGS), make_guest(SETTINGS)]
+    for guest in guests:
+        guest.connect(str(daemon.config.socket))
+        guest.bind()
+    low_mem.set_low()
+    run(guests, lambda: all(guest.driver.actual > 0 for guest in guests))
+
+    os.kill(daemon.pid, signal.SIGUSR1)
+    # Without the one that is kept: it would wait for the next balloond's answers.
+    run([other], lambda: other.disconnected != "")
+    with pytest.raises(DaemonError, match=r"vm2.*is not kept for a later balloond"):
+        daemon.wait_end()
+
+    assert other.driver.actual == 0
+    assert (kept.driver.actual > 0, kept.disconnected) == (True, "")
+    assert any(name.startswith("vm1.state-") for name in manager.names)
 
 
 def test_service_without_a_store_has_a_keeper_where_one_is_wanted(

@@ -135,6 +135,9 @@ class DrivenVm:
         if self._reporter.state is GuestState.PAUSED and balloon.taken_bytes:
             self._shared.publish(GivenBackLater(self.vm, balloon.taken_bytes))
 
+    stays = True
+    """Its VMM keeps the balloon, and the next balloond finds it."""
+
     def leave(self) -> None:
         """Does nothing: the VM keeps the balloon that it has."""
 

@@ -54,6 +54,11 @@ class Kept:
         """Whether all of the guest was put into the store when it was last saved."""
         return self._saver.is_kept
 
+    @property
+    def has_valid_state(self) -> bool:
+        """Whether the store has a state with which another controller can go on."""
+        return self._saver.has_valid_state
+
     def begin(self) -> None:
         """Allows saving. While a guest is being restored, its state is incomplete."""
         self._began = True

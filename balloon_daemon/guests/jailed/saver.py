@@ -199,6 +199,10 @@ class Saver(Protocol):
 
     @property
     def has_state(self) -> bool:
+        """Whether the store has a state."""
+
+    @property
+    def has_valid_state(self) -> bool:
         """Whether the store has a state with which another controller can go on."""
 
     def set_user(self, user: int) -> None:
@@ -232,7 +236,7 @@ class Saver(Protocol):
 class NullSaver:
     """Keeps nothing of a guest, whose balloon ends with this controller."""
 
-    is_kept = has_state = False
+    is_kept = has_state = has_valid_state = False
 
     def __init__(self) -> None:
         self.journal = NoJournal()
@@ -306,6 +310,10 @@ class GuestSaver:
     @property
     def has_state(self) -> bool:
         return self._serial > 0
+
+    @property
+    def has_valid_state(self) -> bool:
+        return self.has_state and self.journal.required <= self._serial
 
     def set_user(self, user: int) -> None:
         self._store.set_user(self._group, user)

@@ -175,6 +175,12 @@ class Session:
         if not self._closing:
             await self._balloon.give_back()
 
+    @property
+    def stays(self) -> bool:
+        """Whether the store has a state of it that is true; without one it ends with this
+        controller, and with it the guest's only way to its memory."""
+        return not self._closing and self._kept.has_valid_state
+
     def leave(self) -> None:
         """Stays in the store for another controller when this one's task ends."""
         if self._closing:
