@@ -218,7 +218,8 @@ def _parsed(statement: str) -> dict[str, object] | Exception:
 
 def _remedy(name: str, value: str) -> str:
     """How to write a key whose value is no TOML."""
-    if _BARE.fullmatch(value) and _path_of(f'{name} = "{value}"'):
+    is_short = value.isprintable() and len(value) <= _SHOWN
+    if is_short and _BARE.fullmatch(value) and _path_of(f'{name} = "{value}"'):
         return f'write it in quotes, "{value}"'
     quote = value[:1]
     if quote in ('"', "'") and quote not in value[1:]:
