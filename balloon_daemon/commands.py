@@ -4,10 +4,75 @@ Whoever asks (the API) needs to know neither the controller nor its guests.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from enum import Enum
+from typing import NamedTuple, Protocol
 
+from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.status import HostStatus, VmStatus
 from balloon_daemon.units import VmId
+
+MOST_HOLD_S = 86_400.0
+"""The longest time for which a balloon's size may be set: what somebody forgets ends in a day."""
+
+
+class Release(NamedTuple):
+    """Give a VM all of its balloon back, now. The policy goes on from an empty balloon."""
+
+    vm: VmId
+
+
+class SetBalloon(NamedTuple):
+    """Make a VM's balloon this large, and give nothing of it back for a time.
+
+    Attributes:
+        vm: the VM.
+        balloon_bytes: the size; rounded down to whole pages.
+        for_s: for how long, at most ``MOST_HOLD_S``. Low memory ends it, and so does a guest in
+            need.
+    """
+
+    vm: VmId
+    balloon_bytes: int
+    for_s: float
+
+
+class Refusal(Enum):
+    """Why something that was asked is not done."""
+
+    ENDING = "ending"
+    """balloond ends, and decides nothing any more."""
+    NO_SIZE = "no-size"
+    """The VM has not reported its size yet, or has just gone."""
+    TOO_LARGE = "too-large"
+    """The balloon may not be so large."""
+    OBJECTION = "objection"
+    """The guest must not be asked for more now."""
+
+
+class Done(NamedTuple):
+    """It is done: the VM was told its target.
+
+    Attributes:
+        balloon_bytes: its balloon's size, as its driver reported it before.
+        target_bytes: what it is to be.
+    """
+
+    balloon_bytes: int
+    target_bytes: int
+
+
+class NotDone(NamedTuple):
+    """It is not done.
+
+    Attributes:
+        why: why.
+        most_bytes: how large the balloon may be, for ``TOO_LARGE``.
+        objection: what stands against it, for ``OBJECTION``.
+    """
+
+    why: Refusal
+    most_bytes: int = 0
+    objection: Reason | None = None
 
 
 class Desk(Protocol):
@@ -21,6 +86,14 @@ class Desk(Protocol):
 
     def vm_status(self, vm_id: VmId) -> VmStatus | None:
         """The present state of a VM; None: there is no such VM any more."""
+
+    def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
+        """Does what is asked.
+
+        Args:
+            command: what is asked.
+            uid: the user who asks.
+        """
 
 
 class Service(Protocol):

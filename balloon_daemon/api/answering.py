@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from balloon_daemon.api.client import Client, Phase
-from balloon_daemon.api.routes import Answer, Request, Routes, Stream, WholeStatus
+from balloon_daemon.api.routes import Answer, Parts, Request, Routes, Stream, WholeStatus
 from balloon_daemon.records.recent import Recent
 
 
@@ -87,8 +87,17 @@ class Answering:
                 self._wanting.append(client)
                 if not self._makes_status:
                     self._begin_status()
+            case Parts(parts):
+                self._server.wait(client)
+                made: list[bytes] = []
+                done = partial(self._made, made, client)
+                self._jobs.append(_Job(parts, made.append, done, [client]))
             case Stream():
                 self._stream(client, answer)
+
+    def _made(self, made: list[bytes], client: Client) -> None:
+        if self._server.serves(client):
+            self.finish(client, Answer(200, b"".join(made)))
 
     def finish(self, client: Client, answer: Answer) -> None:
         """Sends an answer that is complete."""

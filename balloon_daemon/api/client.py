@@ -210,4 +210,4 @@ class Client:
         head = self._head
         assert head is not None
         target = head.target.decode("ascii", errors="replace")
-        return Request(head.method.decode(), target, bytes(self._body), self.rights)
+        return Request(head.method.decode(), target, bytes(self._body), self.rights, self.uid)

@@ -3,19 +3,31 @@
 Pure. ``openapi.yaml`` describes requests and answers; a test holds the two together.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, assert_never
 from urllib.parse import parse_qsl, unquote
 
 from balloon_daemon.api.shown import as_json, host_shown, undriven_shown, vm_shown
-from balloon_daemon.commands import Desk
+from balloon_daemon.commands import (
+    MOST_HOLD_S,
+    Desk,
+    Done,
+    NotDone,
+    Refusal,
+    Release,
+    SetBalloon,
+)
 from balloon_daemon.errors import printable
 from balloon_daemon.status import Undriven
-from balloon_daemon.units import VmId
+from balloon_daemon.units import MOST_MEMORY_BYTES, VmId, format_size
 
 MAX_BODY_BYTES = 4096
 """The longest body of a request; the longest that means something has some 60 bytes."""
+
+HOLD_S = 600.0
+"""For how long a balloon's size is set where nobody says how long."""
 
 NAME_SHOWN = 80
 """How many characters of a name that a client sent an error repeats."""
@@ -27,6 +39,7 @@ REASONS = {
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    409: "Conflict",
     413: "Content Too Large",
     431: "Request Header Fields Too Large",
     501: "Not Implemented",
@@ -52,12 +65,14 @@ class Request(NamedTuple):
         target: the path, with its query.
         body: the body.
         rights: what the client may do.
+        uid: the client's user.
     """
 
     method: str
     target: str
     body: bytes
     rights: Rights
+    uid: int = 0
 
 
 class Answer(NamedTuple):
@@ -77,6 +92,16 @@ class Answer(NamedTuple):
 class WholeStatus(NamedTuple):
     """The answer is ``Routes.status_parts``, joined: made in parts, as it takes long with many
     VMs."""
+
+
+class Parts(NamedTuple):
+    """The answer is what these parts are, joined; each does something for one VM when it is made.
+
+    Attributes:
+        parts: makes the parts.
+    """
+
+    parts: Iterator[bytes]
 
 
 class Stream(NamedTuple):
@@ -133,7 +158,7 @@ class Routes:
         self._desk = desk
         self._recent = recent
 
-    def answer(self, request: Request) -> Answer | WholeStatus | Stream:
+    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
         """Answers a request; every mistake of the client's has a status and a sentence."""
         try:
             return self._answer(request)
@@ -156,7 +181,7 @@ class Routes:
             comma = b","
         yield b"]}\n"
 
-    def _answer(self, request: Request) -> Answer | WholeStatus | Stream:
+    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
         if request.rights < Rights.READ:
             raise RefusedError(
                 403,
@@ -175,6 +200,12 @@ class Routes:
             case ["", "v1", "vms", name]:
                 _expect(request, "GET", asked)
                 return self._explain(unquote(name))
+            case ["", "v1", "vms", name, "balloon"]:
+                _expect(request, "PUT", asked)
+                return self._set(request, unquote(name))
+            case ["", "v1", "release"]:
+                _expect(request, "POST", asked)
+                return self._release(request)
             case _:
                 raise RefusedError(
                     404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
@@ -190,6 +221,47 @@ class Routes:
         vm = as_json(vm_shown(status))
         return Answer(200, b'{"host":%b,"vm":%b,"events":[%b]}\n' % (host, vm, events))
 
+    def _set(self, request: Request, name: str) -> Answer:
+        body = _body(request, "size_bytes", "for_s")
+        size, for_s = body.get("size_bytes"), body.get("for_s", HOLD_S)
+        if (
+            not isinstance(size, int)
+            or isinstance(size, bool)
+            or not 0 <= size <= MOST_MEMORY_BYTES
+        ):
+            raise RefusedError(400, "size_bytes must be a whole number of bytes, 0 or more")
+        if type(for_s) not in (int, float) or not 1 <= for_s <= MOST_HOLD_S:
+            raise RefusedError(400, f"for_s must be from 1 to {MOST_HOLD_S:.0f} seconds")
+        vm = self._vm_named(name)
+        done = self._desk.obey(SetBalloon(vm, size, float(for_s)), request.uid)
+        if isinstance(done, NotDone):
+            raise _not_done(vm, done)
+        return Answer(200, as_json(_done(vm, done)) + b"\n")
+
+    def _release(self, request: Request) -> Parts:
+        name = _body(request, "vm").get("vm")
+        if name is None:
+            return Parts(self._released(tuple(self._desk.vm_ids()), request.uid))
+        if not isinstance(name, str):
+            raise RefusedError(400, "vm must be a VM's name")
+        return Parts(self._released((self._vm_named(name),), request.uid))
+
+    def _released(self, vm_ids: Sequence[VmId], uid: int) -> Iterator[bytes]:
+        """Gives each VM its balloon back; a VM that has none, or has gone, is left out."""
+        yield b'{"vms":['
+        comma = b""
+        for vm_id in vm_ids:
+            status = self._desk.vm_status(vm_id)
+            policy = None if status is None else status.policy
+            if status is None or policy is None:
+                continue
+            if status.balloon_bytes or policy.target_bytes:
+                done = self._desk.obey(Release(vm_id), uid)
+                if isinstance(done, Done):
+                    yield comma + as_json(_done(vm_id, done))
+                    comma = b","
+        yield b"]}\n"
+
     def _vm_named(self, name: str) -> VmId:
         # The last one of that name: an earlier one may be about to end.
         for vm_id in reversed(self._desk.vm_ids()):
@@ -198,6 +270,49 @@ class Routes:
         for undriven in self._recent.undriven(name):
             raise RefusedError(404, f"a VM that is not driven: {undriven.why}")
         raise _unknown(name)
+
+
+def _done(vm: VmId, done: Done) -> dict[str, object]:
+    return {"vm": vm.name, **done._asdict()}
+
+
+def _not_done(vm: VmId, not_done: NotDone) -> RefusedError:
+    name = _shown(vm.name)
+    match not_done.why:
+        case Refusal.ENDING:
+            return RefusedError(503, "balloond is ending, and gives all memory back")
+        case Refusal.NO_SIZE:
+            return RefusedError(409, f"the size of {name} is not known yet; ask again later")
+        case Refusal.TOO_LARGE:
+            most = format_size(not_done.most_bytes)
+            return RefusedError(409, f"the balloon of {name} may be {most} at most")
+        case Refusal.OBJECTION:
+            objection = not_done.objection
+            why = "unknown" if objection is None else objection.value
+            return RefusedError(409, f"{name} must not be asked for more now: {why}")
+        case _:
+            assert_never(not_done.why)
+
+
+def _body(request: Request, *known: str) -> dict[str, Any]:
+    """The body of a request that changes something; empty where it has none."""
+    if request.rights < Rights.CHANGE:
+        raise RefusedError(
+            403,
+            "you may read, but change nothing; only root and the user that balloond runs as may",
+        )
+    try:
+        body = json.loads(request.body) if request.body else {}
+    except (ValueError, RecursionError):
+        raise RefusedError(400, "the body is no JSON") from None
+    if not isinstance(body, dict):
+        raise RefusedError(400, "the body is no JSON object")
+    if unknown := sorted(body.keys() - set(known)):
+        allowed = ", ".join(known)
+        raise RefusedError(
+            400, f"{_shown(unknown[0])} is not known here; only {allowed} may be set"
+        )
+    return body
 
 
 def _unknown(name: str) -> RefusedError:

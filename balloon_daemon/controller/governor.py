@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable
 from random import random
 from typing import assert_never
 
+from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
+from balloon_daemon.controller.asking import checked
 from balloon_daemon.controller.reported import event_of, told_policy
 from balloon_daemon.controller.statuses import vm_status
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.errors import StateError
-from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
+from balloon_daemon.events import Decided, Publish, SizeAsked, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
     Ability,
     Actual,
@@ -143,6 +145,19 @@ class Governor:
         if vm is None:
             return None
         return vm_status(self._policy, self._watch.status(), vm_id, vm, self._loop.time())
+
+    def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
+        """Does what an operator asks of a VM's balloon."""
+        vm = self._vms.get(command.vm)
+        if vm is None:
+            return NotDone(Refusal.NO_SIZE)
+        asked = checked(command, self._policy, vm, self._against_more, self._loop.time())
+        if isinstance(asked, NotDone):
+            return asked
+        before_bytes = vm.balloon_bytes
+        self._step(asked)
+        self._publish(SizeAsked(vm.guest.vm, uid, asked.balloon_bytes, asked.hold_s or 0.0))
+        return Done(before_bytes, asked.balloon_bytes)
 
     # --- guests' reports ----------------------------------------------------------------------
 

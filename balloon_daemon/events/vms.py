@@ -175,6 +175,22 @@ class Decided(NamedTuple):
 
 
 @fact
+class SizeAsked(NamedTuple):
+    """An operator has asked for a balloon's size, and the VM has been told it.
+
+    Attributes:
+        uid: the user who has asked.
+        balloon_bytes: the size; 0: all is given back.
+        for_s: for how many seconds nothing of it is to be given back.
+    """
+
+    vm: VmId
+    uid: int
+    balloon_bytes: int
+    for_s: float
+
+
+@fact
 class TargetReached(NamedTuple):
     """A balloon has reached its target.
 
@@ -324,6 +340,7 @@ VmEvent = (
     | BalloonSought
     | BalloonFound
     | Decided
+    | SizeAsked
     | TargetReached
     | TakenOver
     | StateRefused

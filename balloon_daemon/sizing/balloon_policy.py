@@ -355,12 +355,14 @@ class BalloonPolicy:
         actions = (SetTarget(self.target_bytes, self.level),)
         return Step(actions, self._decision(Reason.RESIZED, before))
 
-    def adopt(self, held_bytes: int, now_s: float) -> Step:
+    def adopt(self, held_bytes: int, now_s: float, hold_s: float | None = None) -> Step:
         """Begins with a balloon of ``held_bytes``: at the highest level that asks for no more, and
-        with the release timer armed as if memory had been low just now."""
+        with the release timer armed for ``hold_s``, or as if memory had been low just now."""
         before = self.level
         s = self.settings
         arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)
+        if hold_s is not None:
+            arm = arm._replace(delay_s=hold_s)
         level = self._level_below(held_bytes)
         self._state = self._state._replace(level=level, release_at_s=now_s + arm.delay_s)
         actions = (SetTarget(self.target_bytes, level), arm)

@@ -58,6 +58,7 @@ class Reason(Enum):
     NO_FRESH_STATS = "no-fresh-stats"
     NOT_RUNNING = "not-running"
     LIMITS_CHANGED = "limits-changed"
+    ASKED = "asked"
 
 
 class Sign(Enum):

@@ -104,6 +104,21 @@ class Measured(NamedTuple):
     held_bytes: int
 
 
+class Asked(NamedTuple):
+    """An operator asks for a balloon's size. Low memory may take more, a guest in need gets all.
+
+    Attributes:
+        vm: which VM.
+        balloon_bytes: the size, at most the policy's maximum.
+        hold_s: how long to wait with a step down, unless memory is low before; None: as long as
+            after low memory.
+    """
+
+    vm: VmId
+    balloon_bytes: int
+    hold_s: float | None = None
+
+
 # A dataclass, because a named tuple without fields is false and equals every other empty tuple.
 @dataclass(frozen=True, slots=True)
 class Halted:
@@ -112,7 +127,7 @@ class Halted:
 
 Reported = Moved | Sampled | Ran | Measured
 
-Event = Added | Restored | Resized | Removed | Looked | Woke | Reported | Halted
+Event = Added | Restored | Resized | Removed | Looked | Woke | Reported | Asked | Halted
 
 
 class Target(NamedTuple):

@@ -20,6 +20,7 @@ Theory of operation
                   where a VM listens again the reading counts as ``Looked``, too
     ``Moved`` …   a careful VM's guest reports: ``protection`` may give its memory back, or ask it
                   for no more
+    ``Asked``     an operator asks for a balloon's size: it becomes the target, to the byte
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -52,6 +53,7 @@ from balloon_daemon.sizing.decision import Reading, Reason
 from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.host_events import (
     Added,
+    Asked,
     Event,
     Halted,
     HostStep,
@@ -141,6 +143,9 @@ class HostPolicy:
                 row = self._row(event.vm)
                 if not self._halted:
                     self._protection.take(event, row, outcome)
+            case Asked(vm, balloon_bytes, hold_s):
+                if not self._halted:
+                    outcome.settle(vm, self._row(vm), balloon_bytes, Reason.ASKED, hold_s)
             case Halted():
                 self._halted = True
                 self._listening.clear()
@@ -156,6 +161,11 @@ class HostPolicy:
         Not an event, because it is called for each MiB of any guest's balloon.
         """
         self._row(vm).actual_bytes = actual_bytes
+
+    @property
+    def halted(self) -> bool:
+        """Whether nothing is decided any more."""
+        return self._halted
 
     def governs(self, vm: VmId) -> bool:
         """Whether the VM was added or restored, and not removed."""

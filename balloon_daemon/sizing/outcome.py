@@ -8,7 +8,7 @@ from balloon_daemon.sizing.decision import Finding, Reason
 from balloon_daemon.sizing.host_events import HostStep, Target, VmDecision, VmFinding, Watch
 from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.row import Row
-from balloon_daemon.units import VmId
+from balloon_daemon.units import PAGE_SIZE, VmId
 
 _CHANGES_NOTHING = {
     Reason.AT_MAXIMUM,
@@ -108,10 +108,27 @@ class Outcome:
             row.moved_at_s = now_s
             self.tell(vm, row, row.policy.target_bytes)
 
-    def settle(self, vm: VmId, row: Row, balloon_bytes: int, reason: Reason) -> None:
+    def settle(
+        self,
+        vm: VmId,
+        row: Row,
+        balloon_bytes: int,
+        reason: Reason,
+        hold_s: float | None = None,
+    ) -> None:
         """Makes a balloon's size the target, to the byte. The target of the level below may be
-        gigabytes less: a level of a large VM is a sixteenth of its maximum."""
-        step = row.policy.adopt(balloon_bytes, self.now_s)
+        gigabytes less: a level of a large VM is a sixteenth of its maximum.
+
+        Args:
+            vm: the VM.
+            row: its row.
+            balloon_bytes: the size; of more than the policy's maximum, that.
+            reason: why.
+            hold_s: how long to wait with a step down, unless memory is low before; None: as long
+                as after low memory.
+        """
+        balloon_bytes = min(balloon_bytes // PAGE_SIZE * PAGE_SIZE, row.policy.max_bytes)
+        step = row.policy.adopt(balloon_bytes, self.now_s, hold_s)
         step = step._replace(decision=step.decision._replace(reason=reason))
         self.take(vm, row, step, balloon_bytes)
 

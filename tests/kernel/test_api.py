@@ -342,3 +342,33 @@ def test_balloond_that_makes_way_leaves_the_place_to_the_next_one(
     assert not api.exists()
     start_daemon("--api", str(api), name="next")
     assert ask(api, "/v1/status").status == 200
+
+
+def test_guest_gives_what_was_set_and_gets_it_back_when_it_is_released(
+    served: Daemon, make_guest: MakeGuest, api: Path
+) -> None:
+    guest = attach(make_guest(SETTINGS), served)
+    run([guest], lambda: facts(served, "vm-attached") != [])
+    size = 5 * STEP + 4096
+
+    told = ask(api, "/v1/vms/vm1/balloon", "PUT", {"size_bytes": size, "for_s": 3600})
+    assert (told.status, told.content["target_bytes"]) == (200, size)
+    check("Told")(told.content)
+    run([guest], lambda: balloon_bytes(guest) == size)
+    vm = ask(api, "/v1/vms/vm1").content["vm"]
+    assert vm["last_decision"]["reason"] == "asked"
+    # At twenty times the policy's speed a step back would be tried after 3 s.
+    assert vm["next"]["release_in_s"] > 3000
+
+    released = ask(api, "/v1/release", "POST")
+    check("Released")(released.content)
+    assert released.content == {"vms": [{"vm": "vm1", "balloon_bytes": size, "target_bytes": 0}]}
+    run([guest], lambda: balloon_bytes(guest) == 0)
+    (asked, given_back) = facts(served, "size-asked")
+    assert (asked["uid"], asked["balloon_bytes"]) == (os.geteuid(), size)
+    assert given_back["message"] == f"user {os.geteuid()} asks for all of its memory back"
+    # Its driver has written so, too.
+    run([guest], lambda: ask(api, "/v1/vms/vm1").content["vm"]["balloon_bytes"] == 0)
+    assert ask(api, "/v1/release", "POST").content == {"vms": []}
+    assert ask(api, "/v1/vms/vm1/balloon", "PUT", {"size_bytes": 2 * MAXIMUM}).status == 409
+    assert errors(served) == []

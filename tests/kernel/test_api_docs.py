@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.fake_guest.machine import run
+from balloon_daemon.units import MIB
 from tests.harness.api_schemas import check
 from tests.harness.makers import SETTINGS, MakeGuest, StartDaemon
 from tests.harness.whole_vm import facts
@@ -56,9 +57,13 @@ def test_every_example_of_the_page_is_answered(
             curl.stdout.read()
         assert curl.returncode == (-9 if follows else 0), example
 
-    status, explanation, first, last = map(json.loads, answers)
+    status, explanation, first, last, one, everyone, told = map(json.loads, answers)
     check("Status")(status)
     assert [vm["name"] for vm in status["vms"]] == ["web"]
     check("Explanation")(explanation)
     check("Event")(first)
     assert last["vm"] == "web"
+    for released in (one, everyone):
+        check("Released")(released)
+    check("Told")(told)
+    assert told == {"vm": "web", "balloon_bytes": 0, "target_bytes": 64 * MIB}

@@ -20,10 +20,11 @@ from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES
 from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
 from balloon_daemon.api.socket_file import ApiSocket
+from balloon_daemon.commands import Done, NotDone, Release, SetBalloon
 from balloon_daemon.events import ApiMisused, CallbackFailed, Event, TargetReached
 from balloon_daemon.records.recent import Recent
 from balloon_daemon.status import HostStatus, SourceStatus, VmStatus
-from balloon_daemon.units import VmId
+from balloon_daemon.units import MIB, VmId
 from tests.harness.api_schemas import check
 from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S
@@ -40,6 +41,8 @@ class Desk:
     def __init__(self) -> None:
         self.vms = 3
         self.asked = 0
+        self.obeyed: list[tuple[Release | SetBalloon, int]] = []
+        self.answer: Done | NotDone = Done(2 * MIB, 0)
         self.fails = False
 
     def host_status(self) -> HostStatus:
@@ -53,6 +56,10 @@ class Desk:
 
     def vm_status(self, vm_id: VmId) -> VmStatus | None:
         return VmStatus(vm_id, frozenset(), None, 0, None, None, kind="qmp")
+
+    def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
+        self.obeyed.append((command, uid))
+        return self.answer
 
 
 class World:

@@ -8,12 +8,14 @@ import pytest
 from balloon_daemon.api.routes import (
     REASONS,
     Answer,
+    Parts,
     Request,
     Rights,
     Routes,
     Stream,
     WholeStatus,
 )
+from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
 from balloon_daemon.guests.seam import Ability, GuestState, Stats, Stuck
 from balloon_daemon.sizing.decision import (
     Decision,
@@ -69,6 +71,8 @@ class Desk:
     def __init__(self) -> None:
         self.vms = {WEB: FULL, DB: BARE}
         self.gone: list[VmId] = []
+        self.obeyed: list[tuple[Release | SetBalloon, int]] = []
+        self.answer: Done | NotDone = Done(2 * MIB, 0)
         self.seen: Reading | NeverLow | None = LOW
 
     def host_status(self) -> HostStatus:
@@ -79,6 +83,10 @@ class Desk:
 
     def vm_status(self, vm_id: VmId) -> VmStatus | None:
         return self.vms.get(vm_id)
+
+    def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
+        self.obeyed.append((command, uid))
+        return self.answer
 
 
 class Events:
@@ -244,3 +252,115 @@ def test_every_path_of_the_description_is_there_and_no_other_method(routes: Rout
             answer = routes.answer(request)
             refused = isinstance(answer, Answer) and answer.status == 405
             assert refused is (method not in operations), (path, method)
+
+
+def put(body: object, name: str = "web", rights: Rights = Rights.CHANGE) -> Request:
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Request("PUT", f"/v1/vms/{name}/balloon", text, rights, uid=7)
+
+
+def test_balloon_is_set_for_a_time_as_the_client_says(routes: Routes, desk: Desk) -> None:
+    desk.answer = Done(MIB, 5 * MIB)
+    for body, for_s in (({"size_bytes": 5 * MIB}, 600.0), ({"size_bytes": 5, "for_s": 1}, 1.0)):
+        check("Setting")(body)
+        answer = routes.answer(put(body))
+        assert isinstance(answer, Answer)
+        assert answer.status == 200
+        told = json.loads(answer.body)
+        check("Told")(told)
+        assert told == {"vm": "web", "balloon_bytes": MIB, "target_bytes": 5 * MIB}
+        assert desk.obeyed[-1] == (SetBalloon(WEB, body["size_bytes"], for_s), 7)
+
+
+@pytest.mark.parametrize(
+    ("not_done", "status", "sentence"),
+    [
+        (NotDone(Refusal.ENDING), 503, "balloond is ending"),
+        (NotDone(Refusal.NO_SIZE), 409, "the size of web is not known yet"),
+        (NotDone(Refusal.TOO_LARGE, 512 * MIB), 409, "the balloon of web may be 512 MiB at most"),
+        (
+            NotDone(Refusal.OBJECTION, objection=Reason.IN_NEED),
+            409,
+            "web must not be asked for more now: in-need",
+        ),
+    ],
+)
+def test_what_is_not_done_is_said(
+    not_done: NotDone, status: int, sentence: str, routes: Routes, desk: Desk
+) -> None:
+    desk.answer = not_done
+    answer = routes.answer(put({"size_bytes": 0}))
+    assert isinstance(answer, Answer)
+    assert answer.status == status
+    assert json.loads(answer.body)["error"].startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        (b"", 400, "size_bytes must be a whole number of bytes"),
+        (b"{", 400, "the body is no JSON"),
+        (b"\xff", 400, "the body is no JSON"),
+        (b"[" * 4000, 400, "the body is no JSON"),
+        ([], 400, "the body is no JSON object"),
+        ({"size": 1}, 400, "size is not known here; only size_bytes, for_s may be set"),
+        ({"size_bytes": True}, 400, "size_bytes must be a whole number of bytes"),
+        ({"size_bytes": 1.5}, 400, "size_bytes must be a whole number of bytes"),
+        ({"size_bytes": -1}, 400, "size_bytes must be a whole number of bytes"),
+        ({"size_bytes": 1 << 60}, 400, "size_bytes must be a whole number of bytes"),
+        ({"size_bytes": 1, "for_s": 0}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"size_bytes": 1, "for_s": "1"}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"size_bytes": 1, "for_s": None}, 400, "for_s must be from 1 to 86400 seconds"),
+        (b'{"size_bytes": 1, "for_s": NaN}', 400, "for_s must be from 1 to 86400 seconds"),
+        (b'{"size_bytes": 1, "for_s": 1e999}', 400, "for_s must be from 1 to 86400 seconds"),
+    ],
+)
+@fault("a request that asks for what there is not")
+def test_mistake_in_a_body_is_a_status_and_a_sentence_and_changes_nothing(
+    body: object, status: int, sentence: str, routes: Routes, desk: Desk
+) -> None:
+    answer = routes.answer(put(body))
+    assert isinstance(answer, Answer)
+    assert answer.status == status
+    assert json.loads(answer.body)["error"].startswith(sentence)
+    assert desk.obeyed == []
+
+
+def test_release_is_of_all_vms_that_have_a_balloon_one_at_a_time(
+    routes: Routes, desk: Desk
+) -> None:
+    answer = routes.answer(Request("POST", "/v1/release", b"", Rights.CHANGE, uid=7))
+    assert isinstance(answer, Parts)
+    assert desk.obeyed == []
+    released = json.loads(b"".join(answer.parts))
+    check("Released")(released)
+    assert released == {"vms": [{"vm": "web", "balloon_bytes": 2 * MIB, "target_bytes": 0}]}
+    assert desk.obeyed == [(Release(WEB), 7)]
+
+
+def test_release_is_of_one_vm_where_it_is_named(routes: Routes, desk: Desk) -> None:
+    desk.vms[DB] = FULL._replace(vm=DB)
+    body = json.dumps({"vm": DB.name}).encode()
+    answer = routes.answer(Request("POST", "/v1/release", body, Rights.CHANGE))
+    assert isinstance(answer, Parts)
+    list(answer.parts)
+    assert [command for command, _ in desk.obeyed] == [Release(DB)]
+
+    wrong = routes.answer(Request("POST", "/v1/release", b'{"vm": 1}', Rights.CHANGE))
+    assert isinstance(wrong, Answer)
+    assert wrong.status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body"),
+    [("PUT", "/v1/vms/web/balloon", b'{"size_bytes": 0}'), ("POST", "/v1/release", b"")],
+)
+@fault("a client that may not ask")
+def test_whoever_may_only_read_changes_nothing(
+    method: str, target: str, body: bytes, routes: Routes, desk: Desk
+) -> None:
+    answer = routes.answer(Request(method, target, body, Rights.READ))
+    assert isinstance(answer, Answer)
+    assert answer.status == 403
+    assert json.loads(answer.body)["error"].startswith("you may read, but change nothing")
+    assert desk.obeyed == []

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
 from balloon_daemon.controller.governor import Governor
 from balloon_daemon.errors import StateError
 from balloon_daemon.events import (
@@ -14,6 +15,7 @@ from balloon_daemon.events import (
     Event,
     GuestInNeed,
     ProtectionEvent,
+    SizeAsked,
     SqueezeStalled,
     VmAttached,
     VmResized,
@@ -497,3 +499,91 @@ def test_deadline_that_stays_in_the_past_is_reported_and_holds_up_no_other_vm(
         host.loop.advance(1.0)
     assert guest.targets == [0, STEP, 2 * STEP, 3 * STEP]
     assert set(host.loop.failures) == {repr(StateError(f"{A}: its deadline stays in the past"))}
+
+
+def test_balloon_that_is_set_stays_for_its_time_and_is_given_back_after_it(host: Host) -> None:
+    guest = host.attached(A)
+    size = 5 * STEP + 12 * 4096
+    assert host.governor.obey(SetBalloon(A, size + 7, 600.0), 1000) == Done(0, size)
+    assert guest.targets[-1] == size
+    assert SizeAsked(A, 1000, size, 600.0) in host.events
+    host.loop.advance(599.0)
+    assert guest.targets[-1] == size
+    host.loop.advance(2.0)
+    assert guest.targets[-1] == 4 * STEP
+    host.loop.advance(300.0)
+    assert guest.targets[-1] == 0
+
+
+def test_low_memory_takes_more_than_was_set_and_then_gives_back_as_ever(host: Host) -> None:
+    guest = host.attached(A)
+    host.governor.obey(SetBalloon(A, 2 * STEP, 86_400.0), 0)
+    host.memory.seen = LOW
+    host.loop.advance(1.0)
+    assert guest.targets[-1] == 3 * STEP
+    host.memory.seen = PLENTY
+    host.loop.advance(60.0 + 2 * 30.0 + 1.0)
+    assert guest.targets[-1] == 0
+
+
+def test_guest_in_need_gets_all_back_although_a_size_was_set(host: Host) -> None:
+    guest = host.careful(A)
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s))
+    assert host.governor.obey(SetBalloon(A, 5 * STEP, 600.0), 0) == Done(0, 5 * STEP)
+    host.loop.advance(1.0)
+    host.governor.report(A, replace(WELL, at_s=host.loop.now_s, available_bytes=MIB))
+    assert guest.targets[-1] == 0
+    refused = NotDone(Refusal.OBJECTION, objection=Reason.IN_NEED)
+    assert host.governor.obey(SetBalloon(A, STEP, 600.0), 0) == refused
+    assert guest.targets[-1] == 0
+
+
+def test_release_gives_all_back_at_once_and_the_policy_goes_on_from_there(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(3.0)
+    assert guest.targets[-1] == 3 * STEP
+    assert host.governor.obey(Release(A), 0) == Done(3 * STEP, 0)
+    assert guest.targets[-1] == 0
+    host.loop.advance(1.0)
+    assert guest.targets[-1] == STEP
+
+
+@pytest.mark.parametrize("floor_mib", [None, 900])
+def test_more_than_the_maximum_is_refused_and_floors_hold(floor_mib: int | None) -> None:
+    host = Host()
+    floor = None if floor_mib is None else floor_mib * MIB
+    guest = host.guest(A, VmSettings(floor_bytes=floor, profile=SEED.profile))
+    host.governor.report(A, Attached(GIB))
+    most = 512 * MIB if floor is None else 124 * MIB
+    assert host.governor.obey(SetBalloon(A, most + 4096, 60.0), 0) == NotDone(
+        Refusal.TOO_LARGE, most
+    )
+    assert guest.targets == [0]
+    assert host.governor.obey(SetBalloon(A, most, 60.0), 0) == Done(0, most)
+    assert guest.targets == [0, most]
+
+
+def test_guest_that_must_not_be_asked_for_more_may_be_asked_for_less(host: Host) -> None:
+    guest = host.attached(A)
+    host.governor.obey(SetBalloon(A, 4 * STEP, 60.0), 0)
+    guest.objection = Reason.NO_ROOM
+    refused = NotDone(Refusal.OBJECTION, objection=Reason.NO_ROOM)
+    assert host.governor.obey(SetBalloon(A, 5 * STEP, 60.0), 0) == refused
+    assert host.governor.obey(SetBalloon(A, 3 * STEP, 60.0), 0) == Done(4 * STEP, 3 * STEP)
+    guest.objection = None
+    host.governor.report(A, StateChanged(GuestState.PAUSED))
+    stands = NotDone(Refusal.OBJECTION, objection=Reason.NOT_RUNNING)
+    assert host.governor.obey(SetBalloon(A, 5 * STEP, 60.0), 0) == stands
+    assert guest.targets[-1] == 3 * STEP
+
+
+def test_vm_without_a_size_and_a_balloond_that_ends_set_nothing(host: Host) -> None:
+    host.guest(A)
+    no_size = NotDone(Refusal.NO_SIZE)
+    assert host.governor.obey(Release(A), 0) == no_size
+    assert host.governor.obey(Release(B), 0) == no_size
+    guest = host.attached(B)
+    host.governor.halt()
+    assert host.governor.obey(SetBalloon(B, STEP, 60.0), 0) == NotDone(Refusal.ENDING)
+    assert guest.targets == [0]

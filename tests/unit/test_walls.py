@@ -156,7 +156,7 @@ ROOMS = {
     },
     # The seam's values, too: what a guest reports is shown as it is.
     "status": {"sizing.decision", "sizing.vm_settings", "guests.seam"},
-    "commands": {"status"},
+    "commands": {"status", "sizing.decision"},
     # What is, what may be asked, what happened; never the controller nor a guest.
     "api": {"events", "status", "commands", "records", "sizing.decision", "linux"},
     # No protocol: a VM is whatever stands behind the seam.

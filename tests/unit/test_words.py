@@ -78,6 +78,7 @@ from balloon_daemon.events import (
     RequestNotServed,
     RingsUnknown,
     Share,
+    SizeAsked,
     SizesDiffer,
     SocketIgnored,
     SocketNotOpened,
@@ -517,6 +518,13 @@ VMS: list[Row] = [
         "not-given-back",
         "1 MiB were not taken back, and stay in a balloon that nobody serves now",
         {"left_bytes": MIB},
+    ),
+    (
+        SizeAsked(VM, 1000, 512 * MIB, 600.0),
+        INFO,
+        "size-asked",
+        "user 1000 asks for a balloon of 512 MiB for 600 s",
+        {"uid": 1000, "balloon_bytes": 512 * MIB, "for_s": 600.0},
     ),
     (VmDoesNotEnd(VM), ERROR, "vm-does-not-end", "does not end; left behind", {}),
     (VmFailed(VM, "KeyError: 1"), ERROR, "vm-failed", "KeyError: 1", {"error": "KeyError: 1"}),
@@ -1143,3 +1151,9 @@ def test_first_clients_that_send_descriptors_cost_the_group_nothing() -> None:
     line = worded(ApiMisused(1000, closed=False))
     assert line is not None
     assert line.message.endswith("its connection is dropped")
+
+
+def test_user_who_asks_for_an_empty_balloon_asks_for_all_memory_back() -> None:
+    line = worded(SizeAsked(VM, 0, 0, 0.0))
+    assert line is not None
+    assert line.message == "user 0 asks for all of its memory back"

@@ -16,6 +16,7 @@ from balloon_daemon.events import (
     NotGivenBack,
     NotStored,
     RequestNotServed,
+    SizeAsked,
     StateRefused,
     StillToGiveBack,
     StoreShareUsed,
@@ -56,6 +57,7 @@ _WHY = {
     Reason.NO_FRESH_STATS: "low memory, but the guest's statistics have stopped coming",
     Reason.NOT_RUNNING: "low memory, but the guest stands still or has no balloon driver",
     Reason.LIMITS_CHANGED: "the limits of the VM's balloon have changed",
+    Reason.ASKED: "an operator has asked for it",
 }
 
 
@@ -64,6 +66,11 @@ def said_of_vm(event: VmEvent) -> tuple[Level, str] | None:
     match event:
         case Decided(_, decision, quiet):
             return unless(quiet), _decision(decision)
+        case SizeAsked(_, uid, balloon_bytes, for_s):
+            if not balloon_bytes:
+                return Level.INFO, f"user {uid} asks for all of its memory back"
+            size = format_size(balloon_bytes)
+            return Level.INFO, f"user {uid} asks for a balloon of {size} for {for_s:.0f} s"
         case TargetReached(_, actual_bytes, missing_bytes, quiet):
             got = format_size(max(0, actual_bytes - missing_bytes))
             host = f", of which the host has {got}" if missing_bytes else ""
