@@ -5,6 +5,8 @@ clients, by turns on one daemon. All clients have sent their requests when the s
 """
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +15,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from benchmarks.figures import Figure, at_most, of_count, of_percentile, of_samples
-from benchmarks.processes import Balloond, memory_kib
+from benchmarks.processes import ROOT, Balloond, memory_kib
 from benchmarks.tiny_guest import VM_MEM, TinyGuest, connect, raise_file_limit, wait_told
 
 CLIENTS = 200
@@ -61,40 +63,48 @@ def _delays() -> dict[str, list[float]]:
     """Milliseconds from each signal to the target, for each way."""
     told_ms: dict[str, list[float]] = {way: [] for way in WAYS}
     with ExitStack() as stack:
-        api = Path(stack.enter_context(TemporaryDirectory(prefix="balloond-bench-")), "api.sock")
-        options = ["--vm-mem", VM_MEM, "--speed", str(SPEED), "--api", str(api)]
+        path = Path(stack.enter_context(TemporaryDirectory(prefix="balloond-bench-")), "api.sock")
+        options = ["--vm-mem", VM_MEM, "--speed", str(SPEED), "--api", str(path)]
         daemon = stack.enter_context(Balloond(options, woken=True))
-        steps = 0
-        (guest,) = connect(1, daemon.socket)
-        daemon.wait_devices(1)
+        clients = stack.enter_context(_clients(path))
+        steps = LEVELS
+        guest: TinyGuest | None = None
         for _ in range(ROUNDS):
-            for way, path in WAYS.items():
-                if steps == LEVELS:
-                    guest.close()
-                    daemon.wait_devices(0)
+            for way, asked in WAYS.items():
+                if guest is None or steps == LEVELS:
+                    if guest is not None:
+                        guest.close()
+                        daemon.wait_devices(0)
                     (guest,) = connect(1, daemon.socket)
                     daemon.wait_devices(1)
                     steps = 0
-                told_ms[way].append(_told_ms(daemon, guest, api, path))
+                _ask(clients, asked)
+                begun = time.perf_counter()
+                daemon.host.set_low()
+                wait_told([guest])
+                told_ms[way].append((time.perf_counter() - begun) * 1000)
+                daemon.host.set_enough()
+                time.sleep(BETWEEN_S)
+                _ask(clients, "")
+                time.sleep(BETWEEN_S)
                 steps += 1
-        guest.close()
+        if guest is not None:
+            guest.close()
     return told_ms
 
 
-def _told_ms(daemon: Balloond, guest: TinyGuest, api: Path, path: str) -> float:
-    with ExitStack() as stack:
-        if path:
-            # A later guest has another name; then the answer is that there is no such VM.
-            for _ in range(CLIENTS):
-                stack.enter_context(_asked(api, path))
-        begun = time.perf_counter()
-        daemon.host.set_low()
-        wait_told([guest])
-        took_ms = (time.perf_counter() - begun) * 1000
-        daemon.host.set_enough()
-        time.sleep(BETWEEN_S)
-    time.sleep(BETWEEN_S)
-    return took_ms
+def _clients(path: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "benchmarks.api_clients", str(path), str(CLIENTS)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+
+
+def _ask(clients: "subprocess.Popen[str]", path: str) -> None:
+    """Has all clients ask, and waits until they have."""
+    assert clients.stdin is not None
+    assert clients.stdout is not None
+    print(path, file=clients.stdin, flush=True)
+    clients.stdout.readline()
 
 
 def _asked(api: Path, path: str) -> socket.socket:

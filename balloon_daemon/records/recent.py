@@ -34,14 +34,41 @@ Follower = Callable[[str, str], None]
 """Called with a VM's name ("" for the host's events) and the event as a line of JSON."""
 
 
+class _Kept:
+    """An event that is kept, and its line once somebody has asked for it.
+
+    Args:
+        event: the event.
+        at_s: when it was published.
+    """
+
+    __slots__ = ("_event", "_line", "at_s", "name")
+
+    def __init__(self, event: Event, at_s: float) -> None:
+        vm = _vm_of(event)
+        self.name = getattr(event, "name", "") if vm is None else vm.name
+        self.at_s = at_s
+        self._event: Event | None = event
+        self._line = ""
+
+    @property
+    def line(self) -> str:
+        """The event as a line of JSON; "" where the log has no line for it."""
+        if self._event is not None:
+            line = worded(self._event)
+            self._line = "" if line is None else as_json(line, self.at_s)
+            self._event = None
+        return self._line
+
+
 class Recent:
     """Keeps the last events. A ``Reader``."""
 
     def __init__(self) -> None:
-        self._all = deque[tuple[Event, float]](maxlen=KEPT_IN_ALL)
+        self._all = deque[_Kept](maxlen=KEPT_IN_ALL)
         self._count = 0
         """How many events ``_all`` has had."""
-        self._of_vms: dict[VmId, deque[tuple[Event, float]]] = {}
+        self._of_vms: dict[VmId, deque[_Kept]] = {}
         self._undriven: dict[str, VmNotDriven] = {}
         self._followers = set[Follower]()
 
@@ -65,17 +92,17 @@ class Recent:
                 return  # The log has no line for them either.
         if is_debug(event):
             return
-        self._all.append((event, at_s))
+        kept = _Kept(event, at_s)
+        self._all.append(kept)
         self._count += 1
         if (about := _vm_of(event)) is not None:
             ring = self._of_vms.pop(about, None) or deque(maxlen=KEPT_EACH)
             self._of_vms[about] = ring
-            ring.append((event, at_s))
+            ring.append(kept)
             _drop_oldest(self._of_vms)
-        if self._followers:
-            for name, line in _lines((event, at_s)):
-                for follower in tuple(self._followers):
-                    follower(name, line)
+        if self._followers and kept.line:
+            for follower in tuple(self._followers):
+                follower(kept.name, kept.line)
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """The last events, each with its VM's name ("" for the host's), as lines of JSON.
@@ -87,13 +114,14 @@ class Recent:
             later = min(self._count - done, len(self._all))
             done = self._count
             for kept in list(self._all)[-later:]:
-                yield from _lines(kept)
+                if kept.line:
+                    yield kept.name, kept.line
 
     def lines_of(self, vm: VmId) -> Iterator[str]:
         """The last events about a VM, as lines of JSON."""
         for kept in tuple(self._of_vms.get(vm, ())):
-            for _, line in _lines(kept):
-                yield line
+            if kept.line:
+                yield kept.line
 
     def undriven(self, name: str = "") -> Iterator[Undriven]:
         """The VMs that could not be driven when that was last tried.
@@ -121,14 +149,6 @@ def _vm_of(event: Event) -> VmId | None:
     return vm if isinstance(vm, VmId) else None
 
 
-def _lines(kept: tuple[Event, float]) -> Iterator[tuple[str, str]]:
-    event, at_s = kept
-    if (line := worded(event)) is not None:
-        vm = _vm_of(event)
-        name = getattr(event, "name", "") if vm is None else vm.name
-        yield name, as_json(line, at_s)
-
-
-def _drop_oldest(kept: dict[VmId, deque[tuple[Event, float]]] | dict[str, VmNotDriven]) -> None:
+def _drop_oldest(kept: dict[VmId, deque[_Kept]] | dict[str, VmNotDriven]) -> None:
     if len(kept) > MOST_VMS:
         del kept[next(iter(kept))]  # type: ignore[arg-type]  # Any key of either mapping.

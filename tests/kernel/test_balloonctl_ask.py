@@ -190,3 +190,32 @@ def test_who_may_not_ask_is_told_so(mode: int, complaint: str, start_daemon: Sta
         assert told[:2] == (4, "")
         assert told[2].startswith("balloonctl: " + complaint.format(path=path))
         assert told[2].count("\n") == 1
+
+
+def test_balloon_is_set_and_released_by_its_size_and_time(
+    start_daemon: StartDaemon, make_guest: MakeGuest, api: Path
+) -> None:
+    daemon = start_daemon("--api", str(api))
+    guest = attach(make_guest(SETTINGS), daemon)
+    run([guest], lambda: facts(daemon, "vm-attached") != [])
+    at = ("--api", str(api))
+
+    assert balloonctl("release", *at) == (0, "nothing is taken from any VM\n", "")
+    assert balloonctl("set", "vm1", "48M", "--for", "1.5h", *at) == (
+        0,
+        "vm1: its balloon is to be 48 MiB, and is 0 B now\n",
+        "",
+    )
+    run([guest], lambda: balloon_bytes(guest) == 3 * STEP)
+    (asked,) = facts(daemon, "size-asked")
+    assert (asked["balloon_bytes"], asked["for_s"]) == (3 * STEP, 5400.0)
+    assert balloonctl("release", "vm1", *at) == (0, "vm1: gets 48 MiB back\n", "")
+    run([guest], lambda: balloon_bytes(guest) == 0)
+    assert balloonctl("set", "vm1", "400M", *at) == (
+        2,
+        "",
+        "balloonctl: the balloon of vm1 may be 256 MiB at most\n",
+    )
+    status, out, _ = balloonctl("set", "vm1", "0", "--json", *at)
+    assert status == 0
+    check("Told")(json.loads(out))

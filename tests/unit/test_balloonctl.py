@@ -16,8 +16,9 @@ POLICY = ROOT / "policies" / "balloon_device.policy"
 Output = pytest.CaptureFixture[str]
 
 COMMANDS = [
-    "", "status", "explain", "events", "demo", "seccomp", "seccomp check", "seccomp explain",
-    "seccomp test", "seccomp compile", "seccomp run", "seccomp trace", "simulate",
+    "", "status", "explain", "events", "release", "set", "demo", "seccomp", "seccomp check",
+    "seccomp explain", "seccomp test", "seccomp compile", "seccomp run", "seccomp trace",
+    "simulate",
 ]  # fmt: skip
 
 
@@ -61,6 +62,10 @@ def test_every_command_has_help(command: str, capsys: Output) -> None:
         (["seccomp", "check"], "balloonctl seccomp check: the following arguments are required"),
         (["demo", "--wibble"], "balloonctl: unrecognized arguments: --wibble"),
         (["demo", "--speed", "x"], "balloonctl demo: argument --speed: invalid float value: 'x'"),
+        (["set", "web", "1X"], "balloonctl set: argument SIZE: '1X' is not a size; write it like"),
+        (["set", "web", "1.5"], "balloonctl set: argument SIZE: '1.5' has no unit; write 1.5G or"),
+        (["set", "web"], "balloonctl set: the following arguments are required: SIZE"),
+        (["set", "web", "1G", "--for", "10"], "balloonctl set: argument --for: '10' is no time;"),
         (["bu\x1brn\n"], "balloonctl: argument COMMAND: invalid choice: 'bu\\x1brn\\n'"),
     ],
 )

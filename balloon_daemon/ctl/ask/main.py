@@ -1,14 +1,20 @@
-"""``balloonctl status``, ``explain`` and ``events``: flags, and the exit statuses. What they need
-is imported when one of them runs."""
+"""Flags and exit statuses of ``balloonctl status``, ``explain``, ``events``, ``release``, ``set``.
+
+What they need is imported when one of them runs.
+"""
 
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
+
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.units import parse_memory_size
 
 if TYPE_CHECKING:
     from balloon_daemon.ctl.ask.client import Client
@@ -17,8 +23,8 @@ DEFAULT_API = Path("/run/balloond/api.sock")
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3, 4
 
 _EPILOG = """\
-exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or a VM that there is not,
-3 no balloond answers, 4 you may not ask
+exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or something that balloond
+refuses, such as a VM that there is not, 3 no balloond answers, 4 you may not ask
 """
 
 Subparsers = Any  # argparse has no public name for it.
@@ -43,6 +49,40 @@ def add_parsers(subparsers: Subparsers) -> None:
     events.add_argument(
         "-f", "--follow", action="store_true", help="go on with each event as it comes"
     )
+    release = _command(subparsers, "release", "give memory back, now", _release)
+    release.description = (
+        "Gives one VM or all of them all of their balloons back. Where the host is low, memory is "
+        "taken again, step by step."
+    )
+    release.add_argument("vm", metavar="VM", nargs="?", help="only this VM")
+    size = _command(subparsers, "set", "set a VM's balloon for a time", _set)
+    size.description = (
+        "Makes a VM's balloon this large at once, and gives nothing of it back for a time. Low "
+        "memory takes more, and a guest in need gets all back; both end it."
+    )
+    size.add_argument("vm", metavar="VM", help="the VM's name, as balloonctl status has it")
+    size.add_argument("size", metavar="SIZE", type=_size, help="of the balloon: 512M, 1.5G, 0")
+    size.add_argument(
+        "--for",
+        dest="for_s",
+        type=_time,
+        metavar="TIME",
+        help="90s, 10m or 2h; a day at most (default: 10m)",
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return 0 if text == "0" else parse_memory_size(text)
+    except ConfigError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
+
+
+def _time(text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m|h)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 10m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _command(
@@ -120,6 +160,30 @@ def _events(client: "Client", options: argparse.Namespace) -> None:
     for line in client.lines(f"/v1/events?{urlencode(asked)}", follow=options.follow):
         # Flushed: whoever follows through a pipe wants each event when it comes.
         print(line.decode() if options.json else event_line(json.loads(line)), flush=True)
+
+
+def _release(client: "Client", options: argparse.Namespace) -> None:
+    asked = {} if options.vm is None else {"vm": options.vm}
+    answer = client.ask("/v1/release", "POST", asked)
+    if options.json:
+        print(answer.decode(), end="")
+        return
+    from balloon_daemon.ctl.ask.wording import released
+
+    print("\n".join(released(json.loads(answer)["vms"])))
+
+
+def _set(client: "Client", options: argparse.Namespace) -> None:
+    asked = {"size_bytes": options.size}
+    if options.for_s is not None:
+        asked["for_s"] = options.for_s
+    answer = client.ask(f"/v1/vms/{quote(options.vm, safe='')}/balloon", "PUT", asked)
+    if options.json:
+        print(answer.decode(), end="")
+        return
+    from balloon_daemon.ctl.ask.wording import told
+
+    print(told(json.loads(answer)))
 
 
 def _columns() -> int | None:

@@ -90,6 +90,24 @@ def objection_said(protection: dict[str, Any]) -> str:
     return why
 
 
+def released(vms: list[dict[str, Any]]) -> list[str]:
+    """What each VM gets back."""
+    if not vms:
+        return ["nothing is taken from any VM"]
+    return [
+        f"{printable(vm['vm'])}: gets {format_size(vm['balloon_bytes'])} back"
+        if vm["balloon_bytes"]
+        else f"{printable(vm['vm'])}: needs to give nothing any more"
+        for vm in vms
+    ]
+
+
+def told(vm: dict[str, Any]) -> str:
+    """What a VM's balloon is to be."""
+    target, balloon = (format_size(vm[key]) for key in ("target_bytes", "balloon_bytes"))
+    return f"{printable(vm['vm'])}: its balloon is to be {target}, and is {balloon} now"
+
+
 def wrapped(lines: Iterable[str], columns: int | None) -> list[str]:
     """Lines that fit a terminal, with what goes on indented; None: as they are."""
     if columns is None:
