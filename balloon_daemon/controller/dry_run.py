@@ -76,6 +76,11 @@ class DryGuest:
         self._publish = publish
         self._target_bytes: int | None = None
 
+    @property
+    def stays(self) -> bool:
+        """Whether another balloond goes on with the guest."""
+        return self._guest.stays
+
     def set_target(self, target_bytes: int) -> None:
         """Publishes a target that would have been sent."""
         if target_bytes != (self._target_bytes or 0):

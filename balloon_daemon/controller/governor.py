@@ -235,8 +235,7 @@ class Governor:
         try:
             return self._vms[vm_id].guest.against_more(level)
         except Exception as err:
-            # Report the error and answer "no objection", as crosvm's policy does: an error raised
-            # here would stop HostPolicy in the middle of a step.
+            # As crosvm's policy: an error raised here would stop HostPolicy in mid-step.
             self._failed(err)
             return None
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from balloon_daemon.units import GIB
+from balloon_daemon.units import GIB, MIB
 
 GREETING = {
     "QMP": {
@@ -413,3 +413,11 @@ def monitors_in_a_thread(
         loop.call_soon_threadsafe(stop.set)
         thread.join()
         loop.close()
+
+
+def well() -> ScriptedVm:
+    """A VM of 1 GiB whose guest sends statistics, by which it lacks nothing."""
+    vm = ScriptedVm(reports=True)
+    vm.boot()
+    vm.send_stats(free_memory=300 * MIB, available_memory=400 * MIB)
+    return vm

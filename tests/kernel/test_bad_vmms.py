@@ -100,6 +100,11 @@ def is_silent(vmm: Vmm) -> None:
     vmm.driver = vmm.enotconn = False
 
 
+def cuts_off(vmm: Vmm) -> None:
+    for client in vmm.clients:
+        client.cancel()
+
+
 HTTP = [
     Misdeed("hang", by_http(HANGS), "hangs"),
     Misdeed("half-hang", by_http(Misbehaviour(OK + b"8\r\n\r\n{")), "hangs"),
@@ -116,7 +121,7 @@ PACKETS = [
     Misdeed("deep", by_packet(b"[" * 60000), "nonsense"),
     Misdeed("long", by_packet(b" " * 70000), "nonsense"),
     Misdeed("half", by_packet(b'{"BalloonStats": {"stat'), "nonsense"),
-    Misdeed("close", lambda vmm: vmm.hang_up() if isinstance(vmm, FakeCrosvm) else None, "gone"),
+    Misdeed("close", cuts_off, "gone"),
 ]
 
 

@@ -11,7 +11,7 @@ from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
-from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
+from tests.harness.scripted_monitor import ScriptedMonitor, monitors_in_a_thread, well
 from tests.harness.whole_vm import balloon_bytes, errors, facts, run_until, run_until_event, said
 
 
@@ -119,11 +119,3 @@ def test_driven_guest_in_need_gets_all_back_and_one_that_somebody_else_drives_is
     assert [line[:7] for line in said(daemon, "guest-in-need", vm="web")] == ["in need"]
     assert said(daemon, "balloon-contested", vm="web") == []
     assert (db.actual, len(db.targets) - told) == (GIB // 4, 0)
-
-
-def well() -> ScriptedVm:
-    """A VM of 1 GiB whose guest sends statistics, by which it lacks nothing."""
-    vm = ScriptedVm(reports=True)
-    vm.boot()
-    vm.send_stats(free_memory=300 * MIB, available_memory=400 * MIB)
-    return vm

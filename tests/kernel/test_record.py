@@ -17,10 +17,9 @@ from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, MakeGuest, StartDaemon
-from tests.harness.scripted_monitor import ScriptedMonitor, monitors_in_a_thread
+from tests.harness.scripted_monitor import ScriptedMonitor, monitors_in_a_thread, well
 from tests.harness.waiting import wait_until
 from tests.harness.whole_vm import balloon_bytes, run_until
-from tests.kernel.test_careful_vms import well
 
 
 def decided(daemon: Daemon) -> list[tuple[str, str, int, int]]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.units import MIB
-from tests.fakes.service_vmm import VFIO, VM_MEM
 from tests.harness.faults import fault
+from tests.harness.service_vmm import VFIO, VM_MEM
 from tests.harness.waiting import wait_until
 from tests.vm.running import SESSION_LOGS
 from tests.vm.service_host import ROOT, ServiceHost
@@ -47,7 +47,7 @@ UMask=0007
 RuntimeDirectory=vms/{name}
 RuntimeDirectoryMode=0750
 WorkingDirectory=/srv
-ExecStart=/usr/bin/python3 -m tests.fakes.service_vmm {kind} /run/vms/{name}/sock
+ExecStart=/usr/bin/python3 -m tests.harness.service_vmm {kind} /run/vms/{name}/sock
 """
 
 LIBVIRT = {
@@ -69,7 +69,7 @@ URI = "test+unix:///srv/node.xml"
 
 PROGRAM = (
     *("__init__.py", "harness/__init__.py", "harness/scripted_monitor.py"),
-    *("fakes/firecracker.py", "fakes/http_vmm.py", "fakes/service_vmm.py"),
+    *("fakes/firecracker.py", "fakes/http_vmm.py", "harness/service_vmm.py"),
 )
 
 

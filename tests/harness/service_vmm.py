@@ -1,6 +1,6 @@
 """A VMM on the service's machine: another user's process, whose balloon frees its own memory.
 
-``python3 -m tests.fakes.service_vmm KIND SOCKET``. The kinds:
+``python3 -m tests.harness.service_vmm KIND SOCKET``. The kinds:
 
 - ``qmp``: QEMU's monitor, the VM's memory in a memfd, as QEMU's memory-backend-memfd has it.
 - ``gives-nothing``: the same, whose balloon frees nothing.
