@@ -1,12 +1,14 @@
 """How Hypothesis runs here and what signals do, whichever folder or file is run alone."""
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests.harness.kept_figures import close_figures
+from tests.harness.needs import judge_skip
 
 # A deadline for each example measures how busy the machine is. The folders' budgets are a second
 # a test and less, and what would break them is the number of examples, which each test states.
@@ -27,3 +29,22 @@ def _no_figures_kept() -> Iterator[None]:
     `LowNumbers` occupies would be taken by them."""
     yield
     close_figures()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--allow-skips",
+        action="store_true",
+        default=os.geteuid() != 0,
+        help="let tests be skipped for any reason, as where an ordinary user runs them",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not item.config.getoption("--allow-skips"):
+        judge_skip(report)
+    return report
