@@ -1,13 +1,15 @@
 """How Hypothesis runs here and what signals do, whichever folder or file is run alone."""
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
 
 from balloon_daemon.linux.reading_child import APART
 from tests.harness.kept_figures import close_figures
+from tests.harness.needs import judge_skip
 from tests.harness.waiting import wait_until
 
 # A deadline for each example measures how busy the machine is. The folders' budgets are a second
@@ -36,3 +38,22 @@ def _nobody_reads() -> Iterator[None]:
     """Ends the child that reads files in /proc after each test."""
     yield
     wait_until(APART.close, what="children that read files in /proc end")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--allow-skips",
+        action="store_true",
+        default=os.geteuid() != 0,
+        help="let tests be skipped for any reason, as where an ordinary user runs them",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not item.config.getoption("--allow-skips"):
+        judge_skip(report)
+    return report

@@ -1,4 +1,9 @@
-"""Marks for tests that need what some hosts or users lack; ``-rs`` names what they skip."""
+"""What tests need that some hosts or users lack; ``-rs`` names what is skipped.
+
+Where root runs the tests, as CI does, only the reasons in ``ALLOWED_SKIPS`` may skip one; any
+other skip fails, so that somebody notices a test that no longer runs. On a host that lacks more,
+``--allow-skips`` allows them all.
+"""
 
 import os
 
@@ -13,3 +18,29 @@ needs_pressure = pytest.mark.skipif(
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root, who alone gives files to other users"
 )
+
+ALLOWED_SKIPS = (
+    "no /dev/kvm that this user may open",
+    "no CAP_SYS_RESOURCE: nobody here can have a score below 0",
+    # What a host lacks for the moment, as its memory is in pieces or its disk is fast.
+    "the host has no three huge pages free",
+    "huge pages that the kernel can make",
+    "MiB that the kernel can make huge pages of",
+    "of the time only",
+)
+"""Reasons for a skip that are no news, or words in them: what the hosts of CI lack."""
+
+
+def judge_skip(report: pytest.TestReport) -> None:
+    """Makes a test fail that was skipped for another reason than those of ``ALLOWED_SKIPS``."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    assert isinstance(report.longrepr, tuple)
+    reason = report.longrepr[2].removeprefix("Skipped: ")
+    if not any(words in reason for words in ALLOWED_SKIPS):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"skipped: {reason}\n"
+            "This reason is not among ALLOWED_SKIPS in tests/harness/needs.py; "
+            "make test ARGS=--allow-skips allows any reason."
+        )

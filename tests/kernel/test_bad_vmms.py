@@ -252,7 +252,7 @@ def test_vmm_that_misbehaves_is_lost_alone_and_found_again(
 def vmm_process(stack: ExitStack, kind: Kind, path: Path) -> subprocess.Popen[bytes]:
     """A VMM's process at a path, which may be another one's still."""
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tests.fakes.vmm_process", kind.value, str(path)]
+    command = [sys.executable, "-m", "tests.fakes.vmm_process", kind.value, str(path), "0"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     stack.callback(process.wait)
     stack.callback(process.kill)

@@ -71,6 +71,9 @@ class Wire(asyncio.Transport):
         pass
 
 
+NOBODY = -1
+"""The user of connections that never end: they take no part of a real user's share."""
+
 GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
 EVENT: dict[str, Any] = {"event": "RESET", "timestamp": {"seconds": 1, "microseconds": 2}}
 LINES = st.one_of(
@@ -88,7 +91,7 @@ def test_bytes_in_any_pieces_are_messages_or_one_kind_of_error(
 ) -> None:
     async def feed() -> list[object] | BaseException:
         heard: list[qmp_wire.Event] = []
-        monitor, wire = qmp_wire.Monitor(heard.append), Wire()
+        monitor, wire = qmp_wire.Monitor(heard.append, NOBODY), Wire()
         monitor.connection_made(wire)
         asked = asyncio.create_task(monitor.ask(qmp_wire.Command("a"), qmp_wire.Command("b")))
         await asyncio.sleep(0)
@@ -146,7 +149,7 @@ def test_message_in_any_pieces_is_heard_whole(piece: int) -> None:
 
     async def feed() -> list[str]:
         heard: list[qmp_wire.Event] = []
-        monitor = qmp_wire.Monitor(heard.append)
+        monitor = qmp_wire.Monitor(heard.append, NOBODY)
         monitor.connection_made(Wire())
         for at in range(0, len(content), piece):
             part = content[at : at + piece]

@@ -10,7 +10,7 @@ Source: QEMU, docs/interop/qmp-spec.rst.
 import asyncio
 import json
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
-from balloon_daemon.linux.credentials import living_peer_of
+from balloon_daemon.linux.credentials import living_peer_of, peer_of
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """The longest line taken. The longest answer that is asked for, query-blockstats, has 1 KiB for
@@ -30,6 +30,13 @@ MAX_BYTES_PER_S = 512 * 1024
 """How many bytes of one monitor are read in a second; more are left unread until the second is
 over. Short messages take 60 ns a byte of the thread that serves all VMs."""
 
+MAX_BYTES_OF_A_USER_PER_S = 2 * 1024 * 1024
+"""How many bytes of all monitors of one user are read in a second: an eighth of that thread's
+time. The monitors have equal parts of it, so that no monitor that floods delays another one."""
+
+LEAST_BYTES_PER_S = 32 * 1024
+"""The least part of a monitor, however many its user has. A sample a second takes 2 KiB."""
+
 _READ_BYTES = 16 * 1024
 _BUFFER = memoryview(bytearray(_READ_BYTES))
 """Shared by all connections: asyncio fills this buffer and calls ``buffer_updated`` before it
@@ -37,6 +44,9 @@ reads from another connection."""
 
 
 _NOT_GREETED = "it does not greet; nor does a socket that is not QMP's"
+
+_connected_of = Counter[int]()
+"""How many monitors are connected, for each user."""
 
 
 def _refuse(word: str) -> object:
@@ -80,13 +90,15 @@ class _Batch:
 class Monitor(asyncio.BufferedProtocol):
     """A connection. The monitor carries commands out in the order in which they were sent."""
 
-    def __init__(self, heard: Callable[[Event], None]) -> None:
+    def __init__(self, heard: Callable[[Event], None], user: int) -> None:
         """Made by ``connect``.
 
         Args:
             heard: takes events from then on, in the event loop.
+            user: whose monitor it is, as the kernel knows it.
         """
         self._heard = heard
+        self._user = user
         self._transport: asyncio.Transport | None = None
         self._rest = bytearray()
         self._greeting = _Batch(1)
@@ -117,7 +129,7 @@ class Monitor(asyncio.BufferedProtocol):
         sock = _connected(path)
         try:
             pid = living_peer_of(sock)
-            monitor = cls(heard)
+            monitor = cls(heard, peer_of(sock).uid)
             await asyncio.get_running_loop().create_unix_connection(lambda: monitor, sock=sock)
         except BaseException:
             sock.close()
@@ -182,8 +194,10 @@ class Monitor(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        _connected_of[self._user] += 1
 
     def connection_lost(self, exc: Exception | None) -> None:
+        _connected_of[self._user] -= 1
         self._fail(ControlError(Fault.GONE, printable(str(exc)) if exc else ""))
         if self._unread_since is not None:
             self._unread_since.cancel()
@@ -205,12 +219,13 @@ class Monitor(asyncio.BufferedProtocol):
             self._fail(ControlError(Fault.NONSENSE, f"a line of over {MAX_MESSAGE_BYTES} bytes"))
 
     def _limit_rate(self, nbytes: int) -> None:
-        """Stops reading for the rest of this second once ``MAX_BYTES_PER_S`` have come."""
+        """Stops reading for the rest of this second once the monitor's part has come."""
         assert self._transport is not None
         if self._unread_since is None:
             self._unread_since = asyncio.get_running_loop().call_later(1, self._read_on)
         self._heard_bytes += nbytes
-        if self._heard_bytes >= MAX_BYTES_PER_S:
+        part = MAX_BYTES_OF_A_USER_PER_S // _connected_of[self._user]
+        if self._heard_bytes >= min(max(part, LEAST_BYTES_PER_S), MAX_BYTES_PER_S):
             self._transport.pause_reading()
 
     def _read_on(self) -> None:

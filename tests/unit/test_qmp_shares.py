@@ -1,0 +1,94 @@
+"""How much of what monitors send is read in a second: all monitors of one user share a part."""
+
+import asyncio
+
+from balloon_daemon.guests.driven.qmp_wire import (
+    LEAST_BYTES_PER_S,
+    MAX_BYTES_OF_A_USER_PER_S,
+    MAX_BYTES_PER_S,
+    Event,
+    Monitor,
+)
+from balloon_daemon.units import KIB
+from tests.harness.faults import fault
+
+STAMP = b'{"seconds": 1, "microseconds": 2}'
+EVENT = b'{"event": "E", "data": "%b", "timestamp": %b}\n' % (b"x" * 1000, STAMP)
+HOSTILE, OTHER = 1000, 1001
+
+
+class Wire(asyncio.Transport):
+    """A connection that always has something to read, until nobody reads any more."""
+
+    is_read = True
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+
+    def abort(self) -> None:
+        pass
+
+
+class Flood:
+    """A monitor's connection that floods."""
+
+    def __init__(self, user: int) -> None:
+        self.events: list[Event] = []
+        self._wire = Wire()
+        self.monitor = Monitor(self.events.append, user)
+        self.monitor.connection_made(self._wire)
+
+    def bytes_read(self) -> int:
+        """How many bytes are read before the rest of the second is waited for."""
+        read = 0
+        while self._wire.is_read:
+            buffer = self.monitor.get_buffer(-1)
+            size = len(buffer) // len(EVENT) * len(EVENT)
+            buffer[:size] = EVENT * (size // len(EVENT))
+            self.monitor.buffer_updated(size)
+            read += size
+        return read
+
+    def end(self) -> None:
+        self.monitor.connection_lost(None)
+
+
+def read_of(users: list[int], gone: int = 0) -> list[int]:
+    """What is read in one second of a monitor of each of these users.
+
+    Args:
+        users: whose monitors flood, all at once.
+        gone: how many other monitors of the first user were connected before.
+    """
+
+    async def second() -> list[int]:
+        for flood in [Flood(users[0]) for _ in range(gone)]:
+            flood.end()
+        floods = [Flood(user) for user in users]
+        try:
+            read = [flood.bytes_read() for flood in floods]
+        finally:
+            for flood in floods:
+                flood.end()
+        assert all(flood.events for flood in floods)
+        return read
+
+    return asyncio.run(second())
+
+
+# What is read at once is 16 KiB at most, and goes beyond a limit by less than that.
+@fault("a QEMU monitor hangs, sends garbage")
+def test_monitors_of_one_user_that_flood_have_equal_parts_of_that_users_share() -> None:
+    *hostile, other = read_of([HOSTILE] * 20 + [OTHER])
+    assert sum(hostile) <= MAX_BYTES_OF_A_USER_PER_S + 20 * 16 * KIB
+    assert len(set(hostile)) == 1
+    assert MAX_BYTES_PER_S <= other <= MAX_BYTES_PER_S + 16 * KIB
+
+
+def test_part_of_a_monitor_is_larger_once_others_have_gone() -> None:
+    assert read_of([HOSTILE], gone=20)[0] >= MAX_BYTES_PER_S
+
+
+def test_monitor_of_a_user_who_has_very_many_is_read_all_the_same() -> None:
+    (size,) = set(read_of([HOSTILE] * 256))
+    assert LEAST_BYTES_PER_S <= size < LEAST_BYTES_PER_S + 16 * KIB
