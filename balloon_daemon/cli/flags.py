@@ -243,6 +243,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="decide and log, and change no VM's balloon; guests are asked for statistics alone",
     )
     parser.add_argument(
+        "--history",
+        type=_path,
+        metavar="FILE",
+        help="keep the last 24 hours there, at most 8 MiB (SQLite): decisions, and each minute "
+        "what host and VMs have; for balloonctl history",
+    )
+    parser.add_argument(
         "--record",
         type=_path,
         metavar="FILE",
@@ -359,6 +366,7 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
         poll_s=1.0 / args.speed,
         page_reporting=args.page_reporting,
         dry_run=args.dry_run,
+        history=args.history,
         record=args.record,
     )
 

@@ -120,6 +120,11 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             from balloon_daemon.cli.own_device import prepare_device
 
             own = prepare_device(config, args, template)
+        if config.record is not None or config.history is not None:
+            # Imported here: a balloond that records nothing does without it.
+            from balloon_daemon.cli.recording import check_places
+
+            check_places(config)
         source = choose_source(low_mem_dir=config.low_mem_dir, margin_bytes=config.margin_bytes)
         too_much = beyond_host(config.margin_bytes)
         if own is None:
@@ -143,10 +148,13 @@ def _run(args: argparse.Namespace, template: Template) -> int:
         close_default_directory()
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as records:
             if config.record is not None:
-                # Imported here: a balloond that records nothing does without it.
                 from balloon_daemon.cli.recording import record
 
                 records.enter_context(record(config.record, config.policy, bus, low()))
+            if config.history is not None:
+                from balloon_daemon.cli.recording import keep_history
+
+                records.enter_context(keep_history(config.history, bus, low()))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
             api = open_api(args.api, bus, undo)

@@ -64,6 +64,7 @@ class Config:
         discover: where more VMs are found.
         profile: the rules for the VMs at ``socket``.
         dry_run: decide, and change no VM's balloon.
+        history: the SQLite file of the last day; None: none is kept.
         record: where to write a trace of what the policy sees and decides; None: nowhere.
     """
 
@@ -79,6 +80,7 @@ class Config:
     discover: Discover = field(default_factory=Discover)
     profile: Profile = Profile.SEED
     dry_run: bool = False
+    history: Path | None = None
     record: Path | None = None
 
     @property

@@ -187,8 +187,9 @@ class Controller:
         # Read once even where no VM listens: the log then says at the start what is wrong with
         # the figures. Read in a callback: an error there is published and does not end the start.
         loop.call_soon(watch.read)
-        survey = Survey(watch, POLLS * self._config.poll_s, self._publish, loop)
-        if recorded:
+        every_s = POLLS * self._config.poll_s
+        survey = Survey(watch, every_s, self._governor.status, self._publish, loop)
+        if recorded or self._config.history is not None:
             survey.begin()
         release_end_signals()
         leaving, ended = False, True

@@ -1,24 +1,27 @@
 """Reads the low-memory source at regular times, for the record of a host that decides seldom.
 
-Runs in the controller, with ``--record`` alone. Without it the source is read only when the policy
-wants to know, and the record would not tell for how long memory was low.
+Runs in the controller, with ``--record`` and ``--history`` alone. Without it the source is read
+only when the policy wants to know, and the record would not tell for how long memory was low.
 """
 
 import asyncio
+from collections.abc import Callable
 
-from balloon_daemon.events import Publish, Surveyed
+from balloon_daemon.events import Publish, Surveyed, VmFigures
 from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
 
 POLLS = 5
 """The source is read after so many times ``Config.poll_s``: each 5 s, at the usual speed."""
 
 
 class Survey:
-    """Publishes readings at regular times.
+    """Publishes readings, and what the VMs have, at regular times.
 
     Args:
         watch: reads the source.
         every_s: the time between two readings.
+        look_at_vms: gives the present state of the VMs.
         publish: takes events.
         loop: the controller's.
     """
@@ -27,11 +30,13 @@ class Survey:
         self,
         watch: MemoryWatch,
         every_s: float,
+        look_at_vms: Callable[[], HostStatus],
         publish: Publish,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._watch = watch
         self._every_s = every_s
+        self._look_at_vms = look_at_vms
         self._publish = publish
         self._loop = loop
         self._timer: asyncio.Handle | None = None
@@ -49,4 +54,17 @@ class Survey:
         # Set the timer first: an error of the reading, for lack of memory perhaps, is published by
         # the event loop, and the next reading is tried all the same.
         self._timer = self._loop.call_later(self._every_s, self._look)
-        self._publish(Surveyed(self._loop.time(), self._watch.look()))
+        seen, vms = self._watch.look(), self._look_at_vms().vms
+        known = (_figures_of(vm, vm.policy) for vm in vms if vm.policy is not None)
+        self._publish(Surveyed(self._loop.time(), seen, tuple(known)))
+
+
+def _figures_of(vm: VmStatus, policy: PolicyStatus) -> VmFigures:
+    return VmFigures(
+        vm.vm,
+        policy.vm_mem_bytes,
+        vm.balloon_bytes,
+        policy.target_bytes,
+        None if vm.stats is None else vm.stats.available_bytes,
+        vm.held_bytes,
+    )

@@ -362,6 +362,28 @@ class LinesLost(NamedTuple):
 
 
 @fact
+class HistorySetAside(NamedTuple):
+    """The file of ``--history`` could not be used: it was renamed, and a new one begun.
+
+    Attributes:
+        why: SQLite's text.
+    """
+
+    why: str
+
+
+@fact
+class HistoryEnded(NamedTuple):
+    """No more is written to the file of ``--history``.
+
+    Attributes:
+        why: SQLite's or the kernel's text.
+    """
+
+    why: str
+
+
+@fact
 class DryRunBegins(NamedTuple):
     """No VM's balloon is changed until this balloond ends."""
 
@@ -408,5 +430,7 @@ DaemonEvent = (
     | LinesLost
     | RecordingEnded
     | DryRunBegins
+    | HistorySetAside
+    | HistoryEnded
 )
 """The union of all events about balloond as a whole."""

@@ -31,6 +31,26 @@ class Stepped(NamedTuple):
     decisions: tuple[VmDecision, ...] = ()
 
 
+class VmFigures(NamedTuple):
+    """One VM at one moment.
+
+    Attributes:
+        vm: which VM.
+        vm_mem_bytes: its size.
+        balloon_bytes: its balloon's size.
+        target_bytes: its balloon's wanted size.
+        available_bytes: what its guest has available; None: not known.
+        held_bytes: the host's memory that it occupies; None: not known.
+    """
+
+    vm: VmId
+    vm_mem_bytes: int
+    balloon_bytes: int
+    target_bytes: int
+    available_bytes: int | None
+    held_bytes: int | None
+
+
 @fact
 class Surveyed(NamedTuple):
     """The source was read for the record; the policy was not told.
@@ -38,10 +58,12 @@ class Surveyed(NamedTuple):
     Attributes:
         at_s: when, on CLOCK_MONOTONIC.
         seen: the reading.
+        vms: the VMs whose size is known.
     """
 
     at_s: float
     seen: Seen
+    vms: tuple[VmFigures, ...] = ()
 
 
 PolicyEvent = Stepped | Surveyed

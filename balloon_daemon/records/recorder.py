@@ -1,5 +1,6 @@
 """Writes the trace of ``--record``: a reader of events, with a program that writes the file."""
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -87,7 +88,7 @@ def entry_of(event: Stepped) -> Entry:
 
 
 def open_trace(path: Path) -> int:
-    """Makes the file of a trace, for its owner alone; one that is there is renamed.
+    """Makes the file of a trace, for its owner alone, after ``check_trace``.
 
     A trace of an earlier balloond gets ``.old`` at the end of its name, so that a service that is
     started again leaves it, and its disk is not filled.
@@ -96,23 +97,30 @@ def open_trace(path: Path) -> int:
         The open file.
 
     Raises:
-        ConfigError: it cannot be made, or there is another file.
+        ConfigError: it cannot be made.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        if path.exists() or path.is_symlink():
-            _make_way(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, path.with_name(f"{path.name}.old"))
         return os.open(path, flags, 0o600)
     except OSError as err:
         raise ConfigError(f"--record {printable(str(path))}: {err.strerror}") from err
 
 
-def _make_way(path: Path) -> None:
-    status = os.lstat(path)
-    if not stat.S_ISREG(status.st_mode) or (status.st_size and not _is_trace(path)):
-        name = printable(str(path))
-        raise ConfigError(f"--record {name}: is there and no trace; name another file")
-    os.rename(path, path.with_name(f"{path.name}.old"))
+def check_trace(path: Path) -> None:
+    """Raises ConfigError: there is no such directory, or another file is there."""
+    name = printable(str(path))
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--record {name}: there is no such directory; make it, or name another")
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or (status.st_size and not _is_trace(path)):
+            raise ConfigError(f"--record {name}: is there and no trace; name another file")
+    except FileNotFoundError:
+        pass
+    except OSError as err:
+        raise ConfigError(f"--record {name}: {err.strerror}") from err
 
 
 def _is_trace(path: Path) -> bool:

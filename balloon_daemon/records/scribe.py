@@ -1,4 +1,4 @@
-"""The daemon's side of a program that writes a file (``file_writer``).
+"""The daemon's side of a program that writes a file (``file_writer``, ``history_writer``).
 
 Runs in the controller, and never waits for the program: what it does not take at once is kept up
 to a limit, and what is more is refused.
@@ -10,11 +10,11 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from balloon_daemon.linux.apart import LowNumbers
 
-PROGRAM = Path(__file__).with_name("file_writer.py")
 READY = b"ready\n"
 """The program's first line."""
 
@@ -32,15 +32,19 @@ class Scribe:
     """One such program, which is started, and has begun, before balloond serves any VM.
 
     Args:
-        file: the open file; the program gets a duplicate.
-        limit_bytes: the file's largest size.
+        program: the name of the program's file in this folder.
+        arguments: its arguments, after the number of its socket.
         low: starts the program without any descriptor that a VMM has sent.
+        file: an open file, of which the program gets a duplicate; None: it opens its file.
 
     Raises:
         OSError: the program cannot be started, or does not begin in time.
     """
 
-    def __init__(self, file: int, limit_bytes: int, low: LowNumbers) -> None:
+    def __init__(
+        self, program: str, arguments: Sequence[str], low: LowNumbers, file: int | None = None
+    ) -> None:
+        self._program = program
         self._kept = bytearray()
         self._heard = bytearray()
         self._ended = False
@@ -48,9 +52,11 @@ class Scribe:
         self._pid = 0
         try:
             with theirs:
-                socket.send_fds(self._sock, [b"f"], [file])
+                if file is not None:
+                    socket.send_fds(self._sock, [b"f"], [file])
                 fd = low.duplicate(theirs.fileno())
-                command = [sys.executable, "-I", "-S", str(PROGRAM), str(fd), str(limit_bytes)]
+                path = str(Path(__file__).with_name(program))
+                command = [sys.executable, "-I", "-S", path, str(fd), *arguments]
                 self._pid = low.exec(command, {"PATH": os.defpath, "LC_ALL": "C.UTF-8"}, fd)
                 self._wait_until_ready()
         except BaseException:
@@ -80,6 +86,16 @@ class Scribe:
         except OSError:
             self._end()
 
+    def take_line(self) -> str:
+        """Takes a whole line that the program has said; "": there is none."""
+        if not self._ended:
+            self._hear()
+        line, newline, rest = self._heard.partition(b"\n")
+        if not newline:
+            return ""
+        self._heard = rest
+        return line.decode(errors="replace")
+
     def why_ended(self) -> str | None:
         """Why the program writes no more; None: it does."""
         if not self._ended:
@@ -104,10 +120,10 @@ class Scribe:
         poll.register(self._sock, select.POLLIN)
         while not self._heard.endswith(READY):
             if not poll.poll(STARTS_WITHIN_S * 1000):
-                raise TimeoutError(f"{PROGRAM.name} does not begin")
+                raise TimeoutError(f"{self._program} does not begin")
             self._hear()
             if self._ended:
-                raise ChildProcessError(f"{PROGRAM.name} has ended at once")
+                raise ChildProcessError(f"{self._program} has ended at once")
         self._heard.clear()
 
     def _hear(self) -> None:

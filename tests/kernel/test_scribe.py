@@ -33,7 +33,7 @@ class Recorded:
         self.published: list[Event] = []
         before = children()
         low, file = LowNumbers(), open_trace(path)
-        self.scribe = Scribe(file, 64 << 20, low)
+        self.scribe = Scribe("file_writer.py", [str(64 << 20)], low, file)
         os.close(file)
         low.close()
         (self.writer,) = children() - before
@@ -102,7 +102,7 @@ def test_events_that_no_reader_saw_are_lost_lines(recorded: Recorded) -> None:
 
 def test_trace_ends_at_its_largest_size_with_a_whole_line(tmp_path: Path) -> None:
     low, file = LowNumbers(), open_trace(tmp_path / "a")
-    scribe = Scribe(file, 1000, low)
+    scribe = Scribe("file_writer.py", ["1000"], low, file)
     low.close()
     while scribe.why_ended() is None:
         scribe.send(b"x" * 98 + b"\n")

@@ -29,6 +29,7 @@ SETTINGS: dict[str, tuple[str, str, object]] = {
     "--policy": ("other.policy", "policy_file", Path("other.policy")),
     "--no-page-reporting": ("", "page_reporting", False),
     "--dry-run": ("", "dry_run", True),
+    "--history": ("/var/lib/b.db", "history", Path("/var/lib/b.db")),
     "--record": ("/var/tmp/a.trace", "record", Path("/var/tmp/a.trace")),
     "--speed": ("20", "policy", PolicySettings().faster(20)),
 }

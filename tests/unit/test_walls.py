@@ -207,6 +207,8 @@ DOORS = {
     # In a process of its own: it blocks, and it brings threads.
     "libvirt": {"guests.libvirt.process"},
     "_thread": {"handover.fd_keeper"},
+    # In a process of its own: it costs 2 MiB, and its writes wait for a disk.
+    "sqlite3": {"records.history_writer", "ctl"},
     "rich": {"ctl"},
     "matplotlib": {"ctl"},
     "numpy": {"ctl", "fake_guest"},

@@ -54,6 +54,8 @@ from balloon_daemon.events import (
     GuestFault,
     GuestInNeed,
     GuestStats,
+    HistoryEnded,
+    HistorySetAside,
     HostFault,
     KeeperUnreachable,
     LinesLost,
@@ -746,6 +748,21 @@ DAEMON: list[Row] = [
         "dry-run-begins",
         "dry run: decides and logs, and changes no VM's balloon",
         {},
+    ),
+    (
+        HistorySetAside("it is damaged"),
+        WARNING,
+        "history-set-aside",
+        "the file of --history cannot be used (it is damaged): renamed to end in .damaged, a new "
+        "one begins",
+        {"why": "it is damaged"},
+    ),
+    (
+        HistoryEnded("unable to open database file"),
+        WARNING,
+        "history-ended",
+        "no more is written to the file of --history: unable to open database file",
+        {"why": "unable to open database file"},
     ),
     (
         RecordingEnded("No space left on device"),

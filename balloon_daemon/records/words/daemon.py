@@ -13,6 +13,8 @@ from balloon_daemon.events import (
     DrivesOthers,
     DryRunBegins,
     EventsLost,
+    HistoryEnded,
+    HistorySetAside,
     KeeperUnreachable,
     LinesLost,
     Listening,
@@ -125,6 +127,12 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case LinesLost(lost):
             lines = "1 line" if lost == 1 else f"{lost} lines"
             return Level.WARNING, f"{lines} could not be written here: lost"
+        case HistorySetAside(why):
+            message = f"the file of --history cannot be used ({why}): renamed to end in .damaged"
+            return Level.WARNING, f"{message}, a new one begins"
+        case HistoryEnded(why):
+            ended = why or "its writer has ended"
+            return Level.WARNING, f"no more is written to the file of --history: {ended}"
         case DryRunBegins():
             return Level.WARNING, "dry run: decides and logs, and changes no VM's balloon"
         case RecordingEnded(why):

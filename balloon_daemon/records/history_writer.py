@@ -1,0 +1,193 @@
+"""A program that keeps the last day of a host in an SQLite file, and does nothing else.
+
+Runs by its file (``python -I -S history_writer.py FD PATH``), started by ``scribe.py``. It gets
+JSON lines through the socket FD (``history.py`` makes them), and writes each burst of them in one
+transaction. SQLite in the daemon would cost it 2 MiB, and each write may wait for a disk.
+
+In WAL mode a file survives the death of its writer at any moment. A file that is damaged or of
+another version is renamed, and a new one begun. If the disk is full, the oldest half of the rows
+is deleted, and what still cannot be written is dropped.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+import sys
+import time
+
+READY = b"ready\n"
+VERSION = 1
+
+SECONDS = 24 * 3600
+"""How long a row is kept."""
+
+MOST_SAMPLES, MOST_EVENTS = 40_000, 10_000
+"""The most rows, some 3 and 2 MiB; a host with more than 27 VMs has less than a day of samples."""
+
+PRUNE_ROWS = 500
+"""How many rows are written until old ones are deleted again."""
+
+MOST_PAGES = 2048
+"""The file's largest size, in pages of 4 KiB."""
+
+CHUNK = 1 << 16
+
+TABLES = """
+CREATE TABLE IF NOT EXISTS samples (at_s REAL NOT NULL, vm TEXT NOT NULL, memory INTEGER,
+    balloon INTEGER, target INTEGER, available INTEGER, margin INTEGER, held INTEGER);
+CREATE TABLE IF NOT EXISTS events (at_s REAL NOT NULL, vm TEXT NOT NULL, event TEXT NOT NULL,
+    message TEXT NOT NULL);
+"""
+"""The host's own samples have an empty name, and no memory, balloon, target and held. Sizes are
+bytes."""
+
+INSERTS = {
+    "samples": "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    "events": "INSERT INTO events VALUES (?, ?, ?, ?)",
+}
+
+
+def open_history(path: str) -> tuple[sqlite3.Connection, str]:
+    """Opens a history, or begins one.
+
+    Returns:
+        The history; why the file that was there was renamed, "" where it was not.
+
+    Raises:
+        sqlite3.Error, OSError: neither is possible.
+    """
+    try:
+        return _open(path), ""
+    except sqlite3.OperationalError:
+        raise  # The disk is full, or the file is somebody else's: it may be in order.
+    except sqlite3.DatabaseError as err:
+        why = str(err)
+    os.replace(path, f"{path}.damaged")
+    for end in ("-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + end)
+    return _open(path), why
+
+
+def _open(path: str) -> sqlite3.Connection:
+    history = sqlite3.connect(path, isolation_level=None)
+    try:
+        (version,) = history.execute("PRAGMA user_version").fetchone()
+        (tables,) = history.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables and version != VERSION:
+            raise sqlite3.DatabaseError(f"it is of version {version}, not {VERSION}")
+        (found,) = history.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError("it is damaged")
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=NORMAL",
+            "wal_autocheckpoint=200",
+            "journal_size_limit=1048576",
+            f"max_page_count={MOST_PAGES}",
+            f"user_version={VERSION}",
+        ):
+            history.execute(f"PRAGMA {pragma}")
+        history.executescript(TABLES)
+    except BaseException:
+        history.close()
+        raise
+    return history
+
+
+def write(history: sqlite3.Connection, rows: list[tuple[str, list[object]]]) -> None:
+    """Writes rows in one transaction.
+
+    Raises:
+        sqlite3.Error: they could not be written.
+    """
+    history.execute("BEGIN")
+    try:
+        for table, values in rows:
+            history.execute(INSERTS[table], values)
+        history.execute("COMMIT")
+    except BaseException:
+        if history.in_transaction:
+            history.execute("ROLLBACK")
+        raise
+
+
+def prune(history: sqlite3.Connection, now_s: float, share: int = 1) -> None:
+    """Deletes rows that are too old or too many.
+
+    Args:
+        history: the history.
+        now_s: the time, in seconds since the epoch.
+        share: keep only the newest 1 / ``share`` of the rows.
+    """
+    for table, most in (("samples", MOST_SAMPLES), ("events", MOST_EVENTS)):
+        (rows,) = history.execute(f"SELECT count(*) FROM {table}").fetchone()
+        newest = min(most, rows // share)
+        history.execute(
+            f"DELETE FROM {table} WHERE at_s < ? OR rowid <= (SELECT max(rowid) FROM {table}) - ?",
+            (now_s - SECONDS, newest),
+        )
+
+
+def keep(sock: socket.socket, history: sqlite3.Connection) -> str:
+    """Writes what comes through a socket.
+
+    Returns:
+        Why no more is written; "": the daemon has closed the socket.
+    """
+    rest, since_pruned = b"", PRUNE_ROWS
+    while chunk := sock.recv(CHUNK):
+        *lines, rest = (rest + chunk).split(b"\n")
+        rows = [json.loads(line) for line in lines]
+        try:
+            if since_pruned >= PRUNE_ROWS:
+                since_pruned = 0
+                prune(history, time.time())
+            write(history, rows)
+        except sqlite3.OperationalError:
+            # The disk is full, or the file is as large as it may be.
+            with contextlib.suppress(sqlite3.OperationalError):
+                prune(history, time.time(), share=2)
+                history.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                write(history, rows)
+        except sqlite3.DatabaseError as err:
+            return str(err)
+        since_pruned += len(rows)
+    return ""
+
+
+def main(fd: int, path: str) -> None:
+    """Runs the program.
+
+    Args:
+        fd: the socket's number.
+        path: the history's file.
+    """
+    # systemd and terminals send these signals to all processes of balloond at once. This program
+    # ends after the daemon, when it has written all that the daemon has sent.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(null, stream)
+    os.umask(0o077)
+    with socket.socket(fileno=fd) as sock:
+        sock.sendall(READY)  # before the file is touched: the daemon waits for this line
+        try:
+            history, aside = open_history(path)
+            if aside:
+                sock.sendall(f"aside {aside}\n".encode())
+            why = keep(sock, history)
+            history.close()
+        except (sqlite3.Error, OSError) as err:
+            why = str(err)
+        with contextlib.suppress(OSError):
+            sock.sendall(why.encode())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
