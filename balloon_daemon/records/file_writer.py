@@ -61,6 +61,10 @@ def main(fd: int, limit_bytes: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Descriptors that systemd has passed to balloond are VMs' and not for this program: a copy of
+    # one would keep a guest's memory allocated.
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
     # Whoever reads balloond's output sees its end only when no process has it open.
     null = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):

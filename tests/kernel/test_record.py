@@ -40,13 +40,13 @@ def traced(trace: Trace) -> list[tuple[str, str, int, int]]:
     ]
 
 
-def writer_of(daemon: Daemon) -> int:
-    """The process that writes the trace."""
+def writer_of(daemon: Daemon, program: str = "file_writer.py") -> int:
+    """The process that writes the trace, or another such program."""
     children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
     (pid,) = [
         int(child)
         for child in children
-        if b"file_writer.py" in Path(f"/proc/{child}/cmdline").read_bytes()
+        if program.encode() in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
     return pid
 
@@ -170,3 +170,24 @@ def test_writer_that_hangs_keeps_nobody_waiting(
         os.kill(writer, signal.SIGCONT)
     wait_until(lambda: not Path(f"/proc/{writer}").exists(), what="its writer ends")
     assert traced(read_trace(str(tmp_path / "a.trace"))) == decided(daemon)
+
+
+@pytest.mark.parametrize(
+    ("flag", "program"), [("--record", "file_writer.py"), ("--history", "history_writer.py")]
+)
+def test_writer_holds_nothing_that_balloond_was_started_with(
+    flag: str, program: str, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    """systemd passes what it has stored, guests' memory too, as inherited descriptors."""
+    stored = tmp_path / "stored"
+    stored.write_text("")
+    launcher = ("sh", "-c", f'exec 9<"{stored}"; exec "$@"', "sh")
+    daemon = start_daemon(flag, str(tmp_path / "file"), launcher=launcher)
+    writer = writer_of(daemon, program)
+    assert str(stored) in files_of(daemon.pid)
+    assert str(stored) not in files_of(writer)
+
+
+def files_of(pid: int) -> list[str]:
+    """What a process has open."""
+    return [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
