@@ -4,7 +4,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from balloon_daemon.commands import Service
@@ -32,6 +32,7 @@ from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_
 from balloon_daemon.linux.systemd import notify
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
+from balloon_daemon.status import VmStatus
 from balloon_daemon.units import VmId
 
 GC_THRESHOLDS = 700, 2, 500
@@ -188,7 +189,7 @@ class Controller:
         # the figures. Read in a callback: an error there is published and does not end the start.
         loop.call_soon(watch.read)
         every_s = POLLS * self._config.poll_s
-        survey = Survey(watch, every_s, self._governor.status, self._publish, loop)
+        survey = Survey(watch, every_s, self._vm_statuses, self._publish, loop)
         if recorded or self._config.history is not None:
             survey.begin()
         release_end_signals()
@@ -213,6 +214,11 @@ class Controller:
                 # would return, waits for all of them.
                 self._drain()
                 leave_at_once(0)
+
+    def _vm_statuses(self) -> Iterator[VmStatus]:
+        for vm in self._governor.vm_ids():
+            if (status := self._governor.vm_status(vm)) is not None:
+                yield status
 
     def _stop(self, stopping: "asyncio.Future[bool]", number: signal.Signals) -> None:
         if stopping.done():

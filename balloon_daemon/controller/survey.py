@@ -5,11 +5,11 @@ only when the policy wants to know, and the record would not tell for how long m
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from balloon_daemon.events import Publish, Surveyed, VmFigures
 from balloon_daemon.host.watch import MemoryWatch
-from balloon_daemon.status import HostStatus, PolicyStatus, VmStatus
+from balloon_daemon.status import PolicyStatus, VmStatus
 
 POLLS = 5
 """The source is read after so many times ``Config.poll_s``: each 5 s, at the usual speed."""
@@ -30,7 +30,7 @@ class Survey:
         self,
         watch: MemoryWatch,
         every_s: float,
-        look_at_vms: Callable[[], HostStatus],
+        look_at_vms: Callable[[], Iterable[VmStatus]],
         publish: Publish,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -54,7 +54,7 @@ class Survey:
         # Set the timer first: an error of the reading, for lack of memory perhaps, is published by
         # the event loop, and the next reading is tried all the same.
         self._timer = self._loop.call_later(self._every_s, self._look)
-        seen, vms = self._watch.look(), self._look_at_vms().vms
+        seen, vms = self._watch.look(), self._look_at_vms()
         known = (_figures_of(vm, vm.policy) for vm in vms if vm.policy is not None)
         self._publish(Surveyed(self._loop.time(), seen, tuple(known)))
 
