@@ -62,7 +62,12 @@ def _open(path: Path, bus: Bus, undo: contextlib.ExitStack) -> Service:
             "install it (python3-h11), or leave --api out"
         ) from err
     if path.parent == default_socket().parent:
-        make_directory(path)
+        try:
+            make_directory(path)
+        except ConfigError as err:
+            raise ConfigError(
+                f"API socket {path}: {path.parent} cannot be made; name another path (--api)"
+            ) from err
     api_socket = ApiSocket(path)
     undo.callback(api_socket.close)
     recent = Recent()

@@ -53,6 +53,25 @@ def as_user(uid: int) -> Iterator[None]:
         os.seteuid(before)
 
 
+@contextlib.contextmanager
+def as_member(gid: int, others: list[int]) -> Iterator[None]:
+    """Acts as nobody in these groups during the block.
+
+    Args:
+        gid: the effective group.
+        others: the supplementary groups.
+    """
+    groups, before = os.getgroups(), os.getegid()
+    os.setgroups(others)
+    os.setegid(gid)
+    try:
+        with as_user(NOBODY):
+            yield
+    finally:
+        os.setegid(before)
+        os.setgroups(groups)
+
+
 AS_NOBODY = ("--reuid", "65534", "--regid", "65534", "--clear-groups")
 
 

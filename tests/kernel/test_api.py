@@ -20,7 +20,7 @@ from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, STEP, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.needs import needs_root
-from tests.harness.other_user import NOBODY, as_user
+from tests.harness.other_user import NOBODY, as_member
 from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
 from tests.harness.whole_vm import attach, balloon_bytes, errors, facts
 
@@ -245,20 +245,6 @@ def open_directory() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="balloond-test-") as name:
         os.chmod(name, 0o711)
         yield Path(name)
-
-
-@contextlib.contextmanager
-def as_member(gid: int, others: list[int]) -> Iterator[None]:
-    """Acts as a user in these groups."""
-    groups, before = os.getgroups(), os.getegid()
-    os.setgroups(others)
-    os.setegid(gid)
-    try:
-        with as_user(NOBODY):
-            yield
-    finally:
-        os.setegid(before)
-        os.setgroups(groups)
 
 
 @needs_root

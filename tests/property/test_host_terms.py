@@ -10,6 +10,7 @@ from balloon_daemon.sizing.balloon_policy import PolicySettings, max_balloon_byt
 from balloon_daemon.sizing.decision import InNeed, Reading
 from balloon_daemon.sizing.host_events import (
     Added,
+    Asked,
     Event,
     HostStep,
     Looked,
@@ -56,7 +57,7 @@ FIGURES = st.builds(Figures, st.just(0.0), NUMBERS, NUMBERS, NUMBERS, NUMBERS, N
 
 
 class Act(NamedTuple):
-    """A VM reports something, and time goes by."""
+    """A VM reports something, an operator asks for a size, and time goes by."""
 
     vm: VmId
     seconds: float
@@ -66,6 +67,7 @@ class Act(NamedTuple):
     figures: Figures | None
     held_bytes: int | None
     runs: bool | None
+    asked_bytes: int | None
 
 
 ACTS = st.lists(
@@ -79,6 +81,7 @@ ACTS = st.lists(
         st.none() | FIGURES,
         st.none() | SIZES,
         st.none() | st.booleans(),
+        st.none() | SIZES,
     ),
     max_size=40,
 )
@@ -137,6 +140,8 @@ def play(world: World, act: Act) -> None:
         world.step(Resized(vm, act.vm_mem_bytes))
     if act.runs is not None:
         world.step(Ran(vm, act.runs))
+    if act.asked_bytes is not None:
+        world.step(Asked(vm, act.asked_bytes, act.seconds))
     if act.held_bytes is not None:
         world.step(Measured(vm, act.held_bytes))
     if act.figures is not None:

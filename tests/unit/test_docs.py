@@ -7,7 +7,7 @@ from tests.harness import faults
 
 ROOT = Path(__file__).parents[2]
 SECURITY = ROOT / "docs" / "security.md"
-ATTACKERS = 6
+ATTACKERS = 7
 
 _NAMED = re.compile(r"`(?:(?P<file>[\w/]+\.py)(?:: )?)?(?P<test>test_\w+)?`")
 

@@ -17,6 +17,7 @@ from balloon_daemon.device.forker import NAME
 from balloon_daemon.fake_guest.machine import FakeGuest, GuestSettings, run, step
 from balloon_daemon.fake_guest.pages import Population
 from balloon_daemon.units import MIB, PAGE_SIZE
+from tests.harness.api_client import ask
 from tests.harness.faults import fault
 from tests.harness.waiting import HANG_S, wait_until
 from tests.vm.running import SESSION_LOGS
@@ -59,6 +60,19 @@ class Guest(FakeGuest):
     def longest_pause_s(self) -> float:
         """The longest time between two buffers that the balloon took."""
         return max(later - earlier for earlier, later in pairwise(self._taken_at_s))
+
+
+AS_MEMBER = """
+import os, socket, sys
+os.setgroups([int(sys.argv[1])])
+os.setgid(65534)
+os.setuid(65534)
+client = socket.socket(socket.AF_UNIX)
+client.connect("/run/balloond/api.sock")
+client.sendall(sys.argv[2].encode() + b"\\r\\nHost: x\\r\\n\\r\\n")
+print(client.makefile().readline())
+"""
+"""Asks the API as a member of a group, and prints the first line of the answer."""
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +217,28 @@ def test_lines_in_the_journal_have_their_events_fields(
     }
     assert int(decided[-1]["TARGET_BYTES"]) == MAXIMUM
     assert decided[0]["MESSAGE"].startswith(f"{decided[0]['VM']}: ")
+
+
+def test_service_answers_over_its_api_which_the_group_may_ask(
+    host: ServiceHost, make_guest: MakeGuest
+) -> None:
+    api = host.socket.with_name("api.sock")
+    guest = make_guest()
+    host.low_mem.set_low()
+    run([guest], lambda: guest.actual_bytes == MAXIMUM)
+
+    (vm,) = ask(api, "/v1/status").content["vms"]
+    assert (vm["name"], vm["target_bytes"]) == ("vm1", MAXIMUM)
+    _, (group, *_) = ids_of(host, USER)
+    found = api.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (0, int(group), 0o660)
+    # On the machine itself: nobody may not look into another's /proc/PID/root.
+    for request, answer in (("GET /v1/status", "200 OK"), ("POST /v1/release", "403 Forbidden")):
+        said = host.run("python3", "-c", AS_MEMBER, group, f"{request} HTTP/1.1")
+        assert said.strip() == f"HTTP/1.1 {answer}"
+    host.run("systemctl", "restart", "balloond")
+    assert ask(api, "/v1/status").status == 200
+    assert api.stat().st_gid == int(group)
 
 
 def test_service_has_its_bounds_and_so_has_each_device(
