@@ -273,12 +273,12 @@ def test_vmm_that_is_started_anew_and_one_that_another_replaces_are_driven_in_tu
         assert wait_for(daemon, "vm-lost", "web")["fault"] == "gone"
 
         second = vmm_process(stack, kind, path)
-        again = wait_for(daemon, "vm-driven", "web", 2)
+        again = wait_for(daemon, "vm-driven", "web", count=2)
         # The second goes on without its path; it is driven on as long as it lives.
         third = vmm_process(stack, kind, path)
         before = len(of_vm(daemon, "vm-lost", "web"))
         second.kill()
-        last = wait_for(daemon, "vm-driven", "web", 3)
+        last = wait_for(daemon, "vm-driven", "web", count=3)
 
         assert before == 1
         assert (again["pid"], last["pid"]) == (second.pid, third.pid)
