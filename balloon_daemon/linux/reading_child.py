@@ -29,6 +29,10 @@ NAME = "balloond-reads"
 WITHIN_S = 0.05
 """How long a reading may take; it takes some 0.1 ms where the processors are not busy."""
 
+BUSY_TIMES = 9
+"""How many times more a child is waited for that has no processor, as on a host that is busy: that
+says nothing of the process whose file it reads."""
+
 AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
 """How long no file of a process is read after a late reading: twice as long after each further
 one."""
@@ -96,6 +100,10 @@ class _Child:
         poller.register(self._pidfd.fileno(), select.POLLIN)
         self._ours.send(_ORDER.pack(fd, most_bytes, *(identity or _OWN)))
         ready = [number for number, _ in poller.poll(WITHIN_S * 1000)]
+        for _ in range(BUSY_TIMES):
+            if ready or not self._is_runnable():
+                break
+            ready = [number for number, _ in poller.poll(WITHIN_S * 1000)]
         if not ready:
             raise _late("it is read too slowly")
         if self._ours.fileno() not in ready:
@@ -122,6 +130,15 @@ class _Child:
         # number by then.
         self._close()
         return True
+
+    def _is_runnable(self) -> bool:
+        """Whether the child runs, or waits for a processor and for nothing else."""
+        try:
+            with open(f"/proc/{self._pid}/stat", "rb") as stat:
+                # The state is the first field behind the name, which is in parentheses.
+                return stat.read().rpartition(b")")[2].split()[0] == b"R"
+        except OSError:
+            return False
 
     def _close(self) -> None:
         for end in (self._ours, self._theirs, self._pidfd):

@@ -117,6 +117,24 @@ def later(seconds: float) -> Iterator[None]:
         yield
 
 
+def test_child_without_a_processor_is_waited_for(
+    apart: ReadsApart, quick: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for less than it takes to switch to the child finds it runnable."""
+    apart.read(quick, 4096, VMM, USER)
+    processors = os.sched_getaffinity(0)
+    (child,) = children()
+    child.cpu_affinity([min(processors)])
+    os.sched_setaffinity(0, {min(processors)})
+    monkeypatch.setattr(reading_child, "WITHIN_S", 0.0)
+    monkeypatch.setattr(reading_child, "BUSY_TIMES", 1_000_000)
+    try:
+        for _ in range(100):
+            assert b"rchar: " in apart.read(quick, 4096, VMM, USER)
+    finally:
+        os.sched_setaffinity(0, processors)
+
+
 def test_killed_child_is_replaced(apart: ReadsApart, quick: int) -> None:
     apart.read(quick, 4096, VMM, USER)
     (child,) = children()
