@@ -35,6 +35,9 @@ class Fault(Enum):
     HANGS = "hangs"
     """The VMM does not answer in time."""
 
+    PATH_HANGS = "path-hangs"
+    """Looking the VM's address up takes too long, or took too long lately."""
+
     NONSENSE = "nonsense"
     """The VMM answers in a way that its protocol does not allow, or with impossible figures."""
 

@@ -62,7 +62,7 @@ async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[See
     look = _Look(config.main_socket)
     uris = [vm.address for vm in config.others if vm.kind is Kind.LIBVIRT]
     async with asyncio.TaskGroup() as looks:
-        for vm in _with_sockets(config):
+        for vm in await _with_sockets(config):
             looks.create_task(look.at(vm, control_of(vm.kind)(vm.address)))
         for uri in dict.fromkeys((*uris, *config.discover.libvirt)):
             looks.create_task(_domains(uri, config, low(), look))
@@ -111,15 +111,14 @@ def _bases(path: Path) -> Bases:
     return Bases(path, lambda event: None)
 
 
-def _with_sockets(config: Config) -> Sequence[VmConfig]:
+async def _with_sockets(config: Config) -> Sequence[VmConfig]:
     """The VMs that are reached by their VMM's socket: those that the configuration names, and
     those whose socket matches a pattern of ``[discover]`` now."""
     vms = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
-    named = {os.path.realpath(vm.address) for vm in vms}
-    for resolved, path in sorted(sockets(config.discover.qmp).items(), key=itemgetter(1)):
-        if resolved not in named:
-            name = printable(name_of(path, {vm.name for vm in vms}))
-            vms.append(VmConfig(name, Kind.QMP, path, VmSettings()))
+    found = await sockets(config.discover.qmp, [vm.address for vm in vms])
+    for resolved, (path, _) in sorted(found.items(), key=itemgetter(1)):
+        name = printable(name_of(path, {vm.name for vm in vms}))
+        vms.append(VmConfig(name, Kind.QMP, resolved, VmSettings()))
     return vms
 
 

@@ -24,6 +24,8 @@ FORKS_WITHOUT_EXEC = {
     # All but the first have it start libvirt's clients, by exec.
     "apart.LowNumbers": {
         "device.template",
+        "linux.asked_child",
+        "guests.driven.lookups",
         "guests.libvirt",
         "guests.open_guest",
         "guests.look",

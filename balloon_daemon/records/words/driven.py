@@ -40,6 +40,11 @@ _NOT_DRIVEN = {
         "drive the VM by way of that program",
     ),
     Fault.HANGS: (Level.ERROR, "the VMM does not answer"),
+    Fault.PATH_HANGS: (
+        Level.ERROR,
+        "looking the address up takes too long: its file system does not answer, or another user "
+        "keeps a directory on the way busy; use a directory that only the VM's user may list",
+    ),
     Fault.NONSENSE: (Level.ERROR, "the VMM's answer makes no sense"),
     Fault.GONE: (Level.INFO, "the VMM closes the connection"),
     Fault.NO_BALLOON: (Level.ERROR, "the VM has no balloon device; give it one"),
