@@ -198,6 +198,18 @@ class SocketIgnored(NamedTuple):
 
 
 @fact
+class DirectoryHangs(NamedTuple):
+    """A directory that a pattern of ``[discover]`` leads to cannot be listed in time, or a name
+    in it cannot be looked up; balloond tries again.
+
+    Attributes:
+        path: the directory.
+    """
+
+    path: str
+
+
+@fact
 class DomainsNotFound(NamedTuple):
     """The domains of a libvirt connection cannot be listed just now; balloond tries again.
 
@@ -238,6 +250,7 @@ DrivenEvent = (
     | GivenBackLater
     | BasesNotStored
     | SocketIgnored
+    | DirectoryHangs
     | DomainsNotFound
     | FinderFailed
 )

@@ -10,13 +10,25 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon.config.vms import Kind, VmConfig
-from balloon_daemon.events import Event, Fault, SocketIgnored, VmDriven, VmNotDriven
+from balloon_daemon.events import (
+    DirectoryHangs,
+    Event,
+    Fault,
+    SocketIgnored,
+    VmDriven,
+    VmNotDriven,
+)
 from balloon_daemon.guests.driven import discovery, path_orders
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.discovery import MOST_OTHERS, Search, Socket, name_of
-from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
-from balloon_daemon.guests.driven.lookups import Take, ask_here
+from balloon_daemon.guests.driven.driver import (
+    HANGING_LINES,
+    HANGING_LINES_A_SECOND,
+    DrivenVms,
+    Wanted,
+)
+from balloon_daemon.guests.driven.lookups import Ask, Take, ask_here
 from balloon_daemon.guests.seam import Guest, Report
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
@@ -256,12 +268,14 @@ class Host:
             control.fails["open"] = ControlError(Fault.NOT_THERE)
         return control
 
-    def driver(self, *named: VmConfig, taken: frozenset[str] = frozenset()) -> DrivenVms:
+    def driver(
+        self, *named: VmConfig, taken: frozenset[str] = frozenset(), ask: Ask = ask_here
+    ) -> DrivenVms:
         """A driver for the named VMs and for all that the directory has."""
         patterns = (f"{self.path}/vms/*.qmp",)
         bases = self.path / "bases"
         wanted = Wanted(named, patterns, {Kind.QMP: self.connect}, bases, taken)
-        return DrivenVms(wanted, self.events.append, ask=ask_here)
+        return DrivenVms(wanted, self.events.append, ask=ask)
 
 
 @pytest.fixture
@@ -354,6 +368,61 @@ def test_vm_that_was_started_anew_is_met_by_its_new_socket(host: Host, listen: L
 
     run_quickly(run())
     assert host.registry.names() == ["web", "web"]
+
+
+@fault("a user keeps those waiting who look names up")
+def test_directory_that_hangs_is_named_once_and_searched_until_it_can_be_seen(
+    host: Host, listen: Listen
+) -> None:
+    (host.path / "vms").mkdir()
+    listen(host.path / "vms/web.qmp")
+    hangs = True
+
+    async def ask(order: Sequence[object], take: Take, fd: int) -> None:
+        if hangs and order[0] == "match":
+            raise ControlError(Fault.PATH_HANGS)
+        await ask_here(order, take, fd)
+
+    async def run() -> None:
+        nonlocal hangs
+        driver = host.driver(ask=ask)
+        driver.start(host.registry)
+        await asyncio.sleep(600)
+        assert host.events == [DirectoryHangs(f"{host.path}/vms")]
+        hangs = False
+        await asyncio.sleep(30)
+        assert host.registry.names() == ["web"]
+        driver.stop(leaving=False)
+        for task in host.registry.tasks:
+            task.cancel()
+
+    run_quickly(run())
+
+
+def test_directories_that_hang_in_turn_have_few_lines(host: Host) -> None:
+    (host.path / "vms").mkdir()
+    searches = 0
+
+    async def ask(order: Sequence[object], take: Take, fd: int) -> None:
+        nonlocal searches
+        if order[0] == "match":
+            searches += 1
+            if searches % 2:
+                raise ControlError(Fault.PATH_HANGS)
+        elif order[0] == "watch":
+            take([searches, ""])  # It has changed.
+        else:
+            await ask_here(order, take, fd)
+
+    async def run() -> None:
+        driver = host.driver(ask=ask)
+        driver.start(host.registry)
+        await asyncio.sleep(300)
+        driver.stop(leaving=False)
+
+    run_quickly(run())
+    assert searches > 100
+    assert HANGING_LINES <= len(host.events) <= HANGING_LINES + 300 * HANGING_LINES_A_SECOND
 
 
 def test_named_vm_is_found_as_soon_as_its_socket_appears(host: Host, listen: Listen) -> None:

@@ -18,6 +18,7 @@ from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.lookups import Ask, ask_here
 from balloon_daemon.guests.driven.path_orders import Match
 from balloon_daemon.guests.driven.unix_socket import socket_at
+from balloon_daemon.guests.driven.waking import Bell
 
 MOST_SOCKETS, MOST_OF_ONE_USER = 1024, 768
 """How many sockets are found at most, and how many that belong to one user; the same for the
@@ -25,6 +26,9 @@ directories in which wildcards of a directory's name lead to them."""
 
 MOST_OTHERS = 1024
 """How many files that are no sockets are told at most."""
+
+AGAIN_S = 10.0
+"""When to search again where a directory could not be looked at."""
 
 
 class Socket(NamedTuple):
@@ -54,6 +58,7 @@ class Search:
             its own, where that matches.
         others: paths of files that are no sockets.
         directories: where a new name could make a new match of a pattern.
+        unseen: those of them that cannot be looked at now.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class Search:
         self._patterns, self._ask, self._named = patterns, ask, named
         self._known = known or {}
         self._known_directories = {os.path.dirname(known.path) for known in self._known.values()}
-        self._unseen = set[str]()
+        self.unseen = set[str]()
         self._of_users, self._places = Counter[int](), Counter[int]()
 
     async def run(self) -> "Search":
@@ -79,7 +84,7 @@ class Search:
             for directory in await self._matching_directories(head):
                 await self._match(directory, name, self._take)
         for resolved, known in self._known.items():
-            if any(known.path.startswith(f"{unseen}/") for unseen in self._unseen):
+            if any(known.path.startswith(f"{unseen}/") for unseen in self.unseen):
                 self.found.setdefault(resolved, known)
         for path in self._named:
             await self._leave_out(path)
@@ -116,7 +121,7 @@ class Search:
         try:
             await self._ask(["match", directory, name], take_batch, -1)
         except (ControlError, OSError):
-            self._unseen.add(directory)
+            self.unseen.add(directory)
 
     def _take(self, match: Match) -> None:
         if not stat.S_ISSOCK(match.mode):
@@ -157,10 +162,12 @@ class Searches:
         self._done = done
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._bell = Bell()
 
     def begin(self) -> None:
         """Begins a search, or another one when this one is over."""
         self._again = True
+        self._bell.ring()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._search())
 
@@ -170,9 +177,15 @@ class Searches:
             self._task.cancel()
 
     async def _search(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._again:
             self._again = False
-            self._done(await self._new().run())
+            search = await self._new().run()
+            self._done(search)
+            if search.unseen and not self._again:
+                # No directory has to change once more before it can be looked at.
+                await self._bell.wait_until(loop.time() + AGAIN_S)
+                self._again = True
 
 
 async def sockets(patterns: Iterable[str], named: Iterable[str] = ()) -> dict[str, Socket]:

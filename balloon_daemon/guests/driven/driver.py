@@ -3,6 +3,7 @@
 Runs in the controller.
 """
 
+import asyncio
 import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +14,17 @@ from pathlib import Path
 
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.errors import printable
-from balloon_daemon.events import Publish, SocketIgnored
+from balloon_daemon.events import DirectoryHangs, Publish, SocketIgnored
 from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import Control
 from balloon_daemon.guests.driven.directories import Directories
-from balloon_daemon.guests.driven.discovery import Search, Searches, Socket, name_of
+from balloon_daemon.guests.driven.discovery import Search, Searches, name_of
 from balloon_daemon.guests.driven.finder import Finder
 from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import ReportTo, VmRegistry
-from balloon_daemon.rate_limit import OnceEach
+from balloon_daemon.rate_limit import LineBudget, OnceEach
 from balloon_daemon.sizing.vm_settings import VmSettings
 
 NewControl = Callable[..., Control]
@@ -32,6 +33,11 @@ of the socket that was found there."""
 
 IGNORED = 256
 """How many paths that are no sockets are published, each once."""
+
+
+HANGING_LINES, HANGING_LINES_A_SECOND = 8, 1 / 30
+"""How often ``DirectoryHangs`` is published: so often at first, then so often a second. Users may
+make directories hang in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +92,16 @@ class DrivenVms:
         self._searches = Searches(partial(self._new_search, ask), self._searched)
         self._named: list[Finder] = []
         self._discovered: dict[str, Finder] = {}
-        self._found: dict[str, Socket] = {}
+        self._last = Search((), ask)
+        """The last search that is over."""
         self._ignored = OnceEach(IGNORED)
-        self._registry: VmRegistry
-        self._shared: Shared
+        self._hanging = LineBudget(HANGING_LINES, HANGING_LINES_A_SECOND)
+        self._new_finder: Callable[[VmConfig, Callable[[], Control]], Finder]
 
     def start(self, registry: VmRegistry) -> None:
         """Finds VMs from now on."""
-        self._registry = registry
-        self._shared = self._new_shared(registry.report)
+        shared = self._new_shared(registry.report)
+        self._new_finder = partial(Finder, registry=registry, shared=shared)
         for vm in self._wanted.vms:
             new_control = partial(self._wanted.controls[vm.kind], vm.address)
             self._named.append(self._find(vm, new_control))
@@ -114,7 +121,7 @@ class DrivenVms:
         LOOKUPS.close()
 
     def _find(self, vm: VmConfig, new_control: Callable[[], Control]) -> Finder:
-        finder = Finder(vm, new_control, self._registry, self._shared)
+        finder = self._new_finder(vm, new_control)
         finder.start()
         return finder
 
@@ -134,11 +141,14 @@ class DrivenVms:
     def _new_search(self, ask: Ask) -> Search:
         # Leave out the sockets of named VMs, which have settings of their own.
         named = [vm.address for vm in self._wanted.vms]
-        return Search(self._wanted.qmp, ask, self._found, named)
+        return Search(self._wanted.qmp, ask, self._last.found, named)
 
     def _searched(self, search: Search) -> None:
         self._watch(search.directories)
-        self._found = search.found
+        for path in sorted(search.unseen - self._last.unseen):
+            if self._hanging.has_one(asyncio.get_running_loop().time()):
+                self._publish(DirectoryHangs(printable(path)))
+        self._last = search
         for path in sorted(search.others):
             if self._ignored.admit(path):
                 self._publish(SocketIgnored(printable(path)))
@@ -156,7 +166,7 @@ class DrivenVms:
 
     def _control_of_found(self, resolved: str) -> Control:
         """A connection to the socket that the last search has found here, and to no other."""
-        found = self._found.get(resolved)
+        found = self._last.found.get(resolved)
         identity = (0, 0) if found is None else found.identity
         return self._wanted.controls[Kind.QMP](resolved, identity=identity)
 
