@@ -69,6 +69,16 @@ def play() -> Iterator[Callable[[Scene], None]]:
             each.low.close()
 
 
+@pytest.fixture
+def mute(tmp_path: Path) -> Iterator[MuteDirectory]:
+    try:
+        directory = MuteDirectory(tmp_path / "mount")
+    except OSError as err:
+        pytest.skip(f"needs root, to mount a file system of FUSE: {err}")
+    yield directory
+    directory.close()
+
+
 async def who_looks(looks: Lookups, directory: str) -> int:
     pids: list[int] = []
 
@@ -319,17 +329,49 @@ def test_directory_that_others_cannot_hold_up_is_looked_at_without_a_child(
 
 
 @fault("a user keeps those waiting who look names up")
+def test_child_that_no_signal_ends_is_left_and_reaped_when_it_ends(mute: MuteDirectory) -> None:
+    directory = os.path.dirname(mute.path)
+    # The kernel looks up one name of this directory at a time; the next lookup waits for the
+    # first in a way that no signal ends.
+    first = os.fork()
+    if first == 0:
+        with contextlib.suppress(OSError):
+            os.stat(f"{directory}/first")
+        os._exit(0)
+    wchan = Path(f"/proc/{first}/wchan")
+    wait_until(lambda: "request_wait_answer" in wchan.read_text(), what="the first waits")
+
+    async def run() -> None:
+        looks = Lookups()
+        for _ in range(2):
+            with pytest.raises(ControlError) as late:
+                await looks.ask(["connect", mute.path, None], lambda part: None)
+            assert late.value.fault is Fault.PATH_HANGS
+        (child,) = children()
+        assert child.status() == psutil.STATUS_DISK_SLEEP
+        found: list[object] = []
+        await looks.ask(["identify", "/nowhere/web.qmp"], found.append)
+        assert found == [["/nowhere/web.qmp", None]]
+        assert not looks.close()
+        assert child in children()
+        mute.answer()
+        wait_until(looks.close, what="it has ended")
+        assert not child.is_running()
+        assert looks.low is not None
+        looks.low.close()
+
+    asyncio.run(run())
+    os.waitpid(first, 0)
+
+
+@fault("a user keeps those waiting who look names up")
 @pytest.mark.parametrize("kind", ["qmp", "firecracker", "crosvm"])
 def test_vm_whose_socket_cannot_be_looked_up_holds_up_no_other(
-    kind: str, tmp_path: Path, start_daemon: StartDaemon, low_mem: LowMemDir
+    kind: str, mute: MuteDirectory, tmp_path: Path, start_daemon: StartDaemon, low_mem: LowMemDir
 ) -> None:
-    try:
-        mute = MuteDirectory(tmp_path / "mount")
-    except OSError as err:
-        pytest.skip(f"needs root, to mount a file system of FUSE: {err}")
     vm = ScriptedVm()
     vm.boot()
-    with contextlib.closing(mute), monitors_in_a_thread([ScriptedMonitor(tmp_path / "web", vm)]):
+    with monitors_in_a_thread([ScriptedMonitor(tmp_path / "web", vm)]):
         file = tmp_path / "balloond.toml"
         file.write_text(f'[vm.hung]\n{kind} = "{mute.path}"\n[vm.web]\nqmp = "{tmp_path}/web"\n')
         daemon = start_daemon("--config", str(file), vm_mem_mib=None)
