@@ -220,6 +220,7 @@ def test_child_has_no_connection_of_its_parents(
 ) -> None:
     async def scene(looks: Lookups) -> None:
         ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
         slow = asyncio.create_task(is_late(looks, "/slow-1"))
         await asyncio.sleep(0)
         pid = await who_looks(looks, "/a")
@@ -272,6 +273,36 @@ def test_socket_that_was_replaced_by_a_link_is_not_connected(tmp_path: Path) -> 
                 private.accept()
 
         asyncio.run(run())
+
+
+@fault("a user's symbolic link among the sockets that a pattern finds")
+def test_socket_that_was_looked_at_is_connected_whatever_is_at_its_path_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "web.qmp"
+    with contextlib.ExitStack() as stack:
+        found, private, client = (
+            stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)
+        )
+        for listener, at in ((found, path), (private, tmp_path / "private")):
+            listener.bind(str(at))
+            listener.listen()
+            listener.setblocking(False)
+        status = os.stat(path)
+        really = os.fstat
+
+        def replace(fd: int) -> os.stat_result:
+            path.unlink()
+            path.symlink_to("private")
+            return really(fd)
+
+        monkeypatch.setattr(os, "fstat", replace)
+        identity = [status.st_dev, status.st_ino]
+        order = ["connect", str(path), identity]
+        assert list(path_orders.answers(order, client.fileno(), lambda owner: None)) == []
+        stack.enter_context(found.accept()[0])
+        with pytest.raises(BlockingIOError):
+            private.accept()
 
 
 def test_names_of_any_bytes_are_found_by_a_child(tmp_path: Path) -> None:
