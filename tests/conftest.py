@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
+from balloon_daemon.guests.driven.lookups import LOOKUPS
 from balloon_daemon.linux.reading_child import APART
 from tests.harness.kept_figures import close_figures
 from tests.harness.needs import judge_skip
@@ -38,6 +39,17 @@ def _nobody_reads() -> Iterator[None]:
     """Ends the child that reads files in /proc after each test."""
     yield
     wait_until(APART.close, what="children that read files in /proc end")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_looks_up() -> Iterator[None]:
+    """Ends the children that look paths up after each test, and frees the numbers that they were
+    forked with: `close_figures` says why."""
+    yield
+    wait_until(LOOKUPS.close, what="children that look paths up end")
+    if LOOKUPS.low is not None:
+        LOOKUPS.low.close()
+        LOOKUPS.low = None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

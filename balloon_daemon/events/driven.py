@@ -35,6 +35,9 @@ class Fault(Enum):
     HANGS = "hangs"
     """The VMM does not answer in time."""
 
+    PATH_HANGS = "path-hangs"
+    """Looking the VM's address up takes too long, or took too long lately."""
+
     NONSENSE = "nonsense"
     """The VMM answers in a way that its protocol does not allow, or with impossible figures."""
 
@@ -225,6 +228,18 @@ class SocketIgnored(NamedTuple):
 
 
 @fact
+class DirectoryHangs(NamedTuple):
+    """A directory that a pattern of ``[discover]`` leads to cannot be listed in time, or a name
+    in it cannot be looked up; balloond tries again.
+
+    Attributes:
+        path: the directory.
+    """
+
+    path: str
+
+
+@fact
 class DomainsNotFound(NamedTuple):
     """The domains of a libvirt connection cannot be listed just now; balloond tries again.
 
@@ -267,6 +282,7 @@ DrivenEvent = (
     | GivenBackLater
     | BasesNotStored
     | SocketIgnored
+    | DirectoryHangs
     | DomainsNotFound
     | FinderFailed
 )

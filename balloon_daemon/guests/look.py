@@ -62,7 +62,8 @@ async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[See
         low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
             descriptors.
     """
-    search = search_all(config.discover.qmp)
+    others = [vm.address for vm in config.others if vm.kind is not Kind.LIBVIRT]
+    search = await search_all(config.discover.qmp, others)
     look = _Look(config.main_socket)
     look.seen += [SocketIgnored(printable(path)) for path in search.others]
     uris = [vm.address for vm in config.others if vm.kind is Kind.LIBVIRT]
@@ -123,11 +124,9 @@ def _with_sockets(config: Config, search: Search) -> Sequence[VmConfig]:
     """The VMs that are reached by their VMM's socket: those that the configuration names, and
     those whose socket the search has found."""
     vms = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
-    named = {os.path.realpath(vm.address) for vm in vms}
-    for resolved, path in sorted(search.found.items(), key=itemgetter(1)):
-        if resolved not in named:
-            name = printable(name_of(path, {vm.name for vm in vms}))
-            vms.append(VmConfig(name, Kind.QMP, path, VmSettings()))
+    for resolved, (path, _) in sorted(search.found.items(), key=itemgetter(1)):
+        name = printable(name_of(path, {vm.name for vm in vms}))
+        vms.append(VmConfig(name, Kind.QMP, resolved, VmSettings()))
     return vms
 
 

@@ -52,7 +52,9 @@ def open_drivers(
     if kinds:
         from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
         from balloon_daemon.guests.driven.kinds import control_of
+        from balloon_daemon.guests.driven.lookups import LOOKUPS
 
+        LOOKUPS.low = low()
         controls = {kind: control_of(kind) for kind in kinds}
         bases = bases_path(main, Kind.QMP)
         names = frozenset(vm.name for vm in config.vms)

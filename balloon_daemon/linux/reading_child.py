@@ -99,14 +99,16 @@ class _Child:
         poller.register(self._ours, select.POLLIN)
         poller.register(self._pidfd.fileno(), select.POLLIN)
         self._ours.send(_ORDER.pack(fd, most_bytes, *(identity or _OWN)))
-        ready = [number for number, _ in poller.poll(WITHIN_S * 1000)]
+        ready = poller.poll(WITHIN_S * 1000)
         for _ in range(BUSY_TIMES):
             if ready or not self._is_runnable():
                 break
-            ready = [number for number, _ in poller.poll(WITHIN_S * 1000)]
+            ready = poller.poll(WITHIN_S * 1000)
+        # It may have answered, and not be runnable for that reason.
+        ready = ready or poller.poll(0)
         if not ready:
             raise _late("it is read too slowly")
-        if self._ours.fileno() not in ready:
+        if self._ours.fileno() not in [number for number, _ in ready]:
             return None
         answer = self._ours.recv(_ERROR.size + most_bytes)
         (number,) = _ERROR.unpack_from(answer)

@@ -75,13 +75,16 @@ class MuteFile:
         PermissionError: only root may mount one.
     """
 
+    mute = frozenset({15, 25})
+    """What is never answered: FUSE_READ and FUSE_FLUSH."""
+
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
         self._flushed = directory.with_suffix(".flushed")
         told, tell = os.pipe()
         self._server = os.fork()
         if self._server == 0:
-            _serve(directory, tell, self._flushed)
+            _serve(directory, tell, self._flushed, self.mute)
         os.close(tell)
         with open(told, "rb") as answer:
             if answer.read() != b"mounted":
@@ -90,12 +93,15 @@ class MuteFile:
         # By way of its server's root directory: the file is mounted in the server's namespace
         # only.
         self.path = f"/proc/{self._server}/root{directory}/file"
-        self.fd = os.open(self.path, os.O_RDWR)
+        self.fd = self._open()
 
     @property
     def is_being_closed(self) -> bool:
         """Whether a process waits in close(2)."""
         return self._flushed.exists()
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR)
 
     def answer(self) -> None:
         """Ends the server, which makes the kernel end all waits."""
@@ -112,10 +118,20 @@ class MuteFile:
                 os.close(self.fd)
 
 
+class MuteDirectory(MuteFile):
+    """A directory of FUSE: whoever looks up the file in there waits until ``answer``."""
+
+    mute = frozenset({1})
+    """FUSE_LOOKUP."""
+
+    def _open(self) -> int:
+        return -1
+
+
 # include/uapi/linux/fuse.h
 _IN, _OUT = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
-_LOOKUP, _GETATTR, _OPEN, _READ, _FLUSH, _INIT = 1, 3, 14, 15, 25, 26
-_MUTE = {_READ, _FLUSH, 2, 36, 42}  # FORGET, INTERRUPT and BATCH_FORGET take no answer.
+_LOOKUP, _GETATTR, _OPEN, _FLUSH, _INIT = 1, 3, 14, 25, 26
+_NO_ANSWER = {2, 36, 42}  # FORGET, INTERRUPT and BATCH_FORGET
 _ENOSYS = -38
 _SIZE = 4096
 
@@ -137,7 +153,7 @@ def _answers(operation: int, node: int) -> bytes | None:
     return None
 
 
-def _serve(directory: Path, tell: int, flushed: Path) -> NoReturn:
+def _serve(directory: Path, tell: int, flushed: Path, mute: frozenset[int]) -> NoReturn:
     """Runs the server, in a mount namespace of its own."""
     try:
         device = os.open("/dev/fuse", os.O_RDWR)
@@ -155,7 +171,7 @@ def _serve(directory: Path, tell: int, flushed: Path) -> NoReturn:
             _, operation, unique, node, *_ = _IN.unpack_from(request)
             if operation == _FLUSH:
                 flushed.touch()
-            if operation in _MUTE:
+            if operation in mute | _NO_ANSWER:
                 continue
             said = _answers(operation, node)
             error = _ENOSYS if said is None else 0

@@ -114,7 +114,7 @@ def test_check_lists_every_vm_with_its_way_and_limits_and_why_not_the_others(
     ]
     assert lines(run, "not driven") == [
         f"not driven   file: {tmp_path}/file: this is no socket of a VMM; correct the address "
-        "(Connection refused)",
+        "(Socket operation on non-socket)",
         f"not driven   held: {tmp_path}/held.qmp: another program holds the VMM's only "
         "connection; give balloond a monitor of its own, or drive the VM by way of that program "
         "(it does not greet; nor does a socket that is not QMP's)",

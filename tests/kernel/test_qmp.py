@@ -637,7 +637,7 @@ def test_monitor_that_serves_somebody_else_is_held_and_runs_nothing_of_ours_late
     monkeypatch.setattr(qmp_wire, "CALL_WITHIN_S", SOON_S)
 
     async def scene(here: Scene) -> None:
-        first = await qmp_wire.Monitor.connect(str(here.monitor.path), lambda event: None)
+        first = await qmp_wire.Monitor.connect(str(here.monitor.path), None, lambda event: None)
         before = list(here.vm.commands)
         fault = await here.fault_of(here.control.open(here.notices.append))
         first.close()

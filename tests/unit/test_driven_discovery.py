@@ -2,32 +2,54 @@
 
 import asyncio
 import glob
-import math
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from balloon_daemon.config.vms import Kind, VmConfig
-from balloon_daemon.events import Event, Fault, SocketIgnored, VmDriven, VmNotDriven
-from balloon_daemon.guests.driven import discovery
-from balloon_daemon.guests.driven.control import ControlError
-from balloon_daemon.guests.driven.discovery import (
-    MOST_OTHERS,
-    Search,
-    directories,
-    name_of,
-    search_all,
+from balloon_daemon.events import (
+    DirectoryHangs,
+    Event,
+    Fault,
+    SocketIgnored,
+    VmDriven,
+    VmNotDriven,
 )
-from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
+from balloon_daemon.guests.driven import discovery, path_orders
+from balloon_daemon.guests.driven.claims import SocketId
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.discovery import MOST_OTHERS, Search, Socket, name_of
+from balloon_daemon.guests.driven.driver import (
+    HANGING_LINES,
+    HANGING_LINES_A_SECOND,
+    DrivenVms,
+    Wanted,
+)
+from balloon_daemon.guests.driven.lookups import Ask, Take, ask_here
 from balloon_daemon.guests.seam import Guest, Report
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import VmId
 from tests.fakes.quick_loop import run_quickly
 from tests.fakes.scripted_control import ScriptedControl
+from tests.harness.faults import fault
+from tests.harness.needs import needs_root
+from tests.harness.other_user import NOBODY
 
+
+def search(patterns: list[str], known: Mapping[str, Socket] | None = None) -> Search:
+    """A search that is over."""
+    return asyncio.run(Search(patterns, ask_here, known).run())
+
+
+def sockets(patterns: list[str]) -> dict[str, str]:
+    """The paths of the sockets that are found."""
+    return {resolved: found.path for resolved, found in search(patterns).found.items()}
+
+
+OTHER = NOBODY - 1
 Listen = Callable[[Path], None]
 
 
@@ -52,8 +74,8 @@ def test_socket_with_two_names_is_found_once_and_by_its_own(
     for name in "ac":
         (tmp_path / f"{name}.qmp").symlink_to(tmp_path / "b.qmp")
     patterns = [f"{tmp_path}/a.*", f"{tmp_path}/*.qmp", f"{tmp_path}/b*"]
-    assert search_all(patterns).found == {f"{tmp_path}/b.qmp": f"{tmp_path}/b.qmp"}
-    assert search_all(patterns[:1]).found == {f"{tmp_path}/b.qmp": f"{tmp_path}/a.qmp"}
+    assert sockets(patterns) == {f"{tmp_path}/b.qmp": f"{tmp_path}/b.qmp"}
+    assert sockets(patterns[:1]) == {f"{tmp_path}/b.qmp": f"{tmp_path}/a.qmp"}
 
 
 def test_patterns_match_as_globs_do(tmp_path: Path, listen: Listen) -> None:
@@ -62,7 +84,7 @@ def test_patterns_match_as_globs_do(tmp_path: Path, listen: Listen) -> None:
         listen(tmp_path / name)
     tails = ("*/x.qmp", "[ab]/?.qmp", "*/*", "a/.*", ".*/*", "a/x.qmp", "nowhere/*", "a/none")
     for pattern in (f"{tmp_path}/{tail}" for tail in tails):
-        assert sorted(search_all([pattern]).found) == sorted(glob.glob(pattern))
+        assert sorted(sockets([pattern])) == sorted(glob.glob(pattern))
 
 
 def test_search_among_many_names_is_made_a_little_at_a_time(
@@ -71,13 +93,23 @@ def test_search_among_many_names_is_made_a_little_at_a_time(
     for number in range(2 * MOST_OTHERS):
         (tmp_path / f"{number}.qmp").touch()
     listen(tmp_path / "web.qmp")
-    search = Search([f"{tmp_path}/*.qmp"])
-    turns = 1
-    while not search.go_on(0):
-        turns += 1
-    assert turns > 2 * MOST_OTHERS
-    assert list(search.found) == [f"{tmp_path}/web.qmp"]
-    assert len(search.others) == MOST_OTHERS
+    batches = 0
+
+    async def ask(order: Sequence[object], take: Take, fd: int) -> None:
+        def count(batch: object) -> None:
+            nonlocal batches
+            batches += 1
+            take(batch)
+
+        await ask_here(order, count, fd)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(path_orders, "LOOK_FOR_S", 0.0)
+        patch.setattr(path_orders, "PAUSE_S", 0.0)
+        found = asyncio.run(Search([f"{tmp_path}/*.qmp"], ask).run())
+    assert batches > 2 * MOST_OTHERS
+    assert list(found.found) == [f"{tmp_path}/web.qmp"]
+    assert len(found.others) == MOST_OTHERS
 
 
 def test_one_user_has_a_share_of_the_sockets_that_are_found(
@@ -86,12 +118,77 @@ def test_one_user_has_a_share_of_the_sockets_that_are_found(
     monkeypatch.setattr(discovery, "MOST_OF_ONE_USER", 2)
     for number in range(4):
         listen(tmp_path / f"{number}.qmp")
-    found = search_all([f"{tmp_path}/*.qmp"]).found
+    found = sockets([f"{tmp_path}/*.qmp"])
     assert len(found) == 2
     last = next(path for path in map(str, tmp_path.iterdir()) if path not in found)
-    search = Search([f"{tmp_path}/*.qmp"], [last])
-    search.go_on(math.inf)
-    assert last in search.found
+    assert last in search([f"{tmp_path}/*.qmp"], {last: Socket(last, (0, 0))}).found
+
+
+@needs_root
+@fault("a user's symbolic link among the sockets that a pattern finds")
+@pytest.mark.parametrize(
+    ("of_link", "of_socket", "found"),
+    [
+        (NOBODY, 0, False),
+        (NOBODY, OTHER, False),
+        (NOBODY, NOBODY, True),
+        (0, 0, True),
+        (0, NOBODY, True),
+    ],
+)
+def test_link_is_followed_if_root_or_the_sockets_owner_made_it(
+    tmp_path: Path, listen: Listen, of_link: int, of_socket: int, found: bool
+) -> None:
+    for name in ("vms", "private"):
+        (tmp_path / name).mkdir(mode=0o700)
+    listen(tmp_path / "private/monitor")
+    os.chown(tmp_path / "private/monitor", of_socket, -1)
+    link = tmp_path / "vms/web.qmp"
+    link.symlink_to(tmp_path / "private/monitor")
+    os.chown(link, of_link, -1, follow_symlinks=False)
+    expected = {f"{tmp_path}/private/monitor": str(link)} if found else {}
+    assert sockets([f"{tmp_path}/vms/*.qmp"]) == expected
+
+
+@needs_root
+@fault("a user's symbolic link among the sockets that a pattern finds")
+@pytest.mark.parametrize("pattern", ["users/*/web.qmp", "users/x/*.qmp", "users/*/*.qmp"])
+def test_users_link_in_place_of_a_directory_is_not_followed(
+    tmp_path: Path, listen: Listen, pattern: str
+) -> None:
+    for name in ("users", "private"):
+        (tmp_path / name).mkdir(mode=0o700)
+    listen(tmp_path / "private/web.qmp")
+    link = tmp_path / "users/x"
+    link.symlink_to(tmp_path / "private")
+    assert len(sockets([f"{tmp_path}/{pattern}"])) == 1
+    os.chown(link, NOBODY, -1, follow_symlinks=False)
+    assert sockets([f"{tmp_path}/{pattern}"]) == {}
+
+
+def test_directories_of_one_user_are_bounded(
+    tmp_path: Path, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "MOST_OF_ONE_USER", 2)
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        listen(tmp_path / f"{number}/qmp.sock")
+    pattern = f"{tmp_path}/*/qmp.sock"
+    first = search([pattern])
+    assert len(first.directories) == 3
+    left = next(str(each) for each in tmp_path.iterdir() if str(each) not in first.directories)
+    known = {f"{left}/qmp.sock": Socket(f"{left}/qmp.sock", (0, 0))}
+    assert left in search([pattern], known).directories
+
+
+def test_what_was_found_in_a_directory_that_hangs_stays_found(tmp_path: Path) -> None:
+    async def ask(order: Sequence[object], take: Take, fd: int) -> None:
+        raise ControlError(Fault.PATH_HANGS)
+
+    known = {f"{tmp_path}/a/web.qmp": Socket(f"{tmp_path}/a/web.qmp", (1, 2))}
+    for pattern in ("a/*.qmp", "*/web.qmp"):
+        found = asyncio.run(Search([f"{tmp_path}/{pattern}"], ask, known).run())
+        assert found.found == known
 
 
 def test_file_that_is_no_socket_is_told_apart(tmp_path: Path, listen: Listen) -> None:
@@ -100,18 +197,17 @@ def test_file_that_is_no_socket_is_told_apart(tmp_path: Path, listen: Listen) ->
     os.mkfifo(tmp_path / "fifo.qmp")
     (tmp_path / "dangling.qmp").symlink_to("nowhere")
     listen(tmp_path / "web.qmp")
-    search = Search([f"{tmp_path}/*.qmp"])
-    search.go_on(math.inf)
-    assert list(search.found.values()) == [f"{tmp_path}/web.qmp"]
-    assert search.others == {f"{tmp_path}/{name}.qmp" for name in ("file", "directory", "fifo")}
+    found = search([f"{tmp_path}/*.qmp"])
+    assert list(found.found) == [f"{tmp_path}/web.qmp"]
+    assert found.others == {f"{tmp_path}/{name}.qmp" for name in ("file", "directory", "fifo")}
 
 
 def test_directories_of_a_pattern_are_all_that_a_new_match_may_be_made_in(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").touch()
-    assert directories([f"{tmp_path}/*.qmp"]) == {str(tmp_path)}
-    assert directories([f"{tmp_path}/*/qmp.sock"]) == {
+    assert search([f"{tmp_path}/*.qmp"]).directories == {str(tmp_path)}
+    assert search([f"{tmp_path}/*/qmp.sock"]).directories == {
         str(tmp_path),
         f"{tmp_path}/a",
         f"{tmp_path}/b",
@@ -141,7 +237,7 @@ class Registry:
     def next_vm(self, name: str = "") -> VmId:
         return VmId(len(self.vms) + 1, name)
 
-    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
         self.vms.append(guest.vm)
 
     def report(self, vm: VmId, report: Report) -> None:
@@ -162,20 +258,24 @@ class Host:
         self.events: list[Event] = []
         self.registry = Registry()
         self.controls: dict[str, ScriptedControl] = {}
+        self.identities: list[SocketId | None] = []
 
-    def connect(self, path: str) -> ScriptedControl:
+    def connect(self, path: str, identity: SocketId | None = None) -> ScriptedControl:
         """A VMM whose socket is there, or none."""
+        self.identities.append(identity)
         control = self.controls[path] = ScriptedControl()
         if not os.path.exists(path):
             control.fails["open"] = ControlError(Fault.NOT_THERE)
         return control
 
-    def driver(self, *named: VmConfig, taken: frozenset[str] = frozenset()) -> DrivenVms:
+    def driver(
+        self, *named: VmConfig, taken: frozenset[str] = frozenset(), ask: Ask = ask_here
+    ) -> DrivenVms:
         """A driver for the named VMs and for all that the directory has."""
         patterns = (f"{self.path}/vms/*.qmp",)
         bases = self.path / "bases"
         wanted = Wanted(named, patterns, {Kind.QMP: self.connect}, bases, taken)
-        return DrivenVms(wanted, self.events.append)
+        return DrivenVms(wanted, self.events.append, ask=ask)
 
 
 @pytest.fixture
@@ -243,6 +343,86 @@ def test_named_vm_is_not_found_once_more(host: Host, listen: Listen) -> None:
             task.cancel()
 
     run_quickly(run())
+
+
+def test_vm_that_was_started_anew_is_met_by_its_new_socket(host: Host, listen: Listen) -> None:
+    (host.path / "vms").mkdir()
+    listen(host.path / "vms/web.qmp")
+    path = f"{host.path}/vms/web.qmp"
+
+    async def run() -> None:
+        driver = host.driver()
+        driver.start(host.registry)
+        await asyncio.sleep(5)
+        first = os.stat(path)
+        os.rename(path, host.path / "old")  # So that its inode is not used again.
+        listen(host.path / "vms/web.qmp")
+        host.controls[path].end()
+        await asyncio.sleep(60)
+        driver.stop(leaving=False)
+        for task in host.registry.tasks:
+            task.cancel()
+        second = os.stat(path)
+        assert host.identities[0] == (first.st_dev, first.st_ino)
+        assert host.identities[-1] == (second.st_dev, second.st_ino)
+
+    run_quickly(run())
+    assert host.registry.names() == ["web", "web"]
+
+
+@fault("a user keeps those waiting who look names up")
+def test_directory_that_hangs_is_named_once_and_searched_until_it_can_be_seen(
+    host: Host, listen: Listen
+) -> None:
+    (host.path / "vms").mkdir()
+    listen(host.path / "vms/web.qmp")
+    hangs = True
+
+    async def ask(order: Sequence[object], take: Take, fd: int) -> None:
+        if hangs and order[0] == "match":
+            raise ControlError(Fault.PATH_HANGS)
+        await ask_here(order, take, fd)
+
+    async def run() -> None:
+        nonlocal hangs
+        driver = host.driver(ask=ask)
+        driver.start(host.registry)
+        await asyncio.sleep(600)
+        assert host.events == [DirectoryHangs(f"{host.path}/vms")]
+        hangs = False
+        await asyncio.sleep(30)
+        assert host.registry.names() == ["web"]
+        driver.stop(leaving=False)
+        for task in host.registry.tasks:
+            task.cancel()
+
+    run_quickly(run())
+
+
+def test_directories_that_hang_in_turn_have_few_lines(host: Host) -> None:
+    (host.path / "vms").mkdir()
+    searches = 0
+
+    async def ask(order: Sequence[object], take: Take, fd: int) -> None:
+        nonlocal searches
+        if order[0] == "match":
+            searches += 1
+            if searches % 2:
+                raise ControlError(Fault.PATH_HANGS)
+        elif order[0] == "watch":
+            take([searches, ""])  # It has changed.
+        else:
+            await ask_here(order, take, fd)
+
+    async def run() -> None:
+        driver = host.driver(ask=ask)
+        driver.start(host.registry)
+        await asyncio.sleep(300)
+        driver.stop(leaving=False)
+
+    run_quickly(run())
+    assert searches > 100
+    assert HANGING_LINES <= len(host.events) <= HANGING_LINES + 300 * HANGING_LINES_A_SECOND
 
 
 def test_named_vm_is_found_as_soon_as_its_socket_appears(host: Host, listen: Listen) -> None:

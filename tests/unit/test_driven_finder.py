@@ -22,6 +22,7 @@ from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claim, Claims
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.finder import Finder
+from balloon_daemon.guests.driven.lookups import ask_here
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.seam import Guest, Report
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
@@ -48,7 +49,7 @@ class World:
         self.own: set[int] = set()
         self.claims = Claims()
         is_own = self.own.__contains__
-        shared = Shared(self.events.append, self.report, bases, is_own, self.claims)
+        shared = Shared(self.events.append, self.report, bases, is_own, self.claims, ask_here)
         self.finder = Finder(WEB, self._connect, self, shared)
 
     def _connect(self) -> ScriptedControl:

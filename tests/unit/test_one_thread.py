@@ -25,6 +25,8 @@ FORKS_WITHOUT_EXEC = {
     "apart.LowNumbers": {
         "device.template",
         "records.scribe",
+        "linux.asked_child",
+        "guests.driven.lookups",
         "guests.libvirt",
         "guests.open_guest",
         "guests.look",

@@ -39,6 +39,7 @@ from balloon_daemon.events import (
     DeviceStalled,
     DeviceStarted,
     DeviceTakesOrders,
+    DirectoryHangs,
     Disconnected,
     DomainsNotFound,
     DrivesOthers,
@@ -867,6 +868,15 @@ DRIVEN: list[Row] = [
         "socket-ignored",
         "/run/notes.qmp is no socket; ignored",
         {"path": "/run/notes.qmp"},
+    ),
+    (
+        DirectoryHangs("/run/vms"),
+        ERROR,
+        "directory-hangs",
+        "/run/vms: new VMs are not found there: looking a name up takes too long: the file system "
+        "does not answer, or another user keeps a directory on the way busy; use a directory that "
+        "only the VM's user may list",
+        {"path": "/run/vms"},
     ),
     (
         DomainsNotFound("qemu:///system", Fault.HANGS, "no answer"),

@@ -62,12 +62,12 @@ class PacketConnection:
     """A connection on which each request has one answer, in the order of the requests.
 
     Args:
-        path: the socket's path.
+        sock: the connected socket, which this object closes.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
-        self._socket = connect(path, socket.SOCK_SEQPACKET)
+        self._socket = sock
         self.pid = living_peer_of(self._socket)
         self._answer: asyncio.Future[bytes] | None = None
         self.lost: asyncio.Future[ControlError] = self._loop.create_future()
@@ -156,8 +156,8 @@ class CrosvmControl:
         """The size to send again once a driver listens; None: crosvm has taken the last one."""
 
     async def open(self, noticed: Noticed) -> Found:
-        self._orders = PacketConnection(self._path)
-        self._stats = PacketConnection(self._path)
+        self._orders = PacketConnection(await connect(self._path, socket.SOCK_SEQPACKET))
+        self._stats = PacketConnection(await connect(self._path, socket.SOCK_SEQPACKET))
         self._memory_file, self._memory_bytes = _memory_of(self._orders.pid)
         sample = await self.sample()
         return Found(

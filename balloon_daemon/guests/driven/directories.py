@@ -2,12 +2,19 @@
 
 Runs in the controller. A directory's mtime changes with its names. inotify(7) would cost less, but
 cannot watch a directory that does not exist yet, and Python has os.stat() but no inotify.
+
+Where every directory above is root's or this process's user's and nobody else may write there, the
+stat waits for nobody. Any other directory is looked at by a child (``lookups.py``).
 """
 
 import asyncio
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.lookups import Ask
 
 LOOK_S = 1.0
 
@@ -16,41 +23,89 @@ _FRESH_S = 2.0
 one tick of the kernel's clock, 4 ms or so, leave the same mtime, so the second would be missed."""
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of a directory.
+
+    Attributes:
+        mtime_ns: its mtime; None: it does not exist (yet).
+        nearest: as in ``path_orders.Watched``.
+        nearest_ns: the mtime of ``nearest`` before the directory was looked at.
+        look: the look that is under way.
+    """
+
+    mtime_ns: int | None = None
+    nearest: str = ""
+    nearest_ns: int | None = None
+    look: asyncio.Task[None] | None = None
+
+
 class Directories:
     """Watches directories.
 
     Args:
         changed: called with the directories that may have changed since the last call.
+        ask: looks paths up.
     """
 
-    def __init__(self, changed: Callable[[set[str]], None]) -> None:
+    def __init__(self, changed: Callable[[set[str]], None], ask: Ask) -> None:
         self._changed = changed
-        self._mtimes: dict[str, int | None] = {}
+        self._ask = ask
+        self._seen: dict[str, _Seen] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, directories: set[str]) -> None:
         """Watches these directories and no others; those that are new count as changed."""
-        self._mtimes = {name: self._mtimes.get(name) for name in directories}
+        for name in self._seen.keys() - directories:
+            _cancel(self._seen.pop(name))
+        for name in directories:
+            self._seen.setdefault(name, _Seen())
 
     def look(self) -> None:
         """Looks now, and each second from now on."""
-        self.stop()
-        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self.look)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(LOOK_S, self.look)
         fresh_ns = time.time_ns() - int(_FRESH_S * 1e9)
-        changed = set[str]()
-        for name, before in self._mtimes.items():
-            try:
-                mtime = os.stat(name).st_mtime_ns
-            except (OSError, ValueError):
-                mtime = None  # The directory does not exist (yet).
-            if mtime != before or (mtime is not None and mtime >= fresh_ns):
-                self._mtimes[name] = mtime
-                changed.add(name)
-        if changed:
-            self._changed(changed)
+        for name, seen in self._seen.items():
+            nearest_ns = _mtime_ns(seen.nearest) if seen.nearest else None
+            quiet = nearest_ns is not None and nearest_ns < fresh_ns
+            if (seen.look is None or seen.look.done()) and not (
+                quiet and nearest_ns == seen.nearest_ns
+            ):
+                seen.nearest_ns = nearest_ns
+                seen.look = loop.create_task(self._look_at(name, seen, fresh_ns))
 
     def stop(self) -> None:
         """Looks no more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for seen in self._seen.values():
+            _cancel(seen)
+
+    async def _look_at(self, name: str, seen: _Seen, fresh_ns: int) -> None:
+        before_ns = seen.mtime_ns
+
+        def take(part: object) -> None:
+            match part:
+                case [int() | None as mtime_ns, str(nearest)]:
+                    seen.mtime_ns, seen.nearest = mtime_ns, nearest
+
+        try:
+            await self._ask(["watch", name], take, -1)
+        except (ControlError, OSError):
+            return
+        if seen.mtime_ns != before_ns or (seen.mtime_ns or 0) >= fresh_ns:
+            self._changed({name})
+
+
+def _mtime_ns(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+
+
+def _cancel(seen: _Seen) -> None:
+    if seen.look is not None:
+        seen.look.cancel()

@@ -1,30 +1,46 @@
 """Finds the sockets of VMs that patterns describe, as they come and go.
 
-Runs in the controller. Nothing is opened here: a socket is told from other files by stat(2), and
-``finder.py`` finds out what listens there. Whoever may write to a directory may make any number of
-names there: so a search goes on in many turns of the event loop, and one user has a share of the
-sockets that are found.
+Runs in the controller. Nothing is looked up here: children list directories (``lookups.py``), and
+``finder.py`` finds out what listens at a socket. Whoever may write to a directory may make any
+number of names there: so one user has a share of what is found.
 """
 
 import asyncio
-import fnmatch
 import glob
-import math
 import os
-import re
 import stat
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from balloon_daemon.guests.driven.claims import SocketId
+from balloon_daemon.guests.driven.control import ControlError
+from balloon_daemon.guests.driven.lookups import Ask, ask_here
+from balloon_daemon.guests.driven.path_orders import Match
+from balloon_daemon.guests.driven.unix_socket import socket_at
+from balloon_daemon.guests.driven.waking import Bell
 
 MOST_SOCKETS, MOST_OF_ONE_USER = 1024, 768
-"""How many sockets are found at most, and how many that belong to one user."""
+"""How many sockets are found at most, and how many that belong to one user; the same for the
+directories in which wildcards of a directory's name lead to them."""
 
 MOST_OTHERS = 1024
 """How many files that are no sockets are told at most."""
 
-LOOK_FOR_S, PAUSE_S = 0.001, 0.02
-"""How long a search may take in one turn of the event loop, and the pause until the next turn."""
+AGAIN_S = 10.0
+"""When to search again where a directory could not be looked at."""
+
+
+class Socket(NamedTuple):
+    """A socket that matches.
+
+    Attributes:
+        path: its path, as the pattern has it.
+        identity: its device and inode numbers.
+    """
+
+    path: str
+    identity: SocketId
 
 
 class Search:
@@ -32,134 +48,149 @@ class Search:
 
     Args:
         patterns: absolute paths with wildcards, as of glob(7).
-        known: resolved paths that an earlier search has found: they are found again, however many
-            there are by now.
+        ask: looks paths up.
+        known: what an earlier search has found: found again, however many sockets there are by
+            now, and kept where a directory cannot be looked at now.
+        named: paths of sockets that are not to be found.
 
     Attributes:
-        found: each socket's path by its resolved path, so that a socket with two names is found
-            once: by its own, where that matches.
+        found: each socket by its resolved path, so that a socket with two names is found once: by
+            its own, where that matches.
         others: paths of files that are no sockets.
+        directories: where a new name could make a new match of a pattern.
+        unseen: those of them that cannot be looked at now.
     """
 
-    def __init__(self, patterns: Iterable[str], known: Collection[str] = ()) -> None:
-        self.found = dict[str, str]()
+    def __init__(
+        self,
+        patterns: Iterable[str],
+        ask: Ask,
+        known: Mapping[str, Socket] | None = None,
+        named: Iterable[str] = (),
+    ) -> None:
+        self.found = dict[str, Socket]()
         self.others = set[str]()
-        self._known = known
-        self._of_users = Counter[int]()
-        self._names = (path for pattern in patterns for path in _matches(pattern))
+        self.directories = set[str]()
+        self._patterns, self._ask, self._named = patterns, ask, named
+        self._known = known or {}
+        self._known_directories = {os.path.dirname(known.path) for known in self._known.values()}
+        self.unseen = set[str]()
+        self._of_users, self._places = Counter[int](), Counter[int]()
 
-    def go_on(self, for_s: float) -> bool:
-        """Looks at more names for so many seconds; whether that were all."""
-        ends_s = time.monotonic() + for_s
-        for path in self._names:
-            if path:
-                self._look_at(path)
-            if time.monotonic() >= ends_s:
-                return False
-        return True
+    async def run(self) -> "Search":
+        """Searches; returns this object."""
+        for pattern in self._patterns:
+            head, name = os.path.split(pattern)
+            for directory in await self._matching_directories(head):
+                await self._match(directory, name, self._take)
+        for resolved, known in self._known.items():
+            if any(known.path.startswith(f"{unseen}/") for unseen in self.unseen):
+                self.found.setdefault(resolved, known)
+        for path in self._named:
+            await self._leave_out(path)
+        return self
 
-    def _look_at(self, path: str) -> None:
+    async def _matching_directories(self, pattern: str) -> list[str]:
+        if not glob.has_magic(pattern):
+            return [pattern]
+        found = dict[str, None]()
+
+        def take(match: Match) -> None:
+            user = match.owner
+            room = self._places.total() < MOST_SOCKETS and self._places[user] < MOST_OF_ONE_USER
+            known = any(
+                f"{each}/".startswith(f"{match.path}/") for each in self._known_directories
+            )
+            if stat.S_ISDIR(match.mode) and (room or known):
+                found[match.path] = None
+                self._places[user] += 1
+
+        head, name = os.path.split(pattern)
+        for directory in await self._matching_directories(head):
+            await self._match(directory, name, take)
+        return list(found)
+
+    async def _match(self, directory: str, name: str, take: Callable[[Match], None]) -> None:
+        self.directories.add(directory)
+
+        def take_batch(batch: object) -> None:
+            assert isinstance(batch, list)
+            for path, resolved, mode, owner, (device, inode) in batch:
+                take(Match(path, resolved, mode, owner, (device, inode)))
+
         try:
-            status = os.stat(path)
-        except OSError:
-            return  # Gone meanwhile, or out of reach.
-        if not stat.S_ISSOCK(status.st_mode):
+            await self._ask(["match", directory, name], take_batch, -1)
+        except (ControlError, OSError):
+            self.unseen.add(directory)
+
+    def _take(self, match: Match) -> None:
+        if not stat.S_ISSOCK(match.mode):
             if len(self.others) < MOST_OTHERS:
-                self.others.add(path)
+                self.others.add(match.path)
             return
-        resolved, user = os.path.realpath(path), status.st_uid
+        resolved, user = match.resolved, match.owner
         if resolved in self.found:
-            if path == resolved:
+            if match.path == resolved:
                 # Another name may be led elsewhere by whoever made it.
-                self.found[resolved] = path
+                self.found[resolved] = Socket(match.path, match.identity)
             return
         room = len(self.found) < MOST_SOCKETS and self._of_users[user] < MOST_OF_ONE_USER
         if room or resolved in self._known:
-            self.found[resolved] = path
+            self.found[resolved] = Socket(match.path, match.identity)
             self._of_users[user] += 1
+
+    async def _leave_out(self, path: str) -> None:
+        try:
+            named, identity = await socket_at(path, self._ask)
+        except ControlError:
+            named, identity = path, None
+        for resolved, found in list(self.found.items()):
+            if resolved == named or found.identity == identity:
+                del self.found[resolved]
 
 
 class Searches:
-    """Searches for the sockets that match patterns, one search at a time.
+    """Searches, one at a time.
 
     Args:
-        patterns: as ``Search``.
+        new: makes a search.
         done: takes each search that is over.
     """
 
-    def __init__(self, patterns: Collection[str], done: Callable[[Search], None]) -> None:
-        self._patterns = patterns
+    def __init__(self, new: Callable[[], Search], done: Callable[[Search], None]) -> None:
+        self._new = new
         self._done = done
-        self._search: Search | None = None
-        self._again: Collection[str] | None = None
-        self._pause: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+        self._bell = Bell()
 
-    def begin(self, known: Collection[str]) -> None:
-        """Begins a search, or another one when this one is over; ``known`` as in ``Search``."""
-        if self._search is not None:
-            self._again = known
-            return
-        self._search = Search(self._patterns, known)
-        self._go_on()
+    def begin(self) -> None:
+        """Begins a search, or another one when this one is over."""
+        self._again = True
+        self._bell.ring()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._search())
 
     def stop(self) -> None:
         """Ends the search that is under way."""
-        if self._pause is not None:
-            self._pause.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
-    def _go_on(self) -> None:
-        search = self._search
-        assert search is not None
-        if not search.go_on(LOOK_FOR_S):
-            self._pause = asyncio.get_running_loop().call_later(PAUSE_S, self._go_on)
-            return
-        self._search = None
-        self._done(search)
-        if (known := self._again) is not None:
-            self._again = None
-            self.begin(known)
+    async def _search(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._again:
+            self._again = False
+            search = await self._new().run()
+            self._done(search)
+            if search.unseen and not self._again:
+                # No directory has to change once more before it can be looked at.
+                await self._bell.wait_until(loop.time() + AGAIN_S)
+                self._again = True
 
 
-def search_all(patterns: Iterable[str]) -> Search:
+async def search_all(patterns: Iterable[str], named: Iterable[str] = ()) -> Search:
     """A search that is over; for a process that serves no VMs."""
-    search = Search(patterns)
-    search.go_on(math.inf)
-    return search
-
-
-def _matches(pattern: str) -> Iterator[str]:
-    """The paths that match a pattern, and "" for each name that does not match.
-
-    The kernel lists a directory's names some 1,000 at a time, as they are asked for; glob.iglob()
-    makes a list of all.
-    """
-    head, name = os.path.split(pattern)
-    for directory in _matches(head) if glob.has_magic(head) else (head,):
-        if not directory or not glob.has_magic(name):
-            yield directory and os.path.join(directory, name)
-            continue
-        matches = re.compile(fnmatch.translate(name)).match
-        try:
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    is_hidden = entry.name.startswith(".") and not name.startswith(".")
-                    yield entry.path if not is_hidden and matches(entry.name) else ""
-        except OSError:
-            continue  # Gone meanwhile, out of reach, or no directory.
-
-
-def directories(patterns: Iterable[str]) -> set[str]:
-    """The directories in which a new name could make a new match of a pattern."""
-    return {directory for pattern in patterns for directory in _directories(pattern)}
-
-
-def _directories(pattern: str) -> Iterator[str]:
-    head, name = os.path.split(pattern)
-    if not glob.has_magic(head):
-        yield head
-    elif name:
-        yield from filter(os.path.isdir, glob.iglob(head))
-        yield from _directories(head)
+    return await Search(patterns, ask_here, named=named).run()
 
 
 def name_of(path: str, taken: Iterable[str]) -> str:

@@ -3,6 +3,8 @@
 Runs in the controller.
 """
 
+import asyncio
+import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,23 +14,30 @@ from pathlib import Path
 
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.errors import printable
-from balloon_daemon.events import Publish, SocketIgnored
+from balloon_daemon.events import DirectoryHangs, Publish, SocketIgnored
 from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import Control
 from balloon_daemon.guests.driven.directories import Directories
-from balloon_daemon.guests.driven.discovery import Search, Searches, directories, name_of
+from balloon_daemon.guests.driven.discovery import Search, Searches, name_of
 from balloon_daemon.guests.driven.finder import Finder
+from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
 from balloon_daemon.guests.driven.reporting import Shared
-from balloon_daemon.guests.seam import VmRegistry
-from balloon_daemon.rate_limit import OnceEach
+from balloon_daemon.guests.seam import ReportTo, VmRegistry
+from balloon_daemon.rate_limit import LineBudget, OnceEach
 from balloon_daemon.sizing.vm_settings import VmSettings
 
-NewControl = Callable[[str], Control]
-"""Makes a connection to the VMM whose socket has this path."""
+NewControl = Callable[..., Control]
+"""Makes a connection to the VMM whose socket has this path; QEMU's takes an ``identity`` as well,
+of the socket that was found there."""
 
 IGNORED = 256
 """How many paths that are no sockets are published, each once."""
+
+
+HANGING_LINES, HANGING_LINES_A_SECOND = 8, 1 / 30
+"""How often ``DirectoryHangs`` is published: so often at first, then so often a second. Users may
+make directories hang in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,7 @@ class DrivenVms:
         publish: takes events.
         is_own: tells by a VMM's pid whether its VM is attached to balloond's own device.
         claims: which VMs are driven.
+        ask: looks paths up.
     """
 
     keeps = True
@@ -69,27 +79,33 @@ class DrivenVms:
         publish: Publish,
         is_own: Callable[[int], bool] = lambda pid: False,
         claims: Claims | None = None,
+        ask: Ask = LOOKUPS.ask,
     ) -> None:
         self._wanted = wanted
         self._publish = publish
-        self._is_own = is_own
-        self._claims = Claims() if claims is None else claims
         self._bases = Bases(wanted.bases_path, publish)
-        self._directories = Directories(self._changed)
-        self._searches = Searches(wanted.qmp, self._searched)
+        claims = Claims() if claims is None else claims
+        self._new_shared: Callable[[ReportTo], Shared] = lambda report: Shared(
+            publish, report, self._bases, is_own, claims, ask
+        )
+        self._directories = Directories(self._changed, ask)
+        self._searches = Searches(partial(self._new_search, ask), self._searched)
         self._named: list[Finder] = []
         self._discovered: dict[str, Finder] = {}
+        self._last = Search((), ask)
+        """The last search that is over."""
         self._ignored = OnceEach(IGNORED)
-        self._registry: VmRegistry
-        self._shared: Shared
+        self._hanging = LineBudget(HANGING_LINES, HANGING_LINES_A_SECOND)
+        self._new_finder: Callable[[VmConfig, Callable[[], Control]], Finder]
 
     def start(self, registry: VmRegistry) -> None:
         """Finds VMs from now on."""
-        self._registry = registry
-        report = registry.report
-        self._shared = Shared(self._publish, report, self._bases, self._is_own, self._claims)
-        self._named = [self._find(vm) for vm in self._wanted.vms]
-        self._watch()
+        shared = self._new_shared(registry.report)
+        self._new_finder = partial(Finder, registry=registry, shared=shared)
+        for vm in self._wanted.vms:
+            new_control = partial(self._wanted.controls[vm.kind], vm.address)
+            self._named.append(self._find(vm, new_control))
+        self._watch({_nearest_directory(pattern) for pattern in self._wanted.qmp})
         self._directories.look()
 
     def stop(self, *, leaving: bool) -> None:
@@ -102,43 +118,62 @@ class DrivenVms:
     async def close(self, *, leaving: bool) -> None:
         """Stores what another balloond has to know."""
         self._bases.store()
+        LOOKUPS.close()
 
-    def _find(self, vm: VmConfig) -> Finder:
-        new_control = partial(self._wanted.controls[vm.kind], vm.address)
-        finder = Finder(vm, new_control, self._registry, self._shared)
+    def _find(self, vm: VmConfig, new_control: Callable[[], Control]) -> Finder:
+        finder = self._new_finder(vm, new_control)
         finder.start()
         return finder
 
-    def _watch(self) -> None:
+    def _watch(self, of_patterns: set[str]) -> None:
         named = {os.path.dirname(vm.address) for vm in self._wanted.vms}
-        self._directories.watch(named | directories(self._wanted.qmp))
+        self._directories.watch(named | of_patterns)
 
     def _changed(self, changed: set[str]) -> None:
         self._bases.store()
         for finder in self._named:
             if os.path.dirname(finder.config.address) in changed:
                 finder.wake()
-        if self._wanted.qmp and changed & directories(self._wanted.qmp):
-            self._searches.begin(self._discovered.keys())
+        if self._wanted.qmp:
+            # Also where a named VM's socket may have come: it is not to be found once more.
+            self._searches.begin()
+
+    def _new_search(self, ask: Ask) -> Search:
+        # Leave out the sockets of named VMs, which have settings of their own.
+        named = [vm.address for vm in self._wanted.vms]
+        return Search(self._wanted.qmp, ask, self._last.found, named)
 
     def _searched(self, search: Search) -> None:
-        self._watch()
-        found = search.found
+        self._watch(search.directories)
+        for path in sorted(search.unseen - self._last.unseen):
+            if self._hanging.has_one(asyncio.get_running_loop().time()):
+                self._publish(DirectoryHangs(printable(path)))
+        self._last = search
         for path in sorted(search.others):
             if self._ignored.admit(path):
                 self._publish(SocketIgnored(printable(path)))
-        # Leave out the sockets of named VMs, which have settings of their own.
-        named = {os.path.realpath(finder.config.address) for finder in self._named}
-        for resolved in self._discovered.keys() - found.keys():
+        for resolved in self._discovered.keys() - search.found.keys():
             self._discovered.pop(resolved).retire()
         taken = {finder.config.name for finder in self._discovered.values()} | self._wanted.taken
-        for resolved, path in sorted(found.items(), key=itemgetter(1)):
-            if resolved in named:
-                continue
+        for resolved, found in sorted(search.found.items(), key=itemgetter(1)):
             if (finder := self._discovered.get(resolved)) is not None:
                 finder.wake()
                 continue
-            name = printable(name_of(path, taken))
+            name = printable(name_of(found.path, taken))
             taken |= {name}
-            vm = VmConfig(name, Kind.QMP, path, VmSettings())
-            self._discovered[resolved] = self._find(vm)
+            vm = VmConfig(name, Kind.QMP, resolved, VmSettings())
+            self._discovered[resolved] = self._find(vm, partial(self._control_of_found, resolved))
+
+    def _control_of_found(self, resolved: str) -> Control:
+        """A connection to the socket that the last search has found here, and to no other."""
+        found = self._last.found.get(resolved)
+        identity = (0, 0) if found is None else found.identity
+        return self._wanted.controls[Kind.QMP](resolved, identity=identity)
+
+
+def _nearest_directory(pattern: str) -> str:
+    """The directory of a pattern in which no directory's name has a wildcard."""
+    directory = os.path.dirname(pattern)
+    while glob.has_magic(directory):
+        directory = os.path.dirname(directory)
+    return directory

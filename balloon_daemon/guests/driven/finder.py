@@ -89,9 +89,11 @@ async def opened(
     Raises:
         ControlError: the VM may not be driven; the control is closed then.
     """
-    socket = None if config.kind is Kind.LIBVIRT else socket_at(config.address)
-    claim = Claim(0, "", config, socket)
     try:
+        claim = Claim(0, "", config)
+        if config.kind is not Kind.LIBVIRT:
+            _, socket = await socket_at(config.address, shared.ask)
+            claim = claim._replace(socket=socket)
         _check_claim(claim, shared)
         try:
             found = await _answer_of(control.open(noticed))

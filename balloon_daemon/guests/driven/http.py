@@ -43,7 +43,7 @@ class HttpConnection(asyncio.Protocol):
         Raises:
             ControlError: no connection can be made.
         """
-        sock = connect(self._path, socket.SOCK_STREAM)
+        sock = await connect(self._path, socket.SOCK_STREAM)
         self.pid = living_peer_of(sock)
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=sock)

@@ -13,6 +13,7 @@ import time
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven import qmp_answers as answers
 from balloon_daemon.guests.driven import qmp_process
+from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import (
     ControlError,
     Found,
@@ -79,10 +80,11 @@ class QmpControl:
 
     Args:
         path: the monitor's socket.
+        identity: which socket that is to be; None: whichever is there.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, identity: SocketId | None = None) -> None:
+        self._address = path, identity
         self._monitor: Monitor | None = None
         self._noticed: Noticed = lambda notice: None
         self._balloon = QmpBalloon()
@@ -97,7 +99,7 @@ class QmpControl:
 
     async def open(self, noticed: Noticed) -> Found:
         """As ``Control`` says."""
-        self._monitor = await Monitor.connect(self._path, self._heard)
+        self._monitor = await Monitor.connect(*self._address, self._heard)
         self._noticed = noticed
         try:
             return await self._find()

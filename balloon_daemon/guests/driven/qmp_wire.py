@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from balloon_daemon.errors import printable
 from balloon_daemon.events.driven import Fault
+from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
 from balloon_daemon.guests.driven.unix_socket import connect
@@ -112,7 +113,9 @@ class Monitor(asyncio.BufferedProtocol):
         """The process that listens at the address, as the kernel knows it; None: unknown."""
 
     @classmethod
-    async def connect(cls, path: str, heard: Callable[[Event], None]) -> "Monitor":
+    async def connect(
+        cls, path: str, identity: SocketId | None, heard: Callable[[Event], None]
+    ) -> "Monitor":
         """Connects, waits for the greeting and leaves negotiation mode.
 
         A monitor serves one client at a time. Others can connect, but are greeted only after the
@@ -121,12 +124,13 @@ class Monitor(asyncio.BufferedProtocol):
 
         Args:
             path: the monitor's socket.
+            identity: which socket that is to be; None: whichever is there.
             heard: takes events, in the event loop.
 
         Raises:
             ControlError: the monitor cannot be reached, serves another client, or is no monitor.
         """
-        sock = _connected(path)
+        sock = await _connected(path, identity)
         try:
             pid = living_peer_of(sock)
             monitor = cls(heard, peer_of(sock).uid)
@@ -280,14 +284,14 @@ class Monitor(asyncio.BufferedProtocol):
         self._transport.abort()
 
 
-def _connected(path: str) -> socket.socket:
-    """A socket connected to a path; connect(2) does not block.
+async def _connected(path: str, identity: SocketId | None) -> socket.socket:
+    """A socket connected to a path.
 
     Raises:
         ControlError: nobody listens there, or the connection is refused.
     """
     try:
-        return connect(path, socket.SOCK_STREAM)
+        return await connect(path, socket.SOCK_STREAM, identity)
     except ControlError as err:
         if err.fault is Fault.HANGS:
             # The listener's backlog (QEMU's: 1) is full of connections that it has not accepted.

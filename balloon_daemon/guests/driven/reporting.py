@@ -12,6 +12,7 @@ from balloon_daemon.guests.driven.bases import BaseKey, Bases
 from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import ControlError, Found, Sample
 from balloon_daemon.guests.driven.host_side import HostSide
+from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
 from balloon_daemon.guests.driven.refill import Refill
 from balloon_daemon.guests.driven.target import BalloonTarget
 from balloon_daemon.guests.seam import (
@@ -50,6 +51,7 @@ class Shared:
         bases: the balloons that VMs had before balloond.
         is_own: tells by a VMM's pid whether its VM is attached to balloond's own device.
         claims: which VMs are driven.
+        ask: looks paths up.
     """
 
     publish: Publish
@@ -57,6 +59,7 @@ class Shared:
     bases: Bases
     is_own: Callable[[int], bool] = lambda pid: False
     claims: Claims = field(default_factory=Claims)
+    ask: Ask = LOOKUPS.ask
 
 
 @dataclass(slots=True)

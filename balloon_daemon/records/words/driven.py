@@ -5,6 +5,7 @@ from typing import assert_never
 from balloon_daemon.events import (
     BaseFound,
     BasesNotStored,
+    DirectoryHangs,
     DomainsNotFound,
     DrivenEvent,
     Fault,
@@ -22,6 +23,11 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.records.line import Level, unless
 from balloon_daemon.units import format_size
+
+_WHY_IT_HANGS = (
+    ": the file system does not answer, or another user keeps a directory on the way busy; use a "
+    "directory that only the VM's user may list"
+)
 
 _NOT_DRIVEN = {
     Fault.NOT_THERE: (Level.INFO, "nobody listens there; waiting for the VM"),
@@ -42,6 +48,10 @@ _NOT_DRIVEN = {
         "drive the VM by way of that program",
     ),
     Fault.HANGS: (Level.ERROR, "the VMM does not answer"),
+    Fault.PATH_HANGS: (
+        Level.ERROR,
+        f"looking the address up takes too long{_WHY_IT_HANGS}",
+    ),
     Fault.NONSENSE: (Level.ERROR, "the VMM's answer makes no sense"),
     Fault.GONE: (Level.INFO, "the VMM closes the connection"),
     Fault.NO_BALLOON: (Level.ERROR, "the VM has no balloon device; give it one"),
@@ -118,6 +128,9 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
             return Level.WARNING, message
         case SocketIgnored(path):
             return Level.DEBUG, f"{path} is no socket; ignored"
+        case DirectoryHangs(path):
+            message = "new VMs are not found there: looking a name up takes too long"
+            return Level.ERROR, f"{path}: {message}{_WHY_IT_HANGS}"
         case DomainsNotFound(uri, fault, detail, quiet):
             level, why = _NOT_DRIVEN[fault]
             return Level.DEBUG if quiet else level, f"domains of {uri}: {why}{_quoted(detail)}"

@@ -1,0 +1,207 @@
+"""What is looked up by path for driven VMs: sockets that match patterns, directories, connections.
+
+Runs in a child of the controller's (``lookups.py``), or in a process that serves no VMs. A lookup
+of a name waits for the lock of the directory that the name is in, and whoever may list a directory
+can keep others waiting for that lock.
+"""
+
+import contextlib
+import errno
+import fnmatch
+import glob
+import os
+import re
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from balloon_daemon.linux.walked_path import WalkedPath
+
+LOOK_FOR_S, PAUSE_S = 0.001, 0.02
+"""For how long names are looked at before a pause, and the pause: whoever may write to a directory
+may make any number of names there, and gets 5 % of a processor for them."""
+
+MOST_NAMES = 1 << 20
+"""How many names of a directory are looked at."""
+
+_BATCH_BYTES = 16 * 1024
+"""A batch of matches with paths of more bytes than this is answered at once. JSON makes up to six
+bytes of one, and a path has up to 4,096."""
+
+Enters = Callable[[int], None]
+"""Called with the owner of a directory of another user's before a name in it is looked up."""
+
+
+class Match(NamedTuple):
+    """A file whose name matches.
+
+    Attributes:
+        path: its path, as the pattern has it.
+        resolved: its path without symbolic links.
+        mode: its kind and permissions, as st_mode has them.
+        owner: its user.
+        identity: its device and inode numbers.
+    """
+
+    path: str
+    resolved: str
+    mode: int
+    owner: int
+    identity: tuple[int, int]
+
+
+class Watched(NamedTuple):
+    """A directory as it is now.
+
+    Attributes:
+        mtime_ns: when its names last changed; None: it does not exist.
+        nearest: the path of the nearest directory that exists, it or one above it, where nobody
+            else can keep a stat of that path waiting; else "".
+    """
+
+    mtime_ns: int | None
+    nearest: str
+
+
+def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object]:
+    """Carries an order out, and yields the answer in JSON's types, in one part or more.
+
+    Args:
+        order: a function's name and its arguments.
+        fd: the socket to connect, where the order is to connect one.
+        enters: is called whenever a lookup may wait from then on.
+
+    Raises:
+        OSError: the kernel's reason why the order cannot be carried out.
+        ValueError: a path that no file can have.
+    """
+    match order:
+        case ["match", str(directory), str(name)]:
+            yield from _batches(_matches(directory, name, enters))
+        case ["watch", str(directory)]:
+            yield _watched(directory, enters)
+        case ["identify", str(path)]:
+            yield _identity(path)
+        case ["connect", str(path), identity]:
+            _connect(fd, path, identity)
+        case _:
+            raise ValueError(f"no such order: {order!r}")
+
+
+def _batches(matches: Iterator[Match | None]) -> Iterator[list[Match]]:
+    """Matches, a batch after each ``LOOK_FOR_S``; None among ``matches`` is a name without one."""
+    batch, n_bytes = list[Match](), 0
+    ends_s = time.monotonic() + LOOK_FOR_S
+    for match in matches:
+        if match is not None:
+            batch.append(match)
+            n_bytes += len(match.path) + len(match.resolved)
+        if n_bytes > _BATCH_BYTES or time.monotonic() >= ends_s:
+            yield batch
+            batch, n_bytes = [], 0
+            time.sleep(PAUSE_S)
+            ends_s = time.monotonic() + LOOK_FOR_S
+    yield batch
+
+
+def _matches(directory: str, pattern: str, enters: Enters) -> Iterator[Match | None]:
+    """The files of a directory whose name matches, and None for each name that does not.
+
+    The kernel lists a directory's names some 1,000 at a time, as they are asked for.
+    """
+    with WalkedPath(enters) as walked:
+        try:
+            walked.go(directory)
+            if not walked.is_trusted:
+                return
+            walked.enter()
+            if not glob.has_magic(pattern):
+                yield _match(directory, pattern, walked, enters)
+                return
+            listed = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=walked.fd)
+        except OSError:
+            return  # Gone meanwhile, out of reach, or no directory.
+        matches = re.compile(fnmatch.translate(pattern)).match
+        try:
+            with os.scandir(listed) as entries:
+                for _, entry in zip(range(MOST_NAMES), entries, strict=False):
+                    hidden = entry.name.startswith(".") and not pattern.startswith(".")
+                    fits = not hidden and matches(entry.name)
+                    yield _match(directory, entry.name, walked, enters) if fits else None
+        except OSError:
+            return
+        finally:
+            os.close(listed)
+
+
+def _match(directory: str, name: str, walked: WalkedPath, enters: Enters) -> Match | None:
+    """The file of this name; None: there is none, or a link leads there that is not followed."""
+    path, resolved = os.path.join(directory, name), os.path.join(walked.path, name)
+    try:
+        status = os.stat(name, dir_fd=walked.fd, follow_symlinks=False)
+        if stat.S_ISLNK(status.st_mode):
+            with WalkedPath(enters).go(resolved) as target:
+                if not target.is_trusted:
+                    return None
+                status, resolved = target.status, target.path
+    except OSError:
+        return None
+    identity = (status.st_dev, status.st_ino)
+    return Match(path, resolved, status.st_mode, status.st_uid, identity)
+
+
+def _watched(directory: str, enters: Enters) -> Watched:
+    with WalkedPath(enters) as walked:
+        with contextlib.suppress(OSError):
+            walked.go(directory)
+            return Watched(walked.status.st_mtime_ns, "" if walked.waits else directory)
+        nearest = "" if walked.waits else walked.path
+    try:
+        # It may be there all the same, behind a link of /proc/PID.
+        return Watched(os.stat(directory).st_mtime_ns, "")
+    except OSError:
+        return Watched(None, nearest)
+
+
+def _identity(path: str) -> tuple[str, tuple[int, int] | None]:
+    """A path without symbolic links, and the identity of the socket there."""
+    resolved = os.path.realpath(path)
+    try:
+        # Of the path itself: what a link of /proc/PID leads to is not what its text says.
+        status = os.stat(path)
+    except OSError:
+        return resolved, None
+    is_socket = stat.S_ISSOCK(status.st_mode)
+    return resolved, (status.st_dev, status.st_ino) if is_socket else None
+
+
+def _connect(sock: int, path: str, identity: object) -> None:
+    """Connects a socket to the one at a path, if that has this identity; None: any will do."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError as err:
+        if missing := _missing_directory(path):
+            raise OSError(errno.ENOENT, f"there is no directory {missing}") from err
+        raise
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISSOCK(status.st_mode):
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+        if identity is not None and identity != [status.st_dev, status.st_ino]:
+            # Another socket is there than was found.
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with socket.socket(fileno=os.dup(sock)) as client:
+            # By the descriptor: the path may lead elsewhere by now.
+            client.connect(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
+def _missing_directory(path: str) -> str:
+    """The topmost directory of a path that is not there; "" where all are. A service that is shown
+    a part of /run alone finds none where the administrator sees one."""
+    parents = map(str, reversed(Path(path).parents))
+    return next((parent for parent in parents if not os.path.exists(parent)), "")

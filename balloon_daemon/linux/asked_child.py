@@ -1,0 +1,144 @@
+"""A child process that carries out orders which may wait for ever, and answers in parts.
+
+The child has a descriptor table of its own: whatever it has opened when it is killed is closed by
+its end, and it keeps no connection of the controller's open while it waits.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from balloon_daemon.linux import jail
+from balloon_daemon.linux.apart import LowNumbers
+
+NAME = "balloond-looks"
+"""The process's name in ``ps`` and ``top``."""
+
+MAX_PACKET_BYTES = 160 * 1024
+"""The longest order or part of an answer; the kernel takes 200 KiB (net.core.wmem_default)."""
+
+_DONE = [0, ""]
+
+Answers = Callable[[Sequence[object], int, Callable[[int], None]], Iterator[object]]
+"""Carries out an order. Takes the order, in JSON's types, a descriptor that came with it, or -1,
+and a function that notes an owner. Yields the parts of the answer, and may raise OSError and
+ValueError."""
+
+
+class AskedChild:
+    """A child that carries out one order at a time, the first one after it has said something.
+
+    Args:
+        answers: carries out an order, in the child.
+        low: forks the child, without any VMM's descriptors; forks no other one before ``began`` or
+            ``end``.
+
+    Raises:
+        OSError: the kernel allows no process or no descriptor.
+    """
+
+    def __init__(self, answers: Answers, low: LowNumbers) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours = ours
+        self._low: LowNumbers | None = low
+        parent = os.getpid()
+        ours.setblocking(False)
+        try:
+            with theirs:
+                fd = low.duplicate(theirs.fileno())
+                self._pid = low.fork(lambda: _serve(fd, parent, answers))
+        except OSError:
+            ours.close()
+            low.close_duplicate()
+            raise
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when an answer is there or the child has ended."""
+        return self._ours.fileno()
+
+    def began(self) -> None:
+        """Closes this process's copy of the child's end of the socket.
+
+        To be called once the child has said something: before that it may still share this
+        process's descriptor table, and the close would take the socket from it.
+        """
+        if self._low is not None:
+            self._low.close_duplicate()
+            self._low = None
+
+    def ask(self, order: Sequence[object], fd: int = -1) -> None:
+        """Gives an order; the last one must have been answered.
+
+        Raises:
+            OSError: the child has ended, or the order is too long.
+        """
+        fds = [fd] if fd >= 0 else []
+        socket.send_fds(self._ours, [json.dumps(order).encode()], fds, socket.MSG_NOSIGNAL)
+
+    def part(self) -> object:
+        """The next part of an answer: ``[value]``, an owner, or ``[errno, why]`` as the last;
+        the first thing that a child says is ``[0, ""]``.
+
+        Raises:
+            BlockingIOError: there is none yet.
+            OSError: the child has ended.
+        """
+        packet = self._ours.recv(MAX_PACKET_BYTES)
+        if not packet:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return json.loads(packet)
+
+    def end(self) -> None:
+        """Kills the child; ``is_gone`` reaps it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        self._ours.close()
+        self.began()
+
+    def is_gone(self) -> bool:
+        """Reaps the child; False: it has not ended yet, as a lookup may not let it."""
+        try:
+            return os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
+        except ChildProcessError:
+            return True
+
+
+def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
+    """The child."""
+    try:
+        jail.die_with(parent, NAME)
+        # A copy of a connection to a VMM would keep it open for as long as this child waits.
+        os.closerange(3, fd)
+        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        # As in ``closing_child``: an order does not preempt the controller.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        orders = socket.socket(fileno=fd)
+
+        def say(part: object) -> None:
+            orders.send(json.dumps(part).encode())
+
+        say(_DONE)
+        while True:
+            packet, fds, *_ = socket.recv_fds(orders, MAX_PACKET_BYTES, 1)
+            if not packet:
+                break
+            end: object = _DONE
+            try:
+                for value in answers(json.loads(packet), fds[0] if fds else -1, say):
+                    say([value])
+            except OSError as err:
+                end = [err.errno or errno.EIO, err.strerror or str(err)]
+            except ValueError as err:
+                end = [errno.EINVAL, str(err)]
+            finally:
+                for each in fds:
+                    os.close(each)
+            say(end)
+    finally:
+        os._exit(0)
