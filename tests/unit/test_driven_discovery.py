@@ -237,7 +237,7 @@ class Registry:
     def next_vm(self, name: str = "") -> VmId:
         return VmId(len(self.vms) + 1, name)
 
-    def add(self, guest: Guest, settings: VmSettings = SEED) -> None:
+    def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         self.vms.append(guest.vm)
 
     def report(self, vm: VmId, report: Report) -> None:
