@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import time
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.errors import ConfigError
@@ -11,9 +10,14 @@ from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.records.bus import Bus
 from balloon_daemon.records.history import History, check_place
-from balloon_daemon.records.recorder import LIMIT_BYTES, Recorder, check_trace, open_trace
+from balloon_daemon.records.recorder import (
+    LIMIT_BYTES,
+    Recorder,
+    check_trace,
+    header_now,
+    open_trace,
+)
 from balloon_daemon.records.scribe import Scribe
-from balloon_daemon.records.trace import Header
 from balloon_daemon.sizing.balloon_policy import PolicySettings
 
 
@@ -47,7 +51,7 @@ def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> I
         file.close()
         # The low numbers are free again for whoever starts programs later.
         low.close()
-    recorder = Recorder(scribe, Header(time(), settings), bus.publish)
+    recorder = Recorder(scribe, header_now(settings), bus.publish)
     bus.add(recorder)
     try:
         yield

@@ -57,13 +57,15 @@ class ProcessFigures:
         found = {name: int(digits) for name, digits in _FIELD.findall(content)}
         return max(found.values(), default=None)
 
-    @property
-    def tells_reads(self) -> bool:
-        """Whether ``read_bytes`` can be known, be it not now."""
+    def may_tell_reads(self) -> bool:
+        """Whether ``read_bytes`` can be known, be it not now: the file can be opened. Nothing is
+        read, which would take a child for each VM that comes."""
         try:
-            return bool(self._read_io())
-        except OSError as err:
-            return isinstance(err, TimeoutError)
+            with as_user_of(self._pid):
+                self._io.read(0, lambda fd, most_bytes: b"")
+        except OSError:
+            return False
+        return True
 
     def resident_bytes(self) -> int | None:
         """How much of the host's memory the process occupies, shared memory included; None:

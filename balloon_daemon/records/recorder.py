@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 from pathlib import Path
+from time import time
 
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.events import Event, EventsLost, Publish, RecordingEnded, Stepped, Surveyed
@@ -18,10 +19,16 @@ from balloon_daemon.records.trace import (
     encode_entry,
     encode_header,
 )
+from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.units import MIB
 
 LIMIT_BYTES = 64 * MIB
 """The largest trace. A quiet day takes 1.2 MiB for the host and 0.8 MiB for each careful VM."""
+
+
+def header_now(settings: PolicySettings) -> Header:
+    """The first line of a trace that begins now, of policies with these numbers."""
+    return Header(time(), settings)
 
 
 class Recorder:

@@ -354,6 +354,7 @@ def nobodys(low_mem: LowMemDir) -> Iterator[Path]:
     """A directory of nobody's with low-memory files of root's."""
     with tempfile.TemporaryDirectory(prefix="balloond-test-") as name:
         shutil.copytree(low_mem.path, name, dirs_exist_ok=True)
+        os.chmod(name, 0o711)  # Others could list another one, which balloond warns of.
         os.chown(name, 65534, 65534)
         yield Path(name)
 

@@ -167,7 +167,7 @@ def test_driver_that_answers_late_is_asked_again_and_nothing_is_decided_before(
     assert frontend.requests.counters.config_changes >= 4
     assert (decisions(second), found(second)) == ([], [])
 
-    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM and found(second) != [])
     assert len(found(second)) == 1
 
 

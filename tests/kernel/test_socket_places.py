@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from balloon_daemon.linux.directories import (
     others_may_write,
 )
 from balloon_daemon.vhost_user.messages import FrontendRequest, encode_request
-from tests.harness.daemon import BALLOOND, Daemon
+from tests.harness.daemon import BALLOOND, Daemon, DaemonConfig
 from tests.harness.faults import fault
-from tests.harness.makers import StartDaemon
+from tests.harness.low_mem_dir import LowMemDir
+from tests.harness.makers import SPEED, VM_MEM_MIB, StartDaemon
 from tests.harness.waiting import HANG_S, wait_until
 
 NOBODY = 65534
@@ -115,35 +117,39 @@ def test_directory_below_one_of_another_user_is_somebody_elses(tmp_path: Path) -
     assert others_may_write(home / "vms") == f"{home} belongs to user {NOBODY}"
 
 
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A directory that others may enter and not list; pytest's own they may not even enter."""
+    with tempfile.TemporaryDirectory(prefix="balloond-test-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
 @fault("others may list the directory of balloond's sockets")
-def test_directory_that_others_may_list_is_warned_of(
-    start_daemon: StartDaemon, tmp_path: Path
-) -> None:
-    for each in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        each.chmod(0o711)
-    listed = tmp_path / "listed"
+def test_directory_that_others_may_list_is_warned_of(open_place: Path, low_mem: LowMemDir) -> None:
+    listed = open_place / "listed"
     listed.mkdir(mode=0o755)
+    daemon = Daemon(DaemonConfig(listed / "s", VM_MEM_MIB, low_mem, SPEED), open_place / "log")
+    try:
+        (warning,) = said(daemon, "warning")
+    finally:
+        daemon.kill()
 
-    daemon = start_daemon(name="listed/s")
-
-    (warning,) = said(daemon, "warning")
     assert f"others may list {listed} (mode 755): whoever lists it" in warning
     assert warning.endswith("use a directory of mode 711")
 
 
 @fault("others may list the directory of balloond's sockets")
-def test_directory_is_listed_by_others_only_where_they_can_enter_it(tmp_path: Path) -> None:
-    for each in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        each.chmod(0o711)
-    directory = tmp_path / "run"
+def test_directory_is_listed_by_others_only_where_they_can_enter_it(open_place: Path) -> None:
+    directory = open_place / "run"
     directory.mkdir(mode=0o755)
     assert others_may_list(directory) == f"others may list {directory} (mode 755)"
     directory.chmod(0o711)
     assert others_may_list(directory) == ""
     directory.chmod(0o755)
-    tmp_path.chmod(0o700)
+    open_place.chmod(0o700)
     assert others_may_list(directory) == ""
-    assert others_may_list(tmp_path / "missing") == ""
+    assert others_may_list(open_place / "missing") == ""
 
 
 @fault("others may list the directory of balloond's sockets")

@@ -57,7 +57,7 @@ class HostSide:
     @property
     def tells_disk_reads(self) -> bool:
         """Whether ``disk_read_bytes`` can be known, be it not now."""
-        return self._figures.tells_reads
+        return self._figures.may_tell_reads()
 
     @property
     def has_memory_file(self) -> bool:

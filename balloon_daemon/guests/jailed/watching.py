@@ -29,7 +29,7 @@ class Watching:
     @property
     def knows_disk_reads(self) -> bool:
         """Whether the kernel tells what the VMM has read."""
-        return self._vmm.tells_reads
+        return self._vmm.may_tell_reads()
 
     def watch(self, every_s: float | None) -> None:
         """Calls ``look`` now, and from now on every so many seconds; None: no more."""
