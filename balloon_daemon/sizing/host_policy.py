@@ -143,9 +143,9 @@ class HostPolicy:
                 row = self._row(event.vm)
                 if not self._halted:
                     self._protection.take(event, row, outcome)
-            case Asked(vm, balloon_bytes, hold_s):
+            case Asked():
                 if not self._halted:
-                    outcome.settle(vm, self._row(vm), balloon_bytes, Reason.ASKED, hold_s)
+                    self._protection.ask(event, self._row(event.vm), outcome)
             case Halted():
                 self._halted = True
                 self._listening.clear()

@@ -19,6 +19,7 @@ from balloon_daemon.sizing.decision import (
 )
 from balloon_daemon.sizing.host_events import (
     Added,
+    Asked,
     Event,
     Halted,
     HostStep,
@@ -35,6 +36,7 @@ from balloon_daemon.sizing.host_events import (
 )
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.need import Figures
+from balloon_daemon.sizing.protection import CLOSE_S, SELDOM_S
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.units import GIB, MIB, VmId
@@ -550,3 +552,13 @@ def test_recorded_guest_that_suffers_nothing_is_squeezed_to_its_maximum(
     host = Host()
     assert replay(host, recording(f"{kernel}-{load}")) is None
     assert host.target() == 512 * MIB
+
+
+def test_guest_is_watched_closely_while_an_operator_has_taken_memory_from_it() -> None:
+    host = Host(seen=PLENTY)
+    host.live(1)
+    host.watches.clear()
+    host.step(Asked(A, 64 * MIB))
+    assert host.watches == [Watch(A, CLOSE_S)]
+    host.step(Asked(A, 0))
+    assert host.watches == [Watch(A, CLOSE_S), Watch(A, SELDOM_S)]
