@@ -155,9 +155,10 @@ def play(tmp_path: Path) -> Play:
             "the body is longer than 4096 bytes",
         ),
         (
-            b"POST /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            400,
-            "this is no HTTP request that can be read",
+            b"POST /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + 2000 * b"1\r\nx\r\n",
+            411,
+            "a body needs Content-Length; chunks are not taken",
         ),
         (
             b"POST /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
