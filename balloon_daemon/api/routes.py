@@ -40,6 +40,7 @@ REASONS = {
     405: "Method Not Allowed",
     408: "Request Timeout",
     409: "Conflict",
+    411: "Length Required",
     413: "Content Too Large",
     431: "Request Header Fields Too Large",
     501: "Not Implemented",

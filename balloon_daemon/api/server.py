@@ -12,19 +12,18 @@ and the number of clients.
 
 import asyncio
 import math
-import os
 import select
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
 
 from balloon_daemon.api.answering import Answering
-from balloon_daemon.api.client import Client, FdsSentError, Phase
+from balloon_daemon.api.client import Client, Phase
 from balloon_daemon.api.routes import RefusedError, Rights, Routes, refusal
 from balloon_daemon.api.socket_file import ApiSocket
 from balloon_daemon.commands import Desk
 from balloon_daemon.events import ApiListening, ApiMisused, CallbackFailed, Publish
+from balloon_daemon.linux.passed_fds import FdsWaitError, hang_up
 from balloon_daemon.records.recent import Recent
 
 TURN_S, SHARE = 0.0005, 1 / 8
@@ -45,8 +44,8 @@ LOOK_S = 1.0
 """How often it is looked who is late."""
 
 MOST_MISUSES = 16
-"""After so many connections with descriptors the group may not read any more: each costs at least
-two descriptors, which cannot be closed here."""
+"""After so many connections with descriptors the group may not ask any more: each such connection
+stays open for good, and so costs one descriptor."""
 
 
 class Server:
@@ -80,10 +79,10 @@ class Server:
     def close(self) -> None:
         self._recent.leave(self._answering.told)
         asyncio.get_running_loop().remove_reader(self._epoll.fileno())
-        for timer in self._timers.values():
-            timer.cancel()
         for client in list(self._clients.values()):
             self.drop(client)
+        for timer in self._timers.values():
+            timer.cancel()
         self._socket.close()
         self._epoll.close()
 
@@ -138,7 +137,9 @@ class Server:
         if client is None:
             return  # It has gone since it was ready.
         try:
-            if time.monotonic() >= client.deadline_s:
+            if self._is_shut_out(client):
+                self.drop(client)
+            elif time.monotonic() >= client.deadline_s:
                 self._end_late(client)
             elif client.phase is not Phase.WAITING and client.has_more:
                 self.send(client)
@@ -146,7 +147,7 @@ class Server:
                 self._answering.answer(client, request)
         except RefusedError as err:
             self._answering.finish(client, refusal(err.status, str(err)))
-        except (FdsSentError, EOFError, OSError):
+        except (FdsWaitError, EOFError, OSError):
             self.drop(client)
         except Exception as err:
             self._publish(CallbackFailed(f"{type(err).__name__}: {err}"))
@@ -170,10 +171,17 @@ class Server:
             self._ready.append(self._socket.sock.fileno())  # Another one may wait.
         else:
             self._accept_later()
+        if self._is_shut_out(client):
+            self.drop(client)
+            return
         readers = sum(one.rights < Rights.CHANGE for one in self._clients.values())
         if rights < Rights.CHANGE and readers > MOST_READERS:
             sentence = f"{MOST_READERS} clients are served already; ask again later"
             self._answering.finish(client, refusal(503, sentence))
+
+    def _is_shut_out(self, client: Client) -> bool:
+        """Whether nothing is received from a client any more, after what its group has sent."""
+        return client.rights < Rights.CHANGE and self._misuses >= MOST_MISUSES
 
     # --- the answering's calls ----------------------------------------------------------------
 
@@ -252,27 +260,22 @@ class Server:
             return
         self._epoll.unregister(client.sock)
         del self._clients[client.sock.fileno()]
-        try:
-            client.sock.shutdown(socket.SHUT_RDWR)
-            # Nothing more can come, and the queue is as long as a socket's buffer at most.
-            while client.receive_bytes():
-                pass
-        except FdsSentError:
-            if client.rights < Rights.CHANGE:
-                self._keep(client)
-                return
-        except (EOFError, OSError):
-            pass  # The client has hung up.
-        for fd in client.kept_fds:
-            os.close(fd)
-        client.sock.close()
+        # Root, and this process's user, may hold this process up by a close as by much else.
+        if hang_up(client.sock) or client.rights is Rights.CHANGE:
+            client.sock.close()
+        else:
+            self._keep(client)
 
     def _keep(self, client: Client) -> None:
-        """Leaves a connection with descriptors in it, and what came of them, open for good: to
-        close one may block for ever, if its file is of FUSE or a TCP socket that lingers."""
+        """Leaves a connection with descriptors in its queue open for good: their close may never
+        end."""
         client.sock.detach()
         self._misuses += 1
-        closed = self._misuses == MOST_MISUSES
-        if closed:
-            self._socket.close_to_group()
-        self._publish(ApiMisused(client.uid, closed))
+        if self._misuses <= MOST_MISUSES:
+            closed = self._misuses == MOST_MISUSES
+            self._publish(ApiMisused(client.uid, closed))
+            if closed:
+                self._socket.close_to_group()
+                # The others are dropped in their turns: all of them together take some ms.
+                self._ready.extend(self._clients)
+                self._turn_soon()

@@ -11,6 +11,11 @@ from balloon_daemon.api.routes import Rights
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.linux.credentials import groups_of, peer_of
 from balloon_daemon.linux.directories import others_may_write
+from balloon_daemon.linux.passed_fds import (
+    hang_up,
+    read_urgent_in_place,
+    refuse_descriptors,
+)
 from balloon_daemon.linux.socket_holder import holder_of
 
 GROUP = "balloond"
@@ -43,6 +48,8 @@ class ApiSocket:
                 "in a directory of your own"
             )
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._is_closed_to_group = False
+        refuse_descriptors(self.sock)
         try:
             _clear(path)
             # Root's may be given to a group later, as the shipped unit does; until then it has
@@ -69,11 +76,14 @@ class ApiSocket:
 
         Root and this process's user may change something. Members of the file's group may read,
         whoever gave the file to that group; but a file that was given to nobody has the group of
-        the process that made it, which says nothing.
+        the process that made it, which says nothing. After ``close_to_group`` they may not, even
+        where they connected before.
         """
         uid = peer_of(client).uid
         if uid in (0, os.geteuid()):
             return uid, Rights.CHANGE
+        if self._is_closed_to_group:
+            return uid, Rights.NOTHING
         try:
             group = os.lstat(self.path).st_gid
         except OSError:
@@ -82,7 +92,8 @@ class ApiSocket:
         return uid, Rights.READ if is_member else Rights.NOTHING
 
     def close_to_group(self) -> None:
-        """From now on nobody connects but this process's user, and root."""
+        """From now on nobody may ask but this process's user, and root."""
+        self._is_closed_to_group = True
         with contextlib.suppress(OSError):  # The file is gone, and nobody connects to it.
             os.chmod(self.path, 0o600)
 
@@ -93,7 +104,26 @@ class ApiSocket:
                 os.unlink(self.path)
         except OSError:
             pass  # The file is gone already, or this process may not remove it.
-        self.sock.close()
+        self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        """Closes the socket. That also closes connections that nobody has accepted, with the
+        descriptors in their queues; so each is accepted first, and stays open where such a close
+        might block, as does the socket where that cannot be known. The process ends soon."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)  # Nobody connects any more.
+            while True:
+                client, _ = self.sock.accept()
+                client.setblocking(False)
+                read_urgent_in_place(client)
+                if hang_up(client):
+                    client.close()
+                else:
+                    client.detach()
+        except BlockingIOError:
+            self.sock.close()
+        except OSError:
+            self.sock.detach()  # No descriptor is free, perhaps.
 
 
 def _clear(path: Path) -> None:

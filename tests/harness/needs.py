@@ -6,6 +6,7 @@ other skip fails, so that somebody notices a test that no longer runs. On a host
 """
 
 import os
+import socket
 
 import pytest
 
@@ -19,7 +20,23 @@ needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="needs root, who alone gives files to other users"
 )
 
+_SO_PASSRIGHTS = 83  # asm-generic/socket.h
+
+
+def _refuses_descriptors() -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            return sock.getsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS) == 1
+        except OSError:
+            return False
+
+
+needs_refusal = pytest.mark.skipif(
+    not _refuses_descriptors(), reason="before Linux 6.16 no socket refuses descriptors"
+)
+
 ALLOWED_SKIPS = (
+    "before Linux 6.16 no socket refuses descriptors",
     "no /dev/kvm that this user may open",
     "no CAP_SYS_RESOURCE: nobody here can have a score below 0",
     # What a host lacks for the moment, as its memory is in pieces or its disk is fast.

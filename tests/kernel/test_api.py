@@ -1,5 +1,6 @@
 """The API of a whole balloond: every path, every refusal, and who may ask."""
 
+import array
 import contextlib
 import os
 import signal
@@ -17,9 +18,10 @@ from tests.harness.api_client import ask, connected, events
 from tests.harness.api_schemas import answered, check, description
 from tests.harness.daemon import Daemon
 from tests.harness.faults import fault
+from tests.harness.frozen import Frozen
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, STEP, VM_MEM_MIB, MakeGuest, StartDaemon
-from tests.harness.needs import needs_root
+from tests.harness.needs import needs_refusal, needs_root
 from tests.harness.other_user import NOBODY, as_member
 from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
 from tests.harness.whole_vm import attach, balloon_bytes, errors, facts
@@ -306,18 +308,28 @@ def test_vm_gets_its_target_while_many_clients_ask_and_one_never_reads(
 
 
 @fault("a client that sends file descriptors")
-def test_own_client_that_sends_descriptors_is_dropped_and_they_are_closed(
+def send_fd(sock: socket.socket, flags: int) -> None:
+    """Sends a byte with a descriptor."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))]
+    sock.sendmsg([b"G"], rights, flags)
+
+
+@needs_refusal
+@fault("a client that sends file descriptors")
+def test_descriptors_are_refused_by_the_kernel_before_and_after_the_connection_is_accepted(
     served: Daemon, api: Path
 ) -> None:
-    reading, writing = os.pipe()
-    with connected(api) as client:
-        socket.send_fds(client, [b"GET "], [writing])
-        os.close(writing)
-        # The last copy of the pipe's writing end has been closed, and the connection with it.
-        assert os.read(reading, 1) == b""
-        assert client.recv(1) == b""
-    os.close(reading)
-    assert ask(api, "/v1/status").status == 200
+    for flags in (0, socket.MSG_OOB):
+        with connected(api) as client, Frozen(served), pytest.raises(PermissionError):
+            send_fd(client, flags)
+        with connected(api) as client:
+            assert ask(api, "/v1/status").status == 200  # This one came later.
+            with pytest.raises(PermissionError):
+                send_fd(client, flags)
+            # It is as if nothing had been sent.
+            client.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+    assert facts(served, "api-misused") == []
 
 
 def test_balloond_that_makes_way_leaves_the_place_to_the_next_one(

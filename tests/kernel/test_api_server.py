@@ -7,7 +7,8 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 from balloon_daemon.api import client as api_client
 from balloon_daemon.api import server as api_server
-from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES
+from balloon_daemon.api import socket_file
+from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
 from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
 from balloon_daemon.api.socket_file import ApiSocket
@@ -29,11 +31,17 @@ from balloon_daemon.status import HostStatus, SourceStatus, VmStatus
 from balloon_daemon.units import MIB, VmId
 from tests.harness.api_schemas import check
 from tests.harness.faults import fault
+from tests.harness.needs import needs_root
+from tests.harness.other_user import NOBODY, as_member
 from tests.harness.waiting import HANG_S
 
 VM = VmId(1, "web")
 GET_STATUS = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_EVENTS = b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n"
+SCM_MAX_FD = 253  # include/net/scm.h
+MEMBERS_GID = 64502
+"""A group that an ordinary host does not use."""
+
 Play = Callable[[Callable[["World"], Awaitable[None]]], None]
 
 
@@ -147,9 +155,10 @@ def play(tmp_path: Path) -> Play:
             "the body is longer than 4096 bytes",
         ),
         (
-            b"POST /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            400,
-            "this is no HTTP request that can be read",
+            b"POST /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + 2000 * b"1\r\nx\r\n",
+            411,
+            "a body needs Content-Length; chunks are not taken",
         ),
         (
             b"POST /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
@@ -350,40 +359,177 @@ def test_those_who_may_only_read_leave_room_for_root(
     play(scene)
 
 
-def send_fds(sock: socket.socket, fds: list[int]) -> None:
+# --- descriptors ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unrefused(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The kernel lets descriptors through, as before Linux 6.16; what stays open is closed."""
+    monkeypatch.setattr(socket_file, "refuse_descriptors", lambda _: False)
+    before = open_fds()
+    yield
+    for fd in open_fds() - before:
+        with contextlib.suppress(OSError):  # The directory's own.
+            os.close(fd)
+
+
+def open_fds() -> set[int]:
+    return set(map(int, os.listdir("/proc/self/fd")))
+
+
+def send_fds(sock: socket.socket, fds: list[int], content: bytes = b"GET", flags: int = 0) -> None:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-    sock.sendmsg([b"GET"], rights)
+    sock.sendmsg([content], rights, flags)
 
 
+class SentPipe:
+    """A pipe whose writing end is sent away, and tells by its other end whether it is closed."""
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._reading, False)
+
+    def send(self, sock: socket.socket, count: int = 1, flags: int = 0) -> None:
+        send_fds(sock, count * [self._writing], b"G" if flags else b"GET", flags)
+
+    def is_closed(self) -> bool:
+        """Whether the sent end is closed; asked once, after the end of all sending."""
+        os.close(self._writing)
+        try:
+            return os.read(self._reading, 1) == b""
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(self._reading)
+
+
+@pytest.mark.parametrize("flags", [0, socket.MSG_OOB], ids=["", "urgent"])
 @fault("a client that sends file descriptors")
 def test_descriptors_of_readers_are_never_closed_and_cost_the_group_its_access(
-    play: Play, monkeypatch: pytest.MonkeyPatch
+    flags: int, play: Play, monkeypatch: pytest.MonkeyPatch, unrefused: None
 ) -> None:
-    before = set(os.listdir("/proc/self/fd"))
-
     async def scene(world: World) -> None:
         monkeypatch.setattr(world.socket, "rights_of", lambda _: (1000, Rights.READ))
         for number in range(MOST_MISUSES):
-            reading, writing = os.pipe()
+            sent = SentPipe()
             with await world.connect() as sock:
                 if number % 2:  # They lie in the queue when the connection ends otherwise.
                     await asyncio.get_running_loop().sock_sendall(sock, b"\0\r\n\r\n")
-                send_fds(sock, [writing])
+                sent.send(sock, flags=flags)
                 await received(sock)
-            os.close(writing)
-            os.set_blocking(reading, False)
             await world.until(lambda: world.server.clients() == [])
-            with pytest.raises(BlockingIOError):
-                os.read(reading, 1)  # Its writing end is still open: it was not closed here.
-            os.close(reading)
+            assert not sent.is_closed()
         misused = [event for event in world.events if isinstance(event, ApiMisused)]
         assert misused == [ApiMisused(1000, closed=n == MOST_MISUSES - 1) for n in range(16)]
         assert world.socket.path.stat().st_mode & 0o777 == 0o600
 
     play(scene)
-    for fd in set(os.listdir("/proc/self/fd")) - before:
-        with contextlib.suppress(OSError):  # The directory's own.
-            os.close(int(fd))
+
+
+@fault("a client that sends file descriptors")
+def test_connections_with_descriptors_cost_one_each_and_the_17th_reader_is_not_read(
+    play: Play, monkeypatch: pytest.MonkeyPatch, unrefused: None
+) -> None:
+    # Nobody is dropped for being late.
+    monkeypatch.setattr(api_server, "ASK_WITHIN_S", 3600.0)
+
+    async def scene(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(world.socket, "rights_of", lambda _: (1000, Rights.READ))
+        socks = [await world.connect() for _ in range(MOST_MISUSES + 4)]
+        await world.until(lambda: len(world.server.clients()) == len(socks))
+        sent, before = SentPipe(), open_fds()
+        for sock in socks[: MOST_MISUSES + 2]:
+            sent.send(sock, SCM_MAX_FD)
+        # All others go: the silent one, and the one whose request has just come.
+        await loop.sock_sendall(socks[-1], GET_STATUS)
+        await world.until(lambda: world.server.clients() == [])
+        late = await world.connect()
+        await loop.sock_sendall(late, GET_STATUS)
+        assert await received(late) == b""
+        late.close()
+        # The server's ends of the connections with descriptors are open still, and nothing else.
+        assert len(open_fds()) == len(before) - 2
+        assert sum(isinstance(event, ApiMisused) for event in world.events) == MOST_MISUSES
+        monkeypatch.setattr(world.socket, "rights_of", lambda _: (0, Rights.CHANGE))
+        assert (await world.ask())[0] == 200
+        for sock in socks:
+            sock.close()
+        assert not sent.is_closed()
+
+    play(scene)
+
+
+@needs_root
+@fault("a client that sends file descriptors")
+def test_member_whose_group_is_shut_out_may_read_over_no_connection_that_waited() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o711)
+        api_socket = ApiSocket(Path(directory, "api.sock"))
+        os.chown(api_socket.path, -1, MEMBERS_GID)
+        with socket.socket(socket.AF_UNIX) as client:
+            with as_member(MEMBERS_GID, []):
+                client.connect(str(api_socket.path))
+            accepted, _ = api_socket.sock.accept()
+            with accepted:
+                assert api_socket.rights_of(accepted) == (NOBODY, Rights.READ)
+                api_socket.close_to_group()
+                assert api_socket.rights_of(accepted) == (NOBODY, Rights.NOTHING)
+        api_socket.close()
+
+
+@fault("a client that sends file descriptors")
+def test_descriptors_that_wait_to_be_accepted_are_not_closed_with_the_socket(
+    tmp_path: Path, unrefused: None
+) -> None:
+    api_socket = ApiSocket(tmp_path / "api.sock")
+    listener = api_socket.sock.fileno()
+    sent, urgent = SentPipe(), SentPipe()
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    for client in clients:
+        client.connect(str(api_socket.path))
+    sent.send(clients[0])
+    urgent.send(clients[1], flags=socket.MSG_OOB)
+    before = open_fds()
+    api_socket.close()
+    # The clients with descriptors are open, in place of the socket; the third client is not.
+    assert len(open_fds()) == len(before) + 1
+    assert not os.path.exists(api_socket.path)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(listener)
+    assert [client.recv(1) for client in clients] == 3 * [b""]
+    for client in clients:
+        client.close()
+    assert not sent.is_closed()
+    assert not urgent.is_closed()
+
+
+@fault("a client that sends file descriptors")
+def test_own_client_that_sends_descriptors_is_dropped_and_they_are_closed(
+    play: Play, unrefused: None
+) -> None:
+    async def scene(world: World) -> None:
+        sent = SentPipe()
+        with await world.connect() as sock:
+            sent.send(sock)
+            with contextlib.suppress(ConnectionResetError):
+                assert await received(sock) == b""
+        assert sent.is_closed()
+        assert (await world.ask())[0] == 200
+
+    play(scene)
+
+
+def test_client_is_not_dropped_for_having_nothing_to_read() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        client = Client(ours, 0, Rights.CHANGE, 0.0)
+        assert client.receive() is None
+        theirs.sendall(GET_STATUS)
+        request = client.receive()
+        assert request is not None
+        assert request.target == "/v1/status"
 
 
 @fault("a bug in what the API shows")

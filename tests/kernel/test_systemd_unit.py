@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.memory_cgroup import memory_cgroup
+from tests.harness.needs import needs_root
 from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,8 @@ MOST_WITH_VMS = 1.9
 """With the drop-in for VMs that have a balloon of their own."""
 
 LIMIT = 64 << 20
+GID = 64503
+"""A group that an ordinary host does not use."""
 
 TELLING = [
     *("IPAddressDeny", "PrivateMounts", "PrivateNetwork", "PrivateTmp", "ProtectHome"),
@@ -92,6 +95,19 @@ def test_limit_on_the_services_memory_would_be_filled_for_good_by_what_one_devic
         pytest.skip(f"needs a cgroup with a memory limit: {err}")
     finally:
         os.close(guest_memory)
+
+
+@needs_root
+def test_group_is_given_to_no_file_to_which_the_sockets_place_links(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^ExecStartPost=-\+(chgrp .*)$", UNIT.read_text(), re.MULTILINE)
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.touch()
+    link.symlink_to(file)
+    words = command.replace(" balloond ", f" {GID} ").replace("/run/balloond/api.sock", str(link))
+
+    subprocess.run(words.split(), check=True)
+
+    assert (file.stat().st_gid, link.lstat().st_gid) == (os.getegid(), GID)
 
 
 def test_users_file_is_one_that_systemd_takes(tmp_path: Path) -> None:
