@@ -45,6 +45,10 @@ def changed(setting: Path, change: Callable[[str], str]) -> Iterator[str]:
             setting.write_text(before)
 
 
+class NoSwapError(Exception):
+    """Nothing can be swapped to there, or it is not permitted; says why."""
+
+
 @contextlib.contextmanager
 def swap_on(path: str) -> Iterator[None]:
     """Swaps to a file or a device, which is overwritten, for as long as the block runs; one run of
@@ -54,13 +58,13 @@ def swap_on(path: str) -> Iterator[None]:
         path: the file, which must have its size, or the device.
 
     Raises:
-        OSError: not permitted here, or nothing can be swapped to there; says why.
+        NoSwapError: it is not possible here.
     """
     with _locked("swap"):
         for command in (["mkswap", "--quiet", path], ["swapon", path]):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise OSError(done.stderr.strip())
+                raise NoSwapError(done.stderr.strip())
         try:
             yield
         finally:
@@ -75,10 +79,13 @@ def zram(size_bytes: int) -> Iterator[str]:
         Its path in /dev.
 
     Raises:
-        OSError: this kernel has none, or it is not permitted.
+        NoSwapError: this kernel has none, or it is not permitted.
     """
     control = Path("/sys/class/zram-control")
-    number = (control / "hot_add").read_text().strip()
+    try:
+        number = (control / "hot_add").read_text().strip()
+    except OSError as err:
+        raise NoSwapError(str(err)) from err
     try:
         Path(f"/sys/block/zram{number}/disksize").write_text(str(size_bytes))
         yield f"/dev/zram{number}"

@@ -19,7 +19,7 @@ from balloon_daemon.ctl.doctor.reader import read_host, swapped_bytes
 from balloon_daemon.linux.process_figures import ProcessFigures
 from balloon_daemon.units import GIB, MIB
 from tests.harness.daemon import BALLOOND, ROOT, Daemon
-from tests.harness.host_setting import NR_HUGEPAGES, changed, swap_on, zram
+from tests.harness.host_setting import NR_HUGEPAGES, NoSwapError, changed, swap_on, zram
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import SETTINGS, MakeGuest, StartDaemon
 from tests.harness.needs import needs_root
@@ -191,7 +191,7 @@ def test_free_pages_of_a_guest_in_host_swap(host: Host, tmp_path: Path, flags: i
     try:
         with swap_on(str(file)), pages_in_swap(96 * MIB, flags), host.runs(well()):
             found = host.waits_for("swapped")
-    except OSError as err:
+    except NoSwapError as err:
         pytest.skip(f"needs a directory whose files can be swapped to: {err}")
     assert found["figures"]["swapped_bytes"] >= 72 * MIB
     assert found["figures"]["guest_free_bytes"] == 300 * MIB
@@ -362,7 +362,7 @@ def test_memory_that_swapping_to_zram_has_gained_for_a_time(tmp_path: Path) -> N
         ):
             stored, used = read_host().zram
             found = {each["check"]: each for each in found_of_host(tmp_path)}
-    except OSError as err:
+    except NoSwapError as err:
         pytest.skip(f"needs a kernel with zram: {err}")
     assert stored >= size * 3 // 4
     assert used < stored // 4
