@@ -96,6 +96,7 @@ class VmStatus(NamedTuple):
             known yet.
         kind: how the VM's balloon is reached, as the configuration file calls it.
         decided: its last decision, rechecks left out; None: there was none.
+        vmm_pid: its VMM's process; None: unknown.
     """
 
     vm: VmId
@@ -110,6 +111,7 @@ class VmStatus(NamedTuple):
     protection: ProtectionStatus | None = None
     kind: str = ""
     decided: LastDecision | None = None
+    vmm_pid: int | None = None
 
 
 class SourceStatus(NamedTuple):

@@ -62,12 +62,14 @@ def vm_shown(status: VmStatus) -> Shown:
         "level": None if policy is None else policy.level,
         "steps": None if policy is None else policy.steps,
         "guest_available_bytes": None if stats is None else stats.available_bytes,
+        "guest_free_bytes": None if stats is None else stats.free_bytes,
         "occupied_bytes": status.held_bytes,
         "returned_bytes": _returned_bytes(status),
         "trouble": None if trouble is None else trouble.why,
         "protection": None if status.protection is None else _protection(status.protection),
         "last_decision": _decision(status.decided),
         "next": None if policy is None else _next(policy),
+        "vmm_pid": status.vmm_pid,
     }
 
 

@@ -169,7 +169,7 @@ class Governor:
     # --- guests' reports ----------------------------------------------------------------------
 
     def _attach(self, vm_id: VmId, vm: Vm, report: Attached) -> None:
-        vm.can = report.can
+        vm.can, vm.vmm_pid = report.can, report.vmm_pid
         size, row = report.vm_mem_bytes, report.row
         terms = Terms(vm.settings, Ability.STATS in vm.can, Ability.DEFLATE_ON_OOM in vm.can)
         event: host_events.Event = host_events.Added(vm_id, size, report.balloon_bytes, terms)

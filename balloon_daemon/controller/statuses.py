@@ -35,6 +35,7 @@ def vm_status(
         None if guard is None else protection_status(guard, now_s),
         vm.kind,
         last_decision(vm_id, vm, now_s),
+        vm.vmm_pid,
     )
 
 

@@ -25,6 +25,7 @@ class Vm:
         held: the host's memory that it occupies; None where that is not known.
         state: the guest's state.
         trouble: the last report of trouble with its balloon; None where there is none.
+        vmm_pid: its VMM's process; None: unknown.
         decided: its last decision and when it was made, rechecks left out; None: there was none.
         sizes: limits the events about its size.
     """
@@ -38,5 +39,6 @@ class Vm:
     held: Held | None = None
     state: GuestState = GuestState.RUNNING
     trouble: Refused | Stuck | None = None
+    vmm_pid: int | None = None
     decided: tuple[Decision, float] | None = None
     sizes: RateLimit = field(default_factory=lambda: RateLimit(SIZES_A_SECOND))

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TextIO
 from balloon_daemon import __version__
 from balloon_daemon.ctl.ask.main import add_parsers as add_ask_parsers
 from balloon_daemon.ctl.demo.main import add_parser as add_demo_parser
+from balloon_daemon.ctl.doctor.main import add_parser as add_doctor_parser
 from balloon_daemon.ctl.history import add_parser as add_history_parser
 from balloon_daemon.ctl.seccomp.main import add_parser as add_seccomp_parser
 from balloon_daemon.ctl.simulate.main import add_parser as add_simulate_parser
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"balloonctl {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     add_ask_parsers(subparsers)
+    add_doctor_parser(subparsers)
     add_demo_parser(subparsers)
     add_seccomp_parser(subparsers)
     add_history_parser(subparsers)

@@ -89,12 +89,14 @@ class Attached(NamedTuple):
         balloon_bytes: the size of the balloon that an earlier balloond has left, where no row was
             stored.
         row: the policy's row that an earlier balloond has stored; None: none.
+        vmm_pid: its VMM's process; None: unknown.
     """
 
     vm_mem_bytes: int
     can: frozenset[Ability] = frozenset()
     balloon_bytes: int = 0
     row: VmRow | None = None
+    vmm_pid: int | None = None
 
 
 @fact

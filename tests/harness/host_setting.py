@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,6 +43,54 @@ def changed(setting: Path, change: Callable[[str], str]) -> Iterator[str]:
             yield before
         finally:
             setting.write_text(before)
+
+
+class NoSwapError(Exception):
+    """Nothing can be swapped to there, or it is not permitted; says why."""
+
+
+@contextlib.contextmanager
+def swap_on(path: str) -> Iterator[None]:
+    """Swaps to a file or a device, which is overwritten, for as long as the block runs; one run of
+    the tests at a time.
+
+    Args:
+        path: the file, which must have its size, or the device.
+
+    Raises:
+        NoSwapError: it is not possible here.
+    """
+    with _locked("swap"):
+        for command in (["mkswap", "--quiet", path], ["swapon", path]):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise NoSwapError(done.stderr.strip())
+        try:
+            yield
+        finally:
+            subprocess.run(["swapoff", path], check=True)
+
+
+@contextlib.contextmanager
+def zram(size_bytes: int) -> Iterator[str]:
+    """A zram device of its own, for as long as the block runs.
+
+    Yields:
+        Its path in /dev.
+
+    Raises:
+        NoSwapError: this kernel has none, or it is not permitted.
+    """
+    control = Path("/sys/class/zram-control")
+    try:
+        number = (control / "hot_add").read_text().strip()
+    except OSError as err:
+        raise NoSwapError(str(err)) from err
+    try:
+        Path(f"/sys/block/zram{number}/disksize").write_text(str(size_bytes))
+        yield f"/dev/zram{number}"
+    finally:
+        (control / "hot_remove").write_text(number)
 
 
 @contextlib.contextmanager

@@ -83,6 +83,9 @@ def test_status_tells_of_the_host_of_each_vm_and_of_those_that_are_not_driven(
     )
     assert (vms["web"]["memory_bytes"], vms["web"]["floor_bytes"]) == (GIB, 768 * MIB)
     assert vms["web"]["guest_available_bytes"] == 600 * MIB
+    assert vms["web"]["guest_free_bytes"] == GIB // 2
+    # This process is the VMM of both.
+    assert [vm["vmm_pid"] for vm in vms.values()] == [os.getpid()] * 2
     assert vms["web"]["max_balloon_bytes"] == 256 * MIB
     assert (vms["vm2"]["kind"], vms["vm2"]["profile"]) == ("vhost_user", "careful")
     assert vms["vm2"]["memory_bytes"] == VM_MEM_MIB * MIB

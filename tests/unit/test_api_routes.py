@@ -53,7 +53,7 @@ FULL = VmStatus(
     frozenset(Ability),
     PolicyStatus(GIB, 512 * MIB, 1, 16, 32 * MIB, PolicyStatistics(), None, 59.9994, 464),
     16 * MIB,
-    Stats(1.0, available_bytes=600 * MIB),
+    Stats(1.0, free_bytes=500 * MIB, available_bytes=600 * MIB),
     Stuck("no answer"),
     VmSettings(floor_bytes=GIB // 2, ceiling_bytes=GIB, priority=-1),
     GuestState.PAUSED,
@@ -61,6 +61,7 @@ FULL = VmStatus(
     ProtectionStatus(Reason.IN_NEED, frozenset({Sign.STUCK, Sign.FAULTS}), 60.0, 2.0, 8 * MIB),
     "qmp",
     UP,
+    4711,
 )
 BARE = VmStatus(DB, frozenset(), None, 0, None, None, kind="vhost_user")
 
@@ -141,6 +142,7 @@ def test_status_has_the_host_each_vm_and_those_that_are_not_driven(routes: Route
     assert web["last_decision"]["age_s"] == 1.235
     assert web["last_decision"]["message"].startswith("low memory (10 MiB available within /sys")
     assert web["protection"]["signs"] == ["major-faults", "stuck"]
+    assert (web["guest_free_bytes"], web["vmm_pid"]) == (500 * MIB, 4711)
     assert web["next"] == {"recheck_in_s": None, "release_in_s": 59.999, "needed_mib": 464}
     assert web["trouble"] == "no answer"
 

@@ -54,12 +54,14 @@ WEB: dict[str, Any] = {
     "level": 5,
     "steps": 16,
     "guest_available_bytes": 1536 * MIB,
+    "guest_free_bytes": 1024 * MIB,
     "occupied_bytes": 4 * GIB - 100 * MIB,
     "returned_bytes": 100 * MIB,
     "trouble": None,
     "protection": PROTECTION,
     "last_decision": DECISION,
     "next": {"recheck_in_s": None, "release_in_s": 42.0, "needed_mib": 784},
+    "vmm_pid": 4711,
 }
 BARE = WEB | {
     "name": "db",
@@ -71,11 +73,13 @@ BARE = WEB | {
     "level": None,
     "steps": None,
     "guest_available_bytes": None,
+    "guest_free_bytes": None,
     "occupied_bytes": None,
     "returned_bytes": None,
     "protection": None,
     "last_decision": None,
     "next": None,
+    "vmm_pid": None,
 }
 OLD = {"name": "old", "address": "/run/old", "fault": "held", "why": "old: /run/old: it is held"}
 

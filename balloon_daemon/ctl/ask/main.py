@@ -138,7 +138,7 @@ def _status(client: "Client", options: argparse.Namespace) -> None:
         return
     from balloon_daemon.ctl.ask.tables import status_table
 
-    print("\n".join(status_table(json.loads(answer), _columns())))
+    print("\n".join(status_table(json.loads(answer), terminal_columns())))
 
 
 def _explain(client: "Client", options: argparse.Namespace) -> None:
@@ -148,7 +148,7 @@ def _explain(client: "Client", options: argparse.Namespace) -> None:
         return
     from balloon_daemon.ctl.ask.explanation import explained
 
-    print("\n".join(explained(json.loads(answer), _columns())))
+    print("\n".join(explained(json.loads(answer), terminal_columns())))
 
 
 def _events(client: "Client", options: argparse.Namespace) -> None:
@@ -186,7 +186,7 @@ def _set(client: "Client", options: argparse.Namespace) -> None:
     print(told(json.loads(answer)))
 
 
-def _columns() -> int | None:
+def terminal_columns() -> int | None:
     """The terminal's width; None where the output is no terminal, and lines may be any length."""
     if not os.isatty(sys.stdout.fileno()):
         return None

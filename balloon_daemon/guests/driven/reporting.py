@@ -188,7 +188,8 @@ class Reporter:
                 return
             if self.balloon.base_bytes:
                 self._shared.publish(BaseFound(self._vm, self.balloon.base_bytes))
-            attached = Attached(size_bytes, self._can, taken_bytes)
+            pid = self._host.pid or None
+            attached = Attached(size_bytes, self._can, taken_bytes, vmm_pid=pid)
             self._said.size_bytes = size_bytes
             self._shared.report(self._vm, attached)
         elif size_bytes != self._said.size_bytes:

@@ -225,7 +225,8 @@ class Balloon:
         if row is not None:
             self.limits.assume(row.vm_mem_bytes)
             self._attached = True
-            self._report(self._vm, Attached(row.vm_mem_bytes, self._can, row=row))
+            pid = self.watching.vmm_pid
+            self._report(self._vm, Attached(row.vm_mem_bytes, self._can, row=row, vmm_pid=pid))
 
     def _attach(self, balloon_bytes: int) -> None:
         """Reports the VM as attached. Its balloon already holds ``balloon_bytes``, although this
@@ -233,7 +234,8 @@ class Balloon:
         self._sounding.end()
         self._attached = True
         size_bytes = self.limits.size_bytes
-        self._report(self._vm, Attached(size_bytes, self._can, balloon_bytes))
+        pid = self.watching.vmm_pid
+        self._report(self._vm, Attached(size_bytes, self._can, balloon_bytes, vmm_pid=pid))
 
     @property
     def _can(self) -> frozenset[Ability]:

@@ -22,6 +22,8 @@ class Watching:
 
     def __init__(self, vmm_pid: int, look: Callable[[], None]) -> None:
         self._vmm = ProcessFigures(vmm_pid)
+        self.vmm_pid = vmm_pid or None
+        """Its VMM's process; None: unknown."""
         self._look = look
         self._every_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
