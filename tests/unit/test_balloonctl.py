@@ -18,7 +18,7 @@ Output = pytest.CaptureFixture[str]
 COMMANDS = [
     "", "status", "top", "explain", "events", "release", "set", "demo", "seccomp", "seccomp check",
     "seccomp explain", "seccomp test", "seccomp compile", "seccomp run", "seccomp trace",
-    "simulate", "history",
+    "simulate", "history", "plot",
 ]  # fmt: skip
 
 

@@ -89,6 +89,7 @@ PURE = {
     "config.statements",
     "config.vms",
     "status",
+    "ctl.charts.past",
     "ctl.simulate.guest",
     "ctl.simulate.replay",
     "ctl.simulate.samples",
