@@ -102,6 +102,29 @@ def test_finding_makes_the_picture_higher_as_its_sentence_is_below(tmp_path: Pat
     assert heights[0] - heights[1] == round(0.2 * timeline.DPI)
 
 
+def test_picture_grows_by_no_more_than_the_newest_findings(tmp_path: Path) -> None:
+    heights = []
+    for findings in (9, 100):
+        path, picture = made_history(tmp_path / f"{findings}.db", vms=2), tmp_path / "x.png"
+        history, _ = open_history(str(path))
+        write(history, [("events", [1e9, "vm1", "guest-in-need", "in need"])] * findings)
+        history.close()
+        assert plot("vm1", "-o", picture, "--history", path)[::2] == (0, "")
+        heights.append(imread(picture).shape[0])
+    assert heights[0] == heights[1]
+
+
+def test_balloon_that_was_always_empty_has_an_axis_to_read(tmp_path: Path) -> None:
+    path, picture = tmp_path / "h.db", tmp_path / "x.png"
+    history, _ = open_history(str(path))
+    sample = ["web", 1 << 30, 0, 0, None, None, None]
+    write(history, [("samples", [1e9 + 60 * n, *sample]) for n in range(3)])
+    history.close()
+    assert plot("-o", picture, "--history", path) == (0, f"drawn in {picture}\n", "")
+    # A label such as 8e-07 MiB would reach into the first 30 columns.
+    assert (imread(picture)[:, :30, :3] == 1).all()
+
+
 def test_name_that_the_font_or_tex_cannot_is_drawn_without_a_warning(tmp_path: Path) -> None:
     path, picture = tmp_path / "h.db", tmp_path / "x.png"
     history, _ = open_history(str(path))

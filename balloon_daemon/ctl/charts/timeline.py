@@ -32,7 +32,10 @@ OTHERS, GRID = "#b9bec7", "#e6e8eb"
 
 OF_KINDS = {Kind.GROWS: TARGET, Kind.SHRINKS: AVAILABLE, Kind.FINDING: MARGIN}
 MOST_FINDINGS = 8
-"""The findings that are told below a picture; more would not be read there."""
+"""The newest findings are told below a picture; more would not be read there."""
+
+LEAST_TOP = 16 * MIB
+"""The least height of a panel, where nothing was taken or nothing is known."""
 
 LEFT, RIGHT = 0.085, 0.835
 WIDTH, DPI = 11.0, 120
@@ -192,18 +195,18 @@ def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> None:
 
 def _told(findings: Sequence[Mark], *, name_vm: bool) -> list[str]:
     lines = []
-    for mark in findings[:MOST_FINDINGS]:
+    if (earlier := len(findings) - MOST_FINDINGS) > 0:
+        lines.append(f"{earlier} earlier: balloonctl history")
+    for mark in findings[-MOST_FINDINGS:]:
         name = f"{printable(mark.vm)}: " if name_vm else ""
         line = f"{strftime('%H:%M:%S', localtime(mark.at_s))}  {name}{printable(mark.message)}"
         lines.append(textwrap.shorten(line, 150, placeholder=" …"))
-    if len(findings) > MOST_FINDINGS:
-        lines.append(f"and {len(findings) - MOST_FINDINGS} more findings (balloonctl history)")
     return lines
 
 
 def _finish(axes: Axes, label: str, ends: Sequence[tuple[float, str, str]]) -> None:
     axes.set_title(label, loc="left", fontsize=10, fontweight="bold")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, max(axes.get_ylim()[1], LEAST_TOP))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -214,6 +217,8 @@ def _finish(axes: Axes, label: str, ends: Sequence[tuple[float, str, str]]) -> N
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda y, _: f"{y / unit:g} {name}" if y else "0")
     )
+    if not ends:
+        axes.text(0.5, 0.5, "no figures", transform=axes.transAxes, ha="center", color=FAINT)
     # Each line is named at its right end; names are as far apart as they need to be read.
     lines = max((text.count("\n") + 1 for _, text, _ in ends), default=1)
     apart = 13.5 * lines / (axes.bbox.height * 72 / axes.figure.dpi)
