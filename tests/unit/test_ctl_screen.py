@@ -54,7 +54,7 @@ def test_balloon_is_drawn_over_time_up_to_its_maximum() -> None:
 
 def test_time_in_which_the_host_was_low_is_red_though_it_was_short() -> None:
     low = HOST | {"available_mib": 0, "low": True}
-    seen = seen_of(status(WEB), status(WEB, host=low), status(WEB), status(WEB), every_s=2.5)
+    seen = seen_of(status(WEB, host=low), status(WEB), status(WEB), status(WEB), every_s=2.5)
     graph = next(line for line in screen(seen, 80, 24) if line[0][0] == "available ")
     assert graph[-2:] == [("▁", RED), ("█", GREEN)]
 
