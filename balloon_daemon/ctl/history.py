@@ -2,27 +2,17 @@
 
 import argparse
 import json
-import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
+from balloon_daemon.ctl.history_file import WHERE, Row, read, usual_place
 from balloon_daemon.ctl.simulate.overrides import parse_duration
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.units import format_size
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
-
-VERSION = 1
-"""The version of ``records/history_writer.py``."""
-
-_QUERIES = {
-    "events": "SELECT at_s, vm, event, message FROM events",
-    "samples": "SELECT at_s, vm, memory, balloon, target, available, margin, held FROM samples",
-}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -36,7 +26,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "read, 2 an option that makes no sense.",
         allow_abbrev=False,
     )
-    parser.add_argument("file", metavar="FILE", help="the file that balloond --history keeps")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        help=f"the file that balloond --history keeps (default: {WHERE})",
+    )
     parser.add_argument("--vm", metavar="NAME", help="this VM alone")
     parser.add_argument("--since", default="24h", metavar="TIME", help="the last TIME alone")
     parser.add_argument("--samples", action="store_true", help="samples in place of decisions")
@@ -55,39 +51,23 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as err:
         _complain(f"--since: {err}")
         return EXIT_USAGE
+    path = args.file or usual_place()
     table = "samples" if args.samples else "events"
     try:
-        for row in _rows(Path(args.file), table, since_s, args.vm):
+        for row in read(path, table, since_s, args.vm):
             print(json.dumps(row) if args.json else _said(row))
     except OSError as err:
         if isinstance(err, BrokenPipeError):
             raise
-        _complain(f"{printable(args.file)}: {err.strerror}")
+        _complain(f"{printable(str(path))}: {err.strerror}")
         return EXIT_FAILURE
     except sqlite3.Error as err:
-        _complain(f"{printable(args.file)}: {printable(str(err))}; is it of balloond --history?")
+        _complain(f"{printable(str(path))}: {printable(str(err))}; is it of balloond --history?")
         return EXIT_FAILURE
     return EXIT_OK
 
 
-def _rows(
-    path: Path, table: str, since_s: float, vm: str | None
-) -> Iterator[dict[str, float | str | None]]:
-    os.stat(path)  # for an error with the kernel's words
-    history = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
-    try:
-        history.row_factory = sqlite3.Row
-        (version,) = history.execute("PRAGMA user_version").fetchone()
-        if version != VERSION:
-            raise sqlite3.DatabaseError(f"it is of version {version}, not {VERSION}")
-        query = f"{_QUERIES[table]} WHERE at_s >= ? AND (? IS NULL OR vm = ?) ORDER BY rowid"
-        for row in history.execute(query, (since_s, vm, vm)):
-            yield dict(row)
-    finally:
-        history.close()
-
-
-def _said(row: dict[str, float | str | None]) -> str:
+def _said(row: Row) -> str:
     at_s = row.pop("at_s")
     assert isinstance(at_s, float)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))

@@ -13,6 +13,7 @@ from balloon_daemon.ctl.ask.main import add_parsers as add_ask_parsers
 from balloon_daemon.ctl.demo.main import add_parser as add_demo_parser
 from balloon_daemon.ctl.doctor.main import add_parser as add_doctor_parser
 from balloon_daemon.ctl.history import add_parser as add_history_parser
+from balloon_daemon.ctl.plot import add_parser as add_plot_parser
 from balloon_daemon.ctl.seccomp.main import add_parser as add_seccomp_parser
 from balloon_daemon.ctl.simulate.main import add_parser as add_simulate_parser
 from balloon_daemon.errors import printable
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_demo_parser(subparsers)
     add_seccomp_parser(subparsers)
     add_history_parser(subparsers)
+    add_plot_parser(subparsers)
     add_simulate_parser(subparsers)
     return parser
 

@@ -126,7 +126,7 @@ def test_vm_that_there_is_not_is_a_mistake_of_the_users(squeezed: Daemon, api: P
     )
 
 
-@pytest.mark.parametrize("command", ["status", "explain web", "events", "events -f"])
+@pytest.mark.parametrize("command", ["status", "top", "explain web", "events", "events -f"])
 def test_no_balloond_is_said_with_what_to_do(command: str, tmp_path: Path) -> None:
     path = tmp_path / "none"
     assert balloonctl(*command.split(), "--api", str(path)) == (

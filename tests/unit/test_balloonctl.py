@@ -16,9 +16,9 @@ POLICY = ROOT / "policies" / "balloon_device.policy"
 Output = pytest.CaptureFixture[str]
 
 COMMANDS = [
-    "", "status", "explain", "events", "release", "set", "demo", "seccomp", "seccomp check",
+    "", "status", "top", "explain", "events", "release", "set", "demo", "seccomp", "seccomp check",
     "seccomp explain", "seccomp test", "seccomp compile", "seccomp run", "seccomp trace",
-    "simulate", "history", "doctor",
+    "simulate", "history", "plot", "doctor",
 ]  # fmt: skip
 
 

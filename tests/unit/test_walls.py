@@ -92,6 +92,7 @@ PURE = {
     "ctl.doctor.finding",
     "ctl.doctor.host_checks",
     "ctl.doctor.vm_checks",
+    "ctl.charts.past",
     "ctl.simulate.guest",
     "ctl.simulate.replay",
     "ctl.simulate.samples",

@@ -1,4 +1,5 @@
-"""Flags and exit statuses of ``balloonctl status``, ``explain``, ``events``, ``release``, ``set``.
+"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``release``
+and ``set``.
 
 What they need is imported when one of them runs.
 """
@@ -36,6 +37,15 @@ def add_parsers(subparsers: Subparsers) -> None:
     status.description = (
         "Shows each VM: its memory, its balloon now, as it is to be and at most, what its guest "
         "has available, and how much of the balloon the host has; below that the host."
+    )
+    top = _command(subparsers, "top", "the host and all VMs, live", _top)
+    top.description = (
+        "Shows the host and each VM live, the largest balloon first, how they went, and what was "
+        "decided. q ends it. Where the output is no terminal it prints the table of balloonctl "
+        "status once."
+    )
+    top.add_argument(
+        "--every", type=_time, default=1.0, metavar="TIME", help="look so often (default: 1s)"
     )
     explain = _command(subparsers, "explain", "why a VM has its size", _explain)
     explain.description = (
@@ -139,6 +149,15 @@ def _status(client: "Client", options: argparse.Namespace) -> None:
     from balloon_daemon.ctl.ask.tables import status_table
 
     print("\n".join(status_table(json.loads(answer), terminal_columns())))
+
+
+def _top(client: "Client", options: argparse.Namespace) -> None:
+    from balloon_daemon.ctl.ask.top import is_possible, watch
+
+    if options.json or not is_possible():
+        _status(client, options)
+    else:
+        watch(client, options.every)
 
 
 def _explain(client: "Client", options: argparse.Namespace) -> None:

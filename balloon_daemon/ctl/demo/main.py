@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from balloon_daemon.ctl.charts.choice import make_chart
+from balloon_daemon.ctl.charts.needed import check_picture, how_to_install
 from balloon_daemon.ctl.demo.play import Figures, Performance
 from balloon_daemon.ctl.demo.processes import DemoError
 from balloon_daemon.ctl.demo.story import DEFAULT_SPEED, MAX_SPEED, MIN_SPEED, Story, plan
@@ -74,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
     try:
         story = plan(parse_memory_size(args.vm_mem), args.speed)
         if args.plot is not None:
-            _check_plot(args.plot)
+            check_picture("--plot", args.plot)
     except ConfigError as err:
         _complain(str(err))
         return 2
     if find_spec("numpy") is None:
-        _complain(f"it needs numpy, and draws with rich: {_how_to_install()}")
+        _complain(f"it needs numpy, and draws with rich: {how_to_install()}")
         return 2
     if host_memory().available_bytes < NEEDED_BYTES:
         _complain(f"it takes up to {format_size(NEEDED_BYTES)} of memory, and less is available")
@@ -151,27 +151,6 @@ def _draw(performance: Performance, path: Path) -> str | None:
         return f"{path}: {err.strerror or err}"
     print(f"drawn in {path}")
     return None
-
-
-def _check_plot(path: Path) -> None:
-    if path.suffix != ".png":
-        raise ConfigError(f"--plot {path}: the file's name must end in .png")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--plot {path}: {path.parent} is no directory")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as err:
-        raise ConfigError(f"--plot needs matplotlib: {_how_to_install()} ({err})") from err
-
-
-def _how_to_install() -> str:
-    """The command that installs the packages of balloonctl, from the checkout into this Python.
-
-    It never names balloond to a package index: a package of that name there would not be ours.
-    """
-    pip = f"{shlex.quote(sys.executable)} -m pip"
-    command = f"make wheels EXTRA=ctl && {pip} install --no-index build/wheels/*.whl"
-    return f"run {command} in the checkout that balloond was installed from"
 
 
 def _conclude(figures: Figures) -> None:

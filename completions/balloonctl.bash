@@ -1,0 +1,121 @@
+# Completion of balloonctl for bash.
+# Made by python -m balloon_daemon.ctl.completion; change balloonctl instead.
+
+_balloonctl_vms() {
+    balloonctl status 2>/dev/null |
+        awk 'NR == 1 && $1 != "VM" || NF == 0 { exit } NR > 1 { print $1 }'
+}
+
+_balloonctl() {
+    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}
+    local command='' kind='' words='' options='' word
+    COMPREPLY=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        case $command/$word in
+        /status | /top | /explain | /events | /release | /set | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate)
+            command=$command/$word
+            ;;
+        esac
+    done
+    case $command:$before in
+    /status:--api | /top:--api | /explain:--api | /events:--api | /release:--api | /set:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history)
+        kind=files
+        ;;
+    /top:--every | /set:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed)
+        kind=text
+        ;;
+    /seccomp/check:--default | /seccomp/explain:--default | /seccomp/test:--default | /seccomp/compile:--default | /seccomp/run:--default)
+        kind=words words='allow kill kill-process kill-thread log trace trap user-notify'
+        ;;
+    /seccomp/check:--dialect | /seccomp/explain:--dialect | /seccomp/test:--dialect | /seccomp/compile:--dialect | /seccomp/run:--dialect)
+        kind=words words='python c'
+        ;;
+    /seccomp/compile:--format)
+        kind=words words='bpf pfc'
+        ;;
+    /seccomp/run:--from | /seccomp/trace:--from)
+        kind=words words='entry exec'
+        ;;
+    /history:--vm)
+        kind=vms
+        ;;
+    /simulate:--profile)
+        kind=words words='seed careful'
+        ;;
+    *)
+        case $command in
+        '')
+            kind=words words='status top explain events release set doctor demo seccomp history plot simulate' options='-h --help --version'
+            ;;
+        /status)
+            kind=none options='-h --help --api --json'
+            ;;
+        /top)
+            kind=none options='-h --help --api --json --every'
+            ;;
+        /explain)
+            kind=vms options='-h --help --api --json'
+            ;;
+        /events)
+            kind=vms options='-h --help --api --json -f --follow'
+            ;;
+        /release)
+            kind=vms options='-h --help --api --json'
+            ;;
+        /set)
+            kind=vms options='-h --help --api --json --for'
+            ;;
+        /doctor)
+            kind=none options='-h --help --api --root --json'
+            ;;
+        /demo)
+            kind=none options='-h --help --vm-mem --speed --json --plot --plain'
+            ;;
+        /seccomp)
+            kind=words words='check explain test compile run trace' options='-h --help'
+            ;;
+        /seccomp/check)
+            kind=files options='-h --help --arch --default --dialect --include-map --json'
+            ;;
+        /seccomp/explain)
+            kind=files options='-h --help --arch --default --dialect --include-map'
+            ;;
+        /seccomp/test)
+            kind=files options='-h --help --arch --default --dialect --include-map'
+            ;;
+        /seccomp/compile)
+            kind=files options='-h --help --arch --default --dialect --include-map -o --output --format'
+            ;;
+        /seccomp/run)
+            kind=files options='-h --help --arch --default --dialect --include-map --from'
+            ;;
+        /seccomp/trace)
+            kind=text options='-h --help --from -o --output'
+            ;;
+        /history)
+            kind=files options='-h --help --vm --since --samples --json'
+            ;;
+        /plot)
+            kind=vms options='-h --help -o --output --history --since'
+            ;;
+        /simulate)
+            kind=files options='-h --help --set --profile --seed --json'
+            ;;
+        esac
+        [[ $current != -* ]] || kind=words words=$options
+        ;;
+    esac
+    case $kind in
+    files)
+        compopt -o filenames
+        mapfile -t COMPREPLY < <(compgen -f -- "$current")
+        ;;
+    vms)
+        mapfile -t COMPREPLY < <(compgen -W "$(_balloonctl_vms)" -- "$current")
+        ;;
+    words)
+        mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+        ;;
+    esac
+}
+complete -F _balloonctl balloonctl
