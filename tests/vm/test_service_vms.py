@@ -69,7 +69,8 @@ URI = "test+unix:///srv/node.xml"
 
 PROGRAM = (
     *("__init__.py", "harness/__init__.py", "harness/scripted_monitor.py"),
-    *("fakes/firecracker.py", "fakes/http_vmm.py", "harness/service_vmm.py"),
+    *("fakes/firecracker.py", "fakes/http_vmm.py", "fakes/listening_vmm.py"),
+    "harness/service_vmm.py",
 )
 
 
