@@ -10,7 +10,7 @@ import os
 import re
 from itertools import islice
 
-from balloon_daemon.linux.figures import Content, FigureFile, read_once
+from balloon_daemon.linux.figures import Content, FigureFile, content_of, read_once
 from balloon_daemon.linux.file_access import as_user_of, identity_of
 from balloon_daemon.linux.reading_child import APART
 
@@ -96,7 +96,7 @@ class ProcessFigures:
 def huge_page_bytes_of(pid: int) -> int | None:
     """How much memory a process has in pages of hugetlbfs, which its resident set leaves out;
     None: unknown."""
-    match = _HUGE.search(_read(pid, "status"))
+    match = _HUGE.search(_read(pid, "status", apart(pid)))
     return int(match[1]) * 1024 if match else None
 
 
@@ -145,14 +145,33 @@ def apart(pid: int) -> Content:
 
 
 def user_of(pid: int) -> int:
-    """The user of a process; -1: it is gone. Its directory in /proc may be root's."""
+    """The user of a process, to whom the time is charged that its files take; -1: it is gone.
+
+    This is its effective user, which stat(2) of its directory in /proc tells without waiting, be
+    the process dumpable or not (fs/proc/base.c, task_dump_owner). A program with the set-user-ID
+    bit is root's by that, but whoever has started it is charged: the real user. Only root's own
+    /proc/PID/status is read for that, here and now, as the kernel makes it quickly: its line of
+    groups is long only where a user has a namespace of its own (setgroups(2)), and root is not
+    mapped there.
+    """
+    user = owner_of(pid)
+    if user != 0:
+        return user
     match = _UID.search(_read(pid, "status"))
     return int(match[1]) if match else -1
 
 
-def _read(pid: int, name: str) -> bytes:
+def owner_of(pid: int) -> int:
+    """The effective user of a process; -1: there is no process of this number."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return -1
+
+
+def _read(pid: int, name: str, content: Content = content_of) -> bytes:
     """A file of a process; empty where there is none, or it is not to be read."""
     try:
-        return read_once(f"/proc/{pid}/{name}", _MOST_BYTES)
+        return read_once(f"/proc/{pid}/{name}", _MOST_BYTES, content)
     except OSError:
         return b""

@@ -2,8 +2,9 @@
 
 The kernel reads some files in /proc/PID under a lock of that process, or from its memory: io, on
 later kernels stat, and cmdline. Whoever controls the process can keep their readers waiting; only
-SIGKILL ends the wait. So a child reads them, the controller waits for the child for a moment, and
-kills a child that is late.
+SIGKILL ends the wait. Other files take long to make: status lists all of the process's
+supplementary groups, and 65,536 of them take 5 ms. So a child reads them, the controller waits for
+the child for a moment, and kills a child that is late.
 """
 
 import contextlib
@@ -37,9 +38,13 @@ AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
 """How long no file of a process is read after a late reading: twice as long after each further
 one."""
 
+QUICK_S = 0.0005
+"""Seconds of processor time that any reading may take the child: most take some 0.02 ms."""
+
 LATE_S, REGAINED = 0.25, 1 / 500
-"""Seconds that the controller waits in vain for one user's processes, after which it reads none of
-that user's; and the part of the time that has passed since by which that limit is regained."""
+"""Seconds that late readings and those that are not quick may take for one user's processes, after
+which the controller reads none of that user's; and the part of the time that has passed since by
+which that limit is regained."""
 
 IDLE_S = 3.0
 """A child that has read nothing for so long is ended: it keeps old copies of its parent's
@@ -51,20 +56,24 @@ MOST_BYTES = 1 << 16
 Key = TypeVar("Key")
 
 _MOST_NOTED = 1024
-_ORDER, _ERROR = struct.Struct("2i2q"), struct.Struct("i")
+_ORDER, _ANSWER = struct.Struct("2i2q"), struct.Struct("id")
 """An order: descriptor, most bytes, and for which user and group to read, -1 for root's own. An
-answer: an errno, then what was read."""
+answer: an errno, the seconds of processor time that the reading took, then what was read."""
 _OWN = -1, -1
 
 
 class _Child:
     """The child, which shares this process's table of descriptors.
 
+    Attributes:
+        took_s: how much processor time the last answered reading took.
+
     Raises:
         OSError: the kernel allows no process or no descriptor.
     """
 
     def __init__(self) -> None:
+        self.took_s = 0.0
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pidfd = OwnedFd(-1)
         parent = os.getpid()
@@ -110,11 +119,11 @@ class _Child:
             raise _late("it is read too slowly")
         if self._ours.fileno() not in [number for number, _ in ready]:
             return None
-        answer = self._ours.recv(_ERROR.size + most_bytes)
-        (number,) = _ERROR.unpack_from(answer)
+        answer = self._ours.recv(_ANSWER.size + most_bytes)
+        number, self.took_s = _ANSWER.unpack_from(answer)
         if number:
             raise OSError(number, os.strerror(number))
-        return answer[_ERROR.size :]
+        return answer[_ANSWER.size :]
 
     def end(self) -> None:
         """Kills the child; ``is_gone`` reaps it."""
@@ -165,8 +174,8 @@ class ReadsApart:
         """By process and user, where a reading was late: until when none of its files is read, and
         for how long that is."""
         self._waited: dict[int, tuple[float, float]] = {}
-        """By user: for how many seconds its processes were waited for in vain, and up to when that
-        is reckoned."""
+        """By user: how many seconds late readings of its processes and those that were not quick
+        have taken, and up to when that is reckoned."""
 
     def read(
         self, fd: int, most_bytes: int, pid: int, user: int, identity: Identity | None = None
@@ -193,7 +202,7 @@ class ReadsApart:
             raise _late("files of its user's processes are read too slowly")
         self._read_at_s = now_s
         try:
-            content = self._read(fd, min(most_bytes, MOST_BYTES), identity)
+            content, took_s = self._read(fd, min(most_bytes, MOST_BYTES), identity)
         except TimeoutError:
             self._end()
             for_s = min(2 * for_s, AGAIN_MOST_S)
@@ -201,6 +210,8 @@ class ReadsApart:
             _note(self._waited, user, (waited_s + WITHIN_S, now_s))
             raise
         self._pauses.pop((pid, user), None)
+        if took_s > QUICK_S:
+            _note(self._waited, user, (waited_s + took_s, now_s))
         return content
 
     def close(self) -> bool:
@@ -214,14 +225,14 @@ class ReadsApart:
         self._reap()
         return not self._ended
 
-    def _read(self, fd: int, most_bytes: int, identity: Identity | None) -> bytes:
+    def _read(self, fd: int, most_bytes: int, identity: Identity | None) -> tuple[bytes, float]:
         for _ in range(2):
             if self._child is None:
                 self._child = _Child()
                 self._look_later()
             content = self._child.read(fd, most_bytes, identity)
             if content is not None:
-                return content
+                return content, self._child.took_s
             self._end()  # Somebody has killed it.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
@@ -282,13 +293,15 @@ def _serve(orders: int, parent: int) -> NoReturn:
         while order := os.read(orders, _ORDER.size):
             fd, most_bytes, uid, gid = _ORDER.unpack(order)
             identity = None if (uid, gid) == _OWN else (uid, gid)
+            number, content, began_s = 0, b"", time.thread_time()
             try:
                 with as_user(identity):
                     jail.end_with(parent)
-                    answer = _ERROR.pack(0) + os.pread(fd, most_bytes, 0)
+                    content = os.pread(fd, most_bytes, 0)
             except OSError as err:
-                answer = _ERROR.pack(err.errno or errno.EIO)
+                number = err.errno or errno.EIO
+            took_s = time.thread_time() - began_s
             jail.end_with(parent)
-            os.write(orders, answer)
+            os.write(orders, _ANSWER.pack(number, took_s) + content)
     finally:
         os._exit(0)

@@ -1,9 +1,11 @@
 """What the host's kernel says of a QEMU process that its monitor does not say."""
 
+import contextlib
 import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from balloon_daemon.guests.driven import qmp_process
 from balloon_daemon.linux import mountinfo
 from tests.harness.faults import fault
+from tests.harness.many_groups import in_many_groups
+from tests.harness.readings import note_readings
 
 
 @pytest.fixture
@@ -41,6 +45,55 @@ def test_thread_is_known_by_its_number() -> None:
 def test_thread_is_known_by_its_number_in_a_container(in_namespace: int) -> None:
     assert qmp_process.has_thread(in_namespace, 1)
     assert not qmp_process.has_thread(in_namespace, 2)
+
+
+def test_few_of_many_threads_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qmp_process, "MAX_THREADS", 4)
+    listed: list[str] = []
+    scandir = os.scandir
+
+    def noted(entries: Iterator["os.DirEntry[str]"]) -> Iterator["os.DirEntry[str]"]:
+        for entry in entries:
+            listed.append(entry.name)
+            yield entry
+
+    @contextlib.contextmanager
+    def counted(path: str) -> Iterator[Iterator["os.DirEntry[str]"]]:
+        with scandir(path) as entries:
+            yield noted(entries)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    with in_many_groups(threads=16) as pid:
+        assert qmp_process.has_thread(pid, pid)
+        assert (len(listed), listed[0]) == (4, str(pid))
+
+
+@fault("VMM's process is in very many groups")
+def test_of_many_threads_in_many_groups_few_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = note_readings(qmp_process, monkeypatch)
+    with in_many_groups(threads=16) as pid:
+        assert not qmp_process.has_thread(pid, 1)
+    assert read == [f"/proc/{pid}/task/{pid}/status"]
+
+
+def test_threads_of_a_process_in_our_namespace_are_not_read_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = note_readings(qmp_process, monkeypatch)
+    with ThreadPoolExecutor() as pool:
+        both = threading.Barrier(2)
+        pool.submit(both.wait)
+        assert not qmp_process.has_thread(os.getpid(), 1)
+        both.wait()
+    assert read == [f"/proc/{os.getpid()}/task/{os.getpid()}/status"]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MOST_READ", 0), ("WITHIN_S", 0.0)])
+def test_thread_in_a_container_is_looked_for_among_few_and_for_a_moment(
+    in_namespace: int, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
+) -> None:
+    monkeypatch.setattr(qmp_process, limit, value)
+    assert not qmp_process.has_thread(in_namespace, 1)
 
 
 def test_process_that_is_gone_has_no_threads_and_no_descriptors() -> None:

@@ -1,6 +1,8 @@
 """Files whose reading may wait for ever."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +13,18 @@ import pytest
 
 from balloon_daemon.linux import process_figures, reading_child
 from balloon_daemon.linux.figures import FigureFile
-from balloon_daemon.linux.process_figures import ProcessFigures, start_time_of, user_of
+from balloon_daemon.linux.process_figures import (
+    ProcessFigures,
+    huge_page_bytes_of,
+    owner_of,
+    start_time_of,
+    user_of,
+)
 from balloon_daemon.linux.reading_child import ReadsApart
 from tests.harness.faults import fault
+from tests.harness.many_groups import in_many_groups
+from tests.harness.other_user import NOBODY
+from tests.harness.readings import note_readings
 from tests.harness.slow_close import MuteFile
 from tests.harness.waiting import wait_until
 
@@ -161,6 +172,28 @@ def test_process_whose_files_are_read_too_slowly_is_not_taken_for_one_that_has_e
     assert (figures.read_bytes(), figures.may_tell_reads()) == (None, True)
     with pytest.raises(TimeoutError):
         start_time_of(pid)
+    assert huge_page_bytes_of(pid) is None
+
+
+def read_often(apart: ReadsApart, fd: int, pid: int, times: int) -> None:
+    for _ in range(times):
+        apart.read(fd, 4096, pid, USER)
+
+
+@fault("VMM's process is in very many groups")
+def test_user_whose_processes_files_take_long_to_make_has_no_figures_and_others_have(
+    apart: ReadsApart, quick: int
+) -> None:
+    with in_many_groups() as pid:
+        status = os.open(f"/proc/{pid}/status", os.O_RDONLY)
+        most = int(reading_child.LATE_S / reading_child.QUICK_S) + 1
+        with pytest.raises(TimeoutError):
+            read_often(apart, status, pid, most)
+        os.close(status)
+    with pytest.raises(TimeoutError):
+        apart.read(quick, 4096, VMM, USER)
+    for _ in range(most):  # These are quick.
+        assert b"rchar: " in apart.read(quick, 4096, VMM, OTHER_USER)
 
 
 def test_figures_are_those_that_this_process_would_read(apart: ReadsApart) -> None:
@@ -174,3 +207,39 @@ def test_figures_are_those_that_this_process_would_read(apart: ReadsApart) -> No
 def test_process_has_the_user_who_runs_it() -> None:
     assert user_of(os.getpid()) == os.getuid()
     assert user_of(-1) == -1
+
+
+@fault("VMM's process is in very many groups")
+def test_user_is_told_without_a_reading_of_what_takes_long_to_make(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = note_readings(process_figures, monkeypatch)
+    with in_many_groups() as pid:
+        assert user_of(pid) == NOBODY
+    assert read == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to have another real user")
+def test_user_who_runs_a_program_as_root_is_charged_for_it() -> None:
+    program = f"import os; os.setresuid({NOBODY}, 0, 0); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        assert (owner_of(process.pid), user_of(process.pid)) == (0, NOBODY)
+        process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_user_of_a_process_that_is_not_dumpable_is_charged_for_it() -> None:
+    # A process that changes its user is not dumpable until it executes a program.
+    program = f"import os; os.setresuid(*3 * [{NOBODY}]); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        assert os.stat(f"/proc/{process.pid}/status").st_uid == 0
+        assert user_of(process.pid) == NOBODY
+        process.kill()

@@ -1,18 +1,22 @@
 """The balloons that were there before balloond, in a file that may be lost or full of anything."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from balloon_daemon.events import BasesNotStored, Event
 from balloon_daemon.guests.driven.bases import BaseKey, Bases
-from balloon_daemon.units import GIB
+from balloon_daemon.units import GIB, MOST_MEMORY_BYTES
 from tests.harness.faults import fault
+from tests.harness.other_user import NOBODY
 
 WEB = BaseKey("web", 100, 2000)
+PID_MAX_LIMIT = 1 << 22  # linux/threads.h
 
 
 @pytest.fixture
@@ -110,7 +114,7 @@ ROW = ["web", 100, 2000, GIB]
         json.dumps({"version": 1, "bases": [ROW, ["db", 100, 2000, True]]}),
         json.dumps({"version": 1, "bases": [ROW, ["db", 100.0, 2000, 1]]}),
         json.dumps({"version": 1, "bases": [ROW, [None, 100, 2000, 1]]}),
-        json.dumps({"version": 1, "bases": [ROW]}) + " " * (1 << 20),
+        json.dumps({"version": 1, "bases": [ROW]}) + " " * (1 << 22),
         "\udcff",
     ],
 )
@@ -160,9 +164,80 @@ def test_link_in_the_new_files_place_is_not_followed(tmp_path: Path, events: lis
     assert Bases(tmp_path / "bases", events.append).get(WEB) == GIB
 
 
-def test_number_of_entries_is_bounded(tmp_path: Path, events: list[Event]) -> None:
+def test_number_of_entries_is_bounded_and_those_of_ended_vms_are_dropped_first(
+    tmp_path: Path, events: list[Event]
+) -> None:
     bases = Bases(tmp_path / "bases", events.append)
-    for number in range(5000):
-        bases.note(WEB._replace(pid=number), GIB)
-    assert bases.get(WEB._replace(pid=903)) is None
-    assert bases.get(WEB._replace(pid=904)) == GIB
+    with process() as pid:
+        living = WEB._replace(pid=pid)
+        bases.note(living, GIB)
+        note_ended(bases, range(4096))
+        assert bases.get(living) == GIB
+    # So many are dropped at once.
+    assert bases.get(ended(256)) is None
+    assert bases.get(ended(257)) == GIB
+
+
+@fault("more than 4,096 VMs that have a balloon already")
+def test_entry_of_a_vm_that_is_driven_is_never_dropped(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    driven = ended(10_000)
+    bases.note(driven, GIB)
+    bases.hold(driven)
+    bases.hold(driven)
+    bases.release(driven)
+    note_ended(bases, range(5000))
+    assert bases.get(driven) == GIB
+    bases.release(driven)
+    note_ended(bases, range(5000, 10_000))
+    assert bases.get(driven) is None
+
+
+@fault("more than 4,096 VMs that have a balloon already")
+@pytest.mark.parametrize("has_pid", [True, False])
+def test_of_living_vms_that_are_not_driven_the_user_with_most_loses_entries(
+    tmp_path: Path, events: list[Event], has_pid: bool
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    with process(NOBODY) as theirs, process() as ours:
+        neighbours = WEB._replace(pid=theirs)
+        bases.note(neighbours, GIB)
+        for number in range(5000):
+            bases.note(BaseKey(f"vm{number}", ours if has_pid else 0, 1), GIB)
+        assert bases.get(neighbours) == GIB
+        assert bases.get(BaseKey("vm0", ours if has_pid else 0, 1)) is None
+
+
+def test_most_entries_with_the_longest_names_are_read_again(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    bases = Bases(tmp_path / "bases", events.append)
+    for number in range(4096):
+        bases.note(WEB._replace(name=r"\xff" * 104 + str(number)), MOST_MEMORY_BYTES)
+    bases.store()
+    again = Bases(tmp_path / "bases", events.append)
+    assert again.get(WEB._replace(name=r"\xff" * 104 + "0")) == MOST_MEMORY_BYTES
+
+
+def ended(number: int) -> BaseKey:
+    """A VM whose VMM's process is gone: the kernel gives out no such number."""
+    return WEB._replace(pid=PID_MAX_LIMIT + number)
+
+
+def note_ended(bases: Bases, numbers: range) -> None:
+    for number in numbers:
+        bases.note(ended(number), GIB)
+
+
+@contextlib.contextmanager
+def process(user: int | None = None) -> Iterator[int]:
+    """A process of a user; yields its number."""
+    if user is not None and os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    with subprocess.Popen(["sleep", "600"], user=user) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()

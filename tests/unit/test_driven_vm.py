@@ -18,7 +18,7 @@ from balloon_daemon.events import (
     NoDriverYet,
     VmmRefuses,
 )
-from balloon_daemon.guests.driven.bases import Bases
+from balloon_daemon.guests.driven.bases import BaseKey, Bases
 from balloon_daemon.guests.driven.control import ControlError, Notice, Sample
 from balloon_daemon.guests.driven.host_side import HostSide
 from balloon_daemon.guests.driven.reporting import Reporter, Shared
@@ -566,6 +566,27 @@ def test_vm_that_was_saved_and_restored_gets_back_what_was_taken_before(
     told = None if restored is None else False
     play(first, found(balloon_bytes=100 * MIB, vm_uuid="5a3d", restored=told, pid=os.getpid()))
     play(second, found(balloon_bytes=356 * MIB, vm_uuid="5a3d", restored=restored))
+
+
+@fault("more than 4,096 VMs that have a balloon already")
+def test_base_is_held_while_the_vm_is_driven_and_no_longer(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.guest.set_target(256 * MIB)
+        await asyncio.sleep(1)
+        key = BaseKey("web", 0, 0)
+        note_others(world.bases)
+        assert world.bases.get(key) == 100 * MIB
+        world.control.end()
+        await world.guest.ended
+        note_others(world.bases)
+        assert world.bases.get(key) is None
+
+    def note_others(bases: Bases) -> None:
+        for number in range(5000):
+            bases.forget(BaseKey(f"vm{number}", 0, 0))
+            bases.note(BaseKey(f"vm{number}", 0, 0), 0)
+
+    play(scene, found(balloon_bytes=100 * MIB))
 
 
 def test_base_is_stored_before_the_first_target_is_set(play: Play, tmp_path: Path) -> None:

@@ -15,19 +15,25 @@ import contextlib
 import json
 import os
 import stat
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.events import BasesNotStored, Publish
+from balloon_daemon.linux.process_figures import owner_of, user_of
 from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 _VERSION = 1
-_MOST_BYTES = MIB
-"""A file with more is not ours: an entry has some 100 bytes, and there are 1,024 VMs at most."""
+_MOST_BYTES = 4 * MIB
+"""A file with more is not ours: an entry has some 100 bytes, and at most 600, where a VM is named
+by its socket's path and all of the path's 108 bytes are escaped."""
 
-_MOST_ENTRIES = 4096
-"""The oldest entries beyond this number are dropped: most of them are of ended processes."""
+_MOST_ENTRIES, _AT_ONCE = 4096, 256
+"""Beyond this number entries are dropped, so many at once, as finding out which ones takes some
+milliseconds, and 40 µs for each that is root's."""
 
 
 def bases_path(main_socket: Path, kind: Kind) -> Path:
@@ -63,6 +69,7 @@ class Bases:
         self._path = path
         self._publish = publish
         self._bases = _read(path)
+        self._held: Counter[BaseKey] = Counter()
         self._changed = False
         self._failed = False
 
@@ -70,16 +77,52 @@ class Bases:
         """The VM's base, in bytes of balloon; None: balloond has not changed its balloon."""
         return self._bases.get(key)
 
+    def hold(self, key: BaseKey) -> None:
+        """Notes that a VM is driven from now on, so that its entry is never dropped."""
+        self._held[key] += 1
+
+    def release(self, key: BaseKey) -> None:
+        """Notes that a VM is driven no more. Its entry stays, as it may be driven again."""
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+
     def note(self, key: BaseKey, base_bytes: int) -> None:
         """Notes a VM's base; ``store`` writes it."""
         self._bases[key] = base_bytes
         self._changed = True
-        while len(self._bases) > _MOST_ENTRIES:
-            del self._bases[next(iter(self._bases))]
+        if len(self._bases) > _MOST_ENTRIES:
+            self._drop()
 
     def forget(self, key: BaseKey) -> None:
         """Forgets a VM's base, because balloond has given back all that it took."""
         self._changed |= self._bases.pop(key, None) is not None
+
+    def _drop(self) -> None:
+        """Drops entries of VMs that are not driven now: first those whose process is gone, then
+        those of whichever user has most, in each case the oldest."""
+        over = len(self._bases) - _MOST_ENTRIES + _AT_ONCE
+        # A process that has got the number of one that is gone counts as that one: its start time
+        # is in a file for which the loop might have to wait.
+        gone = (key for key in self._free() if key.pid and owner_of(key.pid) < 0)
+        for key in list(islice(gone, over)):
+            del self._bases[key]
+            over -= 1
+        if over > 0:
+            for key in self._of_users_with_most()[:over]:
+                del self._bases[key]
+
+    def _of_users_with_most(self) -> list[BaseKey]:
+        counts: Counter[int] = Counter()
+        ranks: dict[BaseKey, int] = {}
+        for key in reversed(list(self._free())):
+            user = user_of(key.pid)
+            counts[user] += 1
+            ranks[key] = counts[user]
+        return sorted(ranks, key=ranks.__getitem__, reverse=True)
+
+    def _free(self) -> Iterator[BaseKey]:
+        return (key for key in self._bases if key not in self._held)
 
     def move(self, key: BaseKey, *, restored: bool) -> None:
         """Takes the entry that a VM has of its VMM's earlier process.

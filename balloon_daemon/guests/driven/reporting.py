@@ -99,6 +99,7 @@ class Reporter:
         if found.restored is not None:
             self.key = self.key._replace(name=found.vm_uuid)
             shared.bases.move(self.key, restored=found.restored)
+        shared.bases.hold(self.key)
         self.balloon = BalloonTarget(found.vm_mem_bytes, known, shared.bases.get(self.key))
         self._refill = Refill(self.balloon)
         self._refusals = OnceEach(REFUSALS)
@@ -157,6 +158,10 @@ class Reporter:
         self.balloon.take(self.balloon.vm_mem_bytes, None)
         self.state = GuestState.NO_DRIVER
         self._report_state(now_s)
+
+    def ended(self) -> None:
+        """Notes that the VM is driven no more."""
+        self._shared.bases.release(self.key)
 
     def refilled(self) -> None:
         """Notes that the VMM has read all of the guest's memory."""

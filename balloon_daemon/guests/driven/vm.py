@@ -92,6 +92,7 @@ class DrivenVm:
         finally:
             self._control.close()
             self._wait_no_more()
+            self._reporter.ended()
             self._shared.report(self.vm, Gone(why.fault.value))
             self.ended.set_result(why)
 
