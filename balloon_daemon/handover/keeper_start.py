@@ -17,6 +17,7 @@ from balloon_daemon.handover.store import KEEPER_ENDS_WITHIN_S, SocketStore, end
 from balloon_daemon.linux.credentials import Credentials, peer_of
 from balloon_daemon.linux.directories import others_may_write
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.fdless_socket import fdless_socket
 
 KEEPER_WITHIN_S = 5.0
 MAX_PATH_BYTES = 107
@@ -61,7 +62,7 @@ def check_keepers_place(socket_path: Path) -> None:
 
 def keeper_at(socket_path: Path) -> Credentials | None:
     """The keeper beside a vhost-user socket, of whatever user; None where no process listens."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+    with fdless_socket(socket.SOCK_SEQPACKET) as sock:
         sock.setblocking(False)
         try:
             sock.connect(os.fspath(keeper_path(socket_path)))

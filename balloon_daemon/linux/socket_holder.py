@@ -7,11 +7,12 @@ import socket
 from pathlib import Path
 
 from balloon_daemon.linux.credentials import peer_of
+from balloon_daemon.linux.fdless_socket import fdless_socket
 
 
 def holder_of(path: Path) -> str:
     """The process that serves a socket, and the remedy; "" where no process does any more."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with fdless_socket(socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(os.fspath(path))

@@ -43,6 +43,7 @@ from balloon_daemon.guests.driven.control import (
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.credentials import living_peer_of
+from balloon_daemon.linux.fdless_socket import DescriptorsSentError
 from balloon_daemon.linux.file_access import as_user_of
 from balloon_daemon.linux.libc import size_of
 from balloon_daemon.linux.process_figures import files_of
@@ -125,6 +126,9 @@ class PacketConnection:
         try:
             message = self._socket.recv(MAX_MESSAGE_BYTES + 1)
         except BlockingIOError:
+            return
+        except DescriptorsSentError as err:
+            self.close(ControlError(Fault.NONSENSE, err.strerror or ""))
             return
         except OSError:
             message = b""

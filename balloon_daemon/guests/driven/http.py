@@ -16,6 +16,7 @@ from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError, Fa
 from balloon_daemon.guests.driven.http_answer import HttpAnswer, HttpAnswerParser
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.linux.credentials import living_peer_of
+from balloon_daemon.linux.fdless_socket import DescriptorsSentError
 
 
 class HttpConnection(asyncio.Protocol):
@@ -127,7 +128,8 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         why = exc.strerror if isinstance(exc, OSError) else None
-        first = self._fail(ControlError(Fault.GONE, why or ""))
+        fault = Fault.NONSENSE if isinstance(exc, DescriptorsSentError) else Fault.GONE
+        first = self._fail(ControlError(fault, why or ""))
         if not self._lost.done():
             self._lost.set_result(first)
 

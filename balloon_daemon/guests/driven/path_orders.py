@@ -85,8 +85,8 @@ def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object
             yield _watched(directory, enters)
         case ["identify", str(path)]:
             yield _identity(path)
-        case ["connect", str(path), identity]:
-            _connect(fd, path, identity)
+        case ["connect", str(path), identity, *refused]:
+            yield _connect(fd, path, identity, refused)
         case _:
             raise ValueError(f"no such order: {order!r}")
 
@@ -178,8 +178,18 @@ def _identity(path: str) -> tuple[str, tuple[int, int] | None]:
     return resolved, (status.st_dev, status.st_ino) if is_socket else None
 
 
-def _connect(sock: int, path: str, identity: object) -> None:
-    """Connects a socket to the one at a path, if that has this identity; None: any will do."""
+def _connect(sock: int, path: str, identity: object, refused: Sequence[object]) -> int:
+    """Connects a socket to the one at a path, if that has this identity; None: any will do.
+
+    Args:
+        sock: the socket to connect.
+        path: the path.
+        identity: the device and inode numbers.
+        refused: users to whose sockets no connection is to be made.
+
+    Returns:
+        The owner of the socket at the path.
+    """
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError as err:
@@ -193,9 +203,12 @@ def _connect(sock: int, path: str, identity: object) -> None:
         if identity is not None and identity != [status.st_dev, status.st_ino]:
             # Another socket is there than was found.
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if status.st_uid in refused:
+            raise OSError(errno.EDQUOT, "its user has sent descriptors whose close does not end")
         with socket.socket(fileno=os.dup(sock)) as client:
             # By the descriptor: the path may lead elsewhere by now.
             client.connect(f"/proc/self/fd/{fd}")
+        return status.st_uid
     finally:
         os.close(fd)
 

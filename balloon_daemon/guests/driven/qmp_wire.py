@@ -22,6 +22,7 @@ from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
+from balloon_daemon.linux.fdless_socket import DescriptorsSentError
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """The longest line taken. The longest answer that is asked for, query-blockstats, has 1 KiB for
@@ -202,7 +203,9 @@ class Monitor(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         _connected_of[self._user] -= 1
-        self._fail(ControlError(Fault.GONE, printable(str(exc)) if exc else ""))
+        fault = Fault.NONSENSE if isinstance(exc, DescriptorsSentError) else Fault.GONE
+        why = exc.strerror if isinstance(exc, OSError) else ""
+        self._fail(ControlError(fault, printable(why or "")))
         if self._unread_since is not None:
             self._unread_since.cancel()
         self._ended.set()

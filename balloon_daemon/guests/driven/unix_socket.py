@@ -7,6 +7,7 @@ from balloon_daemon.errors import printable
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
+from balloon_daemon.linux.fdless_socket import LEFT, fdless_socket, leads_to
 
 _FAULTS = {
     errno.EACCES: Fault.NO_PERMISSION,
@@ -14,6 +15,7 @@ _FAULTS = {
     errno.ENOTSOCK: Fault.NOT_A_SOCKET,
     errno.EPROTOTYPE: Fault.NOT_A_SOCKET,
     errno.EAGAIN: Fault.HANGS,
+    errno.EDQUOT: Fault.NONSENSE,  # From the child, of a user in ``LEFT.refused()``.
     errno.EMFILE: Fault.NO_FDS,
     errno.ENFILE: Fault.NO_FDS,
 }
@@ -33,18 +35,21 @@ async def connect(
         identity: which socket that is to be; None: whichever is there.
 
     Returns:
-        The connected socket, non-blocking.
+        The connected socket, non-blocking, of ``fdless_socket``.
 
     Raises:
         ControlError: the socket cannot be connected.
     """
     sock = None
     try:
-        sock = socket.socket(socket.AF_UNIX, kind)
+        sock = fdless_socket(kind)
         sock.setblocking(False)
-        await LOOKUPS.ask(
-            ["connect", path, identity and [*identity]], lambda part: None, sock.fileno()
-        )
+        order = ["connect", path, identity and [*identity], *LEFT.refused()]
+        owners: list[object] = []
+        await LOOKUPS.ask(order, owners.append, sock.fileno())
+        match owners:
+            case [int(owner)]:
+                leads_to(sock, owner)
     except OSError as err:
         if sock is not None:
             sock.close()
