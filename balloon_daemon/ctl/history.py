@@ -16,8 +16,8 @@ from balloon_daemon.units import format_size
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
-VERSION = 1
-"""The version of ``records/history_writer.py``."""
+VERSION, APPLICATION_ID = 1, 0x626C6E64
+"""Those of ``records/history_writer.py``."""
 
 _QUERIES = {
     "events": "SELECT at_s, vm, event, message FROM events",
@@ -56,35 +56,61 @@ def run(args: argparse.Namespace) -> int:
         _complain(f"--since: {err}")
         return EXIT_USAGE
     table = "samples" if args.samples else "events"
+    name = printable(args.file)
     try:
         for row in _rows(Path(args.file), table, since_s, args.vm):
             print(json.dumps(row) if args.json else _said(row))
-    except OSError as err:
-        if isinstance(err, BrokenPipeError):
-            raise
-        _complain(f"{printable(args.file)}: {err.strerror}")
+    except _FileError as err:
+        _complain(f"{name}: {err}")
         return EXIT_FAILURE
+    except _NoVmError as err:
+        _complain(f"--vm {printable(args.vm)}: {name} has {err}")
+        return EXIT_USAGE
     except sqlite3.Error as err:
-        _complain(f"{printable(args.file)}: {printable(str(err))}; is it of balloond --history?")
+        _complain(f"{name}: {printable(str(err))}; is it of balloond --history?")
         return EXIT_FAILURE
     return EXIT_OK
+
+
+class _FileError(Exception):
+    """The file cannot be opened. An OSError would be the output's as well."""
+
+
+class _NoVmError(Exception):
+    """The history has nothing of a VM: says which VMs it has."""
 
 
 def _rows(
     path: Path, table: str, since_s: float, vm: str | None
 ) -> Iterator[dict[str, float | str | None]]:
-    os.stat(path)  # for an error with the kernel's words
+    try:
+        os.stat(path)  # for an error with the kernel's words
+    except OSError as err:
+        raise _FileError(err.strerror) from err
     history = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
     try:
         history.row_factory = sqlite3.Row
+        (mark,) = history.execute("PRAGMA application_id").fetchone()
+        if mark != APPLICATION_ID:
+            raise sqlite3.DatabaseError("it is another database")
         (version,) = history.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             raise sqlite3.DatabaseError(f"it is of version {version}, not {VERSION}")
+        if vm is not None:
+            _check_vm(history, vm)
         query = f"{_QUERIES[table]} WHERE at_s >= ? AND (? IS NULL OR vm = ?) ORDER BY rowid"
         for row in history.execute(query, (since_s, vm, vm)):
             yield dict(row)
     finally:
         history.close()
+
+
+def _check_vm(history: sqlite3.Connection, vm: str) -> None:
+    query = "SELECT vm FROM events UNION SELECT vm FROM samples ORDER BY vm"
+    names = [name for (name,) in history.execute(query)]
+    if vm not in names:
+        shown = ", ".join(printable(name) for name in names if name)
+        raise _NoVmError(f"only {shown}" if shown else "no VM yet")
 
 
 def _said(row: dict[str, float | str | None]) -> str:

@@ -312,3 +312,33 @@ def test_place_where_no_history_can_be_kept_is_one_line_and_status_2(
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (2, f"balloond: --history {where}: {mistake}\n")
+
+
+def shown(path: Path, *options: str, output: Path | None = None) -> tuple[int, str]:
+    """The exit status of ``balloonctl history``, and its error."""
+    command = [
+        f"{ROOT}/.venv/bin/balloonctl",
+        "history",
+        str(path),
+        "--since",
+        "300000h",
+        *options,
+    ]
+    with open(output or os.devnull, "w") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+def test_balloonctl_says_whether_file_vm_or_output_is_at_fault(tmp_path: Path) -> None:
+    path = tmp_path / "h.db"
+    made_history(path)
+    assert shown(path, "--vm", "vm1") == (0, "")
+    mistake = f"balloonctl history: --vm nope: {path} has only vm1\n"
+    assert shown(path, "--vm", "nope") == (2, mistake)
+    full = "balloonctl: standard output: No space left on device; write it to another place\n"
+    assert shown(path, output=Path("/dev/full")) == (1, full)
+    missing = f"balloonctl history: {tmp_path}/none: No such file or directory\n"
+    assert shown(tmp_path / "none") == (1, missing)
+    other_database(tmp_path / "other.db").close()
+    other = f"balloonctl history: {tmp_path}/other.db: it is another database; is it of balloond"
+    assert shown(tmp_path / "other.db") == (1, f"{other} --history?\n")
