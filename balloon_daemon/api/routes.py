@@ -123,6 +123,9 @@ class RecentEvents(Protocol):
     def lines_of(self, vm: VmId) -> Iterator[str]:
         """The last events about a VM, as lines of JSON."""
 
+    def has_lines_of(self, name: str) -> bool:
+        """Whether any of the last events is about a VM of this name."""
+
     def undriven(self, name: str = "") -> Iterator[Undriven]:
         """The VMs that are not driven, or the one of that name."""
 
@@ -197,7 +200,7 @@ class Routes:
                 return WholeStatus()
             case ["", "v1", "events"]:
                 _expect(request, "GET", asked, "vm", "follow")
-                return Stream(asked.get("vm"), _is_true(asked.get("follow", "true")))
+                return self._stream(asked.get("vm"), asked.get("follow", "true"))
             case ["", "v1", "vms", name]:
                 _expect(request, "GET", asked)
                 return self._explain(unquote(name))
@@ -211,6 +214,13 @@ class Routes:
                 raise RefusedError(
                     404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
                 )
+
+    def _stream(self, name: str | None, follow: str) -> Stream:
+        stream = Stream(name, _is_true(follow))
+        # A VM that has gone may still have events; the empty name is the host's.
+        if name and not self._recent.has_lines_of(name):
+            self._vm_named(name)
+        return stream
 
     def _explain(self, name: str) -> Answer:
         vm_id = self._vm_named(name)

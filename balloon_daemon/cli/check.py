@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from balloon_daemon.cli.check_settings import settings_said
 from balloon_daemon.cli.flags import EXIT_FAILURE, EXIT_OK, Settings
 from balloon_daemon.cli.opening import look
+from balloon_daemon.cli.own_api import check_api
 from balloon_daemon.cli.own_device import OwnDevice
 from balloon_daemon.cli.printing import answer, complain, limits_said, vm_said
 from balloon_daemon.cli.risks import risks
@@ -13,6 +14,7 @@ from balloon_daemon.cli.trial import GIVEN_BYTES, try_device
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import VmConfig
 from balloon_daemon.errors import JudgeError, printable
+from balloon_daemon.events import ApiNotOpened, SocketNotOpened
 from balloon_daemon.guests.open_guest import Low
 from balloon_daemon.host.low_memory import LowMemorySource
 from balloon_daemon.linux.signals import Interruptible
@@ -41,19 +43,23 @@ def check(
         The exit status.
 
     Raises:
-        ConfigError: the socket for VMs without a name (``--socket``) cannot be opened.
+        ConfigError: the socket for VMs without a name (``--socket``) cannot be opened, or the
+            API's (``--api``).
         SourceError: low memory cannot be seen here.
         TrialError: no device can run here.
         JudgeError: libseccomp compiles the policy to a filter that answers a call differently.
     """
     config = settings.config
     failed = look(config, keep_fds=settings.args.keep_fds)
+    warned: list[SocketNotOpened | ApiNotOpened] = [*failed]
+    if (no_api := check_api(settings.args.api)) is not None:
+        warned.append(no_api)
     with Interruptible():
         for warning in () if own is None else own.warnings():
             complain(warning)
         for risk in risks(config):
             complain(f"warning: {printable(risk)}")
-        for event in failed:
+        for event in warned:
             complain(f"warning: {printable(said_of_daemon(event)[1])}")
         if too_much:
             complain(f"warning: {too_much}")

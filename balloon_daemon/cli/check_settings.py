@@ -6,6 +6,7 @@ from pathlib import PurePath
 
 from balloon_daemon.cli.device_user import default_user
 from balloon_daemon.cli.flags import Settings, build_parser
+from balloon_daemon.cli.own_api import NOWHERE, api_place
 from balloon_daemon.config.entries import Key, Origin, key_said
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.errors import printable
@@ -32,7 +33,11 @@ _FLAGS = {
     "policy_dialect": "--policy-dialect",
     "user": "--user",
     "keep_fds": "--keep-fds",
+    "api": "--api",
     "log": "--log",
+    "dry_run": "--dry-run",
+    "history": "--history",
+    "record": "--record",
     "verbose": "--verbose",
     "speed": "--speed",
     "page_reporting": "page reporting",
@@ -111,12 +116,27 @@ def _flags_said(args: Namespace) -> Iterator[str]:
         value = getattr(args, name)
         if value == parser.get_default(name):
             source = "by default"
-            value = {"vm_mem": VM_DEFAULTS["memory"], "user": default_user()}.get(name, value)
+            value = _by_default(name, value)
         else:
             source = f"from {'--no-page-reporting' if name == 'page_reporting' else flag}"
             value = format_size(value) if name == "vm_mem" else value
         said = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
         yield f"{flag} = {printable(str(said))}, {source}"
+
+
+def _by_default(name: str, value: object) -> object:
+    """What a flag's setting is where the flag is not given and its own default does not say it."""
+    match name:
+        case "vm_mem":
+            return VM_DEFAULTS["memory"]
+        case "user":
+            return default_user()
+        case "api":
+            return api_place(None) or NOWHERE
+        case "history" | "record":
+            return NOWHERE
+        case _:
+            return value
 
 
 def _written(value: object) -> str:

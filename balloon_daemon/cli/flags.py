@@ -247,14 +247,14 @@ def build_parser() -> argparse.ArgumentParser:
         type=_path,
         metavar="FILE",
         help="keep the last 24 hours there, at most 8 MiB (SQLite): decisions, and each minute "
-        "what host and VMs have; for balloonctl history",
+        "what host and VMs have; for balloonctl history; a file of anything else is refused",
     )
     parser.add_argument(
         "--record",
         type=_path,
         metavar="FILE",
         help="write a trace of what the balloon policy sees and decides, for balloonctl simulate; "
-        "at most 64 MiB; a trace that is there is renamed to FILE.old",
+        "at most 64 MiB; earlier traces are kept as FILE.1 to FILE.5",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     parser.add_argument(

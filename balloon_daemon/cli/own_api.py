@@ -2,17 +2,23 @@
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 from balloon_daemon.cli.default_directory import make_directory
 from balloon_daemon.commands import Service
 from balloon_daemon.config.model import default_socket
-from balloon_daemon.errors import ConfigError
+from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.events import ApiNotOpened
+from balloon_daemon.linux.directories import may_make_files, others_may_write
+from balloon_daemon.linux.socket_holder import holder_of
 from balloon_daemon.records.bus import Bus
 
 NOWHERE = Path("none")
 """The value of --api with which there is no API, not even a service's."""
+
+_MOST_PATH_BYTES = 107
+"""sockaddr_un.sun_path has 108 (linux/un.h), with the zero at its end."""
 
 
 def open_api(named: Path | None, bus: Bus, undo: contextlib.ExitStack) -> Service | None:
@@ -31,8 +37,8 @@ def open_api(named: Path | None, bus: Bus, undo: contextlib.ExitStack) -> Servic
     Raises:
         ConfigError: the API cannot be opened where the flag wants it.
     """
-    path = _service_path() if named is None else named
-    if path is None or path == NOWHERE:
+    path = api_place(named)
+    if path is None:
         return None
     try:
         return _open(path, bus, undo)
@@ -41,6 +47,66 @@ def open_api(named: Path | None, bus: Bus, undo: contextlib.ExitStack) -> Servic
             raise
         bus.publish(ApiNotOpened(str(err)))
         return None
+
+
+def check_api(named: Path | None) -> ApiNotOpened | None:
+    """Finds out whether the API could be opened, and makes nothing.
+
+    Args:
+        named: where, by the flag; None: by default.
+
+    Returns:
+        Why a service would run without its API; None: it would have one, or wants none.
+
+    Raises:
+        ConfigError: the API could not be opened where the flag wants it.
+    """
+    path = api_place(named)
+    if path is None:
+        return None
+    try:
+        why = _why_not(path)
+    except OSError as err:
+        why = f"{err.strerror}; name another path (--api)"
+    if not why:
+        return None
+    sentence = f"API socket {printable(str(path))}: {why}"
+    if named is not None:
+        raise ConfigError(sentence)
+    return ApiNotOpened(sentence)
+
+
+def _why_not(path: Path) -> str:
+    """Why no API could be opened there, and the remedy; "" where it could."""
+    # Imported here: only --check needs it.
+    from importlib.util import find_spec
+
+    if find_spec("h11") is None:
+        return "the API needs the package h11; install it (python3-h11), or leave --api out"
+    if len(os.fsencode(path)) > _MOST_PATH_BYTES:
+        return f"it has more than {_MOST_PATH_BYTES} bytes; name a shorter path (--api)"
+    parent = path.parent
+    if not parent.is_dir():
+        if parent == default_socket().parent and not os.path.lexists(parent):
+            return ""  # balloond makes it at its start.
+        return f"there is no directory {printable(str(parent))}; make it, or name another path"
+    if why := others_may_write(parent):
+        return f"{why}; name a path in a directory of your own"
+    if not may_make_files(parent):
+        return f"nothing can be made in {printable(str(parent))}; name another path (--api)"
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return ""
+    if not stat.S_ISSOCK(status.st_mode):
+        return "there is something else; name another path"
+    return holder_of(path)
+
+
+def api_place(named: Path | None) -> Path | None:
+    """Where the API is to be: by the flag, else a service's; None: nowhere."""
+    path = _service_path() if named is None else named
+    return None if path == NOWHERE else path
 
 
 def _service_path() -> Path | None:

@@ -1,20 +1,24 @@
 """Begins the trace and the history that ``--record`` and ``--history`` ask for."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from balloon_daemon.config.model import Config
-from balloon_daemon.errors import ConfigError
+from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.records.bus import Bus
-from balloon_daemon.records.history import History, check_place
+from balloon_daemon.records.history import History
+from balloon_daemon.records.history_file import BESIDE, check_place, lock_place
 from balloon_daemon.records.recorder import (
     LIMIT_BYTES,
     Recorder,
     check_trace,
+    earlier_traces,
     header_now,
+    lock_trace,
     open_trace,
 )
 from balloon_daemon.records.scribe import Scribe
@@ -27,6 +31,17 @@ def check_places(config: Config) -> None:
         check_trace(config.record)
     if config.history is not None:
         check_place(config.history)
+    if config.record is not None and config.history is not None:
+        _check_apart(config.record, config.history)
+
+
+def _check_apart(trace: Path, history: Path) -> None:
+    """Raises ConfigError: a file of the trace would be one of the history."""
+    names = {os.path.realpath(f"{history}{ending}") for ending in ("", *BESIDE)}
+    for each in (trace, *earlier_traces(trace)):
+        if os.path.realpath(each) in names:
+            said = printable(str(each))
+            raise ConfigError(f"--record and --history would both write {said}; name another file")
 
 
 @contextmanager
@@ -40,10 +55,12 @@ def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> I
         low: starts the program that writes the file; closed once that has begun.
 
     Raises:
-        ConfigError: the file cannot be made, or the program that writes it cannot be started.
+        ConfigError: the file cannot be made, another balloond writes it, or the program that
+            writes it cannot be started.
     """
-    file = OwnedFd(open_trace(path))
+    file, held = OwnedFd(open_trace(path)), ExitStack()
     try:
+        held.enter_context(closing(lock_trace(file.fileno(), path)))
         scribe = Scribe("file_writer.py", [str(LIMIT_BYTES)], low, file.fileno())
     except OSError as err:
         raise ConfigError(f"--record: its writer cannot be started: {err}") from err
@@ -53,11 +70,12 @@ def record(path: Path, settings: PolicySettings, bus: Bus, low: LowNumbers) -> I
         low.close()
     recorder = Recorder(scribe, header_now(settings), bus.publish)
     bus.add(recorder)
-    try:
-        yield
-    finally:
-        bus.drain()
-        recorder.close()
+    with held:
+        try:
+            yield
+        finally:
+            bus.drain()
+            recorder.close()
 
 
 @contextmanager
@@ -70,9 +88,11 @@ def keep_history(path: Path, bus: Bus, low: LowNumbers) -> Iterator[None]:
         low: starts the program that writes the file; closed once that has begun.
 
     Raises:
-        ConfigError: its program cannot be started.
+        ConfigError: another balloond keeps it, or its program cannot be started.
     """
+    held = ExitStack()
     try:
+        held.enter_context(closing(lock_place(path)))
         scribe = Scribe("history_writer.py", [str(path.absolute())], low)
     except OSError as err:
         raise ConfigError(f"--history: its writer cannot be started: {err}") from err
@@ -80,8 +100,9 @@ def keep_history(path: Path, bus: Bus, low: LowNumbers) -> Iterator[None]:
         low.close()
     history = History(scribe, bus.publish)
     bus.add(history)
-    try:
-        yield
-    finally:
-        bus.drain()
-        history.close()
+    with held:
+        try:
+            yield
+        finally:
+            bus.drain()
+            history.close()

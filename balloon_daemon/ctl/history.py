@@ -7,7 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from balloon_daemon.ctl.history_file import WHERE, Row, read, usual_place
+from balloon_daemon.ctl.history_file import (
+    WHERE,
+    HistoryFileError,
+    NoVmError,
+    Row,
+    read,
+    usual_place,
+)
 from balloon_daemon.ctl.simulate.overrides import parse_duration
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.units import format_size
@@ -53,16 +60,18 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_USAGE
     path = args.file or usual_place()
     table = "samples" if args.samples else "events"
+    name = printable(str(path))
     try:
         for row in read(path, table, since_s, args.vm):
             print(json.dumps(row) if args.json else _said(row))
-    except OSError as err:
-        if isinstance(err, BrokenPipeError):
-            raise
-        _complain(f"{printable(str(path))}: {err.strerror}")
+    except HistoryFileError as err:
+        _complain(f"{name}: {err.strerror}")
         return EXIT_FAILURE
+    except NoVmError as err:
+        _complain(f"--vm {printable(args.vm)}: {name} has {err}")
+        return EXIT_USAGE
     except sqlite3.Error as err:
-        _complain(f"{printable(str(path))}: {printable(str(err))}; is it of balloond --history?")
+        _complain(f"{name}: {printable(str(err))}; is it of balloond --history?")
         return EXIT_FAILURE
     return EXIT_OK
 

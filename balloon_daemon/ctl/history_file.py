@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-VERSION = 1
-"""The version of ``records/history_writer.py``."""
+from balloon_daemon.errors import printable
+
+VERSION, APPLICATION_ID = 1, 0x626C6E64
+"""Those of ``records/history_writer.py``."""
 
 PLACES = (Path("/run/balloond/history.db"), Path("/var/lib/balloond/history.db"))
 """Where docs/history.md has the file kept: under the shipped unit, and by hand."""
@@ -20,6 +22,14 @@ _QUERIES = {
     "events": "SELECT at_s, vm, event, message FROM events",
     "samples": "SELECT at_s, vm, memory, balloon, target, available, margin, held FROM samples",
 }
+
+
+class HistoryFileError(OSError):
+    """The file cannot be opened. Another OSError may be the output's."""
+
+
+class NoVmError(Exception):
+    """The history has nothing of a VM: says which VMs it has."""
 
 
 def usual_place() -> Path:
@@ -37,18 +47,35 @@ def read(path: Path, table: str, since_s: float = 0.0, vm: str | None = None) ->
         vm: those of this VM alone; "": the host's samples; None: all.
 
     Raises:
-        OSError: there is no such file, or it may not be read.
+        HistoryFileError: there is no such file, or it may not be read.
+        NoVmError: it has nothing of this VM.
         sqlite3.Error: it is no history, or one of another version.
     """
-    os.stat(path)  # for an error with the kernel's words
+    try:
+        os.stat(path)  # for an error with the kernel's words
+    except OSError as err:
+        raise HistoryFileError(err.errno, err.strerror) from err
     history = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
     try:
         history.row_factory = sqlite3.Row
+        (mark,) = history.execute("PRAGMA application_id").fetchone()
+        if mark != APPLICATION_ID:
+            raise sqlite3.DatabaseError("it is another database")
         (version,) = history.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
             raise sqlite3.DatabaseError(f"it is of version {version}, not {VERSION}")
+        if vm:
+            _check_vm(history, vm)
         query = f"{_QUERIES[table]} WHERE at_s >= ? AND (? IS NULL OR vm = ?) ORDER BY rowid"
         for row in history.execute(query, (since_s, vm, vm)):
             yield dict(row)
     finally:
         history.close()
+
+
+def _check_vm(history: sqlite3.Connection, vm: str) -> None:
+    query = "SELECT vm FROM events UNION SELECT vm FROM samples ORDER BY vm"
+    names = [name for (name,) in history.execute(query)]
+    if vm not in names:
+        shown = ", ".join(printable(name) for name in names if name)
+        raise NoVmError(f"only {shown}" if shown else "no VM yet")

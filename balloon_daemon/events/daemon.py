@@ -367,9 +367,11 @@ class HistorySetAside(NamedTuple):
 
     Attributes:
         why: SQLite's text.
+        ending: how the file's name ends now.
     """
 
     why: str
+    ending: str
 
 
 @fact

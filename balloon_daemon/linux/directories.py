@@ -57,6 +57,11 @@ def others_may_list(directory: Path) -> str:
     return f"others may list {place} (mode {mode:o})" if mode & _OTHERS_LIST and not closed else ""
 
 
+def may_make_files(directory: Path) -> bool:
+    """Whether this process may make and rename files in a directory; makes none."""
+    return os.access(directory, os.W_OK | os.X_OK, effective_ids=True)
+
+
 def is_private(directory: Path) -> bool:
     """Whether the path is a directory of this process's user with mode 0700, not a link to it."""
     try:

@@ -5,9 +5,7 @@ Runs in the controller. The program is ``history_writer``; its lines are
 """
 
 import json
-from pathlib import Path
 
-from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.events import (
     Decided,
     Event,
@@ -18,7 +16,6 @@ from balloon_daemon.events import (
     Surveyed,
     VmAttached,
 )
-from balloon_daemon.linux.directories import others_may_write
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.records.words import worded
 from balloon_daemon.sizing.decision import Reading
@@ -28,7 +25,8 @@ SURVEYS = 12
 """One of so many surveys is kept: one a minute, at the usual speed."""
 
 _ASIDE = "aside "
-"""The beginning of the program's line about a file that it has renamed."""
+"""The beginning of the program's line about a file that it has renamed: how its name ends now, and
+why."""
 
 
 class History:
@@ -82,21 +80,9 @@ class History:
 
     def _look_at_writer(self) -> None:
         while (line := self._scribe.take_line()).startswith(_ASIDE):
-            self._publish(HistorySetAside(line.removeprefix(_ASIDE)))
+            ending, _, reason = line.removeprefix(_ASIDE).partition(" ")
+            self._publish(HistorySetAside(reason, ending))
         why = self._scribe.why_ended()
         if why is not None and not self._ended:
             self._ended = True
             self._publish(HistoryEnded(why))
-
-
-def check_place(path: Path) -> None:
-    """Raises ConfigError: no history can be kept there, or others could replace it."""
-    name, parent = printable(str(path)), path.absolute().parent
-    if not parent.is_dir():
-        raise ConfigError(
-            f"--history {name}: there is no such directory; make it, or name another"
-        )
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"--history {name}: is no file; name another")
-    if why := others_may_write(parent):
-        raise ConfigError(f"--history {name}: {why}; use a directory of your own")

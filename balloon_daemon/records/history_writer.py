@@ -4,9 +4,10 @@ Runs by its file (``python -I -S history_writer.py FD PATH``), started by ``scri
 JSON lines through the socket FD (``history.py`` makes them), and writes each burst of them in one
 transaction. SQLite in the daemon would cost it 2 MiB, and each write may wait for a disk.
 
-In WAL mode a file survives the death of its writer at any moment. A file that is damaged or of
-another version is renamed, and a new one begun. If the disk is full, the oldest half of the rows
-is deleted, and what still cannot be written is dropped.
+In WAL mode a file survives the death of its writer at any moment. A history that is damaged or of
+another version is renamed, and a new one begun; the daemon has refused any file that is none. If
+the disk is full, the oldest half of the rows is deleted, and what still cannot be written is
+dropped.
 """
 
 import contextlib
@@ -20,6 +21,15 @@ import time
 
 READY = b"ready\n"
 VERSION = 1
+
+APPLICATION_ID = 0x626C6E64
+"""Marks a file as a history of balloond's: "blnd" (``history_file.APPLICATION_ID``)."""
+
+HEADER_BYTES = 100
+"""https://sqlite.org/fileformat.html, "The Database Header"."""
+
+MOST_ASIDE = 5
+"""How many damaged files are kept; with so many, no further one is renamed."""
 
 SECONDS = 24 * 3600
 """How long a row is kept."""
@@ -36,9 +46,9 @@ MOST_PAGES = 2048
 CHUNK = 1 << 16
 
 TABLES = """
-CREATE TABLE IF NOT EXISTS samples (at_s REAL NOT NULL, vm TEXT NOT NULL, memory INTEGER,
+CREATE TABLE samples (at_s REAL NOT NULL, vm TEXT NOT NULL, memory INTEGER,
     balloon INTEGER, target INTEGER, available INTEGER, margin INTEGER, held INTEGER);
-CREATE TABLE IF NOT EXISTS events (at_s REAL NOT NULL, vm TEXT NOT NULL, event TEXT NOT NULL,
+CREATE TABLE events (at_s REAL NOT NULL, vm TEXT NOT NULL, event TEXT NOT NULL,
     message TEXT NOT NULL);
 """
 """The host's own samples have an empty name, and no memory, balloon, target and held. Sizes are
@@ -54,48 +64,96 @@ def open_history(path: str) -> tuple[sqlite3.Connection, str]:
     """Opens a history, or begins one.
 
     Returns:
-        The history; why the file that was there was renamed, "" where it was not.
+        The history; how the name ends now of a file that was there and was renamed, and why; ""
+        where none was.
 
     Raises:
         sqlite3.Error, OSError: neither is possible.
     """
+    if not _is_ours(path):
+        raise sqlite3.OperationalError("it is no history of balloond's")
     try:
         return _open(path), ""
     except sqlite3.OperationalError:
         raise  # The disk is full, or the file is somebody else's: it may be in order.
     except sqlite3.DatabaseError as err:
         why = str(err)
-    os.replace(path, f"{path}.damaged")
-    for end in ("-wal", "-shm"):
+    ending = _set_aside(path)
+    return _open(path), f"{ending} {why}"
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a file is absent, empty, or a history, damaged or not."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(HEADER_BYTES)
+    except FileNotFoundError:
+        return True
+    mark = APPLICATION_ID.to_bytes(4, "big")
+    return not header or (header.startswith(b"SQLite format 3\0") and header[68:72] == mark)
+
+
+def _set_aside(path: str) -> str:
+    """Renames a history and what SQLite has beside it, and replaces no earlier one.
+
+    Returns:
+        How its name ends now.
+
+    Raises:
+        OSError: that is not possible.
+    """
+    for number in range(1, MOST_ASIDE + 1):
+        ending = ".damaged" if number == 1 else f".damaged.{number}"
+        if not any(os.path.lexists(path + ending + beside) for beside in ("", "-wal", "-shm")):
+            break
+    else:
+        raise FileExistsError(
+            f"it is damaged, as {MOST_ASIDE} before it that were renamed to end in .damaged; "
+            "remove those"
+        )
+    # The file itself last: if this program is killed in between, the next one goes on here.
+    for beside in ("-wal", "-shm", ""):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + end)
-    return _open(path), why
+            os.rename(path + beside, path + ending + beside)
+    return ending
 
 
 def _open(path: str) -> sqlite3.Connection:
     history = sqlite3.connect(path, isolation_level=None)
     try:
-        (version,) = history.execute("PRAGMA user_version").fetchone()
         (tables,) = history.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if tables and version != VERSION:
-            raise sqlite3.DatabaseError(f"it is of version {version}, not {VERSION}")
-        (found,) = history.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise sqlite3.DatabaseError("it is damaged")
+        if tables:
+            _check(history)
+        else:
+            # The mark and the tables in one transaction: a file that is not empty has both. No
+            # journal, which would stay beside an empty file if this program were killed now.
+            history.executescript(
+                "PRAGMA journal_mode=MEMORY; BEGIN IMMEDIATE;"
+                f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION};"
+                f"{TABLES} COMMIT;"
+            )
         for pragma in (
             "journal_mode=WAL",
             "synchronous=NORMAL",
             "wal_autocheckpoint=200",
             "journal_size_limit=1048576",
             f"max_page_count={MOST_PAGES}",
-            f"user_version={VERSION}",
         ):
             history.execute(f"PRAGMA {pragma}")
-        history.executescript(TABLES)
     except BaseException:
         history.close()
         raise
     return history
+
+
+def _check(history: sqlite3.Connection) -> None:
+    """Raises sqlite3.DatabaseError: a history is damaged or of another version."""
+    (version,) = history.execute("PRAGMA user_version").fetchone()
+    if version != VERSION:
+        raise sqlite3.DatabaseError(f"it is of version {version}, not {VERSION}")
+    (found,) = history.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError("it is damaged")
 
 
 def write(history: sqlite3.Connection, rows: list[tuple[str, list[object]]]) -> None:

@@ -117,6 +117,10 @@ class Recent:
                 if kept.line:
                     yield kept.name, kept.line
 
+    def has_lines_of(self, name: str) -> bool:
+        """Whether ``lines`` has any about a VM of this name ("": about the host)."""
+        return any(kept.name == name and kept.line for kept in self._all)
+
     def lines_of(self, vm: VmId) -> Iterator[str]:
         """The last events about a VM, as lines of JSON."""
         for kept in tuple(self._of_vms.get(vm, ())):

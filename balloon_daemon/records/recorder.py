@@ -3,11 +3,15 @@
 import contextlib
 import os
 import stat
+from itertools import pairwise
 from pathlib import Path
 from time import time
 
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.events import Event, EventsLost, Publish, RecordingEnded, Stepped, Surveyed
+from balloon_daemon.linux.directories import may_make_files
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.file_lock import is_locked, lock_file
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.records.trace import (
     BEGINNING,
@@ -24,6 +28,9 @@ from balloon_daemon.units import MIB
 
 LIMIT_BYTES = 64 * MIB
 """The largest trace. A quiet day takes 1.2 MiB for the host and 0.8 MiB for each careful VM."""
+
+KEPT = 5
+"""How many traces of earlier balloonds are kept; the oldest one goes first."""
 
 
 def header_now(settings: PolicySettings) -> Header:
@@ -97,37 +104,116 @@ def entry_of(event: Stepped) -> Entry:
 def open_trace(path: Path) -> int:
     """Makes the file of a trace, for its owner alone, after ``check_trace``.
 
-    A trace of an earlier balloond gets ``.old`` at the end of its name, so that a service that is
-    started again leaves it, and its disk is not filled.
+    Traces of earlier balloonds are kept as ``FILE.1``, the newest, to ``FILE.5``, so that a
+    service that is started again leaves them, and its disk is not filled.
 
     Returns:
         The open file.
 
     Raises:
-        ConfigError: it cannot be made.
+        ConfigError: it cannot be made, or a balloond that runs writes it.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.rename(path, path.with_name(f"{path.name}.old"))
+            _keep_earlier(path)
         return os.open(path, flags, 0o600)
     except OSError as err:
         raise ConfigError(f"--record {printable(str(path))}: {err.strerror}") from err
 
 
+def lock_trace(file: int, path: Path) -> OwnedFd:
+    """Keeps other balloonds from a trace for as long as this one runs.
+
+    The file is opened a second time: its writer, which may end later than balloond, must not hold
+    the lock, or a service could not be started again at once.
+
+    Args:
+        file: what ``open_trace`` has opened.
+        path: its path.
+
+    Returns:
+        Holds the lock until it is closed.
+
+    Raises:
+        ConfigError: that is not possible.
+    """
+    try:
+        lock = OwnedFd(os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as err:
+        raise ConfigError(f"--record {printable(str(path))}: {err.strerror}") from err
+    if lock_file(lock.fileno()):
+        return lock
+    lock.close()
+    raise _taken(path)
+
+
+def _keep_earlier(path: Path) -> None:
+    """Renames a trace that is there, and those before it.
+
+    Raises:
+        FileNotFoundError: none is there.
+        OSError: it cannot be renamed.
+        ConfigError: a balloond that runs writes it.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    with contextlib.closing(OwnedFd(os.open(path, flags))) as earlier:
+        # Another balloond that was started at the same time may have replaced it.
+        if not lock_file(earlier.fileno()) or not os.path.samestat(
+            os.fstat(earlier.fileno()), os.lstat(path)
+        ):
+            raise _taken(path)
+        names = earlier_traces(path)
+        free = (n for n, name in enumerate(names, 1) if not os.path.lexists(name))
+        for older, newer in pairwise((*reversed(names[: next(free, KEPT)]), path)):
+            os.rename(newer, older)
+
+
+def earlier_traces(path: Path) -> list[Path]:
+    """The names of traces that were written before one, the newest first."""
+    return [path.with_name(f"{path.name}.{number}") for number in range(1, KEPT + 1)]
+
+
 def check_trace(path: Path) -> None:
-    """Raises ConfigError: there is no such directory, or another file is there."""
-    name = printable(str(path))
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--record {name}: there is no such directory; make it, or name another")
+    """Finds out whether a trace can be written to a file, and changes nothing.
+
+    Raises:
+        ConfigError: it cannot, the file is something else's, or a balloond that runs writes it.
+    """
+    parent = path.absolute().parent
+    try:
+        if not parent.is_dir():
+            why = "there is no such directory; make it, or name another"
+        elif not may_make_files(parent):
+            why = f"no file can be made in {printable(str(parent))}; name another file"
+        else:
+            why = ""
+            for each in (path, *earlier_traces(path)):
+                if not _is_free(each):
+                    which = "" if each is path else f"{printable(str(each))} "
+                    why = f"{which}is there and no trace; name another file"
+                    break
+            if not why and is_locked(path):
+                raise _taken(path)
+    except OSError as err:
+        why = f"{err.strerror}; name another file"
+    if why:
+        raise ConfigError(f"--record {printable(str(path))}: {why}")
+
+
+def _taken(path: Path) -> ConfigError:
+    return ConfigError(
+        f"--record {printable(str(path))}: another balloond that runs writes it; name another file"
+    )
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing is there, or an empty file, or a trace."""
     try:
         status = os.lstat(path)
-        if not stat.S_ISREG(status.st_mode) or (status.st_size and not _is_trace(path)):
-            raise ConfigError(f"--record {name}: is there and no trace; name another file")
     except FileNotFoundError:
-        pass
-    except OSError as err:
-        raise ConfigError(f"--record {name}: {err.strerror}") from err
+        return True
+    return stat.S_ISREG(status.st_mode) and (status.st_size == 0 or _is_trace(path))
 
 
 def _is_trace(path: Path) -> bool:

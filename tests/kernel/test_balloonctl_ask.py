@@ -118,8 +118,11 @@ def test_events_that_are_followed_come_one_by_one_until_balloond_ends(
     assert follower.returncode == 3
 
 
-def test_vm_that_there_is_not_is_a_mistake_of_the_users(squeezed: Daemon, api: Path) -> None:
-    assert balloonctl("explain", "none", "--api", str(api)) == (
+@pytest.mark.parametrize("command", ["explain none", "events none", "events none -f"])
+def test_vm_that_there_is_not_is_a_mistake_of_the_users(
+    command: str, squeezed: Daemon, api: Path
+) -> None:
+    assert balloonctl(*command.split(), "--api", str(api)) == (
         2,
         "",
         "balloonctl: there is no VM none; the status names all\n",

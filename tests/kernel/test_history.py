@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from balloon_daemon.records.history_writer import (
+    MOST_ASIDE,
     MOST_SAMPLES,
     PRUNE_ROWS,
     SECONDS,
@@ -89,40 +90,140 @@ def test_history_has_the_logs_decisions_and_samples_and_goes_on_after_a_restart(
     assert facts(second, "history-set-aside", "history-ended") == []
 
 
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (b"no database at all\n" * 1000, "file is not a database"),
-        ("version", "it is of version 7, not 1"),
-        ("damage", "it is damaged"),
-    ],
-)
+def made_history(path: Path, version: int = VERSION) -> None:
+    """Makes a history of some 200 KiB."""
+    made, _ = open_history(str(path))
+    write(made, [("events", [1e9, "vm1", "decided", f"{n:400}"]) for n in range(500)])
+    made.execute(f"PRAGMA user_version={version}")
+    made.close()
+
+
+def damage(path: Path) -> bytes:
+    """Overwrites pages of a history, not its header; returns what it has then."""
+    torn = bytearray(path.read_bytes())
+    torn[8192:16384] = bytes(range(256)) * 32
+    path.write_bytes(torn)
+    return bytes(torn)
+
+
+@pytest.mark.parametrize("kind", ["version", "damage"])
 @fault("the file of --history is damaged")
-def test_file_that_cannot_be_used_is_renamed_and_named(
-    content: bytes | str, why: str, start_daemon: StartDaemon, tmp_path: Path
+def test_history_that_cannot_be_used_is_renamed_and_named(
+    kind: str, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     path = tmp_path / "h.db"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        made, _ = open_history(str(path))
-        write(made, [("events", [1e9, "vm1", "decided", f"{n:400}"]) for n in range(500)])
-        made.execute(f"PRAGMA user_version={7 if content == 'version' else VERSION}")
-        made.close()
-    if content == "damage":
-        torn = bytearray(path.read_bytes())
-        torn[8192:16384] = bytes(range(256)) * 32
-        path.write_bytes(torn)
-    before = path.read_bytes()
+    made_history(path, 7 if kind == "version" else VERSION)
+    before = path.read_bytes() if kind == "version" else damage(path)
+    (tmp_path / "h.db.damaged").write_text("an earlier one")
 
     daemon = start_daemon("--history", str(path))
     aside = daemon.wait(lambda: facts(daemon, "history-set-aside"), what="that is said")
     daemon.wait(lambda: history(path, "--samples"), what="a new one begins")
     daemon.stop()
-    assert len(aside) == 1
-    assert (tmp_path / "h.db.damaged").read_bytes() == before
-    if content != "damage":
-        assert aside[0]["why"] == why
+    assert [said["ending"] for said in aside] == [".damaged.2"]
+    assert (tmp_path / "h.db.damaged.2").read_bytes() == before
+    assert (tmp_path / "h.db.damaged").read_text() == "an earlier one"
+    if kind == "version":
+        assert aside[0]["why"] == "it is of version 7, not 1"
+
+
+@fault("the file of --history is damaged")
+def test_no_damaged_history_is_overwritten_by_a_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "h.db"
+    for _ in range(MOST_ASIDE):
+        made_history(path, version=7)
+        opened, aside = open_history(str(path))
+        opened.close()
+        assert aside.endswith(" it is of version 7, not 1")
+        path.unlink()
+    made_history(path, version=7)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match="remove those"):
+        open_history(str(path))
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.glob("*.damaged*"))) == MOST_ASIDE
+
+
+def other_database(path: Path) -> sqlite3.Connection:
+    """Another program's database, with the same version and a log that is not merged yet."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.executescript("PRAGMA journal_mode=WAL; PRAGMA user_version=1; CREATE TABLE t (a);")
+    return other
+
+
+def refused(cwd: Path, *options: str) -> str:
+    """The line with which balloond and ``--check`` both refuse, and make nothing."""
+    before = {each: each.lstat().st_mtime_ns for each in cwd.iterdir()}
+    lines = set[str]()
+    for check in ((), ("--check",)):
+        done = subprocess.run(
+            [ROOT / ".venv/bin/balloond", "--socket", cwd / "d.sock", *options, *check],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        lines.add(done.stderr)
+    assert {each: each.lstat().st_mtime_ns for each in cwd.iterdir()} == before
+    (line,) = lines
+    return line
+
+
+@fault("--history or --record names a file of something else")
+def test_file_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("a letter\n" * 1000)
+    (tmp_path / "link").symlink_to("letter")
+    (tmp_path / "new.db-wal").write_text("of another")
+    (tmp_path / "own.db-lock").write_text("of another")
+    other = other_database(tmp_path / "other.db")
+    wrong = {
+        "letter": "is there and no history of balloond's; name another file",
+        "other.db": "is there and no history of balloond's; name another file",
+        "link": "is a symbolic link; name the file itself",
+        "new.db": "new.db-wal is there, of another database; name another file",
+        "own.db": "own.db-lock is there and no lock of balloond's; name another file",
+    }
+    content = {each: each.read_bytes() for each in tmp_path.iterdir()}
+    for name, why in wrong.items():
+        assert refused(tmp_path, "--history", name) == f"balloond: --history {name}: {why}\n"
+    assert {each: each.read_bytes() for each in tmp_path.iterdir()} == content
+    other.close()
+
+
+@fault("two balloonds have one file for --history or --record")
+def test_two_balloonds_never_have_one_file(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    first = start_daemon("--history", str(files / "h.db"), "--record", str(files / "t"))
+    first.wait(lambda: history(files / "h.db", "--samples"), what="it begins")
+    node = (files / "t").stat().st_ino
+    for flag, name, does in (
+        ("--history", "h.db", "keeps its history there"),
+        ("--record", "t", "writes it"),
+    ):
+        done = subprocess.run(
+            [ROOT / ".venv/bin/balloond", "--socket", tmp_path / "2.sock", flag, files / name],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        mistake = f"another balloond that runs {does}; name another file"
+        assert done.stderr == f"balloond: {flag} {files / name}: {mistake}\n"
+        assert done.returncode == 2
+    assert (files / "t").stat().st_ino == node
+    assert not (files / "t.1").exists()
+    first.stop()
+    again = start_daemon("--history", str(files / "h.db"), "--record", str(files / "t"))
+    again.stop()
+    assert (files / "t.1").stat().st_ino == node
+
+
+@pytest.mark.parametrize("name", ["h.db", "h.db-wal", "h.db-lock"])
+@fault("two balloonds have one file for --history or --record")
+def test_trace_and_history_in_one_file_are_refused(name: str, tmp_path: Path) -> None:
+    line = refused(tmp_path, "--record", name, "--history", "h.db")
+    assert line == f"balloond: --record and --history would both write {name}; name another file\n"
 
 
 @fault("the file of --history cannot be written")
@@ -211,3 +312,33 @@ def test_place_where_no_history_can_be_kept_is_one_line_and_status_2(
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (2, f"balloond: --history {where}: {mistake}\n")
+
+
+def shown(path: Path, *options: str, output: Path | None = None) -> tuple[int, str]:
+    """The exit status of ``balloonctl history``, and its error."""
+    command = [
+        f"{ROOT}/.venv/bin/balloonctl",
+        "history",
+        str(path),
+        "--since",
+        "300000h",
+        *options,
+    ]
+    with open(output or os.devnull, "w") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+def test_balloonctl_says_whether_file_vm_or_output_is_at_fault(tmp_path: Path) -> None:
+    path = tmp_path / "h.db"
+    made_history(path)
+    assert shown(path, "--vm", "vm1") == (0, "")
+    mistake = f"balloonctl history: --vm nope: {path} has only vm1\n"
+    assert shown(path, "--vm", "nope") == (2, mistake)
+    full = "balloonctl: standard output: No space left on device; write it to another place\n"
+    assert shown(path, output=Path("/dev/full")) == (1, full)
+    missing = f"balloonctl history: {tmp_path}/none: No such file or directory\n"
+    assert shown(tmp_path / "none") == (1, missing)
+    other_database(tmp_path / "other.db").close()
+    other = f"balloonctl history: {tmp_path}/other.db: it is another database; is it of balloond"
+    assert shown(tmp_path / "other.db") == (1, f"{other} --history?\n")

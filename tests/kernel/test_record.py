@@ -11,6 +11,7 @@ import pytest
 from balloon_daemon.ctl.simulate.replay import replay
 from balloon_daemon.ctl.simulate.trace_file import read_trace
 from balloon_daemon.fake_guest.machine import FakeGuest
+from balloon_daemon.records.recorder import KEPT, earlier_traces
 from balloon_daemon.records.trace import Trace
 from balloon_daemon.sizing.host_events import Added, Moved, Sampled, Woke
 from tests.harness.daemon import Daemon
@@ -117,17 +118,30 @@ def test_trace_outlives_a_daemon_that_is_killed(
     assert len(traced(trace)) >= 16
 
 
-def test_trace_of_before_is_renamed_and_another_file_is_left_alone(
+def test_traces_of_before_are_kept_the_oldest_five_starts_back(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.trace"
-    for _ in range(2):
+    nodes = []
+    for _ in range(KEPT + 2):
         start_daemon("--record", str(path)).stop()
-    assert read_trace(f"{path}.old").entries
-    path.write_text("a letter\n")
+        nodes.append(path.stat().st_ino)
+    # The first start's alone is gone, and its inode number may be in use again.
+    names = [path, *earlier_traces(path)]
+    assert [name.stat().st_ino for name in names] == nodes[:0:-1]
+    assert all(read_trace(str(name)).entries for name in names)
+    assert sorted(tmp_path.glob("a.trace*")) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["a.trace", "a.trace.3"])
+@fault("--history or --record names a file of something else")
+def test_file_that_is_no_trace_is_left_alone(
+    name: str, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("a letter\n")
     with pytest.raises(AssertionError, match="is there and no trace; name another file"):
-        start_daemon("--record", str(path))
-    assert path.read_text() == "a letter\n"
+        start_daemon("--record", str(tmp_path / "a.trace"))
+    assert (tmp_path / name).read_text() == "a letter\n"
 
 
 def ended(daemon: Daemon) -> list[dict[str, Any]]:

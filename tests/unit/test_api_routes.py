@@ -98,6 +98,9 @@ class Events:
         yield json.dumps({"event": "decided", "vm": vm.name, **common})
         yield json.dumps({"event": "target-reached", "vm": vm.name, **common})
 
+    def has_lines_of(self, name: str) -> bool:
+        return name == "gone"
+
     def undriven(self, name: str = "") -> Iterator[Undriven]:
         for one in ("old", "x" * 100):
             if name in ("", one):
@@ -197,6 +200,7 @@ def test_vm_is_explained_by_its_status_and_its_last_events(name: str, routes: Ro
         ("?follow=false", Stream(None, follow=False)),
         ("?vm=web&follow=true", Stream("web", follow=True)),
         ("?vm=d%C3%A9b%2F1", Stream("d\u00e9b/1", follow=True)),
+        ("?vm=gone&follow=false", Stream("gone", follow=False)),
     ],
 )
 def test_events_are_asked_for_all_or_of_one_vm(query: str, stream: Stream, routes: Routes) -> None:
@@ -218,6 +222,8 @@ def test_events_are_asked_for_all_or_of_one_vm(query: str, stream: Stream, route
         ("/v1/status", "GET", b"{}", 400, "a GET has no body"),
         ("/v1/status?vm=x", "GET", b"", 400, "vm is not known here; nothing can be asked"),
         ("/v1/events?who=x", "GET", b"", 400, "who is not known here; only vm, follow may be"),
+        ("/v1/events?vm=nope", "GET", b"", 404, "there is no VM nope; the status names all"),
+        ("/v1/events?vm=old", "GET", b"", 404, "a VM that is not driven: old: somebody holds it"),
         ("/v1/events?follow=yes", "GET", b"", 400, "follow is yes; it must be true or false"),
         ("/v1/events?vm=a&vm=b", "GET", b"", 400, "the query names something twice"),
         ("/v1/events?vm", "GET", b"", 400, "the query is not NAME=VALUE"),

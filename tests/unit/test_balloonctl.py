@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon import __version__
+from balloon_daemon import __version__, commands
+from balloon_daemon.ctl.ask import main as ask
 from balloon_daemon.ctl.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,11 @@ def test_every_command_has_help(command: str, capsys: Output) -> None:
         (["set", "web", "1.5"], "balloonctl set: argument SIZE: '1.5' has no unit; write 1.5G or"),
         (["set", "web"], "balloonctl set: the following arguments are required: SIZE"),
         (["set", "web", "1G", "--for", "10"], "balloonctl set: argument --for: '10' is no time;"),
+        (
+            ["set", "web", "1G", "--for", "25h"],
+            "balloonctl set: argument --for: 25h is not from 1s",
+        ),
+        (["set", "web", "1G", "--for", "0.5s"], "balloonctl set: argument --for: 0.5s is not"),
         (["bu\x1brn\n"], "balloonctl: argument COMMAND: invalid choice: 'bu\\x1brn\\n'"),
     ],
 )
@@ -78,6 +84,10 @@ def test_wrong_usage_is_one_line_and_status_2(
     assert told.err.startswith(complaint)
     assert told.err.endswith(" --help)\n")
     assert told.err.count("\n") == 1
+
+
+def test_longest_time_is_the_apis() -> None:
+    assert ask.MOST_HOLD_S == commands.MOST_HOLD_S
 
 
 def test_output_to_a_full_disk_is_one_line_and_status_1() -> None:

@@ -39,7 +39,11 @@ def test_without_file_and_flags_every_setting_is_said_with_its_default() -> None
         "--policy-dialect = python, by default",
         f"--user = {default_user()}, by default",
         "--keep-fds = no, by default",
+        "--api = none, by default",
         "--log = text, by default",
+        "--dry-run = no, by default",
+        "--history = none, by default",
+        "--record = none, by default",
         "--verbose = no, by default",
         "--speed = 1.0, by default",
         "page reporting = yes, by default",
@@ -50,7 +54,7 @@ def test_each_flag_is_said_with_its_value() -> None:
     line = (
         "--margin 3G --low-mem-dir /host --socket '/run/a b' --discover qmp=/run/* --vm-mem 2G "
         "--policy /p --policy-dialect c --user vms --keep-fds --log json -v --speed 2 "
-        "--no-page-reporting"
+        "--no-page-reporting --api /run/a.sock --dry-run --history /h --record /r"
     )
     assert without_defaults(line) == [
         '[host] margin = "3 GiB", from --margin',
@@ -62,11 +66,30 @@ def test_each_flag_is_said_with_its_value() -> None:
         "--policy-dialect = c, from --policy-dialect",
         "--user = vms, from --user",
         "--keep-fds = yes, from --keep-fds",
+        "--api = /run/a.sock, from --api",
         "--log = json, from --log",
+        "--dry-run = yes, from --dry-run",
+        "--history = /h, from --history",
+        "--record = /r, from --record",
         "--verbose = yes, from --verbose",
         "--speed = 2.0, from --speed",
         "page reporting = no, from --no-page-reporting",
     ]
+
+
+def test_every_flag_that_sets_something_is_said() -> None:
+    """In a file the first four are keys, and are said as such."""
+    keys = {"margin", "low_mem_dir", "socket", "discover"}
+    asks = {"help", "version", "check", "config"}
+    flags = {action.dest: action for action in build_parser()._actions}
+    told = {line.partition(" = ")[0] for line in said("--check")}
+    for name in flags.keys() - keys - asks:
+        assert {*flags[name].option_strings, name.replace("_", " ")} & told, name
+
+
+def test_service_has_its_api_in_its_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/balloond")
+    assert "--api = /run/balloond/api.sock, by default" in said("--check")
 
 
 @pytest.fixture

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from balloon_daemon.cli import own_api
-from balloon_daemon.cli.own_api import open_api
+from balloon_daemon.cli.own_api import check_api, open_api
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.events import ApiNotOpened, Event
 from balloon_daemon.records.bus import Bus
@@ -63,6 +64,28 @@ def test_service_without_h11_goes_on_without_an_api_and_says_so(
     assert opened(None) == (False, [ApiNotOpened(why)])
     with pytest.raises(ConfigError, match="needs the package h11"):
         opened(tmp_path / "api.sock")
+
+
+@pytest.mark.parametrize("where", ["file", "none/api.sock", "open/api.sock", "x" * 120, "taken"])
+def test_check_finds_what_a_start_would_and_makes_nothing(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / where))
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(tmp_path / "taken"))
+        taken.listen()
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ConfigError):
+            opened(tmp_path / where)
+        with pytest.raises(ConfigError, match=re.escape(f"API socket {tmp_path / where}: ")):
+            check_api(tmp_path / where)
+        assert isinstance(check_api(None), ApiNotOpened)
+        assert check_api(Path("none")) is None
+        assert check_api(tmp_path / "api.sock") is None
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_directory_that_cannot_be_made_is_said_with_the_flag(

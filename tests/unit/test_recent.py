@@ -119,3 +119,12 @@ def test_events_that_come_while_the_last_ones_are_read_are_read_too() -> None:
         recent(TargetReached(WEB, number, 0), 1.0)
     last = [json.loads(line)["actual_bytes"] for _, line in lines]
     assert last == list(range(5, KEPT_IN_ALL + 5))
+
+
+def test_name_has_lines_for_as_long_as_its_last_event_is_kept() -> None:
+    recent = kept(VmAttached(WEB, GIB, 512 * MIB, 16))
+    assert recent.has_lines_of("web")
+    assert not recent.has_lines_of("db")
+    for _ in range(KEPT_IN_ALL):
+        recent(Decided(DB, UP), 1.0)
+    assert not recent.has_lines_of("web")

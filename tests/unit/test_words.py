@@ -751,12 +751,12 @@ DAEMON: list[Row] = [
         {},
     ),
     (
-        HistorySetAside("it is damaged"),
+        HistorySetAside("it is damaged", ".damaged.2"),
         WARNING,
         "history-set-aside",
-        "the file of --history cannot be used (it is damaged): renamed to end in .damaged, a new "
-        "one begins",
-        {"why": "it is damaged"},
+        "the file of --history cannot be used (it is damaged): renamed to end in .damaged.2, a "
+        "new one begins",
+        {"why": "it is damaged", "ending": ".damaged.2"},
     ),
     (
         HistoryEnded("unable to open database file"),

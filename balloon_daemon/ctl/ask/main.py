@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 DEFAULT_API = Path("/run/balloond/api.sock")
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3, 4
 
+MOST_HOLD_S = 86_400
+"""The longest time that the API takes (``commands.MOST_HOLD_S``)."""
+
 _EPILOG = """\
 exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or something that balloond
 refuses, such as a VM that there is not, 3 no balloond answers, 4 you may not ask
@@ -92,7 +95,10 @@ def _time(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m|h)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 10m or 2h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    time_s = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    if not 1 <= time_s <= MOST_HOLD_S:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_HOLD_S // 3600}h")
+    return time_s
 
 
 def _command(

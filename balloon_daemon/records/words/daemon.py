@@ -127,8 +127,8 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
         case LinesLost(lost):
             lines = "1 line" if lost == 1 else f"{lost} lines"
             return Level.WARNING, f"{lines} could not be written here: lost"
-        case HistorySetAside(why):
-            message = f"the file of --history cannot be used ({why}): renamed to end in .damaged"
+        case HistorySetAside(why, ending):
+            message = f"the file of --history cannot be used ({why}): renamed to end in {ending}"
             return Level.WARNING, f"{message}, a new one begins"
         case HistoryEnded(why):
             ended = why or "its writer has ended"

@@ -1,0 +1,106 @@
+"""The file of ``--history``: whether a history may be kept there, and by one balloond alone.
+
+Runs in the controller before it serves, and loads no SQLite. ``history_writer`` opens the file.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from balloon_daemon.errors import ConfigError, printable
+from balloon_daemon.linux.directories import may_make_files, others_may_write
+from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.file_lock import is_locked, lock_file
+
+APPLICATION_ID = b"blnd"
+"""What ``history_writer`` sets as SQLite's ``application_id``."""
+
+BESIDE = ("-wal", "-shm", "-journal", "-lock")
+"""How the names of the files end that are beside a history: SQLite's own, and the lock's. The
+history itself cannot be locked: where it is damaged it is renamed, with its lock."""
+
+_MAGIC = b"SQLite format 3\0"
+_ID_AT, _HEADER_BYTES = 68, 100
+"""https://sqlite.org/fileformat.html, "The Database Header"."""
+
+
+def check_place(path: Path) -> None:
+    """Finds out whether a history can be kept in a file, and changes nothing.
+
+    Raises:
+        ConfigError: it cannot, others could replace it, or the file is something else's.
+    """
+    try:
+        why = _why_not(path)
+    except OSError as err:
+        why = f"{err.strerror}; name another file"
+    if why:
+        raise ConfigError(f"--history {printable(str(path))}: {why}")
+
+
+def lock_place(path: Path) -> OwnedFd:
+    """Keeps other balloonds from a history, after ``check_place``.
+
+    Returns:
+        Holds the lock until it is closed.
+
+    Raises:
+        ConfigError: another balloond has it, or it cannot be made.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        lock = OwnedFd(os.open(_beside(path, "-lock"), flags, 0o600))
+        if lock_file(lock.fileno()):
+            return lock
+        lock.close()
+        why = _TAKEN
+    except OSError as err:
+        why = f"its lock: {err.strerror}; name another file"
+    raise ConfigError(f"--history {printable(str(path))}: {why}")
+
+
+_TAKEN = "another balloond that runs keeps its history there; name another file"
+
+
+def _why_not(path: Path) -> str:
+    """Why no history can be kept there, and the remedy; "" where it can."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        return "there is no such directory; make it, or name another"
+    if why := others_may_write(parent):
+        return f"{why}; use a directory of your own"
+    if not may_make_files(parent):
+        return f"no file can be made in {printable(str(parent))}; name another file"
+    if path.is_symlink():
+        return "is a symbolic link; name the file itself"
+    size_bytes = _size_of(path)
+    if size_bytes is None:
+        return "is no file; name another"
+    if size_bytes and not _is_history(path):
+        return "is there and no history of balloond's; name another file"
+    for ending in BESIDE[:-1]:
+        # SQLite would delete these, or take what is in them for the history's.
+        if not size_bytes and os.path.lexists(beside := _beside(path, ending)):
+            return f"{printable(str(beside))} is there, of another database; name another file"
+    if _size_of(lock := _beside(path, "-lock")) != 0:
+        return f"{printable(str(lock))} is there and no lock of balloond's; name another file"
+    return _TAKEN if is_locked(lock) else ""
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f"{path.name}{ending}")
+
+
+def _size_of(path: Path) -> int | None:
+    """A file's size in bytes, 0 where there is none; None: it is a link, or no regular file."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _is_history(path: Path) -> bool:
+    with open(path, "rb") as file:
+        header = file.read(_HEADER_BYTES)
+    return header.startswith(_MAGIC) and header[_ID_AT : _ID_AT + 4] == APPLICATION_ID
