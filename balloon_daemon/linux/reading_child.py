@@ -110,9 +110,13 @@ class _Child:
         self._ours.send(_ORDER.pack(fd, most_bytes, *(identity or _OWN)))
         ready = [number for number, _ in poller.poll(WITHIN_S * 1000)]
         for _ in range(BUSY_TIMES):
-            if ready or not self._is_runnable():
+            if ready:
                 break
-            ready = [number for number, _ in poller.poll(WITHIN_S * 1000)]
+            is_busy = self._is_runnable()
+            # A child that is not runnable may have answered since it was last waited for.
+            ready = [number for number, _ in poller.poll(WITHIN_S * 1000 if is_busy else 0)]
+            if not is_busy:
+                break
         if not ready:
             raise _late("it is read too slowly")
         if self._ours.fileno() not in ready:
