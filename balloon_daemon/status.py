@@ -145,12 +145,14 @@ class HostStatus(NamedTuple):
         decided: the last decision of all, rechecks left out; None: there was none.
         wake_in_s: in how many seconds the policy's earliest deadline comes; None: there is none.
         listens: whether the policy reacts to low memory now.
+        dry_run: whether no VM's balloon is changed (``--dry-run``).
     """
 
     source: SourceStatus
     decided: LastDecision | None = None
     wake_in_s: float | None = None
     listens: bool = False
+    dry_run: bool = False
 
 
 class Undriven(NamedTuple):

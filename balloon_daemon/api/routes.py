@@ -247,7 +247,8 @@ class Routes:
         done = self._desk.obey(SetBalloon(vm, size, float(for_s)), request.uid)
         if isinstance(done, NotDone):
             raise _not_done(vm, done)
-        return Answer(200, as_json(_done(vm, done)) + b"\n")
+        dry_run = self._desk.host_status().dry_run
+        return Answer(200, as_json({**_done(vm, done), "dry_run": dry_run}) + b"\n")
 
     def _release(self, request: Request) -> Parts:
         name = _body(request, "vm").get("vm")

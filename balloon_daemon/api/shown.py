@@ -41,6 +41,7 @@ def host_shown(status: HostStatus) -> Shown:
         "last_decision": _decision(status.decided),
         "next_timer_s": _seconds(status.wake_in_s),
         "listens": status.listens,
+        "dry_run": status.dry_run,
     }
 
 

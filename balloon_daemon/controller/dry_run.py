@@ -9,6 +9,7 @@ for, and the host's figures in its log are the true ones.
 
 import asyncio
 
+from balloon_daemon.controller.governor import Governor
 from balloon_daemon.events import Publish, TargetWithheld
 from balloon_daemon.guests.seam import (
     Ability,
@@ -21,7 +22,16 @@ from balloon_daemon.guests.seam import (
     ReportTo,
     VmRow,
 )
+from balloon_daemon.status import HostStatus
 from balloon_daemon.units import VmId
+
+
+class DryGovernor(Governor):
+    """The governor of a dry run: its status says that it is one."""
+
+    def host_status(self) -> HostStatus:
+        """The present state of the source and of the policy."""
+        return super().host_status()._replace(dry_run=True)
 
 
 class DryRun:

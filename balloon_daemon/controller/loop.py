@@ -9,7 +9,7 @@ from typing import Any
 
 from balloon_daemon.commands import Service
 from balloon_daemon.config.model import Config
-from balloon_daemon.controller.dry_run import DryRun
+from balloon_daemon.controller.dry_run import DryGovernor, DryRun
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
 from balloon_daemon.controller.survey import POLLS, Survey
@@ -156,8 +156,9 @@ class Controller:
         watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
         recorded = self._config.record is not None
         make = traced(self._publish, loop.time) if recorded else HostPolicy
-        self._governor = Governor(self._config.policy, watch, self._publish, loop, make)
         dry_run = self._config.dry_run
+        governor = DryGovernor if dry_run else Governor
+        self._governor = governor(self._config.policy, watch, self._publish, loop, make)
         self._registry = Registry(self._governor, self._publish, dry_run=dry_run)
         loop.set_exception_handler(self._failed)
         APART.later = loop.call_later

@@ -26,6 +26,7 @@ HOST: dict[str, Any] = {
     "last_decision": DECISION,
     "next_timer_s": 13.2,
     "listens": True,
+    "dry_run": False,
 }
 PROTECTION: dict[str, Any] = {
     "objection": None,

@@ -1,11 +1,12 @@
 """``balloond --dry-run``: decides as ever, and changes no VM's balloon at any time."""
 
 import signal
+import subprocess
 from pathlib import Path
 
 from balloon_daemon.fake_guest.machine import FakeGuest
 from balloon_daemon.units import GIB, MIB
-from tests.harness.daemon import Daemon
+from tests.harness.daemon import ROOT, Daemon
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, STEP, MakeGuest, StartDaemon
 from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
@@ -25,13 +26,23 @@ def attached(daemon: Daemon, guest: FakeGuest) -> FakeGuest:
     return guest
 
 
+def asked(api: Path, *command: str) -> str:
+    """What ``balloonctl`` prints."""
+    line = [f"{ROOT}/.venv/bin/balloonctl", *command, "--api", str(api)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 def test_guest_on_our_own_device_is_decided_about_and_keeps_its_memory(
-    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest, tmp_path: Path
 ) -> None:
-    daemon = start_daemon("--dry-run", "--speed", "100")
+    api = tmp_path / "api.sock"
+    daemon = start_daemon("--dry-run", "--speed", "100", "--api", str(api))
     guest = attached(daemon, make_guest())
     low_mem.set_low()
     run_until([guest], lambda: MAXIMUM in withheld(daemon))
+    assert "\nDry run: no VM's balloon is changed\n" in asked(api, "status")
+    most = f"{MAXIMUM // MIB}M"
+    assert asked(api, "set", "vm1", most).endswith("; a dry run: its VM is not told\n")
     low_mem.set_plenty()
     run_until([guest], lambda: withheld(daemon)[-1] == 0)
     daemon.stop()

@@ -140,6 +140,7 @@ def test_status_has_the_host_each_vm_and_those_that_are_not_driven(routes: Route
         "last_decision": status["vms"][0]["last_decision"],
         "next_timer_s": 0.25,
         "listens": True,
+        "dry_run": False,
     }
     web = status["vms"][0]
     assert web["last_decision"]["age_s"] == 1.235
@@ -276,7 +277,8 @@ def test_balloon_is_set_for_a_time_as_the_client_says(routes: Routes, desk: Desk
         assert answer.status == 200
         told = json.loads(answer.body)
         check("Told")(told)
-        assert told == {"vm": "web", "balloon_bytes": MIB, "target_bytes": 5 * MIB}
+        sizes = {"balloon_bytes": MIB, "target_bytes": 5 * MIB}
+        assert told == {"vm": "web", **sizes, "dry_run": False}
         assert desk.obeyed[-1] == (SetBalloon(WEB, body["size_bytes"], for_s), 7)
 
 

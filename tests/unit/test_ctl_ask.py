@@ -191,3 +191,11 @@ def test_size_for_a_table_is_brief(size: int | None, shown: str) -> None:
 )
 def test_time_is_as_exact_as_it_needs_be(seconds: float, shown: str) -> None:
     assert age(seconds) == shown
+
+
+def test_dry_run_is_said_below_the_table() -> None:
+    status: dict[str, Any] = {"host": HOST, "vms": [], "not_driven": []}
+    dry = status_table(status | {"host": HOST | {"dry_run": True}}, None)
+    line = "Dry run: no VM's balloon is changed"
+    assert line in dry
+    assert line not in status_table(status, None)

@@ -28,6 +28,8 @@ def status_table(status: dict[str, Any], columns: int | None) -> list[str]:
     lines = _table([HEADS, *(_row(vm) for vm in vms)], columns) if vms else ["no VM is driven"]
     notes = [f"{printable(vm['name'])}: {note}" for vm in vms for note in vm_notes(vm)]
     below = [f"Host: {host_line(host)}"]
+    if host.get("dry_run"):  # A balloond of before does not say it.
+        below.append("Dry run: no VM's balloon is changed")
     if (last := host["last_decision"]) is not None:
         name, message = printable(last["vm"]), printable(last["message"])
         below.append(f"Last decision: {age(last['age_s'])} ago, {name}: {message}")

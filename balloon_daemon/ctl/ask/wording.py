@@ -105,7 +105,8 @@ def released(vms: list[dict[str, Any]]) -> list[str]:
 def told(vm: dict[str, Any]) -> str:
     """What a VM's balloon is to be."""
     target, balloon = (format_size(vm[key]) for key in ("target_bytes", "balloon_bytes"))
-    return f"{printable(vm['vm'])}: its balloon is to be {target}, and is {balloon} now"
+    dry_run = "; a dry run: its VM is not told" if vm.get("dry_run") else ""
+    return f"{printable(vm['vm'])}: its balloon is to be {target}, and is {balloon} now{dry_run}"
 
 
 def wrapped(lines: Iterable[str], columns: int | None) -> list[str]:

@@ -36,8 +36,9 @@ MAX_BYTES_OF_A_USER_PER_S = 2 * 1024 * 1024
 """How many bytes of all monitors of one user are read in a second: an eighth of that thread's
 time. The monitors have equal parts of it, so that no monitor that floods delays another one."""
 
-LEAST_BYTES_PER_S = 32 * 1024
-"""The least part of a monitor, however many its user has. A sample a second takes 2 KiB."""
+LEAST_BYTES_PER_S = 2 * 1024
+"""The least part of a monitor: what a sample a second takes. It is a monitor's part where its user
+has 1,024, the most sockets that are found."""
 
 _READ_BYTES = 16 * 1024
 _BUFFER = memoryview(bytearray(_READ_BYTES))
@@ -211,7 +212,7 @@ class Monitor(asyncio.BufferedProtocol):
         self._ended.set()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _BUFFER
+        return _BUFFER[: max(1, self._part() - self._heard_bytes)]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._limit_rate(nbytes)
@@ -231,9 +232,13 @@ class Monitor(asyncio.BufferedProtocol):
         if self._unread_since is None:
             self._unread_since = asyncio.get_running_loop().call_later(1, self._read_on)
         self._heard_bytes += nbytes
-        part = MAX_BYTES_OF_A_USER_PER_S // _connected_of[self._user]
-        if self._heard_bytes >= min(max(part, LEAST_BYTES_PER_S), MAX_BYTES_PER_S):
+        if self._heard_bytes >= self._part():
             self._transport.pause_reading()
+
+    def _part(self) -> int:
+        """How many bytes of this monitor are read in a second."""
+        part = MAX_BYTES_OF_A_USER_PER_S // max(1, _connected_of[self._user])
+        return min(max(part, LEAST_BYTES_PER_S), MAX_BYTES_PER_S)
 
     def _read_on(self) -> None:
         assert self._transport is not None
