@@ -66,4 +66,9 @@ def test_every_example_of_the_page_is_answered(
     for released in (one, everyone):
         check("Released")(released)
     check("Told")(told)
-    assert told == {"vm": "web", "balloon_bytes": 0, "target_bytes": 64 * MIB}
+    assert told == {
+        "vm": "web",
+        "balloon_bytes": 0,
+        "target_bytes": 64 * MIB,
+        "dry_run": False,
+    }

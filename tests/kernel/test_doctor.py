@@ -212,7 +212,9 @@ def test_balloon_that_gave_nothing_back(host: Host, low_mem: LowMemDir) -> None:
             found = host.waits_for("nothing-returned")
     assert found["figures"]["balloon_bytes"] > 0
     assert found["figures"]["missing_bytes"] > 256 * MIB
-    assert "share=on" in found["remedy"]
+    # The tests' own process may have freed some of its memory meanwhile, and used it again: then
+    # the memory looks as if it had been read in again.
+    assert "share=on" in found["remedy"] or "balloonctl release" in found["remedy"]
 
 
 def test_vm_on_our_own_device_whose_memory_is_not_shared(

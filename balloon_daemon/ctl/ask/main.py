@@ -26,6 +26,9 @@ EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3
 MOST_HOLD_S = 86_400
 """The longest time that the API takes (``commands.MOST_HOLD_S``)."""
 
+LEAST_PAUSE_S = 0.05
+"""The shortest time between two looks of ``top``: each costs the controller some milliseconds."""
+
 _EPILOG = """\
 exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or something that balloond
 refuses, such as a VM that there is not, 3 no balloond answers, 4 you may not ask
@@ -48,7 +51,7 @@ def add_parsers(subparsers: Subparsers) -> None:
         "status once."
     )
     top.add_argument(
-        "--every", type=_time, default=1.0, metavar="TIME", help="look so often (default: 1s)"
+        "--every", type=_pause, default=1.0, metavar="TIME", help="look so often (default: 1s)"
     )
     explain = _command(subparsers, "explain", "why a VM has its size", _explain)
     explain.description = (
@@ -78,7 +81,7 @@ def add_parsers(subparsers: Subparsers) -> None:
     size.add_argument(
         "--for",
         dest="for_s",
-        type=_time,
+        type=_hold,
         metavar="TIME",
         help="90s, 10m or 2h; a day at most (default: 10m)",
     )
@@ -95,7 +98,20 @@ def _time(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m|h)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 10m or 2h")
-    time_s = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _pause(text: str) -> float:
+    time_s = _time(text)
+    if not LEAST_PAUSE_S <= time_s <= MOST_HOLD_S:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not from {LEAST_PAUSE_S}s to {MOST_HOLD_S // 3600}h"
+        )
+    return time_s
+
+
+def _hold(text: str) -> float:
+    time_s = _time(text)
     if not 1 <= time_s <= MOST_HOLD_S:
         raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_HOLD_S // 3600}h")
     return time_s
