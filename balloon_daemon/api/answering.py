@@ -147,13 +147,16 @@ class Answering:
         client.begin_answer(200, None)
         client.wanted = stream.vm
         self._server.wait(client)
-        chunks = (_chunk(line) for name, line in self._recent.lines() if stream.vm in (None, name))
+        # Nothing is queued until all lines are made: events may come as fast as clients' turns.
+        worded = (b"" for _ in self._recent.word())
         done = partial(self._streamed, client, stream)
-        self._jobs.append(_Job(chunks, client.queue, done, [client]))
+        self._jobs.append(_Job(worded, lambda part: None, done, [client]))
 
     def _streamed(self, client: Client, stream: Stream) -> None:
-        """Goes on after the last events that there were when the client asked."""
+        """Sends the last events, and goes on after them."""
         if self._server.serves(client):
+            lines = [line for name, line in self._recent.lines() if stream.vm in (None, name)]
+            client.queue(b"".join(map(_chunk, lines)))
             if not stream.follow:
                 client.queue(b"0\r\n\r\n")
             client.phase = Phase.STREAMING if stream.follow else Phase.ANSWERED

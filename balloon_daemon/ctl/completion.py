@@ -129,7 +129,12 @@ _balloonctl() {{
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
         ;;
     vms)
-        mapfile -t COMPREPLY < <(compgen -W "$(_balloonctl_vms)" -- "$current")
+        # Whoever starts a VM chooses its name. compgen -W would run the $(…) in a name, and so
+        # would the shell at the end of the line: quote each name, and compare it here.
+        while IFS= read -r word; do
+            printf -v word %q "$word"
+            [[ $word != "$current"* ]] || COMPREPLY+=("$word")
+        done < <(_balloonctl_vms)
         ;;
     words)
         mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")

@@ -52,6 +52,11 @@ class _Kept:
         self._line = ""
 
     @property
+    def is_worded(self) -> bool:
+        """Whether ``line`` is made already."""
+        return self._event is None
+
+    @property
     def line(self) -> str:
         """The event as a line of JSON; "" where the log has no line for it."""
         if self._event is not None:
@@ -104,18 +109,17 @@ class Recent:
             for follower in tuple(self._followers):
                 follower(kept.name, kept.line)
 
-    def lines(self) -> Iterator[tuple[str, str]]:
-        """The last events, each with its VM's name ("" for the host's), as lines of JSON.
+    def lines(self) -> list[tuple[str, str]]:
+        """The last events, each with its VM's name ("" for the host's), as lines of JSON."""
+        return [(kept.name, kept.line) for kept in self._all if kept.line]
 
-        Events that come before the iterator has ended are among them.
-        """
-        done = self._count - len(self._all)
-        while done < self._count:
-            later = min(self._count - done, len(self._all))
-            done = self._count
-            for kept in list(self._all)[-later:]:
-                if kept.line:
-                    yield kept.name, kept.line
+    def word(self) -> Iterator[None]:
+        """Makes the lines of the last events that have none yet, one in each step, so that
+        ``lines`` takes little time afterwards."""
+        for kept in tuple(self._all):
+            if not kept.is_worded:
+                kept.line  # noqa: B018  # Makes the line, and keeps it.
+                yield
 
     def has_lines_of(self, name: str) -> bool:
         """Whether ``lines`` has any about a VM of this name ("": about the host)."""

@@ -40,12 +40,10 @@ from typing import assert_never
 
 from balloon_daemon.errors import StateError
 from balloon_daemon.sizing.balloon_policy import (
-    AvailableMemoryTimer,
     BalloonPolicy,
     LowMemory,
     LowMemoryTimer,
     PolicySettings,
-    Step,
     max_balloon_bytes,
 )
 from balloon_daemon.sizing.deadlines import Deadlines
@@ -276,8 +274,9 @@ class HostPolicy:
                 held = self._protection.objection(vm, row, row.guard, outcome)
             if held is None:
                 held = self._against_more(vm, row.policy.level)
-            if held is None and lowest is not None and row.priority > lowest:
+            if held is None and self._priorities.must_wait(row, lowest, outcome.now_s):
                 held = Reason.LOWER_FIRST
+            row.patience.waits_down = 0
             row.policy.held = held
             outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
             if row.guard is None:
@@ -313,20 +312,7 @@ class HostPolicy:
                 # before all releases that are due.
                 self._look(seen, outcome)
             else:
-                outcome.take(vm, row, self._release(row, seen, now_s))
-
-    def _release(self, row: Row, seen: Seen, now_s: float) -> Step:
-        """Steps a VM whose release is due. VMs of a higher priority get memory back first: for
-        this VM the memory in their balloons does not count as available."""
-        first_mib = self._priorities.mib_above(row.priority)
-        if not first_mib or not isinstance(seen, Reading):
-            return row.policy.step(AvailableMemoryTimer(seen), now_s)
-        left = seen._replace(available_mib=seen.available_mib - first_mib)
-        step = row.policy.step(AvailableMemoryTimer(left), now_s)
-        needed_mib = step.decision.needed_mib
-        if needed_mib is not None:
-            needed_mib += first_mib
-        return step._replace(decision=step.decision._replace(reading=seen, needed_mib=needed_mib))
+                outcome.take(vm, row, self._priorities.release(row, seen, now_s))
 
     def _wake_at_s(self) -> float | None:
         at_s = self._deadlines.earliest_s()

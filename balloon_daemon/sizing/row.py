@@ -1,12 +1,27 @@
 """One VM of a host, as ``HostPolicy`` keeps it. Pure."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from balloon_daemon.sizing.balloon_policy import BalloonPolicy
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.terms import Terms
+
+
+@dataclass(slots=True)
+class Patience:
+    """How often a VM has waited for VMs of other priorities.
+
+    Attributes:
+        waits_up: how often, at low memory, for those of lower priorities to give theirs.
+        waited_at_s: when it did so last.
+        waits_down: how often, since low memory, for those of higher priorities to get theirs back.
+    """
+
+    waits_up: int = 0
+    waited_at_s: float = -math.inf
+    waits_down: int = 0
 
 
 @dataclass(slots=True)
@@ -26,6 +41,7 @@ class Row:
         queued_at_s: the time of its entry among the deadlines; infinity: it has no entry.
         guard: protects its guest; None: its profile is ``Profile.SEED``.
         watched_s: how often its figures are read; infinity: never.
+        patience: how often it has waited for VMs of other priorities.
     """
 
     policy: BalloonPolicy
@@ -40,6 +56,7 @@ class Row:
     queued_at_s: float = math.inf
     guard: Guard | None = None
     watched_s: float = math.inf
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def deadline_s(self) -> float:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from balloon_daemon.api import client as api_client
 from balloon_daemon.api import server as api_server
 from balloon_daemon.api import socket_file
+from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
 from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
@@ -260,6 +261,29 @@ def test_follower_that_never_reads_is_dropped_and_others_get_every_event(play: P
             assert [json.loads(line)["actual_bytes"] for line in lines[1::2]] == list(range(sent))
             world.server = Server(ApiSocket(world.socket.path), world.recent, world.events.append)
             world.server.start(world.desk)
+
+    play(scene)
+
+
+@fault("a client that never reads")
+def test_stream_begins_however_fast_events_come(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Answering.work
+
+    async def scene(world: World) -> None:
+        def with_event(self: Answering) -> None:
+            world.recent(TargetReached(VM, 0, 0), 0.0)
+            work(self)
+
+        monkeypatch.setattr(Answering, "work", with_event)
+        for _ in range(3):
+            world.recent(TargetReached(VM, 0, 0), 0.0)
+        with await world.connect() as follower:
+            await asyncio.get_running_loop().sock_sendall(follower, GET_EVENTS)
+            await world.until(
+                lambda: [one.phase.name for one in world.server.clients()] == ["STREAMING"]
+            )
 
     play(scene)
 
