@@ -28,7 +28,12 @@ class Identity:
 OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 
 MAX_GROWTH_BYTES = 256 << 20
-"""Address space that a device may add to its own when it is jailed; it needs a few MiB."""
+"""How much a device may add to its own memory, and to its address space, when it is jailed; it
+needs a few MiB. Its stack may be as large, too."""
+
+_SIZE, _DATA = 0, 5
+"""Fields of /proc/PID/statm (proc(5)), in pages: all that is mapped, and private memory that may
+be written, with the stack."""
 
 
 def reset_signals() -> None:
@@ -166,7 +171,7 @@ def _drop_privileges(identity: Identity | None) -> None:
 
 
 def _limit_resources() -> None:
-    """Limits address space and descriptors to little more than the present ones.
+    """Limits memory and descriptors to little more than the present ones.
 
     A device taken over by its guest could otherwise use up the host's memory and descriptors:
     crosvm's seccomp policy for this device allows eventfd2, dup, epoll_create1, mmap, write and
@@ -175,13 +180,21 @@ def _limit_resources() -> None:
     # Read by os.open() instead of open(), whose buffers and decoders would write to, and so copy,
     # 30 pages of memory that devices share.
     statm = os.open("/proc/self/statm", os.O_RDONLY)
-    mapped_bytes = int(os.read(statm, 100).split()[0]) * resource.getpagesize()
+    pages = [int(number) for number in os.read(statm, 200).split()]
     os.close(statm)
+    mapped, data = (pages[field] * resource.getpagesize() for field in (_SIZE, _DATA))
     for kind, most in (
-        (resource.RLIMIT_AS, mapped_bytes + MAX_GROWTH_BYTES),
+        (resource.RLIMIT_AS, mapped + MAX_GROWTH_BYTES),
+        # RLIMIT_AS alone is no limit: it includes guest memory, which a device may unmap, and then
+        # map as much memory of its own. Memory that RLIMIT_DATA does not count cannot be mapped
+        # (``linux/seccomp.py``), and only RLIMIT_STACK limits how far the stack grows.
+        (resource.RLIMIT_DATA, data + MAX_GROWTH_BYTES),
+        (resource.RLIMIT_STACK, MAX_GROWTH_BYTES),
         (resource.RLIMIT_NOFILE, 0),
     ):
-        resource.setrlimit(kind, (most, most))
+        hard = resource.getrlimit(kind)[1]
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (limit, limit))
 
 
 def write_error(text: str) -> None:
