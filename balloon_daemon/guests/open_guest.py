@@ -32,8 +32,8 @@ def open_drivers(
         publish: takes events.
         is_own: tells by a VMM's pid whether its VM is attached to balloond's own device; such a VM
             is not driven through its VMM as well.
-        low: makes a ``LowNumbers``, which starts libvirt's client without any VMM's
-            descriptors.
+        low: makes a ``LowNumbers``, which starts libvirt's client and children that look paths up
+            without any VMM's descriptors.
     """
     drivers: list[GuestDriver] = []
     with_socket = [vm for vm in config.vms if vm.kind not in (Kind.VHOST_USER, Kind.LIBVIRT)]
@@ -43,7 +43,9 @@ def open_drivers(
         return drivers
     from balloon_daemon.guests.driven.bases import bases_path
     from balloon_daemon.guests.driven.claims import Claims
+    from balloon_daemon.guests.driven.lookups import LOOKUPS
 
+    LOOKUPS.low = low()
     claims, main = Claims(), config.main_socket
     if config.dry_run:
         # What an earlier balloond has taken is given back first of all, by the file of bases. A
@@ -52,9 +54,7 @@ def open_drivers(
     if kinds:
         from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
         from balloon_daemon.guests.driven.kinds import control_of
-        from balloon_daemon.guests.driven.lookups import LOOKUPS
 
-        LOOKUPS.low = low()
         controls = {kind: control_of(kind) for kind in kinds}
         bases = bases_path(main, Kind.QMP)
         names = frozenset(vm.name for vm in config.vms)

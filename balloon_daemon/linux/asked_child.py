@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -22,7 +23,7 @@ NAME = "balloond-looks"
 MAX_PACKET_BYTES = 160 * 1024
 """The longest order or part of an answer; the kernel takes 200 KiB (net.core.wmem_default)."""
 
-_DONE = [0, ""]
+_DONE = (0, "")
 
 Answers = Callable[[Sequence[object], int, Callable[[int], None]], Iterator[object]]
 """Carries out an order. Takes the order, in JSON's types, a descriptor that came with it, or -1,
@@ -81,8 +82,9 @@ class AskedChild:
         socket.send_fds(self._ours, [json.dumps(order).encode()], fds, socket.MSG_NOSIGNAL)
 
     def part(self) -> object:
-        """The next part of an answer: ``[value]``, an owner, or ``[errno, why]`` as the last;
-        the first thing that a child says is ``[0, ""]``.
+        """The next part of an answer: ``[value]``, an owner, or ``[errno, why, seconds]`` as the
+        last, with the processor time that the order took; the first thing that a child says is
+        such an end.
 
         Raises:
             BlockingIOError: there is none yet.
@@ -123,22 +125,24 @@ def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
         def say(part: object) -> None:
             orders.send(json.dumps(part).encode())
 
-        say(_DONE)
+        say([*_DONE, 0.0])
         while True:
             packet, fds, *_ = socket.recv_fds(orders, MAX_PACKET_BYTES, 1)
             if not packet:
                 break
-            end: object = _DONE
+            end, began_s = _DONE, time.thread_time()
             try:
                 for value in answers(json.loads(packet), fds[0] if fds else -1, say):
                     say([value])
             except OSError as err:
-                end = [err.errno or errno.EIO, err.strerror or str(err)]
+                end = err.errno or errno.EIO, err.strerror or str(err)
             except ValueError as err:
-                end = [errno.EINVAL, str(err)]
+                end = errno.EINVAL, str(err)
             finally:
                 for each in fds:
                     os.close(each)
-            say(end)
+            # Linux forgets this whenever a process opens files for another user.
+            jail.end_with(parent)
+            say([*end, time.thread_time() - began_s])
     finally:
         os._exit(0)

@@ -122,7 +122,9 @@ def start_time_of(pid: int) -> int | None:
 def files_of(pid: int) -> list[tuple[str, str]]:
     """What a process has open: paths in /proc/PID/fd, and the links that are there.
 
-    The lowest ``MOST_FILES`` numbers only; none where they may not be read.
+    The lowest ``MOST_FILES`` numbers only; none where they may not be read. Not for a process that
+    serves VMs: the process's user can keep a lookup in its directories waiting, and put so many
+    locks on them that closing them takes long.
     """
     found = []
     with contextlib.suppress(OSError), as_user_of(pid), os.scandir(f"/proc/{pid}/fd") as entries:

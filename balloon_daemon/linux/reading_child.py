@@ -17,12 +17,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.file_access import Identity, as_oneself, as_user
 from balloon_daemon.linux.libc import clone_sharing_fds
+from balloon_daemon.linux.user_time import UserTime
 
 NAME = "balloond-reads"
 """The process's name in ``ps`` and ``top``."""
@@ -52,8 +53,6 @@ pages."""
 
 MOST_BYTES = 1 << 16
 """The longest reading, in bytes."""
-
-Key = TypeVar("Key")
 
 _MOST_NOTED = 1024
 _ORDER, _ANSWER = struct.Struct("2i2q"), struct.Struct("id")
@@ -173,9 +172,7 @@ class ReadsApart:
         self._pauses: dict[tuple[int, int], tuple[float, float]] = {}
         """By process and user, where a reading was late: until when none of its files is read, and
         for how long that is."""
-        self._waited: dict[int, tuple[float, float]] = {}
-        """By user: how many seconds late readings of its processes and those that were not quick
-        have taken, and up to when that is reckoned."""
+        self._waited = UserTime(LATE_S, REGAINED)
 
     def read(
         self, fd: int, most_bytes: int, pid: int, user: int, identity: Identity | None = None
@@ -197,8 +194,7 @@ class ReadsApart:
         until_s, for_s = self._pauses.get((pid, user), (0.0, AGAIN_S / 2))
         if now_s < until_s:
             raise _late("it was read too slowly lately")
-        waited_s = self._waited_s(user, now_s)
-        if waited_s >= LATE_S:
+        if self._waited.is_used_up(user, now_s):
             raise _late("files of its user's processes are read too slowly")
         self._read_at_s = now_s
         try:
@@ -206,12 +202,14 @@ class ReadsApart:
         except TimeoutError:
             self._end()
             for_s = min(2 * for_s, AGAIN_MOST_S)
-            _note(self._pauses, (pid, user), (now_s + for_s, for_s))
-            _note(self._waited, user, (waited_s + WITHIN_S, now_s))
+            self._pauses[pid, user] = (now_s + for_s, for_s)
+            if len(self._pauses) > _MOST_NOTED:
+                self._pauses.pop(next(iter(self._pauses)))
+            self._waited.take(user, WITHIN_S, now_s)
             raise
         self._pauses.pop((pid, user), None)
         if took_s > QUICK_S:
-            _note(self._waited, user, (waited_s + took_s, now_s))
+            self._waited.take(user, took_s, now_s)
         return content
 
     def close(self) -> bool:
@@ -235,13 +233,6 @@ class ReadsApart:
                 return content, self._child.took_s
             self._end()  # Somebody has killed it.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-    def _waited_s(self, user: int, now_s: float) -> float:
-        waited_s, at_s = self._waited.get(user, (0.0, now_s))
-        waited_s -= (now_s - at_s) * REGAINED
-        if waited_s <= 0:
-            self._waited.pop(user, None)
-        return max(0.0, waited_s)
 
     def _look_later(self) -> None:
         if self.later is not None and not self._is_due:
@@ -273,12 +264,6 @@ APART = ReadsApart()
 
 def _late(why: str) -> TimeoutError:
     return TimeoutError(errno.ETIMEDOUT, why)
-
-
-def _note(notes: dict[Key, tuple[float, float]], key: Key, note: tuple[float, float]) -> None:
-    notes[key] = note
-    if len(notes) > _MOST_NOTED:
-        notes.pop(next(iter(notes)))
 
 
 def _serve(orders: int, parent: int) -> NoReturn:

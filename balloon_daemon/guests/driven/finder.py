@@ -106,7 +106,7 @@ async def opened(
             host = HostSide(found.pid, found.memory_file)
         except OSError as err:
             raise ControlError(Fault.HANGS, f"{err.filename}: {err.strerror}") from err
-        check_process(host, shared)
+        await check_process(host, shared)
         claim = claim._replace(pid=host.pid, vm_uuid=found.vm_uuid)
         _check_claim(claim, shared)
     except BaseException:

@@ -1,9 +1,10 @@
-"""Has paths looked up by children, so that no lookup of a name holds the controller up.
+"""Has paths and VMMs' processes looked at by children, so that no lookup holds the controller up.
 
 Runs in the controller. As a rule there is one child, for as long as something is looked up. A
 request that has had no answer for a moment may be waiting for a directory's lock: then another
-child carries out the requests about other directories. After a second the child is killed; it may
-live on, as some of the kernel's waits end for no signal.
+child carries out the requests about other places. A place is a directory, or all processes of one
+user. After a second the child is killed; it may live on, as some of the kernel's waits end for no
+signal.
 """
 
 import asyncio
@@ -19,15 +20,24 @@ from balloon_daemon.guests.driven.control import ControlError, Fault
 from balloon_daemon.guests.driven.path_orders import answers
 from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.asked_child import Answers, AskedChild
+from balloon_daemon.linux.user_time import UserTime
 
 WITHIN_S = 1.0
 """How long a child may say nothing; a lookup takes some 0.1 ms."""
 
 LATE_S = 0.05
-"""After this time without a word from a child, other directories' requests get another child."""
+"""After this time without a word from a child, other places' requests get another child."""
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
-"""How long a directory is left alone after a late lookup: twice as long after each further one."""
+"""How long a place is left alone after a late lookup: twice as long after each further one."""
+
+QUICK_S = 0.005
+"""Seconds of processor time that any look at a process may take: 500 descriptors take as long."""
+
+TAKEN_S, REGAINED = 1.0, 1 / 50
+"""Seconds that looks which are not quick may take for one user's processes, after which none of
+that user's is looked at; and the part of the time that has passed since by which that limit is
+regained. A look at 4,096 descriptors takes 35 ms at most."""
 
 MOST_CHILDREN, MOST_OF_ONE_OWNER = 16, 4
 """How many children live, late ones included, and how many late ones there may be for directories
@@ -58,10 +68,20 @@ async def ask_here(order: Sequence[object], take: Take, fd: int = -1) -> None:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A request, about a name in a directory; ``done`` has the error, if there is one."""
+    """A request.
+
+    Attributes:
+        order: what a child is to do.
+        place: the directory that a name is looked up in, or all processes of ``user``.
+        user: whose process is looked at; None: no process is.
+        take: takes the answer's parts.
+        fd: the socket to connect; -1: none.
+        done: has the error, if there is one.
+    """
 
     order: Sequence[object]
-    directory: str
+    place: str
+    user: int | None
     take: Take
     fd: int
     done: "asyncio.Future[Exception | None]"
@@ -85,41 +105,46 @@ class _Turn:
 
 
 class _Late:
-    """Which directories are not looked at for now, as a lookup there was late."""
+    """Which places are not looked at for now, as a lookup there was late, or many were slow."""
 
     def __init__(self) -> None:
         self._pauses: dict[str, tuple[float, float]] = {}
-        """By directory: until when it is left alone, and for how long that is."""
+        """By place: until when it is left alone, and for how long that is."""
         self._owners: dict[str, int] = {}
         self._children: list[tuple[AskedChild, str]] = []
+        self._taken = UserTime(TAKEN_S, REGAINED)
 
     def __len__(self) -> int:
         return len(self._children)
 
-    def owned(self, directory: str, owner: int) -> None:
-        """Notes whose the directory is in which a lookup of this one may wait."""
-        _note(self._owners, directory, owner)
+    def owned(self, place: str, owner: int) -> None:
+        """Notes whose the directory is in which a lookup of this place may wait."""
+        _note(self._owners, place, owner)
 
-    def add(self, child: AskedChild, directory: str) -> None:
+    def add(self, child: AskedChild, place: str) -> None:
         """Notes a child that was killed, as its lookup was late."""
-        _, for_s = self._pauses.get(directory, (0.0, AGAIN_S / 2))
+        _, for_s = self._pauses.get(place, (0.0, AGAIN_S / 2))
         for_s = min(2 * for_s, AGAIN_MOST_S)
-        _note(self._pauses, directory, (time.monotonic() + for_s, for_s))
-        self._children.append((child, directory))
+        _note(self._pauses, place, (time.monotonic() + for_s, for_s))
+        self._children.append((child, place))
 
-    def was_quick(self, directory: str) -> None:
-        """Notes that a lookup was not late."""
-        self._pauses.pop(directory, None)
+    def was_in_time(self, request: _Request, took_s: float) -> None:
+        """Notes that a lookup was not late, and how much processor time it took."""
+        self._pauses.pop(request.place, None)
+        if request.user is not None and took_s > QUICK_S:
+            self._taken.take(request.user, took_s, time.monotonic())
 
-    def refuses(self, directory: str) -> bool:
-        """Whether the directory is not to be looked at now."""
-        if directory in {late for _, late in self._children}:
+    def refuses(self, request: _Request) -> bool:
+        """Whether the place is not to be looked at now."""
+        place, user, now_s = request.place, request.user, time.monotonic()
+        if place in {late for _, late in self._children}:
             return True
         of_owners = Counter(self._owners.get(late, 0) for _, late in self._children)
         return (
-            time.monotonic() < self._pauses.get(directory, (0.0, 0.0))[0]
+            now_s < self._pauses.get(place, (0.0, 0.0))[0]
             or len(self._children) >= MOST_CHILDREN
-            or of_owners[self._owners.get(directory, 0)] >= MOST_OF_ONE_OWNER
+            or of_owners[self._owners.get(place, 0)] >= MOST_OF_ONE_OWNER
+            or (user is not None and self._taken.is_used_up(user, now_s))
         )
 
     def reap(self) -> None:
@@ -128,7 +153,7 @@ class _Late:
 
 
 class Lookups:
-    """Looks paths up in children.
+    """Looks paths up, and VMMs' processes at, in children.
 
     Args:
         answers: carries out an order, in a child.
@@ -151,17 +176,17 @@ class Lookups:
         """As ``Ask``.
 
         Raises:
-            ControlError: the directory is looked at too slowly now, or was lately.
+            ControlError: the place is looked at too slowly now, or was lately.
             OSError: the kernel's reason.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self.close()
             self._loop = loop
-        name, path, *_ = order
-        assert isinstance(path, str)
-        directory = os.path.dirname(path) if name in ("identify", "connect") else path
-        request = _Request(order, directory, take, fd, loop.create_future())
+        place, user = _place(order)
+        if user is not None:
+            self._late.owned(place, user)
+        request = _Request(order, place, user, take, fd, loop.create_future())
         self._queue.append(request)
         self._go_on()
         if (err := await request.done) is not None:
@@ -202,21 +227,21 @@ class Lookups:
                 self._over(self._leave(child), err)  # Somebody has killed the child.
 
     def _next(self) -> _Request | None:
-        """The next request whose directory can be looked at."""
+        """The next request whose place can be looked at."""
         self._late.reap()
         now_s = time.monotonic()
         slow = {
-            turn.request.directory
+            turn.request.place
             for turn in self._turns.values()
             if turn.request is not None and now_s - turn.heard_s >= LATE_S
         }
         for request in list(self._queue):
             if request.done.done():
                 self._queue.remove(request)
-            elif self._late.refuses(request.directory):
+            elif self._late.refuses(request):
                 self._queue.remove(request)
                 self._over(request, ControlError(Fault.PATH_HANGS))
-            elif request.directory not in slow:
+            elif request.place not in slow:
                 return request
         return None
 
@@ -269,18 +294,18 @@ class Lookups:
         turn = self._turns[child]
         request = turn.request
         match part:
-            case [int(number), str(why)]:
+            case [int(number), str(why), float(took_s)]:
                 self._leave(child, keep=True)
                 child.began()
                 self._idle.append(child)
                 self._used_s = time.monotonic()
                 self._later(IDLE_S, self._look)
                 if request is not None:
-                    self._late.was_quick(request.directory)
+                    self._late.was_in_time(request, took_s)
                 self._over(request, OSError(number, why) if number else None)
                 self._go_on()
             case int(owner) if request is not None:
-                self._late.owned(request.directory, owner)
+                self._late.owned(request.place, owner)
             case [value] if request is not None and not request.done.done():
                 request.take(value)
         if self._turns.get(child) is turn and self._loop is not None:
@@ -294,7 +319,7 @@ class Lookups:
             self._end(child)
             self._fail(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
             return
-        self._end(child, turn.request.directory)
+        self._end(child, turn.request.place)
         self._over(turn.request, ControlError(Fault.PATH_HANGS))
         self._go_on()
 
@@ -306,15 +331,15 @@ class Lookups:
             self._end(child)
         return turn.request
 
-    def _end(self, child: AskedChild, directory: str | None = None) -> None:
-        """Kills a child, whose lookup in this directory was late."""
+    def _end(self, child: AskedChild, place: str | None = None) -> None:
+        """Kills a child, whose lookup in this place was late."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(child)
         child.end()
-        if directory is None:
+        if place is None:
             self._ended.append(child)
         else:
-            self._late.add(child, directory)
+            self._late.add(child, place)
         self._later(IDLE_S, self._look)
 
     def _over(self, request: _Request | None, err: Exception | None) -> None:
@@ -353,6 +378,16 @@ class Lookups:
 
 LOOKUPS = Lookups()
 """This process's."""
+
+
+def _place(order: Sequence[object]) -> tuple[str, int | None]:
+    """The place that an order is about, and whose process, if it is about one."""
+    match order:
+        case [_, int(), int(user), *_]:
+            return f"processes of user {user}", user
+        case ["identify" | "connect", str(path), *_]:
+            return os.path.dirname(path), None
+    return str(order[1]), None
 
 
 def _note(notes: dict[str, _Noted], name: str, note: _Noted) -> None:

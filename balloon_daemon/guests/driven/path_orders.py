@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from balloon_daemon.guests.driven import process_orders
 from balloon_daemon.linux.walked_path import WalkedPath
 
 LOOK_FOR_S, PAUSE_S = 0.001, 0.02
@@ -87,6 +88,10 @@ def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object
             yield _identity(path)
         case ["connect", str(path), identity, *refused]:
             yield _connect(fd, path, identity, refused)
+        case ["files", int(pid), int(), [*starts]]:
+            yield process_orders.open_files(pid, list(map(str, starts)))
+        case ["thread", int(pid), int(), int(thread)]:
+            yield process_orders.has_thread(pid, thread)
         case _:
             raise ValueError(f"no such order: {order!r}")
 

@@ -78,7 +78,7 @@ class DomainControl:
             sample.state,
             frozenset(ability for ability, has in can.items() if has),
             pid,
-            "" if pid is None else qemu_process.find_memory_file(pid),
+            "" if pid is None else await qemu_process.find_memory_file(pid),
             self._uuid,
             figures.restored,
         )

@@ -18,6 +18,7 @@ from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.finder import Finder, Pause
+from balloon_daemon.guests.driven.lookups import LOOKUPS
 from balloon_daemon.guests.driven.reporting import Shared
 from balloon_daemon.guests.libvirt import wire
 from balloon_daemon.guests.libvirt.connection import Connection
@@ -99,6 +100,7 @@ class LibvirtVms:
         for host in self._hosts:
             await host.close()
         self._bases.store()
+        LOOKUPS.close()
 
 
 class Host:

@@ -1,19 +1,23 @@
-"""What the host's kernel says of a QEMU process that its monitor does not say.
+"""What a VMM's process has open, and which threads it has.
 
-Everything is read from /proc: opening a file of QEMU's, or even stat(2), could hang for good where
-the server of its file system (FUSE, NFS) does not answer.
+Runs in a child of the controller's (``lookups.py``), or in a process that serves no VMs. Whoever
+may list a directory in /proc/PID can put locks on that directory by the million (fcntl(2)), and
+each close(2) of it looks at all of them: 70 ms for 300,000. Such a user can also keep lookups of
+names in that directory waiting, as in any other.
 """
 
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from balloon_daemon.linux.figures import read_once
-from balloon_daemon.linux.mountinfo import Mount, read_mounts
-from balloon_daemon.linux.process_figures import apart, files_of
-from balloon_daemon.linux.reading_child import MOST_BYTES
+from balloon_daemon.linux.file_access import as_user_of
+from balloon_daemon.linux.libc import inode_of, size_of
+from balloon_daemon.linux.process_figures import files_of
+
+MOST_FOUND = 64
+"""How many descriptors are told of one process."""
 
 MAX_THREADS = 256
 """How many threads are looked at, oldest first: the first virtual CPU's is among the oldest."""
@@ -21,7 +25,24 @@ MAX_THREADS = 256
 MOST_READ, WITHIN_S = 64, 0.02
 """Of how many of these the status is read at most, and for how many seconds."""
 
+_MOST_BYTES = 1 << 20
+"""A status with all of a process's 65,536 groups has 0.7 MiB."""
+
 _INNER = re.compile(rb"^NSpid:\s+(.*)$", re.MULTILINE)
+
+
+def open_files(pid: int, starts: Sequence[str]) -> tuple[bool, list[tuple[str, int, int]]]:
+    """Which descriptors of a process have links that begin in one of these ways.
+
+    Returns:
+        Whether any descriptor may be seen; and the path in /proc/PID/fd of each that was found,
+        with its file's inode number and length in bytes, 0 where these are unknown.
+    """
+    files = files_of(pid)
+    found = [path for path, link in files if link.startswith(tuple(starts))][:MOST_FOUND]
+    with as_user_of(pid):
+        # Not os.stat(): a file of FUSE may have such a link, and its server may never answer.
+        return bool(files), [(path, inode_of(path) or 0, size_of(path) or 0) for path in found]
 
 
 def has_thread(pid: int, thread: int) -> bool:
@@ -47,12 +68,12 @@ def has_thread(pid: int, thread: int) -> bool:
 def _inner_numbers(pid: int, tasks: Iterable[str]) -> Iterator[int]:
     """The numbers that threads have in their process's own PID namespace, until the time is up;
     none where the process is in ours."""
-    until_s, content = time.monotonic() + WITHIN_S, apart(pid)
+    until_s = time.monotonic() + WITHIN_S
     for task in islice(tasks, MOST_READ):
         if time.monotonic() >= until_s:
             return
         try:
-            status = read_once(f"/proc/{pid}/task/{task}/status", MOST_BYTES, content)
+            status = _read(f"/proc/{pid}/task/{task}/status")
         except (FileNotFoundError, ProcessLookupError):
             continue  # This thread has ended.
         except OSError:
@@ -64,25 +85,7 @@ def _inner_numbers(pid: int, tasks: Iterable[str]) -> Iterator[int]:
         yield int(numbers[-1])
 
 
-def descriptor_of(pid: int, target: str) -> str:
-    """The path in /proc of a descriptor whose link begins with ``target``; "" for none."""
-    return next((path for path, link in files_of(pid) if link.startswith(target)), "")
-
-
-def on_hugetlbfs(paths: Iterable[str]) -> set[str]:
-    """Those paths that lie on a mounted hugetlbfs, by our own list of mounts."""
-    try:
-        mounts = read_mounts()  # Once for all: a host may have thousands.
-    except OSError:
-        return set()
-    return {path for path in paths if _file_system(path, mounts) == "hugetlbfs"}
-
-
-def _file_system(path: str, mounts: Iterable[Mount]) -> str:
-    fstype, longest = "", 0
-    for mount in mounts:
-        point = mount.point.rstrip("/")
-        # Of two mounts at one place the later one hides the other.
-        if len(point) >= longest and f"{path}/".startswith(f"{point}/"):
-            fstype, longest = mount.fstype, len(point)
-    return fstype
+def _read(path: str) -> bytes:
+    # O_NONBLOCK: open(2) of a file that its owner has a lease on fails, instead of waiting.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        return file.read(_MOST_BYTES)
