@@ -52,7 +52,7 @@ def check(
     config = settings.config
     failed = look(config, keep_fds=settings.args.keep_fds)
     warned: list[SocketNotOpened | ApiNotOpened] = [*failed]
-    if (no_api := check_api(settings.args.api)) is not None:
+    if (no_api := check_api(config.api)) is not None:
         warned.append(no_api)
     with Interruptible():
         for warning in () if own is None else own.warnings():

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from balloon_daemon.cli.device_user import default_user
 from balloon_daemon.cli.flags import Settings, build_parser
-from balloon_daemon.cli.own_api import NOWHERE, api_place
+from balloon_daemon.cli.own_api import api_place
 from balloon_daemon.config.entries import Key, Origin, key_said
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.errors import printable
@@ -17,6 +17,7 @@ from balloon_daemon.units import format_size
 MARGIN_DEFAULT = f"the margin file's, else {MARGIN_PER_MILLE / 10} % of what can be available"
 LOW_MEM_DIR_DEFAULT = "ChromeOS's, where there is one"
 NO_SOCKET = "none, as VMs are named otherwise"
+NO_PLACE = "none"
 
 VM_DEFAULTS = {
     "floor": "what the profile leaves",
@@ -33,11 +34,7 @@ _FLAGS = {
     "policy_dialect": "--policy-dialect",
     "user": "--user",
     "keep_fds": "--keep-fds",
-    "api": "--api",
     "log": "--log",
-    "dry_run": "--dry-run",
-    "history": "--history",
-    "record": "--record",
     "verbose": "--verbose",
     "speed": "--speed",
     "page_reporting": "page reporting",
@@ -57,6 +54,11 @@ def settings_said(settings: Settings) -> Iterator[str]:
         file = "a" if config.profile is Profile.CAREFUL else "no"
         why = f"as there is {file} configuration file, by default"
         yield f'profile of VMs there = "{config.profile.value}" {why}'
+    api = api_place(None)
+    yield _host_said(settings, "api", args.api, NO_PLACE if api is None else _written(api))
+    yield _host_said(settings, "history", args.history, NO_PLACE)
+    yield _host_said(settings, "record", args.record, NO_PLACE)
+    yield _host_said(settings, "dry_run", args.dry_run or None, "false")
     for key, places in config.discover._asdict().items():
         yield from _discover_said(settings, ("discover", key), places)
     for vm in config.vms:
@@ -131,10 +133,6 @@ def _by_default(name: str, value: object) -> object:
             return VM_DEFAULTS["memory"]
         case "user":
             return default_user()
-        case "api":
-            return api_place(None) or NOWHERE
-        case "history" | "record":
-            return NOWHERE
         case _:
             return value
 
@@ -142,6 +140,8 @@ def _by_default(name: str, value: object) -> object:
 def _written(value: object) -> str:
     """A value as a file has it, however long it is."""
     match value:
+        case bool():
+            return str(value).lower()
         case str() | PurePath():
             return f'"{printable(str(value))}"'
         case list():

@@ -365,9 +365,10 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
         policy=PolicySettings().faster(args.speed),
         poll_s=1.0 / args.speed,
         page_reporting=args.page_reporting,
-        dry_run=args.dry_run,
-        history=args.history,
-        record=args.record,
+        api=base.api if args.api is None else args.api,
+        dry_run=args.dry_run or base.dry_run,
+        history=base.history if args.history is None else args.history,
+        record=base.record if args.record is None else args.record,
     )
 
 

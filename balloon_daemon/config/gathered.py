@@ -16,6 +16,7 @@ from balloon_daemon.config.entries import (
 )
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.values import (
+    parse_api,
     parse_ceiling,
     parse_libvirt_uri,
     parse_list,
@@ -25,6 +26,7 @@ from balloon_daemon.config.values import (
     parse_profile,
     parse_size_value,
     parse_socket_path,
+    parse_truth,
     shown,
 )
 from balloon_daemon.config.vms import Discover, Kind, VmConfig
@@ -42,6 +44,10 @@ HOST: Mapping[str, Parse] = {
     "margin": parse_size_value,
     "low_mem_dir": parse_path,
     "socket": parse_socket_path,
+    "api": parse_api,
+    "history": parse_path,
+    "record": parse_path,
+    "dry_run": parse_truth,
 }
 """The keys of ``[host]``, each with its parser."""
 
@@ -120,6 +126,10 @@ class Gathered:
                     self._key(path, _TABLES[table], value, where, again=path in here)
                 case (table,) if table not in _TABLES:
                     self._unknown(path, value, where, _TABLES)
+                case ("vm", key) if key in VM and not isinstance(value, dict):
+                    written = "" if value is UNREADABLE else f" = {shown(value)}"
+                    said = "this VM has no name; write [vm.NAME] in place of [vm]"
+                    self.note(where, f"{key_said(path)}{written}: {said}")
                 case (_,) | ("vm", _) if not isinstance(value, dict) and value is not UNREADABLE:
                     table = table_said(path)
                     said = f"{shown(value)} is no table; write its keys below {table}"
@@ -177,6 +187,10 @@ class Gathered:
             socket=self._get(("host", "socket"), Path, None),
             low_mem_dir=self._get(("host", "low_mem_dir"), Path, None),
             margin_bytes=self._get(("host", "margin"), int, None),
+            api=self._get(("host", "api"), Path, None),
+            history=self._get(("host", "history"), Path, None),
+            record=self._get(("host", "record"), Path, None),
+            dry_run=self._get(("host", "dry_run"), bool, False),
             vms=tuple(self._vm(name) for name in self._vms),
             discover=Discover(
                 libvirt=self._get(("discover", "libvirt"), tuple, ()),
@@ -252,6 +266,8 @@ def _sockets(config: Config) -> Iterator[tuple[str, Key]]:
     """The path of each socket, and the key that names it."""
     if config.socket is not None:
         yield str(config.socket), ("host", "socket")
+    if config.api is not None and config.api.is_absolute():  # else it is "none"
+        yield str(config.api), ("host", "api")
     for vm in config.vms:
         # Several VMs may have one libvirt connection: each is the domain of its name.
         if vm.kind is not Kind.LIBVIRT and vm.address:

@@ -63,6 +63,7 @@ class Config:
         vms: the VMs that the configuration names.
         discover: where more VMs are found.
         profile: the rules for the VMs at ``socket``.
+        api: where clients of the API connect; ``none``: nowhere; None: where a service has it.
         dry_run: decide, and change no VM's balloon.
         history: the SQLite file of the last day; None: none is kept.
         record: where to write a trace of what the policy sees and decides; None: nowhere.
@@ -79,6 +80,7 @@ class Config:
     vms: tuple[VmConfig, ...] = ()
     discover: Discover = field(default_factory=Discover)
     profile: Profile = Profile.SEED
+    api: Path | None = None
     dry_run: bool = False
     history: Path | None = None
     record: Path | None = None

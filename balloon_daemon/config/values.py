@@ -74,6 +74,13 @@ def parse_profile(value: object) -> Profile:
     return Profile(value)
 
 
+def parse_truth(value: object) -> bool:
+    """Yes or no."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{shown(value)} is neither true nor false; write one, without quotes")
+    return value
+
+
 def parse_path(value: object) -> Path:
     """An absolute path: a relative one would depend on the directory where balloond starts."""
     path = _text(value, "path", "/run/balloond/web.sock")
@@ -91,6 +98,11 @@ def parse_socket_path(value: object) -> Path:
             f"{MOST_PATH_BYTES} bytes; name a shorter"
         )
     return path
+
+
+def parse_api(value: object) -> Path:
+    """The path of the API's socket, or "none"."""
+    return Path("none") if value == "none" else parse_socket_path(value)
 
 
 def parse_pattern(value: object) -> str:

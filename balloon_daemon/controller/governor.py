@@ -12,13 +12,12 @@ from typing import assert_never
 
 from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
 from balloon_daemon.controller.asking import checked
-from balloon_daemon.controller.reported import event_of, told_policy
+from balloon_daemon.controller.reported import attached, event_of, told_policy
 from balloon_daemon.controller.statuses import vm_status
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.errors import StateError
 from balloon_daemon.events import Decided, Publish, SizeAsked, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
-    Ability,
     Actual,
     Attached,
     Gone,
@@ -35,10 +34,9 @@ from balloon_daemon.guests.seam import (
 )
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing import host_events
-from balloon_daemon.sizing.balloon_policy import Decision, PolicySettings, PolicyState, Reason
+from balloon_daemon.sizing.balloon_policy import Decision, PolicySettings, Reason
 from balloon_daemon.sizing.host_events import Halted, HostStep, Looked, Seen, Woke
 from balloon_daemon.sizing.host_policy import HostPolicy
-from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
 from balloon_daemon.status import HostStatus, LastDecision, VmStatus
 from balloon_daemon.units import VmId
@@ -93,6 +91,18 @@ class Governor:
         """Adds a guest, which is asked for nothing before it has reported ``Attached``."""
         self._vms[guest.vm] = Vm(guest, settings, kind)
 
+    def change(self, vm_id: VmId, settings: VmSettings | None) -> None:
+        """Governs a VM by other settings from now on; None: no more, until it is gone."""
+        vm = self._vms[vm_id]
+        vm.settings = settings or vm.settings
+        if self._policy.governs(vm_id):
+            if settings is None:
+                self._step(host_events.Removed(vm_id))
+                return
+            self._step(host_events.SettingsChanged(vm_id, settings))
+            if vm.state is not GuestState.RUNNING:
+                self._tell_policy(vm_id, vm, StateChanged(vm.state))
+
     def halt(self) -> None:
         """Stops all decisions, because balloond ends."""
         self._step(Halted())
@@ -105,9 +115,7 @@ class Governor:
         """
         vm = self._vms.get(vm_id)
         if vm is None:
-            # The VM has been removed, but its task may go on for a moment and report something.
-            # Ignore that report.
-            return
+            return  # The VM has been removed, and its task may go on for a moment.
         match report:
             case Attached():
                 self._attach(vm_id, vm, report)
@@ -170,21 +178,14 @@ class Governor:
 
     def _attach(self, vm_id: VmId, vm: Vm, report: Attached) -> None:
         vm.can, vm.vmm_pid = report.can, report.vmm_pid
-        size, row = report.vm_mem_bytes, report.row
-        terms = Terms(vm.settings, Ability.STATS in vm.can, Ability.DEFLATE_ON_OOM in vm.can)
-        event: host_events.Event = host_events.Added(vm_id, size, report.balloon_bytes, terms)
-        if row is not None:
-            state = PolicyState(row.level, row.recheck_at_s, row.release_at_s)
-            event = host_events.Restored(vm_id, size, state, vm.balloon_bytes, terms)
-        step = self._policy.step(event, self._loop.time())
+        step = self._policy.step(attached(vm, report), self._loop.time())
         if not self._policy.governs(vm_id):
-            # HostPolicy did not add the VM: it is halted, because balloond ends. Send the VM no
-            # target: the guest would give pages for it, and no later step would give them back.
-            return
-        if row is None:
+            return  # HostPolicy is halted, because balloond ends: no target for this VM.
+        if report.row is None:
             max_bytes = self._policy.policy(vm_id).max_bytes
-            self._publish(VmAttached(vm_id, size, max_bytes, self._settings.steps))
-        if not terms.is_careful:
+            steps = self._settings.steps
+            self._publish(VmAttached(vm_id, report.vm_mem_bytes, max_bytes, steps))
+        if vm.settings.profile is Profile.SEED:
             self._policy.note_actual(vm_id, vm.balloon_bytes)
         self._perform(step)
         if not step.decisions:
@@ -213,8 +214,7 @@ class Governor:
             return  # HostPolicy is halted, because balloond ends.
         quiet = vm.sizes.admit(now_s) is None
         max_bytes = self._policy.policy(vm_id).max_bytes
-        steps = self._settings.steps
-        self._publish(VmResized(vm_id, vm_mem_bytes, max_bytes, steps, quiet=quiet))
+        self._publish(VmResized(vm_id, vm_mem_bytes, max_bytes, self._settings.steps, quiet=quiet))
         self._perform(step, quiet=quiet)
 
     # --- memory and time ----------------------------------------------------------------------
@@ -224,11 +224,10 @@ class Governor:
 
     def _woke(self, due_s: float) -> None:
         self._timer = None
-        # Arm the timer again before reading the host's memory. If the read raises an error,
-        # perhaps for lack of memory, this method is still called again, and no deadline is lost.
+        # Arm the timer before reading the host's memory: if the read raises an error, perhaps for
+        # lack of memory, no deadline is lost.
         self._arm(self._loop.time() + READ_AGAIN_S)
-        # asyncio may call a timer slightly early, when by the clock no deadline is due yet. So use
-        # the time for which the timer was set, if that is later than the clock's.
+        # asyncio may call a timer slightly early, when by the clock no deadline is due yet.
         self._step(Woke(self._watch.read()), max(self._loop.time(), due_s))
 
     def _against_more(self, vm_id: VmId, level: int) -> Reason | None:
@@ -245,9 +244,8 @@ class Governor:
         self._perform(self._policy.step(event, self._loop.time() if now_s is None else now_s))
 
     def _perform(self, step: HostStep, *, quiet: bool = False) -> None:
-        # Set the timer and the watch before the calls below. Those calls may cause another step,
-        # which sets the timer and the watch anew: setting them last would overwrite its settings
-        # with older ones.
+        # Set the timer and the watch first: the calls below may cause another step, which sets
+        # them anew.
         self._arm(step.wake_at_s)
         if step.listen:
             self._watch.listen(self._looked)

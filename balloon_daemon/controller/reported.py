@@ -2,6 +2,7 @@
 
 from typing import assert_never
 
+from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import (
     BalloonContested,
     BalloonFreed,
@@ -10,13 +11,41 @@ from balloon_daemon.events import (
     ProtectionEvent,
     SqueezeStalled,
 )
-from balloon_daemon.guests.seam import Actual, GuestState, Held, StateChanged, Stats
+from balloon_daemon.guests.seam import (
+    Ability,
+    Actual,
+    Attached,
+    GuestState,
+    Held,
+    StateChanged,
+    Stats,
+)
+from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.sizing.decision import Balance, Contested, Finding, InNeed, Missing, Stalled
 from balloon_daemon.sizing.guard import Guard
-from balloon_daemon.sizing.host_events import Measured, Moved, Ran, Reported, Sampled
+from balloon_daemon.sizing.host_events import (
+    Added,
+    Measured,
+    Moved,
+    Ran,
+    Reported,
+    Restored,
+    Sampled,
+)
 from balloon_daemon.sizing.need import Figures
+from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.status import ProtectionStatus
 from balloon_daemon.units import VmId
+
+
+def attached(vm: Vm, report: Attached) -> Added | Restored:
+    """A VM's report of its size as an event for the policy."""
+    vm_id, size, row = vm.guest.vm, report.vm_mem_bytes, report.row
+    terms = Terms(vm.settings, Ability.STATS in vm.can, Ability.DEFLATE_ON_OOM in vm.can)
+    if row is None:
+        return Added(vm_id, size, report.balloon_bytes, terms)
+    state = PolicyState(row.level, row.recheck_at_s, row.release_at_s)
+    return Restored(vm_id, size, state, vm.balloon_bytes, terms)
 
 
 def told_policy(vm: VmId, report: Actual | Stats | Held | StateChanged) -> Reported:

@@ -71,6 +71,13 @@ class LowMemorySource(Protocol):
             SourceError: low memory cannot be seen; says why, and the remedy.
         """
 
+    def set_margin(self, margin_bytes: int | None) -> None:
+        """Uses another margin from the next reading on.
+
+        Args:
+            margin_bytes: the margin, at least 1 MiB; None: the source's own.
+        """
+
     def wait_fd(self) -> int | None:
         """The fd that becomes readable when memory may be low, the same fd until ``close``."""
 
@@ -150,6 +157,9 @@ class ChromeosLowMemory(SourceNotices):
             case _:
                 return
         raise SourceError(f"low memory cannot be seen, as {what} is unknown: {why}; {remedy}")
+
+    def set_margin(self, margin_bytes: int | None) -> None:
+        self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
 
     def wait_fd(self) -> int | None:
         """The epoll fd around the device, which may be absent now; None: no device was named."""
@@ -272,6 +282,9 @@ class MeminfoLowMemory(SourceNotices):
                 "whole (a service: ProcSubset=all), or name a directory with the files available "
                 "and margin (--low-mem-dir)"
             )
+
+    def set_margin(self, margin_bytes: int | None) -> None:
+        self._margin_mib = None if margin_bytes is None else _whole_mib(margin_bytes)
 
     def wait_fd(self) -> int | None:
         """The epoll fd around the PSI trigger; None: there is no trigger."""

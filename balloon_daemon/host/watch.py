@@ -85,6 +85,16 @@ class MemoryWatch:
                 self._loop.add_reader(fd, self._woken)
                 self._watched_fd = fd
 
+    def set_margin(self, margin_bytes: int | None) -> None:
+        """Uses another margin, and gives the reading with it to whoever listens, at once.
+
+        Args:
+            margin_bytes: the margin; None: the source's own.
+        """
+        self._source.set_margin(margin_bytes)
+        if self.listens:
+            self._look()
+
     def rest(self) -> None:
         """Ends the reading that ``listen`` began; does nothing where it has ended already."""
         self._take = None

@@ -9,11 +9,20 @@ further line is an ``Entry``. ``docs/simulate.md`` lists its keys.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple, TypeVar, assert_never
+from typing import NamedTuple, assert_never
 
-from balloon_daemon.errors import BalloondError, ConfigError
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.records.trace_values import Content as _Content
+from balloon_daemon.records.trace_values import TraceError as TraceError
+from balloon_daemon.records.trace_values import integer as _integer
+from balloon_daemon.records.trace_values import number as _number
+from balloon_daemon.records.trace_values import or_none as _or_none
+from balloon_daemon.records.trace_values import rows as _rows
+from balloon_daemon.records.trace_values import signed as _signed
+from balloon_daemon.records.trace_values import text as _text
+from balloon_daemon.records.trace_values import truth as _truth
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import (
@@ -26,10 +35,12 @@ from balloon_daemon.sizing.host_events import (
     Moved,
     Ran,
     Removed,
+    Reported,
     Resized,
     Restored,
     Sampled,
     Seen,
+    SettingsChanged,
     Woke,
 )
 from balloon_daemon.sizing.need import Figures
@@ -42,14 +53,6 @@ VERSION = 1
 
 BEGINNING = b'{"balloond_trace":'
 """The first bytes of a trace of any version."""
-
-MOST_NUMBER = 1 << 64
-
-T = TypeVar("T")
-
-
-class TraceError(BalloondError):
-    """A trace, or a line of one, that no balloond of this version has written."""
 
 
 class Header(NamedTuple):
@@ -183,7 +186,7 @@ def _encoded(event: Recorded) -> dict[str, object]:
 
 
 def _encoded_of_vm(
-    event: Added | Restored | Resized | Removed | Moved | Sampled | Ran | Measured | Asked,
+    event: Added | Restored | Resized | Removed | Reported | Asked | SettingsChanged,
 ) -> dict[str, object]:
     vm = event.vm.number
     match event:
@@ -209,6 +212,8 @@ def _encoded_of_vm(
             return {"event": "measured", "vm": vm, "held": event.held_bytes}
         case Asked(_, balloon_bytes, hold_s):
             return {"event": "asked", "vm": vm, "balloon": balloon_bytes, "hold_s": hold_s}
+        case SettingsChanged(_, settings):
+            return {"event": "settings-changed", "vm": vm, **_encoded_settings(settings)}
         case _:
             assert_never(event)
 
@@ -225,16 +230,22 @@ def _encoded_seen(seen: Seen) -> dict[str, object]:
 
 
 def _encoded_size(event: Added | Restored) -> dict[str, object]:
-    terms, settings = event.terms, event.terms.settings
+    terms = event.terms
     return {
         "memory": event.vm_mem_bytes,
         "balloon": event.balloon_bytes,
+        **_encoded_settings(terms.settings),
+        "sends_stats": terms.sends_stats,
+        "deflates_on_oom": terms.deflates_on_oom,
+    }
+
+
+def _encoded_settings(settings: VmSettings) -> dict[str, object]:
+    return {
         "floor": settings.floor_bytes,
         "ceiling": settings.ceiling_bytes,
         "priority": settings.priority,
         "profile": settings.profile.value,
-        "sends_stats": terms.sends_stats,
-        "deflates_on_oom": terms.deflates_on_oom,
     }
 
 
@@ -334,6 +345,8 @@ class Decoder:
             case "asked":
                 hold_s = content.take("hold_s", _or_none(_number))
                 return Asked(vm, content.take("balloon", _integer), hold_s)
+            case "settings-changed":
+                return SettingsChanged(vm, _vm_settings(content))
             case "measured":
                 return Measured(vm, content.take("held", _integer))
             case _:
@@ -353,79 +366,6 @@ class Decoder:
             Decided(self._vm(_integer(vm)), _reason(why), _integer(level), _integer(target))
             for vm, why, level, target in _rows(value, 4)
         )
-
-
-class _Content:
-    """One line's object, whose keys are taken one by one."""
-
-    def __init__(self, line: bytes) -> None:
-        try:
-            self.left = json.loads(line)
-        except (ValueError, RecursionError):
-            raise TraceError("is no JSON") from None
-        if not isinstance(self.left, dict):
-            raise TraceError("is no object")
-
-    def take(self, key: str, parse: Callable[[Any], T], *default: T) -> T:
-        """Takes a key's value. Raises TraceError: it is wrong, or missing without a default."""
-        if key not in self.left:
-            if default:
-                return default[0]
-            raise TraceError(f"{key}: is missing")
-        try:
-            return parse(self.left.pop(key))
-        except TraceError as err:
-            raise TraceError(f"{key}: {err}") from None
-
-    def end(self) -> None:
-        """Raises TraceError: a key was not taken."""
-        for key in self.left:
-            raise TraceError(f"there is no such key here: {key[:40]!r}")
-
-
-def _number(value: object) -> float:
-    # A comparison with NaN is false, and so NaN is refused too.
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 <= value < MOST_NUMBER
-    ):
-        raise TraceError("is no number of 0 or more")
-    return value
-
-
-def _integer(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST_NUMBER:
-        raise TraceError("is no whole number of 0 or more")
-    return value
-
-
-def _signed(value: object) -> int:
-    return -_integer(-value) if isinstance(value, int) and value < 0 else _integer(value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TraceError("is no text")
-    return value
-
-
-def _truth(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TraceError("is neither true nor false")
-    return value
-
-
-def _or_none(parse: Callable[[object], T]) -> Callable[[object], T | None]:
-    return lambda value: None if value is None else parse(value)
-
-
-def _rows(value: object, width: int) -> list[list[object]]:
-    if not isinstance(value, list):
-        raise TraceError("is no list")
-    if not all(isinstance(row, list) and len(row) == width for row in value):
-        raise TraceError(f"is no list of lists of {width}")
-    return value
 
 
 def _draws(value: object) -> tuple[float, ...]:
@@ -472,12 +412,16 @@ def _seen(content: _Content) -> Seen:
 
 
 def _size(content: _Content) -> tuple[int, int, Terms]:
-    settings = VmSettings(
+    settings = _vm_settings(content)
+    stats, deflates = content.take("sends_stats", _truth), content.take("deflates_on_oom", _truth)
+    memory, balloon = content.take("memory", _integer), content.take("balloon", _integer)
+    return memory, balloon, Terms(settings, stats, deflates)
+
+
+def _vm_settings(content: _Content) -> VmSettings:
+    return VmSettings(
         content.take("floor", _or_none(_integer)),
         content.take("ceiling", _or_none(_integer)),
         content.take("priority", _signed),
         content.take("profile", _profile),
     )
-    stats, deflates = content.take("sends_stats", _truth), content.take("deflates_on_oom", _truth)
-    memory, balloon = content.take("memory", _integer), content.take("balloon", _integer)
-    return memory, balloon, Terms(settings, stats, deflates)

@@ -7,6 +7,7 @@ from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading
 from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.terms import Terms
+from balloon_daemon.sizing.vm_settings import VmSettings
 from balloon_daemon.units import VmId
 
 Seen = Reading | NeverLow | None
@@ -119,6 +120,13 @@ class Asked(NamedTuple):
     hold_s: float | None = None
 
 
+class SettingsChanged(NamedTuple):
+    """An operator has other settings for a VM from now on."""
+
+    vm: VmId
+    settings: VmSettings
+
+
 # A dataclass, because a named tuple without fields is false and equals every other empty tuple.
 @dataclass(frozen=True, slots=True)
 class Halted:
@@ -127,7 +135,18 @@ class Halted:
 
 Reported = Moved | Sampled | Ran | Measured
 
-Event = Added | Restored | Resized | Removed | Looked | Woke | Reported | Asked | Halted
+Event = (
+    Added
+    | Restored
+    | Resized
+    | Removed
+    | Looked
+    | Woke
+    | Reported
+    | Asked
+    | SettingsChanged
+    | Halted
+)
 
 
 class Target(NamedTuple):
@@ -160,10 +179,10 @@ class VmFinding(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Read a VM's figures so often from now on."""
+    """Read a VM's figures so often from now on; None: only when asked."""
 
     vm: VmId
-    every_s: float
+    every_s: float | None
 
 
 class HostStep(NamedTuple):

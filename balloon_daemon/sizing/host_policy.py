@@ -21,6 +21,7 @@ Theory of operation
     ``Moved`` …   a careful VM's guest reports: ``protection`` may give its memory back, or ask it
                   for no more
     ``Asked``     an operator asks for a balloon's size: it becomes the target, to the byte
+    ``Settings…`` a VM has other settings: what is above its new maximum is given back
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -64,8 +65,10 @@ from balloon_daemon.sizing.host_events import (
     Restored,
     Sampled,
     Seen,
+    SettingsChanged,
     Woke,
 )
+from balloon_daemon.sizing.new_settings import NewSettings
 from balloon_daemon.sizing.outcome import Outcome
 from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.protection import Protection
@@ -104,8 +107,9 @@ class HostPolicy:
         self._listening: dict[VmId, Row] = {}
         self._priorities = Priorities(self._rows)
         self._protection = Protection()
+        self._new_settings = NewSettings(self._priorities, self._protection)
         self._deadlines = Deadlines(self._rows)
-        self._look_at_s: float | None = None
+        self._look_at_s = math.inf
         self._halted = False
 
     def step(self, event: Event, now_s: float) -> HostStep:
@@ -144,14 +148,18 @@ class HostPolicy:
             case Asked():
                 if not self._halted:
                     self._protection.ask(event, self._row(event.vm), outcome)
+            case SettingsChanged():
+                if not self._halted:
+                    self._new_settings.take(event, self._row(event.vm), outcome)
             case Halted():
                 self._halted = True
                 self._listening.clear()
                 self._deadlines.clear()
-                self._look_at_s = None
+                self._look_at_s = math.inf
             case _:
                 assert_never(event)
-        return outcome.step(self._wake_at_s(), listen=bool(self._listening))
+        wake_at_s = min(self._deadlines.earliest_s(), self._look_at_s)
+        return outcome.step(wake_at_s, listen=bool(self._listening))
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
         """Notes the size of a VM's balloon, as its driver reports it; decides nothing.
@@ -262,7 +270,7 @@ class HostPolicy:
 
     def _look(self, seen: Seen, outcome: Outcome) -> None:
         """Steps every listening VM if memory is low; none of them listens afterwards."""
-        self._look_at_s = None
+        self._look_at_s = math.inf
         if not isinstance(seen, Reading) or not seen.is_low:
             return
         listening, self._listening = self._listening, {}
@@ -287,7 +295,7 @@ class HostPolicy:
         fired = Counter[VmId]()
         while True:
             earliest_s = self._deadlines.earliest_s()
-            if self._look_at_s is not None and self._look_at_s <= min(now_s, earliest_s):
+            if self._look_at_s <= min(now_s, earliest_s):
                 self._look(seen, outcome)
             if self._deadlines.earliest_s() > now_s:
                 break
@@ -313,9 +321,3 @@ class HostPolicy:
                 self._look(seen, outcome)
             else:
                 outcome.take(vm, row, self._priorities.release(row, seen, now_s))
-
-    def _wake_at_s(self) -> float | None:
-        at_s = self._deadlines.earliest_s()
-        if self._look_at_s is not None:
-            at_s = min(at_s, self._look_at_s)
-        return None if at_s == math.inf else at_s

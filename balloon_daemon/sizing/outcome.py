@@ -1,5 +1,6 @@
 """Collects the results of one step of ``HostPolicy``. Pure."""
 
+import math
 from functools import cached_property
 
 from balloon_daemon.sizing.balloon_policy import SetTarget, Step
@@ -145,8 +146,8 @@ class Outcome:
         """Notes what was noticed about a VM."""
         self._findings.append(VmFinding(vm, finding))
 
-    def watch(self, vm: VmId, every_s: float) -> None:
-        """Asks a VM for its figures so often."""
+    def watch(self, vm: VmId, every_s: float | None) -> None:
+        """Asks a VM for its figures so often; None: only on demand."""
         self._watches.append(Watch(vm, every_s))
 
     def note_stuck(self, vm: VmId) -> None:
@@ -157,12 +158,12 @@ class Outcome:
         """Notes that a VM's deadline has moved."""
         self._deadlines.queue(vm, row)
 
-    def step(self, wake_at_s: float | None, *, listen: bool) -> HostStep:
-        """The collected results."""
+    def step(self, wake_at_s: float, *, listen: bool) -> HostStep:
+        """The collected results; ``wake_at_s`` is infinite where nothing is due."""
         return HostStep(
             tuple(self._targets),
             tuple(self._decisions),
-            wake_at_s,
+            None if wake_at_s == math.inf else wake_at_s,
             listen,
             tuple(self._findings),
             tuple(self._watches),

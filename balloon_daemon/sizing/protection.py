@@ -5,6 +5,7 @@ also has each guest's figures read each second while the guest is squeezed, and 
 about to be low on memory. VMs of ``Profile.SEED`` are not protected.
 """
 
+import math
 from dataclasses import replace
 from typing import assert_never
 
@@ -53,6 +54,12 @@ class Protection:
     def remove(self, vm: VmId) -> None:
         """Forgets a VM."""
         self._rows.pop(vm, None)
+
+    def end(self, vm: VmId, row: Row, outcome: Outcome) -> None:
+        """Ends the protection of a VM that is governed on."""
+        self.remove(vm)
+        row.guard, row.watched_s, row.policy.held = None, math.inf, None
+        outcome.watch(vm, None)
 
     def take(self, event: Moved | Sampled | Ran | Measured, row: Row, outcome: Outcome) -> None:
         """Handles a report of a VM's guest."""

@@ -3,6 +3,7 @@
 from balloon_daemon.events import SourceEvent
 from balloon_daemon.host.low_memory import LowMemoryStatistics
 from balloon_daemon.sizing.decision import NeverLow, Reading
+from balloon_daemon.units import MIB
 
 
 class ToldMemory:
@@ -16,6 +17,7 @@ class ToldMemory:
         fd: readable at a wake-up; None: there is none.
         acknowledged: how many wake-ups were consumed.
         notices: its own events.
+        margin_bytes: the margin that was set last.
     """
 
     name = "told"
@@ -29,6 +31,12 @@ class ToldMemory:
         self.seen: Reading | NeverLow | None = Reading(1000, 100)
         self.error: Exception | None = None
         self.reads = 0
+        self.margin_bytes: int | None = None
+
+    def set_margin(self, margin_bytes: int | None) -> None:
+        self.margin_bytes = margin_bytes
+        if isinstance(self.seen, Reading) and margin_bytes is not None:
+            self.seen = self.seen._replace(margin_mib=margin_bytes // MIB)
 
     def read(self) -> Reading | NeverLow | None:
         self.reads += 1

@@ -1,5 +1,6 @@
 """Many VMs with any settings, whatever happens: every target is within its VM's limits."""
 
+from dataclasses import replace
 from itertools import cycle
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from balloon_daemon.sizing.host_events import (
     Resized,
     Sampled,
     Seen,
+    SettingsChanged,
     Target,
     Woke,
 )
@@ -33,18 +35,14 @@ VMS = [VmId(number, f"vm{number}") for number in range(1, 5)]
 SIZES = st.one_of(
     st.integers(0, 64 * GIB), st.sampled_from([0, 400 * MIB, 512 * MIB, GIB, 4 * GIB])
 )
-TERMS = st.builds(
-    Terms,
-    st.builds(
-        VmSettings,
-        st.none() | SIZES,
-        st.none() | SIZES,
-        st.integers(-2, 2),
-        st.sampled_from(Profile),
-    ),
-    st.booleans(),
-    st.booleans(),
+SETTINGS = st.builds(
+    VmSettings,
+    st.none() | SIZES,
+    st.none() | SIZES,
+    st.integers(-2, 2),
+    st.sampled_from(Profile),
 )
+TERMS = st.builds(Terms, SETTINGS, st.booleans(), st.booleans())
 LOW = Reading(10, 400)
 READINGS = st.one_of(
     st.none(), st.just(LOW), st.builds(Reading, st.integers(0, 4000), st.integers(0, 4000))
@@ -68,6 +66,7 @@ class Act(NamedTuple):
     held_bytes: int | None
     runs: bool | None
     asked_bytes: int | None
+    settings: VmSettings | None
 
 
 ACTS = st.lists(
@@ -82,6 +81,7 @@ ACTS = st.lists(
         st.none() | SIZES,
         st.none() | st.booleans(),
         st.none() | SIZES,
+        st.none() | SETTINGS,
     ),
     max_size=40,
 )
@@ -131,6 +131,16 @@ def test_every_target_is_within_floor_and_ceiling(
             world.check(vm, world.host.target_bytes(vm))
 
 
+def change(world: World, vm: VmId, settings: VmSettings) -> None:
+    told_bytes = world.host.target_bytes(vm)
+    world.terms[vm] = replace(world.terms[vm], settings=settings)
+    step = world.step(SettingsChanged(vm, settings))
+    most_bytes = world.host.policy(vm).max_bytes
+    # A balloon that may be as large as it is hears nothing of it.
+    assert step.targets == ((Target(vm, most_bytes),) if told_bytes > most_bytes else ())
+    assert world.host.policy(vm).target_bytes <= most_bytes
+
+
 def play(world: World, act: Act) -> None:
     vm = act.vm
     if act.balloon_share is not None:
@@ -142,6 +152,8 @@ def play(world: World, act: Act) -> None:
         world.step(Ran(vm, act.runs))
     if act.asked_bytes is not None:
         world.step(Asked(vm, act.asked_bytes, act.seconds))
+    if act.settings is not None:
+        change(world, vm, act.settings)
     if act.held_bytes is not None:
         world.step(Measured(vm, act.held_bytes))
     if act.figures is not None:

@@ -39,6 +39,7 @@ from balloon_daemon.sizing.host_events import (
     Restored,
     Sampled,
     Seen,
+    SettingsChanged,
     Woke,
 )
 from balloon_daemon.sizing.host_policy import HostPolicy
@@ -76,6 +77,7 @@ events = st.one_of(
     st.builds(Ran, st.just(VM), st.booleans()),
     st.builds(Measured, st.just(VM), counts),
     st.builds(Asked, st.just(VM), counts, st.none() | times),
+    st.builds(SettingsChanged, st.just(VM), settings),
     st.builds(Removed, st.just(VM)),
 )
 entries = st.builds(
@@ -172,7 +174,9 @@ class Host:
 
 acts = st.lists(
     st.tuples(
-        st.sampled_from(["looks", "moves", "samples", "objects", "runs", "resizes", "goes"]),
+        st.sampled_from(
+            ["looks", "moves", "samples", "objects", "runs", "resizes", "changes", "goes"]
+        ),
         st.integers(0, 3),
         st.floats(0, 40),
         st.integers(0, 800),
@@ -210,6 +214,8 @@ def test_trace_of_any_host_is_decided_the_same_again(
                 host.step(Ran(vm, runs=mib > 200))
             case "resizes":
                 host.step(Resized(vm, (mib + 1) * 4 * MIB))
+            case "changes":
+                host.step(SettingsChanged(vm, VmSettings(ceiling_bytes=mib * MIB)))
             case "goes":
                 host.step(Removed(vm))
     replayed = replay(host.trace())

@@ -9,6 +9,7 @@ import pytest
 from balloon_daemon.cli.check_settings import VM_DEFAULTS, settings_said
 from balloon_daemon.cli.device_user import default_user
 from balloon_daemon.cli.flags import build_parser, read_settings
+from balloon_daemon.cli.own_api import NOWHERE
 from balloon_daemon.config.model import default_policy_file, default_socket
 from balloon_daemon.config.toml import VM_KEYS, parse_config
 from balloon_daemon.config.vms import Kind
@@ -32,6 +33,10 @@ def test_without_file_and_flags_every_setting_is_said_with_its_default() -> None
         "[host] low_mem_dir = ChromeOS's, where there is one, by default",
         f'[host] socket = "{default_socket()}", by default',
         'profile of VMs there = "seed" as there is no configuration file, by default',
+        "[host] api = none, by default",
+        "[host] history = none, by default",
+        "[host] record = none, by default",
+        "[host] dry_run = false, by default",
         "[discover] libvirt = [], by default",
         "[discover] qmp = [], by default",
         "--vm-mem = what its VMM and its guest say, by default",
@@ -39,11 +44,7 @@ def test_without_file_and_flags_every_setting_is_said_with_its_default() -> None
         "--policy-dialect = python, by default",
         f"--user = {default_user()}, by default",
         "--keep-fds = no, by default",
-        "--api = none, by default",
         "--log = text, by default",
-        "--dry-run = no, by default",
-        "--history = none, by default",
-        "--record = none, by default",
         "--verbose = no, by default",
         "--speed = 1.0, by default",
         "page reporting = yes, by default",
@@ -60,17 +61,17 @@ def test_each_flag_is_said_with_its_value() -> None:
         '[host] margin = "3 GiB", from --margin',
         '[host] low_mem_dir = "/host", from --low-mem-dir',
         '[host] socket = "/run/a b", from --socket',
+        '[host] api = "/run/a.sock", from --api',
+        '[host] history = "/h", from --history',
+        '[host] record = "/r", from --record',
+        "[host] dry_run = true, from --dry-run",
         '[discover] qmp has "/run/*", from --discover',
         "--vm-mem = 2 GiB, from --vm-mem",
         "--policy = /p, from --policy",
         "--policy-dialect = c, from --policy-dialect",
         "--user = vms, from --user",
         "--keep-fds = yes, from --keep-fds",
-        "--api = /run/a.sock, from --api",
         "--log = json, from --log",
-        "--dry-run = yes, from --dry-run",
-        "--history = /h, from --history",
-        "--record = /r, from --record",
         "--verbose = yes, from --verbose",
         "--speed = 2.0, from --speed",
         "page reporting = no, from --no-page-reporting",
@@ -78,8 +79,8 @@ def test_each_flag_is_said_with_its_value() -> None:
 
 
 def test_every_flag_that_sets_something_is_said() -> None:
-    """In a file the first four are keys, and are said as such."""
-    keys = {"margin", "low_mem_dir", "socket", "discover"}
+    """Those that are keys of a file, too, are said as such."""
+    keys = {"margin", "low_mem_dir", "socket", "discover", "api", "history", "record", "dry_run"}
     asks = {"help", "version", "check", "config"}
     flags = {action.dest: action for action in build_parser()._actions}
     told = {line.partition(" = ")[0] for line in said("--check")}
@@ -87,9 +88,30 @@ def test_every_flag_that_sets_something_is_said() -> None:
         assert {*flags[name].option_strings, name.replace("_", " ")} & told, name
 
 
+def test_flags_count_more_than_the_same_keys_of_a_file(file: Path) -> None:
+    text = "api = '/a'\nhistory = '/h'\nrecord = '/r'\ndry_run = true"
+    file.write_text(f"[host]\n{text}\n")
+    assert without_defaults(f"--config {file}") == [
+        f'[host] api = "/a", from {file}:2',
+        f'[host] history = "/h", from {file}:3',
+        f'[host] record = "/r", from {file}:4',
+        f"[host] dry_run = true, from {file}:5",
+    ]
+    flags = "--api none --history /h2 --record /r2 --dry-run"
+    assert without_defaults(f"--config {file} {flags}")[:4] == [
+        f'[host] api = "none", from --api (instead of {file}:2)',
+        f'[host] history = "/h2", from --history (instead of {file}:3)',
+        f'[host] record = "/r2", from --record (instead of {file}:4)',
+        f"[host] dry_run = true, from --dry-run (instead of {file}:5)",
+    ]
+    settings = read_settings(build_parser().parse_args(["--config", str(file), *flags.split()]))
+    config = settings.config
+    assert (config.api, config.history, config.dry_run) == (NOWHERE, Path("/h2"), True)
+
+
 def test_service_has_its_api_in_its_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/balloond")
-    assert "--api = /run/balloond/api.sock, by default" in said("--check")
+    assert '[host] api = "/run/balloond/api.sock", by default' in said("--check")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balloon_daemon.cli.own_api import NOWHERE
 from balloon_daemon.config.files import LIMIT_BYTES, ConfigText
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.toml import parse_config, parse_texts, read_config
@@ -41,6 +42,10 @@ def test_every_key_is_set() -> None:
         margin = "1G"
         low_mem_dir = "/host"
         socket = "/run/balloond/any.sock"
+        api = "/run/balloond/api.sock"
+        history = "/run/balloond/history.db"
+        record = "/run/balloond/host.trace"
+        dry_run = true
         [vm.web]
         qmp = "/run/web.qmp"
         floor = "512M"
@@ -69,7 +74,15 @@ def test_every_key_is_set() -> None:
         ),
         discover=Discover(("qemu:///system", "qemu+unix:///session"), ("/run/qemu/*.qmp",)),
         profile=Profile.CAREFUL,
+        api=Path("/run/balloond/api.sock"),
+        history=Path("/run/balloond/history.db"),
+        record=Path("/run/balloond/host.trace"),
+        dry_run=True,
     )
+
+
+def test_api_may_be_nowhere() -> None:
+    assert parse_config("[host]\napi = 'none'", FILE).api == NOWHERE
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -113,6 +126,8 @@ QMP = '[vm.web]\nqmp = "/run/web.qmp"\n'
         ("host = 1", "1: [host]: 1 is no table; write its keys below [host]"),
         ("vm = []", "1: [vm]: [] is no table; write its keys below [vm]"),
         ("[vm]\nweb = 'x'", '2: [vm.web]: "x" is no table; write its keys below [vm.web]'),
+        ("[vm]\nqmp = '/s'",
+         '2: [vm] qmp = "/s": this VM has no name; write [vm.NAME] in place of [vm]'),
         ("[[vm.web]]", "1: [vm.web]: [a table] is no table; write its keys below [vm.web]"),
         (f"[vm.{'n' * 65}]\nqmp = '/s'", f"1: [vm.{'n' * 65}]: a name has 1 to 64 printable "
          "characters; give it another"),
@@ -178,6 +193,15 @@ QMP = '[vm.web]\nqmp = "/run/web.qmp"\n'
          '3: [vm.web] profile: "carefull" is no profile; write seed or careful'),
         (f"{QMP}profile = []", "3: [vm.web] profile: [] is no profile; write seed or careful"),
         # --- the host, and what is discovered
+        ("[host]\napi = 'nowhere'",
+         '2: [host] api: "nowhere" is a relative path; write it from / on'),
+        (f"[host]\napi = '/run/web.qmp'\n{QMP}",
+         "4: [vm.web] qmp: /run/web.qmp is [host] api already, in line 2; name each socket once"),
+        ("[host]\nhistory = 'h'", '2: [host] history: "h" is a relative path; write it from / on'),
+        ("[host]\nrecord = 1",
+         '2: [host] record: 1 is no path; write it like "/run/balloond/web.sock"'),
+        ("[host]\ndry_run = 'yes'",
+         '2: [host] dry_run: "yes" is neither true nor false; write one, without quotes'),
         ("[host]\nmargin = nan", '2: [host] margin: nan is no size; write it like "512M"'),
         ("[host]\nlow_mem_dir = 'x'",
          '2: [host] low_mem_dir: "x" is a relative path; write it from / on'),

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from balloon_daemon.cli.check_settings import LOW_MEM_DIR_DEFAULT, MARGIN_DEFAULT, VM_DEFAULTS
+from balloon_daemon.cli.check_settings import (
+    LOW_MEM_DIR_DEFAULT,
+    MARGIN_DEFAULT,
+    NO_PLACE,
+    VM_DEFAULTS,
+)
 from balloon_daemon.config.gathered import DISCOVER, HOST, VM, WAYS, Parse
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.toml import parse_config
@@ -103,4 +108,7 @@ def described(table: str, key: str) -> set[str]:
         ("host", "socket"): {
             "none where VMs are named or discovered, else /run/balloond/balloond.sock"
         },
+        ("host", "api"): {"/run/balloond/api.sock as a service, else none"},
+        ("host", "history"): {NO_PLACE},
+        ("host", "record"): {NO_PLACE},
     }.get((table, key), {"none"} if key in WAYS else {VM_DEFAULTS.get(key, "")})

@@ -587,3 +587,48 @@ def test_vm_without_a_size_and_a_balloond_that_ends_set_nothing(host: Host) -> N
     host.governor.halt()
     assert host.governor.obey(SetBalloon(B, STEP, 60.0), 0) == NotDone(Refusal.ENDING)
     assert guest.targets == [0]
+
+
+def test_vm_with_other_settings_keeps_its_balloon_up_to_its_new_ceiling(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(4)
+    told = list(guest.targets)
+
+    host.governor.change(A, replace(SEED, ceiling_bytes=8 * STEP))
+    assert guest.targets == told
+    host.governor.change(A, replace(SEED, ceiling_bytes=2 * STEP))
+    assert guest.targets == [*told, 2 * STEP]
+    status = host.governor.vm_status(A)
+    assert status is not None
+    assert status.settings.ceiling_bytes == 2 * STEP
+    assert host.loop.failures == []
+
+
+def test_vm_that_becomes_careful_while_it_stands_still_is_not_squeezed(host: Host) -> None:
+    guest = host.attached(A)
+    host.governor.report(A, StateChanged(GuestState.PAUSED))
+    host.governor.change(A, CAREFUL)
+    host.memory.seen = LOW
+    host.loop.advance(4)
+    assert guest.targets == [0]
+    assert host.reasons(A)[-1] is Reason.NOT_RUNNING
+
+
+def test_vm_that_is_governed_no_more_gets_no_target_until_it_is_gone(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    host.loop.advance(4)
+    told = list(guest.targets)
+
+    host.governor.change(A, None)
+    host.governor.report(A, Actual(STEP, 0.0))
+    host.loop.advance(20)
+
+    assert guest.targets == told
+    status = host.governor.vm_status(A)
+    assert status is not None
+    assert (status.policy, status.balloon_bytes) == (None, STEP)
+    host.governor.report(A, Gone("its task has ended"))
+    assert host.governor.vm_status(A) is None
+    assert host.loop.failures == []

@@ -754,3 +754,19 @@ def test_choice_without_chromeos_is_meminfo(
     assert isinstance(reading, Reading)
     assert reading.margin_mib == 100
     source.close()
+
+
+def test_margin_that_is_set_replaces_the_sources_own_until_none_is(directory: Path) -> None:
+    memory = HostMemory(8 * GIB, GIB)
+    sources: list[LowMemorySource] = [
+        ChromeosLowMemory(directory),
+        MeminfoLowMemory(pressure=None, memory=lambda: memory),
+    ]
+    for source in sources:
+        own = source.read()
+        source.set_margin(1200 * MIB)
+        other = source.read()
+        assert isinstance(other, Reading)
+        assert (other.margin_mib, other.is_low) == (1200, True)
+        source.set_margin(None)
+        assert source.read() == own

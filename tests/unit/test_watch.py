@@ -7,6 +7,7 @@ import pytest
 from balloon_daemon.events import Event, SourceKnown, SourceUnknown
 from balloon_daemon.host.watch import SAFETY_POLL_S, MemoryWatch
 from balloon_daemon.sizing.decision import NeverLow, Reading
+from balloon_daemon.units import MIB
 from tests.fakes.still_loop import StillLoop
 from tests.fakes.told_memory import ToldMemory
 
@@ -131,3 +132,13 @@ def test_what_the_source_says_of_itself_is_published_at_each_read(watched: Watch
     watched.memory.notices = [unknown, known]
     watched.watch.read()
     assert watched.events == [unknown, known]
+
+
+def test_another_margin_is_read_with_at_once_by_whoever_listens(watched: Watched) -> None:
+    watched.watch.set_margin(300 * MIB)
+    assert watched.memory.reads == 0
+    watched.watch.listen(watched.take)
+    watched.watch.set_margin(2000 * MIB)
+    assert watched.taken == [(0.0, Reading(1000, 2000))]
+    watched.loop.advance(1.0)
+    assert len(watched.taken) == 2

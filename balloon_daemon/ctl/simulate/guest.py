@@ -60,8 +60,11 @@ class Guest:
         self._from_bytes, self._from_s, self._to_bytes = present, at_s, target_bytes
         self._plan_report(at_s)
 
-    def watch(self, every_s: float, at_s: float) -> None:
-        """Sends statistics so often from now on."""
+    def watch(self, every_s: float | None, at_s: float) -> None:
+        """Sends statistics so often from now on; None: no more."""
+        if every_s is None:
+            self._every_s = self.sample_at_s = math.inf
+            return
         self._every_s = every_s
         self.sample_at_s = min(self.sample_at_s, at_s + every_s)
 

@@ -40,6 +40,7 @@ from balloon_daemon.sizing.host_events import (
     Restored,
     Sampled,
     Seen,
+    SettingsChanged,
     Woke,
 )
 from balloon_daemon.sizing.host_policy import HostPolicy
@@ -115,6 +116,10 @@ class World:
                 self._add(event, at_s)
             case Halted() | Resized() | Asked():
                 self._step(event, at_s)
+            case SettingsChanged(vm, settings):
+                changed = self._changes.of_vm(settings)
+                self._guests[vm].careful = Terms(changed).is_careful
+                self._step(SettingsChanged(vm, changed), at_s)
             case Sampled() | Lost():
                 pass
             case Moved() | Measured() | Ran() | Removed():
