@@ -169,9 +169,10 @@ class Controller:
             meant = number in (signal.SIGHUP, signal.SIGINT)
             if not meant or signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._stop, stopping, number)
-        # Freeze all objects loaded so far: no later garbage collection has to scan them.
-        gc.collect()
+        # Freeze all objects loaded so far: no later garbage collection has to scan them. Without a
+        # collection first: it takes 7 ms and finds some 200 objects.
         gc.freeze()
+        gc.enable()
         if sys.version_info < (3, 14):  # Later versions collect the old objects in increments.
             gc.set_threshold(*GC_THRESHOLDS)
         if dry_run:
