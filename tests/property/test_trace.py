@@ -13,17 +13,16 @@ from balloon_daemon.events import Event, Stepped
 from balloon_daemon.records.recorder import entry_of
 from balloon_daemon.records.trace import (
     Decided,
-    Decoder,
     Entry,
     Header,
     Lost,
     Read,
     Trace,
-    TraceError,
-    decode_header,
     encode_entry,
     encode_header,
 )
+from balloon_daemon.records.trace_reader import Decoder, decode_header
+from balloon_daemon.records.trace_values import TraceError
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import (

@@ -36,6 +36,7 @@ PURE = {
     "records.budget",
     "records.line",
     "records.trace",
+    "records.trace_reader",
     "records.trace_values",
     "records.words",
     "records.words.daemon",
@@ -186,7 +187,10 @@ ROOMS = {
     },
     "__main__": {"cli", "device", "linux"},
     "fake_guest": {"virtio", "vhost_user", "linux"},
-    "ctl": {"config", "seccomp", "linux", "sizing", "records.trace", "fake_guest.client"},
+    "ctl": {
+        "config", "seccomp", "linux", "sizing", "records.trace", "records.trace_reader",
+        "fake_guest.client",
+    },
 }  # fmt: skip
 
 # Third-party and standard modules that have one door only.

@@ -1,0 +1,170 @@
+"""Reads the lines of a trace (``trace``). Pure."""
+
+from balloon_daemon.records.trace import (
+    BEGINNING,
+    VERSION,
+    Decided,
+    Entry,
+    Header,
+    Lost,
+    Read,
+    Recorded,
+)
+from balloon_daemon.records.trace_values import (
+    Content,
+    TraceError,
+    or_none,
+    parsed_draws,
+    parsed_integer,
+    parsed_number,
+    parsed_reason,
+    parsed_settings,
+    parsed_text,
+    parsed_truth,
+    rows_of,
+    taken_seen,
+    taken_size,
+    taken_vm_settings,
+)
+from balloon_daemon.sizing.balloon_policy import PolicyState
+from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.sizing.host_events import (
+    Added,
+    Asked,
+    Halted,
+    Looked,
+    Measured,
+    Moved,
+    Ran,
+    Removed,
+    Resized,
+    Restored,
+    Sampled,
+    SettingsChanged,
+    Woke,
+)
+from balloon_daemon.sizing.need import Figures
+from balloon_daemon.units import VmId
+
+
+def decode_header(line: bytes) -> Header:
+    """Reads the first line.
+
+    Raises:
+        TraceError: it is none, or of another version.
+    """
+    if not line.startswith(BEGINNING):
+        raise TraceError("is no trace of balloond's; record one with balloond --record FILE")
+    content = Content(line)
+    version = content.take("balloond_trace", parsed_integer)
+    if version != VERSION:
+        raise TraceError(
+            f"is a trace of version {version}, and this balloonctl reads {VERSION}; "
+            "read it with the balloonctl of the balloond that wrote it"
+        )
+    began_s = content.take("began_s", parsed_number)
+    settings = content.take("settings", parsed_settings)
+    content.end()
+    return Header(began_s, settings)
+
+
+class Decoder:
+    """Reads entries, one after another; knows the VMs that were added."""
+
+    def __init__(self) -> None:
+        self._vms: dict[int, VmId] = {}
+
+    def entry(self, line: bytes) -> Entry:
+        """Reads one line.
+
+        Raises:
+            TraceError: it is no entry.
+        """
+        content = Content(line)
+        at_s = content.take("t", parsed_number)
+        event = self._event(content.take("event", parsed_text), content)
+        entry = Entry(
+            at_s,
+            event,
+            content.take("draws", parsed_draws, ()),
+            content.take("objections", self._objections, {}),
+            content.take("decided", self._decided, ()),
+        )
+        content.end()
+        if isinstance(event, Removed):
+            del self._vms[event.vm.number]
+        return entry
+
+    def _event(self, word: str, content: Content) -> Recorded:
+        match word:
+            case "looked":
+                return Looked(taken_seen(content))
+            case "woke":
+                return Woke(taken_seen(content))
+            case "read":
+                return Read(taken_seen(content))
+            case "halted":
+                return Halted()
+            case "lost":
+                return Lost(content.take("entries", parsed_integer))
+        number = content.take("vm", parsed_integer)
+        if word in ("added", "restored"):
+            self._vms[number] = VmId(number, content.take("name", parsed_text))
+        vm = self._vm(number)
+        match word:
+            case "added":
+                memory, balloon, terms = taken_size(content)
+                return Added(vm, memory, balloon, terms)
+            case "restored":
+                memory, balloon, terms = taken_size(content)
+                state = PolicyState(
+                    content.take("level", parsed_integer),
+                    content.take("recheck_at_s", or_none(parsed_number)),
+                    content.take("release_at_s", or_none(parsed_number)),
+                )
+                return Restored(vm, memory, state, balloon, terms)
+            case "resized":
+                return Resized(vm, content.take("memory", parsed_integer))
+            case "removed":
+                return Removed(vm)
+            case "moved":
+                return Moved(vm, content.take("balloon", parsed_integer))
+            case "sampled":
+                at_s = content.take("at_s", parsed_number)
+                names = Figures._fields[1:]
+                return Sampled(
+                    vm, Figures(at_s, *(content.take(n, parsed_integer, None) for n in names))
+                )
+            case "ran":
+                return Ran(vm, content.take("runs", parsed_truth))
+            case "asked":
+                hold_s = content.take("hold_s", or_none(parsed_number))
+                return Asked(vm, content.take("balloon", parsed_integer), hold_s)
+            case "settings-changed":
+                return SettingsChanged(vm, taken_vm_settings(content))
+            case "measured":
+                return Measured(vm, content.take("held", parsed_integer))
+            case _:
+                raise TraceError(f"there is no such event: {word[:40]!r}")
+
+    def _vm(self, number: int) -> VmId:
+        vm = self._vms.get(number)
+        if vm is None:
+            raise TraceError(f"vm: no line above has added a VM {number}")
+        return vm
+
+    def _objections(self, value: object) -> dict[VmId, Reason]:
+        return dict(
+            (self._vm(parsed_integer(vm)), parsed_reason(why)) for vm, why in rows_of(value, 2)
+        )
+
+    def _decided(self, value: object) -> tuple[Decided, ...]:
+        return tuple(
+            Decided(
+                self._vm(parsed_integer(vm)),
+                parsed_reason(why),
+                parsed_integer(level),
+                parsed_integer(target),
+            )
+            for vm, why, level, target in rows_of(value, 4)
+        )
