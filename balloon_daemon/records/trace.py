@@ -9,11 +9,26 @@ further line is an ``Entry``. ``docs/simulate.md`` lists its keys.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple, TypeVar, assert_never
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple, assert_never
 
-from balloon_daemon.errors import BalloondError, ConfigError
+from balloon_daemon.errors import ConfigError
+from balloon_daemon.records.trace_values import (
+    Content,
+    or_none,
+    parsed_draws,
+    parsed_integer,
+    parsed_number,
+    parsed_reason,
+    parsed_settings,
+    parsed_text,
+    parsed_truth,
+    rows_of,
+    taken_seen,
+    taken_size,
+)
+from balloon_daemon.records.trace_values import TraceError as TraceError
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
 from balloon_daemon.sizing.host_events import (
@@ -26,6 +41,7 @@ from balloon_daemon.sizing.host_events import (
     Moved,
     Ran,
     Removed,
+    Reported,
     Resized,
     Restored,
     Sampled,
@@ -33,8 +49,6 @@ from balloon_daemon.sizing.host_events import (
     Woke,
 )
 from balloon_daemon.sizing.need import Figures
-from balloon_daemon.sizing.terms import Terms
-from balloon_daemon.sizing.vm_settings import Profile, VmSettings
 from balloon_daemon.units import VmId
 
 VERSION = 1
@@ -42,14 +56,6 @@ VERSION = 1
 
 BEGINNING = b'{"balloond_trace":'
 """The first bytes of a trace of any version."""
-
-MOST_NUMBER = 1 << 64
-
-T = TypeVar("T")
-
-
-class TraceError(BalloondError):
-    """A trace, or a line of one, that no balloond of this version has written."""
 
 
 class Header(NamedTuple):
@@ -183,7 +189,7 @@ def _encoded(event: Recorded) -> dict[str, object]:
 
 
 def _encoded_of_vm(
-    event: Added | Restored | Resized | Removed | Moved | Sampled | Ran | Measured | Asked,
+    event: Added | Restored | Resized | Removed | Reported | Asked,
 ) -> dict[str, object]:
     vm = event.vm.number
     match event:
@@ -249,15 +255,15 @@ def decode_header(line: bytes) -> Header:
     """
     if not line.startswith(BEGINNING):
         raise TraceError("is no trace of balloond's; record one with balloond --record FILE")
-    content = _Content(line)
-    version = content.take("balloond_trace", _integer)
+    content = Content(line)
+    version = content.take("balloond_trace", parsed_integer)
     if version != VERSION:
         raise TraceError(
             f"is a trace of version {version}, and this balloonctl reads {VERSION}; "
             "read it with the balloonctl of the balloond that wrote it"
         )
-    began_s = content.take("began_s", _number)
-    settings = content.take("settings", _settings)
+    began_s = content.take("began_s", parsed_number)
+    settings = content.take("settings", parsed_settings)
     content.end()
     return Header(began_s, settings)
 
@@ -274,13 +280,13 @@ class Decoder:
         Raises:
             TraceError: it is no entry.
         """
-        content = _Content(line)
-        at_s = content.take("t", _number)
-        event = self._event(content.take("event", _text), content)
+        content = Content(line)
+        at_s = content.take("t", parsed_number)
+        event = self._event(content.take("event", parsed_text), content)
         entry = Entry(
             at_s,
             event,
-            content.take("draws", _draws, ()),
+            content.take("draws", parsed_draws, ()),
             content.take("objections", self._objections, {}),
             content.take("decided", self._decided, ()),
         )
@@ -289,53 +295,53 @@ class Decoder:
             del self._vms[event.vm.number]
         return entry
 
-    def _event(self, word: str, content: "_Content") -> Recorded:
+    def _event(self, word: str, content: Content) -> Recorded:
         match word:
             case "looked":
-                return Looked(_seen(content))
+                return Looked(taken_seen(content))
             case "woke":
-                return Woke(_seen(content))
+                return Woke(taken_seen(content))
             case "read":
-                return Read(_seen(content))
+                return Read(taken_seen(content))
             case "halted":
                 return Halted()
             case "lost":
-                return Lost(content.take("entries", _integer))
-        number = content.take("vm", _integer)
+                return Lost(content.take("entries", parsed_integer))
+        number = content.take("vm", parsed_integer)
         if word in ("added", "restored"):
-            self._vms[number] = VmId(number, content.take("name", _text))
+            self._vms[number] = VmId(number, content.take("name", parsed_text))
         vm = self._vm(number)
         match word:
             case "added":
-                memory, balloon, terms = _size(content)
+                memory, balloon, terms = taken_size(content)
                 return Added(vm, memory, balloon, terms)
             case "restored":
-                memory, balloon, terms = _size(content)
+                memory, balloon, terms = taken_size(content)
                 state = PolicyState(
-                    content.take("level", _integer),
-                    content.take("recheck_at_s", _or_none(_number)),
-                    content.take("release_at_s", _or_none(_number)),
+                    content.take("level", parsed_integer),
+                    content.take("recheck_at_s", or_none(parsed_number)),
+                    content.take("release_at_s", or_none(parsed_number)),
                 )
                 return Restored(vm, memory, state, balloon, terms)
             case "resized":
-                return Resized(vm, content.take("memory", _integer))
+                return Resized(vm, content.take("memory", parsed_integer))
             case "removed":
                 return Removed(vm)
             case "moved":
-                return Moved(vm, content.take("balloon", _integer))
+                return Moved(vm, content.take("balloon", parsed_integer))
             case "sampled":
-                at_s = content.take("at_s", _number)
+                at_s = content.take("at_s", parsed_number)
                 names = Figures._fields[1:]
                 return Sampled(
-                    vm, Figures(at_s, *(content.take(n, _integer, None) for n in names))
+                    vm, Figures(at_s, *(content.take(n, parsed_integer, None) for n in names))
                 )
             case "ran":
-                return Ran(vm, content.take("runs", _truth))
+                return Ran(vm, content.take("runs", parsed_truth))
             case "asked":
-                hold_s = content.take("hold_s", _or_none(_number))
-                return Asked(vm, content.take("balloon", _integer), hold_s)
+                hold_s = content.take("hold_s", or_none(parsed_number))
+                return Asked(vm, content.take("balloon", parsed_integer), hold_s)
             case "measured":
-                return Measured(vm, content.take("held", _integer))
+                return Measured(vm, content.take("held", parsed_integer))
             case _:
                 raise TraceError(f"there is no such event: {word[:40]!r}")
 
@@ -346,138 +352,17 @@ class Decoder:
         return vm
 
     def _objections(self, value: object) -> dict[VmId, Reason]:
-        return dict((self._vm(_integer(vm)), _reason(why)) for vm, why in _rows(value, 2))
+        return dict(
+            (self._vm(parsed_integer(vm)), parsed_reason(why)) for vm, why in rows_of(value, 2)
+        )
 
     def _decided(self, value: object) -> tuple[Decided, ...]:
         return tuple(
-            Decided(self._vm(_integer(vm)), _reason(why), _integer(level), _integer(target))
-            for vm, why, level, target in _rows(value, 4)
+            Decided(
+                self._vm(parsed_integer(vm)),
+                parsed_reason(why),
+                parsed_integer(level),
+                parsed_integer(target),
+            )
+            for vm, why, level, target in rows_of(value, 4)
         )
-
-
-class _Content:
-    """One line's object, whose keys are taken one by one."""
-
-    def __init__(self, line: bytes) -> None:
-        try:
-            self.left = json.loads(line)
-        except (ValueError, RecursionError):
-            raise TraceError("is no JSON") from None
-        if not isinstance(self.left, dict):
-            raise TraceError("is no object")
-
-    def take(self, key: str, parse: Callable[[Any], T], *default: T) -> T:
-        """Takes a key's value. Raises TraceError: it is wrong, or missing without a default."""
-        if key not in self.left:
-            if default:
-                return default[0]
-            raise TraceError(f"{key}: is missing")
-        try:
-            return parse(self.left.pop(key))
-        except TraceError as err:
-            raise TraceError(f"{key}: {err}") from None
-
-    def end(self) -> None:
-        """Raises TraceError: a key was not taken."""
-        for key in self.left:
-            raise TraceError(f"there is no such key here: {key[:40]!r}")
-
-
-def _number(value: object) -> float:
-    # A comparison with NaN is false, and so NaN is refused too.
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 <= value < MOST_NUMBER
-    ):
-        raise TraceError("is no number of 0 or more")
-    return value
-
-
-def _integer(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST_NUMBER:
-        raise TraceError("is no whole number of 0 or more")
-    return value
-
-
-def _signed(value: object) -> int:
-    return -_integer(-value) if isinstance(value, int) and value < 0 else _integer(value)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TraceError("is no text")
-    return value
-
-
-def _truth(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TraceError("is neither true nor false")
-    return value
-
-
-def _or_none(parse: Callable[[object], T]) -> Callable[[object], T | None]:
-    return lambda value: None if value is None else parse(value)
-
-
-def _rows(value: object, width: int) -> list[list[object]]:
-    if not isinstance(value, list):
-        raise TraceError("is no list")
-    if not all(isinstance(row, list) and len(row) == width for row in value):
-        raise TraceError(f"is no list of lists of {width}")
-    return value
-
-
-def _draws(value: object) -> tuple[float, ...]:
-    if not isinstance(value, list):
-        raise TraceError("is no list")
-    draws = tuple(_number(draw) for draw in value)
-    if any(draw >= 1 for draw in draws):
-        raise TraceError("has a number of 1 or more")
-    return draws
-
-
-def _reason(value: object) -> Reason:
-    try:
-        return Reason(value)
-    except ValueError:
-        raise TraceError("is no reason of this balloond's") from None
-
-
-def _profile(value: object) -> Profile:
-    try:
-        return Profile(value)
-    except ValueError:
-        raise TraceError("is no profile of this balloond's") from None
-
-
-def _settings(value: object) -> PolicySettings:
-    names = [field.name for field in fields(PolicySettings)]
-    if not isinstance(value, dict) or sorted(value) != sorted(names):
-        raise TraceError(f"has not the keys {', '.join(names)}")
-    steps = _integer(value["steps"])
-    try:
-        return PolicySettings(steps, *(_number(value[name]) for name in names[1:]))
-    except ConfigError as err:
-        raise TraceError(str(err)) from None
-
-
-def _seen(content: _Content) -> Seen:
-    if content.take("unknown", _truth, False):
-        return None
-    if (why := content.take("never_low", _or_none(_text), None)) is not None:
-        return NeverLow(why)
-    available, margin = content.take("available", _signed), content.take("margin", _integer)
-    return Reading(available, margin, content.take("within", _text, ""))
-
-
-def _size(content: _Content) -> tuple[int, int, Terms]:
-    settings = VmSettings(
-        content.take("floor", _or_none(_integer)),
-        content.take("ceiling", _or_none(_integer)),
-        content.take("priority", _signed),
-        content.take("profile", _profile),
-    )
-    stats, deflates = content.take("sends_stats", _truth), content.take("deflates_on_oom", _truth)
-    memory, balloon = content.take("memory", _integer), content.take("balloon", _integer)
-    return memory, balloon, Terms(settings, stats, deflates)

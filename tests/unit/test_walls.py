@@ -36,6 +36,7 @@ PURE = {
     "records.budget",
     "records.line",
     "records.trace",
+    "records.trace_values",
     "records.words",
     "records.words.daemon",
     "records.words.devices",
