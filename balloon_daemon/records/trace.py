@@ -16,6 +16,7 @@ from typing import NamedTuple, assert_never
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.records.trace_values import (
     Content,
+    list_of,
     or_none,
     parsed_draws,
     parsed_integer,
@@ -39,11 +40,13 @@ from balloon_daemon.sizing.host_events import (
     Looked,
     Measured,
     Moved,
+    Paused,
     Ran,
     Removed,
     Reported,
     Resized,
     Restored,
+    Resumed,
     Sampled,
     Seen,
     Woke,
@@ -184,6 +187,10 @@ def _encoded(event: Recorded) -> dict[str, object]:
             return {"event": "halted"}
         case Lost(entries):
             return {"event": "lost", "entries": entries}
+        case Paused(vms, for_s):
+            return {"event": "paused", "vms": [vm.number for vm in vms], "for_s": for_s}
+        case Resumed(vms):
+            return {"event": "resumed", "vms": [vm.number for vm in vms]}
         case _:
             return _encoded_of_vm(event)
 
@@ -307,6 +314,12 @@ class Decoder:
                 return Halted()
             case "lost":
                 return Lost(content.take("entries", parsed_integer))
+            case "paused":
+                return Paused(
+                    content.take("vms", self._listed), content.take("for_s", parsed_number)
+                )
+            case "resumed":
+                return Resumed(content.take("vms", self._listed))
         number = content.take("vm", parsed_integer)
         if word in ("added", "restored"):
             self._vms[number] = VmId(number, content.take("name", parsed_text))
@@ -350,6 +363,9 @@ class Decoder:
         if vm is None:
             raise TraceError(f"vm: no line above has added a VM {number}")
         return vm
+
+    def _listed(self, value: object) -> tuple[VmId, ...]:
+        return tuple(self._vm(number) for number in list_of(parsed_integer, value))
 
     def _objections(self, value: object) -> dict[VmId, Reason]:
         return dict(

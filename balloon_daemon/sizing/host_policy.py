@@ -21,6 +21,7 @@ Theory of operation
     ``Moved`` …   a careful VM's guest reports: ``protection`` may give its memory back, or ask it
                   for no more
     ``Asked``     an operator asks for a balloon's size: it becomes the target, to the byte
+    ``Paused`` …  an operator wants nothing more to be taken for a time (``pauses``)
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -40,12 +41,10 @@ from typing import assert_never
 
 from balloon_daemon.errors import StateError
 from balloon_daemon.sizing.balloon_policy import (
-    AvailableMemoryTimer,
     BalloonPolicy,
     LowMemory,
     LowMemoryTimer,
     PolicySettings,
-    Step,
     max_balloon_bytes,
 )
 from balloon_daemon.sizing.deadlines import Deadlines
@@ -60,15 +59,18 @@ from balloon_daemon.sizing.host_events import (
     Looked,
     Measured,
     Moved,
+    Paused,
     Ran,
     Removed,
     Resized,
     Restored,
+    Resumed,
     Sampled,
     Seen,
     Woke,
 )
 from balloon_daemon.sizing.outcome import Outcome
+from balloon_daemon.sizing.pauses import Pauses
 from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.protection import Protection
 from balloon_daemon.sizing.row import Row
@@ -107,6 +109,8 @@ class HostPolicy:
         self._priorities = Priorities(self._rows)
         self._protection = Protection()
         self._deadlines = Deadlines(self._rows)
+        self.pauses = Pauses(self._rows)
+        """The pauses, for reading."""
         self._look_at_s: float | None = None
         self._halted = False
 
@@ -132,6 +136,7 @@ class HostPolicy:
                 self._priorities.remove(self._row(vm))
                 del self._rows[vm]
                 self._protection.remove(vm)
+                self.pauses.remove(vm)
                 self._listening.pop(vm, None)
             case Looked(seen):
                 self._protection.saw(seen, outcome)
@@ -146,13 +151,21 @@ class HostPolicy:
             case Asked():
                 if not self._halted:
                     self._protection.ask(event, self._row(event.vm), outcome)
+            case Paused(vms):
+                rows = {vm: self._row(vm) for vm in vms} if vms else self._rows
+                if not self._halted:
+                    self.pauses.begin(event, rows, outcome)
+            case Resumed():
+                self.pauses.end(event)
             case Halted():
                 self._halted = True
+                self.pauses.clear()
                 self._listening.clear()
                 self._deadlines.clear()
                 self._look_at_s = None
             case _:
                 assert_never(event)
+        self.pauses.pass_time(outcome)
         return outcome.step(self._wake_at_s(), listen=bool(self._listening))
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
@@ -271,8 +284,8 @@ class HostPolicy:
         rows = listening.items()
         lowest = outcome.lowest_that_can_give
         for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
-            held = None
-            if row.guard is not None:
+            held = self.pauses.objection(vm)
+            if held is None and row.guard is not None:
                 held = self._protection.objection(vm, row, row.guard, outcome)
             if held is None:
                 held = self._against_more(vm, row.policy.level)
@@ -280,7 +293,7 @@ class HostPolicy:
                 held = Reason.LOWER_FIRST
             row.policy.held = held
             outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
-            if row.guard is None:
+            if row.guard is None and held is not Reason.PAUSED:
                 outcome.tell_again_if_stopped(vm, row)
 
     def _wake(self, seen: Seen, outcome: Outcome) -> None:
@@ -313,23 +326,10 @@ class HostPolicy:
                 # before all releases that are due.
                 self._look(seen, outcome)
             else:
-                outcome.take(vm, row, self._release(row, seen, now_s))
-
-    def _release(self, row: Row, seen: Seen, now_s: float) -> Step:
-        """Steps a VM whose release is due. VMs of a higher priority get memory back first: for
-        this VM the memory in their balloons does not count as available."""
-        first_mib = self._priorities.mib_above(row.priority)
-        if not first_mib or not isinstance(seen, Reading):
-            return row.policy.step(AvailableMemoryTimer(seen), now_s)
-        left = seen._replace(available_mib=seen.available_mib - first_mib)
-        step = row.policy.step(AvailableMemoryTimer(left), now_s)
-        needed_mib = step.decision.needed_mib
-        if needed_mib is not None:
-            needed_mib += first_mib
-        return step._replace(decision=step.decision._replace(reading=seen, needed_mib=needed_mib))
+                outcome.take(vm, row, self._priorities.release(row, seen, now_s))
 
     def _wake_at_s(self) -> float | None:
-        at_s = self._deadlines.earliest_s()
+        at_s = min(self._deadlines.earliest_s(), self.pauses.next_s)
         if self._look_at_s is not None:
             at_s = min(at_s, self._look_at_s)
         return None if at_s == math.inf else at_s

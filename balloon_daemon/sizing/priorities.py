@@ -8,6 +8,9 @@ set any, nothing is computed.
 from collections import Counter
 from collections.abc import Mapping
 
+from balloon_daemon.sizing.balloon_policy import AvailableMemoryTimer, Step
+from balloon_daemon.sizing.decision import Reading
+from balloon_daemon.sizing.host_events import Seen
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import MIB, VmId
 
@@ -51,3 +54,16 @@ class Priorities:
             return 0
         above = (row.told_bytes for row in self._rows.values() if row.priority > priority)
         return sum(above) // MIB
+
+    def release(self, row: Row, seen: Seen, now_s: float) -> Step:
+        """Steps a VM whose release is due. VMs of a higher priority get memory back first: for
+        this VM the memory in their balloons does not count as available."""
+        first_mib = self.mib_above(row.priority)
+        if not first_mib or not isinstance(seen, Reading):
+            return row.policy.step(AvailableMemoryTimer(seen), now_s)
+        left = seen._replace(available_mib=seen.available_mib - first_mib)
+        step = row.policy.step(AvailableMemoryTimer(left), now_s)
+        needed_mib = step.decision.needed_mib
+        if needed_mib is not None:
+            needed_mib += first_mib
+        return step._replace(decision=step.decision._replace(reading=seen, needed_mib=needed_mib))
