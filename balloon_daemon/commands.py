@@ -36,6 +36,28 @@ class SetBalloon(NamedTuple):
     for_s: float
 
 
+class Pause(NamedTuple):
+    """Ask for nothing more for a time; what is given back, is given back as ever.
+
+    Attributes:
+        vms: of these VMs; none: of any VM.
+        for_s: for how long, at most ``MOST_HOLD_S``.
+    """
+
+    vms: tuple[VmId, ...]
+    for_s: float
+
+
+class Resume(NamedTuple):
+    """End pauses.
+
+    Attributes:
+        vms: those of these VMs; none: all that there are.
+    """
+
+    vms: tuple[VmId, ...]
+
+
 class Refusal(Enum):
     """Why something that was asked is not done."""
 
@@ -47,6 +69,8 @@ class Refusal(Enum):
     """The balloon may not be so large."""
     OBJECTION = "objection"
     """The guest must not be asked for more now."""
+    ALL_PAUSED = "all-paused"
+    """All VMs are paused together, and one of them alone cannot go on."""
 
 
 class Done(NamedTuple):
@@ -94,6 +118,9 @@ class Desk(Protocol):
             command: what is asked.
             uid: the user who asks.
         """
+
+    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+        """Does what is asked of the policy, as ``obey``; None: it is done."""
 
 
 class Service(Protocol):

@@ -97,6 +97,8 @@ class VmStatus(NamedTuple):
         kind: how the VM's balloon is reached, as the configuration file calls it.
         decided: its last decision, rechecks left out; None: there was none.
         vmm_pid: its VMM's process; None: unknown.
+        paused_s: for how many seconds more nothing is taken, because an operator has paused this
+            VM; None: it is not paused by itself.
     """
 
     vm: VmId
@@ -112,6 +114,7 @@ class VmStatus(NamedTuple):
     kind: str = ""
     decided: LastDecision | None = None
     vmm_pid: int | None = None
+    paused_s: float | None = None
 
 
 class SourceStatus(NamedTuple):
@@ -146,6 +149,8 @@ class HostStatus(NamedTuple):
         wake_in_s: in how many seconds the policy's earliest deadline comes; None: there is none.
         listens: whether the policy reacts to low memory now.
         dry_run: whether no VM's balloon is changed (``--dry-run``).
+        paused_s: for how many seconds more nothing is taken from any VM, because an operator has
+            paused all; None: they are not paused.
     """
 
     source: SourceStatus
@@ -153,6 +158,7 @@ class HostStatus(NamedTuple):
     wake_in_s: float | None = None
     listens: bool = False
     dry_run: bool = False
+    paused_s: float | None = None
 
 
 class Undriven(NamedTuple):

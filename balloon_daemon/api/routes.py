@@ -9,14 +9,16 @@ from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, assert_never
 from urllib.parse import parse_qsl, unquote
 
-from balloon_daemon.api.shown import as_json, host_shown, undriven_shown, vm_shown
+from balloon_daemon.api.shown import as_json, host_shown, seconds, undriven_shown, vm_shown
 from balloon_daemon.commands import (
     MOST_HOLD_S,
     Desk,
     Done,
     NotDone,
+    Pause,
     Refusal,
     Release,
+    Resume,
     SetBalloon,
 )
 from balloon_daemon.errors import printable
@@ -28,6 +30,9 @@ MAX_BODY_BYTES = 4096
 
 HOLD_S = 600.0
 """For how long a balloon's size is set where nobody says how long."""
+
+MOST_NAMED = 64
+"""How many VMs a request may name: each is looked for among all VMs."""
 
 NAME_SHOWN = 80
 """How many characters of a name that a client sent an error repeats."""
@@ -210,6 +215,13 @@ class Routes:
             case ["", "v1", "release"]:
                 _expect(request, "POST", asked)
                 return self._release(request)
+            case ["", "v1", "pause"]:
+                _expect(request, "POST", asked)
+                body = _body(request, "vms", "for_s")
+                return self._steer(request, Pause(self._listed(body), _time(body, "for_s")))
+            case ["", "v1", "resume"]:
+                _expect(request, "POST", asked)
+                return self._steer(request, Resume(self._listed(_body(request, "vms"))))
             case _:
                 raise RefusedError(
                     404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
@@ -234,17 +246,9 @@ class Routes:
 
     def _set(self, request: Request, name: str) -> Answer:
         body = _body(request, "size_bytes", "for_s")
-        size, for_s = body.get("size_bytes"), body.get("for_s", HOLD_S)
-        if (
-            not isinstance(size, int)
-            or isinstance(size, bool)
-            or not 0 <= size <= MOST_MEMORY_BYTES
-        ):
-            raise RefusedError(400, "size_bytes must be a whole number of bytes, 0 or more")
-        if type(for_s) not in (int, float) or not 1 <= for_s <= MOST_HOLD_S:
-            raise RefusedError(400, f"for_s must be from 1 to {MOST_HOLD_S:.0f} seconds")
+        size, for_s = _size(body), _time(body, "for_s")
         vm = self._vm_named(name)
-        done = self._desk.obey(SetBalloon(vm, size, float(for_s)), request.uid)
+        done = self._desk.obey(SetBalloon(vm, size, for_s), request.uid)
         if isinstance(done, NotDone):
             raise _not_done(vm, done)
         dry_run = self._desk.host_status().dry_run
@@ -274,6 +278,25 @@ class Routes:
                     comma = b","
         yield b"]}\n"
 
+    def _steer(self, request: Request, command: Pause | Resume) -> Answer:
+        """Pauses or resumes; answers with the pauses of those that were asked for."""
+        not_done = self._desk.steer(command, request.uid)
+        if not_done is not None:
+            raise _not_done(None, not_done)
+        statuses = filter(None, map(self._desk.vm_status, command.vms))
+        vms = [{"vm": status.vm.name, "paused_s": seconds(status.paused_s)} for status in statuses]
+        paused_s = self._desk.host_status().paused_s
+        return Answer(200, as_json({"paused_s": seconds(paused_s), "vms": vms}) + b"\n")
+
+    def _listed(self, body: Mapping[str, Any]) -> tuple[VmId, ...]:
+        """The VMs that a body names; none where it names none."""
+        names = body.get("vms", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RefusedError(400, "vms must be a list of VMs' names")
+        if len(names) > MOST_NAMED:
+            raise RefusedError(400, f"vms names more than {MOST_NAMED} VMs; name none for all")
+        return tuple(dict.fromkeys(map(self._vm_named, names)))
+
     def _vm_named(self, name: str) -> VmId:
         # The last one of that name: an earlier one may be about to end.
         for vm_id in reversed(self._desk.vm_ids()):
@@ -288,8 +311,8 @@ def _done(vm: VmId, done: Done) -> dict[str, object]:
     return {"vm": vm.name, **done._asdict()}
 
 
-def _not_done(vm: VmId, not_done: NotDone) -> RefusedError:
-    name = _shown(vm.name)
+def _not_done(vm: VmId | None, not_done: NotDone) -> RefusedError:
+    name = "one of them" if vm is None else _shown(vm.name)
     match not_done.why:
         case Refusal.ENDING:
             return RefusedError(503, "balloond is ending, and gives all memory back")
@@ -302,8 +325,26 @@ def _not_done(vm: VmId, not_done: NotDone) -> RefusedError:
             objection = not_done.objection
             why = "unknown" if objection is None else objection.value
             return RefusedError(409, f"{name} must not be asked for more now: {why}")
+        case Refusal.ALL_PAUSED:
+            return RefusedError(409, "all VMs are paused; resume all of them, naming none")
         case _:
             assert_never(not_done.why)
+
+
+def _size(body: Mapping[str, Any]) -> int:
+    """The size that a body has."""
+    size = body.get("size_bytes")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MOST_MEMORY_BYTES:
+        raise RefusedError(400, "size_bytes must be a whole number of bytes, 0 or more")
+    return size
+
+
+def _time(body: Mapping[str, Any], key: str, default_s: float = HOLD_S) -> float:
+    """The time that a body has there."""
+    time_s = body.get(key, default_s)
+    if type(time_s) not in (int, float) or not 1 <= time_s <= MOST_HOLD_S:
+        raise RefusedError(400, f"{key} must be from 1 to {MOST_HOLD_S:.0f} seconds")
+    return float(time_s)
 
 
 def _body(request: Request, *known: str) -> dict[str, Any]:

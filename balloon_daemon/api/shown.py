@@ -37,11 +37,12 @@ def host_shown(status: HostStatus) -> Shown:
         "source": source.name,
         "switched_off": seen.why if isinstance(seen, NeverLow) else None,
         "source_error": source.last_error or None,
-        "age_s": _seconds(source.age_s),
+        "age_s": seconds(source.age_s),
         "last_decision": _decision(status.decided),
-        "next_timer_s": _seconds(status.wake_in_s),
+        "next_timer_s": seconds(status.wake_in_s),
         "listens": status.listens,
         "dry_run": status.dry_run,
+        "paused_s": seconds(status.paused_s),
     }
 
 
@@ -71,6 +72,7 @@ def vm_shown(status: VmStatus) -> Shown:
         "last_decision": _decision(status.decided),
         "next": None if policy is None else _next(policy),
         "vmm_pid": status.vmm_pid,
+        "paused_s": seconds(status.paused_s),
     }
 
 
@@ -93,16 +95,16 @@ def _protection(protection: ProtectionStatus) -> Shown:
     return {
         "objection": None if objection is None else objection.value,
         "signs": sorted(sign.value for sign in protection.signs),
-        "left_alone_s": _seconds(protection.left_alone_s),
-        "stats_age_s": _seconds(protection.stats_age_s),
+        "left_alone_s": seconds(protection.left_alone_s),
+        "stats_age_s": seconds(protection.stats_age_s),
         "missing_bytes": protection.missing_bytes,
     }
 
 
 def _next(policy: PolicyStatus) -> Shown:
     return {
-        "recheck_in_s": _seconds(policy.recheck_in_s),
-        "release_in_s": _seconds(policy.release_in_s),
+        "recheck_in_s": seconds(policy.recheck_in_s),
+        "release_in_s": seconds(policy.release_in_s),
         "needed_mib": policy.needed_mib,
     }
 
@@ -112,8 +114,9 @@ def _decision(last: LastDecision | None) -> Shown | None:
         return None
     line = worded(Decided(last.vm, last.decision))
     assert line is not None
-    return {**line.fields, "message": line.message, "age_s": _seconds(last.age_s)}
+    return {**line.fields, "message": line.message, "age_s": seconds(last.age_s)}
 
 
-def _seconds(value: float | None) -> float | None:
+def seconds(value: float | None) -> float | None:
+    """A time as the API shows it; None where there is none."""
     return None if value is None else round(value, 3)

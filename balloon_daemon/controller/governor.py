@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from random import random
 from typing import assert_never
 
-from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
-from balloon_daemon.controller.asking import checked
+from balloon_daemon.commands import Done, NotDone, Pause, Release, Resume, SetBalloon
+from balloon_daemon.controller.operators import Operators
 from balloon_daemon.controller.reported import attached, event_of, told_policy
-from balloon_daemon.controller.statuses import vm_status
+from balloon_daemon.controller.statuses import host_status, vm_status
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.errors import StateError
-from balloon_daemon.events import Decided, Publish, SizeAsked, VmAttached, VmResized
+from balloon_daemon.events import Decided, Publish, VmAttached, VmResized
 from balloon_daemon.guests.seam import (
     Actual,
     Attached,
@@ -38,16 +38,13 @@ from balloon_daemon.sizing.balloon_policy import Decision, PolicySettings, Reaso
 from balloon_daemon.sizing.host_events import Halted, HostStep, Looked, Seen, Woke
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.vm_settings import SEED, Profile, VmSettings
-from balloon_daemon.status import HostStatus, LastDecision, VmStatus
+from balloon_daemon.status import HostStatus, VmStatus
 from balloon_daemon.units import VmId
 
 MakePolicy = Callable[
     [PolicySettings, Callable[[], float], Callable[[VmId, int], Reason | None]], HostPolicy
 ]
 """Makes a policy of ``HostPolicy``'s arguments."""
-
-FRESH_S = 1.0
-"""A reading of the source that is shown is no older; an older one is read anew."""
 
 READ_AGAIN_S = 1.0
 """When to wake again if reading the source raised, perhaps for lack of memory."""
@@ -78,6 +75,9 @@ class Governor:
         self._loop = loop
         self._policy = make(settings, random, self._against_more)
         self._vms: dict[VmId, Vm] = {}
+        self._operators = Operators(
+            self._policy, self._vms, self._against_more, self._step, publish, loop.time
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._last: tuple[VmId, Decision, float] | None = None
         """The last decision of all, and when it was made; rechecks left out."""
@@ -145,10 +145,8 @@ class Governor:
 
     def host_status(self) -> HostStatus:
         """The present state of the source and of the policy."""
-        now_s, last = self._loop.time(), self._last
-        wake_in_s = None if self._timer is None else max(0.0, self._timer.when() - now_s)
-        decided = None if last is None else LastDecision(*last[:2], now_s - last[2])
-        return HostStatus(self._watch.status(FRESH_S), decided, wake_in_s, self._watch.listens)
+        wake_at_s = None if self._timer is None else self._timer.when()
+        return host_status(self._policy, self._watch, self._last, wake_at_s, self._loop.time())
 
     def vm_ids(self) -> tuple[VmId, ...]:
         """The VMs, in the order in which they came."""
@@ -163,16 +161,11 @@ class Governor:
 
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
         """Does what an operator asks of a VM's balloon."""
-        vm = self._vms.get(command.vm)
-        if vm is None:
-            return NotDone(Refusal.NO_SIZE)
-        asked = checked(command, self._policy, vm, self._against_more, self._loop.time())
-        if isinstance(asked, NotDone):
-            return asked
-        before_bytes = vm.balloon_bytes
-        self._step(asked)
-        self._publish(SizeAsked(vm.guest.vm, uid, asked.balloon_bytes, asked.hold_s or 0.0))
-        return Done(before_bytes, asked.balloon_bytes)
+        return self._operators.obey(command, uid)
+
+    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+        """Pauses the policy, or lets it go on; None: it is done."""
+        return self._operators.steer(command, uid)
 
     # --- guests' reports ----------------------------------------------------------------------
 
@@ -259,6 +252,7 @@ class Governor:
                 self._tell(vm.guest.watch, every_s)
         for vm_id in step.stuck:
             self._failed(StateError(f"{vm_id}: its deadline stays in the past"))
+        self._operators.performed(step)
         for vm_id, finding in step.findings:
             self._publish(event_of(vm_id, finding))
         for vm_id, decision, repeated in step.decisions:

@@ -2,10 +2,39 @@
 
 from balloon_daemon.controller.reported import protection_status
 from balloon_daemon.controller.vm import Vm
-from balloon_daemon.sizing.decision import Reading
+from balloon_daemon.host.watch import MemoryWatch
+from balloon_daemon.sizing.decision import Decision, Reading
 from balloon_daemon.sizing.host_policy import HostPolicy
-from balloon_daemon.status import LastDecision, PolicyStatus, SourceStatus, VmStatus
+from balloon_daemon.status import HostStatus, LastDecision, PolicyStatus, SourceStatus, VmStatus
 from balloon_daemon.units import MIB, VmId
+
+FRESH_S = 1.0
+"""A reading of the source that is shown is no older; an older one is read anew."""
+
+
+def host_status(
+    policy: HostPolicy,
+    watch: MemoryWatch,
+    last: tuple[VmId, Decision, float] | None,
+    wake_at_s: float | None,
+    now_s: float,
+) -> HostStatus:
+    """The host's status.
+
+    Args:
+        policy: decides for all VMs.
+        watch: reads the low-memory source.
+        last: the last decision of all, and when it was made.
+        wake_at_s: when the policy's earliest deadline comes.
+        now_s: the clock of the policy.
+    """
+    return HostStatus(
+        watch.status(FRESH_S),
+        None if last is None else LastDecision(*last[:2], now_s - last[2]),
+        _left_s(wake_at_s, now_s),
+        watch.listens,
+        paused_s=policy.pauses.left_s(None, now_s),
+    )
 
 
 def vm_status(
@@ -36,6 +65,7 @@ def vm_status(
         vm.kind,
         last_decision(vm_id, vm, now_s),
         vm.vmm_pid,
+        policy.pauses.left_s(vm_id, now_s),
     )
 
 

@@ -24,11 +24,13 @@ from balloon_daemon.sizing.host_events import (
     Looked,
     Measured,
     Moved,
+    Paused,
     Ran,
     Removed,
     Reported,
     Resized,
     Restored,
+    Resumed,
     Sampled,
     Seen,
     SettingsChanged,
@@ -170,6 +172,10 @@ def _encoded(event: Recorded) -> dict[str, object]:
             return {"event": "halted"}
         case Lost(entries):
             return {"event": "lost", "entries": entries}
+        case Paused(vms, for_s):
+            return {"event": "paused", "vms": [vm.number for vm in vms], "for_s": for_s}
+        case Resumed(vms):
+            return {"event": "resumed", "vms": [vm.number for vm in vms]}
         case _:
             return _encoded_of_vm(event)
 

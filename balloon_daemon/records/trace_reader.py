@@ -13,6 +13,7 @@ from balloon_daemon.records.trace import (
 from balloon_daemon.records.trace_values import (
     Content,
     TraceError,
+    list_of,
     or_none,
     parsed_draws,
     parsed_integer,
@@ -35,10 +36,12 @@ from balloon_daemon.sizing.host_events import (
     Looked,
     Measured,
     Moved,
+    Paused,
     Ran,
     Removed,
     Resized,
     Restored,
+    Resumed,
     Sampled,
     SettingsChanged,
     Woke,
@@ -107,6 +110,14 @@ class Decoder:
                 return Halted()
             case "lost":
                 return Lost(content.take("entries", parsed_integer))
+            case "paused":
+                vms, for_s = (
+                    content.take("vms", self._listed),
+                    content.take("for_s", parsed_number),
+                )
+                return Paused(vms, for_s)
+            case "resumed":
+                return Resumed(content.take("vms", self._listed))
         number = content.take("vm", parsed_integer)
         if word in ("added", "restored"):
             self._vms[number] = VmId(number, content.take("name", parsed_text))
@@ -152,6 +163,9 @@ class Decoder:
         if vm is None:
             raise TraceError(f"vm: no line above has added a VM {number}")
         return vm
+
+    def _listed(self, value: object) -> tuple[VmId, ...]:
+        return tuple(self._vm(number) for number in list_of(parsed_integer, value))
 
     def _objections(self, value: object) -> dict[VmId, Reason]:
         return dict(

@@ -59,6 +59,7 @@ class Reason(Enum):
     NOT_RUNNING = "not-running"
     LIMITS_CHANGED = "limits-changed"
     ASKED = "asked"
+    PAUSED = "paused"
 
 
 class Sign(Enum):

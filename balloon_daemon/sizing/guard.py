@@ -112,6 +112,11 @@ class Guard:
     # --- conclusions --------------------------------------------------------------------------
 
     @property
+    def runs(self) -> bool:
+        """Whether the guest runs, and its driver listens."""
+        return self._runs
+
+    @property
     def check_at_s(self) -> float:
         """When to call ``judge`` if no report comes before; infinity: never."""
         return min(self._progress.check_at_s, self._bearing.check_at_s) if self._runs else math.inf

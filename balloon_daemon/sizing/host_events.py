@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from balloon_daemon.fact import fact
 from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading
 from balloon_daemon.sizing.need import Figures
@@ -127,6 +128,30 @@ class SettingsChanged(NamedTuple):
     settings: VmSettings
 
 
+@fact
+class Paused(NamedTuple):
+    """An operator wants nothing more to be taken for a time.
+
+    Attributes:
+        vms: from these VMs; none: from any VM.
+        for_s: for how long.
+    """
+
+    vms: tuple[VmId, ...]
+    for_s: float
+
+
+@fact
+class Resumed(NamedTuple):
+    """An operator wants pauses to end.
+
+    Attributes:
+        vms: those of these VMs; none: all that there are.
+    """
+
+    vms: tuple[VmId, ...]
+
+
 # A dataclass, because a named tuple without fields is false and equals every other empty tuple.
 @dataclass(frozen=True, slots=True)
 class Halted:
@@ -134,6 +159,9 @@ class Halted:
 
 
 Reported = Moved | Sampled | Ran | Measured
+
+Steering = Paused | Resumed
+"""What operators ask of the policy for more than one VM, or for a time."""
 
 Event = (
     Added
@@ -145,6 +173,7 @@ Event = (
     | Reported
     | Asked
     | SettingsChanged
+    | Steering
     | Halted
 )
 
@@ -178,6 +207,16 @@ class VmFinding(NamedTuple):
     finding: Finding
 
 
+class PauseOver(NamedTuple):
+    """The time of a pause is over.
+
+    Attributes:
+        vm: whose; None: that of all VMs.
+    """
+
+    vm: VmId | None
+
+
 class Watch(NamedTuple):
     """Read a VM's figures so often from now on; None: only when asked."""
 
@@ -195,6 +234,7 @@ class HostStep(NamedTuple):
         listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
         findings: what was noticed, before the decisions that follow from it.
         watches: how often to read VMs' figures, where that changes.
+        over: what operators had asked for, and is over now.
         stuck: VMs with a deadline that stays in the past however often it fires, which is a bug.
             The deadline is dropped until another event queues it again.
     """
@@ -205,4 +245,5 @@ class HostStep(NamedTuple):
     listen: bool
     findings: tuple[VmFinding, ...] = ()
     watches: tuple[Watch, ...] = ()
+    over: tuple[PauseOver, ...] = ()
     stuck: tuple[VmId, ...] = ()

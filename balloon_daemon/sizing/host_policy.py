@@ -22,6 +22,7 @@ Theory of operation
                   for no more
     ``Asked``     an operator asks for a balloon's size: it becomes the target, to the byte
     ``Settings…`` a VM has other settings: what is above its new maximum is given back
+    ``Paused`` …  an operator wants nothing more to be taken for a time (``pauses``)
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -59,10 +60,12 @@ from balloon_daemon.sizing.host_events import (
     Looked,
     Measured,
     Moved,
+    Paused,
     Ran,
     Removed,
     Resized,
     Restored,
+    Resumed,
     Sampled,
     Seen,
     SettingsChanged,
@@ -70,6 +73,7 @@ from balloon_daemon.sizing.host_events import (
 )
 from balloon_daemon.sizing.new_settings import NewSettings
 from balloon_daemon.sizing.outcome import Outcome
+from balloon_daemon.sizing.pauses import Pauses
 from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.protection import Protection
 from balloon_daemon.sizing.row import Row
@@ -109,6 +113,8 @@ class HostPolicy:
         self._protection = Protection()
         self._new_settings = NewSettings(self._priorities, self._protection)
         self._deadlines = Deadlines(self._rows)
+        self.pauses = Pauses(self._rows)
+        """The pauses, for reading."""
         self._look_at_s = math.inf
         self._halted = False
 
@@ -134,6 +140,7 @@ class HostPolicy:
                 self._priorities.remove(self._row(vm))
                 del self._rows[vm]
                 self._protection.remove(vm)
+                self.pauses.remove(vm)
                 self._listening.pop(vm, None)
             case Looked(seen):
                 self._protection.saw(seen, outcome)
@@ -151,14 +158,22 @@ class HostPolicy:
             case SettingsChanged():
                 if not self._halted:
                     self._new_settings.take(event, self._row(event.vm), outcome)
+            case Paused(vms):
+                rows = {vm: self._row(vm) for vm in vms} if vms else self._rows
+                if not self._halted:
+                    self.pauses.begin(event, rows, outcome)
+            case Resumed():
+                self.pauses.end(event)
             case Halted():
                 self._halted = True
+                self.pauses.clear()
                 self._listening.clear()
                 self._deadlines.clear()
                 self._look_at_s = math.inf
             case _:
                 assert_never(event)
-        wake_at_s = min(self._deadlines.earliest_s(), self._look_at_s)
+        self.pauses.pass_time(outcome)
+        wake_at_s = min(self._deadlines.earliest_s(), self._look_at_s, self.pauses.next_s)
         return outcome.step(wake_at_s, listen=bool(self._listening))
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
@@ -277,8 +292,8 @@ class HostPolicy:
         rows = listening.items()
         lowest = outcome.lowest_that_can_give
         for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
-            held = None
-            if row.guard is not None:
+            held = self.pauses.objection(vm)
+            if held is None and row.guard is not None:
                 held = self._protection.objection(vm, row, row.guard, outcome)
             if held is None:
                 held = self._against_more(vm, row.policy.level)
@@ -287,7 +302,7 @@ class HostPolicy:
             row.patience.waits_down = 0
             row.policy.held = held
             outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
-            if row.guard is None:
+            if row.guard is None and held is not Reason.PAUSED:
                 outcome.tell_again_if_stopped(vm, row)
 
     def _wake(self, seen: Seen, outcome: Outcome) -> None:

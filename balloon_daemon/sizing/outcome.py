@@ -6,7 +6,14 @@ from functools import cached_property
 from balloon_daemon.sizing.balloon_policy import SetTarget, Step
 from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Finding, Reason
-from balloon_daemon.sizing.host_events import HostStep, Target, VmDecision, VmFinding, Watch
+from balloon_daemon.sizing.host_events import (
+    HostStep,
+    PauseOver,
+    Target,
+    VmDecision,
+    VmFinding,
+    Watch,
+)
 from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import PAGE_SIZE, VmId
@@ -22,6 +29,7 @@ _CHANGES_NOTHING = {
     Reason.CONTESTED,
     Reason.NO_FRESH_STATS,
     Reason.NOT_RUNNING,
+    Reason.PAUSED,
 }
 
 
@@ -42,6 +50,7 @@ class Outcome:
         self._decisions: list[VmDecision] = []
         self._findings: list[VmFinding] = []
         self._watches: list[Watch] = []
+        self._over: list[PauseOver] = []
         self._stuck: list[VmId] = []
 
     @cached_property
@@ -150,6 +159,10 @@ class Outcome:
         """Asks a VM for its figures so often; None: only on demand."""
         self._watches.append(Watch(vm, every_s))
 
+    def note(self, over: PauseOver) -> None:
+        """Notes that something that an operator had asked for is over."""
+        self._over.append(over)
+
     def note_stuck(self, vm: VmId) -> None:
         """Notes that a VM's deadline stays in the past."""
         self._stuck.append(vm)
@@ -167,5 +180,6 @@ class Outcome:
             listen,
             tuple(self._findings),
             tuple(self._watches),
+            tuple(self._over),
             tuple(self._stuck),
         )

@@ -75,9 +75,14 @@ class Row:
         return self.terms.settings.priority
 
     @property
+    def is_held(self) -> bool:
+        """Whether something was against a step up at the last low-memory event, other than other
+        VMs' priorities."""
+        return self.policy.held is not None and self.policy.held is not Reason.LOWER_FIRST
+
+    @property
     def can_give(self) -> bool:
         """Whether the VM could step up at the last low-memory event, if other VMs' priorities did
         not matter."""
         policy = self.policy
-        free = policy.held is None or policy.held is Reason.LOWER_FIRST
-        return free and policy.max_bytes > 0 and policy.level < policy.settings.steps
+        return not self.is_held and policy.max_bytes > 0 and policy.level < policy.settings.steps

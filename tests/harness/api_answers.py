@@ -27,6 +27,7 @@ HOST: dict[str, Any] = {
     "next_timer_s": 13.2,
     "listens": True,
     "dry_run": False,
+    "paused_s": None,
 }
 PROTECTION: dict[str, Any] = {
     "objection": None,
@@ -58,6 +59,7 @@ WEB: dict[str, Any] = {
     "last_decision": DECISION,
     "next": {"recheck_in_s": None, "release_in_s": 42.0, "needed_mib": 784},
     "vmm_pid": 4711,
+    "paused_s": None,
 }
 OLD = {"name": "old", "address": "/run/old", "fault": "held", "why": "old: /run/old: it is held"}
 

@@ -25,7 +25,7 @@ from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
 from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
 from balloon_daemon.api.socket_file import ApiSocket
-from balloon_daemon.commands import Done, NotDone, Release, SetBalloon
+from balloon_daemon.commands import Done, NotDone, Pause, Release, Resume, SetBalloon
 from balloon_daemon.events import ApiMisused, CallbackFailed, Event, TargetReached
 from balloon_daemon.records.recent import Recent
 from balloon_daemon.status import HostStatus, SourceStatus, VmStatus
@@ -52,7 +52,7 @@ class Desk:
     def __init__(self) -> None:
         self.vms = 3
         self.asked = 0
-        self.obeyed: list[tuple[Release | SetBalloon, int]] = []
+        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
         self.fails = False
 
@@ -71,6 +71,10 @@ class Desk:
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
         self.obeyed.append((command, uid))
         return self.answer
+
+    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+        self.obeyed.append((command, uid))
+        return self.answer if isinstance(self.answer, NotDone) else None
 
 
 class World:

@@ -32,10 +32,12 @@ from balloon_daemon.sizing.host_events import (
     Looked,
     Measured,
     Moved,
+    Paused,
     Ran,
     Removed,
     Resized,
     Restored,
+    Resumed,
     Sampled,
     Seen,
     SettingsChanged,
@@ -62,6 +64,7 @@ settings = st.builds(
 terms = st.builds(Terms, settings, st.booleans(), st.booleans())
 states = st.builds(PolicyState, st.integers(0, 16), st.none() | times, st.none() | times)
 figures = st.builds(Figures, times, *[maybe_counts] * (len(Figures._fields) - 1))
+vms = st.lists(st.just(VM)).map(tuple)
 events = st.one_of(
     st.builds(Looked, seen),
     st.builds(Woke, seen),
@@ -78,6 +81,8 @@ events = st.one_of(
     st.builds(Asked, st.just(VM), counts, st.none() | times),
     st.builds(SettingsChanged, st.just(VM), settings),
     st.builds(Removed, st.just(VM)),
+    st.builds(Paused, vms, times),
+    st.builds(Resumed, vms),
 )
 entries = st.builds(
     Entry,

@@ -15,7 +15,7 @@ from balloon_daemon.api.routes import (
     Stream,
     WholeStatus,
 )
-from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
+from balloon_daemon.commands import Done, NotDone, Pause, Refusal, Release, Resume, SetBalloon
 from balloon_daemon.guests.seam import Ability, GuestState, Stats, Stuck
 from balloon_daemon.sizing.decision import (
     Decision,
@@ -72,7 +72,7 @@ class Desk:
     def __init__(self) -> None:
         self.vms = {WEB: FULL, DB: BARE}
         self.gone: list[VmId] = []
-        self.obeyed: list[tuple[Release | SetBalloon, int]] = []
+        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
         self.seen: Reading | NeverLow | None = LOW
 
@@ -88,6 +88,10 @@ class Desk:
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
         self.obeyed.append((command, uid))
         return self.answer
+
+    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+        self.obeyed.append((command, uid))
+        return self.answer if isinstance(self.answer, NotDone) else None
 
 
 class Events:
@@ -141,6 +145,7 @@ def test_status_has_the_host_each_vm_and_those_that_are_not_driven(routes: Route
         "next_timer_s": 0.25,
         "listens": True,
         "dry_run": False,
+        "paused_s": None,
     }
     web = status["vms"][0]
     assert web["last_decision"]["age_s"] == 1.235
@@ -374,3 +379,65 @@ def test_whoever_may_only_read_changes_nothing(
     assert answer.status == 403
     assert json.loads(answer.body)["error"].startswith("you may read, but change nothing")
     assert desk.obeyed == []
+
+
+def post(path: str, body: object, rights: Rights = Rights.CHANGE) -> Request:
+    return Request("POST", path, json.dumps(body).encode(), rights, uid=7)
+
+
+def test_vms_or_all_are_paused_for_their_time_and_resumed(routes: Routes, desk: Desk) -> None:
+    desk.vms[WEB] = FULL._replace(paused_s=90.0)
+    named = routes.answer(post("/v1/pause", {"vms": ["web", "web"], "for_s": 90}))
+    everyone = routes.answer(post("/v1/pause", {}))
+    resumed = routes.answer(post("/v1/resume", {"vms": ["d\u00e9b/1"]}))
+    assert desk.obeyed == [
+        (Pause((WEB,), 90.0), 7),
+        (Pause((), 600.0), 7),
+        (Resume((DB,)), 7),
+    ]
+    assert isinstance(named, Answer)
+    assert isinstance(everyone, Answer)
+    assert isinstance(resumed, Answer)
+    for answer in (named, everyone, resumed):
+        check("Pauses")(json.loads(answer.body))
+    assert json.loads(named.body)["vms"] == [{"vm": "web", "paused_s": 90.0}]
+    assert json.loads(everyone.body)["vms"] == []
+    assert json.loads(resumed.body)["vms"] == [{"vm": "d\u00e9b/1", "paused_s": None}]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({"vms": "web"}, 400, "vms must be a list of VMs' names"),
+        ({"vms": [1]}, 400, "vms must be a list of VMs' names"),
+        ({"vms": ["web"] * 65}, 400, "vms names more than 64 VMs; name none for all"),
+        ({"vms": ["web", "none"]}, 404, "there is no VM none; the status names all"),
+        ({"for_s": 0}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"for_s": 86_401}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"for_s": True}, 400, "for_s must be from 1 to 86400 seconds"),
+        ({"until": 1}, 400, "until is not known here; only vms, for_s may be set"),
+    ],
+)
+def test_pause_that_makes_no_sense_is_refused(
+    body: object, status: int, sentence: str, routes: Routes, desk: Desk
+) -> None:
+    answer = routes.answer(post("/v1/pause", body))
+    assert isinstance(answer, Answer)
+    assert (answer.status, json.loads(answer.body)) == (status, {"error": sentence})
+    assert desk.obeyed == []
+
+
+def test_reader_pauses_nothing(routes: Routes, desk: Desk) -> None:
+    for path in ("/v1/pause", "/v1/resume"):
+        answer = routes.answer(post(path, {}, Rights.READ))
+        assert isinstance(answer, Answer)
+        assert answer.status == 403
+    assert desk.obeyed == []
+
+
+def test_vm_of_a_host_that_is_paused_does_not_resume_alone(routes: Routes, desk: Desk) -> None:
+    desk.answer = NotDone(Refusal.ALL_PAUSED)
+    answer = routes.answer(post("/v1/resume", {"vms": ["web"]}))
+    assert isinstance(answer, Answer)
+    assert answer.status == 409
+    assert b"resume all of them" in answer.body

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from balloon_daemon import __version__, commands
-from balloon_daemon.ctl.ask import main as ask
+from balloon_daemon.ctl.ask import flag_values
 from balloon_daemon.ctl.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_wrong_usage_is_one_line_and_status_2(
 
 
 def test_longest_time_is_the_apis() -> None:
-    assert ask.MOST_HOLD_S == commands.MOST_HOLD_S
+    assert flag_values.MOST_HOLD_S == commands.MOST_HOLD_S
 
 
 def test_output_to_a_full_disk_is_one_line_and_status_1() -> None:

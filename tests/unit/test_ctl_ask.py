@@ -28,6 +28,7 @@ BARE = WEB | {
     "last_decision": None,
     "next": None,
     "vmm_pid": None,
+    "paused_s": None,
 }
 
 
@@ -199,3 +200,25 @@ def test_dry_run_is_said_below_the_table() -> None:
     line = "Dry run: no VM's balloon is changed"
     assert line in dry
     assert line not in status_table(status, None)
+
+
+def test_pauses_stand_in_the_table_and_in_explanations() -> None:
+    host = HOST | {"paused_s": 600.0}
+    web = WEB | {"paused_s": 30.0}
+    lines = status_table(status(web, host=host), None)
+    assert "web: paused by an operator for 30 s more: nothing more is taken" in lines
+    assert "All VMs: paused by an operator for 10 min more: nothing more is taken" in lines
+    grows = "grows: not now, as an operator has paused it, for {} more"
+    explained_web = explained({"vm": web, "host": HOST, "events": []}, None)
+    assert grows.format("30 s") in explained_web
+    explained_host = explained({"vm": WEB, "host": host, "events": []}, None)
+    assert grows.format("10 min") in explained_host
+
+
+def test_balloond_of_before_that_tells_of_no_pauses_is_shown_all_the_same() -> None:
+    old_host = {key: value for key, value in HOST.items() if key != "paused_s"}
+    old_vm = {key: value for key, value in WEB.items() if key != "paused_s"}
+    old = {"host": old_host, "vms": [old_vm], "not_driven": []}
+    assert status_table(old, None) == status_table(old | {"host": HOST, "vms": [WEB]}, None)
+    told = {"vm": old_vm, "host": old_host, "events": []}
+    assert explained(told, None) == explained(told | {"vm": WEB, "host": HOST}, None)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from balloon_daemon.commands import Done, NotDone, Refusal, Release, SetBalloon
+from balloon_daemon.commands import Done, NotDone, Pause, Refusal, Release, Resume, SetBalloon
 from balloon_daemon.controller.governor import Governor
 from balloon_daemon.errors import StateError
 from balloon_daemon.events import (
@@ -17,6 +17,8 @@ from balloon_daemon.events import (
     ProtectionEvent,
     SizeAsked,
     SqueezeStalled,
+    TakingPaused,
+    TakingResumed,
     VmAttached,
     VmResized,
 )
@@ -632,3 +634,43 @@ def test_vm_that_is_governed_no_more_gets_no_target_until_it_is_gone(host: Host)
     host.governor.report(A, Gone("its task has ended"))
     assert host.governor.vm_status(A) is None
     assert host.loop.failures == []
+
+
+def test_pause_is_published_shown_and_over_once_its_time_is(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    assert host.governor.steer(Pause((A,), 30.0), 7) is None
+    host.loop.advance(10.0)
+    assert guest.targets == [0]
+    status = host.governor.vm_status(A)
+    assert status is not None
+    assert status.paused_s == 20.0
+    assert host.governor.host_status().paused_s is None
+    host.loop.advance(22.0)
+    assert guest.targets[-1] >= STEP
+    pauses = [event for event in host.events if isinstance(event, TakingPaused | TakingResumed)]
+    assert pauses == [TakingPaused(A, 7, 30.0), TakingResumed(A, None)]
+
+
+def test_all_vms_are_paused_and_resumed_together(host: Host) -> None:
+    guest = host.attached(A)
+    host.memory.seen = LOW
+    assert host.governor.steer(Pause((), 60.0), 7) is None
+    assert host.governor.host_status().paused_s == 60.0
+    assert host.governor.steer(Resume((A,)), 7) == NotDone(Refusal.ALL_PAUSED)
+    host.loop.advance(2.0)
+    assert guest.targets == [0]
+    assert host.governor.steer(Resume(()), 7) is None
+    assert host.governor.steer(Resume(()), 7) is None
+    host.loop.advance(2.0)
+    assert guest.targets[-1] >= STEP
+    pauses = [event for event in host.events if isinstance(event, TakingPaused | TakingResumed)]
+    assert pauses == [TakingPaused(None, 7, 60.0), TakingResumed(None, 7)]
+
+
+def test_vm_without_a_size_and_a_balloond_that_ends_pause_nothing(host: Host) -> None:
+    host.guest(A)
+    assert host.governor.steer(Pause((A,), 60.0), 7) == NotDone(Refusal.NO_SIZE)
+    host.governor.halt()
+    assert host.governor.steer(Pause((), 60.0), 7) == NotDone(Refusal.ENDING)
+    assert not any(isinstance(event, TakingPaused) for event in host.events)

@@ -32,6 +32,7 @@ PURE = {
     "events.memory",
     "events.policy",
     "events.protection",
+    "events.steering",
     "events.vms",
     "records.budget",
     "records.line",
@@ -44,6 +45,7 @@ PURE = {
     "records.words.driven",
     "records.words.memory",
     "records.words.protection",
+    "records.words.steering",
     "records.words.vms",
     "sizing.decision",
     "sizing.balloon_policy",
@@ -56,6 +58,7 @@ PURE = {
     "sizing.need",
     "sizing.new_settings",
     "sizing.outcome",
+    "sizing.pauses",
     "sizing.priorities",
     "sizing.protection",
     "sizing.proof",
@@ -189,6 +192,7 @@ ROOMS = {
     "fake_guest": {"virtio", "vhost_user", "linux"},
     "ctl": {
         "config", "seccomp", "linux", "sizing", "records.trace", "records.trace_reader",
+        "records.trace_values",
         "fake_guest.client",
     },
 }  # fmt: skip

@@ -105,6 +105,8 @@ from balloon_daemon.events import (
     StoreStalled,
     Surveyed,
     TakenOver,
+    TakingPaused,
+    TakingResumed,
     TargetReached,
     TargetWithheld,
     TemplateLost,
@@ -542,6 +544,20 @@ VMS: list[Row] = [
         "size-asked",
         "user 1000 asks for a balloon of 512 MiB for 600 s",
         {"uid": 1000, "balloon_bytes": 512 * MIB, "for_s": 600.0},
+    ),
+    (
+        TakingPaused(VM, 1000, 600.0),
+        INFO,
+        "taking-paused",
+        "user 1000 pauses: nothing more is taken from this VM for 600 s",
+        {"uid": 1000, "for_s": 600.0},
+    ),
+    (
+        TakingResumed(VM, 1000),
+        INFO,
+        "taking-resumed",
+        "the pause is over: user 1000 ends it",
+        {"uid": 1000},
     ),
     (VmDoesNotEnd(VM), ERROR, "vm-does-not-end", "does not end; left behind", {}),
     (VmFailed(VM, "KeyError: 1"), ERROR, "vm-failed", "KeyError: 1", {"error": "KeyError: 1"}),
@@ -1232,3 +1248,22 @@ def test_user_who_asks_for_an_empty_balloon_asks_for_all_memory_back() -> None:
     line = worded(SizeAsked(VM, 0, 0, 0.0))
     assert line is not None
     assert line.message == "user 0 asks for all of its memory back"
+
+
+@pytest.mark.parametrize(
+    ("event", "message", "fields"),
+    [
+        (
+            TakingPaused(None, 0, 60.0),
+            "user 0 pauses: nothing more is taken from any VM for 60 s",
+            {"uid": 0, "for_s": 60.0},
+        ),
+        (TakingResumed(None, None), "the pause of all VMs is over: its time is over", {}),
+    ],
+)
+def test_pause_of_all_vms_names_none(
+    event: Event, message: str, fields: dict[str, object]
+) -> None:
+    line = worded(event)
+    assert line is not None
+    assert (line.message, line.fields) == (message, fields)

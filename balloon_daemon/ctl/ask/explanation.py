@@ -69,6 +69,9 @@ def _grows(vm: dict[str, Any], host: dict[str, Any]) -> str:
         return "grows: never, as this VM can have no balloon"
     if vm["level"] == vm["steps"]:
         return "grows: no more, it is at its maximum"
+    paused = [each["paused_s"] for each in (vm, host) if each.get("paused_s") is not None]
+    if paused:
+        return f"grows: not now, as an operator has paused it, for {age(max(paused))} more"
     if vm["protection"] is not None and (why := objection_said(vm["protection"])):
         return f"grows: not now, as {why}"
     recheck_s = vm["next"]["recheck_in_s"]

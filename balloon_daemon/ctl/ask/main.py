@@ -1,5 +1,5 @@
-"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``release``
-and ``set``.
+"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``release``,
+``set``, and of what ``steering`` has.
 
 What they need is imported when one of them runs.
 """
@@ -7,27 +7,21 @@ What they need is imported when one of them runs.
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from balloon_daemon.errors import ConfigError
-from balloon_daemon.units import parse_memory_size
+from balloon_daemon.ctl.ask.flag_values import hold, pause, size
+from balloon_daemon.ctl.ask.steering import add_steering_parsers
 
 if TYPE_CHECKING:
     from balloon_daemon.ctl.ask.client import Client
 
 DEFAULT_API = Path("/run/balloond/api.sock")
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3, 4
-
-MOST_HOLD_S = 86_400
-"""The longest time that the API takes (``commands.MOST_HOLD_S``)."""
-
-LEAST_PAUSE_S = 0.05
-"""The shortest time between two looks of ``top``: each costs the controller some milliseconds."""
 
 _EPILOG = """\
 exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or something that balloond
@@ -51,7 +45,7 @@ def add_parsers(subparsers: Subparsers) -> None:
         "status once."
     )
     top.add_argument(
-        "--every", type=_pause, default=1.0, metavar="TIME", help="look so often (default: 1s)"
+        "--every", type=pause, default=1.0, metavar="TIME", help="look so often (default: 1s)"
     )
     explain = _command(subparsers, "explain", "why a VM has its size", _explain)
     explain.description = (
@@ -71,50 +65,21 @@ def add_parsers(subparsers: Subparsers) -> None:
         "taken again, step by step."
     )
     release.add_argument("vm", metavar="VM", nargs="?", help="only this VM")
-    size = _command(subparsers, "set", "set a VM's balloon for a time", _set)
-    size.description = (
+    setting = _command(subparsers, "set", "set a VM's balloon for a time", _set)
+    setting.description = (
         "Makes a VM's balloon this large at once, and gives nothing of it back for a time. Low "
         "memory takes more, and a guest in need gets all back; both end it."
     )
-    size.add_argument("vm", metavar="VM", help="the VM's name, as balloonctl status has it")
-    size.add_argument("size", metavar="SIZE", type=_size, help="of the balloon: 512M, 1.5G, 0")
-    size.add_argument(
+    setting.add_argument("vm", metavar="VM", help="the VM's name, as balloonctl status has it")
+    setting.add_argument("size", metavar="SIZE", type=size, help="of the balloon: 512M, 1.5G, 0")
+    setting.add_argument(
         "--for",
         dest="for_s",
-        type=_hold,
+        type=hold,
         metavar="TIME",
         help="90s, 10m or 2h; a day at most (default: 10m)",
     )
-
-
-def _size(text: str) -> int:
-    try:
-        return 0 if text == "0" else parse_memory_size(text)
-    except ConfigError as err:
-        raise argparse.ArgumentTypeError(str(err)) from err
-
-
-def _time(text: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m|h)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 10m or 2h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _pause(text: str) -> float:
-    time_s = _time(text)
-    if not LEAST_PAUSE_S <= time_s <= MOST_HOLD_S:
-        raise argparse.ArgumentTypeError(
-            f"{text} is not from {LEAST_PAUSE_S}s to {MOST_HOLD_S // 3600}h"
-        )
-    return time_s
-
-
-def _hold(text: str) -> float:
-    time_s = _time(text)
-    if not 1 <= time_s <= MOST_HOLD_S:
-        raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_HOLD_S // 3600}h")
-    return time_s
+    add_steering_parsers(partial(_command, subparsers))
 
 
 def _command(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from balloon_daemon import __version__
 from balloon_daemon.ctl.ask.tables import LEAST_NAME
-from balloon_daemon.ctl.ask.wording import brief_size, host_line, vm_notes, wrapped
+from balloon_daemon.ctl.ask.wording import brief_size, host_line, host_notes, vm_notes, wrapped
 from balloon_daemon.errors import printable
 from balloon_daemon.units import format_size
 
@@ -166,6 +166,7 @@ def _host(seen: Seen, columns: int, heights: str) -> list[Line]:
     lines: list[Line] = [
         [(line, style)] for line in wrapped([f"Host: {host_line(host)}"], columns)
     ]
+    lines += [[(line, YELLOW)] for line in wrapped(host_notes(host), columns)]
     if host["available_mib"] is None:
         return lines
     label = "available "

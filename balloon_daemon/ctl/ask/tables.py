@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from balloon_daemon.ctl.ask.wording import age, brief_size, host_line, vm_notes, wrapped
+from balloon_daemon.ctl.ask.wording import (
+    age,
+    brief_size,
+    host_line,
+    host_notes,
+    vm_notes,
+    wrapped,
+)
 from balloon_daemon.errors import printable
 
 HEADS = ("VM", "KIND", "MEMORY", "BALLOON", "TARGET", "MOST", "GUEST HAS", "RETURNED")
@@ -30,6 +37,7 @@ def status_table(status: dict[str, Any], columns: int | None) -> list[str]:
     below = [f"Host: {host_line(host)}"]
     if host.get("dry_run"):  # A balloond of before does not say it.
         below.append("Dry run: no VM's balloon is changed")
+    below += host_notes(host)
     if (last := host["last_decision"]) is not None:
         name, message = printable(last["vm"]), printable(last["message"])
         below.append(f"Last decision: {age(last['age_s'])} ago, {name}: {message}")

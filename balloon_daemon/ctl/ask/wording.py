@@ -57,6 +57,12 @@ def host_line(host: dict[str, Any]) -> str:
     return f"{available} available{within}, margin {margin} ({source}){low}"
 
 
+def host_notes(host: dict[str, Any]) -> list[str]:
+    """What operators have asked for of all VMs; a balloond of before does not say it."""
+    paused_s = host.get("paused_s")
+    return [] if paused_s is None else [f"All VMs: {paused_note(paused_s)}"]
+
+
 def vm_notes(vm: dict[str, Any]) -> list[str]:
     """What is out of the ordinary about a VM."""
     notes = []
@@ -66,6 +72,8 @@ def vm_notes(vm: dict[str, Any]) -> list[str]:
         notes.append("its size is not known yet")
     if vm["state"] in _STATES:
         notes.append(_STATES[vm["state"]])
+    if vm.get("paused_s") is not None:
+        notes.append(paused_note(vm["paused_s"]))
     protection = vm["protection"]
     if protection is None:
         return notes
@@ -75,6 +83,11 @@ def vm_notes(vm: dict[str, Any]) -> list[str]:
         missing = format_size(protection["missing_bytes"])
         notes.append(f"the host has not got {missing} of its balloon")
     return notes
+
+
+def paused_note(paused_s: float) -> str:
+    """That an operator has paused a VM, or all."""
+    return f"paused by an operator for {age(paused_s)} more: nothing more is taken"
 
 
 def objection_said(protection: dict[str, Any]) -> str:
@@ -99,6 +112,21 @@ def released(vms: list[dict[str, Any]]) -> list[str]:
         if vm["balloon_bytes"]
         else f"{printable(vm['vm'])}: needs to give nothing any more"
         for vm in vms
+    ]
+
+
+def pauses(told: dict[str, Any]) -> list[str]:
+    """What is paused, of what was asked for."""
+    everything = told["paused_s"]
+    if not told["vms"]:
+        if everything is None:
+            return ["no VM is paused"]
+        return [f"all VMs: paused for {age(everything)}, nothing more is taken from any"]
+    return [
+        f"{printable(vm['vm'])}: not paused"
+        if vm["paused_s"] is None
+        else f"{printable(vm['vm'])}: paused for {age(vm['paused_s'])}, nothing more is taken"
+        for vm in told["vms"]
     ]
 
 

@@ -34,10 +34,12 @@ from balloon_daemon.sizing.host_events import (
     Looked,
     Measured,
     Moved,
+    Paused,
     Ran,
     Removed,
     Resized,
     Restored,
+    Resumed,
     Sampled,
     Seen,
     SettingsChanged,
@@ -114,7 +116,7 @@ class World:
                 self._look(at_s)
             case Added() | Restored():
                 self._add(event, at_s)
-            case Halted() | Resized() | Asked():
+            case Halted() | Resized() | Asked() | Paused() | Resumed():
                 self._step(event, at_s)
             case SettingsChanged(vm, settings):
                 changed = self._changes.of_vm(settings)

@@ -1,0 +1,90 @@
+"""What operators ask of the policy: checked, carried out, and published.
+
+Runs in the controller.
+"""
+
+from collections.abc import Callable, Mapping
+
+from balloon_daemon.commands import (
+    Done,
+    NotDone,
+    Pause,
+    Refusal,
+    Release,
+    Resume,
+    SetBalloon,
+)
+from balloon_daemon.controller.asking import checked
+from balloon_daemon.controller.vm import Vm
+from balloon_daemon.events import Publish, SizeAsked, TakingPaused, TakingResumed
+from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.sizing.host_events import Event, HostStep, Paused, Resumed
+from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.units import VmId
+
+
+class Operators:
+    """The operators of a host's VMs.
+
+    Args:
+        policy: decides.
+        vms: the VMs.
+        against_more: why a VM must not be asked for more just now.
+        step: gives the policy an event, and performs what it decides.
+        publish: takes events.
+        clock: the clock of the policy.
+    """
+
+    def __init__(
+        self,
+        policy: HostPolicy,
+        vms: Mapping[VmId, Vm],
+        against_more: Callable[[VmId, int], Reason | None],
+        step: Callable[[Event], None],
+        publish: Publish,
+        clock: Callable[[], float],
+    ) -> None:
+        self._policy = policy
+        self._vms = vms
+        self._against_more = against_more
+        self._step = step
+        self._publish = publish
+        self._clock = clock
+
+    def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
+        """Does what an operator asks of a VM's balloon."""
+        vm = self._vms.get(command.vm)
+        if vm is None:
+            return NotDone(Refusal.NO_SIZE)
+        asked = checked(command, self._policy, vm, self._against_more, self._clock())
+        if isinstance(asked, NotDone):
+            return asked
+        before_bytes = vm.balloon_bytes
+        self._step(asked)
+        self._publish(SizeAsked(vm.guest.vm, uid, asked.balloon_bytes, asked.hold_s or 0.0))
+        return Done(before_bytes, asked.balloon_bytes)
+
+    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+        """Pauses the policy, or lets it go on; None: it is done."""
+        if self._policy.halted:
+            return NotDone(Refusal.ENDING)
+        if not all(map(self._policy.governs, command.vms)):
+            return NotDone(Refusal.NO_SIZE)
+        if isinstance(command, Pause):
+            self._step(Paused(command.vms, command.for_s))
+            for vm in command.vms or (None,):
+                self._publish(TakingPaused(vm, uid, command.for_s))
+            return None
+        pauses = self._policy.pauses
+        if command.vms and pauses.left_s(None, self._clock()) is not None:
+            return NotDone(Refusal.ALL_PAUSED)
+        ended = [vm for vm in pauses.vms if not command.vms or vm in command.vms]
+        self._step(Resumed(command.vms))
+        for vm in ended:
+            self._publish(TakingResumed(vm, uid))
+        return None
+
+    def performed(self, step: HostStep) -> None:
+        """Publishes what is over."""
+        for over in step.over:
+            self._publish(TakingResumed(over.vm, None))
