@@ -105,7 +105,8 @@ class Measured(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """An operator asks for a balloon's size. Low memory may take more, a guest in need gets all.
+    """An operator asks for a balloon's size. Low memory may make the balloon larger later, and a
+    guest in need gets its whole balloon back.
 
     Attributes:
         vm: which VM.
@@ -160,7 +161,8 @@ class VmFinding(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Read a VM's figures so often from now on."""
+    """From now on read a VM's balloon size and its guest's statistics every ``every_s``
+    seconds."""
 
     vm: VmId
     every_s: float

@@ -122,7 +122,7 @@ class Outcome:
         Args:
             vm: the VM.
             row: its row.
-            balloon_bytes: the size; of more than the policy's maximum, that.
+            balloon_bytes: the size; where it exceeds the policy's maximum, the maximum is taken.
             reason: why.
             hold_s: how long to wait with a step down, unless memory is low before; None: as long
                 as after low memory.
@@ -133,7 +133,7 @@ class Outcome:
         self.take(vm, row, step, balloon_bytes)
 
     def leave(self, vm: VmId, row: Row, reason: Reason) -> None:
-        """Sends no target any more: the policy is at level 0, and the balloon stays as it is."""
+        """Sets the policy to level 0 without sending the target: the balloon stays as it is."""
         row.told_bytes = 0
         if row.guard is not None:
             row.guard.told(0, self.now_s)
@@ -146,7 +146,7 @@ class Outcome:
         self._findings.append(VmFinding(vm, finding))
 
     def watch(self, vm: VmId, every_s: float) -> None:
-        """Asks a VM for its figures so often."""
+        """Has a VM's balloon size and statistics read every ``every_s`` seconds."""
         self._watches.append(Watch(vm, every_s))
 
     def note_stuck(self, vm: VmId) -> None:
