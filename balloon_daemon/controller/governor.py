@@ -49,7 +49,7 @@ MakePolicy = Callable[
 """Makes a policy of ``HostPolicy``'s arguments."""
 
 FRESH_S = 1.0
-"""A reading of the source that is shown is no older; an older one is read anew."""
+"""The reading of the source in a status is no older than this; else the source is read anew."""
 
 READ_AGAIN_S = 1.0
 """When to wake again if reading the source raised, perhaps for lack of memory."""
@@ -82,7 +82,7 @@ class Governor:
         self._vms: dict[VmId, Vm] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._last: tuple[VmId, Decision, float] | None = None
-        """The last decision of all, and when it was made; rechecks left out."""
+        """The last decision about any VM and when it was made; ``Reason.RECHECK`` left out."""
 
     @property
     def vms(self) -> Iterable[Vm]:
@@ -235,7 +235,7 @@ class Governor:
         try:
             return self._vms[vm_id].guest.against_more(level)
         except Exception as err:
-            # As crosvm's policy: an error raised here would stop HostPolicy in mid-step.
+            # Let the VM be asked, as crosvm's policy does: raising would stop HostPolicy's step.
             self._failed(err)
             return None
 
