@@ -53,8 +53,8 @@ def shown(value: object) -> str:
         case str():
             text = value
         case list() | dict():
-            # No repr(): a value that json has parsed may be nested too deeply for it, as CPython
-            # 3.14 and newer bound both by the C stack, of which each takes what it needs.
+            # Do not call repr(): a value that json has parsed may be nested too deeply for repr().
+            # CPython 3.14 and newer limit both by the C stack, of which repr() may need more.
             text = "an array" if isinstance(value, list) else "an object"
         case _:
             text = repr(value)

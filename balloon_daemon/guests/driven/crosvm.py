@@ -106,7 +106,8 @@ class PacketConnection:
         return None
 
     def close(self, why: ControlError | None = None) -> None:
-        """Disconnects at once; ``why``: None where crosvm has ended, or nobody needs it more."""
+        """Disconnects at once; ``why``: None where crosvm has ended, or the connection is not
+        needed any more."""
         if not self.lost.done():
             self._loop.remove_reader(self._socket)
             self._socket.close()
@@ -246,9 +247,11 @@ def _has_driver(answer: object) -> bool:
 
 
 def _memory_of(pid: int) -> tuple[str, int]:
-    """The file that a crosvm keeps its VM's memory in, and its size; "" and 0 where not seen."""
+    """The path and the size of the file that is a crosvm's VM's memory; "" and 0 where balloond
+    cannot see the file."""
     found = [path for path, link in files_of(pid) if link.startswith(_MEMORY_FILE)]
     with as_user_of(pid):
-        # Not os.stat(): it may have a file of FUSE of that name, whose server may never answer.
+        # Do not call os.stat(): the process may have a file of FUSE of that name open, whose
+        # server may never answer.
         sizes = [(path, size_of(path) or 0) for path in found]
     return next(((path, size_bytes) for path, size_bytes in sizes if size_bytes), ("", 0))

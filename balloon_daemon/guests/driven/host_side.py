@@ -1,8 +1,8 @@
 """What the host's kernel says of a VMM's process: the memory and the disk reads of its VM.
 
-Runs in the controller. All figures are None, and all answers "no", for a process that is gone or
-may not be examined, and for one that keeps its readers waiting: that is for a moment only
-(``reading_child.py``), all else the kernel answers by itself.
+Runs in the controller. All figures are None, and all answers "no", for a process that is gone,
+that may not be examined, or that keeps the readers of its files in /proc waiting. Such files are
+read by a child, for which the controller waits a moment only (``reading_child.py``).
 """
 
 from balloon_daemon.events.driven import Fault
@@ -32,7 +32,7 @@ class HostSide:
         memory_file: the path of the file that the VM's memory is (``/proc/PID/fd/N``); "": none.
 
     Raises:
-        OSError: the process is there, and cannot be looked at now.
+        OSError: the process exists, but its figures cannot be read now.
     """
 
     def __init__(self, pid: int | None, memory_file: str = "") -> None:
@@ -56,7 +56,7 @@ class HostSide:
 
     @property
     def tells_disk_reads(self) -> bool:
-        """Whether ``disk_read_bytes`` can be known, be it not now."""
+        """Whether ``disk_read_bytes`` can be known, now or later."""
         return self._figures.may_tell_reads()
 
     @property
@@ -86,7 +86,7 @@ class HostSide:
         Reads the link of each of the process's descriptors: call this only now and then.
         """
         if self._pid and not self._is_there():
-            # The number may be another process's by now.
+            # The VMM has ended, and another process may have its number by now.
             self._pid = 0
             self._figures = ProcessFigures(0)
         files = files_of(self._pid)
@@ -105,4 +105,4 @@ class HostSide:
         try:
             return start_time_of(self._pid) == self._started
         except OSError:
-            return True  # It is, and cannot be looked at now.
+            return True  # The process exists, but its start time cannot be read now.

@@ -80,7 +80,7 @@ class QmpControl:
 
     Args:
         path: the monitor's socket.
-        identity: which socket that is to be; None: whichever is there.
+        identity: the device and inode numbers that the socket must have; None: any.
     """
 
     def __init__(self, path: str, identity: SocketId | None = None) -> None:
@@ -164,7 +164,7 @@ class QmpControl:
     # --- finding out -----------------------------------------------------------------------------
 
     async def _find(self) -> Found:
-        """Asks what is asked once for each connection, and takes the first figures."""
+        """Asks for all that is asked once per connection, and takes the first figures."""
         assert self._monitor is not None
         base, disks, migration, memory, cpus, memdevs, uuid = await self._ask(
             *(_BASE, _DISKS, _MIGRATION, _get("/machine", "memory")),
