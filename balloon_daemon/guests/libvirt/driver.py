@@ -1,4 +1,4 @@
-"""All VMs that are driven through libvirt.
+"""Finds and drives all VMs whose balloon is reached through libvirt.
 
 Runs in the controller. For each libvirt there is one ``Connection``, and a task that keeps it up
 and knows which domains run: from events at once, and from a list every 30 s, which finds changes
@@ -95,7 +95,7 @@ class LibvirtVms:
             host.stop()
 
     async def close(self, *, leaving: bool) -> None:
-        """Ends libvirt's clients, and stores what another balloond has to know."""
+        """Ends libvirt's clients, and stores the domains' bases for another balloond."""
         for host in self._hosts:
             await host.close()
         self._bases.store()

@@ -29,7 +29,7 @@ def find_pid(uri: str, name: str, uuid: str) -> int | None:
         uuid: its id.
 
     Raises:
-        ControlError: it cannot be looked at in time.
+        ControlError: the process's figures cannot be read in time.
     """
     directory = _run_directory(uri)
     if directory is None or "/" in name:
@@ -59,16 +59,17 @@ def _run_directory(uri: str) -> Path | None:
 
 
 def find_memory_file(pid: int) -> str:
-    """The path of the descriptor of the memfd that the guest's memory is.
+    """The path in /proc of the QEMU process's descriptor for the memfd that is the guest's memory.
 
     Args:
         pid: the QEMU process of the guest.
 
     Returns:
-        The path; "": the memory is no memfd, or several, or balloond may not look.
+        The path; "": the memory is no memfd, or several, or balloond may not see QEMU's files.
     """
     paths = (path for path, link in files_of(pid) if link.startswith(_MEMORY_FILES))
-    # Not os.stat(): QEMU may have a file of FUSE of that name, whose server may never answer.
+    # Do not call os.stat(): QEMU may have a file of FUSE of that name open, whose server may never
+    # answer.
     with as_user_of(pid):
         found = {inode: path for path in paths if (inode := inode_of(path)) is not None}
     return next(iter(found.values())) if len(found) == 1 else ""
