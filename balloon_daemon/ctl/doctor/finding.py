@@ -1,4 +1,5 @@
-"""What ``balloonctl doctor`` looks for and finds, and the facts it goes by. Pure."""
+"""The checks of ``balloonctl doctor``, its findings, and the facts about the host that it uses.
+Pure."""
 
 from dataclasses import dataclass, field
 from enum import Enum
