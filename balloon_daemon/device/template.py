@@ -245,7 +245,8 @@ class Template:
         )
 
     def _put_off(self) -> float:
-        """Delays the next start: not at all the first time, then ever longer. Returns seconds."""
+        """Delays the template's next start: not at all the first time, then ever longer. Returns
+        the delay in seconds."""
         wait_s = self._wait_s
         self._next_s = time.monotonic() + wait_s
         self._wait_s = min(MAX_WAIT_S, max(1.0, 2 * wait_s))
