@@ -36,13 +36,13 @@ class Phase(Enum):
     """How far a client is."""
 
     ASKING = auto()
-    """Its request is not complete."""
+    """The client's request is not complete."""
     WAITING = auto()
-    """Its answer is being made."""
+    """The client's answer is being made."""
     ANSWERED = auto()
-    """Its answer waits to be sent."""
+    """The client's answer waits to be sent."""
     STREAMING = auto()
-    """It gets events as they come."""
+    """The client gets events as they come."""
 
 
 class Client:

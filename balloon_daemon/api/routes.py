@@ -1,4 +1,4 @@
-"""What each request of the API is answered: from a request as a value to an answer as a value.
+"""Finds the answer to each request of the API: a request as a value in, an answer as a value out.
 
 Pure. ``openapi.yaml`` describes requests and answers; a test holds the two together.
 """

@@ -37,7 +37,7 @@ class ApiSocket:
         group: the group whose members may connect; "": only this process's user and root may.
 
     Raises:
-        ConfigError: that is not possible; names the path and the remedy.
+        ConfigError: the socket cannot be bound there; the error names the path and the remedy.
     """
 
     def __init__(self, path: Path) -> None:

@@ -74,7 +74,7 @@ Default = TypeVar("Default")
 
 
 class Gathered:
-    """What several files set.
+    """The settings that several files make together.
 
     Attributes:
         origins: where each key was set; the last place of several counts.

@@ -210,7 +210,7 @@ def _is_header(statement: str) -> bool:
 
 
 def _parsed(statement: str) -> dict[str, object] | Exception:
-    """What tomllib makes of a statement, or why it refuses it."""
+    """The values that tomllib parses from a statement, or the error that it raises."""
     try:
         return tomllib.loads(statement)
     except (ValueError, RecursionError) as err:

@@ -97,7 +97,7 @@ class _Process:
 
 
 def _wait_readable(fds: list[int], within_s: float) -> bool:
-    # Not select(2), which takes no descriptor number above 1023: the controller has higher ones.
+    # Use poll(2): select(2) takes no descriptor number above 1023, and the controller has such.
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)

@@ -61,7 +61,7 @@ class JailedGuest(NamedTuple):
     messages: tuple[SavedMessage, ...]
 
     def fds(self) -> set[int]:
-        """The numbers of all descriptors that it names."""
+        """The numbers of all descriptors that this state names."""
         numbers = {self.connection, self.journal}
         if self.stderr_pipe is not None:
             numbers.add(self.stderr_pipe)

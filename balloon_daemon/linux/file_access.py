@@ -34,7 +34,7 @@ def as_user_of(pid: int) -> contextlib.AbstractContextManager[None]:
     """Opens files for a process's user during the block, where that is needed and possible.
 
     Args:
-        pid: the process; without one of this number the block is run as it is.
+        pid: the process; if there is no such process, files are opened for this process's user.
     """
     return as_user(identity_of(pid))
 

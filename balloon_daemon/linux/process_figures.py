@@ -120,7 +120,7 @@ def start_time_of(pid: int) -> int | None:
 
 
 def files_of(pid: int) -> list[tuple[str, str]]:
-    """What a process has open: paths in /proc/PID/fd, and the links that are there.
+    """A process's open files: for each its path in /proc/PID/fd, and the text of that link.
 
     The lowest ``MOST_FILES`` numbers only; none where they may not be read.
     """

@@ -245,7 +245,7 @@ def decode_header(line: bytes) -> Header:
     """Reads the first line.
 
     Raises:
-        TraceError: it is none, or of another version.
+        TraceError: the line is no header, or a header of another version.
     """
     if not line.startswith(BEGINNING):
         raise TraceError("is no trace of balloond's; record one with balloond --record FILE")
@@ -272,7 +272,7 @@ class Decoder:
         """Reads one line.
 
         Raises:
-            TraceError: it is no entry.
+            TraceError: the line is no entry.
         """
         content = _Content(line)
         at_s = content.take("t", _number)
@@ -367,7 +367,8 @@ class _Content:
             raise TraceError("is no object")
 
     def take(self, key: str, parse: Callable[[Any], T], *default: T) -> T:
-        """Takes a key's value. Raises TraceError: it is wrong, or missing without a default."""
+        """Takes a key's value. Raises TraceError: the value is wrong, or missing without a
+        default."""
         if key not in self.left:
             if default:
                 return default[0]

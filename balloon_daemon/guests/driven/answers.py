@@ -98,7 +98,7 @@ def whole_number(
         ControlError: the member is something else, or missing.
     """
     value = member(answer, name)
-    # Not isinstance(): bool is a subclass of int.
+    # Compare the type itself: isinstance() would take a bool, whose class is a subclass of int.
     if type(value) is not int or not least <= value <= most:
         raise nonsense(name, value)
     return value

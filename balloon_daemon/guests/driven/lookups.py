@@ -21,7 +21,7 @@ from balloon_daemon.linux.apart import LowNumbers
 from balloon_daemon.linux.asked_child import Answers, AskedChild
 
 WITHIN_S = 1.0
-"""How long a child may say nothing; a lookup takes some 0.1 ms."""
+"""How long a child may send no message; a lookup takes some 0.1 ms."""
 
 LATE_S = 0.05
 """After this time without a word from a child, other directories' requests get another child."""

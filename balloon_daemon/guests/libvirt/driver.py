@@ -156,7 +156,7 @@ class Host:
                 continue
             self._bring_up_to_date(running)
             if not await self._connection.ended(within_s=LIST_EVERY_S):
-                self._pause = Pause()  # Publish the next failure in full.
+                self._pause = Pause()  # The next failure is published as new, not as ``quiet``.
 
     def _bring_up_to_date(self, running: Sequence[wire.Domain]) -> None:
         names = {domain.name for domain in running}
