@@ -143,9 +143,9 @@ class HostStatus(NamedTuple):
 
     Attributes:
         source: the low-memory source.
-        decided: the last decision about any VM other than ``Reason.RECHECK``; None: there was
-        none. wake_in_s: in how many seconds the policy's earliest deadline comes; None: there is
-        none. listens: whether the policy reacts to low memory now.
+        decided: the last decision about any VM, ``Reason.RECHECK`` left out; None: there was none.
+        wake_in_s: in how many seconds the policy's earliest deadline comes; None: there is none.
+        listens: whether the policy reacts to low memory now.
         dry_run: whether no VM's balloon is changed (``--dry-run``).
     """
 

@@ -138,7 +138,7 @@ class Held(NamedTuple):
     Attributes:
         held_bytes: the blocks of the VM's memory file; without such a file, the resident set of
             its VMM's process.
-        at_s: when it was read, on CLOCK_MONOTONIC.
+        at_s: when this was read, on CLOCK_MONOTONIC.
     """
 
     held_bytes: int

@@ -192,8 +192,9 @@ class ReadsApart:
             identity: for whom the file is read; None: for this process's own user.
 
         Raises:
-            TimeoutError: this reading took too long, or earlier readings of this process or user
-            did. OSError: the kernel's reason, or the kernel allows no child.
+            TimeoutError: this reading took too long, or earlier readings of this process or of its
+                user did.
+            OSError: the kernel's reason, or the kernel allows no child.
         """
         now_s = time.monotonic()
         until_s, for_s = self._pauses.get((pid, user), (0.0, AGAIN_S / 2))

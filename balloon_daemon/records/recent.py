@@ -1,4 +1,5 @@
-"""The last events, kept in memory for whoever asks, and told to whoever follows.
+"""Keeps the last events in memory for the API's clients, and tells later ones to clients that
+follow.
 
 The events are kept as values, and worded only when somebody asks: so a balloond that nobody asks
 spends no more on an event than its append to a queue. All bounds are counts, because an event
