@@ -75,7 +75,7 @@ def vm_shown(status: VmStatus) -> Shown:
 
 
 def undriven_shown(vm: Undriven) -> Shown:
-    """A VM that is not driven."""
+    """A VM whose balloon balloond cannot drive."""
     return vm._asdict()
 
 

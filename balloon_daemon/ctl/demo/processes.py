@@ -99,7 +99,7 @@ class DemoDaemon:
         return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
     def close(self) -> None:
-        """Ends it by SIGTERM, and by SIGKILL where that takes too long."""
+        """Ends balloond by SIGTERM, and by SIGKILL where that takes too long."""
         self._log.close()
         _end(self._process)
 

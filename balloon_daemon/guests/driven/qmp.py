@@ -222,7 +222,8 @@ class QmpControl:
         self._device = found
 
     async def _find_memory(self, backends: list[str], pid: int | None) -> str:
-        """The path in /proc of the file that the VM's memory is; "": it is no file, or several.
+        """The path in /proc of the file that is the VM's memory; "": the memory is no file, or
+        several.
 
         Raises:
             ControlError: the memory is in huge pages of hugetlbfs. QEMU frees a huge page only
