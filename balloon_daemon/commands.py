@@ -1,6 +1,7 @@
-"""What may be asked of a controller that runs. Pure values, and the Protocol of who is asked.
+"""The commands and questions to a running controller: pure values, and the Protocol ``Desk``,
+which answers them.
 
-Whoever asks (the API) needs to know neither the controller nor its guests.
+The API, which asks, needs to know neither the controller nor its guests.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from balloon_daemon.status import HostStatus, VmStatus
 from balloon_daemon.units import VmId
 
 MOST_HOLD_S = 86_400.0
-"""The longest time for which a balloon's size may be set: what somebody forgets ends in a day."""
+"""The longest time for which a balloon's size may be held: a size that an operator has forgotten
+holds for a day at most."""
 
 
 class Release(NamedTuple):
@@ -59,7 +61,7 @@ class Resume(NamedTuple):
 
 
 class Refusal(Enum):
-    """Why something that was asked is not done."""
+    """Why a command is not carried out."""
 
     ENDING = "ending"
     """balloond ends, and decides nothing any more."""
@@ -74,11 +76,11 @@ class Refusal(Enum):
 
 
 class Done(NamedTuple):
-    """It is done: the VM was told its target.
+    """The command is carried out: the VM was told its target.
 
     Attributes:
         balloon_bytes: its balloon's size, as its driver reported it before.
-        target_bytes: what it is to be.
+        target_bytes: the wanted size.
     """
 
     balloon_bytes: int
@@ -86,10 +88,10 @@ class Done(NamedTuple):
 
 
 class NotDone(NamedTuple):
-    """It is not done.
+    """The command is not carried out.
 
     Attributes:
-        why: why.
+        why: the reason.
         most_bytes: how large the balloon may be, for ``TOO_LARGE``.
         objection: what stands against it, for ``OBJECTION``.
     """
@@ -112,11 +114,11 @@ class Desk(Protocol):
         """The present state of a VM; None: there is no such VM any more."""
 
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
-        """Does what is asked.
+        """Carries out a command, or refuses it.
 
         Args:
-            command: what is asked.
-            uid: the user who asks.
+            command: the command.
+            uid: the user who gives it.
         """
 
     def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
@@ -130,4 +132,4 @@ class Service(Protocol):
         """Begins to serve, in the running event loop."""
 
     def close(self) -> None:
-        """Ends to serve."""
+        """Stops serving."""

@@ -29,7 +29,8 @@ class PolicyStatus(NamedTuple):
         steps: the number of steps.
         target_bytes: the balloon's wanted size.
         counters: counted since this balloond began to serve the VM.
-        recheck_in_s: in how many seconds the policy reacts to low memory again; None: it does now.
+        recheck_in_s: in how many seconds the policy reacts to low memory again; None: it reacts
+            now.
         release_in_s: in how many seconds a step down is tried; None: there is nothing to release.
         needed_mib: what has to be available for a step down, in MiB, where no VM of a higher
             priority has a balloon; None: the margin is not known.
@@ -67,7 +68,7 @@ class ProtectionStatus(NamedTuple):
         objection: why the guest must not be asked for more at this moment; None: nothing is
             against it.
         signs: what showed that the guest needs memory, if it is left alone because of that.
-        left_alone_s: for how many seconds more the guest is left alone; 0: it is not.
+        left_alone_s: for how many seconds more the guest is left alone; 0: it is not left alone.
         stats_age_s: how old the guest's statistics are; None: it has sent none.
         missing_bytes: how many bytes of the balloon the host has not got back; 0: all is well.
     """
@@ -84,7 +85,7 @@ class VmStatus(NamedTuple):
 
     Attributes:
         vm: which VM.
-        can: its abilities when it attached.
+        can: its abilities, as its guest reported them when the VM attached.
         policy: its policy's state; None where the guest has not reported its size yet.
         balloon_bytes: its balloon's size, as its driver reports it.
         stats: its guest's last statistics; None: it has sent none.
@@ -95,7 +96,7 @@ class VmStatus(NamedTuple):
         protection: its guest's protection; None where its profile has none, or its size is not
             known yet.
         kind: how the VM's balloon is reached, as the configuration file calls it.
-        decided: its last decision, rechecks left out; None: there was none.
+        decided: its last decision other than ``Reason.RECHECK``; None: there was none.
         vmm_pid: its VMM's process; None: unknown.
         paused_s: for how many seconds more nothing is taken, because an operator has paused this
             VM; None: it is not paused by itself.
@@ -127,7 +128,7 @@ class SourceStatus(NamedTuple):
         unknown: how many readings were unknown.
         wakeups: how often the kernel woke balloond.
         seen: the last reading; None: its figures are unknown.
-        age_s: how many seconds ago that was read; None: nothing was read yet.
+        age_s: how many seconds ago the source was read; None: it was not read yet.
     """
 
     name: str
@@ -145,7 +146,7 @@ class HostStatus(NamedTuple):
 
     Attributes:
         source: the low-memory source.
-        decided: the last decision of all, rechecks left out; None: there was none.
+        decided: the last decision about any VM, ``Reason.RECHECK`` left out; None: there was none.
         wake_in_s: in how many seconds the policy's earliest deadline comes; None: there is none.
         listens: whether the policy reacts to low memory now.
         dry_run: whether no VM's balloon is changed (``--dry-run``).
@@ -162,13 +163,13 @@ class HostStatus(NamedTuple):
 
 
 class Undriven(NamedTuple):
-    """A VM that balloond knows of and does not drive.
+    """A VM that balloond has found or was told of, but whose balloon it cannot drive.
 
     Attributes:
         name: its name.
         address: its socket's path, or its connection URI.
         fault: why; the value of a ``Fault``.
-        why: the same in a sentence.
+        why: the fault as a sentence.
     """
 
     name: str

@@ -78,8 +78,8 @@ MOST_MEMORY_BYTES = 1 << 52
 def parse_memory_size(text: str) -> int:
     """Parses an amount of memory of a VM or a host, as ``parse_size`` does.
 
-    A number without a unit is taken as bytes only where it is a whole number of MiB: ``1.5`` or
-    ``1000`` was meant to have a unit.
+    A number without a unit is taken as bytes only where it is a whole number of MiB: other
+    numbers, such as ``1.5`` or ``1000``, were probably meant to have a unit.
 
     Returns:
         The size in bytes, from 1 MiB to ``MOST_MEMORY_BYTES``.

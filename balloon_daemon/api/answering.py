@@ -1,8 +1,8 @@
 """Makes the answers of the API's clients, a part at a time.
 
-The status of all VMs is made a VM at a time, once for all clients that had asked when it was
-begun. So no client gets a status from before its request, and what 200 clients that ask at once
-cost does not grow with the number of VMs.
+The status of all VMs is made one VM at a time, and once for all clients whose requests had come
+before the first VM's turn. So no client gets figures from before its request, and for 200 clients
+that ask at once one status is made, not 200.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ from balloon_daemon.records.recent import Recent
 
 
 class Sends(Protocol):
-    """What the answering asks of the server."""
+    """The server's methods that ``Answering`` calls."""
 
     def serves(self, client: Client) -> bool:
         """Whether a client's connection is open."""
@@ -44,7 +44,7 @@ class _Job(NamedTuple):
         parts: makes the parts.
         take: takes each part.
         done: called after the last part.
-        clients: who gets it.
+        clients: the clients that get the answer.
     """
 
     parts: Iterator[bytes]
@@ -57,7 +57,7 @@ class Answering:
     """The answers that are being made, and the clients that follow the events.
 
     Args:
-        routes: says what a request is answered.
+        routes: gives the answer to a request.
         recent: the last events.
         server: sends the answers.
     """
@@ -68,7 +68,8 @@ class Answering:
         self._server = server
         self._jobs = deque[_Job]()
         self._wanting: list[Client] = []
-        """The clients that want the status of all VMs and came after that was begun."""
+        """Clients that asked for the status of all VMs after the present one was begun: they get
+        the next one."""
         self._makes_status = False
 
     @property
@@ -106,7 +107,7 @@ class Answering:
         self._server.send(client)
 
     def work(self) -> None:
-        """Makes one part of an answer, by turns."""
+        """Makes one part of one answer; the answers that are being made take turns."""
         job = self._jobs.popleft()
         try:
             part = next(job.parts, None)
@@ -122,7 +123,7 @@ class Answering:
             raise
 
     def _begin_status(self) -> None:
-        """Begins the status of all VMs, for all clients that want it by now."""
+        """Begins the status of all VMs, for all clients that have asked for it by now."""
         clients, self._wanting = self._wanting, []
         made: list[bytes] = []
         done = partial(self._status_made, made, clients)
@@ -153,7 +154,8 @@ class Answering:
         self._jobs.append(_Job(worded, lambda part: None, done, [client]))
 
     def _streamed(self, client: Client, stream: Stream) -> None:
-        """Sends the last events, and goes on after them."""
+        """Sends the events that were kept; then ends the stream, unless the client follows later
+        events."""
         if self._server.serves(client):
             lines = [line for name, line in self._recent.lines() if stream.vm in (None, name)]
             client.queue(b"".join(map(_chunk, lines)))
@@ -163,7 +165,7 @@ class Answering:
             self._server.send(client)
 
     def told(self, name: str, line: str) -> None:
-        """Queues an event for everybody who follows."""
+        """Queues an event for each client that follows the events."""
         chunk = _chunk(line)
         for client in self._server.clients():
             if client.phase is Phase.STREAMING and client.wanted in (None, name):

@@ -1,7 +1,7 @@
 """One client of the API: its one request, parsed by h11, and its answer.
 
-Each connection has one request. Another one needs another connection, which costs a Unix socket
-next to nothing, and nobody has to be told apart from a client that has nothing to ask any more.
+Each connection has one request. Another request needs another connection, which is cheap on a Unix
+socket: so a client that sends nothing is late with its request, and can be dropped.
 
 All buffers are bounded: h11 refuses a longer head, a longer body is refused here, and a client
 that leaves ``MOST_WAITING_BYTES`` of a stream unread is dropped.
@@ -36,13 +36,13 @@ class Phase(Enum):
     """How far a client is."""
 
     ASKING = auto()
-    """Its request is not complete."""
+    """The client's request is not complete."""
     WAITING = auto()
-    """Its answer is being made."""
+    """The client's answer is being made."""
     ANSWERED = auto()
-    """Its answer waits to be sent."""
+    """The client's answer waits to be sent."""
     STREAMING = auto()
-    """It gets events as they come."""
+    """The client gets events as they come."""
 
 
 class Client:
@@ -98,7 +98,7 @@ class Client:
         if not some:
             raise EOFError
         if self.phase is not Phase.ASKING:
-            return None  # It has asked already: the rest is of no interest.
+            return None  # What a client sends after its request is ignored.
         try:
             self._http.receive_data(some)
             while True:

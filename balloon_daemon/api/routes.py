@@ -1,4 +1,4 @@
-"""What each request of the API is answered: from a request as a value to an answer as a value.
+"""Finds the answer to each request of the API: a request as a value in, an answer as a value out.
 
 Pure. ``openapi.yaml`` describes requests and answers; a test holds the two together.
 """
@@ -26,16 +26,16 @@ from balloon_daemon.status import Undriven
 from balloon_daemon.units import MOST_MEMORY_BYTES, VmId, format_size
 
 MAX_BODY_BYTES = 4096
-"""The longest body of a request; the longest that means something has some 60 bytes."""
+"""The longest body of a request; no valid body needs more than some 60 bytes."""
 
 HOLD_S = 600.0
-"""For how long a balloon's size is set where nobody says how long."""
+"""For how long a balloon's size is held if the request does not say for how long."""
 
 MOST_NAMED = 64
 """How many VMs a request may name: each is looked for among all VMs."""
 
 NAME_SHOWN = 80
-"""How many characters of a name that a client sent an error repeats."""
+"""An error's text repeats this many characters, at most, of a name that a client sent."""
 
 REASONS = {
     200: "OK",
@@ -87,7 +87,7 @@ class Answer(NamedTuple):
     Attributes:
         status: the status code.
         body: JSON.
-        allow: the methods that the path has; "" where that is not the question.
+        allow: the value of the header ``Allow``, the path's methods; "": no such header.
     """
 
     status: int
@@ -101,7 +101,7 @@ class WholeStatus(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The answer is what these parts are, joined; each does something for one VM when it is made.
+    """The answer is these parts, joined. To make a part is to carry out the request for one VM.
 
     Attributes:
         parts: makes the parts.
@@ -123,7 +123,7 @@ class Stream(NamedTuple):
 
 
 class RecentEvents(Protocol):
-    """What the routes ask of the last events (``records/recent.py``)."""
+    """The methods of ``records.recent.Recent`` that the routes call."""
 
     def lines_of(self, vm: VmId) -> Iterator[str]:
         """The last events about a VM, as lines of JSON."""
@@ -132,7 +132,7 @@ class RecentEvents(Protocol):
         """Whether any of the last events is about a VM of this name."""
 
     def undriven(self, name: str = "") -> Iterator[Undriven]:
-        """The VMs that are not driven, or the one of that name."""
+        """The VMs whose balloons balloond cannot drive now; with a name, that VM alone."""
 
 
 class RefusedError(Exception):
@@ -141,7 +141,7 @@ class RefusedError(Exception):
     Args:
         status: the status code.
         sentence: what is wrong, and the remedy.
-        allow: the methods that the path has; "" where that is not the question.
+        allow: the value of the header ``Allow``, the path's methods; "": no such header.
     """
 
     def __init__(self, status: int, sentence: str, allow: str = "") -> None:
@@ -298,7 +298,7 @@ class Routes:
         return tuple(dict.fromkeys(map(self._vm_named, names)))
 
     def _vm_named(self, name: str) -> VmId:
-        # The last one of that name: an earlier one may be about to end.
+        # Take the newest VM of that name: an older one may be about to end.
         for vm_id in reversed(self._desk.vm_ids()):
             if vm_id.name == name:
                 return vm_id
@@ -373,7 +373,8 @@ def _unknown(name: str) -> RefusedError:
 
 
 def _expect(request: Request, method: str, asked: Mapping[str, str], *known: str) -> None:
-    """Refuses another method, and what is asked beyond what is known."""
+    """Refuses another method than ``method``, keys in ``asked`` that are not ``known``, and a body
+    of a GET."""
     if request.method != method:
         raise RefusedError(405, f"this path has {method} alone", method)
     if unknown := sorted(asked.keys() - set(known)):

@@ -34,14 +34,15 @@ LOOK_AT = 32
 """How many ready descriptors are taken from the epoll instance at a time."""
 
 MOST, MOST_READERS = 256, 192
-"""How many clients are served at a time, and how many of them may be such as may only read; the
-others wait to be accepted, and these are refused."""
+"""How many clients are served at a time, and how many of them may be clients that may only read.
+Further connections wait to be accepted; a further client that may only read is refused."""
 
 ASK_WITHIN_S, TAKE_WITHIN_S = 10.0, 10.0
-"""How long a client may take for its whole request, and for taking any of its answer."""
+"""How long a client may take to send its whole request, and how long it may receive nothing while
+its answer waits."""
 
 LOOK_S = 1.0
-"""How often it is looked who is late."""
+"""How often to look for clients that are late (``ASK_WITHIN_S``, ``TAKE_WITHIN_S``)."""
 
 MOST_MISUSES = 16
 """After so many connections with descriptors the group may not ask any more: each such connection
@@ -67,7 +68,7 @@ class Server:
         self._ready = deque[int]()
         self._timers: dict[Callable[[], None], asyncio.Handle] = {}
         self._misuses = 0
-        """How many readers' connections had descriptors in them."""
+        """How many connections of clients that may only read brought descriptors."""
 
     def start(self, desk: Desk) -> None:
         self._answering = Answering(Routes(desk, self._recent), self._recent, self)
@@ -135,7 +136,7 @@ class Server:
             return
         client = self._clients.get(fd)
         if client is None:
-            return  # It has gone since it was ready.
+            return  # The client has gone since epoll reported it.
         try:
             if self._is_shut_out(client):
                 self.drop(client)
@@ -168,7 +169,7 @@ class Server:
         self._epoll.register(sock, select.EPOLLIN)
         self._later(LOOK_S, self._look)
         if len(self._clients) < MOST:
-            self._ready.append(self._socket.sock.fileno())  # Another one may wait.
+            self._ready.append(self._socket.sock.fileno())  # Another client may wait.
         else:
             self._accept_later()
         if self._is_shut_out(client):
@@ -180,7 +181,8 @@ class Server:
             self._answering.finish(client, refusal(503, sentence))
 
     def _is_shut_out(self, client: Client) -> bool:
-        """Whether nothing is received from a client any more, after what its group has sent."""
+        """Whether nothing is received from a client any more, because members of its group have
+        sent descriptors too often (``MOST_MISUSES``)."""
         return client.rights < Rights.CHANGE and self._misuses >= MOST_MISUSES
 
     # --- the answering's calls ----------------------------------------------------------------
@@ -196,7 +198,7 @@ class Server:
     def wait(self, client: Client) -> None:
         """Reads no more from a client whose answer is being made."""
         client.phase, client.deadline_s = Phase.WAITING, math.inf
-        # Only its end is of interest, which epoll reports whatever it was asked for (EPOLLHUP).
+        # Watch only for the client's hang-up: epoll reports EPOLLHUP even if it is not asked for.
         self._epoll.modify(client.sock, 0)
 
     def send_soon(self, client: Client) -> None:
@@ -225,7 +227,7 @@ class Server:
     # --- ends ---------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Looks who is late; each is told so when its turn comes."""
+        """Looks for late clients; each is answered 408 or dropped when its turn comes."""
         del self._timers[self._look]
         now_s = time.monotonic()
         late = [fd for fd, client in self._clients.items() if now_s >= client.deadline_s]
@@ -260,7 +262,8 @@ class Server:
             return
         self._epoll.unregister(client.sock)
         del self._clients[client.sock.fileno()]
-        # Root, and this process's user, may hold this process up by a close as by much else.
+        # Close the connection of a client that may change something in any case, although the
+        # close may block: root and this process's user can block this process in other ways too.
         if hang_up(client.sock) or client.rights is Rights.CHANGE:
             client.sock.close()
         else:
@@ -276,6 +279,6 @@ class Server:
             self._publish(ApiMisused(client.uid, closed))
             if closed:
                 self._socket.close_to_group()
-                # The others are dropped in their turns: all of them together take some ms.
+                # Drop the group's other clients in their turns, not here: that takes some ms.
                 self._ready.extend(self._clients)
                 self._turn_soon()

@@ -77,13 +77,13 @@ def vm_shown(status: VmStatus) -> Shown:
 
 
 def undriven_shown(vm: Undriven) -> Shown:
-    """A VM that is not driven."""
+    """A VM whose balloon balloond cannot drive."""
     return vm._asdict()
 
 
 def _returned_bytes(status: VmStatus) -> int | None:
     """How much of the balloon the host has: what the VM's memory does not occupy, at most all of
-    the balloon; None where nobody knows what it occupies."""
+    the balloon; None where it is not known how much the VM's memory occupies."""
     if status.policy is None or status.held_bytes is None:
         return None
     left_bytes = status.policy.vm_mem_bytes - status.held_bytes

@@ -1,4 +1,4 @@
-"""Opens the API, where it is wanted and can be."""
+"""Opens the API's socket, if an API is wanted and the socket can be opened."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ def open_api(named: Path | None, bus: Bus, undo: contextlib.ExitStack) -> Servic
     A service has an API by default; if that cannot be opened, the service runs without it.
 
     Args:
-        named: where, by the flag; None: by default.
+        named: the socket's path that the flag gives; None: the default applies.
         bus: gives the API its events.
         undo: gets the steps that undo the opening, should the start fail.
 
@@ -53,7 +53,7 @@ def check_api(named: Path | None) -> ApiNotOpened | None:
     """Finds out whether the API could be opened, and makes nothing.
 
     Args:
-        named: where, by the flag; None: by default.
+        named: the socket's path that the flag gives; None: the default applies.
 
     Returns:
         Why a service would run without its API; None: it would have one, or wants none.
@@ -88,7 +88,7 @@ def _why_not(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         if parent == default_socket().parent and not os.path.lexists(parent):
-            return ""  # balloond makes it at its start.
+            return ""  # balloond makes this directory at its start.
         return f"there is no directory {printable(str(parent))}; make it, or name another path"
     if why := others_may_write(parent):
         return f"{why}; name a path in a directory of your own"
@@ -104,14 +104,14 @@ def _why_not(path: Path) -> str:
 
 
 def api_place(named: Path | None) -> Path | None:
-    """Where the API is to be: by the flag, else a service's; None: nowhere."""
+    """The path of the API's socket: the flag's, else a service's default; None: no API."""
     path = _service_path() if named is None else named
     return None if path == NOWHERE else path
 
 
 def _service_path() -> Path | None:
-    """In the first directory that a service manager has made for this service; None: there is
-    none."""
+    """The default path, in the first directory that a service manager has made for this service;
+    None: there is no such directory."""
     directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return Path(directory, "api.sock") if os.path.isabs(directory) else None
 

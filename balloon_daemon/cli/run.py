@@ -56,8 +56,8 @@ MISTAKES_SHOWN = 5
 """How many mistakes of a policy file balloond shows; ``balloonctl seccomp check`` shows all."""
 
 CONFIG_MISTAKES_SHOWN = 1000
-"""How many mistakes of configuration files balloond shows: all, unless something else than a
-person wrote them."""
+"""How many mistakes of configuration files balloond shows: all mistakes of any file that a person
+has written."""
 
 
 def _check_platform() -> None:

@@ -80,7 +80,7 @@ class Governor:
         )
         self._timer: asyncio.TimerHandle | None = None
         self._last: tuple[VmId, Decision, float] | None = None
-        """The last decision of all, and when it was made; rechecks left out."""
+        """The last decision about any VM and when it was made; ``Reason.RECHECK`` left out."""
 
     @property
     def vms(self) -> Iterable[Vm]:
@@ -227,7 +227,7 @@ class Governor:
         try:
             return self._vms[vm_id].guest.against_more(level)
         except Exception as err:
-            # As crosvm's policy: an error raised here would stop HostPolicy in mid-step.
+            # Let the VM be asked, as crosvm's policy does: raising would stop HostPolicy's step.
             self._failed(err)
             return None
 

@@ -258,8 +258,9 @@ class Controller:
             self._governor.halt()
             self._hurry = asyncio.get_running_loop().create_future()
             await give_back(given_back, self._hurry, self._publish)
-        # Only now, as giving back may take seconds: a guest that has been left is saved no more,
-        # and its VMM would go on changing its memory and its vrings.
+        # Leave these VMs only after all others have got their memory back, which may take seconds:
+        # the state of a VM that was left is not saved any more, but its VMM may still change
+        # memory and vrings.
         for vm in left:
             try:
                 vm.guest.leave()

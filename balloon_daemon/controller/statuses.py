@@ -70,7 +70,7 @@ def vm_status(
 
 
 def last_decision(vm_id: VmId, vm: Vm, now_s: float) -> LastDecision | None:
-    """A VM's last decision, rechecks left out; None where there was none."""
+    """A VM's last decision other than ``Reason.RECHECK``; None where there was none."""
     if vm.decided is None:
         return None
     decision, at_s = vm.decided

@@ -19,15 +19,16 @@ class Vm:
         guest: its guest.
         settings: its operator's settings.
         kind: how its balloon is reached, as the configuration file calls it.
-        can: its abilities when it attached.
+        can: its abilities, as its guest reported them when the VM attached.
         balloon_bytes: its balloon's size, as the driver reports it.
         stats: its guest's last statistics; None where it has sent none.
         held: the host's memory that it occupies; None where that is not known.
         state: the guest's state.
         trouble: the last report of trouble with its balloon; None where there is none.
         vmm_pid: its VMM's process; None: unknown.
-        decided: its last decision and when it was made, rechecks left out; None: there was none.
-        sizes: limits the events about its size.
+        decided: its last decision other than ``Reason.RECHECK``, and when it was made; None: there
+            was none.
+        sizes: limits the rate of the events about its size.
     """
 
     guest: Guest

@@ -9,10 +9,10 @@ from urllib.parse import quote
 from balloon_daemon.errors import printable
 
 VERSION, APPLICATION_ID = 1, 0x626C6E64
-"""Those of ``records/history_writer.py``."""
+"""The same values as in ``records/history_writer.py``, which writes them into the file."""
 
 PLACES = (Path("/run/balloond/history.db"), Path("/var/lib/balloond/history.db"))
-"""Where docs/history.md has the file kept: under the shipped unit, and by hand."""
+"""The paths that docs/history.md recommends: under the shipped unit, and by hand."""
 
 WHERE = f"the first that exists of {' and '.join(map(str, PLACES))}"
 
@@ -25,7 +25,8 @@ _QUERIES = {
 
 
 class HistoryFileError(OSError):
-    """The file cannot be opened. Another OSError may be the output's."""
+    """The history's file cannot be opened. A class of its own, because an OSError may also come
+    from writing the output."""
 
 
 class NoVmError(Exception):
@@ -33,7 +34,7 @@ class NoVmError(Exception):
 
 
 def usual_place() -> Path:
-    """The file of a balloond that keeps it where docs/history.md says."""
+    """The path of the history, if balloond keeps it where docs/history.md recommends."""
     return next((place for place in PLACES if place.exists()), PLACES[-1])
 
 
@@ -43,13 +44,13 @@ def read(path: Path, table: str, since_s: float = 0.0, vm: str | None = None) ->
     Args:
         path: the file.
         table: ``events`` or ``samples``.
-        since_s: no older ones; in seconds since the epoch.
-        vm: those of this VM alone; "": the host's samples; None: all.
+        since_s: only rows since this time, in seconds since the epoch.
+        vm: only rows of this VM; "": the host's samples; None: all.
 
     Raises:
         HistoryFileError: there is no such file, or it may not be read.
-        NoVmError: it has nothing of this VM.
-        sqlite3.Error: it is no history, or one of another version.
+        NoVmError: the history has nothing of this VM.
+        sqlite3.Error: the file is no history, or a history of another version.
     """
     try:
         os.stat(path)  # for an error with the kernel's words

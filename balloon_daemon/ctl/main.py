@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop(sys.stdout)
         why = printable(err.strerror or str(err))
         if err.errno in _NO_ROOM:
-            # write(2) names no file, and a file that a flag names is named by whoever writes it.
+            # An error without a file's name is standard output's: the code that writes a file
+            # named by a flag adds that file's name to its errors.
             why = f"standard output: {why}; write it to another place"
         _complain(f"balloonctl: {why}")
         return EXIT_FAILURE

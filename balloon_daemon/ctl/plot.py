@@ -82,11 +82,12 @@ def _duration(text: str) -> float:
 
 
 def _past(path: Path, length_s: float, vm: str | None) -> Past:
-    """The last part of a history. Raises ConfigError: it has nothing of that VM."""
+    """The last part of a history. Raises ConfigError: the history has nothing of that VM."""
     samples, events = list(read(path, "samples")), list(read(path, "events"))
     if not samples:
         raise ConfigError(f"{printable(str(path))}: it has no samples yet; wait for a minute")
-    # A history that came with a bug report ended long ago: its own end counts.
+    # Count back from the history's last sample, not from now: a history that came with a bug
+    # report ended long ago.
     since_s = max(float(row["at_s"] or 0) for row in samples) - length_s
     past = past_of(
         [row for row in samples if float(row["at_s"] or 0) >= since_s],

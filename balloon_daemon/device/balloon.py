@@ -28,11 +28,11 @@ MAX_REPORT_BYTES = 1 << 30
 one chain could keep the device busy for long, as the device finishes each chain that it begins."""
 
 MAX_CHAINS_A_TURN = 256
-"""The most chains taken from one queue before the other queues and the controller get their turn.
-"""
+"""The most chains taken from one queue before the other queues and the controller's orders get
+their turn."""
 
-# Looked up once: for each "BalloonQueue.REPORTING_VQ" Python 3.11 runs Python code of the enum
-# module, which would cost time in every turn.
+# Look the member up only once: each "BalloonQueue.REPORTING_VQ" makes Python 3.11 run Python code
+# of the enum module, which would cost time in every turn.
 _REPORTING_VQ = BalloonQueue.REPORTING_VQ
 
 # Makes a Turn without calling its class: "Turn(...)" runs Python code that the collections module

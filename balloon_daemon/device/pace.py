@@ -1,4 +1,4 @@
-"""Slowing down a guest that keeps its device busy for nothing.
+"""Slows down a guest that keeps its device busy for nothing.
 
 Pure arithmetic on a clock that the caller reads. Kicks without work and chains that break a rule
 cost a guest next to nothing, but the device a core of the host; so do inflating, deflating and
@@ -18,7 +18,7 @@ MAX_TURN_S = 0.01
 chain of 32,768 descriptors takes as long."""
 
 WAKE_UP_S = 20e-6
-"""CPU time of a turn besides its work: epoll_wait, reading the kick, waking up."""
+"""CPU time of a turn besides its work: waking up, epoll_wait(2), and reading the kick."""
 
 PAGE_S = 5e-6
 """The most CPU time that a page costs: the page is removed by a madvise of its own."""
@@ -58,7 +58,7 @@ class Pace:
     """One allowance of a guest, and how much of it is left.
 
     Args:
-        limit: its size, and how fast it refills.
+        limit: the allowance's size, and how fast it refills.
         earned: how much of the allowance the guest has at the beginning, from 0 to 1.
     """
 

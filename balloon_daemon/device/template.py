@@ -97,7 +97,7 @@ class _Process:
 
 
 def _wait_readable(fds: list[int], within_s: float) -> bool:
-    # Not select(2), which takes no descriptor number above 1023: the controller has higher ones.
+    # Use poll(2): select(2) takes no descriptor number above 1023, and the controller has such.
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
@@ -245,7 +245,8 @@ class Template:
         )
 
     def _put_off(self) -> float:
-        """Delays the next start: not at all the first time, then ever longer. Returns seconds."""
+        """Delays the template's next start: not at all the first time, then ever longer. Returns
+        the delay in seconds."""
         wait_s = self._wait_s
         self._next_s = time.monotonic() + wait_s
         self._wait_s = min(MAX_WAIT_S, max(1.0, 2 * wait_s))

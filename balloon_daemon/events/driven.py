@@ -30,7 +30,7 @@ class Fault(Enum):
     """The VM's address is a file that is no socket of a VMM."""
 
     HELD = "held"
-    """Somebody else holds the only connection that the VMM serves."""
+    """Another client holds the only connection that the VMM serves."""
 
     HANGS = "hangs"
     """The VMM does not answer in time."""
@@ -117,8 +117,8 @@ class VmDriven(NamedTuple):
 
 @fact
 class ProcessNotSeen(NamedTuple):
-    """balloond may not look at what the process of a VM's VMM has open and has read: a device that
-    is assigned to the VM (VFIO), the file that is its memory, and its disk reads are not seen.
+    """balloond may not see which files a VMM's process has open, nor how much it has read: so it
+    does not see a device assigned to the VM (VFIO), the VM's memory file, and its disk reads.
 
     Attributes:
         pid: the process.
@@ -137,7 +137,8 @@ class VmLost(NamedTuple):
     Attributes:
         fault: why.
         detail: the VMM's or the kernel's own words; "" where it has none.
-        quiet: it was driven for a moment only, and lost before for the same reason.
+        quiet: the VM was driven for a moment only, and was lost for the same reason the time
+            before.
     """
 
     vm: VmId
@@ -152,7 +153,7 @@ class VmmRefuses(NamedTuple):
 
     Attributes:
         detail: the VMM's own words.
-        quiet: it refused the call before with the same words.
+        quiet: the VMM refused a call before with the same words.
     """
 
     vm: VmId
@@ -185,7 +186,7 @@ class Refilled(NamedTuple):
     the balloon had freed: the balloon is given back, and taken again in steps.
 
     Attributes:
-        refilled_bytes: how much more than its size without its balloon the VM's memory occupies.
+        refilled_bytes: how much more the VM's memory occupies than its size less its balloon.
     """
 
     vm: VmId
@@ -206,7 +207,8 @@ class GivenBackLater(NamedTuple):
 
 @fact
 class BasesNotStored(NamedTuple):
-    """The sizes of balloons that are not balloond's cannot be stored for another balloond.
+    """The VMs' bases (the balloons that they had before balloond) cannot be stored for another
+    balloond.
 
     Attributes:
         error: the kernel's text.

@@ -37,7 +37,8 @@ class Looked(NamedTuple):
         base_bytes: the balloon that was there before balloond, and stays.
         state: its guest's state.
         can: its abilities.
-        closed_pid: its VMM's process, if balloond may not look at what that has open; else 0.
+        closed_pid: its VMM's process, if balloond may not see the files that the process has open;
+            else 0.
     """
 
     vm: VmConfig
@@ -116,7 +117,7 @@ class _Look:
 
 
 def _bases(path: Path) -> Bases:
-    """The bases that a file has, to be read only."""
+    """The bases in a file; for reading only."""
     return Bases(path, lambda event: None)
 
 

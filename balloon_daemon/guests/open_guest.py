@@ -16,7 +16,7 @@ Low = Callable[[], LowNumbers]
 """Makes a ``LowNumbers``, which starts a process without any VMM's descriptors."""
 
 NEW_LOW: Low = LowNumbers
-"""For a balloond without own devices: with them, their template shares its ``LowNumbers``."""
+"""For a balloond without devices of its own; otherwise the template shares its ``LowNumbers``."""
 
 
 def open_drivers(
@@ -48,8 +48,9 @@ def open_drivers(
     LOOKUPS.low = low()
     claims, main = Claims(), config.main_socket
     if config.dry_run:
-        # What an earlier balloond has taken is given back first of all, by the file of bases. A
-        # dry run has a file of its own, which nobody writes: every balloon that it finds stays.
+        # By the file of bases a balloond first gives back what an earlier one has taken. A dry run
+        # must not do that: it gets the name of a file that nobody writes, so that every balloon
+        # that it finds counts as base and stays.
         main = main.with_name(f"{main.name}.dry-run")
     if kinds:
         from balloon_daemon.guests.driven.driver import DrivenVms, Wanted

@@ -57,8 +57,8 @@ class MemoryWatch:
         return reading
 
     def look(self) -> Reading | NeverLow | None:
-        """Reads the source for somebody who decides nothing: ``listen`` stays in effect as it
-        is."""
+        """Reads the source for a caller that decides nothing by the reading: whether ``listen`` is
+        in effect does not change."""
         take = self._take
         try:
             return self.read()

@@ -1,7 +1,7 @@
 """A child process that carries out orders which may wait for ever, and answers in parts.
 
-The child has a descriptor table of its own: whatever it has opened when it is killed is closed by
-its end, and it keeps no connection of the controller's open while it waits.
+The child has a descriptor table of its own: when it is killed, the kernel closes what it had
+opened, and while it waits it keeps no connection of the controller's open.
 """
 
 import contextlib
@@ -32,7 +32,8 @@ ValueError."""
 
 
 class AskedChild:
-    """A child that carries out one order at a time, the first one after it has said something.
+    """A child that carries out one order at a time; it takes the first one after it has sent its
+    first message.
 
     Args:
         answers: carries out an order, in the child.
@@ -65,8 +66,8 @@ class AskedChild:
     def began(self) -> None:
         """Closes this process's copy of the child's end of the socket.
 
-        To be called once the child has said something: before that it may still share this
-        process's descriptor table, and the close would take the socket from it.
+        To be called once the child has sent its first message: before that it may still share this
+        process's descriptor table, and this close would close the child's end too.
         """
         if self._low is not None:
             self._low.close_duplicate()
@@ -87,7 +88,7 @@ class AskedChild:
         such an end.
 
         Raises:
-            BlockingIOError: there is none yet.
+            BlockingIOError: no part has come yet.
             OSError: the child has ended.
         """
         packet = self._ours.recv(MAX_PACKET_BYTES)
@@ -103,7 +104,8 @@ class AskedChild:
         self.began()
 
     def is_gone(self) -> bool:
-        """Reaps the child; False: it has not ended yet, as a lookup may not let it."""
+        """Reaps the child; False: it has not ended yet, because a lookup in the kernel still
+        waits."""
         try:
             return os.waitpid(self._pid, os.WNOHANG)[0] == self._pid
         except ChildProcessError:
@@ -111,13 +113,14 @@ class AskedChild:
 
 
 def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
-    """The child."""
+    """Runs in the child: carries out orders until the controller is gone."""
     try:
         jail.die_with(parent, NAME)
-        # A copy of a connection to a VMM would keep it open for as long as this child waits.
+        # A copy of a VMM's connection would keep that connection open while this child waits.
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-        # As in ``closing_child``: an order does not preempt the controller.
+        # SCHED_BATCH, as in ``closing_child``: a child that an order wakes does not preempt the
+        # controller.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         orders = socket.socket(fileno=fd)

@@ -1,10 +1,10 @@
-"""Sockets of this process's that connect to others' Unix sockets and take no descriptors.
+"""Makes sockets that connect to others' Unix sockets and receive no descriptors.
 
-Since Linux 6.16 the kernel refuses descriptors at the sender (``passed_fds``), and such a socket
-is an ordinary one. On older kernels it is a ``_WarySocket``: it looks at what waits (MSG_PEEK)
-before each read, and never reads past a descriptor. A socket in whose queue descriptors may wait
-is not closed in this process, as its close closes them too: a child closes it
-(``LeftSockets``).
+Since Linux 6.16 the kernel refuses descriptors at the sender (``passed_fds``), and these sockets
+are ordinary ones. On older kernels they are ``_WarySocket`` objects, which peek at the queue
+(MSG_PEEK) before each read, and never read past a descriptor. The close of a socket also closes
+the descriptors in its queue, which may block: so a socket in whose queue descriptors may wait is
+closed by a child (``LeftSockets``).
 """
 
 import contextlib
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 MOST_CHILDREN = 16
 """How many children close sockets at a time. A close may never end, and each child is a process.
-Only sockets over which somebody has sent descriptors wait for a child, so that such a close keeps
-nobody waiting but others who have sent some."""
+Only sockets over which a peer has sent descriptors wait for a child, so a close that hangs delays
+only the sockets of peers that have sent descriptors too."""
 
 MOST_OF_AN_OWNER = 64
-"""While so many sockets that led to sockets of one user are not closed, no further connection is
-made to that user's."""
+"""While so many sockets that were connected to one user's sockets wait for their close, no further
+connection to that user's sockets is made."""
 
 _READS = 64
-"""How often a socket is read until it counts as one in which descriptors wait. A queue has some
-300 messages at most, by the usual limit of a sender's buffer (net.core.wmem_max); one read of a
-stream takes 64 KiB of them, and a queue of packets has 11 of them (net.unix.max_dgram_qlen)."""
+"""After so many reads a socket that is still not empty counts as one in which descriptors wait. A
+queue holds some 300 messages at most, by the usual limit of a sender's buffer (net.core.wmem_max).
+One read of a stream takes 64 KiB, and a queue of packets holds 11 (net.unix.max_dgram_qlen)."""
 
 _READ_BYTES = 1 << 16
 
@@ -61,7 +61,8 @@ def fdless_socket(kind: socket.SocketKind) -> socket.socket:
 
 
 def leads_to(sock: socket.socket, owner: int) -> None:
-    """Notes who owns the file of the socket that one of these is connected to."""
+    """Notes that ``sock``, from ``fdless_socket``, is connected to a socket whose file this user
+    owns."""
     if isinstance(sock, _WarySocket):
         sock.owner = owner
 
@@ -87,7 +88,7 @@ class LeftSockets:
         self._go_on()
 
     def refused(self) -> list[int]:
-        """To the sockets of which owners no connection is to be made now."""
+        """The users to whose sockets no connection must be made now (``MOST_OF_AN_OWNER``)."""
         self._go_on()
         left = Counter([owner for _, owner in self._waiting] + [*self._working.values()])
         return [owner for owner, count in left.items() if count >= MOST_OF_AN_OWNER]
@@ -104,7 +105,7 @@ class LeftSockets:
             try:
                 child = self._child_for(fd)
             except OSError:
-                return  # The kernel allows no process: tried again at the next call.
+                return  # The kernel allows no process: the next call tries again.
             del self._waiting[0]
             self._working[child] = owner
 
@@ -121,7 +122,7 @@ class LeftSockets:
 
 
 LEFT = LeftSockets()
-"""This process's."""
+"""The sockets that this process has left to children."""
 
 
 class _WarySocket(socket.socket):
@@ -141,7 +142,7 @@ class _WarySocket(socket.socket):
         self.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """As of any socket.
+        """Receives bytes like ``socket.recv``, but only bytes that came without descriptors.
 
         Raises:
             DescriptorsSentError: descriptors wait.
@@ -151,7 +152,7 @@ class _WarySocket(socket.socket):
         return super().recv(waiting, flags) if waiting else b""
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0, /) -> int:
-        """As ``recv``."""
+        """Receives bytes as ``recv`` does, into a buffer."""
         waiting = self._waiting_bytes(nbytes or memoryview(buffer).nbytes)
         return super().recv_into(buffer, waiting, flags) if waiting else 0
 
@@ -162,8 +163,8 @@ class _WarySocket(socket.socket):
         super().close()
 
     def _waiting_bytes(self, most_bytes: int) -> int:
-        """How many bytes wait that came without descriptors; the caller must read no more, as the
-        peer may send others, with descriptors, before that read."""
+        """How many of the waiting bytes came without descriptors. The caller must read no more
+        than that: before its read the peer may send further bytes, with descriptors."""
         # A MSG_PEEK without an ancillary buffer stops at the first bytes that came with
         # descriptors, and sets MSG_CTRUNC. The descriptors stay in the queue.
         content, _, flags, _ = self.recvmsg(most_bytes, 0, socket.MSG_PEEK)
@@ -172,8 +173,8 @@ class _WarySocket(socket.socket):
         return len(content)
 
     def _is_emptied(self) -> bool:
-        """Shuts the connection down and reads what waits; True where no descriptors wait then, nor
-        ever can."""
+        """Shuts the connection down and reads what waits in the queue; True where no descriptors
+        wait there afterwards, nor ever can."""
         with contextlib.suppress(OSError):
             self.shutdown(socket.SHUT_RDWR)
         for _ in range(_READS):
@@ -182,13 +183,15 @@ class _WarySocket(socket.socket):
                 if flags & socket.MSG_CTRUNC:
                     return False
                 if not content and not sender:
-                    # The end. An empty packet (SOCK_SEQPACKET) has a sender, whose address is the
-                    # listening socket's, and others may wait behind it.
+                    # The queue's end: no bytes and no sender. An empty packet (SOCK_SEQPACKET) has
+                    # a sender, the listening socket's address, and other packets may wait behind
+                    # it.
                     return True
                 super().recv(len(content) or 1)
             except OSError as err:
-                # EINVAL, ENOTCONN: it was never connected. After the shutdown nobody could send
-                # over it even if it were connected now. Others: a pending SO_ERROR, read once.
+                # EINVAL, ENOTCONN: the socket was never connected, and after the shutdown nobody
+                # could send over it even if it were connected now. Any other error is a pending
+                # SO_ERROR, which the kernel reports once: read again.
                 if err.errno in (errno.EINVAL, errno.ENOTCONN):
                     return True
         return False

@@ -20,9 +20,9 @@ from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.events import OwnedFd
 
 CLOSED_HERE_S, REGAINED = 0.1, 1 / 100
-"""Seconds that this process itself spends on closing such files, after which a child closes them;
-and the part of the time that has passed since by which that limit is regained. A close takes some
-2 µs where nobody has locked the file."""
+"""How many seconds this process may spend on closing such files itself, before a child closes
+them; and which part of the time that passes is added to that allowance again. A close takes some 2
+µs where nobody has locked the file."""
 
 TOGETHER = 16
 """Descriptors that a child closes at a time."""
@@ -105,12 +105,13 @@ def lockable(fd: int) -> OwnedFd:
 
 
 def closes_are_behind() -> bool:
-    """Whether so many such descriptors wait for their close that none is to be opened."""
+    """Whether so many descriptors from ``lockable`` wait for their close that no further one is to
+    be opened."""
     return _CLOSES.is_behind
 
 
 def content_of(fd: int, most_bytes: int) -> bytes:
-    """Reads in this process, as ``Content``."""
+    """Reads a file in this process; a ``Content``."""
     content = bytearray()
     try:
         while part := os.pread(fd, min(_CHUNK_BYTES, most_bytes - len(content)), len(content)):

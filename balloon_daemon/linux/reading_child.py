@@ -1,4 +1,4 @@
-"""A child process that reads files in /proc whose reading may wait for the process they are about.
+"""A child process that reads files in /proc/PID, because a read may wait for process PID.
 
 The kernel reads some files in /proc/PID under a lock of that process, or from its memory: io, on
 later kernels stat, and cmdline. Whoever controls the process can keep their readers waiting; only
@@ -32,20 +32,22 @@ WITHIN_S = 0.05
 """How long a reading may take; it takes some 0.1 ms where the processors are not busy."""
 
 BUSY_TIMES = 9
-"""How many times more a child is waited for that has no processor, as on a host that is busy: that
-says nothing of the process whose file it reads."""
+"""How many further times ``WITHIN_S`` a child is waited for if it is runnable but has no
+processor, as on a busy host: then the delay is not the fault of the process whose file it
+reads."""
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 60.0
-"""How long no file of a process is read after a late reading: twice as long after each further
-one."""
+"""How long no file of a process is read after a late reading of one: at first, and at most. The
+time doubles with each further late reading."""
 
 QUICK_S = 0.0005
-"""Seconds of processor time that any reading may take the child: most take some 0.02 ms."""
+"""A reading that takes the child more seconds of processor time than this is charged to the user
+of the process; most readings take some 0.02 ms."""
 
 LATE_S, REGAINED = 0.25, 1 / 500
-"""Seconds that late readings and those that are not quick may take for one user's processes, after
-which the controller reads none of that user's; and the part of the time that has passed since by
-which that limit is regained."""
+"""How many seconds late readings, and readings that are not quick, may take for the processes of
+one user, before the controller reads no more files of that user's processes; and which part of the
+time that passes is added to that allowance again."""
 
 IDLE_S = 3.0
 """A child that has read nothing for so long is ended: it keeps old copies of its parent's
@@ -91,7 +93,7 @@ class _Child:
         try:
             self._pidfd = OwnedFd(os.pidfd_open(self._pid))
         except OSError:
-            self.end()  # It has no order, and so ends at once.
+            self.end()  # The child has no order, and so ends at once.
             os.waitpid(self._pid, 0)
             self._close()
             raise
@@ -112,7 +114,7 @@ class _Child:
             if ready or not self._is_runnable():
                 break
             ready = poller.poll(WITHIN_S * 1000)
-        # It may have answered, and not be runnable for that reason.
+        # The child may not be runnable because it has just answered: look once more.
         ready = ready or poller.poll(0)
         if not ready:
             raise _late("it is read too slowly")
@@ -136,8 +138,8 @@ class _Child:
                 return False
         except ChildProcessError:
             pass
-        # Not before the child's end: it may be about to answer, into whatever has the descriptor's
-        # number by then.
+        # Close the sockets only after the child's end: both processes use one descriptor table,
+        # and a child about to answer would write to whichever file has the number by then.
         self._close()
         return True
 
@@ -156,7 +158,7 @@ class _Child:
 
 
 class ReadsApart:
-    """Reads files of VMMs' processes in a child, and waits for it for a moment only.
+    """Reads files of VMMs' processes in a child, and waits for the child for a moment only.
 
     Attributes:
         later: calls a function after so many seconds, to end an idle child; None: an idle child
@@ -187,7 +189,8 @@ class ReadsApart:
             identity: for whom the file is read; None: for this process's own user.
 
         Raises:
-            TimeoutError: the reading took too long, or such readings did lately.
+            TimeoutError: this reading took too long, or earlier readings of this process or of its
+                user did.
             OSError: the kernel's reason, or the kernel allows no child.
         """
         now_s = time.monotonic()
@@ -231,7 +234,7 @@ class ReadsApart:
             content = self._child.read(fd, most_bytes, identity)
             if content is not None:
                 return content, self._child.took_s
-            self._end()  # Somebody has killed it.
+            self._end()  # Somebody has killed the child.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def _look_later(self) -> None:
@@ -259,7 +262,7 @@ class ReadsApart:
 
 
 APART = ReadsApart()
-"""This process's."""
+"""The reader that all of this process uses."""
 
 
 def _late(why: str) -> TimeoutError:

@@ -1,7 +1,9 @@
-"""The last events, kept in memory for whoever asks, and told to whoever follows.
+"""Keeps the last events in memory for the API's clients, and tells later ones to clients that
+follow.
 
-Only events are kept, and worded when somebody asks: a balloond that nobody asks pays for a queue's
-append. All bounds are counts, because an event holds a few hundred bytes.
+The events are kept as values, and worded only when somebody asks: so a balloond that nobody asks
+spends no more on an event than its append to a queue. All bounds are counts, because an event
+holds a few hundred bytes.
 """
 
 from collections import deque
@@ -24,8 +26,8 @@ KEPT_IN_ALL = 256
 """How many of the last events are kept, whatever VM each is about."""
 
 KEPT_EACH = 32
-"""How many of the last events about one VM are kept: a squeeze to the maximum has sixteen steps,
-and its balloon gets there as often."""
+"""How many of the last events about one VM are kept: a balloon that grows to its maximum causes
+two events, a decision and its target reached, at each of sixteen steps."""
 
 MOST_VMS = 1024
 """How many VMs have events kept of their own; the VM whose last event is oldest is forgotten."""
@@ -94,7 +96,7 @@ class Recent:
             case VmNotSought(name):
                 self._undriven.pop(name, None)
             case Connected() | Disconnected():
-                return  # The log has no line for them either.
+                return  # The log has no lines for these events either.
         if is_debug(event):
             return
         kept = _Kept(event, at_s)

@@ -30,7 +30,7 @@ LIMIT_BYTES = 64 * MIB
 """The largest trace. A quiet day takes 1.2 MiB for the host and 0.8 MiB for each careful VM."""
 
 KEPT = 5
-"""How many traces of earlier balloonds are kept; the oldest one goes first."""
+"""How many traces of earlier balloonds are kept; older ones are deleted."""
 
 
 def header_now(settings: PolicySettings) -> Header:
@@ -69,7 +69,7 @@ class Recorder:
                 self._write(Entry(event.at_s, Read(event.seen)))
                 self._look_for_end()
             case EventsLost(lost):
-                # Nobody knows whether these events would have been recorded.
+                # Count all lost events: which of them would have been recorded is not known.
                 self._lost += lost
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ def open_trace(path: Path) -> int:
         The open file.
 
     Raises:
-        ConfigError: it cannot be made, or a balloond that runs writes it.
+        ConfigError: the file cannot be made, or another balloond is writing it.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -129,14 +129,14 @@ def lock_trace(file: int, path: Path) -> OwnedFd:
     the lock, or a service could not be started again at once.
 
     Args:
-        file: what ``open_trace`` has opened.
+        file: the file that ``open_trace`` has opened.
         path: its path.
 
     Returns:
         Holds the lock until it is closed.
 
     Raises:
-        ConfigError: that is not possible.
+        ConfigError: the file cannot be locked.
     """
     try:
         lock = OwnedFd(os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC))
@@ -152,9 +152,9 @@ def _keep_earlier(path: Path) -> None:
     """Renames a trace that is there, and those before it.
 
     Raises:
-        FileNotFoundError: none is there.
-        OSError: it cannot be renamed.
-        ConfigError: a balloond that runs writes it.
+        FileNotFoundError: there is no such trace.
+        OSError: a trace cannot be renamed.
+        ConfigError: another balloond is writing the trace.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     with contextlib.closing(OwnedFd(os.open(path, flags))) as earlier:
@@ -178,7 +178,8 @@ def check_trace(path: Path) -> None:
     """Finds out whether a trace can be written to a file, and changes nothing.
 
     Raises:
-        ConfigError: it cannot, the file is something else's, or a balloond that runs writes it.
+        ConfigError: no trace can be written there, the file is not a trace, or another balloond is
+            writing it.
     """
     parent = path.absolute().parent
     try:

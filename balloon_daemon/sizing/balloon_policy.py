@@ -15,8 +15,8 @@ Theory of operation
     not listening  LowMemoryTimer        listen again and look at once: still low is a new event
     release armed  AvailableMemoryTimer  level 0: disarm. Else re-arm, and one level down if
                                          there is room for it or the source is switched off
-    any            ``resize``            another maximum: a level whose target is not above the
-                                         target before
+    any            ``resize``            the maximum changes; the level becomes one whose target
+                                         is not above the target before
     =============  ====================  ======================================================
 
     While ``held`` gives a reason, LowMemory causes no step up; everything else stays the same.
@@ -215,7 +215,7 @@ class BalloonPolicy:
 
     Args:
         max_bytes: The target at the top level, in whole pages (``max_balloon_bytes``).
-        settings: The numbers.
+        settings: The policy's count of steps and its times.
         draw: Gives a uniform number of [0, 1); called once per arming of a timer.
 
     Raises:
@@ -356,8 +356,9 @@ class BalloonPolicy:
         return Step(actions, self._decision(Reason.RESIZED, before))
 
     def adopt(self, held_bytes: int, now_s: float, hold_s: float | None = None) -> Step:
-        """Begins with a balloon of ``held_bytes``: at the highest level that asks for no more, and
-        with the release timer armed for ``hold_s``, or as if memory had been low just now."""
+        """Takes over a balloon of ``held_bytes``: goes to the highest level whose target is not
+        above that size, and arms the release timer for ``hold_s``, or, where that is None, for as
+        long as after a low-memory event."""
         before = self.level
         s = self.settings
         arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)

@@ -35,7 +35,8 @@ class NeverLow(NamedTuple):
 
 
 class Reason(Enum):
-    """Why a step ended as it did; the value is the word for a log line or a metric's label."""
+    """Why a step of the policy changed a VM's target, or left it; the value is the word for a log
+    line or a metric's label."""
 
     LOW_MEMORY = "low-memory"
     AT_MAXIMUM = "at-maximum"
@@ -68,18 +69,18 @@ class Sign(Enum):
     LITTLE_AVAILABLE = "little-available"
     """Little memory is left that could be had without swapping."""
     SWAPS_IN = "swaps-in"
-    """It reads from swap what it had written there."""
+    """The guest reads from swap what it had written there."""
     READS_DISK = "reads-disk"
-    """It has no free memory, and reads far more from its disks than before the squeeze."""
+    """The guest has no free memory, and reads far more from its disks than before the squeeze."""
     FAULTS = "major-faults"
-    """It has no free memory, and has far more page faults that read a file or swap (major faults)
-    than before the squeeze."""
+    """The guest has no free memory, and has far more page faults that read a file or swap (major
+    faults) than before the squeeze."""
     STUCK = "stuck"
-    """It has no free memory, and cannot give what it is asked for."""
+    """The guest has no free memory, and its balloon does not grow towards its target."""
     KILLED = "killed"
-    """Its kernel has killed a process for lack of memory."""
+    """The guest's kernel has killed a process for lack of memory."""
     TOOK_BACK = "took-back"
-    """Its balloon has shrunk although balloond has sent no lower target."""
+    """The guest's balloon has shrunk although balloond has sent no lower target."""
 
 
 class Missing(Enum):

@@ -1,4 +1,4 @@
-"""What protects one guest: everything that speaks against squeezing it further. Pure.
+"""Decides when one guest must be asked for no more memory, or get its memory back. Pure.
 
 Theory of operation
     ===========  ===============================  ==============================================
@@ -47,7 +47,8 @@ taken for contested: another controller sets its targets."""
 
 
 class Guard:
-    """One guest's protection.
+    """Protects one guest: finds that the guest is in need, stalled, contested or not freed, and
+    says why it must not be asked for more memory.
 
     Args:
         sends_stats: whether its driver can send statistics.

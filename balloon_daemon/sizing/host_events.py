@@ -107,7 +107,8 @@ class Measured(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """An operator asks for a balloon's size. Low memory may take more, a guest in need gets all.
+    """An operator asks for a balloon's size. Low memory may make the balloon larger later, and a
+    guest in need gets its whole balloon back.
 
     Attributes:
         vm: which VM.

@@ -132,7 +132,7 @@ class Outcome:
         Args:
             vm: the VM.
             row: its row.
-            balloon_bytes: the size; of more than the policy's maximum, that.
+            balloon_bytes: the size; where it exceeds the policy's maximum, the maximum is taken.
             reason: why.
             hold_s: how long to wait with a step down, unless memory is low before; None: as long
                 as after low memory.
@@ -143,7 +143,7 @@ class Outcome:
         self.take(vm, row, step, balloon_bytes)
 
     def leave(self, vm: VmId, row: Row, reason: Reason) -> None:
-        """Sends no target any more: the policy is at level 0, and the balloon stays as it is."""
+        """Sets the policy to level 0 without sending the target: the balloon stays as it is."""
         row.told_bytes = 0
         if row.guard is not None:
             row.guard.told(0, self.now_s)

@@ -54,7 +54,7 @@ class Proof:
             return None
         self.missing_bytes = over_bytes
         # Where nothing is ever freed, a VM that has not touched all of its memory occupies too
-        # much only once its balloon has grown, and occupies no more than before. Only what has
-        # come to it since then can have been read in again.
+        # much only once its balloon has grown, and occupies no more than before. Only memory that
+        # the VM has come to occupy since then can have been freed and allocated again.
         grew = held_bytes - (vm_mem_bytes - self._proved_bytes) > own_bytes
         return Missing.REFILLED if grew else Missing.NEVER_FREED

@@ -37,7 +37,7 @@ until twice the margin is available."""
 
 
 class Protection:
-    """All careful VMs of a host."""
+    """Protects all VMs of a host whose profile is careful."""
 
     def __init__(self) -> None:
         self._rows: dict[VmId, Row] = {}

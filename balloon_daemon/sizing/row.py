@@ -34,7 +34,7 @@ class Row:
         terms: its settings and abilities.
         actual_bytes: its balloon's size, as its driver reports it.
         told_bytes: the target that it was sent last.
-        last_reason: the reason of its last decision, rechecks left out.
+        last_reason: the reason of its last decision other than ``Reason.RECHECK``.
         moved_at_s: when the balloon's size last changed or a target was last sent.
         moved_to_bytes: the balloon's size after it last changed.
         most_bytes: the balloon's largest size since a target was sent.

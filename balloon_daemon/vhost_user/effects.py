@@ -55,8 +55,8 @@ class ActualWritten(NamedTuple):
 
 @fact
 class NotServed(NamedTuple):
-    """A request was understood but cannot be served; the front-end was not told, so the user
-    should be.
+    """A request was understood but cannot be served. The front-end is not told that, so an event
+    should tell the user.
 
     Attributes:
         why: one line, beginning with the request's name.

@@ -1,4 +1,4 @@
-"""Asks balloond over its API, and says plainly why that is not possible."""
+"""Asks a running balloond over its API; where that fails, says why, and the remedy."""
 
 import errno
 import json
@@ -85,7 +85,8 @@ class Client:
         try:
             with self._connect() as sock:
                 head = http.send(h11.Request(method=method, target=target, headers=headers)) or b""
-                # All at once: balloond may refuse a request by its head alone, and read no more.
+                # Send head and body in one write: balloond may refuse a request after its head,
+                # and hang up; a second write would then fail with EPIPE.
                 sock.sendall(head + (http.send(h11.Data(data=body)) or b""))
                 http.send(h11.EndOfMessage())
                 yield from self._body(http, sock, within_s)

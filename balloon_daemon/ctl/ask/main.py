@@ -1,7 +1,7 @@
 """Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``release``,
 ``set``, and of what ``steering`` has.
 
-What they need is imported when one of them runs.
+The modules that these commands need are imported when one of the commands runs.
 """
 
 import argparse
@@ -164,7 +164,7 @@ def _events(client: "Client", options: argparse.Namespace) -> None:
     if options.vm is not None:
         asked["vm"] = options.vm
     for line in client.lines(f"/v1/events?{urlencode(asked)}", follow=options.follow):
-        # Flushed: whoever follows through a pipe wants each event when it comes.
+        # Flush each line: a reader of a pipe wants each event when it comes.
         print(line.decode() if options.json else event_line(json.loads(line)), flush=True)
 
 

@@ -14,7 +14,8 @@ from balloon_daemon.ctl.ask.wording import (
 from balloon_daemon.errors import printable
 
 HEADS = ("VM", "KIND", "MEMORY", "BALLOON", "TARGET", "MOST", "GUEST HAS", "RETURNED")
-"""The last two: what the guest has available, and what the host has got of the balloon."""
+"""GUEST HAS: the memory that the guest has available. RETURNED: the part of the balloon that the
+host has got back."""
 
 LEAST_NAME = 8
 """A name is cut to no fewer characters, however narrow the terminal is."""
@@ -35,7 +36,7 @@ def status_table(status: dict[str, Any], columns: int | None) -> list[str]:
     lines = _table([HEADS, *(_row(vm) for vm in vms)], columns) if vms else ["no VM is driven"]
     notes = [f"{printable(vm['name'])}: {note}" for vm in vms for note in vm_notes(vm)]
     below = [f"Host: {host_line(host)}"]
-    if host.get("dry_run"):  # A balloond of before does not say it.
+    if host.get("dry_run"):  # An older balloond does not send this member.
         below.append("Dry run: no VM's balloon is changed")
     below += host_notes(host)
     if (last := host["last_decision"]) is not None:

@@ -64,7 +64,7 @@ def host_notes(host: dict[str, Any]) -> list[str]:
 
 
 def vm_notes(vm: dict[str, Any]) -> list[str]:
-    """What is out of the ordinary about a VM."""
+    """Lines about what is out of the ordinary with a VM."""
     notes = []
     if vm["trouble"]:
         notes.append(f"its balloon cannot be moved: {printable(vm['trouble'])}")
@@ -104,7 +104,7 @@ def objection_said(protection: dict[str, Any]) -> str:
 
 
 def released(vms: list[dict[str, Any]]) -> list[str]:
-    """What each VM gets back."""
+    """For each VM, a line with the memory that it gets back."""
     if not vms:
         return ["nothing is taken from any VM"]
     return [
@@ -131,14 +131,15 @@ def pauses(told: dict[str, Any]) -> list[str]:
 
 
 def told(vm: dict[str, Any]) -> str:
-    """What a VM's balloon is to be."""
+    """A line with the size that a VM's balloon was told."""
     target, balloon = (format_size(vm[key]) for key in ("target_bytes", "balloon_bytes"))
     dry_run = "; a dry run: its VM is not told" if vm.get("dry_run") else ""
     return f"{printable(vm['vm'])}: its balloon is to be {target}, and is {balloon} now{dry_run}"
 
 
 def wrapped(lines: Iterable[str], columns: int | None) -> list[str]:
-    """Lines that fit a terminal, with what goes on indented; None: as they are."""
+    """Lines cut to a terminal's width, their continuations indented; None: the lines as they
+    are."""
     if columns is None:
         return list(lines)
     return [

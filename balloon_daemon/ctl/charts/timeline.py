@@ -32,10 +32,10 @@ OTHERS, GRID = "#b9bec7", "#e6e8eb"
 
 OF_KINDS = {Kind.GROWS: TARGET, Kind.SHRINKS: AVAILABLE, Kind.FINDING: MARGIN}
 MOST_FINDINGS = 8
-"""The newest findings are told below a picture; more would not be read there."""
+"""How many of the newest findings are listed below a picture; more would be too many to read."""
 
 LEAST_TOP = 16 * MIB
-"""The least height of a panel, where nothing was taken or nothing is known."""
+"""The amount of memory that a panel's height shows at least, even if nothing was taken."""
 
 LEFT, RIGHT = 0.085, 0.835
 WIDTH, DPI = 11.0, 120
@@ -45,7 +45,7 @@ def draw(past: Past, vm: str | None, path: Path) -> None:
     """Draws a history.
 
     Args:
-        past: what is known of a time; it must not be empty.
+        past: the samples and events; must not be empty.
         vm: the VM, which must be among its VMs; None: all of them.
         path: the PNG file to write.
 
@@ -54,7 +54,7 @@ def draw(past: Past, vm: str | None, path: Path) -> None:
     """
     marks = [mark for mark in past.marks if vm in (None, mark.vm)]
     findings = _told([mark for mark in marks if mark.kind is Kind.FINDING], name_vm=vm is None)
-    # A VM's name may have characters that matplotlib's font lacks, or what TeX would obey.
+    # A VM's name may have characters that matplotlib's font lacks, or commands of TeX.
     settings: Any = {
         "font.size": 10,
         "font.family": "DejaVu Sans",
@@ -162,7 +162,7 @@ def _draw_all(axes: Axes, past: Past) -> None:
     names = [*named, *([""] if len(named) < len(ranked) else [])]
     colours = [*OF_VMS[: len(named)], *([OTHERS] if len(named) < len(ranked) else [])]
     points = [(at_s, [float(balloons[at_s][name]) for name in names]) for at_s in balloons]
-    # What is not a number ends an area where balloond did not run.
+    # Add NaN after each run of samples: it ends the area where balloond did not run.
     points += [(run[-1]["at_s"] + 0.001, [float("nan")] * len(names)) for run in past.host[:-1]]
     points.sort()
     heights = list(zip(*(sizes for _, sizes in points), strict=True))
@@ -219,7 +219,7 @@ def _finish(axes: Axes, label: str, ends: Sequence[tuple[float, str, str]]) -> N
     )
     if not ends:
         axes.text(0.5, 0.5, "no figures", transform=axes.transAxes, ha="center", color=FAINT)
-    # Each line is named at its right end; names are as far apart as they need to be read.
+    # Write each line's name at its right end; keep the names far enough apart to be read.
     lines = max((text.count("\n") + 1 for _, text, _ in ends), default=1)
     apart = 13.5 * lines / (axes.bbox.height * 72 / axes.figure.dpi)
     heights = _spread([y / top for y, _, _ in ends], apart)
@@ -228,7 +228,7 @@ def _finish(axes: Axes, label: str, ends: Sequence[tuple[float, str, str]]) -> N
 
 
 def _name(axes: Axes, height: float, text: str, colour: str) -> None:
-    """Names what ends at the right edge, at a height from 0 to 1."""
+    """Writes a line's name at the right edge, at a height from 0 to 1."""
     axes.annotate(
         text,
         (1.0, height),

@@ -61,7 +61,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replays a trace and prints what came of it.
+    """Replays a trace and prints the results.
 
     Returns:
         The exit status.

@@ -48,7 +48,7 @@ def parse_duration(text: str) -> float:
 def changes_of(
     recorded: PolicySettings, assignments: Iterable[str], profile: Profile | None
 ) -> Changes:
-    """What ``--set`` and ``--profile`` change.
+    """The changes that ``--set`` and ``--profile`` make.
 
     Args:
         recorded: the policies' numbers in the trace.

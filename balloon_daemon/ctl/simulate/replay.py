@@ -1,6 +1,6 @@
-"""Replays a trace as it was: the same events, the same draws, the same class. Pure.
+"""Replays a trace as it was recorded: the same events and random draws, by ``HostPolicy``. Pure.
 
-So it shows whether this version decides as the version did that recorded the trace.
+The replay shows whether this version decides as the version that recorded the trace.
 """
 
 from collections import deque
@@ -27,14 +27,14 @@ from balloon_daemon.units import VmId
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What came of a replay.
+    """The result of a replay.
 
     Attributes:
-        sums: what was added up.
+        sums: the sums over the recorded time.
         recorded: how many decisions were recorded.
-        first_other: the line of the first step whose decisions were others; None: all were the
-            same.
-        lost: how many entries are missing; after the first of these nothing is compared.
+        first_other: the line of the first step with other decisions than were recorded; None: all
+            were the same.
+        lost: how many entries are missing; after the first missing entry nothing is compared.
     """
 
     sums: Sums
@@ -44,7 +44,7 @@ class Replayed:
 
 
 class _Player:
-    """A policy that draws what was recorded, and hears the objections that were recorded."""
+    """A policy that gets the recorded random draws and the recorded objections."""
 
     def __init__(self, trace: Trace) -> None:
         self._draws = deque[float]()
@@ -60,7 +60,7 @@ class _Player:
         return self.policy.step(event, entry.at_s)
 
     def _draw(self) -> float:
-        # A draw that was not recorded: this version draws more often than the recording one did.
+        # No draw was recorded here: this version draws more often than the recording version.
         return self._draws.popleft() if self._draws else 0.5
 
     def _objection(self, vm: VmId, _level: int) -> Reason | None:
@@ -71,7 +71,7 @@ def replay(trace: Trace) -> Replayed:
     """Replays a trace.
 
     Raises:
-        ConfigError: it has an event that makes no sense after those before it.
+        ConfigError: the trace has an event that makes no sense after those before it.
     """
     player, tally = _Player(trace), Tally()
     recorded = lost = 0
@@ -96,7 +96,7 @@ def replay(trace: Trace) -> Replayed:
             step = player.play(entry, event)
         except StateError as err:
             if lost:
-                continue  # what led to it is missing
+                continue  # earlier entries are missing, so the decision may rightly differ
             raise trace.mistake(index, str(err)) from err
         recorded += len(entry.decided)
         if step is None:

@@ -18,7 +18,7 @@ def read_trace(path: str) -> Trace:
     """Reads a trace.
 
     Raises:
-        ConfigError: it cannot be read, or is no trace; the message names the file and the line.
+        ConfigError: the file cannot be read, or is no trace; the message names file and line.
     """
     name = printable(path)
     try:

@@ -104,7 +104,8 @@ class PacketConnection:
         return None
 
     def close(self, why: ControlError | None = None) -> None:
-        """Disconnects at once; ``why``: None where crosvm has ended, or nobody needs it more."""
+        """Disconnects at once; ``why``: None where crosvm has ended, or the connection is not
+        needed any more."""
         if not self.lost.done():
             self._loop.remove_reader(self._socket)
             self._socket.close()

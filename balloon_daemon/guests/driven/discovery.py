@@ -1,8 +1,9 @@
-"""Finds the sockets of VMs that patterns describe, as they come and go.
+"""Finds the sockets of VMs that match the configured patterns, as they come and go.
 
-Runs in the controller. Nothing is looked up here: children list directories (``lookups.py``), and
-``finder.py`` finds out what listens at a socket. Whoever may write to a directory may make any
-number of names there: so one user has a share of what is found.
+Runs in the controller. No path is looked up in this process: children list the directories
+(``lookups.py``), and ``finder.py`` finds out which VMM listens at a socket. A user who may write
+to a directory can make any number of sockets there, so only a limited number of sockets of one
+user is found.
 """
 
 import asyncio
@@ -21,11 +22,11 @@ from balloon_daemon.guests.driven.unix_socket import socket_at
 from balloon_daemon.guests.driven.waking import Bell
 
 MOST_SOCKETS, MOST_OF_ONE_USER = 1024, 768
-"""How many sockets are found at most, and how many that belong to one user; the same for the
-directories in which wildcards of a directory's name lead to them."""
+"""The most sockets that are found, and the most that belong to one user; the same limits hold for
+directories that match a wildcard in a directory's name."""
 
 MOST_OTHERS = 1024
-"""How many files that are no sockets are told at most."""
+"""The most files that match a pattern but are no sockets, and are listed in ``Search.others``."""
 
 AGAIN_S = 10.0
 """When to search again where a directory could not be looked at."""
@@ -49,16 +50,16 @@ class Search:
     Args:
         patterns: absolute paths with wildcards, as of glob(7).
         ask: looks paths up.
-        known: what an earlier search has found: found again, however many sockets there are by
-            now, and kept where a directory cannot be looked at now.
-        named: paths of sockets that are not to be found.
+        known: the sockets that an earlier search has found. They are found again beyond the limits
+            on numbers, and are kept if their directory cannot be listed now.
+        named: paths of sockets that are left out of what is found.
 
     Attributes:
         found: each socket by its resolved path, so that a socket with two names is found once: by
             its own, where that matches.
         others: paths of files that are no sockets.
         directories: where a new name could make a new match of a pattern.
-        unseen: those of them that cannot be looked at now.
+        unseen: those of ``directories`` that cannot be listed now.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class Search:
         resolved, user = match.resolved, match.owner
         if resolved in self.found:
             if match.path == resolved:
-                # Another name may be led elsewhere by whoever made it.
+                # Prefer the socket's own path: a symbolic link to it may be changed by its maker.
                 self.found[resolved] = Socket(match.path, match.identity)
             return
         room = len(self.found) < MOST_SOCKETS and self._of_users[user] < MOST_OF_ONE_USER
@@ -183,13 +184,14 @@ class Searches:
             search = await self._new().run()
             self._done(search)
             if search.unseen and not self._again:
-                # No directory has to change once more before it can be looked at.
+                # Search again after a while: a directory that could not be listed may be listed by
+                # then, without any change of its mtime that would begin a search.
                 await self._bell.wait_until(loop.time() + AGAIN_S)
                 self._again = True
 
 
 async def search_all(patterns: Iterable[str], named: Iterable[str] = ()) -> Search:
-    """A search that is over; for a process that serves no VMs."""
+    """Runs one search to its end; for a process that serves no VMs."""
     return await Search(patterns, ask_here, named=named).run()
 
 

@@ -1,4 +1,4 @@
-"""All VMs that are driven through a socket of their own VMM's.
+"""Finds and drives all VMs whose balloon is reached through a socket of their own VMM's.
 
 Runs in the controller.
 """
@@ -28,8 +28,8 @@ from balloon_daemon.rate_limit import LineBudget, OnceEach
 from balloon_daemon.sizing.vm_settings import VmSettings
 
 NewControl = Callable[..., Control]
-"""Makes a connection to the VMM whose socket has this path; QEMU's takes an ``identity`` as well,
-of the socket that was found there."""
+"""Makes a connection to the VMM whose socket has this path; QEMU's function also takes an
+``identity``, the device and inode numbers of the socket that was found there."""
 
 IGNORED = 256
 """How many paths that are no sockets are published, each once."""
@@ -116,7 +116,7 @@ class DrivenVms:
             finder.stop()
 
     async def close(self, *, leaving: bool) -> None:
-        """Stores what another balloond has to know."""
+        """Stores the VMs' bases for another balloond."""
         self._bases.store()
         LOOKUPS.close()
 
@@ -135,7 +135,8 @@ class DrivenVms:
             if os.path.dirname(finder.config.address) in changed:
                 finder.wake()
         if self._wanted.qmp:
-            # Also where a named VM's socket may have come: it is not to be found once more.
+            # Search even if only a named VM's socket may have come: the search must know of that
+            # socket, to leave it out.
             self._searches.begin()
 
     def _new_search(self, ask: Ask) -> Search:

@@ -98,7 +98,8 @@ async def opened(
         try:
             found = await _answer_of(control.open(noticed))
         except ControlError:
-            # A monitor serves one client: here it may serve the VM's other name meanwhile.
+            # A monitor serves one client. That may be balloond itself, which has begun meanwhile
+            # to drive this VM by its other name: then say that, not that the monitor is busy.
             _check_claim(claim, shared)
             raise
         check_sizes(found.vm_mem_bytes, found.balloon_bytes)

@@ -34,7 +34,7 @@ class HostSide:
         memory_file: the path of the file that the VM's memory is (``/proc/PID/fd/N``); "": none.
 
     Raises:
-        OSError: the process is there, and cannot be looked at now.
+        OSError: the process exists, but its figures cannot be read now.
     """
 
     def __init__(self, pid: int | None, memory_file: str = "") -> None:
@@ -58,7 +58,7 @@ class HostSide:
 
     @property
     def tells_disk_reads(self) -> bool:
-        """Whether ``disk_read_bytes`` can be known, be it not now."""
+        """Whether ``disk_read_bytes`` can be known, now or later."""
         return self._figures.may_tell_reads()
 
     @property
@@ -94,7 +94,7 @@ class HostSide:
             ControlError: ``HANGS``: what the process has open cannot be listed now.
         """
         if self._pid and not self._is_there():
-            # The number may be another process's by now.
+            # The VMM has ended, and another process may have its number by now.
             self._pid = 0
             self._figures = ProcessFigures(0)
         files = await open_files(self._pid, PINNING, ask)
@@ -113,4 +113,4 @@ class HostSide:
         try:
             return start_time_of(self._pid) == self._started
         except OSError:
-            return True  # It is, and cannot be looked at now.
+            return True  # The process exists, but its start time cannot be read now.

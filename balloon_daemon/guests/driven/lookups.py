@@ -23,7 +23,7 @@ from balloon_daemon.linux.asked_child import Answers, AskedChild
 from balloon_daemon.linux.user_time import UserTime
 
 WITHIN_S = 1.0
-"""How long a child may say nothing; a lookup takes some 0.1 ms."""
+"""How long a child may send no message; a lookup takes some 0.1 ms."""
 
 LATE_S = 0.05
 """After this time without a word from a child, other places' requests get another child."""
@@ -40,12 +40,12 @@ that user's is looked at; and the part of the time that has passed since by whic
 regained. A look at 4,096 descriptors takes 35 ms at most."""
 
 MOST_CHILDREN, MOST_OF_ONE_OWNER = 16, 4
-"""How many children live, late ones included, and how many late ones there may be for directories
-of one owner."""
+"""The most children, with those that are late; and the most late children in directories of one
+owner."""
 
 IDLE_S = 3.0
-"""A child that has looked nothing up for so long is ended: it keeps old copies of its parent's
-pages."""
+"""A child that has looked up nothing for so long is ended: while it lives, each page that the
+controller has written since the fork exists twice."""
 
 _MOST_NOTED = 1024
 _Noted = TypeVar("_Noted")
@@ -56,12 +56,13 @@ Take = Callable[[object], None]
 """Takes a part of an answer."""
 
 Ask = Callable[[Sequence[object], Take, int], Awaitable[None]]
-"""Has an order of ``path_orders.py`` carried out: takes the order, what takes its answer's parts,
-and the socket to connect or -1. Raises OSError, or ControlError where that takes too long."""
+"""Has an order of ``path_orders.py`` carried out. Takes the order, the function that gets the
+parts of the answer, and the socket to connect or -1. Raises OSError, or ControlError where the
+order takes too long."""
 
 
 async def ask_here(order: Sequence[object], take: Take, fd: int = -1) -> None:
-    """An ``Ask`` that carries orders out in this process, for one that serves no VMs."""
+    """An ``Ask`` that carries orders out in this process; for a process that serves no VMs."""
     for part in answers(order, fd, lambda owner: None):
         take(part)
 
@@ -94,7 +95,7 @@ class _Turn:
     Attributes:
         request: the request; None: the child is being started.
         began_s: when the child began.
-        heard_s: when the child began, or said something.
+        heard_s: when the child began, or last sent a message.
         overdue: ends the child.
     """
 
@@ -162,7 +163,7 @@ class Lookups:
     def __init__(self, answers: Answers = answers) -> None:
         self._answers = answers
         self.low: LowNumbers | None = None
-        """Forks the children; None: one is made for the first of them."""
+        """Forks the children; None: a ``LowNumbers`` is made before the first fork."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queue = deque[_Request]()
         self._turns: dict[AskedChild, _Turn] = {}
@@ -173,7 +174,7 @@ class Lookups:
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
 
     async def ask(self, order: Sequence[object], take: Take, fd: int = -1) -> None:
-        """As ``Ask``.
+        """Has an order carried out by a child; an ``Ask``.
 
         Raises:
             ControlError: the place is looked at too slowly now, or was lately.
@@ -246,12 +247,12 @@ class Lookups:
         return None
 
     def _start_another(self) -> None:
-        """Starts a child, if those that there are have been busy for a while."""
+        """Starts another child, if all children have been busy for ``LATE_S``."""
         now_s = time.monotonic()
         began_s = max((turn.began_s for turn in self._turns.values()), default=0.0)
         starting = any(turn.request is None for turn in self._turns.values())
         if starting or len(self._turns) + len(self._late) >= MOST_CHILDREN:
-            return  # Goes on when one is done or ends.
+            return  # ``_go_on`` is called again when a child is done or ends.
         if now_s - began_s < LATE_S:
             self._later(began_s + LATE_S - now_s, self._go_on)
             return
@@ -377,7 +378,7 @@ class Lookups:
 
 
 LOOKUPS = Lookups()
-"""This process's."""
+"""The lookups of this process."""
 
 
 def _place(order: Sequence[object]) -> tuple[str, int | None]:

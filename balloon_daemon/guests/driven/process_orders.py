@@ -23,7 +23,7 @@ MAX_THREADS = 256
 """How many threads are looked at, oldest first: the first virtual CPU's is among the oldest."""
 
 MOST_READ, WITHIN_S = 64, 0.02
-"""Of how many of these the status is read at most, and for how many seconds."""
+"""The status of at most so many of these threads is read, for at most so many seconds."""
 
 _MOST_BYTES = 1 << 20
 """A status with all of a process's 65,536 groups has 0.7 MiB."""
@@ -55,8 +55,8 @@ def has_thread(pid: int, thread: int) -> bool:
     Source: proc_pid_status(5), NSpid.
     """
     try:
-        # A process may have many thousand threads, and listing one takes some 2 µs: the kernel
-        # lists them some 1,000 at a time, as they are asked for.
+        # List only the first threads: a process may have many thousands, and each takes some 2 µs.
+        # The kernel lists some 1,000 at a time.
         with os.scandir(f"/proc/{pid}/task") as entries:
             tasks = [entry.name for entry in islice(entries, MAX_THREADS)]
     except OSError:

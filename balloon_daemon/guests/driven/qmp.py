@@ -81,7 +81,7 @@ class QmpControl:
 
     Args:
         path: the monitor's socket.
-        identity: which socket that is to be; None: whichever is there.
+        identity: the device and inode numbers that the socket must have; None: any.
     """
 
     def __init__(self, path: str, identity: SocketId | None = None) -> None:
@@ -165,7 +165,7 @@ class QmpControl:
     # --- finding out -----------------------------------------------------------------------------
 
     async def _find(self) -> Found:
-        """Asks what is asked once for each connection, and takes the first figures."""
+        """Asks for all that is asked once per connection, and takes the first figures."""
         assert self._monitor is not None
         base, disks, migration, memory, cpus, memdevs, uuid = await self._ask(
             *(_BASE, _DISKS, _MIGRATION, _get("/machine", "memory")),
@@ -223,7 +223,7 @@ class QmpControl:
         self._device = found
 
     async def _find_memory(self, backends: list[str], pid: int | None) -> str:
-        """The path in /proc of the file that the VM's memory is; "": it is no file, or several.
+        """The path in /proc of the file that is the VM's memory; "": none is, or several are.
 
         Raises:
             ControlError: the memory is in huge pages of hugetlbfs. QEMU frees a huge page only

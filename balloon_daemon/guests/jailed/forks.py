@@ -147,7 +147,7 @@ class Forks:
 
     def close(self) -> None:
         """Sends no further request to the template, and drops all requests. Another controller
-        takes over the VMs and their stored states, so no device may begin that is in no state."""
+        takes over the VMs by their stored states, so no device may begin that no state names."""
         self._closed = True
         for line in self._lines.values():
             for pending in list(line.waiting):

@@ -177,12 +177,12 @@ class Session:
 
     @property
     def stays(self) -> bool:
-        """Whether the store has a state of it that is true; without one it ends with this
-        controller, and with it the guest's only way to its memory."""
+        """Whether the store has a valid state of this VM. Without one no other controller can
+        serve the VM, and the guest never gets back the memory in its balloon."""
         return not self._closing and self._kept.has_valid_state
 
     def leave(self) -> None:
-        """Stays in the store for another controller when this one's task ends."""
+        """Leaves the VM in the store for another controller; this session's task ends next."""
         if self._closing:
             return
         try:

@@ -88,11 +88,12 @@ class Client:
 
     @property
     def why_ended(self) -> ControlError | None:
-        """Why no more calls can be made; None: they can."""
+        """Why no more calls can be made; None: calls can be made."""
         return self._ended.result() if self._ended.done() else None
 
     async def ended(self, within_s: float | None = None) -> bool:
-        """Waits until no more calls can be made; False: they still can, after so many seconds."""
+        """Waits until no more calls can be made; False: calls can still be made after so many
+        seconds."""
         await asyncio.wait([self._ended], timeout=within_s)
         return self._ended.done()
 
@@ -233,8 +234,8 @@ class _Process:
     def began(self) -> None:
         """Closes balloond's copy of the process's end of the socket.
 
-        Called once the process has said something, or has ended: before that it may still share
-        balloond's descriptor table (CLONE_FILES), and the close would take the socket from it.
+        Called once the process has sent a message or has ended: before that it may still share
+        balloond's descriptor table (CLONE_FILES), and this close would close its end too.
         """
         if self._low is not None:
             self._low.close_duplicate()

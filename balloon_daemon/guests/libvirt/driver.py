@@ -1,4 +1,4 @@
-"""All VMs that are driven through libvirt.
+"""Finds and drives all VMs whose balloon is reached through libvirt.
 
 Runs in the controller. For each libvirt there is one ``Connection``, and a task that keeps it up
 and knows which domains run: from events at once, and from a list every 30 s, which finds changes
@@ -96,7 +96,7 @@ class LibvirtVms:
             host.stop()
 
     async def close(self, *, leaving: bool) -> None:
-        """Ends libvirt's clients, and stores what another balloond has to know."""
+        """Ends libvirt's clients, and stores the domains' bases for another balloond."""
         for host in self._hosts:
             await host.close()
         self._bases.store()
@@ -158,7 +158,7 @@ class Host:
                 continue
             self._bring_up_to_date(running)
             if not await self._connection.ended(within_s=LIST_EVERY_S):
-                self._pause = Pause()  # Publish the next failure in full.
+                self._pause = Pause()  # The next failure is published as new, not as ``quiet``.
 
     def _bring_up_to_date(self, running: Sequence[wire.Domain]) -> None:
         names = {domain.name for domain in running}

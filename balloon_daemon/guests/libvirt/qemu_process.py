@@ -28,7 +28,7 @@ def find_pid(uri: str, name: str, uuid: str) -> int | None:
         uuid: its id.
 
     Raises:
-        ControlError: it cannot be looked at in time.
+        ControlError: the process's figures cannot be read in time.
     """
     directory = _run_directory(uri)
     if directory is None or "/" in name:
