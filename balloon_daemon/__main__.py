@@ -20,6 +20,9 @@ def main() -> int:
     try:
         try:
             _restore_basics()
+            from balloon_daemon.linux.landlock import stay_out_of_other_processes
+
+            stay_out_of_other_processes()
             from balloon_daemon.device.template import Template
 
             template = Template()
