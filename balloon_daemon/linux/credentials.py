@@ -47,7 +47,8 @@ def groups_of(sock: socket.socket) -> frozenset[int]:
 
 
 def living_peer_of(sock: socket.socket) -> int:
-    """The process that SO_PEERCRED names; 0 where it has ended, or is in another PID namespace.
+    """The process that SO_PEERCRED names; 0 where it has ended, is in another PID namespace, or
+    cannot be told from one that has ended, as no descriptor is to be opened now.
 
     The kernel goes on naming a process that has ended, by a number that may be another process's
     by now: whoever forks often enough has a connection of his in the name of somebody else's VMM.
@@ -55,7 +56,7 @@ def living_peer_of(sock: socket.socket) -> int:
     """
     pid = peer_of(sock).pid
     if closes_are_behind():
-        return pid
+        return 0
     try:
         # Any user may lock a pidfd (fcntl(2)), so its close may take long.
         process = lockable(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))
