@@ -27,7 +27,7 @@ from balloon_daemon.device.process import NotYetError
 from balloon_daemon.device.request import ANSWER, HELLO, MAX_DATAGRAM_BYTES, send_request
 from balloon_daemon.device.spec import DeviceSpec
 from balloon_daemon.linux.apart import LowNumbers
-from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.figures import lockable
 
 PROGRAM: tuple[str, ...] = (os.path.join(os.path.dirname(__file__), "forker_start.py"),)
 """The program file that the interpreter runs as the template."""
@@ -72,7 +72,7 @@ class _Process:
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
         self.sock = sock
-        self._pidfd = OwnedFd(os.pidfd_open(pid))
+        self._pidfd = lockable(os.pidfd_open(pid))
         self.began_s = time.monotonic()
 
     def end(self) -> None:

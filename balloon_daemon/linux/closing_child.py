@@ -6,7 +6,7 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from balloon_daemon.linux import jail
@@ -29,12 +29,14 @@ class ClosingChild:
 
     Args:
         fds: the first descriptors to close, in this order.
+        own: owns the child's pidfd, whose close takes long if somebody has locked it
+            (``figures.lockable``).
 
     Raises:
         OSError: the kernel allows no process; the descriptors are still open.
     """
 
-    def __init__(self, fds: Sequence[int]) -> None:
+    def __init__(self, fds: Sequence[int], own: Callable[[int], OwnedFd] = OwnedFd) -> None:
         self._ours, self._theirs = OwnedFd(-1), OwnedFd(-1)
         self._pidfd = OwnedFd(-1)
         self._has_ended = False
@@ -59,7 +61,7 @@ class ClosingChild:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         with contextlib.suppress(OSError):
-            self._pidfd = OwnedFd(os.pidfd_open(self.pid))
+            self._pidfd = own(os.pidfd_open(self.pid))
 
     @property
     def takes_more(self) -> bool:

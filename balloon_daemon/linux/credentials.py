@@ -48,7 +48,8 @@ def groups_of(sock: socket.socket) -> frozenset[int]:
 
 
 def living_peer_of(sock: socket.socket) -> int:
-    """The process that SO_PEERCRED names; 0 where it has ended, or is in another PID namespace.
+    """The process that SO_PEERCRED names; 0 where it has ended, is in another PID namespace, or
+    cannot be told from one that has ended, as no descriptor is to be opened now.
 
     The kernel goes on naming a process that has ended, by a process id that another process may
     have by now: a user who forks often enough could so have a connection that seems to be somebody
@@ -57,7 +58,7 @@ def living_peer_of(sock: socket.socket) -> int:
     """
     pid = peer_of(sock).pid
     if closes_are_behind():
-        return pid
+        return 0
     try:
         # Any user may lock a pidfd (fcntl(2)), so its close may take long.
         process = lockable(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD))

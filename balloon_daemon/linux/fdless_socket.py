@@ -14,6 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from balloon_daemon.linux.closing_child import ClosingChild
+from balloon_daemon.linux.figures import lockable
 from balloon_daemon.linux.passed_fds import refuse_descriptors
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class LeftSockets:
                 child.end()  # Somebody has killed it.
             else:
                 return child
-        return ClosingChild([fd])
+        return ClosingChild([fd], lockable)
 
 
 LEFT = LeftSockets()

@@ -3,7 +3,8 @@
 Runs in the controller. Whoever may read a file may put locks on it, by the million (fcntl(2),
 F_RDLCK), and each close(2) of that file, by any process, looks at all of them (fs/locks.c,
 locks_remove_posix): 25 ms for 200,000. So a file that is read again and again stays open, and
-closes that take long are left to a child (``Closes``).
+closes that take long are left to a child (``Closes``). The same holds for pidfds, of any process,
+and for eventfds and epoll instances, all of which have one file: these are ``lockable``, too.
 
 A file's owner may also have a lease on it (fcntl(2), F_SETLEASE); the files in /proc/PID belong to
 that process's user. open(2) then waits until the owner gives the lease back, up to
@@ -54,7 +55,10 @@ class Closes:
 
     @property
     def is_behind(self) -> bool:
-        """Whether too many descriptors wait for their close."""
+        """Whether too many descriptors wait for their close; has a child close them, if one can
+        now, as no other close may come while nothing is opened."""
+        if len(self._left) >= MOST_LEFT:
+            self.close_left()
         return len(self._left) >= MOST_LEFT
 
     def close(self, fd: int) -> None:
@@ -76,11 +80,11 @@ class Closes:
         if self._child is not None:
             if not self._child.is_done():
                 return
-            self._child.end()
-            self._child = None
-        if self._left:
-            try:
-                self._child = ClosingChild(self._left)
+            done, self._child = self._child, None
+            done.end()
+        if self._left and self._child is None:  # Its end may have left a descriptor, and so begun
+            try:  # the next one.
+                self._child = ClosingChild(self._left, lockable)
             except OSError:
                 return
             self._left = []

@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.figures import lockable
 from balloon_daemon.linux.file_access import Identity, as_oneself, as_user
 from balloon_daemon.linux.libc import clone_sharing_fds
 from balloon_daemon.linux.user_time import UserTime
@@ -91,7 +92,7 @@ class _Child:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         try:
-            self._pidfd = OwnedFd(os.pidfd_open(self._pid))
+            self._pidfd = lockable(os.pidfd_open(self._pid))
         except OSError:
             self.end()  # The child has no order, and so ends at once.
             os.waitpid(self._pid, 0)

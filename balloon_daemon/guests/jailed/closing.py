@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.fd_kind import FdKind, fd_kind, is_memory
+from balloon_daemon.linux.figures import lockable
 from balloon_daemon.vhost_user.foreign_fds import FdAccount, ForeignFds
 
 MAX_HANGING = 16
@@ -119,7 +120,7 @@ class Closer:
         child = self._close_by_idle(fds)
         if child is None:
             try:
-                child = ClosingChild(fds)
+                child = ClosingChild(fds, lockable)
             except OSError:
                 self._retry_later()
                 return False

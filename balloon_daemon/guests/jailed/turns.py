@@ -52,6 +52,11 @@ three of these tasks."""
 DEMOTED_FOR_S = 10.0
 """How long a connection that used too much time is served in turns, like a new one."""
 
+_SPARE: list[select.epoll] = []
+"""Empty epoll instances, of users without a connection, for the next users. They are not closed:
+any user of the host may put many locks (fcntl(2)) on the one file that all epoll instances have,
+each close looks at all of them, and a VMM may connect and hang up over and over."""
+
 Ready = Callable[[], None]
 """Handles one message of a connection."""
 
@@ -148,7 +153,7 @@ class Turns:
     def __init__(self, allowances: Allowances) -> None:
         self._allowances = allowances
         self._loop = asyncio.get_running_loop()
-        self._epoll = select.epoll()
+        self._epoll = _SPARE.pop() if _SPARE else select.epoll()
         self._at_once: dict[int, float] = {}
         """The connections that the event loop watches directly, each with the seconds used since
         a connection was last moved from here to the epoll instance."""
@@ -250,13 +255,14 @@ class Turns:
         await turn
 
     def close(self) -> None:
-        """Stops watching all connections."""
+        """Ends the turns; all connections must have left."""
         self._closed = True
         for timer in (self._rest, *self._demoted.values()):
             if timer is not None:
                 timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
+        if not self._watched:
+            _SPARE.append(self._epoll)
 
     def _give(self) -> None:
         """Gives a turn of the loop to the task that has waited longest."""

@@ -17,7 +17,7 @@ from balloon_daemon.guests.driven.control import CALL_WITHIN_S, ControlError
 from balloon_daemon.guests.libvirt import wire
 from balloon_daemon.guests.libvirt.process import MAX_CALLS, MAX_LINE_BYTES
 from balloon_daemon.linux.apart import LowNumbers
-from balloon_daemon.linux.events import OwnedFd
+from balloon_daemon.linux.figures import lockable
 
 MAX_HANGING = MAX_CALLS - 1
 """The process is killed when so many calls hang. Until then one further call is possible."""
@@ -211,7 +211,7 @@ class _Process:
     def __init__(self, pid: int, low: LowNumbers) -> None:
         self.pid = pid
         self._low: LowNumbers | None = low
-        self._pidfd = OwnedFd(os.pidfd_open(pid))
+        self._pidfd = lockable(os.pidfd_open(pid))
         self._reaped = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().add_reader(self._pidfd.fileno(), self._reap)
 
