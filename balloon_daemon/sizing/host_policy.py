@@ -104,7 +104,7 @@ class HostPolicy:
         self._against_more = against_more
         self._rows: dict[VmId, Row] = {}
         self._listening: dict[VmId, Row] = {}
-        self._priorities = Priorities(self._rows)
+        self._priorities = Priorities(self._rows, settings)
         self._protection = Protection()
         self._deadlines = Deadlines(self._rows)
         self._look_at_s: float | None = None
@@ -265,6 +265,7 @@ class HostPolicy:
     def _look(self, seen: Seen, outcome: Outcome) -> None:
         """Steps every listening VM if memory is low; none of them listens afterwards."""
         self._look_at_s = None
+        self._priorities.saw(outcome.now_s, low=isinstance(seen, Reading) and seen.is_low)
         if not isinstance(seen, Reading) or not seen.is_low:
             return
         listening, self._listening = self._listening, {}
@@ -276,9 +277,7 @@ class HostPolicy:
                 held = self._protection.objection(vm, row, row.guard, outcome)
             if held is None:
                 held = self._against_more(vm, row.policy.level)
-            if held is None and lowest is not None and row.priority > lowest:
-                held = Reason.LOWER_FIRST
-            row.policy.held = held
+            row.policy.held = held or self._priorities.objection(row, lowest, outcome.now_s)
             outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
             if row.guard is None:
                 outcome.tell_again_if_stopped(vm, row)

@@ -3,13 +3,22 @@
 A VM steps up only when no VM of a lower priority could: all of those are at their maximum, or
 something stands against asking them for more. Where all VMs have one priority, as where nobody has
 set any, nothing is computed.
+
+It waits no longer than VMs of each lower priority may take to their maximum. A guest that reports
+another size again and again never gets there: its level falls whenever its maximum grows.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 
+from balloon_daemon.sizing.balloon_policy import PolicySettings
+from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import MIB, VmId
+
+PATIENCE = 2
+"""How many times longer a VM waits for VMs of each lower priority than these take to their
+maximum while memory is low: they may be asked late, or not at all for a while."""
 
 
 class Priorities:
@@ -17,11 +26,14 @@ class Priorities:
 
     Args:
         rows: the VMs.
+        settings: the policies' numbers.
     """
 
-    def __init__(self, rows: Mapping[VmId, Row]) -> None:
+    def __init__(self, rows: Mapping[VmId, Row], settings: PolicySettings) -> None:
         self._rows = rows
         self._numbers = Counter[int]()
+        self._patience_s = PATIENCE * settings.seconds_to_maximum
+        self._low_since_s: float | None = None
 
     def add(self, row: Row) -> None:
         """Notes a VM that has come."""
@@ -37,6 +49,27 @@ class Priorities:
     def differ(self) -> bool:
         """Whether not all VMs have the same priority."""
         return len(self._numbers) > 1
+
+    def saw(self, now_s: float, *, low: bool) -> None:
+        """Notes whether memory is low."""
+        if not low:
+            self._low_since_s = None
+        elif self._low_since_s is None:
+            self._low_since_s = now_s
+
+    def objection(self, row: Row, lowest: int | None, now_s: float) -> Reason | None:
+        """Why a VM may not step up before others; None: it may.
+
+        Args:
+            row: the VM.
+            lowest: as ``lowest_that_can_give`` returned it.
+            now_s: the clock.
+        """
+        if lowest is None or row.priority <= lowest or self._low_since_s is None:
+            return None
+        lower = sum(priority < row.priority for priority in self._numbers)
+        waits = now_s - self._low_since_s <= lower * self._patience_s
+        return Reason.LOWER_FIRST if waits else None
 
     def lowest_that_can_give(self) -> int | None:
         """The lowest priority of a VM that could step up; None: no VM could, or all priorities are

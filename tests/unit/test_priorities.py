@@ -2,7 +2,15 @@
 
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import Reading, Reason
-from balloon_daemon.sizing.host_events import Added, HostStep, Removed, Restored, Woke
+from balloon_daemon.sizing.host_events import (
+    Added,
+    HostStep,
+    Looked,
+    Removed,
+    Resized,
+    Restored,
+    Woke,
+)
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import Profile, VmSettings
@@ -57,6 +65,34 @@ def test_vm_steps_up_only_when_all_of_lower_priority_are_at_their_maximum() -> N
         assert host.levels == [0, level, 16]
     host.wake(LOW)
     assert host.levels == [1, 16, 16]
+
+
+def test_vm_that_never_gets_to_its_maximum_holds_up_nobody_for_ever() -> None:
+    # Its guest reports another size again and again: a larger one lowers the level.
+    host = Host()
+    for second in range(60):
+        assert (host.levels[1] > 0) == (second > 31)  # Twice the 15 s that 16 steps take.
+        host.policy.step(Resized(FIRST, GIB), host.now_s)
+        host.wake(LOW)
+        host.policy.step(Resized(FIRST, GIB // 2), host.now_s)
+    assert host.levels[2] < 16
+    # Another priority lower, as long again.
+    assert host.levels[0] == 0
+    for _ in range(3):
+        host.wake(LOW)
+    assert host.levels[0] > 0
+
+
+def test_vm_waits_anew_after_memory_was_back() -> None:
+    host = Host()
+    for _ in range(35):
+        host.policy.step(Resized(FIRST, GIB), host.now_s)
+        host.wake(LOW)
+        host.policy.step(Resized(FIRST, GIB // 2), host.now_s)
+    assert host.levels == [0, 4, 1]
+    host.wake(Reading(available_mib=401, margin_mib=400))
+    host.policy.step(Looked(LOW), host.now_s)
+    assert host.levels == [0, 4, 2]
 
 
 def test_vm_that_cannot_give_holds_up_nobody() -> None:
