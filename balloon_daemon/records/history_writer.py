@@ -167,12 +167,23 @@ def write(history: sqlite3.Connection, rows: list[tuple[str, list[object]]]) -> 
     history.execute("BEGIN")
     try:
         for table, values in rows:
-            history.execute(INSERTS[table], values)
+            history.execute(INSERTS[table], [_storable(value) for value in values])
         history.execute("COMMIT")
     except BaseException:
         if history.in_transaction:
             history.execute("ROLLBACK")
         raise
+
+
+def _storable(value: object) -> object:
+    """The value, or None for a number that SQLite has no room for.
+
+    A guest's statistics have 64 bits without a sign. sqlite3 raises OverflowError for such a
+    number, which would end the history of all VMs.
+    """
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return None
+    return value
 
 
 def prune(history: sqlite3.Connection, now_s: float, share: int = 1) -> None:

@@ -98,6 +98,21 @@ def made_history(path: Path, version: int = VERSION) -> None:
     made.close()
 
 
+def test_number_that_has_no_room_in_a_history_is_left_out_and_the_rest_is_kept(
+    tmp_path: Path,
+) -> None:
+    # Statistics have 64 bits without a sign, and whoever has a guest chooses them.
+    made, _ = open_history(str(tmp_path / "h.db"))
+    most = (1 << 63) - 1
+    sample = [1e9, "vm1", 1 << 30, 1, 2, most + 1, None, most]
+    write(made, [("samples", sample), ("events", [1e9, "vm2", "decided", "…"])])
+
+    (row,) = made.execute("SELECT vm, memory, available, held FROM samples")
+    assert row == ("vm1", 1 << 30, None, most)
+    assert made.execute("SELECT vm FROM events").fetchall() == [("vm2",)]
+    made.close()
+
+
 def damage(path: Path) -> bytes:
     """Overwrites pages of a history, not its header; returns what it has then."""
     torn = bytearray(path.read_bytes())

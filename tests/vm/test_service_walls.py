@@ -51,6 +51,9 @@ def taken_over(template):
     seen = {{
         "systemd": attempt(ask_systemd),
         "kill": attempt(lambda: os.kill({pid}, 0) or True),
+        "file in /dev": attempt(lambda: open("/dev/file", "x")),
+        "file in /dev/shm": attempt(lambda: open("/dev/shm/file", "x")),
+        "device": attempt(lambda: open("/dev/null", "w").write("x")),
         "own child": attempt(lambda: os.kill(template.pid, 0) or True),
     }}
     with open("/{seen}.new", "w") as file:
@@ -115,6 +118,16 @@ def test_controller_that_was_taken_over_does_not_reach_the_host_by_another_users
     # Where other users' processes are hidden (ProtectProc=), there is no such file.
     assert found["systemd"] == "No such file or directory"
     assert found["own child"] == "done"
+
+
+def test_controller_that_was_taken_over_puts_no_file_among_the_hosts_devices(
+    host: ServiceHost,
+) -> None:
+    found = reached(host)
+
+    read_only = "Read-only file system"
+    assert (found["file in /dev"], found["file in /dev/shm"]) == (read_only, read_only)
+    assert found["device"] == "done"
 
 
 @needs_scoped_signals
