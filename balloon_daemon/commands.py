@@ -101,6 +101,26 @@ class NotDone(NamedTuple):
     objection: Reason | None = None
 
 
+class Reloaded(NamedTuple):
+    """The configuration was read anew, and is in force.
+
+    Attributes:
+        changed: what is other than before, a line each.
+    """
+
+    changed: tuple[str, ...]
+
+
+class NotReloaded(NamedTuple):
+    """The configuration was read anew, and the one before stays in force, whole.
+
+    Attributes:
+        mistakes: why, a line each.
+    """
+
+    mistakes: tuple[str, ...]
+
+
 class Desk(Protocol):
     """Answers questions about the host and its VMs. No call waits for anything."""
 

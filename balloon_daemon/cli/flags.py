@@ -284,7 +284,7 @@ class Settings(NamedTuple):
         config: the settings of the controller.
         args: the flags.
         origins: where the configuration file and its drop-ins set each key; empty without
-            ``--check``.
+            ``--check``, unless they were asked for.
     """
 
     config: Config
@@ -292,14 +292,18 @@ class Settings(NamedTuple):
     origins: Mapping[Key, tuple[Origin, ...]]
 
 
-def read_settings(args: argparse.Namespace) -> Settings:
+def read_settings(args: argparse.Namespace, *, with_origins: bool = False) -> Settings:
     """The settings of parsed flags and of the files that they name. Changes nothing.
+
+    Args:
+        args: the flags.
+        with_origins: True: finds where each key is set, as for ``--check``.
 
     Raises:
         ConfigFileError: a file cannot be read, or has mistakes: all of them.
         ConfigError: flags and file cannot both be obeyed.
     """
-    file = read_named_config(args.config, with_origins=args.check)
+    file = read_named_config(args.config, with_origins=args.check or with_origins)
     if file is None:
         return Settings(config_of(args), args, {})
     return Settings(config_of(args, file.config), args, file.origins)
@@ -341,7 +345,8 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
         qmp=_joined(base.discover.qmp, *(more.qmp for more in args.discover)),
     )
     socket = base.socket if args.socket is None else args.socket
-    if socket is None and not base.vms and discover == Discover():
+    is_default = socket is None and not base.vms and discover == Discover()
+    if is_default:
         # Neither flags nor file name any VM: listen for VMs that connect.
         socket = default_socket()
     if socket is None and args.vm_mem is not None:
@@ -357,6 +362,7 @@ def config_of(args: argparse.Namespace, file: Config | None = None) -> Config:
     return replace(
         base,
         socket=socket,
+        is_default_socket=is_default,
         discover=discover,
         vm_mem_bytes=args.vm_mem,
         policy_file=args.policy,

@@ -25,6 +25,7 @@ from balloon_daemon.cli.printing import (
     complain,
     print_no_more,
 )
+from balloon_daemon.cli.reloading import ConfigFiles
 from balloon_daemon.cli.risks import risks
 from balloon_daemon.controller.loop import Controller
 from balloon_daemon.device.template import Template
@@ -39,7 +40,8 @@ from balloon_daemon.errors import (
     printable,
 )
 from balloon_daemon.events import SocketNotPrivate, SourceTrouble
-from balloon_daemon.guests.open_guest import NEW_LOW, open_drivers
+from balloon_daemon.guests.open_guest import NEW_LOW, Drivers
+from balloon_daemon.guests.seam import GuestDriver
 from balloon_daemon.host.low_memory import choose_source
 from balloon_daemon.host.margin import beyond_host
 from balloon_daemon.linux.events import allow_all_fds
@@ -158,15 +160,18 @@ def _run(args: argparse.Namespace, template: Template) -> int:
             if too_much:
                 bus.publish(SourceTrouble(too_much))
             api = open_api(config.api, bus, undo)
+            own_vms = None
             if own is None:
                 for risk in risks(config):
                     bus.publish(SocketNotPrivate(risk))
-                drivers = open_drivers(config, bus.publish, low=low)
+                drivers = Drivers(bus.publish, low=low)
             else:
                 own_vms = own.open_vms(config, bus, undo, keep_fds=args.keep_fds)
-                others = open_drivers(config, bus.publish, own_vms.has_vm_of, low)
-                drivers = [own_vms, *others]
-            controller = Controller(config, source, drivers, bus.publish, bus.drain, api)
+                drivers = Drivers(bus.publish, own_vms.has_vm_of, low)
+            opened: list[GuestDriver] = [] if own_vms is None else [own_vms]
+            opened += drivers.open(config)
+            files = ConfigFiles(args, low, drivers, own_vms)
+            controller = Controller(config, source, opened, bus.publish, bus.drain, api, files)
             _serve(controller, bus, undo)
     except ConfigError as err:
         complain(f"balloond: {err}")

@@ -63,6 +63,7 @@ class Config:
         vms: the VMs that the configuration names.
         discover: where more VMs are found.
         profile: the rules for the VMs at ``socket``.
+        is_default_socket: nobody names ``socket``: it is there because no VM is named otherwise.
         api: where clients of the API connect; ``none``: nowhere; None: where a service has it.
         dry_run: decide, and change no VM's balloon.
         history: the SQLite file of the last day; None: none is kept.
@@ -80,6 +81,7 @@ class Config:
     vms: tuple[VmConfig, ...] = ()
     discover: Discover = field(default_factory=Discover)
     profile: Profile = Profile.SEED
+    is_default_socket: bool = False
     api: Path | None = None
     dry_run: bool = False
     history: Path | None = None
@@ -108,6 +110,16 @@ class Config:
         """The path beside which this balloond's keeper and files are. The path does not depend on
         the VMs that are named, nor on whether a socket is opened there."""
         return default_socket() if self.socket is None else self.socket
+
+    @property
+    def bases_socket(self) -> Path:
+        """The path beside which the files of driven VMs' bases are.
+
+        By such a file, what an earlier balloond has taken is given back first of all. A dry run
+        has a file of its own, which nobody writes: every balloon that it finds stays.
+        """
+        main = self.main_socket
+        return main.with_name(f"{main.name}.dry-run") if self.dry_run else main
 
 
 class FromFiles(NamedTuple):

@@ -77,43 +77,48 @@ class _Return:
         return self.vm.balloon_bytes > 0 and not told
 
 
-async def give_back(vms: Iterable[Vm], hurry: "asyncio.Future[None]", publish: Publish) -> None:
+async def give_back(
+    vms: Iterable[Vm], hurry: "asyncio.Future[None]", publish: Publish, *, ending: bool = True
+) -> None:
     """Asks the guests to take their memory back, and waits while any of them makes progress.
-
-    The service manager is asked for the time that this takes.
 
     Args:
         vms: whose balloons are to shrink to nothing.
         hurry: done when the operator does not want to wait any longer.
         publish: takes events.
+        ending: True: balloond ends, and the service manager is asked for the time that this takes.
     """
     loop = asyncio.get_running_loop()
     now_s = loop.time()
     everyone = [_Return(vm, now_s) for vm in vms]
     left, asked_at_s, said_at_s = everyone, -ASK_AGAIN_S, now_s
-    while left and not hurry.done():
-        if now_s - asked_at_s >= ASK_AGAIN_S:
-            asked_at_s = now_s
-            left_bytes = sum(one.vm.balloon_bytes for one in left)
-            notify(
-                f"EXTEND_TIMEOUT_USEC={MORE_TIME_S * 1e6:.0f}",
-                f"STATUS=giving {format_size(left_bytes)} back to {len(left)} guests",
-                within_s=0,
+    try:
+        while left and not hurry.done():
+            if ending and now_s - asked_at_s >= ASK_AGAIN_S:
+                asked_at_s = now_s
+                left_bytes = sum(one.vm.balloon_bytes for one in left)
+                notify(
+                    f"EXTEND_TIMEOUT_USEC={MORE_TIME_S * 1e6:.0f}",
+                    f"STATUS=giving {format_size(left_bytes)} back to {len(left)} guests",
+                    within_s=0,
+                )
+            if now_s - said_at_s >= SAY_S:
+                said_at_s = now_s
+                for one in left:
+                    publish(StillToGiveBack(one.vm.guest.vm, one.vm.balloon_bytes))
+            tasks = [one.task for one in left]
+            await asyncio.wait(
+                [*tasks, hurry], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
             )
-        if now_s - said_at_s >= SAY_S:
-            said_at_s = now_s
+            now_s = loop.time()
+            left = [one for one in left if not one.task.done()]
             for one in left:
-                publish(StillToGiveBack(one.vm.guest.vm, one.vm.balloon_bytes))
-        tasks = [one.task for one in left]
-        await asyncio.wait([*tasks, hurry], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-        now_s = loop.time()
-        left = [one for one in left if not one.task.done()]
-        for one in left:
-            one.look(now_s)
-        if all(now_s - one.moved_at_s >= GIVE_BACK_WITHIN_S for one in left):
-            break
-    for one in left:
-        one.task.cancel()
+                one.look(now_s)
+            if all(now_s - one.moved_at_s >= GIVE_BACK_WITHIN_S for one in left):
+                break
+    finally:
+        for one in everyone:
+            one.task.cancel()
     late = [one.vm for one in everyone if one.is_late]
     for vm in late:
         publish(NotGivenBack(vm.guest.vm, vm.balloon_bytes))

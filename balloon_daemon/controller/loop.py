@@ -5,13 +5,16 @@ import gc
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from balloon_daemon.commands import Service
 from balloon_daemon.config.model import Config
+from balloon_daemon.controller.dismissal import Dismissals
 from balloon_daemon.controller.dry_run import DryGovernor, DryRun
 from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
+from balloon_daemon.controller.reload import Files, Reloads
 from balloon_daemon.controller.survey import POLLS, Survey
 from balloon_daemon.controller.traced import traced
 from balloon_daemon.controller.vm import Vm
@@ -20,16 +23,19 @@ from balloon_daemon.events import (
     DrivesOthers,
     DryRunBegins,
     Publish,
+    SourceTrouble,
     Stopping,
     StoppingAtOnce,
     VmFailed,
 )
-from balloon_daemon.guests.seam import Gone, Guest, GuestDriver, Report
+from balloon_daemon.guests.seam import Attached, Gone, Guest, GuestDriver, Report
 from balloon_daemon.host.low_memory import LowMemorySource
+from balloon_daemon.host.margin import beyond_host
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.linux.reading_child import APART
 from balloon_daemon.linux.signals import END_SIGNALS, hold_end_signals, release_end_signals
 from balloon_daemon.linux.systemd import notify
+from balloon_daemon.linux.terminal import has_terminal
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.vm_settings import SEED, VmSettings
 from balloon_daemon.status import VmStatus
@@ -58,7 +64,8 @@ class Registry:
         self._last = 0
         self.tasks: dict[VmId, asyncio.Task[None]] = {}
         self.drivers: dict[VmId, GuestDriver] = {}
-        """The driver that has found each VM; without the VMs that are gone."""
+        """The driver that has found each VM; without the VMs that are gone, or are let go."""
+        self.dismissals = Dismissals(governor, self.tasks, publish)
 
     def of(self, driver: GuestDriver) -> "DriversRegistry":
         """The registry for one driver."""
@@ -74,12 +81,21 @@ class Registry:
         self._governor.add(self._dry_run.guest(guest) if self._dry_run else guest, settings, kind)
 
     def report(self, vm: VmId, report: Report) -> None:
+        if isinstance(report, Attached) and vm in self.dismissals:
+            return  # Nothing is to be decided for it.
         (self._dry_run or self._governor).report(vm, report)
 
     def serve(self, guest: Guest) -> None:
         task = asyncio.get_running_loop().create_task(guest.serve())
         self.tasks[guest.vm] = task
         task.add_done_callback(lambda task: self._ended(guest.vm, task))
+
+    def change(self, vm: VmId, settings: VmSettings) -> None:
+        self._governor.change(vm, settings)
+
+    def dismiss(self, vm: VmId) -> None:
+        self.drivers.pop(vm, None)
+        self.dismissals.begin(vm)
 
     def _ended(self, vm: VmId, task: "asyncio.Task[None]") -> None:
         del self.tasks[vm]
@@ -105,6 +121,7 @@ class DriversRegistry:
         self.next_vm = registry.next_vm
         self.report = registry.report
         self.serve = registry.serve
+        self.change, self.dismiss = registry.change, registry.dismiss
 
     def add(self, guest: Guest, settings: VmSettings = SEED, kind: str = "") -> None:
         self._registry.drivers[guest.vm] = self._driver
@@ -122,6 +139,7 @@ class Controller:
         drain: delivers all published events, before this process ends without the interpreter's
             exit.
         service: runs beside the guests, from their start to their end; None: nothing does.
+        files: reads the configuration anew at SIGHUP; None: SIGHUP ends balloond.
     """
 
     def __init__(
@@ -132,28 +150,33 @@ class Controller:
         publish: Publish,
         drain: Callable[[], None],
         service: Service | None = None,
+        files: Files | None = None,
     ) -> None:
         self._config = config
         self._source = source
-        self._drivers = drivers
+        self._drivers = list(drivers)
+        self._files = files
         self._publish = publish
         self._drain = drain
         self._service = service
         self._governor: Governor
         self._registry: Registry
+        self._watch: MemoryWatch
         self._hurry: asyncio.Future[None] | None = None
         self.listening = False
         """Whether the controller has begun to serve; from then on even a failure leaves the VMs in
         the store."""
 
     async def run(self) -> None:
-        """Serves until SIGTERM, SIGINT or SIGHUP; then gives the guests' memory back and ends.
+        """Serves until SIGTERM or SIGINT; then gives the guests' memory back and ends.
 
-        SIGUSR1 ends balloond too, but leaves to the next balloond all VMs whose driver can do so.
+        SIGHUP has the configuration read anew; from a terminal that hangs up it ends balloond as
+        SIGTERM does. SIGUSR1 ends balloond too, but leaves to the next balloond all VMs whose
+        driver can do so.
         The signals are blocked when this method begins, and again when it ends.
         """
         loop = asyncio.get_running_loop()
-        watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
+        watch = self._watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
         recorded = self._config.record is not None
         make = traced(self._publish, loop.time) if recorded else HostPolicy
         dry_run = self._config.dry_run
@@ -163,12 +186,25 @@ class Controller:
         loop.set_exception_handler(self._failed)
         APART.later = loop.call_later
         stopping = loop.create_future()
+        reloads = None
+        if self._files is not None:
+            reloads = Reloads(self._files, self._config, self._apply, self._publish)
+        had_terminal = has_terminal()
+
+        def hung_up() -> None:
+            lost = had_terminal and not has_terminal()
+            if reloads is None or lost or stopping.done():
+                self._stop(stopping, signal.SIGHUP)
+            else:
+                reloads.reload()
+
         for number in END_SIGNALS:
             # Handle SIGHUP and SIGINT only where they are not ignored: nohup(1), or a script's
             # "&", has a program ignore them on purpose.
             meant = number in (signal.SIGHUP, signal.SIGINT)
             if not meant or signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._stop, stopping, number)
+                stop = partial(self._stop, stopping, number)
+                loop.add_signal_handler(number, hung_up if number is signal.SIGHUP else stop)
         # Freeze all objects loaded so far: no later garbage collection has to scan them. Without a
         # collection first: it takes 7 ms and finds some 200 objects.
         gc.freeze()
@@ -199,6 +235,8 @@ class Controller:
         try:
             leaving = await stopping
         finally:
+            if reloads is not None:
+                reloads.close()
             notify("STOPPING=1")
             ended = await self._end(leaving=leaving)
             survey.close()
@@ -216,6 +254,19 @@ class Controller:
                 # would return, waits for all of them.
                 self._drain()
                 leave_at_once(0)
+
+    def _apply(self, config: Config) -> None:
+        """Goes on with other settings, of which only those of ``changes.LIVE`` are others."""
+        margins = config.margin_bytes, self._config.margin_bytes
+        self._config = config
+        if margins[0] != margins[1]:
+            if too_much := beyond_host(config.margin_bytes):
+                self._publish(SourceTrouble(too_much))
+            self._watch.set_margin(config.margin_bytes)
+        assert self._files is not None
+        for driver in self._files.apply(config):
+            self._drivers.append(driver)
+            driver.start(self._registry.of(driver))
 
     def _vm_statuses(self) -> Iterator[VmStatus]:
         for vm in self._governor.vm_ids():
@@ -245,6 +296,7 @@ class Controller:
 
     async def _end(self, *, leaving: bool) -> bool:
         """Ends all tasks; False where some do not end."""
+        self._registry.dismissals.close()
         keeping = [driver for driver in self._drivers if leaving and driver.keeps]
         for driver in self._drivers:
             driver.stop(leaving=driver in keeping)

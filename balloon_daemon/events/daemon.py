@@ -391,6 +391,39 @@ class DryRunBegins(NamedTuple):
 
 
 @fact
+class ConfigReloaded(NamedTuple):
+    """The configuration was read anew, and is in force.
+
+    Attributes:
+        changed: the settings that are others now; empty where all are as they were.
+    """
+
+    changed: tuple[str, ...] = ()
+
+
+@fact
+class ConfigMistake(NamedTuple):
+    """A mistake in a configuration that was read anew.
+
+    Attributes:
+        mistake: where it is, what it is, and the remedy.
+    """
+
+    mistake: str
+
+
+@fact
+class ConfigRefused(NamedTuple):
+    """A configuration that was read anew is not applied: the one before stays in force, whole.
+
+    Attributes:
+        mistakes: how many there are.
+    """
+
+    mistakes: int
+
+
+@fact
 class RecordingEnded(NamedTuple):
     """The trace that ``--record`` writes ends here; what was written until now stays.
 
@@ -432,6 +465,9 @@ DaemonEvent = (
     | LinesLost
     | RecordingEnded
     | DryRunBegins
+    | ConfigReloaded
+    | ConfigMistake
+    | ConfigRefused
     | HistorySetAside
     | HistoryEnded
 )

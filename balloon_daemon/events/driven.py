@@ -98,6 +98,18 @@ class VmNotSought(NamedTuple):
 
 
 @fact
+class VmNotWanted(NamedTuple):
+    """A configuration that was read anew has a VM no more: it gets its memory back, and is driven
+    no more then.
+
+    Attributes:
+        name: the VM's name.
+    """
+
+    name: str
+
+
+@fact
 class VmDriven(NamedTuple):
     """A VM's balloon is driven from now on.
 
@@ -274,6 +286,7 @@ class FinderFailed(NamedTuple):
 DrivenEvent = (
     VmNotDriven
     | VmNotSought
+    | VmNotWanted
     | VmDriven
     | ProcessNotSeen
     | VmLost

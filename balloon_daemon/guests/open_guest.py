@@ -5,12 +5,18 @@ each kind's where the configuration has VMs of that kind.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Kind
 from balloon_daemon.events import Publish
 from balloon_daemon.guests.seam import GuestDriver
 from balloon_daemon.linux.apart import LowNumbers
+
+if TYPE_CHECKING:
+    from balloon_daemon.guests.driven.claims import Claims
+    from balloon_daemon.guests.driven.driver import DrivenVms
+    from balloon_daemon.guests.libvirt.driver import LibvirtVms
 
 Low = Callable[[], LowNumbers]
 """Makes a ``LowNumbers``, which starts a process without any VMM's descriptors."""
@@ -19,52 +25,83 @@ NEW_LOW: Low = LowNumbers
 """For a balloond without devices of its own; otherwise the template shares its ``LowNumbers``."""
 
 
-def open_drivers(
-    config: Config,
-    publish: Publish,
-    is_own: Callable[[int], bool] = lambda pid: False,
-    low: Low = NEW_LOW,
-) -> list[GuestDriver]:
+class Drivers:
     """The drivers of all VMs of a configuration but those on our own device.
 
     Args:
-        config: the configuration.
         publish: takes events.
         is_own: tells by a VMM's pid whether its VM is attached to balloond's own device; such a VM
             is not driven through its VMM as well.
         low: makes a ``LowNumbers``, which starts libvirt's client and children that look paths up
             without any VMM's descriptors.
     """
-    drivers: list[GuestDriver] = []
-    with_socket = [vm for vm in config.vms if vm.kind not in (Kind.VHOST_USER, Kind.LIBVIRT)]
-    kinds = {vm.kind for vm in with_socket} | ({Kind.QMP} if config.discover.qmp else set())
-    domains = [vm for vm in config.vms if vm.kind is Kind.LIBVIRT]
-    if not kinds and not domains and not config.discover.libvirt:
-        return drivers
-    from balloon_daemon.guests.driven.bases import bases_path
-    from balloon_daemon.guests.driven.claims import Claims
-    from balloon_daemon.guests.driven.lookups import LOOKUPS
 
-    LOOKUPS.low = low()
-    claims, main = Claims(), config.main_socket
-    if config.dry_run:
-        # By the file of bases a balloond first gives back what an earlier one has taken. A dry run
-        # must not do that: it gets the name of a file that nobody writes, so that every balloon
-        # that it finds counts as base and stays.
-        main = main.with_name(f"{main.name}.dry-run")
-    if kinds:
+    def __init__(
+        self,
+        publish: Publish,
+        is_own: Callable[[int], bool] = lambda pid: False,
+        low: Low = NEW_LOW,
+    ) -> None:
+        self._publish = publish
+        self._is_own = is_own
+        self._low = low
+        self._claims: Claims | None = None
+        self._driven: DrivenVms | None = None
+        self._libvirt: LibvirtVms | None = None
+
+    def open(self, config: Config) -> list[GuestDriver]:
+        """Makes the drivers that a configuration needs. Those that there are already are told
+        which VMs are wanted now.
+
+        Returns:
+            The drivers that were made, to be started.
+        """
+        with_socket = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
+        has_domains = len(with_socket) < len(config.others) or bool(config.discover.libvirt)
+        drivers: list[GuestDriver | None] = []
+        if with_socket or config.discover.qmp or self._driven is not None:
+            drivers.append(self._open_driven(config))
+        if has_domains or self._libvirt is not None:
+            drivers.append(self._open_libvirt(config))
+        return [driver for driver in drivers if driver is not None]
+
+    def _open_driven(self, config: Config) -> GuestDriver | None:
+        from balloon_daemon.guests.driven.bases import bases_path
         from balloon_daemon.guests.driven.driver import DrivenVms, Wanted
         from balloon_daemon.guests.driven.kinds import control_of
 
+        named = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
+        kinds = {vm.kind for vm in named} | ({Kind.QMP} if config.discover.qmp else set())
         controls = {kind: control_of(kind) for kind in kinds}
-        bases = bases_path(main, Kind.QMP)
+        bases = bases_path(config.bases_socket, Kind.QMP)
         names = frozenset(vm.name for vm in config.vms)
-        wanted = Wanted(with_socket, config.discover.qmp, controls, bases, names)
-        drivers.append(DrivenVms(wanted, publish, is_own, claims))
-    if domains or config.discover.libvirt:
-        from balloon_daemon.guests.libvirt import driver as libvirt
+        wanted = Wanted(named, config.discover.qmp, controls, bases, names)
+        if self._driven is not None:
+            self._driven.change(wanted)
+            return None
+        self._driven = DrivenVms(wanted, self._publish, self._is_own, self._shared_claims())
+        return self._driven
 
-        bases = bases_path(main, Kind.LIBVIRT)
-        of_libvirt = libvirt.Wanted(domains, config.discover.libvirt, bases)
-        drivers.append(libvirt.LibvirtVms(of_libvirt, publish, is_own, low, claims))
-    return drivers
+    def _open_libvirt(self, config: Config) -> GuestDriver | None:
+        from balloon_daemon.guests.driven.bases import bases_path
+        from balloon_daemon.guests.libvirt.driver import LibvirtVms, Wanted
+
+        domains = [vm for vm in config.others if vm.kind is Kind.LIBVIRT]
+        bases = bases_path(config.bases_socket, Kind.LIBVIRT)
+        wanted = Wanted(domains, config.discover.libvirt, bases)
+        if self._libvirt is not None:
+            self._libvirt.change(wanted)
+            return None
+        claims = self._shared_claims()
+        self._libvirt = LibvirtVms(wanted, self._publish, self._is_own, self._low, claims)
+        return self._libvirt
+
+    def _shared_claims(self) -> "Claims":
+        """The claims of both drivers; made, with what their lookups need, for the first."""
+        from balloon_daemon.guests.driven.claims import Claims
+        from balloon_daemon.guests.driven.lookups import LOOKUPS
+
+        if self._claims is None:
+            self._claims = Claims()
+            LOOKUPS.low = self._low()
+        return self._claims

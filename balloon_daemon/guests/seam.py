@@ -305,6 +305,12 @@ class VmRegistry(Protocol):
     def serve(self, guest: Guest) -> None:
         """Runs an added guest's ``serve`` as a task until it ends."""
 
+    def change(self, vm: VmId, settings: VmSettings) -> None:
+        """Has an added guest's balloon decided on by other settings from now on."""
+
+    def dismiss(self, vm: VmId) -> None:
+        """Gives an added guest its memory back, and then ends its ``serve``; waits for nothing."""
+
 
 class GuestDriver(Protocol):
     """Finds the VMs of one kind, and makes a guest for each."""

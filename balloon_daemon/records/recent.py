@@ -16,6 +16,7 @@ from balloon_daemon.events import (
     VmDriven,
     VmNotDriven,
     VmNotSought,
+    VmNotWanted,
 )
 from balloon_daemon.records.log import as_json
 from balloon_daemon.records.words import is_debug, worded
@@ -93,7 +94,7 @@ class Recent:
                 _drop_oldest(self._undriven)
             case VmDriven(vm):
                 self._undriven.pop(vm.name, None)
-            case VmNotSought(name):
+            case VmNotSought(name) | VmNotWanted(name):
                 self._undriven.pop(name, None)
             case Connected() | Disconnected():
                 return  # The log has no lines for these events either.

@@ -277,6 +277,11 @@ class ScriptedMonitor:
         self.disconnect()
         await self._server.wait_closed()
 
+    @property
+    def connected(self) -> bool:
+        """Whether a client is connected."""
+        return bool(self._open)
+
     def disconnect(self) -> None:
         """Closes all connections, and goes on listening."""
         for writer in self._open:

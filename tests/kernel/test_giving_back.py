@@ -104,7 +104,7 @@ def left(daemon: Daemon) -> list[tuple[str, int]]:
     return [(record["vm"], record["left_bytes"]) for record in facts(daemon, "not-given-back")]
 
 
-@fault("`systemctl stop`, SIGTERM, SIGINT, SIGHUP")
+@fault("`systemctl stop`, SIGTERM, SIGINT")
 def test_guest_that_goes_on_taking_its_memory_back_is_waited_for_and_its_progress_said(
     start_daemon: StartDaemon, make_balloon: MakeBalloon
 ) -> None:

@@ -381,7 +381,7 @@ def kept_names(pid: int) -> list[str]:
     return names
 
 
-@fault("`systemctl stop`, SIGTERM, SIGINT, SIGHUP")
+@fault("`systemctl stop`, SIGTERM, SIGINT")
 def test_sigterm_gives_all_back_and_the_keeper_ends(
     start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest
 ) -> None:

@@ -273,6 +273,8 @@ class World:
         self.guests: dict[str, Guest] = {}
         self.settings: dict[str, VmSettings] = {}
         self.tasks: list[asyncio.Task[None]] = []
+        self.changes: list[tuple[str, VmSettings]] = []
+        self.dismissed: list[str] = []
         wanted = Wanted(vms, discover, path / "bases")
         self.driver = LibvirtVms(wanted, self.events.append, lambda pid: False, LowNumbers)
 
@@ -288,6 +290,12 @@ class World:
 
     def serve(self, guest: Guest) -> None:
         self.tasks.append(asyncio.get_running_loop().create_task(guest.serve()))
+
+    def change(self, vm: VmId, settings: VmSettings) -> None:
+        self.changes.append((vm.name, settings))
+
+    def dismiss(self, vm: VmId) -> None:
+        self.dismissed.append(vm.name)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(HANG_S):

@@ -23,7 +23,7 @@ from tests.harness.marked_start import DEADLINE_S, MarkedStart
 from tests.harness.waiting import wait_until
 from tests.harness.whole_vm import attach, facts, wait_for_device
 
-END = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+END = [signal.SIGTERM, signal.SIGINT]
 
 MakeStart = Callable[..., MarkedStart]
 
@@ -32,7 +32,7 @@ MakeStart = Callable[..., MarkedStart]
 def start() -> Iterator[MakeStart]:
     started: list[MarkedStart] = []
     # Whoever runs the tests in the background has some of them ignored, and so would balloond.
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in END}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (*END, signal.SIGHUP)}
     before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def make(*options: str, **kwargs: object) -> MarkedStart:
@@ -84,7 +84,7 @@ def send_at(moment: Moment, start: MarkedStart, socket: Path, number: signal.Sig
     os.kill(start.pid, number)
 
 
-@fault("SIGTERM, SIGINT, SIGHUP while it starts")
+@fault("SIGTERM, SIGINT while it starts")
 @pytest.mark.parametrize("number", END, ids=lambda number: number.name)
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_signal_to_end_while_it_starts_ends_it_in_order_and_leaves_nothing(
@@ -99,6 +99,24 @@ def test_signal_to_end_while_it_starts_ends_it_in_order_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in one.said
     assert f"{number.name}: ending" in one.said
+
+
+@fault("SIGHUP while it starts")
+@pytest.mark.parametrize("moment", MOMENTS[:3])
+def test_sighup_while_it_starts_has_the_configuration_read_anew_once_it_listens(
+    moment: Moment, start: MakeStart, tmp_path: Path
+) -> None:
+    socket = tmp_path / "s"
+    one = start("--socket", str(socket))
+    send_at(moment, one, socket, signal.SIGHUP)
+    said = ""
+    while "read anew" not in said and not one.ended:
+        (said,) = one.next_lines(1)
+    assert said.endswith("the configuration is read anew: nothing has changed")
+    os.kill(one.pid, signal.SIGTERM)
+
+    assert one.end() == 0, one.said
+    assert "SIGHUP" not in one.said
 
 
 @fault("SIGUSR1, or `systemctl restart`, while it starts")
@@ -119,7 +137,7 @@ def test_sigusr1_while_it_starts_makes_way_once_it_listens(
         start_daemon("--keep-fds")
 
 
-@fault("SIGTERM, SIGINT, SIGHUP while it starts")
+@fault("SIGTERM, SIGINT while it starts")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
 @pytest.mark.parametrize("moment", [first_line, template])
 def test_signal_while_it_takes_over_guests_is_obeyed_once_it_has_them(
@@ -225,7 +243,7 @@ def holds_but(start: MarkedStart, numbers: list[signal.Signals]) -> bool:
     return signal.SIGUSR1 in held and set(numbers) <= caught - held
 
 
-@fault("SIGTERM, SIGINT, SIGHUP while it starts")
+@fault("SIGTERM, SIGINT while it starts")
 def test_no_child_has_inherited_held_signals(
     start_daemon: StartDaemon, make_guest: MakeGuest
 ) -> None:

@@ -232,6 +232,8 @@ class Registry:
 
     def __init__(self) -> None:
         self.vms: list[VmId] = []
+        self.changes: list[tuple[str, VmSettings]] = []
+        self.dismissed: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
 
     def next_vm(self, name: str = "") -> VmId:
@@ -245,6 +247,12 @@ class Registry:
 
     def serve(self, guest: Guest) -> None:
         self.tasks.append(asyncio.get_running_loop().create_task(guest.serve()))
+
+    def change(self, vm: VmId, settings: VmSettings) -> None:
+        self.changes.append((vm.name, settings))
+
+    def dismiss(self, vm: VmId) -> None:
+        self.dismissed.append(vm.name)
 
     def names(self) -> list[str]:
         return sorted(vm.name for vm in self.vms)

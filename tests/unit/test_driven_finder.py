@@ -45,6 +45,8 @@ class World:
         self.next = ScriptedControl()
         self.controls: list[ScriptedControl] = []
         self.tasks: list[asyncio.Task[None]] = []
+        self.changes: list[tuple[str, VmSettings]] = []
+        self.dismissed: list[str] = []
         bases = Bases(path / "bases", self.events.append)
         self.own: set[int] = set()
         self.claims = Claims()
@@ -71,6 +73,12 @@ class World:
 
     def serve(self, guest: Guest) -> None:
         self.tasks.append(asyncio.get_running_loop().create_task(guest.serve()))
+
+    def change(self, vm: VmId, settings: VmSettings) -> None:
+        self.changes.append((vm.name, settings))
+
+    def dismiss(self, vm: VmId) -> None:
+        self.dismissed.append(vm.name)
 
     def loud(self) -> list[Event]:
         """What is published for people."""

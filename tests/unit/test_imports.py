@@ -34,8 +34,8 @@ def test_host_without_driven_vms_loads_none_of_their_modules() -> None:
     program = """\
 import sys, balloon_daemon.cli.run
 from balloon_daemon.config.model import Config
-from balloon_daemon.guests.open_guest import open_drivers
-assert open_drivers(Config(), print) == []
+from balloon_daemon.guests.open_guest import Drivers
+assert Drivers(print).open(Config()) == []
 print(*sys.modules)
 """
     rooms = ("balloon_daemon.guests.driven", "balloon_daemon.guests.libvirt")
@@ -48,9 +48,9 @@ def test_host_loads_the_modules_of_the_kinds_that_it_has(kind: str) -> None:
 import sys, balloon_daemon.cli.run
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Kind, VmConfig
-from balloon_daemon.guests.open_guest import open_drivers
+from balloon_daemon.guests.open_guest import Drivers
 from balloon_daemon.sizing.vm_settings import SEED
-assert len(open_drivers(Config(vms=(VmConfig("web", Kind("{kind}"), "/w", SEED),)), print)) == 1
+assert len(Drivers(print).open(Config(vms=(VmConfig("web", Kind("{kind}"), "/w", SEED),)))) == 1
 print(*sys.modules)
 """
     loaded = run(program).split()
@@ -95,11 +95,11 @@ import sys
 import balloon_daemon.cli.run
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Kind, VmConfig
-from balloon_daemon.guests.open_guest import open_drivers
+from balloon_daemon.guests.open_guest import Drivers
 from balloon_daemon.sizing.vm_settings import VmSettings
 before = set(sys.modules)
 vms = [VmConfig("web", Kind[name], "/run/web", VmSettings()) for name in sys.argv[1:]]
-open_drivers(Config(vms=tuple(vms)), print)
+Drivers(print).open(Config(vms=tuple(vms)))
 print(*(name.removeprefix("balloon_daemon.guests.") for name in set(sys.modules) - before))
 """
 

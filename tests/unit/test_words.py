@@ -22,6 +22,9 @@ from balloon_daemon.events import (
     BaseFound,
     BasesNotStored,
     CallbackFailed,
+    ConfigMistake,
+    ConfigRefused,
+    ConfigReloaded,
     Connected,
     ConnectionClosed,
     ConnectionFailed,
@@ -123,6 +126,7 @@ from balloon_daemon.events import (
     VmNotDriven,
     VmNotServed,
     VmNotSought,
+    VmNotWanted,
     VmResized,
 )
 from balloon_daemon.records.line import Level
@@ -760,6 +764,29 @@ DAEMON: list[Row] = [
         {"lost": 2},
     ),
     (
+        ConfigReloaded(tuple(f"[vm.a{n}]: added" for n in range(10))),
+        INFO,
+        "config-reloaded",
+        "the configuration is read anew: "
+        + "; ".join(f"[vm.a{n}]: added" for n in range(8))
+        + "; and 2 more",
+        {"changed": tuple(f"[vm.a{n}]: added" for n in range(10))},
+    ),
+    (
+        ConfigMistake("a.toml:3: [host] margin: it is wrong"),
+        ERROR,
+        "config-mistake",
+        "a.toml:3: [host] margin: it is wrong",
+        {"mistake": "a.toml:3: [host] margin: it is wrong"},
+    ),
+    (
+        ConfigRefused(7),
+        ERROR,
+        "config-refused",
+        "the configuration has 7 mistakes: the one before stays in force, whole",
+        {"mistakes": 7},
+    ),
+    (
         DryRunBegins(),
         WARNING,
         "dry-run-begins",
@@ -791,6 +818,13 @@ DAEMON: list[Row] = [
 ]
 
 DRIVEN: list[Row] = [
+    (
+        VmNotWanted("web"),
+        INFO,
+        "vm-not-wanted",
+        "web: the configuration has it no more: it gets its memory back, and is left alone",
+        {"name": "web"},
+    ),
     (
         VmNotSought("web"),
         DEBUG,
@@ -1267,3 +1301,10 @@ def test_pause_of_all_vms_names_none(
     line = worded(event)
     assert line is not None
     assert (line.message, line.fields) == (message, fields)
+
+
+def test_configuration_read_anew_is_said_in_the_singular_and_where_nothing_changed() -> None:
+    assert [message_of(event) for event in (ConfigReloaded(), ConfigRefused(1))] == [
+        "the configuration is read anew: nothing has changed",
+        "the configuration has a mistake: the one before stays in force, whole",
+    ]

@@ -351,7 +351,7 @@ def test_killed_in_mid_inflate_systemd_brings_it_back_with_the_vm(
     assert (check.pages_corrupt, check.balloon_resident) == (0, 0)
 
 
-@fault("`systemctl stop`, SIGTERM, SIGINT, SIGHUP")
+@fault("`systemctl stop`, SIGTERM, SIGINT")
 def test_stopped_service_gives_all_back_first_and_starts_anew(
     host: ServiceHost, make_guest: MakeGuest
 ) -> None:
@@ -477,7 +477,7 @@ def test_restarted_while_it_starts_again_and_again_vm_keeps_its_balloon(
     assert host.errors() == []
 
 
-@fault("SIGTERM, SIGINT, SIGHUP while it starts")
+@fault("SIGTERM, SIGINT while it starts")
 def test_stopped_while_it_starts_ends_in_order(host: ServiceHost) -> None:
     host.run("systemctl", "stop", "balloond")
     for _ in range(3):

@@ -7,6 +7,7 @@ user is found.
 """
 
 import asyncio
+import fnmatch
 import glob
 import os
 import stat
@@ -55,11 +56,13 @@ class Search:
         named: paths of sockets that are left out of what is found.
 
     Attributes:
+        patterns: the patterns.
         found: each socket by its resolved path, so that a socket with two names is found once: by
             its own, where that matches.
         others: paths of files that are no sockets.
         directories: where a new name could make a new match of a pattern.
         unseen: those of ``directories`` that cannot be listed now.
+        named: the resolved paths of the sockets that were left out.
     """
 
     def __init__(
@@ -72,7 +75,8 @@ class Search:
         self.found = dict[str, Socket]()
         self.others = set[str]()
         self.directories = set[str]()
-        self._patterns, self._ask, self._named = patterns, ask, named
+        self.named = set[str]()
+        self.patterns, self._ask, self._named = patterns, ask, named
         self._known = known or {}
         self._known_directories = {os.path.dirname(known.path) for known in self._known.values()}
         self.unseen = set[str]()
@@ -80,7 +84,7 @@ class Search:
 
     async def run(self) -> "Search":
         """Searches; returns this object."""
-        for pattern in self._patterns:
+        for pattern in self.patterns:
             head, name = os.path.split(pattern)
             for directory in await self._matching_directories(head):
                 await self._match(directory, name, self._take)
@@ -148,6 +152,7 @@ class Search:
         for resolved, found in list(self.found.items()):
             if resolved == named or found.identity == identity:
                 del self.found[resolved]
+                self.named.add(resolved)
 
 
 class Searches:
@@ -193,6 +198,22 @@ class Searches:
 async def search_all(patterns: Iterable[str], named: Iterable[str] = ()) -> Search:
     """Runs one search to its end; for a process that serves no VMs."""
     return await Search(patterns, ask_here, named=named).run()
+
+
+def is_matched(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a path matches a pattern, by its text alone."""
+    names = path.split("/")
+    for pattern in patterns:
+        parts = pattern.split("/")
+        if len(parts) == len(names) and all(map(_is_name_matched, names, parts)):
+            return True
+    return False
+
+
+def _is_name_matched(name: str, pattern: str) -> bool:
+    # As of glob(7): a name that begins with a dot needs a pattern that does.
+    hidden = name.startswith(".") and not pattern.startswith(".")
+    return not hidden and fnmatch.fnmatchcase(name, pattern)
 
 
 def name_of(path: str, taken: Iterable[str]) -> str:

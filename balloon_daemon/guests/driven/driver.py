@@ -19,7 +19,7 @@ from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import Control
 from balloon_daemon.guests.driven.directories import Directories
-from balloon_daemon.guests.driven.discovery import Search, Searches, name_of
+from balloon_daemon.guests.driven.discovery import Search, Searches, is_matched, name_of
 from balloon_daemon.guests.driven.finder import Finder
 from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
 from balloon_daemon.guests.driven.reporting import Shared
@@ -103,10 +103,39 @@ class DrivenVms:
         shared = self._new_shared(registry.report)
         self._new_finder = partial(Finder, registry=registry, shared=shared)
         for vm in self._wanted.vms:
-            new_control = partial(self._wanted.controls[vm.kind], vm.address)
-            self._named.append(self._find(vm, new_control))
+            self._find_named(vm)
         self._watch({_nearest_directory(pattern) for pattern in self._wanted.qmp})
         self._directories.look()
+
+    def change(self, wanted: Wanted) -> None:
+        """Drives other VMs from now on. A VM that is wanted as before is not touched, nor is one
+        that was named and is found by a pattern now, or the other way round."""
+        self._wanted = wanted
+        left = {(vm.name, vm.kind, vm.address): vm for vm in wanted.vms}
+        before, self._named = self._named, []
+        for finder in before:
+            name, kind, address, *_ = finder.config
+            if (vm := left.pop((name, kind, address), None)) is not None:
+                finder.change(vm)
+                self._named.append(finder)
+            elif kind is Kind.QMP and name not in wanted.taken and self._matches(address):
+                self._have_discovered(finder, address)
+            else:
+                finder.dismiss()
+        for resolved, finder in list(self._discovered.items()):
+            name, paths = finder.config.name, self._paths(resolved)
+            keys = [(name, Kind.QMP, path) for path in paths]
+            if (key := next(filter(left.__contains__, keys), None)) is not None:
+                vm = left.pop(key)
+                finder.change(vm, partial(wanted.controls[Kind.QMP], vm.address))
+                self._named.append(self._discovered.pop(resolved))
+            elif name in wanted.taken or not any(map(self._matches, paths)):
+                self._discovered.pop(resolved).dismiss()
+        for vm in left.values():
+            self._find_named(vm)
+        self._watch({_nearest_directory(pattern) for pattern in wanted.qmp})
+        if wanted.qmp:
+            self._searches.begin()
 
     def stop(self, *, leaving: bool) -> None:
         """Finds no more VMs; those that were found are driven on."""
@@ -124,6 +153,23 @@ class DrivenVms:
         finder = self._new_finder(vm, new_control)
         finder.start()
         return finder
+
+    def _find_named(self, vm: VmConfig) -> None:
+        self._named.append(self._find(vm, partial(self._wanted.controls[vm.kind], vm.address)))
+
+    def _matches(self, path: str) -> bool:
+        return is_matched(path, self._wanted.qmp)
+
+    def _paths(self, resolved: str) -> set[str]:
+        """The paths by which a discovered VM's socket is known."""
+        found = self._last.found.get(resolved)
+        return {resolved} if found is None else {resolved, found.path}
+
+    def _have_discovered(self, finder: Finder, resolved: str) -> None:
+        """Takes a VM that is driven already, or sought, for one that a pattern has found."""
+        vm = VmConfig(finder.config.name, Kind.QMP, resolved, VmSettings())
+        finder.change(vm, partial(self._control_of_found, resolved))
+        self._discovered[resolved] = finder
 
     def _watch(self, of_patterns: set[str]) -> None:
         named = {os.path.dirname(vm.address) for vm in self._wanted.vms}
@@ -145,6 +191,8 @@ class DrivenVms:
         return Search(self._wanted.qmp, ask, self._last.found, named)
 
     def _searched(self, search: Search) -> None:
+        if search.patterns is not self._wanted.qmp:
+            return  # The patterns have changed since it was begun, and another one is to come.
         self._watch(search.directories)
         for path in sorted(search.unseen - self._last.unseen):
             if self._hanging.has_one(asyncio.get_running_loop().time()):
@@ -153,6 +201,13 @@ class DrivenVms:
         for path in sorted(search.others):
             if self._ignored.admit(path):
                 self._publish(SocketIgnored(printable(path)))
+        for resolved, found in search.found.items():
+            if found.path in self._discovered and resolved not in self._discovered:
+                # It was named by a path with a symbolic link until now.
+                self._have_discovered(self._discovered.pop(found.path), resolved)
+        for resolved in self._discovered.keys() & search.named:
+            # It is named by another path or name, with settings of its own.
+            self._discovered.pop(resolved).dismiss()
         for resolved in self._discovered.keys() - search.found.keys():
             self._discovered.pop(resolved).retire()
         taken = {finder.config.name for finder in self._discovered.values()} | self._wanted.taken

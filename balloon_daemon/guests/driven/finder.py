@@ -19,6 +19,7 @@ from balloon_daemon.events import (
     VmLost,
     VmNotDriven,
     VmNotSought,
+    VmNotWanted,
 )
 from balloon_daemon.events.driven import Fault
 from balloon_daemon.guests.driven.claims import Claim
@@ -30,6 +31,7 @@ from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
 from balloon_daemon.guests.seam import VmRegistry
 from balloon_daemon.guests.waiting import is_done_within
+from balloon_daemon.units import VmId
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
 """The first and the longest pause before another attempt."""
@@ -140,6 +142,7 @@ class Finder:
         self._pause = Pause()
         self._bell = Bell()
         self._retired = False
+        self._vm: VmId | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -150,6 +153,26 @@ class Finder:
         """Tries at once if the VM was not there: its socket or domain may just have appeared."""
         if self._pause.start_anew():
             self._bell.ring()
+
+    def change(self, config: VmConfig, new_control: Callable[[], Control] | None = None) -> None:
+        """Finds the same VM by another configuration. One that is driven goes on so, by its new
+        settings.
+
+        Args:
+            config: the same name and kind, and an address of the same VM.
+            new_control: makes the next connection to its VMM; None: as before.
+        """
+        before, self.config = self.config, config
+        self._new_control = new_control or self._new_control
+        if self._vm is not None and config.settings != before.settings:
+            self._registry.change(self._vm, config.settings)
+
+    def dismiss(self) -> None:
+        """Ends the search at once; a VM that is driven gets its memory back first."""
+        self.stop()
+        self._shared.publish(VmNotWanted(self.config.name))
+        if self._vm is not None:
+            self._registry.dismiss(self._vm)
 
     def retire(self) -> None:
         """Ends the search: a VM that is driven now is not looked for again after its end."""
@@ -188,6 +211,7 @@ class Finder:
         began_s = loop.time()
         # If this task is cancelled, wait() leaves guest.ended alone; "await" would cancel it, too.
         await asyncio.wait([guest.ended])
+        self._vm = None
         end = guest.ended.result()
         quiet = self._pause.ended(end.fault, loop.time() - began_s)
         publish(VmLost(guest.vm, end.fault, end.detail, quiet))
@@ -206,6 +230,7 @@ class Finder:
         guest.ended.add_done_callback(lambda _: self._shared.claims.release(claim))
         self._registry.add(guest, self.config.settings, self.config.kind.value)
         self._registry.serve(guest)
+        self._vm = vm
         return guest
 
     def _failed(self, err: Exception) -> None:

@@ -97,6 +97,20 @@ class VhostUserGuests:
             acceptor.begin(self._accept)
             self._publish(Listening(acceptor.vm.address))
 
+    def change(self, config: Config) -> None:
+        """Has VMs' balloons decided on by other settings from now on; sockets and rings stay.
+
+        Args:
+            config: has the same vhost-user sockets, for the same VMs.
+        """
+        self._config = config
+        for vm in config.own_sockets:
+            if (acceptor := self._acceptors.get(vm.address)) is not None:
+                acceptor.vm = vm
+        for session in self._sessions:
+            if not session.has_ended:
+                self._registry.change(session.vm, self._settings_of(session))
+
     def stop(self, *, leaving: bool) -> None:
         """Accepts no more connections.
 
@@ -152,13 +166,16 @@ class VhostUserGuests:
         shared = self._shared if acceptor is None else acceptor.shared
         session = Session(vm, connection, peer, shared, saver)
         self._sessions.add(session)
-        if acceptor is None:
-            settings = VmSettings(profile=self._config.profile)
-        else:
+        if acceptor is not None:
             acceptor.take(session)
-            settings = acceptor.vm.settings
-        self._registry.add(session, settings, Kind.VHOST_USER.value)
+        self._registry.add(session, self._settings_of(session), Kind.VHOST_USER.value)
         return session
+
+    def _settings_of(self, session: Session) -> VmSettings:
+        acceptor = self._acceptors.get(session.socket_path)
+        return (
+            VmSettings(profile=self._config.profile) if acceptor is None else acceptor.vm.settings
+        )
 
     def _accept(self, acceptor: Acceptor) -> float:
         """Accepts the connection that waits at a socket; returns how many seconds the next

@@ -105,6 +105,11 @@ class Session:
         )
         publish(Connected(vm, peer.uid))
 
+    @property
+    def socket_path(self) -> str:
+        """The path of the socket at which its VMM has connected."""
+        return self._connection.local_path
+
     def is_of(self, pid: int) -> bool:
         """Whether this process is its VMM, and it does not end."""
         return not self._closing and self._connection.is_of(pid)

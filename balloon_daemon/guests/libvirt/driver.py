@@ -6,6 +6,7 @@ without an event and shows whether libvirt's daemon still answers.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -78,17 +79,22 @@ class LibvirtVms:
         self._claims = Claims() if claims is None else claims
         self._bases = Bases(wanted.bases_path, publish)
         self._hosts: list[Host] = []
+        self._new_host: Callable[[str], Host]
 
     def start(self, registry: VmRegistry) -> None:
         """Finds domains from now on."""
         report = registry.report
         shared = Shared(self._publish, report, self._bases, self._is_own, self._claims)
-        uris = dict.fromkeys([*self._wanted.discover, *(vm.address for vm in self._wanted.vms)])
-        for uri in uris:
-            host = Host(uri, self._low(), registry, shared)
-            named = [vm for vm in self._wanted.vms if vm.address == uri]
-            host.start(named, discover=uri in self._wanted.discover)
-            self._hosts.append(host)
+        self._new_host = lambda uri: Host(uri, self._low(), registry, shared)
+        self._open_hosts()
+
+    def change(self, wanted: Wanted) -> None:
+        """Drives other domains from now on. One that is wanted as before is not touched."""
+        self._wanted = wanted
+        for host in self._hosts:
+            named = [vm for vm in wanted.vms if vm.address == host.uri]
+            host.change(named, discover=host.uri in wanted.discover)
+        self._open_hosts()
 
     def stop(self, *, leaving: bool) -> None:
         """Finds no more domains; those that were found are driven on."""
@@ -102,6 +108,16 @@ class LibvirtVms:
         self._bases.store()
         LOOKUPS.close()
 
+    def _open_hosts(self) -> None:
+        """Begins with the libvirts that are wanted and not looked at yet."""
+        wanted = self._wanted
+        uris = dict.fromkeys([*wanted.discover, *(vm.address for vm in wanted.vms)])
+        for uri in uris.keys() - {host.uri for host in self._hosts}:
+            host = self._new_host(uri)
+            named = [vm for vm in wanted.vms if vm.address == uri]
+            host.start(named, discover=uri in wanted.discover)
+            self._hosts.append(host)
+
 
 class Host:
     """The domains of one libvirt.
@@ -114,6 +130,7 @@ class Host:
     """
 
     def __init__(self, uri: str, low: LowNumbers, registry: VmRegistry, shared: Shared) -> None:
+        self.uri = uri
         self._connection = Connection(uri, low, self._happened)
         self._registry = registry
         self._shared = shared
@@ -122,6 +139,7 @@ class Host:
         self._discovers = False
         self._pause = Pause()
         self._task: asyncio.Task[None] | None = None
+        self._lists: asyncio.Task[None] | None = None
 
     def start(self, named: Sequence[VmConfig], *, discover: bool) -> None:
         """Finds domains from now on.
@@ -134,11 +152,40 @@ class Host:
         self._named = {vm.name: self._find(vm, vm.name) for vm in named}
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
+    def change(self, named: Sequence[VmConfig], *, discover: bool) -> None:
+        """Finds other domains from now on. The connection stays, also where none is left: it is
+        needed to give memory back.
+
+        Args:
+            named: the domains that the configuration names.
+            discover: True: find all other domains, too.
+        """
+        self._discovers = discover
+        known = self._named | self._discovered
+        self._named = {}
+        for vm in named:
+            finder = known.pop(vm.name) if vm.name in known else self._find(vm, vm.name)
+            finder.change(vm)
+            self._named[vm.name] = finder
+        self._discovered = known if discover else {}
+        for finder in known.values():
+            if discover:
+                finder.change(finder.config._replace(settings=VmSettings()))
+            else:
+                finder.dismiss()
+        if self._task is not None and not named and not discover:
+            self._task.cancel()
+        elif self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._watch())
+        elif discover:
+            self._lists = asyncio.get_running_loop().create_task(self._list_now())
+
     def stop(self) -> None:
         """Finds no more domains; the connection stays for those that were found."""
         self._discovers = False
-        if self._task is not None:
-            self._task.cancel()
+        for task in (self._task, self._lists):
+            if task is not None:
+                task.cancel()
         for finder in [*self._named.values(), *self._discovered.values()]:
             finder.stop()
 
@@ -159,6 +206,10 @@ class Host:
             self._bring_up_to_date(running)
             if not await self._connection.ended(within_s=LIST_EVERY_S):
                 self._pause = Pause()  # The next failure is published as new, not as ``quiet``.
+
+    async def _list_now(self) -> None:
+        with contextlib.suppress(ControlError):  # ``_watch`` says why.
+            self._bring_up_to_date(await self._connection.domains())
 
     def _bring_up_to_date(self, running: Sequence[wire.Domain]) -> None:
         names = {domain.name for domain in running}

@@ -7,6 +7,9 @@ from balloon_daemon.events import (
     ApiMisused,
     ApiNotOpened,
     CallbackFailed,
+    ConfigMistake,
+    ConfigRefused,
+    ConfigReloaded,
     ConnectionRefused,
     DaemonEvent,
     DevicesShareUser,
@@ -39,6 +42,9 @@ from balloon_daemon.events import (
     UserIgnored,
 )
 from balloon_daemon.records.line import Level, more
+
+CHANGES_SAID = 8
+"""How many changed settings a line names."""
 
 
 def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
@@ -135,6 +141,13 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
             return Level.WARNING, f"no more is written to the file of --history: {ended}"
         case DryRunBegins():
             return Level.WARNING, "dry run: decides and logs, and changes no VM's balloon"
+        case ConfigReloaded(changed):
+            return Level.INFO, f"the configuration is read anew: {_changed(changed)}"
+        case ConfigMistake(mistake):
+            return Level.ERROR, mistake
+        case ConfigRefused(mistakes):
+            of = "a mistake" if mistakes == 1 else f"{mistakes} mistakes"
+            return Level.ERROR, f"the configuration has {of}: the one before stays in force, whole"
         case RecordingEnded(why):
             return (
                 Level.WARNING,
@@ -142,6 +155,13 @@ def said_of_daemon(event: DaemonEvent) -> tuple[Level, str]:
             )
         case _:
             assert_never(event)
+
+
+def _changed(changed: tuple[str, ...]) -> str:
+    if not changed:
+        return "nothing has changed"
+    more = len(changed) - CHANGES_SAID
+    return "; ".join(changed[:CHANGES_SAID]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _taken(event: ConnectionRefused) -> str:

@@ -20,6 +20,7 @@ from balloon_daemon.events import (
     VmmRefuses,
     VmNotDriven,
     VmNotSought,
+    VmNotWanted,
 )
 from balloon_daemon.records.line import Level, unless
 from balloon_daemon.units import format_size
@@ -86,6 +87,11 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
             return Level.DEBUG if quiet else level, f"{name}: {address}: {why}{_quoted(detail)}"
         case VmNotSought(name, quiet):
             return unless(quiet), f"{name}: it is gone, and not looked for any more"
+        case VmNotWanted(name):
+            message = (
+                "the configuration has it no more: it gets its memory back, and is left alone"
+            )
+            return Level.INFO, f"{name}: {message}"
         case VmDriven(_, address, vm_mem_bytes, _, quiet):
             size = format_size(vm_mem_bytes)
             return unless(quiet), f"VM of {size}, driven by way of {address}"
