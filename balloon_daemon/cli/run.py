@@ -157,7 +157,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 records.enter_context(keep_history(config.history, bus, low()))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
-            api = open_api(args.api, bus, undo)
+            api = open_api(args.api, config.policy, bus, undo)
             if own is None:
                 for risk in risks(config):
                     bus.publish(SocketNotPrivate(risk))

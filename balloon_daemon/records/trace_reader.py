@@ -18,9 +18,11 @@ from balloon_daemon.records.trace import (
 )
 from balloon_daemon.sizing.balloon_policy import PolicySettings, PolicyState
 from balloon_daemon.sizing.decision import NeverLow, Reading, Reason
+from balloon_daemon.sizing.guard import WAITS, Lasting
 from balloon_daemon.sizing.host_events import (
     Added,
     Asked,
+    Found,
     Halted,
     Looked,
     Measured,
@@ -54,8 +56,11 @@ def decode_header(line: bytes) -> Header:
         TraceError: it is none, or of another version.
     """
     if not line.startswith(BEGINNING):
-        raise TraceError("is no trace of balloond's; record one with balloond --record FILE")
-    content = _Content(line)
+        raise TraceError(
+            "is no trace of balloond's; record one with balloonctl record, or balloond --record "
+            "FILE"
+        )
+    content = _Content.of_line(line)
     version = content.take("balloond_trace", _integer)
     if version != VERSION:
         raise TraceError(
@@ -80,7 +85,7 @@ class Decoder:
         Raises:
             TraceError: it is no entry.
         """
-        content = _Content(line)
+        content = _Content.of_line(line)
         at_s = content.take("t", _number)
         event = self._event(content.take("event", _text), content)
         entry = Entry(
@@ -108,7 +113,7 @@ class Decoder:
             case "lost":
                 return Lost(content.take("entries", _integer))
         number = content.take("vm", _integer)
-        if word in ("added", "restored"):
+        if word in ("added", "restored", "found"):
             self._vms[number] = VmId(number, content.take("name", _text))
         vm = self._vm(number)
         match word:
@@ -117,12 +122,20 @@ class Decoder:
                 return Added(vm, memory, balloon, terms)
             case "restored":
                 memory, balloon, terms = _size(content)
-                state = PolicyState(
-                    content.take("level", _integer),
-                    content.take("recheck_at_s", _or_none(_number)),
-                    content.take("release_at_s", _or_none(_number)),
+                return Restored(vm, memory, _state(content), balloon, terms)
+            case "found":
+                memory, balloon, terms = _size(content)
+                return Found(
+                    vm,
+                    memory,
+                    _state(content),
+                    balloon,
+                    terms,
+                    content.take("target", _integer),
+                    content.take("held_by", _or_none(_reason)),
+                    content.take("guard", _or_none(_lasting)),
+                    content.take("look_at_s", _or_none(_number)),
                 )
-                return Restored(vm, memory, state, balloon, terms)
             case "resized":
                 return Resized(vm, content.take("memory", _integer))
             case "removed":
@@ -162,15 +175,20 @@ class Decoder:
 
 
 class _Content:
-    """One line's object, whose keys are taken one by one."""
+    """One object, whose keys are taken one by one: a line, or a value in it."""
 
-    def __init__(self, line: bytes) -> None:
+    def __init__(self, value: object) -> None:
+        if not isinstance(value, dict):
+            raise TraceError("is no object")
+        self.left = value
+
+    @classmethod
+    def of_line(cls, line: bytes) -> "_Content":
+        """A line's object."""
         try:
-            self.left = json.loads(line)
+            return cls(json.loads(line))
         except (ValueError, RecursionError):
             raise TraceError("is no JSON") from None
-        if not isinstance(self.left, dict):
-            raise TraceError("is no object")
 
     def take(self, key: str, parse: Callable[[Any], T], *default: T) -> T:
         """Takes a key's value. Raises TraceError: it is wrong, or missing without a default."""
@@ -275,6 +293,42 @@ def _seen(content: _Content) -> Seen:
         return NeverLow(why)
     available, margin = content.take("available", _signed), content.take("margin", _integer)
     return Reading(available, margin, content.take("within", _text, ""))
+
+
+def _state(content: _Content) -> PolicyState:
+    return PolicyState(
+        content.take("level", _integer),
+        content.take("recheck_at_s", _or_none(_number)),
+        content.take("release_at_s", _or_none(_number)),
+    )
+
+
+def _lasting(value: object) -> Lasting:
+    content = _Content(value)
+    lasting = Lasting(
+        content.take("waits", _waits),
+        content.take("need_seen_s", _or_none(_number)),
+        content.take("left", _or_none(_reason)),
+        content.take("bases", _bases),
+        content.take("missing_bytes", _integer),
+    )
+    content.end()
+    return lasting
+
+
+def _waits(value: object) -> tuple[tuple[Reason, float, float], ...]:
+    waits = tuple(
+        (_reason(why), _number(until_s), _number(length_s))
+        for why, until_s, length_s in _rows(value, 3)
+    )
+    if any(reason not in WAITS for reason, _, _ in waits):
+        raise TraceError("has a reason for which there is no wait")
+    return waits
+
+
+def _bases(value: object) -> tuple[float, float]:
+    ((disk, faults),) = _rows([value], 2)
+    return _number(disk), _number(faults)
 
 
 def _size(content: _Content) -> tuple[int, int, Terms]:

@@ -57,6 +57,7 @@ PURE = {
     "sizing.priorities",
     "sizing.protection",
     "sizing.proof",
+    "sizing.resumable",
     "sizing.row",
     "sizing.stall",
     "sizing.terms",

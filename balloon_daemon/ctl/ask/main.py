@@ -1,5 +1,5 @@
-"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``release``
-and ``set``.
+"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``record``,
+``release`` and ``set``.
 
 What they need is imported when one of them runs.
 """
@@ -7,13 +7,13 @@ What they need is imported when one of them runs.
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from balloon_daemon.ctl.times import parse_duration
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import parse_memory_size
 
@@ -65,6 +65,21 @@ def add_parsers(subparsers: Subparsers) -> None:
     events.add_argument(
         "-f", "--follow", action="store_true", help="go on with each event as it comes"
     )
+    record = _command(subparsers, "record", "a trace of what the policy is told", _record)
+    record.description = (
+        "Writes a trace of what the policy is told from now on, and what it decides, for "
+        "balloonctl simulate, until Ctrl-C, or for a time. FILE must not be there yet."
+    )
+    record.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the trace; - is standard output (default: balloond-DATE-TIME.trace, here)",
+    )
+    record.add_argument(
+        "--for", dest="for_s", type=_recording, metavar="TIME", help="how long: 90s, 10m, 2h or 1d"
+    )
     release = _command(subparsers, "release", "give memory back, now", _release)
     release.description = (
         "Gives one VM or all of them all of their balloons back. Where the host is low, memory is "
@@ -83,7 +98,7 @@ def add_parsers(subparsers: Subparsers) -> None:
         dest="for_s",
         type=_hold,
         metavar="TIME",
-        help="90s, 10m or 2h; a day at most (default: 10m)",
+        help="90s, 10m or 1d; a day at most (default: 10m)",
     )
 
 
@@ -95,10 +110,10 @@ def _size(text: str) -> int:
 
 
 def _time(text: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m|h)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 10m or 2h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    try:
+        return parse_duration(text)
+    except ConfigError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
 
 
 def _pause(text: str) -> float:
@@ -110,6 +125,12 @@ def _pause(text: str) -> float:
     return time_s
 
 
+def _recording(text: str) -> float:
+    if (time_s := _time(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time to record; name a longer one")
+    return time_s
+
+
 def _hold(text: str) -> float:
     time_s = _time(text)
     if not 1 <= time_s <= MOST_HOLD_S:
@@ -118,7 +139,7 @@ def _hold(text: str) -> float:
 
 
 def _command(
-    subparsers: Subparsers, name: str, summary: str, run: "Callable[[Client, Any], None]"
+    subparsers: Subparsers, name: str, summary: str, run: "Callable[[Client, Any], int | None]"
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
@@ -133,12 +154,13 @@ def _command(
         metavar="PATH",
         help="the socket of balloond's API (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="as balloond answers: docs/api.md")
+    if run is not _record:
+        parser.add_argument("--json", action="store_true", help="as balloond answers: docs/api.md")
     parser.set_defaults(run=lambda options: _asked(run, options))
     return parser
 
 
-def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) -> int:
+def _asked(run: "Callable[[Client, Any], int | None]", options: argparse.Namespace) -> int:
     from balloon_daemon.ctl.ask.client import (
         Client,
         NoAnswerError,
@@ -147,14 +169,13 @@ def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) ->
     )
 
     try:
-        run(Client(options.api), options)
+        return run(Client(options.api), options) or EXIT_OK
     except NoAnswerError as err:
         return _complain(err, EXIT_NO_DAEMON)
     except NotAllowedError as err:
         return _complain(err, EXIT_NOT_ALLOWED)
     except RefusedError as err:
         return _complain(err, EXIT_USAGE)
-    return EXIT_OK
 
 
 def _complain(err: Exception, status: int) -> int:
@@ -201,6 +222,12 @@ def _events(client: "Client", options: argparse.Namespace) -> None:
     for line in client.lines(f"/v1/events?{urlencode(asked)}", follow=options.follow):
         # Flushed: whoever follows through a pipe wants each event when it comes.
         print(line.decode() if options.json else event_line(json.loads(line)), flush=True)
+
+
+def _record(client: "Client", options: argparse.Namespace) -> int:
+    from balloon_daemon.ctl.ask.record import record
+
+    return record(client, options.output, options.for_s)
 
 
 def _release(client: "Client", options: argparse.Namespace) -> None:

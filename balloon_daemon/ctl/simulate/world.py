@@ -30,6 +30,7 @@ from balloon_daemon.sizing.host_events import (
     Added,
     Asked,
     Event,
+    Found,
     Halted,
     Looked,
     Measured,
@@ -111,7 +112,7 @@ class World:
             case Looked(seen) | Woke(seen) | Read(seen):
                 self._seen = seen
                 self._look(at_s)
-            case Added() | Restored():
+            case Added() | Restored() | Found():
                 self._add(event, at_s)
             case Halted() | Resized() | Asked():
                 self._step(event, at_s)
@@ -141,7 +142,7 @@ class World:
                 self._tally.moved(vm, 0)
                 self._step(event, at_s)
 
-    def _add(self, event: Added | Restored, at_s: float) -> None:
+    def _add(self, event: Added | Restored | Found, at_s: float) -> None:
         vm, balloon_bytes, samples = event.vm, event.balloon_bytes, self._samples[event.vm]
         terms = Terms(
             self._changes.of_vm(event.terms.settings),
@@ -153,7 +154,7 @@ class World:
             careful=terms.is_careful, balloon_bytes=balloon_bytes, at_s=at_s, samples=samples
         )
         self._tally.moved(vm, balloon_bytes)
-        # Also where it was restored: the stored level and deadlines were those of other settings.
+        # Also where it was restored or found: its level and deadlines were of other settings.
         self._step(Added(vm, event.vm_mem_bytes, balloon_bytes, terms), at_s)
 
     # --- time ---------------------------------------------------------------------------------
