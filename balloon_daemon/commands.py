@@ -145,10 +145,21 @@ class Desk(Protocol):
         """Does what is asked of the policy, as ``obey``; None: it is done."""
 
 
+class Tracing(Protocol):
+    """Publishes what the policy is told, for as long as somebody records it."""
+
+    def begin(self) -> None:
+        """Publishes the present state (``TraceBegun``, ``VmFound``), and all events from now
+        on."""
+
+    def end(self) -> None:
+        """One of those who began records no more."""
+
+
 class Service(Protocol):
     """Runs in the controller's event loop, beside the guests."""
 
-    def start(self, desk: Desk) -> None:
+    def start(self, desk: Desk, tracing: Tracing) -> None:
         """Begins to serve, in the running event loop."""
 
     def close(self) -> None:

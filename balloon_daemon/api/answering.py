@@ -10,8 +10,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from balloon_daemon.api.client import Client, Phase
-from balloon_daemon.api.routes import Answer, Parts, Request, Routes, Stream, WholeStatus
+from balloon_daemon.api.client import Client, Phase, chunk
+from balloon_daemon.api.routes import (
+    Answer,
+    Parts,
+    Request,
+    Routes,
+    Stream,
+    TraceStream,
+    WholeStatus,
+)
+from balloon_daemon.api.traces import Traces
 from balloon_daemon.records.recent import Recent
 
 
@@ -59,12 +68,14 @@ class Answering:
     Args:
         routes: gives the answer to a request.
         recent: the last events.
+        traces: the clients that record.
         server: sends the answers.
     """
 
-    def __init__(self, routes: Routes, recent: Recent, server: Sends) -> None:
+    def __init__(self, routes: Routes, recent: Recent, traces: Traces, server: Sends) -> None:
         self._routes = routes
         self._recent = recent
+        self._traces = traces
         self._server = server
         self._jobs = deque[_Job]()
         self._wanting: list[Client] = []
@@ -95,6 +106,11 @@ class Answering:
                 self._jobs.append(_Job(parts, made.append, done, [client]))
             case Stream():
                 self._stream(client, answer)
+            case TraceStream():
+                client.begin_answer(200, None)
+                self._server.wait(client)
+                self._traces.add(client)
+                self._server.send_soon(client)
 
     def _made(self, made: list[bytes], client: Client) -> None:
         if self._server.serves(client):
@@ -177,6 +193,4 @@ class Answering:
 
 
 def _chunk(line: str) -> bytes:
-    """A line as a chunk (RFC 9112, section 7.1)."""
-    content = line.encode(errors="replace") + b"\n"
-    return b"%x\r\n%b\r\n" % (len(content), content)
+    return chunk(line.encode(errors="replace") + b"\n")

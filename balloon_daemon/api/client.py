@@ -43,6 +43,8 @@ class Phase(Enum):
     """The client's answer waits to be sent."""
     STREAMING = auto()
     """The client gets events as they come."""
+    TRACING = auto()
+    """The client gets a trace as it is made."""
 
 
 class Client:
@@ -157,9 +159,27 @@ class Client:
         self._waiting_bytes += len(some)
 
     @property
+    def streams(self) -> bool:
+        """Whether its answer goes on for as long as balloond runs."""
+        return self.phase in (Phase.STREAMING, Phase.TRACING)
+
+    @property
     def is_behind(self) -> bool:
         """Whether more of a stream waits than may."""
-        return self.phase is Phase.STREAMING and self._waiting_bytes > MOST_WAITING_BYTES
+        return self.streams and self._waiting_bytes > MOST_WAITING_BYTES
+
+    def end_stream(self, last: bytes) -> None:
+        """Ends a stream that waits, in the place of what waits, but for the part that is being
+        sent.
+
+        Args:
+            last: the last chunks.
+        """
+        part = self._out.popleft()
+        self._out.clear()
+        self._out.extend((part, last))
+        self._waiting_bytes = len(part) + len(last)
+        self.phase = Phase.ANSWERED
 
     @property
     def has_more(self) -> bool:
@@ -200,3 +220,8 @@ def _refuse_chunks(head: h11.Request) -> None:
     chunks of one byte, which one read may bring."""
     if any(name == b"transfer-encoding" for name, _ in head.headers):
         raise RefusedError(411, "a body needs Content-Length; chunks are not taken")
+
+
+def chunk(content: bytes) -> bytes:
+    """A part of a stream as a chunk (RFC 9112, section 7.1); it must not be empty."""
+    return b"%x\r\n%b\r\n" % (len(content), content)

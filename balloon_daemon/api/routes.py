@@ -5,6 +5,7 @@ Pure. ``openapi.yaml`` describes requests and answers; a test holds the two toge
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, assert_never
 from urllib.parse import parse_qsl, unquote
@@ -122,6 +123,11 @@ class Stream(NamedTuple):
     follow: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TraceStream:
+    """The answer is a trace from now on, for as long as balloond runs."""
+
+
 class RecentEvents(Protocol):
     """The methods of ``records.recent.Recent`` that the routes call."""
 
@@ -167,7 +173,7 @@ class Routes:
         self._desk = desk
         self._recent = recent
 
-    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
+    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream | TraceStream:
         """Answers a request; every mistake of the client's has a status and a sentence."""
         try:
             return self._answer(request)
@@ -190,7 +196,7 @@ class Routes:
             comma = b","
         yield b"]}\n"
 
-    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
+    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream | TraceStream:
         if request.rights < Rights.READ:
             raise RefusedError(
                 403,
@@ -206,6 +212,9 @@ class Routes:
             case ["", "v1", "events"]:
                 _expect(request, "GET", asked, "vm", "follow")
                 return self._stream(asked.get("vm"), asked.get("follow", "true"))
+            case ["", "v1", "trace"]:
+                _expect(request, "GET", asked)
+                return TraceStream()
             case ["", "v1", "vms", name]:
                 _expect(request, "GET", asked)
                 return self._explain(unquote(name))

@@ -21,7 +21,8 @@ from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import Client, Phase
 from balloon_daemon.api.routes import RefusedError, Rights, Routes, refusal
 from balloon_daemon.api.socket_file import ApiSocket
-from balloon_daemon.commands import Desk
+from balloon_daemon.api.traces import Traces
+from balloon_daemon.commands import Desk, Tracing
 from balloon_daemon.events import ApiListening, ApiMisused, CallbackFailed, Publish
 from balloon_daemon.linux.passed_fds import FdsWaitError, hang_up
 from balloon_daemon.records.recent import Recent
@@ -56,11 +57,15 @@ class Server:
         api_socket: where clients connect.
         recent: the last events.
         publish: takes events.
+        traces: the clients that record.
     """
 
-    def __init__(self, api_socket: ApiSocket, recent: Recent, publish: Publish) -> None:
+    def __init__(
+        self, api_socket: ApiSocket, recent: Recent, publish: Publish, traces: Traces
+    ) -> None:
         self._socket = api_socket
         self._recent = recent
+        self._traces = traces
         self._publish = publish
         self._answering: Answering
         self._epoll = select.epoll()
@@ -70,8 +75,9 @@ class Server:
         self._misuses = 0
         """How many connections of clients that may only read brought descriptors."""
 
-    def start(self, desk: Desk) -> None:
-        self._answering = Answering(Routes(desk, self._recent), self._recent, self)
+    def start(self, desk: Desk, tracing: Tracing) -> None:
+        self._traces.start(tracing, self.serves, self.send_soon)
+        self._answering = Answering(Routes(desk, self._recent), self._recent, self._traces, self)
         self._epoll.register(self._socket.sock, select.EPOLLIN)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._turn)
         self._recent.follow(self._answering.told)
@@ -80,6 +86,8 @@ class Server:
     def close(self) -> None:
         self._recent.leave(self._answering.told)
         asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+        for client in self._traces.close():
+            self.send(client)
         for client in list(self._clients.values()):
             self.drop(client)
         for timer in self._timers.values():
@@ -218,7 +226,7 @@ class Server:
         except OSError:
             self.drop(client)  # It has hung up.
             return
-        if client.phase is Phase.STREAMING:
+        if client.streams:
             self._epoll.modify(client.sock, select.EPOLLIN)
             client.deadline_s = math.inf
         else:

@@ -159,7 +159,7 @@ def _run(args: argparse.Namespace, template: Template) -> int:
                 records.enter_context(keep_history(config.history, bus, low()))
             if too_much:
                 bus.publish(SourceTrouble(too_much))
-            api = open_api(config.api, bus, undo)
+            api = open_api(config.api, config.policy, bus, undo)
             own_vms = None
             if own is None:
                 for risk in risks(config):

@@ -16,7 +16,7 @@ from balloon_daemon.controller.ending import end_tasks, give_back, leave_at_once
 from balloon_daemon.controller.governor import Governor
 from balloon_daemon.controller.reload import Files, Reloads
 from balloon_daemon.controller.survey import POLLS, Survey
-from balloon_daemon.controller.traced import traced
+from balloon_daemon.controller.traced import Traced
 from balloon_daemon.controller.vm import Vm
 from balloon_daemon.events import (
     CallbackFailed,
@@ -178,7 +178,8 @@ class Controller:
         loop = asyncio.get_running_loop()
         watch = self._watch = MemoryWatch(self._source, self._config.poll_s, self._publish, loop)
         recorded = self._config.record is not None
-        make = traced(self._publish, loop.time) if recorded else HostPolicy
+        tracing = Traced(self._publish, loop.time, watch, always=recorded)
+        make = tracing.make if recorded or self._service is not None else HostPolicy
         dry_run = self._config.dry_run
         governor = DryGovernor if dry_run else Governor
         self._governor = governor(self._config.policy, watch, self._publish, loop, make)
@@ -215,8 +216,12 @@ class Controller:
             self._publish(DryRunBegins())
         for driver in self._drivers:
             driver.start(self._registry.of(driver))
+        every_s = POLLS * self._config.poll_s
+        survey = Survey(watch, every_s, self._vm_statuses, self._publish, loop)
+        surveyed = recorded or self._config.history is not None
         if self._service is not None:
-            self._service.start(self._governor)
+            tracing.serve(lambda: self._governor.vms, None if surveyed else survey)
+            self._service.start(self._governor, tracing)
         socket, others = self._config.socket, self._config.others
         notify("READY=1", f"STATUS={'driving' if socket is None else f'listening on {socket}'}")
         places = self._config.discover.places
@@ -226,9 +231,7 @@ class Controller:
         # Read once even where no VM listens: the log then says at the start what is wrong with
         # the figures. Read in a callback: an error there is published and does not end the start.
         loop.call_soon(watch.read)
-        every_s = POLLS * self._config.poll_s
-        survey = Survey(watch, every_s, self._vm_statuses, self._publish, loop)
-        if recorded or self._config.history is not None:
+        if surveyed:
             survey.begin()
         release_end_signals()
         leaving, ended = False, True

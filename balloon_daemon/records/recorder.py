@@ -12,14 +12,13 @@ from balloon_daemon.events import Event, EventsLost, Publish, RecordingEnded, St
 from balloon_daemon.linux.directories import may_make_files
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.file_lock import is_locked, lock_file
+from balloon_daemon.records.entries import entries_of
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.records.trace import (
     BEGINNING,
-    Decided,
     Entry,
     Header,
     Lost,
-    Read,
     encode_entry,
     encode_header,
 )
@@ -63,11 +62,11 @@ class Recorder:
             at_s: unused: an event that is recorded has its own time.
         """
         match event:
-            case Stepped():
-                self._write(entry_of(event))
-            case Surveyed():
-                self._write(Entry(event.at_s, Read(event.seen)))
-                self._look_for_end()
+            case Stepped() | Surveyed():
+                for entry in entries_of(event):
+                    self._write(entry)
+                if isinstance(event, Surveyed):
+                    self._look_for_end()
             case EventsLost(lost):
                 # Count all lost events: which of them would have been recorded is not known.
                 self._lost += lost
@@ -90,15 +89,6 @@ class Recorder:
         if why is not None and not self._ended:
             self._ended = True
             self._publish(RecordingEnded(why))
-
-
-def entry_of(event: Stepped) -> Entry:
-    """The line of a step."""
-    decided = tuple(
-        Decided(vm, decision.reason, decision.level, decision.target_bytes)
-        for vm, decision, _ in event.decisions
-    )
-    return Entry(event.at_s, event.event, event.draws, dict(event.objections), decided)
 
 
 def open_trace(path: Path) -> int:

@@ -20,6 +20,7 @@ from balloon_daemon.sizing.host_events import (
     Added,
     Asked,
     Event,
+    Found,
     Halted,
     Looked,
     Measured,
@@ -74,7 +75,7 @@ class Lost(NamedTuple):
     entries: int
 
 
-Recorded = Event | Read | Lost
+Recorded = Event | Read | Lost | Found
 
 
 class Decided(NamedTuple):
@@ -176,6 +177,8 @@ def _encoded(event: Recorded) -> dict[str, object]:
             return {"event": "paused", "vms": [vm.number for vm in vms], "for_s": for_s}
         case Resumed(vms):
             return {"event": "resumed", "vms": [vm.number for vm in vms]}
+        case Found():
+            return _encoded_found(event)
         case _:
             return _encoded_of_vm(event)
 
@@ -213,6 +216,27 @@ def _encoded_of_vm(
             assert_never(event)
 
 
+def _encoded_found(found: Found) -> dict[str, object]:
+    lasting = found.lasting
+    guard: dict[str, object] = {}
+    if lasting is not None:
+        guard = lasting._asdict() | {
+            "waits": [(reason.value, *times) for reason, *times in lasting.waits],
+            "left": None if lasting.left is None else lasting.left.value,
+        }
+    return {
+        "event": "found",
+        "vm": found.vm.number,
+        "name": found.vm.name,
+        **_encoded_size(found),
+        **found.state._asdict(),
+        "target": found.target_bytes,
+        "held_by": None if found.held is None else found.held.value,
+        "guard": guard or None,
+        "look_at_s": found.look_at_s,
+    }
+
+
 def _encoded_seen(seen: Seen) -> dict[str, object]:
     match seen:
         case Reading(available, margin, within):
@@ -224,7 +248,7 @@ def _encoded_seen(seen: Seen) -> dict[str, object]:
             return {"unknown": True}
 
 
-def _encoded_size(event: Added | Restored) -> dict[str, object]:
+def _encoded_size(event: Added | Restored | Found) -> dict[str, object]:
     terms = event.terms
     return {
         "memory": event.vm_mem_bytes,

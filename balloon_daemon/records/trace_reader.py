@@ -29,9 +29,11 @@ from balloon_daemon.records.trace_values import (
 )
 from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.sizing.guard import WAITS, Lasting
 from balloon_daemon.sizing.host_events import (
     Added,
     Asked,
+    Found,
     Halted,
     Looked,
     Measured,
@@ -57,8 +59,11 @@ def decode_header(line: bytes) -> Header:
         TraceError: it is none, or of another version.
     """
     if not line.startswith(BEGINNING):
-        raise TraceError("is no trace of balloond's; record one with balloond --record FILE")
-    content = Content(line)
+        raise TraceError(
+            "is no trace of balloond's; record one with balloonctl record, or balloond --record "
+            "FILE"
+        )
+    content = Content.of_line(line)
     version = content.take("balloond_trace", parsed_integer)
     if version != VERSION:
         raise TraceError(
@@ -83,7 +88,7 @@ class Decoder:
         Raises:
             TraceError: it is no entry.
         """
-        content = Content(line)
+        content = Content.of_line(line)
         at_s = content.take("t", parsed_number)
         event = self._event(content.take("event", parsed_text), content)
         entry = Entry(
@@ -119,7 +124,7 @@ class Decoder:
             case "resumed":
                 return Resumed(content.take("vms", self._listed))
         number = content.take("vm", parsed_integer)
-        if word in ("added", "restored"):
+        if word in ("added", "restored", "found"):
             self._vms[number] = VmId(number, content.take("name", parsed_text))
         vm = self._vm(number)
         match word:
@@ -128,12 +133,20 @@ class Decoder:
                 return Added(vm, memory, balloon, terms)
             case "restored":
                 memory, balloon, terms = taken_size(content)
-                state = PolicyState(
-                    content.take("level", parsed_integer),
-                    content.take("recheck_at_s", or_none(parsed_number)),
-                    content.take("release_at_s", or_none(parsed_number)),
+                return Restored(vm, memory, _state(content), balloon, terms)
+            case "found":
+                memory, balloon, terms = taken_size(content)
+                return Found(
+                    vm,
+                    memory,
+                    _state(content),
+                    balloon,
+                    terms,
+                    content.take("target", parsed_integer),
+                    content.take("held_by", or_none(parsed_reason)),
+                    content.take("guard", or_none(_lasting)),
+                    content.take("look_at_s", or_none(parsed_number)),
                 )
-                return Restored(vm, memory, state, balloon, terms)
             case "resized":
                 return Resized(vm, content.take("memory", parsed_integer))
             case "removed":
@@ -182,3 +195,39 @@ class Decoder:
             )
             for vm, why, level, target in rows_of(value, 4)
         )
+
+
+def _state(content: Content) -> PolicyState:
+    return PolicyState(
+        content.take("level", parsed_integer),
+        content.take("recheck_at_s", or_none(parsed_number)),
+        content.take("release_at_s", or_none(parsed_number)),
+    )
+
+
+def _lasting(value: object) -> Lasting:
+    content = Content(value)
+    lasting = Lasting(
+        content.take("waits", _waits),
+        content.take("need_seen_s", or_none(parsed_number)),
+        content.take("left", or_none(parsed_reason)),
+        content.take("bases", _bases),
+        content.take("missing_bytes", parsed_integer),
+    )
+    content.end()
+    return lasting
+
+
+def _waits(value: object) -> tuple[tuple[Reason, float, float], ...]:
+    waits = tuple(
+        (parsed_reason(why), parsed_number(until_s), parsed_number(length_s))
+        for why, until_s, length_s in rows_of(value, 3)
+    )
+    if any(reason not in WAITS for reason, _, _ in waits):
+        raise TraceError("has a reason for which there is no wait")
+    return waits
+
+
+def _bases(value: object) -> tuple[float, float]:
+    ((disk, faults),) = rows_of([value], 2)
+    return parsed_number(disk), parsed_number(faults)

@@ -25,15 +25,20 @@ class TraceError(BalloondError):
 
 
 class Content:
-    """One line's object, whose keys are taken one by one."""
+    """One object, whose keys are taken one by one: a line, or a value in it."""
 
-    def __init__(self, line: bytes) -> None:
+    def __init__(self, value: object) -> None:
+        if not isinstance(value, dict):
+            raise TraceError("is no object")
+        self.left = value
+
+    @classmethod
+    def of_line(cls, line: bytes) -> "Content":
+        """A line's object. Raises TraceError: the line has none."""
         try:
-            self.left = json.loads(line)
+            return cls(json.loads(line))
         except (ValueError, RecursionError):
             raise TraceError("is no JSON") from None
-        if not isinstance(self.left, dict):
-            raise TraceError("is no object")
 
     def take(self, key: str, parse: Callable[[Any], T], *default: T) -> T:
         """Takes a key's value. Raises TraceError: it is wrong, or missing without a default."""

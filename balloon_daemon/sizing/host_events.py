@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from balloon_daemon.fact import fact
 from balloon_daemon.sizing.balloon_policy import PolicyState
-from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading
+from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading, Reason
+from balloon_daemon.sizing.guard import Lasting
 from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.sizing.vm_settings import VmSettings
@@ -157,6 +158,33 @@ class Resumed(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Halted:
     """balloond ends: make no more decisions."""
+
+
+class Found(NamedTuple):
+    """A VM as a policy governs it at this moment; no event for ``HostPolicy.step``.
+
+    Attributes:
+        vm: the VM.
+        vm_mem_bytes: its size.
+        state: its policy's state.
+        balloon_bytes: its balloon's size.
+        terms: its settings and abilities.
+        target_bytes: the target that it was sent last.
+        held: why no step up was taken at the last low memory; None: nothing was against it.
+        lasting: what protects its guest; None: its profile is ``Profile.SEED``.
+        look_at_s: when the policy looks whether memory is low, for all VMs; None: it waits to be
+            told.
+    """
+
+    vm: VmId
+    vm_mem_bytes: int
+    state: PolicyState
+    balloon_bytes: int
+    terms: Terms
+    target_bytes: int
+    held: Reason | None
+    lasting: Lasting | None
+    look_at_s: float | None = None
 
 
 Reported = Moved | Sampled | Ran | Measured

@@ -127,6 +127,15 @@ class NeedRule:
         """When the guest sent its last statistics; None: never."""
         return self._recent[-1].at_s if self._recent else None
 
+    @property
+    def bases(self) -> tuple[float, float]:
+        """The base of disk reads and that of major faults, each a second; 0: there is none."""
+        return self._disk_base, self._faults_base
+
+    def resume(self, bases: tuple[float, float]) -> None:
+        """Goes on from another rule's ``bases``."""
+        self._disk_base, self._faults_base = bases
+
     def knows_available(self, now_s: float) -> bool:
         """Whether all statistics of the last minute said how much memory is available."""
         return now_s >= self._unsaid_until_s

@@ -57,12 +57,16 @@ def test_every_example_of_the_page_is_answered(
             curl.stdout.read()
         assert curl.returncode == (-9 if follows else 0), example
 
-    status, explanation, first, last, one, everyone, told, *pausing = map(json.loads, answers)
+    status, explanation, first, last, trace, one, everyone, told, *pausing = map(
+        json.loads, answers
+    )
     check("Status")(status)
     assert [vm["name"] for vm in status["vms"]] == ["web"]
     check("Explanation")(explanation)
     check("Event")(first)
     assert last["vm"] == "web"
+    check("TraceLine")(trace)
+    assert trace["balloond_trace"] == 1
     for released in (one, everyone):
         check("Released")(released)
     check("Told")(told)

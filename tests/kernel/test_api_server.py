@@ -25,9 +25,19 @@ from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
 from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
 from balloon_daemon.api.socket_file import ApiSocket
+from balloon_daemon.api.traces import TOO_SLOW, Traces
 from balloon_daemon.commands import Done, NotDone, Pause, Release, Resume, SetBalloon
-from balloon_daemon.events import ApiMisused, CallbackFailed, Event, TargetReached
+from balloon_daemon.events import (
+    ApiMisused,
+    CallbackFailed,
+    Event,
+    EventsLost,
+    Stepped,
+    TargetReached,
+    TraceBegun,
+)
 from balloon_daemon.records.recent import Recent
+from balloon_daemon.sizing.host_events import Looked
 from balloon_daemon.status import HostStatus, SourceStatus, VmStatus
 from balloon_daemon.units import MIB, VmId
 from tests.harness.api_schemas import check
@@ -39,6 +49,7 @@ from tests.harness.waiting import HANG_S
 VM = VmId(1, "web")
 GET_STATUS = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"
 GET_EVENTS = b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n"
+GET_TRACE = b"GET /v1/trace HTTP/1.1\r\nHost: x\r\n\r\n"
 SCM_MAX_FD = 253  # include/net/scm.h
 MEMBERS_GID = 64502
 """A group that an ordinary host does not use."""
@@ -77,6 +88,21 @@ class Desk:
         return self.answer if isinstance(self.answer, NotDone) else None
 
 
+class Tracing:
+    """Publishes the beginning of a trace, of a policy without VMs; counts who records."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.traces = Traces(lambda: b'{"balloond_trace":1}\n')
+
+    def begin(self) -> None:
+        self.begun += 1
+        asyncio.get_running_loop().call_soon(self.traces, TraceBegun(1.0, self.begun, None), 0.0)
+
+    def end(self) -> None:
+        self.begun -= 1
+
+
 class World:
     """A server, its clients, and what it publishes."""
 
@@ -85,7 +111,9 @@ class World:
         self.recent = Recent()
         self.events: list[Event] = []
         self.socket = ApiSocket(path)
-        self.server = Server(self.socket, self.recent, self.events.append)
+        self.tracing = Tracing()
+        self.traces = self.tracing.traces
+        self.server = Server(self.socket, self.recent, self.events.append, self.traces)
 
     async def connect(self) -> socket.socket:
         """A client's end of a new connection."""
@@ -115,6 +143,18 @@ async def received(sock: socket.socket) -> bytes:
     return got
 
 
+def chunks_of(answer: bytes) -> list[bytes]:
+    """The lines of a stream in chunks that has ended as it should."""
+    body = answer.split(b"\r\n\r\n", 1)[1]
+    content = b""
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        if size == b"0":
+            return content.splitlines()
+        content += body[: int(size, 16)]
+        body = body[int(size, 16) + 2 :]
+
+
 def parsed(answer: bytes) -> tuple[int, Any]:
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)
@@ -127,7 +167,7 @@ def play(tmp_path: Path) -> Play:
     def played(scene: Callable[[World], Awaitable[None]]) -> None:
         async def whole() -> None:
             world = World(tmp_path / "api.sock")
-            world.server.start(world.desk)
+            world.server.start(world.desk, world.tracing)
             try:
                 async with asyncio.timeout(HANG_S):
                     await scene(world)
@@ -263,8 +303,79 @@ def test_follower_that_never_reads_is_dropped_and_others_get_every_event(play: P
             world.server.close()
             lines = (await reading).split(b"\r\n\r\n", 1)[1].split(b"\r\n")
             assert [json.loads(line)["actual_bytes"] for line in lines[1::2]] == list(range(sent))
-            world.server = Server(ApiSocket(world.socket.path), world.recent, world.events.append)
-            world.server.start(world.desk)
+            world.server = Server(
+                ApiSocket(world.socket.path), world.recent, world.events.append, world.traces
+            )
+            world.server.start(world.desk, world.tracing)
+
+    play(scene)
+
+
+@fault("a client that records and never reads")
+def test_recording_client_that_is_too_slow_is_told_so_and_dropped(play: Play) -> None:
+    async def scene(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        with await world.connect() as slow, await world.connect() as reader:
+            for sock in (slow, reader):
+                await loop.sock_sendall(sock, GET_TRACE)
+            reading = asyncio.create_task(received(reader))
+            await world.until(
+                lambda: [one.phase.name for one in world.server.clients()] == 2 * ["TRACING"]
+            )
+            sent = 0
+            while world.tracing.begun == 2:
+                for _ in range(100):
+                    world.traces(Stepped(float(sent), Looked(None)), 0.0)
+                    sent += 1
+                await world.until(lambda: not world.server.clients()[-1].has_more)
+            *lines, last = chunks_of(await received(slow))
+            assert json.loads(last) == {"error": TOO_SLOW}
+            assert sum(map(len, lines)) < MOST_WAITING_BYTES
+            # What it got before that has no gap.
+            assert lines[0] == b'{"balloond_trace":1}'
+            times = [json.loads(line)["t"] for line in lines[2:]]
+            assert times == [float(at) for at in range(len(times))]
+            await world.until(lambda: len(world.server.clients()) == 1)
+            world.server.close()
+            assert len(chunks_of(await reading)) == 2 + sent
+            world.server = Server(
+                ApiSocket(world.socket.path), world.recent, world.events.append, world.traces
+            )
+            world.server.start(world.desk, world.tracing)
+
+    play(scene)
+
+
+def test_client_that_has_gone_is_recorded_for_no_more(play: Play) -> None:
+    async def scene(world: World) -> None:
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, GET_TRACE)
+            await world.until(lambda: world.tracing.begun == 1)
+        await world.until(lambda: world.server.clients() == [])
+        world.traces(Stepped(1.0, Looked(None)), 0.0)
+        assert world.tracing.begun == 0
+
+    play(scene)
+
+
+def test_trace_says_what_was_lost_before_it_could_be_told(play: Play) -> None:
+    async def scene(world: World) -> None:
+        with await world.connect() as sock:
+            await asyncio.get_running_loop().sock_sendall(sock, GET_TRACE)
+            await world.until(lambda: [one.phase.name for one in world.server.clients()] != [])
+            await world.until(lambda: world.tracing.begun == 1)
+            await asyncio.sleep(0)
+            world.traces(EventsLost(3), 0.0)
+            world.traces(Stepped(2.0, Looked(None)), 0.0)
+            await world.until(lambda: not world.server.clients()[0].has_more)
+            world.server.close()
+            *_, lost, after = chunks_of(await received(sock))
+        assert json.loads(lost) == {"t": 2.0, "event": "lost", "entries": 3}
+        assert json.loads(after)["event"] == "looked"
+        world.server = Server(
+            ApiSocket(world.socket.path), world.recent, world.events.append, world.traces
+        )
+        world.server.start(world.desk, world.tracing)
 
     play(scene)
 

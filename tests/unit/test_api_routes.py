@@ -13,6 +13,7 @@ from balloon_daemon.api.routes import (
     Rights,
     Routes,
     Stream,
+    TraceStream,
     WholeStatus,
 )
 from balloon_daemon.commands import Done, NotDone, Pause, Refusal, Release, Resume, SetBalloon
@@ -250,12 +251,21 @@ def test_mistake_in_a_request_is_a_status_and_a_sentence(
     assert answer.allow == ("GET" if status == 405 else "")
 
 
-@pytest.mark.parametrize("target", ["/v1/status", "/v1/events", "/v1/vms/web", "/v1/nothing"])
+@pytest.mark.parametrize(
+    "target", ["/v1/status", "/v1/events", "/v1/trace", "/v1/vms/web", "/v1/nothing"]
+)
 def test_whoever_may_not_read_learns_nothing(target: str, routes: Routes) -> None:
     answer = routes.answer(Request("GET", target, b"", Rights.NOTHING))
     assert isinstance(answer, Answer)
     assert answer.status == 403
     assert "you may not ask" in json.loads(answer.body)["error"]
+
+
+def test_whoever_may_read_may_record(routes: Routes) -> None:
+    assert routes.answer(Request("GET", "/v1/trace", b"", Rights.READ)) == TraceStream()
+    answer = routes.answer(Request("GET", "/v1/trace?vm=web", b"", Rights.READ))
+    assert isinstance(answer, Answer)
+    assert answer.status == 400
 
 
 def test_every_path_of_the_description_is_there_and_no_other_method(routes: Routes) -> None:

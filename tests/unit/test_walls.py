@@ -62,6 +62,7 @@ PURE = {
     "sizing.priorities",
     "sizing.protection",
     "sizing.proof",
+    "sizing.resumable",
     "sizing.row",
     "sizing.stall",
     "sizing.terms",

@@ -115,11 +115,13 @@ from balloon_daemon.events import (
     TemplateLost,
     TemplateStarted,
     TmpfsLimited,
+    TraceBegun,
     UserIgnored,
     VmAttached,
     VmDoesNotEnd,
     VmDriven,
     VmFailed,
+    VmFound,
     VmLost,
     VmmHungUp,
     VmmRefuses,
@@ -131,8 +133,10 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.records.line import Level
 from balloon_daemon.records.words import is_debug, worded
+from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.sizing.decision import Decision, Missing, Reading, Reason, Sign
-from balloon_daemon.sizing.host_events import Removed
+from balloon_daemon.sizing.host_events import Found, Removed
+from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.units import GIB, MIB, VmId
 
 DEBUG, INFO, WARNING, ERROR = Level.DEBUG, Level.INFO, Level.WARNING, Level.ERROR
@@ -949,6 +953,8 @@ SILENT: list[Event] = [
     Disconnected(VM),
     Stepped(1.0, Removed(VM)),
     Surveyed(1.0, None),
+    TraceBegun(1.0, 1, None),
+    VmFound(1.0, 1, Found(VM, GIB, PolicyState(), 0, Terms(), 0, None, None)),
 ]
 
 PROTECTION: list[Row] = [

@@ -1,8 +1,8 @@
 """Sizes and times as flags of ``balloonctl`` have them: from text to number."""
 
 import argparse
-import re
 
+from balloon_daemon.ctl.times import parse_duration
 from balloon_daemon.errors import ConfigError
 from balloon_daemon.units import parse_memory_size
 
@@ -22,11 +22,18 @@ def size(text: str) -> int:
 
 
 def parsed_time(text: str) -> float:
-    """A time in seconds: ``90s``, ``10m``, ``2h``. Raises ArgumentTypeError: it is none."""
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m|h)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 10m or 2h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    """A time in seconds: ``90s``, ``10m``, ``1d``. Raises ArgumentTypeError: it is none."""
+    try:
+        return parse_duration(text)
+    except ConfigError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
+
+
+def recording(text: str) -> float:
+    """How long to record, in seconds. Raises ArgumentTypeError: it is no such time."""
+    if (time_s := parsed_time(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time to record; name a longer one")
+    return time_s
 
 
 def pause(text: str) -> float:

@@ -1,5 +1,5 @@
-"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``release``,
-``set``, and of what ``steering`` has.
+"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``record``,
+``release``, ``set``, and of what ``steering`` has.
 
 The modules that these commands need are imported when one of the commands runs.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from balloon_daemon.ctl.ask.flag_values import hold, pause, size
+from balloon_daemon.ctl.ask.flag_values import hold, pause, recording, size
 from balloon_daemon.ctl.ask.steering import add_steering_parsers
 
 if TYPE_CHECKING:
@@ -59,6 +59,21 @@ def add_parsers(subparsers: Subparsers) -> None:
     events.add_argument(
         "-f", "--follow", action="store_true", help="go on with each event as it comes"
     )
+    record = _command(subparsers, "record", "a trace of what the policy is told", _record)
+    record.description = (
+        "Writes a trace of what the policy is told from now on, and what it decides, for "
+        "balloonctl simulate, until Ctrl-C, or for a time. FILE must not be there yet."
+    )
+    record.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the trace; - is standard output (default: balloond-DATE-TIME.trace, here)",
+    )
+    record.add_argument(
+        "--for", dest="for_s", type=recording, metavar="TIME", help="how long: 90s, 10m, 2h or 1d"
+    )
     release = _command(subparsers, "release", "give memory back, now", _release)
     release.description = (
         "Gives one VM or all of them all of their balloons back. Where the host is low, memory is "
@@ -77,13 +92,13 @@ def add_parsers(subparsers: Subparsers) -> None:
         dest="for_s",
         type=hold,
         metavar="TIME",
-        help="90s, 10m or 2h; a day at most (default: 10m)",
+        help="90s, 10m or 1d; a day at most (default: 10m)",
     )
     add_steering_parsers(partial(_command, subparsers))
 
 
 def _command(
-    subparsers: Subparsers, name: str, summary: str, run: "Callable[[Client, Any], None]"
+    subparsers: Subparsers, name: str, summary: str, run: "Callable[[Client, Any], int | None]"
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
@@ -98,12 +113,13 @@ def _command(
         metavar="PATH",
         help="the socket of balloond's API (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="as balloond answers: docs/api.md")
+    if run is not _record:
+        parser.add_argument("--json", action="store_true", help="as balloond answers: docs/api.md")
     parser.set_defaults(run=lambda options: _asked(run, options))
     return parser
 
 
-def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) -> int:
+def _asked(run: "Callable[[Client, Any], int | None]", options: argparse.Namespace) -> int:
     from balloon_daemon.ctl.ask.client import (
         Client,
         NoAnswerError,
@@ -112,14 +128,13 @@ def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) ->
     )
 
     try:
-        run(Client(options.api), options)
+        return run(Client(options.api), options) or EXIT_OK
     except NoAnswerError as err:
         return _complain(err, EXIT_NO_DAEMON)
     except NotAllowedError as err:
         return _complain(err, EXIT_NOT_ALLOWED)
     except RefusedError as err:
         return _complain(err, EXIT_USAGE)
-    return EXIT_OK
 
 
 def _complain(err: Exception, status: int) -> int:
@@ -166,6 +181,12 @@ def _events(client: "Client", options: argparse.Namespace) -> None:
     for line in client.lines(f"/v1/events?{urlencode(asked)}", follow=options.follow):
         # Flush each line: a reader of a pipe wants each event when it comes.
         print(line.decode() if options.json else event_line(json.loads(line)), flush=True)
+
+
+def _record(client: "Client", options: argparse.Namespace) -> int:
+    from balloon_daemon.ctl.ask.record import record
+
+    return record(client, options.output, options.for_s)
 
 
 def _release(client: "Client", options: argparse.Namespace) -> None:

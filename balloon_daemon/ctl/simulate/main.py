@@ -15,7 +15,7 @@ from balloon_daemon.ctl.simulate.trace_file import read_trace
 from balloon_daemon.ctl.simulate.world import Changes, World
 from balloon_daemon.errors import ConfigError, printable
 from balloon_daemon.records.trace import Trace, encode_header
-from balloon_daemon.sizing.host_events import Added, Restored
+from balloon_daemon.sizing.host_events import Added, Found, Restored
 from balloon_daemon.sizing.vm_settings import Profile
 from balloon_daemon.units import MIB, format_size
 
@@ -128,11 +128,17 @@ def _agreement(replayed: Replayed) -> str:
         return f"{decisions}; {_count(replayed.lost, 'entry', 'entries')} could not be recorded"
     if replayed.first_other is None:
         return f"{decisions}, and this version decides the same"
-    return f"{decisions}, and this version decides otherwise from line {replayed.first_other} on"
+    said = f"{decisions}, and this version decides otherwise from line {replayed.first_other} on"
+    if replayed.midway:
+        said += (
+            "\n(balloond ran before the recording began: what guests did in the seconds before is "
+            "not in it)"
+        )
+    return said
 
 
 def _vms(trace: Trace) -> list[str]:
-    added = (e.event.vm for e in trace.entries if isinstance(e.event, Added | Restored))
+    added = (e.event.vm for e in trace.entries if isinstance(e.event, Added | Restored | Found))
     return [printable(vm.name) for vm in dict.fromkeys(added)]
 
 

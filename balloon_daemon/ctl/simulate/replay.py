@@ -14,6 +14,7 @@ from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.sizing.host_events import (
     Added,
     Event,
+    Found,
     HostStep,
     Looked,
     Moved,
@@ -21,7 +22,7 @@ from balloon_daemon.sizing.host_events import (
     Restored,
     Woke,
 )
-from balloon_daemon.sizing.host_policy import HostPolicy
+from balloon_daemon.sizing.resumable import ResumablePolicy
 from balloon_daemon.units import VmId
 
 
@@ -35,12 +36,14 @@ class Replayed:
         first_other: the line of the first step with other decisions than were recorded; None: all
             were the same.
         lost: how many entries are missing; after the first missing entry nothing is compared.
+        midway: whether the recording began while balloond ran.
     """
 
     sums: Sums
     recorded: int
     first_other: int | None
     lost: int
+    midway: bool
 
 
 class _Player:
@@ -49,9 +52,12 @@ class _Player:
     def __init__(self, trace: Trace) -> None:
         self._draws = deque[float]()
         self._objections: Mapping[VmId, Reason] = {}
-        self.policy = HostPolicy(trace.header.settings, self._draw, self._objection)
+        self.policy = ResumablePolicy(trace.header.settings, self._draw, self._objection)
 
-    def play(self, entry: Entry, event: Event) -> HostStep | None:
+    def play(self, entry: Entry, event: Event | Found) -> HostStep | None:
+        if isinstance(event, Found):
+            self.policy.resume(event, entry.at_s)
+            return None
         self._draws = deque(entry.draws)
         self._objections = entry.objections
         if isinstance(event, Moved) and self.policy.guard(event.vm) is None:
@@ -88,7 +94,7 @@ def replay(trace: Trace) -> Replayed:
                 continue
             case Looked(seen) | Woke(seen):
                 tally.saw(seen)
-            case Moved() | Added() | Restored():
+            case Moved() | Added() | Restored() | Found():
                 tally.moved(event.vm, event.balloon_bytes)
             case Removed(vm):
                 tally.moved(vm, 0)
@@ -104,7 +110,8 @@ def replay(trace: Trace) -> Replayed:
         tally.stepped(step)
         if first_other is None and not lost and _decided(step) != entry.decided:
             first_other = index + 2
-    return Replayed(tally.sums, recorded, first_other, lost)
+    midway = any(isinstance(entry.event, Found) for entry in trace.entries)
+    return Replayed(tally.sums, recorded, first_other, lost, midway)
 
 
 def _decided(step: HostStep) -> tuple[Decided, ...]:

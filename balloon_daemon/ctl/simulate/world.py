@@ -30,6 +30,7 @@ from balloon_daemon.sizing.host_events import (
     Added,
     Asked,
     Event,
+    Found,
     Halted,
     Looked,
     Measured,
@@ -114,7 +115,7 @@ class World:
             case Looked(seen) | Woke(seen) | Read(seen):
                 self._seen = seen
                 self._look(at_s)
-            case Added() | Restored():
+            case Added() | Restored() | Found():
                 self._add(event, at_s)
             case Halted() | Resized() | Asked() | Paused() | Resumed():
                 self._step(event, at_s)
@@ -148,7 +149,7 @@ class World:
                 self._tally.moved(vm, 0)
                 self._step(event, at_s)
 
-    def _add(self, event: Added | Restored, at_s: float) -> None:
+    def _add(self, event: Added | Restored | Found, at_s: float) -> None:
         vm, balloon_bytes, samples = event.vm, event.balloon_bytes, self._samples[event.vm]
         terms = Terms(
             self._changes.of_vm(event.terms.settings),
@@ -160,8 +161,8 @@ class World:
             careful=terms.is_careful, balloon_bytes=balloon_bytes, at_s=at_s, samples=samples
         )
         self._tally.moved(vm, balloon_bytes)
-        # Add even a VM that was recorded as restored: its stored level and deadlines came from the
-        # recorded settings, not from these.
+        # Add even a VM that was recorded as restored or found: its stored level and deadlines
+        # came from the recorded settings, not from these.
         self._step(Added(vm, event.vm_mem_bytes, balloon_bytes, terms), at_s)
 
     # --- time ---------------------------------------------------------------------------------

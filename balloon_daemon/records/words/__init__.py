@@ -23,6 +23,8 @@ from balloon_daemon.events import (
     SteeringEvent,
     Stepped,
     Surveyed,
+    TraceBegun,
+    VmFound,
 )
 from balloon_daemon.records.line import Level, Line
 from balloon_daemon.records.words.daemon import said_of_daemon
@@ -48,7 +50,7 @@ def is_debug(event: Event) -> bool:
     return isinstance(event, _DEBUG) or getattr(event, "quiet", False)
 
 
-_DEBUG = (DeviceReady, GuestStats, Stepped, Surveyed)
+_DEBUG = (DeviceReady, GuestStats, Stepped, Surveyed, TraceBegun, VmFound)
 
 
 def _said(event: Event) -> tuple[Level, str] | None:
