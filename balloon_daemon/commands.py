@@ -3,7 +3,7 @@
 Whoever asks (the API) needs to know neither the controller nor its guests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -116,11 +116,27 @@ class Desk(Protocol):
         """
 
 
+class Reloader(Protocol):
+    """Has the configuration read anew."""
+
+    def reload(self, done: Callable[[Reloaded | NotReloaded], None]) -> None:
+        """Begins to read it; waits for nothing.
+
+        Args:
+            done: takes the result; not where balloond ends before.
+        """
+
+
 class Service(Protocol):
     """Runs in the controller's event loop, beside the guests."""
 
-    def start(self, desk: Desk) -> None:
-        """Begins to serve, in the running event loop."""
+    def start(self, desk: Desk, reloader: Reloader | None) -> None:
+        """Begins to serve, in the running event loop.
+
+        Args:
+            desk: answers, and does what is asked.
+            reloader: has the configuration read anew; None: nobody can.
+        """
 
     def close(self) -> None:
         """Ends to serve."""

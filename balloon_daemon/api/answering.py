@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from balloon_daemon.api.client import Client, Phase
-from balloon_daemon.api.routes import Answer, Parts, Request, Routes, Stream, WholeStatus
+from balloon_daemon.api.routes import Answer, Later, Parts, Request, Routes, Stream, WholeStatus
 from balloon_daemon.records.recent import Recent
 
 
@@ -94,6 +94,13 @@ class Answering:
                 self._jobs.append(_Job(parts, made.append, done, [client]))
             case Stream():
                 self._stream(client, answer)
+            case Later(begin):
+                self._server.wait(client)
+                begin(partial(self._answered, client))
+
+    def _answered(self, client: Client, answer: Answer) -> None:
+        if self._server.serves(client):
+            self.finish(client, answer)
 
     def _made(self, made: list[bytes], client: Client) -> None:
         if self._server.serves(client):

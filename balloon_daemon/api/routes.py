@@ -4,7 +4,7 @@ Pure. ``openapi.yaml`` describes requests and answers; a test holds the two toge
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, assert_never
 from urllib.parse import parse_qsl, unquote
@@ -15,8 +15,11 @@ from balloon_daemon.commands import (
     Desk,
     Done,
     NotDone,
+    NotReloaded,
     Refusal,
     Release,
+    Reloaded,
+    Reloader,
     SetBalloon,
 )
 from balloon_daemon.errors import printable
@@ -117,6 +120,16 @@ class Stream(NamedTuple):
     follow: bool
 
 
+class Later(NamedTuple):
+    """The answer comes when something has been done.
+
+    Attributes:
+        begin: begins it, and gives the answer to a function at its end.
+    """
+
+    begin: Callable[[Callable[[Answer], None]], None]
+
+
 class RecentEvents(Protocol):
     """What the routes ask of the last events (``records/recent.py``)."""
 
@@ -156,13 +169,15 @@ class Routes:
     Args:
         desk: the controller.
         recent: the last events.
+        reloader: has the configuration read anew; None: nobody can.
     """
 
-    def __init__(self, desk: Desk, recent: RecentEvents) -> None:
+    def __init__(self, desk: Desk, recent: RecentEvents, reloader: Reloader | None = None) -> None:
         self._desk = desk
         self._recent = recent
+        self._reloader = reloader
 
-    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
+    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream | Later:
         """Answers a request; every mistake of the client's has a status and a sentence."""
         try:
             return self._answer(request)
@@ -185,7 +200,7 @@ class Routes:
             comma = b","
         yield b"]}\n"
 
-    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
+    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream | Later:
         if request.rights < Rights.READ:
             raise RefusedError(
                 403,
@@ -210,6 +225,9 @@ class Routes:
             case ["", "v1", "release"]:
                 _expect(request, "POST", asked)
                 return self._release(request)
+            case ["", "v1", "reload"]:
+                _expect(request, "POST", asked)
+                return self._reload(request)
             case _:
                 raise RefusedError(
                     404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
@@ -274,6 +292,13 @@ class Routes:
                     comma = b","
         yield b"]}\n"
 
+    def _reload(self, request: Request) -> Later:
+        _body(request)
+        reloader = self._reloader
+        if reloader is None:
+            raise RefusedError(503, "there is no configuration to be read anew")
+        return Later(lambda take: reloader.reload(lambda result: take(_reload_answer(result))))
+
     def _vm_named(self, name: str) -> VmId:
         # The last one of that name: an earlier one may be about to end.
         for vm_id in reversed(self._desk.vm_ids()):
@@ -286,6 +311,13 @@ class Routes:
 
 def _done(vm: VmId, done: Done) -> dict[str, object]:
     return {"vm": vm.name, **done._asdict()}
+
+
+def _reload_answer(result: Reloaded | NotReloaded) -> Answer:
+    if isinstance(result, Reloaded):
+        return Answer(200, as_json({"changed": result.changed}) + b"\n")
+    error = "the configuration is not applied: the one before stays in force, whole"
+    return Answer(409, as_json({"error": error, "mistakes": result.mistakes}) + b"\n")
 
 
 def _not_done(vm: VmId, not_done: NotDone) -> RefusedError:
@@ -320,10 +352,8 @@ def _body(request: Request, *known: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RefusedError(400, "the body is no JSON object")
     if unknown := sorted(body.keys() - set(known)):
-        allowed = ", ".join(known)
-        raise RefusedError(
-            400, f"{_shown(unknown[0])} is not known here; only {allowed} may be set"
-        )
+        allowed = f"only {', '.join(known)} may be" if known else "nothing can be"
+        raise RefusedError(400, f"{_shown(unknown[0])} is not known here; {allowed} set")
     return body
 
 

@@ -21,7 +21,7 @@ from balloon_daemon.api.answering import Answering
 from balloon_daemon.api.client import Client, Phase
 from balloon_daemon.api.routes import RefusedError, Rights, Routes, refusal
 from balloon_daemon.api.socket_file import ApiSocket
-from balloon_daemon.commands import Desk
+from balloon_daemon.commands import Desk, Reloader
 from balloon_daemon.events import ApiListening, ApiMisused, CallbackFailed, Publish
 from balloon_daemon.linux.passed_fds import FdsWaitError, hang_up
 from balloon_daemon.records.recent import Recent
@@ -69,8 +69,8 @@ class Server:
         self._misuses = 0
         """How many readers' connections had descriptors in them."""
 
-    def start(self, desk: Desk) -> None:
-        self._answering = Answering(Routes(desk, self._recent), self._recent, self)
+    def start(self, desk: Desk, reloader: Reloader | None = None) -> None:
+        self._answering = Answering(Routes(desk, self._recent, reloader), self._recent, self)
         self._epoll.register(self._socket.sock, select.EPOLLIN)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._turn)
         self._recent.follow(self._answering.told)

@@ -215,7 +215,7 @@ class Controller:
         for driver in self._drivers:
             driver.start(self._registry.of(driver))
         if self._service is not None:
-            self._service.start(self._governor)
+            self._service.start(self._governor, reloads)
         socket, others = self._config.socket, self._config.others
         notify("READY=1", f"STATUS={'driving' if socket is None else f'listening on {socket}'}")
         places = self._config.discover.places

@@ -57,7 +57,7 @@ def test_every_example_of_the_page_is_answered(
             curl.stdout.read()
         assert curl.returncode == (-9 if follows else 0), example
 
-    status, explanation, first, last, one, everyone, told = map(json.loads, answers)
+    status, explanation, first, last, one, everyone, told, reloaded = map(json.loads, answers)
     check("Status")(status)
     assert [vm["name"] for vm in status["vms"]] == ["web"]
     check("Explanation")(explanation)
@@ -66,6 +66,7 @@ def test_every_example_of_the_page_is_answered(
     for released in (one, everyone):
         check("Released")(released)
     check("Told")(told)
+    check("Reloaded")(reloaded)
     assert told == {
         "vm": "web",
         "balloon_bytes": 0,

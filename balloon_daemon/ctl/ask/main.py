@@ -1,5 +1,5 @@
-"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``release``
-and ``set``.
+"""Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``reload``,
+``release`` and ``set``.
 
 What they need is imported when one of them runs.
 """
@@ -25,6 +25,10 @@ EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3
 
 MOST_HOLD_S = 86_400
 """The longest time that the API takes (``commands.MOST_HOLD_S``)."""
+
+RELOADED_WITHIN_S = 30.0
+"""How long a reload may take: balloond gives up files that are not read within 10 s, and may have
+begun with another reload before."""
 
 LEAST_PAUSE_S = 0.05
 """The shortest time between two looks of ``top``: each costs the controller some milliseconds."""
@@ -64,6 +68,11 @@ def add_parsers(subparsers: Subparsers) -> None:
     events.add_argument("vm", metavar="VM", nargs="?", help="only events about this VM")
     events.add_argument(
         "-f", "--follow", action="store_true", help="go on with each event as it comes"
+    )
+    reload = _command(subparsers, "reload", "have the configuration read anew", _reload)
+    reload.description = (
+        "Has balloond read its configuration anew and apply all of it, or nothing: mistakes, and "
+        "what takes a restart, are printed. SIGHUP does the same."
     )
     release = _command(subparsers, "release", "give memory back, now", _release)
     release.description = (
@@ -159,7 +168,8 @@ def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) ->
 
 def _complain(err: Exception, status: int) -> int:
     sys.stdout.flush()
-    print(f"balloonctl: {err}", file=sys.stderr)
+    lines = str(err).splitlines()
+    print("\n".join(f"balloonctl: {line}" for line in lines), file=sys.stderr)
     return status
 
 
@@ -212,6 +222,14 @@ def _release(client: "Client", options: argparse.Namespace) -> None:
     from balloon_daemon.ctl.ask.wording import released
 
     print("\n".join(released(json.loads(answer)["vms"])))
+
+
+def _reload(client: "Client", options: argparse.Namespace) -> None:
+    answer = client.ask("/v1/reload", "POST", within_s=RELOADED_WITHIN_S)
+    if options.json:
+        print(answer.decode(), end="")
+        return
+    print("\n".join(json.loads(answer)["changed"]) or "nothing has changed")
 
 
 def _set(client: "Client", options: argparse.Namespace) -> None:
