@@ -1219,6 +1219,13 @@ def test_words_of_decisions(decision: Decision, message: str) -> None:
     assert message_of(Decided(VM, decision)) == message
 
 
+def test_decision_for_other_limits_says_the_target_and_no_direction() -> None:
+    decision = Decision(Reason.LIMITS_CHANGED, 16, 16, 16, 64 * MIB)
+    assert message_of(Decided(VM, decision)) == (
+        "the limits of the VM's balloon have changed: balloon is to be at level 16/16, 64 MiB"
+    )
+
+
 def test_limit_below_which_memory_is_available_is_a_field_of_its_own() -> None:
     decision = Decision(Reason.LOW_MEMORY, 0, 1, 16, MIB, Reading(9, 26, "/vms/memory.max"))
     line = worded(Decided(VM, decision))
