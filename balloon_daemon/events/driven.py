@@ -252,6 +252,19 @@ class DirectoryHangs(NamedTuple):
 
 
 @fact
+class DirectoryNotListed(NamedTuple):
+    """No VM can be found in a pattern's directory; of use for ``--check``, as one may come.
+
+    Attributes:
+        path: the directory.
+        why: the kernel's words.
+    """
+
+    path: str
+    why: str
+
+
+@fact
 class DomainsNotFound(NamedTuple):
     """The domains of a libvirt connection cannot be listed just now; balloond tries again.
 
@@ -296,6 +309,7 @@ DrivenEvent = (
     | BasesNotStored
     | SocketIgnored
     | DirectoryHangs
+    | DirectoryNotListed
     | DomainsNotFound
     | FinderFailed
 )

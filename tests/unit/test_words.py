@@ -43,6 +43,7 @@ from balloon_daemon.events import (
     DeviceStarted,
     DeviceTakesOrders,
     DirectoryHangs,
+    DirectoryNotListed,
     Disconnected,
     DomainsNotFound,
     DrivesOthers,
@@ -902,6 +903,14 @@ DRIVEN: list[Row] = [
         "socket-ignored",
         "/run/notes.qmp is no socket; ignored",
         {"path": "/run/notes.qmp"},
+    ),
+    (
+        DirectoryNotListed("/run/vms", "Permission denied"),
+        WARNING,
+        "directory-not-listed",
+        "/run/vms: Permission denied; make it, and let balloond's user list it, for VMs to be "
+        "found there",
+        {"path": "/run/vms", "why": "Permission denied"},
     ),
     (
         DirectoryHangs("/run/vms"),
