@@ -4,7 +4,7 @@ which answers them.
 The API, which asks, needs to know neither the controller nor its guests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -156,11 +156,28 @@ class Tracing(Protocol):
         """One of those who began records no more."""
 
 
+class Reloader(Protocol):
+    """Has the configuration read anew."""
+
+    def reload(self, done: Callable[[Reloaded | NotReloaded], None]) -> None:
+        """Begins to read it; waits for nothing.
+
+        Args:
+            done: takes the result; not where balloond ends before.
+        """
+
+
 class Service(Protocol):
     """Runs in the controller's event loop, beside the guests."""
 
-    def start(self, desk: Desk, tracing: Tracing) -> None:
-        """Begins to serve, in the running event loop."""
+    def start(self, desk: Desk, tracing: Tracing, reloader: Reloader | None) -> None:
+        """Begins to serve, in the running event loop.
+
+        Args:
+            desk: answers, and does what is asked.
+            tracing: publishes what the policy is told.
+            reloader: has the configuration read anew; None: nobody can.
+        """
 
     def close(self) -> None:
         """Stops serving."""

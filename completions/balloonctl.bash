@@ -12,13 +12,13 @@ _balloonctl() {
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $command/$word in
-        /status | /top | /explain | /events | /record | /release | /set | /pause | /resume | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate)
+        /status | /top | /explain | /events | /record | /reload | /release | /set | /pause | /resume | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate)
             command=$command/$word
             ;;
         esac
     done
     case $command:$before in
-    /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /release:--api | /set:--api | /pause:--api | /resume:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history)
+    /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history)
         kind=files
         ;;
     /top:--every | /record:--for | /set:--for | /pause:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed)
@@ -45,7 +45,7 @@ _balloonctl() {
     *)
         case $command in
         '')
-            kind=words words='status top explain events record release set pause resume doctor demo seccomp history plot simulate' options='-h --help --version'
+            kind=words words='status top explain events record reload release set pause resume doctor demo seccomp history plot simulate' options='-h --help --version'
             ;;
         /status)
             kind=none options='-h --help --api --json'
@@ -61,6 +61,9 @@ _balloonctl() {
             ;;
         /record)
             kind=none options='-h --help --api -o --output --for'
+            ;;
+        /reload)
+            kind=none options='-h --help --api --json'
             ;;
         /release)
             kind=vms options='-h --help --api --json'

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from balloon_daemon.api.client import Client, Phase, chunk
 from balloon_daemon.api.routes import (
     Answer,
+    Later,
     Parts,
     Request,
     Routes,
@@ -111,6 +112,13 @@ class Answering:
                 self._server.wait(client)
                 self._traces.add(client)
                 self._server.send_soon(client)
+            case Later(begin):
+                self._server.wait(client)
+                begin(partial(self._answered, client))
+
+    def _answered(self, client: Client, answer: Answer) -> None:
+        if self._server.serves(client):
+            self.finish(client, answer)
 
     def _made(self, made: list[bytes], client: Client) -> None:
         if self._server.serves(client):

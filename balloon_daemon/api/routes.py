@@ -4,7 +4,7 @@ Pure. ``openapi.yaml`` describes requests and answers; a test holds the two toge
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, assert_never
@@ -16,9 +16,12 @@ from balloon_daemon.commands import (
     Desk,
     Done,
     NotDone,
+    NotReloaded,
     Pause,
     Refusal,
     Release,
+    Reloaded,
+    Reloader,
     Resume,
     SetBalloon,
 )
@@ -128,6 +131,20 @@ class TraceStream:
     """The answer is a trace from now on, for as long as balloond runs."""
 
 
+class Later(NamedTuple):
+    """The answer comes when something has been done.
+
+    Attributes:
+        begin: begins it, and gives the answer to a function at its end.
+    """
+
+    begin: Callable[[Callable[[Answer], None]], None]
+
+
+Result = Answer | WholeStatus | Parts | Stream | TraceStream | Later
+"""How a request is answered."""
+
+
 class RecentEvents(Protocol):
     """The methods of ``records.recent.Recent`` that the routes call."""
 
@@ -167,13 +184,15 @@ class Routes:
     Args:
         desk: the controller.
         recent: the last events.
+        reloader: has the configuration read anew; None: nobody can.
     """
 
-    def __init__(self, desk: Desk, recent: RecentEvents) -> None:
+    def __init__(self, desk: Desk, recent: RecentEvents, reloader: Reloader | None = None) -> None:
         self._desk = desk
         self._recent = recent
+        self._reloader = reloader
 
-    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream | TraceStream:
+    def answer(self, request: Request) -> Result:
         """Answers a request; every mistake of the client's has a status and a sentence."""
         try:
             return self._answer(request)
@@ -196,7 +215,7 @@ class Routes:
             comma = b","
         yield b"]}\n"
 
-    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream | TraceStream:
+    def _answer(self, request: Request) -> Result:
         if request.rights < Rights.READ:
             raise RefusedError(
                 403,
@@ -231,6 +250,9 @@ class Routes:
             case ["", "v1", "resume"]:
                 _expect(request, "POST", asked)
                 return self._steer(request, Resume(self._listed(_body(request, "vms"))))
+            case ["", "v1", "reload"]:
+                _expect(request, "POST", asked)
+                return self._reload(request)
             case _:
                 raise RefusedError(
                     404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
@@ -306,6 +328,13 @@ class Routes:
             raise RefusedError(400, f"vms names more than {MOST_NAMED} VMs; name none for all")
         return tuple(dict.fromkeys(map(self._vm_named, names)))
 
+    def _reload(self, request: Request) -> Later:
+        _body(request)
+        reloader = self._reloader
+        if reloader is None:
+            raise RefusedError(503, "there is no configuration to be read anew")
+        return Later(lambda take: reloader.reload(lambda result: take(_reload_answer(result))))
+
     def _vm_named(self, name: str) -> VmId:
         # Take the newest VM of that name: an older one may be about to end.
         for vm_id in reversed(self._desk.vm_ids()):
@@ -318,6 +347,13 @@ class Routes:
 
 def _done(vm: VmId, done: Done) -> dict[str, object]:
     return {"vm": vm.name, **done._asdict()}
+
+
+def _reload_answer(result: Reloaded | NotReloaded) -> Answer:
+    if isinstance(result, Reloaded):
+        return Answer(200, as_json({"changed": result.changed}) + b"\n")
+    error = "the configuration is not applied: the one before stays in force, whole"
+    return Answer(409, as_json({"error": error, "mistakes": result.mistakes}) + b"\n")
 
 
 def _not_done(vm: VmId | None, not_done: NotDone) -> RefusedError:
@@ -370,10 +406,8 @@ def _body(request: Request, *known: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise RefusedError(400, "the body is no JSON object")
     if unknown := sorted(body.keys() - set(known)):
-        allowed = ", ".join(known)
-        raise RefusedError(
-            400, f"{_shown(unknown[0])} is not known here; only {allowed} may be set"
-        )
+        allowed = f"only {', '.join(known)} may be" if known else "nothing can be"
+        raise RefusedError(400, f"{_shown(unknown[0])} is not known here; {allowed} set")
     return body
 
 

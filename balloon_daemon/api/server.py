@@ -22,7 +22,7 @@ from balloon_daemon.api.client import Client, Phase
 from balloon_daemon.api.routes import RefusedError, Rights, Routes, refusal
 from balloon_daemon.api.socket_file import ApiSocket
 from balloon_daemon.api.traces import Traces
-from balloon_daemon.commands import Desk, Tracing
+from balloon_daemon.commands import Desk, Reloader, Tracing
 from balloon_daemon.events import ApiListening, ApiMisused, CallbackFailed, Publish
 from balloon_daemon.linux.passed_fds import FdsWaitError, hang_up
 from balloon_daemon.records.recent import Recent
@@ -75,9 +75,10 @@ class Server:
         self._misuses = 0
         """How many connections of clients that may only read brought descriptors."""
 
-    def start(self, desk: Desk, tracing: Tracing) -> None:
+    def start(self, desk: Desk, tracing: Tracing, reloader: Reloader | None = None) -> None:
         self._traces.start(tracing, self.serves, self.send_soon)
-        self._answering = Answering(Routes(desk, self._recent), self._recent, self._traces, self)
+        routes = Routes(desk, self._recent, reloader)
+        self._answering = Answering(routes, self._recent, self._traces, self)
         self._epoll.register(self._socket.sock, select.EPOLLIN)
         asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._turn)
         self._recent.follow(self._answering.told)

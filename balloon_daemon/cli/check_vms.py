@@ -10,6 +10,7 @@ from balloon_daemon.cli.asyncio_lean import asyncio
 from balloon_daemon.cli.printing import limits_said, vm_said
 from balloon_daemon.config.model import Config
 from balloon_daemon.events import (
+    DirectoryNotListed,
     DomainsNotFound,
     Fault,
     ProcessNotSeen,
@@ -48,7 +49,7 @@ def check_vms(config: Config, low: Low) -> Iterator[str]:
                     said = said_of_driven(ProcessNotSeen(VmId(0, vm.name), each.closed_pid))
                     assert said is not None
                     yield f"warning      {vm.name}: {said[1]}"
-            case VmNotDriven() | DomainsNotFound() | SocketIgnored():
+            case VmNotDriven() | DomainsNotFound() | SocketIgnored() | DirectoryNotListed():
                 said = said_of_driven(each)
                 assert said is not None
                 yield f"not driven   {said[1]}{_owner(each)}"
@@ -91,5 +92,5 @@ def _order(seen: Seen) -> str:
             return name
         case DomainsNotFound(uri):
             return uri
-        case SocketIgnored(path):
+        case SocketIgnored(path) | DirectoryNotListed(path):
             return path

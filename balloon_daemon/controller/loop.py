@@ -221,7 +221,7 @@ class Controller:
         surveyed = recorded or self._config.history is not None
         if self._service is not None:
             tracing.serve(lambda: self._governor.vms, None if surveyed else survey)
-            self._service.start(self._governor, tracing)
+            self._service.start(self._governor, tracing, reloads)
         socket, others = self._config.socket, self._config.others
         notify("READY=1", f"STATUS={'driving' if socket is None else f'listening on {socket}'}")
         places = self._config.discover.places

@@ -254,6 +254,19 @@ class DirectoryHangs(NamedTuple):
 
 
 @fact
+class DirectoryNotListed(NamedTuple):
+    """No VM can be found in a pattern's directory; of use for ``--check``, as one may come.
+
+    Attributes:
+        path: the directory.
+        why: the kernel's words.
+    """
+
+    path: str
+    why: str
+
+
+@fact
 class DomainsNotFound(NamedTuple):
     """The domains of a libvirt connection cannot be listed just now; balloond tries again.
 
@@ -298,6 +311,7 @@ DrivenEvent = (
     | BasesNotStored
     | SocketIgnored
     | DirectoryHangs
+    | DirectoryNotListed
     | DomainsNotFound
     | FinderFailed
 )

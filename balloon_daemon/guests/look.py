@@ -1,8 +1,9 @@
 """Looks once at each VM that ``open_guest.py`` would drive, for ``--check``; changes nothing."""
 
 import asyncio
+import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +11,20 @@ from typing import NamedTuple
 from balloon_daemon.config.model import Config
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.errors import printable
-from balloon_daemon.events import DomainsNotFound, SocketIgnored, VmNotDriven
+from balloon_daemon.events import (
+    DirectoryNotListed,
+    DomainsNotFound,
+    SocketIgnored,
+    VmNotDriven,
+)
 from balloon_daemon.guests.driven.bases import BaseKey, Bases, bases_path
 from balloon_daemon.guests.driven.control import Control, ControlError
-from balloon_daemon.guests.driven.discovery import Search, name_of, search_all
+from balloon_daemon.guests.driven.discovery import (
+    Search,
+    name_of,
+    nearest_directory,
+    search_all,
+)
 from balloon_daemon.guests.driven.finder import opened
 from balloon_daemon.guests.driven.kinds import control_of
 from balloon_daemon.guests.driven.reporting import Shared
@@ -50,9 +61,9 @@ class Looked(NamedTuple):
     closed_pid: int = 0
 
 
-Seen = Looked | VmNotDriven | DomainsNotFound | SocketIgnored
-"""A VM that would be driven, one that would not, a libvirt whose domains cannot be listed, or a
-file that matches a pattern and is no socket."""
+Seen = Looked | VmNotDriven | DomainsNotFound | SocketIgnored | DirectoryNotListed
+"""A VM that would be driven, one that would not, a libvirt whose domains cannot be listed, a file
+that matches a pattern and is no socket, or a pattern's directory that cannot be listed."""
 
 
 async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[Seen]:
@@ -67,6 +78,7 @@ async def look_at_vms(config: Config, low: Callable[[], LowNumbers]) -> list[See
     search = await search_all(config.discover.qmp, others)
     look = _Look(config.main_socket)
     look.seen += [SocketIgnored(printable(path)) for path in search.others]
+    look.seen += _not_listed(config.discover.qmp)
     uris = [vm.address for vm in config.others if vm.kind is Kind.LIBVIRT]
     async with asyncio.TaskGroup() as looks:
         for vm in _with_sockets(config, search):
@@ -119,6 +131,17 @@ class _Look:
 def _bases(path: Path) -> Bases:
     """The bases in a file; for reading only."""
     return Bases(path, lambda event: None)
+
+
+def _not_listed(patterns: Iterable[str]) -> Iterator[DirectoryNotListed]:
+    """The directories of patterns in which nothing can be found now."""
+    # A path without wildcards is looked up, for which nobody has to list its directory.
+    listed = {nearest_directory(pattern) for pattern in patterns if glob.has_magic(pattern)}
+    for directory in sorted(listed):
+        try:
+            os.scandir(directory).close()
+        except OSError as err:
+            yield DirectoryNotListed(printable(directory), err.strerror or str(err))
 
 
 def _with_sockets(config: Config, search: Search) -> Sequence[VmConfig]:

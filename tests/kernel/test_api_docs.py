@@ -57,9 +57,10 @@ def test_every_example_of_the_page_is_answered(
             curl.stdout.read()
         assert curl.returncode == (-9 if follows else 0), example
 
-    status, explanation, first, last, trace, one, everyone, told, *pausing = map(
+    status, explanation, first, last, trace, one, everyone, told, *others = map(
         json.loads, answers
     )
+    paused, resumed, reloaded = others
     check("Status")(status)
     assert [vm["name"] for vm in status["vms"]] == ["web"]
     check("Explanation")(explanation)
@@ -70,14 +71,14 @@ def test_every_example_of_the_page_is_answered(
     for released in (one, everyone):
         check("Released")(released)
     check("Told")(told)
+    check("Reloaded")(reloaded)
     assert told == {
         "vm": "web",
         "balloon_bytes": 0,
         "target_bytes": 64 * MIB,
         "dry_run": False,
     }
-    paused, resumed = pausing
-    for pauses in pausing:
+    for pauses in (paused, resumed):
         check("Pauses")(pauses)
     assert paused["vms"] == [{"vm": "web", "paused_s": 600.0}]
     assert resumed == {"paused_s": None, "vms": []}

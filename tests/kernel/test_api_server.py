@@ -26,7 +26,16 @@ from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
 from balloon_daemon.api.socket_file import ApiSocket
 from balloon_daemon.api.traces import TOO_SLOW, Traces
-from balloon_daemon.commands import Done, NotDone, Pause, Release, Resume, SetBalloon
+from balloon_daemon.commands import (
+    Done,
+    NotDone,
+    NotReloaded,
+    Pause,
+    Release,
+    Reloaded,
+    Resume,
+    SetBalloon,
+)
 from balloon_daemon.events import (
     ApiMisused,
     CallbackFailed,
@@ -703,3 +712,44 @@ def test_client_that_hangs_up_while_its_answer_is_made_is_let_go(play: Play) -> 
 def test_bounds_are_what_the_documents_say() -> None:
     assert (api_client.MAX_HEAD_BYTES, MAX_BODY_BYTES) == (8192, 4096)
     assert (api_server.ASK_WITHIN_S, api_server.TAKE_WITHIN_S) == (10, 10)
+
+
+class Reloader:
+    """Reads a configuration anew when a test says so."""
+
+    def __init__(self) -> None:
+        self.done: list[Callable[[Reloaded | NotReloaded], None]] = []
+
+    def reload(self, done: Callable[[Reloaded | NotReloaded], None]) -> None:
+        self.done.append(done)
+
+
+def test_client_that_has_gone_before_its_answer_costs_nothing_and_others_get_theirs(
+    tmp_path: Path,
+) -> None:
+    post = b"POST /v1/reload HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+
+    async def scene() -> None:
+        world, reloader = World(tmp_path / "api.sock"), Reloader()
+        world.server.start(world.desk, world.tracing, reloader)
+        gone = await world.connect()
+        await asyncio.get_running_loop().sock_sendall(gone, post)
+        await world.until(lambda: len(reloader.done) == 1)
+        answer = asyncio.create_task(world.ask(post))
+        await world.until(lambda: len(reloader.done) == 2)
+        gone.close()
+        await world.until(lambda: len(world.server.clients()) == 1)
+
+        for done in reloader.done:
+            done(Reloaded(()))
+
+        assert await answer == (200, {"changed": []})
+        await world.until(lambda: world.server.clients() == [])
+        world.server.close()
+        assert [event for event in world.events if isinstance(event, CallbackFailed)] == []
+
+    async def in_time() -> None:
+        async with asyncio.timeout(HANG_S):
+            await scene()
+
+    asyncio.run(in_time())

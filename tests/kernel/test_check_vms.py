@@ -231,6 +231,26 @@ def test_check_names_files_that_match_a_pattern_and_are_no_sockets(tmp_path: Pat
     ]
 
 
+def test_check_names_the_directory_of_a_pattern_that_is_missing(tmp_path: Path) -> None:
+    run = checked("--discover", f"qmp={tmp_path}/vms/*.qmp", "--discover", f"qmp={tmp_path}/*/q")
+    assert run.returncode == 0
+    assert lines(run, "vm", "not driven") == [
+        f"not driven   {tmp_path}/vms: No such file or directory; make it, and let balloond's "
+        "user list it, for VMs to be found there"
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_check_names_the_directory_of_a_pattern_that_it_may_not_list() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o711)
+        run = checked_as_nobody("--discover", f"qmp={folder}/*.qmp")
+    assert lines(run, "vm", "not driven") == [
+        f"not driven   {folder}: Permission denied; make it, and let balloond's user list it, for "
+        "VMs to be found there"
+    ]
+
+
 @fault("no descriptor left to reach a driven VM")
 def test_check_with_too_few_descriptors_for_its_vms_says_so_of_each(tmp_path: Path) -> None:
     names = [f"v{number}" for number in range(40)]  # Two connections to each, of 64 descriptors.

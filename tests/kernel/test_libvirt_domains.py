@@ -383,6 +383,34 @@ def test_only_named_domains_are_driven_where_nothing_is_discovered(tmp_path: Pat
     assert set(world.guests) == {"db"}
 
 
+@needs_libvirt
+def test_domains_that_are_wanted_otherwise_go_on_and_others_are_let_go_or_found(
+    tmp_path: Path,
+) -> None:
+    uri = node(tmp_path, domain("web"), domain("db"))
+    settings, bases = VmSettings(priority=3), tmp_path / "bases"
+    web = VmConfig("web", Kind.LIBVIRT, uri, VmSettings())
+    world = World(tmp_path, [web], [])
+
+    async def scene(world: World) -> None:
+        await world.until(lambda: bool(world.guests))
+        world.driver.change(Wanted([web._replace(settings=settings)], [], bases))
+        assert world.changes == [("web", settings)]
+        world.driver.change(Wanted([], [uri], bases))
+        await world.until(lambda: len(world.guests) == 2)
+        assert world.changes[1:] == [("web", VmSettings())]
+        world.driver.change(Wanted([web._replace(name="db")], [], bases))
+        assert world.dismissed == ["web"]
+        world.driver.change(Wanted([], [], bases))
+        assert world.dismissed == ["web", "db"]
+        world.driver.change(Wanted([], [DEFAULT], bases))
+        await world.until(lambda: "test" in world.guests)
+
+    play(world, scene)
+    assert set(world.guests) == {"web", "db", "test"}
+    assert sum(isinstance(event, VmDriven) for event in world.events) == 3
+
+
 @fault("libvirt's client is killed, talks")
 @needs_libvirt
 def test_domains_are_driven_again_after_their_client_was_killed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -311,6 +312,44 @@ def test_first_driven_vm_of_a_balloond_that_had_none_is_driven(
     low_mem.set_plenty()
     daemon.stop()
     assert vms.size_mib("web") == 1024
+
+
+def balloonctl(*arguments: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [str(BALLOOND.with_name("balloonctl")), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@fault("SIGHUP, `balloonctl reload`, `systemctl reload`")
+def test_balloonctl_prints_what_has_changed_or_all_mistakes(
+    vms: Vms, start_daemon: StartDaemon
+) -> None:
+    vms.write(WEB)
+    api = str(vms.path / "api.sock")
+    daemon = start_daemon("--config", str(vms.file), "--api", api, vm_mem_mib=None)
+    assert balloonctl("reload", "--api", api) == (0, "nothing has changed\n", "")
+    vms.write(WEB + "floor = '768M'\n" + DB)
+    expected = ["[vm.web] floor: default -> 768 MiB", "+[vm.db]"]
+    assert balloonctl("reload", "--api", api) == (0, "\n".join(expected) + "\n", "")
+
+    vms.write(WEB + "floor = '2G'\n")
+    status, out, _ = balloonctl("reload", "--api", api, "--json")
+    assert (status, json.loads(out)) == (
+        0,
+        {"changed": ["[vm.web] floor: 768 MiB -> 2 GiB", "-[vm.db]"]},
+    )
+    mistakes = [f"a{number} = 1" for number in range(1200)]
+    vms.write(WEB + "\n".join(mistakes))
+    status, out, said = balloonctl("reload", "--api", api)
+    assert (status, out) == (2, "")
+    lines = said.splitlines()
+    assert lines[0] == f"balloonctl: {vms.file}:3: [vm.web] a0 = 1: there is no such key"
+    assert len(lines) == 1000
+    assert len(facts(daemon, "config-mistake")) == 100
 
 
 def test_no_process_that_reads_files_is_left(vms: Vms, start_daemon: StartDaemon) -> None:

@@ -36,10 +36,10 @@ DIRECTIVES_WITHOUT_REASON = {"Type", "ExecStart", "Description", "Documentation"
 
 
 def test_unit_verified_by_systemd_gives_no_complaint(tmp_path: Path) -> None:
-    # The unit names the installed program; here that is the one in this environment.
+    # The unit names the installed programs; here those are the ones in this environment.
     unit = tmp_path / "balloond.service"
-    program = Path(sys.executable).parent / "balloond"
-    unit.write_text(UNIT.read_text().replace("/usr/bin/balloond", str(program)))
+    programs = Path(sys.executable).parent
+    unit.write_text(UNIT.read_text().replace("/usr/bin/", f"{programs}/"))
 
     run = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True
@@ -144,9 +144,9 @@ def test_unit_every_setting_has_its_reason(file: Path) -> None:
 def test_drop_in_for_vms_is_one_that_systemd_takes_and_says_what_it_costs(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     settings = DROP_IN.read_text().partition("[Service]\n")[2]
-    program = Path(sys.executable).parent / "balloond"
+    programs = Path(sys.executable).parent
     whole = UNIT.read_text().replace("\n[Install]", f"{settings}\n[Install]")
-    unit.write_text(whole.replace("/usr/bin/balloond", str(program)))
+    unit.write_text(whole.replace("/usr/bin/", f"{programs}/"))
 
     run = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True

@@ -1,13 +1,14 @@
 """What each request of the API is answered, as values; and that openapi.yaml says the same."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from balloon_daemon.api.routes import (
     REASONS,
     Answer,
+    Later,
     Parts,
     Request,
     Rights,
@@ -16,7 +17,17 @@ from balloon_daemon.api.routes import (
     TraceStream,
     WholeStatus,
 )
-from balloon_daemon.commands import Done, NotDone, Pause, Refusal, Release, Resume, SetBalloon
+from balloon_daemon.commands import (
+    Done,
+    NotDone,
+    NotReloaded,
+    Pause,
+    Refusal,
+    Release,
+    Reloaded,
+    Resume,
+    SetBalloon,
+)
 from balloon_daemon.guests.seam import Ability, GuestState, Stats, Stuck
 from balloon_daemon.sizing.decision import (
     Decision,
@@ -376,9 +387,61 @@ def test_release_is_of_one_vm_where_it_is_named(routes: Routes, desk: Desk) -> N
     assert wrong.status == 400
 
 
+class Reloader:
+    """Reads a configuration anew when a test says so."""
+
+    def __init__(self) -> None:
+        self.done: list[Callable[[Reloaded | NotReloaded], None]] = []
+
+    def reload(self, done: Callable[[Reloaded | NotReloaded], None]) -> None:
+        self.done.append(done)
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "schema"),
+    [
+        (Reloaded(("[vm.web] priority: 0 -> 1",)), 200, "Reloaded"),
+        (NotReloaded(("b.toml:3: [vm.web] flor: there is no such key",)), 409, "NotReloaded"),
+    ],
+)
+def test_reload_is_answered_when_the_configuration_was_read(
+    result: Reloaded | NotReloaded, status: int, schema: str, desk: Desk
+) -> None:
+    reloader, answers = Reloader(), list[Answer]()
+    routes = Routes(desk, Events(), reloader)
+    later = routes.answer(Request("POST", "/v1/reload", b"", Rights.CHANGE))
+    assert isinstance(later, Later)
+    assert reloader.done == []
+    later.begin(answers.append)
+    assert answers == []
+
+    reloader.done[0](result)
+
+    (answer,) = answers
+    content = json.loads(answer.body)
+    check(schema)(content)
+    assert (answer.status, content.get("changed") or content["mistakes"]) == (status, [*result[0]])
+
+
+def test_reload_of_what_cannot_be_read_anew_or_with_a_body_is_refused(
+    routes: Routes, desk: Desk
+) -> None:
+    for asked, body, status in (
+        (routes, b"", 503),
+        (Routes(desk, Events(), Reloader()), b'{"file": "/x"}', 400),
+    ):
+        answer = asked.answer(Request("POST", "/v1/reload", body, Rights.CHANGE))
+        assert isinstance(answer, Answer)
+        assert answer.status == status
+
+
 @pytest.mark.parametrize(
     ("method", "target", "body"),
-    [("PUT", "/v1/vms/web/balloon", b'{"size_bytes": 0}'), ("POST", "/v1/release", b"")],
+    [
+        ("PUT", "/v1/vms/web/balloon", b'{"size_bytes": 0}'),
+        ("POST", "/v1/release", b""),
+        ("POST", "/v1/reload", b""),
+    ],
 )
 @fault("a client that may not ask")
 def test_whoever_may_only_read_changes_nothing(

@@ -17,9 +17,9 @@ POLICY = ROOT / "policies" / "balloon_device.policy"
 Output = pytest.CaptureFixture[str]
 
 COMMANDS = [
-    "", "status", "top", "explain", "events", "release", "set", "demo", "seccomp", "seccomp check",
-    "seccomp explain", "seccomp test", "seccomp compile", "seccomp run", "seccomp trace",
-    "simulate", "history", "plot", "doctor",
+    "", "status", "top", "explain", "events", "reload", "release", "set", "demo", "seccomp",
+    "seccomp check", "seccomp explain", "seccomp test", "seccomp compile", "seccomp run",
+    "seccomp trace", "simulate", "history", "plot", "doctor",
 ]  # fmt: skip
 
 

@@ -21,7 +21,13 @@ from balloon_daemon.events import (
 from balloon_daemon.guests.driven import discovery, path_orders
 from balloon_daemon.guests.driven.claims import SocketId
 from balloon_daemon.guests.driven.control import ControlError
-from balloon_daemon.guests.driven.discovery import MOST_OTHERS, Search, Socket, name_of
+from balloon_daemon.guests.driven.discovery import (
+    MOST_OTHERS,
+    Search,
+    Socket,
+    is_matched,
+    name_of,
+)
 from balloon_daemon.guests.driven.driver import (
     HANGING_LINES,
     HANGING_LINES_A_SECOND,
@@ -280,10 +286,16 @@ class Host:
         self, *named: VmConfig, taken: frozenset[str] = frozenset(), ask: Ask = ask_here
     ) -> DrivenVms:
         """A driver for the named VMs and for all that the directory has."""
-        patterns = (f"{self.path}/vms/*.qmp",)
-        bases = self.path / "bases"
-        wanted = Wanted(named, patterns, {Kind.QMP: self.connect}, bases, taken)
+        wanted = self.wanted(*named, patterns=[f"{self.path}/vms/*.qmp"], taken=taken)
         return DrivenVms(wanted, self.events.append, ask=ask)
+
+    def wanted(
+        self, *named: VmConfig, patterns: Sequence[str] = (), taken: frozenset[str] = frozenset()
+    ) -> Wanted:
+        """Which VMs are to be driven."""
+        bases = self.path / "bases"
+        taken |= {vm.name for vm in named}
+        return Wanted(named, tuple(patterns), {Kind.QMP: self.connect}, bases, taken)
 
 
 @pytest.fixture
@@ -351,6 +363,110 @@ def test_named_vm_is_not_found_once_more(host: Host, listen: Listen) -> None:
             task.cancel()
 
     run_quickly(run())
+
+
+def changed(host: Host, named: Sequence[VmConfig], *wanted: Wanted) -> None:
+    """Drives the named VMs and all of the directory, then those that are wanted, in turn."""
+
+    async def run() -> None:
+        driver = host.driver(*named)
+        driver.start(host.registry)
+        await asyncio.sleep(60)
+        for each in wanted:
+            driver.change(each)
+            await asyncio.sleep(60)
+        driver.stop(leaving=False)
+        for task in host.registry.tasks:
+            task.cancel()
+
+    run_quickly(run())
+
+
+def test_vm_that_a_pattern_has_found_goes_on_by_the_settings_of_its_name(
+    host: Host, listen: Listen
+) -> None:
+    (host.path / "vms").mkdir()
+    listen(host.path / "vms/web.qmp")
+    path = f"{host.path}/vms/web.qmp"
+    settings, patterns = VmSettings(priority=1), [f"{host.path}/vms/*.qmp"]
+    web = VmConfig("web", Kind.QMP, path, settings)
+
+    changed(host, [], host.wanted(web, patterns=patterns), host.wanted(patterns=patterns))
+
+    assert host.registry.names() == ["web"]
+    assert host.registry.changes == [("web", settings), ("web", VmSettings())]
+    assert host.registry.dismissed == []
+
+
+def test_vm_that_was_named_by_a_link_goes_on_where_a_pattern_finds_it(
+    host: Host, listen: Listen
+) -> None:
+    (host.path / "vms").mkdir()
+    listen(host.path / "web")
+    (host.path / "vms/web.qmp").symlink_to(host.path / "web")
+    web = VmConfig("web", Kind.QMP, f"{host.path}/vms/web.qmp", VmSettings())
+
+    changed(host, [web], host.wanted(patterns=[f"{host.path}/vms/*.qmp"]))
+
+    assert (host.registry.names(), host.registry.dismissed) == (["web"], [])
+    assert all(path == web.address for path in host.controls)
+
+
+def test_vm_that_is_named_otherwise_now_is_let_go_and_found_by_its_new_name(
+    host: Host, listen: Listen
+) -> None:
+    (host.path / "vms").mkdir()
+    listen(host.path / "vms/web.qmp")
+    (host.path / "link").symlink_to(host.path / "vms/web.qmp")
+    shop = VmConfig("shop", Kind.QMP, f"{host.path}/link", VmSettings())
+
+    changed(host, [], host.wanted(shop, patterns=[f"{host.path}/vms/*.qmp"]))
+
+    assert host.registry.dismissed == ["web"]
+    # This registry lets nobody go, so that the VM is driven by its first name still.
+    assert {event.name for event in host.events if isinstance(event, VmNotDriven)} == {"shop"}
+
+
+def test_vms_of_a_pattern_that_is_there_no_more_are_let_go_and_others_found(
+    host: Host, listen: Listen
+) -> None:
+    for name in ("vms", "more"):
+        (host.path / name).mkdir()
+        listen(host.path / f"{name}/{name}.qmp")
+
+    changed(host, [], host.wanted(patterns=[f"{host.path}/more/*.qmp"]), host.wanted())
+
+    assert host.registry.names() == ["more", "vms"]
+    assert host.registry.dismissed == ["vms", "more"]
+
+
+def test_name_that_a_configuration_takes_is_taken_from_a_vm_that_was_found(
+    host: Host, listen: Listen
+) -> None:
+    (host.path / "vms").mkdir()
+    for path in ("vms/web.qmp", "other"):
+        listen(host.path / path)
+    web = VmConfig("web", Kind.QMP, f"{host.path}/other", VmSettings())
+
+    changed(host, [], host.wanted(web, patterns=[f"{host.path}/vms/*.qmp"]))
+
+    assert host.registry.dismissed == ["web"]
+    assert host.registry.names().count("web") == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "matches"),
+    [
+        ("/run/vms/web.qmp", True),
+        ("/run/vms/.web.qmp", False),
+        ("/run/vms/a/web.qmp", False),
+        ("/run/vms/web.sock", False),
+        ("/run/a/qmp", True),
+        ("/run/.a/qmp", False),
+    ],
+)
+def test_path_matches_a_pattern_as_a_search_would_find_it(path: str, matches: bool) -> None:
+    assert is_matched(path, ["/run/vms/*.qmp", "/run/*/qmp"]) is matches
 
 
 def test_vm_that_was_started_anew_is_met_by_its_new_socket(host: Host, listen: Listen) -> None:

@@ -43,6 +43,7 @@ from balloon_daemon.events import (
     DeviceStarted,
     DeviceTakesOrders,
     DirectoryHangs,
+    DirectoryNotListed,
     Disconnected,
     DomainsNotFound,
     DrivesOthers,
@@ -924,6 +925,14 @@ DRIVEN: list[Row] = [
         {"path": "/run/notes.qmp"},
     ),
     (
+        DirectoryNotListed("/run/vms", "Permission denied"),
+        WARNING,
+        "directory-not-listed",
+        "/run/vms: Permission denied; make it, and let balloond's user list it, for VMs to be "
+        "found there",
+        {"path": "/run/vms", "why": "Permission denied"},
+    ),
+    (
         DirectoryHangs("/run/vms"),
         ERROR,
         "directory-hangs",
@@ -1239,6 +1248,13 @@ def test_words_of_what_is_taken_up(
 )
 def test_words_of_decisions(decision: Decision, message: str) -> None:
     assert message_of(Decided(VM, decision)) == message
+
+
+def test_decision_for_other_limits_says_the_target_and_no_direction() -> None:
+    decision = Decision(Reason.LIMITS_CHANGED, 16, 16, 16, 64 * MIB)
+    assert message_of(Decided(VM, decision)) == (
+        "the limits of the VM's balloon have changed: balloon is to be at level 16/16, 64 MiB"
+    )
 
 
 def test_limit_below_which_memory_is_available_is_a_field_of_its_own() -> None:

@@ -36,6 +36,13 @@ from balloon_daemon.__main__ import main
 sys.exit(main())
 """
 
+_CLIENT = """\
+#!/usr/bin/python3
+import sys
+from balloon_daemon.ctl.main import main
+sys.exit(main())
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -212,9 +219,10 @@ class ServiceHost:
         for name in ("balloon_daemon", "policies"):
             shutil.copytree(ROOT / name, packages / name, ignore=ignored)
         self.run("python3", "-m", "compileall", "-q", f"/{_PACKAGES}")
-        program = self.path("usr/bin/balloond")
-        program.write_text(_PROGRAM)
-        program.chmod(0o755)
+        for name, text in (("balloond", _PROGRAM), ("balloonctl", _CLIENT)):
+            program = self.path(f"usr/bin/{name}")
+            program.write_text(text)
+            program.chmod(0o755)
         unit = "balloond.service"
         shutil.copyfile(ROOT / "systemd" / unit, self.path("etc/systemd/system") / unit)
         users = self.path("etc/sysusers.d")

@@ -93,6 +93,48 @@ def test_named_vms_keep_names_limits_and_sockets_over_a_restart_of_the_service(
         guest.close()
 
 
+@fault("SIGHUP, `balloonctl reload`, `systemctl reload`")
+def test_reloaded_service_applies_a_file_or_fails_and_goes_on_by_the_one_before(
+    host: ServiceHost,
+) -> None:
+    host.begin()
+    file = host.path("etc/balloond/balloond.toml")
+    web = attached(host, "web")
+    host.low_mem.set_low()
+    run([web], lambda: web.driver.actual * PAGE_SIZE == MAXIMUM)
+    before = host.main_pid()
+
+    def reload() -> tuple[int, str]:
+        with host.running("systemctl", "reload", "balloond") as done:
+            run([web], lambda: done.poll() is not None)
+            assert done.stderr is not None
+            return done.returncode, done.stderr.read()
+
+    file.write_text(FILE.replace("[vm.db]", 'ceiling = "64M"\n[vm.db]'))
+    assert reload() == (0, "")
+    run([web], lambda: web.driver.actual * PAGE_SIZE == 64 * MIB)
+    changed = "the configuration is read anew: [vm.web] ceiling: default -> 64 MiB"
+    assert changed in host.said_by(before)
+    assert host.errors() == []
+
+    file.write_text(FILE.replace("[vm.db]", 'flor = "1G"\n[vm.db]'))
+    assert reload()[0] != 0
+    mistake = (
+        '/etc/balloond/balloond.toml:3: [vm.web] flor = "1G": there is no such key; did you mean '
+        "floor?"
+    )
+    said = [line.text for line in host.journal()]
+    assert mistake in said
+    assert f"balloonctl: {mistake}" in said
+    file.write_text(FILE)
+    host.run("systemctl", "kill", "--kill-who=main", "--signal=HUP", "balloond")
+    run([web], lambda: web.driver.actual * PAGE_SIZE == MAXIMUM)
+
+    assert (host.unit("ActiveState"), host.main_pid()) == ("active", before)
+    assert web.disconnected == ""
+    web.close()
+
+
 @fault("`systemctl restart` with a mistake")
 def test_vm_outlives_a_mistake_in_the_file_until_it_is_mended(host: ServiceHost) -> None:
     file = host.path("etc/balloond/balloond.toml")

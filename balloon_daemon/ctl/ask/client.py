@@ -42,13 +42,20 @@ class Client:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def ask(self, target: str, method: str = "GET", content: object = None) -> bytes:
+    def ask(
+        self,
+        target: str,
+        method: str = "GET",
+        content: object = None,
+        within_s: float = ANSWER_WITHIN_S,
+    ) -> bytes:
         """Sends one request.
 
         Args:
             target: the path, with its query.
             method: the method.
             content: the body, which is sent as JSON; None: there is none.
+            within_s: how long balloond may take.
 
         Returns:
             The answer's body.
@@ -59,7 +66,7 @@ class Client:
             RefusedError: balloond refuses the request.
         """
         body = bytearray()
-        for some in self._answer(target, method, content, ANSWER_WITHIN_S):
+        for some in self._answer(target, method, content, within_s):
             body += some
             if len(body) > MOST_BYTES:
                 raise NoAnswerError(f"{self._name} answers without end")
@@ -97,6 +104,7 @@ class Client:
                 # and hang up; a second write would then fail with EPIPE.
                 sock.sendall(head + (http.send(h11.Data(data=body)) or b""))
                 http.send(h11.EndOfMessage())
+                sock.settimeout(within_s or ANSWER_WITHIN_S)
                 yield from self._body(http, sock, within_s, until_s)
         except (h11.RemoteProtocolError, ConnectionError) as err:
             raise NoAnswerError(
@@ -113,7 +121,7 @@ class Client:
         within_s: float | None,
         until_s: float | None,
     ) -> Iterator[bytes]:
-        refused = None
+        refused, refusal = None, b""
         while True:
             event = http.next_event()
             if event is h11.NEED_DATA:
@@ -123,11 +131,13 @@ class Client:
             elif isinstance(event, h11.Response):
                 refused = None if event.status_code == 200 else event.status_code
                 sock.settimeout(within_s if refused is None else ANSWER_WITHIN_S)
-            elif isinstance(event, h11.Data):
-                if refused is not None:
-                    raise self._refusal(refused, bytes(event.data))
+            elif isinstance(event, h11.Data) and refused is None:
                 yield bytes(event.data)
+            elif isinstance(event, h11.Data):
+                refusal = (refusal + event.data)[:MOST_BYTES]
             elif isinstance(event, h11.EndOfMessage):
+                if refused is not None:
+                    raise self._refusal(refused, refusal)
                 return
             else:
                 raise ConnectionResetError
@@ -135,8 +145,9 @@ class Client:
     def _refusal(self, status: int, body: bytes) -> Exception:
         try:
             answer: Any = json.loads(body)
-            sentence = printable(answer["error"])
-        except (ValueError, TypeError, KeyError):
+            # A configuration that is refused has its mistakes, which say more.
+            sentence = "\n".join(map(printable, answer.get("mistakes") or [answer["error"]]))
+        except (ValueError, TypeError, KeyError, AttributeError):
             return NoAnswerError(f"{self._name} answers with status {status} and no sentence")
         return NotAllowedError(sentence) if status == 403 else RefusedError(sentence)
 

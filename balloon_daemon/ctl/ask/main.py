@@ -1,5 +1,5 @@
 """Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``record``,
-``release``, ``set``, and of what ``steering`` has.
+``release``, ``reload``, ``set``, and of what ``steering`` has.
 
 The modules that these commands need are imported when one of the commands runs.
 """
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 DEFAULT_API = Path("/run/balloond/api.sock")
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3, 4
+
+RELOADED_WITHIN_S = 30.0
+"""How long a reload may take: balloond gives up files that are not read within 10 s, and may have
+begun with another reload before."""
 
 _EPILOG = """\
 exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or something that balloond
@@ -73,6 +77,11 @@ def add_parsers(subparsers: Subparsers) -> None:
     )
     record.add_argument(
         "--for", dest="for_s", type=recording, metavar="TIME", help="how long: 90s, 10m, 2h or 1d"
+    )
+    reload = _command(subparsers, "reload", "have the configuration read anew", _reload)
+    reload.description = (
+        "Has balloond read its configuration anew and apply all of it, or nothing: mistakes, and "
+        "what takes a restart, are printed. SIGHUP does the same."
     )
     release = _command(subparsers, "release", "give memory back, now", _release)
     release.description = (
@@ -139,7 +148,8 @@ def _asked(run: "Callable[[Client, Any], int | None]", options: argparse.Namespa
 
 def _complain(err: Exception, status: int) -> int:
     sys.stdout.flush()
-    print(f"balloonctl: {err}", file=sys.stderr)
+    lines = str(err).splitlines()
+    print("\n".join(f"balloonctl: {line}" for line in lines), file=sys.stderr)
     return status
 
 
@@ -198,6 +208,14 @@ def _release(client: "Client", options: argparse.Namespace) -> None:
     from balloon_daemon.ctl.ask.wording import released
 
     print("\n".join(released(json.loads(answer)["vms"])))
+
+
+def _reload(client: "Client", options: argparse.Namespace) -> None:
+    answer = client.ask("/v1/reload", "POST", within_s=RELOADED_WITHIN_S)
+    if options.json:
+        print(answer.decode(), end="")
+        return
+    print("\n".join(json.loads(answer)["changed"]) or "nothing has changed")
 
 
 def _set(client: "Client", options: argparse.Namespace) -> None:

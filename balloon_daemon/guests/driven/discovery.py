@@ -200,6 +200,14 @@ async def search_all(patterns: Iterable[str], named: Iterable[str] = ()) -> Sear
     return await Search(patterns, ask_here, named=named).run()
 
 
+def nearest_directory(pattern: str) -> str:
+    """The directory of a pattern in which no directory's name has a wildcard."""
+    directory = os.path.dirname(pattern)
+    while glob.has_magic(directory):
+        directory = os.path.dirname(directory)
+    return directory
+
+
 def is_matched(path: str, patterns: Iterable[str]) -> bool:
     """Whether a path matches a pattern, by its text alone."""
     names = path.split("/")

@@ -4,7 +4,6 @@ Runs in the controller.
 """
 
 import asyncio
-import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,13 @@ from balloon_daemon.guests.driven.bases import Bases
 from balloon_daemon.guests.driven.claims import Claims
 from balloon_daemon.guests.driven.control import Control
 from balloon_daemon.guests.driven.directories import Directories
-from balloon_daemon.guests.driven.discovery import Search, Searches, is_matched, name_of
+from balloon_daemon.guests.driven.discovery import (
+    Search,
+    Searches,
+    is_matched,
+    name_of,
+    nearest_directory,
+)
 from balloon_daemon.guests.driven.finder import Finder
 from balloon_daemon.guests.driven.lookups import LOOKUPS, Ask
 from balloon_daemon.guests.driven.reporting import Shared
@@ -104,7 +109,7 @@ class DrivenVms:
         self._new_finder = partial(Finder, registry=registry, shared=shared)
         for vm in self._wanted.vms:
             self._find_named(vm)
-        self._watch({_nearest_directory(pattern) for pattern in self._wanted.qmp})
+        self._watch({nearest_directory(pattern) for pattern in self._wanted.qmp})
         self._directories.look()
 
     def change(self, wanted: Wanted) -> None:
@@ -133,7 +138,7 @@ class DrivenVms:
                 self._discovered.pop(resolved).dismiss()
         for vm in left.values():
             self._find_named(vm)
-        self._watch({_nearest_directory(pattern) for pattern in wanted.qmp})
+        self._watch({nearest_directory(pattern) for pattern in wanted.qmp})
         if wanted.qmp:
             self._searches.begin()
 
@@ -225,11 +230,3 @@ class DrivenVms:
         found = self._last.found.get(resolved)
         identity = (0, 0) if found is None else found.identity
         return self._wanted.controls[Kind.QMP](resolved, identity=identity)
-
-
-def _nearest_directory(pattern: str) -> str:
-    """The directory of a pattern in which no directory's name has a wildcard."""
-    directory = os.path.dirname(pattern)
-    while glob.has_magic(directory):
-        directory = os.path.dirname(directory)
-    return directory

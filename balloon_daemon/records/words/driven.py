@@ -6,6 +6,7 @@ from balloon_daemon.events import (
     BaseFound,
     BasesNotStored,
     DirectoryHangs,
+    DirectoryNotListed,
     DomainsNotFound,
     DrivenEvent,
     Fault,
@@ -137,6 +138,9 @@ def said_of_driven(event: DrivenEvent) -> tuple[Level, str] | None:
         case DirectoryHangs(path):
             message = "new VMs are not found there: looking a name up takes too long"
             return Level.ERROR, f"{path}: {message}{_WHY_IT_HANGS}"
+        case DirectoryNotListed(path, why):
+            message = "make it, and let balloond's user list it, for VMs to be found there"
+            return Level.WARNING, f"{path}: {why}; {message}"
         case DomainsNotFound(uri, fault, detail, quiet):
             level, why = _NOT_DRIVEN[fault]
             return Level.DEBUG if quiet else level, f"domains of {uri}: {why}{_quoted(detail)}"

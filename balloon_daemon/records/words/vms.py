@@ -170,6 +170,9 @@ def _decision(decision: Decision) -> str:
         )
     size = format_size(decision.target_bytes)
     level = f"level {decision.level}/{decision.steps}, {size}"
+    if decision.reason is Reason.LIMITS_CHANGED:
+        # Levels before and after are of different maximums.
+        return f"{line}: balloon is to be at {level}"
     if decision.level == decision.level_before:
         return f"{line}: balloon stays at {level}"
     verb = "grows" if decision.level > decision.level_before else "shrinks"
