@@ -23,6 +23,13 @@ def test_daemon_does_not_load_what_only_some_hosts_need() -> None:
     ] == []
 
 
+def test_template_loads_no_dataclasses() -> None:
+    """They load inspect, ast, dis and tokenize: a quarter of the template's start."""
+    loaded = run("import sys, balloon_daemon.device.forker; print(*sys.modules)").split()
+    assert "balloon_daemon.device.spec" in loaded
+    assert {"dataclasses", "inspect", "pathlib", "subprocess", "asyncio"}.isdisjoint(loaded)
+
+
 def test_command_line_loads_no_compression_library() -> None:
     program = "import sys; from balloon_daemon.cli import flags; flags.build_parser(); "
     loaded = run(program + "print(*sys.modules)").split()
