@@ -1,8 +1,8 @@
 """The events that ``HostPolicy`` handles, and the results of its steps: values only. Pure."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from balloon_daemon.fact import fact
 from balloon_daemon.sizing.balloon_policy import PolicyState
 from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading
 from balloon_daemon.sizing.need import Figures
@@ -120,8 +120,8 @@ class Asked(NamedTuple):
 
 
 # A dataclass, because a named tuple without fields is false and equals every other empty tuple.
-@dataclass(frozen=True, slots=True)
-class Halted:
+@fact
+class Halted(NamedTuple):
     """balloond ends: make no more decisions."""
 
 
