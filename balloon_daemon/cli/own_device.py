@@ -5,8 +5,8 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from balloon_daemon.cli.device_user import (
     SHARED_USER,
@@ -40,8 +40,7 @@ from balloon_daemon.seccomp.filter import CompiledFilter, compile_policy
 from balloon_daemon.seccomp.policy import Dialect
 
 
-@dataclass(frozen=True, slots=True)
-class OwnDevice:
+class OwnDevice(NamedTuple):
     """The settings of every device, checked.
 
     Attributes:

@@ -8,7 +8,6 @@ work is not served; the other queues are, so a guest that reports much free memo
 balloon served.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from balloon_daemon.errors import RingError
@@ -32,8 +31,7 @@ HONEST_CHAIN_PAGES = 16
 then a shorter last one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(NamedTuple):
     """The CPU time that a guest may use for one kind of work.
 
     Attributes:

@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import prctl
 
@@ -17,8 +17,7 @@ from balloon_daemon.linux.libc import show_as
 from balloon_daemon.linux.namespaces import enter_empty_namespaces
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """The user and group that a device becomes where the controller runs as root."""
 
     uid: int

@@ -39,6 +39,7 @@ from enum import Enum
 from typing import NamedTuple, Self, assert_never
 
 from balloon_daemon.errors import ConfigError, StateError
+from balloon_daemon.fact import fact
 
 # ``X as X`` exports these names from this module too, so that a caller needs only one import: the
 # events of this module contain readings, and the steps contain decisions.
@@ -137,8 +138,8 @@ class LowMemory(NamedTuple):
 
 
 # A dataclass, because a named tuple without fields is false and equals every other empty tuple.
-@dataclass(frozen=True, slots=True)
-class LowMemoryTimer:
+@fact
+class LowMemoryTimer(NamedTuple):
     """The recheck timer fired."""
 
 
@@ -171,13 +172,13 @@ class DisarmTimer(NamedTuple):
     timer: Timer
 
 
-@dataclass(frozen=True, slots=True)
-class PauseLowMemory:
+@fact
+class PauseLowMemory(NamedTuple):
     """Stop listening to the source: send no LowMemory until ResumeLowMemory."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeLowMemory:
+@fact
+class ResumeLowMemory(NamedTuple):
     """Listen again, and read the source at once: a step up that waits for the next poll could make
     the balloon reach its maximum later than the promised 16 s."""
 

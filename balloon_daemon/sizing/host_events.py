@@ -1,6 +1,5 @@
 """The events that ``HostPolicy`` handles, and the results of its steps: values only. Pure."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from balloon_daemon.fact import fact
@@ -155,8 +154,8 @@ class Resumed(NamedTuple):
 
 
 # A dataclass, because a named tuple without fields is false and equals every other empty tuple.
-@dataclass(frozen=True, slots=True)
-class Halted:
+@fact
+class Halted(NamedTuple):
     """balloond ends: make no more decisions."""
 
 

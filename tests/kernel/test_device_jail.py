@@ -11,7 +11,6 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def test_jail_of_root_has_another_user_no_groups_and_an_empty_bounding_set(
 
 @as_root
 def test_jail_of_root_without_another_user_has_no_capability_all_the_same(rig: DeviceRig) -> None:
-    rig.spec = replace(rig.spec, identity=None)
+    rig.spec = rig.spec._replace(identity=None)
     seen = process_status(rig.start_ready().pid)
     assert [int(seen[held], 16) for held in ("CapPrm", "CapEff", "CapBnd")] == [0, 0, 0]
 
@@ -109,7 +108,7 @@ def test_jail_is_not_dumpable(rig: DeviceRig) -> None:
 @as_root
 def test_jail_has_open_what_it_needs_and_nothing_else(rig: DeviceRig) -> None:
     ours, theirs = socket.socketpair()
-    rig.spec = replace(rig.spec, channel_fd=rig.own(ours.detach()))
+    rig.spec = rig.spec._replace(channel_fd=rig.own(ours.detach()))
     device = rig.start_ready()
     theirs.close()
     links = map(os.readlink, Path(f"/proc/{device.pid}/fd").iterdir())

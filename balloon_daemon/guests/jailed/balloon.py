@@ -1,7 +1,7 @@
 """One VM's balloon: its size, the targets for its driver, and the reports about it."""
 
 import asyncio
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from balloon_daemon.events import (
     BalloonFound,
@@ -42,8 +42,7 @@ SHARED_WITHIN_POLLS = 60
 policy (1 s each). A VMM sends the table when the guest's driver starts."""
 
 
-@dataclass(frozen=True, slots=True)
-class BalloonSettings:
+class BalloonSettings(NamedTuple):
     """The settings for a VM's balloon.
 
     Attributes:

@@ -20,7 +20,6 @@ import os
 import signal
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from balloon_daemon.device.process import AskedFor, DeviceProcess, NotYetError, ask_for
@@ -47,8 +46,7 @@ class Forker(Protocol):
     def reap(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A guest's request for a device. Either ``forked`` or ``failed`` is called, unless the
     request is dropped or ``spec`` returns None.
 

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from balloon_daemon.config.model import Config
 from balloon_daemon.errors import FrontendError, StateFileError
@@ -35,8 +35,7 @@ from balloon_daemon.vhost_user.memory_table import MemoryTable
 from balloon_daemon.virtio.balloon import OFFERED_FEATURES, BalloonFeature
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(NamedTuple):
     """The objects that all sessions of a controller share.
 
     Attributes:

@@ -6,8 +6,7 @@ and passes the results to the table.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from balloon_daemon.device.process import DeviceProcess
 from balloon_daemon.device.spec import DeviceSpec
@@ -31,8 +30,7 @@ LOOKS_AFTER_S = (0.0, 0.3, 0.3)
 """Seconds to wait before each fork of a device that only reports each ring's ``used.idx``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Jail:
+class Jail(NamedTuple):
     """The settings with which every device of a guest is forked.
 
     Attributes:
