@@ -1,5 +1,5 @@
 """Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``release``,
-``set``, and of what ``steering`` has.
+``set``, ``pause`` and ``resume``; the flags of the last two are in ``steering``.
 
 The modules that these commands need are imported when one of the commands runs.
 """
