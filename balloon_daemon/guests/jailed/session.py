@@ -106,7 +106,7 @@ class Session:
         publish(Connected(vm, peer.uid))
 
     def is_of(self, pid: int) -> bool:
-        """Whether this process is its VMM, and it does not end."""
+        """Whether this process is its VMM, and the session is not closing."""
         return not self._closing and self._connection.is_of(pid)
 
     @property
