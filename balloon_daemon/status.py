@@ -1,4 +1,4 @@
-"""The state of the host's memory source and of every VM's balloon at one moment. Pure values.
+"""The state of the low-memory source and of every VM's balloon at one moment. Pure values.
 
 ``controller/statuses.py`` makes them on demand, from counters that exist anyway. Readers of a
 status need not know the controller.

@@ -377,7 +377,7 @@ def _not_done(vm: VmId | None, not_done: NotDone) -> RefusedError:
 
 
 def _size(body: Mapping[str, Any]) -> int:
-    """The size that a body has."""
+    """The balloon's size in a request's body, in bytes."""
     size = body.get("size_bytes")
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MOST_MEMORY_BYTES:
         raise RefusedError(400, "size_bytes must be a whole number of bytes, 0 or more")
@@ -385,7 +385,7 @@ def _size(body: Mapping[str, Any]) -> int:
 
 
 def _time(body: Mapping[str, Any], key: str, default_s: float = HOLD_S) -> float:
-    """The time that a body has there."""
+    """The seconds at this key of a request's body; the default where the key is missing."""
     time_s = body.get(key, default_s)
     if type(time_s) not in (int, float) or not 1 <= time_s <= MOST_HOLD_S:
         raise RefusedError(400, f"{key} must be from 1 to {MOST_HOLD_S:.0f} seconds")

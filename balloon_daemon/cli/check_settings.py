@@ -127,8 +127,8 @@ def _flags_said(args: Namespace) -> Iterator[str]:
 
 
 def _by_default(name: str, value: object) -> object:
-    """The value of a setting whose flag is not given, where the flag's default is not the
-    value."""
+    """The value that is used if a flag is not given. For ``--vm-mem`` and ``--user`` the parser's
+    default is None, and the value is chosen later."""
     match name:
         case "vm_mem":
             return VM_DEFAULTS["memory"]
@@ -139,7 +139,7 @@ def _by_default(name: str, value: object) -> object:
 
 
 def _written(value: object) -> str:
-    """A value as a file has it, however long it is."""
+    """A value as the configuration file writes it, not shortened."""
     match value:
         case bool():
             return str(value).lower()

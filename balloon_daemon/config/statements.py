@@ -176,8 +176,8 @@ class _Reader:
         self.faults.append(Fault(self._line + lines_on, column, said))
 
     def _refuse(self, statement: str, err: Exception) -> None:
-        """Notes a statement that is no TOML. Guesses which key or table it was meant to be, so
-        that what follows, and what it sets, is not taken for missing."""
+        """Notes a statement that is no TOML. Guesses which key or table it was meant to be:
+        otherwise the keys below it would count as another table's, and its own as missing."""
         table = ""
         if _is_header(statement):
             name = statement.strip().strip("[]").partition("#")[0].strip()

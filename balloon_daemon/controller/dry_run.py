@@ -100,8 +100,8 @@ class DryGuest:
         asyncio.get_running_loop().call_soon(self._seem_to_have, target_bytes)
 
     def keep(self, row: VmRow) -> None:
-        """Stores the guest's true state, with an empty balloon or the earlier balloond's row, for
-        another balloond."""
+        """Stores for another balloond what is true: the policy's row that an earlier balloond had
+        stored, else one with an empty balloon."""
         true = VmRow(row.vm_mem_bytes, 0, None, None)
         self._guest.keep(self.attached.row or true)
 

@@ -111,7 +111,7 @@ class Governor:
         """Handles a guest's report.
 
         Raises:
-            StateError: the row of ``Attached`` is no state of a policy.
+            StateError: ``Attached.row`` holds a state that no policy can be in.
         """
         vm = self._vms.get(vm_id)
         if vm is None:

@@ -85,6 +85,6 @@ class Operators:
         return None
 
     def performed(self, step: HostStep) -> None:
-        """Publishes what is over."""
+        """Publishes the pauses whose time was over in this step."""
         for over in step.over:
             self._publish(TakingResumed(over.vm, None))

@@ -213,7 +213,7 @@ class Gone(NamedTuple):
 
 Report = Attached | Resized | StateChanged | Actual | Stats | Held | Refused | Stuck | Gone
 ReportTo = Callable[[VmId, Report], None]
-"""Takes a VM's report. Raises StateError: the row of ``Attached`` is no state of a policy."""
+"""Takes a VM's report. Raises StateError: no policy can be in the state of ``Attached.row``."""
 
 
 # --- controller to guest ------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class VmRegistry(Protocol):
         """Handles a VM's report.
 
         Raises:
-            StateError: the row of ``Attached`` is no state of a policy.
+            StateError: ``Attached.row`` holds a state that no policy can be in.
         """
 
     def serve(self, guest: Guest) -> None:

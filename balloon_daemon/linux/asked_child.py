@@ -27,8 +27,8 @@ _DONE = (0, "")
 
 Answers = Callable[[Sequence[object], int, Callable[[int], None]], Iterator[object]]
 """Carries out an order. Takes the order, in JSON's types, a descriptor that came with it, or -1,
-and a function that notes an owner. Yields the parts of the answer, and may raise OSError and
-ValueError."""
+and a function to call with a user for whom a lookup may wait from then on. Yields the parts of the
+answer, and may raise OSError and ValueError."""
 
 
 class AskedChild:
@@ -83,9 +83,10 @@ class AskedChild:
         socket.send_fds(self._ours, [json.dumps(order).encode()], fds, socket.MSG_NOSIGNAL)
 
     def part(self) -> object:
-        """The next part of an answer: ``[value]``, an owner, or ``[errno, why, seconds]`` as the
-        last, with the processor time that the order took; the first thing that a child says is
-        such an end.
+        """The next part of an answer: ``[value]``, or the number of a user for whom the child may
+        wait from then on, or, as the last part, ``[errno, why, seconds]`` with the processor time
+        that the order took (errno 0: it was carried out). A child's first message, before any
+        order, is such a last part.
 
         Raises:
             BlockingIOError: no part has come yet.
@@ -144,7 +145,8 @@ def _serve(fd: int, parent: int, answers: Answers) -> NoReturn:
             finally:
                 for each in fds:
                     os.close(each)
-            # Linux forgets this whenever a process opens files for another user.
+            # Ask for the parent-death signal again: Linux clears it whenever a process opens
+            # files for another user, as the order may have done.
             jail.end_with(parent)
             say([*end, time.thread_time() - began_s])
     finally:

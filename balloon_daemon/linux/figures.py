@@ -22,7 +22,7 @@ from balloon_daemon.linux.events import OwnedFd
 
 CLOSED_HERE_S, REGAINED = 0.1, 1 / 100
 """How many seconds this process may spend on closing such files itself, before a child closes
-them; and which part of the time that passes is added to that allowance again. A close takes some 2
+them; and how much of that allowance, in seconds, comes back in each second. A close takes some 2
 µs where nobody has locked the file."""
 
 TOGETHER = 16

@@ -103,8 +103,9 @@ def limit_first() -> None:
 def _be_killed_like_others() -> None:
     """Raises an oom_score_adj below 0, which a device inherits from the service, to 0.
 
-    OOMScoreAdjust= below 0 is for the controller. A device taken over by its guest could refill
-    its guest's memory, and the kernel would kill other processes for it. Raising the score is
+    OOMScoreAdjust= below 0 is for the controller. A device taken over by its guest could
+    touch all pages that the balloon has freed, by which the kernel allocates them anew, and the
+    kernel would then kill other processes first. Raising the score is
     always allowed (proc(5)).
     """
     with contextlib.suppress(OSError):  # A host that hides the file leaves the score as it is.

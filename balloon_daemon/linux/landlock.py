@@ -37,7 +37,8 @@ class _RulesetAttr(ctypes.Structure):
 
 
 def stay_out_of_other_processes() -> bool:
-    """Enters a Landlock domain for good, with all later children, where nothing is lost by it.
+    """Enters a Landlock domain for good, with all later children, unless balloond needs what the
+    domain forbids.
 
     To be called before the first child is forked: a child outside could not be signalled.
 
@@ -47,14 +48,16 @@ def stay_out_of_other_processes() -> bool:
     With CAP_SYS_ADMIN devices mount an empty world for themselves, which Landlock forbids.
 
     Returns:
-        False where it would cost something, or where the kernel or a filter refuses it.
+        False where balloond is not root or needs what the domain forbids, or where the kernel or a
+        filter refuses it.
     """
     if os.geteuid() != 0 or _effective() & _WIDER or LIBC.setfsuid(0) >= 0:
         return False
     version = _call(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
     if version < 1:
         return False
-    # A domain must handle something. balloond makes no device node, no FIFO and no symbolic link.
+    # The kernel refuses a ruleset that forbids no kind of access (ENOMSG). So forbid three that
+    # balloond does not need: it makes no device node, no FIFO and no symbolic link.
     attr = _RulesetAttr(_MAKE_CHAR | _MAKE_FIFO | _MAKE_BLOCK | _MAKE_SYM)
     if version >= _SCOPES_SINCE:
         attr.scoped = _SCOPE_ABSTRACT_UNIX_SOCKET | _SCOPE_SIGNAL

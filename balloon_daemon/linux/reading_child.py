@@ -47,8 +47,8 @@ of the process; most readings take some 0.02 ms."""
 
 LATE_S, REGAINED = 0.25, 1 / 500
 """How many seconds late readings, and readings that are not quick, may take for the processes of
-one user, before the controller reads no more files of that user's processes; and which part of the
-time that passes is added to that allowance again."""
+one user, before the controller reads no more files of that user's processes; and how much of that
+allowance, in seconds, comes back in each second."""
 
 IDLE_S = 3.0
 """A child that has read nothing for so long is ended: it keeps old copies of its parent's

@@ -8,7 +8,7 @@ class UserTime:
 
     Args:
         most_s: how many seconds of work a user may have at once.
-        regained: the part of the time that passes by which an allowance comes back.
+        regained: how much of an allowance, in seconds, comes back in each second.
     """
 
     def __init__(self, most_s: float, regained: float) -> None:

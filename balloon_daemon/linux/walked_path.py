@@ -20,8 +20,8 @@ class WalkedPath:
     """A path that is being opened, by openat(2) with O_PATH and O_NOFOLLOW for each name.
 
     Args:
-        enters: called with the owner of each directory of another user's than root and this
-            process's before a name in it is looked up.
+        enters: called before a name is looked up in a directory that belongs neither to root nor
+            to this process's user, with the directory's owner.
 
     Attributes:
         fd: the file that the path leads to, or the last directory that could be entered.

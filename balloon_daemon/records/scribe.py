@@ -139,7 +139,7 @@ class Scribe:
             self._end()
 
     def _end(self) -> None:
-        """Notes that the program has closed its socket, or ends it."""
+        """Takes the program's last words, and ends and reaps it: it writes no more."""
         with contextlib.suppress(OSError):
             while said := self._sock.recv(4096, socket.MSG_DONTWAIT):
                 self._heard += said[: 4096 - len(self._heard)]

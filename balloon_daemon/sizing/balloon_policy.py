@@ -381,6 +381,7 @@ class BalloonPolicy:
         return min(((target + 1) * steps - 1) // most, steps)
 
     def _low_memory(self, reading: Reading, now_s: float) -> Step:
+        """Decides to grow the balloon by one level, where ``max_bytes`` and ``held`` allow it."""
         if not self.listening:
             raise StateError("LowMemory while the recheck is pending")
         if not reading.is_low:

@@ -262,7 +262,7 @@ class HostStep(NamedTuple):
         listen: whether to step with ``Looked`` at each poll and each wake-up by the kernel.
         findings: what was noticed, before the decisions that follow from it.
         watches: how often to read VMs' figures, where that changes.
-        over: what operators had asked for, and is over now.
+        over: the pauses whose time is over.
         stuck: VMs with a deadline that stays in the past however often it fires, which is a bug.
             The deadline is dropped until another event queues it again.
     """

@@ -160,7 +160,7 @@ class Outcome:
         self._watches.append(Watch(vm, every_s))
 
     def note(self, over: PauseOver) -> None:
-        """Notes that something that an operator had asked for is over."""
+        """Notes that a pause is over."""
         self._over.append(over)
 
     def note_stuck(self, vm: VmId) -> None:

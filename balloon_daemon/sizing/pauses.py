@@ -57,15 +57,15 @@ class Pauses:
         Args:
             event: what is wanted.
             rows: the VMs that it concerns.
-            outcome: takes what comes of it.
+            outcome: collects the targets and decisions that follow.
         """
         for vm in event.vms or (None,):
             self._until_s[vm] = outcome.now_s + event.for_s
         for vm, row in rows.items():
             if not row.is_held:
                 row.policy.held = Reason.PAUSED
-            # The balloon of a guest that does not run is not what the guest can give: a VM whose
-            # memory is taken again after a snapshot has an empty one.
+            # Keep the target of a guest that does not run: its balloon does not show what it can
+            # give. After a snapshot, for example, a balloon is emptied and filled again.
             stands = row.guard is not None and not row.guard.runs
             if row.actual_bytes < row.told_bytes and not stands:
                 outcome.settle(vm, row, row.actual_bytes, Reason.PAUSED)
@@ -95,8 +95,8 @@ class Pauses:
         self._until_s.clear()
 
     def _let_go(self) -> None:
-        # A VM that seems to be held back could not give, and one of a higher priority would be
-        # asked together with it.
+        # Clear ``held`` now, not at the next low memory. Until then the VM would count as one that
+        # cannot give (``Row.can_give``), and VMs of a higher priority would be asked with it.
         for vm, row in self._rows.items():
             if row.policy.held is Reason.PAUSED and self.objection(vm) is None:
                 row.policy.held = None

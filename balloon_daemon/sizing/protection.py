@@ -56,7 +56,7 @@ class Protection:
         self._rows.pop(vm, None)
 
     def end(self, vm: VmId, row: Row, outcome: Outcome) -> None:
-        """Ends the protection of a VM that is governed on."""
+        """Ends the protection of a VM whose new settings have the profile seed."""
         self.remove(vm)
         row.guard, row.watched_s, row.policy.held = None, math.inf, None
         outcome.watch(vm, None)

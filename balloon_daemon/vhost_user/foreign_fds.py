@@ -19,9 +19,9 @@ allow."""
 
 
 CLOSED_HERE_S, REGAINED = 0.1, 1 / 100
-"""Seconds that this process itself spends on closing one user's descriptors, and the part of the
-time that has passed since by which that limit is regained. All descriptors that a user may send
-take far less, at some 2 µs each."""
+"""Seconds that this process itself spends on closing one user's descriptors, and how much of them,
+in seconds, comes back in each second. All descriptors that a user may send take far less, at some
+2 µs each."""
 
 
 class FdAccount:

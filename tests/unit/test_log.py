@@ -82,7 +82,9 @@ def test_full_pipe_loses_lines_at_once_and_the_next_says_how_many(
     say(log, "and on")
 
     loss, following = pipe.read()[:2]
-    assert loss.endswith("warning: 2 lines could not be written here: lost")
+    assert loss.endswith(
+        "warning: 2 lines could not be written here (a full disk, or a slow reader): lost"
+    )
     assert following.endswith("next")
 
 
@@ -114,8 +116,11 @@ def test_lone_surrogate_in_a_message_is_written_as_an_escape(log: Log, pipe: Sma
     [
         (TakenOver(VM), "balloond: vm7: goes on where another balloond left"),
         (SourceTrouble("low"), "balloond: warning: low"),
-        (NotAccepted("why"), "balloond: error: cannot take a connection: why"),
-        (VmFailed(VM, "OSError: two\nlines"), "balloond: error: vm7: OSError: two | lines"),
+        (NotAccepted("why"), "balloond: error: cannot take a VMM's connection: why; trying again"),
+        (
+            VmFailed(VM, "OSError: two\nlines"),
+            "balloond: error: vm7: unexpected error in balloond: OSError: two | lines",
+        ),
     ],
 )
 def test_text_line_says_when_how_bad_which_vm_and_what(

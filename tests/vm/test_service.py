@@ -502,7 +502,7 @@ def test_state_of_another_version_is_refused_and_the_vmm_let_go(
     (error,) = host.errors()
     assert error == (
         "vm1: the state that another balloond left is of version 2, this balloond reads versions 1"
-        " and 3; closing this VMM"
+        " and 3; closing its VMM's connection: it has no balloon until it is started again"
     )
     wait_kept_fds(host, 1)  # The listening socket: nothing of that VM is left.
     another = make_guest()

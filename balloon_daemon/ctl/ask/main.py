@@ -1,5 +1,5 @@
 """Flags and exit statuses of ``balloonctl status``, ``top``, ``explain``, ``events``, ``record``,
-``release``, ``reload``, ``set``, and of what ``steering`` has.
+``reload``, ``release`` and ``set``; those of ``steering``'s commands are added by it.
 
 The modules that these commands need are imported when one of the commands runs.
 """

@@ -58,7 +58,7 @@ def host_line(host: dict[str, Any]) -> str:
 
 
 def host_notes(host: dict[str, Any]) -> list[str]:
-    """What operators have asked for of all VMs; a balloond of before does not say it."""
+    """A line about a pause of all VMs, if there is one; an older balloond does not tell."""
     paused_s = host.get("paused_s")
     return [] if paused_s is None else [f"All VMs: {paused_note(paused_s)}"]
 
@@ -116,7 +116,7 @@ def released(vms: list[dict[str, Any]]) -> list[str]:
 
 
 def pauses(told: dict[str, Any]) -> list[str]:
-    """What is paused, of what was asked for."""
+    """A line for each VM that the command named: how long it is paused; else one for all VMs."""
     everything = told["paused_s"]
     if not told["vms"]:
         if everything is None:

@@ -35,9 +35,9 @@ QUICK_S = 0.005
 """Seconds of processor time that any look at a process may take: 500 descriptors take as long."""
 
 TAKEN_S, REGAINED = 1.0, 1 / 50
-"""Seconds that looks which are not quick may take for one user's processes, after which none of
-that user's is looked at; and the part of the time that has passed since by which that limit is
-regained. A look at 4,096 descriptors takes 35 ms at most."""
+"""Seconds of processor time that looks which are not quick may take for one user's processes; when
+they are used up, none of that user's is looked at. ``REGAINED`` of a second comes back in each
+second. A look at 4,096 descriptors takes 35 ms at most."""
 
 MOST_CHILDREN, MOST_OF_ONE_OWNER = 16, 4
 """The most children, with those that are late; and the most late children in directories of one
@@ -119,7 +119,7 @@ class _Late:
         return len(self._children)
 
     def owned(self, place: str, owner: int) -> None:
-        """Notes whose the directory is in which a lookup of this place may wait."""
+        """Notes the owner of the directory in which a lookup of this place may wait."""
         _note(self._owners, place, owner)
 
     def add(self, child: AskedChild, place: str) -> None:
@@ -154,7 +154,7 @@ class _Late:
 
 
 class Lookups:
-    """Looks paths up, and VMMs' processes at, in children.
+    """Looks up paths, and looks at VMMs' processes, in children.
 
     Args:
         answers: carries out an order, in a child.

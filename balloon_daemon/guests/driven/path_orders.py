@@ -33,7 +33,8 @@ _BATCH_BYTES = 16 * 1024
 bytes of one, and a path has up to 4,096."""
 
 Enters = Callable[[int], None]
-"""Called with the owner of a directory of another user's before a name in it is looked up."""
+"""Called before a name is looked up in a directory that belongs neither to root nor to this
+process's user, with the directory's owner."""
 
 
 class Match(NamedTuple):
@@ -73,7 +74,7 @@ def answers(order: Sequence[object], fd: int, enters: Enters) -> Iterator[object
     Args:
         order: a function's name and its arguments.
         fd: the socket to connect, where the order is to connect one.
-        enters: is called whenever a lookup may wait from then on.
+        enters: called with a user whenever a lookup may wait for that user from then on.
 
     Raises:
         OSError: the kernel's reason why the order cannot be carried out.

@@ -15,7 +15,8 @@ _FAULTS = {
     errno.ENOTSOCK: Fault.NOT_A_SOCKET,
     errno.EPROTOTYPE: Fault.NOT_A_SOCKET,
     errno.EAGAIN: Fault.HANGS,
-    errno.EDQUOT: Fault.NONSENSE,  # The child's answer for a user in ``LEFT.refused()``.
+    # The child answers EDQUOT where the socket's owner is one of ``LEFT.refused()``.
+    errno.EDQUOT: Fault.NONSENSE,
     errno.EMFILE: Fault.NO_FDS,
     errno.ENFILE: Fault.NO_FDS,
 }

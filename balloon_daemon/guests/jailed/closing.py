@@ -245,7 +245,7 @@ class _Work(NamedTuple):
 
     Attributes:
         queue: the queue of their user.
-        owner: the peer that sent them; None: they are a lot's outlet.
+        owner: the peer that sent them; None: they are a lot's outlet (``_Lot``).
         numbers: how many numbers of this process they occupied.
         parked: how many parked descriptors the lot holds.
     """

@@ -110,7 +110,7 @@ class Session:
         return self._connection.local_path
 
     def is_of(self, pid: int) -> bool:
-        """Whether this process is its VMM, and it does not end."""
+        """Whether this process is its VMM, and the session is not closing."""
         return not self._closing and self._connection.is_of(pid)
 
     @property

@@ -205,7 +205,8 @@ class Turns:
             later.cancel()
 
     def charge(self, spent_s: float) -> None:
-        """Charges seconds of the loop to the connections that are served in turns."""
+        """Charges event-loop time to the connections in the epoll instance. When they have used up
+        their allowance, the loop does not watch that instance for a while."""
         left_s = self._allowances.in_turns.charge(spent_s, self._loop.time())
         if left_s <= 0 and self._rest is None and not self._closed:
             self._loop.remove_reader(self._epoll.fileno())

@@ -205,7 +205,7 @@ class _Process:
 
     Args:
         pid: its process id.
-        low: started the process.
+        low: started the process; has a copy of the process's end of the socket until ``began``.
     """
 
     def __init__(self, pid: int, low: LowNumbers) -> None:

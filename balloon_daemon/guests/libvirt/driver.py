@@ -124,7 +124,7 @@ class Host:
 
     Args:
         uri: libvirt's name for the connection.
-        low: starts libvirt's clients.
+        low: starts libvirt's client, a process, without any VMM's descriptors.
         registry: gets the VMs.
         shared: what all driven VMs share.
     """
