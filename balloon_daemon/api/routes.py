@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, assert_never
 from urllib.parse import parse_qsl, unquote
 
-from balloon_daemon.api.shown import as_json, host_shown, undriven_shown, vm_shown
+from balloon_daemon.api.shown import as_json, host_shown, key_of, undriven_shown, vm_shown
 from balloon_daemon.commands import (
     MOST_HOLD_S,
     Desk,
@@ -31,6 +31,9 @@ HOLD_S = 600.0
 
 NAME_SHOWN = 80
 """How many characters of a name that a client sent an error repeats."""
+
+_MOST_KEYS = 8
+"""How many VMs of one name an error tells apart."""
 
 REASONS = {
     200: "OK",
@@ -219,7 +222,8 @@ class Routes:
         stream = Stream(name, _is_true(follow))
         # A VM that has gone may still have events; the empty name is the host's.
         if name and not self._recent.has_lines_of(name):
-            self._vm_named(name)
+            # Of VMs of one name all events come: they are noted by name.
+            return stream._replace(vm=self._vm_named(name).name)
         return stream
 
     def _explain(self, name: str) -> Answer:
@@ -275,9 +279,20 @@ class Routes:
         yield b"]}\n"
 
     def _vm_named(self, name: str) -> VmId:
-        # The last one of that name: an earlier one may be about to end.
-        for vm_id in reversed(self._desk.vm_ids()):
-            if vm_id.name == name:
+        """The VM of this name, or of this key."""
+        vm_ids = self._desk.vm_ids()
+        match [vm_id for vm_id in vm_ids if vm_id.name == name]:
+            case [vm_id]:
+                return vm_id
+            case [_, *_] as several:
+                keys = ", ".join(map(key_of, several[:_MOST_KEYS]))
+                raise RefusedError(
+                    409,
+                    f"{len(several)} VMs are named {_shown(name)}; name one of them by its key, "
+                    f"which the status has: {keys}",
+                )
+        for vm_id in vm_ids:
+            if key_of(vm_id) == name:
                 return vm_id
         for undriven in self._recent.undriven(name):
             raise RefusedError(404, f"a VM that is not driven: {undriven.why}")
