@@ -7,15 +7,18 @@ is not closed in this process, as its close closes them too: a child closes it
 (``LeftSockets``).
 """
 
-import contextlib
-import errno
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.figures import lockable
-from balloon_daemon.linux.passed_fds import refuse_descriptors
+from balloon_daemon.linux.passed_fds import (
+    bytes_without_fds,
+    hang_up,
+    read_urgent_in_place,
+    refuse_descriptors,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -28,21 +31,6 @@ nobody waiting but others who have sent some."""
 MOST_OF_AN_OWNER = 64
 """While so many sockets that led to sockets of one user are not closed, no further connection is
 made to that user's."""
-
-_READS = 64
-"""How often a socket is read until it counts as one in which descriptors wait. A queue has some
-300 messages at most, by the usual limit of a sender's buffer (net.core.wmem_max); one read of a
-stream takes 64 KiB of them, and a queue of packets has 11 of them (net.unix.max_dgram_qlen)."""
-
-_READ_BYTES = 1 << 16
-
-
-class DescriptorsSentError(OSError):
-    """The peer has sent descriptors; they wait in the socket's queue, and nothing behind them can
-    be read. An OSError, with which asyncio's transports end a connection without a traceback."""
-
-    def __init__(self) -> None:
-        super().__init__(errno.EBADMSG, "it sends descriptors")
 
 
 def fdless_socket(kind: socket.SocketKind) -> socket.socket:
@@ -137,9 +125,7 @@ class _WarySocket(socket.socket):
     def __init__(self, fd: int) -> None:
         super().__init__(fileno=fd)
         self.owner = -1
-        # SO_OOBINLINE: read urgent data (MSG_OOB) in its place in the stream. Otherwise the kernel
-        # skips urgent bytes, and this process itself closes the descriptors that came with them.
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        read_urgent_in_place(self)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """As of any socket.
@@ -148,48 +134,16 @@ class _WarySocket(socket.socket):
             DescriptorsSentError: descriptors wait.
             OSError: the kernel's reason.
         """
-        waiting = self._waiting_bytes(bufsize)
+        waiting = bytes_without_fds(self, bufsize)
         return super().recv(waiting, flags) if waiting else b""
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0, /) -> int:
         """As ``recv``."""
-        waiting = self._waiting_bytes(nbytes or memoryview(buffer).nbytes)
+        waiting = bytes_without_fds(self, nbytes or memoryview(buffer).nbytes)
         return super().recv_into(buffer, waiting, flags) if waiting else 0
 
     def close(self) -> None:
         """Closes the socket, here or in a child."""
-        if self.fileno() >= 0 and not self._is_emptied():
+        if self.fileno() >= 0 and not hang_up(self):
             LEFT.close(self.detach(), self.owner)
         super().close()
-
-    def _waiting_bytes(self, most_bytes: int) -> int:
-        """How many bytes wait that came without descriptors; the caller must read no more, as the
-        peer may send others, with descriptors, before that read."""
-        # A MSG_PEEK without an ancillary buffer stops at the first bytes that came with
-        # descriptors, and sets MSG_CTRUNC. The descriptors stay in the queue.
-        content, _, flags, _ = self.recvmsg(most_bytes, 0, socket.MSG_PEEK)
-        if flags & socket.MSG_CTRUNC:
-            raise DescriptorsSentError
-        return len(content)
-
-    def _is_emptied(self) -> bool:
-        """Shuts the connection down and reads what waits; True where no descriptors wait then, nor
-        ever can."""
-        with contextlib.suppress(OSError):
-            self.shutdown(socket.SHUT_RDWR)
-        for _ in range(_READS):
-            try:
-                content, _, flags, sender = self.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
-                if flags & socket.MSG_CTRUNC:
-                    return False
-                if not content and not sender:
-                    # The end. An empty packet (SOCK_SEQPACKET) has a sender, whose address is the
-                    # listening socket's, and others may wait behind it.
-                    return True
-                super().recv(len(content) or 1)
-            except OSError as err:
-                # EINVAL, ENOTCONN: it was never connected. After the shutdown nobody could send
-                # over it even if it were connected now. Others: a pending SO_ERROR, read once.
-                if err.errno in (errno.EINVAL, errno.ENOTCONN):
-                    return True
-        return False
