@@ -20,7 +20,7 @@ from balloon_daemon.api.routes import (
     Request,
     Rights,
 )
-from balloon_daemon.linux.passed_fds import read_urgent_in_place, receive_without_fds
+from balloon_daemon.linux.passed_fds import bytes_without_fds, read_urgent_in_place
 
 MAX_HEAD_BYTES = 8192
 """The longest request line with all headers; curl's own are some 80 bytes."""
@@ -90,11 +90,11 @@ class Client:
         Raises:
             RefusedError: the request is malformed or too large.
             EOFError: the client has hung up.
-            FdsWaitError: the client has sent descriptors.
+            DescriptorsSentError: the client has sent descriptors.
             OSError: the connection has failed.
         """
         try:
-            some = receive_without_fds(self.sock, RECEIVED_AT_ONCE)
+            some = self.sock.recv(bytes_without_fds(self.sock, RECEIVED_AT_ONCE))
         except BlockingIOError:
             return None
         if not some:

@@ -10,7 +10,14 @@ from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, assert_never
 from urllib.parse import parse_qsl, unquote
 
-from balloon_daemon.api.shown import as_json, host_shown, seconds, undriven_shown, vm_shown
+from balloon_daemon.api.shown import (
+    as_json,
+    host_shown,
+    key_of,
+    seconds,
+    undriven_shown,
+    vm_shown,
+)
 from balloon_daemon.commands import (
     MOST_HOLD_S,
     Desk,
@@ -40,6 +47,9 @@ MOST_NAMED = 64
 
 NAME_SHOWN = 80
 """An error's text repeats this many characters, at most, of a name that a client sent."""
+
+_MOST_KEYS = 8
+"""How many VMs of one name an error tells apart."""
 
 REASONS = {
     200: "OK",
@@ -262,7 +272,8 @@ class Routes:
         stream = Stream(name, _is_true(follow))
         # A VM that has gone may still have events; the empty name is the host's.
         if name and not self._recent.has_lines_of(name):
-            self._vm_named(name)
+            # Of VMs of one name all events come: they are noted by name.
+            return stream._replace(vm=self._vm_named(name).name)
         return stream
 
     def _explain(self, name: str) -> Answer:
@@ -336,9 +347,20 @@ class Routes:
         return Later(lambda take: reloader.reload(lambda result: take(_reload_answer(result))))
 
     def _vm_named(self, name: str) -> VmId:
-        # Take the newest VM of that name: an older one may be about to end.
-        for vm_id in reversed(self._desk.vm_ids()):
-            if vm_id.name == name:
+        """The VM of this name, or of this key."""
+        vm_ids = self._desk.vm_ids()
+        match [vm_id for vm_id in vm_ids if vm_id.name == name]:
+            case [vm_id]:
+                return vm_id
+            case [_, *_] as several:
+                keys = ", ".join(map(key_of, several[:_MOST_KEYS]))
+                raise RefusedError(
+                    409,
+                    f"{len(several)} VMs are named {_shown(name)}; name one of them by its key, "
+                    f"which the status has: {keys}",
+                )
+        for vm_id in vm_ids:
+            if key_of(vm_id) == name:
                 return vm_id
         for undriven in self._recent.undriven(name):
             raise RefusedError(404, f"a VM that is not driven: {undriven.why}")

@@ -24,7 +24,7 @@ from balloon_daemon.api.socket_file import ApiSocket
 from balloon_daemon.api.traces import Traces
 from balloon_daemon.commands import Desk, Reloader, Tracing
 from balloon_daemon.events import ApiListening, ApiMisused, CallbackFailed, Publish
-from balloon_daemon.linux.passed_fds import FdsWaitError, hang_up
+from balloon_daemon.linux.passed_fds import hang_up
 from balloon_daemon.records.recent import Recent
 
 TURN_S, SHARE = 0.0005, 1 / 8
@@ -157,7 +157,7 @@ class Server:
                 self._answering.answer(client, request)
         except RefusedError as err:
             self._answering.finish(client, refusal(err.status, str(err)))
-        except (FdsWaitError, EOFError, OSError):
+        except (EOFError, OSError):
             self.drop(client)
         except Exception as err:
             self._publish(CallbackFailed(f"{type(err).__name__}: {err}"))

@@ -16,6 +16,7 @@ from balloon_daemon.status import (
     Undriven,
     VmStatus,
 )
+from balloon_daemon.units import VmId
 
 Shown = dict[str, object]
 
@@ -46,11 +47,17 @@ def host_shown(status: HostStatus) -> Shown:
     }
 
 
+def key_of(vm: VmId) -> str:
+    """What names a VM where others have its name, for as long as the VM is there."""
+    return f"#{vm.number}"
+
+
 def vm_shown(status: VmStatus) -> Shown:
     """A VM's status."""
     policy, stats, trouble = status.policy, status.stats, status.trouble
     return {
         "name": status.vm.name,
+        "key": key_of(status.vm),
         "kind": status.kind,
         "profile": status.settings.profile.value,
         "priority": status.settings.priority,

@@ -118,6 +118,7 @@ class VmDriven(NamedTuple):
         vm_mem_bytes: all memory that it could have.
         pid: its VMM's process; None: unknown.
         quiet: the VM was driven until just before.
+        uid: that process's user; -1: unknown.
     """
 
     vm: VmId
@@ -125,6 +126,7 @@ class VmDriven(NamedTuple):
     vm_mem_bytes: int
     pid: int | None
     quiet: bool = False
+    uid: int = -1
 
 
 @fact

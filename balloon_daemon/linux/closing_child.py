@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from balloon_daemon.linux import jail
 from balloon_daemon.linux.events import OwnedFd
-from balloon_daemon.linux.libc import clone_sharing_fds
+from balloon_daemon.linux.libc import fork_sharing_fds
 
 NAME = "balloond-closes"
 """The process's name in ``ps`` and ``top``."""
@@ -47,19 +47,11 @@ class ClosingChild:
             self._ours, self._theirs = (OwnedFd(end.detach()) for end in pair)
             os.set_blocking(self._ours.fileno(), False)
         parent = os.getpid()
-        # Block all signals before the fork, so that the child runs without signal handlers. A
-        # handler in the child would write to the pipe of the parent's event loop, as parent and
-        # child share all descriptors.
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            self.pid = clone_sharing_fds()
-            if self.pid == 0:
-                _close_all(fds, parent, self._theirs.fileno())
+            self.pid = fork_sharing_fds(lambda: _close_all(fds, parent, self._theirs.fileno()))
         except OSError:
             self._hang_up()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         with contextlib.suppress(OSError):
             self._pidfd = own(os.pidfd_open(self.pid))
 

@@ -7,15 +7,18 @@ the descriptors in its queue, which may block: so a socket in whose queue descri
 closed by a child (``LeftSockets``).
 """
 
-import contextlib
-import errno
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from balloon_daemon.linux.closing_child import ClosingChild
 from balloon_daemon.linux.figures import lockable
-from balloon_daemon.linux.passed_fds import refuse_descriptors
+from balloon_daemon.linux.passed_fds import (
+    bytes_without_fds,
+    hang_up,
+    read_urgent_in_place,
+    refuse_descriptors,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -28,21 +31,6 @@ only the sockets of peers that have sent descriptors too."""
 MOST_OF_AN_OWNER = 64
 """While so many sockets that were connected to one user's sockets wait for their close, no further
 connection to that user's sockets is made."""
-
-_READS = 64
-"""After so many reads a socket that is still not empty counts as one in which descriptors wait. A
-queue holds some 300 messages at most, by the usual limit of a sender's buffer (net.core.wmem_max).
-One read of a stream takes 64 KiB, and a queue of packets holds 11 (net.unix.max_dgram_qlen)."""
-
-_READ_BYTES = 1 << 16
-
-
-class DescriptorsSentError(OSError):
-    """The peer has sent descriptors; they wait in the socket's queue, and nothing behind them can
-    be read. An OSError, with which asyncio's transports end a connection without a traceback."""
-
-    def __init__(self) -> None:
-        super().__init__(errno.EBADMSG, "it sends descriptors")
 
 
 def fdless_socket(kind: socket.SocketKind) -> socket.socket:
@@ -138,9 +126,7 @@ class _WarySocket(socket.socket):
     def __init__(self, fd: int) -> None:
         super().__init__(fileno=fd)
         self.owner = -1
-        # SO_OOBINLINE: read urgent data (MSG_OOB) in its place in the stream. Otherwise the kernel
-        # skips urgent bytes, and this process itself closes the descriptors that came with them.
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        read_urgent_in_place(self)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """Receives bytes like ``socket.recv``, but only bytes that came without descriptors.
@@ -149,50 +135,16 @@ class _WarySocket(socket.socket):
             DescriptorsSentError: descriptors wait.
             OSError: the kernel's reason.
         """
-        waiting = self._waiting_bytes(bufsize)
+        waiting = bytes_without_fds(self, bufsize)
         return super().recv(waiting, flags) if waiting else b""
 
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int = 0, flags: int = 0, /) -> int:
         """Receives bytes as ``recv`` does, into a buffer."""
-        waiting = self._waiting_bytes(nbytes or memoryview(buffer).nbytes)
+        waiting = bytes_without_fds(self, nbytes or memoryview(buffer).nbytes)
         return super().recv_into(buffer, waiting, flags) if waiting else 0
 
     def close(self) -> None:
         """Closes the socket, here or in a child."""
-        if self.fileno() >= 0 and not self._is_emptied():
+        if self.fileno() >= 0 and not hang_up(self):
             LEFT.close(self.detach(), self.owner)
         super().close()
-
-    def _waiting_bytes(self, most_bytes: int) -> int:
-        """How many of the waiting bytes came without descriptors. The caller must read no more
-        than that: before its read the peer may send further bytes, with descriptors."""
-        # A MSG_PEEK without an ancillary buffer stops at the first bytes that came with
-        # descriptors, and sets MSG_CTRUNC. The descriptors stay in the queue.
-        content, _, flags, _ = self.recvmsg(most_bytes, 0, socket.MSG_PEEK)
-        if flags & socket.MSG_CTRUNC:
-            raise DescriptorsSentError
-        return len(content)
-
-    def _is_emptied(self) -> bool:
-        """Shuts the connection down and reads what waits in the queue; True where no descriptors
-        wait there afterwards, nor ever can."""
-        with contextlib.suppress(OSError):
-            self.shutdown(socket.SHUT_RDWR)
-        for _ in range(_READS):
-            try:
-                content, _, flags, sender = self.recvmsg(_READ_BYTES, 0, socket.MSG_PEEK)
-                if flags & socket.MSG_CTRUNC:
-                    return False
-                if not content and not sender:
-                    # The queue's end: no bytes and no sender. An empty packet (SOCK_SEQPACKET) has
-                    # a sender, the listening socket's address, and other packets may wait behind
-                    # it.
-                    return True
-                super().recv(len(content) or 1)
-            except OSError as err:
-                # EINVAL, ENOTCONN: the socket was never connected, and after the shutdown nobody
-                # could send over it even if it were connected now. Any other error is a pending
-                # SO_ERROR, which the kernel reports once: read again.
-                if err.errno in (errno.EINVAL, errno.ENOTCONN):
-                    return True
-        return False

@@ -23,7 +23,7 @@ from balloon_daemon.linux import jail
 from balloon_daemon.linux.events import OwnedFd
 from balloon_daemon.linux.figures import lockable
 from balloon_daemon.linux.file_access import Identity, as_oneself, as_user
-from balloon_daemon.linux.libc import clone_sharing_fds
+from balloon_daemon.linux.libc import fork_sharing_fds
 from balloon_daemon.linux.user_time import UserTime
 
 NAME = "balloond-reads"
@@ -79,18 +79,11 @@ class _Child:
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pidfd = OwnedFd(-1)
         parent = os.getpid()
-        # No signal handler may run in the child, as in ``closing_child``.
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            self._pid = clone_sharing_fds()
-            if self._pid == 0:
-                _serve(self._theirs.fileno(), parent)
+            self._pid = fork_sharing_fds(lambda: _serve(self._theirs.fileno(), parent))
         except OSError:
-            self._ours.close()
-            self._theirs.close()
+            self._close()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         try:
             self._pidfd = lockable(os.pidfd_open(self._pid))
         except OSError:

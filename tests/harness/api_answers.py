@@ -38,6 +38,7 @@ PROTECTION: dict[str, Any] = {
 }
 WEB: dict[str, Any] = {
     "name": "web",
+    "key": "#7",
     "kind": "cloud_hypervisor",
     "profile": "careful",
     "priority": 0,

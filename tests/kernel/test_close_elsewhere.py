@@ -277,12 +277,12 @@ def test_no_process_to_be_had_it_is_closed_later(
 ) -> None:
     fd, tries_at_s = os.open("/dev/null", os.O_RDONLY), []
 
-    def refuse() -> int:
+    def refuse(_child: Callable[[], None]) -> int:
         tries_at_s.append(loop.time())
         raise OSError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as full:
-        full.setattr(closing_child, "clone_sharing_fds", refuse)
+        full.setattr(closing_child, "fork_sharing_fds", refuse)
         Closer(loop).close([fd])
         turn_until(loop, lambda: len(tries_at_s) == 4, "it was tried again and again")
         assert is_open(fd)

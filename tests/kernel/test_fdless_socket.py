@@ -26,7 +26,8 @@ from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.linux import fdless_socket, socket_holder
 from balloon_daemon.linux.closing_child import NAME
 from balloon_daemon.linux.credentials import Credentials, peer_of
-from balloon_daemon.linux.fdless_socket import DescriptorsSentError, LeftSockets
+from balloon_daemon.linux.fdless_socket import LeftSockets
+from balloon_daemon.linux.passed_fds import DescriptorsSentError
 from tests.fakes.listening_vmm import ListeningVmm
 from tests.harness.faults import fault
 from tests.harness.slow_close import lingering_pair

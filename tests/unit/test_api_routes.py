@@ -191,6 +191,29 @@ def test_figures_that_are_not_known_are_null(
     assert status["host"]["switched_off"] == (None if seen is None else "margin reads off")
 
 
+@pytest.mark.parametrize("target", ["/v1/vms/web", "/v1/vms/web/balloon"])
+def test_one_of_several_vms_of_a_name_is_named_by_its_key(
+    target: str, routes: Routes, desk: Desk
+) -> None:
+    other = VmId(77, "web")
+    desk.vms = {WEB: FULL, DB: BARE, other: BARE._replace(vm=other)}
+    method = "PUT" if target.endswith("balloon") else "GET"
+    body = b'{"size_bytes":0}' if method == "PUT" else b""
+
+    told = routes.answer(get(target, method, body))
+    assert isinstance(told, Answer)
+    assert told.status == 409
+    told_keys = "2 VMs are named web; name one of them by its key, which the status has: #1, #77"
+    assert json.loads(told.body)["error"] == told_keys
+
+    routes.answer(get("/v1/vms/%2377/balloon", "PUT", b'{"size_bytes":0}'))
+    assert desk.obeyed == [(SetBalloon(other, 0, 600.0), 0)]
+    explained = routes.answer(get("/v1/vms/%2377"))
+    assert isinstance(explained, Answer)
+    assert json.loads(explained.body)["vm"]["key"] == "#77"
+    assert routes.answer(get("/v1/events?vm=%2377")) == Stream("web", follow=True)
+
+
 def test_vm_that_goes_while_the_status_is_made_is_left_out(routes: Routes, desk: Desk) -> None:
     desk.gone = [VmId(7, "gone")]
     parts = routes.status_parts()

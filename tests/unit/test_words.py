@@ -871,11 +871,11 @@ DRIVEN: list[Row] = [
         },
     ),
     (
-        VmDriven(VM, "/run/web.qmp", GIB, 77),
+        VmDriven(VM, "/run/web.qmp", GIB, 77, uid=1000),
         INFO,
         "vm-driven",
         "VM of 1 GiB, driven by way of /run/web.qmp",
-        {"address": "/run/web.qmp", "vm_mem_bytes": GIB, "pid": 77},
+        {"address": "/run/web.qmp", "vm_mem_bytes": GIB, "pid": 77, "uid": 1000},
     ),
     (
         VmLost(VM, Fault.HANGS),

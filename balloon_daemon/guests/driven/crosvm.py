@@ -44,7 +44,7 @@ from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.driven.vmm_process import open_files
 from balloon_daemon.guests.seam import Ability, GuestState
 from balloon_daemon.linux.credentials import living_peer_of
-from balloon_daemon.linux.fdless_socket import DescriptorsSentError
+from balloon_daemon.linux.passed_fds import DescriptorsSentError
 from balloon_daemon.units import MOST_MEMORY_BYTES
 
 MAX_MESSAGE_BYTES = 64 * 1024

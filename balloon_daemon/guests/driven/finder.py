@@ -31,6 +31,7 @@ from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
 from balloon_daemon.guests.seam import VmRegistry
 from balloon_daemon.guests.waiting import is_done_within
+from balloon_daemon.linux.process_figures import user_of
 from balloon_daemon.units import VmId
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
@@ -223,7 +224,8 @@ class Finder:
         guest = DrivenVm(vm, control, found, host, notices, self._shared)
         quiet = self._pause.short_lives > 1
         address, size = self.config.address, found.vm_mem_bytes
-        self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet))
+        user = user_of(host.pid) if host.pid else -1
+        self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet, user))
         if host.is_closed:
             self._shared.publish(ProcessNotSeen(vm, host.pid, quiet))
         self._shared.claims.claim(claim)

@@ -22,7 +22,7 @@ from balloon_daemon.guests.driven.qmp_answers import Refusal, shown
 from balloon_daemon.guests.driven.unix_socket import connect
 from balloon_daemon.guests.waiting import is_done_within
 from balloon_daemon.linux.credentials import living_peer_of, peer_of
-from balloon_daemon.linux.fdless_socket import DescriptorsSentError
+from balloon_daemon.linux.passed_fds import DescriptorsSentError
 
 MAX_MESSAGE_BYTES = 256 * 1024
 """The longest line taken. The longest answer that is asked for, query-blockstats, has 1 KiB for
