@@ -139,7 +139,8 @@ class Lookups:
         self.low: LowNumbers | None = None
         """Forks the children; None: one is made for the first of them."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue = deque[_Request]()
+        self._queue: dict[str, deque[_Request]] = {}
+        """The requests that wait, by their directories, which take turns."""
         self._turns: dict[AskedChild, _Turn] = {}
         self._idle: list[AskedChild] = []
         self._ended: list[AskedChild] = []
@@ -162,7 +163,7 @@ class Lookups:
         assert isinstance(path, str)
         directory = os.path.dirname(path) if name in ("identify", "connect") else path
         request = _Request(order, directory, take, fd, loop.create_future())
-        self._queue.append(request)
+        self._queue.setdefault(directory, deque()).append(request)
         self._go_on()
         if (err := await request.done) is not None:
             raise err
@@ -177,8 +178,7 @@ class Lookups:
             timer.cancel()
         self._timers.clear()
         left = [self._leave(child) for child in list(self._turns)]
-        left += self._queue
-        self._queue.clear()
+        left += self._all_waiting()
         if self._loop is not None and not self._loop.is_closed():
             for request in left:
                 self._over(request, ControlError(Fault.PATH_HANGS))
@@ -189,11 +189,11 @@ class Lookups:
 
     def _go_on(self) -> None:
         """Hands requests to children, as far as that is possible now."""
-        while (request := self._next()) is not None:
+        while (directory := self._next()) is not None:
             if not self._idle:
                 self._start_another()
                 return
-            self._queue.remove(request)
+            request = self._taken(directory)
             child = self._idle.pop()
             self._begin(child, request)
             try:
@@ -201,8 +201,12 @@ class Lookups:
             except OSError as err:
                 self._over(self._leave(child), err)  # Somebody has killed the child.
 
-    def _next(self) -> _Request | None:
-        """The next request whose directory can be looked at."""
+    def _next(self) -> str | None:
+        """The next directory that has a request and can be looked at.
+
+        Takes no longer where many requests wait: whoever may write to a directory of sockets can
+        have hundreds made in a second.
+        """
         self._late.reap()
         now_s = time.monotonic()
         slow = {
@@ -210,15 +214,34 @@ class Lookups:
             for turn in self._turns.values()
             if turn.request is not None and now_s - turn.heard_s >= LATE_S
         }
-        for request in list(self._queue):
-            if request.done.done():
-                self._queue.remove(request)
-            elif self._late.refuses(request.directory):
-                self._queue.remove(request)
-                self._over(request, ControlError(Fault.PATH_HANGS))
-            elif request.directory not in slow:
-                return request
+        # No more than ``MOST_CHILDREN`` are slow, and each that is passed over otherwise is ended.
+        for directory in tuple(self._queue):
+            requests = self._queue[directory]
+            while requests and requests[0].done.done():
+                requests.popleft()
+            if not requests:
+                del self._queue[directory]
+            elif self._late.refuses(directory):
+                del self._queue[directory]
+                for request in requests:
+                    self._over(request, ControlError(Fault.PATH_HANGS))
+            elif directory not in slow:
+                return directory
         return None
+
+    def _taken(self, directory: str) -> _Request:
+        """Takes a directory's first request; the next turn is another directory's."""
+        requests = self._queue.pop(directory)
+        request = requests.popleft()
+        if requests:
+            self._queue[directory] = requests
+        return request
+
+    def _all_waiting(self) -> list[_Request]:
+        """Takes all requests that wait."""
+        waiting = [request for requests in self._queue.values() for request in requests]
+        self._queue.clear()
+        return waiting
 
     def _start_another(self) -> None:
         """Starts a child, if those that there are have been busy for a while."""
@@ -323,8 +346,8 @@ class Lookups:
 
     def _fail(self, err: OSError) -> None:
         """Ends all requests that wait: the kernel allows no child."""
-        while self._queue:
-            self._over(self._queue.popleft(), ControlError(Fault.PATH_HANGS, err.strerror or ""))
+        for request in self._all_waiting():
+            self._over(request, ControlError(Fault.PATH_HANGS, err.strerror or ""))
 
     def _look(self) -> None:
         """Reaps children, and ends those that have been idle for long."""
