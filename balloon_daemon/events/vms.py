@@ -15,10 +15,12 @@ class Connected(NamedTuple):
 
     Attributes:
         uid: the user who runs the VMM, according to the kernel (SO_PEERCRED).
+        sought: whether balloond has connected to the VMM, which no user can have it do often.
     """
 
     vm: VmId
     uid: int
+    sought: bool = False
 
 
 @fact

@@ -49,7 +49,7 @@ class UserBudgets:
         """
         if isinstance(event, Connected):
             user = self._users.setdefault(event.uid, _User())
-            self._vms[event.vm] = (user, now_s + YOUNG_S)
+            self._vms[event.vm] = (user, now_s + (0.0 if event.sought else YOUNG_S))
             return
         self._gone.append(event.vm)
         if len(self._gone) > REMEMBERED:

@@ -1,6 +1,14 @@
 """How many lines the VMs of one user may have, and that other users' VMs are not held to it."""
 
-from balloon_daemon.events import Connected, Disconnected, StoreLost, TakenOver
+from balloon_daemon.events import (
+    Connected,
+    Disconnected,
+    Fault,
+    StoreLost,
+    TakenOver,
+    VmLost,
+    VmmRefuses,
+)
 from balloon_daemon.records.budget import (
     FIRST_LINES,
     FIRST_LINES_A_SECOND,
@@ -48,6 +56,21 @@ def test_all_lines_of_a_user_are_limited_too() -> None:
     admitted = [budgets.admit(TakenOver(VM), YOUNG_S) for _ in range(LINES + 1)]
     assert admitted == [0] * LINES + [None]
     assert budgets.admit(TakenOver(VM), YOUNG_S + 1 / LINES_A_SECOND) == 1
+
+
+@fault("one user's driven VMs would fill the log")
+def test_lines_on_vms_that_balloond_has_connected_to_are_limited_like_those_on_older_ones() -> (
+    None
+):
+    budgets = UserBudgets()
+    budgets.note(Connected(VM, GREEDY, sought=True), 0.0)
+    budgets.note(Connected(LATER, GREEDY, sought=True), 0.0)
+    refusals = [VmmRefuses(vm, "no") for vm in (VM, LATER)]
+    admitted = [budgets.admit(refusals[number % 2], 0.0) for number in range(LINES + 7)]
+    assert admitted == [0] * LINES + [None] * 7
+    budgets.note(Disconnected(VM), 0.0)
+    assert budgets.admit(VmLost(VM, Fault.GONE), 0.0) is None
+    assert budgets.admit(VmLost(VM, Fault.GONE), 1 / LINES_A_SECOND) == 8
 
 
 def test_what_is_about_no_vm_or_an_unknown_one_is_not_limited() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.events import (
+    Connected,
+    Disconnected,
     Event,
     Fault,
     FinderFailed,
@@ -39,18 +41,25 @@ class World:
 
     def __init__(self, path: Path) -> None:
         self.events: list[Event] = []
+        self.users: list[Connected | Disconnected] = []
         self.vms: list[VmId] = []
         self.settings: list[VmSettings] = []
         self.attempts: list[float] = []
         self.next = ScriptedControl()
         self.controls: list[ScriptedControl] = []
         self.tasks: list[asyncio.Task[None]] = []
-        bases = Bases(path / "bases", self.events.append)
+        bases = Bases(path / "bases", self.publish)
         self.own: set[int] = set()
         self.claims = Claims()
         is_own = self.own.__contains__
-        shared = Shared(self.events.append, self.report, bases, is_own, self.claims, ask_here)
+        shared = Shared(self.publish, self.report, bases, is_own, self.claims, ask_here)
         self.finder = Finder(WEB, self._connect, self, shared)
+
+    def publish(self, event: Event) -> None:
+        if isinstance(event, Connected | Disconnected):
+            self.users.append(event)
+        else:
+            self.events.append(event)
 
     def _connect(self) -> ScriptedControl:
         self.attempts.append(asyncio.get_running_loop().time())
@@ -159,6 +168,22 @@ def test_fault_that_changes_is_published(play: Play) -> None:
     world = play(scene)
     faults = [event.fault for event in world.loud() if isinstance(event, VmNotDriven)]
     assert faults == [Fault.NOT_THERE, Fault.HANGS, Fault.NOT_THERE]
+
+
+@fault("one user's driven VMs would fill the log")
+def test_lines_about_a_vm_are_its_vmms_users(play: Play) -> None:
+    async def scene(world: World) -> None:
+        await asyncio.sleep(1)
+        world.next.found = replace(FOUND, pid=os.getpid())
+        world.controls[0].end()
+        await asyncio.sleep(5)
+
+    first, second = VmId(1, "web"), VmId(2, "web")
+    assert play(scene).users == [
+        Connected(first, -1, sought=True),  # Its VMM's process is not known.
+        Disconnected(first),
+        Connected(second, os.getuid(), sought=True),
+    ]
 
 
 @fault("the VMM of a driven VM hangs")

@@ -13,6 +13,8 @@ from random import random
 
 from balloon_daemon.config.vms import Kind, VmConfig
 from balloon_daemon.events import (
+    Connected,
+    Disconnected,
     FinderFailed,
     ProcessNotSeen,
     VmDriven,
@@ -30,6 +32,7 @@ from balloon_daemon.guests.driven.vm import HANGS_AFTER_S, DrivenVm
 from balloon_daemon.guests.driven.waking import Bell, Notices
 from balloon_daemon.guests.seam import VmRegistry
 from balloon_daemon.guests.waiting import is_done_within
+from balloon_daemon.linux.process_figures import user_of
 
 AGAIN_S, AGAIN_MOST_S = 1.0, 30.0
 """The first and the longest pause before another attempt."""
@@ -198,6 +201,8 @@ class Finder:
         end = guest.ended.result()
         quiet = self._pause.ended(end.fault, loop.time() - began_s)
         publish(VmLost(guest.vm, end.fault, end.detail, quiet))
+        if self.config.kind is not Kind.LIBVIRT:
+            publish(Disconnected(guest.vm))
 
     async def _open(self) -> DrivenVm:
         control, notices = self._new_control(), Notices()
@@ -206,6 +211,9 @@ class Finder:
         guest = DrivenVm(vm, control, found, host, notices, self._shared)
         quiet = self._pause.short_lives > 1
         address, size = self.config.address, found.vm_mem_bytes
+        if self.config.kind is not Kind.LIBVIRT:
+            # What a VMM says makes lines in the log, and its user has a share of those.
+            self._shared.publish(Connected(vm, user_of(host.pid), sought=True))
         self._shared.publish(VmDriven(vm, address, size, claim.pid or None, quiet))
         if host.is_closed:
             self._shared.publish(ProcessNotSeen(vm, host.pid, quiet))
