@@ -148,7 +148,7 @@ def _with_sockets(config: Config, search: Search) -> Sequence[VmConfig]:
     """The VMs that are reached by their VMM's socket: those that the configuration names, and
     those whose socket the search has found."""
     vms = [vm for vm in config.others if vm.kind is not Kind.LIBVIRT]
-    for resolved, (path, _) in sorted(search.found.items(), key=itemgetter(1)):
+    for resolved, (path, *_) in sorted(search.found.items(), key=itemgetter(1)):
         name = printable(name_of(path, {vm.name for vm in vms}))
         vms.append(VmConfig(name, Kind.QMP, resolved, VmSettings()))
     return vms

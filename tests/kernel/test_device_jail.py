@@ -331,7 +331,7 @@ def test_device_that_was_taken_over_has_no_memory_in_place_of_its_guests(
     fd = rig.own(os.memfd_create("much"))
     os.ftruncate(fd, size)
     much = RegionSpec(GuestAddr(1 << 41), FrontendAddr(1 << 46), size, 0, 4096, fd)
-    rig.spec = replace(rig.spec, regions=(*rig.spec.regions, much))
+    rig.spec = rig.spec._replace(regions=(*rig.spec.regions, much))
 
     def map_memory_in_place_of_the_guests() -> None:
         place, length = guest_mapping()

@@ -193,7 +193,11 @@ class DrivenVms:
     def _new_search(self, ask: Ask) -> Search:
         # Leave out the sockets of named VMs, which have settings of their own.
         named = [vm.address for vm in self._wanted.vms]
-        return Search(self._wanted.qmp, ask, self._last.found, named)
+        return Search(self._wanted.qmp, ask, self._last.found, named, self._admits)
+
+    def _admits(self, user: int, *, again: bool = False) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        return self._searches.shares.admits(user, now_s, again=again)
 
     def _searched(self, search: Search) -> None:
         if search.patterns is not self._wanted.qmp:
@@ -218,7 +222,8 @@ class DrivenVms:
         taken = {finder.config.name for finder in self._discovered.values()} | self._wanted.taken
         for resolved, found in sorted(search.found.items(), key=itemgetter(1)):
             if (finder := self._discovered.get(resolved)) is not None:
-                finder.wake()
+                if finder.is_absent and self._admits(found.owner, again=True):
+                    finder.wake()
                 continue
             name = printable(name_of(found.path, taken))
             taken |= {name}

@@ -73,12 +73,14 @@ class Pause:
         self._pause_s = min(2 * pause_s, AGAIN_MOST_S)
         return pause_s * (1 - JITTER * random())
 
-    def start_anew(self) -> bool:
-        """Returns to the shortest pause if the VM was not there; False: the VM was there."""
-        absent = self._fault in (Fault.NOT_THERE, Fault.NO_VM, Fault.GONE)
-        if absent:
-            self._pause_s = AGAIN_S
-        return absent
+    @property
+    def is_absent(self) -> bool:
+        """Whether the VM was not there at the last attempt."""
+        return self._fault in (Fault.NOT_THERE, Fault.NO_VM, Fault.GONE)
+
+    def start_anew(self) -> None:
+        """Returns to the shortest pause."""
+        self._pause_s = AGAIN_S
 
 
 async def opened(
@@ -152,7 +154,8 @@ class Finder:
 
     def wake(self) -> None:
         """Tries at once if the VM was not there: its socket or domain may just have appeared."""
-        if self._pause.start_anew():
+        if self.is_absent:
+            self._pause.start_anew()
             self._bell.ring()
 
     def change(self, config: VmConfig, new_control: Callable[[], Control] | None = None) -> None:
@@ -174,6 +177,11 @@ class Finder:
         self._shared.publish(VmNotWanted(self.config.name))
         if self._vm is not None:
             self._registry.dismiss(self._vm)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether the VM was not there at the last attempt."""
+        return self._pause.is_absent
 
     def retire(self) -> None:
         """Ends the search: a VM that is driven now is not looked for again after its end."""

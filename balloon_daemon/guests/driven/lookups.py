@@ -165,7 +165,8 @@ class Lookups:
         self.low: LowNumbers | None = None
         """Forks the children; None: a ``LowNumbers`` is made before the first fork."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue = deque[_Request]()
+        self._queue: dict[str, deque[_Request]] = {}
+        """The requests that wait, by their places, which take turns."""
         self._turns: dict[AskedChild, _Turn] = {}
         self._idle: list[AskedChild] = []
         self._ended: list[AskedChild] = []
@@ -188,7 +189,7 @@ class Lookups:
         if user is not None:
             self._late.owned(place, user)
         request = _Request(order, place, user, take, fd, loop.create_future())
-        self._queue.append(request)
+        self._queue.setdefault(place, deque()).append(request)
         self._go_on()
         if (err := await request.done) is not None:
             raise err
@@ -203,8 +204,7 @@ class Lookups:
             timer.cancel()
         self._timers.clear()
         left = [self._leave(child) for child in list(self._turns)]
-        left += self._queue
-        self._queue.clear()
+        left += self._all_waiting()
         if self._loop is not None and not self._loop.is_closed():
             for request in left:
                 self._over(request, ControlError(Fault.PATH_HANGS))
@@ -215,11 +215,11 @@ class Lookups:
 
     def _go_on(self) -> None:
         """Hands requests to children, as far as that is possible now."""
-        while (request := self._next()) is not None:
+        while (place := self._next()) is not None:
             if not self._idle:
                 self._start_another()
                 return
-            self._queue.remove(request)
+            request = self._taken(place)
             child = self._idle.pop()
             self._begin(child, request)
             try:
@@ -227,8 +227,12 @@ class Lookups:
             except OSError as err:
                 self._over(self._leave(child), err)  # Somebody has killed the child.
 
-    def _next(self) -> _Request | None:
-        """The next request whose place can be looked at."""
+    def _next(self) -> str | None:
+        """The next place that has a request and can be looked at.
+
+        Takes no longer where many requests wait: whoever may write to a directory of sockets can
+        have hundreds made in a second.
+        """
         self._late.reap()
         now_s = time.monotonic()
         slow = {
@@ -236,15 +240,34 @@ class Lookups:
             for turn in self._turns.values()
             if turn.request is not None and now_s - turn.heard_s >= LATE_S
         }
-        for request in list(self._queue):
-            if request.done.done():
-                self._queue.remove(request)
-            elif self._late.refuses(request):
-                self._queue.remove(request)
-                self._over(request, ControlError(Fault.PATH_HANGS))
-            elif request.place not in slow:
-                return request
+        # No more than ``MOST_CHILDREN`` are slow, and each that is passed over otherwise is ended.
+        for place in tuple(self._queue):
+            requests = self._queue[place]
+            while requests and requests[0].done.done():
+                requests.popleft()
+            if not requests:
+                del self._queue[place]
+            elif self._late.refuses(requests[0]):
+                del self._queue[place]
+                for request in requests:
+                    self._over(request, ControlError(Fault.PATH_HANGS))
+            elif place not in slow:
+                return place
         return None
+
+    def _taken(self, place: str) -> _Request:
+        """Takes a place's first request; the next turn is another place's."""
+        requests = self._queue.pop(place)
+        request = requests.popleft()
+        if requests:
+            self._queue[place] = requests
+        return request
+
+    def _all_waiting(self) -> list[_Request]:
+        """Takes all requests that wait."""
+        waiting = [request for requests in self._queue.values() for request in requests]
+        self._queue.clear()
+        return waiting
 
     def _start_another(self) -> None:
         """Starts another child, if all children have been busy for ``LATE_S``."""
@@ -349,8 +372,8 @@ class Lookups:
 
     def _fail(self, err: OSError) -> None:
         """Ends all requests that wait: the kernel allows no child."""
-        while self._queue:
-            self._over(self._queue.popleft(), ControlError(Fault.PATH_HANGS, err.strerror or ""))
+        for request in self._all_waiting():
+            self._over(request, ControlError(Fault.PATH_HANGS, err.strerror or ""))
 
     def _look(self) -> None:
         """Reaps children, and ends those that have been idle for long."""
