@@ -81,7 +81,7 @@ class Session:
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
         self.device = DeviceSupervisor(
             self.backend,
-            Jail(shared.identity, partial(shared.forks.ask, peer)),
+            Jail(shared.identity, partial(shared.forks.ask, peer), peer.charge_reports),
             publish,
             vm,
             self._device_changed,
