@@ -41,6 +41,11 @@ OF_THE_TEMPLATE = 1 / 2
 """The part of the template's time that one user's devices may take for long, some 200 forks a
 second. Unused time is saved up, ``SAVED_S`` at most, for VMs that start at the same moment."""
 
+MEASURING, MEASURING_AT_ONCE_S = 1 / 16, 0.02
+"""The part of the event loop's time that may go into asking the kernel how much memory one user's
+VMs occupy, and seconds of it at once: all VMs are asked in one turn of the loop when memory
+becomes low. It takes 7 µs a file, and a user may have 24,000 of them."""
+
 ENDS_A_SECOND = 10
 """How many ends of one user's connections are published in a second; any user may connect
 thousands of times a second."""
@@ -63,6 +68,7 @@ class Peer:
         self.refusals, self.store_refusals = RateLimit(1), RateLimit(1)
         self._allowances = Allowances()
         self._forks, self._reports = Allowance(OF_THE_TEMPLATE), Allowance(OF_THE_LOOP)
+        self._measuring = Allowance(MEASURING, MEASURING_AT_ONCE_S)
         self._turns: Turns | None = None
 
     @property
@@ -128,6 +134,11 @@ class Peer:
         """
         left_s = self._reports.charge(spent_s, now_s())
         return 0.0 if left_s > 0 else (TURN_S - left_s) / OF_THE_LOOP
+
+    def charge_measuring(self, spent_s: float) -> bool:
+        """Charges seconds that went into measuring the user's VMs (``MEASURING``); returns whether
+        one may be measured now."""
+        return self._measuring.charge(spent_s, now_s()) > 0
 
     def may_receive(self, foreign: ForeignFds) -> bool:
         """Whether one of the user's connections may bring descriptors now."""

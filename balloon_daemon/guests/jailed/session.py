@@ -89,7 +89,11 @@ class Session:
         )
         config = shared.config
         settings = BalloonSettings(
-            config.vm_mem_bytes, config.poll_s, connection.peer_pid(), config.dry_run
+            config.vm_mem_bytes,
+            config.poll_s,
+            connection.peer_pid(),
+            config.dry_run,
+            peer.charge_measuring,
         )
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
         self._kept = Kept(vm, saver, self._snapshot, connection.close_dropped, publish)
