@@ -5,7 +5,7 @@ from balloon_daemon.controller.vm import Vm
 from balloon_daemon.sizing.decision import Reading
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.status import LastDecision, PolicyStatus, SourceStatus, VmStatus
-from balloon_daemon.units import MIB, VmId
+from balloon_daemon.units import VmId
 
 
 def vm_status(
@@ -54,8 +54,7 @@ def _policy_status(
     state, steps = policy.state(), policy.settings.steps
     needed_mib = None
     if isinstance(source.seen, Reading):
-        # As BalloonPolicy reckons it: the increment is rounded down to MiB before it is doubled.
-        needed_mib = source.seen.margin_mib + 2 * (policy.max_bytes // steps // MIB)
+        needed_mib = policy.needed_mib(source.seen)
     return PolicyStatus(
         host.vm_mem_bytes(vm_id),
         policy.max_bytes,

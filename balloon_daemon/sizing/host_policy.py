@@ -129,7 +129,7 @@ class HostPolicy:
             case Resized():
                 self._resize(event, outcome)
             case Removed(vm):
-                self._priorities.remove(self._row(vm))
+                self._priorities.remove(vm, self._row(vm))
                 del self._rows[vm]
                 self._protection.remove(vm)
                 self._listening.pop(vm, None)
@@ -312,12 +312,12 @@ class HostPolicy:
                 # before all releases that are due.
                 self._look(seen, outcome)
             else:
-                outcome.take(vm, row, self._release(row, seen, now_s))
+                outcome.take(vm, row, self._release(vm, row, seen, now_s))
 
-    def _release(self, row: Row, seen: Seen, now_s: float) -> Step:
+    def _release(self, vm: VmId, row: Row, seen: Seen, now_s: float) -> Step:
         """Steps a VM whose release is due. VMs of a higher priority get memory back first: for
         this VM the memory in their balloons does not count as available."""
-        first_mib = self._priorities.mib_above(row.priority)
+        first_mib = self._priorities.mib_first(vm, row, seen, now_s)
         if not first_mib or not isinstance(seen, Reading):
             return row.policy.step(AvailableMemoryTimer(seen), now_s)
         left = seen._replace(available_mib=seen.available_mib - first_mib)

@@ -43,7 +43,10 @@ class Host:
 
     @property
     def levels(self) -> list[int]:
-        return [self.policy.policy(vm).level for vm in (LAST, MIDDLE, FIRST)]
+        return [self.level(vm) for vm in (LAST, MIDDLE, FIRST)]
+
+    def level(self, vm: VmId) -> int:
+        return self.policy.policy(vm).level
 
 
 def terms(vm: VmId) -> Terms:
@@ -139,3 +142,44 @@ def test_plenty_of_memory_goes_back_to_all_at_once() -> None:
     host.now_s += 20.0
     host.wake(Reading(1 << 20, 400))
     assert host.levels == [15, 15, 15]
+
+
+def owed(high_bytes: int) -> Host:
+    """A host on which a VM of the highest priority has all of its balloon, and so has another."""
+    host = Host()
+    for vm in PRIORITY:
+        host.policy.step(Removed(vm), host.now_s)
+    for vm, size in ((LAST, high_bytes), (FIRST, GIB)):
+        state = PolicyState(16, None, host.now_s + 30.0)
+        host.policy.step(Restored(vm, size, state, 0, terms(vm)), host.now_s)
+    return host
+
+
+def released_after_s(host: Host, seen: Reading) -> float:
+    """When the VM of the lowest priority gets its first step back."""
+    began_s = host.now_s
+    while host.level(FIRST) == 16:
+        host.now_s += 30.0
+        assert host.now_s < began_s + 10_000
+        host.policy.step(Woke(seen), host.now_s)
+    return host.now_s - began_s
+
+
+def test_vm_whose_vmm_says_it_has_terabytes_keeps_nobodys_memory_for_ever() -> None:
+    # Its own step needs 2 TiB, which no host has: it is owed 16 TiB until its VMM hangs up.
+    plenty = Reading(available_mib=8192, margin_mib=400)
+    waited_s = released_after_s(owed(16 << 40), plenty)
+    # Twice the time in which all of a balloon is given back, from the first refusal on.
+    patience_s = 2 * (60 + 15 * 30)
+    assert patience_s < waited_s <= patience_s + 60
+
+
+def test_vm_waits_anew_for_its_memory_after_there_was_no_room_for_it() -> None:
+    host = owed(16 << 40)
+    plenty, little = (Reading(available_mib=mib, margin_mib=400) for mib in (8192, 410))
+    for _ in range(20):
+        host.now_s += 30.0
+        host.policy.step(Woke(plenty), host.now_s)
+    host.now_s += 30.0
+    host.policy.step(Woke(little), host.now_s)
+    assert released_after_s(host, plenty) > 2 * (60 + 15 * 30)
