@@ -6,7 +6,7 @@ from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.decision import Decision, Reading
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.status import HostStatus, LastDecision, PolicyStatus, SourceStatus, VmStatus
-from balloon_daemon.units import MIB, VmId
+from balloon_daemon.units import VmId
 
 FRESH_S = 1.0
 """A reading of the source that is shown is no older; an older one is read anew."""
@@ -84,8 +84,7 @@ def _policy_status(
     state, steps = policy.state(), policy.settings.steps
     needed_mib = None
     if isinstance(source.seen, Reading):
-        # As BalloonPolicy reckons it: the increment is rounded down to MiB before it is doubled.
-        needed_mib = source.seen.margin_mib + 2 * (policy.max_bytes // steps // MIB)
+        needed_mib = policy.needed_mib(source.seen)
     return PolicyStatus(
         host.vm_mem_bytes(vm_id),
         policy.max_bytes,

@@ -28,7 +28,7 @@ OOM_SCORE_FILE = "/proc/self/oom_score_adj"
 
 MAX_GROWTH_BYTES = 256 << 20
 """How much a device may add to its own memory, and to its address space, when it is jailed; it
-needs a few MiB. Its stack may be as large, too."""
+needs a few MiB. Nor may its stack be larger."""
 
 _SIZE, _DATA = 0, 5
 """Fields of /proc/PID/statm (proc(5)), in pages: all that is mapped, and private memory that may
@@ -192,8 +192,8 @@ def _limit_resources() -> None:
         (resource.RLIMIT_STACK, MAX_GROWTH_BYTES),
         (resource.RLIMIT_NOFILE, 0),
     ):
-        hard = resource.getrlimit(kind)[1]
-        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        soft = resource.getrlimit(kind)[0]
+        limit = most if soft == resource.RLIM_INFINITY else min(most, soft)
         resource.setrlimit(kind, (limit, limit))
 
 

@@ -431,10 +431,7 @@ class BalloonPolicy:
         # low, and no room is required.
         reason, needed_mib = Reason.SWITCHED_OFF, None
         if reading is not None:
-            # The room for a step is the margin and two increments. The increment is rounded down
-            # to MiB before it is doubled, as in crosvm's comparison.
-            increment_bytes = self.max_bytes // self.settings.steps
-            needed_mib = reading.margin_mib + 2 * (increment_bytes >> 20)
+            needed_mib = self.needed_mib(reading)
             if reading.available_mib < needed_mib:
                 self._count("releases_refused")
                 decision = self._decision(Reason.NOT_ENOUGH_BACK, before, reading, needed_mib)
@@ -444,6 +441,11 @@ class BalloonPolicy:
         self._count("steps_down")
         decision = self._decision(reason, before, reading, needed_mib)
         return Step((SetTarget(self.target_bytes, self.level), arm), decision)
+
+    def needed_mib(self, reading: Reading) -> int:
+        """The room for a step down: margin and two increments, each rounded down as in crosvm."""
+        increment_bytes = self.max_bytes // self.settings.steps
+        return reading.margin_mib + 2 * (increment_bytes >> 20)
 
     def _arm(self, timer: Timer, base_s: float, jitter_s: float) -> ArmTimer:
         return ArmTimer(timer, base_s + jitter_s * self._draw())

@@ -1,6 +1,7 @@
 """One VM's balloon: its size, the targets for its driver, and the reports about it."""
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 from balloon_daemon.events import (
@@ -50,12 +51,15 @@ class BalloonSettings(NamedTuple):
         poll_s: the policy's poll interval, in seconds.
         vmm_pid: its VMM's process; 0: unknown.
         dry_run: never ask the driver for the balloon's size, as that changes the size.
+        charge: charges the seconds that measuring the VM takes to its user; returns whether it may
+            be measured now.
     """
 
     vm_mem_bytes: int | None
     poll_s: float
     vmm_pid: int = 0
     dry_run: bool = False
+    charge: Callable[[float], bool] = lambda _spent_s: True
 
 
 def _ask_nobody(_target_bytes: int) -> None:
@@ -88,7 +92,7 @@ class Balloon:
         self._device = device
         self._publish = publish
         self._report = report
-        self.limits = BalloonLimits(vm, backend, settings.vm_mem_bytes, publish)
+        self.limits = BalloonLimits(vm, backend, settings.vm_mem_bytes, publish, settings.charge)
         ask = _ask_nobody if settings.dry_run else self.set_target
         self._sounding = Sounding(ask, settings.poll_s)
         self._empty = asyncio.Event()

@@ -80,7 +80,7 @@ class Session:
         self.backend = Backend(MemoryTable(inspect_memory), offered, right_kind)
         self.device = DeviceSupervisor(
             self.backend,
-            Jail(shared.identity, partial(shared.forks.ask, peer)),
+            Jail(shared.identity, partial(shared.forks.ask, peer), peer.charge_reports),
             publish,
             vm,
             self._device_changed,
@@ -88,7 +88,11 @@ class Session:
         )
         config = shared.config
         settings = BalloonSettings(
-            config.vm_mem_bytes, config.poll_s, connection.peer_pid(), config.dry_run
+            config.vm_mem_bytes,
+            config.poll_s,
+            connection.peer_pid(),
+            config.dry_run,
+            peer.charge_measuring,
         )
         self._balloon = Balloon(vm, self.backend, self.device, settings, publish, report)
         self._kept = Kept(vm, saver, self._snapshot, connection.close_dropped, publish)

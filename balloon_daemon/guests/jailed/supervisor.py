@@ -36,10 +36,12 @@ class Jail(NamedTuple):
     Attributes:
         identity: the user that a device becomes; None: it keeps its user.
         ask: asks for a device.
+        charge: charges the seconds that reports take to the guest's user (``ReportReader``).
     """
 
     identity: Identity | None
     ask: Ask
+    charge: Callable[[float], float] = lambda _spent_s: 0.0
 
 
 class DeviceSupervisor:
@@ -256,7 +258,13 @@ class DeviceSupervisor:
             self._began_at = asyncio.get_running_loop().time()
         self._reports.begin()
         self._device = RunningDevice(
-            process, self._vm, self._publish, self._reports.take, self._misbehaved, self._ended
+            process,
+            self._vm,
+            self._publish,
+            self._reports.take,
+            self._misbehaved,
+            self._ended,
+            self._jail.charge,
         )
         self._take(Event.FORKED)
         self._notices.forked(process.pid, served, look=look)

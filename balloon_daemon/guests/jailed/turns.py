@@ -66,11 +66,13 @@ class Allowance:
 
     Args:
         share: how many seconds each second adds to the allowance.
+        most_s: how many seconds the user can save up; None: ``SAVED_S``.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, most_s: float | None = None) -> None:
         self.share = share
-        self._saved_s, self._at_s = SAVED_S, 0.0
+        self._most_s = SAVED_S if most_s is None else most_s
+        self._saved_s, self._at_s = self._most_s, 0.0
 
     @property
     def is_low(self) -> bool:
@@ -79,7 +81,7 @@ class Allowance:
 
     def charge(self, spent_s: float, now_s: float) -> float:
         """Deducts the time spent; returns the seconds left, 0 or less where none are."""
-        saved_s = min(self._saved_s + (now_s - self._at_s) * self.share, SAVED_S)
+        saved_s = min(self._saved_s + (now_s - self._at_s) * self.share, self._most_s)
         self._saved_s, self._at_s = max(saved_s - spent_s, -OWED_S), now_s
         return self._saved_s
 
