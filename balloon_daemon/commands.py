@@ -3,16 +3,22 @@
 Whoever asks (the API) needs to know neither the controller nor its guests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.sizing.decision import Ended, Reason, Share
 from balloon_daemon.status import HostStatus, VmStatus
 from balloon_daemon.units import VmId
 
 MOST_HOLD_S = 86_400.0
 """The longest time for which a balloon's size may be set: what somebody forgets ends in a day."""
+
+MOST_WITHIN_S = 600.0
+"""The longest time for which memory that is asked for may be tried to take."""
+
+MOST_WAITING = 16
+"""How many requests may wait for their answers at a time."""
 
 
 class Release(NamedTuple):
@@ -58,6 +64,39 @@ class Resume(NamedTuple):
     vms: tuple[VmId, ...]
 
 
+class Reclaim(NamedTuple):
+    """Take so much memory from guests now, and answer how much came.
+
+    Attributes:
+        vms: from these VMs; none: from any.
+        size_bytes: how much.
+        within_s: how long to try, at most ``MOST_WITHIN_S``.
+        hold_s: for how long nothing of it is given back, at most ``MOST_HOLD_S``. Low memory ends
+            that, and so does a guest in need.
+    """
+
+    vms: tuple[VmId, ...]
+    size_bytes: int
+    within_s: float
+    hold_s: float
+
+
+class Reclaimed(NamedTuple):
+    """What came of a ``Reclaim``.
+
+    Attributes:
+        why: why it has ended.
+        wanted_bytes: how much was wanted.
+        took_s: in how many seconds.
+        shares: what each VM was asked for and gave, or why not.
+    """
+
+    why: Ended
+    wanted_bytes: int
+    took_s: float
+    shares: tuple[Share, ...]
+
+
 class Refusal(Enum):
     """Why something that was asked is not done."""
 
@@ -69,6 +108,8 @@ class Refusal(Enum):
     """The balloon may not be so large."""
     OBJECTION = "objection"
     """The guest must not be asked for more now."""
+    TOO_MANY = "too-many"
+    """As many requests as may wait for their answers wait already."""
     ALL_PAUSED = "all-paused"
     """All VMs are paused together, and one of them alone cannot go on."""
 
@@ -121,6 +162,24 @@ class Desk(Protocol):
 
     def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
         """Does what is asked of the policy, as ``obey``; None: it is done."""
+
+    def want(
+        self, command: Reclaim, uid: int, answer: Callable[[Reclaimed], None]
+    ) -> int | NotDone:
+        """Begins what takes a while.
+
+        Args:
+            command: what is asked.
+            uid: the user who asks.
+            answer: called once it has ended, perhaps before this call returns; it must not raise,
+                nor ask for anything.
+
+        Returns:
+            The number by which it is withdrawn.
+        """
+
+    def withdraw(self, ticket: int) -> None:
+        """Ends what ``want`` has begun, as nobody waits for it; does nothing once it has ended."""
 
 
 class Service(Protocol):

@@ -139,6 +139,20 @@ class SourceStatus(NamedTuple):
     age_s: float | None = None
 
 
+class ReclaimStatus(NamedTuple):
+    """Memory that an operator wants from guests now.
+
+    Attributes:
+        wanted_bytes: how much.
+        came_bytes: how much has come.
+        left_s: for how many seconds more it is tried.
+    """
+
+    wanted_bytes: int
+    came_bytes: int
+    left_s: float
+
+
 class HostStatus(NamedTuple):
     """The host, without its VMs: a reader asks for those one by one, so that nobody else waits for
     the status of a thousand of them.
@@ -151,6 +165,7 @@ class HostStatus(NamedTuple):
         dry_run: whether no VM's balloon is changed (``--dry-run``).
         paused_s: for how many seconds more nothing is taken from any VM, because an operator has
             paused all; None: they are not paused.
+        reclaims: what operators want from guests now.
     """
 
     source: SourceStatus
@@ -159,6 +174,7 @@ class HostStatus(NamedTuple):
     listens: bool = False
     dry_run: bool = False
     paused_s: float | None = None
+    reclaims: tuple[ReclaimStatus, ...] = ()
 
 
 class Undriven(NamedTuple):

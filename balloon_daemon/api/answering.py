@@ -11,7 +11,15 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from balloon_daemon.api.client import Client, Phase
-from balloon_daemon.api.routes import Answer, Parts, Request, Routes, Stream, WholeStatus
+from balloon_daemon.api.routes import (
+    Answer,
+    Parts,
+    Request,
+    Routes,
+    Stream,
+    Waiting,
+    WholeStatus,
+)
 from balloon_daemon.records.recent import Recent
 
 
@@ -32,6 +40,9 @@ class Sends(Protocol):
 
     def send_soon(self, client: Client) -> None:
         """Sends what waits for a client, in the client's turn."""
+
+    def work_soon(self) -> None:
+        """Goes on with the answers that are being made."""
 
     def drop(self, client: Client) -> None:
         """Ends a client's connection."""
@@ -70,6 +81,8 @@ class Answering:
         self._wanting: list[Client] = []
         """The clients that want the status of all VMs and came after that was begun."""
         self._makes_status = False
+        self._tickets: dict[Client, int | None] = {}
+        """The clients that wait for what takes a while, and by which number it is withdrawn."""
 
     @property
     def has_work(self) -> bool:
@@ -87,13 +100,44 @@ class Answering:
                 self._wanting.append(client)
                 if not self._makes_status:
                     self._begin_status()
-            case Parts(parts):
+            case Parts():
                 self._server.wait(client)
-                made: list[bytes] = []
-                done = partial(self._made, made, client)
-                self._jobs.append(_Job(parts, made.append, done, [client]))
+                self._make(client, answer)
+            case Waiting():
+                self._server.wait(client)
+                self._begin(client, answer)
             case Stream():
                 self._stream(client, answer)
+
+    def _make(self, client: Client, parts: Parts) -> None:
+        """Begins to make an answer of parts."""
+        made: list[bytes] = []
+        done = partial(self._made, made, client)
+        self._jobs.append(_Job(parts.parts, made.append, done, [client]))
+
+    def _begin(self, client: Client, waiting: Waiting) -> None:
+        """Begins what takes a while; its client waits, and may go meanwhile (``left``)."""
+        self._tickets[client] = None
+
+        def ended(parts: Parts) -> None:
+            # The controller is in the middle of a step: nothing is made or sent now.
+            if client in self._tickets:
+                del self._tickets[client]
+                self._make(client, parts)
+                self._server.work_soon()
+
+        ticket = self._routes.begin(waiting, ended)
+        if isinstance(ticket, Answer):
+            del self._tickets[client]
+            self.finish(client, ticket)
+        elif client in self._tickets:
+            self._tickets[client] = ticket
+
+    def left(self, client: Client) -> None:
+        """Notes that a client's connection has ended: what it waits for is withdrawn."""
+        ticket = self._tickets.pop(client, None)
+        if ticket is not None:
+            self._routes.withdraw(ticket)
 
     def _made(self, made: list[bytes], client: Client) -> None:
         if self._server.serves(client):

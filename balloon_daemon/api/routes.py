@@ -4,18 +4,30 @@ Pure. ``openapi.yaml`` describes requests and answers; a test holds the two toge
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, assert_never
 from urllib.parse import parse_qsl, unquote
 
-from balloon_daemon.api.shown import as_json, host_shown, seconds, undriven_shown, vm_shown
+from balloon_daemon.api.bodies import RefusedError as RefusedError
+from balloon_daemon.api.bodies import size_of, time_of
+from balloon_daemon.api.shown import (
+    as_json,
+    host_shown,
+    reclaimed_parts,
+    seconds,
+    undriven_shown,
+    vm_shown,
+)
 from balloon_daemon.commands import (
-    MOST_HOLD_S,
+    MOST_WAITING,
+    MOST_WITHIN_S,
     Desk,
     Done,
     NotDone,
     Pause,
+    Reclaim,
+    Reclaimed,
     Refusal,
     Release,
     Resume,
@@ -23,13 +35,13 @@ from balloon_daemon.commands import (
 )
 from balloon_daemon.errors import printable
 from balloon_daemon.status import Undriven
-from balloon_daemon.units import MOST_MEMORY_BYTES, VmId, format_size
+from balloon_daemon.units import VmId, format_size
 
 MAX_BODY_BYTES = 4096
 """The longest body of a request; the longest that means something has some 60 bytes."""
 
-HOLD_S = 600.0
-"""For how long a balloon's size is set where nobody says how long."""
+WITHIN_S = 30.0
+"""How long memory is tried to take where nobody says how long."""
 
 MOST_NAMED = 64
 """How many VMs a request may name: each is looked for among all VMs."""
@@ -110,6 +122,18 @@ class Parts(NamedTuple):
     parts: Iterator[bytes]
 
 
+class Waiting(NamedTuple):
+    """The answer is made once a command has ended (``Routes.begin``), which takes a while.
+
+    Attributes:
+        command: what is asked.
+        uid: the client's user.
+    """
+
+    command: Reclaim
+    uid: int
+
+
 class Stream(NamedTuple):
     """The answer is the last events, a line of JSON for each.
 
@@ -135,21 +159,6 @@ class RecentEvents(Protocol):
         """The VMs that are not driven, or the one of that name."""
 
 
-class RefusedError(Exception):
-    """A request is refused.
-
-    Args:
-        status: the status code.
-        sentence: what is wrong, and the remedy.
-        allow: the methods that the path has; "" where that is not the question.
-    """
-
-    def __init__(self, status: int, sentence: str, allow: str = "") -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.allow = allow
-
-
 def refusal(status: int, sentence: str, allow: str = "") -> Answer:
     """The answer to a request that is refused: the sentence, as JSON."""
     return Answer(status, as_json({"error": sentence}) + b"\n", allow)
@@ -167,12 +176,37 @@ class Routes:
         self._desk = desk
         self._recent = recent
 
-    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
+    def answer(self, request: Request) -> Answer | WholeStatus | Parts | Waiting | Stream:
         """Answers a request; every mistake of the client's has a status and a sentence."""
         try:
             return self._answer(request)
         except RefusedError as err:
             return refusal(err.status, str(err), err.allow)
+
+    def begin(self, waiting: Waiting, done: Callable[[Parts], None]) -> int | Answer:
+        """Begins what takes a while.
+
+        Args:
+            waiting: what is asked.
+            done: gets the answer, perhaps before this call returns.
+
+        Returns:
+            The number by which it is withdrawn, or an answer that refuses it.
+        """
+
+        def ended(reclaimed: Reclaimed) -> None:
+            dry_run = self._desk.host_status().dry_run
+            done(Parts(reclaimed_parts(reclaimed, dry_run=dry_run)))
+
+        ticket = self._desk.want(waiting.command, waiting.uid, ended)
+        if not isinstance(ticket, NotDone):
+            return ticket
+        err = _not_done(None, ticket)
+        return refusal(err.status, str(err))
+
+    def withdraw(self, ticket: int) -> None:
+        """Ends what ``begin`` has begun, as its client has gone."""
+        self._desk.withdraw(ticket)
 
     def status_parts(self) -> Iterator[bytes]:
         """The parts of ``GET /v1/status``, each of which is made when it is asked for."""
@@ -190,7 +224,7 @@ class Routes:
             comma = b","
         yield b"]}\n"
 
-    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Stream:
+    def _answer(self, request: Request) -> Answer | WholeStatus | Parts | Waiting | Stream:
         if request.rights < Rights.READ:
             raise RefusedError(
                 403,
@@ -218,10 +252,13 @@ class Routes:
             case ["", "v1", "pause"]:
                 _expect(request, "POST", asked)
                 body = _body(request, "vms", "for_s")
-                return self._steer(request, Pause(self._listed(body), _time(body, "for_s")))
+                return self._steer(request, Pause(self._listed(body), time_of(body, "for_s")))
             case ["", "v1", "resume"]:
                 _expect(request, "POST", asked)
                 return self._steer(request, Resume(self._listed(_body(request, "vms"))))
+            case ["", "v1", "reclaim"]:
+                _expect(request, "POST", asked)
+                return self._reclaim(request)
             case _:
                 raise RefusedError(
                     404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
@@ -246,7 +283,7 @@ class Routes:
 
     def _set(self, request: Request, name: str) -> Answer:
         body = _body(request, "size_bytes", "for_s")
-        size, for_s = _size(body), _time(body, "for_s")
+        size, for_s = size_of(body), time_of(body, "for_s")
         vm = self._vm_named(name)
         done = self._desk.obey(SetBalloon(vm, size, for_s), request.uid)
         if isinstance(done, NotDone):
@@ -288,6 +325,13 @@ class Routes:
         paused_s = self._desk.host_status().paused_s
         return Answer(200, as_json({"paused_s": seconds(paused_s), "vms": vms}) + b"\n")
 
+    def _reclaim(self, request: Request) -> Waiting:
+        body = _body(request, "size_bytes", "vms", "within_s", "hold_s")
+        within_s = time_of(body, "within_s", WITHIN_S, MOST_WITHIN_S)
+        size_bytes, hold_s = size_of(body), time_of(body, "hold_s")
+        command = Reclaim(self._listed(body), size_bytes, within_s, hold_s)
+        return Waiting(command, request.uid)
+
     def _listed(self, body: Mapping[str, Any]) -> tuple[VmId, ...]:
         """The VMs that a body names; none where it names none."""
         names = body.get("vms", [])
@@ -325,26 +369,13 @@ def _not_done(vm: VmId | None, not_done: NotDone) -> RefusedError:
             objection = not_done.objection
             why = "unknown" if objection is None else objection.value
             return RefusedError(409, f"{name} must not be asked for more now: {why}")
+        case Refusal.TOO_MANY:
+            sentence = f"{MOST_WAITING} requests wait for memory already; ask again later"
+            return RefusedError(503, sentence)
         case Refusal.ALL_PAUSED:
             return RefusedError(409, "all VMs are paused; resume all of them, naming none")
         case _:
             assert_never(not_done.why)
-
-
-def _size(body: Mapping[str, Any]) -> int:
-    """The size that a body has."""
-    size = body.get("size_bytes")
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MOST_MEMORY_BYTES:
-        raise RefusedError(400, "size_bytes must be a whole number of bytes, 0 or more")
-    return size
-
-
-def _time(body: Mapping[str, Any], key: str, default_s: float = HOLD_S) -> float:
-    """The time that a body has there."""
-    time_s = body.get(key, default_s)
-    if type(time_s) not in (int, float) or not 1 <= time_s <= MOST_HOLD_S:
-        raise RefusedError(400, f"{key} must be from 1 to {MOST_HOLD_S:.0f} seconds")
-    return float(time_s)
 
 
 def _body(request: Request, *known: str) -> dict[str, Any]:

@@ -205,6 +205,10 @@ class Server:
         self._ready.append(client.sock.fileno())
         self._turn_soon()
 
+    def work_soon(self) -> None:
+        """Goes on with the answers that are being made."""
+        self._turn_soon()
+
     def send(self, client: Client) -> None:
         """Sends what the kernel takes now, and waits for the rest to be taken."""
         try:
@@ -260,6 +264,7 @@ class Server:
             return
         self._epoll.unregister(client.sock)
         del self._clients[client.sock.fileno()]
+        self._answering.left(client)
         # Root, and this process's user, may hold this process up by a close as by much else.
         if hang_up(client.sock) or client.rights is Rights.CHANGE:
             client.sock.close()

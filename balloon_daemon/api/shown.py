@@ -4,7 +4,9 @@
 """
 
 import json
+from collections.abc import Iterator
 
+from balloon_daemon.commands import Reclaimed
 from balloon_daemon.events import Decided
 from balloon_daemon.records.words import worded
 from balloon_daemon.sizing.decision import NeverLow, Reading
@@ -43,6 +45,9 @@ def host_shown(status: HostStatus) -> Shown:
         "listens": status.listens,
         "dry_run": status.dry_run,
         "paused_s": seconds(status.paused_s),
+        "reclaims": [
+            {**reclaim._asdict(), "left_s": seconds(reclaim.left_s)} for reclaim in status.reclaims
+        ],
     }
 
 
@@ -74,6 +79,25 @@ def vm_shown(status: VmStatus) -> Shown:
         "vmm_pid": status.vmm_pid,
         "paused_s": seconds(status.paused_s),
     }
+
+
+def reclaimed_parts(reclaimed: Reclaimed, *, dry_run: bool) -> Iterator[bytes]:
+    """What came of a reclaim, as JSON in parts: one for each VM."""
+    head = {
+        "why": reclaimed.why.value,
+        "wanted_bytes": reclaimed.wanted_bytes,
+        "came_bytes": sum(share.came_bytes for share in reclaimed.shares),
+        "took_s": seconds(reclaimed.took_s),
+        "dry_run": dry_run,
+    }
+    yield as_json(head)[:-1] + b',"vms":['
+    comma = b""
+    for share in reclaimed.shares:
+        objection = None if share.objection is None else share.objection.value
+        shown = {**share._asdict(), "vm": share.vm.name, "objection": objection}
+        yield comma + as_json(shown)
+        comma = b","
+    yield b"]}\n"
 
 
 def undriven_shown(vm: Undriven) -> Shown:

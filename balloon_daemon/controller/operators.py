@@ -4,11 +4,16 @@ Runs in the controller.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import count
+from typing import assert_never
 
 from balloon_daemon.commands import (
+    MOST_WAITING,
     Done,
     NotDone,
     Pause,
+    Reclaim,
+    Reclaimed,
     Refusal,
     Release,
     Resume,
@@ -16,9 +21,25 @@ from balloon_daemon.commands import (
 )
 from balloon_daemon.controller.asking import checked
 from balloon_daemon.controller.vm import Vm
-from balloon_daemon.events import Publish, SizeAsked, TakingPaused, TakingResumed
-from balloon_daemon.sizing.decision import Reason
-from balloon_daemon.sizing.host_events import Event, HostStep, Paused, Resumed
+from balloon_daemon.events import (
+    Publish,
+    ReclaimBegan,
+    ReclaimEnded,
+    SizeAsked,
+    TakingPaused,
+    TakingResumed,
+)
+from balloon_daemon.sizing.decision import Ended, Reason
+from balloon_daemon.sizing.host_events import (
+    Event,
+    HostStep,
+    Paused,
+    PauseOver,
+    ReclaimOver,
+    Resumed,
+    Wanted,
+    Withdrawn,
+)
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.units import VmId
 
@@ -50,6 +71,8 @@ class Operators:
         self._step = step
         self._publish = publish
         self._clock = clock
+        self._tickets = count(1)
+        self._waiting: dict[int, tuple[int, Callable[[Reclaimed], None]]] = {}
 
     def obey(self, command: Release | SetBalloon, uid: int) -> Done | NotDone:
         """Does what an operator asks of a VM's balloon."""
@@ -75,7 +98,7 @@ class Operators:
             for vm in command.vms or (None,):
                 self._publish(TakingPaused(vm, uid, command.for_s))
             return None
-        pauses = self._policy.pauses
+        pauses = self._policy.steering.pauses
         if command.vms and pauses.left_s(None, self._clock()) is not None:
             return NotDone(Refusal.ALL_PAUSED)
         ended = [vm for vm in pauses.vms if not command.vms or vm in command.vms]
@@ -84,7 +107,40 @@ class Operators:
             self._publish(TakingResumed(vm, uid))
         return None
 
+    def want(
+        self, command: Reclaim, uid: int, answer: Callable[[Reclaimed], None]
+    ) -> int | NotDone:
+        """Begins to take memory from guests; returns the number by which that is withdrawn."""
+        if self._policy.halted:
+            return NotDone(Refusal.ENDING)
+        if not all(map(self._policy.governs, command.vms)):
+            return NotDone(Refusal.NO_SIZE)
+        if len(self._waiting) >= MOST_WAITING:
+            return NotDone(Refusal.TOO_MANY)
+        ticket = next(self._tickets)
+        self._waiting[ticket] = (uid, answer)
+        names = ", ".join(vm.name for vm in command.vms)
+        self._publish(ReclaimBegan(uid, command.size_bytes, names, command.within_s))
+        self._step(Wanted(ticket, *command))
+        return ticket
+
+    def withdraw(self, ticket: int) -> None:
+        """Ends what ``want`` has begun, as nobody waits for it; does nothing once it has ended."""
+        if ticket in self._waiting:
+            self._step(Withdrawn(ticket))
+
     def performed(self, step: HostStep) -> None:
-        """Publishes what is over."""
+        """Publishes what is over, and answers who waits for it."""
         for over in step.over:
-            self._publish(TakingResumed(over.vm, None))
+            match over:
+                case PauseOver(vm):
+                    self._publish(TakingResumed(vm, None))
+                case ReclaimOver(wanted, why, took_s, shares):
+                    uid, answer = self._waiting.pop(wanted.ticket)
+                    came_bytes = sum(share.came_bytes for share in shares)
+                    size_bytes = wanted.size_bytes
+                    self._publish(ReclaimEnded(uid, size_bytes, came_bytes, took_s, why))
+                    if why is not Ended.WITHDRAWN:
+                        answer(Reclaimed(why, size_bytes, took_s, shares))
+                case _:
+                    assert_never(over)

@@ -5,7 +5,14 @@ from balloon_daemon.controller.vm import Vm
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.decision import Decision, Reading
 from balloon_daemon.sizing.host_policy import HostPolicy
-from balloon_daemon.status import HostStatus, LastDecision, PolicyStatus, SourceStatus, VmStatus
+from balloon_daemon.status import (
+    HostStatus,
+    LastDecision,
+    PolicyStatus,
+    ReclaimStatus,
+    SourceStatus,
+    VmStatus,
+)
 from balloon_daemon.units import MIB, VmId
 
 FRESH_S = 1.0
@@ -33,7 +40,11 @@ def host_status(
         None if last is None else LastDecision(*last[:2], now_s - last[2]),
         _left_s(wake_at_s, now_s),
         watch.listens,
-        paused_s=policy.pauses.left_s(None, now_s),
+        paused_s=policy.steering.pauses.left_s(None, now_s),
+        reclaims=tuple(
+            ReclaimStatus(wanted.size_bytes, came_bytes, max(0.0, until_s - now_s))
+            for wanted, came_bytes, until_s in policy.steering.reclaims.going_on()
+        ),
     )
 
 
@@ -65,7 +76,7 @@ def vm_status(
         vm.kind,
         last_decision(vm_id, vm, now_s),
         vm.vmm_pid,
-        policy.pauses.left_s(vm_id, now_s),
+        policy.steering.pauses.left_s(vm_id, now_s),
     )
 
 

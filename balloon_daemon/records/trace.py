@@ -49,6 +49,8 @@ from balloon_daemon.sizing.host_events import (
     Resumed,
     Sampled,
     Seen,
+    Wanted,
+    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.need import Figures
@@ -191,6 +193,11 @@ def _encoded(event: Recorded) -> dict[str, object]:
             return {"event": "paused", "vms": [vm.number for vm in vms], "for_s": for_s}
         case Resumed(vms):
             return {"event": "resumed", "vms": [vm.number for vm in vms]}
+        case Wanted():
+            listed = [vm.number for vm in event.vms]
+            return {"event": "wanted", **event._asdict(), "vms": listed}
+        case Withdrawn(ticket):
+            return {"event": "withdrawn", "ticket": ticket}
         case _:
             return _encoded_of_vm(event)
 
@@ -320,6 +327,16 @@ class Decoder:
                 )
             case "resumed":
                 return Resumed(content.take("vms", self._listed))
+            case "wanted":
+                return Wanted(
+                    content.take("ticket", parsed_integer),
+                    content.take("vms", self._listed),
+                    content.take("size_bytes", parsed_integer),
+                    content.take("within_s", parsed_number),
+                    content.take("hold_s", parsed_number),
+                )
+            case "withdrawn":
+                return Withdrawn(content.take("ticket", parsed_integer))
         number = content.take("vm", parsed_integer)
         if word in ("added", "restored"):
             self._vms[number] = VmId(number, content.take("name", parsed_text))

@@ -6,6 +6,8 @@ Pure: values only. ``balloon_policy`` makes them, the controller publishes them.
 from enum import Enum
 from typing import NamedTuple
 
+from balloon_daemon.units import VmId
+
 
 class Reading(NamedTuple):
     """The reading of a low-memory source at one moment, in MiB.
@@ -60,6 +62,8 @@ class Reason(Enum):
     LIMITS_CHANGED = "limits-changed"
     ASKED = "asked"
     PAUSED = "paused"
+    RECLAIMED = "reclaimed"
+    WITHDRAWN = "withdrawn"
 
 
 class Sign(Enum):
@@ -154,6 +158,39 @@ class Balance(NamedTuple):
 
 Finding = InNeed | Stalled | Contested | Balance
 """What was noticed about one VM."""
+
+
+class Ended(Enum):
+    """Why a reclaim has ended; the value is the word for a log line or an answer."""
+
+    COMPLETE = "complete"
+    """All has come."""
+    TIME = "time"
+    """Its time was over."""
+    NOBODY = "nobody"
+    """Nobody can give more."""
+    WITHDRAWN = "withdrawn"
+    """Who had asked has gone."""
+    HALTED = "halted"
+    """balloond ends."""
+
+
+class Share(NamedTuple):
+    """A VM's share of a reclaim.
+
+    Attributes:
+        vm: the VM.
+        asked_bytes: how much it was asked for.
+        came_bytes: how much of it is in its balloon, as its driver reports.
+        objection: why it was asked for no more at last; None: nothing was against it.
+        gone: whether the VM has gone meanwhile, with all of its memory.
+    """
+
+    vm: VmId
+    asked_bytes: int
+    came_bytes: int
+    objection: Reason | None = None
+    gone: bool = False
 
 
 class Decision(NamedTuple):

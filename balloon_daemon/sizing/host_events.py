@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from balloon_daemon.fact import fact
 from balloon_daemon.sizing.balloon_policy import PolicyState
-from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading
+from balloon_daemon.sizing.decision import Decision, Ended, Finding, NeverLow, Reading, Share
 from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.units import VmId
@@ -144,6 +144,32 @@ class Resumed(NamedTuple):
     vms: tuple[VmId, ...]
 
 
+@fact
+class Wanted(NamedTuple):
+    """An operator wants memory from guests now, and waits for the answer.
+
+    Attributes:
+        ticket: the number by which it is withdrawn and answered.
+        vms: from these VMs; none: from any.
+        size_bytes: how much.
+        within_s: how long to try.
+        hold_s: for how long nothing of it is given back, unless memory is low before.
+    """
+
+    ticket: int
+    vms: tuple[VmId, ...]
+    size_bytes: int
+    within_s: float
+    hold_s: float
+
+
+@fact
+class Withdrawn(NamedTuple):
+    """Nobody waits for an answer any more."""
+
+    ticket: int
+
+
 # A dataclass, because a named tuple without fields is false and equals every other empty tuple.
 @dataclass(frozen=True, slots=True)
 class Halted:
@@ -152,10 +178,10 @@ class Halted:
 
 Reported = Moved | Sampled | Ran | Measured
 
-Steering = Paused | Resumed
+Steered = Paused | Resumed | Wanted | Withdrawn
 """What operators ask of the policy for more than one VM, or for a time."""
 
-Event = Added | Restored | Resized | Removed | Looked | Woke | Reported | Asked | Steering | Halted
+Event = Added | Restored | Resized | Removed | Looked | Woke | Reported | Asked | Steered | Halted
 
 
 class Target(NamedTuple):
@@ -197,6 +223,26 @@ class PauseOver(NamedTuple):
     vm: VmId | None
 
 
+class ReclaimOver(NamedTuple):
+    """A reclaim has ended.
+
+    Attributes:
+        wanted: what was wanted.
+        why: why it has ended.
+        took_s: how long it took.
+        shares: what VMs were asked for, and why not.
+    """
+
+    wanted: Wanted
+    why: Ended
+    took_s: float
+    shares: tuple[Share, ...]
+
+
+Over = PauseOver | ReclaimOver
+"""Something that an operator had asked for, and that is over."""
+
+
 class Watch(NamedTuple):
     """Read a VM's figures so often from now on."""
 
@@ -225,5 +271,5 @@ class HostStep(NamedTuple):
     listen: bool
     findings: tuple[VmFinding, ...] = ()
     watches: tuple[Watch, ...] = ()
-    over: tuple[PauseOver, ...] = ()
+    over: tuple[Over, ...] = ()
     stuck: tuple[VmId, ...] = ()

@@ -21,7 +21,8 @@ Theory of operation
     ``Moved`` …   a careful VM's guest reports: ``protection`` may give its memory back, or ask it
                   for no more
     ``Asked``     an operator asks for a balloon's size: it becomes the target, to the byte
-    ``Paused`` …  an operator wants nothing more to be taken for a time (``pauses``)
+    ``Paused`` …  an operator wants nothing more to be taken for a time (``steering``)
+    ``Wanted`` …  an operator wants memory now, and waits for the answer (``steering``)
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -67,13 +68,15 @@ from balloon_daemon.sizing.host_events import (
     Resumed,
     Sampled,
     Seen,
+    Wanted,
+    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.outcome import Outcome
-from balloon_daemon.sizing.pauses import Pauses
 from balloon_daemon.sizing.priorities import Priorities
 from balloon_daemon.sizing.protection import Protection
 from balloon_daemon.sizing.row import Row
+from balloon_daemon.sizing.steering import Steering
 from balloon_daemon.units import PAGE_SIZE, VmId
 
 MOST_AT_ONCE = 8
@@ -109,8 +112,8 @@ class HostPolicy:
         self._priorities = Priorities(self._rows)
         self._protection = Protection()
         self._deadlines = Deadlines(self._rows)
-        self.pauses = Pauses(self._rows)
-        """The pauses, for reading."""
+        self.steering = Steering(self._rows, self._protection, settings.recheck_s, self._objection)
+        """What operators have asked for, for reading."""
         self._look_at_s: float | None = None
         self._halted = False
 
@@ -136,7 +139,7 @@ class HostPolicy:
                 self._priorities.remove(self._row(vm))
                 del self._rows[vm]
                 self._protection.remove(vm)
-                self.pauses.remove(vm)
+                self.steering.remove(vm)
                 self._listening.pop(vm, None)
             case Looked(seen):
                 self._protection.saw(seen, outcome)
@@ -149,23 +152,21 @@ class HostPolicy:
                 if not self._halted:
                     self._protection.take(event, row, outcome)
             case Asked():
+                row = self._row(event.vm)
                 if not self._halted:
-                    self._protection.ask(event, self._row(event.vm), outcome)
-            case Paused(vms):
-                rows = {vm: self._row(vm) for vm in vms} if vms else self._rows
-                if not self._halted:
-                    self.pauses.begin(event, rows, outcome)
-            case Resumed():
-                self.pauses.end(event)
+                    size_bytes, hold_s, why = event.balloon_bytes, event.hold_s, Reason.ASKED
+                    self._protection.settle(event.vm, row, size_bytes, why, hold_s, outcome)
+            case Paused() | Resumed() | Wanted() | Withdrawn():
+                self.steering.take(event, outcome, halted=self._halted)
             case Halted():
                 self._halted = True
-                self.pauses.clear()
+                self.steering.halt(outcome)
                 self._listening.clear()
                 self._deadlines.clear()
                 self._look_at_s = None
             case _:
                 assert_never(event)
-        self.pauses.pass_time(outcome)
+        self.steering.pass_time(outcome)
         return outcome.step(self._wake_at_s(), listen=bool(self._listening))
 
     def note_actual(self, vm: VmId, actual_bytes: int) -> None:
@@ -284,17 +285,20 @@ class HostPolicy:
         rows = listening.items()
         lowest = outcome.lowest_that_can_give
         for vm, row in rows if lowest is None else sorted(rows, key=_priority_of):
-            held = self.pauses.objection(vm)
-            if held is None and row.guard is not None:
-                held = self._protection.objection(vm, row, row.guard, outcome)
-            if held is None:
-                held = self._against_more(vm, row.policy.level)
+            held = self._objection(vm, row, outcome)
             if held is None and lowest is not None and row.priority > lowest:
                 held = Reason.LOWER_FIRST
             row.policy.held = held
             outcome.take(vm, row, row.policy.step(LowMemory(seen), outcome.now_s))
             if row.guard is None and held is not Reason.PAUSED:
                 outcome.tell_again_if_stopped(vm, row)
+
+    def _objection(self, vm: VmId, row: Row, outcome: Outcome) -> Reason | None:
+        """Why a VM must not be asked for more now; None: it may be asked."""
+        held = self.steering.pauses.objection(vm)
+        if held is None and row.guard is not None:
+            held = self._protection.objection(vm, row, row.guard, outcome)
+        return self._against_more(vm, row.policy.level) if held is None else held
 
     def _wake(self, seen: Seen, outcome: Outcome) -> None:
         now_s = outcome.now_s
@@ -329,7 +333,7 @@ class HostPolicy:
                 outcome.take(vm, row, self._priorities.release(row, seen, now_s))
 
     def _wake_at_s(self) -> float | None:
-        at_s = min(self._deadlines.earliest_s(), self.pauses.next_s)
+        at_s = min(self._deadlines.earliest_s(), self.steering.next_s)
         if self._look_at_s is not None:
             at_s = min(at_s, self._look_at_s)
         return None if at_s == math.inf else at_s

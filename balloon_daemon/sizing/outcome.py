@@ -7,7 +7,7 @@ from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Finding, Reason
 from balloon_daemon.sizing.host_events import (
     HostStep,
-    PauseOver,
+    Over,
     Target,
     VmDecision,
     VmFinding,
@@ -49,7 +49,7 @@ class Outcome:
         self._decisions: list[VmDecision] = []
         self._findings: list[VmFinding] = []
         self._watches: list[Watch] = []
-        self._over: list[PauseOver] = []
+        self._over: list[Over] = []
         self._stuck: list[VmId] = []
 
     @cached_property
@@ -158,7 +158,7 @@ class Outcome:
         """Asks a VM for its figures so often."""
         self._watches.append(Watch(vm, every_s))
 
-    def note(self, over: PauseOver) -> None:
+    def note(self, over: Over) -> None:
         """Notes that something that an operator had asked for is over."""
         self._over.append(over)
 

@@ -28,6 +28,7 @@ HOST: dict[str, Any] = {
     "listens": True,
     "dry_run": False,
     "paused_s": None,
+    "reclaims": [],
 }
 PROTECTION: dict[str, Any] = {
     "objection": None,

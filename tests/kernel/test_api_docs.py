@@ -57,7 +57,7 @@ def test_every_example_of_the_page_is_answered(
             curl.stdout.read()
         assert curl.returncode == (-9 if follows else 0), example
 
-    status, explanation, first, last, one, everyone, told, *pausing = map(json.loads, answers)
+    status, explanation, first, last, one, everyone, told, *more = map(json.loads, answers)
     check("Status")(status)
     assert [vm["name"] for vm in status["vms"]] == ["web"]
     check("Explanation")(explanation)
@@ -72,8 +72,11 @@ def test_every_example_of_the_page_is_answered(
         "target_bytes": 64 * MIB,
         "dry_run": False,
     }
-    paused, resumed = pausing
-    for pauses in pausing:
+    paused, resumed, reclaimed = more
+    for pauses in (paused, resumed):
         check("Pauses")(pauses)
     assert paused["vms"] == [{"vm": "web", "paused_s": 600.0}]
     assert resumed == {"paused_s": None, "vms": []}
+    check("Reclaimed")(reclaimed)
+    assert reclaimed["why"] == "nobody"
+    assert [vm["vm"] for vm in reclaimed["vms"]] == ["web"]

@@ -24,9 +24,19 @@ from balloon_daemon.api.client import MAX_HEAD_BYTES, MOST_WAITING_BYTES, Client
 from balloon_daemon.api.routes import MAX_BODY_BYTES, Rights
 from balloon_daemon.api.server import MOST, MOST_MISUSES, MOST_READERS, Server
 from balloon_daemon.api.socket_file import ApiSocket
-from balloon_daemon.commands import Done, NotDone, Pause, Release, Resume, SetBalloon
+from balloon_daemon.commands import (
+    Done,
+    NotDone,
+    Pause,
+    Reclaim,
+    Reclaimed,
+    Release,
+    Resume,
+    SetBalloon,
+)
 from balloon_daemon.events import ApiMisused, CallbackFailed, Event, TargetReached
 from balloon_daemon.records.recent import Recent
+from balloon_daemon.sizing.decision import Ended, Share
 from balloon_daemon.status import HostStatus, SourceStatus, VmStatus
 from balloon_daemon.units import MIB, VmId
 from tests.harness.api_schemas import check
@@ -53,6 +63,9 @@ class Desk:
         self.asked = 0
         self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
+        self.wanted: dict[int, tuple[Reclaim, int, Callable[[Reclaimed], None]]] = {}
+        self.withdrawn: list[int] = []
+        self.at_once: Reclaimed | None = None
         self.fails = False
 
     def host_status(self) -> HostStatus:
@@ -74,6 +87,19 @@ class Desk:
     def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
         self.obeyed.append((command, uid))
         return self.answer if isinstance(self.answer, NotDone) else None
+
+    def want(
+        self, command: Reclaim, uid: int, answer: Callable[[Reclaimed], None]
+    ) -> int | NotDone:
+        if isinstance(self.answer, NotDone):
+            return self.answer
+        self.wanted[len(self.wanted) + 1] = (command, uid, answer)
+        if self.at_once is not None:
+            answer(self.at_once)
+        return len(self.wanted)
+
+    def withdraw(self, ticket: int) -> None:
+        self.withdrawn.append(ticket)
 
 
 class World:
@@ -568,3 +594,63 @@ def test_client_that_hangs_up_while_its_answer_is_made_is_let_go(play: Play) -> 
 def test_bounds_are_what_the_documents_say() -> None:
     assert (api_client.MAX_HEAD_BYTES, MAX_BODY_BYTES) == (8192, 4096)
     assert (api_server.ASK_WITHIN_S, api_server.TAKE_WITHIN_S) == (10, 10)
+
+
+RECLAIM = b'POST /v1/reclaim HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n{"size_bytes":1}'
+
+
+def test_client_that_waits_keeps_nobody_waiting_and_gets_its_answer(play: Play) -> None:
+    async def scene(world: World) -> None:
+        asking = asyncio.create_task(world.ask(RECLAIM))
+        await world.until(lambda: bool(world.desk.wanted))
+        status, _ = await world.ask()
+        assert status == 200
+        assert not asking.done()
+        _, _, answer = world.desk.wanted[1]
+        answer(Reclaimed(Ended.COMPLETE, 1, 0.5, (Share(VM, 1, 1),)))
+        status, told = await asking
+        assert status == 200
+        check("Reclaimed")(told)
+        assert told["came_bytes"] == 1
+        assert world.desk.withdrawn == []
+
+    play(scene)
+
+
+def test_client_that_goes_away_withdraws_what_it_waits_for(play: Play) -> None:
+    async def scene(world: World) -> None:
+        sock = await world.connect()
+        await asyncio.get_running_loop().sock_sendall(sock, RECLAIM)
+        await world.until(lambda: bool(world.desk.wanted))
+        sock.close()
+        await world.until(lambda: world.desk.withdrawn == [1])
+        # An answer that comes all the same is nobody's.
+        _, _, answer = world.desk.wanted[1]
+        answer(Reclaimed(Ended.COMPLETE, 1, 0.5, ()))
+        assert (await world.ask())[0] == 200
+
+    play(scene)
+
+
+def test_answer_that_is_there_at_once_is_sent(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.desk.at_once = Reclaimed(Ended.NOBODY, 1, 0.0, ())
+        status, told = await world.ask(RECLAIM)
+        assert (status, told["why"]) == (200, "nobody")
+        assert world.desk.withdrawn == []
+
+    play(scene)
+
+
+def test_server_that_ends_withdraws_what_is_waited_for(play: Play) -> None:
+    worlds: list[World] = []
+    with contextlib.ExitStack() as stack:
+
+        async def scene(world: World) -> None:
+            worlds.append(world)
+            sock = stack.enter_context(await world.connect())
+            await asyncio.get_running_loop().sock_sendall(sock, RECLAIM)
+            await world.until(lambda: bool(world.desk.wanted))
+
+        play(scene)
+    assert worlds[0].desk.withdrawn == [1]

@@ -41,6 +41,8 @@ from balloon_daemon.sizing.host_events import (
     Resumed,
     Sampled,
     Seen,
+    Wanted,
+    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.host_policy import HostPolicy
@@ -82,6 +84,8 @@ events = st.one_of(
     st.builds(Removed, st.just(VM)),
     st.builds(Paused, vms, times),
     st.builds(Resumed, vms),
+    st.builds(Wanted, counts, vms, counts, times, times),
+    st.builds(Withdrawn, counts),
 )
 entries = st.builds(
     Entry,

@@ -1,7 +1,7 @@
 """What each request of the API is answered, as values; and that openapi.yaml says the same."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,16 +13,29 @@ from balloon_daemon.api.routes import (
     Rights,
     Routes,
     Stream,
+    Waiting,
     WholeStatus,
 )
-from balloon_daemon.commands import Done, NotDone, Pause, Refusal, Release, Resume, SetBalloon
+from balloon_daemon.commands import (
+    Done,
+    NotDone,
+    Pause,
+    Reclaim,
+    Reclaimed,
+    Refusal,
+    Release,
+    Resume,
+    SetBalloon,
+)
 from balloon_daemon.guests.seam import Ability, GuestState, Stats, Stuck
 from balloon_daemon.sizing.decision import (
     Decision,
+    Ended,
     NeverLow,
     PolicyStatistics,
     Reading,
     Reason,
+    Share,
     Sign,
 )
 from balloon_daemon.sizing.vm_settings import VmSettings
@@ -74,6 +87,8 @@ class Desk:
         self.gone: list[VmId] = []
         self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
+        self.wanted: dict[int, tuple[Reclaim, int, Callable[[Reclaimed], None]]] = {}
+        self.withdrawn: list[int] = []
         self.seen: Reading | NeverLow | None = LOW
 
     def host_status(self) -> HostStatus:
@@ -92,6 +107,17 @@ class Desk:
     def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
         self.obeyed.append((command, uid))
         return self.answer if isinstance(self.answer, NotDone) else None
+
+    def want(
+        self, command: Reclaim, uid: int, answer: Callable[[Reclaimed], None]
+    ) -> int | NotDone:
+        if isinstance(self.answer, NotDone):
+            return self.answer
+        self.wanted[len(self.wanted) + 1] = (command, uid, answer)
+        return len(self.wanted)
+
+    def withdraw(self, ticket: int) -> None:
+        self.withdrawn.append(ticket)
 
 
 class Events:
@@ -146,6 +172,7 @@ def test_status_has_the_host_each_vm_and_those_that_are_not_driven(routes: Route
         "listens": True,
         "dry_run": False,
         "paused_s": None,
+        "reclaims": [],
     }
     web = status["vms"][0]
     assert web["last_decision"]["age_s"] == 1.235
@@ -441,3 +468,77 @@ def test_vm_of_a_host_that_is_paused_does_not_resume_alone(routes: Routes, desk:
     assert isinstance(answer, Answer)
     assert answer.status == 409
     assert b"resume all of them" in answer.body
+
+
+def test_reclaim_waits_for_its_answer(routes: Routes, desk: Desk) -> None:
+    body = {"size_bytes": 64 * MIB, "vms": ["web"], "within_s": 5, "hold_s": 60}
+    waiting = routes.answer(post("/v1/reclaim", body))
+    assert waiting == Waiting(Reclaim((WEB,), 64 * MIB, 5.0, 60.0), 7)
+    assert isinstance(waiting, Waiting)
+    answers: list[Parts] = []
+    assert routes.begin(waiting, answers.append) == 1
+    command, uid, answer = desk.wanted[1]
+    assert (command, uid) == (waiting.command, 7)
+    shares = (
+        Share(WEB, 64 * MIB, 32 * MIB, Reason.IN_NEED),
+        Share(DB, 8 * MIB, 0, None, gone=True),
+    )
+    answer(Reclaimed(Ended.TIME, 64 * MIB, 5.00004, shares))
+    (parts,) = answers
+    told = json.loads(b"".join(parts.parts))
+    check("Reclaimed")(told)
+    assert told == {
+        "why": "time",
+        "wanted_bytes": 64 * MIB,
+        "came_bytes": 32 * MIB,
+        "took_s": 5.0,
+        "dry_run": False,
+        "vms": [
+            {
+                "vm": "web",
+                "asked_bytes": 64 * MIB,
+                "came_bytes": 32 * MIB,
+                "objection": "in-need",
+                "gone": False,
+            },
+            {
+                "vm": "d\u00e9b/1",
+                "asked_bytes": 8 * MIB,
+                "came_bytes": 0,
+                "objection": None,
+                "gone": True,
+            },
+        ],
+    }
+    routes.withdraw(1)
+    assert desk.withdrawn == [1]
+
+
+def test_reclaim_from_any_vm_has_30_s_and_holds_for_10_min(routes: Routes) -> None:
+    answer = routes.answer(post("/v1/reclaim", {"size_bytes": 1}))
+    assert answer == Waiting(Reclaim((), 1, 30.0, 600.0), 7)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({}, 400, "size_bytes must be a whole number of bytes, 0 or more"),
+        ({"size_bytes": 1, "within_s": 601}, 400, "within_s must be from 1 to 600 seconds"),
+        ({"size_bytes": 1, "hold_s": 0}, 400, "hold_s must be from 1 to 86400 seconds"),
+        ({"size_bytes": 1, "vms": ["none"]}, 404, "there is no VM none; the status names all"),
+    ],
+)
+def test_reclaim_that_makes_no_sense_is_refused(
+    body: object, status: int, sentence: str, routes: Routes
+) -> None:
+    answer = routes.answer(post("/v1/reclaim", body))
+    assert isinstance(answer, Answer)
+    assert (answer.status, json.loads(answer.body)) == (status, {"error": sentence})
+
+
+def test_reclaim_beyond_those_that_wait_is_refused(routes: Routes, desk: Desk) -> None:
+    desk.answer = NotDone(Refusal.TOO_MANY)
+    refused = routes.begin(Waiting(Reclaim((), 1, 30.0, 600.0), 7), lambda parts: None)
+    assert isinstance(refused, Answer)
+    assert refused.status == 503
+    assert b"16 requests wait for memory already" in refused.body

@@ -6,7 +6,8 @@ import pytest
 
 from balloon_daemon.ctl.ask.explanation import event_line, explained
 from balloon_daemon.ctl.ask.tables import status_table
-from balloon_daemon.ctl.ask.wording import age, brief_size
+from balloon_daemon.ctl.ask.wording import age, brief_size, reclaimed
+from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import GIB, KIB, MIB
 from tests.harness.api_answers import HOST, PROTECTION, WEB, status
 from tests.harness.api_schemas import check
@@ -222,3 +223,79 @@ def test_balloond_of_before_that_tells_of_no_pauses_is_shown_all_the_same() -> N
     assert status_table(old, None) == status_table(old | {"host": HOST, "vms": [WEB]}, None)
     told = {"vm": old_vm, "host": old_host, "events": []}
     assert explained(told, None) == explained(told | {"vm": WEB, "host": HOST}, None)
+
+
+RECLAIMED: dict[str, Any] = {
+    "why": "complete",
+    "wanted_bytes": 96 * MIB,
+    "came_bytes": 96 * MIB,
+    "took_s": 2.1,
+    "dry_run": False,
+    "vms": [
+        {
+            "vm": "web",
+            "asked_bytes": 96 * MIB,
+            "came_bytes": 96 * MIB,
+            "objection": None,
+            "gone": False,
+        },
+        {
+            "vm": "db",
+            "asked_bytes": 0,
+            "came_bytes": 0,
+            "objection": "lower-priority-first",
+            "gone": False,
+        },
+    ],
+}
+
+
+def test_reclaim_that_came_names_those_that_gave() -> None:
+    check("Reclaimed")(RECLAIMED)
+    assert reclaimed(RECLAIMED) == ["96 MiB came in 2.1 s", "  web: 96 MiB"]
+
+
+def test_reclaim_that_came_short_says_why_of_each_vm() -> None:
+    web, db = RECLAIMED["vms"]
+    short = RECLAIMED | {
+        "why": "nobody",
+        "came_bytes": 32 * MIB,
+        "vms": [
+            web | {"came_bytes": 32 * MIB, "objection": "stalled"},
+            db | {"objection": "in-need"},
+            db | {"vm": "old", "objection": None, "gone": True, "asked_bytes": MIB},
+        ],
+    }
+    check("Reclaimed")(short)
+    assert reclaimed(short) == [
+        "32 MiB of 96 MiB came in 2.1 s: no VM can give more",
+        "  web: 32 MiB of 96 MiB: the guest gives no more",
+        "  db: the guest needs its memory",
+        "  old: 0 B of 1 MiB: it has gone",
+    ]
+
+
+def test_reclaim_that_goes_on_stands_below_the_table() -> None:
+    going_on = {"wanted_bytes": 96 * MIB, "came_bytes": 32 * MIB, "left_s": 12.0}
+    lines = status_table(status(WEB, host=HOST | {"reclaims": [going_on]}), None)
+    assert "An operator wants 96 MiB from guests: 32 MiB came, 12 s are left" in lines
+
+
+def test_objections_of_the_policy_have_words() -> None:
+    reasons = (
+        Reason.AT_MAXIMUM,
+        Reason.NO_BALLOON,
+        Reason.FRUITLESS,
+        Reason.NO_ROOM,
+        Reason.LOWER_FIRST,
+        Reason.IN_NEED,
+        Reason.STALLED,
+        Reason.CONTESTED,
+        Reason.NO_FRESH_STATS,
+        Reason.NOT_RUNNING,
+        Reason.PAUSED,
+    )
+    for reason in reasons:
+        share = RECLAIMED["vms"][0] | {"asked_bytes": 0, "objection": reason.value}
+        told = RECLAIMED | {"why": "nobody", "came_bytes": 0, "vms": [share]}
+        assert reclaimed(told)[1] != f"  web: {reason.value}"

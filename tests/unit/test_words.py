@@ -79,6 +79,8 @@ from balloon_daemon.events import (
     PolicyFileWarning,
     ProcessNotSeen,
     ReaderFailed,
+    ReclaimBegan,
+    ReclaimEnded,
     RecordingEnded,
     Refilled,
     RequestNotServed,
@@ -127,7 +129,7 @@ from balloon_daemon.events import (
 )
 from balloon_daemon.records.line import Level
 from balloon_daemon.records.words import is_debug, worded
-from balloon_daemon.sizing.decision import Decision, Missing, Reading, Reason, Sign
+from balloon_daemon.sizing.decision import Decision, Ended, Missing, Reading, Reason, Sign
 from balloon_daemon.sizing.host_events import Removed
 from balloon_daemon.units import GIB, MIB, VmId
 
@@ -558,6 +560,26 @@ VMS: list[Row] = [
         "taking-resumed",
         "the pause is over: user 1000 ends it",
         {"uid": 1000},
+    ),
+    (
+        ReclaimBegan(1000, 512 * MIB, "web, db", 30.0),
+        INFO,
+        "reclaim-began",
+        "user 1000 asks for 512 MiB from web, db within 30 s",
+        {"uid": 1000, "wanted_bytes": 512 * MIB, "vms": "web, db", "within_s": 30.0},
+    ),
+    (
+        ReclaimEnded(1000, 512 * MIB, 96 * MIB, 2.04, Ended.NOBODY),
+        INFO,
+        "reclaim-ended",
+        "96 MiB of 512 MiB came in 2.0 s: no VM can give more",
+        {
+            "uid": 1000,
+            "wanted_bytes": 512 * MIB,
+            "came_bytes": 96 * MIB,
+            "took_s": 2.04,
+            "why": "nobody",
+        },
     ),
     (VmDoesNotEnd(VM), ERROR, "vm-does-not-end", "does not end; left behind", {}),
     (VmFailed(VM, "KeyError: 1"), ERROR, "vm-failed", "KeyError: 1", {"error": "KeyError: 1"}),

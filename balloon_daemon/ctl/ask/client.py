@@ -40,13 +40,20 @@ class Client:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def ask(self, target: str, method: str = "GET", content: object = None) -> bytes:
+    def ask(
+        self,
+        target: str,
+        method: str = "GET",
+        content: object = None,
+        within_s: float = ANSWER_WITHIN_S,
+    ) -> bytes:
         """Sends one request.
 
         Args:
             target: the path, with its query.
             method: the method.
             content: the body, which is sent as JSON; None: there is none.
+            within_s: how long balloond may take.
 
         Returns:
             The answer's body.
@@ -57,7 +64,7 @@ class Client:
             RefusedError: balloond refuses the request.
         """
         body = bytearray()
-        for some in self._answer(target, method, content, ANSWER_WITHIN_S):
+        for some in self._answer(target, method, content, within_s):
             body += some
             if len(body) > MOST_BYTES:
                 raise NoAnswerError(f"{self._name} answers without end")
@@ -88,6 +95,7 @@ class Client:
                 # All at once: balloond may refuse a request by its head alone, and read no more.
                 sock.sendall(head + (http.send(h11.Data(data=body)) or b""))
                 http.send(h11.EndOfMessage())
+                sock.settimeout(max(within_s or 0.0, ANSWER_WITHIN_S))
                 yield from self._body(http, sock, within_s)
         except (h11.RemoteProtocolError, ConnectionError) as err:
             raise NoAnswerError(

@@ -24,8 +24,9 @@ DEFAULT_API = Path("/run/balloond/api.sock")
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_NO_DAEMON, EXIT_NOT_ALLOWED = 0, 1, 2, 3, 4
 
 _EPILOG = """\
-exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or something that balloond
-refuses, such as a VM that there is not, 3 no balloond answers, 4 you may not ask
+exit status: 0 answered, 1 the output cannot be written, or less memory came than was asked for,
+2 a wrong flag or something that balloond refuses, such as a VM that there is not, 3 no balloond
+answers, 4 you may not ask
 """
 
 Subparsers = Any  # argparse has no public name for it.
@@ -83,7 +84,7 @@ def add_parsers(subparsers: Subparsers) -> None:
 
 
 def _command(
-    subparsers: Subparsers, name: str, summary: str, run: "Callable[[Client, Any], None]"
+    subparsers: Subparsers, name: str, summary: str, run: "Callable[[Client, Any], int | None]"
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
@@ -103,7 +104,7 @@ def _command(
     return parser
 
 
-def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) -> int:
+def _asked(run: "Callable[[Client, Any], int | None]", options: argparse.Namespace) -> int:
     from balloon_daemon.ctl.ask.client import (
         Client,
         NoAnswerError,
@@ -112,14 +113,13 @@ def _asked(run: "Callable[[Client, Any], None]", options: argparse.Namespace) ->
     )
 
     try:
-        run(Client(options.api), options)
+        return run(Client(options.api), options) or EXIT_OK
     except NoAnswerError as err:
         return _complain(err, EXIT_NO_DAEMON)
     except NotAllowedError as err:
         return _complain(err, EXIT_NOT_ALLOWED)
     except RefusedError as err:
         return _complain(err, EXIT_USAGE)
-    return EXIT_OK
 
 
 def _complain(err: Exception, status: int) -> int:

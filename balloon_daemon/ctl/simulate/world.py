@@ -42,6 +42,8 @@ from balloon_daemon.sizing.host_events import (
     Resumed,
     Sampled,
     Seen,
+    Wanted,
+    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.host_policy import HostPolicy
@@ -115,7 +117,9 @@ class World:
                 self._look(at_s)
             case Added() | Restored():
                 self._add(event, at_s)
-            case Halted() | Resized() | Asked() | Paused() | Resumed():
+            case Halted() | Resized() | Asked():
+                self._step(event, at_s)
+            case Paused() | Resumed() | Wanted() | Withdrawn():
                 self._step(event, at_s)
             case Sampled() | Lost():
                 pass

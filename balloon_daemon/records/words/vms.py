@@ -59,6 +59,8 @@ _WHY = {
     Reason.NOT_RUNNING: "low memory, but the guest stands still or has no balloon driver",
     Reason.LIMITS_CHANGED: "the limits of the VM's balloon have changed",
     Reason.ASKED: "an operator has asked for it",
+    Reason.RECLAIMED: "an operator has asked for memory",
+    Reason.WITHDRAWN: "the operator who had asked for memory waits no longer",
     Reason.PAUSED: "an operator has paused it, nothing more is taken",
 }
 
