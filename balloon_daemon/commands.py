@@ -4,10 +4,11 @@ Whoever asks (the API) needs to know neither the controller nor its guests.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from balloon_daemon.sizing.decision import Ended, Reason, Share
+from balloon_daemon.sizing.decision import Ended, Reading, Reason, Share
 from balloon_daemon.status import HostStatus, VmStatus
 from balloon_daemon.units import VmId
 
@@ -19,6 +20,9 @@ MOST_WITHIN_S = 600.0
 
 MOST_WAITING = 16
 """How many requests may wait for their answers at a time."""
+
+MOST_RESERVES = 8
+"""How many reserves one user may have at a time."""
 
 
 class Release(NamedTuple):
@@ -97,6 +101,46 @@ class Reclaimed(NamedTuple):
     shares: tuple[Share, ...]
 
 
+class Reserve(NamedTuple):
+    """Have so much available above the margin, and answer once it is.
+
+    Attributes:
+        size_bytes: how much.
+        within_s: after how long to answer at the latest, at most ``MOST_WITHIN_S``.
+        for_s: for how long it is to be available, at most ``MOST_HOLD_S``.
+    """
+
+    size_bytes: int
+    within_s: float
+    for_s: float
+
+
+# A dataclass, because a named tuple without fields is false and equals every other empty tuple.
+@dataclass(frozen=True, slots=True)
+class Unreserve:
+    """End all reserves."""
+
+
+class ReserveAnswer(NamedTuple):
+    """What came of a ``Reserve``, which goes on.
+
+    Attributes:
+        why: why the wait has ended.
+        size_bytes: how much was reserved.
+        took_s: after how many seconds.
+        left_s: for how many seconds more it goes on.
+        reading: what is available, and the margin with all reserves; None: unknown.
+        shares: where less is available: what is against asking each VM for more.
+    """
+
+    why: Ended
+    size_bytes: int
+    took_s: float
+    left_s: float
+    reading: Reading | None
+    shares: tuple[Share, ...]
+
+
 class Refusal(Enum):
     """Why something that was asked is not done."""
 
@@ -110,6 +154,8 @@ class Refusal(Enum):
     """The guest must not be asked for more now."""
     TOO_MANY = "too-many"
     """As many requests as may wait for their answers wait already."""
+    TOO_MANY_RESERVES = "too-many-reserves"
+    """This user has as many reserves as one may have."""
     ALL_PAUSED = "all-paused"
     """All VMs are paused together, and one of them alone cannot go on."""
 
@@ -140,6 +186,10 @@ class NotDone(NamedTuple):
     objection: Reason | None = None
 
 
+TakeAnswer = Callable[[Reclaimed | ReserveAnswer], None]
+"""Takes the answer to a command for which somebody waits."""
+
+
 class Desk(Protocol):
     """Answers questions about the host and its VMs. No call waits for anything."""
 
@@ -160,12 +210,10 @@ class Desk(Protocol):
             uid: the user who asks.
         """
 
-    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
         """Does what is asked of the policy, as ``obey``; None: it is done."""
 
-    def want(
-        self, command: Reclaim, uid: int, answer: Callable[[Reclaimed], None]
-    ) -> int | NotDone:
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
         """Begins what takes a while.
 
         Args:

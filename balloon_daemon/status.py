@@ -166,6 +166,9 @@ class HostStatus(NamedTuple):
         paused_s: for how many seconds more nothing is taken from any VM, because an operator has
             paused all; None: they are not paused.
         reclaims: what operators want from guests now.
+        reserves: what operators want to be available above the margin: each reserve's size, in
+            bytes, and for how many seconds more.
+        reserved_mib: what all reserves add up to, in MiB.
     """
 
     source: SourceStatus
@@ -175,6 +178,8 @@ class HostStatus(NamedTuple):
     dry_run: bool = False
     paused_s: float | None = None
     reclaims: tuple[ReclaimStatus, ...] = ()
+    reserves: tuple[tuple[int, float], ...] = ()
+    reserved_mib: int = 0
 
 
 class Undriven(NamedTuple):

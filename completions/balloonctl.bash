@@ -12,16 +12,16 @@ _balloonctl() {
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $command/$word in
-        /status | /top | /explain | /events | /release | /set | /pause | /resume | /reclaim | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate)
+        /status | /top | /explain | /events | /release | /set | /pause | /resume | /reclaim | /reserve | /unreserve | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate)
             command=$command/$word
             ;;
         esac
     done
     case $command:$before in
-    /status:--api | /top:--api | /explain:--api | /events:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history)
+    /status:--api | /top:--api | /explain:--api | /events:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /reserve:--api | /unreserve:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history)
         kind=files
         ;;
-    /top:--every | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed)
+    /top:--every | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed)
         kind=text
         ;;
     /reclaim:--from | /history:--vm)
@@ -45,7 +45,7 @@ _balloonctl() {
     *)
         case $command in
         '')
-            kind=words words='status top explain events release set pause resume reclaim doctor demo seccomp history plot simulate' options='-h --help --version'
+            kind=words words='status top explain events release set pause resume reclaim reserve unreserve doctor demo seccomp history plot simulate' options='-h --help --version'
             ;;
         /status)
             kind=none options='-h --help --api --json'
@@ -73,6 +73,12 @@ _balloonctl() {
             ;;
         /reclaim)
             kind=text options='-h --help --api --json --from --within --hold'
+            ;;
+        /reserve)
+            kind=text options='-h --help --api --json --within --for'
+            ;;
+        /unreserve)
+            kind=none options='-h --help --api --json'
             ;;
         /doctor)
             kind=none options='-h --help --api --root --json'

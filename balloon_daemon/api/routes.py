@@ -12,14 +12,15 @@ from urllib.parse import parse_qsl, unquote
 from balloon_daemon.api.bodies import RefusedError as RefusedError
 from balloon_daemon.api.bodies import size_of, time_of
 from balloon_daemon.api.shown import (
+    answer_parts,
     as_json,
     host_shown,
-    reclaimed_parts,
     seconds,
     undriven_shown,
     vm_shown,
 )
 from balloon_daemon.commands import (
+    MOST_RESERVES,
     MOST_WAITING,
     MOST_WITHIN_S,
     Desk,
@@ -30,8 +31,11 @@ from balloon_daemon.commands import (
     Reclaimed,
     Refusal,
     Release,
+    Reserve,
+    ReserveAnswer,
     Resume,
     SetBalloon,
+    Unreserve,
 )
 from balloon_daemon.errors import printable
 from balloon_daemon.status import Undriven
@@ -130,7 +134,7 @@ class Waiting(NamedTuple):
         uid: the client's user.
     """
 
-    command: Reclaim
+    command: Reclaim | Reserve
     uid: int
 
 
@@ -194,9 +198,9 @@ class Routes:
             The number by which it is withdrawn, or an answer that refuses it.
         """
 
-        def ended(reclaimed: Reclaimed) -> None:
+        def ended(answer: Reclaimed | ReserveAnswer) -> None:
             dry_run = self._desk.host_status().dry_run
-            done(Parts(reclaimed_parts(reclaimed, dry_run=dry_run)))
+            done(Parts(answer_parts(answer, dry_run=dry_run)))
 
         ticket = self._desk.want(waiting.command, waiting.uid, ended)
         if not isinstance(ticket, NotDone):
@@ -259,6 +263,13 @@ class Routes:
             case ["", "v1", "reclaim"]:
                 _expect(request, "POST", asked)
                 return self._reclaim(request)
+            case ["", "v1", "reserve"]:
+                _expect(request, "POST", asked)
+                return self._reserve(request)
+            case ["", "v1", "unreserve"]:
+                _expect(request, "POST", asked)
+                _body(request)
+                return self._unreserve(request)
             case _:
                 raise RefusedError(
                     404, f"there is no {_shown(path)}; docs/api.md lists all that there is"
@@ -332,6 +343,17 @@ class Routes:
         command = Reclaim(self._listed(body), size_bytes, within_s, hold_s)
         return Waiting(command, request.uid)
 
+    def _reserve(self, request: Request) -> Waiting:
+        body = _body(request, "size_bytes", "within_s", "for_s")
+        within_s = time_of(body, "within_s", WITHIN_S, MOST_WITHIN_S)
+        return Waiting(Reserve(size_of(body), within_s, time_of(body, "for_s")), request.uid)
+
+    def _unreserve(self, request: Request) -> Answer:
+        before_mib = self._desk.host_status().reserved_mib
+        if (not_done := self._desk.steer(Unreserve(), request.uid)) is not None:
+            raise _not_done(None, not_done)
+        return Answer(200, as_json({"ended_mib": before_mib}) + b"\n")
+
     def _listed(self, body: Mapping[str, Any]) -> tuple[VmId, ...]:
         """The VMs that a body names; none where it names none."""
         names = body.get("vms", [])
@@ -372,6 +394,9 @@ def _not_done(vm: VmId | None, not_done: NotDone) -> RefusedError:
         case Refusal.TOO_MANY:
             sentence = f"{MOST_WAITING} requests wait for memory already; ask again later"
             return RefusedError(503, sentence)
+        case Refusal.TOO_MANY_RESERVES:
+            sentence = f"you have {MOST_RESERVES} reserves already; balloonctl unreserve ends them"
+            return RefusedError(409, sentence)
         case Refusal.ALL_PAUSED:
             return RefusedError(409, "all VMs are paused; resume all of them, naming none")
         case _:

@@ -15,10 +15,12 @@ from balloon_daemon.commands import (
     NotDone,
     Pause,
     Reclaim,
-    Reclaimed,
     Release,
+    Reserve,
     Resume,
     SetBalloon,
+    TakeAnswer,
+    Unreserve,
 )
 from balloon_daemon.controller.operators import Operators
 from balloon_daemon.controller.reported import event_of, told_policy
@@ -154,14 +156,12 @@ class Governor:
         """Does what an operator asks of a VM's balloon."""
         return self._operators.obey(command, uid)
 
-    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
-        """Pauses the policy, or lets it go on; None: it is done."""
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
+        """Pauses the policy, lets it go on, or ends all reserves; None: it is done."""
         return self._operators.steer(command, uid)
 
-    def want(
-        self, command: Reclaim, uid: int, answer: Callable[[Reclaimed], None]
-    ) -> int | NotDone:
-        """Begins to take memory from guests; returns the number by which that is withdrawn."""
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
+        """Begins what takes a while; returns the number by which that is withdrawn."""
         return self._operators.want(command, uid, answer)
 
     def withdraw(self, ticket: int) -> None:

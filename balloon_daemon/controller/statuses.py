@@ -45,6 +45,11 @@ def host_status(
             ReclaimStatus(wanted.size_bytes, came_bytes, max(0.0, until_s - now_s))
             for wanted, came_bytes, until_s in policy.steering.reclaims.going_on()
         ),
+        reserves=tuple(
+            (size_bytes, max(0.0, until_s - now_s))
+            for size_bytes, until_s in policy.steering.reserves.all_until_s()
+        ),
+        reserved_mib=policy.steering.reserves.mib,
     )
 
 
@@ -96,7 +101,8 @@ def _policy_status(
     needed_mib = None
     if isinstance(source.seen, Reading):
         # As BalloonPolicy reckons it: the increment is rounded down to MiB before it is doubled.
-        needed_mib = source.seen.margin_mib + 2 * (policy.max_bytes // steps // MIB)
+        margin_mib = source.seen.margin_mib + host.steering.reserves.mib
+        needed_mib = margin_mib + 2 * (policy.max_bytes // steps // MIB)
     return PolicyStatus(
         host.vm_mem_bytes(vm_id),
         policy.max_bytes,

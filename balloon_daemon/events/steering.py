@@ -71,5 +71,78 @@ class ReclaimEnded(NamedTuple):
     why: Ended
 
 
-SteeringEvent = TakingPaused | TakingResumed | ReclaimBegan | ReclaimEnded
+@fact
+class ReserveBegan(NamedTuple):
+    """An operator wants memory to be available above the margin.
+
+    Attributes:
+        uid: the user who has asked.
+        size_bytes: how much.
+        for_s: for how many seconds.
+    """
+
+    uid: int
+    size_bytes: int
+    for_s: float
+
+
+@fact
+class ReserveMet(NamedTuple):
+    """As much as the margin and all reserves is available.
+
+    Attributes:
+        uid: the user who has asked.
+        size_bytes: how much was reserved.
+        took_s: after how many seconds.
+    """
+
+    uid: int
+    size_bytes: int
+    took_s: float
+
+
+@fact
+class ReserveNotMet(NamedTuple):
+    """Less than the margin and all reserves is available, and nobody waits for it any more.
+
+    Attributes:
+        uid: the user who has asked.
+        size_bytes: how much was reserved.
+        available_mib: what is available, in MiB; None: unknown.
+        needed_mib: what should be, in MiB; None: unknown.
+        why: why the wait has ended.
+    """
+
+    uid: int
+    size_bytes: int
+    available_mib: int | None
+    needed_mib: int | None
+    why: Ended
+
+
+@fact
+class ReserveEnded(NamedTuple):
+    """A reserve is over.
+
+    Attributes:
+        uid: the user who had asked.
+        size_bytes: how much was reserved.
+        why: why it has ended.
+    """
+
+    uid: int
+    size_bytes: int
+    why: Ended
+
+
+SteeringEvent = (
+    TakingPaused
+    | TakingResumed
+    | ReclaimBegan
+    | ReclaimEnded
+    | ReserveBegan
+    | ReserveMet
+    | ReserveNotMet
+    | ReserveEnded
+)
 """The union of all events about what operators ask for."""

@@ -44,11 +44,13 @@ from balloon_daemon.sizing.host_events import (
     Ran,
     Removed,
     Reported,
+    Reserved,
     Resized,
     Restored,
     Resumed,
     Sampled,
     Seen,
+    Unreserved,
     Wanted,
     Withdrawn,
     Woke,
@@ -196,6 +198,10 @@ def _encoded(event: Recorded) -> dict[str, object]:
         case Wanted():
             listed = [vm.number for vm in event.vms]
             return {"event": "wanted", **event._asdict(), "vms": listed}
+        case Reserved():
+            return {"event": "reserved", **event._asdict()}
+        case Unreserved():
+            return {"event": "unreserved"}
         case Withdrawn(ticket):
             return {"event": "withdrawn", "ticket": ticket}
         case _:
@@ -335,6 +341,15 @@ class Decoder:
                     content.take("within_s", parsed_number),
                     content.take("hold_s", parsed_number),
                 )
+            case "reserved":
+                return Reserved(
+                    content.take("ticket", parsed_integer),
+                    content.take("size_bytes", parsed_integer),
+                    content.take("within_s", parsed_number),
+                    content.take("for_s", parsed_number),
+                )
+            case "unreserved":
+                return Unreserved()
             case "withdrawn":
                 return Withdrawn(content.take("ticket", parsed_integer))
         number = content.take("vm", parsed_integer)

@@ -14,11 +14,13 @@ class Reading(NamedTuple):
 
     Attributes:
         within: The file of the cgroup limit to which the reading applies; "": the whole host.
+        reserved_mib: How much of the margin operators have reserved for a time (``reserves``).
     """
 
     available_mib: int
     margin_mib: int
     within: str = ""
+    reserved_mib: int = 0
 
     @property
     def is_low(self) -> bool:
@@ -161,7 +163,7 @@ Finding = InNeed | Stalled | Contested | Balance
 
 
 class Ended(Enum):
-    """Why a reclaim has ended; the value is the word for a log line or an answer."""
+    """Why a reclaim or a reserve has ended; the value is the word for a log line or an answer."""
 
     COMPLETE = "complete"
     """All has come."""
@@ -173,6 +175,8 @@ class Ended(Enum):
     """Who had asked has gone."""
     HALTED = "halted"
     """balloond ends."""
+    SWITCHED_OFF = "switched-off"
+    """Low memory is switched off: nothing is taken, however little is available."""
 
 
 class Share(NamedTuple):

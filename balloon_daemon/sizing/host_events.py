@@ -164,6 +164,28 @@ class Wanted(NamedTuple):
 
 
 @fact
+class Reserved(NamedTuple):
+    """An operator wants memory to be available above the margin, and waits for the answer.
+
+    Attributes:
+        ticket: the number by which it is withdrawn and answered.
+        size_bytes: how much.
+        within_s: after how long it is answered at the latest.
+        for_s: for how long it is to be available.
+    """
+
+    ticket: int
+    size_bytes: int
+    within_s: float
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unreserved:
+    """An operator wants no reserve any more."""
+
+
+@fact
 class Withdrawn(NamedTuple):
     """Nobody waits for an answer any more."""
 
@@ -178,10 +200,10 @@ class Halted:
 
 Reported = Moved | Sampled | Ran | Measured
 
-Steered = Paused | Resumed | Wanted | Withdrawn
-"""What operators ask of the policy for more than one VM, or for a time."""
+Steered = Asked | Paused | Resumed | Wanted | Reserved | Unreserved | Withdrawn
+"""What operators ask of the policy."""
 
-Event = Added | Restored | Resized | Removed | Looked | Woke | Reported | Asked | Steered | Halted
+Event = Added | Restored | Resized | Removed | Looked | Woke | Reported | Steered | Halted
 
 
 class Target(NamedTuple):
@@ -239,8 +261,33 @@ class ReclaimOver(NamedTuple):
     shares: tuple[Share, ...]
 
 
-Over = PauseOver | ReclaimOver
-"""Something that an operator had asked for, and that is over."""
+class ReserveAnswered(NamedTuple):
+    """Who has reserved memory waits no longer; the reserve goes on.
+
+    Attributes:
+        reserved: what was reserved.
+        why: why the wait has ended.
+        took_s: how long it took.
+        reading: what is available, and the margin with all reserves; None: unknown.
+        shares: where less is available: what is against asking each VM for more.
+    """
+
+    reserved: Reserved
+    why: Ended
+    took_s: float
+    reading: Reading | None
+    shares: tuple[Share, ...]
+
+
+class ReserveOver(NamedTuple):
+    """A reserve has ended."""
+
+    reserved: Reserved
+    why: Ended
+
+
+Over = PauseOver | ReclaimOver | ReserveAnswered | ReserveOver
+"""What has become of something that an operator had asked for."""
 
 
 class Watch(NamedTuple):

@@ -23,6 +23,7 @@ Theory of operation
     ``Asked``     an operator asks for a balloon's size: it becomes the target, to the byte
     ``Paused`` …  an operator wants nothing more to be taken for a time (``steering``)
     ``Wanted`` …  an operator wants memory now, and waits for the answer (``steering``)
+    ``Reserved``  an operator wants more to be available for a time: the margin is larger by it
     ``Halted``    nothing is decided any more, nor any VM added
     ============  =================================================================================
 
@@ -38,7 +39,6 @@ Theory of operation
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import assert_never
 
 from balloon_daemon.errors import StateError
 from balloon_daemon.sizing.balloon_policy import (
@@ -53,23 +53,18 @@ from balloon_daemon.sizing.decision import Reading, Reason
 from balloon_daemon.sizing.guard import Guard
 from balloon_daemon.sizing.host_events import (
     Added,
-    Asked,
     Event,
     Halted,
     HostStep,
     Looked,
     Measured,
     Moved,
-    Paused,
     Ran,
     Removed,
     Resized,
     Restored,
-    Resumed,
     Sampled,
     Seen,
-    Wanted,
-    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.outcome import Outcome
@@ -141,23 +136,17 @@ class HostPolicy:
                 self._protection.remove(vm)
                 self.steering.remove(vm)
                 self._listening.pop(vm, None)
-            case Looked(seen):
+            case Looked() | Woke():
+                seen = self.steering.reserves.saw(event.seen)
                 self._protection.saw(seen, outcome)
-                self._look(seen, outcome)
-            case Woke(seen):
-                self._protection.saw(seen, outcome)
-                self._wake(seen, outcome)
+                if isinstance(event, Looked):
+                    self._look(seen, outcome)
+                else:
+                    self._wake(seen, outcome)
             case Moved() | Sampled() | Ran() | Measured():
                 row = self._row(event.vm)
                 if not self._halted:
                     self._protection.take(event, row, outcome)
-            case Asked():
-                row = self._row(event.vm)
-                if not self._halted:
-                    size_bytes, hold_s, why = event.balloon_bytes, event.hold_s, Reason.ASKED
-                    self._protection.settle(event.vm, row, size_bytes, why, hold_s, outcome)
-            case Paused() | Resumed() | Wanted() | Withdrawn():
-                self.steering.take(event, outcome, halted=self._halted)
             case Halted():
                 self._halted = True
                 self.steering.halt(outcome)
@@ -165,7 +154,7 @@ class HostPolicy:
                 self._deadlines.clear()
                 self._look_at_s = None
             case _:
-                assert_never(event)
+                self.steering.take(event, outcome, halted=self._halted)
         self.steering.pass_time(outcome)
         return outcome.step(self._wake_at_s(), listen=bool(self._listening))
 
@@ -302,6 +291,8 @@ class HostPolicy:
 
     def _wake(self, seen: Seen, outcome: Outcome) -> None:
         now_s = outcome.now_s
+        if self._listening and self.steering.reserves.next_s <= now_s:
+            self._look_at_s = now_s
         fired = Counter[VmId]()
         while True:
             earliest_s = self._deadlines.earliest_s()

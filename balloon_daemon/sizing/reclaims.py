@@ -225,7 +225,7 @@ class Reclaims:
             part = reclaim.parts.setdefault(
                 vm, _Part(release_at_s=row.policy.state().release_at_s)
             )
-            part.objection = objections[vm] or _limit(row)
+            part.objection = objections[vm] or limit(row)
             still = part.asked_bytes and row.actual_bytes < row.told_bytes
             if (
                 part.objection is None
@@ -315,7 +315,7 @@ def _step_bytes(row: Row) -> int:
     return max(0, min(step_pages * PAGE_SIZE, policy.max_bytes - row.told_bytes))
 
 
-def _limit(row: Row) -> Reason | None:
+def limit(row: Row) -> Reason | None:
     """Why there is nothing to take of a VM; None: there is."""
     if not row.policy.max_bytes:
         return Reason.NO_BALLOON

@@ -1,21 +1,31 @@
-"""What operators ask of the policy for more than one VM, or for a time. Pure."""
+"""What operators ask of the policy. Pure."""
 
 from collections.abc import Callable, Mapping
 from typing import assert_never
 
 from balloon_daemon.errors import StateError
 from balloon_daemon.sizing.decision import Reason
-from balloon_daemon.sizing.host_events import Paused, Resumed, Steered, Wanted, Withdrawn
+from balloon_daemon.sizing.host_events import (
+    Asked,
+    Paused,
+    Reserved,
+    Resumed,
+    Steered,
+    Unreserved,
+    Wanted,
+    Withdrawn,
+)
 from balloon_daemon.sizing.outcome import Outcome
 from balloon_daemon.sizing.pauses import Pauses
 from balloon_daemon.sizing.protection import Protection
 from balloon_daemon.sizing.reclaims import Reclaims
+from balloon_daemon.sizing.reserves import Reserves
 from balloon_daemon.sizing.row import Row
 from balloon_daemon.units import VmId
 
 
 class Steering:
-    """The pauses and reclaims of a host.
+    """The pauses, reclaims and reserves of a host.
 
     Args:
         rows: the VMs.
@@ -32,17 +42,24 @@ class Steering:
         objection: Callable[[VmId, Row, Outcome], Reason | None],
     ) -> None:
         self._rows = rows
+        self._protection = protection
         self.pauses = Pauses(rows)
         self.reclaims = Reclaims(rows, protection, recheck_s, objection)
+        self.reserves = Reserves(rows, recheck_s)
 
     @property
     def next_s(self) -> float:
         """When ``pass_time`` has something to do; infinity: never."""
-        return min(self.pauses.next_s, self.reclaims.next_s)
+        return min(self.pauses.next_s, self.reclaims.next_s, self.reserves.next_s)
 
     def take(self, event: Steered, outcome: Outcome, *, halted: bool) -> None:
         """Handles what an operator asks. Raises StateError: one of its VMs is not known."""
         match event:
+            case Asked(vm, balloon_bytes, hold_s):
+                row = self._rows_of((vm,))[vm]
+                if not halted:
+                    why = Reason.ASKED
+                    self._protection.settle(vm, row, balloon_bytes, why, hold_s, outcome)
             case Paused(vms):
                 rows = self._rows_of(vms)
                 if not halted:
@@ -53,7 +70,13 @@ class Steering:
                 self._rows_of(event.vms)
                 if not halted:
                     self.reclaims.begin(event, outcome)
+            case Reserved():
+                if not halted:
+                    self.reserves.begin(event, outcome)
+            case Unreserved():
+                self.reserves.end_all(outcome)
             case Withdrawn(ticket):
+                self.reserves.withdraw(ticket, outcome)
                 self.reclaims.withdraw(ticket, outcome)
             case _:
                 assert_never(event)
@@ -63,6 +86,7 @@ class Steering:
         if self.next_s <= outcome.now_s:
             self.pauses.pass_time(outcome)
             self.reclaims.pass_time(outcome)
+        self.reserves.pass_time(outcome)
 
     def remove(self, vm: VmId) -> None:
         """Forgets a VM."""
@@ -73,6 +97,7 @@ class Steering:
         """Ends everything, as balloond does."""
         self.pauses.clear()
         self.reclaims.halt(outcome)
+        self.reserves.halt(outcome)
 
     def _rows_of(self, vms: tuple[VmId, ...]) -> Mapping[VmId, Row]:
         """The rows of some VMs; of all where none is named."""

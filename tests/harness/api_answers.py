@@ -29,6 +29,8 @@ HOST: dict[str, Any] = {
     "dry_run": False,
     "paused_s": None,
     "reclaims": [],
+    "reserves": [],
+    "reserved_mib": 0,
 }
 PROTECTION: dict[str, Any] = {
     "objection": None,

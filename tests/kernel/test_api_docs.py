@@ -72,7 +72,7 @@ def test_every_example_of_the_page_is_answered(
         "target_bytes": 64 * MIB,
         "dry_run": False,
     }
-    paused, resumed, reclaimed = more
+    paused, resumed, reclaimed, reserved, unreserved = more
     for pauses in (paused, resumed):
         check("Pauses")(pauses)
     assert paused["vms"] == [{"vm": "web", "paused_s": 600.0}]
@@ -80,3 +80,7 @@ def test_every_example_of_the_page_is_answered(
     check("Reclaimed")(reclaimed)
     assert reclaimed["why"] == "nobody"
     assert [vm["vm"] for vm in reclaimed["vms"]] == ["web"]
+    check("Reserved")(reserved)
+    assert reserved["why"] == "complete"
+    check("Unreserved")(unreserved)
+    assert unreserved == {"ended_mib": 64}

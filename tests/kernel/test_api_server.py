@@ -31,8 +31,11 @@ from balloon_daemon.commands import (
     Reclaim,
     Reclaimed,
     Release,
+    Reserve,
     Resume,
     SetBalloon,
+    TakeAnswer,
+    Unreserve,
 )
 from balloon_daemon.events import ApiMisused, CallbackFailed, Event, TargetReached
 from balloon_daemon.records.recent import Recent
@@ -61,9 +64,9 @@ class Desk:
     def __init__(self) -> None:
         self.vms = 3
         self.asked = 0
-        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume, int]] = []
+        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume | Unreserve, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
-        self.wanted: dict[int, tuple[Reclaim, int, Callable[[Reclaimed], None]]] = {}
+        self.wanted: dict[int, tuple[Reclaim | Reserve, int, TakeAnswer]] = {}
         self.withdrawn: list[int] = []
         self.at_once: Reclaimed | None = None
         self.fails = False
@@ -84,13 +87,11 @@ class Desk:
         self.obeyed.append((command, uid))
         return self.answer
 
-    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
         self.obeyed.append((command, uid))
         return self.answer if isinstance(self.answer, NotDone) else None
 
-    def want(
-        self, command: Reclaim, uid: int, answer: Callable[[Reclaimed], None]
-    ) -> int | NotDone:
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
         if isinstance(self.answer, NotDone):
             return self.answer
         self.wanted[len(self.wanted) + 1] = (command, uid, answer)

@@ -36,11 +36,13 @@ from balloon_daemon.sizing.host_events import (
     Paused,
     Ran,
     Removed,
+    Reserved,
     Resized,
     Restored,
     Resumed,
     Sampled,
     Seen,
+    Unreserved,
     Wanted,
     Withdrawn,
     Woke,
@@ -58,7 +60,7 @@ times = st.floats(0, 1e9)
 seen = (
     st.none()
     | st.builds(NeverLow, st.text())
-    | st.builds(Reading, st.integers(-9, 1 << 40), counts, st.text())
+    | st.builds(Reading, st.integers(-9, 1 << 40), counts, st.text(), st.just(0))
 )
 settings = st.builds(
     VmSettings, maybe_counts, maybe_counts, st.integers(-99, 99), st.sampled_from(Profile)
@@ -86,6 +88,8 @@ events = st.one_of(
     st.builds(Resumed, vms),
     st.builds(Wanted, counts, vms, counts, times, times),
     st.builds(Withdrawn, counts),
+    st.builds(Reserved, counts, counts, times, times),
+    st.builds(Unreserved),
 )
 entries = st.builds(
     Entry,

@@ -1,7 +1,7 @@
 """What each request of the API is answered, as values; and that openapi.yaml says the same."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,8 +24,12 @@ from balloon_daemon.commands import (
     Reclaimed,
     Refusal,
     Release,
+    Reserve,
+    ReserveAnswer,
     Resume,
     SetBalloon,
+    TakeAnswer,
+    Unreserve,
 )
 from balloon_daemon.guests.seam import Ability, GuestState, Stats, Stuck
 from balloon_daemon.sizing.decision import (
@@ -85,9 +89,9 @@ class Desk:
     def __init__(self) -> None:
         self.vms = {WEB: FULL, DB: BARE}
         self.gone: list[VmId] = []
-        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume, int]] = []
+        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume | Unreserve, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
-        self.wanted: dict[int, tuple[Reclaim, int, Callable[[Reclaimed], None]]] = {}
+        self.wanted: dict[int, tuple[Reclaim | Reserve, int, TakeAnswer]] = {}
         self.withdrawn: list[int] = []
         self.seen: Reading | NeverLow | None = LOW
 
@@ -104,13 +108,11 @@ class Desk:
         self.obeyed.append((command, uid))
         return self.answer
 
-    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
         self.obeyed.append((command, uid))
         return self.answer if isinstance(self.answer, NotDone) else None
 
-    def want(
-        self, command: Reclaim, uid: int, answer: Callable[[Reclaimed], None]
-    ) -> int | NotDone:
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
         if isinstance(self.answer, NotDone):
             return self.answer
         self.wanted[len(self.wanted) + 1] = (command, uid, answer)
@@ -173,6 +175,8 @@ def test_status_has_the_host_each_vm_and_those_that_are_not_driven(routes: Route
         "dry_run": False,
         "paused_s": None,
         "reclaims": [],
+        "reserves": [],
+        "reserved_mib": 0,
     }
     web = status["vms"][0]
     assert web["last_decision"]["age_s"] == 1.235
@@ -542,3 +546,34 @@ def test_reclaim_beyond_those_that_wait_is_refused(routes: Routes, desk: Desk) -
     assert isinstance(refused, Answer)
     assert refused.status == 503
     assert b"16 requests wait for memory already" in refused.body
+
+
+def test_reserve_waits_for_its_answer_and_all_are_ended(routes: Routes, desk: Desk) -> None:
+    body = {"size_bytes": 2 * GIB, "for_s": 60}
+    waiting = routes.answer(post("/v1/reserve", body))
+    assert waiting == Waiting(Reserve(2 * GIB, 30.0, 60.0), 7)
+    assert isinstance(waiting, Waiting)
+    answers: list[Parts] = []
+    routes.begin(waiting, answers.append)
+    _, _, answer = desk.wanted[1]
+    reading = Reading(1200, 2448, reserved_mib=2048)
+    shares = (Share(WEB, 0, 0, Reason.IN_NEED),)
+    answer(ReserveAnswer(Ended.NOBODY, 2 * GIB, 4.0, 56.0, reading, shares))
+    told = json.loads(b"".join(answers[0].parts))
+    check("Reserved")(told)
+    assert (told["available_mib"], told["needed_mib"], told["left_s"]) == (1200, 2448, 56.0)
+    assert told["vms"][0]["objection"] == "in-need"
+    ended = routes.answer(post("/v1/unreserve", {}))
+    assert isinstance(ended, Answer)
+    check("Unreserved")(json.loads(ended.body))
+    assert desk.obeyed == [(Unreserve(), 7)]
+
+
+def test_reserves_beyond_those_that_a_user_may_have_are_refused(
+    routes: Routes, desk: Desk
+) -> None:
+    desk.answer = NotDone(Refusal.TOO_MANY_RESERVES)
+    refused = routes.begin(Waiting(Reserve(1, 30.0, 60.0), 7), lambda parts: None)
+    assert isinstance(refused, Answer)
+    assert refused.status == 409
+    assert b"balloonctl unreserve" in refused.body

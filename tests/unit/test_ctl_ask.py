@@ -6,7 +6,7 @@ import pytest
 
 from balloon_daemon.ctl.ask.explanation import event_line, explained
 from balloon_daemon.ctl.ask.tables import status_table
-from balloon_daemon.ctl.ask.wording import age, brief_size, reclaimed
+from balloon_daemon.ctl.ask.wording import age, brief_size, reclaimed, reserved, unreserved
 from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import GIB, KIB, MIB
 from tests.harness.api_answers import HOST, PROTECTION, WEB, status
@@ -299,3 +299,43 @@ def test_objections_of_the_policy_have_words() -> None:
         share = RECLAIMED["vms"][0] | {"asked_bytes": 0, "objection": reason.value}
         told = RECLAIMED | {"why": "nobody", "came_bytes": 0, "vms": [share]}
         assert reclaimed(told)[1] != f"  web: {reason.value}"
+
+
+RESERVED: dict[str, Any] = {
+    "why": "complete",
+    "size_bytes": 2 * GIB,
+    "took_s": 4.0,
+    "left_s": 596.0,
+    "available_mib": 2500,
+    "needed_mib": 2448,
+    "dry_run": False,
+    "vms": [],
+}
+
+
+def test_reserve_that_is_there_and_one_that_is_not() -> None:
+    check("Reserved")(RESERVED)
+    figures = "(2.44 GiB available, 2.39 GiB with the margin and all reserves)"
+    assert reserved(RESERVED) == [f"2 GiB reserved for 10 min {figures}"]
+    db = RECLAIMED["vms"][1] | {"objection": "in-need"}
+    short = RESERVED | {"why": "nobody", "available_mib": 1200, "vms": [db]}
+    check("Reserved")(short)
+    assert reserved(short) == [
+        "2 GiB not there yet (1.17 GiB available, 2.39 GiB with the margin and all reserves): no "
+        "VM can give more; reserved for 10 min more",
+        "  db: the guest needs its memory",
+    ]
+    assert unreserved({"ended_mib": 0}) == "nothing was reserved"
+    assert unreserved({"ended_mib": 2048}) == "2 GiB are not reserved any more"
+
+
+def test_reserves_stand_below_the_table_and_count_in_an_explanation() -> None:
+    host = HOST | {
+        "reserves": [{"size_bytes": 2 * GIB, "left_s": 90.0}],
+        "reserved_mib": 2048,
+    }
+    assert "Reserved above the margin: 2 GiB, for 90 s more" in status_table(
+        status(WEB, host=host), None
+    )
+    told = {"vm": WEB, "host": host, "events": []}
+    assert "grows: at once, if less than 2.39 GiB is available" in explained(told, None)

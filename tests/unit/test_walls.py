@@ -61,6 +61,7 @@ PURE = {
     "sizing.protection",
     "sizing.proof",
     "sizing.reclaims",
+    "sizing.reserves",
     "sizing.row",
     "sizing.stall",
     "sizing.steering",

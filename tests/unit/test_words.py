@@ -84,6 +84,10 @@ from balloon_daemon.events import (
     RecordingEnded,
     Refilled,
     RequestNotServed,
+    ReserveBegan,
+    ReserveEnded,
+    ReserveMet,
+    ReserveNotMet,
     RingsUnknown,
     Share,
     SizeAsked,
@@ -580,6 +584,41 @@ VMS: list[Row] = [
             "took_s": 2.04,
             "why": "nobody",
         },
+    ),
+    (
+        ReserveBegan(1000, 2 * GIB, 600.0),
+        INFO,
+        "reserve-began",
+        "user 1000 reserves 2 GiB above the margin for 600 s",
+        {"uid": 1000, "size_bytes": 2 * GIB, "for_s": 600.0},
+    ),
+    (
+        ReserveMet(1000, 2 * GIB, 12.34),
+        INFO,
+        "reserve-met",
+        "2 GiB that were reserved are there after 12.3 s",
+        {"uid": 1000, "size_bytes": 2 * GIB, "took_s": 12.34},
+    ),
+    (
+        ReserveNotMet(1000, 2 * GIB, 1200, 2448, Ended.TIME),
+        WARNING,
+        "reserve-not-met",
+        "2 GiB that were reserved are not there, 1,200 of 2,448 MiB are available: the time is "
+        "over",
+        {
+            "uid": 1000,
+            "size_bytes": 2 * GIB,
+            "available_mib": 1200,
+            "needed_mib": 2448,
+            "why": "time",
+        },
+    ),
+    (
+        ReserveEnded(1000, 2 * GIB, Ended.WITHDRAWN),
+        INFO,
+        "reserve-ended",
+        "the reserve of 2 GiB is over: it was ended",
+        {"uid": 1000, "size_bytes": 2 * GIB, "why": "withdrawn"},
     ),
     (VmDoesNotEnd(VM), ERROR, "vm-does-not-end", "does not end; left behind", {}),
     (VmFailed(VM, "KeyError: 1"), ERROR, "vm-failed", "KeyError: 1", {"error": "KeyError: 1"}),
@@ -1289,3 +1328,14 @@ def test_pause_of_all_vms_names_none(
     line = worded(event)
     assert line is not None
     assert (line.message, line.fields) == (message, fields)
+
+
+def test_decision_under_a_reserve_tells_margin_and_reserve_apart() -> None:
+    reading = Reading(500, 2448, reserved_mib=2048)
+    line = worded(Decided(VM, Decision(Reason.LOW_MEMORY, 0, 1, 16, 32 * MIB, reading)))
+    assert line is not None
+    assert line.message == (
+        "low memory (500 MiB available, margin 400 MiB, 2,048 MiB reserved): balloon grows to "
+        "level 1/16, 32 MiB"
+    )
+    assert (line.fields["margin_mib"], line.fields["reserved_mib"]) == (400, 2048)

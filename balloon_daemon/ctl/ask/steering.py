@@ -1,4 +1,6 @@
-"""``balloonctl pause``, ``resume`` and ``reclaim``: what operators ask of the policy."""
+"""``balloonctl pause``, ``resume``, ``reclaim``, ``reserve`` and ``unreserve``: what operators ask
+of the policy.
+"""
 
 import argparse
 import json
@@ -69,6 +71,56 @@ def add_steering_parsers(add: Add) -> None:
         metavar="TIME",
         help="give nothing of it back for so long; a day at most (default: 10m)",
     )
+
+    reserve = add("reserve", "have so much available above the margin for a time", _reserve)
+    reserve.description = (
+        "Has so much available above the margin for a time, before a VM is started, for example: "
+        "with less, memory is low, and is taken step by step. Says once it is there, or how far "
+        "it came and why; the reserve goes on for its time. Several add up. A restart of balloond "
+        "ends them, and Ctrl-C one that is waited for."
+    )
+    reserve.add_argument("size", metavar="SIZE", type=positive_size, help="512M, 1.5G")
+    reserve.add_argument(
+        "--within",
+        dest="within_s",
+        type=within,
+        default=WITHIN_S,
+        metavar="TIME",
+        help="wait for so long; 10m at most (default: 30s)",
+    )
+    reserve.add_argument(
+        "--for",
+        dest="for_s",
+        type=hold,
+        metavar="TIME",
+        help="90s, 10m or 2h; a day at most (default: 10m)",
+    )
+    unreserve = add("unreserve", "end all reserves", _unreserve)
+    unreserve.description = "Ends all reserves. What was taken goes back step by step."
+
+
+def _reserve(client: "Client", options: argparse.Namespace) -> int | None:
+    asked = {"size_bytes": options.size, "within_s": options.within_s}
+    asked |= {} if options.for_s is None else {"for_s": options.for_s}
+    answer = client.ask("/v1/reserve", "POST", asked, options.within_s + SPARE_S)
+    told = json.loads(answer)
+    if options.json:
+        print(answer.decode(), end="")
+    else:
+        from balloon_daemon.ctl.ask.wording import reserved
+
+        print("\n".join(reserved(told)))
+    return EXIT_LESS if told["why"] != "complete" else None
+
+
+def _unreserve(client: "Client", options: argparse.Namespace) -> None:
+    answer = client.ask("/v1/unreserve", "POST", {})
+    if options.json:
+        print(answer.decode(), end="")
+        return
+    from balloon_daemon.ctl.ask.wording import unreserved
+
+    print(unreserved(json.loads(answer)))
 
 
 def _reclaim(client: "Client", options: argparse.Namespace) -> int | None:

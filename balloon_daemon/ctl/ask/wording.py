@@ -29,6 +29,7 @@ _ENDED = {
     "time": "the time is over",
     "nobody": "no VM can give more",
     "halted": "balloond ends",
+    "switched-off": "low memory is switched off, and nothing is taken",
 }
 
 
@@ -75,6 +76,9 @@ def host_notes(host: dict[str, Any]) -> list[str]:
         came, wanted = (format_size(reclaim[key]) for key in ("came_bytes", "wanted_bytes"))
         left = age(reclaim["left_s"])
         notes.append(f"An operator wants {wanted} from guests: {came} came, {left} are left")
+    for reserve in host.get("reserves", []):
+        size, left = format_size(reserve["size_bytes"]), age(reserve["left_s"])
+        notes.append(f"Reserved above the margin: {size}, for {left} more")
     return notes
 
 
@@ -158,6 +162,30 @@ def reclaimed(told: dict[str, Any]) -> list[str]:
     # Where all has come, a VM that was asked for nothing is of no interest.
     lines += [_share(vm) for vm in told["vms"] if vm["asked_bytes"] or why is not None]
     return lines
+
+
+def reserved(told: dict[str, Any]) -> list[str]:
+    """Whether a reserve is there, and why not."""
+    size, left = format_size(told["size_bytes"]), age(told["left_s"])
+    why = _ENDED.get(told["why"])
+    dry_run = "; a dry run: no VM is told" if told["dry_run"] else ""
+    figures = ""
+    if told["available_mib"] is not None:
+        available, needed = (
+            format_size(told[key] * MIB) for key in ("available_mib", "needed_mib")
+        )
+        figures = f" ({available} available, {needed} with the margin and all reserves)"
+    if why is None:
+        return [f"{size} reserved for {left}{figures}{dry_run}"]
+    first = f"{size} not there yet{figures}: {why}; reserved for {left} more{dry_run}"
+    return [first, *(_share(vm) for vm in told["vms"] if vm["objection"] is not None)]
+
+
+def unreserved(told: dict[str, Any]) -> str:
+    """What was reserved until now."""
+    if not told["ended_mib"]:
+        return "nothing was reserved"
+    return f"{format_size(told['ended_mib'] * MIB)} are not reserved any more"
 
 
 def _share(vm: dict[str, Any]) -> str:

@@ -28,22 +28,16 @@ from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reading
 from balloon_daemon.sizing.host_events import (
     Added,
-    Asked,
     Event,
     Halted,
     Looked,
     Measured,
     Moved,
-    Paused,
     Ran,
     Removed,
-    Resized,
     Restored,
-    Resumed,
     Sampled,
     Seen,
-    Wanted,
-    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.host_policy import HostPolicy
@@ -117,10 +111,6 @@ class World:
                 self._look(at_s)
             case Added() | Restored():
                 self._add(event, at_s)
-            case Halted() | Resized() | Asked():
-                self._step(event, at_s)
-            case Paused() | Resumed() | Wanted() | Withdrawn():
-                self._step(event, at_s)
             case Sampled() | Lost():
                 pass
             case Moved() | Measured() | Ran() | Removed():
@@ -128,6 +118,8 @@ class World:
                 if guest is None:
                     raise StateError(f"{event.vm} has not been added")
                 self._take_of_guest(event, guest, at_s)
+            case _:
+                self._step(event, at_s)
 
     def _take_of_guest(
         self, event: Moved | Measured | Ran | Removed, guest: Guest, at_s: float
