@@ -618,6 +618,7 @@ def test_client_that_waits_keeps_nobody_waiting_and_gets_its_answer(play: Play) 
     play(scene)
 
 
+@fault("a client that waits for memory")
 def test_client_that_goes_away_withdraws_what_it_waits_for(play: Play) -> None:
     async def scene(world: World) -> None:
         sock = await world.connect()

@@ -12,6 +12,7 @@ from balloon_daemon.units import MIB
 from balloon_daemon.virtio.balloon import StatTag
 from tests.harness.api_schemas import check
 from tests.harness.daemon import ROOT, Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MAXIMUM, SETTINGS, STEP, MakeGuest, StartDaemon
 from tests.harness.waiting import wait_until
@@ -111,6 +112,7 @@ def test_reclaim_of_more_than_there_is_says_how_much_came_and_why_no_more(
     assert [balloon_bytes(guest) for guest in guests] == [MAXIMUM, 0]
 
 
+@fault("a client that waits for memory")
 def test_client_that_goes_away_ends_it_and_memory_goes_back(
     daemon: Daemon, guests: list[FakeGuest], api: Path
 ) -> None:
@@ -125,6 +127,7 @@ def test_client_that_goes_away_ends_it_and_memory_goes_back(
     run_until(guests, lambda: balloon_bytes(guests[0]) == 0)
 
 
+@fault("a VM ends while an operator waits")
 def test_vm_that_dies_meanwhile_is_named_and_another_gives_its_share(
     slow: Daemon, make_guest: MakeGuest, api: Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from balloon_daemon.fake_guest.machine import FakeGuest
 from tests.harness.api_schemas import check
 from tests.harness.daemon import ROOT, Daemon
+from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import MARGIN_MIB, MAXIMUM, SETTINGS, STEP, MakeGuest, StartDaemon
 from tests.harness.whole_vm import attach, balloon_bytes, facts, run_until, run_until_event
@@ -87,6 +88,7 @@ def test_reserve_that_cannot_come_says_how_far_it_came_and_why(
     assert balloon_bytes(guest) == MAXIMUM
 
 
+@fault("a client that waits for memory")
 def test_client_that_goes_away_ends_its_reserve(
     daemon: Daemon, guest: FakeGuest, api: Path, low_mem: LowMemDir
 ) -> None:

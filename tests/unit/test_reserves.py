@@ -74,6 +74,19 @@ def test_memory_goes_back_only_once_the_reserve_is_over(host: FedHost) -> None:
     assert host.policy.steering.reserves.mib == 0
 
 
+def test_source_whose_alarm_knows_the_margin_alone_is_read_for_the_reserve(
+    host: FedHost,
+) -> None:
+    host.polls = False
+    host.step(reserve(300))
+    host.live(5.0)
+    assert [answer.why for answer in host.answers()] == [Ended.COMPLETE]
+    host.free_mib = 430
+    host.live(2.0)
+    # Once nobody waits any more, too.
+    assert host.target(A) == 5 * STEP
+
+
 def test_reserve_that_is_there_already_takes_nothing(host: FedHost) -> None:
     host.step(reserve(100))
     host.live(1.0)
