@@ -137,7 +137,7 @@ class HostPolicy:
                 self.steering.remove(vm)
                 self._listening.pop(vm, None)
             case Looked() | Woke():
-                seen = self.steering.reserves.saw(event.seen)
+                seen = self.steering.reserves.saw(event.seen, now_s)
                 self._protection.saw(seen, outcome)
                 if isinstance(event, Looked):
                     self._look(seen, outcome)

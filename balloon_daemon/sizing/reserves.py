@@ -55,8 +55,7 @@ class Reserves:
         self._recheck_s = recheck_s
         self._reserves: dict[int, _Reserve] = {}
         self._seen: Seen = None
-        self._read = False
-        """Whether the present step has a reading, which ``_seen`` is."""
+        self._seen_at_s = -math.inf
         self.next_s = math.inf
         """When to read the source next; infinity: there is no reserve."""
 
@@ -69,18 +68,19 @@ class Reserves:
         """Each reserve's size, in bytes, and its end."""
         return [(each.reserved.size_bytes, each.until_s) for each in self._reserves.values()]
 
-    def saw(self, seen: Seen) -> Seen:
+    def saw(self, seen: Seen, now_s: float) -> Seen:
         """A reading by which the policy goes: its margin is larger by all reserves."""
         if self._reserves and isinstance(seen, Reading):
             mib = self.mib
             seen = seen._replace(margin_mib=seen.margin_mib + mib, reserved_mib=mib)
-        self._seen, self._read = seen, True
+        self._seen, self._seen_at_s = seen, now_s
         return seen
 
     def begin(self, reserved: Reserved, outcome: Outcome) -> None:
         """Begins a reserve; the source is to be read at once."""
         self._reserves[reserved.ticket] = _Reserve(reserved, outcome.now_s)
-        self.next_s = outcome.now_s
+        # A reading of this moment has another margin.
+        self.next_s, self._seen_at_s = outcome.now_s, -math.inf
 
     def withdraw(self, ticket: int, outcome: Outcome) -> None:
         """Ends a reserve for whose answer nobody waits any more."""
@@ -99,9 +99,10 @@ class Reserves:
 
     def pass_time(self, outcome: Outcome) -> None:
         """Answers who waits, and ends reserves whose time is over."""
-        seen, read, self._read = self._seen, self._read, False
-        if not self._reserves or not read or self.next_s > outcome.now_s:
+        # Only a reading of this moment answers anybody.
+        if self.next_s > outcome.now_s or self._seen_at_s != outcome.now_s:
             return
+        seen = self._seen
         for ticket, reserve in tuple(self._reserves.items()):
             if reserve.waits and (why := self._answer(reserve, seen, outcome.now_s)) is not None:
                 self._tell(reserve, why, seen, outcome)

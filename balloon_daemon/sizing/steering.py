@@ -1,5 +1,6 @@
 """What operators ask of the policy. Pure."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import assert_never
 
@@ -46,11 +47,8 @@ class Steering:
         self.pauses = Pauses(rows)
         self.reclaims = Reclaims(rows, protection, recheck_s, objection)
         self.reserves = Reserves(rows, recheck_s)
-
-    @property
-    def next_s(self) -> float:
+        self.next_s = math.inf
         """When ``pass_time`` has something to do; infinity: never."""
-        return min(self.pauses.next_s, self.reclaims.next_s, self.reserves.next_s)
 
     def take(self, event: Steered, outcome: Outcome, *, halted: bool) -> None:
         """Handles what an operator asks. Raises StateError: one of its VMs is not known."""
@@ -80,24 +78,32 @@ class Steering:
                 self.reclaims.withdraw(ticket, outcome)
             case _:
                 assert_never(event)
+        self._queue()
 
     def pass_time(self, outcome: Outcome) -> None:
         """Does what is due."""
+        # This is called for each MiB of any guest's balloon.
         if self.next_s <= outcome.now_s:
             self.pauses.pass_time(outcome)
             self.reclaims.pass_time(outcome)
-        self.reserves.pass_time(outcome)
+            self.reserves.pass_time(outcome)
+            self._queue()
 
     def remove(self, vm: VmId) -> None:
         """Forgets a VM."""
         self.pauses.remove(vm)
         self.reclaims.remove(vm)
+        self._queue()
 
     def halt(self, outcome: Outcome) -> None:
         """Ends everything, as balloond does."""
         self.pauses.clear()
         self.reclaims.halt(outcome)
         self.reserves.halt(outcome)
+        self._queue()
+
+    def _queue(self) -> None:
+        self.next_s = min(self.pauses.next_s, self.reclaims.next_s, self.reserves.next_s)
 
     def _rows_of(self, vms: tuple[VmId, ...]) -> Mapping[VmId, Row]:
         """The rows of some VMs; of all where none is named."""
