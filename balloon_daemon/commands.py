@@ -8,13 +8,23 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from balloon_daemon.sizing.decision import Reason
+from balloon_daemon.fact import fact
+from balloon_daemon.sizing.decision import Ended, Reading, Reason, Share
 from balloon_daemon.status import HostStatus, VmStatus
 from balloon_daemon.units import VmId
 
 MOST_HOLD_S = 86_400.0
 """The longest time for which a balloon's size may be held: a size that an operator has forgotten
 holds for a day at most."""
+
+MOST_WITHIN_S = 600.0
+"""The longest time for which memory that is asked for may be tried to take."""
+
+MOST_WAITING = 16
+"""How many requests may wait for their answers at a time."""
+
+MOST_RESERVES = 8
+"""How many reserves one user may have at a time."""
 
 
 class Release(NamedTuple):
@@ -60,6 +70,78 @@ class Resume(NamedTuple):
     vms: tuple[VmId, ...]
 
 
+class Reclaim(NamedTuple):
+    """Take so much memory from guests now, and answer how much came.
+
+    Attributes:
+        vms: from these VMs; none: from any.
+        size_bytes: how much.
+        within_s: how long to try, at most ``MOST_WITHIN_S``.
+        hold_s: for how long nothing of it is given back, at most ``MOST_HOLD_S``. Low memory ends
+            that, and so does a guest in need.
+    """
+
+    vms: tuple[VmId, ...]
+    size_bytes: int
+    within_s: float
+    hold_s: float
+
+
+class Reclaimed(NamedTuple):
+    """What came of a ``Reclaim``.
+
+    Attributes:
+        why: why it has ended.
+        wanted_bytes: how much was wanted.
+        took_s: in how many seconds.
+        shares: what each VM was asked for and gave, or why not.
+    """
+
+    why: Ended
+    wanted_bytes: int
+    took_s: float
+    shares: tuple[Share, ...]
+
+
+class Reserve(NamedTuple):
+    """Have so much available above the margin, and answer once it is.
+
+    Attributes:
+        size_bytes: how much.
+        within_s: after how long to answer at the latest, at most ``MOST_WITHIN_S``.
+        for_s: for how long it is to be available, at most ``MOST_HOLD_S``.
+    """
+
+    size_bytes: int
+    within_s: float
+    for_s: float
+
+
+@fact
+class Unreserve(NamedTuple):
+    """End all reserves."""
+
+
+class ReserveAnswer(NamedTuple):
+    """What came of a ``Reserve``, which goes on.
+
+    Attributes:
+        why: why the wait has ended.
+        size_bytes: how much was reserved.
+        took_s: after how many seconds.
+        left_s: for how many seconds more it goes on.
+        reading: what is available, and the margin with all reserves; None: unknown.
+        shares: where less is available: what is against asking each VM for more.
+    """
+
+    why: Ended
+    size_bytes: int
+    took_s: float
+    left_s: float
+    reading: Reading | None
+    shares: tuple[Share, ...]
+
+
 class Refusal(Enum):
     """Why a command is not carried out."""
 
@@ -71,6 +153,10 @@ class Refusal(Enum):
     """The balloon may not be so large."""
     OBJECTION = "objection"
     """The guest must not be asked for more now."""
+    TOO_MANY = "too-many"
+    """As many requests as may wait for their answers wait already."""
+    TOO_MANY_RESERVES = "too-many-reserves"
+    """This user has as many reserves as one may have."""
     ALL_PAUSED = "all-paused"
     """All VMs are paused together, and one of them alone cannot go on."""
 
@@ -121,6 +207,10 @@ class NotReloaded(NamedTuple):
     mistakes: tuple[str, ...]
 
 
+TakeAnswer = Callable[[Reclaimed | ReserveAnswer], None]
+"""Takes the answer to a command for which somebody waits."""
+
+
 class Desk(Protocol):
     """Answers questions about the host and its VMs. No call waits for anything."""
 
@@ -141,8 +231,24 @@ class Desk(Protocol):
             uid: the user who gives it.
         """
 
-    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
         """Does what is asked of the policy, as ``obey``; None: it is done."""
+
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
+        """Begins what takes a while.
+
+        Args:
+            command: what is asked.
+            uid: the user who asks.
+            answer: called once it has ended, perhaps before this call returns; it must not raise,
+                nor ask for anything.
+
+        Returns:
+            The number by which it is withdrawn.
+        """
+
+    def withdraw(self, ticket: int) -> None:
+        """Ends what ``want`` has begun, as nobody waits for it; does nothing once it has ended."""
 
 
 class Tracing(Protocol):

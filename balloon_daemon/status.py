@@ -140,6 +140,20 @@ class SourceStatus(NamedTuple):
     age_s: float | None = None
 
 
+class ReclaimStatus(NamedTuple):
+    """Memory that an operator wants from guests now.
+
+    Attributes:
+        wanted_bytes: how much.
+        came_bytes: how much has come.
+        left_s: for how many seconds more it is tried.
+    """
+
+    wanted_bytes: int
+    came_bytes: int
+    left_s: float
+
+
 class HostStatus(NamedTuple):
     """The host, without its VMs: a reader asks for those one by one, so that nobody else waits for
     the status of a thousand of them.
@@ -152,6 +166,10 @@ class HostStatus(NamedTuple):
         dry_run: whether no VM's balloon is changed (``--dry-run``).
         paused_s: for how many seconds more nothing is taken from any VM, because an operator has
             paused all; None: they are not paused.
+        reclaims: what operators want from guests now.
+        reserves: what operators want to be available above the margin: each reserve's size, in
+            bytes, and for how many seconds more.
+        reserved_mib: what all reserves add up to, in MiB.
     """
 
     source: SourceStatus
@@ -160,6 +178,9 @@ class HostStatus(NamedTuple):
     listens: bool = False
     dry_run: bool = False
     paused_s: float | None = None
+    reclaims: tuple[ReclaimStatus, ...] = ()
+    reserves: tuple[tuple[int, float], ...] = ()
+    reserved_mib: int = 0
 
 
 class Undriven(NamedTuple):

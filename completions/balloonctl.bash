@@ -12,17 +12,20 @@ _balloonctl() {
     COMPREPLY=()
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $command/$word in
-        /status | /top | /explain | /events | /record | /reload | /release | /set | /pause | /resume | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate)
+        /status | /top | /explain | /events | /record | /reload | /release | /set | /pause | /resume | /reclaim | /reserve | /unreserve | /doctor | /demo | /seccomp | /seccomp/check | /seccomp/explain | /seccomp/test | /seccomp/compile | /seccomp/run | /seccomp/trace | /history | /plot | /simulate)
             command=$command/$word
             ;;
         esac
     done
     case $command:$before in
-    /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history)
+    /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /reserve:--api | /unreserve:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history)
         kind=files
         ;;
-    /top:--every | /record:--for | /set:--for | /pause:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed)
+    /top:--every | /record:--for | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed)
         kind=text
+        ;;
+    /reclaim:--from | /history:--vm)
+        kind=vms
         ;;
     /seccomp/check:--default | /seccomp/explain:--default | /seccomp/test:--default | /seccomp/compile:--default | /seccomp/run:--default)
         kind=words words='allow kill kill-process kill-thread log trace trap user-notify'
@@ -36,16 +39,13 @@ _balloonctl() {
     /seccomp/run:--from | /seccomp/trace:--from)
         kind=words words='entry exec'
         ;;
-    /history:--vm)
-        kind=vms
-        ;;
     /simulate:--profile)
         kind=words words='seed careful'
         ;;
     *)
         case $command in
         '')
-            kind=words words='status top explain events record reload release set pause resume doctor demo seccomp history plot simulate' options='-h --help --version'
+            kind=words words='status top explain events record reload release set pause resume reclaim reserve unreserve doctor demo seccomp history plot simulate' options='-h --help --version'
             ;;
         /status)
             kind=none options='-h --help --api --json'
@@ -76,6 +76,15 @@ _balloonctl() {
             ;;
         /resume)
             kind=vms options='-h --help --api --json'
+            ;;
+        /reclaim)
+            kind=text options='-h --help --api --json --from --within --hold'
+            ;;
+        /reserve)
+            kind=text options='-h --help --api --json --within --for'
+            ;;
+        /unreserve)
+            kind=none options='-h --help --api --json'
             ;;
         /doctor)
             kind=none options='-h --help --api --root --json'

@@ -19,6 +19,7 @@ from balloon_daemon.api.routes import (
     Routes,
     Stream,
     TraceStream,
+    Waiting,
     WholeStatus,
 )
 from balloon_daemon.api.traces import Traces
@@ -42,6 +43,9 @@ class Sends(Protocol):
 
     def send_soon(self, client: Client) -> None:
         """Sends what waits for a client, in the client's turn."""
+
+    def work_soon(self) -> None:
+        """Goes on with the answers that are being made."""
 
     def drop(self, client: Client) -> None:
         """Ends a client's connection."""
@@ -83,6 +87,8 @@ class Answering:
         """Clients that asked for the status of all VMs after the present one was begun: they get
         the next one."""
         self._makes_status = False
+        self._tickets: dict[Client, int | None] = {}
+        """The clients that wait for what takes a while, and by which number it is withdrawn."""
 
     @property
     def has_work(self) -> bool:
@@ -100,11 +106,12 @@ class Answering:
                 self._wanting.append(client)
                 if not self._makes_status:
                     self._begin_status()
-            case Parts(parts):
+            case Parts():
                 self._server.wait(client)
-                made: list[bytes] = []
-                done = partial(self._made, made, client)
-                self._jobs.append(_Job(parts, made.append, done, [client]))
+                self._make(client, answer)
+            case Waiting():
+                self._server.wait(client)
+                self._begin(client, answer)
             case Stream():
                 self._stream(client, answer)
             case TraceStream():
@@ -119,6 +126,36 @@ class Answering:
     def _answered(self, client: Client, answer: Answer) -> None:
         if self._server.serves(client):
             self.finish(client, answer)
+
+    def _make(self, client: Client, parts: Parts) -> None:
+        """Begins to make an answer of parts."""
+        made: list[bytes] = []
+        done = partial(self._made, made, client)
+        self._jobs.append(_Job(parts.parts, made.append, done, [client]))
+
+    def _begin(self, client: Client, waiting: Waiting) -> None:
+        """Begins what takes a while; its client waits, and may go meanwhile (``left``)."""
+        self._tickets[client] = None
+
+        def ended(parts: Parts) -> None:
+            # The controller is in the middle of a step: nothing is made or sent now.
+            if client in self._tickets:
+                del self._tickets[client]
+                self._make(client, parts)
+                self._server.work_soon()
+
+        ticket = self._routes.begin(waiting, ended)
+        if isinstance(ticket, Answer):
+            del self._tickets[client]
+            self.finish(client, ticket)
+        elif client in self._tickets:
+            self._tickets[client] = ticket
+
+    def left(self, client: Client) -> None:
+        """Notes that a client's connection has ended: what it waits for is withdrawn."""
+        ticket = self._tickets.pop(client, None)
+        if ticket is not None:
+            self._routes.withdraw(ticket)
 
     def _made(self, made: list[bytes], client: Client) -> None:
         if self._server.serves(client):

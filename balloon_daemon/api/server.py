@@ -216,6 +216,10 @@ class Server:
         self._ready.append(client.sock.fileno())
         self._turn_soon()
 
+    def work_soon(self) -> None:
+        """Goes on with the answers that are being made."""
+        self._turn_soon()
+
     def send(self, client: Client) -> None:
         """Sends what the kernel takes now, and waits for the rest to be taken."""
         try:
@@ -271,6 +275,7 @@ class Server:
             return
         self._epoll.unregister(client.sock)
         del self._clients[client.sock.fileno()]
+        self._answering.left(client)
         # Close the connection of a client that may change something in any case, although the
         # close may block: root and this process's user can block this process in other ways too.
         if hang_up(client.sock) or client.rights is Rights.CHANGE:

@@ -4,7 +4,9 @@
 """
 
 import json
+from collections.abc import Iterator
 
+from balloon_daemon.commands import Reclaimed, ReserveAnswer
 from balloon_daemon.events import Decided
 from balloon_daemon.records.words import worded
 from balloon_daemon.sizing.decision import NeverLow, Reading
@@ -44,6 +46,14 @@ def host_shown(status: HostStatus) -> Shown:
         "listens": status.listens,
         "dry_run": status.dry_run,
         "paused_s": seconds(status.paused_s),
+        "reclaims": [
+            {**reclaim._asdict(), "left_s": seconds(reclaim.left_s)} for reclaim in status.reclaims
+        ],
+        "reserves": [
+            {"size_bytes": size_bytes, "left_s": seconds(left_s)}
+            for size_bytes, left_s in status.reserves
+        ],
+        "reserved_mib": status.reserved_mib,
     }
 
 
@@ -81,6 +91,30 @@ def vm_shown(status: VmStatus) -> Shown:
         "vmm_pid": status.vmm_pid,
         "paused_s": seconds(status.paused_s),
     }
+
+
+def answer_parts(answer: Reclaimed | ReserveAnswer, *, dry_run: bool) -> Iterator[bytes]:
+    """What came of what somebody waited for, as JSON in parts: one for each VM."""
+    head: Shown = {"why": answer.why.value}
+    match answer:
+        case Reclaimed():
+            head["wanted_bytes"] = answer.wanted_bytes
+            head["came_bytes"] = sum(share.came_bytes for share in answer.shares)
+        case ReserveAnswer():
+            reading = answer.reading
+            head["size_bytes"] = answer.size_bytes
+            head["left_s"] = seconds(answer.left_s)
+            head["available_mib"] = None if reading is None else reading.available_mib
+            head["needed_mib"] = None if reading is None else reading.margin_mib
+    head |= {"took_s": seconds(answer.took_s), "dry_run": dry_run}
+    yield as_json(head)[:-1] + b',"vms":['
+    comma = b""
+    for share in answer.shares:
+        objection = None if share.objection is None else share.objection.value
+        shown = {**share._asdict(), "vm": share.vm.name, "objection": objection}
+        yield comma + as_json(shown)
+        comma = b","
+    yield b"]}\n"
 
 
 def undriven_shown(vm: Undriven) -> Shown:

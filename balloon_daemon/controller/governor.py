@@ -10,7 +10,18 @@ from collections.abc import Callable, Iterable
 from random import random
 from typing import assert_never
 
-from balloon_daemon.commands import Done, NotDone, Pause, Release, Resume, SetBalloon
+from balloon_daemon.commands import (
+    Done,
+    NotDone,
+    Pause,
+    Reclaim,
+    Release,
+    Reserve,
+    Resume,
+    SetBalloon,
+    TakeAnswer,
+    Unreserve,
+)
 from balloon_daemon.controller.operators import Operators
 from balloon_daemon.controller.reported import attached, event_of, told_policy
 from balloon_daemon.controller.statuses import host_status, vm_status
@@ -121,18 +132,8 @@ class Governor:
                 self._attach(vm_id, vm, report)
             case Resized(vm_mem_bytes):
                 self._resize(vm_id, vm, vm_mem_bytes)
-            case Actual(balloon_bytes):
-                vm.balloon_bytes, vm.trouble = balloon_bytes, None
-                self._tell_policy(vm_id, vm, report)
-            case Stats():
-                vm.stats = report
-                self._tell_policy(vm_id, vm, report)
-            case Held():
-                vm.held = report
-                self._tell_policy(vm_id, vm, report)
-            case StateChanged(state):
-                if state is not vm.state:
-                    vm.state = state
+            case Actual() | Stats() | Held() | StateChanged():
+                if vm.note(report):
                     self._tell_policy(vm_id, vm, report)
             case Refused() | Stuck():
                 vm.trouble = report
@@ -163,9 +164,17 @@ class Governor:
         """Does what an operator asks of a VM's balloon."""
         return self._operators.obey(command, uid)
 
-    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
-        """Pauses the policy, or lets it go on; None: it is done."""
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
+        """Pauses the policy, lets it go on, or ends all reserves; None: it is done."""
         return self._operators.steer(command, uid)
+
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
+        """Begins what takes a while; returns the number by which that is withdrawn."""
+        return self._operators.want(command, uid, answer)
+
+    def withdraw(self, ticket: int) -> None:
+        """Ends what ``want`` has begun, as nobody waits for it."""
+        self._operators.withdraw(ticket)
 
     # --- guests' reports ----------------------------------------------------------------------
 

@@ -5,7 +5,14 @@ from balloon_daemon.controller.vm import Vm
 from balloon_daemon.host.watch import MemoryWatch
 from balloon_daemon.sizing.decision import Decision, Reading
 from balloon_daemon.sizing.host_policy import HostPolicy
-from balloon_daemon.status import HostStatus, LastDecision, PolicyStatus, SourceStatus, VmStatus
+from balloon_daemon.status import (
+    HostStatus,
+    LastDecision,
+    PolicyStatus,
+    ReclaimStatus,
+    SourceStatus,
+    VmStatus,
+)
 from balloon_daemon.units import VmId
 
 FRESH_S = 1.0
@@ -33,7 +40,16 @@ def host_status(
         None if last is None else LastDecision(*last[:2], now_s - last[2]),
         _left_s(wake_at_s, now_s),
         watch.listens,
-        paused_s=policy.pauses.left_s(None, now_s),
+        paused_s=policy.steering.pauses.left_s(None, now_s),
+        reclaims=tuple(
+            ReclaimStatus(wanted.size_bytes, came_bytes, max(0.0, until_s - now_s))
+            for wanted, came_bytes, until_s in policy.steering.reclaims.going_on()
+        ),
+        reserves=tuple(
+            (size_bytes, max(0.0, until_s - now_s))
+            for size_bytes, until_s in policy.steering.reserves.all_until_s()
+        ),
+        reserved_mib=policy.steering.reserves.mib,
     )
 
 
@@ -65,7 +81,7 @@ def vm_status(
         vm.kind,
         last_decision(vm_id, vm, now_s),
         vm.vmm_pid,
-        policy.pauses.left_s(vm_id, now_s),
+        policy.steering.pauses.left_s(vm_id, now_s),
     )
 
 
@@ -84,7 +100,7 @@ def _policy_status(
     state, steps = policy.state(), policy.settings.steps
     needed_mib = None
     if isinstance(source.seen, Reading):
-        needed_mib = policy.needed_mib(source.seen)
+        needed_mib = policy.needed_mib(source.seen) + host.steering.reserves.mib
     return PolicyStatus(
         host.vm_mem_bytes(vm_id),
         policy.max_bytes,

@@ -29,12 +29,16 @@ from balloon_daemon.sizing.host_events import (
     Ran,
     Removed,
     Reported,
+    Reserved,
     Resized,
     Restored,
     Resumed,
     Sampled,
     Seen,
     SettingsChanged,
+    Unreserved,
+    Wanted,
+    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.vm_settings import VmSettings
@@ -179,6 +183,15 @@ def _encoded(event: Recorded) -> dict[str, object]:
             return {"event": "resumed", "vms": [vm.number for vm in vms]}
         case Found():
             return _encoded_found(event)
+        case Wanted():
+            listed = [vm.number for vm in event.vms]
+            return {"event": "wanted", **event._asdict(), "vms": listed}
+        case Reserved():
+            return {"event": "reserved", **event._asdict()}
+        case Unreserved():
+            return {"event": "unreserved"}
+        case Withdrawn(ticket):
+            return {"event": "withdrawn", "ticket": ticket}
         case _:
             return _encoded_of_vm(event)
 

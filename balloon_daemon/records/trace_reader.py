@@ -41,11 +41,15 @@ from balloon_daemon.sizing.host_events import (
     Paused,
     Ran,
     Removed,
+    Reserved,
     Resized,
     Restored,
     Resumed,
     Sampled,
     SettingsChanged,
+    Unreserved,
+    Wanted,
+    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.need import Figures
@@ -123,6 +127,25 @@ class Decoder:
                 return Paused(vms, for_s)
             case "resumed":
                 return Resumed(content.take("vms", self._listed))
+            case "wanted":
+                return Wanted(
+                    content.take("ticket", parsed_integer),
+                    content.take("vms", self._listed),
+                    content.take("size_bytes", parsed_integer),
+                    content.take("within_s", parsed_number),
+                    content.take("hold_s", parsed_number),
+                )
+            case "reserved":
+                return Reserved(
+                    content.take("ticket", parsed_integer),
+                    content.take("size_bytes", parsed_integer),
+                    content.take("within_s", parsed_number),
+                    content.take("for_s", parsed_number),
+                )
+            case "unreserved":
+                return Unreserved()
+            case "withdrawn":
+                return Withdrawn(content.take("ticket", parsed_integer))
         number = content.take("vm", parsed_integer)
         if word in ("added", "restored", "found"):
             self._vms[number] = VmId(number, content.take("name", parsed_text))

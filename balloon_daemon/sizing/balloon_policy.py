@@ -358,8 +358,7 @@ class BalloonPolicy:
 
     def adopt(self, held_bytes: int, now_s: float, hold_s: float | None = None) -> Step:
         """Takes over a balloon of ``held_bytes``: goes to the highest level whose target is not
-        above that size, and arms the release timer for ``hold_s``, or, where that is None, for as
-        long as after a low-memory event."""
+        larger, and arms the release timer for ``hold_s``; None: as after low memory."""
         before = self.level
         s = self.settings
         arm = self._arm(Timer.AVAILABLE_MEMORY, s.release_after_s, s.release_after_jitter_s)
@@ -444,8 +443,7 @@ class BalloonPolicy:
 
     def needed_mib(self, reading: Reading) -> int:
         """The room for a step down: margin and two increments, each rounded down as in crosvm."""
-        increment_bytes = self.max_bytes // self.settings.steps
-        return reading.margin_mib + 2 * (increment_bytes >> 20)
+        return reading.margin_mib + 2 * (self.max_bytes // self.settings.steps >> 20)
 
     def _arm(self, timer: Timer, base_s: float, jitter_s: float) -> ArmTimer:
         return ArmTimer(timer, base_s + jitter_s * self._draw())

@@ -4,7 +4,15 @@ from typing import NamedTuple
 
 from balloon_daemon.fact import fact
 from balloon_daemon.sizing.balloon_policy import PolicyState
-from balloon_daemon.sizing.decision import Decision, Finding, NeverLow, Reading, Reason
+from balloon_daemon.sizing.decision import (
+    Decision,
+    Ended,
+    Finding,
+    NeverLow,
+    Reading,
+    Reason,
+    Share,
+)
 from balloon_daemon.sizing.guard import Lasting
 from balloon_daemon.sizing.need import Figures
 from balloon_daemon.sizing.terms import Terms
@@ -153,7 +161,54 @@ class Resumed(NamedTuple):
     vms: tuple[VmId, ...]
 
 
-# A dataclass, because a named tuple without fields is false and equals every other empty tuple.
+@fact
+class Wanted(NamedTuple):
+    """An operator wants memory from guests now, and waits for the answer.
+
+    Attributes:
+        ticket: the number by which it is withdrawn and answered.
+        vms: from these VMs; none: from any.
+        size_bytes: how much.
+        within_s: how long to try.
+        hold_s: for how long nothing of it is given back, unless memory is low before.
+    """
+
+    ticket: int
+    vms: tuple[VmId, ...]
+    size_bytes: int
+    within_s: float
+    hold_s: float
+
+
+@fact
+class Reserved(NamedTuple):
+    """An operator wants memory to be available above the margin, and waits for the answer.
+
+    Attributes:
+        ticket: the number by which it is withdrawn and answered.
+        size_bytes: how much.
+        within_s: after how long it is answered at the latest.
+        for_s: for how long it is to be available.
+    """
+
+    ticket: int
+    size_bytes: int
+    within_s: float
+    for_s: float
+
+
+@fact
+class Unreserved(NamedTuple):
+    """An operator wants no reserve any more."""
+
+
+@fact
+class Withdrawn(NamedTuple):
+    """Nobody waits for an answer any more."""
+
+    ticket: int
+
+
 @fact
 class Halted(NamedTuple):
     """balloond ends: make no more decisions."""
@@ -188,8 +243,8 @@ class Found(NamedTuple):
 
 Reported = Moved | Sampled | Ran | Measured
 
-Steering = Paused | Resumed
-"""What operators ask of the policy for more than one VM, or for a time."""
+Steered = Asked | Paused | Resumed | Wanted | Reserved | Unreserved | Withdrawn
+"""What operators ask of the policy."""
 
 Event = (
     Added
@@ -199,9 +254,8 @@ Event = (
     | Looked
     | Woke
     | Reported
-    | Asked
     | SettingsChanged
-    | Steering
+    | Steered
     | Halted
 )
 
@@ -245,6 +299,51 @@ class PauseOver(NamedTuple):
     vm: VmId | None
 
 
+class ReclaimOver(NamedTuple):
+    """A reclaim has ended.
+
+    Attributes:
+        wanted: what was wanted.
+        why: why it has ended.
+        took_s: how long it took.
+        shares: what VMs were asked for, and why not.
+    """
+
+    wanted: Wanted
+    why: Ended
+    took_s: float
+    shares: tuple[Share, ...]
+
+
+class ReserveAnswered(NamedTuple):
+    """Who has reserved memory waits no longer; the reserve goes on.
+
+    Attributes:
+        reserved: what was reserved.
+        why: why the wait has ended.
+        took_s: how long it took.
+        reading: what is available, and the margin with all reserves; None: unknown.
+        shares: where less is available: what is against asking each VM for more.
+    """
+
+    reserved: Reserved
+    why: Ended
+    took_s: float
+    reading: Reading | None
+    shares: tuple[Share, ...]
+
+
+class ReserveOver(NamedTuple):
+    """A reserve has ended."""
+
+    reserved: Reserved
+    why: Ended
+
+
+Over = PauseOver | ReclaimOver | ReserveAnswered | ReserveOver
+"""What has become of something that an operator had asked for."""
+
+
 class Watch(NamedTuple):
     """Read a VM's figures so often from now on; None: only when asked."""
 
@@ -273,5 +372,5 @@ class HostStep(NamedTuple):
     listen: bool
     findings: tuple[VmFinding, ...] = ()
     watches: tuple[Watch, ...] = ()
-    over: tuple[PauseOver, ...] = ()
+    over: tuple[Over, ...] = ()
     stuck: tuple[VmId, ...] = ()

@@ -8,7 +8,7 @@ from balloon_daemon.sizing.deadlines import Deadlines
 from balloon_daemon.sizing.decision import Finding, Reason
 from balloon_daemon.sizing.host_events import (
     HostStep,
-    PauseOver,
+    Over,
     Target,
     VmDecision,
     VmFinding,
@@ -50,7 +50,7 @@ class Outcome:
         self._decisions: list[VmDecision] = []
         self._findings: list[VmFinding] = []
         self._watches: list[Watch] = []
-        self._over: list[PauseOver] = []
+        self._over: list[Over] = []
         self._stuck: list[VmId] = []
 
     @cached_property
@@ -159,8 +159,8 @@ class Outcome:
         """Asks a VM for its figures so often; None: only on demand."""
         self._watches.append(Watch(vm, every_s))
 
-    def note(self, over: PauseOver) -> None:
-        """Notes that a pause is over."""
+    def note(self, over: Over) -> None:
+        """Notes that something that an operator had asked for is over."""
         self._over.append(over)
 
     def note_stuck(self, vm: VmId) -> None:

@@ -82,8 +82,6 @@ class Pauses:
 
     def pass_time(self, outcome: Outcome) -> None:
         """Ends the pauses whose time is over."""
-        if self.next_s > outcome.now_s:
-            return
         for vm, until_s in tuple(self._until_s.items()):
             if until_s <= outcome.now_s:
                 del self._until_s[vm]

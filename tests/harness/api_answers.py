@@ -28,6 +28,9 @@ HOST: dict[str, Any] = {
     "listens": True,
     "dry_run": False,
     "paused_s": None,
+    "reclaims": [],
+    "reserves": [],
+    "reserved_mib": 0,
 }
 PROTECTION: dict[str, Any] = {
     "objection": None,

@@ -31,6 +31,8 @@ class SteeredHost:
 
     Attributes:
         gives: whether guests give what they are asked for.
+        polls: whether the source is polled each second; False: it has an alarm, which knows the
+            margin alone.
         figures: the statistics that careful guests send each second.
         over: all that was over.
     """
@@ -43,7 +45,7 @@ class SteeredHost:
         self.policy = HostPolicy(settings, lambda: 0.0, lambda vm, _level: self.objections.get(vm))
         self.now_s = 1000.0
         self.seen = PLENTY
-        self.gives = True
+        self.gives = self.polls = True
         self.figures = dict.fromkeys(terms, WELL)
         self.over: list[object] = []
         self.wake_at_s: float | None = None
@@ -85,7 +87,7 @@ class SteeredHost:
             for vm, figures in self.figures.items():
                 if self.policy.governs(vm) and self.policy.guard(vm) is not None:
                     self.step(Sampled(vm, figures._replace(at_s=self.now_s)))
-            if self.listens:
+            if self.listens and self.polls:
                 self.step(Looked(self.seen))
 
     def target(self, vm: VmId = A) -> int:

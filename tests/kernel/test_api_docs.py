@@ -57,10 +57,8 @@ def test_every_example_of_the_page_is_answered(
             curl.stdout.read()
         assert curl.returncode == (-9 if follows else 0), example
 
-    status, explanation, first, last, trace, one, everyone, told, *others = map(
-        json.loads, answers
-    )
-    paused, resumed, reloaded = others
+    status, explanation, first, last, trace, one, everyone, told, *more = map(json.loads, answers)
+    paused, resumed, reloaded, reclaimed, reserved, unreserved = more
     check("Status")(status)
     assert [vm["name"] for vm in status["vms"]] == ["web"]
     check("Explanation")(explanation)
@@ -82,3 +80,10 @@ def test_every_example_of_the_page_is_answered(
         check("Pauses")(pauses)
     assert paused["vms"] == [{"vm": "web", "paused_s": 600.0}]
     assert resumed == {"paused_s": None, "vms": []}
+    check("Reclaimed")(reclaimed)
+    assert reclaimed["why"] == "nobody"
+    assert [vm["vm"] for vm in reclaimed["vms"]] == ["web"]
+    check("Reserved")(reserved)
+    assert reserved["why"] == "complete"
+    check("Unreserved")(unreserved)
+    assert unreserved == {"ended_mib": 64}

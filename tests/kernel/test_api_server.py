@@ -31,10 +31,15 @@ from balloon_daemon.commands import (
     NotDone,
     NotReloaded,
     Pause,
+    Reclaim,
+    Reclaimed,
     Release,
     Reloaded,
+    Reserve,
     Resume,
     SetBalloon,
+    TakeAnswer,
+    Unreserve,
 )
 from balloon_daemon.events import (
     ApiMisused,
@@ -46,6 +51,7 @@ from balloon_daemon.events import (
     TraceBegun,
 )
 from balloon_daemon.records.recent import Recent
+from balloon_daemon.sizing.decision import Ended, Share
 from balloon_daemon.sizing.host_events import Looked
 from balloon_daemon.status import HostStatus, SourceStatus, VmStatus
 from balloon_daemon.units import MIB, VmId
@@ -72,8 +78,11 @@ class Desk:
     def __init__(self) -> None:
         self.vms = 3
         self.asked = 0
-        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume, int]] = []
+        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume | Unreserve, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
+        self.wanted: dict[int, tuple[Reclaim | Reserve, int, TakeAnswer]] = {}
+        self.withdrawn: list[int] = []
+        self.at_once: Reclaimed | None = None
         self.fails = False
 
     def host_status(self) -> HostStatus:
@@ -92,9 +101,20 @@ class Desk:
         self.obeyed.append((command, uid))
         return self.answer
 
-    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
         self.obeyed.append((command, uid))
         return self.answer if isinstance(self.answer, NotDone) else None
+
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
+        if isinstance(self.answer, NotDone):
+            return self.answer
+        self.wanted[len(self.wanted) + 1] = (command, uid, answer)
+        if self.at_once is not None:
+            answer(self.at_once)
+        return len(self.wanted)
+
+    def withdraw(self, ticket: int) -> None:
+        self.withdrawn.append(ticket)
 
 
 class Tracing:
@@ -753,3 +773,64 @@ def test_client_that_has_gone_before_its_answer_costs_nothing_and_others_get_the
             await scene()
 
     asyncio.run(in_time())
+
+
+RECLAIM = b'POST /v1/reclaim HTTP/1.1\r\nHost: x\r\nContent-Length: 16\r\n\r\n{"size_bytes":1}'
+
+
+def test_client_that_waits_keeps_nobody_waiting_and_gets_its_answer(play: Play) -> None:
+    async def scene(world: World) -> None:
+        asking = asyncio.create_task(world.ask(RECLAIM))
+        await world.until(lambda: bool(world.desk.wanted))
+        status, _ = await world.ask()
+        assert status == 200
+        assert not asking.done()
+        _, _, answer = world.desk.wanted[1]
+        answer(Reclaimed(Ended.COMPLETE, 1, 0.5, (Share(VM, 1, 1),)))
+        status, told = await asking
+        assert status == 200
+        check("Reclaimed")(told)
+        assert told["came_bytes"] == 1
+        assert world.desk.withdrawn == []
+
+    play(scene)
+
+
+@fault("a client that waits for memory")
+def test_client_that_goes_away_withdraws_what_it_waits_for(play: Play) -> None:
+    async def scene(world: World) -> None:
+        sock = await world.connect()
+        await asyncio.get_running_loop().sock_sendall(sock, RECLAIM)
+        await world.until(lambda: bool(world.desk.wanted))
+        sock.close()
+        await world.until(lambda: world.desk.withdrawn == [1])
+        # An answer that comes all the same is nobody's.
+        _, _, answer = world.desk.wanted[1]
+        answer(Reclaimed(Ended.COMPLETE, 1, 0.5, ()))
+        assert (await world.ask())[0] == 200
+
+    play(scene)
+
+
+def test_answer_that_is_there_at_once_is_sent(play: Play) -> None:
+    async def scene(world: World) -> None:
+        world.desk.at_once = Reclaimed(Ended.NOBODY, 1, 0.0, ())
+        status, told = await world.ask(RECLAIM)
+        assert (status, told["why"]) == (200, "nobody")
+        assert world.desk.withdrawn == []
+
+    play(scene)
+
+
+def test_server_that_ends_withdraws_what_is_waited_for(play: Play) -> None:
+    worlds: list[World] = []
+    with contextlib.ExitStack() as stack:
+
+        async def scene(world: World) -> None:
+            worlds.append(world)
+            sock = stack.enter_context(await world.connect())
+            await asyncio.get_running_loop().sock_sendall(sock, RECLAIM)
+            await world.until(lambda: bool(world.desk.wanted))
+
+        play(scene)
+    assert worlds[0].desk.withdrawn == [1]

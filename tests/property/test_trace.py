@@ -37,12 +37,16 @@ from balloon_daemon.sizing.host_events import (
     Paused,
     Ran,
     Removed,
+    Reserved,
     Resized,
     Restored,
     Resumed,
     Sampled,
     Seen,
     SettingsChanged,
+    Unreserved,
+    Wanted,
+    Withdrawn,
     Woke,
 )
 from balloon_daemon.sizing.host_policy import HostPolicy
@@ -58,7 +62,7 @@ times = st.floats(0, 1e9)
 seen = (
     st.none()
     | st.builds(NeverLow, st.text())
-    | st.builds(Reading, st.integers(-9, 1 << 40), counts, st.text())
+    | st.builds(Reading, st.integers(-9, 1 << 40), counts, st.text(), st.just(0))
 )
 settings = st.builds(
     VmSettings, maybe_counts, maybe_counts, st.integers(-99, 99), st.sampled_from(Profile)
@@ -106,6 +110,10 @@ events = st.one_of(
     st.builds(Paused, vms, times),
     st.builds(Resumed, vms),
     found,
+    st.builds(Wanted, counts, vms, counts, times, times),
+    st.builds(Withdrawn, counts),
+    st.builds(Reserved, counts, counts, times, times),
+    st.builds(Unreserved),
 )
 entries = st.builds(
     Entry,

@@ -15,6 +15,7 @@ from balloon_daemon.api.routes import (
     Routes,
     Stream,
     TraceStream,
+    Waiting,
     WholeStatus,
 )
 from balloon_daemon.commands import (
@@ -22,19 +23,27 @@ from balloon_daemon.commands import (
     NotDone,
     NotReloaded,
     Pause,
+    Reclaim,
+    Reclaimed,
     Refusal,
     Release,
     Reloaded,
+    Reserve,
+    ReserveAnswer,
     Resume,
     SetBalloon,
+    TakeAnswer,
+    Unreserve,
 )
 from balloon_daemon.guests.seam import Ability, GuestState, Stats, Stuck
 from balloon_daemon.sizing.decision import (
     Decision,
+    Ended,
     NeverLow,
     PolicyStatistics,
     Reading,
     Reason,
+    Share,
     Sign,
 )
 from balloon_daemon.sizing.vm_settings import VmSettings
@@ -84,8 +93,10 @@ class Desk:
     def __init__(self) -> None:
         self.vms = {WEB: FULL, DB: BARE}
         self.gone: list[VmId] = []
-        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume, int]] = []
+        self.obeyed: list[tuple[Release | SetBalloon | Pause | Resume | Unreserve, int]] = []
         self.answer: Done | NotDone = Done(2 * MIB, 0)
+        self.wanted: dict[int, tuple[Reclaim | Reserve, int, TakeAnswer]] = {}
+        self.withdrawn: list[int] = []
         self.seen: Reading | NeverLow | None = LOW
 
     def host_status(self) -> HostStatus:
@@ -101,9 +112,18 @@ class Desk:
         self.obeyed.append((command, uid))
         return self.answer
 
-    def steer(self, command: Pause | Resume, uid: int) -> NotDone | None:
+    def steer(self, command: Pause | Resume | Unreserve, uid: int) -> NotDone | None:
         self.obeyed.append((command, uid))
         return self.answer if isinstance(self.answer, NotDone) else None
+
+    def want(self, command: Reclaim | Reserve, uid: int, answer: TakeAnswer) -> int | NotDone:
+        if isinstance(self.answer, NotDone):
+            return self.answer
+        self.wanted[len(self.wanted) + 1] = (command, uid, answer)
+        return len(self.wanted)
+
+    def withdraw(self, ticket: int) -> None:
+        self.withdrawn.append(ticket)
 
 
 class Events:
@@ -158,6 +178,9 @@ def test_status_has_the_host_each_vm_and_those_that_are_not_driven(routes: Route
         "listens": True,
         "dry_run": False,
         "paused_s": None,
+        "reclaims": [],
+        "reserves": [],
+        "reserved_mib": 0,
     }
     web = status["vms"][0]
     assert web["last_decision"]["age_s"] == 1.235
@@ -537,3 +560,108 @@ def test_vm_of_a_host_that_is_paused_does_not_resume_alone(routes: Routes, desk:
     assert isinstance(answer, Answer)
     assert answer.status == 409
     assert b"resume all of them" in answer.body
+
+
+def test_reclaim_waits_for_its_answer(routes: Routes, desk: Desk) -> None:
+    body = {"size_bytes": 64 * MIB, "vms": ["web"], "within_s": 5, "hold_s": 60}
+    waiting = routes.answer(post("/v1/reclaim", body))
+    assert waiting == Waiting(Reclaim((WEB,), 64 * MIB, 5.0, 60.0), 7)
+    assert isinstance(waiting, Waiting)
+    answers: list[Parts] = []
+    assert routes.begin(waiting, answers.append) == 1
+    command, uid, answer = desk.wanted[1]
+    assert (command, uid) == (waiting.command, 7)
+    shares = (
+        Share(WEB, 64 * MIB, 32 * MIB, Reason.IN_NEED),
+        Share(DB, 8 * MIB, 0, None, gone=True),
+    )
+    answer(Reclaimed(Ended.TIME, 64 * MIB, 5.00004, shares))
+    (parts,) = answers
+    told = json.loads(b"".join(parts.parts))
+    check("Reclaimed")(told)
+    assert told == {
+        "why": "time",
+        "wanted_bytes": 64 * MIB,
+        "came_bytes": 32 * MIB,
+        "took_s": 5.0,
+        "dry_run": False,
+        "vms": [
+            {
+                "vm": "web",
+                "asked_bytes": 64 * MIB,
+                "came_bytes": 32 * MIB,
+                "objection": "in-need",
+                "gone": False,
+            },
+            {
+                "vm": "d\u00e9b/1",
+                "asked_bytes": 8 * MIB,
+                "came_bytes": 0,
+                "objection": None,
+                "gone": True,
+            },
+        ],
+    }
+    routes.withdraw(1)
+    assert desk.withdrawn == [1]
+
+
+def test_reclaim_from_any_vm_has_30_s_and_holds_for_10_min(routes: Routes) -> None:
+    answer = routes.answer(post("/v1/reclaim", {"size_bytes": 1}))
+    assert answer == Waiting(Reclaim((), 1, 30.0, 600.0), 7)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({}, 400, "size_bytes must be a whole number of bytes, 0 or more"),
+        ({"size_bytes": 1, "within_s": 601}, 400, "within_s must be from 1 to 600 seconds"),
+        ({"size_bytes": 1, "hold_s": 0}, 400, "hold_s must be from 1 to 86400 seconds"),
+        ({"size_bytes": 1, "vms": ["none"]}, 404, "there is no VM none; the status names all"),
+    ],
+)
+def test_reclaim_that_makes_no_sense_is_refused(
+    body: object, status: int, sentence: str, routes: Routes
+) -> None:
+    answer = routes.answer(post("/v1/reclaim", body))
+    assert isinstance(answer, Answer)
+    assert (answer.status, json.loads(answer.body)) == (status, {"error": sentence})
+
+
+def test_reclaim_beyond_those_that_wait_is_refused(routes: Routes, desk: Desk) -> None:
+    desk.answer = NotDone(Refusal.TOO_MANY)
+    refused = routes.begin(Waiting(Reclaim((), 1, 30.0, 600.0), 7), lambda parts: None)
+    assert isinstance(refused, Answer)
+    assert refused.status == 503
+    assert b"16 requests wait for memory already" in refused.body
+
+
+def test_reserve_waits_for_its_answer_and_all_are_ended(routes: Routes, desk: Desk) -> None:
+    body = {"size_bytes": 2 * GIB, "for_s": 60}
+    waiting = routes.answer(post("/v1/reserve", body))
+    assert waiting == Waiting(Reserve(2 * GIB, 30.0, 60.0), 7)
+    assert isinstance(waiting, Waiting)
+    answers: list[Parts] = []
+    routes.begin(waiting, answers.append)
+    _, _, answer = desk.wanted[1]
+    reading = Reading(1200, 2448, reserved_mib=2048)
+    shares = (Share(WEB, 0, 0, Reason.IN_NEED),)
+    answer(ReserveAnswer(Ended.NOBODY, 2 * GIB, 4.0, 56.0, reading, shares))
+    told = json.loads(b"".join(answers[0].parts))
+    check("Reserved")(told)
+    assert (told["available_mib"], told["needed_mib"], told["left_s"]) == (1200, 2448, 56.0)
+    assert told["vms"][0]["objection"] == "in-need"
+    ended = routes.answer(post("/v1/unreserve", {}))
+    assert isinstance(ended, Answer)
+    check("Unreserved")(json.loads(ended.body))
+    assert desk.obeyed == [(Unreserve(), 7)]
+
+
+def test_reserves_beyond_those_that_a_user_may_have_are_refused(
+    routes: Routes, desk: Desk
+) -> None:
+    desk.answer = NotDone(Refusal.TOO_MANY_RESERVES)
+    refused = routes.begin(Waiting(Reserve(1, 30.0, 60.0), 7), lambda parts: None)
+    assert isinstance(refused, Answer)
+    assert refused.status == 409
+    assert b"balloonctl unreserve" in refused.body

@@ -6,7 +6,8 @@ import pytest
 
 from balloon_daemon.ctl.ask.explanation import event_line, explained
 from balloon_daemon.ctl.ask.tables import status_table
-from balloon_daemon.ctl.ask.wording import age, brief_size
+from balloon_daemon.ctl.ask.wording import age, brief_size, reclaimed, reserved, unreserved
+from balloon_daemon.sizing.decision import Reason
 from balloon_daemon.units import GIB, KIB, MIB
 from tests.harness.api_answers import HOST, PROTECTION, WEB, status
 from tests.harness.api_schemas import check
@@ -222,3 +223,119 @@ def test_balloond_of_before_that_tells_of_no_pauses_is_shown_all_the_same() -> N
     assert status_table(old, None) == status_table(old | {"host": HOST, "vms": [WEB]}, None)
     told = {"vm": old_vm, "host": old_host, "events": []}
     assert explained(told, None) == explained(told | {"vm": WEB, "host": HOST}, None)
+
+
+RECLAIMED: dict[str, Any] = {
+    "why": "complete",
+    "wanted_bytes": 96 * MIB,
+    "came_bytes": 96 * MIB,
+    "took_s": 2.1,
+    "dry_run": False,
+    "vms": [
+        {
+            "vm": "web",
+            "asked_bytes": 96 * MIB,
+            "came_bytes": 96 * MIB,
+            "objection": None,
+            "gone": False,
+        },
+        {
+            "vm": "db",
+            "asked_bytes": 0,
+            "came_bytes": 0,
+            "objection": "lower-priority-first",
+            "gone": False,
+        },
+    ],
+}
+
+
+def test_reclaim_that_came_names_those_that_gave() -> None:
+    check("Reclaimed")(RECLAIMED)
+    assert reclaimed(RECLAIMED) == ["96 MiB came in 2.1 s", "  web: 96 MiB"]
+
+
+def test_reclaim_that_came_short_says_why_of_each_vm() -> None:
+    web, db = RECLAIMED["vms"]
+    short = RECLAIMED | {
+        "why": "nobody",
+        "came_bytes": 32 * MIB,
+        "vms": [
+            web | {"came_bytes": 32 * MIB, "objection": "stalled"},
+            db | {"objection": "in-need"},
+            db | {"vm": "old", "objection": None, "gone": True, "asked_bytes": MIB},
+        ],
+    }
+    check("Reclaimed")(short)
+    assert reclaimed(short) == [
+        "32 MiB of 96 MiB came in 2.1 s: no VM can give more",
+        "  web: 32 MiB of 96 MiB: the guest gives no more",
+        "  db: the guest needs its memory",
+        "  old: 0 B of 1 MiB: it has gone",
+    ]
+
+
+def test_reclaim_that_goes_on_stands_below_the_table() -> None:
+    going_on = {"wanted_bytes": 96 * MIB, "came_bytes": 32 * MIB, "left_s": 12.0}
+    lines = status_table(status(WEB, host=HOST | {"reclaims": [going_on]}), None)
+    assert "An operator wants 96 MiB from guests: 32 MiB came, 12 s are left" in lines
+
+
+def test_objections_of_the_policy_have_words() -> None:
+    reasons = (
+        Reason.AT_MAXIMUM,
+        Reason.NO_BALLOON,
+        Reason.FRUITLESS,
+        Reason.NO_ROOM,
+        Reason.LOWER_FIRST,
+        Reason.IN_NEED,
+        Reason.STALLED,
+        Reason.CONTESTED,
+        Reason.NO_FRESH_STATS,
+        Reason.NOT_RUNNING,
+        Reason.PAUSED,
+    )
+    for reason in reasons:
+        share = RECLAIMED["vms"][0] | {"asked_bytes": 0, "objection": reason.value}
+        told = RECLAIMED | {"why": "nobody", "came_bytes": 0, "vms": [share]}
+        assert reclaimed(told)[1] != f"  web: {reason.value}"
+
+
+RESERVED: dict[str, Any] = {
+    "why": "complete",
+    "size_bytes": 2 * GIB,
+    "took_s": 4.0,
+    "left_s": 596.0,
+    "available_mib": 2500,
+    "needed_mib": 2448,
+    "dry_run": False,
+    "vms": [],
+}
+
+
+def test_reserve_that_is_there_and_one_that_is_not() -> None:
+    check("Reserved")(RESERVED)
+    figures = "(2.44 GiB available, 2.39 GiB with the margin and all reserves)"
+    assert reserved(RESERVED) == [f"2 GiB reserved for 10 min {figures}"]
+    db = RECLAIMED["vms"][1] | {"objection": "in-need"}
+    short = RESERVED | {"why": "nobody", "available_mib": 1200, "vms": [db]}
+    check("Reserved")(short)
+    assert reserved(short) == [
+        "2 GiB not there yet (1.17 GiB available, 2.39 GiB with the margin and all reserves): no "
+        "VM can give more; reserved for 10 min more",
+        "  db: the guest needs its memory",
+    ]
+    assert unreserved({"ended_mib": 0}) == "nothing was reserved"
+    assert unreserved({"ended_mib": 2048}) == "2 GiB are not reserved any more"
+
+
+def test_reserves_stand_below_the_table_and_count_in_an_explanation() -> None:
+    host = HOST | {
+        "reserves": [{"size_bytes": 2 * GIB, "left_s": 90.0}],
+        "reserved_mib": 2048,
+    }
+    assert "Reserved above the margin: 2 GiB, for 90 s more" in status_table(
+        status(WEB, host=host), None
+    )
+    told = {"vm": WEB, "host": host, "events": []}
+    assert "grows: at once, if less than 2.39 GiB is available" in explained(told, None)

@@ -141,19 +141,19 @@ def test_pauses_of_one_vm_and_of_all_end_apart(host: SteeredHost) -> None:
     assert host.over == [PauseOver(None)]
     assert host.target(A) == 2 * STEP
     assert host.target(B) > 2 * STEP
-    assert host.policy.pauses.left_s(A, host.now_s) == pytest.approx(10.0)
-    assert host.policy.pauses.left_s(None, host.now_s) is None
+    assert host.policy.steering.pauses.left_s(A, host.now_s) == pytest.approx(10.0)
+    assert host.policy.steering.pauses.left_s(None, host.now_s) is None
 
 
 def test_pause_ends_with_its_vm_and_with_balloond(host: SteeredHost) -> None:
     host.step(Paused((A,), 5.0))
     host.step(Paused((B,), 5.0))
     host.step(Removed(A))
-    assert [*host.policy.pauses.vms] == [B]
+    assert [*host.policy.steering.pauses.vms] == [B]
     host.step(Halted())
-    assert [*host.policy.pauses.vms] == []
+    assert [*host.policy.steering.pauses.vms] == []
     host.step(Paused((B,), 5.0))
-    assert [*host.policy.pauses.vms] == []
+    assert [*host.policy.steering.pauses.vms] == []
     assert host.wake_at_s is None
 
 
@@ -161,4 +161,4 @@ def test_pause_of_a_vm_that_there_is_not_changes_nothing(host: SteeredHost) -> N
     gone = VmId(9, "gone")
     with pytest.raises(StateError):
         host.policy.step(Paused((A, gone), 5.0), host.now_s)
-    assert host.policy.pauses.vms == ()
+    assert host.policy.steering.pauses.vms == ()

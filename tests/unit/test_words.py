@@ -83,9 +83,15 @@ from balloon_daemon.events import (
     PolicyFileWarning,
     ProcessNotSeen,
     ReaderFailed,
+    ReclaimBegan,
+    ReclaimEnded,
     RecordingEnded,
     Refilled,
     RequestNotServed,
+    ReserveBegan,
+    ReserveEnded,
+    ReserveMet,
+    ReserveNotMet,
     RingsUnknown,
     Share,
     SizeAsked,
@@ -135,7 +141,7 @@ from balloon_daemon.events import (
 from balloon_daemon.records.line import Level
 from balloon_daemon.records.words import is_debug, worded
 from balloon_daemon.sizing.balloon_policy import PolicyState
-from balloon_daemon.sizing.decision import Decision, Missing, Reading, Reason, Sign
+from balloon_daemon.sizing.decision import Decision, Ended, Missing, Reading, Reason, Sign
 from balloon_daemon.sizing.host_events import Found, Removed
 from balloon_daemon.sizing.terms import Terms
 from balloon_daemon.units import GIB, MIB, VmId
@@ -587,6 +593,61 @@ VMS: list[Row] = [
         "vm-failed",
         "unexpected error in balloond: KeyError: 1",
         {"error": "KeyError: 1"},
+    ),
+    (
+        ReclaimBegan(1000, 512 * MIB, "web, db", 30.0),
+        INFO,
+        "reclaim-began",
+        "user 1000 asks for 512 MiB from web, db within 30 s",
+        {"uid": 1000, "wanted_bytes": 512 * MIB, "vms": "web, db", "within_s": 30.0},
+    ),
+    (
+        ReclaimEnded(1000, 512 * MIB, 96 * MIB, 2.04, Ended.NOBODY),
+        INFO,
+        "reclaim-ended",
+        "96 MiB of 512 MiB came in 2.0 s: no VM can give more",
+        {
+            "uid": 1000,
+            "wanted_bytes": 512 * MIB,
+            "came_bytes": 96 * MIB,
+            "took_s": 2.04,
+            "why": "nobody",
+        },
+    ),
+    (
+        ReserveBegan(1000, 2 * GIB, 600.0),
+        INFO,
+        "reserve-began",
+        "user 1000 reserves 2 GiB above the margin for 600 s",
+        {"uid": 1000, "size_bytes": 2 * GIB, "for_s": 600.0},
+    ),
+    (
+        ReserveMet(1000, 2 * GIB, 12.34),
+        INFO,
+        "reserve-met",
+        "2 GiB that were reserved are there after 12.3 s",
+        {"uid": 1000, "size_bytes": 2 * GIB, "took_s": 12.34},
+    ),
+    (
+        ReserveNotMet(1000, 2 * GIB, 1200, 2448, Ended.TIME),
+        WARNING,
+        "reserve-not-met",
+        "2 GiB that were reserved are not there, 1,200 of 2,448 MiB are available: the time is "
+        "over",
+        {
+            "uid": 1000,
+            "size_bytes": 2 * GIB,
+            "available_mib": 1200,
+            "needed_mib": 2448,
+            "why": "time",
+        },
+    ),
+    (
+        ReserveEnded(1000, 2 * GIB, Ended.WITHDRAWN),
+        INFO,
+        "reserve-ended",
+        "the reserve of 2 GiB is over: it was ended",
+        {"uid": 1000, "size_bytes": 2 * GIB, "why": "withdrawn"},
     ),
 ]
 
@@ -1351,3 +1412,14 @@ def test_configuration_read_anew_is_said_in_the_singular_and_where_nothing_chang
         "the configuration is read anew: nothing has changed",
         "the configuration has a mistake: the one before stays in force, whole",
     ]
+
+
+def test_decision_under_a_reserve_tells_margin_and_reserve_apart() -> None:
+    reading = Reading(500, 2448, reserved_mib=2048)
+    line = worded(Decided(VM, Decision(Reason.LOW_MEMORY, 0, 1, 16, 32 * MIB, reading)))
+    assert line is not None
+    assert line.message == (
+        "low memory (500 MiB available, margin 400 MiB, 2,048 MiB reserved): balloon grows to "
+        "level 1/16, 32 MiB"
+    )
+    assert (line.fields["margin_mib"], line.fields["reserved_mib"]) == (400, 2048)

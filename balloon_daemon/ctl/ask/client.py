@@ -104,7 +104,7 @@ class Client:
                 # and hang up; a second write would then fail with EPIPE.
                 sock.sendall(head + (http.send(h11.Data(data=body)) or b""))
                 http.send(h11.EndOfMessage())
-                sock.settimeout(within_s or ANSWER_WITHIN_S)
+                sock.settimeout(max(within_s or 0.0, ANSWER_WITHIN_S))
                 yield from self._body(http, sock, within_s, until_s)
         except (h11.RemoteProtocolError, ConnectionError) as err:
             raise NoAnswerError(

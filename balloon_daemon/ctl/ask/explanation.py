@@ -78,7 +78,8 @@ def _grows(vm: dict[str, Any], host: dict[str, Any]) -> str:
     when = "at once" if recheck_s is None else f"in {age(recheck_s)} at the earliest"
     if host["margin_mib"] is None:
         return f"grows: {when}, once memory is known to be low"
-    return f"grows: {when}, if less than {format_size(host['margin_mib'] * MIB)} is available"
+    low_mib = host["margin_mib"] + host.get("reserved_mib", 0)
+    return f"grows: {when}, if less than {format_size(low_mib * MIB)} is available"
 
 
 def _shrinks(vm: dict[str, Any]) -> str:

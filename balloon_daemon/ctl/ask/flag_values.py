@@ -9,6 +9,9 @@ from balloon_daemon.units import parse_memory_size
 MOST_HOLD_S = 86_400
 """The longest time that the API takes (``commands.MOST_HOLD_S``)."""
 
+MOST_WITHIN_S = 600
+"""The longest time for which the API tries (``commands.MOST_WITHIN_S``)."""
+
 LEAST_PAUSE_S = 0.05
 """The shortest time between two looks of ``top``: each costs the controller some milliseconds."""
 
@@ -52,3 +55,19 @@ def hold(text: str) -> float:
     if not 1 <= time_s <= MOST_HOLD_S:
         raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_HOLD_S // 3600}h")
     return time_s
+
+
+def within(text: str) -> float:
+    """How long to try, in seconds. Raises ArgumentTypeError: it is none."""
+    time_s = parsed_time(text)
+    if not 1 <= time_s <= MOST_WITHIN_S:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1s to {MOST_WITHIN_S // 60}m")
+    return time_s
+
+
+def positive_size(text: str) -> int:
+    """A size of more than nothing, in bytes. Raises ArgumentTypeError: it is none."""
+    size_bytes = size(text)
+    if not size_bytes:
+        raise argparse.ArgumentTypeError(f"{text} is nothing; write it like 512M or 1.5G")
+    return size_bytes

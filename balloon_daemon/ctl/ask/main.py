@@ -28,8 +28,9 @@ RELOADED_WITHIN_S = 30.0
 begun with another reload before."""
 
 _EPILOG = """\
-exit status: 0 answered, 1 the output cannot be written, 2 a wrong flag or something that balloond
-refuses, such as a VM that there is not, 3 no balloond answers, 4 you may not ask
+exit status: 0 answered, 1 the output cannot be written, or less memory came than was asked for,
+2 a wrong flag or something that balloond refuses, such as a VM that there is not, 3 no balloond
+answers, 4 you may not ask
 """
 
 Subparsers = Any  # argparse has no public name for it.

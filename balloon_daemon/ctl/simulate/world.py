@@ -28,19 +28,15 @@ from balloon_daemon.sizing.balloon_policy import PolicySettings
 from balloon_daemon.sizing.decision import Reading
 from balloon_daemon.sizing.host_events import (
     Added,
-    Asked,
     Event,
     Found,
     Halted,
     Looked,
     Measured,
     Moved,
-    Paused,
     Ran,
     Removed,
-    Resized,
     Restored,
-    Resumed,
     Sampled,
     Seen,
     SettingsChanged,
@@ -117,8 +113,6 @@ class World:
                 self._look(at_s)
             case Added() | Restored() | Found():
                 self._add(event, at_s)
-            case Halted() | Resized() | Asked() | Paused() | Resumed():
-                self._step(event, at_s)
             case SettingsChanged(vm, settings):
                 changed = self._changes.of_vm(settings)
                 self._guests[vm].careful = Terms(changed).is_careful
@@ -130,6 +124,8 @@ class World:
                 if guest is None:
                     raise StateError(f"{event.vm} has not been added")
                 self._take_of_guest(event, guest, at_s)
+            case _:
+                self._step(event, at_s)
 
     def _take_of_guest(
         self, event: Moved | Measured | Ran | Removed, guest: Guest, at_s: float

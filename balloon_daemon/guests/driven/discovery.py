@@ -81,6 +81,13 @@ class UserShares:
         return budget.has_one(now_s)
 
 
+class _Counts(NamedTuple):
+    """How many sockets and directories of each user were found."""
+
+    sockets: Counter[int]
+    directories: Counter[int]
+
+
 class Search:
     """One search for the sockets that match patterns.
 
@@ -120,7 +127,7 @@ class Search:
         self._admits = admits
         self._known = known or {}
         self.unseen = set[str]()
-        self._of_users, self._places = Counter[int](), Counter[int]()
+        self._counts = _Counts(Counter(), Counter())
 
     async def run(self) -> "Search":
         """Searches; returns this object."""
@@ -143,11 +150,14 @@ class Search:
 
         def take(match: Match) -> None:
             user = match.owner
-            room = self._places.total() < MOST_SOCKETS and self._places[user] < MOST_OF_ONE_USER
+            room = (
+                self._counts.directories.total() < MOST_SOCKETS
+                and self._counts.directories[user] < MOST_OF_ONE_USER
+            )
             known = any(f"{each}/".startswith(f"{match.path}/") for each in known_directories)
             if stat.S_ISDIR(match.mode) and (room or known):
                 found[match.path] = None
-                self._places[user] += 1
+                self._counts.directories[user] += 1
 
         head, name = os.path.split(pattern)
         for directory in await self._matching_directories(head):
@@ -180,7 +190,7 @@ class Search:
                 self.found[resolved] = socket
             return
         known = self._known.get(resolved)
-        room = len(self.found) < MOST_SOCKETS and self._of_users[user] < MOST_OF_ONE_USER
+        room = len(self.found) < MOST_SOCKETS and self._counts.sockets[user] < MOST_OF_ONE_USER
         if known is None and not room:
             return
         if (known is None or known.identity != match.identity) and not self._admits(user):
@@ -190,7 +200,7 @@ class Search:
             # Nothing connects to the new socket: it is not the known one.
             socket = known
         self.found[resolved] = socket
-        self._of_users[user] += 1
+        self._counts.sockets[user] += 1
 
     async def _leave_out(self, path: str) -> None:
         try:

@@ -59,6 +59,8 @@ _WHY = {
     Reason.NOT_RUNNING: "low memory, but the guest stands still or has no balloon driver",
     Reason.LIMITS_CHANGED: "the limits of the VM's balloon have changed",
     Reason.ASKED: "an operator has asked for it",
+    Reason.RECLAIMED: "an operator has asked for memory",
+    Reason.WITHDRAWN: "the operator who had asked for memory waits no longer",
     Reason.PAUSED: "an operator has paused it, nothing more is taken",
 }
 
@@ -175,9 +177,11 @@ def _decision(decision: Decision) -> str:
     if reading is not None:
         needed = "" if decision.needed_mib is None else f", {decision.needed_mib:,} MiB needed"
         within = f" within {reading.within}" if reading.within else ""
+        reserved_mib = reading.reserved_mib
+        reserved = f", {reserved_mib:,} MiB reserved" if reserved_mib else ""
         line += (
             f" ({reading.available_mib:,} MiB available{within}, "
-            f"margin {reading.margin_mib:,} MiB{needed})"
+            f"margin {reading.margin_mib - reserved_mib:,} MiB{reserved}{needed})"
         )
     size = format_size(decision.target_bytes)
     level = f"level {decision.level}/{decision.steps}, {size}"
@@ -199,7 +203,9 @@ def decision_fields(decision: Decision) -> dict[str, object]:
     }
     if decision.reading is not None:
         fields["available_mib"] = decision.reading.available_mib
-        fields["margin_mib"] = decision.reading.margin_mib
+        fields["margin_mib"] = decision.reading.margin_mib - decision.reading.reserved_mib
+        if decision.reading.reserved_mib:
+            fields["reserved_mib"] = decision.reading.reserved_mib
         if decision.reading.within:
             fields["within"] = decision.reading.within
     return fields
