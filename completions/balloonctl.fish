@@ -134,4 +134,5 @@ complete -c balloonctl -n '__balloonctl_at simulate' -l set -x -d 'another value
 complete -c balloonctl -n '__balloonctl_at simulate' -l profile -xa 'seed careful' -d 'another profile, for all VMs'
 complete -c balloonctl -n '__balloonctl_at simulate' -l seed -x -d 'of the random jitter, where settings are changed (default: 0)'
 complete -c balloonctl -n '__balloonctl_at simulate' -l json -d 'print one JSON object'
+complete -c balloonctl -n '__balloonctl_at simulate' -l plot -rF -d 'draw host and VMs as they were recorded, too'
 complete -c balloonctl -n '__balloonctl_at simulate' -F
