@@ -169,6 +169,9 @@ def _decision(decision: Decision) -> str:
         )
     size = format_size(decision.target_bytes)
     level = f"level {decision.level}/{decision.steps}, {size}"
+    if decision.reason is Reason.ADOPTED:
+        # Nothing was asked of the guest: it has this balloon already.
+        return f"{line}: balloon goes on from {level}"
     if decision.level == decision.level_before:
         return f"{line}: balloon stays at {level}"
     verb = "grows" if decision.level > decision.level_before else "shrinks"
