@@ -35,6 +35,7 @@ complete -c balloonctl -n '__balloonctl_ends' -a plot -d 'a picture of the last 
 complete -c balloonctl -n '__balloonctl_ends' -a simulate -d 'what other settings would have done on a recorded host'
 complete -c balloonctl -n '__balloonctl_at' -s h -l help -d 'show this help message and exit'
 complete -c balloonctl -n '__balloonctl_at' -l version -d 'show program'\''s version number and exit'
+complete -c balloonctl -n '__balloonctl_at' -l api -rF -d 'the socket of balloond'\''s API (default: /run/balloond/api.sock)'
 complete -c balloonctl -n '__balloonctl_at status' -s h -l help -d 'show this help message and exit'
 complete -c balloonctl -n '__balloonctl_at status' -l api -rF -d 'the socket of balloond'\''s API (default: /run/balloond/api.sock)'
 complete -c balloonctl -n '__balloonctl_at status' -l json -d 'as balloond answers: docs/api.md'
