@@ -139,11 +139,13 @@ def _print_text(
     for name in named:
         print(f"changed: {printable(name)}")
     print()
+    rows = [[label, *map(said, columns.values())] for label, said in _ROWS.items()]
     if len(columns) > 1:
-        print(" " * _LABEL + "".join(f"{name:>{_WIDTH}}" for name in columns))
-    for label, said in _ROWS.items():
-        cells = "".join(f"{said(sums):>{_WIDTH}}" for sums in columns.values())
-        print(f"{label:{_LABEL}}{cells}")
+        rows.insert(0, ["", *columns])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for label, *cells in rows:
+        numbers = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        print("  ".join([label.ljust(widths[0]), *numbers]))
 
 
 def _agreement(replayed: Replayed) -> str:
@@ -165,8 +167,6 @@ def _vms(trace: Trace) -> list[str]:
     added = (e.event.vm for e in trace.entries if isinstance(e.event, Added | Restored | Found))
     return [printable(vm.name) for vm in dict.fromkeys(added)]
 
-
-_LABEL, _WIDTH = 32, 14
 
 _ROWS: dict[str, Callable[[Sums], str]] = {
     "time below the margin": lambda sums: _time(sums.low_s),
