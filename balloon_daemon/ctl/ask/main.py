@@ -268,4 +268,5 @@ def terminal_columns() -> int | None:
     """The terminal's width; None where the output is no terminal, and lines may be any length."""
     if not os.isatty(sys.stdout.fileno()):
         return None
-    return max(os.get_terminal_size(sys.stdout.fileno()).columns, 40)
+    # A terminal that does not know its size, as a serial line, says 0.
+    return max(os.get_terminal_size(sys.stdout.fileno()).columns or 80, 40)
