@@ -18,7 +18,7 @@ _balloonctl() {
         esac
     done
     case $command:$before in
-    /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /reserve:--api | /unreserve:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history)
+    :--api | /status:--api | /top:--api | /explain:--api | /events:--api | /record:--api | /record:-o | /record:--output | /reload:--api | /release:--api | /set:--api | /pause:--api | /resume:--api | /reclaim:--api | /reserve:--api | /unreserve:--api | /doctor:--api | /demo:--plot | /seccomp/compile:-o | /seccomp/compile:--output | /seccomp/trace:-o | /seccomp/trace:--output | /plot:-o | /plot:--output | /plot:--history | /simulate:--plot)
         kind=files
         ;;
     /top:--every | /record:--for | /set:--for | /pause:--for | /reclaim:--within | /reclaim:--hold | /reserve:--within | /reserve:--for | /doctor:--root | /demo:--vm-mem | /demo:--speed | /seccomp/check:--arch | /seccomp/check:--include-map | /seccomp/explain:--arch | /seccomp/explain:--include-map | /seccomp/test:--arch | /seccomp/test:--include-map | /seccomp/compile:--arch | /seccomp/compile:--include-map | /seccomp/run:--arch | /seccomp/run:--include-map | /history:--since | /plot:--since | /simulate:--set | /simulate:--seed)
@@ -45,7 +45,7 @@ _balloonctl() {
     *)
         case $command in
         '')
-            kind=words words='status top explain events record reload release set pause resume reclaim reserve unreserve doctor demo seccomp history plot simulate' options='-h --help --version'
+            kind=words words='status top explain events record reload release set pause resume reclaim reserve unreserve doctor demo seccomp history plot simulate' options='-h --help --version --api'
             ;;
         /status)
             kind=none options='-h --help --api --json'
@@ -120,7 +120,7 @@ _balloonctl() {
             kind=vms options='-h --help -o --output --history --since'
             ;;
         /simulate)
-            kind=files options='-h --help --set --profile --seed --json'
+            kind=files options='-h --help --set --profile --seed --json --plot'
             ;;
         esac
         [[ $current != -* ]] || kind=words words=$options

@@ -41,6 +41,7 @@ complete -c balloonctl -n '__balloonctl_ends' -a plot -d 'a picture of the last 
 complete -c balloonctl -n '__balloonctl_ends' -a simulate -d 'what other settings would have done on a recorded host'
 complete -c balloonctl -n '__balloonctl_at' -s h -l help -d 'show this help message and exit'
 complete -c balloonctl -n '__balloonctl_at' -l version -d 'show program'\''s version number and exit'
+complete -c balloonctl -n '__balloonctl_at' -l api -rF -d 'the socket of balloond'\''s API (default: /run/balloond/api.sock)'
 complete -c balloonctl -n '__balloonctl_at status' -s h -l help -d 'show this help message and exit'
 complete -c balloonctl -n '__balloonctl_at status' -l api -rF -d 'the socket of balloond'\''s API (default: /run/balloond/api.sock)'
 complete -c balloonctl -n '__balloonctl_at status' -l json -d 'as balloond answers: docs/api.md'
@@ -166,4 +167,5 @@ complete -c balloonctl -n '__balloonctl_at simulate' -l set -x -d 'another value
 complete -c balloonctl -n '__balloonctl_at simulate' -l profile -xa 'seed careful' -d 'another profile, for all VMs'
 complete -c balloonctl -n '__balloonctl_at simulate' -l seed -x -d 'of the random jitter, where settings are changed (default: 0)'
 complete -c balloonctl -n '__balloonctl_at simulate' -l json -d 'print one JSON object'
+complete -c balloonctl -n '__balloonctl_at simulate' -l plot -rF -d 'draw host and VMs as they were recorded, too'
 complete -c balloonctl -n '__balloonctl_at simulate' -F

@@ -125,6 +125,8 @@ def undriven_shown(vm: Undriven) -> Shown:
 def _returned_bytes(status: VmStatus) -> int | None:
     """How much of the balloon the host has: what the VM's memory does not occupy, at most all of
     the balloon; None where it is not known how much the VM's memory occupies."""
+    if not status.balloon_bytes:
+        return 0
     if status.policy is None or status.held_bytes is None:
         return None
     left_bytes = status.policy.vm_mem_bytes - status.held_bytes

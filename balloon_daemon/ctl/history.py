@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from balloon_daemon.ctl.ask.main import terminal_columns
+from balloon_daemon.ctl.ask.wording import wrapped
 from balloon_daemon.ctl.history_file import (
     WHERE,
     HistoryFileError,
@@ -61,9 +63,10 @@ def run(args: argparse.Namespace) -> int:
     path = args.file or usual_place()
     table = "samples" if args.samples else "events"
     name = printable(str(path))
+    columns = terminal_columns()
     try:
         for row in read(path, table, since_s, args.vm):
-            print(json.dumps(row) if args.json else _said(row))
+            print(json.dumps(row) if args.json else "\n".join(wrapped([_said(row)], columns)))
     except HistoryFileError as err:
         _complain(f"{name}: {err.strerror}")
         return EXIT_FAILURE

@@ -317,7 +317,7 @@ def test_model_of_a_shipped_trace_is_near_to_what_was_recorded(path: Path, capsy
     assert changed["low_s"] > modelled["low_s"]
 
 
-def test_table_fits_80_columns_and_names_what_is_changed(capsys: Output) -> None:
+def test_table_fits_64_columns_and_names_what_is_changed(capsys: Output) -> None:
     path = min(TRACES.glob("*.trace"))
     assert main(["simulate", str(path), "--set", "recheck=2s", "--profile", "seed"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -330,4 +330,4 @@ def test_table_fits_80_columns_and_names_what_is_changed(capsys: Output) -> None
         "time below the margin",
         "most below the margin",
     ]
-    assert max(map(len, table)) <= 80
+    assert max(map(len, table)) <= 64

@@ -102,6 +102,7 @@ PURE = {
     "ctl.doctor.host_checks",
     "ctl.doctor.vm_checks",
     "ctl.charts.past",
+    "ctl.simulate.course",
     "ctl.simulate.guest",
     "ctl.simulate.replay",
     "ctl.simulate.samples",

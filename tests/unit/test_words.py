@@ -1322,6 +1322,10 @@ def test_words_of_what_is_taken_up(
             "low memory is switched off: balloon shrinks to level 0/16, 0 B",
         ),
         (
+            Decision(Reason.ADOPTED, 0, 1, 16, 192 * MIB),
+            "the guest's balloon was found out: balloon goes on from level 1/16, 192 MiB",
+        ),
+        (
             Decision(Reason.LOW_MEMORY, 0, 1, 16, 192 * MIB, Reading(9, 26, "/vms/memory.max")),
             "low memory (9 MiB available within /vms/memory.max, margin 26 MiB): "
             "balloon grows to level 1/16, 192 MiB",

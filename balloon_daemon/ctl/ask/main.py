@@ -27,11 +27,11 @@ RELOADED_WITHIN_S = 30.0
 """How long a reload may take: balloond gives up files that are not read within 10 s, and may have
 begun with another reload before."""
 
-_EPILOG = """\
-exit status: 0 answered, 1 the output cannot be written, or less memory came than was asked for,
-2 a wrong flag or something that balloond refuses, such as a VM that there is not, 3 no balloond
-answers, 4 you may not ask
-"""
+_EPILOG = (
+    "exit status: 0 answered, 1 the output cannot be written, or less memory came than was asked "
+    "for, 2 a wrong flag or something that balloond refuses, such as a VM that there is not, 3 no "
+    "balloond answers, 4 you may not ask"
+)
 
 Subparsers = Any  # argparse has no public name for it.
 
@@ -114,19 +114,24 @@ def _command(
         name,
         help=summary,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--api",
-        type=Path,
-        default=DEFAULT_API,
-        metavar="PATH",
-        help="the socket of balloond's API (default: %(default)s)",
-    )
+    # Suppressed: a default here would replace what was said before the command.
+    add_api_flag(parser, argparse.SUPPRESS)
     if run is not _record:
         parser.add_argument("--json", action="store_true", help="as balloond answers: docs/api.md")
     parser.set_defaults(run=lambda options: _asked(run, options))
     return parser
+
+
+def add_api_flag(parser: argparse.ArgumentParser, default: "Path | str" = DEFAULT_API) -> None:
+    """Adds ``--api``, which may stand before a command and after it."""
+    parser.add_argument(
+        "--api",
+        type=Path,
+        default=default,
+        metavar="PATH",
+        help=f"the socket of balloond's API (default: {DEFAULT_API})",
+    )
 
 
 def _asked(run: "Callable[[Client, Any], int | None]", options: argparse.Namespace) -> int:
@@ -185,13 +190,18 @@ def _explain(client: "Client", options: argparse.Namespace) -> None:
 
 def _events(client: "Client", options: argparse.Namespace) -> None:
     from balloon_daemon.ctl.ask.explanation import event_line
+    from balloon_daemon.ctl.ask.wording import wrapped
 
     asked = {"follow": "true" if options.follow else "false"}
+    columns = terminal_columns()
     if options.vm is not None:
         asked["vm"] = options.vm
     for line in client.lines(f"/v1/events?{urlencode(asked)}", follow=options.follow):
         # Flush each line: a reader of a pipe wants each event when it comes.
-        print(line.decode() if options.json else event_line(json.loads(line)), flush=True)
+        if options.json:
+            print(line.decode(), flush=True)
+        else:
+            print("\n".join(wrapped([event_line(json.loads(line))], columns)), flush=True)
 
 
 def _record(client: "Client", options: argparse.Namespace) -> int:
@@ -236,4 +246,5 @@ def terminal_columns() -> int | None:
     """The terminal's width; None where the output is no terminal, and lines may be any length."""
     if not os.isatty(sys.stdout.fileno()):
         return None
-    return max(os.get_terminal_size(sys.stdout.fileno()).columns, 40)
+    # A terminal that does not know its size, as a serial line, says 0.
+    return max(os.get_terminal_size(sys.stdout.fileno()).columns or 80, 40)

@@ -52,7 +52,8 @@ def record(client: Client, path: Path | None, for_s: float | None) -> int:
                 # Not before balloond answers: a mistake leaves no empty file.
                 file = WholeLines(path)
                 if file.is_own:
-                    print(f"recording to {name} until Ctrl-C", file=sys.stderr, flush=True)
+                    until = "until Ctrl-C" if for_s is None else f"for {for_s:g} s"
+                    print(f"recording to {name} {until}", file=sys.stderr, flush=True)
             if line.startswith(_ENDED):
                 status, why = EXIT_FAILURE, printable(json.loads(line)["error"])
                 break

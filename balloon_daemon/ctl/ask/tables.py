@@ -20,6 +20,9 @@ host has got back."""
 LEAST_NAME = 8
 """A name is cut to no fewer characters, however narrow the terminal is."""
 
+_LEFT_OUT = ("KIND", "MOST", "TARGET", "RETURNED")
+"""The columns that a narrow terminal has no room for, the first one first."""
+
 _KINDS = {"vhost_user": "vhost-user", "cloud_hypervisor": "cloud-hyp."}
 _LEFT = 2
 """How many columns are aligned at their left; the others are numbers."""
@@ -66,6 +69,15 @@ def _row(vm: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _table(rows: Sequence[tuple[str, ...]], columns: int | None) -> list[str]:
+    left = _LEFT
+    for head in _LEFT_OUT:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        least = sum(widths[1:]) + 2 * (len(widths) - 1) + min(widths[0], LEAST_NAME)
+        if columns is None or least <= columns:
+            break
+        at = rows[0].index(head)
+        left -= at < left
+        rows = [(*row[:at], *row[at + 1 :]) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if columns is not None:
         others = sum(widths[1:]) + 2 * (len(widths) - 1)
@@ -76,7 +88,7 @@ def _table(rows: Sequence[tuple[str, ...]], columns: int | None) -> list[str]:
         cells = [name, *row[1:]]
         lines.append(
             "  ".join(
-                cell.ljust(width) if number < _LEFT else cell.rjust(width)
+                cell.ljust(width) if number < left else cell.rjust(width)
                 for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
             ).rstrip()
         )

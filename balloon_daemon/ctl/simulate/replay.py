@@ -4,7 +4,7 @@ The replay shows whether this version decides as the version that recorded the t
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from balloon_daemon.ctl.simulate.tally import Sums, Tally
@@ -73,8 +73,14 @@ class _Player:
         return self._objections.get(vm)
 
 
-def replay(trace: Trace) -> Replayed:
+def replay(
+    trace: Trace, note: Callable[[float, HostStep], None] = lambda at_s, step: None
+) -> Replayed:
     """Replays a trace.
+
+    Args:
+        trace: the trace.
+        note: takes each step and its time.
 
     Raises:
         ConfigError: the trace has an event that makes no sense after those before it.
@@ -108,6 +114,7 @@ def replay(trace: Trace) -> Replayed:
         if step is None:
             continue
         tally.stepped(step)
+        note(entry.at_s, step)
         if first_other is None and not lost and _decided(step) != entry.decided:
             first_other = index + 2
     midway = any(isinstance(entry.event, Found) for entry in trace.entries)

@@ -166,6 +166,8 @@ class Balloon:
     def _target_reached(self) -> None:
         missing_bytes = self.limits.judge(asyncio.get_running_loop().time())
         quiet = missing_bytes is None
+        if not quiet:
+            self._report_held()
         self._publish(TargetReached(self._vm, self._actual_bytes, missing_bytes or 0, quiet))
 
     def take_stats(self, stats: Stats, *, first: bool) -> None:
@@ -185,6 +187,11 @@ class Balloon:
     def _look(self) -> None:
         """Asks for the guest's statistics, and reports how much host memory the VM occupies."""
         self._device.request_stats()
+        self._report_held()
+
+    def _report_held(self) -> None:
+        """Reports how much host memory the VM occupies: for a VM that nobody watches, of the
+        profile seed, each time that it has reached a target."""
         if self._attached and self.limits.size_bytes:
             now_s = asyncio.get_running_loop().time()
             self._report(self._vm, Held(self.limits.held_bytes(), now_s))

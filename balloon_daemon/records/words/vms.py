@@ -188,6 +188,9 @@ def _decision(decision: Decision) -> str:
     if decision.reason is Reason.LIMITS_CHANGED:
         # Levels before and after are of different maximums.
         return f"{line}: balloon is to be at {level}"
+    if decision.reason is Reason.ADOPTED:
+        # Nothing was asked of the guest: it has this balloon already.
+        return f"{line}: balloon goes on from {level}"
     if decision.level == decision.level_before:
         return f"{line}: balloon stays at {level}"
     verb = "grows" if decision.level > decision.level_before else "shrinks"
