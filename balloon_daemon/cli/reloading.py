@@ -6,6 +6,7 @@ of mistakes: for a file of a megabyte that takes a second.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,6 +34,9 @@ REAPED_WITHIN_S = 1.0
 
 MOST_MISTAKES = 1000
 """How many mistakes are told, as at a start; more of them nobody has written by hand."""
+
+_PARTS_AT_ONCE = 16
+"""How many parts of the child's answer are taken in one turn of the event loop."""
 
 _MOST_CHARACTERS = 4096
 """How much of a mistake is told: it may show a path of any length."""
@@ -143,12 +147,14 @@ async def _read(child: AskedChild, present: Config) -> Reread:
 
 async def _parts(child: AskedChild, take: Callable[[object], None]) -> None:
     """Takes the parts of a child's answer, to its end; raises OSError: the child has failed."""
-    while True:
+    for count in itertools.count(1):
         try:
             part = child.part()
         except BlockingIOError:
             await _readable(child)
             continue
+        if count % _PARTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
         match part:
             case [int(number), str(why)]:
                 if number:

@@ -10,6 +10,7 @@ import signal
 from types import FrameType, TracebackType
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""SIGHUP ends balloond where its terminal has hung up; else the configuration is read anew."""
 
 HANGS_AFTER_S = 2.0
 """How long after a signal the guarded code may go on before KeyboardInterrupt ends it."""

@@ -247,6 +247,7 @@ def _encoded_found(found: Found) -> dict[str, object]:
         "held_by": None if found.held is None else found.held.value,
         "guard": guard or None,
         "look_at_s": found.look_at_s,
+        "patience": found.patience,
     }
 
 

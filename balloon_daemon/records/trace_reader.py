@@ -169,6 +169,7 @@ class Decoder:
                     content.take("held_by", or_none(parsed_reason)),
                     content.take("guard", or_none(_lasting)),
                     content.take("look_at_s", or_none(parsed_number)),
+                    content.take("patience", _patience),
                 )
             case "resized":
                 return Resized(vm, content.take("memory", parsed_integer))
@@ -254,3 +255,12 @@ def _waits(value: object) -> tuple[tuple[Reason, float, float], ...]:
 def _bases(value: object) -> tuple[float, float]:
     ((disk, faults),) = rows_of([value], 2)
     return parsed_number(disk), parsed_number(faults)
+
+
+def _patience(value: object) -> tuple[int, float | None, int]:
+    ((waits_up, waited_at_s, waits_down),) = rows_of([value], 3)
+    return (
+        parsed_integer(waits_up),
+        or_none(parsed_number)(waited_at_s),
+        parsed_integer(waits_down),
+    )

@@ -228,6 +228,8 @@ class Found(NamedTuple):
         lasting: what protects its guest; None: its profile is ``Profile.SEED``.
         look_at_s: when the policy looks whether memory is low, for all VMs; None: it waits to be
             told.
+        patience: how often it has waited for VMs of lower priorities, when last (None: never), and
+            how often for those of higher ones (``Patience``).
     """
 
     vm: VmId
@@ -239,6 +241,7 @@ class Found(NamedTuple):
     held: Reason | None
     lasting: Lasting | None
     look_at_s: float | None = None
+    patience: tuple[int, float | None, int] = (0, None, 0)
 
 
 Reported = Moved | Sampled | Ran | Measured

@@ -68,7 +68,8 @@ class Priorities:
         if lowest is None or row.priority <= lowest:
             return False
         settings, patience = row.policy.settings, row.patience
-        if now_s - patience.waited_at_s > settings.release_after_s:
+        last_s = patience.waited_at_s
+        if last_s is None or now_s - last_s > settings.release_after_s:
             patience.waits_up = 0  # Since then balloons may have shrunk.
         patience.waits_up += 1
         patience.waited_at_s = now_s

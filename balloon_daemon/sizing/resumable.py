@@ -11,7 +11,7 @@ from balloon_daemon.sizing.balloon_policy import BalloonPolicy
 from balloon_daemon.sizing.host_events import Found
 from balloon_daemon.sizing.host_policy import HostPolicy
 from balloon_daemon.sizing.outcome import Outcome
-from balloon_daemon.sizing.row import Row
+from balloon_daemon.sizing.row import Patience, Row
 
 
 class ResumablePolicy(HostPolicy):
@@ -31,6 +31,7 @@ class ResumablePolicy(HostPolicy):
                 row.policy.held,
                 None if row.guard is None else row.guard.lasting(),
                 look_at_s,
+                (row.patience.waits_up, row.patience.waited_at_s, row.patience.waits_down),
             )
             for vm, row in self._rows.items()
         ]
@@ -53,6 +54,7 @@ class ResumablePolicy(HostPolicy):
         policy = BalloonPolicy.restore(found.state, max_bytes, self._settings, self._draw)
         policy.held = found.held
         row = Row(policy, found.vm_mem_bytes, found.terms, found.balloon_bytes, found.target_bytes)
+        row.patience = Patience(*found.patience)
         self._rows[found.vm] = row
         self._priorities.add(row)
         self._protection.add(found.vm, row, outcome)

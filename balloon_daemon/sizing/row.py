@@ -15,12 +15,12 @@ class Patience:
 
     Attributes:
         waits_up: how often, at low memory, for those of lower priorities to give theirs.
-        waited_at_s: when it did so last.
+        waited_at_s: when it did so last; None: never.
         waits_down: how often, since low memory, for those of higher priorities to get theirs back.
     """
 
     waits_up: int = 0
-    waited_at_s: float = -math.inf
+    waited_at_s: float | None = None
     waits_down: int = 0
 
 

@@ -1,13 +1,16 @@
 """A configuration that a running balloond reads anew: what becomes of VMs, and what is refused."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
 import signal
 import subprocess
+import tempfile
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
 from tests.harness.makers import SETTINGS, VM_MEM_MIB, MakeGuest, StartDaemon
 from tests.harness.scripted_monitor import ScriptedMonitor, ScriptedVm, monitors_in_a_thread
+from tests.harness.service_manager import ServiceManager
 from tests.harness.waiting import HANG_S, wait_until
 from tests.harness.whole_vm import balloon_bytes, errors, facts, run_until
 
@@ -350,6 +354,31 @@ def test_balloonctl_prints_what_has_changed_or_all_mistakes(
     assert lines[0] == f"balloonctl: {vms.file}:3: [vm.web] a0 = 1: there is no such key"
     assert len(lines) == 1000
     assert len(facts(daemon, "config-mistake")) == 100
+
+
+def test_service_manager_hears_when_a_reload_begins_and_ends(
+    vms: Vms, start_daemon: StartDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vms.write(WEB)
+    # Not in the test's own directory: a socket's path has 107 bytes at most.
+    with tempfile.TemporaryDirectory() as folder:
+        manager = ServiceManager(Path(folder, "notify"), capacity=0)
+        with contextlib.closing(manager):
+            monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))
+            daemon = start_daemon("--config", str(vms.file))
+            daemon.wait(lambda: any("READY=1" in said for said in manager.said), what="it is up")
+            before_us, started = time.monotonic_ns() // 1000, len(manager.said)
+            for text in (WEB + "flor = 1", WEB):
+                vms.write(text)
+                reload(daemon)
+            daemon.wait(lambda: len(manager.said) == started + 4, what="both are over")
+            said = manager.said[started:]
+    begun = [line.partition("MONOTONIC_USEC=") for line in said[::2]]
+    assert [first for first, _, _ in begun] == ["RELOADING=1\n"] * 2
+    assert [before_us < int(at_us) < time.monotonic_ns() // 1000 for _, _, at_us in begun] == [
+        True
+    ] * 2
+    assert said[1::2] == ["READY=1"] * 2
 
 
 def test_no_process_that_reads_files_is_left(vms: Vms, start_daemon: StartDaemon) -> None:

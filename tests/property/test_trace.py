@@ -90,6 +90,7 @@ found = st.builds(
     st.none() | st.sampled_from(Reason),
     st.none() | lasting,
     st.none() | times,
+    st.tuples(counts, st.none() | times, counts),
 )
 events = st.one_of(
     st.builds(Looked, seen),
