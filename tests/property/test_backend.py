@@ -73,7 +73,11 @@ REGIONS = st.builds(
 INDICES = st.integers(0, 5)
 STATES = st.builds(VringState, INDICES, st.sampled_from([0, 1, 128, 3, 32768, 65536]))
 ADDRS = st.builds(
-    VringAddr, INDICES, st.just(0), *[st.sampled_from([0, 16, 4096, 7]).map(FrontendAddr)] * 3
+    VringAddr,
+    INDICES,
+    st.just(0),
+    *[st.sampled_from([0, 16, 4096, 7]).map(FrontendAddr)] * 3,
+    log=st.just(0),
 )
 FD_NUMBERS = st.builds(int.__or__, INDICES, st.sampled_from([0, 0, 0x100, 0x200]))
 FEATURES = st.builds(
