@@ -19,7 +19,7 @@ from balloon_daemon.events import (
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.records.words import worded
 from balloon_daemon.sizing.decision import Reading
-from balloon_daemon.units import MIB
+from balloon_daemon.units import MIB, MOST_MEMORY_BYTES
 
 SURVEYS = 12
 """One of so many surveys is kept: one a minute, at the usual speed."""
@@ -69,10 +69,10 @@ class History:
         if isinstance(event.seen, Reading):
             available, margin = event.seen.available_mib * MIB, event.seen.margin_mib * MIB
             self._send("samples", at_s, "", None, None, None, available, margin, None)
-        for vm, size, balloon, target, available_bytes, held in event.vms:
-            self._send(
-                "samples", at_s, str(vm), size, balloon, target, available_bytes, None, held
-            )
+        for vm, size, balloon, target, said_bytes, held in event.vms:
+            # The guest may say any number, also one that SQLite cannot hold.
+            known = said_bytes if (said_bytes or 0) <= MOST_MEMORY_BYTES else None
+            self._send("samples", at_s, str(vm), size, balloon, target, known, None, held)
 
     def _send(self, table: str, *values: object) -> None:
         # What the program does not take is not kept: there is a next sample.
