@@ -59,7 +59,8 @@ def told_policy(vm: VmId, report: Actual | Stats | Held | StateChanged) -> Repor
             return Ran(vm, runs=state is GuestState.RUNNING)
         case Stats():
             figures = Figures(
-                report.at_s,
+                # A VMM may say that they are older than the host. No time of a trace is negative.
+                max(0.0, report.at_s),
                 report.available_bytes,
                 report.free_bytes,
                 report.swap_in_bytes,

@@ -5,9 +5,12 @@ Runs in the controller. The program is ``history_writer``; its lines are
 """
 
 import json
+from time import monotonic
 
 from balloon_daemon.events import (
+    Connected,
     Decided,
+    Disconnected,
     Event,
     HistoryEnded,
     HistorySetAside,
@@ -16,13 +19,19 @@ from balloon_daemon.events import (
     Surveyed,
     VmAttached,
 )
+from balloon_daemon.rate_limit import LineBudget
 from balloon_daemon.records.scribe import Scribe
 from balloon_daemon.records.words import worded
 from balloon_daemon.sizing.decision import Reading
-from balloon_daemon.units import MIB
+from balloon_daemon.units import MIB, MOST_MEMORY_BYTES, VmId
 
 SURVEYS = 12
 """One of so many surveys is kept: one a minute, at the usual speed."""
+
+ATTACHED_AT_ONCE, ATTACHED_A_SECOND = 1_000, 1 / 60
+"""How many VMs that attach one user has in the history: so many at first, then so many a second.
+A user can attach and leave a hundred times a second, and the history has the last 10,000 events of
+all VMs. Of a VM that is left out there is no event at all."""
 
 _ASIDE = "aside "
 """The program's line about a damaged file that it has renamed begins with this; the new ending of
@@ -42,6 +51,9 @@ class History:
         self._publish = publish
         self._surveys = 0
         self._ended = False
+        self._users: dict[VmId, int] = {}
+        self._budgets: dict[int, LineBudget] = {}
+        self._left_out = set[VmId]()
 
     def __call__(self, event: Event, at_s: float) -> None:
         """Keeps an event.
@@ -55,9 +67,21 @@ class History:
             if self._surveys % SURVEYS == 0:
                 self._sample(event, at_s)
             self._surveys += 1
+        elif isinstance(event, Connected):
+            self._users[event.vm] = event.uid
+        elif isinstance(event, Disconnected):
+            self._users.pop(event.vm, None)
+            self._left_out.discard(event.vm)
         elif isinstance(event, Decided | VmAttached | ProtectionEvent):
+<<<<<<< HEAD
             if getattr(event, "quiet", False):
                 return  # This decision repeats the VM's last one.
+=======
+            if isinstance(event, VmAttached):
+                self._attached(event.vm)
+            if getattr(event, "quiet", False) or event.vm in self._left_out:
+                return  # "quiet": it repeats the decision before it.
+>>>>>>> h-seca
             if (line := worded(event)) is not None:
                 self._send("events", at_s, str(event.vm), line.word, line.message)
 
@@ -65,14 +89,21 @@ class History:
         """Writes no more."""
         self._scribe.close()
 
+    def _attached(self, vm: VmId) -> None:
+        """Notes that a VM has attached: it is left out if its user has had too many."""
+        if (user := self._users.get(vm)) is not None:
+            new = LineBudget(ATTACHED_AT_ONCE, ATTACHED_A_SECOND)
+            if not self._budgets.setdefault(user, new).has_one(monotonic()):
+                self._left_out.add(vm)
+
     def _sample(self, event: Surveyed, at_s: float) -> None:
         if isinstance(event.seen, Reading):
             available, margin = event.seen.available_mib * MIB, event.seen.margin_mib * MIB
             self._send("samples", at_s, "", None, None, None, available, margin, None)
-        for vm, size, balloon, target, available_bytes, held in event.vms:
-            self._send(
-                "samples", at_s, str(vm), size, balloon, target, available_bytes, None, held
-            )
+        for vm, size, balloon, target, said_bytes, held in event.vms:
+            # The guest may say any number, also one that SQLite cannot hold.
+            known = said_bytes if (said_bytes or 0) <= MOST_MEMORY_BYTES else None
+            self._send("samples", at_s, str(vm), size, balloon, target, known, None, held)
 
     def _send(self, table: str, *values: object) -> None:
         # A row that the program does not take now is lost: the next sample comes soon.

@@ -159,7 +159,7 @@ def _check(history: sqlite3.Connection) -> None:
 
 
 def write(history: sqlite3.Connection, rows: list[tuple[str, list[object]]]) -> None:
-    """Writes rows in one transaction.
+    """Writes rows in one transaction, but for those that SQLite cannot hold.
 
     Raises:
         sqlite3.Error: the rows could not be written.
@@ -167,7 +167,14 @@ def write(history: sqlite3.Connection, rows: list[tuple[str, list[object]]]) -> 
     history.execute("BEGIN")
     try:
         for table, values in rows:
+<<<<<<< HEAD
             history.execute(INSERTS[table], [_storable(value) for value in values])
+=======
+            # SQLite cannot hold a number of more than 64 bits, nor half of a surrogate pair. One
+            # such row, whatever VM it is about, must not end the history of all.
+            with contextlib.suppress(OverflowError, UnicodeEncodeError):
+                history.execute(INSERTS[table], values)
+>>>>>>> h-seca
         history.execute("COMMIT")
     except BaseException:
         if history.in_transaction:

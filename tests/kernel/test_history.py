@@ -22,6 +22,7 @@ from balloon_daemon.records.history_writer import (
     prune,
     write,
 )
+from balloon_daemon.virtio.balloon import StatTag
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.faults import fault
 from tests.harness.low_mem_dir import LowMemDir
@@ -88,6 +89,41 @@ def test_history_has_the_logs_decisions_and_samples_and_goes_on_after_a_restart(
     second.stop()
     assert history(path)[: len(kept)] == kept
     assert facts(second, "history-set-aside", "history-ended") == []
+
+
+@fault("says figures that cannot be")
+def test_figure_that_sqlite_cannot_hold_ends_no_history(
+    start_daemon: StartDaemon, low_mem: LowMemDir, make_guest: MakeGuest, tmp_path: Path
+) -> None:
+    path = tmp_path / "h.db"
+    daemon = start_daemon("--history", str(path), "--speed", "200")
+    guest = make_guest()
+    values = guest.driver.statistics.values
+    more = {StatTag.AVAIL: (1 << 64) - 2}
+    guest.driver.statistics.values = lambda: values() | more  # type: ignore[method-assign]  # this driver's
+    guest.connect(str(daemon.config.socket))
+    guest.bind()
+    low_mem.set_low()
+    run_until([guest], lambda: balloon_bytes(guest) == MAXIMUM)
+
+    def samples() -> list[dict[str, Any]]:
+        return [row for row in history(path, "--samples", "--vm", "vm1") if row["balloon"]]
+
+    daemon.wait(samples, what="it is sampled")
+    daemon.stop()
+    assert {row["available"] for row in samples()} <= {None}
+    assert facts(daemon, "history-ended") == []
+
+
+def test_row_that_sqlite_cannot_hold_is_left_out_alone(tmp_path: Path) -> None:
+    kept, _ = open_history(str(tmp_path / "h.db"))
+    rows: list[tuple[str, list[object]]] = [
+        ("events", [1e9, name, "decided", "yes"]) for name in ("one", "\udc80", "two")
+    ]
+    write(kept, [*rows, ("samples", [1e9, "one", 1 << 64, *[None] * 5])])
+    assert kept.execute("SELECT vm FROM events").fetchall() == [("one",), ("two",)]
+    assert kept.execute("SELECT count(*) FROM samples").fetchone() == (0,)
+    kept.close()
 
 
 def made_history(path: Path, version: int = VERSION) -> None:

@@ -191,6 +191,9 @@ def test_balloon_that_cannot_be_moved() -> None:
     (found,) = of_vm(WELL | {"trouble": "ref\x1bused"})
     assert found.check is Check.NOT_MOVED
     assert "ref\\x1bused" in found.what
+    # A command that is copied from there runs nothing of the name.
+    (found,) = of_vm(WELL | {"trouble": "refused", "name": "$(id)"})
+    assert found.remedy.startswith("balloonctl explain '$(id)' has")
 
 
 def test_vm_that_does_not_run_is_no_finding() -> None:

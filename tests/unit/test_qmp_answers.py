@@ -11,6 +11,7 @@ from balloon_daemon.guests.driven.control import ControlError
 from balloon_daemon.guests.driven.qmp_answers import Refusal
 from balloon_daemon.guests.seam import Stats
 from balloon_daemon.units import GIB, MIB
+from tests.harness.faults import fault
 
 UNKNOWN = (1 << 64) - 1
 ALL_STATS = {name: 4096 for name in answers._FIELDS}
@@ -107,6 +108,12 @@ def test_statistics_of_a_qemu_that_has_not_all_names_are_taken() -> None:
 def test_statistic_that_is_no_number_of_64_bits_is_nonsense(figure: Any) -> None:
     answer = {"stats": ALL_STATS | {"stat-free-memory": figure}, "last-update": 7}
     assert fault_of(answers.guest_stats, answer) is Fault.NONSENSE
+
+
+@fault("says figures that cannot be")
+def test_disk_reads_of_all_disks_together_have_64_bits() -> None:
+    row = {"qdev": "disk", "stats": {"rd_bytes": (1 << 64) - 1}}
+    assert answers.disk_read_bytes([row, row]) == (1 << 64) - 1
 
 
 def test_disk_reads_are_those_of_the_guests_own_devices() -> None:

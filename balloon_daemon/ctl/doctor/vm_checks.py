@@ -1,6 +1,7 @@
 """Checks on VMs, as a running balloond knows them. Pure."""
 
 from collections.abc import Iterator, Sequence
+from shlex import quote
 from typing import Any
 
 from balloon_daemon.ctl.doctor.finding import LEAST_BYTES, Check, Finding
@@ -68,7 +69,7 @@ def vm_findings(vm: Vm, events: Sequence[Event], swapped_bytes: int | None) -> I
         yield Finding(
             Check.NOT_MOVED,
             f"its balloon cannot be moved: {printable(vm['trouble'])}",
-            f"balloonctl explain {printable(vm['name'])} has what led there",
+            f"balloonctl explain {quote(printable(vm['name']))} has what led there",
             vm["name"],
             {"trouble": vm["trouble"]},
         )

@@ -201,14 +201,15 @@ def interval_s(answer: object) -> int:
 
 
 def disk_read_bytes(answer: object) -> int | None:
-    """query-blockstats: bytes that the guest has read from all disks; None: QEMU has no disks."""
+    """query-blockstats: bytes that the guest has read from all disks, of 64 bits as each disk's;
+    None: QEMU has no disks."""
     # A row without "qdev" belongs to no device of the guest.
     read = [
         _number(_member(row, "stats"), "rd_bytes", UNKNOWN)
         for row in _rows(answer)
         if isinstance(row, dict) and "qdev" in row
     ]
-    return sum(read) if read else None
+    return min(sum(read), UNKNOWN) if read else None
 
 
 def devices(answer: object) -> Iterator[tuple[str, str]]:
