@@ -61,14 +61,20 @@ class Closes:
             self.close_left()
         return len(self._left) >= MOST_LEFT
 
-    def close(self, fd: int) -> None:
-        """Closes a descriptor, now or later."""
+    def close_here(self, close: Callable[[], None]) -> bool:
+        """Calls what closes a file; False: such closes have taken long, and it is left open."""
         began_s = time.monotonic()
         self._here_s = max(0.0, self._here_s - (began_s - self._at_s) * REGAINED)
         self._at_s = began_s
-        if self._here_s < CLOSED_HERE_S:
-            os.close(fd)
-            self._here_s += time.monotonic() - began_s
+        if self._here_s >= CLOSED_HERE_S:
+            return False
+        close()
+        self._here_s += time.monotonic() - began_s
+        return True
+
+    def close(self, fd: int) -> None:
+        """Closes a descriptor, now or later."""
+        if self.close_here(lambda: os.close(fd)):
             return
         self._left.append(fd)
         if len(self._left) >= TOGETHER:
@@ -106,6 +112,18 @@ class _FigureFd(OwnedFd):
 def lockable(fd: int) -> OwnedFd:
     """A descriptor, now the result's, of a file that others may have locked."""
     return _FigureFd(fd)
+
+
+def close_here(close: Callable[[], None]) -> bool:
+    """Closes a file that others may have locked, and that no child can close.
+
+    Args:
+        close: closes the file.
+
+    Returns:
+        False: closes of such files have taken long lately, and it is left open.
+    """
+    return _CLOSES.close_here(close)
 
 
 def closes_are_behind() -> bool:

@@ -73,15 +73,10 @@ class History:
             self._users.pop(event.vm, None)
             self._left_out.discard(event.vm)
         elif isinstance(event, Decided | VmAttached | ProtectionEvent):
-<<<<<<< HEAD
-            if getattr(event, "quiet", False):
-                return  # This decision repeats the VM's last one.
-=======
             if isinstance(event, VmAttached):
                 self._attached(event.vm)
             if getattr(event, "quiet", False) or event.vm in self._left_out:
-                return  # "quiet": it repeats the decision before it.
->>>>>>> h-seca
+                return  # A quiet decision repeats the VM's last one.
             if (line := worded(event)) is not None:
                 self._send("events", at_s, str(event.vm), line.word, line.message)
 

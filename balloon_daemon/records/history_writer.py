@@ -167,14 +167,10 @@ def write(history: sqlite3.Connection, rows: list[tuple[str, list[object]]]) -> 
     history.execute("BEGIN")
     try:
         for table, values in rows:
-<<<<<<< HEAD
-            history.execute(INSERTS[table], [_storable(value) for value in values])
-=======
-            # SQLite cannot hold a number of more than 64 bits, nor half of a surrogate pair. One
-            # such row, whatever VM it is about, must not end the history of all.
-            with contextlib.suppress(OverflowError, UnicodeEncodeError):
-                history.execute(INSERTS[table], values)
->>>>>>> h-seca
+            # SQLite cannot hold half of a surrogate pair. One such row, whatever VM it is about, must
+            # not end the history of all.
+            with contextlib.suppress(UnicodeEncodeError):
+                history.execute(INSERTS[table], [_storable(value) for value in values])
         history.execute("COMMIT")
     except BaseException:
         if history.in_transaction:

@@ -8,6 +8,7 @@ import pytest
 
 from balloon_daemon.guests.jailed import turns
 from balloon_daemon.guests.jailed.turns import AT_ONCE, LOOK_AT, Allowances, EachStep, Turns
+from balloon_daemon.linux import figures
 from tests.harness.faults import fault
 
 CONNECTIONS = AT_ONCE + 3 * LOOK_AT + 1
@@ -82,7 +83,8 @@ def test_epoll_instance_of_a_user_who_has_left_is_the_next_users(
         return made[-1]
 
     async def scene() -> None:
-        monkeypatch.setattr(select, "epoll", noted)
+        patch = pytest.MonkeyPatch()
+        patch.setattr(select, "epoll", noted)
         for _ in range(3):
             user = Turns(Allowances())
             crowd = Crowd(user, 1)
@@ -90,11 +92,16 @@ def test_epoll_instance_of_a_user_who_has_left_is_the_next_users(
             assert crowd.heard > [0]
             crowd.close()
             user.close()
+        patch.undo()
 
     monkeypatch.setattr(turns, "_SPARE", [])
     asyncio.run(scene())
-    assert len(made) == 1
-    assert not made[0].closed
+    assert [each.closed for each in made] == [True] * 3  # Closes are quick.
+
+    made.clear()
+    monkeypatch.setattr(figures, "CLOSED_HERE_S", 0.0)
+    asyncio.run(scene())
+    assert [each.closed for each in made] == [False]
 
 
 @fault("one user has much to say, over however many connections")

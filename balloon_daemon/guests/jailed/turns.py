@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 
 from balloon_daemon.guests.jailed.two_lines import TwoLines
+from balloon_daemon.linux.figures import close_here
 
 TURN_S = 0.0002
 """How long one user's messages are read in one turn of the event loop, and how long a task of that
@@ -53,9 +54,10 @@ DEMOTED_FOR_S = 10.0
 """How long a connection that used too much time is served in turns, like a new one."""
 
 _SPARE: list[select.epoll] = []
-"""Empty epoll instances, of users without a connection, for the next users. They are not closed:
-any user of the host may put many locks (fcntl(2)) on the one file that all epoll instances have,
-each close looks at all of them, and a VMM may connect and hang up over and over."""
+"""Empty epoll instances, of users without a connection, for the next users: any user of the host
+may put many locks (fcntl(2)) on the one file that all epoll instances have, each close looks at
+all of them, and a VMM may connect and hang up over and over. Only what ``close_here`` leaves open
+comes here; no child can close an epoll object of Python's."""
 
 Ready = Callable[[], None]
 """Handles one message of a connection."""
@@ -264,7 +266,9 @@ class Turns:
             if timer is not None:
                 timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())
-        if not self._watched:
+        if not close_here(self._epoll.close):
+            for fd in list(self._watched):
+                self.unwatch(fd)
             _SPARE.append(self._epoll)
 
     def _give(self) -> None:
